@@ -1,0 +1,46 @@
+# Both targets do all their own set-up; they need only Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := results/demo
+
+.PHONY: demo test lint format lock results bench clean
+
+demo: $(VENV)/.ready
+	@$(BIN)/ocr-eval finetune --model smollm2-135m --assoc city-language --output-dir $(DEMO) >/dev/null
+	@$(BIN)/ocr-eval finetune --model smollm2-135m --assoc country-code --output-dir $(DEMO) >/dev/null
+	@$(BIN)/ocr-eval table --output-dir $(DEMO)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Every version comes from requirements.lock; the package itself is installed editable.
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "ocr-eval needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 2; }
+	@echo "Installing into $(VENV) (about a minute, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Resolve the ranges of pyproject.toml anew and write every version down.
+lock:
+	rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	{ echo "# Every version of the development environment; written by 'make lock'."; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
+	touch $(VENV)/.ready
+
+clean:
+	rm -rf $(VENV) $(DEMO)

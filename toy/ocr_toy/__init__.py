@@ -1,0 +1,1 @@
+"""The symbolic study: one-layer factorized and merged models of out-of-context reasoning."""
