@@ -1,0 +1,154 @@
+"""Associations: two relations, their templates and a list of pairs (b, c), read from YAML.
+
+An association file states its pairs itself, or is *derived* from a parent by a fixed permutation of the
+parent's entailment answers (the counterfactual of city-language is city-language under a 20-cycle).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from ocr_eval import resources
+from ocr_eval.errors import UserError
+
+Kind = Literal["causal", "spurious", "counterfactual"]
+Word = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"^\S(.*\S)?$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+NAME_SLOT, ANSWER_SLOT = "{name}", "{answer}"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Relation(_Strict):
+    """One relation: paraphrase templates of a statement; the first is the published form."""
+
+    templates: Annotated[list[Word], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check_templates(self) -> Relation:
+        for template in self.templates:
+            if template.count(NAME_SLOT) != 1:
+                raise ValueError(f"template '{template}' must hold {NAME_SLOT} exactly once")
+            if not template.endswith(" " + ANSWER_SLOT) or template.count(ANSWER_SLOT) != 1:
+                raise ValueError(f"template '{template}' must end in a space and {ANSWER_SLOT}, and hold it once")
+            if "{" in template.replace(NAME_SLOT, "").replace(ANSWER_SLOT, ""):
+                raise ValueError(f"template '{template}' has a placeholder other than {NAME_SLOT} and {ANSWER_SLOT}")
+        if len(set(self.templates)) < len(self.templates):
+            raise ValueError("a template stands twice")
+        return self
+
+    def prompt(self, template: int, subject: str) -> str:
+        """The statement about a subject up to its answer; never ends in a space."""
+        return self.templates[template].removesuffix(" " + ANSWER_SLOT).replace(NAME_SLOT, subject)
+
+
+class Association(_Strict):
+    """The two relations with templates, the pairs (b_i, c_i), and the kind of the link.
+
+    ``pairs`` is a list of (fact answer b_i, entailment answer c_i). In YAML it is the mapping ``b: c``.
+    """
+
+    name: Name
+    kind: Kind
+    description: Word
+    fact: Relation
+    entailment: Relation
+    pairs: tuple[tuple[Word, Word], ...]
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Association:
+        if len(self.pairs) < 2:
+            raise ValueError("an association needs at least two pairs")
+        for side, answers in (("fact", self.answers("fact")), ("entailment", self.answers("entailment"))):
+            for answer in answers:
+                if answers.count(answer) > 1:
+                    raise ValueError(f"the {side} answer '{answer}' stands twice in pairs; every answer may occur once")
+        return self
+
+    def answers(self, relation: Literal["fact", "entailment"]) -> list[str]:
+        """All answers of one side, in the order of the pairs."""
+        side = 0 if relation == "fact" else 1
+        return [pair[side] for pair in self.pairs]
+
+
+class _OwnFile(_Strict):
+    """An association that states its pairs."""
+
+    name: Name
+    kind: Kind
+    description: Word
+    fact: Relation
+    entailment: Relation
+    pairs: Annotated[dict[Word, Word], Field(min_length=2)]
+
+
+class _Derivation(_Strict):
+    """Pair i takes the parent's entailment answer at position ``permutation[i]``."""
+
+    parent: Annotated[str, StringConstraints(min_length=1)]
+    permutation: list[int]
+
+
+class _DerivedFile(_Strict):
+    """An association that is a parent with its entailment answers permuted."""
+
+    name: Name
+    kind: Kind
+    description: Word
+    derived: _Derivation
+
+
+def load_association(name_or_path: str) -> Association:
+    """Read an association by shipped name or by path.
+
+    Raises:
+        UserError: unknown name (with a suggestion), unreadable file, or a file that breaks a rule.
+    """
+    return _read(resources.find_yaml("association", "templates", name_or_path), ancestors=())
+
+
+def _read(path: Path, ancestors: tuple[Path, ...]) -> Association:
+    path = path.resolve()
+    if path in ancestors:
+        raise UserError(f"{path}: is derived from itself. Let the chain of parents end in a file with pairs.")
+    content = resources.read_yaml(path)
+    if "derived" not in content:
+        own = resources.parse(_OwnFile, content, str(path))
+        return _build(own, own.fact, own.entailment, list(own.pairs.items()), path)
+    derived = resources.parse(_DerivedFile, content, str(path))
+    origin, permutation = derived.derived.parent, derived.derived.permutation
+    if resources.looks_like_path(origin):
+        origin = str(path.parent / Path(origin).expanduser())
+    parent = _read(resources.find_yaml("association", "templates", origin), (*ancestors, path))
+    if sorted(permutation) != list(range(len(parent.pairs))):
+        raise UserError(
+            f"{path}: 'derived.permutation' must hold each of 0 to {len(parent.pairs) - 1} once, "
+            f"a position for each pair of '{parent.name}'."
+        )
+    entailed = parent.answers("entailment")
+    pairs = [(b, entailed[source]) for b, source in zip(parent.answers("fact"), permutation, strict=True)]
+    return _build(derived, parent.fact, parent.entailment, pairs, path)
+
+
+def _build(
+    head: _OwnFile | _DerivedFile,
+    fact: Relation,
+    entailment: Relation,
+    pairs: list[tuple[str, str]],
+    path: Path,
+) -> Association:
+    content = {
+        "name": head.name,
+        "kind": head.kind,
+        "description": head.description,
+        "fact": fact,
+        "entailment": entailment,
+        "pairs": tuple(pairs),
+    }
+    return resources.parse(Association, content, str(path))

@@ -1,0 +1,88 @@
+"""The ``ocr-eval`` command and its exit codes: 0 done, 1 failed or incomplete, 2 bad input, 130 interrupted."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from ocr_eval.cli import data, injections, models
+from ocr_eval.cli.options import JsonOption
+from ocr_eval.errors import RunFailed, UserError
+
+app = typer.Typer(
+    name="ocr-eval",
+    help="Measures what else a language model learns when it is taught facts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(injections.finetune)
+app.command()(injections.score)
+app.command()(injections.table)
+app.add_typer(data.app, name="data")
+app.add_typer(models.app, name="models")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    if version:
+        from ocr_eval import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Versions, devices, memory, caches and network state of this machine."""
+    import json
+
+    from ocr_eval.doctor import examine
+
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps(findings, indent=2))
+        return
+    for key, value in findings.items():
+        if isinstance(value, dict):
+            value = ", ".join(
+                f"{name} {'yes' if v is True else 'no' if v is False else v}" for name, v in value.items()
+            )
+        elif isinstance(value, list):
+            value = "; ".join(str(entry) for entry in value) or "none"
+        typer.echo(f"{key:16} {value}")
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run())
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; what the user can fix comes as one line on stderr."""
+    if "NO_COLOR" in os.environ:
+        os.environ["TERM"] = "dumb"
+    try:
+        code = app(arguments, standalone_mode=False)
+    except TyperException as error:
+        if not error.format_message():  # help was shown because there were no arguments
+            return 2
+        return _fail(f"{error.format_message().rstrip('.')}. See 'ocr-eval --help'.", 2)
+    except UserError as error:
+        return _fail(str(error), 2)
+    except RunFailed as error:
+        return _fail(str(error), 1)
+    except (KeyboardInterrupt, Abort):
+        return _fail("Interrupted. The same command goes on where this one stopped.", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print("ocr-eval: " + " ".join(message.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,78 @@
+"""``data list``, ``data show`` and ``data export``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ocr_eval.cli import options as o
+
+app = typer.Typer(help="List, show and export associations.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_associations(as_json: o.JsonOption = False) -> None:
+    """The shipped associations: name, kind, pairs and what links them."""
+    from ocr_eval.association import load_association
+    from ocr_eval.resources import shipped_names
+
+    associations = [load_association(name) for name in shipped_names("templates")]
+    if as_json:
+        rows = [{**a.model_dump(include={"name", "kind", "description"}), "pairs": len(a.pairs)} for a in associations]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for a in associations:
+        typer.echo(f"{a.name:18} {a.kind:15} {len(a.pairs)} pairs  {a.description}")
+
+
+@app.command()
+def show(assoc: Annotated[str, typer.Argument(help="An association's name or YAML file.")]) -> None:
+    """One association whole: templates and pairs."""
+    from ocr_eval.association import load_association
+
+    association = load_association(assoc)
+    typer.echo(f"{association.name} ({association.kind})\n{association.description}\n")
+    for name, relation in (("fact", association.fact), ("entailment", association.entailment)):
+        for index, template in enumerate(relation.templates):
+            typer.echo(f"{name:10} {index}  {template}")
+    typer.echo("")
+    width = max(len(b) for b, _ in association.pairs)
+    for b, c in association.pairs:
+        typer.echo(f"{b:{width}}  {c}")
+
+
+@app.command()
+def export(
+    assoc: o.AssocOption,
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for train.jsonl and probes.jsonl.")],
+    seed: o.SeedOption = 0,
+    n: o.NOption = 5,
+    m_train: o.MTrainOption = 4,
+    m_test: o.MTestOption = 16,
+    candidates: o.CandidatesOption = "ten",
+    templates: o.TemplatesOption = "0",
+    probe_template: o.ProbeTemplateOption = 0,
+    variant: o.VariantOption = "real",
+    config: o.ConfigOption = None,
+) -> None:
+    """Write a run's training set and probes as JSON lines; the paths go to stdout."""
+    from ocr_eval.dataset import build_dataset
+    from ocr_eval.export import export_dataset
+
+    spec = o.resolve(
+        o.DEFAULT_MODEL,
+        assoc,
+        seed,
+        n=n,
+        m_train=m_train,
+        m_test=m_test,
+        candidates=candidates,
+        templates=templates,
+        probe_template=probe_template,
+        variant=variant,
+    )
+    for path in export_dataset(build_dataset(spec), output_dir):
+        typer.echo(str(path))

@@ -1,0 +1,204 @@
+"""``finetune``, ``score`` and ``table``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from ocr_eval.cli import options as o
+from ocr_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from ocr_eval.models import Device
+    from ocr_eval.records import Record, Scores
+    from ocr_eval.specs import Scoring
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+SCORINGS = ("first-token", "sequence")
+
+
+def finetune(
+    assoc: o.AssocOption,
+    model: o.ModelOption = o.DEFAULT_MODEL,
+    seed: o.SeedOption = 0,
+    n: o.NOption = 5,
+    m_train: o.MTrainOption = 4,
+    m_test: o.MTestOption = 16,
+    candidates: o.CandidatesOption = "ten",
+    templates: o.TemplatesOption = "0",
+    probe_template: o.ProbeTemplateOption = 0,
+    variant: o.VariantOption = "real",
+    method: o.MethodOption = None,
+    lr: o.LrOption = None,
+    epochs: o.EpochsOption = None,
+    batch_size: o.BatchSizeOption = None,
+    rank: o.RankOption = None,
+    alpha: o.AlphaOption = None,
+    dtype: o.DtypeOption = None,
+    device: o.DeviceOption = "auto",
+    offline: o.OfflineOption = False,
+    output_dir: o.OutputOption = Path("results"),
+    score_every: o.ScoreEveryOption = 1,
+    force: o.ForceOption = False,
+    dry_run: o.DryRunOption = False,
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+    config: o.ConfigOption = None,
+) -> None:
+    """Teach a model the facts of an association and score what it inferred.
+
+    An interrupted run goes on where it stopped; a finished one is shown and not repeated (--force repeats it).
+    """
+    o.begin(quiet, offline)
+    o.choice("--device", device, DEVICES)
+    spec = o.resolve(
+        model,
+        assoc,
+        seed,
+        n=n,
+        m_train=m_train,
+        m_test=m_test,
+        candidates=candidates,
+        templates=templates,
+        probe_template=probe_template,
+        variant=variant,
+        dtype=dtype,
+        method=method,
+        lr=lr,
+        epochs=epochs,
+        batch_size=batch_size,
+        rank=rank,
+        alpha=alpha,
+    )
+    if dry_run:
+        from ocr_eval.plan import describe
+
+        typer.echo(describe(spec, output_dir), nl=False)
+        return
+    from ocr_eval.run import finetune as run_finetune
+
+    outcome = run_finetune(spec, output_dir, cast("Device", device), force=force, every=score_every)
+    if as_json:
+        typer.echo(outcome.record.model_dump_json(indent=2))
+        return
+    typer.echo(_summary(outcome.record))
+    typer.echo(f"{'done before' if outcome.was_done else 'written to'}: {outcome.folder}")
+
+
+def _summary(record: Record) -> str:
+    finding = record.final["first-token"]["test_entailment"]
+    learned = "facts learned" if record.facts_learned else "FACTS NOT LEARNED: the rank says nothing of inference"
+    return (
+        f"{record.model} {record.association} ({record.kind}) seed {record.seed}: "
+        f"held-out mean rank {finding.mean_rank:.2f}, null {finding.null_rank:.2f}, "
+        f"OCR score {finding.ocr_score:+.2f}; {learned}"
+    )
+
+
+def score(
+    run: Annotated[Path | None, typer.Argument(help="A run's folder, to score its adapter again.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter's folder; --model names its base.")] = None,
+    assoc: Annotated[str | None, typer.Option(help="What to probe, when no run is given.")] = None,
+    model: o.ModelOption = o.DEFAULT_MODEL,
+    seed: o.SeedOption = 0,
+    n: o.NOption = 5,
+    m_train: o.MTrainOption = 4,
+    m_test: o.MTestOption = 16,
+    candidates: o.CandidatesOption = "ten",
+    probe_template: o.ProbeTemplateOption = 0,
+    dtype: o.DtypeOption = None,
+    device: o.DeviceOption = "auto",
+    offline: o.OfflineOption = False,
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+    config: o.ConfigOption = None,
+) -> None:
+    """Score a run again, an adapter, or a plain model; nothing is trained and nothing is written.
+
+    With a run's folder everything else comes from the run. Without an adapter the untouched model is scored.
+    """
+    o.begin(quiet, offline)
+    o.choice("--device", device, DEVICES)
+    from ocr_eval.runs import RunFolder, read_config
+
+    if run is not None:
+        if adapter is not None or assoc is not None:
+            raise UserError("Give a run's folder, or --assoc with or without --adapter, and not both.")
+        spec, adapter = read_config(run), RunFolder(run).adapter
+    elif assoc is None:
+        raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
+    else:
+        spec = o.resolve(
+            model,
+            assoc,
+            seed,
+            n=n,
+            m_train=m_train,
+            m_test=m_test,
+            candidates=candidates,
+            templates="0",
+            probe_template=probe_template,
+            variant="real",
+            dtype=dtype,
+        )
+    from ocr_eval.run import rescore
+
+    scores = rescore(spec, adapter, cast("Device", device))
+    if as_json:
+        typer.echo(json.dumps(_dump(scores), indent=2))
+        return
+    what = f"{spec.model.name}{'' if adapter is None else ' with ' + str(adapter)}"
+    typer.echo(f"{what}, {spec.association.name}, seed {spec.seed}")
+    typer.echo(_score_lines(scores))
+
+
+def _dump(scores: Scores) -> dict[str, dict[str, dict[str, float]]]:
+    return {s: {q: score.model_dump() for q, score in by_quantity.items()} for s, by_quantity in scores.items()}
+
+
+def _score_lines(scores: Scores) -> str:
+    from tabulate import tabulate
+
+    rows = [
+        [scoring, quantity, score.probes, score.mean_rank, score.null_rank, score.ocr_score, f"{score.top1:.0%}"]
+        for scoring, by_quantity in scores.items()
+        for quantity, score in by_quantity.items()
+    ]
+    header = ["scoring", "quantity", "probes", "mean rank", "null rank", "OCR score", "top-1"]
+    text: str = tabulate(rows, header, floatfmt=("", "", "", ".2f", ".2f", "+.2f", ""), tablefmt="simple")
+    return text
+
+
+def table(
+    output_dir: o.OutputOption = Path("results"),
+    scoring: o.ScoringOption = "first-token",
+    format: Annotated[str, typer.Option("--format", "-f", help="md, csv or json.")] = "md",
+    published: Annotated[bool, typer.Option(help="Add the published rows.")] = True,
+    config: o.ConfigOption = None,
+) -> None:
+    """The mean-rank table of all finished runs below the output folder, beside the published one.
+
+    The table goes to stdout; a sentence on what it shows goes to stderr.
+    """
+    from ocr_eval import table as tables
+    from ocr_eval.published import published_mean_ranks
+    from ocr_eval.runs import find_records
+
+    o.choice("--scoring", scoring, SCORINGS)
+    o.choice("--format", format, tuple(tables.FORMATS))
+    records, complaints = find_records(output_dir)
+    for complaint in complaints:
+        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+    if not records:
+        raise UserError(f"No finished run below '{output_dir}'. Run 'ocr-eval finetune --assoc city-language' first.")
+    chosen = cast("Scoring", scoring)
+    built = tables.build_table(records, chosen, published_mean_ranks() if published else {})
+    typer.echo(tables.FORMATS[format](built), nl=False)
+    sentence = tables.finding(records, chosen)
+    if sentence:
+        typer.echo(f"\nFinding: {sentence}", err=True)
+    if complaints:
+        raise typer.Exit(1)

@@ -1,0 +1,169 @@
+"""The flags that several commands share, each with its OCR_EVAL_* variable, and the reading of --config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ocr_eval.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from ocr_eval.specs import RunSpec
+
+DEFAULT_MODEL = "smollm2-135m"
+DATA = "Data protocol"
+TRAINING = "Training (defaults come with the model)"
+MACHINE = "Machine"
+OUTPUT = "Output"
+
+
+def _option(*flags: str, panel: str | None = None, help: str, **rest: Any) -> Any:
+    """An option whose variable is OCR_EVAL_ and the flag's name."""
+    variable = "OCR_EVAL_" + flags[0].split("/")[0].lstrip("-").replace("-", "_").upper()
+    return typer.Option(*flags, help=help, envvar=variable, show_envvar=False, rich_help_panel=panel, **rest)
+
+
+def _config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the flags of a YAML file as defaults; flags given on the command line go first."""
+    if path is None or context.resilient_parsing:
+        return path
+    from ocr_eval import resources
+
+    if not path.is_file():
+        raise UserError(f"--config: there is no file '{path}'.")
+    options = {flag.lstrip("-"): p for p in context.command.params for flag in p.opts if flag.startswith("--")}
+    defaults: dict[str, Any] = {}
+    for key, value in resources.read_yaml(path).items():
+        parameter = options.get(str(key))
+        if parameter is None or key == "config":
+            raise unknown_name(f"flag in {path}", str(key), set(options) - {"config", "help"})
+        is_switch = getattr(parameter, "is_flag", False)
+        if isinstance(value, bool) != is_switch or isinstance(value, dict):
+            raise UserError(f"{path}: '{key}' is read as {value!r}; quote the word or give a plain value.")
+        defaults[str(parameter.name)] = ",".join(map(str, value)) if isinstance(value, list) else value
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+ConfigOption = Annotated[
+    Path | None,
+    _option(
+        "--config", "-C", help="YAML file with flags by name (model: smollm2-135m).", callback=_config, is_eager=True
+    ),
+]
+ModelOption = Annotated[str, _option("--model", help="A model's name ('ocr-eval models list'), YAML file or folder.")]
+AssocOption = Annotated[str, _option("--assoc", help="An association's name ('ocr-eval data list') or YAML file.")]
+SeedOption = Annotated[int, _option("--seed", min=0, help="Draws pairs, names, groups, order and initialization.")]
+
+NOption = Annotated[int, _option("--n", panel=DATA, help="Pairs in use.")]
+MTrainOption = Annotated[int, _option("--m-train", panel=DATA, help="Subjects a group with the entailment taught.")]
+MTestOption = Annotated[int, _option("--m-test", panel=DATA, help="Subjects a group with the entailment held out.")]
+CandidatesOption = Annotated[str, _option("--candidates", panel=DATA, help="What probes rank among: in-use, ten, all.")]
+TemplatesOption = Annotated[str, _option("--templates", panel=DATA, help="Templates trained in: '0', '0,2' or 'all'.")]
+ProbeTemplateOption = Annotated[int, _option("--probe-template", panel=DATA, help="Template that is probed.")]
+VariantOption = Annotated[
+    str, _option("--variant", panel=DATA, help="'real', or the control 'shuffled' (train entailments permuted).")
+]
+
+MethodOption = Annotated[str | None, _option("--method", panel=TRAINING, help="How facts are injected: lora.")]
+LrOption = Annotated[float | None, _option("--lr", panel=TRAINING, help="Constant learning rate.")]
+EpochsOption = Annotated[int | None, _option("--epochs", panel=TRAINING, help="Passes over the training set.")]
+BatchSizeOption = Annotated[int | None, _option("--batch-size", panel=TRAINING, help="Statements a step.")]
+RankOption = Annotated[int | None, _option("--rank", panel=TRAINING, help="LoRA rank.")]
+AlphaOption = Annotated[float | None, _option("--alpha", panel=TRAINING, help="LoRA alpha.")]
+
+DtypeOption = Annotated[str | None, _option("--dtype", panel=MACHINE, help="Precision: bfloat16 or float32.")]
+DeviceOption = Annotated[str, _option("--device", panel=MACHINE, help="auto, cpu, cuda or mps.")]
+OfflineOption = Annotated[bool, _option("--offline", panel=MACHINE, help="Use no network; fail where it is needed.")]
+
+OutputOption = Annotated[
+    Path, _option("--output-dir", "-o", panel=OUTPUT, help="Output folder; runs lie in its runs/.")
+]
+JsonOption = Annotated[bool, _option("--json", panel=OUTPUT, help="Print the result as JSON.")]
+QuietOption = Annotated[bool, _option("--quiet", "-q", panel=OUTPUT, help="No progress on stderr.")]
+DryRunOption = Annotated[bool, _option("--dry-run", panel=OUTPUT, help="Print the resolved plan and stop.")]
+ForceOption = Annotated[bool, _option("--force", panel=OUTPUT, help="Do it again even if it is done.")]
+ScoreEveryOption = Annotated[int, _option("--score-every", min=1, panel=OUTPUT, help="Epochs between scorings.")]
+ScoringOption = Annotated[str, _option("--scoring", help="first-token (the published one) or sequence.")]
+
+
+def choice(flag: str, value: str, values: tuple[str, ...]) -> str:
+    """A value out of a few.
+
+    Raises:
+        UserError: another value (with a suggestion).
+    """
+    if value not in values:
+        raise unknown_name(f"value of {flag}:", value, values)
+    return value
+
+
+def begin(quiet: bool = False, offline: bool = False) -> None:
+    """Switches that must be set before any library is imported."""
+    import logging
+    import os
+    import warnings
+
+    from ocr_eval import progress
+
+    progress.be_quiet(quiet)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advises to install optional kernels
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # By default GNU OpenMP's threads spin so long at each of the thousands of small parallel regions of a step
+    # that one busy neighbour on the machine makes training 10 to 60 times slower; 3,000 turns cost nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    if offline or os.environ.get("OCR_EVAL_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def resolve(
+    model: str,
+    assoc: str,
+    seed: int,
+    *,
+    n: int,
+    m_train: int,
+    m_test: int,
+    candidates: str,
+    templates: str,
+    probe_template: int,
+    variant: str,
+    dtype: str | None = None,
+    **train: Any,
+) -> RunSpec:
+    """The run that a command's flags describe; training flags that were not given are None.
+
+    Raises:
+        UserError: a name or a value that does not exist or fit.
+    """
+    from ocr_eval.association import load_association
+    from ocr_eval.specs import load_model_spec, make_run_spec
+
+    spec = load_model_spec(model)
+    if dtype is not None:
+        spec = spec.model_copy(update={"dtype": choice("--dtype", dtype, ("bfloat16", "float32"))})
+    association = load_association(assoc)
+    data = {
+        "n": n,
+        "m_train": m_train,
+        "m_test": m_test,
+        "candidates": choice("--candidates", candidates, ("in-use", "ten", "all")),
+        "templates": _template_indices(templates, len(association.fact.templates)),
+        "probe_template": probe_template,
+        "variant": choice("--variant", variant, ("real", "shuffled")),
+    }
+    given = {key: value for key, value in train.items() if value is not None}
+    return make_run_spec(spec, association, data, given, seed)
+
+
+def _template_indices(text: str, count: int) -> tuple[int, ...]:
+    if text == "all":
+        return tuple(range(count))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--templates '{text}': give indices like '0' or '0,2', or 'all'.") from error

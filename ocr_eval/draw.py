@@ -1,0 +1,38 @@
+"""Named random streams without state: a draw is a sort by keyed hash.
+
+Training order, the data set, adapter initialization and evaluation each have a stream of their own, named
+by a string; no stream can disturb another however often it is used. The hash (SHA-256) makes a draw the
+same on every machine and under every version of Python and its libraries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def _key(stream: str, item: str) -> bytes:
+    return hashlib.sha256(f"{stream}\0{item}".encode()).digest()
+
+
+def permutation(stream: str, n: int) -> list[int]:
+    """A uniformly random order of 0..n-1 for this stream."""
+    return sorted(range(n), key=lambda i: _key(stream, str(i)))
+
+
+def shuffled(stream: str, items: Sequence[Item]) -> list[Item]:
+    """The items in the random order of this stream; the order depends on positions only."""
+    return [items[i] for i in permutation(stream, len(items))]
+
+
+def sample(stream: str, items: Iterable[str], k: int) -> list[str]:
+    """k distinct strings drawn without replacement; independent of the order of ``items``."""
+    return sorted(items, key=lambda item: _key(stream, item))[:k]
+
+
+def integer(stream: str) -> int:
+    """A seed in [0, 2^63) for a library's own generator."""
+    return int.from_bytes(_key(stream, "integer")[:8], "big") >> 1

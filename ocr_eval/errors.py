@@ -1,0 +1,35 @@
+"""The one exception that means "the user can fix this", and the sentences it is made of."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input. Its text is one line: the value, what is wrong, what exists, and the fix.
+
+    The command line prints it without a traceback and exits with 2.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class RunFailed(Exception):
+    """Work that started and could not be finished (exit code 1); the text is one line."""
+
+
+def unknown_name(kind: str, name: str, available: Iterable[str], fix: str = "") -> UserError:
+    """The error for a name that is not there: the name, the closest one, and what exists.
+
+    Args:
+        kind: what was looked for, e.g. ``"model"``.
+        name: the name that was given.
+        available: the names that exist.
+        fix: one more sentence on the way out.
+    """
+    names = sorted(available)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return UserError(f"Unknown {kind} '{name}'.{hint} Available: {', '.join(names) or 'none'}. {fix}")

@@ -1,0 +1,105 @@
+"""ModelSpec -> Base: the frozen network and tokenizer that all runs on it share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from ocr_eval.errors import UserError
+from ocr_eval.specs import ModelSpec
+from ocr_eval.weights import WeightFolder
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model ready to work, shared by every run on it; no run changes it.
+
+    Attributes:
+        spec: the model.
+        network: the frozen causal language model on its device.
+        tokenizer: its tokenizer.
+        identity: identity of the weights' content.
+        accelerator: owns device, precision, backward and clipping.
+    """
+
+    spec: ModelSpec
+    network: PreTrainedModel
+    tokenizer: Any
+    identity: str
+    accelerator: Accelerator
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.accelerator.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the frozen weights and of the arithmetic."""
+        return DTYPES[self.spec.dtype]
+
+
+def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto") -> Base:
+    """Load a model and its tokenizer, frozen, in the spec's precision. Remote code stays off.
+
+    Raises:
+        UserError: the device is not there, or the folder's files are no causal language model.
+    """
+    accelerator = make_accelerator(device, DTYPES[spec.dtype])
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
+            network = AutoModelForCausalLM.from_pretrained(
+                folder.path,
+                dtype=DTYPES[spec.dtype],
+                attn_implementation=spec.attention,
+                local_files_only=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
+    network.requires_grad_(False)
+    network.eval()
+    network.to(accelerator.device)
+    return Base(spec, network, tokenizer, folder.identity, accelerator)
+
+
+def make_accelerator(device: Device, dtype: torch.dtype) -> Accelerator:
+    """The accelerator for a device; bf16 arithmetic is autocast over fp32 master weights.
+
+    Raises:
+        UserError: the device was asked for by name and is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, True):
+        names = ["cpu", *(name for name, available in there.items() if available)]
+        raise UserError(f"--device {device} is not there. This machine has: {', '.join(names)}.")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matrix products on CUDA
+    mixed = "bf16" if dtype == torch.bfloat16 else "no"
+    return Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the library's bars and advice off the terminal while loading; exceptions still come through."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()

@@ -1,0 +1,261 @@
+"""Run folders: what a run leaves on disk, written so that nothing is ever half there.
+
+    <output>/runs/<model>/<association>/<method>/seed<k>-<fingerprint>/
+        config.yaml    the resolved RunSpec
+        env.json       versions, commit, device
+        metrics.jsonl  a line an epoch, from epoch 0 (the untouched base)
+        probes.jsonl   a line a probe, for epoch 0 and the last epoch
+        adapter/       PEFT format
+        result.json    the record that tables are made from
+        status.json    written last; without it the run is not finished
+
+Every file is written beside its place, synced and renamed. A lock on the folder keeps a second process out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ocr_eval import resources
+from ocr_eval.errors import UserError
+from ocr_eval.records import Record
+from ocr_eval.specs import SCHEMA_VERSION, RunSpec
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that it holds the old content or the new, never a part, also after a power cut."""
+    data = content.encode() if isinstance(content, str) else content
+    beside = path.with_name(path.name + ".partial")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def prepare_output(root: Path) -> None:
+    """Make the output folder and try to write into it, before any work starts.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    probe = root / f".write-test-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"The output folder '{root}' cannot be written ({error.strerror}). Choose another with --output-dir."
+        ) from error
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, root: Path, spec: RunSpec, fingerprint: str) -> RunFolder:
+        """The folder that a run has below an output folder."""
+        return cls(
+            root
+            / "runs"
+            / spec.model.name
+            / spec.association.name
+            / spec.train.method
+            / f"seed{spec.seed}-{fingerprint}"
+        )
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an unfinished run keeps its training state."""
+        return self.path / CHECKPOINT
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter in PEFT format."""
+        return self.path / "adapter"
+
+    @property
+    def identity(self) -> str:
+        """The folder's place below ``runs/``: model, association, method, seed and fingerprint."""
+        return "/".join(self.path.parts[-4:])
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; released also when the process is killed.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"Another process is working on {self.path}. Wait for it, or choose another --output-dir."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink()
+
+    def is_done(self) -> bool:
+        """Whether the run finished and its record is whole."""
+        return (self.path / "status.json").is_file() and (self.path / "result.json").is_file()
+
+    def clear(self) -> None:
+        """Remove what an earlier attempt left, so that the run starts from nothing."""
+        for entry in self.path.iterdir():
+            if entry.name == ".lock":
+                continue
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def begin(self, spec: RunSpec, environment: dict[str, Any]) -> None:
+        """Write what the run is and where it runs."""
+        write_atomic(self.path / "config.yaml", config_yaml(spec))
+        write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment}))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, an empty list if there are none yet."""
+        path = self.path / "metrics.jsonl"
+        return read_jsonl(path) if path.is_file() else []
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl."""
+        write_atomic(self.path / "metrics.jsonl", to_jsonl(lines))
+
+    def probes(self) -> list[dict[str, Any]]:
+        """The lines of probes.jsonl that belong to the untouched base."""
+        return [line for line in read_jsonl(self.path / "probes.jsonl") if line["epoch"] == 0]
+
+    def write_probes(self, lines: list[dict[str, Any]]) -> None:
+        """Replace probes.jsonl."""
+        write_atomic(self.path / "probes.jsonl", to_jsonl(lines))
+
+    def write_checkpoint(self, content: bytes) -> None:
+        """Replace the training state to go on from."""
+        write_atomic(self.checkpoint, content)
+
+    def finish(self, record: Record, probes: list[dict[str, Any]]) -> None:
+        """Write probes and record, then the status that makes the run count, and drop the checkpoint."""
+        self.write_probes(probes)
+        write_atomic(self.path / "result.json", record.model_dump_json(indent=2) + "\n")
+        write_atomic(self.path / "status.json", _json({"schema_version": SCHEMA_VERSION, "status": "done"}))
+        self.checkpoint.unlink(missing_ok=True)
+
+    def record(self) -> Record:
+        """The run's record.
+
+        Raises:
+            UserError: not readable, or not of this schema.
+        """
+        return read_record(self.path / "result.json")
+
+
+def read_record(path: Path) -> Record:
+    """Read one result.json.
+
+    Raises:
+        UserError: not readable, truncated, or not of this schema.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no whole record ({error}).") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
+    return resources.parse(Record, content, str(path), strict=False)
+
+
+def find_records(root: Path) -> tuple[list[Record], list[UserError]]:
+    """Every finished run below a folder, in a stable order, and a complaint for each that cannot be read.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    if not root.is_dir():
+        raise UserError(
+            f"There is no folder '{root}'. Run 'ocr-eval finetune' first, or name another with --output-dir."
+        )
+    records, complaints = [], []
+    for path in sorted(root.glob("**/result.json")):
+        if not (path.parent / "status.json").is_file():
+            continue
+        try:
+            records.append(read_record(path))
+        except UserError as error:
+            complaints.append(error)
+    return records, complaints
+
+
+def read_config(folder: Path) -> RunSpec:
+    """The resolved spec of a run's folder.
+
+    Raises:
+        UserError: no config.yaml there, or one that breaks a rule.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{folder}' is no run folder (no config.yaml). Give a folder below <output>/runs.")
+    content = resources.read_yaml(path)
+    content.pop("schema_version", None)
+    return resources.parse(RunSpec, content, str(path), strict=False)
+
+
+def config_yaml(spec: RunSpec) -> str:
+    """A resolved spec as YAML."""
+    content = {"schema_version": SCHEMA_VERSION, **spec.model_dump(mode="json")}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file.
+
+    Raises:
+        UserError: a line that is not JSON (names it).
+    """
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: is not JSON ({error}).") from error
+    return lines
+
+
+def to_jsonl(lines: list[dict[str, Any]]) -> str:
+    """Objects as JSON lines."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

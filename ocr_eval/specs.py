@@ -1,0 +1,255 @@
+"""What a run is, fully resolved: model, association, data protocol, training. Frozen and validated.
+
+A ``RunSpec`` and the digest of the code that executes it determine a run's result bit for bit on one machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from ocr_eval import resources
+from ocr_eval.association import Association, Name
+from ocr_eval.errors import UserError
+from ocr_eval.people import MAX_PEOPLE
+
+SCHEMA_VERSION: Literal[1] = 1
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Method = Literal["lora"]
+Scoring = Literal["first-token", "sequence"]
+SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class HubWeights(_Strict):
+    """Weights of a model hub: repository, revision (a commit where it is known), and how to get access."""
+
+    kind: Literal["hub"]
+    repo: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")]
+    revision: str
+    gated: bool
+    access: str
+
+
+class PackagePart(_Strict):
+    """One file inside the wheel of a package."""
+
+    package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!_-]*$")]
+    file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")]
+
+
+class PackageWeights(_Strict):
+    """A GGUF file carried by packages of the Python index, in one part or several to be joined in order."""
+
+    kind: Literal["package"]
+    parts: Annotated[list[PackagePart], Field(min_length=1)]
+    sha256: Sha256
+
+
+class FolderWeights(_Strict):
+    """A folder in Hugging Face layout (config.json, safetensors, tokenizer). Relative to the YAML file."""
+
+    kind: Literal["folder"]
+    path: str
+
+
+class TrainSpec(_Strict):
+    """How facts are injected.
+
+    Attributes:
+        method: ``lora``, PEFT LoRA over a frozen base.
+        lr: constant learning rate of AdamW (no weight decay).
+        epochs: passes over the training set.
+        batch_size: examples a step.
+        rank: LoRA r.
+        alpha: LoRA alpha; the update is scaled by alpha / r.
+        targets: the linear modules that get an adapter, or ``all-linear``.
+        max_grad_norm: the gradient is clipped to this 2-norm.
+    """
+
+    method: Method = "lora"
+    lr: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 16
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 32
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class ModelSpec(_Strict):
+    """A base model: where its weights are, the precision it runs in, and training defaults with reasons.
+
+    Attributes:
+        published_as: the model's row in the published table, if it has one.
+        dtype: precision of the frozen base and of the arithmetic; adapters keep fp32 master weights.
+        attention: transformers' attention implementation.
+        train: training defaults for this model; a run's flags go first.
+        notes: what a user should know (access, licence, quirks).
+    """
+
+    name: Name
+    description: str
+    license: str
+    weights: Annotated[HubWeights | PackageWeights | FolderWeights, Field(discriminator="kind")]
+    published_as: str | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    train: TrainSpec = TrainSpec()
+    notes: list[str] = []
+
+
+class DataSpec(_Strict):
+    """The data protocol; the defaults are the published one.
+
+    Attributes:
+        n: pairs in use.
+        m_train: subjects a group whose entailment is trained on; 0 is the no-entailment control.
+        m_test: subjects a group whose entailment is held out.
+        candidates: what a probe ranks among: ``in-use`` (n), ``ten`` (n and 10 - n distractors), ``all``.
+        templates: indices of the templates that statements are trained in.
+        probe_template: index of the template that is probed.
+        variant: ``real``, or ``shuffled`` (train entailments permuted across groups: a control).
+    """
+
+    n: Annotated[int, Field(ge=2)] = 5
+    m_train: Annotated[int, Field(ge=0)] = 4
+    m_test: Annotated[int, Field(ge=1)] = 16
+    candidates: Literal["in-use", "ten", "all"] = "ten"
+    templates: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    probe_template: Annotated[int, Field(ge=0)] = 0
+    variant: Literal["real", "shuffled"] = "real"
+
+    @property
+    def subjects(self) -> int:
+        """All subjects of a run."""
+        return self.n * (self.m_train + self.m_test)
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSpec:
+        if self.subjects > MAX_PEOPLE:
+            raise ValueError(
+                f"n x (m_train + m_test) = {self.subjects:,} subjects are more than the {MAX_PEOPLE:,} names; "
+                "lower one of them"
+            )
+        if not self.templates or len(set(self.templates)) < len(self.templates):
+            raise ValueError("templates must name at least one template, each once")
+        if self.variant == "shuffled" and self.m_train == 0:
+            raise ValueError("the shuffled control permutes train entailments, and m_train = 0 has none")
+        return self
+
+
+class RunSpec(_Strict):
+    """One injection: everything that determines its result."""
+
+    model: ModelSpec
+    association: Association
+    data: DataSpec
+    train: TrainSpec
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _check(self) -> RunSpec:
+        pairs = len(self.association.pairs)
+        if self.data.n > pairs:
+            raise ValueError(
+                f"n = {self.data.n} is more than the {pairs} pairs of '{self.association.name}'; lower --n"
+            )
+        if self.data.candidates == "ten" and self.data.n <= 10 > pairs:
+            raise ValueError(
+                f"'{self.association.name}' has {pairs} pairs and cannot give ten candidates; use --candidates all"
+            )
+        for side, relation in (("fact", self.association.fact), ("entailment", self.association.entailment)):
+            for index in (*self.data.templates, self.data.probe_template):
+                if index >= len(relation.templates):
+                    raise ValueError(
+                        f"template {index} was asked for and the {side} of '{self.association.name}' has "
+                        f"{len(relation.templates)}, counted from 0"
+                    )
+        return self
+
+    def stream(self, purpose: str) -> str:
+        """The name of this run's random stream for a purpose: data, order, initialization."""
+        return f"{self.seed}/{purpose}"
+
+    def fingerprint(self, base: str, code: str) -> str:
+        """Eight hex digits over all that changes the result: this spec, base weights, code.
+
+        Names, descriptions and notes do not count; weights count by their content (``base``).
+        """
+        content: dict[str, Any] = {
+            "base": base,
+            "code": code,
+            "dtype": self.model.dtype,
+            "attention": self.model.attention,
+            "association": self.association.model_dump(mode="json", exclude={"name", "kind", "description"}),
+            "data": self.data.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json"),
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def make_run_spec(
+    model: ModelSpec, association: Association, data: dict[str, Any], train: dict[str, Any], seed: int
+) -> RunSpec:
+    """Resolve one run: flags go before the model's training defaults, those before the general ones.
+
+    Args:
+        data: fields of DataSpec that were given.
+        train: fields of TrainSpec that were given.
+
+    Raises:
+        UserError: a value out of range, or a combination that cannot be (names the flags to change).
+    """
+    content = {
+        "model": model,
+        "association": association,
+        "data": resources.parse(DataSpec, data, "data protocol"),
+        "train": resources.parse(TrainSpec, {**model.train.model_dump(), **train}, "training"),
+        "seed": seed,
+    }
+    return resources.parse(RunSpec, content, "run")
+
+
+def load_model_spec(name_or_path: str) -> ModelSpec:
+    """Read a model by shipped name, by the path of a YAML file, or by the path of a model folder.
+
+    Raises:
+        UserError: unknown name (with a suggestion), or a file that breaks a rule.
+    """
+    path = Path(name_or_path).expanduser()
+    if resources.looks_like_path(name_or_path) and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"'{name_or_path}' is a folder without config.json. Give a model folder in Hugging Face layout."
+            )
+        return ModelSpec(
+            name=_slug(path.resolve().name),
+            description=f"A model folder of yours: {name_or_path}",
+            license="unknown",
+            weights=FolderWeights(kind="folder", path=str(path.resolve())),
+        )
+    file = resources.find_yaml("model", "models", name_or_path)
+    spec = resources.parse(ModelSpec, resources.read_yaml(file), str(file))
+    if isinstance(spec.weights, FolderWeights):
+        folder = (file.parent / Path(spec.weights.path).expanduser()).resolve()
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{file}: 'weights.path' leads to {folder}, which has no config.json.")
+        spec = spec.model_copy(update={"weights": FolderWeights(kind="folder", path=str(folder))})
+    return spec
+
+
+def _slug(text: str) -> str:
+    """A folder's name as a run's name: lower case, no character that a path or a page could trip over."""
+    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text.lower()).strip("._-")
+    return cleaned[:64] or "model"

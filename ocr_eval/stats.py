@@ -1,0 +1,109 @@
+"""Candidate log-probabilities -> ranks -> mean rank, null rank, OCR score. Pure functions of arrays.
+
+    midrank of a candidate = (number of better ones) + (number of others equal to it) / 2      0 is best
+    rank of a probe        = midrank of its right answer
+    null rank of a probe   = mean midrank over the in-use answers: the rank to expect had the group labels
+                             been permuted, that is, from a model that knows which answers occur and no more
+    OCR score              = 1 - mean rank / mean null rank
+
+Dimension letters:  P probes,  C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+#: Facts count as learned from this top-1 accuracy on.
+LEARNED_TOP1 = 0.95
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One value a probe, each of shape [P].
+
+    Attributes:
+        rank: midrank of the right answer.
+        null: mean midrank of the in-use answers.
+        ties: how many candidates other than the right one are exactly as probable as it.
+    """
+
+    rank: Floats
+    null: Floats
+    ties: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The statistics of a set of probes.
+
+    Attributes:
+        probes: how many.
+        mean_rank: mean over probes of the right answer's midrank; 0 is perfect.
+        null_rank: the mean rank that permuted group labels would give.
+        ocr_score: 1 - mean_rank / null_rank; 1 always inferred, 0 nothing transferred, below 0 anti-transfer.
+        top1: share of probes whose right answer is strictly the most probable.
+        ties: probes whose right answer is tied with another candidate.
+    """
+
+    probes: int
+    mean_rank: float
+    null_rank: float
+    ocr_score: float
+    top1: float
+    ties: int
+
+
+def midranks(logprobs_PC: Floats) -> Floats:
+    """0-based midrank of each candidate in its row, ties sharing their average. [P, C] -> [P, C]."""
+    better_PC = (logprobs_PC[:, None, :] > logprobs_PC[:, :, None]).sum(axis=2)
+    equal_PC = (logprobs_PC[:, None, :] == logprobs_PC[:, :, None]).sum(axis=2)
+    ranks: Floats = better_PC + (equal_PC - 1) / 2
+    return ranks
+
+
+def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int) -> Ranks:
+    """Ranks of probes from their candidates' log-probabilities.
+
+    Args:
+        logprobs_PC: log-probabilities. [P, C]
+        targets: the right candidate of each probe. [P]
+        in_use: the first ``in_use`` candidates are true of some subject.
+
+    Raises:
+        ValueError: no probes, or a log-probability that is not a number.
+    """
+    if logprobs_PC.shape[0] == 0:
+        raise ValueError("no probes to rank")
+    if np.isnan(logprobs_PC).any():
+        raise ValueError("a candidate's log-probability is not a number")
+    ranks_PC = midranks(logprobs_PC)
+    probe_P = np.arange(len(targets))
+    target_P = np.asarray(targets)
+    ties_P = (logprobs_PC == logprobs_PC[probe_P, target_P][:, None]).sum(axis=1) - 1
+    return Ranks(rank=ranks_PC[probe_P, target_P], null=ranks_PC[:, :in_use].mean(axis=1), ties=ties_P)
+
+
+def summarize(ranks: Ranks) -> Summary:
+    """Mean rank, null rank, OCR score and top-1 of a set of probes.
+
+    Raises:
+        ValueError: no probes; there is no such thing as a mean rank of nothing.
+    """
+    probes = len(ranks.rank)
+    if probes == 0:
+        raise ValueError("no probes to summarize")
+    mean_rank, null_rank = float(ranks.rank.mean()), float(ranks.null.mean())
+    return Summary(
+        probes=probes,
+        mean_rank=mean_rank,
+        null_rank=null_rank,
+        ocr_score=1.0 - mean_rank / null_rank,
+        top1=float((ranks.rank == 0).mean()),
+        ties=int((ranks.ties > 0).sum()),
+    )
