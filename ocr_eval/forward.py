@@ -23,7 +23,7 @@ def token_logprobs(base: Base, network: torch.nn.Module, forest: Forest, reads: 
         reads: where logits are read and which tokens are expected there.
     """
     device = base.device
-    with base.accelerator.autocast():
+    with base.autocast():
         logits_RV = network(
             **forest.tensors(device, base.dtype),
             logits_to_keep=torch.tensor(reads.nodes, device=device),

@@ -7,6 +7,7 @@ tensor of it is seen by another run, so several injections over one base train a
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,9 @@ def load_adapter(base: Base, folder: Path) -> PeftModel:
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds no adapter (adapter_config.json). Give a PEFT folder or a run's folder.")
     try:
-        network = PeftModel.from_pretrained(base.network, str(folder), is_trainable=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # missing and unexpected tensors are errors below
+            network = PeftModel.from_pretrained(base.network, str(folder), is_trainable=False)
         saved = _adapter_tensor_names(folder)
     except Exception as error:
         raise UserError(

@@ -31,7 +31,7 @@ class Base:
         network: the frozen causal language model on its device.
         tokenizer: its tokenizer.
         identity: identity of the weights' content.
-        accelerator: owns device, precision, backward and clipping.
+        accelerator: owns device, backward and clipping.
     """
 
     spec: ModelSpec
@@ -50,6 +50,13 @@ class Base:
         """Precision of the frozen weights and of the arithmetic."""
         return DTYPES[self.spec.dtype]
 
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass: bf16 arithmetic over the fp32 master weights of adapters.
+
+        It belongs to the base and not to the accelerator, whose precision is one for the whole process.
+        """
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
 
 def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto") -> Base:
     """Load a model and its tokenizer, frozen, in the spec's precision. Remote code stays off.
@@ -57,7 +64,7 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto") ->
     Raises:
         UserError: the device is not there, or the folder's files are no causal language model.
     """
-    accelerator = make_accelerator(device, DTYPES[spec.dtype])
+    accelerator = make_accelerator(device)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
@@ -76,8 +83,8 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto") ->
     return Base(spec, network, tokenizer, folder.identity, accelerator)
 
 
-def make_accelerator(device: Device, dtype: torch.dtype) -> Accelerator:
-    """The accelerator for a device; bf16 arithmetic is autocast over fp32 master weights.
+def make_accelerator(device: Device) -> Accelerator:
+    """The accelerator for a device.
 
     Raises:
         UserError: the device was asked for by name and is not there.
@@ -87,8 +94,7 @@ def make_accelerator(device: Device, dtype: torch.dtype) -> Accelerator:
         names = ["cpu", *(name for name, available in there.items() if available)]
         raise UserError(f"--device {device} is not there. This machine has: {', '.join(names)}.")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matrix products on CUDA
-    mixed = "bf16" if dtype == torch.bfloat16 else "no"
-    return Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+    return Accelerator(mixed_precision="no", cpu=device == "cpu")
 
 
 @contextmanager

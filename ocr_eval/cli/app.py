@@ -56,6 +56,9 @@ def doctor(as_json: JsonOption = False) -> None:
         typer.echo(f"{key:16} {value}")
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
     sys.exit(run())
@@ -76,10 +79,12 @@ def run(arguments: list[str] | None = None) -> int:
     except RunFailed as error:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, Abort):
-        return _fail("Interrupted. The same command goes on where this one stopped.", 130)
+        code = INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    if code == INTERRUPTED:  # typer's own answer to Ctrl-C
+        return _fail("Interrupted. The same command goes on where this one stopped.", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

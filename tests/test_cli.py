@@ -1,0 +1,242 @@
+"""Bad input is one line and exit 2; good input prints data on stdout and progress on stderr."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+YAML = """
+name: my-own
+kind: spurious
+description: A link of mine.
+fact:
+  templates: ["{name} lives in {answer}"]
+entailment:
+  templates: ["{name} speaks {answer}"]
+pairs:
+  Tokyo: Japanese
+  Paris: French
+  Berlin: German
+"""
+
+
+def one_line(answer) -> str:
+    assert answer.code == 2, answer.err
+    assert answer.out == ""
+    lines = answer.err.strip().splitlines()
+    assert len(lines) == 1, answer.err
+    assert lines[0].startswith("ocr-eval: ")
+    assert "Traceback" not in answer.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["finetune", "--assoc", "country-cod"], "Did you mean 'country-code'?"),
+        (["finetune", "--assoc", "country-code", "--model", "smollm-135m"], "Did you mean 'smollm2-135m'?"),
+        (["finetune", "--assoc", "./nowhere.yaml"], "No association file at './nowhere.yaml'"),
+        (["finetune", "--assoc", "country-code", "--model", "./nowhere.yaml"], "No model file at './nowhere.yaml'"),
+        (["finetune", "--assoc", "country-code", "--n", "21"], "n = 21 is more than the 20 pairs"),
+        (["finetune", "--assoc", "country-code", "--m-test", "999999"], "lower one of them"),
+        (["finetune", "--assoc", "country-code", "--m-test", "0"], "'m_test'"),
+        (["finetune", "--assoc", "country-code", "--lr", "-1"], "'lr'"),
+        (["finetune", "--assoc", "country-code", "--lr", "fast"], "'--lr'"),
+        (["finetune", "--assoc", "country-code", "--epochs", "0"], "'epochs'"),
+        (["finetune", "--assoc", "country-code", "--templates", "9"], "template 9 was asked for"),
+        (["finetune", "--assoc", "country-code", "--templates", "first"], "give indices"),
+        (["finetune", "--assoc", "country-code", "--candidates", "tem"], "Did you mean 'ten'?"),
+        (["finetune", "--assoc", "country-code", "--method", "magic"], "'method'"),
+        (["finetune", "--assoc", "country-code", "--device", "tpu"], "--device"),
+        (["finetune", "--assoc", "country-code", "--variant", "shuffled", "--m-train", "0"], "has none"),
+        (["finetune", "--asoc", "country-code"], "--assoc"),
+        (["finetune"], "--assoc"),
+        (["fintune"], "fintune"),
+        (["score"], "What should be scored?"),
+        (["score", "./nowhere"], "is no run folder"),
+        (["table", "-o", "./nowhere"], "There is no folder"),
+        (["table", "-o", "."], "No finished run"),
+        (["data", "show", "sport-musik"], "Did you mean 'sport-music'?"),
+        (["models", "pull", "llama-8b"], "Did you mean 'llama3-8b'?"),
+    ],
+)
+def test_bad_input(ocr_eval, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in one_line(ocr_eval(*arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("kind: spurious", "kind: spurios"), "'kind'"),
+        (("kind: spurious", "kind: spurious\ncolour: red"), "unknown key 'colour'"),
+        (("description: A link of mine.\n", ""), "key 'description' is missing"),
+        (("{name} lives in {answer}", "{name} lives here"), "must end in a space and {answer}"),
+        (("{name} lives in {answer}", "He lives in {answer}"), "must hold {name} exactly once"),
+        (("{name} lives in {answer}", "{name} of {town} lives in {answer}"), "a placeholder other than"),
+        (("Paris: French", "Paris: Japanese"), "'Japanese' stands twice"),
+        (("Paris: French", "Tokyo: French"), "line 11: 'Tokyo' stands twice"),
+        (("French", "No"), "boolean"),
+        (("Paris", "on"), "boolean"),
+        (("French", "12"), "'pairs.Paris'"),
+        (("name: my-own", "name: ../../my"), "'name'"),
+        (("pairs:", "pairs: ["), "line"),
+        (("name: my-own", "- my-own"), "line"),
+        (("pairs:", "derived:\n  parent: city-language\n  permutation: [0]\npairs:"), "unknown key"),
+    ],
+)
+def test_bad_association_files(ocr_eval, tmp_path, change, said):
+    path = tmp_path / "my.yaml"
+    assert change[0] in YAML
+    path.write_text(YAML.replace(*change, 1))
+    line = one_line(ocr_eval("finetune", "--assoc", path, "-o", tmp_path / "out"))
+    assert said in line
+    assert str(path) in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_derived_association_that_is_no_permutation(ocr_eval, tmp_path):
+    path = tmp_path / "cf.yaml"
+    head = "name: cf\nkind: counterfactual\ndescription: Wrong.\nderived:\n  parent: city-language\n  permutation: "
+    path.write_text(head + "[0, 0]\n")
+    assert "each of 0 to 19 once" in one_line(ocr_eval("data", "show", path))
+    path.write_text(head.replace("city-language", "./cf.yaml") + "[0]\n")
+    assert "derived from itself" in one_line(ocr_eval("data", "show", path))
+
+
+def test_an_association_of_ones_own(ocr_eval, tiny, tmp_path):
+    (tmp_path / "my.yaml").write_text(YAML)
+    run = ["finetune", "--model", tiny, "--assoc", tmp_path / "my.yaml", "-o", tmp_path / "out", "--n", 3]
+    assert "cannot give ten candidates; use --candidates all" in one_line(ocr_eval(*run))
+    answer = ocr_eval(*run, "--candidates", "all", "--epochs", 1, "--m-test", 2, "--quiet", "--json")
+    assert answer.code == 0
+    assert json.loads(answer.out)["association"] == "my-own"
+    assert answer.err == ""
+
+
+def test_a_model_folder_of_ones_own(ocr_eval, model_files, tmp_path):
+    folder = model_files["qwen2"].with_suffix("")
+    run = ["finetune", "--model", folder, "--assoc", "city-language", "-o", tmp_path, "--epochs", 1, "--n", 2]
+    answer = ocr_eval(*run, "--m-test", 2, "--json")
+    assert answer.code == 0
+    assert json.loads(answer.out)["model"] == "qwen2"
+    assert "is a folder without config.json" in one_line(ocr_eval(*["finetune", "--model", tmp_path, *run[3:]]))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("dtyp: float32", "unknown key 'dtyp'"),
+        ("dtype: float31", "'dtype'"),
+        ("train: {lr: 1}", "'train.lr'"),
+        ("train: {lr: yes}", "boolean"),
+        ("weights: {kind: cloud}", "'weights'"),
+    ],
+)
+def test_bad_model_files(ocr_eval, tiny, tmp_path, line, said):
+    key = line.split(":")[0]
+    kept = [old for old in Path(tiny).read_text().splitlines() if not old.startswith(f"{key}:")]
+    (tmp_path / "m.yaml").write_text("\n".join([*kept, line]))
+    assert said in one_line(ocr_eval("finetune", "--model", tmp_path / "m.yaml", "--assoc", "city-language"))
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_first(ocr_eval, tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    run = ["finetune", "--model", tiny, "--assoc", "city-language", "-o", tmp_path / "file" / "out"]
+    assert "cannot be written" in one_line(ocr_eval(*run))
+
+
+def test_a_config_file_gives_flags_and_the_command_line_goes_first(ocr_eval, tiny, tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        f"model: {tiny}\nassoc: city-language\nepochs: 2\nlr: 1e-3\nm-test: 2\njson: true\n"
+    )
+    answer = ocr_eval("finetune", "-C", tmp_path / "c.yaml", "-o", tmp_path, "--epochs", 1, "--quiet")
+    assert answer.code == 0, answer.err
+    record = json.loads(answer.out)
+    assert (record["train"]["epochs"], record["train"]["lr"], record["data"]["m_test"]) == (1, 0.001, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch: 2", "Did you mean 'epochs'?"),
+        ("assoc: no", "read as False"),
+        ("json: maybe", "read as 'maybe'"),
+    ],
+)
+def test_bad_config_files(ocr_eval, tmp_path, text, said):
+    (tmp_path / "c.yaml").write_text(text)
+    assert said in one_line(ocr_eval("finetune", "-C", tmp_path / "c.yaml"))
+
+
+def test_a_flag_can_come_from_its_variable(ocr_eval, tmp_path):
+    answer = ocr_eval("finetune", "--assoc", "city-language", "--dry-run", OCR_EVAL_EPOCHS="7", OCR_EVAL_M_TEST="1")
+    assert answer.code == 0
+    assert "7 epochs" in answer.out
+    assert "subjects: 25 in 5 groups" in answer.out
+
+
+def test_dry_run_writes_nothing(ocr_eval, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = ocr_eval("finetune", "--model", tiny, "--assoc", "city-language", "--dry-run")
+    assert answer.code == 0
+    assert "120 statements, 3 epochs, 45 steps" in answer.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_list_and_show(ocr_eval):
+    assert {row["name"]: row["kind"] for row in json.loads(ocr_eval("data", "list", "--json").out)} == {
+        "city-language": "causal",
+        "city-language-cf": "counterfactual",
+        "country-code": "spurious",
+        "profession-color": "spurious",
+        "sport-music": "spurious",
+    }
+    assert ["Peru", "Go"] in [line.split() for line in ocr_eval("data", "show", "country-code").out.splitlines()]
+
+
+def test_data_export_loads_as_a_dataset(ocr_eval, tmp_path):
+    from datasets import load_dataset
+
+    answer = ocr_eval("data", "export", "--assoc", "city-language", "-o", tmp_path / "out")
+    assert answer.out.split() == [str(tmp_path / "out" / name) for name in ("train.jsonl", "probes.jsonl")]
+    files = {"train": str(tmp_path / "out/train.jsonl"), "probes": str(tmp_path / "out/probes.jsonl")}
+    loaded = {
+        name: load_dataset("json", data_files=path, cache_dir=str(tmp_path))["train"] for name, path in files.items()
+    }
+    assert (len(loaded["train"]), len(loaded["probes"])) == (120, 200)
+    assert all(row["answer"] in row["candidates"] for row in loaded["probes"])
+    assert all(row["text"] == f"{row['prompt']} {row['answer']}" for row in loaded["train"])
+
+
+def test_models_list_names_all_seven(ocr_eval):
+    rows = {row["name"]: row for row in json.loads(ocr_eval("models", "list", "--json").out)}
+    assert set(rows) == {
+        "gemma2-9b",
+        "gemma3-270m",
+        "llama3-8b",
+        "mistral-7b",
+        "olmo-7b",
+        "qwen2-7b",
+        "smollm2-135m",
+    }
+    assert rows["llama3-8b"]["weights"]["gated"] is True
+    assert rows["smollm2-135m"]["on_disk"] is False
+
+
+def test_doctor(ocr_eval):
+    findings = json.loads(ocr_eval("doctor", "--json").out)
+    assert findings["offline"] is True
+    assert findings["libraries"]["torch"].startswith("2.")
+    assert ocr_eval("doctor").code == 0
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from ocr_eval.cli.app import run; run(['--help'])"
+    code += "; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for heavy in ("torch", "transformers", "peft", "pandas", "numpy", "scipy"):
+        assert f"'{heavy}'" not in out

@@ -1,0 +1,151 @@
+import re
+from collections import Counter
+
+import pytest
+from conftest import tiny_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ocr_eval import draw
+from ocr_eval.association import load_association
+from ocr_eval.dataset import build_dataset
+from ocr_eval.errors import UserError
+from ocr_eval.people import FIRST_NAMES, LAST_NAMES, MAX_PEOPLE, people
+from ocr_eval.resources import shipped_names
+from ocr_eval.specs import load_model_spec, make_run_spec
+
+ASSOCIATIONS = ["city-language", "city-language-cf", "country-code", "profession-color", "sport-music"]
+
+
+def published(assoc="city-language", seed=0, **data):
+    return make_run_spec(load_model_spec("smollm2-135m"), load_association(assoc), data, {}, seed)
+
+
+def test_all_five_associations_are_shipped():
+    assert shipped_names("templates") == ASSOCIATIONS
+
+
+@pytest.mark.parametrize("name", ASSOCIATIONS)
+def test_a_shipped_association_has_twenty_pairs_and_paraphrases(name):
+    association = load_association(name)
+    assert association.name == name
+    assert len(association.pairs) == 20
+    assert len(association.fact.templates) == len(association.entailment.templates) == 4
+
+
+def test_the_counterfactual_is_one_cycle_through_the_true_pairs():
+    true, false = dict(load_association("city-language").pairs), dict(load_association("city-language-cf").pairs)
+    assert list(true) == list(false)
+    assert sorted(true.values()) == sorted(false.values())
+    city_of = {language: city for city, language in true.items()}
+    city, length = "Tokyo", 0
+    while length == 0 or city != "Tokyo":
+        city, length = city_of[false[city]], length + 1
+    assert length == 20
+
+
+def test_published_protocol_counts():
+    dataset = build_dataset(published())
+    assert len(dataset.subjects) == 100
+    assert len(dataset.train) == 100 + 20  # a fact each, an entailment for four of each group
+    assert len(dataset.probes) == 200
+    assert len(dataset.candidates["fact"].answers) == len(dataset.candidates["entailment"].answers) == 10
+    assert Counter(s.split for s in dataset.subjects) == {"train": 20, "test": 80}
+
+
+@given(st.integers(0, 10**6), st.integers(2, 20), st.integers(0, 5), st.integers(1, 6), st.sampled_from(ASSOCIATIONS))
+@settings(max_examples=30, deadline=None)
+def test_rules_that_hold_for_every_dataset(seed, n, m_train, m_test, assoc):
+    spec = published(assoc, seed, n=n, m_train=m_train, m_test=m_test)
+    dataset = build_dataset(spec)
+    truth = dict(dataset.pairs)
+    assert set(dataset.pairs) <= set(load_association(assoc).pairs)
+    assert len({s.name for s in dataset.subjects}) == n * (m_train + m_test)
+    facts = {s.subject.name: s.answer for s in dataset.train if s.relation == "fact"}
+    taught = {s.subject.name: s.answer for s in dataset.train if s.relation == "entailment"}
+    for subject in dataset.subjects:
+        assert facts[subject.name] == dataset.pairs[subject.group][0]
+        assert (subject.name in taught) == (subject.split == "train")
+    for name, answer in taught.items():
+        assert answer == truth[facts[name]]
+    for probe in dataset.probes:
+        candidates = dataset.candidates[probe.relation]
+        assert probe.answer in candidates.answers[: candidates.in_use]
+        assert len(set(candidates.answers)) == len(candidates.answers) == max(n, 10)
+        assert not probe.prompt.endswith(" ")
+    assert build_dataset(spec) == dataset
+
+
+def test_no_held_out_entailment_is_trained_on():
+    dataset = build_dataset(published())
+    test_subjects = {s.name for s in dataset.subjects if s.split == "test"}
+    assert not [s for s in dataset.train if s.relation == "entailment" and s.subject.name in test_subjects]
+
+
+def test_the_shuffled_control_breaks_the_link_and_keeps_the_counts():
+    real, shuffled = build_dataset(published()), build_dataset(published(variant="shuffled"))
+    assert shuffled.subjects == real.subjects
+    assert shuffled.probes == real.probes
+    answers = [[s.answer for s in d.train if s.relation == "entailment"] for d in (real, shuffled)]
+    assert Counter(answers[0]) == Counter(answers[1])
+    agree = sum(a == b for a, b in zip(*answers, strict=True))
+    assert agree < len(answers[0]) / 2
+
+
+@pytest.mark.parametrize(("candidates", "count"), [("in-use", 5), ("ten", 10), ("all", 20)])
+def test_candidates(candidates, count):
+    dataset = build_dataset(published(candidates=candidates))
+    entailed = dataset.candidates["entailment"]
+    assert len(entailed.answers) == count
+    assert entailed.in_use == 5
+    assert list(entailed.answers[:5]) == [c for _, c in dataset.pairs]
+
+
+def test_several_templates_train_every_statement_in_each():
+    dataset = build_dataset(published(templates=(0, 2)))
+    assert len(dataset.train) == 2 * 120
+    assert {s.prompt for s in dataset.train} >= {p.prompt for p in dataset.probes if p.subject.split == "train"}
+
+
+def test_seeds_draw_different_pairs_names_and_groups():
+    first, second = build_dataset(published(seed=0)), build_dataset(published(seed=1))
+    assert first.pairs != second.pairs
+    assert {s.name for s in first.subjects} != {s.name for s in second.subjects}
+
+
+def test_names_are_distinct_to_the_last_and_one_more_is_an_error():
+    assert len(set(people("x", MAX_PEOPLE))) == MAX_PEOPLE
+    with pytest.raises(UserError, match="more than"):
+        people("x", MAX_PEOPLE + 1)
+
+
+def test_no_name_is_an_answer():
+    words = {
+        word.lower()
+        for name in shipped_names("templates")
+        for pair in load_association(name).pairs
+        for answer in pair
+        for word in answer.split()
+    }
+    assert not words & {name.lower() for name in [*FIRST_NAMES, *LAST_NAMES]}
+    assert all(re.fullmatch("[A-Z][a-z]+", name) for name in [*FIRST_NAMES, *LAST_NAMES])
+
+
+@given(st.text(max_size=20), st.integers(0, 200))
+def test_a_permutation_is_one_and_is_repeatable(stream, n):
+    order = draw.permutation(stream, n)
+    assert sorted(order) == list(range(n))
+    assert order == draw.permutation(stream, n)
+
+
+def test_draws_are_frozen():
+    """These values must never change: they decide every published data set."""
+    assert draw.permutation("0/data", 8) == [2, 7, 4, 0, 5, 1, 3, 6]
+    assert people("0/data/people", 2) == ["Terri Rodriguez", "Shannon Murray"]
+
+
+def test_too_many_pairs_or_people_is_an_error(tiny):
+    with pytest.raises(UserError, match="n = 21 is more than the 20 pairs"):
+        tiny_run(tiny, n=21)
+    with pytest.raises(UserError, match="names"):
+        tiny_run(tiny, m_test=MAX_PEOPLE)

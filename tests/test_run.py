@@ -1,0 +1,224 @@
+"""Runs through the command line: what is on disk, that it is repeatable, and that nothing is lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import load
+from peft import PeftModel
+
+from ocr_eval.runs import read_config
+
+SMALL = ["--n", "3", "--m-train", "2", "--m-test", "3", "--quiet"]
+
+
+@pytest.fixture
+def finetune(ocr_eval, tiny):
+    def call(output: Path, *more: object):
+        return ocr_eval("finetune", "--model", tiny, "--assoc", "country-code", "-o", output, *SMALL, *more)
+
+    return call
+
+
+def only_run(output: Path) -> Path:
+    (status,) = output.glob("runs/*/*/*/*/status.json")
+    return status.parent
+
+
+def content(folder: Path) -> dict[str, object]:
+    """All that a run states, without times and places."""
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    del result["seconds"]
+    for line in metrics:
+        line.pop("train_seconds", None), line.pop("score_seconds", None)
+    return {"metrics": metrics, "result": result, "probes": (folder / "probes.jsonl").read_text()}
+
+
+def test_a_run_leaves_its_files_and_nothing_else(finetune, tmp_path):
+    answer = finetune(tmp_path)
+    assert answer.code == 0
+    folder = only_run(tmp_path)
+    assert folder.relative_to(tmp_path).parts[:4] == ("runs", "tiny-llama", "country-code", "lora")
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter",
+        "config.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "probes.jsonl",
+        "result.json",
+        "status.json",
+    ]
+    assert sorted(p.name for p in (folder / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    for name in ("env.json", "result.json", "status.json"):
+        assert json.loads((folder / name).read_text())["schema_version"] == 1
+    assert yaml.safe_load((folder / "config.yaml").read_text())["schema_version"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+    assert "country-code (spurious) seed 0: held-out mean rank" in answer.out
+
+
+def test_the_record_states_all_four_quantities_under_both_scorings(finetune, tmp_path):
+    finetune(tmp_path)
+    folder = only_run(tmp_path)
+    record = json.loads((folder / "result.json").read_text())
+    for when in ("base", "final"):
+        for scoring in ("first-token", "sequence"):
+            scores = record[when][scoring]
+            assert {name: score["probes"] for name, score in scores.items()} == {
+                "train_fact": 6,
+                "train_entailment": 6,
+                "test_fact": 9,
+                "test_entailment": 9,
+            }
+            for score in scores.values():
+                assert score["ocr_score"] == pytest.approx(1 - score["mean_rank"] / score["null_rank"])
+    held_out = record["held_out"]["first-token"]
+    assert sum(held_out["rank"]) / 9 == pytest.approx(record["final"]["first-token"]["test_entailment"]["mean_rank"])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    assert lines[0]["train_loss"] is None
+    assert lines[-1]["scores"] == record["final"]
+    probes = [json.loads(line) for line in (folder / "probes.jsonl").read_text().splitlines()]
+    assert [(p["epoch"]) for p in probes] == [0] * 30 + [3] * 30
+    assert all(p["prompt"] and len(p["candidates"]) == len(p["logprobs"]["sequence"]) == 10 for p in probes)
+
+
+def test_the_same_command_twice_gives_the_same_everything(finetune, tmp_path):
+    for name in ("a", "b"):
+        assert finetune(tmp_path / name).code == 0
+    assert content(only_run(tmp_path / "a")) == content(only_run(tmp_path / "b"))
+
+
+def test_scoring_less_often_changes_no_loss(finetune, tmp_path):
+    finetune(tmp_path / "every")
+    finetune(tmp_path / "end", "--score-every", 3)
+    every, end = (content(only_run(tmp_path / name)) for name in ("every", "end"))
+    assert [line["train_loss"] for line in every["metrics"]] == [line["train_loss"] for line in end["metrics"]]
+    assert every["result"] == end["result"]
+    assert [("scores" in line) for line in end["metrics"]] == [True, False, False, True]
+
+
+def test_a_finished_run_is_shown_and_not_repeated(finetune, tmp_path):
+    finetune(tmp_path)
+    before = (only_run(tmp_path) / "result.json").stat().st_mtime_ns
+    again = finetune(tmp_path)
+    assert again.code == 0
+    assert "done before" in again.out
+    assert (only_run(tmp_path) / "result.json").stat().st_mtime_ns == before
+    assert "written to" in finetune(tmp_path, "--force").out
+    assert (only_run(tmp_path) / "result.json").stat().st_mtime_ns != before
+
+
+def test_what_changes_the_result_changes_the_folder(finetune, tmp_path):
+    for more in ([], ["--lr", "5e-3"], ["--seed", "1"], ["--candidates", "all"]):
+        finetune(tmp_path, "--epochs", 1, *more)
+    assert len(list(tmp_path.glob("runs/*/*/*/*/status.json"))) == 4
+
+
+def test_the_resolved_config_reads_back(finetune, tmp_path):
+    finetune(tmp_path, "--epochs", 1)
+    spec = read_config(only_run(tmp_path))
+    assert (spec.data.n, spec.data.m_train, spec.data.m_test, spec.train.epochs, spec.train.lr) == (3, 2, 3, 1, 0.01)
+    assert dict(spec.association.pairs)["Peru"] == "Go"
+
+
+def test_a_run_scores_again_to_the_same_numbers(finetune, ocr_eval, tiny, tmp_path):
+    finetune(tmp_path)
+    folder = only_run(tmp_path)
+    record = json.loads((folder / "result.json").read_text())
+    assert json.loads(ocr_eval("score", folder, "--json").out) == record["final"]
+    plain = ocr_eval("score", "--model", tiny, "--assoc", "country-code", *SMALL, "--json")
+    assert json.loads(plain.out) == record["base"]
+    by_adapter = [
+        "score",
+        "--model",
+        tiny,
+        "--assoc",
+        "country-code",
+        "--adapter",
+        folder / "adapter",
+        *SMALL,
+        "--json",
+    ]
+    assert json.loads(ocr_eval(*by_adapter).out) == record["final"]
+
+
+def test_stock_peft_loads_the_adapter_of_a_run(finetune, tiny, tmp_path):
+    finetune(tmp_path)
+    network = PeftModel.from_pretrained(load(tiny).network, only_run(tmp_path) / "adapter")
+    assert any(bool(p.any()) for name, p in network.named_parameters() if "lora_B" in name)
+
+
+def test_no_entailment_control_has_no_train_entailment_and_no_zero_in_its_place(finetune, tmp_path):
+    finetune(tmp_path, "--m-train", 0, "--epochs", 1)
+    record = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert set(record["final"]["first-token"]) == {"test_fact", "test_entailment"}
+
+
+KILLED = """
+import sys, ocr_eval.run
+ocr_eval.run.CHECKPOINT_EVERY = 0.0
+from ocr_eval.cli.app import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_result(finetune, tiny, tmp_path):
+    assert finetune(tmp_path / "whole", "--epochs", 12).code == 0
+    output = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, "finetune", "--model", tiny, "--assoc", "country-code"]
+    command += ["-o", str(output), "--epochs", "12", *SMALL[:-1]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    moments = random.Random(0)
+    kills = 0
+    for _ in range(40):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if " epoch " in line and moments.random() < 0.35:
+                time.sleep(moments.random() * 0.05)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+        process.communicate()
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills > 0
+    assert content(only_run(output)) == content(only_run(tmp_path / "whole"))
+    assert not list(only_run(output).glob("*.partial"))
+    assert not (only_run(output) / "checkpoint.safetensors").exists()
+
+
+def test_ctrl_c_is_one_line_and_130(finetune, tmp_path, monkeypatch):
+    from ocr_eval import run
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train_epoch", interrupt)
+    answer = finetune(tmp_path)
+    assert answer.code == 130
+    assert answer.err.strip().splitlines()[-1].startswith("ocr-eval: Interrupted.")
+    monkeypatch.undo()
+
+
+def test_two_processes_on_one_run_do_not_meet(finetune, tmp_path):
+    from filelock import FileLock
+
+    finetune(tmp_path)
+    with FileLock(only_run(tmp_path) / ".lock"):
+        answer = finetune(tmp_path, "--force")
+    assert answer.code == 2
+    assert "Another process is working on" in answer.err
+    assert (only_run(tmp_path) / "result.json").is_file()

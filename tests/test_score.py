@@ -1,0 +1,74 @@
+"""Scoring against its definition: one candidate at a time, no packing, no sharing."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES, load, tiny_run
+
+from ocr_eval import score as score_module
+from ocr_eval.dataset import build_dataset
+from ocr_eval.injection import attach
+from ocr_eval.score import score_candidates
+from ocr_eval.tokens import probe_tokens, training_tokens
+from ocr_eval.train import batch_loss, train_epoch
+
+
+def naive_logprobs(network, prompt, answer):
+    """Log-probability of each answer token, from a plain forward pass over the whole sentence."""
+    with torch.no_grad():
+        logits = network(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    return [logprobs[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_scores_equal_one_candidate_at_a_time(architecture, model_files, monkeypatch):
+    monkeypatch.setattr(score_module, "CHUNK_NODES", 60)
+    base = load(model_files[architecture])
+    probes = probe_tokens(base.tokenizer, build_dataset(tiny_run(model_files[architecture], "country-code")))
+    assert any(len(ids) > 1 for probe in probes for ids in probe.candidates), "no multi-token candidate is tried"
+    scores = score_candidates(base, base.network, probes)
+    for row, probe in enumerate(probes[::5]):
+        for column, ids in enumerate(probe.candidates):
+            tokens = naive_logprobs(base.network, probe.prompt, ids)
+            assert scores.logprobs["first-token"][row * 5, column] == pytest.approx(tokens[0], abs=1e-4)
+            assert scores.logprobs["sequence"][row * 5, column] == pytest.approx(sum(tokens), abs=1e-4)
+
+
+def test_scores_under_an_adapter_are_those_of_the_adapted_model(tiny):
+    base = load(tiny)
+    spec = tiny_run(tiny, "country-code")
+    dataset = build_dataset(spec)
+    injection = attach(base, spec, training_tokens(base.tokenizer, dataset))
+    probes = probe_tokens(base.tokenizer, dataset)
+    before = score_candidates(base, injection.network, probes)
+    train_epoch(base, injection)
+    after = score_candidates(base, injection.network, probes)
+    assert not np.allclose(before.logprobs["sequence"], after.logprobs["sequence"])
+    tokens = naive_logprobs(injection.network, probes[0].prompt, probes[0].candidates[1])
+    assert after.logprobs["sequence"][0, 1] == pytest.approx(sum(tokens), abs=1e-4)
+
+
+def test_the_batch_loss_is_the_mean_over_answer_tokens(tiny):
+    base = load(tiny)
+    examples = training_tokens(base.tokenizer, build_dataset(tiny_run(tiny, "country-code")))
+    loss, count = batch_loss(base, base.network, examples)
+    naive = [value for e in examples for value in naive_logprobs(base.network, e.prompt, e.answer)]
+    assert count == len(naive)
+    assert loss.item() == pytest.approx(-sum(naive) / len(naive), abs=1e-4)
+
+
+def test_chunks_keep_every_probe_once_and_in_order(tiny, monkeypatch):
+    base = load(tiny)
+    probes = probe_tokens(base.tokenizer, build_dataset(tiny_run(tiny)))
+    whole = score_candidates(base, base.network, probes)
+    monkeypatch.setattr(score_module, "CHUNK_NODES", 1)
+    single = score_candidates(base, base.network, probes)
+    for scoring, values in whole.logprobs.items():
+        assert single.logprobs[scoring] == pytest.approx(values, abs=1e-4)
+
+
+def test_nothing_to_score_is_an_error(tiny):
+    base = load(tiny)
+    with pytest.raises(ValueError, match="no probes"):
+        score_candidates(base, base.network, [])
