@@ -6,6 +6,7 @@ Training and scoring both read a network through this function, so what is train
 from __future__ import annotations
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 
 from ocr_eval.forest import Forest, Reads
 from ocr_eval.models import Base
@@ -23,7 +24,8 @@ def token_logprobs(base: Base, network: torch.nn.Module, forest: Forest, reads: 
         reads: where logits are read and which tokens are expected there.
     """
     device = base.device
-    with base.autocast():
+    # The adapters' fp32 masters are cast by autocast; PEFT need not cast every input to fp32 and back as well.
+    with base.autocast(), disable_input_dtype_casting(network, active=base.dtype != torch.float32):
         logits_RV = network(
             **forest.tensors(device, base.dtype),
             logits_to_keep=torch.tensor(reads.nodes, device=device),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -74,7 +75,7 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto") ->
                 attn_implementation=spec.attention,
                 local_files_only=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
     network.requires_grad_(False)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ocr_eval import provenance, stats, weights
-from ocr_eval.dataset import QUANTITIES, RelationName, Split, build_dataset
+from ocr_eval import provenance, weights
+from ocr_eval.dataset import build_dataset
 from ocr_eval.injection import Injection, attach, detach, load_adapter
+from ocr_eval.measure import facts_learned, probe_lines, quantity_ranks, summarize_quantities
 from ocr_eval.models import Base, Device, load_base
 from ocr_eval.progress import say
-from ocr_eval.records import HeldOut, Quantity, Record, Score, Scores
+from ocr_eval.records import HeldOut, Record, Scores
 from ocr_eval.runs import RunFolder, prepare_output
 from ocr_eval.score import CandidateScores, score_candidates
-from ocr_eval.specs import SCORINGS, RunSpec, Scoring
+from ocr_eval.specs import SCORINGS, RunSpec
 from ocr_eval.tokens import ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.train import train_epoch
 
@@ -161,72 +162,6 @@ def _scored_line(
         },
     }
     return scores, line
-
-
-def quantity_ranks(
-    probes: Sequence[ProbeTokens], scores: CandidateScores, scoring: Scoring, split: Split, relation: RelationName
-) -> stats.Ranks | None:
-    """Ranks of the probes of one quantity, None where the protocol leaves it without probes (m_train = 0)."""
-    rows = [i for i, p in enumerate(probes) if p.statement.subject.split == split and p.statement.relation == relation]
-    if not rows:
-        return None
-    targets = [probes[i].target for i in rows]
-    return stats.rank_probes(scores.logprobs[scoring][rows], targets, probes[rows[0]].in_use)
-
-
-def summarize_quantities(probes: Sequence[ProbeTokens], scores: CandidateScores) -> Scores:
-    """Mean rank, null rank, OCR score and top-1 of each of the four quantities under both scorings.
-
-    A quantity without probes is absent.
-    """
-    result: Scores = {scoring: {} for scoring in SCORINGS}
-    for scoring in SCORINGS:
-        for split, relation in QUANTITIES:
-            ranks = quantity_ranks(probes, scores, scoring, split, relation)
-            if ranks is not None:
-                result[scoring][quantity_name(split, relation)] = Score(**asdict(stats.summarize(ranks)))
-    return result
-
-
-def quantity_name(split: Split, relation: RelationName) -> Quantity:
-    """A quantity's name in files."""
-    names: dict[tuple[Split, RelationName], Quantity] = {
-        ("train", "fact"): "train_fact",
-        ("train", "entailment"): "train_entailment",
-        ("test", "fact"): "test_fact",
-        ("test", "entailment"): "test_entailment",
-    }
-    return names[split, relation]
-
-
-def probe_lines(probes: Sequence[ProbeTokens], scores: CandidateScores, epoch: int) -> list[dict[str, Any]]:
-    """The lines of probes.jsonl for one epoch."""
-    ranks = {
-        scoring: stats.rank_probes(scores.logprobs[scoring], [p.target for p in probes], probes[0].in_use)
-        for scoring in SCORINGS
-    }
-    return [
-        {
-            "epoch": epoch,
-            "subject": probe.statement.subject.name,
-            "group": probe.statement.subject.group,
-            "quantity": quantity_name(probe.statement.subject.split, probe.statement.relation),
-            "prompt": probe.statement.prompt,
-            "answer": probe.statement.answer,
-            "candidates": list(probe.answers),
-            "in_use": probe.in_use,
-            "logprobs": {scoring: [round(v, 5) for v in scores.logprobs[scoring][i].tolist()] for scoring in SCORINGS},
-            "rank": {scoring: float(ranks[scoring].rank[i]) for scoring in SCORINGS},
-            "null_rank": {scoring: float(ranks[scoring].null[i]) for scoring in SCORINGS},
-        }
-        for i, probe in enumerate(probes)
-    ]
-
-
-def facts_learned(scores: Scores) -> bool:
-    """Whether top-1 (first token) on the facts of every kind of subject reached 95 %."""
-    facts = [score for quantity, score in scores["first-token"].items() if quantity in ("train_fact", "test_fact")]
-    return all(score.top1 >= stats.LEARNED_TOP1 for score in facts)
 
 
 def _record(

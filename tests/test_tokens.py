@@ -65,7 +65,7 @@ def test_candidates_that_share_a_first_token_are_named(tiny):
         lambda text: [ord(text[i]) + 200 * (text[i - 1] == " ") for i in range(len(text)) if text[i] != " "]
     )
     dataset = build_dataset(tiny_run(tiny, candidates="all"))
-    with pytest.raises(UserError, match="Madrid = Moscow|Moscow = Madrid"):
+    with pytest.raises(UserError, match=r"Madrid = Moscow|Moscow = Madrid"):
         probe_tokens(letters, dataset)
 
 

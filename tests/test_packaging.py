@@ -1,0 +1,65 @@
+"""The wheel, installed outside the checkout, is whole."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_wheel_works_away_from_the_checkout(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        ROOT,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"ocr_eval", "ocr_toy"}
+
+    venv.create(tmp_path / "venv", with_pip=False)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")}))
+    zipfile.ZipFile(wheel).extractall(site)
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+
+    def run(*arguments: str) -> str:
+        command = [tmp_path / "venv/bin/python", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("-c", "import ocr_eval; print(ocr_eval.__file__)").startswith(str(site))
+    assert "country-code" in run("-m", "ocr_eval", "data", "list")
+    assert "llama3-8b" in run("-m", "ocr_eval", "models", "list")
+    assert "120 statements" in run("-m", "ocr_eval", "finetune", "--assoc", "sport-music", "--dry-run")
+
+
+def test_the_lock_names_every_dependency_of_the_project_with_one_version():
+    import tomllib
+
+    locked = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            locked[name.lower().replace("_", "-")] = version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = (
+        project["dependencies"] + project["optional-dependencies"]["dev"] + project["optional-dependencies"]["theory"]
+    )
+    for requirement in wanted:
+        name = requirement.split(";")[0].split(">=")[0].split("[")[0].strip().lower().replace("_", "-")
+        assert name in locked or name == "ocr-eval", f"{name} is not in requirements.lock; run 'make lock'"
+    assert not [version for version in locked.values() if "+" in version]
