@@ -109,10 +109,14 @@ def _build(association: Association, data: DataSpec, stream: str) -> Dataset:
 
 
 def _subjects(data: DataSpec, stream: str) -> Iterator[Subject]:
-    names = iter(people(f"{stream}/people", data.subjects))
+    """Test subjects take the first names drawn, so that they are the same people whatever m_train is."""
+    names = people(f"{stream}/people", data.subjects)
+    test, train = names[: data.n * data.m_test], names[data.n * data.m_test :]
     for group in range(data.n):
-        for i in range(data.m_train + data.m_test):
-            yield Subject(next(names), group, "train" if i < data.m_train else "test")
+        for name in train[group * data.m_train : (group + 1) * data.m_train]:
+            yield Subject(name, group, "train")
+        for name in test[group * data.m_test : (group + 1) * data.m_test]:
+            yield Subject(name, group, "test")
 
 
 def _training(

@@ -8,7 +8,7 @@ from typing import Any
 
 from ocr_eval import stats
 from ocr_eval.dataset import QUANTITIES, RelationName, Split
-from ocr_eval.records import Quantity, Score, Scores
+from ocr_eval.records import HeldOut, Quantity, Score, Scores
 from ocr_eval.score import CandidateScores
 from ocr_eval.specs import SCORINGS, Scoring
 from ocr_eval.tokens import ProbeTokens
@@ -18,11 +18,27 @@ def quantity_ranks(
     probes: Sequence[ProbeTokens], scores: CandidateScores, scoring: Scoring, split: Split, relation: RelationName
 ) -> stats.Ranks | None:
     """Ranks of the probes of one quantity, None where the protocol leaves it without probes (m_train = 0)."""
-    rows = [i for i, p in enumerate(probes) if p.statement.subject.split == split and p.statement.relation == relation]
+    rows = quantity_rows(probes, split, relation)
     if not rows:
         return None
     targets = [probes[i].target for i in rows]
     return stats.rank_probes(scores.logprobs[scoring][rows], targets, probes[rows[0]].in_use)
+
+
+def quantity_rows(probes: Sequence[ProbeTokens], split: Split, relation: RelationName) -> list[int]:
+    """Indices of the probes of one quantity."""
+    return [i for i, p in enumerate(probes) if p.statement.subject.split == split and p.statement.relation == relation]
+
+
+def held_out(probes: Sequence[ProbeTokens], scores: CandidateScores) -> dict[Scoring, HeldOut]:
+    """Subject by subject, the ranks of the held-out entailments under each scoring."""
+    subjects = [probes[i].statement.subject.name for i in quantity_rows(probes, "test", "entailment")]
+    result: dict[Scoring, HeldOut] = {}
+    for scoring in SCORINGS:
+        ranks = quantity_ranks(probes, scores, scoring, "test", "entailment")
+        assert ranks is not None, "m_test is at least 1"
+        result[scoring] = HeldOut(subject=subjects, rank=ranks.rank.tolist(), null=ranks.null.tolist())
+    return result
 
 
 def summarize_quantities(probes: Sequence[ProbeTokens], scores: CandidateScores) -> Scores:

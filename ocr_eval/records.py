@@ -25,6 +25,8 @@ class Score(_Frozen):
     null_rank: float
     ocr_score: float
     top1: float
+    mrr: float
+    margin: float
     ties: int
 
 
@@ -34,6 +36,7 @@ Scores = dict[Scoring, dict[Quantity, Score]]
 class HeldOut(_Frozen):
     """Rank and null rank of each test subject's entailment, in one order: what intervals are computed from."""
 
+    subject: list[str]
     rank: list[float]
     null: list[float]
 

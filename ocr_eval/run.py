@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ocr_eval import provenance, weights
+from ocr_eval.audit import audit_dataset
 from ocr_eval.dataset import build_dataset
 from ocr_eval.injection import Injection, attach, detach, load_adapter
-from ocr_eval.measure import facts_learned, probe_lines, quantity_ranks, summarize_quantities
+from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
 from ocr_eval.models import Base, Device, load_base
 from ocr_eval.progress import say
-from ocr_eval.records import HeldOut, Record, Scores
+from ocr_eval.records import Record, Scores
 from ocr_eval.runs import RunFolder, prepare_output
 from ocr_eval.score import CandidateScores, score_candidates
-from ocr_eval.specs import SCORINGS, RunSpec
+from ocr_eval.specs import RunSpec
 from ocr_eval.tokens import ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.train import train_epoch
 
@@ -85,7 +86,8 @@ def _inject(base: Base, spec: RunSpec, folder: RunFolder, every: int) -> Record:
     dataset = build_dataset(spec)
     examples = training_tokens(base.tokenizer, dataset)
     probes = probe_tokens(base.tokenizer, dataset)
-    folder.begin(spec, provenance.environment(str(base.device)))
+    audit = audit_dataset(base.tokenizer, dataset)
+    folder.begin(spec, provenance.environment(str(base.device)), audit.as_json())
     injection = attach(base, spec, examples)
     try:
         if folder.checkpoint.is_file():
@@ -173,11 +175,6 @@ def _record(
     scores: CandidateScores,
 ) -> Record:
     final = summarize_quantities(probes, scores)
-    held_out = {
-        scoring: HeldOut(rank=ranks.rank.tolist(), null=ranks.null.tolist())
-        for scoring in SCORINGS
-        if (ranks := quantity_ranks(probes, scores, scoring, "test", "entailment"))
-    }
     return Record.model_validate(
         {
             "run": folder.identity,
@@ -192,7 +189,7 @@ def _record(
             "facts_learned": facts_learned(final),
             "base": lines[0]["scores"],
             "final": final,
-            "held_out": held_out,
+            "held_out": held_out(probes, scores),
             "train_loss": lines[-1]["train_loss"],
             "seconds": {
                 "train": round(sum(line["train_seconds"] for line in lines), 2),

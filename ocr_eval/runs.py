@@ -3,6 +3,7 @@
     <output>/runs/<model>/<association>/<method>/seed<k>-<fingerprint>/
         config.yaml    the resolved RunSpec
         env.json       versions, commit, device
+        audit.json     what the tokenizer makes of the candidates
         metrics.jsonl  a line an epoch, from epoch 0 (the untouched base)
         probes.jsonl   a line a probe, for epoch 0 and the last epoch
         adapter/       PEFT format
@@ -138,10 +139,11 @@ class RunFolder:
                 continue
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    def begin(self, spec: RunSpec, environment: dict[str, Any]) -> None:
-        """Write what the run is and where it runs."""
+    def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
+        """Write what the run is, where it runs and what the tokenizer makes of its candidates."""
         write_atomic(self.path / "config.yaml", config_yaml(spec))
         write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment}))
+        write_atomic(self.path / "audit.json", _json({"schema_version": SCHEMA_VERSION, **audit}))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, an empty list if there are none yet."""

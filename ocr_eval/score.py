@@ -1,10 +1,11 @@
-"""Probes -> log-probabilities of every candidate under both scorings, from one forward pass a chunk.
+"""Probes -> log-probabilities of every candidate under all scorings, from one forward pass a chunk.
 
 - ``first-token``: log-probability of the first token of the candidate (the published scoring).
 - ``sequence``: sum of the log-probabilities of all its tokens.
+- ``per-token``: the same divided by their number.
 
 All candidates' tails hang below their prompt in one token forest (forest.py), so a prompt is computed once,
-candidates of a single token cost nothing more, and both scorings come from the same pass.
+candidates of a single token cost nothing more, and all scorings come from the same pass.
 Log-softmax is in fp32. Ranks are computed from these numbers in ``stats``.
 
 Dimension letters:  P probes,  C candidates.
@@ -48,6 +49,7 @@ def score_candidates(base: Base, network: torch.nn.Module, probes: Sequence[Prob
     network.eval()
     first: list[list[float]] = []
     whole: list[list[float]] = []
+    lengths: list[list[int]] = []
     for chunk in _chunks(probes):
         builder = ForestBuilder()
         reads, spans = read_answers(builder, [(probe.prompt, probe.candidates) for probe in chunk])
@@ -58,7 +60,11 @@ def score_candidates(base: Base, network: torch.nn.Module, probes: Sequence[Prob
             candidate_spans = [next(by_candidate) for _ in probe.candidates]
             first.append([logprobs[span[0]] for span in candidate_spans])
             whole.append([sum(logprobs[i] for i in span) for span in candidate_spans])
-    return CandidateScores({"first-token": np.array(first), "sequence": np.array(whole)})
+            lengths.append([len(span) for span in candidate_spans])
+    whole_PC = np.array(whole)
+    return CandidateScores(
+        {"first-token": np.array(first), "sequence": whole_PC, "per-token": whole_PC / np.array(lengths)}
+    )
 
 
 def _chunks(probes: Sequence[ProbeTokens]) -> Iterator[list[ProbeTokens]]:

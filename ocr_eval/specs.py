@@ -21,8 +21,8 @@ SCHEMA_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Method = Literal["lora"]
-Scoring = Literal["first-token", "sequence"]
-SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence")
+Scoring = Literal["first-token", "sequence", "per-token"]
+SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
 
 
 class _Strict(BaseModel):

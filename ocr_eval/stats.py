@@ -5,6 +5,7 @@
     null rank of a probe   = mean midrank over the in-use answers: the rank to expect had the group labels
                              been permuted, that is, from a model that knows which answers occur and no more
     OCR score              = 1 - mean rank / mean null rank
+    margin of a probe      = log-probability of its right answer minus that of the best other candidate, in nats
 
 Dimension letters:  P probes,  C candidates.
 """
@@ -31,11 +32,13 @@ class Ranks:
         rank: midrank of the right answer.
         null: mean midrank of the in-use answers.
         ties: how many candidates other than the right one are exactly as probable as it.
+        margin: nats by which the right answer leads the best other candidate; negative when it does not.
     """
 
     rank: Floats
     null: Floats
     ties: NDArray[np.int64]
+    margin: Floats
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Summary:
         null_rank: the mean rank that permuted group labels would give.
         ocr_score: 1 - mean_rank / null_rank; 1 always inferred, 0 nothing transferred, below 0 anti-transfer.
         top1: share of probes whose right answer is strictly the most probable.
+        mrr: mean reciprocal rank, 1 / (rank + 1).
+        margin: mean margin in nats.
         ties: probes whose right answer is tied with another candidate.
     """
 
@@ -56,6 +61,8 @@ class Summary:
     null_rank: float
     ocr_score: float
     top1: float
+    mrr: float
+    margin: float
     ties: int
 
 
@@ -85,8 +92,15 @@ def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int) -> Ran
     ranks_PC = midranks(logprobs_PC)
     probe_P = np.arange(len(targets))
     target_P = np.asarray(targets)
-    ties_P = (logprobs_PC == logprobs_PC[probe_P, target_P][:, None]).sum(axis=1) - 1
-    return Ranks(rank=ranks_PC[probe_P, target_P], null=ranks_PC[:, :in_use].mean(axis=1), ties=ties_P)
+    right_P = logprobs_PC[probe_P, target_P]
+    others_PC = logprobs_PC.copy()
+    others_PC[probe_P, target_P] = -np.inf
+    return Ranks(
+        rank=ranks_PC[probe_P, target_P],
+        null=ranks_PC[:, :in_use].mean(axis=1),
+        ties=(logprobs_PC == right_P[:, None]).sum(axis=1) - 1,
+        margin=right_P - others_PC.max(axis=1),
+    )
 
 
 def summarize(ranks: Ranks) -> Summary:
@@ -105,5 +119,7 @@ def summarize(ranks: Ranks) -> Summary:
         null_rank=null_rank,
         ocr_score=1.0 - mean_rank / null_rank,
         top1=float((ranks.rank == 0).mean()),
+        mrr=float((1 / (ranks.rank + 1)).mean()),
+        margin=float(ranks.margin.mean()),
         ties=int((ranks.ties > 0).sum()),
     )

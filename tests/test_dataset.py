@@ -101,6 +101,13 @@ def test_candidates(candidates, count):
     assert list(entailed.answers[:5]) == [c for _, c in dataset.pairs]
 
 
+def test_test_subjects_are_the_same_people_whatever_m_train_is():
+    def held_out(**data):
+        return [(s.name, s.group) for s in build_dataset(published(**data)).subjects if s.split == "test"]
+
+    assert held_out(m_train=0) == held_out(m_train=4) == held_out(variant="shuffled")
+
+
 def test_several_templates_train_every_statement_in_each():
     dataset = build_dataset(published(templates=(0, 2)))
     assert len(dataset.train) == 2 * 120

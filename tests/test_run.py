@@ -49,6 +49,7 @@ def test_a_run_leaves_its_files_and_nothing_else(finetune, tmp_path):
     assert folder.relative_to(tmp_path).parts[:4] == ("runs", "tiny-llama", "country-code", "lora")
     assert sorted(p.name for p in folder.iterdir()) == [
         "adapter",
+        "audit.json",
         "config.yaml",
         "env.json",
         "metrics.jsonl",
@@ -60,19 +61,19 @@ def test_a_run_leaves_its_files_and_nothing_else(finetune, tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
-    for name in ("env.json", "result.json", "status.json"):
+    for name in ("audit.json", "env.json", "result.json", "status.json"):
         assert json.loads((folder / name).read_text())["schema_version"] == 1
     assert yaml.safe_load((folder / "config.yaml").read_text())["schema_version"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
     assert "country-code (spurious) seed 0: held-out mean rank" in answer.out
 
 
-def test_the_record_states_all_four_quantities_under_both_scorings(finetune, tmp_path):
+def test_the_record_states_all_four_quantities_under_every_scoring(finetune, tmp_path):
     finetune(tmp_path)
     folder = only_run(tmp_path)
     record = json.loads((folder / "result.json").read_text())
     for when in ("base", "final"):
-        for scoring in ("first-token", "sequence"):
+        for scoring in ("first-token", "sequence", "per-token"):
             scores = record[when][scoring]
             assert {name: score["probes"] for name, score in scores.items()} == {
                 "train_fact": 6,

@@ -33,6 +33,8 @@ def test_scores_equal_one_candidate_at_a_time(architecture, model_files, monkeyp
             tokens = naive_logprobs(base.network, probe.prompt, ids)
             assert scores.logprobs["first-token"][row * 5, column] == pytest.approx(tokens[0], abs=1e-4)
             assert scores.logprobs["sequence"][row * 5, column] == pytest.approx(sum(tokens), abs=1e-4)
+            mean = sum(tokens) / len(tokens)
+            assert scores.logprobs["per-token"][row * 5, column] == pytest.approx(mean, abs=1e-4)
 
 
 def test_scores_under_an_adapter_are_those_of_the_adapted_model(tiny):

@@ -47,12 +47,15 @@ def test_hand_worked_case():
     assert ranks.rank.tolist() == [1.5, 0.0, 1.5]
     assert ranks.null.tolist() == [0.75, 1.25, 1.5]  # (0 + 1.5) / 2, (2.5 + 0) / 2, (1.5 + 1.5) / 2
     assert ranks.ties.tolist() == [1, 0, 3]
+    assert ranks.margin == pytest.approx([np.log(0.2 / 0.5), np.log(0.6 / 0.2), 0.0])
     summary = summarize(ranks)
     assert summary.probes == 3
     assert summary.mean_rank == pytest.approx(1.0)
     assert summary.null_rank == pytest.approx(3.5 / 3)
     assert summary.ocr_score == pytest.approx(1 - 3 / 3.5)
     assert summary.top1 == pytest.approx(1 / 3)
+    assert summary.mrr == pytest.approx((1 / 2.5 + 1 + 1 / 2.5) / 3)
+    assert summary.margin == pytest.approx((np.log(0.4) + np.log(3)) / 3)
     assert summary.ties == 2
 
 

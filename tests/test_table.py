@@ -6,13 +6,15 @@ import pytest
 
 from ocr_eval.published import published_mean_ranks
 from ocr_eval.records import HeldOut, Record, Score
-from ocr_eval.specs import DataSpec, TrainSpec
+from ocr_eval.specs import SCORINGS, DataSpec, TrainSpec
 from ocr_eval.table import build_table, finding, to_csv, to_json, to_markdown
 
 
 def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.0, learned=True, **changes) -> Record:
-    score = Score(probes=80, mean_rank=rank, null_rank=null, ocr_score=1 - rank / null, top1=0.5, ties=0)
-    scores = {scoring: {"test_entailment": score} for scoring in ("first-token", "sequence")}
+    score = Score(
+        probes=80, mean_rank=rank, null_rank=null, ocr_score=1 - rank / null, top1=0.5, mrr=0.7, margin=1.0, ties=0
+    )
+    scores = {scoring: {"test_entailment": score} for scoring in SCORINGS}
     values = {
         "run": f"m/{association}/lora/seed{seed}",
         "model": "smollm2-135m",
@@ -26,7 +28,7 @@ def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.
         "facts_learned": learned,
         "base": scores,
         "final": scores,
-        "held_out": {scoring: HeldOut(rank=[rank], null=[null]) for scoring in ("first-token", "sequence")},
+        "held_out": {scoring: HeldOut(subject=["Ann"], rank=[rank], null=[null]) for scoring in SCORINGS},
         "train_loss": 0.1,
         "seconds": {"train": 1.0, "score": 1.0},
         "base_identity": "gguf:0",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ocr_eval.specs import Scoring
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-SCORINGS = ("first-token", "sequence")
+SCORINGS = ("first-token", "sequence", "per-token")
 
 
 def finetune(

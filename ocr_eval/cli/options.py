@@ -86,7 +86,7 @@ QuietOption = Annotated[bool, _option("--quiet", "-q", panel=OUTPUT, help="No pr
 DryRunOption = Annotated[bool, _option("--dry-run", panel=OUTPUT, help="Print the resolved plan and stop.")]
 ForceOption = Annotated[bool, _option("--force", panel=OUTPUT, help="Do it again even if it is done.")]
 ScoreEveryOption = Annotated[int, _option("--score-every", min=1, panel=OUTPUT, help="Epochs between scorings.")]
-ScoringOption = Annotated[str, _option("--scoring", help="first-token (the published one) or sequence.")]
+ScoringOption = Annotated[str, _option("--scoring", help="first-token (the published one), sequence or per-token.")]
 
 
 def choice(flag: str, value: str, values: tuple[str, ...]) -> str:

@@ -1,0 +1,57 @@
+"""The README's commands run as written, and its table is the program's."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+#: Small enough that the whole README runs in under a minute; the flags in the text go first.
+SMALL = {"OCR_EVAL_EPOCHS": "1", "OCR_EVAL_M_TEST": "2", "OCR_EVAL_M_TRAIN": "1", "OCR_EVAL_QUIET": "1"}
+
+
+@pytest.mark.real_model
+def test_the_commands_of_the_readme_run(tmp_path):
+    (tmp_path / "results").mkdir()
+    shutil.copytree(ROOT / "results/smollm2-135m", tmp_path / "results/smollm2-135m")
+    example = re.search(r"```yaml\n# my-association\.yaml\n(.*?)```", README, re.S)
+    assert example
+    (tmp_path / "my-association.yaml").write_text(example[1])
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+    ours = [command for command in commands if command.startswith("ocr-eval ")]
+    assert len(ours) >= 12
+    environment = {**os.environ, **SMALL, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in ours:
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_the_two_commands_at_the_top_are_targets_of_the_makefile():
+    first = re.findall(r"```sh\n(.*?)```", README, re.S)[0]
+    targets = [shlex.split(line, comments=True)[1] for line in first.splitlines()]
+    assert targets == ["demo", "test"]
+    for target in targets:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_the_table_is_what_the_program_makes_of_the_records(ocr_eval):
+    shown = re.search(r"<!-- table: (\S+) -->\n(.*?)<!-- /table -->", README, re.S)
+    assert shown
+    made = ocr_eval("table", "-o", ROOT / shown[1])
+    assert made.code == 0
+    assert shown[2].strip() == made.out.split("\n\n")[0].strip()
+
+
+def test_every_shipped_name_is_in_the_readme():
+    from ocr_eval.resources import shipped_names
+
+    for name in [*shipped_names("models"), *shipped_names("templates")]:
+        assert name in README or name == "gemma3-270m"
