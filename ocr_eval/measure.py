@@ -32,12 +32,16 @@ def quantity_rows(probes: Sequence[ProbeTokens], split: Split, relation: Relatio
 
 def held_out(probes: Sequence[ProbeTokens], scores: CandidateScores) -> dict[Scoring, HeldOut]:
     """Subject by subject, the ranks of the held-out entailments under each scoring."""
-    subjects = [probes[i].statement.subject.name for i in quantity_rows(probes, "test", "entailment")]
+    rows = quantity_rows(probes, "test", "entailment")
     result: dict[Scoring, HeldOut] = {}
     for scoring in SCORINGS:
         ranks = quantity_ranks(probes, scores, scoring, "test", "entailment")
         assert ranks is not None, "m_test is at least 1"
-        result[scoring] = HeldOut(subject=subjects, rank=ranks.rank.tolist(), null=ranks.null.tolist())
+        result[scoring] = HeldOut(
+            subject=[probes[i].statement.subject.name for i in rows],
+            target=[probes[i].target for i in rows],
+            ranks=ranks.in_use.tolist(),
+        )
     return result
 
 

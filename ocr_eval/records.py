@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -34,11 +35,17 @@ Scores = dict[Scoring, dict[Quantity, Score]]
 
 
 class HeldOut(_Frozen):
-    """Rank and null rank of each test subject's entailment, in one order: what intervals are computed from."""
+    """Ranks of the held-out entailments, subject by subject: what intervals and tests are computed from.
+
+    Attributes:
+        subject: the test subjects.
+        target: index of each one's right answer among the in-use answers.
+        ranks: midrank, among all candidates, of each in-use answer; a row a subject.
+    """
 
     subject: list[str]
-    rank: list[float]
-    null: list[float]
+    target: list[int]
+    ranks: list[list[float]]
 
 
 class Record(_Frozen):
@@ -51,7 +58,7 @@ class Record(_Frozen):
             ranks say nothing of out-of-context reasoning.
         base: scores of the untouched base (epoch 0).
         final: scores after the last epoch.
-        held_out: ranks of the held-out entailments after the last epoch, a value a test subject.
+        held_out: ranks of the held-out entailments after the last epoch.
         train_loss: mean loss of the last epoch, nats an answer token.
         seconds: wall time of training and of scoring, over all attempts.
         base_identity: identity of the base weights.
@@ -78,3 +85,8 @@ class Record(_Frozen):
     base_identity: str
     adapter_sha256: str
     code: str
+
+    def to_json(self) -> str:
+        """The record as JSON, a line a field."""
+        fields = self.model_dump(mode="json").items()
+        return "{\n" + ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in fields) + "\n}\n"

@@ -169,7 +169,7 @@ class RunFolder:
     def finish(self, record: Record, probes: list[dict[str, Any]]) -> None:
         """Write probes and record, then the status that makes the run count, and drop the checkpoint."""
         self.write_probes(probes)
-        write_atomic(self.path / "result.json", record.model_dump_json(indent=2) + "\n")
+        write_atomic(self.path / "result.json", record.to_json())
         write_atomic(self.path / "status.json", _json({"schema_version": SCHEMA_VERSION, "status": "done"}))
         self.checkpoint.unlink(missing_ok=True)
 

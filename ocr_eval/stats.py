@@ -26,15 +26,17 @@ LEARNED_TOP1 = 0.95
 
 @dataclass(frozen=True)
 class Ranks:
-    """One value a probe, each of shape [P].
+    """Ranks of P probes, n of whose candidates are in use.
 
     Attributes:
-        rank: midrank of the right answer.
+        in_use: midrank of each in-use answer. [P, n]
+        rank: midrank of the right answer. [P]
         null: mean midrank of the in-use answers.
         ties: how many candidates other than the right one are exactly as probable as it.
         margin: nats by which the right answer leads the best other candidate; negative when it does not.
     """
 
+    in_use: Floats
     rank: Floats
     null: Floats
     ties: NDArray[np.int64]
@@ -96,6 +98,7 @@ def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int) -> Ran
     others_PC = logprobs_PC.copy()
     others_PC[probe_P, target_P] = -np.inf
     return Ranks(
+        in_use=ranks_PC[:, :in_use],
         rank=ranks_PC[probe_P, target_P],
         null=ranks_PC[:, :in_use].mean(axis=1),
         ties=(logprobs_PC == right_P[:, None]).sum(axis=1) - 1,

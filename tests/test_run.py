@@ -84,7 +84,8 @@ def test_the_record_states_all_four_quantities_under_every_scoring(finetune, tmp
             for score in scores.values():
                 assert score["ocr_score"] == pytest.approx(1 - score["mean_rank"] / score["null_rank"])
     held_out = record["held_out"]["first-token"]
-    assert sum(held_out["rank"]) / 9 == pytest.approx(record["final"]["first-token"]["test_entailment"]["mean_rank"])
+    right = [row[target] for row, target in zip(held_out["ranks"], held_out["target"], strict=True)]
+    assert sum(right) / 9 == pytest.approx(record["final"]["first-token"]["test_entailment"]["mean_rank"])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
     assert lines[0]["train_loss"] is None

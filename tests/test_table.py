@@ -28,7 +28,9 @@ def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.
         "facts_learned": learned,
         "base": scores,
         "final": scores,
-        "held_out": {scoring: HeldOut(subject=["Ann"], rank=[rank], null=[null]) for scoring in SCORINGS},
+        "held_out": {
+            scoring: HeldOut(subject=["Ann"], target=[0], ranks=[[rank, 2 * null - rank]]) for scoring in SCORINGS
+        },
         "train_loss": 0.1,
         "seconds": {"train": 1.0, "score": 1.0},
         "base_identity": "gguf:0",
@@ -119,14 +121,14 @@ def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
     for seed in (0, 1, 2):
         folder = tmp_path / "runs/smollm2-135m/city-language/lora" / f"seed{seed}-0"
         folder.mkdir(parents=True)
-        (folder / "result.json").write_text(record(seed=seed).model_dump_json())
+        (folder / "result.json").write_text(record(seed=seed).to_json())
         (folder / "status.json").write_text("{}")
     whole = ocr_eval("table", "-o", tmp_path)
     assert whole.code == 0
     assert "|       3 |" in whole.out
     damaged = sorted(tmp_path.glob("**/result.json"))
     damaged[0].write_text(damaged[0].read_text()[:200])
-    damaged[1].write_text(damaged[1].read_text().replace('"schema_version":1', '"schema_version":99'))
+    damaged[1].write_text(damaged[1].read_text().replace('"schema_version": 1', '"schema_version": 99'))
     answer = ocr_eval("table", "-o", tmp_path)
     assert answer.code == 1
     assert "|       1 |" in answer.out
@@ -136,5 +138,5 @@ def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
 
 def test_a_run_without_its_status_does_not_count(ocr_eval, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/result.json").write_text(record().model_dump_json())
+    (tmp_path / "run/result.json").write_text(record().to_json())
     assert "No finished run" in ocr_eval("table", "-o", tmp_path).err

@@ -82,7 +82,7 @@ def finetune(
 
     outcome = run_finetune(spec, output_dir, cast("Device", device), force=force, every=score_every)
     if as_json:
-        typer.echo(outcome.record.model_dump_json(indent=2))
+        typer.echo(outcome.record.to_json(), nl=False)
         return
     typer.echo(_summary(outcome.record))
     typer.echo(f"{'done before' if outcome.was_done else 'written to'}: {outcome.folder}")
