@@ -6,10 +6,10 @@ logarithmically. Three things are done about it, and nothing else:
 1. Loss-scaled rate: a step follows -grad L / L = -grad log L. log L and its gradient are computed from
    log-probabilities, so they stay exact where L underflows.
 2. Backtracking: the rate grows by half after a step that lowers log L enough and is halved until it does.
-3. Normalization: for the first `hold_steps` steps, weights whose train margin exceeds `hold_margin` are scaled
-   back to it. f is homogeneous in the weights, so this leaves the direction as it is; it lets the direction
-   move as it would while the margin grows by many powers of e (`log_growth`). Then `final_steps` plain steps
-   sharpen the margin about tenfold.
+3. Normalization: for the first `hold_steps` steps, weights whose train margin exceeds `hold_margin` are
+   scaled back to it. f is homogeneous in the weights, so this leaves the direction as it is; it lets the
+   direction move as it would while the margin grows by many powers of e (`log_growth`). Then `final_steps`
+   plain steps sharpen the margin about tenfold.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class DescentSpec:
     d_h: int = 16
     init_scale: float = 0.1
     hold_margin: float = 100.0
-    hold_steps: int = 6000
+    hold_steps: int = 4000
     final_steps: int = 2000
     seed: int = 0
 
@@ -139,7 +139,7 @@ def descend(task: TaskSpec, spec: DescentSpec) -> Settled:
         rate *= 1.5
     require(
         margin > 0,
-        f"d_h = {spec.d_h}, final_steps = {spec.final_steps}: the train set is not fitted; use more of either",
+        f"d_h = {spec.d_h}, final_steps = {spec.final_steps}: train set not fitted; use more of either",
     )
     w_ov = product(point) / margin
     drift = float(np.abs(w_ov - held).max())

@@ -4,8 +4,8 @@
     merged      f(X) = W_OV X^T X W_KQ x_T           W_OV in R^{d x d}
 
 Two exact reductions are used throughout. x_T is always EOS, so of W_KQ only the EOS column acts; it is kept
-as a vector w_KQ. Answers never occur in a sequence, so the columns of W_OV (rows of W_V, entries of w_KQ) that
-belong to them get no gradient; they are left out. The table T = W_OV^T in R^{n_inputs x d} then gives
+as a vector w_KQ. Answers never occur in a sequence, so the columns of W_OV (rows of W_V, entries of w_KQ)
+that belong to them get no gradient; they are left out. The table T = W_OV^T in R^{n_inputs x d} then gives
 f = sum over input tokens j of count_j w_j T_j.
 
 Every tensor carries a leading dimension R, the runs trained side by side.
@@ -54,7 +54,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """A Batch as tensors for R runs: rows [R * B] of the stacked tables, context [R, B, C], answer [R, B, 1]."""
+    """A Batch of R runs: rows [R * B] of the stacked tables, context [R, B, C], answer [R, B, 1]."""
 
     rows: Tensor
     context: Tensor

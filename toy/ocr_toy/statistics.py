@@ -48,6 +48,7 @@ class Interval:
     count: int
 
     def __str__(self) -> str:
+        """The mean and the interval, three digits each."""
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
@@ -57,7 +58,7 @@ def singular_values(w_ov: Matrix) -> Matrix:
 
 
 def norms(w_ov: Matrix) -> Norms:
-    """Nuclear norm, Frobenius norm and effective rank. Raises ToyError for a zero matrix, which has no rank."""
+    """Nuclear norm, Frobenius norm and effective rank. Raises ToyError for a zero matrix."""
     values = singular_values(w_ov).astype(np.float64)
     total = float(values.sum())
     require(total > 0.0, "W_OV = 0: its effective rank is undefined; start from an init scale > 0")
@@ -120,9 +121,7 @@ def crossing(steps: Sequence[int], values: Sequence[float], threshold: float) ->
 def interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % interval over 2 to 10 seeds. Raises ToyError outside that range."""
     count = len(values)
-    require(
-        2 <= count <= len(_T_95) + 1, f"seeds = {count}: no interval; use 2 to {len(_T_95) + 1} seeds"
-    )
+    require(2 <= count <= len(_T_95) + 1, f"seeds = {count}: no interval; use 2 to {len(_T_95) + 1} seeds")
     mean = math.fsum(values) / count
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1))
     half = _T_95[count - 2] * spread / math.sqrt(count)

@@ -49,10 +49,10 @@ class TaskSpec:
         require(self.n_pairs >= 2, f"n = {self.n_pairs}: a wrong answer needs a second pair; use n >= 2")
         require(self.m_train >= 0, f"m_train = {self.m_train}: cannot be negative; use m_train >= 0")
         require(self.m_test >= 1, f"m_test = {self.m_test}: nothing is held out; use m_test >= 1")
-        require(self.n_noise >= 0, f"noise = {self.n_noise}: cannot be negative; use noise >= 0")
+        require(0 <= self.n_noise <= 255, f"noise = {self.n_noise}: out of range; use 0 to 255")
         require(
             self.seq_len >= MIN_SEQ_LEN,
-            f"seq_len = {self.seq_len}: too short for subject, relation and EOS; use seq_len >= {MIN_SEQ_LEN}",
+            f"seq_len = {self.seq_len}: too short for subject, relation and EOS; use {MIN_SEQ_LEN} or more",
         )
         require(
             self.n_noise > 0 or self.seq_len == MIN_SEQ_LEN,
@@ -115,6 +115,7 @@ class Questions:
     answer: Ints
 
     def __len__(self) -> int:
+        """Number of questions."""
         return len(self.subject)
 
 
@@ -172,7 +173,9 @@ def _batch(task: TaskSpec, questions: Questions, rng: np.random.Generator | None
     context[:, -1] = 1.0
     fill = task.seq_len - MIN_SEQ_LEN
     if fill and rng is not None:
-        noise = rng.integers(0, task.n_noise, size=(rows, fill), dtype=np.uint8 if task.n_noise < 256 else int)
+        noise = rng.integers(
+            0, task.n_noise, size=(rows, fill), dtype=np.uint8 if task.n_noise < 256 else int
+        )
         cells = noise + np.arange(rows)[:, None] * task.n_noise
         counts = np.bincount(cells.ravel(), minlength=rows * task.n_noise)
         context[:, 2:-1] = counts.reshape(rows, task.n_noise)
@@ -212,7 +215,7 @@ def sample_batches(task: TaskSpec, batch_size: int, steps: int, rng: np.random.G
     sets = question_sets(task)
     trained = [sets[name] for name in TRAINED_SETS if name in sets]
     share, remainder = divmod(batch_size, len(trained))
-    require(share > 0, f"batch = {batch_size}: smaller than the {len(trained)} trained question sets; use more")
+    require(share > 0, f"batch = {batch_size}: fewer than the {len(trained)} trained question sets; use more")
     drawn = []
     for position, questions in enumerate(trained):
         rows = share + (position < remainder)
@@ -267,4 +270,3 @@ def stream(seed: int, name: str) -> np.random.Generator:
     """The seed's random stream of that name; streams of different names are independent."""
     require(seed >= 0, f"seed = {seed}: cannot be negative; use seed >= 0")
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(crc32(name.encode()),)))
-

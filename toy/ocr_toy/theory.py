@@ -10,9 +10,11 @@ with a' over all other answers. Here W_OV has the answers as rows (b_1..b_n, c_1
 columns: [2n, n_subjects + 2]. Rows of non-answer tokens are zero at the optimum and are left out.
 """
 
+import importlib
 import importlib.util
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,10 @@ SOLVERS = ("CLARABEL", "SCS")
 _EXTRA = "install the extra: pip install 'ocr-eval[theory]'"
 
 
+def _require_entailments(m_train: int) -> None:
+    require(m_train >= 1, f"m_train = {m_train}: the closed form needs trained entailments; use m_train >= 1")
+
+
 def held_out_margin(param: Param, m_train: int, m_test: int) -> float:
     """Theorem 2: the optimum's margin of test entailments against the other c's."""
     return min(1.0, math.sqrt(m_train / m_test)) if param == "factorized" else 0.0
@@ -34,7 +40,9 @@ def held_out_margin(param: Param, m_train: int, m_test: int) -> float:
 
 def optimal_norm(param: Param, n_pairs: int, m_train: int, m_test: int) -> float:
     """The optimum's norm: nuclear for factorized, squared Frobenius for merged (m_train >= 1)."""
-    require(m_train >= 1, f"m_train = {m_train}: the closed form needs entailments to train; use m_train >= 1")
+    require(
+        m_train >= 1, f"m_train = {m_train}: the closed form needs entailments to train; use m_train >= 1"
+    )
     if param == "merged":
         return float((n_pairs - 1) * (2 * m_train + m_test) + n_pairs)
     if m_train <= m_test:
@@ -50,7 +58,9 @@ def optimal_w_ov(param: Param, n_pairs: int, m_train: int, m_test: int) -> Matri
     Subjects add own - 1/n to their b's and c's, except that a test subject's c block is scaled by the
     held-out margin x. Relation r1 adds 1/2 to every b and -1/2 to every c, r2 the reverse.
     """
-    require(m_train >= 1, f"m_train = {m_train}: the closed form needs entailments to train; use m_train >= 1")
+    require(
+        m_train >= 1, f"m_train = {m_train}: the closed form needs entailments to train; use m_train >= 1"
+    )
     centred = np.eye(n_pairs) - 1.0 / n_pairs
     train = np.repeat(centred, m_train, axis=1)
     test = np.repeat(centred, m_test, axis=1)
@@ -106,18 +116,22 @@ def norm(param: Param, w_ov: Matrix) -> float:
     return float(values.sum() if param == "factorized" else (values**2).sum())
 
 
-def solve(param: Param, task: TaskSpec, solver: str = "CLARABEL") -> Matrix:
+def require_solver(solver: str) -> None:
+    """Raise ToyError unless the solver is one of SOLVERS and installed, with cvxpy."""
+    require(solver in SOLVERS, f"solver = {solver}: unknown; use {' or '.join(SOLVERS)}")
+    for module in ("cvxpy", solver.lower()):
+        found = importlib.util.find_spec(module) is not None
+        require(found, f"solver = {solver}: the package {module} is not installed; {_EXTRA}")
+
+
+def solve(param: Param, task: TaskSpec, solver: str = "SCS") -> Matrix:
     """Solve the convex problem numerically with no use of the closed form, [2n, n_subjects + 2].
 
     An optimum that the solver calls inaccurate is returned too: its accuracy is for the caller to measure.
     Raises ToyError for an unknown or uninstalled solver and for one that reports no optimum.
     """
-    require(solver in SOLVERS, f"solver = {solver}: unknown; use {' or '.join(SOLVERS)}")
-    for module in ("cvxpy", solver.lower()):
-        found = importlib.util.find_spec(module) is not None
-        require(found, f"solver = {solver}: the package {module} is not installed; {_EXTRA}")
-    import cvxpy as cp
-
+    require_solver(solver)
+    cp: Any = importlib.import_module("cvxpy")
     questions = trained_questions(task)
     phi, right = features(task, questions), right_answers(task, questions)
     own = np.zeros((2 * task.n_pairs, len(questions)))

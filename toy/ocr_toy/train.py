@@ -6,9 +6,8 @@ on its own specification, not on the runs beside it.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from itertools import groupby
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from ocr_toy import model as m
 from ocr_toy.errors import require
-from ocr_toy.statistics import Margins, Norms, answer_margin, margins, norms
+from ocr_toy.runs import Record, RunResult, RunSpec, TrainSpec
+from ocr_toy.statistics import Margins, answer_margin, margins, norms
 from ocr_toy.task import (
     TEST_ENTAILMENT,
     Batch,
@@ -26,8 +26,6 @@ from ocr_toy.task import (
     full_batch,
 )
 
-Optimizer = Literal["adamw", "gd", "gd-scaled"]
-Precision = Literal["float32", "float64"]
 Progress = Callable[[int, int], None]
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -35,97 +33,17 @@ CHUNK = 100
 """Batches drawn at a time. Part of what a seed means: it fixes the order of draws."""
 
 
-@dataclass(frozen=True)
-class TrainSpec:
-    """How one run is trained; the defaults are the published run. Raises ToyError for bad values.
-
-    optimizer: adamw (decoupled decay), gd, or gd-scaled, whose rate is divided by the current loss.
-    decay shrinks every parameter by lr * decay a step; product_decay adds product_decay / 2 ||W_OV||_F^2
-    to the loss. batch 0 is the full train set. record_every and norms_every are in steps; norms_every 0
-    measures norms at the end only. draws: noise draws per evaluated question.
-    """
-
-    optimizer: Optimizer = "adamw"
-    lr: float = 5e-3
-    decay: float = 0.03
-    product_decay: float = 0.0
-    init: m.Init = "gaussian"
-    init_scale: float = 1e-4
-    steps: int = 2000
-    batch: int = 252
-    seed: int = 0
-    record_every: int = 50
-    norms_every: int = 0
-    draws: int = 4
-    precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        """Check every field once, here."""
-        for name, value, kinds in (
-            ("optimizer", self.optimizer, Optimizer),
-            ("precision", self.precision, Precision),
-        ):
-            allowed = get_args(kinds)
-            require(value in allowed, f"{name} = {value}: unknown; use one of {', '.join(allowed)}")
-        require(0 < self.lr < float("inf"), f"lr = {self.lr}: not a rate; use lr > 0")
-        require(0 <= self.decay < 1 / self.lr, f"decay = {self.decay}: use 0 <= decay < 1 / lr")
-        require(self.product_decay >= 0, f"product_decay = {self.product_decay}: use product_decay >= 0")
-        require(self.init_scale >= 0, f"init_scale = {self.init_scale}: use init_scale >= 0")
-        require(self.steps >= 1, f"steps = {self.steps}: nothing to train; use steps >= 1")
-        require(self.batch >= 0, f"batch = {self.batch}: use batch >= 3, or 0 for the full train set")
-        require(self.seed >= 0, f"seed = {self.seed}: cannot be negative; use seed >= 0")
-        require(self.record_every >= 1, f"record_every = {self.record_every}: use record_every >= 1")
-        require(self.norms_every >= 0, f"norms_every = {self.norms_every}: use norms_every >= 0")
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """One run: task, model and training."""
-
-    task: TaskSpec = field(default_factory=TaskSpec)
-    model: m.ModelSpec = field(default_factory=m.ModelSpec)
-    train: TrainSpec = field(default_factory=TrainSpec)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One measurement: per question set the mean cross-entropy (nats) and the accuracy; margins; norms."""
-
-    step: int
-    loss: dict[str, float]
-    accuracy: dict[str, float]
-    margins: Margins
-    norms: Norms | None
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run: its records from step 0 to the last, and W_OV [d, n_inputs] at the end."""
-
-    spec: RunSpec
-    records: tuple[Record, ...]
-    w_ov: np.ndarray
-
-    @property
-    def last(self) -> Record:
-        """The record of the last step."""
-        return self.records[-1]
-
-    def losses(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and losses of one question set. Raises ToyError if the task has no such set."""
-        require(name in self.last.loss, f"question set = {name}: not part of this task; use m_train >= 1")
-        return [r.step for r in self.records], [r.loss[name] for r in self.records]
-
-
 class _Block:
     """Runs of equal shape: their parameters (views of the flat buffer), data and evaluation."""
 
-    def __init__(self, specs: list[RunSpec], params: m.Parameters, grads: m.Parameters, cache: "_Data") -> None:
+    def __init__(
+        self, specs: list[RunSpec], params: m.Parameters, grads: m.Parameters, data: "_Data"
+    ) -> None:
         self.specs, self.params, self.grads = specs, params, grads
         self.task, self.model = specs[0].task, specs[0].model
         self.dtype = getattr(torch, specs[0].train.precision)
         self.product_decay = torch.tensor([s.train.product_decay for s in specs], dtype=self.dtype)
-        self._cache = cache
+        self._data = data
         self._chunk: m.DeviceBatch | None = None
         evaluated = [evaluation_batch(s.task, s.train.seed, s.train.draws) for s in specs]
         self._evaluation = m.to_device(self.task, [batch for batch, _ in evaluated], self.dtype)
@@ -133,23 +51,19 @@ class _Block:
 
     def load(self, chunk_index: int) -> None:
         """Make the chunk's batches current."""
-        parts = [self._cache.chunk(s, chunk_index) for s in self.specs]
+        parts = [self._data.chunk(s, chunk_index) for s in self.specs]
         if self._chunk is None or self.specs[0].train.batch:
             self._chunk = m.to_device(self.task, parts, self.dtype)
 
-    def gradients(self, position: int) -> m.Parameters:
+    def gradients(self, position: int) -> None:
         """Write the gradients at one batch of the chunk into the flat gradient buffer."""
         assert self._chunk is not None
         chunk = self._chunk
         if self.specs[0].train.batch:
             chunk = m.DeviceBatch(chunk.rows[position], chunk.context[position], chunk.answer[position])
         computed = m.gradients(self.model, self.task, self.params, chunk, self.product_decay)
-        if self.specs[0].train.optimizer == "gd-scaled":
-            rate = 1.0 / m.losses(self.model, self.task, self.params, chunk)
-            computed = {name: g * rate.view(-1, *[1] * (g.dim() - 1)) for name, g in computed.items()}
         for name, value in computed.items():
             self.grads[name].copy_(value)
-        return computed
 
     def measure(self, step: int, with_norms: bool) -> list[Record]:
         """One record per run."""
@@ -227,25 +141,19 @@ class _Optimizer:
 
 def _shape_key(spec: RunSpec) -> tuple[int, ...]:
     task, model = spec.task, spec.model
-    return (task.n_pairs, task.m_train, task.m_test, task.n_noise, task.seq_len, spec.train.batch) + (
-        model.d_h if model.param == "factorized" else 0,
-        model.trainable_kq,
-        model.attention == "softmax",
-        model.mlp_width,
-        spec.train.draws,
+    return (
+        *(task.n_pairs, task.m_train, task.m_test, task.n_noise, task.seq_len),
+        *(model.param == "factorized", model.d_h if model.param == "factorized" else 0),
+        *(model.trainable_kq, model.attention == "softmax", model.mlp_width),
+        *(spec.train.batch, spec.train.draws),
     )
 
 
 def _require_common(specs: list[RunSpec]) -> None:
     require(bool(specs), "runs = 0: nothing to train; give at least one run")
-    first = specs[0].train
     for name in ("optimizer", "lr", "steps", "record_every", "norms_every", "precision"):
         found = {getattr(s.train, name) for s in specs}
         require(len(found) == 1, f"{name} = {sorted(found)}: runs trained together need one value")
-    require(
-        first.optimizer != "gd-scaled" or all(s.train.product_decay == 0 for s in specs),
-        "product_decay with optimizer = gd-scaled: the loss-scaled rate covers the cross-entropy only; use gd",
-    )
 
 
 def _build(specs: list[RunSpec]) -> tuple[list[_Block], list[list[int]], _Optimizer]:
@@ -255,7 +163,8 @@ def _build(specs: list[RunSpec]) -> tuple[list[_Block], list[list[int]], _Optimi
     for group in groups:
         runs = [specs[i] for i in group]
         start = [
-            m.initial_parameters(r.model, r.task, r.train.init, r.train.init_scale, r.train.seed) for r in runs
+            m.initial_parameters(run.model, run.task, run.train.init, run.train.init_scale, run.train.seed)
+            for run in runs
         ]
         factor = np.array([1 - r.train.lr * r.train.decay for r in runs])
         for name, shape in m.parameter_shapes(runs[0].model, runs[0].task).items():
@@ -288,6 +197,22 @@ def train_runs(specs: list[RunSpec], progress: Progress | None = None) -> list[R
     Raises ToyError for runs that cannot be trained together, and for a loss that stops being finite.
     """
     _require_common(specs)
+    with _one_thread():
+        return _train(specs, progress)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread: the products are too small to share, and sums keep one order on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(specs: list[RunSpec], progress: Progress | None) -> list[RunResult]:
     blocks, groups, optimizer = _build(specs)
     common = specs[0].train
     records: list[list[Record]] = [[] for _ in specs]
@@ -320,6 +245,4 @@ def train_runs(specs: list[RunSpec], progress: Progress | None = None) -> list[R
         for block, group in zip(blocks, groups, strict=True)
         for i, w in zip(group, block.w_ov(), strict=True)
     }
-    return [
-        RunResult(spec=spec, records=tuple(records[i]), w_ov=matrices[i]) for i, spec in enumerate(specs)
-    ]
+    return [RunResult(spec=spec, records=tuple(records[i]), w_ov=matrices[i]) for i, spec in enumerate(specs)]

@@ -1,0 +1,326 @@
+"""The commands. Data goes to stdout, progress and errors to stderr.
+
+Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted. torch, cvxpy and matplotlib are imported
+inside the commands, so that help is immediate.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from ocr_toy.errors import ToyError, require
+
+if TYPE_CHECKING:
+    from ocr_toy.runs import Record, RunSpec
+    from ocr_toy.train import Progress
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    help="The symbolic study: factorized against merged one-layer models of out-of-context reasoning.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def reported(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a ToyError into one line on stderr and exit 2, and Ctrl-C into exit 130, wherever mounted."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except ToyError as error:
+            say(f"error: {error}")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            say("interrupted")
+            raise typer.Exit(130) from error
+
+    return run
+
+
+def _numbers(text: str, name: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ToyError(f"{name} = {text}: not numbers; separate numbers by commas, as in 1,2,3") from error
+
+
+def _whole(text: str, name: str) -> list[int]:
+    values = _numbers(text, name)
+    require(all(v.is_integer() for v in values), f"{name} = {text}: not whole; use numbers like 0,1,2")
+    return [int(v) for v in values]
+
+
+def _tenths() -> "Progress":
+    """Progress that says one line per tenth of the steps."""
+    said = 0
+
+    def progress(step: int, steps: int) -> None:
+        nonlocal said
+        if step * 10 // steps > said:
+            said = step * 10 // steps
+            say(f"step {step} of {steps}")
+
+    return progress
+
+
+Param = Annotated[str, typer.Option(help="factorized or merged.")]
+Pairs = Annotated[int, typer.Option("--n", help="Number of fact-entailment pairs.")]
+MTrain = Annotated[int, typer.Option("--m-train", help="Train subjects per pair.")]
+MTest = Annotated[int, typer.Option("--m-test", help="Test subjects per pair.")]
+Noise = Annotated[int, typer.Option(help="Number of noise tokens.")]
+SeqLen = Annotated[int | None, typer.Option(help="Sequence length. [default: 16, or 3 without noise]")]
+Width = Annotated[int, typer.Option("--d-h", help="Width of W_O and W_V (factorized).")]
+FixedKq = Annotated[bool, typer.Option("--train-kq/--fix-kq", help="Train W_KQ, or fix the attention.")]
+Attention = Annotated[str, typer.Option(help="linear or softmax.")]
+Mlp = Annotated[int, typer.Option(help="Width of an MLP after attention; 0 for none.")]
+Optimizer = Annotated[str, typer.Option(help="adamw or gd.")]
+Rate = Annotated[float, typer.Option(help="Learning rate.")]
+Decay = Annotated[float, typer.Option(help="Decoupled weight decay.")]
+ProductDecay = Annotated[float, typer.Option(help="Weight of ||W_OV||_F^2 / 2 in the loss.")]
+Init = Annotated[str, typer.Option(help="gaussian or symmetric (merged only).")]
+InitScale = Annotated[float, typer.Option(help="Standard deviation, or value, of the initialization.")]
+Steps = Annotated[int, typer.Option(help="Training steps.")]
+BatchSize = Annotated[int, typer.Option("--batch", help="Batch size; 0 for the full train set.")]
+Seed = Annotated[int, typer.Option(help="Seed of data and initialization.")]
+RecordEvery = Annotated[int | None, typer.Option(help="Steps between records. [default: a twentieth]")]
+Precision = Annotated[str, typer.Option(help="float32 or float64.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Output = Annotated[Path | None, typer.Option("--output", help="Write the JSON to this file as well.")]
+
+
+def _run_spec(options: dict[str, Any]) -> "RunSpec":
+    """The run that the shared options of `train` and `sweep` describe."""
+    from ocr_toy.model import ModelSpec
+    from ocr_toy.runs import RunSpec, TrainSpec
+    from ocr_toy.task import MIN_SEQ_LEN, TaskSpec
+
+    seq_len = options["seq_len"]
+    if seq_len is None:
+        seq_len = 16 if options["noise"] else MIN_SEQ_LEN
+    every = options["record_every"]
+    return RunSpec(
+        task=TaskSpec(options["n"], options["m_train"], options["m_test"], options["noise"], seq_len),
+        model=ModelSpec(
+            options["param"], options["d_h"], options["train_kq"], options["attention"], options["mlp"]
+        ),
+        train=TrainSpec(
+            optimizer=options["optimizer"],
+            lr=options["lr"],
+            decay=options["decay"],
+            product_decay=options["product_decay"],
+            init=options["init"],
+            init_scale=options["init_scale"],
+            steps=options["steps"],
+            batch=options["batch"],
+            seed=options["seed"],
+            record_every=max(1, options["steps"] // 20) if every is None else every,
+            norms_every=max(1, options["steps"] // 20) if every is None else every,
+            precision=options["precision"],
+        ),
+    )
+
+
+def _optional(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _row(record: "Record") -> str:
+    names = ("train_fact", "train_entailment", "test_fact", "test_entailment")
+    losses = [_optional(record.loss.get(name)) for name in names]
+    norms = record.norms
+    sizes = ["-"] * 3
+    if norms is not None:
+        sizes = [f"{size:.1f}" for size in (norms.nuclear, norms.frobenius, norms.effective_rank)]
+    cells = [str(record.step), *losses, _optional(record.accuracy["test_entailment"])]
+    return " ".join(f"{c:>10}" for c in [*cells, _optional(record.margins.normalized), *sizes])
+
+
+HEADINGS = (
+    *("step", "train-fact", "train-ent", "test-fact", "test-ent", "test-acc", "margin"),
+    *("nuclear", "frobenius", "eff-rank"),
+)
+
+
+def _emit(document: Any, as_json: bool, output: Path | None, lines: list[str]) -> None:
+    from ocr_toy.files import to_json, write_json
+
+    if output is not None:
+        write_json(output, document)
+    print(to_json(document) if as_json else "\n".join(lines))
+
+
+def _prepare(output: Path | None) -> None:
+    from ocr_toy.files import prepare_folder
+
+    if output is not None:
+        prepare_folder(output.parent)
+        require(not output.is_dir(), f"output = {output}: is a folder; name a file")
+
+
+@app.command()
+@reported
+def train(
+    param: Param = "factorized",
+    n: Pairs = 20,
+    m_train: MTrain = 1,
+    m_test: MTest = 3,
+    noise: Noise = 5,
+    seq_len: SeqLen = None,
+    d_h: Width = 128,
+    train_kq: FixedKq = True,
+    attention: Attention = "linear",
+    mlp: Mlp = 0,
+    optimizer: Optimizer = "adamw",
+    lr: Rate = 5e-3,
+    decay: Decay = 0.03,
+    product_decay: ProductDecay = 0.0,
+    init: Init = "gaussian",
+    init_scale: InitScale = 1e-4,
+    steps: Steps = 2000,
+    batch: BatchSize = 252,
+    seed: Seed = 0,
+    record_every: RecordEvery = None,
+    precision: Precision = "float32",
+    as_json: AsJson = False,
+    output: Output = None,
+) -> None:
+    """Train one model; the defaults are the published run.
+
+    Prints per record the four losses (nats), the accuracy on test entailments, the held-out margin over the
+    train margin, and the norms of W_OV.
+    """
+    options = dict(locals())
+    from ocr_toy.train import train_runs
+
+    spec = _run_spec(options)
+    _prepare(output)
+    result = train_runs([spec], _tenths())[0]
+    document = {"spec": asdict(spec), "records": [asdict(r) for r in result.records]}
+    lines = [" ".join(f"{h:>10}" for h in HEADINGS), *map(_row, result.records)]
+    _emit(document, as_json, output, lines)
+
+
+@app.command()
+@reported
+def sweep(
+    over: Annotated[str, typer.Option(help="d_h, m_train, seed, decay or init (its scale).")] = "d_h",
+    values: Annotated[str | None, typer.Option(help="Values, separated by commas.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    param: Param = "factorized",
+    n: Pairs = 20,
+    m_train: MTrain = 1,
+    m_test: MTest = 3,
+    noise: Noise = 5,
+    seq_len: SeqLen = None,
+    d_h: Width = 128,
+    train_kq: FixedKq = True,
+    attention: Attention = "linear",
+    mlp: Mlp = 0,
+    optimizer: Optimizer = "adamw",
+    lr: Rate = 5e-3,
+    decay: Decay = 0.03,
+    product_decay: ProductDecay = 0.0,
+    init: Init = "gaussian",
+    init_scale: InitScale = 1e-4,
+    steps: Steps = 20_000,
+    batch: BatchSize = 252,
+    record_every: RecordEvery = None,
+    precision: Precision = "float32",
+    as_json: AsJson = False,
+    output: Output = None,
+) -> None:
+    """Train all runs of a sweep as one batch; the defaults are the published rank sweep."""
+    options = {**locals(), "seed": 0}
+    from ocr_toy import sweep as sweeps
+    from ocr_toy.train import train_runs
+
+    axis = sweeps.axis(over)
+    chosen = list(sweeps.DEFAULT_VALUES[axis]) if values is None else _numbers(values, "values")
+    base = _run_spec(options)
+    specs = sweeps.sweep_specs(base, axis, chosen, _whole(seeds, "seeds"))
+    _prepare(output)
+    say(f"{len(specs)} runs of {steps} steps, as one batch")
+    table = sweeps.rows(train_runs(specs, _tenths()), axis)
+    points = sweeps.points(table)
+    document = {
+        "over": axis,
+        "base": asdict(base),
+        "points": [asdict(p) for p in points],
+        "rows": [asdict(r) for r in table],
+    }
+    lines = [f"{over:>10}  test loss: mean [95 % interval] over seeds; each seed"]
+    for point in points:
+        each = ", ".join(f"{loss:.3g}" for loss in point.test_losses)
+        summary = "" if point.test_loss is None else f"{point.test_loss}; "
+        lines.append(f"{point.value:>10g}  {summary}{each}")
+    _emit(document, as_json, output, lines)
+
+
+@app.command()
+@reported
+def check(
+    grid: Annotated[
+        list[str] | None, typer.Option(help="n,m_train,m_test of Theorems 1 and 2; may be repeated.")
+    ] = None,
+    solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
+    ranks: Annotated[str, typer.Option(help="Widths d_h of claim 5.")] = "3,4",
+    rank_steps: Annotated[int, typer.Option(help="Training steps of claim 5.")] = 10_000,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    output: Output = None,
+) -> None:
+    """Check claims 1 to 8: the theory's number, the measured one, the tolerance, pass or fail."""
+    from ocr_toy.check import DEFAULT_GRID, CheckSpec, run_checks
+
+    sizes = []
+    for text in grid or ():
+        found = _whole(text, "grid")
+        require(len(found) == 3, f"grid = {text}: not three numbers; use n,m_train,m_test as in 3,1,3")
+        sizes.append((found[0], found[1], found[2]))
+    spec = CheckSpec(
+        grid=tuple(sizes) or DEFAULT_GRID,
+        solver=solver.upper(),
+        ranks=tuple(_whole(ranks, "ranks")),
+        rank_steps=rank_steps,
+        seed=seed,
+    )
+    _prepare(output)
+    done, lines = [], []
+    for result in run_checks(spec, say):
+        done.append(result)
+        verdict = "pass" if result.passed else "FAIL"
+        line = (
+            f"claim {result.claim}  {verdict}  theory {result.relation} {result.theory:<9.5g}"
+            f" measured {result.measured:<9.5g} tolerance {result.tolerance:<8.3g} {result.name}"
+        )
+        if as_json:
+            lines.append(line)
+        else:
+            print(line, flush=True)
+    failed = sum(not c.passed for c in done)
+    if as_json or output is not None:
+        from ocr_toy.files import to_json, write_json
+
+        document = {"spec": asdict(spec), "checks": [asdict(c) | {"passed": c.passed} for c in done]}
+        if output is not None:
+            write_json(output, document)
+        if as_json:
+            print(to_json(document))
+    say(f"{len(done) - failed} of {len(done)} checks passed")
+    if failed:
+        raise typer.Exit(1)
