@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ocr_toy.errors import require
@@ -54,7 +55,7 @@ class Interval:
 
 def singular_values(w_ov: Matrix) -> Matrix:
     """Singular values of a matrix, descending."""
-    return np.linalg.svd(w_ov, compute_uv=False)
+    return torch.linalg.svdvals(torch.from_numpy(w_ov)).numpy()
 
 
 def norms(w_ov: Matrix) -> Norms:
