@@ -42,7 +42,8 @@ class PlainModel(torch.nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, d] of token sequences [B, T]."""
         x = torch.nn.functional.one_hot(tokens, self.d).float()
-        scores = torch.einsum("btd,de,be->bt", x, self.w_kq, x[:, -1])
+        query = x[:, -1] @ self.w_kq.T
+        scores = torch.einsum("btd,bd->bt", x, query)
         attended = torch.einsum("btd,bt->bd", x, scores)
         return attended @ self.w_v @ self.w_o.T
 

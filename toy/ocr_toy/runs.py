@@ -19,8 +19,9 @@ class TrainSpec:
     """How one run is trained; the defaults are the published run. Raises ToyError for bad values.
 
     optimizer: adamw or gd. decay is decoupled for both: it shrinks every parameter by lr * decay a step.
-    product_decay adds product_decay / 2 ||W_OV||_F^2 to the loss. batch 0 is the full train set. record_every and norms_every are in steps; norms_every 0
-    measures norms at the end only. draws: noise draws per evaluated question.
+    product_decay adds product_decay / 2 ||W_OV||_F^2 to the loss. batch 0 is the full train set.
+    record_every and norms_every are in steps; norms_every 0 measures norms at the end only. draws: noise
+    draws per evaluated question.
     """
 
     optimizer: Optimizer = "adamw"
