@@ -17,7 +17,7 @@ from ocr_toy.descent import DescentSpec, Settled, descend
 from ocr_toy.errors import require
 from ocr_toy.model import ModelSpec, Param
 from ocr_toy.runs import RunResult, RunSpec, TrainSpec
-from ocr_toy.statistics import contrast, crossing, singular_values, subject_blocks
+from ocr_toy.statistics import contrast, singular_values, subject_blocks
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec, noise_free
 from ocr_toy.train import train_runs
 
@@ -242,18 +242,10 @@ def _claim_7(study: Study) -> Iterator[Check]:
             yield Check(7, f"{name}: zero", 0.0, ratio, BLOCK_TOLERANCE)
 
 
-def delay(run: RunResult, threshold: float) -> tuple[int | None, int | None]:
-    """First recorded steps at which every trained set's loss, and the test loss, are below the threshold."""
-    steps, test = run.losses(TEST_ENTAILMENT)
-    names = [name for name in TRAINED_SETS if name in run.last.loss]
-    worst = [max(record.loss[name] for name in names) for record in run.records]
-    return crossing(steps, worst, threshold), crossing(steps, test, threshold)
-
-
 def _claim_8(study: Study) -> Iterator[Check]:
     never = study.spec.published_steps + 1
     for param in BOTH:
-        train_step, test_step = delay(study.published[param], THRESHOLD)
+        train_step, test_step = study.published[param].learned_steps(THRESHOLD)
         at = f"published run, below {THRESHOLD} nats"
         yield Check(
             8,

@@ -324,3 +324,34 @@ def check(
     say(f"{len(done) - failed} of {len(done)} checks passed")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command("open")
+@reported
+def open_questions(
+    question: Annotated[
+        str, typer.Option(help="kq, softmax, mlp, optimizer, mitigation, delay, or all.")
+    ] = "all",
+    seeds: Annotated[str, typer.Option(help="2 to 10 seeds, separated by commas.")] = "0,1,2,3,4",
+    as_json: AsJson = False,
+    output: Output = None,
+) -> None:
+    """Run the experiments on what the paper leaves open; means and 95 % intervals over seeds."""
+    from ocr_toy.experiments import QUESTIONS, run_question
+
+    names = list(QUESTIONS) if question == "all" else [question]
+    chosen = _whole(seeds, "seeds")
+    _prepare(output)
+    document: dict[str, Any] = {"seeds": chosen, "questions": {}}
+    lines = []
+    for name in names:
+        outcomes = run_question(name, chosen, say)
+        document["questions"][name] = [asdict(o) for o in outcomes]
+        lines.append(name)
+        for o in outcomes:
+            delay = "never" if o.delay is None else str(o.delay)
+            lines.append(
+                f"  {o.name}: train loss {o.train_loss}, test loss {o.test_loss}, test accuracy"
+                f" {o.test_accuracy}, transfer {o.transfer}, delay {delay} ({o.crossed} of {o.seeds} cross)"
+            )
+    _emit(document, as_json, output, lines)

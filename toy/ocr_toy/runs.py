@@ -7,8 +7,8 @@ import numpy as np
 
 from ocr_toy.errors import require
 from ocr_toy.model import Init, ModelSpec
-from ocr_toy.statistics import Margins, Norms
-from ocr_toy.task import TaskSpec
+from ocr_toy.statistics import Margins, Norms, crossing
+from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec
 
 Optimizer = Literal["adamw", "gd"]
 Precision = Literal["float32", "float64"]
@@ -94,3 +94,13 @@ class RunResult:
         """Steps and losses of one question set. Raises ToyError if the task has no such set."""
         require(name in self.last.loss, f"question set = {name}: not part of this task; use m_train >= 1")
         return [r.step for r in self.records], [r.loss[name] for r in self.records]
+
+    def learned_steps(self, threshold: float) -> tuple[int | None, int | None]:
+        """First recorded steps at which every trained set's loss, and the test loss, are below `threshold`.
+
+        None for what never is. Their difference is the delay of generalization.
+        """
+        steps, test = self.losses(TEST_ENTAILMENT)
+        names = [name for name in TRAINED_SETS if name in self.last.loss]
+        worst = [max(record.loss[name] for name in names) for record in self.records]
+        return crossing(steps, worst, threshold), crossing(steps, test, threshold)
