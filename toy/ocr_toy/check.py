@@ -233,7 +233,7 @@ def _claim_7(study: Study) -> Iterator[Check]:
         )
     for param in BOTH:
         run = study.published[param]
-        blocks = subject_blocks(run.spec.task, run.w_ov)
+        blocks = subject_blocks(run.spec.task, run.effect)
         ratio = contrast(blocks["test_c"]) / contrast(blocks["train_c"])
         name = f"{param}: own minus other c in W_OV, test over train subjects, published run"
         if param == "factorized":

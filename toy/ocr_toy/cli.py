@@ -355,3 +355,38 @@ def open_questions(
                 f" {o.test_accuracy}, transfer {o.transfer}, delay {delay} ({o.crossed} of {o.seeds} cross)"
             )
     _emit(document, as_json, output, lines)
+
+
+@app.command()
+@reported
+def figures(
+    output: Annotated[Path, typer.Option(help="Folder for the PNG and PDF files.")] = Path("results/toy"),
+    rank_sweep: Annotated[
+        Path | None,
+        typer.Option(help="A rank sweep written by: sweep --over d_h --output. [default: run it]"),
+    ] = None,
+    rank_steps: Annotated[
+        int, typer.Option(help="Training steps of the rank sweep, where it is run.")
+    ] = 20_000,
+    solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
+    seed: Seed = 0,
+) -> None:
+    """Make every figure, as PNG and PDF; prints the paths written."""
+    from ocr_toy import figures as drawing
+    from ocr_toy import sweep as sweeps
+    from ocr_toy.files import prepare_folder, read_json
+    from ocr_toy.runs import RunSpec, TrainSpec
+    from ocr_toy.theory import require_solver
+
+    require_solver(solver.upper())
+    prepare_folder(output)
+    if rank_sweep is None:
+        base = RunSpec(train=TrainSpec(steps=rank_steps, record_every=max(1, rank_steps // 20)))
+        say(f"rank sweep of {rank_steps} steps")
+        results = sweeps.run_sweep(base, "d_h", sweeps.DEFAULT_VALUES["d_h"], [0, 1, 2], _tenths())
+        ranks, steps = sweeps.points(sweeps.rows(results, "d_h")), rank_steps
+    else:
+        ranks, steps = sweeps.rank_points(read_json(rank_sweep))
+    measured = drawing.measure(ranks, steps, solver.upper(), seed, say)
+    for path in drawing.save_all(measured, output):
+        print(path)

@@ -28,7 +28,7 @@ class Outcome:
     """What one setting gave, over seeds.
 
     train_loss: worst trained question set; test_loss, test_accuracy: test entailments, all at the last step.
-    transfer: own-minus-other-c contrast of W_OV for test over train subjects (1: as if trained, 0: none).
+    transfer: own-minus-other-c contrast of W_OV as attended, for test over train subjects (0: none).
     delay: steps from the train loss to the test loss crossing THRESHOLD, over the `crossed` of `seeds` runs
     in which both did; None with fewer than two such runs.
     """
@@ -45,7 +45,7 @@ class Outcome:
 
 def transfer(run: RunResult) -> float:
     """Contrast of the test subjects' c block of W_OV over that of the train subjects' c block."""
-    blocks = subject_blocks(run.spec.task, run.w_ov)
+    blocks = subject_blocks(run.spec.task, run.effect)
     require("train_c" in blocks, "m_train = 0: transfer has nothing to compare with; use m_train >= 1")
     return contrast(blocks["test_c"]) / contrast(blocks["train_c"])
 

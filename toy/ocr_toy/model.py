@@ -124,6 +124,14 @@ def key_query(model: ModelSpec, task: TaskSpec, params: Parameters) -> Tensor:
     return fixed
 
 
+def attention_factor(model: ModelSpec, task: TaskSpec, params: Parameters) -> Tensor:
+    """What attention multiplies each token by, [R, n_inputs]: w_KQ, or for softmax exp(w_KQ - max w_KQ)."""
+    weight = key_query(model, task, params)
+    if model.attention == "linear":
+        return weight
+    return torch.exp(weight - weight.amax(dim=1, keepdim=True).detach())
+
+
 def read_tokens(values: Tensor, batch: DeviceBatch, n_subjects: int) -> Tensor:
     """Sum of values [R, n_inputs, k] over the tokens of each sequence, [R, B, k]."""
     runs, rows, _ = batch.context.shape
@@ -143,14 +151,10 @@ def scatter_tokens(values: Tensor, batch: DeviceBatch, task: TaskSpec) -> Tensor
 
 def logits(model: ModelSpec, task: TaskSpec, params: Parameters, batch: DeviceBatch) -> Tensor:
     """f(X) for every sequence, [R, B, d]."""
-    tokens = table(model, params)
-    weight = key_query(model, task, params)
-    if model.attention == "linear":
-        z = read_tokens(weight[:, :, None] * tokens, batch, task.n_subjects)
-    else:
-        raised = torch.exp(weight - weight.amax(dim=1, keepdim=True).detach())[:, :, None]
-        total = read_tokens(raised, batch, task.n_subjects)
-        z = read_tokens(raised * tokens, batch, task.n_subjects) / total
+    factor = attention_factor(model, task, params)[:, :, None]
+    z = read_tokens(factor * table(model, params), batch, task.n_subjects)
+    if model.attention == "softmax":
+        z = z / read_tokens(factor, batch, task.n_subjects)
     if model.mlp_width:
         hidden = torch.relu(z @ params["W_up"].transpose(1, 2))
         z = z + hidden @ params["W_down"].transpose(1, 2)

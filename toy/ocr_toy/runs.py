@@ -79,11 +79,17 @@ class Record:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its records from step 0 to the last, and W_OV [d, n_inputs] at the end."""
+    """A finished run: its records from step 0 to the last, and what it learned.
+
+    w_ov: W_OV at the end, [d, n_inputs]. effect: W_OV with every column times the attention its token gets,
+    w_KQ (linear) or exp(w_KQ) up to one common factor (softmax): what a token adds to the logits. A trained
+    w_KQ may be negative for some tokens, so columns of W_OV alone have no comparable sign.
+    """
 
     spec: RunSpec
     records: tuple[Record, ...]
     w_ov: np.ndarray
+    effect: np.ndarray
 
     @property
     def last(self) -> Record:

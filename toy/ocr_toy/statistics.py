@@ -86,11 +86,11 @@ def margins(train: float, held_out: float) -> Margins:
     return Margins(train=train, held_out=held_out, normalized=held_out / train if train > 0 else None)
 
 
-def subject_blocks(task: TaskSpec, w_ov: Matrix) -> dict[str, Matrix]:
-    """The four subject-to-answer blocks of W_OV, averaged over the subjects of a pair: [n, n] each.
+def subject_blocks(task: TaskSpec, effect: Matrix) -> dict[str, Matrix]:
+    """The four subject-to-answer blocks of W_OV as attended, [n, n] each, averaged over a pair's subjects.
 
-    w_ov: [d, n_inputs]. Entry (i, j) of a block is the logit that subjects of pair j add to answer i.
-    Keys: train_b, train_c, test_b, test_c; the train blocks exist for m_train > 0.
+    effect: [d, n_inputs], the effect of a run. Entry (i, j) of a block is the logit that subjects of pair j
+    add to answer i. Keys: train_b, train_c, test_b, test_c; the train blocks exist for m_train > 0.
     """
     answers = {"b": task.first_answer, "c": task.first_answer + task.n_pairs}
     pair = subject_pairs(task)
@@ -98,7 +98,7 @@ def subject_blocks(task: TaskSpec, w_ov: Matrix) -> dict[str, Matrix]:
     blocks = {}
     for name, members in (("train", split), ("test", ~split)):
         for answer, first in answers.items():
-            rows = w_ov[first : first + task.n_pairs, : task.n_subjects]
+            rows = effect[first : first + task.n_pairs, : task.n_subjects]
             if members.any():
                 columns = [rows[:, members & (pair == i)].mean(axis=1) for i in range(task.n_pairs)]
                 blocks[f"{name}_{answer}"] = np.stack(columns, axis=1)

@@ -119,13 +119,14 @@ def points(table: Sequence[SweepRow]) -> list[SweepPoint]:
     ]
 
 
-def rank_points(document: Any) -> list[SweepPoint]:
-    """The points of a rank sweep that was written with --json. Raises ToyError for any other document."""
+def rank_points(document: Any) -> tuple[list[SweepPoint], int]:
+    """Points and training steps of a rank sweep written as JSON. Raises ToyError for anything else."""
     try:
         require(document["over"] == "d_h", f"over = {document['over']}: not a rank sweep; sweep over d_h")
-        return [
-            SweepPoint(p["value"], tuple(p["test_losses"]), interval(p["test_losses"]))
-            for p in document["points"]
-        ]
+        found = [(p["value"], tuple(p["test_losses"])) for p in document["points"]]
+        steps = int(document["base"]["train"]["steps"])
     except (KeyError, TypeError) as error:
-        raise ToyError(f"sweep file: no {error} in it; write it with: toy sweep --over d_h --json") from error
+        raise ToyError(
+            f"rank sweep: no {error} in the file; write it with sweep --over d_h --output"
+        ) from error
+    return [SweepPoint(value, losses, interval(losses)) for value, losses in found], steps

@@ -101,6 +101,12 @@ class _Block:
         with torch.no_grad():
             return m.table(self.model, self.params).transpose(1, 2).numpy().copy()
 
+    def effect(self) -> np.ndarray:
+        """What each token adds to the logits, [R, d, n_inputs]."""
+        with torch.no_grad():
+            weight = m.attention_factor(self.model, self.task, self.params)
+        return self.w_ov() * weight[:, None, :].numpy()
+
 
 class _Data:
     """Training batches, drawn once for all runs with the same task, batch size and seed."""
@@ -240,9 +246,8 @@ def _train(specs: list[RunSpec], progress: Progress | None) -> list[RunResult]:
         optimizer.step(step)
         if step % common.record_every == 0 or step == common.steps:
             record(step)
-    matrices = {
-        i: w
-        for block, group in zip(blocks, groups, strict=True)
-        for i, w in zip(group, block.w_ov(), strict=True)
-    }
-    return [RunResult(spec=spec, records=tuple(records[i]), w_ov=matrices[i]) for i, spec in enumerate(specs)]
+    results: dict[int, RunResult] = {}
+    for block, group in zip(blocks, groups, strict=True):
+        for i, w_ov, effect in zip(group, block.w_ov(), block.effect(), strict=True):
+            results[i] = RunResult(specs[i], tuple(records[i]), w_ov, effect)
+    return [results[i] for i in range(len(specs))]
