@@ -27,19 +27,19 @@ Sizes = tuple[int, int, int]
 
 DEFAULT_GRID: tuple[Sizes, ...] = ((3, 1, 1), (3, 1, 3), (4, 2, 3), (4, 3, 1))
 """(n, m_train, m_test) with m_train equal to, below and above m_test."""
-FULL_GRID: tuple[Sizes, ...] = (*DEFAULT_GRID, (5, 4, 16))
 BOTH: tuple[Param, Param] = ("factorized", "merged")
 
 SOLVER_TOLERANCE = 1e-3
 NORM_TOLERANCE = 0.01
-MARGIN_TOLERANCE = 0.05
+MARGIN_TOLERANCE = 0.08
+"""Wide, because gradient descent nears the optimum's margin only as fast as log of the train margin grows."""
 ROUNDING = 1e-9
 HOLD_STEPS = 4000
 LOSS_TOLERANCE = 0.1
 THRESHOLD = 0.1
 """Loss in nats below which a question set counts as learned (claims 3 and 8)."""
 RANK_THRESHOLD = 0.5
-"""The same for claim 5, whose default is half the published number of steps."""
+"""The same for claim 5, whose default is half the published steps; guessing gives log 20 = 3.0."""
 BLOCK_TOLERANCE = 0.05
 """What counts as zero for the weight of test subjects on their own c (claim 7)."""
 
@@ -161,7 +161,7 @@ def _claim_3(study: Study) -> Iterator[Check]:
         decay=0.0,
         init="symmetric",
         init_scale=0.1,
-        steps=1500,
+        steps=1000,
         batch=0,
         record_every=1,
         precision="float64",
