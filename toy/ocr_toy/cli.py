@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
+from ocr_toy import options as o
 from ocr_toy.errors import ToyError, require
 
 if TYPE_CHECKING:
-    from ocr_toy.runs import Record, RunSpec
+    from ocr_toy.runs import Record
     from ocr_toy.train import Progress
 
 P = ParamSpec("P")
@@ -52,19 +53,6 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _numbers(text: str, name: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ToyError(f"{name} = {text}: not numbers; separate numbers by commas, as in 1,2,3") from error
-
-
-def _whole(text: str, name: str) -> list[int]:
-    values = _numbers(text, name)
-    require(all(v.is_integer() for v in values), f"{name} = {text}: not whole; use numbers like 0,1,2")
-    return [int(v) for v in values]
-
-
 def _tenths() -> "Progress":
     """Progress that says one line per tenth of the steps."""
     said = 0
@@ -76,63 +64,6 @@ def _tenths() -> "Progress":
             say(f"step {step} of {steps}")
 
     return progress
-
-
-Param = Annotated[str, typer.Option(help="factorized or merged.")]
-Pairs = Annotated[int, typer.Option("--n", help="Number of fact-entailment pairs.")]
-MTrain = Annotated[int, typer.Option("--m-train", help="Train subjects per pair.")]
-MTest = Annotated[int, typer.Option("--m-test", help="Test subjects per pair.")]
-Noise = Annotated[int, typer.Option(help="Number of noise tokens.")]
-SeqLen = Annotated[int | None, typer.Option(help="Sequence length. [default: 16, or 3 without noise]")]
-Width = Annotated[int, typer.Option("--d-h", help="Width of W_O and W_V (factorized).")]
-FixedKq = Annotated[bool, typer.Option("--train-kq/--fix-kq", help="Train W_KQ, or fix the attention.")]
-Attention = Annotated[str, typer.Option(help="linear or softmax.")]
-Mlp = Annotated[int, typer.Option(help="Width of an MLP after attention; 0 for none.")]
-Optimizer = Annotated[str, typer.Option(help="adamw or gd.")]
-Rate = Annotated[float, typer.Option(help="Learning rate.")]
-Decay = Annotated[float, typer.Option(help="Decoupled weight decay.")]
-ProductDecay = Annotated[float, typer.Option(help="Weight of ||W_OV||_F^2 / 2 in the loss.")]
-Init = Annotated[str, typer.Option(help="gaussian or symmetric (merged only).")]
-InitScale = Annotated[float, typer.Option(help="Standard deviation, or value, of the initialization.")]
-Steps = Annotated[int, typer.Option(help="Training steps.")]
-BatchSize = Annotated[int, typer.Option("--batch", help="Batch size; 0 for the full train set.")]
-Seed = Annotated[int, typer.Option(help="Seed of data and initialization.")]
-RecordEvery = Annotated[int | None, typer.Option(help="Steps between records. [default: a twentieth]")]
-Precision = Annotated[str, typer.Option(help="float32 or float64.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Output = Annotated[Path | None, typer.Option("--output", help="Write the JSON to this file as well.")]
-
-
-def _run_spec(options: dict[str, Any]) -> "RunSpec":
-    """The run that the shared options of `train` and `sweep` describe."""
-    from ocr_toy.model import ModelSpec
-    from ocr_toy.runs import RunSpec, TrainSpec
-    from ocr_toy.task import MIN_SEQ_LEN, TaskSpec
-
-    seq_len = options["seq_len"]
-    if seq_len is None:
-        seq_len = 16 if options["noise"] else MIN_SEQ_LEN
-    every = options["record_every"]
-    return RunSpec(
-        task=TaskSpec(options["n"], options["m_train"], options["m_test"], options["noise"], seq_len),
-        model=ModelSpec(
-            options["param"], options["d_h"], options["train_kq"], options["attention"], options["mlp"]
-        ),
-        train=TrainSpec(
-            optimizer=options["optimizer"],
-            lr=options["lr"],
-            decay=options["decay"],
-            product_decay=options["product_decay"],
-            init=options["init"],
-            init_scale=options["init_scale"],
-            steps=options["steps"],
-            batch=options["batch"],
-            seed=options["seed"],
-            record_every=max(1, options["steps"] // 20) if every is None else every,
-            norms_every=max(1, options["steps"] // 20) if every is None else every,
-            precision=options["precision"],
-        ),
-    )
 
 
 def _optional(value: float | None) -> str:
@@ -175,29 +106,29 @@ def _prepare(output: Path | None) -> None:
 @app.command()
 @reported
 def train(
-    param: Param = "factorized",
-    n: Pairs = 20,
-    m_train: MTrain = 1,
-    m_test: MTest = 3,
-    noise: Noise = 5,
-    seq_len: SeqLen = None,
-    d_h: Width = 128,
-    train_kq: FixedKq = True,
-    attention: Attention = "linear",
-    mlp: Mlp = 0,
-    optimizer: Optimizer = "adamw",
-    lr: Rate = 5e-3,
-    decay: Decay = 0.03,
-    product_decay: ProductDecay = 0.0,
-    init: Init = "gaussian",
-    init_scale: InitScale = 1e-4,
-    steps: Steps = 2000,
-    batch: BatchSize = 252,
-    seed: Seed = 0,
-    record_every: RecordEvery = None,
-    precision: Precision = "float32",
-    as_json: AsJson = False,
-    output: Output = None,
+    param: o.Param = "factorized",
+    n: o.Pairs = 20,
+    m_train: o.MTrain = 1,
+    m_test: o.MTest = 3,
+    noise: o.Noise = 5,
+    seq_len: o.SeqLen = None,
+    d_h: o.Width = 128,
+    train_kq: o.FixedKq = True,
+    attention: o.Attention = "linear",
+    mlp: o.Mlp = 0,
+    optimizer: o.Optimizer = "adamw",
+    lr: o.Rate = 5e-3,
+    decay: o.Decay = 0.03,
+    product_decay: o.ProductDecay = 0.0,
+    init: o.Init = "gaussian",
+    init_scale: o.InitScale = 1e-4,
+    steps: o.Steps = 2000,
+    batch: o.BatchSize = 252,
+    seed: o.Seed = 0,
+    record_every: o.RecordEvery = None,
+    precision: o.Precision = "float32",
+    as_json: o.AsJson = False,
+    output: o.Output = None,
 ) -> None:
     """Train one model; the defaults are the published run.
 
@@ -207,7 +138,7 @@ def train(
     options = dict(locals())
     from ocr_toy.train import train_runs
 
-    spec = _run_spec(options)
+    spec = o.run_spec(options)
     _prepare(output)
     result = train_runs([spec], _tenths())[0]
     document = {"spec": asdict(spec), "records": [asdict(r) for r in result.records]}
@@ -221,28 +152,28 @@ def sweep(
     over: Annotated[str, typer.Option(help="d_h, m_train, seed, decay or init (its scale).")] = "d_h",
     values: Annotated[str | None, typer.Option(help="Values, separated by commas.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
-    param: Param = "factorized",
-    n: Pairs = 20,
-    m_train: MTrain = 1,
-    m_test: MTest = 3,
-    noise: Noise = 5,
-    seq_len: SeqLen = None,
-    d_h: Width = 128,
-    train_kq: FixedKq = True,
-    attention: Attention = "linear",
-    mlp: Mlp = 0,
-    optimizer: Optimizer = "adamw",
-    lr: Rate = 5e-3,
-    decay: Decay = 0.03,
-    product_decay: ProductDecay = 0.0,
-    init: Init = "gaussian",
-    init_scale: InitScale = 1e-4,
-    steps: Steps = 20_000,
-    batch: BatchSize = 252,
-    record_every: RecordEvery = None,
-    precision: Precision = "float32",
-    as_json: AsJson = False,
-    output: Output = None,
+    param: o.Param = "factorized",
+    n: o.Pairs = 20,
+    m_train: o.MTrain = 1,
+    m_test: o.MTest = 3,
+    noise: o.Noise = 5,
+    seq_len: o.SeqLen = None,
+    d_h: o.Width = 128,
+    train_kq: o.FixedKq = True,
+    attention: o.Attention = "linear",
+    mlp: o.Mlp = 0,
+    optimizer: o.Optimizer = "adamw",
+    lr: o.Rate = 5e-3,
+    decay: o.Decay = 0.03,
+    product_decay: o.ProductDecay = 0.0,
+    init: o.Init = "gaussian",
+    init_scale: o.InitScale = 1e-4,
+    steps: o.Steps = 20_000,
+    batch: o.BatchSize = 252,
+    record_every: o.RecordEvery = None,
+    precision: o.Precision = "float32",
+    as_json: o.AsJson = False,
+    output: o.Output = None,
 ) -> None:
     """Train all runs of a sweep as one batch; the defaults are the published rank sweep."""
     options = {**locals(), "seed": 0}
@@ -250,9 +181,9 @@ def sweep(
     from ocr_toy.train import train_runs
 
     axis = sweeps.axis(over)
-    chosen = list(sweeps.DEFAULT_VALUES[axis]) if values is None else _numbers(values, "values")
-    base = _run_spec(options)
-    specs = sweeps.sweep_specs(base, axis, chosen, _whole(seeds, "seeds"))
+    chosen = list(sweeps.DEFAULT_VALUES[axis]) if values is None else o.numbers(values, "values")
+    base = o.run_spec(options)
+    specs = sweeps.sweep_specs(base, axis, chosen, o.whole(seeds, "seeds"))
     _prepare(output)
     say(f"{len(specs)} runs of {steps} steps, as one batch")
     table = sweeps.rows(train_runs(specs, _tenths()), axis)
@@ -280,22 +211,22 @@ def check(
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
     ranks: Annotated[str, typer.Option(help="Widths d_h of claim 5.")] = "3,4",
     rank_steps: Annotated[int, typer.Option(help="Training steps of claim 5.")] = 10_000,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    output: Output = None,
+    seed: o.Seed = 0,
+    as_json: o.AsJson = False,
+    output: o.Output = None,
 ) -> None:
     """Check claims 1 to 8: the theory's number, the measured one, the tolerance, pass or fail."""
     from ocr_toy.check import DEFAULT_GRID, CheckSpec, run_checks
 
     sizes = []
     for text in grid or ():
-        found = _whole(text, "grid")
+        found = o.whole(text, "grid")
         require(len(found) == 3, f"grid = {text}: not three numbers; use n,m_train,m_test as in 3,1,3")
         sizes.append((found[0], found[1], found[2]))
     spec = CheckSpec(
         grid=tuple(sizes) or DEFAULT_GRID,
         solver=solver.upper(),
-        ranks=tuple(_whole(ranks, "ranks")),
+        ranks=tuple(o.whole(ranks, "ranks")),
         rank_steps=rank_steps,
         seed=seed,
     )
@@ -333,26 +264,27 @@ def open_questions(
         str, typer.Option(help="kq, softmax, mlp, optimizer, mitigation, delay, or all.")
     ] = "all",
     seeds: Annotated[str, typer.Option(help="2 to 10 seeds, separated by commas.")] = "0,1,2,3,4",
-    as_json: AsJson = False,
-    output: Output = None,
+    as_json: o.AsJson = False,
+    output: o.Output = None,
 ) -> None:
     """Run the experiments on what the paper leaves open; means and 95 % intervals over seeds."""
     from ocr_toy.experiments import QUESTIONS, run_question
 
     names = list(QUESTIONS) if question == "all" else [question]
-    chosen = _whole(seeds, "seeds")
+    chosen = o.whole(seeds, "seeds")
     _prepare(output)
     document: dict[str, Any] = {"seeds": chosen, "questions": {}}
     lines = []
     for name in names:
         outcomes = run_question(name, chosen, say)
-        document["questions"][name] = [asdict(o) for o in outcomes]
+        document["questions"][name] = [asdict(found) for found in outcomes]
         lines.append(name)
-        for o in outcomes:
-            delay = "never" if o.delay is None else str(o.delay)
+        for found in outcomes:
+            delay = "never" if found.delay is None else str(found.delay)
             lines.append(
-                f"  {o.name}: train loss {o.train_loss}, test loss {o.test_loss}, test accuracy"
-                f" {o.test_accuracy}, transfer {o.transfer}, delay {delay} ({o.crossed} of {o.seeds} cross)"
+                f"  {found.name}: train loss {found.train_loss}, test loss {found.test_loss}, test accuracy"
+                f" {found.test_accuracy}, transfer {found.transfer}, delay {delay}"
+                f" ({found.crossed} of {found.seeds} cross)"
             )
     _emit(document, as_json, output, lines)
 
@@ -369,7 +301,7 @@ def figures(
         int, typer.Option(help="Training steps of the rank sweep, where it is run.")
     ] = 20_000,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
-    seed: Seed = 0,
+    seed: o.Seed = 0,
 ) -> None:
     """Make every figure, as PNG and PDF; prints the paths written."""
     from ocr_toy import figures as drawing

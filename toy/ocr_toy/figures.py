@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ocr_toy import theory
 from ocr_toy.check import BOTH, Sizes
-from ocr_toy.descent import DescentSpec, descend
+from ocr_toy.descent import descend, usual_descent
 from ocr_toy.files import write_atomic
 from ocr_toy.model import ModelSpec, Param
 from ocr_toy.runs import RunResult, RunSpec, TrainSpec
@@ -62,7 +62,7 @@ def measure(
     margins: dict[Param, list[tuple[int, float]]] = {}
     spectra: dict[Param, tuple[np.ndarray, np.ndarray]] = {}
     for param in BOTH:
-        how = DescentSpec(param, seed=seed, hold_steps=4000 if param == "factorized" else 0)
+        how = usual_descent(param, seed)
         margins[param] = []
         for sizes in CURVE_SIZES:
             say(f"gradient descent, {param}, n, m_train, m_test = {sizes}")

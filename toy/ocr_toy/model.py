@@ -78,6 +78,15 @@ def parameter_shapes(model: ModelSpec, task: TaskSpec) -> dict[str, tuple[int, .
     return shapes
 
 
+def require_init(model: ModelSpec, init: str) -> None:
+    """Raise ToyError for an unknown init, and for a symmetric factorized model, whose units stay equal."""
+    require(init in get_args(Init), f"init = {init}: unknown; use {' or '.join(get_args(Init))}")
+    require(
+        init == "gaussian" or model.param == "merged",
+        "init = symmetric with param = factorized: all hidden units would stay equal; use init = gaussian",
+    )
+
+
 def initial_parameters(
     model: ModelSpec, task: TaskSpec, init: Init, scale: float, seed: int
 ) -> dict[str, np.ndarray]:
@@ -86,13 +95,9 @@ def initial_parameters(
     gaussian: independent N(0, scale^2) entries. symmetric: every entry equal to scale, so no answer is
     preferred (Theorem 3). An MLP, where there is one, starts Gaussian with standard deviation
     1 / sqrt(fan-in), because at a tiny scale it would add nothing to the output.
-    Raises ToyError for a symmetric factorized model, whose hidden units would stay copies of each other.
+    Raises ToyError as require_init does.
     """
-    require(init in get_args(Init), f"init = {init}: unknown; use {' or '.join(get_args(Init))}")
-    require(
-        init == "gaussian" or model.param == "merged",
-        "init = symmetric with param = factorized: all hidden units would stay equal; use init = gaussian",
-    )
+    require_init(model, init)
     rng = stream(seed, "init")
     values = {}
     for name, shape in parameter_shapes(model, task).items():

@@ -6,9 +6,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from ocr_toy.errors import require
-from ocr_toy.model import Init, ModelSpec
+from ocr_toy.model import Init, ModelSpec, require_init
 from ocr_toy.statistics import Margins, Norms, crossing
-from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec
+from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec, require_batch
 
 Optimizer = Literal["adamw", "gd"]
 Precision = Literal["float32", "float64"]
@@ -59,11 +59,16 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run: task, model and training."""
+    """One run: task, model and training. Raises ToyError where they do not go together."""
 
     task: TaskSpec = field(default_factory=TaskSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
+
+    def __post_init__(self) -> None:
+        """Check what depends on more than one part."""
+        require_batch(self.task, self.train.batch)
+        require_init(self.model, self.train.init)
 
 
 @dataclass(frozen=True)

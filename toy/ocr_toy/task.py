@@ -197,25 +197,38 @@ def trained_questions(task: TaskSpec) -> Questions:
     return concatenate([sets[name] for name in TRAINED_SETS if name in sets])
 
 
+def require_batch(task: TaskSpec, batch_size: int) -> None:
+    """Raise ToyError unless batches of this size exist; 0 is the full train set, for tasks without noise."""
+    if batch_size == 0:
+        require(
+            task.n_noise == 0,
+            f"batch = 0 (the full train set) with noise = {task.n_noise}: noise makes sequences random; "
+            "use noise = 0 or batch >= 3",
+        )
+        return
+    trained = sum(name in TRAINED_SETS for name in question_sets(task))
+    require(
+        batch_size >= trained,
+        f"batch = {batch_size}: fewer than the {trained} trained question sets; use more",
+    )
+
+
 def full_batch(task: TaskSpec) -> Batch:
     """Every trained question once; for tasks without noise. Raises ToyError where noise makes it random."""
-    require(
-        task.n_noise == 0,
-        f"batch = 0 (the full train set) with noise = {task.n_noise}: noise makes sequences random; "
-        "use noise = 0 or batch >= 3",
-    )
+    require_batch(task, 0)
     return _batch(task, trained_questions(task), None)
 
 
 def sample_batches(task: TaskSpec, batch_size: int, steps: int, rng: np.random.Generator) -> Batch:
     """`steps` random batches, [steps, batch_size]: equal shares of the trained question sets, in that order.
 
-    A remainder goes to the earlier sets. Noise tokens are independent and uniform.
+    A remainder goes to the earlier sets. Noise tokens are independent and uniform. Raises ToyError for
+    a batch smaller than the number of sets.
     """
+    require_batch(task, batch_size)
     sets = question_sets(task)
     trained = [sets[name] for name in TRAINED_SETS if name in sets]
     share, remainder = divmod(batch_size, len(trained))
-    require(share > 0, f"batch = {batch_size}: fewer than the {len(trained)} trained question sets; use more")
     drawn = []
     for position, questions in enumerate(trained):
         rows = share + (position < remainder)

@@ -28,6 +28,8 @@ TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "1
         ),
         (["train", "--param", "both"], "error: param = both: unknown; use factorized or merged"),
         (["train", "--batch", "0"], "error: batch = 0"),
+        (["sweep", "--batch", "2"], "error: batch = 2: fewer than the 3 trained question sets"),
+        (["train", "--init", "symmetric"], "error: init = symmetric with param = factorized"),
         (["sweep", "--over", "width"], "error: over = width"),
         (["sweep", "--values", "3,x"], "error: values = 3,x"),
         (["sweep", "--values", "3.5"], "error: d_h = 3.5"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ocr_toy import theory
-from ocr_toy.descent import DescentSpec, descend, log_loss
+from ocr_toy.descent import DescentSpec, descend, log_loss, usual_descent
 from ocr_toy.errors import ToyError
 from ocr_toy.task import noise_free
 
@@ -85,8 +85,7 @@ def test_log_loss_equals_the_direct_formula_and_survives_underflow() -> None:
 def test_descent_reaches_the_optimum_of_each_parametrization() -> None:
     task = noise_free(3, 1, 2)
     for param, tolerance in (("factorized", 0.05), ("merged", 0.005)):
-        how = DescentSpec(param, hold_steps=2500 if param == "factorized" else 0, final_steps=1500)
-        found = descend(task, how)
+        found = descend(task, usual_descent(param, seed=0))
         optimum = theory.optimal_norm(param, 3, 1, 2)
         assert optimum <= theory.norm(param, found.w_ov) < 1.01 * optimum
         expected = theory.held_out_margin(param, 1, 2)
