@@ -1,0 +1,273 @@
+"""The theory check: claims 1 to 8 of the study, each as checks of a measured number against the theory's.
+
+Nothing here decides what to expect from what was measured: every theory number comes from `theory`, from the
+published run, or from the shape of the claim (a crossing happens, or does not).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from ocr_toy import theory
+from ocr_toy.descent import Settled, descend, usual_descent
+from ocr_toy.errors import require
+from ocr_toy.model import ModelSpec, Param
+from ocr_toy.runs import RunResult, RunSpec, TrainSpec
+from ocr_toy.statistics import contrast, singular_values, subject_blocks
+from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec, noise_free
+from ocr_toy.train import train_runs
+
+Relation = Literal["==", ">=", "<="]
+Say = Callable[[str], None]
+Sizes = tuple[int, int, int]
+
+DEFAULT_GRID: tuple[Sizes, ...] = ((3, 1, 1), (3, 1, 3), (4, 2, 3), (4, 3, 1))
+"""(n, m_train, m_test) with m_train equal to, below and above m_test."""
+BOTH: tuple[Param, Param] = ("factorized", "merged")
+
+SOLVER_TOLERANCE = 1e-3
+NORM_TOLERANCE = 0.01
+MARGIN_TOLERANCE = 0.08
+"""Wide, because gradient descent nears the optimum's margin only as fast as log of the train margin grows."""
+ROUNDING = 1e-9
+LOSS_TOLERANCE = 0.1
+THRESHOLD = 0.1
+"""Loss in nats below which a question set counts as learned (claims 3 and 8)."""
+RANK_THRESHOLD = 0.5
+"""The same for claim 5, whose default is half the published steps; guessing gives log 20 = 3.0."""
+BLOCK_TOLERANCE = 0.05
+"""What counts as zero for the weight of test subjects on their own c (claim 7)."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: measured `relation` theory, up to tolerance."""
+
+    claim: int
+    name: str
+    theory: float
+    measured: float
+    tolerance: float
+    relation: Relation = "=="
+
+    @property
+    def passed(self) -> bool:
+        """Whether the measured number is what the theory says. NaN never is."""
+        difference = self.measured - self.theory
+        if self.relation == "==":
+            return abs(difference) <= self.tolerance
+        return difference >= -self.tolerance if self.relation == ">=" else difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class CheckSpec:
+    """What is checked: the grid of sizes, the solver, the ranks and steps of claim 5, and the seed."""
+
+    grid: tuple[Sizes, ...] = DEFAULT_GRID
+    solver: str = "SCS"
+    ranks: tuple[int, ...] = (3, 4)
+    rank_steps: int = 10_000
+    published_steps: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field once, here."""
+        require(bool(self.grid), "grid = (): nothing to check; give at least one n,m_train,m_test")
+        for n_pairs, m_train, m_test in self.grid:
+            noise_free(n_pairs, m_train, m_test)
+            require(m_train >= 1, f"m_train = {m_train}: Theorems 1 and 2 need m_train >= 1 in the grid")
+        require(self.published_steps >= 1, f"published_steps = {self.published_steps}: use at least 1")
+
+
+class Study:
+    """The runs the claims share, each made once, when first needed."""
+
+    def __init__(self, spec: CheckSpec, say: Say) -> None:
+        self.spec, self.say = spec, say
+        self._settled: dict[tuple[Param, Sizes], Settled] = {}
+
+    def settled(self, param: Param, sizes: Sizes) -> Settled:
+        """Gradient descent to its limit direction."""
+        if (param, sizes) not in self._settled:
+            self.say(f"gradient descent, {param}, n, m_train, m_test = {sizes}")
+            self._settled[param, sizes] = descend(noise_free(*sizes), usual_descent(param, self.spec.seed))
+        return self._settled[param, sizes]
+
+    @cached_property
+    def published(self) -> dict[Param, RunResult]:
+        """The published run of both models."""
+        self.say(f"published run, both models, {self.spec.published_steps} steps")
+        train = TrainSpec(steps=self.spec.published_steps, seed=self.spec.seed, record_every=20)
+        runs = [RunSpec(model=ModelSpec(param=param), train=train) for param in BOTH]
+        return dict(zip(BOTH, train_runs(runs), strict=True))
+
+
+def _claim_1_and_2(study: Study) -> Iterator[Check]:
+    for sizes in study.spec.grid:
+        task = noise_free(*sizes)
+        at = f"n, m_train, m_test = {sizes}"
+        for param in BOTH:
+            study.say(f"convex problem, {param}, {at}, {study.spec.solver}")
+            optimum = theory.solve(param, task, study.spec.solver)
+            found = study.settled(param, sizes).w_ov
+            kind = "nuclear norm" if param == "factorized" else "squared Frobenius norm"
+            target = theory.optimal_norm(param, *sizes)
+            solved = theory.norm(param, optimum)
+            yield Check(
+                1, f"{param}: {kind} of the convex optimum, {at}", target, solved, SOLVER_TOLERANCE * target
+            )
+            yield Check(
+                1,
+                f"{param}: {kind} of gradient descent at margin 1, {at}",
+                solved,
+                theory.norm(param, found),
+                NORM_TOLERANCE * solved,
+            )
+            theirs, ours = singular_values(optimum), singular_values(found)
+            worst = int(np.abs(theirs - ours).argmax())
+            yield Check(
+                1,
+                f"{param}: singular value furthest from the optimum's, {at}",
+                float(theirs[worst]),
+                float(ours[worst]),
+                MARGIN_TOLERANCE * float(theirs[0]),
+            )
+            margin = theory.held_out_margin(param, *sizes[1:])
+            solved = theory.test_margin(task, optimum)
+            yield Check(
+                2, f"{param}: held-out margin of the convex optimum, {at}", margin, solved, SOLVER_TOLERANCE
+            )
+            yield Check(
+                2,
+                f"{param}: held-out margin of gradient descent, {at}",
+                margin,
+                theory.test_margin(task, found),
+                MARGIN_TOLERANCE,
+            )
+
+
+def _claim_3(study: Study) -> Iterator[Check]:
+    tasks = [noise_free(5, 1, 3), noise_free(5, 3, 1)]
+    train = TrainSpec(
+        optimizer="gd",
+        lr=0.3,
+        decay=0.0,
+        init="symmetric",
+        init_scale=0.1,
+        steps=1000,
+        batch=0,
+        record_every=1,
+        precision="float64",
+        seed=study.spec.seed,
+    )
+    study.say(f"merged model with trainable W_KQ, symmetric init, {train.steps} steps, every step measured")
+    runs = [RunSpec(task, ModelSpec(param="merged"), train) for task in tasks]
+    for task, run in zip(tasks, train_runs(runs), strict=True):
+        at = f"n, m_train, m_test = {task.n_pairs, task.m_train, task.m_test}"
+        _, test = run.losses(TEST_ENTAILMENT)
+        yield Check(
+            3,
+            f"merged: least test loss over all steps, {at}",
+            math.log(task.n_pairs),
+            min(test),
+            ROUNDING,
+            ">=",
+        )
+        worst = max(run.last.loss[name] for name in TRAINED_SETS)
+        yield Check(3, f"merged: train loss at the end, {at}", THRESHOLD, worst, 0.0, "<=")
+
+
+def _claim_4(study: Study) -> Iterator[Check]:
+    n = TaskSpec().n_pairs
+    for param in BOTH:
+        expected = 0.0 if param == "factorized" else math.log(n)
+        loss = study.published[param].last.loss[TEST_ENTAILMENT]
+        yield Check(4, f"{param}: test loss of the published run", expected, loss, LOSS_TOLERANCE)
+
+
+def _claim_5(study: Study) -> Iterator[Check]:
+    spec = study.spec
+    study.say(f"ranks {', '.join(map(str, spec.ranks))}, {spec.rank_steps} steps")
+    train = TrainSpec(steps=spec.rank_steps, seed=spec.seed, record_every=spec.rank_steps, draws=16)
+    runs = train_runs([RunSpec(model=ModelSpec(d_h=rank), train=train) for rank in spec.ranks])
+    for rank, run in zip(spec.ranks, runs, strict=True):
+        enough = rank >= 4
+        yield Check(
+            5,
+            f"factorized, d_h = {rank}: test loss, published as {'learned' if enough else 'not learned'}",
+            RANK_THRESHOLD,
+            run.last.loss[TEST_ENTAILMENT],
+            0.0,
+            "<=" if enough else ">=",
+        )
+
+
+def _claim_6(study: Study) -> Iterator[Check]:
+    for m_train in range(5):
+        sizes = (3, m_train, 3)
+        found = theory.test_margin(noise_free(*sizes), study.settled("factorized", sizes).w_ov)
+        expected = theory.held_out_margin("factorized", m_train, 3)
+        yield Check(
+            6, f"factorized: held-out margin, n, m_train, m_test = {sizes}", expected, found, MARGIN_TOLERANCE
+        )
+
+
+def _claim_7(study: Study) -> Iterator[Check]:
+    sizes = (3, 1, 3)
+    for param in BOTH:
+        found = theory.test_contrast(noise_free(*sizes), study.settled(param, sizes).w_ov)
+        expected = theory.held_out_margin(param, *sizes[1:])
+        yield Check(
+            7,
+            f"{param}: own minus other c in W_OV of test subjects, {sizes}",
+            expected,
+            found,
+            MARGIN_TOLERANCE,
+        )
+    for param in BOTH:
+        run = study.published[param]
+        blocks = subject_blocks(run.spec.task, run.effect)
+        ratio = contrast(blocks["test_c"]) / contrast(blocks["train_c"])
+        name = f"{param}: own minus other c in W_OV, test over train subjects, published run"
+        if param == "factorized":
+            yield Check(7, f"{name}: not zero", BLOCK_TOLERANCE, ratio, 0.0, ">=")
+        else:
+            yield Check(7, f"{name}: zero", 0.0, ratio, BLOCK_TOLERANCE)
+
+
+def _claim_8(study: Study) -> Iterator[Check]:
+    never = study.spec.published_steps + 1
+    for param in BOTH:
+        train_step, test_step = study.published[param].learned_steps(THRESHOLD)
+        at = f"published run, below {THRESHOLD} nats"
+        yield Check(
+            8,
+            f"{param}: step of the train loss, {at}",
+            study.spec.published_steps,
+            never if train_step is None else train_step,
+            0.0,
+            "<=",
+        )
+        tested = never if test_step is None else test_step
+        if param == "factorized":
+            name = f"{param}: step of the test loss, {at}"
+            yield Check(8, name, study.spec.published_steps, tested, 0.0, "<=")
+            name = f"{param}: step of the test loss, not before the train loss, {at}"
+            yield Check(8, name, never if train_step is None else train_step, tested, 0.0, ">=")
+        else:
+            yield Check(8, f"{param}: test loss never crosses ({never} = never), {at}", never, tested, 0.0)
+
+
+def run_checks(spec: CheckSpec, say: Say) -> Iterator[Check]:
+    """Every check of claims 1 to 8, as each is decided; `say` receives one line before each longer run.
+
+    Raises ToyError if the solver is missing.
+    """
+    theory.require_solver(spec.solver)
+    study = Study(spec, say)
+    for claim in (_claim_1_and_2, _claim_3, _claim_4, _claim_5, _claim_6, _claim_7, _claim_8):
+        yield from claim(study)

@@ -1,0 +1,324 @@
+"""The commands. Data goes to stdout, progress and errors to stderr.
+
+Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted. torch, cvxpy and matplotlib are imported
+inside the commands, so that help is immediate.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from ocr_toy import options as o
+from ocr_toy.errors import ToyError, require
+
+if TYPE_CHECKING:
+    from ocr_toy.runs import Record
+    from ocr_toy.train import Progress
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    help="The symbolic study: factorized against merged one-layer models of out-of-context reasoning.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def reported(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a ToyError into one line on stderr and exit 2, and Ctrl-C into exit 130, wherever mounted."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except ToyError as error:
+            say(f"error: {error}")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            say("interrupted")
+            raise typer.Exit(130) from error
+
+    return run
+
+
+def _tenths() -> "Progress":
+    """Progress that says one line per tenth of the steps."""
+    said = 0
+
+    def progress(step: int, steps: int) -> None:
+        nonlocal said
+        if step * 10 // steps > said:
+            said = step * 10 // steps
+            say(f"step {step} of {steps}")
+
+    return progress
+
+
+def _optional(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _row(record: "Record") -> str:
+    names = ("train_fact", "train_entailment", "test_fact", "test_entailment")
+    losses = [_optional(record.loss.get(name)) for name in names]
+    norms = record.norms
+    sizes = ["-"] * 3
+    if norms is not None:
+        sizes = [f"{size:.1f}" for size in (norms.nuclear, norms.frobenius, norms.effective_rank)]
+    cells = [str(record.step), *losses, _optional(record.accuracy["test_entailment"])]
+    return " ".join(f"{c:>10}" for c in [*cells, _optional(record.margins.normalized), *sizes])
+
+
+HEADINGS = (
+    *("step", "train-fact", "train-ent", "test-fact", "test-ent", "test-acc", "margin"),
+    *("nuclear", "frobenius", "eff-rank"),
+)
+
+
+def _emit(document: Any, as_json: bool, output: Path | None, lines: list[str]) -> None:
+    from ocr_toy.files import to_json, write_json
+
+    if output is not None:
+        write_json(output, document)
+    print(to_json(document) if as_json else "\n".join(lines))
+
+
+def _prepare(output: Path | None) -> None:
+    from ocr_toy.files import prepare_folder
+
+    if output is not None:
+        prepare_folder(output.parent)
+        require(not output.is_dir(), f"output = {output}: is a folder; name a file")
+
+
+@app.command()
+@reported
+def train(
+    param: o.Param = "factorized",
+    n: o.Pairs = 20,
+    m_train: o.MTrain = 1,
+    m_test: o.MTest = 3,
+    noise: o.Noise = 5,
+    seq_len: o.SeqLen = None,
+    d_h: o.Width = 128,
+    train_kq: o.FixedKq = True,
+    attention: o.Attention = "linear",
+    mlp: o.Mlp = 0,
+    optimizer: o.Optimizer = "adamw",
+    lr: o.Rate = 5e-3,
+    decay: o.Decay = 0.03,
+    product_decay: o.ProductDecay = 0.0,
+    init: o.Init = "gaussian",
+    init_scale: o.InitScale = 1e-4,
+    steps: o.Steps = 2000,
+    batch: o.BatchSize = 252,
+    seed: o.Seed = 0,
+    record_every: o.RecordEvery = None,
+    precision: o.Precision = "float32",
+    as_json: o.AsJson = False,
+    output: o.Output = None,
+) -> None:
+    """Train one model; the defaults are the published run.
+
+    Prints per record the four losses (nats), the accuracy on test entailments, the held-out margin over the
+    train margin, and the norms of W_OV.
+    """
+    options = dict(locals())
+    from ocr_toy.train import train_runs
+
+    spec = o.run_spec(options)
+    _prepare(output)
+    result = train_runs([spec], _tenths())[0]
+    document = {"spec": asdict(spec), "records": [asdict(r) for r in result.records]}
+    lines = [" ".join(f"{h:>10}" for h in HEADINGS), *map(_row, result.records)]
+    _emit(document, as_json, output, lines)
+
+
+@app.command()
+@reported
+def sweep(
+    over: Annotated[str, typer.Option(help="d_h, m_train, seed, decay or init (its scale).")] = "d_h",
+    values: Annotated[str | None, typer.Option(help="Values, separated by commas.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    param: o.Param = "factorized",
+    n: o.Pairs = 20,
+    m_train: o.MTrain = 1,
+    m_test: o.MTest = 3,
+    noise: o.Noise = 5,
+    seq_len: o.SeqLen = None,
+    d_h: o.Width = 128,
+    train_kq: o.FixedKq = True,
+    attention: o.Attention = "linear",
+    mlp: o.Mlp = 0,
+    optimizer: o.Optimizer = "adamw",
+    lr: o.Rate = 5e-3,
+    decay: o.Decay = 0.03,
+    product_decay: o.ProductDecay = 0.0,
+    init: o.Init = "gaussian",
+    init_scale: o.InitScale = 1e-4,
+    steps: o.Steps = 20_000,
+    batch: o.BatchSize = 252,
+    record_every: o.RecordEvery = None,
+    precision: o.Precision = "float32",
+    as_json: o.AsJson = False,
+    output: o.Output = None,
+) -> None:
+    """Train all runs of a sweep as one batch; the defaults are the published rank sweep."""
+    options = {**locals(), "seed": 0}
+    from ocr_toy import sweep as sweeps
+    from ocr_toy.train import train_runs
+
+    axis = sweeps.axis(over)
+    chosen = list(sweeps.DEFAULT_VALUES[axis]) if values is None else o.numbers(values, "values")
+    base = o.run_spec(options)
+    specs = sweeps.sweep_specs(base, axis, chosen, o.whole(seeds, "seeds"))
+    _prepare(output)
+    say(f"{len(specs)} runs of {steps} steps, as one batch")
+    table = sweeps.rows(train_runs(specs, _tenths()), axis)
+    points = sweeps.points(table)
+    document = {
+        "over": axis,
+        "base": asdict(base),
+        "points": [asdict(p) for p in points],
+        "rows": [asdict(r) for r in table],
+    }
+    lines = [f"{over:>10}  test loss: mean [95 % interval] over seeds; each seed"]
+    for point in points:
+        each = ", ".join(f"{loss:.3g}" for loss in point.test_losses)
+        summary = "" if point.test_loss is None else f"{point.test_loss}; "
+        lines.append(f"{point.value:>10g}  {summary}{each}")
+    _emit(document, as_json, output, lines)
+
+
+@app.command()
+@reported
+def check(
+    grid: Annotated[
+        list[str] | None, typer.Option(help="n,m_train,m_test of Theorems 1 and 2; may be repeated.")
+    ] = None,
+    solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
+    ranks: Annotated[str, typer.Option(help="Widths d_h of claim 5.")] = "3,4",
+    rank_steps: Annotated[int, typer.Option(help="Training steps of claim 5.")] = 10_000,
+    seed: o.Seed = 0,
+    as_json: o.AsJson = False,
+    output: o.Output = None,
+) -> None:
+    """Check claims 1 to 8: the theory's number, the measured one, the tolerance, pass or fail."""
+    from ocr_toy.check import DEFAULT_GRID, CheckSpec, run_checks
+
+    sizes = []
+    for text in grid or ():
+        found = o.whole(text, "grid")
+        require(len(found) == 3, f"grid = {text}: not three numbers; use n,m_train,m_test as in 3,1,3")
+        sizes.append((found[0], found[1], found[2]))
+    spec = CheckSpec(
+        grid=tuple(sizes) or DEFAULT_GRID,
+        solver=solver.upper(),
+        ranks=tuple(o.whole(ranks, "ranks")),
+        rank_steps=rank_steps,
+        seed=seed,
+    )
+    _prepare(output)
+    done, lines = [], []
+    for result in run_checks(spec, say):
+        done.append(result)
+        verdict = "pass" if result.passed else "FAIL"
+        line = (
+            f"claim {result.claim}  {verdict}  theory {result.relation} {result.theory:<9.5g}"
+            f" measured {result.measured:<9.5g} tolerance {result.tolerance:<8.3g} {result.name}"
+        )
+        if as_json:
+            lines.append(line)
+        else:
+            print(line, flush=True)
+    failed = sum(not c.passed for c in done)
+    if as_json or output is not None:
+        from ocr_toy.files import to_json, write_json
+
+        document = {"spec": asdict(spec), "checks": [asdict(c) | {"passed": c.passed} for c in done]}
+        if output is not None:
+            write_json(output, document)
+        if as_json:
+            print(to_json(document))
+    say(f"{len(done) - failed} of {len(done)} checks passed")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("open")
+@reported
+def open_questions(
+    question: Annotated[
+        str, typer.Option(help="kq, softmax, mlp, optimizer, mitigation, delay, or all.")
+    ] = "all",
+    seeds: Annotated[str, typer.Option(help="2 to 10 seeds, separated by commas.")] = "0,1,2,3,4",
+    as_json: o.AsJson = False,
+    output: o.Output = None,
+) -> None:
+    """Run the experiments on what the paper leaves open; means and 95 % intervals over seeds."""
+    from ocr_toy.experiments import QUESTIONS, run_question
+
+    names = list(QUESTIONS) if question == "all" else [question]
+    chosen = o.whole(seeds, "seeds")
+    _prepare(output)
+    document: dict[str, Any] = {"seeds": chosen, "questions": {}}
+    lines = []
+    for name in names:
+        outcomes = run_question(name, chosen, say)
+        document["questions"][name] = [asdict(found) for found in outcomes]
+        lines.append(name)
+        for found in outcomes:
+            delay = "never" if found.delay is None else str(found.delay)
+            lines.append(
+                f"  {found.name}: train loss {found.train_loss}, test loss {found.test_loss}, test accuracy"
+                f" {found.test_accuracy}, transfer {found.transfer}, delay {delay}"
+                f" ({found.crossed} of {found.seeds} cross)"
+            )
+    _emit(document, as_json, output, lines)
+
+
+@app.command()
+@reported
+def figures(
+    output: Annotated[Path, typer.Option(help="Folder for the PNG and PDF files.")] = Path("results/toy"),
+    rank_sweep: Annotated[
+        Path | None,
+        typer.Option(help="A rank sweep written by: sweep --over d_h --output. [default: run it]"),
+    ] = None,
+    rank_steps: Annotated[
+        int, typer.Option(help="Training steps of the rank sweep, where it is run.")
+    ] = 20_000,
+    solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
+    seed: o.Seed = 0,
+) -> None:
+    """Make every figure, as PNG and PDF; prints the paths written."""
+    from ocr_toy import figures as drawing
+    from ocr_toy import sweep as sweeps
+    from ocr_toy.files import prepare_folder, read_json
+    from ocr_toy.runs import RunSpec, TrainSpec
+    from ocr_toy.theory import require_solver
+
+    require_solver(solver.upper())
+    prepare_folder(output)
+    if rank_sweep is None:
+        base = RunSpec(train=TrainSpec(steps=rank_steps, record_every=max(1, rank_steps // 20)))
+        say(f"rank sweep of {rank_steps} steps")
+        results = sweeps.run_sweep(base, "d_h", sweeps.DEFAULT_VALUES["d_h"], [0, 1, 2], _tenths())
+        ranks, steps = sweeps.points(sweeps.rows(results, "d_h")), rank_steps
+    else:
+        ranks, steps = sweeps.rank_points(read_json(rank_sweep))
+    measured = drawing.measure(ranks, steps, solver.upper(), seed, say)
+    for path in drawing.save_all(measured, output):
+        print(path)

@@ -1,0 +1,159 @@
+"""The questions the paper leaves open, as experiments: conditions, seeds, and intervals over seeds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ocr_toy.errors import ToyError, require
+from ocr_toy.model import ModelSpec, Param
+from ocr_toy.runs import RunResult, RunSpec, TrainSpec
+from ocr_toy.statistics import Interval, contrast, interval, subject_blocks
+from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, noise_free
+from ocr_toy.train import train_runs
+
+BOTH: tuple[Param, Param] = ("factorized", "merged")
+THRESHOLD = 0.1
+"""Loss in nats below which a question set counts as learned."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One setting of an experiment."""
+
+    name: str
+    run: RunSpec
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one setting gave, over seeds.
+
+    train_loss: worst trained question set; test_loss, test_accuracy: test entailments, all at the last step.
+    transfer: own-minus-other-c contrast of W_OV as attended, for test over train subjects (0: none).
+    delay: steps from the train loss to the test loss crossing THRESHOLD, over the `crossed` of `seeds` runs
+    in which both did; None with fewer than two such runs.
+    """
+
+    name: str
+    seeds: int
+    train_loss: Interval
+    test_loss: Interval
+    test_accuracy: Interval
+    transfer: Interval
+    crossed: int
+    delay: Interval | None
+
+
+def transfer(run: RunResult) -> float:
+    """Contrast of the test subjects' c block of W_OV over that of the train subjects' c block."""
+    blocks = subject_blocks(run.spec.task, run.effect)
+    require("train_c" in blocks, "m_train = 0: transfer has nothing to compare with; use m_train >= 1")
+    return contrast(blocks["test_c"]) / contrast(blocks["train_c"])
+
+
+def _attention_trained() -> list[Condition]:
+    return [
+        Condition(
+            f"{param}, W_KQ {'trained' if trained else 'fixed'}",
+            RunSpec(model=ModelSpec(param, trainable_kq=trained)),
+        )
+        for param in BOTH
+        for trained in (False, True)
+    ]
+
+
+def _softmax() -> list[Condition]:
+    return [
+        Condition(f"{param}, {kind} attention", RunSpec(model=ModelSpec(param, attention=kind)))
+        for param in BOTH
+        for kind in ("linear", "softmax")
+    ]
+
+
+def _mlp() -> list[Condition]:
+    return [
+        Condition(f"{param}, MLP width {width}", RunSpec(model=ModelSpec(param, mlp_width=width)))
+        for param in BOTH
+        for width in (0, 32, 128)
+    ]
+
+
+def _full_batch(param: Param, train: TrainSpec) -> RunSpec:
+    return RunSpec(noise_free(20, 1, 3), ModelSpec(param, d_h=64, trainable_kq=False), train)
+
+
+def _optimizer() -> list[Condition]:
+    common = TrainSpec(batch=0, init_scale=0.01, steps=5000, record_every=50)
+    ways = {
+        "GD": replace(common, optimizer="gd", lr=1.0, decay=0.0),
+        "GD, decay 1e-4": replace(common, optimizer="gd", lr=1.0, decay=1e-4),
+        "AdamW": replace(common, lr=5e-3, decay=0.0),
+        "AdamW, decay 0.03": replace(common, lr=5e-3, decay=0.03),
+        "AdamW, decay 0.3": replace(common, lr=5e-3, decay=0.3),
+    }
+    return [
+        Condition(f"{param}, {name}", _full_batch(param, train))
+        for param in BOTH
+        for name, train in ways.items()
+    ]
+
+
+def _mitigation() -> list[Condition]:
+    common = TrainSpec(batch=0, init_scale=0.01, steps=5000, decay=0.0, record_every=50)
+    strengths = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+    return [
+        Condition(f"product decay {s:g}", _full_batch("factorized", replace(common, product_decay=s)))
+        for s in strengths
+    ]
+
+
+def _delay() -> list[Condition]:
+    scales = (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
+    return [
+        Condition(f"init scale {s:g}", RunSpec(train=TrainSpec(init_scale=s, steps=3000, record_every=10)))
+        for s in scales
+    ]
+
+
+QUESTIONS: dict[str, Callable[[], list[Condition]]] = {
+    "kq": _attention_trained,
+    "softmax": _softmax,
+    "mlp": _mlp,
+    "optimizer": _optimizer,
+    "mitigation": _mitigation,
+    "delay": _delay,
+}
+"""Name of each open question and its conditions."""
+
+
+def outcome(name: str, runs: Sequence[RunResult]) -> Outcome:
+    """Summarize one condition's runs."""
+    trained = [max(r.last.loss[k] for k in TRAINED_SETS if k in r.last.loss) for r in runs]
+    crossed = [pair for pair in (r.learned_steps(THRESHOLD) for r in runs) if None not in pair]
+    delays = [float(test - train) for train, test in crossed if train is not None and test is not None]
+    return Outcome(
+        name=name,
+        seeds=len(runs),
+        train_loss=interval(trained),
+        test_loss=interval([r.last.loss[TEST_ENTAILMENT] for r in runs]),
+        test_accuracy=interval([r.last.accuracy[TEST_ENTAILMENT] for r in runs]),
+        transfer=interval([transfer(r) for r in runs]),
+        crossed=len(delays),
+        delay=interval(delays) if len(delays) > 1 else None,
+    )
+
+
+def run_question(name: str, seeds: Sequence[int], say: Callable[[str], None]) -> list[Outcome]:
+    """Train every condition of a question, all seeds of one as a batch; `say` receives each condition's name.
+
+    Raises ToyError for an unknown name and for seeds that give no interval.
+    """
+    if name not in QUESTIONS:
+        raise ToyError(f"question = {name}: unknown; use one of {', '.join(QUESTIONS)}")
+    require(2 <= len(seeds) <= 10, f"seeds = {len(seeds)}: no interval; use 2 to 10 seeds")
+    outcomes = []
+    for condition in QUESTIONS[name]():
+        say(f"{name}: {condition.name}")
+        train = condition.run.train
+        runs = [replace(condition.run, train=replace(train, seed=seed)) for seed in seeds]
+        outcomes.append(outcome(condition.name, train_runs(runs)))
+    return outcomes

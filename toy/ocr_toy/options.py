@@ -1,0 +1,82 @@
+"""The options that `train` and `sweep` share, and how their values become a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ocr_toy.errors import ToyError, require
+
+if TYPE_CHECKING:
+    from ocr_toy.runs import RunSpec
+
+Param = Annotated[str, typer.Option(help="factorized or merged.")]
+Pairs = Annotated[int, typer.Option("--n", help="Number of fact-entailment pairs.")]
+MTrain = Annotated[int, typer.Option("--m-train", help="Train subjects per pair.")]
+MTest = Annotated[int, typer.Option("--m-test", help="Test subjects per pair.")]
+Noise = Annotated[int, typer.Option(help="Number of noise tokens.")]
+SeqLen = Annotated[int | None, typer.Option(help="Sequence length. [default: 16, or 3 without noise]")]
+Width = Annotated[int, typer.Option("--d-h", help="Width of W_O and W_V (factorized).")]
+FixedKq = Annotated[bool, typer.Option("--train-kq/--fix-kq", help="Train W_KQ, or fix the attention.")]
+Attention = Annotated[str, typer.Option(help="linear or softmax.")]
+Mlp = Annotated[int, typer.Option(help="Width of an MLP after attention; 0 for none.")]
+Optimizer = Annotated[str, typer.Option(help="adamw or gd.")]
+Rate = Annotated[float, typer.Option(help="Learning rate.")]
+Decay = Annotated[float, typer.Option(help="Decoupled weight decay.")]
+ProductDecay = Annotated[float, typer.Option(help="Weight of ||W_OV||_F^2 / 2 in the loss.")]
+Init = Annotated[str, typer.Option(help="gaussian or symmetric (merged only).")]
+InitScale = Annotated[float, typer.Option(help="Standard deviation, or value, of the initialization.")]
+Steps = Annotated[int, typer.Option(help="Training steps.")]
+BatchSize = Annotated[int, typer.Option("--batch", help="Batch size; 0 for the full train set.")]
+Seed = Annotated[int, typer.Option(help="Seed of data and initialization.")]
+RecordEvery = Annotated[int | None, typer.Option(help="Steps between records. [default: a twentieth]")]
+Precision = Annotated[str, typer.Option(help="float32 or float64.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Output = Annotated[Path | None, typer.Option("--output", help="Write the JSON to this file as well.")]
+
+
+def run_spec(options: dict[str, Any]) -> "RunSpec":
+    """The run that the shared options of `train` and `sweep` describe."""
+    from ocr_toy.model import ModelSpec
+    from ocr_toy.runs import RunSpec, TrainSpec
+    from ocr_toy.task import MIN_SEQ_LEN, TaskSpec
+
+    seq_len = options["seq_len"]
+    if seq_len is None:
+        seq_len = 16 if options["noise"] else MIN_SEQ_LEN
+    every = options["record_every"]
+    return RunSpec(
+        task=TaskSpec(options["n"], options["m_train"], options["m_test"], options["noise"], seq_len),
+        model=ModelSpec(
+            options["param"], options["d_h"], options["train_kq"], options["attention"], options["mlp"]
+        ),
+        train=TrainSpec(
+            optimizer=options["optimizer"],
+            lr=options["lr"],
+            decay=options["decay"],
+            product_decay=options["product_decay"],
+            init=options["init"],
+            init_scale=options["init_scale"],
+            steps=options["steps"],
+            batch=options["batch"],
+            seed=options["seed"],
+            record_every=max(1, options["steps"] // 20) if every is None else every,
+            norms_every=max(1, options["steps"] // 20) if every is None else every,
+            precision=options["precision"],
+        ),
+    )
+
+
+def numbers(text: str, name: str) -> list[float]:
+    """Numbers separated by commas. Raises ToyError for anything else."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ToyError(f"{name} = {text}: not numbers; separate numbers by commas, as in 1,2,3") from error
+
+
+def whole(text: str, name: str) -> list[int]:
+    """Whole numbers separated by commas. Raises ToyError for anything else."""
+    values = numbers(text, name)
+    require(all(v.is_integer() for v in values), f"{name} = {text}: not whole; use numbers like 0,1,2")
+    return [int(v) for v in values]

@@ -1,0 +1,117 @@
+"""What a run is, and what it leaves: specifications, records, results."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+
+from ocr_toy.errors import require
+from ocr_toy.model import Init, ModelSpec, require_init
+from ocr_toy.statistics import Margins, Norms, crossing
+from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec, require_batch
+
+Optimizer = Literal["adamw", "gd"]
+Precision = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """How one run is trained; the defaults are the published run. Raises ToyError for bad values.
+
+    optimizer: adamw or gd. decay is decoupled for both: it shrinks every parameter by lr * decay a step.
+    product_decay adds product_decay / 2 ||W_OV||_F^2 to the loss. batch 0 is the full train set.
+    record_every and norms_every are in steps; norms_every 0 measures norms at the end only. draws: noise
+    draws per evaluated question.
+    """
+
+    optimizer: Optimizer = "adamw"
+    lr: float = 5e-3
+    decay: float = 0.03
+    product_decay: float = 0.0
+    init: Init = "gaussian"
+    init_scale: float = 1e-4
+    steps: int = 2000
+    batch: int = 252
+    seed: int = 0
+    record_every: int = 50
+    norms_every: int = 0
+    draws: int = 4
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        """Check every field once, here."""
+        for name, value, kinds in (
+            ("optimizer", self.optimizer, Optimizer),
+            ("precision", self.precision, Precision),
+        ):
+            allowed = get_args(kinds)
+            require(value in allowed, f"{name} = {value}: unknown; use one of {', '.join(allowed)}")
+        require(0 < self.lr < float("inf"), f"lr = {self.lr}: not a rate; use lr > 0")
+        require(0 <= self.decay < 1 / self.lr, f"decay = {self.decay}: use 0 <= decay < 1 / lr")
+        require(self.product_decay >= 0, f"product_decay = {self.product_decay}: use product_decay >= 0")
+        require(self.init_scale >= 0, f"init_scale = {self.init_scale}: use init_scale >= 0")
+        require(self.steps >= 1, f"steps = {self.steps}: nothing to train; use steps >= 1")
+        require(self.batch >= 0, f"batch = {self.batch}: use batch >= 3, or 0 for the full train set")
+        require(self.seed >= 0, f"seed = {self.seed}: cannot be negative; use seed >= 0")
+        require(self.record_every >= 1, f"record_every = {self.record_every}: use record_every >= 1")
+        require(self.norms_every >= 0, f"norms_every = {self.norms_every}: use norms_every >= 0")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run: task, model and training. Raises ToyError where they do not go together."""
+
+    task: TaskSpec = field(default_factory=TaskSpec)
+    model: ModelSpec = field(default_factory=ModelSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+
+    def __post_init__(self) -> None:
+        """Check what depends on more than one part."""
+        require_batch(self.task, self.train.batch)
+        require_init(self.model, self.train.init)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement: per question set the mean cross-entropy (nats) and the accuracy; margins; norms."""
+
+    step: int
+    loss: dict[str, float]
+    accuracy: dict[str, float]
+    margins: Margins
+    norms: Norms | None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its records from step 0 to the last, and what it learned.
+
+    w_ov: W_OV at the end, [d, n_inputs]. effect: W_OV with every column times the attention its token gets,
+    w_KQ (linear) or exp(w_KQ) up to one common factor (softmax): what a token adds to the logits. A trained
+    w_KQ may be negative for some tokens, so columns of W_OV alone have no comparable sign.
+    """
+
+    spec: RunSpec
+    records: tuple[Record, ...]
+    w_ov: np.ndarray
+    effect: np.ndarray
+
+    @property
+    def last(self) -> Record:
+        """The record of the last step."""
+        return self.records[-1]
+
+    def losses(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and losses of one question set. Raises ToyError if the task has no such set."""
+        require(name in self.last.loss, f"question set = {name}: not part of this task; use m_train >= 1")
+        return [r.step for r in self.records], [r.loss[name] for r in self.records]
+
+    def learned_steps(self, threshold: float) -> tuple[int | None, int | None]:
+        """First recorded steps at which every trained set's loss, and the test loss, are below `threshold`.
+
+        None for what never is. Their difference is the delay of generalization.
+        """
+        steps, test = self.losses(TEST_ENTAILMENT)
+        names = [name for name in TRAINED_SETS if name in self.last.loss]
+        worst = [max(record.loss[name] for name in names) for record in self.records]
+        return crossing(steps, worst, threshold), crossing(steps, test, threshold)

@@ -1,0 +1,129 @@
+"""What is measured on a model: norms and blocks of W_OV, margins, threshold crossings, intervals."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ocr_toy.errors import require
+from ocr_toy.task import TaskSpec, subject_pairs
+
+Matrix = NDArray[np.floating]
+
+# Two-sided 95 % points of Student's t, by degrees of freedom 1 to 9.
+_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Size and shape of W_OV; effective_rank is exp of the entropy of the normalized singular values."""
+
+    nuclear: float
+    frobenius: float
+    effective_rank: float
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Smallest logit gaps. None where the quantity has no data.
+
+    train: over trained questions, right answer minus best other answer. held_out: over test entailments,
+    right answer minus best other c. normalized: held_out / train, defined once train > 0.
+    """
+
+    train: float
+    held_out: float
+    normalized: float | None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its 95 % Student-t interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        """The mean and the interval, three digits each."""
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def singular_values(w_ov: Matrix) -> Matrix:
+    """Singular values of a matrix, descending."""
+    return torch.linalg.svdvals(torch.from_numpy(w_ov)).numpy()
+
+
+def norms(w_ov: Matrix) -> Norms:
+    """Nuclear norm, Frobenius norm and effective rank. Raises ToyError for a zero matrix."""
+    values = singular_values(w_ov).astype(np.float64)
+    total = float(values.sum())
+    require(total > 0.0, "W_OV = 0: its effective rank is undefined; start from an init scale > 0")
+    shares = values[values > 0] / total
+    return Norms(
+        nuclear=total,
+        frobenius=float(np.sqrt((values**2).sum())),
+        effective_rank=float(np.exp(-(shares * np.log(shares)).sum())),
+    )
+
+
+def answer_margin(logits: Matrix, right: NDArray[np.int64], among: Sequence[int]) -> float:
+    """Smallest gap between the right answer's logit and the best other one of `among`; logits [Q, d]."""
+    candidates = logits[:, among].copy()
+    position = np.searchsorted(np.asarray(among), right)
+    row = np.arange(len(right))
+    picked = candidates[row, position]
+    candidates[row, position] = -np.inf
+    return float((picked - candidates.max(axis=1)).min())
+
+
+def margins(train: float, held_out: float) -> Margins:
+    """Pair the two margins with their ratio."""
+    return Margins(train=train, held_out=held_out, normalized=held_out / train if train > 0 else None)
+
+
+def subject_blocks(task: TaskSpec, effect: Matrix) -> dict[str, Matrix]:
+    """The four subject-to-answer blocks of W_OV as attended, [n, n] each, averaged over a pair's subjects.
+
+    effect: [d, n_inputs], the effect of a run. Entry (i, j) of a block is the logit that subjects of pair j
+    add to answer i. Keys: train_b, train_c, test_b, test_c; the train blocks exist for m_train > 0.
+    """
+    answers = {"b": task.first_answer, "c": task.first_answer + task.n_pairs}
+    pair = subject_pairs(task)
+    split = np.arange(task.n_subjects) < task.n_train_subjects
+    blocks = {}
+    for name, members in (("train", split), ("test", ~split)):
+        for answer, first in answers.items():
+            rows = effect[first : first + task.n_pairs, : task.n_subjects]
+            if members.any():
+                columns = [rows[:, members & (pair == i)].mean(axis=1) for i in range(task.n_pairs)]
+                blocks[f"{name}_{answer}"] = np.stack(columns, axis=1)
+    return blocks
+
+
+def contrast(block: Matrix) -> float:
+    """Mean diagonal minus mean off-diagonal entry of a block: how much subjects prefer their own answer."""
+    own = np.eye(len(block), dtype=bool)
+    return float(block[own].mean() - block[~own].mean())
+
+
+def crossing(steps: Sequence[int], values: Sequence[float], threshold: float) -> int | None:
+    """First recorded step at which `values` is below `threshold`; None if it never is."""
+    for step, value in zip(steps, values, strict=True):
+        if value < threshold:
+            return step
+    return None
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % interval over 2 to 10 seeds. Raises ToyError outside that range."""
+    count = len(values)
+    require(2 <= count <= len(_T_95) + 1, f"seeds = {count}: no interval; use 2 to {len(_T_95) + 1} seeds")
+    mean = math.fsum(values) / count
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1))
+    half = _T_95[count - 2] * spread / math.sqrt(count)
+    return Interval(mean=mean, low=mean - half, high=mean + half, count=count)

@@ -1,0 +1,132 @@
+"""Sweeps: one quantity varied over values and seeds, all runs trained as one batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from ocr_toy.errors import ToyError, require
+from ocr_toy.runs import Record, RunResult, RunSpec
+from ocr_toy.statistics import Interval, interval
+from ocr_toy.task import TEST_ENTAILMENT
+from ocr_toy.train import Progress, train_runs
+
+Axis = Literal["d_h", "m_train", "seed", "decay", "init"]
+
+DEFAULT_VALUES: dict[Axis, tuple[float, ...]] = {
+    "d_h": (3, 4, 8, 16, 32, 64, 128),
+    "m_train": (0, 1, 2, 3),
+    "seed": (0, 1, 2, 3, 4),
+    "decay": (0.0, 0.003, 0.03, 0.3),
+    "init": (1e-4, 1e-3, 1e-2, 1e-1),
+}
+_WHOLE = ("d_h", "m_train", "seed")
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """The end of one run of a sweep."""
+
+    value: float
+    seed: int
+    last: Record
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One value of the axis over its seeds. test_loss is None with fewer than two seeds."""
+
+    value: float
+    test_losses: tuple[float, ...]
+    test_loss: Interval | None
+
+
+def axis(name: str) -> Axis:
+    """The axis of that name. Raises ToyError for any other name."""
+    for known in get_args(Axis):
+        if name == known:
+            return known
+    raise ToyError(f"over = {name}: unknown; use one of {', '.join(get_args(Axis))}")
+
+
+def at_value(base: RunSpec, over: Axis, value: float) -> RunSpec:
+    """The base run with one quantity set. Raises ToyError for a value that the quantity cannot take."""
+    require(
+        over not in _WHOLE or float(value).is_integer(), f"{over} = {value}: not whole; use a whole number"
+    )
+    if over == "d_h":
+        require(
+            base.model.param == "factorized",
+            "over = d_h with param = merged: only factorized has a width; use param = factorized",
+        )
+        return replace(base, model=replace(base.model, d_h=int(value)))
+    if over == "m_train":
+        return replace(base, task=replace(base.task, m_train=int(value)))
+    if over == "seed":
+        return replace(base, train=replace(base.train, seed=int(value)))
+    if over == "decay":
+        return replace(base, train=replace(base.train, decay=float(value)))
+    return replace(base, train=replace(base.train, init_scale=float(value)))
+
+
+def sweep_specs(base: RunSpec, over: Axis, values: Sequence[float], seeds: Sequence[int]) -> list[RunSpec]:
+    """Every run of the sweep, value-major. Over seeds, `seeds` is not used."""
+    require(bool(values), f"values of {over}: none given; give at least one")
+    require(bool(seeds), "seeds: none given; give at least one")
+    used = [base.train.seed] if over == "seed" else list(seeds)
+    return [
+        at_value(replace(base, train=replace(base.train, seed=seed)), over, value)
+        for value in values
+        for seed in used
+    ]
+
+
+def value_of(spec: RunSpec, over: Axis) -> float:
+    """The swept quantity of a run."""
+    found: dict[Axis, float] = {
+        "d_h": spec.model.d_h,
+        "m_train": spec.task.m_train,
+        "seed": spec.train.seed,
+        "decay": spec.train.decay,
+        "init": spec.train.init_scale,
+    }
+    return found[over]
+
+
+def run_sweep(
+    base: RunSpec,
+    over: Axis,
+    values: Sequence[float],
+    seeds: Sequence[int],
+    progress: Progress | None = None,
+) -> list[RunResult]:
+    """Train the whole sweep as one batch, value-major."""
+    return train_runs(sweep_specs(base, over, values, seeds), progress)
+
+
+def rows(results: Sequence[RunResult], over: Axis) -> list[SweepRow]:
+    """One row per run."""
+    return [SweepRow(value_of(r.spec, over), r.spec.train.seed, r.last) for r in results]
+
+
+def points(table: Sequence[SweepRow]) -> list[SweepPoint]:
+    """Test losses per value with their interval over seeds, in the order of the values."""
+    grouped: dict[float, list[float]] = {}
+    for row in table:
+        grouped.setdefault(row.value, []).append(row.last.loss[TEST_ENTAILMENT])
+    return [
+        SweepPoint(value, tuple(found), interval(found) if len(found) > 1 else None)
+        for value, found in grouped.items()
+    ]
+
+
+def rank_points(document: Any) -> tuple[list[SweepPoint], int]:
+    """Points and training steps of a rank sweep written as JSON. Raises ToyError for anything else."""
+    try:
+        require(document["over"] == "d_h", f"over = {document['over']}: not a rank sweep; sweep over d_h")
+        found = [(p["value"], tuple(p["test_losses"])) for p in document["points"]]
+        steps = int(document["base"]["train"]["steps"])
+    except (KeyError, TypeError) as error:
+        raise ToyError(
+            f"rank sweep: no {error} in the file; write it with sweep --over d_h --output"
+        ) from error
+    return [SweepPoint(value, losses, interval(losses)) for value, losses in found], steps

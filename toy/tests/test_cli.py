@@ -1,0 +1,166 @@
+"""The commands: what goes where, exit codes, and errors of one line, also when mounted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from ocr_toy import check as checks
+from ocr_toy import cli
+from ocr_toy.cli import app
+from typer.testing import CliRunner
+
+runner = CliRunner()
+TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "12"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--m-test", "0"], "error: m_test = 0: nothing is held out; use m_test >= 1"),
+        (["train", "--n", "1"], "error: n = 1: a wrong answer needs a second pair; use n >= 2"),
+        (["train", "--d-h", "0"], "error: d_h = 0: W_O and W_V need a width; use d_h >= 1"),
+        (
+            ["train", "--seq-len", "2"],
+            "error: seq_len = 2: too short for subject, relation and EOS; use 3 or more",
+        ),
+        (["train", "--param", "both"], "error: param = both: unknown; use factorized or merged"),
+        (["train", "--batch", "0"], "error: batch = 0"),
+        (["sweep", "--batch", "2"], "error: batch = 2: fewer than the 3 trained question sets"),
+        (["train", "--init", "symmetric"], "error: init = symmetric with param = factorized"),
+        (["sweep", "--over", "width"], "error: over = width"),
+        (["sweep", "--values", "3,x"], "error: values = 3,x"),
+        (["sweep", "--values", "3.5"], "error: d_h = 3.5"),
+        (["sweep", "--param", "merged"], "error: over = d_h with param = merged"),
+        (["check", "--solver", "mosek"], "error: solver = MOSEK: unknown; use CLARABEL or SCS"),
+        (["check", "--grid", "3,1"], "error: grid = 3,1"),
+        (["check", "--grid", "3,0,1"], "error: m_train = 0"),
+        (["open", "--question", "why"], "error: question = why"),
+        (["open", "--seeds", "0"], "error: seeds = 1"),
+        (["figures", "--rank-sweep", "absent.json"], "error: file = absent.json"),
+    ],
+)
+@pytest.mark.parametrize("mounted", [False, True])
+def test_bad_input_is_one_line_on_stderr_and_exit_2(
+    arguments: list[str], says: str, mounted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outer = typer.Typer()
+    outer.add_typer(app, name="toy")
+    result = runner.invoke(outer, ["toy", *arguments]) if mounted else runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(says)
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_solver_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = runner.invoke(app, ["check"])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: solver = SCS: the package cvxpy is not installed; "
+        "install the extra: pip install 'ocr-eval[theory]'\n"
+    )
+
+
+def test_an_unwritable_output_is_found_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = runner.invoke(app, ["train", *TINY, "--output", str(tmp_path / "file" / "run.json")])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: output = {tmp_path / 'file'}")
+
+
+def test_train_prints_json_and_writes_the_same(tmp_path: Path) -> None:
+    target = tmp_path / "run.json"
+    arguments = ["train", *TINY, "--steps", "40", "--json", "--output", str(target)]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert document == json.loads(target.read_text())
+    assert document["records"][-1]["step"] == 40
+    assert set(document["records"][-1]["loss"]) == {
+        "train_fact",
+        "train_entailment",
+        "test_fact",
+        "test_entailment",
+    }
+    assert document["records"][-1]["norms"]["nuclear"] > 0
+    assert runner.invoke(app, arguments).stdout == result.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_train_prints_a_table() -> None:
+    result = runner.invoke(app, ["train", *TINY, "--steps", "20", "--record-every", "10", "--m-train", "0"])
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == list(cli.HEADINGS)
+    assert [line.split()[0] for line in lines[1:]] == ["0", "10", "20"]
+    assert lines[1].split()[1] == "-"
+
+
+def test_a_sweep_can_be_read_back_as_a_rank_sweep(tmp_path: Path) -> None:
+    from ocr_toy.files import read_json
+    from ocr_toy.sweep import rank_points
+
+    target = tmp_path / "ranks.json"
+    arguments = [
+        "sweep",
+        *TINY,
+        "--values",
+        "2,4",
+        "--seeds",
+        "0,1",
+        "--steps",
+        "30",
+        "--output",
+        str(target),
+    ]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0
+    points, steps = rank_points(read_json(target))
+    assert steps == 30
+    assert [p.value for p in points] == [2, 4]
+    assert f"{points[0].test_losses[0]:.3g}" in result.stdout
+
+
+def _stub(passed: bool) -> object:
+    def run(spec: checks.CheckSpec, say: checks.Say) -> list[checks.Check]:
+        return [checks.Check(1, "named", 1.0, 1.0 if passed else 2.0, 0.1)]
+
+    return run
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_check_exits_1_if_any_check_fails(passed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "run_checks", _stub(passed))
+    result = runner.invoke(app, ["check"])
+    assert result.exit_code == (0 if passed else 1)
+    assert ("pass" if passed else "FAIL") in result.stdout
+    document = json.loads(runner.invoke(app, ["check", "--json"]).stdout)
+    assert document["checks"][0]["passed"] is passed
+
+
+def test_interruption_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks, "run_checks", interrupted)
+    assert runner.invoke(app, ["check"]).exit_code == 130
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from ocr_toy.cli import app;"
+        "assert CliRunner().invoke(app, ['check', '--help']).exit_code == 0;"
+        "print([m for m in ('torch', 'cvxpy', 'matplotlib', 'numpy') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    arguments = [sys.executable, "-m", "ocr_toy", "train", "--m-test", "0"]
+    found = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1)

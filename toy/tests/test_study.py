@@ -1,0 +1,94 @@
+"""The theory check, the open questions and the figures, on sizes that take seconds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ocr_toy import experiments, figures
+from ocr_toy.check import Check, CheckSpec, run_checks
+from ocr_toy.errors import ToyError
+from ocr_toy.model import ModelSpec
+from ocr_toy.runs import RunSpec, TrainSpec
+from ocr_toy.sweep import SweepPoint
+from ocr_toy.task import TaskSpec
+from ocr_toy.train import train_runs
+
+SMALL = RunSpec(TaskSpec(4, 1, 2, 2, 6), ModelSpec(d_h=16), TrainSpec(steps=2000, record_every=20))
+
+
+@pytest.mark.parametrize(
+    ("relation", "measured", "passed"),
+    [
+        ("==", 1.1, True),
+        ("==", 1.3, False),
+        (">=", 0.9, True),
+        (">=", 0.7, False),
+        ("<=", 1.1, True),
+        ("<=", 1.3, False),
+    ]
+    + [(relation, float("nan"), False) for relation in ("==", ">=", "<=")],
+)
+def test_a_check_passes_within_its_tolerance_and_never_on_nan(
+    relation: str, measured: float, passed: bool
+) -> None:
+    assert Check(1, "", 1.0, measured, 0.2, relation).passed is passed
+
+
+def test_claims_1_and_2_hold_where_m_train_is_below_m_test() -> None:
+    checks = []
+    for check in run_checks(CheckSpec(grid=((3, 1, 2),)), lambda line: None):
+        if check.claim == 3:
+            break
+        checks.append(check)
+    assert {c.claim for c in checks} == {1, 2}
+    assert len(checks) == 10
+    assert [c.name for c in checks if not c.passed] == []
+
+
+def test_transfer_and_delay_tell_the_two_models_apart() -> None:
+    outcomes = {}
+    for param in ("factorized", "merged"):
+        specs = [
+            replace(SMALL, model=replace(SMALL.model, param=param), train=replace(SMALL.train, seed=s))
+            for s in (0, 1)
+        ]
+        outcomes[param] = experiments.outcome(param, train_runs(specs))
+    factorized, merged = outcomes["factorized"], outcomes["merged"]
+    assert factorized.crossed == 2
+    assert factorized.delay is not None
+    assert factorized.delay.mean >= 0
+    assert factorized.transfer.mean > 0.3
+    assert (merged.crossed, merged.delay) == (0, None)
+    assert abs(merged.transfer.mean) < 0.1
+
+
+def test_every_open_question_has_conditions_that_can_be_built() -> None:
+    for make in experiments.QUESTIONS.values():
+        conditions = make()
+        assert len({c.name for c in conditions}) == len(conditions) > 1
+
+
+def test_transfer_without_train_subjects_is_an_error() -> None:
+    run = train_runs([replace(SMALL, task=replace(SMALL.task, m_train=0))])[0]
+    with pytest.raises(ToyError, match="m_train = 0"):
+        experiments.transfer(run)
+
+
+def test_every_figure_is_written_twice_and_whole(tmp_path: Path) -> None:
+    specs = [
+        replace(SMALL, model=replace(SMALL.model, param=p), train=replace(SMALL.train, norms_every=50))
+        for p in figures.BOTH
+    ]
+    ranks = [SweepPoint(value, (loss, 2 * loss), None) for value, loss in ((3, 1.0), (4, 0.1))]
+    margins = {p: [(0, 0.0), (1, 0.5)] for p in figures.BOTH}
+    spectra = {
+        p: (r.w_ov[0, :3], r.w_ov[1, :3]) for p, r in zip(figures.BOTH, train_runs(specs), strict=True)
+    }
+    published = dict(zip(figures.BOTH, train_runs(specs), strict=True))
+    measured = figures.Measured(published, margins, spectra, ranks, 300)
+    written = figures.save_all(measured, tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+    assert len(written) == 2 * len(figures.FIGURES) == 12
+    for path in written:
+        start = path.read_bytes()[:4]
+        assert start == (b"%PDF" if path.suffix == ".pdf" else b"\x89PNG")

@@ -1,0 +1,125 @@
+"""The theory: the reading table, closed form against solver, and gradient descent against both."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ocr_toy import theory
+from ocr_toy.descent import DescentSpec, descend, log_loss, usual_descent
+from ocr_toy.errors import ToyError
+from ocr_toy.task import noise_free
+
+READINGS = [
+    ((3, 1, 1), 5.7321, 1.0, 9.0),
+    ((3, 1, 3), 7.1961, 0.5774, 13.0),
+    ((4, 2, 3), 11.4388, 0.8165, 25.0),
+    ((4, 3, 1), 10.4854, 1.0, 25.0),
+    ((5, 4, 16), 26.2361, 0.5, 101.0),
+]
+
+
+@pytest.mark.parametrize(("sizes", "nuclear", "margin", "squared"), READINGS)
+@pytest.mark.parametrize("source", ["closed form", "solver"])
+def test_the_reading_table(
+    sizes: tuple[int, int, int], nuclear: float, margin: float, squared: float, source: str
+) -> None:
+    task = noise_free(*sizes)
+    for param, norm, held_out in (("factorized", nuclear, margin), ("merged", squared, 0.0)):
+        w_ov = theory.optimal_w_ov(param, *sizes) if source == "closed form" else theory.solve(param, task)
+        assert theory.norm(param, w_ov) == pytest.approx(norm, abs=2e-4)
+        assert theory.optimal_norm(param, *sizes) == pytest.approx(norm, abs=2e-4)
+        assert theory.train_margin(task, w_ov) == pytest.approx(1.0, abs=1e-4)
+        assert theory.test_margin(task, w_ov) == pytest.approx(held_out, abs=1e-3)
+        assert theory.held_out_margin(param, *sizes[1:]) == pytest.approx(held_out, abs=1e-4)
+
+
+def test_both_solvers_agree() -> None:
+    task = noise_free(3, 1, 2)
+    first, second = (theory.solve("factorized", task, solver) for solver in theory.SOLVERS)
+    assert np.abs(first - second).max() < 1e-3
+
+
+@given(st.integers(2, 5), st.integers(1, 5), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_the_closed_form_is_feasible_and_has_the_closed_form_norm(n: int, m_train: int, m_test: int) -> None:
+    task = noise_free(n, m_train, m_test)
+    for param in ("factorized", "merged"):
+        w_ov = theory.optimal_w_ov(param, n, m_train, m_test)
+        assert theory.train_margin(task, w_ov) == pytest.approx(1.0)
+        assert theory.norm(param, w_ov) == pytest.approx(theory.optimal_norm(param, n, m_train, m_test))
+        held_out = theory.held_out_margin(param, m_train, m_test)
+        assert theory.test_margin(task, w_ov) == pytest.approx(held_out)
+        assert theory.test_contrast(task, w_ov) == pytest.approx(held_out)
+
+
+def test_the_loose_bound_is_below_the_margin() -> None:
+    for m_train, m_test in ((1, 3), (2, 3), (3, 1)):
+        assert m_train / (m_train + m_test) < theory.held_out_margin("factorized", m_train, m_test)
+
+
+def test_log_loss_equals_the_direct_formula_and_survives_underflow() -> None:
+    rng = np.random.default_rng(0)
+    f, right = rng.standard_normal((6, 4)), rng.integers(0, 4, 6)
+
+    def direct(x: np.ndarray) -> float:
+        log_p = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+        return math.log(-log_p[np.arange(6), right].mean())
+
+    value, slope = log_loss(f, right)
+    assert value == pytest.approx(direct(f), rel=1e-12)
+    for i, j in ((0, 0), (2, 3), (5, 1)):
+        nudged = f.copy()
+        nudged[i, j] += 1e-6
+        assert slope[i, j] == pytest.approx((direct(nudged) - value) / 1e-6, abs=1e-5)
+
+    far = np.zeros((1, 3))
+    far[0, 0] = 5000.0
+    value, slope = log_loss(far, np.array([0]))
+    assert value == pytest.approx(-5000.0 + math.log(2.0))
+    assert slope[0].tolist() == pytest.approx([-1.0, 0.5, 0.5])
+
+
+def test_descent_reaches_the_optimum_of_each_parametrization() -> None:
+    task = noise_free(3, 1, 2)
+    for param, tolerance in (("factorized", 0.05), ("merged", 0.005)):
+        found = descend(task, usual_descent(param, seed=0))
+        optimum = theory.optimal_norm(param, 3, 1, 2)
+        assert optimum <= theory.norm(param, found.w_ov) < 1.01 * optimum
+        expected = theory.held_out_margin(param, 1, 2)
+        assert theory.test_margin(task, found.w_ov) == pytest.approx(expected, abs=tolerance)
+        assert theory.train_margin(task, found.w_ov) == pytest.approx(1.0)
+
+
+def test_descent_without_entailments_transfers_nothing() -> None:
+    task = noise_free(3, 0, 2)
+    found = descend(task, DescentSpec(hold_steps=500, final_steps=300))
+    assert abs(theory.test_contrast(task, found.w_ov)) < 1e-3
+
+
+def test_descent_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(ToyError, match="not fitted"):
+        descend(noise_free(3, 1, 1), DescentSpec(hold_steps=0, final_steps=1, init_scale=1e-3))
+
+
+def test_unusable_solvers_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ToyError, match="solver = MOSEK: unknown"):
+        theory.solve("merged", noise_free(3, 1, 1), "MOSEK")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ToyError, match=r"not installed; install the extra: .*ocr-eval\[theory\]"):
+        theory.solve("merged", noise_free(3, 1, 1))
+
+
+def test_the_closed_form_needs_entailments() -> None:
+    with pytest.raises(ToyError, match="m_train = 0"):
+        theory.optimal_norm("factorized", 3, 0, 1)
+
+
+def test_descent_repeats_and_depends_on_the_seed() -> None:
+    how = DescentSpec(hold_steps=0, final_steps=60)
+    task = noise_free(3, 1, 1)
+    first, again, other = (descend(task, replace(how, seed=s)).w_ov for s in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
