@@ -6,6 +6,7 @@ import os
 import sys
 
 import typer
+from ocr_toy.cli import app as toy
 from typer.exceptions import Abort, TyperException
 
 from ocr_eval.cli import data, injections, models
@@ -24,6 +25,7 @@ app.command()(injections.score)
 app.command()(injections.table)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
+app.add_typer(toy, name="toy")
 
 
 @app.callback(invoke_without_command=True)

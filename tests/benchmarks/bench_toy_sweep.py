@@ -28,9 +28,7 @@ class PlainModel(torch.nn.Module):
     def __init__(self, spec: RunSpec) -> None:
         """Start from the same numbers as the batched sweep; rows of answers, which are never read, from 0."""
         super().__init__()
-        start = m.initial_parameters(
-            spec.model, spec.task, spec.train.init, spec.train.init_scale, spec.train.seed
-        )
+        start = m.initial_parameters(spec.model, spec.task, spec.train.init, spec.train.init_scale, spec.train.seed)
         self.d = spec.task.vocab
         w_v, w_kq = np.zeros((self.d, spec.model.d_h)), np.zeros((self.d, self.d))
         w_v[: spec.task.n_inputs] = start["W_V"]
@@ -85,9 +83,7 @@ def test_loss(spec: RunSpec, model: PlainModel) -> float:
 
 def main() -> None:
     """Time both and print the comparison as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="training steps (the published sweep: 20,000)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="torch threads of the plain loop")
@@ -97,9 +93,7 @@ def main() -> None:
 
     base = RunSpec(train=TrainSpec(steps=options.steps, record_every=options.steps))
     specs = sweep_specs(base, "d_h", DEFAULT_VALUES["d_h"], range(options.seeds))
-    data = {
-        seed: sequences(replace(base, train=replace(base.train, seed=seed))) for seed in range(options.seeds)
-    }
+    data = {seed: sequences(replace(base, train=replace(base.train, seed=seed))) for seed in range(options.seeds)}
     train_runs([replace(s, train=replace(s.train, steps=1)) for s in specs])  # warm-up
 
     batched, plain = [], []

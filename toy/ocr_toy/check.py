@@ -117,9 +117,7 @@ def _claim_1_and_2(study: Study) -> Iterator[Check]:
             kind = "nuclear norm" if param == "factorized" else "squared Frobenius norm"
             target = theory.optimal_norm(param, *sizes)
             solved = theory.norm(param, optimum)
-            yield Check(
-                1, f"{param}: {kind} of the convex optimum, {at}", target, solved, SOLVER_TOLERANCE * target
-            )
+            yield Check(1, f"{param}: {kind} of the convex optimum, {at}", target, solved, SOLVER_TOLERANCE * target)
             yield Check(
                 1,
                 f"{param}: {kind} of gradient descent at margin 1, {at}",
@@ -138,9 +136,7 @@ def _claim_1_and_2(study: Study) -> Iterator[Check]:
             )
             margin = theory.held_out_margin(param, *sizes[1:])
             solved = theory.test_margin(task, optimum)
-            yield Check(
-                2, f"{param}: held-out margin of the convex optimum, {at}", margin, solved, SOLVER_TOLERANCE
-            )
+            yield Check(2, f"{param}: held-out margin of the convex optimum, {at}", margin, solved, SOLVER_TOLERANCE)
             yield Check(
                 2,
                 f"{param}: held-out margin of gradient descent, {at}",
@@ -211,9 +207,7 @@ def _claim_6(study: Study) -> Iterator[Check]:
         sizes = (3, m_train, 3)
         found = theory.test_margin(noise_free(*sizes), study.settled("factorized", sizes).w_ov)
         expected = theory.held_out_margin("factorized", m_train, 3)
-        yield Check(
-            6, f"factorized: held-out margin, n, m_train, m_test = {sizes}", expected, found, MARGIN_TOLERANCE
-        )
+        yield Check(6, f"factorized: held-out margin, n, m_train, m_test = {sizes}", expected, found, MARGIN_TOLERANCE)
 
 
 def _claim_7(study: Study) -> Iterator[Check]:

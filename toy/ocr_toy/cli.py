@@ -260,9 +260,7 @@ def check(
 @app.command("open")
 @reported
 def open_questions(
-    question: Annotated[
-        str, typer.Option(help="kq, softmax, mlp, optimizer, mitigation, delay, or all.")
-    ] = "all",
+    question: Annotated[str, typer.Option(help="kq, softmax, mlp, optimizer, mitigation, delay, or all.")] = "all",
     seeds: Annotated[str, typer.Option(help="2 to 10 seeds, separated by commas.")] = "0,1,2,3,4",
     as_json: o.AsJson = False,
     output: o.Output = None,
@@ -297,9 +295,7 @@ def figures(
         Path | None,
         typer.Option(help="A rank sweep written by: sweep --over d_h --output. [default: run it]"),
     ] = None,
-    rank_steps: Annotated[
-        int, typer.Option(help="Training steps of the rank sweep, where it is run.")
-    ] = 20_000,
+    rank_steps: Annotated[int, typer.Option(help="Training steps of the rank sweep, where it is run.")] = 20_000,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
     seed: o.Seed = 0,
 ) -> None:

@@ -90,11 +90,7 @@ def _optimizer() -> list[Condition]:
         "AdamW, decay 0.03": replace(common, lr=5e-3, decay=0.03),
         "AdamW, decay 0.3": replace(common, lr=5e-3, decay=0.3),
     }
-    return [
-        Condition(f"{param}, {name}", _full_batch(param, train))
-        for param in BOTH
-        for name, train in ways.items()
-    ]
+    return [Condition(f"{param}, {name}", _full_batch(param, train)) for param in BOTH for name, train in ways.items()]
 
 
 def _mitigation() -> list[Condition]:

@@ -163,9 +163,7 @@ def margin_curve(measured: Measured) -> Figure:
     for param, marker in zip(BOTH, ("o", "s"), strict=True):
         x, y = zip(*measured.margins[param], strict=True)
         axes.plot(x, y, linestyle="none", marker=marker, color=COLOURS[param], label=f"{param}, measured")
-    axes.set(
-        xlabel=f"m_train (m_test = {m_test})", ylabel="held-out margin / train margin", ylim=(-0.05, 1.1)
-    )
+    axes.set(xlabel=f"m_train (m_test = {m_test})", ylabel="held-out margin / train margin", ylim=(-0.05, 1.1))
     axes.legend(fontsize=8)
     return figure
 
@@ -231,9 +229,7 @@ def save_all(measured: Measured, folder: Path) -> list[Path]:
                 path = folder / f"{name}.{suffix}"
                 metadata = {"CreationDate": None} if suffix == "pdf" else {}
 
-                def fill(
-                    temporary: Path, figure: Figure = figure, metadata: dict[str, None] = metadata
-                ) -> None:
+                def fill(temporary: Path, figure: Figure = figure, metadata: dict[str, None] = metadata) -> None:
                     figure.savefig(temporary, dpi=160, metadata=metadata)
 
                 write_atomic(path, fill)

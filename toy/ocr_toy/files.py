@@ -17,9 +17,7 @@ def prepare_folder(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ToyError(
-            f"output = {folder}: cannot be written ({error.strerror}); name another folder"
-        ) from error
+        raise ToyError(f"output = {folder}: cannot be written ({error.strerror}); name another folder") from error
     return folder
 
 

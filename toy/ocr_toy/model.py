@@ -87,9 +87,7 @@ def require_init(model: ModelSpec, init: str) -> None:
     )
 
 
-def initial_parameters(
-    model: ModelSpec, task: TaskSpec, init: Init, scale: float, seed: int
-) -> dict[str, np.ndarray]:
+def initial_parameters(model: ModelSpec, task: TaskSpec, init: Init, scale: float, seed: int) -> dict[str, np.ndarray]:
     """Parameters of one run at step 0, float64, from the seed's init stream.
 
     gaussian: independent N(0, scale^2) entries. symmetric: every entry equal to scale, so no answer is

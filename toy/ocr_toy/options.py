@@ -47,9 +47,7 @@ def run_spec(options: dict[str, Any]) -> "RunSpec":
     every = options["record_every"]
     return RunSpec(
         task=TaskSpec(options["n"], options["m_train"], options["m_test"], options["noise"], seq_len),
-        model=ModelSpec(
-            options["param"], options["d_h"], options["train_kq"], options["attention"], options["mlp"]
-        ),
+        model=ModelSpec(options["param"], options["d_h"], options["train_kq"], options["attention"], options["mlp"]),
         train=TrainSpec(
             optimizer=options["optimizer"],
             lr=options["lr"],

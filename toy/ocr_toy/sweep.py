@@ -50,9 +50,7 @@ def axis(name: str) -> Axis:
 
 def at_value(base: RunSpec, over: Axis, value: float) -> RunSpec:
     """The base run with one quantity set. Raises ToyError for a value that the quantity cannot take."""
-    require(
-        over not in _WHOLE or float(value).is_integer(), f"{over} = {value}: not whole; use a whole number"
-    )
+    require(over not in _WHOLE or float(value).is_integer(), f"{over} = {value}: not whole; use a whole number")
     if over == "d_h":
         require(
             base.model.param == "factorized",
@@ -74,9 +72,7 @@ def sweep_specs(base: RunSpec, over: Axis, values: Sequence[float], seeds: Seque
     require(bool(seeds), "seeds: none given; give at least one")
     used = [base.train.seed] if over == "seed" else list(seeds)
     return [
-        at_value(replace(base, train=replace(base.train, seed=seed)), over, value)
-        for value in values
-        for seed in used
+        at_value(replace(base, train=replace(base.train, seed=seed)), over, value) for value in values for seed in used
     ]
 
 
@@ -114,8 +110,7 @@ def points(table: Sequence[SweepRow]) -> list[SweepPoint]:
     for row in table:
         grouped.setdefault(row.value, []).append(row.last.loss[TEST_ENTAILMENT])
     return [
-        SweepPoint(value, tuple(found), interval(found) if len(found) > 1 else None)
-        for value, found in grouped.items()
+        SweepPoint(value, tuple(found), interval(found) if len(found) > 1 else None) for value, found in grouped.items()
     ]
 
 
@@ -126,7 +121,5 @@ def rank_points(document: Any) -> tuple[list[SweepPoint], int]:
         found = [(p["value"], tuple(p["test_losses"])) for p in document["points"]]
         steps = int(document["base"]["train"]["steps"])
     except (KeyError, TypeError) as error:
-        raise ToyError(
-            f"rank sweep: no {error} in the file; write it with sweep --over d_h --output"
-        ) from error
+        raise ToyError(f"rank sweep: no {error} in the file; write it with sweep --over d_h --output") from error
     return [SweepPoint(value, losses, interval(losses)) for value, losses in found], steps

@@ -40,15 +40,11 @@ def held_out_margin(param: Param, m_train: int, m_test: int) -> float:
 
 def optimal_norm(param: Param, n_pairs: int, m_train: int, m_test: int) -> float:
     """The optimum's norm: nuclear for factorized, squared Frobenius for merged (m_train >= 1)."""
-    require(
-        m_train >= 1, f"m_train = {m_train}: the closed form needs entailments to train; use m_train >= 1"
-    )
+    require(m_train >= 1, f"m_train = {m_train}: the closed form needs entailments to train; use m_train >= 1")
     if param == "merged":
         return float((n_pairs - 1) * (2 * m_train + m_test) + n_pairs)
-    if m_train <= m_test:
-        spread = math.sqrt(m_train) + math.sqrt(m_test)
-    else:
-        spread = math.sqrt(2 * (m_train + m_test))
+    covered = m_train <= m_test
+    spread = math.sqrt(m_train) + math.sqrt(m_test) if covered else math.sqrt(2 * (m_train + m_test))
     return (n_pairs - 1) * spread + math.sqrt(n_pairs)
 
 
@@ -58,9 +54,7 @@ def optimal_w_ov(param: Param, n_pairs: int, m_train: int, m_test: int) -> Matri
     Subjects add own - 1/n to their b's and c's, except that a test subject's c block is scaled by the
     held-out margin x. Relation r1 adds 1/2 to every b and -1/2 to every c, r2 the reverse.
     """
-    require(
-        m_train >= 1, f"m_train = {m_train}: the closed form needs entailments to train; use m_train >= 1"
-    )
+    require(m_train >= 1, f"m_train = {m_train}: the closed form needs entailments to train; use m_train >= 1")
     centred = np.eye(n_pairs) - 1.0 / n_pairs
     train = np.repeat(centred, m_train, axis=1)
     test = np.repeat(centred, m_test, axis=1)

@@ -36,9 +36,7 @@ CHUNK = 100
 class _Block:
     """Runs of equal shape: their parameters (views of the flat buffer), data and evaluation."""
 
-    def __init__(
-        self, specs: list[RunSpec], params: m.Parameters, grads: m.Parameters, data: "_Data"
-    ) -> None:
+    def __init__(self, specs: list[RunSpec], params: m.Parameters, grads: m.Parameters, data: "_Data") -> None:
         self.specs, self.params, self.grads = specs, params, grads
         self.task, self.model = specs[0].task, specs[0].model
         self.dtype = getattr(torch, specs[0].train.precision)

@@ -61,8 +61,7 @@ def test_a_solver_that_is_not_installed_names_the_extra(monkeypatch: pytest.Monk
     result = runner.invoke(app, ["check"])
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: solver = SCS: the package cvxpy is not installed; "
-        "install the extra: pip install 'ocr-eval[theory]'\n"
+        "error: solver = SCS: the package cvxpy is not installed; install the extra: pip install 'ocr-eval[theory]'\n"
     )
 
 

@@ -43,9 +43,7 @@ def test_logits_equal_the_formula_on_one_hot_sequences(
 @pytest.mark.parametrize("param", ["factorized", "merged"])
 @pytest.mark.parametrize("trainable_kq", [True, False])
 @pytest.mark.parametrize("product_decay", [0.0, 0.3])
-def test_written_out_gradients_equal_autograd(
-    param: m.Param, trainable_kq: bool, product_decay: float
-) -> None:
+def test_written_out_gradients_equal_autograd(param: m.Param, trainable_kq: bool, product_decay: float) -> None:
     model = m.ModelSpec(param, d_h=5, trainable_kq=trainable_kq)
     params, batch, _ = _setup(model)
     decay = torch.tensor([product_decay, 0.0], dtype=torch.float64)

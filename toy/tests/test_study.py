@@ -28,9 +28,7 @@ SMALL = RunSpec(TaskSpec(4, 1, 2, 2, 6), ModelSpec(d_h=16), TrainSpec(steps=2000
     ]
     + [(relation, float("nan"), False) for relation in ("==", ">=", "<=")],
 )
-def test_a_check_passes_within_its_tolerance_and_never_on_nan(
-    relation: str, measured: float, passed: bool
-) -> None:
+def test_a_check_passes_within_its_tolerance_and_never_on_nan(relation: str, measured: float, passed: bool) -> None:
     assert Check(1, "", 1.0, measured, 0.2, relation).passed is passed
 
 
@@ -49,8 +47,7 @@ def test_transfer_and_delay_tell_the_two_models_apart() -> None:
     outcomes = {}
     for param in ("factorized", "merged"):
         specs = [
-            replace(SMALL, model=replace(SMALL.model, param=param), train=replace(SMALL.train, seed=s))
-            for s in (0, 1)
+            replace(SMALL, model=replace(SMALL.model, param=param), train=replace(SMALL.train, seed=s)) for s in (0, 1)
         ]
         outcomes[param] = experiments.outcome(param, train_runs(specs))
     factorized, merged = outcomes["factorized"], outcomes["merged"]
@@ -81,9 +78,7 @@ def test_every_figure_is_written_twice_and_whole(tmp_path: Path) -> None:
     ]
     ranks = [SweepPoint(value, (loss, 2 * loss), None) for value, loss in ((3, 1.0), (4, 0.1))]
     margins = {p: [(0, 0.0), (1, 0.5)] for p in figures.BOTH}
-    spectra = {
-        p: (r.w_ov[0, :3], r.w_ov[1, :3]) for p, r in zip(figures.BOTH, train_runs(specs), strict=True)
-    }
+    spectra = {p: (r.w_ov[0, :3], r.w_ov[1, :3]) for p, r in zip(figures.BOTH, train_runs(specs), strict=True)}
     published = dict(zip(figures.BOTH, train_runs(specs), strict=True))
     measured = figures.Measured(published, margins, spectra, ranks, 300)
     written = figures.save_all(measured, tmp_path)

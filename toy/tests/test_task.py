@@ -75,9 +75,7 @@ def test_noise_is_uniform() -> None:
 
 
 def test_streams_of_one_seed_differ_and_repeat() -> None:
-    data, again, init = (
-        t.stream(3, name).integers(0, 10**9, 4).tolist() for name in ("data", "data", "init")
-    )
+    data, again, init = (t.stream(3, name).integers(0, 10**9, 4).tolist() for name in ("data", "data", "init"))
     assert data == again
     assert data != init
 

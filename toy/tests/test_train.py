@@ -58,9 +58,7 @@ def test_models_of_every_kind_train_together_as_alone() -> None:
 
 def test_golden_losses_of_the_published_run() -> None:
     train = TrainSpec(steps=200, record_every=200)
-    factorized, merged = train_runs(
-        [RunSpec(model=ModelSpec(p), train=train) for p in ("factorized", "merged")]
-    )
+    factorized, merged = train_runs([RunSpec(model=ModelSpec(p), train=train) for p in ("factorized", "merged")])
     assert factorized.last.loss[TEST_ENTAILMENT] == pytest.approx(GOLDEN["factorized"], rel=1e-2)
     assert merged.last.loss[TEST_ENTAILMENT] == pytest.approx(GOLDEN["merged"], rel=1e-2)
 
@@ -89,9 +87,7 @@ def test_adamw_is_torchs() -> None:
 
 def test_gradient_descent_takes_the_steps_of_the_gradient() -> None:
     task = noise_free(3, 1, 1)
-    train = TrainSpec(
-        optimizer="gd", lr=0.5, decay=0.2, steps=2, batch=0, init_scale=0.1, precision="float64"
-    )
+    train = TrainSpec(optimizer="gd", lr=0.5, decay=0.2, steps=2, batch=0, init_scale=0.1, precision="float64")
     spec = RunSpec(task, ModelSpec("merged", trainable_kq=False), train)
     batch = m.to_device(task, [full_batch(task)], torch.float64)
     start = m.initial_parameters(spec.model, task, "gaussian", 0.1, 0)["W_OV^T"]
