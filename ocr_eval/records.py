@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ocr_eval.association import Kind
+from ocr_eval.intervals import SubjectRanks
 from ocr_eval.specs import SCHEMA_VERSION, DataSpec, Scoring, TrainSpec
 
 #: The four quantities by name, as they stand in files: split of the subject, relation.
@@ -47,6 +49,10 @@ class HeldOut(_Frozen):
     target: list[int]
     ranks: list[list[float]]
 
+    def subject_ranks(self) -> SubjectRanks:
+        """The same as arrays, for intervals and tests."""
+        return SubjectRanks(self.subject, np.array(self.target), np.array(self.ranks))
+
 
 class Record(_Frozen):
     """One finished run.
@@ -58,7 +64,8 @@ class Record(_Frozen):
             ranks say nothing of out-of-context reasoning.
         base: scores of the untouched base (epoch 0).
         final: scores after the last epoch.
-        held_out: ranks of the held-out entailments after the last epoch.
+        base_held_out: ranks of the held-out entailments at epoch 0.
+        held_out: the same after the last epoch.
         train_loss: mean loss of the last epoch, nats an answer token.
         seconds: wall time of training and of scoring, over all attempts.
         base_identity: identity of the base weights.
@@ -79,6 +86,7 @@ class Record(_Frozen):
     facts_learned: bool
     base: Scores
     final: Scores
+    base_held_out: dict[Scoring, HeldOut]
     held_out: dict[Scoring, HeldOut]
     train_loss: float
     seconds: dict[Literal["train", "score"], float]

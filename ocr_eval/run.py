@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from ocr_eval import provenance, weights
 from ocr_eval.audit import audit_dataset
@@ -36,32 +38,45 @@ class Outcome:
 
 
 def finetune(spec: RunSpec, output: Path, device: Device = "auto", force: bool = False, every: int = 1) -> Outcome:
-    """Inject and score one run, or return it if the same run is done already.
+    """Inject and score one run, or return it if the same run is done already; see ``finetune_all``."""
+    return next(finetune_all([spec], output, device, force, every))
 
-    An interrupted run goes on after its last checkpoint, with the result it would have had uninterrupted.
+
+def finetune_all(
+    specs: Iterable[RunSpec], output: Path, device: Device = "auto", force: bool = False, every: int = 1
+) -> Iterator[Outcome]:
+    """Inject and score runs one after another; a base that several share is loaded once.
+
+    A run that is done already is returned and not repeated. An interrupted one goes on after its last
+    checkpoint, with the result it would have had uninterrupted.
 
     Args:
-        spec: the run.
-        output: the output folder; the run's own lies below it.
+        specs: the runs.
+        output: the output folder; the runs' own lie below it.
         device: where to compute.
         force: run again even if it is done.
         every: score after every this many epochs (and after the last); never changes what is learned.
 
     Raises:
-        UserError: bad input, found before any training.
+        UserError: bad input, found before any training of the run.
         RunFailed: training could not go on.
     """
     prepare_output(output)
-    located = weights.locate(spec.model)
-    fingerprint = spec.fingerprint(located.identity, provenance.code_digest())
-    folder = RunFolder.of(output, spec, fingerprint)
-    with folder.lock():
-        if folder.is_done() and not force:
-            return Outcome(folder.path, folder.record(), was_done=True)
-        if force:
-            folder.clear()
-        base = load_base(spec.model, located, device)
-        return Outcome(folder.path, _inject(base, spec, folder, every), was_done=False)
+    base: Base | None = None
+    for spec in specs:
+        located = weights.locate(spec.model)
+        fingerprint = spec.fingerprint(located.identity, provenance.code_digest())
+        folder = RunFolder.of(output, spec, fingerprint)
+        with folder.lock():
+            if folder.is_done() and not force:
+                outcome = Outcome(folder.path, folder.record(), was_done=True)
+            else:
+                if force:
+                    folder.clear()
+                if base is None or base.spec != spec.model:
+                    base = load_base(spec.model, located, device)
+                outcome = Outcome(folder.path, _inject(base, spec, folder, every), was_done=False)
+        yield outcome
 
 
 def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Scores:
@@ -102,7 +117,7 @@ def _inject(base: Base, spec: RunSpec, folder: RunFolder, every: int) -> Record:
         injection.save_adapter(folder.adapter, spec)
     finally:
         detach(injection.network)
-    record = _record(base, spec, folder, lines, probes, scores)
+    record = _record(base, spec, folder, lines)
     folder.finish(record, folder.probes() + probe_lines(probes, scores, spec.train.epochs))
     return record
 
@@ -162,19 +177,13 @@ def _scored_line(
             scoring: {quantity: score.model_dump() for quantity, score in by_quantity.items()}
             for scoring, by_quantity in summaries.items()
         },
+        "held_out": {scoring: ranks.model_dump() for scoring, ranks in held_out(probes, scores).items()},
     }
     return scores, line
 
 
-def _record(
-    base: Base,
-    spec: RunSpec,
-    folder: RunFolder,
-    lines: list[dict[str, Any]],
-    probes: Sequence[ProbeTokens],
-    scores: CandidateScores,
-) -> Record:
-    final = summarize_quantities(probes, scores)
+def _record(base: Base, spec: RunSpec, folder: RunFolder, lines: list[dict[str, Any]]) -> Record:
+    final = TypeAdapter(Scores).validate_python(lines[-1]["scores"])
     return Record.model_validate(
         {
             "run": folder.identity,
@@ -189,7 +198,8 @@ def _record(
             "facts_learned": facts_learned(final),
             "base": lines[0]["scores"],
             "final": final,
-            "held_out": held_out(probes, scores),
+            "base_held_out": lines[0]["held_out"],
+            "held_out": lines[-1]["held_out"],
             "train_loss": lines[-1]["train_loss"],
             "seconds": {
                 "train": round(sum(line["train_seconds"] for line in lines), 2),

@@ -28,6 +28,7 @@ def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.
         "facts_learned": learned,
         "base": scores,
         "final": scores,
+        "base_held_out": {},
         "held_out": {
             scoring: HeldOut(subject=["Ann"], target=[0], ranks=[[rank, 2 * null - rank]]) for scoring in SCORINGS
         },
