@@ -7,6 +7,7 @@ distinct here, but its probability is shared with many other words.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,20 @@ class Audit:
     def first_token_scorable(self) -> bool:
         """Whether every boundary splits and all first tokens are distinct."""
         return all(not relation.clashes and relation.unsplit is None for relation in self.relations)
+
+    def as_text(self, title: str) -> str:
+        """The audit as lines for a terminal."""
+        can = "can" if self.first_token_scorable else "CANNOT"
+        lines = [f"{title}: {can} be scored first-token; BOS {'none' if self.bos is None else self.bos}"]
+        for relation in self.relations:
+            counts = Counter(len(answer.pieces) for answer in relation.answers)
+            tokens = ", ".join(f"{n} of {length} token{'s'[: length > 1]}" for length, n in sorted(counts.items()))
+            lines.append(f"  {relation.relation:10} '{relation.prompt} ...': {tokens or relation.unsplit}")
+            lines += [f"    one first token: {' = '.join(clash)}" for clash in relation.clashes]
+            generic = [f"{a.answer} ({' '.join(a.pieces)})" for a in relation.answers if a.generic]
+            if generic:
+                lines.append(f"    generic first piece: {', '.join(generic)}")
+        return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
         """A plain object for audit.json and --json."""

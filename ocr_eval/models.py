@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,9 +16,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from ocr_eval import resources
 from ocr_eval.errors import UserError
-from ocr_eval.specs import ModelSpec
-from ocr_eval.weights import WeightFolder
+from ocr_eval.specs import ModelSpec, load_model_spec
+from ocr_eval.weights import WeightFolder, locate
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -82,6 +84,22 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto") ->
     network.eval()
     network.to(accelerator.device)
     return Base(spec, network, tokenizer, folder.identity, accelerator)
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """The tokenizer alone, of a model by name or YAML file, or of a folder that need hold nothing else.
+
+    Raises:
+        UserError: no such model or folder, or no tokenizer in it.
+    """
+    folder = Path(name_or_path).expanduser()
+    if not (resources.looks_like_path(name_or_path) and folder.is_dir()):
+        folder = locate(load_model_spec(name_or_path)).path
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"'{name_or_path}' has no tokenizer that loads: {str(error).splitlines()[0]}") from error
 
 
 def make_accelerator(device: Device) -> Accelerator:

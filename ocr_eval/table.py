@@ -16,14 +16,15 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ocr_eval import intervals
 from ocr_eval.records import Record
 from ocr_eval.specs import Scoring
 
 #: The order of columns; a user's own associations follow by name.
 PUBLISHED_ORDER = ("city-language", "city-language-cf", "country-code", "profession-color", "sport-music")
 
-#: From this OCR score on, a sentence says that facts were inferred.
-INFERRED = 0.1
+#: A sentence says that facts were inferred when mean rank is below its null at this permutation p-value.
+SIGNIFICANT = 0.01
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Cell:
         mean_rank: mean over seeds; 0 is perfect.
         null_rank: mean over seeds of the null rank; None in published rows, which do not state it.
         ocr_score: 1 - mean_rank / null_rank; None in published rows.
-        spread: smallest and largest OCR score of a seed; None in published rows.
+        interval: 95 % bootstrap interval of the OCR score, over subjects and seeds; None in published rows.
+        p: permutation p-value of "mean rank is below its null"; None in published rows.
         seeds: how many runs; None in published rows.
         facts_learned: whether the facts were learned in every run; None in published rows.
     """
@@ -42,7 +44,8 @@ class Cell:
     mean_rank: float
     null_rank: float | None = None
     ocr_score: float | None = None
-    spread: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
     seeds: int | None = None
     facts_learned: bool | None = None
 
@@ -100,12 +103,14 @@ def _cell(runs: Sequence[Record], scoring: Scoring) -> Cell:
     finding = [run.final[scoring]["test_entailment"] for run in runs]
     mean_rank = sum(score.mean_rank for score in finding) / len(finding)
     null_rank = sum(score.null_rank for score in finding) / len(finding)
-    each = [score.ocr_score for score in finding]
+    ranks = [run.held_out[scoring].subject_ranks() for run in sorted(runs, key=lambda run: run.seed)]
+    estimate = intervals.ocr_score(ranks)
     return Cell(
         mean_rank=mean_rank,
         null_rank=null_rank,
         ocr_score=1 - mean_rank / null_rank,
-        spread=(min(each), max(each)),
+        interval=(estimate.low, estimate.high),
+        p=intervals.permutation_p(ranks),
         seeds=len(runs),
         facts_learned=all(run.facts_learned for run in runs),
     )
@@ -151,14 +156,16 @@ def to_markdown(table: Table) -> str:
 def caption(table: Table) -> str:
     """How to read the table."""
     parts = [
-        f"Held-out entailments, {table.scoring} scoring: mean rank / null rank (OCR score).",
+        f"Held-out entailments, {table.scoring} scoring: mean rank / null rank, OCR score [interval].",
         "Rank 0 is perfect; the null rank is what a model that only knows which answers occur would get;",
-        "OCR score = 1 - mean rank / null rank.",
+        "OCR score = 1 - mean rank / null rank, with its 95 % bootstrap interval.",
     ]
     if any(cell.facts_learned is False for row in table.rows for cell in row.cells.values()):
         parts.append(
             "! the facts were not learned (top-1 under 95 %): the rank says nothing of out-of-context reasoning."
         )
+    if any(cell.seeds == 1 for row in table.rows for cell in row.cells.values()):
+        parts.append("* one seed: the interval is over subjects only.")
     if any(row.published for row in table.rows):
         parts.append(
             "Published rows are of Huang et al. (2025): full fine-tuning of 7-9B models, ten candidates, no null given."
@@ -176,8 +183,10 @@ def _text(cell: Cell | None) -> str:
         return ""
     if cell.null_rank is None:
         return f"{cell.mean_rank:.2f}"
-    flag = "" if cell.facts_learned else " !"
-    return f"{cell.mean_rank:.2f} / {cell.null_rank:.2f} ({cell.ocr_score:+.2f}){flag}"
+    assert cell.interval is not None
+    low, high = cell.interval
+    flags = ("*" if cell.seeds == 1 else "") + ("" if cell.facts_learned else " !")
+    return f"{cell.mean_rank:.2f} / {cell.null_rank:.2f}, {cell.ocr_score:+.2f} [{low:+.2f}, {high:+.2f}]{flags}"
 
 
 def to_csv(table: Table) -> str:
@@ -185,7 +194,7 @@ def to_csv(table: Table) -> str:
     out = io.StringIO()
     fields = ["model", "setting", "published", "scoring", "association", "mean_rank", "null_rank", "ocr_score"]
     writer = csv.DictWriter(
-        out, [*fields, "ocr_score_min", "ocr_score_max", "seeds", "facts_learned"], lineterminator="\n"
+        out, [*fields, "ocr_score_low", "ocr_score_high", "p", "seeds", "facts_learned"], lineterminator="\n"
     )
     writer.writeheader()
     writer.writerows(_flat_cells(table))
@@ -203,7 +212,7 @@ def _flat_cells(table: Table) -> Iterable[dict[str, Any]]:
         for name in table.associations:
             if name in row.cells:
                 cell = asdict(row.cells[name])
-                spread = cell.pop("spread") or (None, None)
+                low, high = cell.pop("interval") or (None, None)
                 yield {
                     "model": row.model,
                     "setting": row.setting,
@@ -211,8 +220,8 @@ def _flat_cells(table: Table) -> Iterable[dict[str, Any]]:
                     "scoring": table.scoring,
                     "association": name,
                     **cell,
-                    "ocr_score_min": spread[0],
-                    "ocr_score_max": spread[1],
+                    "ocr_score_low": low,
+                    "ocr_score_high": high,
                 }
 
 
@@ -236,10 +245,9 @@ def _clause(link: str, yes: str, no: str, records: Sequence[Record], kind: str, 
     if not all(run.facts_learned for run in runs):
         return f"on {names} ({link}) the facts were not learned in every run, so nothing can be said"
     cell = _cell(runs, scoring)
-    assert cell.null_rank is not None
-    assert cell.ocr_score is not None
-    verdict = yes if cell.ocr_score >= INFERRED else no
+    assert cell.p is not None
+    verdict = yes if cell.p <= SIGNIFICANT else no
     return (
         f"on {names} ({link}) {verdict}: the held-out answer ranks {cell.mean_rank:.2f} where {cell.null_rank:.2f} "
-        f"is the null (OCR score {cell.ocr_score:+.2f} of 1)"
+        f"is the null (OCR score {cell.ocr_score:+.2f} of 1, permutation p {cell.p:.2g})"
     )

@@ -10,6 +10,13 @@ from ocr_eval.specs import SCORINGS, DataSpec, TrainSpec
 from ocr_eval.table import build_table, finding, to_csv, to_json, to_markdown
 
 
+def two_answers(rank: float, null: float) -> HeldOut:
+    """Forty subjects, two answers in use: the right one at ``rank``, the other where the mean is ``null``."""
+    target = [i % 2 for i in range(40)]
+    ranks = [[rank, 2 * null - rank][:: 1 if t == 0 else -1] for t in target]
+    return HeldOut(subject=[f"s{i}" for i in range(40)], target=target, ranks=ranks)
+
+
 def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.0, learned=True, **changes) -> Record:
     score = Score(
         probes=80, mean_rank=rank, null_rank=null, ocr_score=1 - rank / null, top1=0.5, mrr=0.7, margin=1.0, ties=0
@@ -29,9 +36,7 @@ def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.
         "base": scores,
         "final": scores,
         "base_held_out": {},
-        "held_out": {
-            scoring: HeldOut(subject=["Ann"], target=[0], ranks=[[rank, 2 * null - rank]]) for scoring in SCORINGS
-        },
+        "held_out": {scoring: two_answers(rank, null) for scoring in SCORINGS},
         "train_loss": 0.1,
         "seconds": {"train": 1.0, "score": 1.0},
         "base_identity": "gguf:0",
@@ -48,9 +53,10 @@ def test_a_cell_is_the_mean_over_seeds_and_its_score_that_of_the_means():
     assert cell.mean_rank == pytest.approx(0.4)
     assert cell.null_rank == pytest.approx(2.5)
     assert cell.ocr_score == pytest.approx(1 - 0.4 / 2.5)
-    assert cell.spread == pytest.approx((0.8, 0.9))
+    assert cell.interval is not None
+    assert cell.interval == pytest.approx((0.8, 0.9))
     assert cell.seeds == 2
-    assert "0.40 / 2.50 (+0.84)" in to_markdown(table)
+    assert "0.40 / 2.50, +0.84 [+0.80, +0.90]" in to_markdown(table)
 
 
 def test_runs_of_different_settings_are_never_averaged():
@@ -68,8 +74,9 @@ def test_runs_of_different_settings_are_never_averaged():
 
 def test_facts_not_learned_are_flagged_and_explained():
     text = to_markdown(build_table([record(learned=False)], "first-token", {}))
-    assert "(+0.75) !" in text
+    assert "+0.75 [+0.75, +0.75]* !" in text
     assert "! the facts were not learned" in text
+    assert "* one seed" in text
     assert "!" not in to_markdown(build_table([record()], "first-token", {}))
 
 

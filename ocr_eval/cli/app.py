@@ -9,7 +9,7 @@ import typer
 from ocr_toy.cli import app as toy
 from typer.exceptions import Abort, TyperException
 
-from ocr_eval.cli import data, injections, models
+from ocr_eval.cli import data, injections, models, studies
 from ocr_eval.cli.options import JsonOption
 from ocr_eval.errors import RunFailed, UserError
 
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command()(injections.finetune)
 app.command()(injections.score)
 app.command()(injections.table)
+app.command()(studies.controls)
+app.command()(studies.curve)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(toy, name="toy")

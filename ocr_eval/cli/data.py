@@ -1,4 +1,4 @@
-"""``data list``, ``data show`` and ``data export``."""
+"""``data list``, ``data show``, ``data audit`` and ``data export``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from ocr_eval.cli import options as o
 
-app = typer.Typer(help="List, show and export associations.", no_args_is_help=True)
+app = typer.Typer(help="List, show, audit and export associations.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -42,6 +42,37 @@ def show(assoc: Annotated[str, typer.Argument(help="An association's name or YAM
     width = max(len(b) for b, _ in association.pairs)
     for b, c in association.pairs:
         typer.echo(f"{b:{width}}  {c}")
+
+
+@app.command()
+def audit(
+    assoc: o.AssocOption,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="A model, or a folder with its tokenizer; may be repeated.")
+    ] = None,
+    offline: o.OfflineOption = False,
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """Can an association be scored first-token on a model? Exit 1 if not, on any of the models given.
+
+    Tells what BOS does, how many tokens each answer has, which first tokens clash, where prompt and answer do
+    not split cleanly, and which candidates begin with a generic piece. All answers and templates are tried.
+    """
+    o.begin(quiet, offline)
+    from ocr_eval.association import load_association
+    from ocr_eval.audit import audit_association
+    from ocr_eval.models import load_tokenizer
+
+    association = load_association(assoc)
+    audits = {name: audit_association(load_tokenizer(name), association) for name in model or [o.DEFAULT_MODEL]}
+    if as_json:
+        typer.echo(json.dumps({name: found.as_json() for name, found in audits.items()}, indent=2, ensure_ascii=False))
+    else:
+        for name, found in audits.items():
+            typer.echo(found.as_text(f"{association.name} on {name}"))
+    if not all(found.first_token_scorable for found in audits.values()):
+        raise typer.Exit(1)
 
 
 @app.command()

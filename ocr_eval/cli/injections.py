@@ -139,9 +139,7 @@ def score(
             m_train=m_train,
             m_test=m_test,
             candidates=candidates,
-            templates="0",
             probe_template=probe_template,
-            variant="real",
             dtype=dtype,
         )
     from ocr_eval.run import rescore

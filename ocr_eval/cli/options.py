@@ -55,10 +55,12 @@ ConfigOption = Annotated[
 ]
 ModelOption = Annotated[str, _option("--model", help="A model's name ('ocr-eval models list'), YAML file or folder.")]
 AssocOption = Annotated[str, _option("--assoc", help="An association's name ('ocr-eval data list') or YAML file.")]
+SeedsOption = Annotated[str, _option("--seeds", help="Seeds: '0-2' or '0,3,5'.")]
 SeedOption = Annotated[int, _option("--seed", min=0, help="Draws pairs, names, groups, order and initialization.")]
 
 NOption = Annotated[int, _option("--n", panel=DATA, help="Pairs in use.")]
 MTrainOption = Annotated[int, _option("--m-train", panel=DATA, help="Subjects a group with the entailment taught.")]
+MTrainRangeOption = Annotated[str, _option("--m-train", panel=DATA, help="Train subjects a group: '0-16' or '0,1,4'.")]
 MTestOption = Annotated[int, _option("--m-test", panel=DATA, help="Subjects a group with the entailment held out.")]
 CandidatesOption = Annotated[str, _option("--candidates", panel=DATA, help="What probes rank among: in-use, ten, all.")]
 TemplatesOption = Annotated[str, _option("--templates", panel=DATA, help="Templates trained in: '0', '0,2' or 'all'.")]
@@ -100,6 +102,24 @@ def choice(flag: str, value: str, values: tuple[str, ...]) -> str:
     return value
 
 
+def integers(flag: str, text: str) -> list[int]:
+    """The distinct numbers of '0-2,5', in order.
+
+    Raises:
+        UserError: not of that form.
+    """
+    numbers: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            numbers.update(range(int(first), int(last or first) + 1))
+    except ValueError as error:
+        raise UserError(f"{flag} '{text}': give numbers like '0-2' or '0,1,4'.") from error
+    if not numbers:
+        raise UserError(f"{flag} '{text}' names no number: give them like '0-2' or '0,1,4'.")
+    return sorted(numbers)
+
+
 def begin(quiet: bool = False, offline: bool = False) -> None:
     """Switches that must be set before any library is imported."""
     import logging
@@ -129,9 +149,9 @@ def resolve(
     m_train: int,
     m_test: int,
     candidates: str,
-    templates: str,
-    probe_template: int,
-    variant: str,
+    templates: str = "0",
+    probe_template: int = 0,
+    variant: str = "real",
     dtype: str | None = None,
     **train: Any,
 ) -> RunSpec:

@@ -1,0 +1,143 @@
+"""``controls`` and ``curve``: several runs that answer one question."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+from ocr_eval.cli import options as o
+from ocr_eval.cli.injections import DEVICES, SCORINGS
+
+if TYPE_CHECKING:
+    from ocr_eval.intervals import Estimate
+    from ocr_eval.models import Device
+    from ocr_eval.specs import Scoring
+
+
+def controls(
+    assoc: o.AssocOption,
+    model: o.ModelOption = o.DEFAULT_MODEL,
+    seeds: o.SeedsOption = "0",
+    n: o.NOption = 5,
+    m_train: o.MTrainOption = 4,
+    m_test: o.MTestOption = 16,
+    candidates: o.CandidatesOption = "ten",
+    method: o.MethodOption = None,
+    lr: o.LrOption = None,
+    epochs: o.EpochsOption = None,
+    dtype: o.DtypeOption = None,
+    device: o.DeviceOption = "auto",
+    offline: o.OfflineOption = False,
+    output_dir: o.OutputOption = Path("results"),
+    scoring: o.ScoringOption = "first-token",
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+    config: o.ConfigOption = None,
+) -> None:
+    """Does the finding stand? Run the real data and its controls, and compare them subject by subject.
+
+    Controls: the untouched base, no-entailment (nothing to infer from), shuffled (nothing consistent to infer).
+    """
+    o.begin(quiet, offline)
+    o.choice("--device", device, DEVICES)
+    o.choice("--scoring", scoring, SCORINGS)
+    from ocr_eval.controls import Condition, compare_conditions, condition_specs, verdict
+
+    common: dict[str, Any] = {"n": n, "m_train": m_train, "m_test": m_test, "candidates": candidates}
+    train: dict[str, Any] = {"method": method, "lr": lr, "epochs": epochs}
+    reals = [o.resolve(model, assoc, seed, **common, dtype=dtype, **train) for seed in o.integers("--seeds", seeds)]
+    plan = [(condition, spec) for real in reals for condition, spec in condition_specs(real).items()]
+    from ocr_eval.run import finetune_all
+
+    records: dict[Condition, list[Any]] = {}
+    outcomes = finetune_all([spec for _, spec in plan], output_dir, cast("Device", device))
+    for (condition, _), outcome in zip(plan, outcomes, strict=True):
+        records.setdefault(condition, []).append(outcome.record)
+    results = compare_conditions(records, cast("Scoring", scoring))
+    if as_json:
+        typer.echo(json.dumps({"verdict": verdict(results), "conditions": [asdict(r) for r in results]}, indent=2))
+        return
+    rows = [
+        [
+            result.condition,
+            f"{result.mean_rank:.2f}",
+            f"{result.null_rank:.2f}",
+            _interval(result.score),
+            f"{result.p:.2g}",
+            _interval(result.against.difference) if result.against else "",
+            {None: "-", True: "yes", False: "NO"}[result.facts_learned],
+        ]
+        for result in results
+    ]
+    header = ["condition", "mean rank", "null", "OCR score", "p", "real minus this", "facts learned"]
+    typer.echo(_text(header, rows))
+    one = " One seed: intervals are over subjects only." if len(reals) == 1 else ""
+    typer.echo(f"{verdict(results)}{one}")
+
+
+def curve(
+    assoc: o.AssocOption,
+    m_train: o.MTrainRangeOption,
+    model: o.ModelOption = o.DEFAULT_MODEL,
+    seeds: o.SeedsOption = "0",
+    n: o.NOption = 5,
+    m_test: o.MTestOption = 16,
+    candidates: o.CandidatesOption = "ten",
+    method: o.MethodOption = None,
+    lr: o.LrOption = None,
+    epochs: o.EpochsOption = None,
+    dtype: o.DtypeOption = None,
+    device: o.DeviceOption = "auto",
+    offline: o.OfflineOption = False,
+    output_dir: o.OutputOption = Path("results"),
+    scoring: o.ScoringOption = "first-token",
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+    config: o.ConfigOption = None,
+) -> None:
+    """How many examples does it take? OCR score with interval for each m_train, on the same test subjects.
+
+    Beside it stands min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model (Theorem 2 of the
+    paper): orientation, not a prediction of this score.
+    """
+    o.begin(quiet, offline)
+    o.choice("--device", device, DEVICES)
+    o.choice("--scoring", scoring, SCORINGS)
+    sizes, seed_list = o.integers("--m-train", m_train), o.integers("--seeds", seeds)
+    common: dict[str, Any] = {"n": n, "m_test": m_test, "candidates": candidates, "dtype": dtype}
+    train: dict[str, Any] = {"method": method, "lr": lr, "epochs": epochs}
+    plan = [o.resolve(model, assoc, seed, m_train=m, **common, **train) for m in sizes for seed in seed_list]
+    from ocr_eval.intervals import ocr_score
+    from ocr_eval.run import finetune_all
+
+    records = [outcome.record for outcome in finetune_all(plan, output_dir, cast("Device", device))]
+    points = []
+    for m in sizes:
+        runs = [record for record in records if record.data.m_train == m]
+        score = ocr_score([run.held_out[cast("Scoring", scoring)].subject_ranks() for run in runs])
+        learned = all(run.facts_learned for run in runs)
+        points.append((m, score, min(1.0, math.sqrt(m / m_test)), learned))
+    if as_json:
+        keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "facts_learned")
+        listed = [dict(zip(keys, (m, asdict(score), root, learned), strict=True)) for m, score, root, learned in points]
+        typer.echo(json.dumps({"assoc": plan[0].association.name, "m_test": m_test, "points": listed}, indent=2))
+        return
+    rows = [[str(m), _interval(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
+    typer.echo(_text(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "facts learned"], rows))
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+
+
+def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    from tabulate import tabulate
+
+    text: str = tabulate(rows, header, tablefmt="simple", disable_numparse=True)
+    return text
