@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ocr_eval import resources
@@ -31,6 +31,7 @@ class Base:
 
     Attributes:
         spec: the model.
+        quantized: whether its linear layers are held in 4 bits.
         network: the frozen causal language model on its device.
         tokenizer: its tokenizer.
         identity: identity of the weights' content.
@@ -38,6 +39,7 @@ class Base:
     """
 
     spec: ModelSpec
+    quantized: bool
     network: PreTrainedModel
     tokenizer: Any
     identity: str
@@ -61,8 +63,11 @@ class Base:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
-def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto") -> Base:
+def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", quantized: bool = False) -> Base:
     """Load a model and its tokenizer, frozen, in the spec's precision. Remote code stays off.
+
+    A quantized base holds its linear layers in 4 bits: NF4 with double quantization through bitsandbytes, on
+    CUDA and on CPU (Dettmers et al., QLoRA, arXiv 2305.14314). Arithmetic stays in the spec's precision.
 
     Raises:
         UserError: the device is not there, or the folder's files are no causal language model.
@@ -76,14 +81,25 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto") ->
                 dtype=DTYPES[spec.dtype],
                 attn_implementation=spec.attention,
                 local_files_only=True,
+                **({"quantization_config": _nf4(spec), "device_map": accelerator.device} if quantized else {}),
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
     network.requires_grad_(False)
     network.eval()
-    network.to(accelerator.device)
-    return Base(spec, network, tokenizer, folder.identity, accelerator)
+    if not quantized:
+        network.to(accelerator.device)
+    return Base(spec, quantized, network, tokenizer, folder.identity, accelerator)
+
+
+def _nf4(spec: ModelSpec) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[spec.dtype],
+    )
 
 
 def load_tokenizer(name_or_path: str) -> Any:

@@ -73,8 +73,9 @@ def finetune_all(
             else:
                 if force:
                     folder.clear()
-                if base is None or base.spec != spec.model:
-                    base = load_base(spec.model, located, device)
+                quantized = spec.train.method == "qlora"
+                if base is None or (base.spec, base.quantized) != (spec.model, quantized):
+                    base = load_base(spec.model, located, device, quantized)
                 outcome = Outcome(folder.path, _inject(base, spec, folder, every), was_done=False)
         yield outcome
 
@@ -85,7 +86,7 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Sco
     Raises:
         UserError: no such adapter, or one of another base.
     """
-    base = load_base(spec.model, weights.locate(spec.model), device)
+    base = load_base(spec.model, weights.locate(spec.model), device, quantized=spec.train.method == "qlora")
     probes = probe_tokens(base.tokenizer, build_dataset(spec))
     if adapter is None:
         return summarize_quantities(probes, score_candidates(base, base.network, probes))

@@ -20,7 +20,7 @@ from ocr_eval.people import MAX_PEOPLE
 SCHEMA_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Method = Literal["lora"]
+Method = Literal["lora", "qlora"]
 Scoring = Literal["first-token", "sequence", "per-token"]
 SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
 
@@ -66,7 +66,7 @@ class TrainSpec(_Strict):
     """How facts are injected.
 
     Attributes:
-        method: ``lora``, PEFT LoRA over a frozen base.
+        method: ``lora``, PEFT LoRA over a frozen base; ``qlora``, the same over the base in 4 bits (NF4).
         lr: constant learning rate of AdamW (no weight decay).
         epochs: passes over the training set.
         batch_size: examples a step.

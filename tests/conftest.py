@@ -38,8 +38,8 @@ from ocr_eval.weights import locate
 torch.set_num_threads(1)  # the models are too small for more
 
 SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 64,  # NF4 wants blocks of 64
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 128,
@@ -56,7 +56,7 @@ ARCHITECTURES = {
         Gemma2Config,
         {
             "num_key_value_heads": 2,
-            "head_dim": 8,
+            "head_dim": 16,
             "sliding_window": 64,
             "attn_logit_softcapping": 5.0,
             "final_logit_softcapping": 3.0,
@@ -96,7 +96,7 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         tokenizer = tokenizers[quirks["bos"]]
         torch.manual_seed(0)
         network = AutoModelForCausalLM.from_config(
-            config_class(**SIZES, **extra, vocab_size=len(tokenizer), initializer_range=0.3)
+            config_class(**SIZES, **extra, vocab_size=len(tokenizer), initializer_range=0.2)
         )
         network.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
@@ -116,10 +116,10 @@ def tiny(model_files: dict[str, Path]) -> str:
     return str(model_files["llama"])
 
 
-def load(path: str | Path) -> Base:
+def load(path: str | Path, quantized: bool = False) -> Base:
     """A fresh base for a model YAML."""
     spec = load_model_spec(str(path))
-    return load_base(spec, locate(spec), "cpu")
+    return load_base(spec, locate(spec), "cpu", quantized)
 
 
 def tiny_run(path: str | Path, assoc: str = "city-language", seed: int = 0, **changes: object) -> RunSpec:

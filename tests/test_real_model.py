@@ -2,7 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
+from test_score import naive_logprobs
+
+from ocr_eval.association import load_association
+from ocr_eval.dataset import build_dataset
+from ocr_eval.models import load_base
+from ocr_eval.score import score_candidates
+from ocr_eval.specs import load_model_spec, make_run_spec
+from ocr_eval.stats import midranks
+from ocr_eval.tokens import probe_tokens
+from ocr_eval.weights import locate
 
 pytestmark = pytest.mark.real_model
 
@@ -19,6 +30,26 @@ def test_it_learns_the_facts_and_generalizes(ocr_eval, tmp_path):
     assert base["test_fact"]["top1"] < 0.5
     assert final["test_entailment"]["ocr_score"] > 0.5
     assert base["test_entailment"]["ocr_score"] < 0.3
+
+
+def test_its_scores_equal_one_candidate_at_a_time():
+    """In fp32, on the real weights and tokenizer: log-probabilities to 1e-4, and the same ranks."""
+    spec = load_model_spec("smollm2-135m").model_copy(update={"dtype": "float32"})
+    base = load_base(spec, locate(spec), "cpu")
+    dataset = build_dataset(make_run_spec(spec, load_association("country-code"), {"m_test": 1}, {}, 0))
+    probes = [p for p in probe_tokens(base.tokenizer, dataset) if p.statement.relation == "entailment"][:3]
+    assert any(len(ids) > 1 for probe in probes for ids in probe.candidates)
+    scores = score_candidates(base, base.network, probes)
+    naive = {scoring: np.empty_like(values) for scoring, values in scores.logprobs.items()}
+    for row, probe in enumerate(probes):
+        for column, ids in enumerate(probe.candidates):
+            tokens = naive_logprobs(base.network, probe.prompt, ids)
+            naive["first-token"][row, column] = tokens[0]
+            naive["sequence"][row, column] = sum(tokens)
+            naive["per-token"][row, column] = sum(tokens) / len(tokens)
+    for scoring, values in scores.logprobs.items():
+        assert values == pytest.approx(naive[scoring], abs=1e-4)
+        assert (midranks(values) == midranks(naive[scoring])).all()
 
 
 def test_two_runs_with_one_seed_are_identical(ocr_eval, tmp_path):

@@ -155,6 +155,18 @@ def test_a_run_scores_again_to_the_same_numbers(finetune, ocr_eval, tiny, tmp_pa
     assert json.loads(ocr_eval(*by_adapter).out) == record["final"]
 
 
+def test_qlora_trains_over_a_base_in_4_bits_and_scores_again_over_it(finetune, ocr_eval, tiny, tmp_path):
+    answer = finetune(tmp_path, "--method", "qlora", "--json")
+    assert answer.code == 0, answer.err
+    record = json.loads(answer.out)
+    folder = only_run(tmp_path)
+    assert folder.parent.name == "qlora"
+    assert json.loads(ocr_eval("score", folder, "--json").out) == record["final"]
+    plain = ["score", "--model", tiny, "--assoc", "country-code", *SMALL, "--json"]
+    assert json.loads(ocr_eval(*plain, "--method", "qlora").out) == record["base"]
+    assert json.loads(ocr_eval(*plain).out) != record["base"]
+
+
 def test_stock_peft_loads_the_adapter_of_a_run(finetune, tiny, tmp_path):
     finetune(tmp_path)
     network = PeftModel.from_pretrained(load(tiny).network, only_run(tmp_path) / "adapter")

@@ -51,6 +51,25 @@ def test_scores_under_an_adapter_are_those_of_the_adapted_model(tiny):
     assert after.logprobs["sequence"][0, 1] == pytest.approx(sum(tokens), abs=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_adapter_over_a_quantized_base_is_scored_as_it_is(architecture, model_files):
+    base = load(model_files[architecture], quantized=True)
+    assert any(type(module).__name__ == "Linear4bit" for module in base.network.modules())
+    spec = tiny_run(model_files[architecture], "country-code", method="qlora")
+    dataset = build_dataset(spec)
+    injection = attach(base, spec, training_tokens(base.tokenizer, dataset))
+    frozen = {name: p.clone() for name, p in base.network.named_parameters() if "lora_" not in name}
+    losses = [train_epoch(base, injection) for _ in range(2)]
+    assert losses[1] < losses[0]
+    assert all(torch.equal(p, frozen[name]) for name, p in base.network.named_parameters() if name in frozen)
+    probes = probe_tokens(base.tokenizer, dataset)[:3]
+    scores = score_candidates(base, injection.network, probes)
+    for row, probe in enumerate(probes):
+        for column, ids in enumerate(probe.candidates):
+            tokens = naive_logprobs(injection.network, probe.prompt, ids)
+            assert scores.logprobs["sequence"][row, column] == pytest.approx(sum(tokens), abs=1e-4)
+
+
 def test_the_batch_loss_is_the_mean_over_answer_tokens(tiny):
     base = load(tiny)
     examples = training_tokens(base.tokenizer, build_dataset(tiny_run(tiny, "country-code")))

@@ -109,6 +109,7 @@ def score(
     m_test: o.MTestOption = 16,
     candidates: o.CandidatesOption = "ten",
     probe_template: o.ProbeTemplateOption = 0,
+    method: o.MethodOption = None,
     dtype: o.DtypeOption = None,
     device: o.DeviceOption = "auto",
     offline: o.OfflineOption = False,
@@ -118,7 +119,8 @@ def score(
 ) -> None:
     """Score a run again, an adapter, or a plain model; nothing is trained and nothing is written.
 
-    With a run's folder everything else comes from the run. Without an adapter the untouched model is scored.
+    With a run's folder everything else comes from the run. Without an adapter the untouched model is scored;
+    --method qlora scores over the base in 4 bits, as the adapter was trained.
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
@@ -140,6 +142,7 @@ def score(
             m_test=m_test,
             candidates=candidates,
             probe_template=probe_template,
+            method=method,
             dtype=dtype,
         )
     from ocr_eval.run import rescore

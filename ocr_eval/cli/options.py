@@ -69,7 +69,7 @@ VariantOption = Annotated[
     str, _option("--variant", panel=DATA, help="'real', or the control 'shuffled' (train entailments permuted).")
 ]
 
-MethodOption = Annotated[str | None, _option("--method", panel=TRAINING, help="How facts are injected: lora.")]
+MethodOption = Annotated[str | None, _option("--method", panel=TRAINING, help="How facts are injected: lora or qlora.")]
 LrOption = Annotated[float | None, _option("--lr", panel=TRAINING, help="Constant learning rate.")]
 EpochsOption = Annotated[int | None, _option("--epochs", panel=TRAINING, help="Passes over the training set.")]
 BatchSizeOption = Annotated[int | None, _option("--batch-size", panel=TRAINING, help="Statements a step.")]
