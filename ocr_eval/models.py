@@ -88,9 +88,22 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
         raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
     network.requires_grad_(False)
     network.eval()
-    if not quantized:
+    if quantized:
+        _keep_one_layout(network)
+    else:
         network.to(accelerator.device)
     return Base(spec, quantized, network, tokenizer, folder.identity, accelerator)
+
+
+def _keep_one_layout(network: PreTrainedModel) -> None:
+    """Stop bitsandbytes from re-packing 4-bit weights for inference on CPUs with AVX512-BF16.
+
+    It does so at the first forward pass in eval mode, and no gradient passes through packed weights: scoring
+    epoch 0 would keep every adapter but the last layers' from learning.
+    """
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _nf4(spec: ModelSpec) -> BitsAndBytesConfig:

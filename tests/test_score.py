@@ -59,6 +59,7 @@ def test_an_adapter_over_a_quantized_base_is_scored_as_it_is(architecture, model
     dataset = build_dataset(spec)
     injection = attach(base, spec, training_tokens(base.tokenizer, dataset))
     frozen = {name: p.clone() for name, p in base.network.named_parameters() if "lora_" not in name}
+    score_candidates(base, injection.network, probe_tokens(base.tokenizer, dataset)[:1])  # must not re-pack the base
     losses = [train_epoch(base, injection) for _ in range(2)]
     assert losses[1] < losses[0]
     assert all(torch.equal(p, frozen[name]) for name, p in base.network.named_parameters() if name in frozen)
