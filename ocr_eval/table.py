@@ -82,28 +82,44 @@ def build_table(records: Sequence[Record], scoring: Scoring, published: dict[str
     """
     if not records:
         raise ValueError("no records to make a table of")
-    settings = _setting_labels(records)
-    grouped: dict[tuple[str, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record, setting in zip(records, settings, strict=True):
-        grouped[record.model, setting][record.association].append(record)
     rows = [
-        Row(model, setting, False, {name: _cell(runs, scoring) for name, runs in cells.items()})
-        for (model, setting), cells in sorted(grouped.items())
+        Row(model, setting, False, {name: _cell(runs, scoring) for name, runs in by_association(group).items()})
+        for (model, setting), group in group_by_row(records).items()
     ]
     rows += [
         Row(model, "published", True, {name: Cell(mean_rank=rank) for name, rank in cells.items()})
         for model, cells in published.items()
     ]
-    names = {name for row in rows for name in row.cells}
-    order = [name for name in PUBLISHED_ORDER if name in names] + sorted(names - set(PUBLISHED_ORDER))
-    return Table(scoring, tuple(order), tuple(rows))
+    return Table(scoring, tuple(column_order(name for row in rows for name in row.cells)), tuple(rows))
+
+
+def group_by_row(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Records by model and setting, in a stable order; only records of one group may be averaged."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record, setting in zip(records, _setting_labels(records), strict=True):
+        groups[record.model, setting].append(record)
+    return {key: groups[key] for key in sorted(groups)}
+
+
+def by_association(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by association, in the order of columns, each by seed."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.seed):
+        groups[record.association].append(record)
+    return {name: groups[name] for name in column_order(groups)}
+
+
+def column_order(names: Iterable[str]) -> list[str]:
+    """Associations in the published order, a user's own after them by name."""
+    there = set(names)
+    return [name for name in PUBLISHED_ORDER if name in there] + sorted(there - set(PUBLISHED_ORDER))
 
 
 def _cell(runs: Sequence[Record], scoring: Scoring) -> Cell:
     finding = [run.final[scoring]["test_entailment"] for run in runs]
     mean_rank = sum(score.mean_rank for score in finding) / len(finding)
     null_rank = sum(score.null_rank for score in finding) / len(finding)
-    ranks = [run.held_out[scoring].subject_ranks() for run in sorted(runs, key=lambda run: run.seed)]
+    ranks = [run.held_out[scoring].subject_ranks() for run in runs]
     estimate = intervals.ocr_score(ranks)
     return Cell(
         mean_rank=mean_rank,
@@ -244,7 +260,7 @@ def _clause(link: str, yes: str, no: str, records: Sequence[Record], kind: str, 
     names = ", ".join(sorted({run.association for run in runs}))
     if not all(run.facts_learned for run in runs):
         return f"on {names} ({link}) the facts were not learned in every run, so nothing can be said"
-    cell = _cell(runs, scoring)
+    cell = _cell(sorted(runs, key=lambda run: (run.association, run.seed)), scoring)
     assert cell.p is not None
     verdict = yes if cell.p <= SIGNIFICANT else no
     return (

@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command()(injections.finetune)
 app.command()(injections.score)
 app.command()(injections.table)
+app.command()(injections.figures)
 app.command()(studies.controls)
 app.command()(studies.curve)
 app.add_typer(data.app, name="data")

@@ -1,4 +1,4 @@
-"""``finetune``, ``score`` and ``table``."""
+"""``finetune``, ``score``, ``table`` and ``figures``."""
 
 from __future__ import annotations
 
@@ -164,12 +164,12 @@ def _score_lines(scores: Scores) -> str:
     from tabulate import tabulate
 
     rows = [
-        [scoring, quantity, score.probes, score.mean_rank, score.null_rank, score.ocr_score, f"{score.top1:.0%}"]
+        [scoring, quantity, s.probes, s.mean_rank, s.null_rank, s.ocr_score, f"{s.top1:.0%}", s.ties]
         for scoring, by_quantity in scores.items()
-        for quantity, score in by_quantity.items()
+        for quantity, s in by_quantity.items()
     ]
-    header = ["scoring", "quantity", "probes", "mean rank", "null rank", "OCR score", "top-1"]
-    text: str = tabulate(rows, header, floatfmt=("", "", "", ".2f", ".2f", "+.2f", ""), tablefmt="simple")
+    header = ["scoring", "quantity", "probes", "mean rank", "null rank", "OCR score", "top-1", "ties"]
+    text: str = tabulate(rows, header, floatfmt=("", "", "", ".2f", ".2f", "+.2f", "", ""), tablefmt="simple")
     return text
 
 
@@ -201,5 +201,38 @@ def table(
     sentence = tables.finding(records, chosen)
     if sentence:
         typer.echo(f"\nFinding: {sentence}", err=True)
+    if complaints:
+        raise typer.Exit(1)
+
+
+def figures(
+    output_dir: o.OutputOption = Path("results"),
+    scoring: o.ScoringOption = "first-token",
+    to: Annotated[Path | None, typer.Option(help="Folder for the figures; else figures/ of the output.")] = None,
+    config: o.ConfigOption = None,
+) -> None:
+    """Figures of all finished runs: OCR score by association, and learning curves of each model and setting.
+
+    PNG, PDF and SVG; the paths go to stdout.
+    """
+    from ocr_eval import figures as drawing
+    from ocr_eval import table as tables
+    from ocr_eval.runs import RunFolder, find_records
+
+    o.choice("--scoring", scoring, SCORINGS)
+    records, complaints = find_records(output_dir)
+    for complaint in complaints:
+        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+    if not records:
+        raise UserError(f"No finished run below '{output_dir}'. Run 'ocr-eval finetune --assoc city-language' first.")
+    folder = to or output_dir / "figures"
+    chosen = cast("Scoring", scoring)
+    paths = drawing.save(drawing.score_figure(tables.build_table(records, chosen, {})), folder, "scores")
+    for (model, setting), runs in tables.group_by_row(records).items():
+        metrics = [(record, RunFolder(output_dir / "runs" / record.run).metrics()) for record in runs]
+        name = "curves-" + "".join(c if c.isalnum() or c in ".-" else "_" for c in f"{model}-{setting}")
+        paths += drawing.save(drawing.curve_figure(metrics, chosen), folder, name)
+    for path in paths:
+        typer.echo(str(path))
     if complaints:
         raise typer.Exit(1)
