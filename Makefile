@@ -42,5 +42,20 @@ lock:
 	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
 	touch $(VENV)/.ready
 
+# The committed results: five associations, three seeds, without adapters (about 15 minutes on two cores).
+RESULTS := results/smollm2-135m
+ASSOCS := city-language city-language-cf country-code profession-color sport-music
+results: $(VENV)/.ready
+	for seed in 0 1 2; do for assoc in $(ASSOCS); do \
+	  $(BIN)/ocr-eval finetune --model smollm2-135m --assoc $$assoc --seed $$seed --output-dir $(RESULTS) || exit 1; \
+	done; done
+	$(BIN)/ocr-eval table --output-dir $(RESULTS) > $(RESULTS)/table.md
+	$(BIN)/ocr-eval table --output-dir $(RESULTS) --format csv > $(RESULTS)/table.csv
+	$(BIN)/ocr-eval figures --output-dir $(RESULTS)
+
+# Benchmarks print ratios against a baseline in the same run; they are no tests.
+bench: $(VENV)/.ready
+	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
 clean:
 	rm -rf $(VENV) $(DEMO)
