@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ocr_eval import provenance, weights
-from ocr_eval.audit import audit_dataset
+from ocr_eval.audit import Audit, audit_dataset
 from ocr_eval.dataset import build_dataset
 from ocr_eval.injection import Injection, attach, detach, load_adapter
 from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
@@ -21,7 +21,7 @@ from ocr_eval.records import Record, Scores
 from ocr_eval.runs import RunFolder, prepare_output
 from ocr_eval.score import CandidateScores, score_candidates
 from ocr_eval.specs import RunSpec
-from ocr_eval.tokens import ProbeTokens, probe_tokens, training_tokens
+from ocr_eval.tokens import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.train import train_epoch
 
 #: Seconds between checkpoints; a run loses at most this much, and a short run writes none.
@@ -67,17 +67,19 @@ def finetune_all(
         located = weights.locate(spec.model)
         fingerprint = spec.fingerprint(located.identity, provenance.code_digest())
         folder = RunFolder.of(output, spec, fingerprint)
+        if not force and folder.is_done():
+            yield Outcome(folder.path, folder.record(), was_done=True)
+            continue
+        quantized = spec.train.method == "qlora"
+        if base is None or (base.spec, base.quantized) != (spec.model, quantized):
+            base = load_base(spec.model, located, device, quantized)
+        material = _prepare(base, spec)
         with folder.lock():
-            if folder.is_done() and not force:
-                outcome = Outcome(folder.path, folder.record(), was_done=True)
-            else:
-                if force:
-                    folder.clear()
-                quantized = spec.train.method == "qlora"
-                if base is None or (base.spec, base.quantized) != (spec.model, quantized):
-                    base = load_base(spec.model, located, device, quantized)
-                outcome = Outcome(folder.path, _inject(base, spec, folder, every), was_done=False)
-        yield outcome
+            if force:
+                folder.clear()
+            was_done = folder.is_done()  # by another process, while this one was loading
+            record = folder.record() if was_done else _inject(base, spec, folder, material, every)
+        yield Outcome(folder.path, record, was_done)
 
 
 def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Scores:
@@ -97,23 +99,36 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Sco
         detach(network)
 
 
-def _inject(base: Base, spec: RunSpec, folder: RunFolder, every: int) -> Record:
-    """Train, score and write one run over a base that is as clean afterwards as before."""
+@dataclass(frozen=True)
+class _Material:
+    """What a run learns and is asked, in tokens, and the audit of its candidates."""
+
+    examples: Sequence[Continuation]
+    probes: Sequence[ProbeTokens]
+    audit: Audit
+
+
+def _prepare(base: Base, spec: RunSpec) -> _Material:
+    """Raises UserError where the tokenizer cannot do with the data, before anything is written."""
     dataset = build_dataset(spec)
-    examples = training_tokens(base.tokenizer, dataset)
-    probes = probe_tokens(base.tokenizer, dataset)
-    audit = audit_dataset(base.tokenizer, dataset)
-    folder.begin(spec, provenance.environment(str(base.device)), audit.as_json())
-    injection = attach(base, spec, examples)
+    return _Material(
+        examples=training_tokens(base.tokenizer, dataset),
+        probes=probe_tokens(base.tokenizer, dataset),
+        audit=audit_dataset(base.tokenizer, dataset),
+    )
+
+
+def _inject(base: Base, spec: RunSpec, folder: RunFolder, material: _Material, every: int) -> Record:
+    """Train, score and write one run over a base that is as clean afterwards as before."""
+    probes = material.probes
+    folder.begin(spec, provenance.environment(str(base.device)), material.audit.as_json())
+    injection = attach(base, spec, material.examples)
     try:
+        lines: list[dict[str, Any]] = []
         if folder.checkpoint.is_file():
             injection.restore(folder.checkpoint)
             say(f"Going on after epoch {injection.epochs_done}")
-        lines = (
-            [line for line in folder.metrics() if line["epoch"] <= injection.epochs_done]
-            if injection.epochs_done
-            else []
-        )
+            lines = [line for line in folder.metrics() if line["epoch"] <= injection.epochs_done]
         scores = _train(base, spec, folder, injection, probes, lines, every)
         injection.save_adapter(folder.adapter, spec)
     finally:
@@ -216,9 +231,11 @@ def _record(base: Base, spec: RunSpec, folder: RunFolder, lines: list[dict[str, 
 def _progress_line(spec: RunSpec, epoch: int, train_loss: float | None, scores: Scores) -> str:
     first = scores["first-token"]
     finding = first["test_entailment"]
+    control = " no-entailment" if spec.data.m_train == 0 else " shuffled" if spec.data.variant == "shuffled" else ""
     loss = "untouched base" if train_loss is None else f"loss {train_loss:7.4f}"
+    width = len(str(spec.train.epochs))
     return (
-        f"{spec.association.name} epoch {epoch:>{len(str(spec.train.epochs))}}/{spec.train.epochs}  {loss:>14}  "
-        f"facts known {first['test_fact'].top1:4.0%}  "
-        f"held-out mean rank {finding.mean_rank:.2f} (null {finding.null_rank:.2f})  OCR score {finding.ocr_score:+.2f}"
+        f"{spec.association.name}{control} seed {spec.seed} epoch {epoch:>{width}}/{spec.train.epochs}  {loss:>14}  "
+        f"facts known {first['test_fact'].top1:4.0%}  held-out mean rank {finding.mean_rank:.2f} "
+        f"(null {finding.null_rank:.2f})  OCR score {finding.ocr_score:+.2f}"
     )

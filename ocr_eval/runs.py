@@ -15,7 +15,6 @@ Every file is written beside its place, synced and renamed. A lock on the folder
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -110,6 +109,8 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process; released also when the process is killed.
 
+        The file ``.lock`` stays: removing it could let two processes hold two files of that name.
+
         Raises:
             UserError: another process holds it.
         """
@@ -125,8 +126,6 @@ class RunFolder:
             yield
         finally:
             lock.release()
-            with contextlib.suppress(OSError):
-                (self.path / ".lock").unlink()
 
     def is_done(self) -> bool:
         """Whether the run finished and its record is whole."""

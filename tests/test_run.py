@@ -48,6 +48,7 @@ def test_a_run_leaves_its_files_and_nothing_else(finetune, tmp_path):
     folder = only_run(tmp_path)
     assert folder.relative_to(tmp_path).parts[:4] == ("runs", "tiny-llama", "country-code", "lora")
     assert sorted(p.name for p in folder.iterdir()) == [
+        ".lock",
         "adapter",
         "audit.json",
         "config.yaml",
@@ -225,6 +226,19 @@ def test_ctrl_c_is_one_line_and_130(finetune, tmp_path, monkeypatch):
     assert answer.code == 130
     assert answer.err.strip().splitlines()[-1].startswith("ocr-eval: Interrupted.")
     monkeypatch.undo()
+
+
+def test_candidates_that_cannot_be_told_apart_are_found_before_anything_is_written(ocr_eval, tiny, tmp_path):
+    (tmp_path / "clash.yaml").write_text(
+        "name: clash\nkind: spurious\ndescription: d\n"
+        'fact:\n  templates: ["{name} lives in {answer}"]\nentailment:\n  templates: ["{name} speaks {answer}"]\n'
+        "pairs:\n  Paris: Frenchish\n  Rome: Frenchly\n"
+    )
+    run = ["finetune", "--model", tiny, "--assoc", tmp_path / "clash.yaml", "--n", 2, "--candidates", "all"]
+    answer = ocr_eval(*run, "-o", tmp_path / "out")
+    assert answer.code == 2
+    assert "Frenchish = Frenchly" in answer.err or "Frenchly = Frenchish" in answer.err
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_two_processes_on_one_run_do_not_meet(finetune, tmp_path):
