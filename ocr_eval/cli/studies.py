@@ -1,4 +1,4 @@
-"""``controls`` and ``curve``: several runs that answer one question."""
+"""``controls``, ``curve`` and ``compare``: several runs that answer one question."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ocr_eval.cli import options as o
 from ocr_eval.cli.injections import DEVICES, SCORINGS
+from ocr_eval.errors import UserError
 
 if TYPE_CHECKING:
     from ocr_eval.intervals import Estimate
@@ -130,6 +131,45 @@ def curve(
         return
     rows = [[str(m), _interval(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
     typer.echo(_text(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "facts learned"], rows))
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs of one setting.")],
+    b: Annotated[Path, typer.Argument(help="The same, to compare with.")],
+    scoring: o.ScoringOption = "first-token",
+    as_json: o.JsonOption = False,
+) -> None:
+    """Two runs or sets of runs against each other: OCR scores and the difference, paired by seed and subject."""
+    o.choice("--scoring", scoring, SCORINGS)
+    from ocr_eval.comparison import contrast, verdict
+    from ocr_eval.runs import find_records
+
+    sides = []
+    for folder in (a, b):
+        records, complaints = find_records(folder)
+        if complaints:
+            raise complaints[0]
+        if not records:
+            raise UserError(f"No finished run in or below '{folder}'.")
+        sides.append(records)
+    contrasts = contrast(sides[0], sides[1], cast("Scoring", scoring))
+    if as_json:
+        typer.echo(json.dumps({"verdict": verdict(contrasts), "contrasts": [asdict(c) for c in contrasts]}, indent=2))
+        return
+    rows = [
+        [
+            each.association,
+            _interval(each.a),
+            _interval(each.b),
+            _interval(each.paired.difference),
+            str(each.paired.subjects),
+            str(each.paired.seeds),
+            "yes" if each.facts_learned else "NO",
+        ]
+        for each in contrasts
+    ]
+    typer.echo(_text(["association", "A", "B", "A minus B", "subjects", "seeds", "facts learned"], rows))
+    typer.echo(verdict(contrasts))
 
 
 def _interval(estimate: Estimate) -> str:
