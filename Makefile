@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INTEROP := .venv-interop
 DEMO := results/demo
 
-.PHONY: demo test lint format lock results bench clean
+.PHONY: demo test test-interop lint format lock results bench clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/ocr-eval finetune --model smollm2-135m --assoc city-language --output-dir $(DEMO) >/dev/null
@@ -13,6 +14,15 @@ demo: $(VENV)/.ready
 
 test: lint
 	$(BIN)/python -m pytest
+
+# inspect_ai conflicts with requirements.lock, so what concerns it runs in an environment of its own.
+test-interop: $(VENV)/.ready $(INTEROP)/.ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(INTEROP)/bin/python -m pytest --noconftest tests/interop/check_inspect.py
+
+$(INTEROP)/.ready: tests/interop/requirements.txt
+	@$(PYTHON) -m venv $(INTEROP)
+	@$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
+	@touch $@
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -58,4 +68,4 @@ bench: $(VENV)/.ready
 	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(INTEROP) $(DEMO)

@@ -6,6 +6,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,9 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     assert run("-c", "import ocr_eval; print(ocr_eval.__file__)").startswith(str(site))
     assert "country-code" in run("-m", "ocr_eval", "data", "list")
     assert "llama3-8b" in run("-m", "ocr_eval", "models", "list")
+    assert "ocr_eval_task.py" in run(
+        "-m", "ocr_eval", "data", "export", "--assoc", "sport-music", "--format", "lm-eval", "-o", "exported"
+    )
     assert "120 statements" in run("-m", "ocr_eval", "finetune", "--assoc", "sport-music", "--dry-run")
 
 
@@ -56,10 +60,7 @@ def test_the_lock_names_every_dependency_of_the_project_with_one_version():
             name, version = line.split("==")
             locked[name.lower().replace("_", "-")] = version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = (
-        project["dependencies"] + project["optional-dependencies"]["dev"] + project["optional-dependencies"]["theory"]
-    )
-    for requirement in wanted:
+    for requirement in chain(project["dependencies"], *project["optional-dependencies"].values()):
         name = requirement.split(";")[0].split(">=")[0].split("[")[0].strip().lower().replace("_", "-")
         assert name in locked or name == "ocr-eval", f"{name} is not in requirements.lock; run 'make lock'"
     assert not [version for version in locked.values() if "+" in version]

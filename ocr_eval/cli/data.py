@@ -78,7 +78,10 @@ def audit(
 @app.command()
 def export(
     assoc: o.AssocOption,
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for train.jsonl and probes.jsonl.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the files.")],
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="jsonl, lm-eval, inspect or prompt-completion.")
+    ] = "jsonl",
     seed: o.SeedOption = 0,
     n: o.NOption = 5,
     m_train: o.MTrainOption = 4,
@@ -89,10 +92,11 @@ def export(
     variant: o.VariantOption = "real",
     config: o.ConfigOption = None,
 ) -> None:
-    """Write a run's training set and probes as JSON lines; the paths go to stdout."""
+    """Write a run's training set and probes for other programs; the paths go to stdout."""
     from ocr_eval.dataset import build_dataset
-    from ocr_eval.export import export_dataset
+    from ocr_eval.export import FORMATS, export_dataset
 
+    o.choice("--format", format, tuple(FORMATS))
     spec = o.resolve(
         o.DEFAULT_MODEL,
         assoc,
@@ -105,5 +109,5 @@ def export(
         probe_template=probe_template,
         variant=variant,
     )
-    for path in export_dataset(build_dataset(spec), output_dir):
+    for path in export_dataset(build_dataset(spec), spec.association.name, format, output_dir):
         typer.echo(str(path))
