@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
+from typer.exceptions import TyperException
 
 from ocr_toy import options as o
 from ocr_toy.errors import ToyError, require
@@ -318,3 +319,18 @@ def figures(
     measured = drawing.measure(ranks, steps, solver.upper(), seed, say)
     for path in drawing.save_all(measured, output):
         print(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; a mistyped option is one line, as all bad input."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(given or ["--help"], prog_name="python -m ocr_toy", standalone_mode=False)
+    except TyperException as error:
+        message = " ".join(error.format_message().split()).rstrip(".")
+        say(f"error: {message}; see python -m ocr_toy --help")
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return code or (0 if given else 2)

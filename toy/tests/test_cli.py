@@ -159,7 +159,23 @@ def test_help_imports_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_the_package_runs_as_a_module() -> None:
-    arguments = [sys.executable, "-m", "ocr_toy", "train", "--m-test", "0"]
-    found = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stderr.count("\n")) == (2, 1)
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--m-test", "0"], "error: m_test = 0"),
+        (["train", "--d-h", "wide"], "error: Invalid value for '--d-h'"),
+        (["train", "--depth", "2"], "error: No such option: --depth"),
+        (["teach"], "error: No such command 'teach'"),
+    ],
+)
+def test_a_mistake_is_one_line_when_run_as_a_module(arguments: list[str], says: str) -> None:
+    found = subprocess.run([sys.executable, "-m", "ocr_toy", *arguments], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr.count("\n")) == (2, "", 1)
+    assert found.stderr.startswith(says)
+
+
+def test_help_and_no_command_as_a_module(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--help"]) == 0
+    assert "--m-test" in capsys.readouterr().out
+    assert cli.main([]) == 2
+    assert "error" not in capsys.readouterr().err
