@@ -101,7 +101,7 @@ def _prepare(output: Path | None) -> None:
 
     if output is not None:
         prepare_folder(output.parent)
-        require(not output.is_dir(), f"output = {output}: is a folder; name a file")
+        require(output.is_file() or not output.exists(), f"output = {output}: is not a plain file; name a file")
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The commands: what goes where, exit codes, and errors of one line, also when mounted."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,16 @@ def test_an_unwritable_output_is_found_before_training(tmp_path: Path) -> None:
     result = runner.invoke(app, ["train", *TINY, "--output", str(tmp_path / "file" / "run.json")])
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: output = {tmp_path / 'file'}")
+
+
+def test_an_output_that_is_no_plain_file_is_left_alone(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for target in (pipe, tmp_path):
+        result = runner.invoke(app, ["train", *TINY, "--output", str(target)])
+        assert result.exit_code == 2
+        assert result.stderr == f"error: output = {target}: is not a plain file; name a file\n"
+    assert pipe.is_fifo()
 
 
 def test_train_prints_json_and_writes_the_same(tmp_path: Path) -> None:
