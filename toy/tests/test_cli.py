@@ -57,9 +57,10 @@ def test_bad_input_is_one_line_on_stderr_and_exit_2(
     assert result.stderr.count("\n") == 1
 
 
-def test_a_solver_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = runner.invoke(app, ["check"])
+@pytest.mark.parametrize("command", ["check", "figures"])
+def test_a_solver_that_is_not_installed_names_the_extra(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cvxpy", None)
+    result = runner.invoke(app, [command])
     assert result.exit_code == 2
     assert result.stderr == (
         "error: solver = SCS: the package cvxpy is not installed; install the extra: pip install 'ocr-eval[theory]'\n"
