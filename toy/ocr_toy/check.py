@@ -81,6 +81,12 @@ class CheckSpec:
             noise_free(n_pairs, m_train, m_test)
             require(m_train >= 1, f"m_train = {m_train}: Theorems 1 and 2 need m_train >= 1 in the grid")
         require(self.published_steps >= 1, f"published_steps = {self.published_steps}: use at least 1")
+        require(bool(self.rank_runs()), "ranks = (): nothing to check; give at least one d_h")
+
+    def rank_runs(self) -> list[RunSpec]:
+        """The runs of claim 5."""
+        train = TrainSpec(steps=self.rank_steps, seed=self.seed, record_every=self.rank_steps, draws=16)
+        return [RunSpec(model=ModelSpec(d_h=rank), train=train) for rank in self.ranks]
 
 
 class Study:
@@ -188,9 +194,7 @@ def _claim_4(study: Study) -> Iterator[Check]:
 def _claim_5(study: Study) -> Iterator[Check]:
     spec = study.spec
     study.say(f"ranks {', '.join(map(str, spec.ranks))}, {spec.rank_steps} steps")
-    train = TrainSpec(steps=spec.rank_steps, seed=spec.seed, record_every=spec.rank_steps, draws=16)
-    runs = train_runs([RunSpec(model=ModelSpec(d_h=rank), train=train) for rank in spec.ranks])
-    for rank, run in zip(spec.ranks, runs, strict=True):
+    for rank, run in zip(spec.ranks, train_runs(spec.rank_runs()), strict=True):
         enough = rank >= 4
         yield Check(
             5,

@@ -232,7 +232,7 @@ def check(
         seed=seed,
     )
     _prepare(output)
-    done, lines = [], []
+    done = []
     for result in run_checks(spec, say):
         done.append(result)
         verdict = "pass" if result.passed else "FAIL"
@@ -240,9 +240,7 @@ def check(
             f"claim {result.claim}  {verdict}  theory {result.relation} {result.theory:<9.5g}"
             f" measured {result.measured:<9.5g} tolerance {result.tolerance:<8.3g} {result.name}"
         )
-        if as_json:
-            lines.append(line)
-        else:
+        if not as_json:
             print(line, flush=True)
     failed = sum(not c.passed for c in done)
     if as_json or output is not None:
