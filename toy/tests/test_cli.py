@@ -11,6 +11,7 @@ import typer
 from ocr_toy import check as checks
 from ocr_toy import cli
 from ocr_toy.cli import app
+from ocr_toy.errors import ToyError
 from typer.testing import CliRunner
 
 runner = CliRunner()
@@ -142,6 +143,17 @@ def test_a_sweep_can_be_read_back_as_a_rank_sweep(tmp_path: Path) -> None:
     assert steps == 30
     assert [p.value for p in points] == [2, 4]
     assert f"{points[0].test_losses[0]:.3g}" in result.stdout
+
+
+def test_a_rank_sweep_may_have_one_seed_and_must_be_one() -> None:
+    from ocr_toy.sweep import rank_points
+
+    document = {"over": "d_h", "base": {"train": {"steps": 9}}, "points": [{"value": 3, "test_losses": [0.5]}]}
+    points, _ = rank_points(document)
+    assert (points[0].test_losses, points[0].test_loss) == ((0.5,), None)
+    for wrong in ([], {}, {**document, "over": "seed"}, {**document, "points": [{"value": "x", "test_losses": []}]}):
+        with pytest.raises(ToyError, match="rank sweep"):
+            rank_points(wrong)
 
 
 def _stub(passed: bool) -> object:
