@@ -3,7 +3,7 @@
 Both sides train the same runs on the same sequences from the same initialization, in this process, on the
 same number of threads. The loop is what one writes first: one-hot sequences, autograd, torch.optim.AdamW,
 one run after another. Prints both times a run-step, their ratio, and the largest difference in loss; exits 1
-where the ratio is below 15 or the results differ. In float64 both sides agree to 1e-10; in float32 rounding in
+where the ratio is below 15 or the results differ. In float64 both sides agree to 1e-8; in float32 rounding in
 another order grows over the steps.
 
     python tests/benchmarks/bench_toy_sweep.py [--steps 200] [--seeds 3] [--threads 1] [--repeats 2]
@@ -24,9 +24,8 @@ from ocr_toy.sweep import DEFAULT_VALUES, sweep_specs
 from ocr_toy.task import TEST_ENTAILMENT, Batch, batches, evaluation_batch, stream, to_tokens
 from ocr_toy.train import CHUNK, train_runs
 
-
 LEAST_RATIO = 15.0
-LARGEST_DIFFERENCE = {"float32": 1e-2, "float64": 1e-10}
+LARGEST_DIFFERENCE = {"float32": 1e-2, "float64": 1e-8}
 """Of the test losses, in nats."""
 
 
