@@ -3,8 +3,8 @@
 Both sides train the same runs on the same sequences from the same initialization, in this process, on the
 same number of threads. The loop is what one writes first: one-hot sequences, autograd, torch.optim.AdamW,
 one run after another. Prints both times a run-step, their ratio, and the largest difference in loss; exits 1
-where the ratio is below 15 or the results differ. In float64 both sides agree to 1e-8; in float32 rounding in
-another order grows over the steps.
+where the ratio is below 15 in float32, or the results differ. In float64 both sides agree to 1e-8; in float32
+rounding in another order grows over the steps.
 
     python tests/benchmarks/bench_toy_sweep.py [--steps 200] [--seeds 3] [--threads 1] [--repeats 2]
         [--precision float32]
@@ -132,7 +132,8 @@ def main() -> None:
         "largest_difference_in_test_loss": difference,
     }
     print(json.dumps(report, indent=1))
-    if report["ratio"] < LEAST_RATIO or difference > LARGEST_DIFFERENCE[options.precision]:
+    slow = options.precision == "float32" and statistics.median(ratios) < LEAST_RATIO
+    if slow or difference > LARGEST_DIFFERENCE[options.precision]:
         raise SystemExit(1)
 
 
