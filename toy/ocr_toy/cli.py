@@ -152,7 +152,7 @@ def train(
 def sweep(
     over: Annotated[str, typer.Option(help="d_h, m_train, seed, decay or init (its scale).")] = "d_h",
     values: Annotated[str | None, typer.Option(help="Values, separated by commas.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas. [default: 0,1,2]")] = None,
     param: o.Param = "factorized",
     n: o.Pairs = 20,
     m_train: o.MTrain = 1,
@@ -183,8 +183,9 @@ def sweep(
 
     axis = sweeps.axis(over)
     chosen = list(sweeps.DEFAULT_VALUES[axis]) if values is None else o.numbers(values, "values")
+    require(seeds is None or axis != "seed", f"seeds = {seeds} with over = seed: give them as values")
     base = o.run_spec(options)
-    specs = sweeps.sweep_specs(base, axis, chosen, o.whole(seeds, "seeds"))
+    specs = sweeps.sweep_specs(base, axis, chosen, o.whole("0,1,2" if seeds is None else seeds, "seeds"))
     _prepare(output)
     say(f"{len(specs)} runs of {steps} steps, as one batch")
     table = sweeps.rows(train_runs(specs, _tenths()), axis)

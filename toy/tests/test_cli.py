@@ -44,6 +44,7 @@ TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "1
         (["open", "--seeds", "0,0"], "error: seeds: one is given twice"),
         (["sweep", "--seeds", "0,1,2,3,4,5,6,7,8,9,10"], "error: seeds = 11"),
         (["sweep", "--seeds", "1,1"], "error: seeds: one is given twice"),
+        (["sweep", "--over", "seed", "--seeds", "5,6"], "error: seeds = 5,6 with over = seed: give them as values"),
         (["sweep", "--values", "3,3"], "error: values of d_h: one is given twice"),
         (["check", "--rank-steps", "0"], "error: steps = 0"),
         (["check", "--ranks", "0"], "error: d_h = 0"),
