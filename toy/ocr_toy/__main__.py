@@ -1,6 +1,8 @@
 """Run the symbolic study: python -m ocr_toy."""
 
-from ocr_toy.cli import app
+import sys
+
+from ocr_toy.cli import main
 
 if __name__ == "__main__":
-    app(prog_name="ocr_toy")
+    sys.exit(main())

@@ -29,10 +29,14 @@ DEFAULT_GRID: tuple[Sizes, ...] = ((3, 1, 1), (3, 1, 3), (4, 2, 3), (4, 3, 1))
 """(n, m_train, m_test) with m_train equal to, below and above m_test."""
 BOTH: tuple[Param, Param] = ("factorized", "merged")
 
-SOLVER_TOLERANCE = 1e-3
+SOLVER_TOLERANCE = 2e-4
 NORM_TOLERANCE = 0.01
-MARGIN_TOLERANCE = 0.08
+MARGIN_TOLERANCE: dict[Param, float] = {"factorized": 0.08, "merged": 0.02}
 """Wide, because gradient descent nears the optimum's margin only as fast as log of the train margin grows."""
+NO_TRANSFER_TOLERANCE = 1e-6
+"""For the held-out margin where no entailment is trained at all."""
+DRIFT_TOLERANCE = 0.02
+"""For the settled direction: the change of W_OV, whose entries are of order 1, over the last 750 steps."""
 ROUNDING = 1e-9
 LOSS_TOLERANCE = 0.1
 THRESHOLD = 0.1
@@ -81,6 +85,12 @@ class CheckSpec:
             noise_free(n_pairs, m_train, m_test)
             require(m_train >= 1, f"m_train = {m_train}: Theorems 1 and 2 need m_train >= 1 in the grid")
         require(self.published_steps >= 1, f"published_steps = {self.published_steps}: use at least 1")
+        require(bool(self.rank_runs()), "ranks = (): nothing to check; give at least one d_h")
+
+    def rank_runs(self) -> list[RunSpec]:
+        """The runs of claim 5."""
+        train = TrainSpec(steps=self.rank_steps, seed=self.seed, record_every=self.rank_steps, draws=16)
+        return [RunSpec(model=ModelSpec(d_h=rank), train=train) for rank in self.ranks]
 
 
 class Study:
@@ -94,7 +104,8 @@ class Study:
         """Gradient descent to its limit direction."""
         if (param, sizes) not in self._settled:
             self.say(f"gradient descent, {param}, n, m_train, m_test = {sizes}")
-            self._settled[param, sizes] = descend(noise_free(*sizes), usual_descent(param, self.spec.seed))
+            task = noise_free(*sizes)
+            self._settled[param, sizes] = descend(task, usual_descent(param, task, self.spec.seed))
         return self._settled[param, sizes]
 
     @cached_property
@@ -113,9 +124,11 @@ def _claim_1_and_2(study: Study) -> Iterator[Check]:
         for param in BOTH:
             study.say(f"convex problem, {param}, {at}, {study.spec.solver}")
             optimum = theory.solve(param, task, study.spec.solver)
-            found = study.settled(param, sizes).w_ov
+            settled = study.settled(param, sizes)
+            found = settled.w_ov
             kind = "nuclear norm" if param == "factorized" else "squared Frobenius norm"
             target = theory.optimal_norm(param, *sizes)
+            near = MARGIN_TOLERANCE[param]
             solved = theory.norm(param, optimum)
             yield Check(1, f"{param}: {kind} of the convex optimum, {at}", target, solved, SOLVER_TOLERANCE * target)
             yield Check(
@@ -132,8 +145,10 @@ def _claim_1_and_2(study: Study) -> Iterator[Check]:
                 f"{param}: singular value furthest from the optimum's, {at}",
                 float(theirs[worst]),
                 float(ours[worst]),
-                MARGIN_TOLERANCE * float(theirs[0]),
+                near * float(theirs[0]),
             )
+            name = f"{param}: entry of gradient descent's W_OV that still moves most, {at}"
+            yield Check(1, name, 0.0, settled.drift, DRIFT_TOLERANCE)
             margin = theory.held_out_margin(param, *sizes[1:])
             solved = theory.test_margin(task, optimum)
             yield Check(2, f"{param}: held-out margin of the convex optimum, {at}", margin, solved, SOLVER_TOLERANCE)
@@ -142,7 +157,7 @@ def _claim_1_and_2(study: Study) -> Iterator[Check]:
                 f"{param}: held-out margin of gradient descent, {at}",
                 margin,
                 theory.test_margin(task, found),
-                MARGIN_TOLERANCE,
+                near,
             )
 
 
@@ -188,9 +203,7 @@ def _claim_4(study: Study) -> Iterator[Check]:
 def _claim_5(study: Study) -> Iterator[Check]:
     spec = study.spec
     study.say(f"ranks {', '.join(map(str, spec.ranks))}, {spec.rank_steps} steps")
-    train = TrainSpec(steps=spec.rank_steps, seed=spec.seed, record_every=spec.rank_steps, draws=16)
-    runs = train_runs([RunSpec(model=ModelSpec(d_h=rank), train=train) for rank in spec.ranks])
-    for rank, run in zip(spec.ranks, runs, strict=True):
+    for rank, run in zip(spec.ranks, train_runs(spec.rank_runs()), strict=True):
         enough = rank >= 4
         yield Check(
             5,
@@ -207,7 +220,8 @@ def _claim_6(study: Study) -> Iterator[Check]:
         sizes = (3, m_train, 3)
         found = theory.test_margin(noise_free(*sizes), study.settled("factorized", sizes).w_ov)
         expected = theory.held_out_margin("factorized", m_train, 3)
-        yield Check(6, f"factorized: held-out margin, n, m_train, m_test = {sizes}", expected, found, MARGIN_TOLERANCE)
+        near = MARGIN_TOLERANCE["factorized"] if m_train else NO_TRANSFER_TOLERANCE
+        yield Check(6, f"factorized: held-out margin, n, m_train, m_test = {sizes}", expected, found, near)
 
 
 def _claim_7(study: Study) -> Iterator[Check]:
@@ -220,7 +234,7 @@ def _claim_7(study: Study) -> Iterator[Check]:
             f"{param}: own minus other c in W_OV of test subjects, {sizes}",
             expected,
             found,
-            MARGIN_TOLERANCE,
+            MARGIN_TOLERANCE[param],
         )
     for param in BOTH:
         run = study.published[param]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
+from typer.exceptions import TyperException
 
 from ocr_toy import options as o
 from ocr_toy.errors import ToyError, require
@@ -100,7 +101,7 @@ def _prepare(output: Path | None) -> None:
 
     if output is not None:
         prepare_folder(output.parent)
-        require(not output.is_dir(), f"output = {output}: is a folder; name a file")
+        require(output.is_file() or not output.exists(), f"output = {output}: is not a plain file; name a file")
 
 
 @app.command()
@@ -113,7 +114,7 @@ def train(
     noise: o.Noise = 5,
     seq_len: o.SeqLen = None,
     d_h: o.Width = 128,
-    train_kq: o.FixedKq = True,
+    train_kq: o.TrainKq = True,
     attention: o.Attention = "linear",
     mlp: o.Mlp = 0,
     optimizer: o.Optimizer = "adamw",
@@ -151,7 +152,7 @@ def train(
 def sweep(
     over: Annotated[str, typer.Option(help="d_h, m_train, seed, decay or init (its scale).")] = "d_h",
     values: Annotated[str | None, typer.Option(help="Values, separated by commas.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas. [default: 0,1,2]")] = None,
     param: o.Param = "factorized",
     n: o.Pairs = 20,
     m_train: o.MTrain = 1,
@@ -159,7 +160,7 @@ def sweep(
     noise: o.Noise = 5,
     seq_len: o.SeqLen = None,
     d_h: o.Width = 128,
-    train_kq: o.FixedKq = True,
+    train_kq: o.TrainKq = True,
     attention: o.Attention = "linear",
     mlp: o.Mlp = 0,
     optimizer: o.Optimizer = "adamw",
@@ -182,8 +183,9 @@ def sweep(
 
     axis = sweeps.axis(over)
     chosen = list(sweeps.DEFAULT_VALUES[axis]) if values is None else o.numbers(values, "values")
+    require(seeds is None or axis != "seed", f"seeds = {seeds} with over = seed: give them as values")
     base = o.run_spec(options)
-    specs = sweeps.sweep_specs(base, axis, chosen, o.whole(seeds, "seeds"))
+    specs = sweeps.sweep_specs(base, axis, chosen, o.whole("0,1,2" if seeds is None else seeds, "seeds"))
     _prepare(output)
     say(f"{len(specs)} runs of {steps} steps, as one batch")
     table = sweeps.rows(train_runs(specs, _tenths()), axis)
@@ -231,7 +233,7 @@ def check(
         seed=seed,
     )
     _prepare(output)
-    done, lines = [], []
+    done = []
     for result in run_checks(spec, say):
         done.append(result)
         verdict = "pass" if result.passed else "FAIL"
@@ -239,9 +241,7 @@ def check(
             f"claim {result.claim}  {verdict}  theory {result.relation} {result.theory:<9.5g}"
             f" measured {result.measured:<9.5g} tolerance {result.tolerance:<8.3g} {result.name}"
         )
-        if as_json:
-            lines.append(line)
-        else:
+        if not as_json:
             print(line, flush=True)
     failed = sum(not c.passed for c in done)
     if as_json or output is not None:
@@ -318,3 +318,18 @@ def figures(
     measured = drawing.measure(ranks, steps, solver.upper(), seed, say)
     for path in drawing.save_all(measured, output):
         print(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; a mistyped option is one line, as all bad input."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(given or ["--help"], prog_name="python -m ocr_toy", standalone_mode=False)
+    except TyperException as error:
+        message = " ".join(error.format_message().split()).rstrip(".")
+        say(f"error: {message}; see python -m ocr_toy --help")
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return code or (0 if given else 2)

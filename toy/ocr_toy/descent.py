@@ -10,6 +10,9 @@ logarithmically. Three things are done about it, and nothing else:
    scaled back to it. f is homogeneous in the weights, so this leaves the direction as it is; it lets the
    direction move as it would while the margin grows by many powers of e (`log_growth`). Then `final_steps`
    plain steps sharpen the margin about tenfold.
+
+The softmax runs over the answers only. Over the whole vocabulary the optimum is the same: with zero rows for
+all other tokens it already keeps a margin of 1.5 - 1/n >= 1 against them.
 """
 
 from collections.abc import Callable
@@ -60,7 +63,7 @@ class Settled:
     """Where the descent ended: W_OV divided by its train margin, [2n, n_subjects + 2], and how it got there.
 
     log_growth: log of the factor by which the train margin grew in all, scaled back parts included.
-    drift: largest entry change of w_ov over the final steps.
+    drift: largest entry change of w_ov over the second half of the final steps.
     """
 
     w_ov: Matrix
@@ -69,9 +72,12 @@ class Settled:
     drift: float
 
 
-def usual_descent(param: Param, seed: int) -> DescentSpec:
-    """How the checks and figures run it: the merged direction settles at once and needs no holding."""
-    usual = DescentSpec(param=param, seed=seed)
+def usual_descent(param: Param, task: TaskSpec, seed: int) -> DescentSpec:
+    """How the checks and figures run it: the merged direction settles at once and needs no holding.
+
+    W_O and W_V are wide enough for every W_OV, as Theorem 1 asks.
+    """
+    usual = DescentSpec(param=param, d_h=max(16, 2 * task.n_pairs), seed=seed)
     return usual if param == "factorized" else replace(usual, hold_steps=0)
 
 
@@ -124,10 +130,11 @@ def descend(task: TaskSpec, spec: DescentSpec) -> Settled:
         return parts[0] @ parts[1].T if factorized else parts[0]
 
     log_l, slope, margin = evaluate(product(point))
-    rate, scaled_back, held = 1.0, 0.0, product(point)
+    rate, scaled_back, earlier = 1.0, 0.0, product(point)
+    halfway = spec.hold_steps + spec.final_steps // 2
     for step in range(spec.hold_steps + spec.final_steps):
-        if step == spec.hold_steps and margin > 0:
-            held = product(point) / margin
+        if step == halfway and margin > 0:
+            earlier = product(point) / margin
         if step < spec.hold_steps and margin > spec.hold_margin:
             factor = margin / spec.hold_margin
             scaled_back += float(np.log(factor))
@@ -148,5 +155,5 @@ def descend(task: TaskSpec, spec: DescentSpec) -> Settled:
         f"d_h = {spec.d_h}, final_steps = {spec.final_steps}: train set not fitted; use more of either",
     )
     w_ov = product(point) / margin
-    drift = float(np.abs(w_ov - held).max())
+    drift = float(np.abs(w_ov - earlier).max())
     return Settled(w_ov, margin, scaled_back + float(np.log(margin)), drift)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ocr_toy.errors import ToyError, require
 from ocr_toy.model import ModelSpec, Param
 from ocr_toy.runs import RunResult, RunSpec, TrainSpec
-from ocr_toy.statistics import Interval, contrast, interval, subject_blocks
+from ocr_toy.statistics import Interval, contrast, interval, require_seeds, subject_blocks
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, noise_free
 from ocr_toy.train import train_runs
 
@@ -145,7 +145,7 @@ def run_question(name: str, seeds: Sequence[int], say: Callable[[str], None]) ->
     """
     if name not in QUESTIONS:
         raise ToyError(f"question = {name}: unknown; use one of {', '.join(QUESTIONS)}")
-    require(2 <= len(seeds) <= 10, f"seeds = {len(seeds)}: no interval; use 2 to 10 seeds")
+    require_seeds(seeds, least=2)
     outcomes = []
     for condition in QUESTIONS[name]():
         say(f"{name}: {condition.name}")

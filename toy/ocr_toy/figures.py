@@ -62,15 +62,16 @@ def measure(
     margins: dict[Param, list[tuple[int, float]]] = {}
     spectra: dict[Param, tuple[np.ndarray, np.ndarray]] = {}
     for param in BOTH:
-        how = usual_descent(param, seed)
         margins[param] = []
         for sizes in CURVE_SIZES:
             say(f"gradient descent, {param}, n, m_train, m_test = {sizes}")
             task = noise_free(*sizes)
-            margins[param].append((sizes[1], theory.test_margin(task, descend(task, how).w_ov)))
+            found = descend(task, usual_descent(param, task, seed)).w_ov
+            margins[param].append((sizes[1], theory.test_margin(task, found)))
         task = noise_free(*SPECTRUM_SIZES)
         optimum = theory.solve(param, task, solver)
-        spectra[param] = singular_values(descend(task, how).w_ov), singular_values(optimum)
+        found = descend(task, usual_descent(param, task, seed)).w_ov
+        spectra[param] = singular_values(found), singular_values(optimum)
     return Measured(dict(zip(BOTH, runs, strict=True)), margins, spectra, ranks, rank_steps)
 
 

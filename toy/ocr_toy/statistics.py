@@ -119,6 +119,13 @@ def crossing(steps: Sequence[int], values: Sequence[float], threshold: float) ->
     return None
 
 
+def require_seeds(seeds: Sequence[int], least: int) -> None:
+    """Raise ToyError unless there are `least` to 10 different seeds."""
+    most = len(_T_95) + 1
+    require(least <= len(seeds) <= most, f"seeds = {len(seeds)}: no interval; use {least} to {most} seeds")
+    require(len(set(seeds)) == len(seeds), "seeds: one is given twice; intervals need different seeds")
+
+
 def interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % interval over 2 to 10 seeds. Raises ToyError outside that range."""
     count = len(values)

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from ocr_toy.errors import ToyError, require
 from ocr_toy.runs import Record, RunResult, RunSpec
-from ocr_toy.statistics import Interval, interval
+from ocr_toy.statistics import Interval, interval, require_seeds
 from ocr_toy.task import TEST_ENTAILMENT
 from ocr_toy.train import Progress, train_runs
 
@@ -69,7 +69,8 @@ def at_value(base: RunSpec, over: Axis, value: float) -> RunSpec:
 def sweep_specs(base: RunSpec, over: Axis, values: Sequence[float], seeds: Sequence[int]) -> list[RunSpec]:
     """Every run of the sweep, value-major. Over seeds, `seeds` is not used."""
     require(bool(values), f"values of {over}: none given; give at least one")
-    require(bool(seeds), "seeds: none given; give at least one")
+    require(len(set(values)) == len(values), f"values of {over}: one is given twice; give each once")
+    require_seeds(seeds, least=1)
     used = [base.train.seed] if over == "seed" else list(seeds)
     return [
         at_value(replace(base, train=replace(base.train, seed=seed)), over, value) for value in values for seed in used
@@ -104,22 +105,24 @@ def rows(results: Sequence[RunResult], over: Axis) -> list[SweepRow]:
     return [SweepRow(value_of(r.spec, over), r.spec.train.seed, r.last) for r in results]
 
 
+def _point(value: float, losses: tuple[float, ...]) -> SweepPoint:
+    return SweepPoint(value, losses, interval(losses) if len(losses) > 1 else None)
+
+
 def points(table: Sequence[SweepRow]) -> list[SweepPoint]:
     """Test losses per value with their interval over seeds, in the order of the values."""
     grouped: dict[float, list[float]] = {}
     for row in table:
         grouped.setdefault(row.value, []).append(row.last.loss[TEST_ENTAILMENT])
-    return [
-        SweepPoint(value, tuple(found), interval(found) if len(found) > 1 else None) for value, found in grouped.items()
-    ]
+    return [_point(value, tuple(found)) for value, found in grouped.items()]
 
 
 def rank_points(document: Any) -> tuple[list[SweepPoint], int]:
     """Points and training steps of a rank sweep written as JSON. Raises ToyError for anything else."""
     try:
         require(document["over"] == "d_h", f"over = {document['over']}: not a rank sweep; sweep over d_h")
-        found = [(p["value"], tuple(p["test_losses"])) for p in document["points"]]
+        found = [(float(p["value"]), tuple(map(float, p["test_losses"]))) for p in document["points"]]
         steps = int(document["base"]["train"]["steps"])
-    except (KeyError, TypeError) as error:
-        raise ToyError(f"rank sweep: no {error} in the file; write it with sweep --over d_h --output") from error
-    return [SweepPoint(value, losses, interval(losses)) for value, losses in found], steps
+    except (KeyError, TypeError, ValueError) as error:
+        raise ToyError("rank sweep: not such a file; write it with sweep --over d_h --output") from error
+    return [_point(value, losses) for value, losses in found], steps

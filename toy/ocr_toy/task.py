@@ -173,7 +173,7 @@ def _batch(task: TaskSpec, questions: Questions, rng: np.random.Generator | None
     context[:, -1] = 1.0
     fill = task.seq_len - MIN_SEQ_LEN
     if fill and rng is not None:
-        noise = rng.integers(0, task.n_noise, size=(rows, fill), dtype=np.uint8 if task.n_noise < 256 else int)
+        noise = rng.integers(0, task.n_noise, size=(rows, fill), dtype=np.uint8)
         cells = noise + np.arange(rows)[:, None] * task.n_noise
         counts = np.bincount(cells.ravel(), minlength=rows * task.n_noise)
         context[:, 2:-1] = counts.reshape(rows, task.n_noise)

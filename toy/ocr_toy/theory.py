@@ -11,7 +11,6 @@ columns: [2n, n_subjects + 2]. Rows of non-answer tokens are zero at the optimum
 """
 
 import importlib
-import importlib.util
 import math
 import warnings
 from typing import Any
@@ -40,7 +39,7 @@ def held_out_margin(param: Param, m_train: int, m_test: int) -> float:
 
 def optimal_norm(param: Param, n_pairs: int, m_train: int, m_test: int) -> float:
     """The optimum's norm: nuclear for factorized, squared Frobenius for merged (m_train >= 1)."""
-    require(m_train >= 1, f"m_train = {m_train}: the closed form needs entailments to train; use m_train >= 1")
+    _require_entailments(m_train)
     if param == "merged":
         return float((n_pairs - 1) * (2 * m_train + m_test) + n_pairs)
     covered = m_train <= m_test
@@ -54,7 +53,7 @@ def optimal_w_ov(param: Param, n_pairs: int, m_train: int, m_test: int) -> Matri
     Subjects add own - 1/n to their b's and c's, except that a test subject's c block is scaled by the
     held-out margin x. Relation r1 adds 1/2 to every b and -1/2 to every c, r2 the reverse.
     """
-    require(m_train >= 1, f"m_train = {m_train}: the closed form needs entailments to train; use m_train >= 1")
+    _require_entailments(m_train)
     centred = np.eye(n_pairs) - 1.0 / n_pairs
     train = np.repeat(centred, m_train, axis=1)
     test = np.repeat(centred, m_test, axis=1)
@@ -111,11 +110,13 @@ def norm(param: Param, w_ov: Matrix) -> float:
 
 
 def require_solver(solver: str) -> None:
-    """Raise ToyError unless the solver is one of SOLVERS and installed, with cvxpy."""
+    """Raise ToyError unless the solver is one of SOLVERS and can be imported, with cvxpy."""
     require(solver in SOLVERS, f"solver = {solver}: unknown; use {' or '.join(SOLVERS)}")
     for module in ("cvxpy", solver.lower()):
-        found = importlib.util.find_spec(module) is not None
-        require(found, f"solver = {solver}: the package {module} is not installed; {_EXTRA}")
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ToyError(f"solver = {solver}: the package {module} is not installed; {_EXTRA}") from error
 
 
 def solve(param: Param, task: TaskSpec, solver: str = "SCS") -> Matrix:
@@ -139,7 +140,10 @@ def solve(param: Param, task: TaskSpec, solver: str = "SCS") -> Matrix:
     accuracy = {"eps_abs": 1e-6, "eps_rel": 1e-6} if solver == "SCS" else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        problem.solve(solver=solver, **accuracy)
+        try:
+            problem.solve(solver=solver, **accuracy)
+        except cp.SolverError as error:
+            raise ToyError(f"solver = {solver}: failed at this size; use the other solver") from error
     if problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE) or w_ov.value is None:
         raise ToyError(f"solver = {solver}: ended with status {problem.status}; use the other solver")
     return np.asarray(w_ov.value)

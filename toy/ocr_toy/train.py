@@ -64,12 +64,16 @@ class _Block:
             self.grads[name].copy_(value)
 
     def measure(self, step: int, with_norms: bool) -> list[Record]:
-        """One record per run."""
+        """One record per run. Raises ToyError for a loss that is not finite."""
         with torch.no_grad():
             f = m.logits(self.model, self.task, self.params, self._evaluation)
             log_p = torch.log_softmax(f, dim=2)
             right = self._evaluation.answer
             nll = -log_p.gather(2, right)[..., 0].double()
+            require(
+                bool(nll.isfinite().all()),
+                f"lr = {self.specs[0].train.lr}: the loss is no longer finite at step {step}; use a smaller rate",
+            )
             hits = (f.argmax(dim=2) == right[..., 0]).double()
         w_ov = self.w_ov() if with_norms else None
         records = []
@@ -226,10 +230,6 @@ def _train(specs: list[RunSpec], progress: Progress | None) -> list[RunResult]:
         with_norms = last or (common.norms_every > 0 and step % common.norms_every == 0)
         for block, group in zip(blocks, groups, strict=True):
             for i, measured in zip(group, block.measure(step, with_norms), strict=True):
-                require(
-                    all(np.isfinite(list(measured.loss.values()))),
-                    f"lr = {common.lr}: the loss is no longer finite at step {step}; use a smaller rate",
-                )
                 records[i].append(measured)
         if progress:
             progress(step, common.steps)

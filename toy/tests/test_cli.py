@@ -1,6 +1,7 @@
 """The commands: what goes where, exit codes, and errors of one line, also when mounted."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from ocr_toy import check as checks
 from ocr_toy import cli
 from ocr_toy.cli import app
+from ocr_toy.errors import ToyError
 from typer.testing import CliRunner
 
 runner = CliRunner()
@@ -39,6 +41,15 @@ TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "1
         (["check", "--grid", "3,0,1"], "error: m_train = 0"),
         (["open", "--question", "why"], "error: question = why"),
         (["open", "--seeds", "0"], "error: seeds = 1"),
+        (["open", "--seeds", "0,0"], "error: seeds: one is given twice"),
+        (["sweep", "--seeds", "0,1,2,3,4,5,6,7,8,9,10"], "error: seeds = 11"),
+        (["sweep", "--seeds", "1,1"], "error: seeds: one is given twice"),
+        (["sweep", "--over", "seed", "--seeds", "5,6"], "error: seeds = 5,6 with over = seed: give them as values"),
+        (["sweep", "--values", "3,3"], "error: values of d_h: one is given twice"),
+        (["check", "--rank-steps", "0"], "error: steps = 0"),
+        (["check", "--ranks", "0"], "error: d_h = 0"),
+        (["check", "--seed", "-1"], "error: seed = -1"),
+        (["train", "--init-scale", "inf"], "error: init_scale = inf"),
         (["figures", "--rank-sweep", "absent.json"], "error: file = absent.json"),
     ],
 )
@@ -56,9 +67,10 @@ def test_bad_input_is_one_line_on_stderr_and_exit_2(
     assert result.stderr.count("\n") == 1
 
 
-def test_a_solver_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = runner.invoke(app, ["check"])
+@pytest.mark.parametrize("command", ["check", "figures"])
+def test_a_solver_that_is_not_installed_names_the_extra(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cvxpy", None)
+    result = runner.invoke(app, [command])
     assert result.exit_code == 2
     assert result.stderr == (
         "error: solver = SCS: the package cvxpy is not installed; install the extra: pip install 'ocr-eval[theory]'\n"
@@ -70,6 +82,16 @@ def test_an_unwritable_output_is_found_before_training(tmp_path: Path) -> None:
     result = runner.invoke(app, ["train", *TINY, "--output", str(tmp_path / "file" / "run.json")])
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: output = {tmp_path / 'file'}")
+
+
+def test_an_output_that_is_no_plain_file_is_left_alone(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for target in (pipe, tmp_path):
+        result = runner.invoke(app, ["train", *TINY, "--output", str(target)])
+        assert result.exit_code == 2
+        assert result.stderr == f"error: output = {target}: is not a plain file; name a file\n"
+    assert pipe.is_fifo()
 
 
 def test_train_prints_json_and_writes_the_same(tmp_path: Path) -> None:
@@ -124,6 +146,17 @@ def test_a_sweep_can_be_read_back_as_a_rank_sweep(tmp_path: Path) -> None:
     assert f"{points[0].test_losses[0]:.3g}" in result.stdout
 
 
+def test_a_rank_sweep_may_have_one_seed_and_must_be_one() -> None:
+    from ocr_toy.sweep import rank_points
+
+    document = {"over": "d_h", "base": {"train": {"steps": 9}}, "points": [{"value": 3, "test_losses": [0.5]}]}
+    points, _ = rank_points(document)
+    assert (points[0].test_losses, points[0].test_loss) == ((0.5,), None)
+    for wrong in ([], {}, {**document, "over": "seed"}, {**document, "points": [{"value": "x", "test_losses": []}]}):
+        with pytest.raises(ToyError, match="rank sweep"):
+            rank_points(wrong)
+
+
 def _stub(passed: bool) -> object:
     def run(spec: checks.CheckSpec, say: checks.Say) -> list[checks.Check]:
         return [checks.Check(1, "named", 1.0, 1.0 if passed else 2.0, 0.1)]
@@ -159,7 +192,23 @@ def test_help_imports_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_the_package_runs_as_a_module() -> None:
-    arguments = [sys.executable, "-m", "ocr_toy", "train", "--m-test", "0"]
-    found = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stderr.count("\n")) == (2, 1)
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--m-test", "0"], "error: m_test = 0"),
+        (["train", "--d-h", "wide"], "error: Invalid value for '--d-h'"),
+        (["train", "--depth", "2"], "error: No such option: --depth"),
+        (["teach"], "error: No such command 'teach'"),
+    ],
+)
+def test_a_mistake_is_one_line_when_run_as_a_module(arguments: list[str], says: str) -> None:
+    found = subprocess.run([sys.executable, "-m", "ocr_toy", *arguments], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr.count("\n")) == (2, "", 1)
+    assert found.stderr.startswith(says)
+
+
+def test_help_and_no_command_as_a_module(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--help"]) == 0
+    assert "--m-test" in capsys.readouterr().out
+    assert cli.main([]) == 2
+    assert "error" not in capsys.readouterr().err

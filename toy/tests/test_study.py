@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ocr_toy import check as claims
 from ocr_toy import experiments, figures
 from ocr_toy.check import Check, CheckSpec, run_checks
+from ocr_toy.descent import DescentSpec, Settled, descend, usual_descent
 from ocr_toy.errors import ToyError
 from ocr_toy.model import ModelSpec
-from ocr_toy.runs import RunSpec, TrainSpec
+from ocr_toy.runs import RunResult, RunSpec, TrainSpec
 from ocr_toy.sweep import SweepPoint
 from ocr_toy.task import TaskSpec
 from ocr_toy.train import train_runs
@@ -39,8 +41,28 @@ def test_claims_1_and_2_hold_where_m_train_is_below_m_test() -> None:
             break
         checks.append(check)
     assert {c.claim for c in checks} == {1, 2}
-    assert len(checks) == 10
+    assert len(checks) == 12
     assert [c.name for c in checks if not c.passed] == []
+
+
+def test_the_checks_fail_where_the_two_models_are_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swapped(task: TaskSpec, how: DescentSpec) -> Settled:
+        other = "merged" if how.param == "factorized" else "factorized"
+        return descend(task, usual_descent(other, task, how.seed))
+
+    def factorized(runs: list[RunSpec]) -> list[RunResult]:
+        gaussian = [replace(run.train, init="gaussian") for run in runs]
+        return train_runs([replace(r, model=ModelSpec(d_h=16), train=t) for r, t in zip(runs, gaussian, strict=True)])
+
+    study = claims.Study(CheckSpec(grid=((3, 1, 3),)), lambda line: None)
+    study.__dict__["published"] = dict(zip(claims.BOTH, reversed(study.published.values()), strict=True))
+    monkeypatch.setattr(claims, "descend", swapped)
+    monkeypatch.setattr(claims, "train_runs", factorized)
+    for make in (claims._claim_1_and_2, claims._claim_3, claims._claim_4, claims._claim_6, claims._claim_7):
+        checks = list(make(study))
+        for claim in {c.claim for c in checks}:
+            assert [c.name for c in checks if c.claim == claim and not c.passed] != []
+    assert not all(c.passed for c in claims._claim_8(study))
 
 
 def test_transfer_and_delay_tell_the_two_models_apart() -> None:

@@ -1,6 +1,7 @@
 """The theory: the reading table, closed form against solver, and gradient descent against both."""
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from ocr_toy import theory
 from ocr_toy.descent import DescentSpec, descend, log_loss, usual_descent
 from ocr_toy.errors import ToyError
-from ocr_toy.task import noise_free
+from ocr_toy.task import noise_free, trained_questions
 
 READINGS = [
     ((3, 1, 1), 5.7321, 1.0, 9.0),
@@ -85,12 +86,28 @@ def test_log_loss_equals_the_direct_formula_and_survives_underflow() -> None:
 def test_descent_reaches_the_optimum_of_each_parametrization() -> None:
     task = noise_free(3, 1, 2)
     for param, tolerance in (("factorized", 0.05), ("merged", 0.005)):
-        found = descend(task, usual_descent(param, seed=0))
+        found = descend(task, usual_descent(param, task, seed=0))
         optimum = theory.optimal_norm(param, 3, 1, 2)
         assert optimum <= theory.norm(param, found.w_ov) < 1.01 * optimum
         expected = theory.held_out_margin(param, 1, 2)
         assert theory.test_margin(task, found.w_ov) == pytest.approx(expected, abs=tolerance)
         assert theory.train_margin(task, found.w_ov) == pytest.approx(1.0)
+
+
+@given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_the_optimum_beats_tokens_that_are_no_answers_by_at_least_1(n: int, m_train: int, m_test: int) -> None:
+    task = noise_free(n, m_train, m_test)
+    questions = trained_questions(task)
+    for param in ("factorized", "merged"):
+        f = theory.features(task, questions) @ theory.optimal_w_ov(param, n, m_train, m_test).T
+        own = f[np.arange(len(questions)), theory.right_answers(task, questions)]
+        assert own == pytest.approx(1.5 - 1 / n)
+
+
+def test_the_usual_descent_is_wide_enough_for_every_w_ov() -> None:
+    for n in (3, 20):
+        assert usual_descent("factorized", noise_free(n, 1, 3), 0).d_h >= 2 * n
 
 
 def test_descent_without_entailments_transfers_nothing() -> None:
@@ -107,7 +124,7 @@ def test_descent_that_does_not_fit_is_an_error() -> None:
 def test_unusable_solvers_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ToyError, match="solver = MOSEK: unknown"):
         theory.solve("merged", noise_free(3, 1, 1), "MOSEK")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "scs", None)
     with pytest.raises(ToyError, match=r"not installed; install the extra: .*ocr-eval\[theory\]"):
         theory.solve("merged", noise_free(3, 1, 1))
 

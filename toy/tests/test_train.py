@@ -134,6 +134,6 @@ def test_runs_that_cannot_share_steps_are_refused() -> None:
 
 
 def test_a_diverging_run_is_reported() -> None:
-    train = replace(SMALL.train, optimizer="gd", lr=1e6, decay=0.0, init_scale=1.0)
+    train = replace(SMALL.train, optimizer="gd", lr=1e6, decay=0.0, init_scale=1.0, norms_every=40)
     with pytest.raises(ToyError, match="no longer finite"):
         train_runs([replace(SMALL, train=train)])
