@@ -90,7 +90,9 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     if code == INTERRUPTED:  # typer's own answer to Ctrl-C
-        return _fail("Interrupted. The same command goes on where this one stopped.", INTERRUPTED)
+        return _fail(
+            "Interrupted. What is finished is kept; an injection goes on from its last checkpoint.", INTERRUPTED
+        )
     return code if isinstance(code, int) else 0
 
 
