@@ -254,16 +254,18 @@ def finding(records: Sequence[Record], scoring: Scoring) -> str:
 
 
 def _clause(link: str, yes: str, no: str, records: Sequence[Record], kind: str, scoring: Scoring) -> str:
-    runs = [record for record in records if record.kind == kind]
+    runs = sorted((r for r in records if r.kind == kind), key=lambda run: (run.association, run.seed))
     if not runs:
         return ""
-    names = ", ".join(sorted({run.association for run in runs}))
-    if not all(run.facts_learned for run in runs):
-        return f"on {names} ({link}) the facts were not learned in every run, so nothing can be said"
-    cell = _cell(sorted(runs, key=lambda run: (run.association, run.seed)), scoring)
+    where = f"on {', '.join(sorted({run.association for run in runs}))} ({link})"
+    learned = [run for run in runs if run.facts_learned]
+    if not learned:
+        return f"{where} the facts were not learned, so nothing can be said"
+    left_out = f", leaving out {len(runs) - len(learned)} of {len(runs)} runs that did not learn their facts,"
+    cell = _cell(learned, scoring)
     assert cell.p is not None
-    verdict = yes if cell.p <= SIGNIFICANT else no
     return (
-        f"on {names} ({link}) {verdict}: the held-out answer ranks {cell.mean_rank:.2f} where {cell.null_rank:.2f} "
-        f"is the null (OCR score {cell.ocr_score:+.2f} of 1, permutation p {cell.p:.2g})"
+        f"{where}{left_out if len(learned) < len(runs) else ''} {yes if cell.p <= SIGNIFICANT else no}: "
+        f"the held-out answer ranks {cell.mean_rank:.2f} where {cell.null_rank:.2f} is the null "
+        f"(OCR score {cell.ocr_score:+.2f} of 1, permutation p {cell.p:.2g})"
     )

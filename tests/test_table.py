@@ -123,6 +123,10 @@ def test_the_finding_in_one_sentence():
     assert "country-code (an arbitrary link) it hallucinated" in sentence
     assert "it did not hallucinate" in finding([record("country-code", "spurious", rank=2.0)], "first-token")
     assert "nothing can be said" in finding([record(learned=False)], "first-token")
+    some = finding([record(rank=0.1), record(seed=1, rank=1.9, learned=False)], "first-token")
+    assert (
+        "leaving out 1 of 2 runs that did not learn their facts, it generalized: the held-out answer ranks 0.10" in some
+    )
 
 
 def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
