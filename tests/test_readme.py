@@ -54,4 +54,4 @@ def test_every_shipped_name_is_in_the_readme():
     from ocr_eval.resources import shipped_names
 
     for name in [*shipped_names("models"), *shipped_names("templates")]:
-        assert name in README or name == "gemma3-270m"
+        assert name in README
