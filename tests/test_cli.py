@@ -234,6 +234,14 @@ def test_doctor(ocr_eval):
     assert ocr_eval("doctor").code == 0
 
 
+@pytest.mark.parametrize("command", [[], ["data"], ["models"], ["toy"]])
+def test_without_arguments_the_help_is_shown(ocr_eval, command):
+    answer = ocr_eval(*command)
+    assert answer.code == 2
+    assert answer.err.startswith("Usage: ")
+    assert "Commands:" in answer.err
+
+
 def test_help_imports_nothing_heavy():
     code = "import sys; from ocr_eval.cli.app import run; run(['--help'])"
     code += "; print(sorted({m.split('.')[0] for m in sys.modules}))"

@@ -19,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 app.command()(injections.finetune)
 app.command()(injections.score)
@@ -77,7 +78,8 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         code = app(arguments, standalone_mode=False)
     except TyperException as error:
-        if not error.format_message():  # help was shown because there were no arguments
+        if error.format_message().startswith("Usage:"):  # no arguments: the help itself
+            print(error.format_message(), file=sys.stderr)
             return 2
         return _fail(f"{error.format_message().rstrip('.')}. See 'ocr-eval --help'.", 2)
     except UserError as error:

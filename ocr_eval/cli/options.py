@@ -13,16 +13,12 @@ if TYPE_CHECKING:
     from ocr_eval.specs import RunSpec
 
 DEFAULT_MODEL = "smollm2-135m"
-DATA = "Data protocol"
-TRAINING = "Training (defaults come with the model)"
-MACHINE = "Machine"
-OUTPUT = "Output"
 
 
-def _option(*flags: str, panel: str | None = None, help: str, **rest: Any) -> Any:
+def _option(*flags: str, help: str, **rest: Any) -> Any:
     """An option whose variable is OCR_EVAL_ and the flag's name."""
     variable = "OCR_EVAL_" + flags[0].split("/")[0].lstrip("-").replace("-", "_").upper()
-    return typer.Option(*flags, help=help, envvar=variable, show_envvar=False, rich_help_panel=panel, **rest)
+    return typer.Option(*flags, help=help, envvar=variable, show_envvar=False, **rest)
 
 
 def _config(context: typer.Context, path: Path | None) -> Path | None:
@@ -58,36 +54,34 @@ AssocOption = Annotated[str, _option("--assoc", help="An association's name ('oc
 SeedsOption = Annotated[str, _option("--seeds", help="Seeds: '0-2' or '0,3,5'.")]
 SeedOption = Annotated[int, _option("--seed", min=0, help="Draws pairs, names, groups, order and initialization.")]
 
-NOption = Annotated[int, _option("--n", panel=DATA, help="Pairs in use.")]
-MTrainOption = Annotated[int, _option("--m-train", panel=DATA, help="Subjects a group with the entailment taught.")]
-MTrainRangeOption = Annotated[str, _option("--m-train", panel=DATA, help="Train subjects a group: '0-16' or '0,1,4'.")]
-MTestOption = Annotated[int, _option("--m-test", panel=DATA, help="Subjects a group with the entailment held out.")]
-CandidatesOption = Annotated[str, _option("--candidates", panel=DATA, help="What probes rank among: in-use, ten, all.")]
-TemplatesOption = Annotated[str, _option("--templates", panel=DATA, help="Templates trained in: '0', '0,2' or 'all'.")]
-ProbeTemplateOption = Annotated[int, _option("--probe-template", panel=DATA, help="Template that is probed.")]
+NOption = Annotated[int, _option("--n", help="Pairs in use.")]
+MTrainOption = Annotated[int, _option("--m-train", help="Subjects a group with the entailment taught.")]
+MTrainRangeOption = Annotated[str, _option("--m-train", help="Train subjects a group: '0-16' or '0,1,4'.")]
+MTestOption = Annotated[int, _option("--m-test", help="Subjects a group with the entailment held out.")]
+CandidatesOption = Annotated[str, _option("--candidates", help="What probes rank among: in-use, ten, all.")]
+TemplatesOption = Annotated[str, _option("--templates", help="Templates trained in: '0', '0,2' or 'all'.")]
+ProbeTemplateOption = Annotated[int, _option("--probe-template", help="Template that is probed.")]
 VariantOption = Annotated[
-    str, _option("--variant", panel=DATA, help="'real', or the control 'shuffled' (train entailments permuted).")
+    str, _option("--variant", help="'real', or the control 'shuffled' (train entailments permuted).")
 ]
 
-MethodOption = Annotated[str | None, _option("--method", panel=TRAINING, help="How facts are injected: lora or qlora.")]
-LrOption = Annotated[float | None, _option("--lr", panel=TRAINING, help="Constant learning rate.")]
-EpochsOption = Annotated[int | None, _option("--epochs", panel=TRAINING, help="Passes over the training set.")]
-BatchSizeOption = Annotated[int | None, _option("--batch-size", panel=TRAINING, help="Statements a step.")]
-RankOption = Annotated[int | None, _option("--rank", panel=TRAINING, help="LoRA rank.")]
-AlphaOption = Annotated[float | None, _option("--alpha", panel=TRAINING, help="LoRA alpha.")]
+MethodOption = Annotated[str | None, _option("--method", help="lora or qlora; default: the model's.")]
+LrOption = Annotated[float | None, _option("--lr", help="Constant learning rate; default: the model's.")]
+EpochsOption = Annotated[int | None, _option("--epochs", help="Passes over the training set; default: the model's.")]
+BatchSizeOption = Annotated[int | None, _option("--batch-size", help="Statements a step; default: the model's.")]
+RankOption = Annotated[int | None, _option("--rank", help="LoRA rank; default: the model's.")]
+AlphaOption = Annotated[float | None, _option("--alpha", help="LoRA alpha; default: the model's.")]
 
-DtypeOption = Annotated[str | None, _option("--dtype", panel=MACHINE, help="Precision: bfloat16 or float32.")]
-DeviceOption = Annotated[str, _option("--device", panel=MACHINE, help="auto, cpu, cuda or mps.")]
-OfflineOption = Annotated[bool, _option("--offline", panel=MACHINE, help="Use no network; fail where it is needed.")]
+DtypeOption = Annotated[str | None, _option("--dtype", help="Precision: bfloat16 or float32.")]
+DeviceOption = Annotated[str, _option("--device", help="auto, cpu, cuda or mps.")]
+OfflineOption = Annotated[bool, _option("--offline", help="Use no network; fail where it is needed.")]
 
-OutputOption = Annotated[
-    Path, _option("--output-dir", "-o", panel=OUTPUT, help="Output folder; runs lie in its runs/.")
-]
-JsonOption = Annotated[bool, _option("--json", panel=OUTPUT, help="Print the result as JSON.")]
-QuietOption = Annotated[bool, _option("--quiet", "-q", panel=OUTPUT, help="No progress on stderr.")]
-DryRunOption = Annotated[bool, _option("--dry-run", panel=OUTPUT, help="Print the resolved plan and stop.")]
-ForceOption = Annotated[bool, _option("--force", panel=OUTPUT, help="Do it again even if it is done.")]
-ScoreEveryOption = Annotated[int, _option("--score-every", min=1, panel=OUTPUT, help="Epochs between scorings.")]
+OutputOption = Annotated[Path, _option("--output-dir", "-o", help="Output folder; runs lie in its runs/.")]
+JsonOption = Annotated[bool, _option("--json", help="Print the result as JSON.")]
+QuietOption = Annotated[bool, _option("--quiet", "-q", help="No progress on stderr.")]
+DryRunOption = Annotated[bool, _option("--dry-run", help="Print the resolved plan and stop.")]
+ForceOption = Annotated[bool, _option("--force", help="Do it again even if it is done.")]
+ScoreEveryOption = Annotated[int, _option("--score-every", min=1, help="Epochs between scorings.")]
 ScoringOption = Annotated[str, _option("--scoring", help="first-token (the published one), sequence or per-token.")]
 
 
