@@ -1,35 +1,60 @@
-"""The one forward pass: a token forest in, log-probabilities of the expected tokens out.
+"""The one forward pass: token forests in, log-probabilities of the expected tokens out.
 
-Training and scoring both read a network through this function, so what is trained is what is scored.
+Training and scoring both read a network through a ``View``, so what is trained is what is scored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+
 import torch
-from peft.helpers import disable_input_dtype_casting
 
-from ocr_eval.forest import Forest, Reads
+from ocr_eval.adapters import Adapters
+from ocr_eval.forest import Forest, Reads, lay_out
 from ocr_eval.models import Base
+from ocr_eval.packs import PASS_NODES
 
 
-def token_logprobs(base: Base, network: torch.nn.Module, forest: Forest, reads: Reads) -> torch.Tensor:
-    """Log-probability (nats, fp32) of each expected token of ``reads``; differentiable.
+@dataclass(frozen=True)
+class View:
+    """A base as it is read: untouched, through the adapters of a pack, or through a PEFT adapter.
 
-    Logits exist only at the read positions; the log-softmax is in fp32.
-
-    Args:
+    Attributes:
         base: gives device and precision.
-        network: the base, or the base seen through an adapter.
-        forest: the packed sequences.
-        reads: where logits are read and which tokens are expected there.
+        network: the base's network, or a PEFT model around it.
+        adapters: the lanes' adapters mounted in it, if any.
+        autocast: whether the network holds fp32 weights that autocast brings to the base's precision.
     """
-    device = base.device
-    # The adapters' fp32 masters are cast by autocast; PEFT need not cast every input to fp32 and back as well.
-    with base.autocast(), disable_input_dtype_casting(network, active=base.dtype != torch.float32):
-        logits_RV = network(
-            **forest.tensors(device, base.dtype),
-            logits_to_keep=torch.tensor(reads.nodes, device=device),
-            use_cache=False,
-        ).logits[0]
-    logprobs_RV = torch.log_softmax(logits_RV.float(), dim=-1)
-    return logprobs_RV[torch.tensor(reads.rows, device=device), torch.tensor(reads.tokens, device=device)]
+
+    base: Base
+    network: torch.nn.Module
+    adapters: Adapters | None = None
+    autocast: bool = False
+
+    def token_logprobs(self, rows: Mapping[int, tuple[Forest, Reads]]) -> dict[int, torch.Tensor]:
+        """Log-probability (nats, fp32) of each expected token, lane by lane; differentiable.
+
+        Logits exist only where they are read; the log-softmax is in fp32.
+
+        Args:
+            rows: for each lane, its packed sequences and where they are read. Without adapters the lanes'
+                numbers mean nothing.
+        """
+        base, batch = self.base, lay_out(list(rows.values()))
+        with (
+            self.adapters.window(list(rows)) if self.adapters else nullcontext(),
+            base.autocast() if self.autocast else nullcontext(),
+        ):
+            logits_KRV = self.network(
+                **batch.inputs(base.device, base.dtype), logits_to_keep=batch.reads, use_cache=False
+            ).logits
+        where = tuple(index.to(logits_KRV.device) for index in (batch.rows, batch.columns, batch.tokens))
+        logprobs_T = torch.log_softmax(logits_KRV.float(), dim=-1)[where]
+        return dict(zip(rows, logprobs_T.split(batch.counts), strict=True))
+
+    @property
+    def pass_nodes(self) -> int:
+        """How many nodes a pass should hold, over all lanes."""
+        return PASS_NODES.get(self.base.device.type, PASS_NODES["cpu"])

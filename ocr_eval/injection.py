@@ -1,28 +1,32 @@
-"""What belongs to one run alone: its adapter over the shared base, its optimizer and its training state.
+"""What runs share and what belongs to one of them: a ``Pack`` of ``Injection``s over one base.
 
-``Base`` (models.py) is what runs share and never change. An ``Injection`` is what one of them owns; no
-tensor of it is seen by another run, so several injections over one base train as they would alone.
+A pack is several runs training together, a lane each; one run alone is a pack of one. The base (models.py) is
+shared and never changes. An injection is one run's share: its adapter, its optimizer and its place in its data.
+No tensor of it is seen by another run, so runs in a pack learn what they would learn alone.
 """
 
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 
 from ocr_eval import draw
+from ocr_eval.adapters import Adapters, LaneShape
 from ocr_eval.errors import RunFailed, UserError
+from ocr_eval.forward import View
 from ocr_eval.models import Base
 from ocr_eval.specs import HubWeights, RunSpec, TrainSpec
 from ocr_eval.tokens import Continuation
+
+#: What PEFT puts before a module's name in its files.
+_PREFIX = "base_model.model."
 
 
 @dataclass
@@ -33,8 +37,7 @@ class Injection:
         train: how it learns.
         order: name of the random stream of its batches.
         examples: what it learns.
-        network: the base seen through this run's adapter.
-        parameters: the adapter's tensors by name; fp32 masters, the only trainable ones.
+        parameters: its trainable tensors by name, fp32, each with its gradient.
         optimizer: AdamW over them.
         epochs_done: finished epochs.
     """
@@ -42,9 +45,8 @@ class Injection:
     train: TrainSpec
     order: str
     examples: Sequence[Continuation]
-    network: PeftModel
     parameters: dict[str, torch.nn.Parameter]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     epochs_done: int = 0
 
     def batches(self) -> list[list[Continuation]]:
@@ -61,12 +63,26 @@ class Injection:
         partial = folder.with_name(folder.name + ".partial")
         for old in (partial, folder):
             shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir()
         weights = spec.model.weights
-        self.network.peft_config["default"].base_model_name_or_path = (
-            weights.repo if isinstance(weights, HubWeights) else spec.model.name
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.train.rank,
+            lora_alpha=self.train.alpha,
+            lora_dropout=0.0,
+            target_modules=sorted({name.split(".")[-2] for name in self.parameters}),
+            base_model_name_or_path=weights.repo if isinstance(weights, HubWeights) else spec.model.name,
+            inference_mode=True,
+        ).save_pretrained(partial)
+        tensors = {
+            f"{_PREFIX}{name}.weight": (tensor.detach().t() if name.endswith("lora_B") else tensor.detach())
+            for name, tensor in self.parameters.items()
+        }
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+            partial / "adapter_model.safetensors",
+            metadata={"format": "pt"},
         )
-        self.network.save_pretrained(partial, save_embedding_layers=False)
-        (partial / "README.md").unlink(missing_ok=True)
         partial.rename(folder)
 
     def checkpoint(self) -> bytes:
@@ -102,43 +118,91 @@ class Injection:
             raise RunFailed(f"{checkpoint} cannot be used ({error}). Delete it to train from the start.") from error
         self.epochs_done = epochs_done
 
+    def gradient_faults(self) -> list[str]:
+        """Names of trainable tensors that no gradient reached at the first step; empty when all learn.
 
-def attach(base: Base, spec: RunSpec, examples: Sequence[Continuation]) -> Injection:
-    """Put a fresh adapter over the base; it changes nothing until it is trained (B = 0).
+        B is zero then, so every A has a zero gradient and only the others can tell.
+        """
+        return [
+            name
+            for name, parameter in self.parameters.items()
+            if parameter.grad is None or not (name.endswith("lora_A") or bool(parameter.grad.any()))
+        ]
 
-    The adapter's A matrices come from the run's own initialization stream. ``detach`` removes it again.
+
+@dataclass(frozen=True)
+class Pack:
+    """Runs that train together over one base, a lane each.
+
+    Attributes:
+        base: the base.
+        adapters: their adapters, mounted in the base's network until ``detach``.
+        injections: the runs; a run's place is its lane.
+    """
+
+    base: Base
+    adapters: Adapters
+    injections: tuple[Injection, ...]
+
+    @property
+    def view(self) -> View:
+        """The base seen through the adapters."""
+        return View(self.base, self.base.network, self.adapters)
+
+    def detach(self) -> None:
+        """Take the adapters off the base, which is then as it was before."""
+        self.adapters.unmount()
+
+
+def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:
+    """Put fresh adapters over the base, one a run; they change nothing until they are trained (B = 0).
+
+    Each adapter's A matrices come from its run's own initialization stream.
+
+    Args:
+        base: the base.
+        specs: the runs; they agree in what they adapt (``targets``).
+        examples: what each run learns.
 
     Raises:
         UserError: a target module that the model does not have.
     """
-    train = spec.train
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=train.rank,
-        lora_alpha=train.alpha,
-        lora_dropout=0.0,
-        target_modules=train.targets,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draw.integer(spec.stream("initialization")))
-        try:
-            network = get_peft_model(base.network, config)
-        except ValueError as error:
-            raise UserError(
-                f"{spec.model.name}: {str(error).splitlines()[0]} Correct 'targets' in the model's YAML."
-            ) from error
-    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=train.lr, weight_decay=0.0, fused=True)
-    return Injection(train, spec.stream("order"), examples, network, parameters, optimizer)
+    adapters = _mount(base, specs[0].train.targets, [LaneShape(spec.train.rank, spec.train.alpha) for spec in specs])
+    injections = []
+    for lane, (spec, learns) in enumerate(zip(specs, examples, strict=True)):
+        adapters.initialize(lane, draw.integer(spec.stream("initialization")))
+        parameters = adapters.parameters(lane)
+        optimizer = torch.optim.AdamW(parameters.values(), lr=spec.train.lr, weight_decay=0.0, fused=True)
+        injections.append(Injection(spec.train, spec.stream("order"), learns, parameters, optimizer))
+    return Pack(base, adapters, tuple(injections))
 
 
-def detach(network: PeftModel) -> None:
-    """Take the adapter off the base, which is then as it was before."""
-    network.unload()
+def _mount(base: Base, targets: str | Sequence[str], shapes: Sequence[LaneShape]) -> Adapters:
+    try:
+        return Adapters(base.network, targets, shapes, base.dtype)
+    except UserError as error:
+        raise UserError(f"{base.spec.name}: {error}") from error
 
 
-def load_adapter(base: Base, folder: Path) -> PeftModel:
+@dataclass(frozen=True)
+class Loaded:
+    """A saved adapter over a base, unmerged and frozen."""
+
+    view: View
+    _mounted: Adapters | PeftModel
+
+    def detach(self) -> None:
+        """Take it off the base again."""
+        if isinstance(self._mounted, Adapters):
+            self._mounted.unmount()
+        else:
+            self._mounted.unload()
+
+
+def load_adapter(base: Base, folder: Path) -> Loaded:
     """Put a saved PEFT adapter over the base, unmerged and frozen.
+
+    A plain LoRA is read through the very code that trains; any other kind through PEFT.
 
     Raises:
         UserError: no adapter there, one of another model (missing or unexpected tensors), or one that
@@ -147,38 +211,59 @@ def load_adapter(base: Base, folder: Path) -> PeftModel:
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds no adapter (adapter_config.json). Give a PEFT folder or a run's folder.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # missing and unexpected tensors are errors below
-            network = PeftModel.from_pretrained(base.network, str(folder), is_trainable=False)
-        saved = _adapter_tensor_names(folder)
+        config = LoraConfig.from_pretrained(str(folder))
+        saved = load_file(folder / "adapter_model.safetensors")
+    except Exception as error:
+        raise UserError(f"{folder}: the adapter cannot be read: {str(error).splitlines()[0]}") from error
+    if not any(bool(tensor.any()) for name, tensor in saved.items() if "lora_B" in name):
+        raise UserError(f"{folder}: every B matrix is zero, so this adapter was never trained.")
+    foreign = UserError(
+        f"{folder}: its tensors are not those of an adapter over {base.spec.name}. Name its base with --model."
+    )
+    if not _is_plain(config, saved):
+        return _load_through_peft(base, folder, set(saved), foreign)
+    names = sorted({name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in saved})
+    try:
+        adapters = Adapters(base.network, names, [LaneShape(config.r, config.lora_alpha)], base.dtype)
+    except UserError:
+        raise foreign from None
+    ours = adapters.parameters(0)
+    expected = {f"{_PREFIX}{name}.weight" for name in ours}
+    shapes_fit = expected == set(saved) and all(
+        (tensor.t() if name.endswith("lora_B") else tensor).shape == saved[f"{_PREFIX}{name}.weight"].shape
+        for name, tensor in ours.items()
+    )
+    if not shapes_fit:
+        adapters.unmount()
+        raise foreign
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            value = saved[f"{_PREFIX}{name}.weight"]
+            tensor.copy_(value.t() if name.endswith("lora_B") else value)
+    adapters.refresh()
+    return Loaded(View(base, base.network, adapters), adapters)
+
+
+def _is_plain(config: LoraConfig, saved: dict[str, torch.Tensor]) -> bool:
+    """Whether the adapter is y + (alpha / r) B A x on some linear modules and nothing else."""
+    extras = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform")
+    return (
+        config.peft_type == "LORA"
+        and not any(getattr(config, extra, None) for extra in extras)
+        and getattr(config, "bias", "none") == "none"
+        and all(name.startswith(_PREFIX) and name.endswith((".lora_A.weight", ".lora_B.weight")) for name in saved)
+    )
+
+
+def _load_through_peft(base: Base, folder: Path, saved: set[str], foreign: UserError) -> Loaded:
+    try:
+        network = PeftModel.from_pretrained(base.network, str(folder), is_trainable=False)
     except Exception as error:
         raise UserError(
             f"{folder}: the adapter does not load over {base.spec.name}: {str(error).splitlines()[0]}"
         ) from error
-    loaded = {name.replace(".default.", "."): p for name, p in network.named_parameters() if "lora_" in name}
-    if set(loaded) != saved:
-        detach(network)
-        raise UserError(
-            f"{folder}: its tensors are not those of an adapter over {base.spec.name}. Name its base with --model."
-        )
-    if not any(bool(p.any()) for name, p in loaded.items() if "lora_B" in name):
-        detach(network)
-        raise UserError(f"{folder}: every B matrix is zero, so this adapter was never trained.")
-    return network
-
-
-def _adapter_tensor_names(folder: Path) -> set[str]:
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        return set(file.keys())
-
-
-def gradient_faults(parameters: dict[str, torch.nn.Parameter]) -> list[str]:
-    """Names of trainable tensors that no gradient reached; empty when all learn.
-
-    At the first step B is zero, so every A has a zero gradient; it must exist all the same.
-    """
-
-    def silent(name: str, gradient: Any) -> bool:
-        return gradient is None or ("lora_B" in name and not bool(gradient.any()))
-
-    return [name for name, parameter in parameters.items() if silent(name, parameter.grad)]
+    there = {name.replace(".default", "") for name, _ in network.named_parameters() if "lora_" in name}
+    if {name.removesuffix(".weight") for name in there} != {name.removesuffix(".weight") for name in saved}:
+        network.unload()
+        raise foreign
+    return Loaded(View(base, network, autocast=True), network)

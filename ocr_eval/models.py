@@ -88,6 +88,9 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
         raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
     network.requires_grad_(False)
     network.eval()
+    # Logits are wanted of the last nodes of each row. Over such a slice of several rows torch would copy the head's
+    # weights once a row before it multiplies; over a contiguous one it does not.
+    network.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(),))
     if quantized:
         _keep_one_layout(network)
     else:
@@ -143,6 +146,13 @@ def make_accelerator(device: Device) -> Accelerator:
         raise UserError(f"--device {device} is not there. This machine has: {', '.join(names)}.")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matrix products on CUDA
     return Accelerator(mixed_precision="no", cpu=device == "cpu")
+
+
+def device_type(device: Device) -> str:
+    """The type of device that ``make_accelerator`` would take, without taking it."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 @contextmanager

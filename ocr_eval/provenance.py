@@ -25,13 +25,16 @@ _LIBRARIES = (
 )
 #: The modules that decide what a run's numbers are; a change of any of them makes new runs.
 _RESULT_MODULES = [
+    "adapters",
     "association",
     "dataset",
     "draw",
     "forest",
     "forward",
+    "inject",
     "injection",
     "models",
+    "packs",
     "people",
     "run",
     "score",

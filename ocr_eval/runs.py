@@ -9,6 +9,8 @@
         adapter/       PEFT format
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
+        failure.json   why the run could not go on, in the place of a record
+        checkpoint-<epoch>.safetensors   training state, while the run is not finished
 
 Every file is written beside its place, synced and renamed. A lock on the folder keeps a second process out.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,8 +34,6 @@ from ocr_eval import resources
 from ocr_eval.errors import UserError
 from ocr_eval.records import Record
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -90,10 +91,10 @@ class RunFolder:
             / f"seed{spec.seed}-{fingerprint}"
         )
 
-    @property
-    def checkpoint(self) -> Path:
-        """Where an unfinished run keeps its training state."""
-        return self.path / CHECKPOINT
+    def checkpoints(self) -> dict[int, Path]:
+        """The training states that an unfinished run keeps, by the number of epochs they are after."""
+        found = ((re.fullmatch(r"checkpoint-(\d+)\.safetensors", path.name), path) for path in self.path.iterdir())
+        return {int(match[1]): path for match, path in found if match}
 
     @property
     def adapter(self) -> Path:
@@ -129,7 +130,16 @@ class RunFolder:
 
     def is_done(self) -> bool:
         """Whether the run finished and its record is whole."""
-        return (self.path / "status.json").is_file() and (self.path / "result.json").is_file()
+        return (self.path / "status.json").is_file() and self.is_prepared()
+
+    def is_prepared(self) -> bool:
+        """Whether all that a finished run leaves is there; it counts once the status says so."""
+        return (self.path / "result.json").is_file()
+
+    def failure(self) -> str | None:
+        """Why the run could not go on, if it could not."""
+        path = self.path / "failure.json"
+        return str(json.loads(path.read_text(encoding="utf-8"))["reason"]) if path.is_file() else None
 
     def clear(self) -> None:
         """Remove what an earlier attempt left, so that the run starts from nothing."""
@@ -161,16 +171,30 @@ class RunFolder:
         """Replace probes.jsonl."""
         write_atomic(self.path / "probes.jsonl", to_jsonl(lines))
 
-    def write_checkpoint(self, content: bytes) -> None:
-        """Replace the training state to go on from."""
-        write_atomic(self.checkpoint, content)
+    def write_checkpoint(self, epoch: int, content: bytes) -> None:
+        """Keep a training state to go on from; earlier ones stay until ``drop_checkpoints``."""
+        write_atomic(self.path / f"checkpoint-{epoch}.safetensors", content)
 
-    def finish(self, record: Record, probes: list[dict[str, Any]]) -> None:
-        """Write probes and record, then the status that makes the run count, and drop the checkpoint."""
+    def drop_checkpoints(self, before: int | None = None) -> None:
+        """Remove training states, all or those before an epoch."""
+        for epoch, path in self.checkpoints().items():
+            if before is None or epoch < before:
+                path.unlink(missing_ok=True)
+
+    def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
+        """Write what a finished run leaves; ``finish`` makes it count."""
         self.write_probes(probes)
         write_atomic(self.path / "result.json", record.to_json())
+
+    def finish(self) -> None:
+        """Make a prepared run count, and drop its training states."""
         write_atomic(self.path / "status.json", _json({"schema_version": SCHEMA_VERSION, "status": "done"}))
-        self.checkpoint.unlink(missing_ok=True)
+        self.drop_checkpoints()
+
+    def fail(self, reason: str) -> None:
+        """Note why the run cannot go on, and drop its training states."""
+        write_atomic(self.path / "failure.json", _json({"schema_version": SCHEMA_VERSION, "reason": reason}))
+        self.drop_checkpoints()
 
     def record(self) -> Record:
         """The run's record.

@@ -1,5 +1,7 @@
 """Probes -> log-probabilities of every candidate under all scorings, from one forward pass a chunk.
 
+The probes of several runs are scored side by side, each through its own lane.
+
 - ``first-token``: log-probability of the first token of the candidate (the published scoring).
 - ``sequence``: sum of the log-probabilities of all its tokens.
 - ``per-token``: the same divided by their number.
@@ -13,21 +15,20 @@ Dimension letters:  P probes,  C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ocr_eval.forest import ForestBuilder, read_answers
-from ocr_eval.forward import token_logprobs
-from ocr_eval.models import Base
+from ocr_eval.forward import View
 from ocr_eval.specs import Scoring
 from ocr_eval.tokens import ProbeTokens
 
-#: Nodes of a forest that is scored at once: enough rows to keep matrix products busy, few enough that
-#: attention over all pairs of nodes (quadratic) stays small beside them.
+#: A forest that is scored is cut at so many nodes: attention over all pairs of nodes is quadratic.
 CHUNK_NODES = 512
 
 
@@ -38,41 +39,63 @@ class CandidateScores:
     logprobs: dict[Scoring, NDArray[np.float64]]
 
 
-def score_candidates(base: Base, network: torch.nn.Module, probes: Sequence[ProbeTokens]) -> CandidateScores:
-    """Score every candidate of every probe; the network is the base or the base under an adapter.
+def score_candidates(view: View, probes: Sequence[ProbeTokens]) -> CandidateScores:
+    """Score every candidate of every probe of one run; see ``score_lanes``."""
+    return score_lanes(view, {0: probes})[0]
+
+
+def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict[int, CandidateScores]:
+    """Score every candidate of every probe of several runs, each through its lane of the view.
 
     Raises:
-        ValueError: no probes.
+        ValueError: a run without probes.
     """
-    if not probes:
+    if not all(probes.values()):
         raise ValueError("no probes to score")
-    network.eval()
-    first: list[list[float]] = []
-    whole: list[list[float]] = []
-    lengths: list[list[int]] = []
-    for chunk in _chunks(probes):
-        builder = ForestBuilder()
-        reads, spans = read_answers(builder, [(probe.prompt, probe.candidates) for probe in chunk])
+    size = min(CHUNK_NODES, max(64, view.pass_nodes // len(probes)))
+    results = {lane: _Collected([], [], []) for lane in probes}
+    for chunks in zip_longest(*(_chunks(each, size) for each in probes.values())):
+        side_by_side = {lane: chunk for lane, chunk in zip(probes, chunks, strict=True) if chunk is not None}
+        rows, spans = {}, {}
+        for lane, chunk in side_by_side.items():
+            builder = ForestBuilder()
+            reads, spans[lane] = read_answers(builder, [(probe.prompt, probe.candidates) for probe in chunk])
+            rows[lane] = builder.build(), reads
         with torch.no_grad():
-            logprobs = token_logprobs(base, network, builder.build(), reads).tolist()
-        by_candidate = iter(spans)
+            logprobs = view.token_logprobs(rows)
+        for lane, chunk in side_by_side.items():
+            results[lane].add(chunk, logprobs[lane].tolist(), iter(spans[lane]))
+    return {lane: collected.scores() for lane, collected in results.items()}
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """Rows of a run's scores so far: of first tokens, of whole candidates, and the candidates' lengths."""
+
+    first: list[list[float]]
+    whole: list[list[float]]
+    lengths: list[list[int]]
+
+    def add(self, chunk: Sequence[ProbeTokens], logprobs: list[float], spans: Iterator[list[int]]) -> None:
         for probe in chunk:
-            candidate_spans = [next(by_candidate) for _ in probe.candidates]
-            first.append([logprobs[span[0]] for span in candidate_spans])
-            whole.append([sum(logprobs[i] for i in span) for span in candidate_spans])
-            lengths.append([len(span) for span in candidate_spans])
-    whole_PC = np.array(whole)
-    return CandidateScores(
-        {"first-token": np.array(first), "sequence": whole_PC, "per-token": whole_PC / np.array(lengths)}
-    )
+            candidate_spans = [next(spans) for _ in probe.candidates]
+            self.first.append([logprobs[span[0]] for span in candidate_spans])
+            self.whole.append([sum(logprobs[i] for i in span) for span in candidate_spans])
+            self.lengths.append([len(span) for span in candidate_spans])
+
+    def scores(self) -> CandidateScores:
+        whole_PC = np.array(self.whole)
+        return CandidateScores(
+            {"first-token": np.array(self.first), "sequence": whole_PC, "per-token": whole_PC / np.array(self.lengths)}
+        )
 
 
-def _chunks(probes: Sequence[ProbeTokens]) -> Iterator[list[ProbeTokens]]:
-    """Cut probes, in order, into runs whose forest stays near CHUNK_NODES; neighbours share prefixes."""
+def _chunks(probes: Sequence[ProbeTokens], size: int) -> Iterator[list[ProbeTokens]]:
+    """Cut probes, in order, into runs whose forest stays near ``size`` nodes; neighbours share prefixes."""
     chunk: list[ProbeTokens] = []
     builder = ForestBuilder()
     for probe in probes:
-        if chunk and len(builder) >= CHUNK_NODES:
+        if chunk and len(builder) >= size:
             yield chunk
             chunk, builder = [], ForestBuilder()
         chunk.append(probe)

@@ -1,7 +1,7 @@
-"""One epoch of an injection. Neither scores nor writes.
+"""One epoch of the runs of a pack. Neither scores nor writes.
 
-The loss is the mean cross-entropy over the batch's answer tokens, in fp32. Logits are computed only where
-an answer token is predicted; a batch is one token forest, so nothing is padded (forest.py).
+A run's loss is the mean cross-entropy over its batch's answer tokens, in fp32. Logits are computed only where
+an answer token is predicted; a batch is one token forest a lane, so statements are not padded (forest.py).
 """
 
 from __future__ import annotations
@@ -12,54 +12,67 @@ from collections.abc import Sequence
 import torch
 
 from ocr_eval.errors import RunFailed
-from ocr_eval.forest import ForestBuilder, read_answers
-from ocr_eval.forward import token_logprobs
-from ocr_eval.injection import Injection, gradient_faults
-from ocr_eval.models import Base
+from ocr_eval.forest import Forest, ForestBuilder, Reads, read_answers
+from ocr_eval.injection import Injection, Pack
 from ocr_eval.progress import ticking
 from ocr_eval.tokens import Continuation
 
 
-def train_epoch(base: Base, injection: Injection) -> float:
-    """Train one epoch and return its mean loss in nats an answer token, measured before each step.
+def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
+    """Train one epoch of some lanes and return each one's mean loss in nats an answer token.
+
+    Losses are measured before each step. Every lane takes a step of its own at each pass; one with fewer batches
+    than the others sits out the rest. A lane whose loss is no longer finite stops there: its loss is returned as
+    it became, its weights stay as they were, and the others go on.
 
     Raises:
-        RunFailed: the loss is no longer finite, or no gradient reaches part of the adapter.
+        RunFailed: no gradient reaches part of an adapter.
     """
-    network, parameters = injection.network, list(injection.parameters.values())
-    network.train()
-    epoch = injection.epochs_done + 1
-    total_loss, total_tokens = 0.0, 0
-    batches = injection.batches()
-    with ticking(len(batches), f"epoch {epoch}/{injection.train.epochs}") as ticker:
-        for batch in batches:
-            loss, tokens = batch_loss(base, network, batch)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise RunFailed(f"The loss became {value} in epoch {epoch}. Lower --lr (now {injection.train.lr:g}).")
-            base.accelerator.backward(loss)
-            if injection.epochs_done == 0 and total_tokens == 0:
-                _check_gradients(injection)
-            base.accelerator.clip_grad_norm_(parameters, injection.train.max_grad_norm)
-            injection.optimizer.step()
-            injection.optimizer.zero_grad(set_to_none=True)
-            total_loss += value * tokens
-            total_tokens += tokens
+    batches = {lane: pack.injections[lane].batches() for lane in lanes}
+    nats, tokens = dict.fromkeys(lanes, 0.0), dict.fromkeys(lanes, 0)
+    steps = max(len(todo) for todo in batches.values())
+    epoch = max(pack.injections[lane].epochs_done for lane in lanes) + 1
+    with ticking(steps, f"epoch {epoch}") as ticker:
+        for step in range(steps):
+            going = [lane for lane in lanes if step < len(batches[lane]) and math.isfinite(nats[lane])]
+            if not going:
+                break
+            losses = _backward(pack, {lane: batches[lane][step] for lane in going})
+            for lane, (loss, count) in losses.items():
+                nats[lane] += loss * count
+                tokens[lane] += count
+                if math.isfinite(loss):
+                    _step(pack, pack.injections[lane], first=step == 0)
+            pack.adapters.refresh()
             ticker.tick()
-    injection.epochs_done = epoch
-    return total_loss / total_tokens
+    for lane in lanes:
+        pack.injections[lane].epochs_done += 1
+    return {lane: nats[lane] / tokens[lane] for lane in lanes}
 
 
-def batch_loss(base: Base, network: torch.nn.Module, batch: Sequence[Continuation]) -> tuple[torch.Tensor, int]:
-    """Mean cross-entropy (nats) over the answer tokens of a batch, and how many there are."""
+def batch_forest(batch: Sequence[Continuation]) -> tuple[Forest, Reads]:
+    """A batch of one run as a token forest."""
     builder = ForestBuilder()
     reads, _ = read_answers(builder, [(example.prompt, [example.answer]) for example in batch])
-    return -token_logprobs(base, network, builder.build(), reads).mean(), len(reads.tokens)
+    return builder.build(), reads
 
 
-def _check_gradients(injection: Injection) -> None:
-    faults = gradient_faults(injection.parameters)
-    if faults:
-        raise RunFailed(
-            f"No gradient reaches {len(faults)} of {len(injection.parameters)} adapter tensors, first {faults[0]}."
-        )
+def _backward(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, tuple[float, int]]:
+    """Compute the gradients of all lanes in one pass; the loss of each lane and its answer tokens."""
+    pack.adapters.zero_grad()
+    logprobs = pack.view.token_logprobs({lane: batch_forest(batch) for lane, batch in batches.items()})
+    losses = {lane: -values.mean() for lane, values in logprobs.items()}
+    # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
+    pack.base.accelerator.backward(torch.stack(list(losses.values())).sum())
+    return {lane: (loss.item(), len(logprobs[lane])) for lane, loss in losses.items()}
+
+
+def _step(pack: Pack, injection: Injection, first: bool) -> None:
+    if first and injection.epochs_done == 0:
+        faults = injection.gradient_faults()
+        if faults:
+            raise RunFailed(
+                f"No gradient reaches {len(faults)} of {len(injection.parameters)} adapter tensors, first {faults[0]}."
+            )
+    pack.base.accelerator.clip_grad_norm_(injection.parameters.values(), injection.train.max_grad_norm)
+    injection.optimizer.step()

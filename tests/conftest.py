@@ -29,6 +29,7 @@ from transformers import (
 
 from ocr_eval.association import load_association
 from ocr_eval.cli.app import run
+from ocr_eval.forward import View
 from ocr_eval.models import Base, load_base
 from ocr_eval.people import FIRST_NAMES, LAST_NAMES
 from ocr_eval.resources import shipped_names
@@ -120,6 +121,11 @@ def load(path: str | Path, quantized: bool = False) -> Base:
     """A fresh base for a model YAML."""
     spec = load_model_spec(str(path))
     return load_base(spec, locate(spec), "cpu", quantized)
+
+
+def bare(base: Base) -> View:
+    """A base as it is, without adapters."""
+    return View(base, base.network)
 
 
 def tiny_run(path: str | Path, assoc: str = "city-language", seed: int = 0, **changes: object) -> RunSpec:

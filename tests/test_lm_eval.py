@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import ARCHITECTURES, load, tiny_run
+from conftest import ARCHITECTURES, bare, load, tiny_run
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -26,7 +26,7 @@ def test_sequence_scores_are_the_loglikelihoods_of_the_harness(architecture, mod
     base = load(model_files[architecture])
     dataset = build_dataset(tiny_run(model_files[architecture], "country-code"))
     probes = probe_tokens(base.tokenizer, dataset)
-    ours = score_candidates(base, base.network, probes).logprobs["sequence"]
+    ours = score_candidates(bare(base), probes).logprobs["sequence"]
     requests = [
         Instance("loglikelihood", {}, (probe.statement.prompt, f" {answer}"), 0)
         for probe in probes
@@ -86,7 +86,7 @@ def test_the_harness_reports_our_figures(exported, tiny):
     )
     assert report is not None
     probes = probe_tokens(base.tokenizer, dataset)
-    logprobs = score_candidates(base, base.network, probes).logprobs["sequence"]
+    logprobs = score_candidates(bare(base), probes).logprobs["sequence"]
     for split, relation in QUANTITIES:
         rows = [
             i

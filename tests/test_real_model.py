@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import bare
 from test_score import naive_logprobs
 
 from ocr_eval.association import load_association
@@ -39,7 +40,7 @@ def test_its_scores_equal_one_candidate_at_a_time():
     dataset = build_dataset(make_run_spec(spec, load_association("country-code"), {"m_test": 1}, {}, 0))
     probes = [p for p in probe_tokens(base.tokenizer, dataset) if p.statement.relation == "entailment"][:3]
     assert any(len(ids) > 1 for probe in probes for ids in probe.candidates)
-    scores = score_candidates(base, base.network, probes)
+    scores = score_candidates(bare(base), probes)
     naive = {scoring: np.empty_like(values) for scoring, values in scores.logprobs.items()}
     for row, probe in enumerate(probes):
         for column, ids in enumerate(probe.candidates):

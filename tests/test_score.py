@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, load, tiny_run
+from conftest import ARCHITECTURES, bare, load, tiny_run
 
 from ocr_eval import score as score_module
 from ocr_eval.dataset import build_dataset
 from ocr_eval.injection import attach
 from ocr_eval.score import score_candidates
 from ocr_eval.tokens import probe_tokens, training_tokens
-from ocr_eval.train import batch_loss, train_epoch
+from ocr_eval.train import batch_forest, train_epoch
 
 
 def naive_logprobs(network, prompt, answer):
@@ -27,7 +27,7 @@ def test_scores_equal_one_candidate_at_a_time(architecture, model_files, monkeyp
     base = load(model_files[architecture])
     probes = probe_tokens(base.tokenizer, build_dataset(tiny_run(model_files[architecture], "country-code")))
     assert any(len(ids) > 1 for probe in probes for ids in probe.candidates), "no multi-token candidate is tried"
-    scores = score_candidates(base, base.network, probes)
+    scores = score_candidates(bare(base), probes)
     for row, probe in enumerate(probes[::5]):
         for column, ids in enumerate(probe.candidates):
             tokens = naive_logprobs(base.network, probe.prompt, ids)
@@ -41,13 +41,13 @@ def test_scores_under_an_adapter_are_those_of_the_adapted_model(tiny):
     base = load(tiny)
     spec = tiny_run(tiny, "country-code")
     dataset = build_dataset(spec)
-    injection = attach(base, spec, training_tokens(base.tokenizer, dataset))
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, dataset)])
     probes = probe_tokens(base.tokenizer, dataset)
-    before = score_candidates(base, injection.network, probes)
-    train_epoch(base, injection)
-    after = score_candidates(base, injection.network, probes)
+    before = score_candidates(pack.view, probes)
+    train_epoch(pack, [0])
+    after = score_candidates(pack.view, probes)
     assert not np.allclose(before.logprobs["sequence"], after.logprobs["sequence"])
-    tokens = naive_logprobs(injection.network, probes[0].prompt, probes[0].candidates[1])
+    tokens = naive_logprobs(base.network, probes[0].prompt, probes[0].candidates[1])
     assert after.logprobs["sequence"][0, 1] == pytest.approx(sum(tokens), abs=1e-4)
 
 
@@ -57,35 +57,35 @@ def test_an_adapter_over_a_quantized_base_is_scored_as_it_is(architecture, model
     assert any(type(module).__name__ == "Linear4bit" for module in base.network.modules())
     spec = tiny_run(model_files[architecture], "country-code", method="qlora")
     dataset = build_dataset(spec)
-    injection = attach(base, spec, training_tokens(base.tokenizer, dataset))
-    frozen = {name: p.clone() for name, p in base.network.named_parameters() if "lora_" not in name}
-    score_candidates(base, injection.network, probe_tokens(base.tokenizer, dataset)[:1])  # must not re-pack the base
-    losses = [train_epoch(base, injection) for _ in range(2)]
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, dataset)])
+    frozen = {name: p.clone() for name, p in base.network.named_parameters()}
+    score_candidates(pack.view, probe_tokens(base.tokenizer, dataset)[:1])  # must not re-pack the base
+    losses = [train_epoch(pack, [0])[0] for _ in range(2)]
     assert losses[1] < losses[0]
-    assert all(torch.equal(p, frozen[name]) for name, p in base.network.named_parameters() if name in frozen)
+    assert all(torch.equal(p, frozen[name]) for name, p in base.network.named_parameters())
     probes = probe_tokens(base.tokenizer, dataset)[:3]
-    scores = score_candidates(base, injection.network, probes)
+    scores = score_candidates(pack.view, probes)
     for row, probe in enumerate(probes):
         for column, ids in enumerate(probe.candidates):
-            tokens = naive_logprobs(injection.network, probe.prompt, ids)
+            tokens = naive_logprobs(base.network, probe.prompt, ids)
             assert scores.logprobs["sequence"][row, column] == pytest.approx(sum(tokens), abs=1e-4)
 
 
 def test_the_batch_loss_is_the_mean_over_answer_tokens(tiny):
     base = load(tiny)
     examples = training_tokens(base.tokenizer, build_dataset(tiny_run(tiny, "country-code")))
-    loss, count = batch_loss(base, base.network, examples)
+    loss = -bare(base).token_logprobs({0: batch_forest(examples)})[0]
     naive = [value for e in examples for value in naive_logprobs(base.network, e.prompt, e.answer)]
-    assert count == len(naive)
-    assert loss.item() == pytest.approx(-sum(naive) / len(naive), abs=1e-4)
+    assert len(loss) == len(naive)
+    assert loss.mean().item() == pytest.approx(-sum(naive) / len(naive), abs=1e-4)
 
 
 def test_chunks_keep_every_probe_once_and_in_order(tiny, monkeypatch):
     base = load(tiny)
     probes = probe_tokens(base.tokenizer, build_dataset(tiny_run(tiny)))
-    whole = score_candidates(base, base.network, probes)
+    whole = score_candidates(bare(base), probes)
     monkeypatch.setattr(score_module, "CHUNK_NODES", 1)
-    single = score_candidates(base, base.network, probes)
+    single = score_candidates(bare(base), probes)
     for scoring, values in whole.logprobs.items():
         assert single.logprobs[scoring] == pytest.approx(values, abs=1e-4)
 
@@ -93,4 +93,4 @@ def test_chunks_keep_every_probe_once_and_in_order(tiny, monkeypatch):
 def test_nothing_to_score_is_an_error(tiny):
     base = load(tiny)
     with pytest.raises(ValueError, match="no probes"):
-        score_candidates(base, base.network, [])
+        score_candidates(bare(base), [])

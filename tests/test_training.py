@@ -1,27 +1,25 @@
-import math
-
 import pytest
 import torch
 from conftest import ARCHITECTURES, load, tiny_run
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ocr_eval.dataset import build_dataset
 from ocr_eval.errors import RunFailed, UserError
-from ocr_eval.injection import attach, detach, load_adapter
+from ocr_eval.injection import attach, load_adapter
 from ocr_eval.tokens import training_tokens
 from ocr_eval.train import train_epoch
 
-GOLDEN = [8.422190, 6.731514, 5.047208]
+GOLDEN = [8.398730, 6.677971, 5.094757]
 
 
 def injected(path, epochs, **changes):
-    """A base and an injection on it after some epochs, with the losses."""
+    """A pack of one after some epochs, its injection, and the losses."""
     base = load(path)
     spec = tiny_run(path, **changes)
-    injection = attach(base, spec, training_tokens(base.tokenizer, build_dataset(spec)))
-    return base, injection, [train_epoch(base, injection) for _ in range(epochs)]
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+    return pack, pack.injections[0], [train_epoch(pack, [0])[0] for _ in range(epochs)]
 
 
 def test_golden_losses(tiny):
@@ -46,12 +44,12 @@ def test_every_architecture_learns_and_its_base_stays_as_it_was(architecture, mo
     base = load(model_files[architecture])
     before = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
     spec = tiny_run(model_files[architecture])
-    injection = attach(base, spec, training_tokens(base.tokenizer, build_dataset(spec)))
-    losses = [train_epoch(base, injection) for _ in range(3)]
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+    losses = [train_epoch(pack, [0])[0] for _ in range(3)]
     assert losses[-1] < losses[0]
-    adapted = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in injection.parameters}
+    adapted = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in pack.injections[0].parameters}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    detach(injection.network)
+    pack.detach()
     after = base.network.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -62,9 +60,9 @@ def test_two_runs_over_one_base_are_what_each_is_alone(tiny):
     losses = []
     for seed in (0, 1):
         spec = tiny_run(tiny, seed=seed)
-        injection = attach(base, spec, training_tokens(base.tokenizer, build_dataset(spec)))
-        losses.append([train_epoch(base, injection) for _ in range(2)])
-        detach(injection.network)
+        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+        losses.append([train_epoch(pack, [0])[0] for _ in range(2)])
+        pack.detach()
     assert losses == [injected(tiny, 2)[2], injected(tiny, 2, seed=1)[2]]
 
 
@@ -72,9 +70,10 @@ def test_a_checkpoint_goes_on_bit_for_bit(tiny, tmp_path):
     _, undisturbed, losses = injected(tiny, 3)
     _, interrupted, _ = injected(tiny, 1)
     (tmp_path / "c.safetensors").write_bytes(interrupted.checkpoint())
-    base, resumed, _ = injected(tiny, 0)
+    pack, resumed, _ = injected(tiny, 0)
     resumed.restore(tmp_path / "c.safetensors")
-    assert [train_epoch(base, resumed) for _ in range(2)] == losses[1:]
+    pack.adapters.refresh()
+    assert [train_epoch(pack, [0])[0] for _ in range(2)] == losses[1:]
     for name, parameter in undisturbed.parameters.items():
         assert torch.equal(parameter, resumed.parameters[name])
 
@@ -87,35 +86,35 @@ def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
 
 
 def test_the_adapter_loads_with_stock_peft(tiny, model_files, tmp_path):
-    base, injection, _ = injected(tiny, 2)
+    pack, injection, _ = injected(tiny, 2)
     injection.save_adapter(tmp_path / "adapter", tiny_run(tiny))
     ids = torch.arange(3, 12)[None]
     with torch.no_grad():
-        expected = injection.network(ids).logits
+        expected = pack.base.network(ids).logits
     stock = AutoModelForCausalLM.from_pretrained(model_files["llama"].with_suffix(""))
     stock = PeftModel.from_pretrained(stock, tmp_path / "adapter")
     with torch.no_grad():
         assert torch.allclose(stock(ids).logits, expected, atol=1e-5)
-    detach(injection.network)
-    loaded = load_adapter(base, tmp_path / "adapter")
+    pack.detach()
+    loaded = load_adapter(pack.base, tmp_path / "adapter")
     with torch.no_grad():
-        assert torch.allclose(loaded(ids).logits, expected, atol=1e-5)
+        assert torch.allclose(loaded.view.network(ids).logits, expected, atol=1e-5)
 
 
 def test_an_untrained_adapter_is_refused(tiny, tmp_path):
-    base, injection, _ = injected(tiny, 0)
+    pack, injection, _ = injected(tiny, 0)
     injection.save_adapter(tmp_path / "adapter", tiny_run(tiny))
-    detach(injection.network)
+    pack.detach()
     with pytest.raises(UserError, match="never trained"):
-        load_adapter(base, tmp_path / "adapter")
+        load_adapter(pack.base, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected"])
 def test_an_adapter_that_does_not_fit_its_base_is_refused(tiny, tmp_path, fault):
-    base, injection, _ = injected(tiny, 1)
+    pack, injection, _ = injected(tiny, 1)
     injection.save_adapter(tmp_path / "adapter", tiny_run(tiny))
-    detach(injection.network)
-    before = base.network(torch.arange(3, 9)[None]).logits
+    pack.detach()
+    before = pack.base.network(torch.arange(3, 9)[None]).logits
     tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
     name = sorted(tensors)[0]
     tensors[name if fault == "missing" else name.replace("layers.0", "layers.7")] = tensors[name].clone()
@@ -123,8 +122,8 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tiny, tmp_path, fault)
         del tensors[name]
     save_file(tensors, tmp_path / "adapter/adapter_model.safetensors")
     with pytest.raises(UserError, match="not those of an adapter over tiny-llama"):
-        load_adapter(base, tmp_path / "adapter")
-    assert torch.equal(base.network(torch.arange(3, 9)[None]).logits, before)
+        load_adapter(pack.base, tmp_path / "adapter")
+    assert torch.equal(pack.base.network(torch.arange(3, 9)[None]).logits, before)
 
 
 def test_a_target_that_is_not_there_is_an_error(tiny):
@@ -132,16 +131,23 @@ def test_a_target_that_is_not_there_is_an_error(tiny):
         injected(tiny, 0, targets=["no_such_projection"])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny):
-    base, injection, _ = injected(tiny, 0)
-    with torch.no_grad():
-        next(iter(injection.parameters.values())).fill_(math.nan)
-    with pytest.raises(RunFailed, match=r"Lower --lr \(now 0\.01\)"):
-        train_epoch(base, injection)
-
-
 def test_an_adapter_that_gradients_do_not_reach_stops_the_run(tiny):
-    base, injection, _ = injected(tiny, 0)
-    next(p for name, p in injection.parameters.items() if "lora_B" in name).requires_grad_(False)
-    with pytest.raises(RunFailed, match="No gradient reaches 1 of"):
-        train_epoch(base, injection)
+    pack, _, _ = injected(tiny, 0)
+    layer = next(iter(pack.adapters.layers.values()))
+    layer.add_gradients = lambda *_: None
+    with pytest.raises(
+        RunFailed, match=r"No gradient reaches 1 of .* first model\.layers\.0\.self_attn\.q_proj\.lora_B"
+    ):
+        train_epoch(pack, [0])
+
+
+def test_an_adapter_of_another_kind_is_read_through_peft(tiny, model_files, tmp_path):
+    """DoRA is no plain LoRA: PEFT's own forward pass has the last word."""
+    torch.manual_seed(0)
+    stock = AutoModelForCausalLM.from_pretrained(model_files["llama"].with_suffix(""))
+    stock = get_peft_model(stock, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, init_lora_weights=False))
+    stock.save_pretrained(tmp_path / "adapter")
+    ids = torch.arange(3, 12)[None]
+    loaded = load_adapter(load(tiny), tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.allclose(loaded.view.network(ids).logits, stock(ids).logits, atol=1e-5)

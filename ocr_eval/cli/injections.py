@@ -78,9 +78,10 @@ def finetune(
 
         typer.echo(describe(spec, output_dir), nl=False)
         return
+    from ocr_eval.run import Execution
     from ocr_eval.run import finetune as run_finetune
 
-    outcome = run_finetune(spec, output_dir, cast("Device", device), force=force, every=score_every)
+    outcome = run_finetune(spec, output_dir, Execution(cast("Device", device), force, score_every))
     if as_json:
         typer.echo(outcome.record.to_json(), nl=False)
         return

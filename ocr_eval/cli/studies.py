@@ -54,10 +54,10 @@ def controls(
     train: dict[str, Any] = {"method": method, "lr": lr, "epochs": epochs}
     reals = [o.resolve(model, assoc, seed, **common, dtype=dtype, **train) for seed in o.integers("--seeds", seeds)]
     plan = [(condition, spec) for real in reals for condition, spec in condition_specs(real).items()]
-    from ocr_eval.run import finetune_all
+    from ocr_eval.run import Execution, finetune_all
 
     records: dict[Condition, list[Any]] = {}
-    outcomes = finetune_all([spec for _, spec in plan], output_dir, cast("Device", device))
+    outcomes = finetune_all([spec for _, spec in plan], output_dir, Execution(cast("Device", device)))
     for (condition, _), outcome in zip(plan, outcomes, strict=True):
         records.setdefault(condition, []).append(outcome.record)
     results = compare_conditions(records, cast("Scoring", scoring))
@@ -115,9 +115,9 @@ def curve(
     train: dict[str, Any] = {"method": method, "lr": lr, "epochs": epochs}
     plan = [o.resolve(model, assoc, seed, m_train=m, **common, **train) for m in sizes for seed in seed_list]
     from ocr_eval.intervals import ocr_score
-    from ocr_eval.run import finetune_all
+    from ocr_eval.run import Execution, finetune_all
 
-    records = [outcome.record for outcome in finetune_all(plan, output_dir, cast("Device", device))]
+    records = [outcome.record for outcome in finetune_all(plan, output_dir, Execution(cast("Device", device)))]
     points = []
     for m in sizes:
         runs = [record for record in records if record.data.m_train == m]

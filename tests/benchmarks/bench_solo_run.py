@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from ocr_eval import draw
 from ocr_eval.association import load_association
 from ocr_eval.dataset import build_dataset
-from ocr_eval.injection import attach, detach
+from ocr_eval.injection import attach
 from ocr_eval.models import load_base, quiet_transformers
 from ocr_eval.specs import RunSpec, load_model_spec, make_run_spec
 from ocr_eval.tokens import Continuation, training_tokens
@@ -97,13 +97,11 @@ def trainer_seconds(spec: RunSpec, folder: WeightFolder, examples: list[Continua
 def our_seconds(spec: RunSpec, folder: WeightFolder, examples: list[Continuation], epochs: int) -> float:
     """Seconds of the same epochs in ocr-eval's loop."""
     base = load_base(spec.model, folder)
-    injection = attach(base, spec, examples)
+    pack = attach(base, [spec], [examples])
     started = time.perf_counter()
     for _ in range(epochs):
-        train_epoch(base, injection)
-    seconds = time.perf_counter() - started
-    detach(injection.network)
-    return seconds
+        train_epoch(pack, [0])
+    return time.perf_counter() - started
 
 
 def main() -> None:

@@ -1,0 +1,257 @@
+"""A pack of runs from start to records: train, score and write side by side, lose nothing.
+
+All unfinished runs of a pack stand at the same epoch, also after an interruption: training states are written for
+every one of them before an older generation is removed, and a run leaves the pack (finished, or no longer finite)
+only when the others have such a state. A pack that goes on is therefore composed as it was, and its results are
+those of an undisturbed one, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from ocr_eval import provenance, weights
+from ocr_eval.audit import Audit, audit_dataset
+from ocr_eval.dataset import build_dataset
+from ocr_eval.injection import Pack, attach
+from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
+from ocr_eval.models import Base
+from ocr_eval.progress import say
+from ocr_eval.records import Record, Scores
+from ocr_eval.runs import RunFolder
+from ocr_eval.score import CandidateScores, score_lanes
+from ocr_eval.specs import RunSpec
+from ocr_eval.tokens import Continuation, ProbeTokens, probe_tokens, training_tokens
+from ocr_eval.train import train_epoch
+
+#: Seconds between checkpoints; an interruption costs at most this much, and a short run writes none.
+CHECKPOINT_EVERY = 20.0
+
+Line = dict[str, Any]
+#: Is told every new line of metrics.jsonl.
+Watcher = Callable[[RunSpec, RunFolder, Line], None]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns and is asked, in tokens, and the audit of its candidates."""
+
+    examples: Sequence[Continuation]
+    probes: Sequence[ProbeTokens]
+    audit: Audit
+
+
+def prepare(tokenizer: Any, spec: RunSpec) -> Material:
+    """Make a run's data.
+
+    Raises:
+        UserError: the tokenizer cannot do with the data.
+    """
+    dataset = build_dataset(spec)
+    return Material(
+        examples=training_tokens(tokenizer, dataset),
+        probes=probe_tokens(tokenizer, dataset),
+        audit=audit_dataset(tokenizer, dataset),
+    )
+
+
+@dataclass
+class Task:
+    """A run to do.
+
+    Attributes:
+        spec: what.
+        folder: where, held by this process.
+        material: its data.
+        lines: metrics.jsonl so far.
+    """
+
+    spec: RunSpec
+    folder: RunFolder
+    material: Material
+    lines: list[Line] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs to train."""
+        return self.spec.train.epochs
+
+
+def inject(base: Base, tasks: Sequence[Task], every: int = 1, watch: Watcher = lambda *_: None) -> None:
+    """Train, score and write runs as one pack, over a base that is as clean afterwards as before.
+
+    Afterwards the folder of each run holds its record, or the reason why it could not go on.
+
+    Args:
+        base: the base.
+        tasks: the runs; lanes in this order.
+        every: score after every this many epochs (and after the last).
+        watch: is told every new line of metrics.
+
+    Raises:
+        RunFailed: no run of the pack can go on.
+    """
+    for task in tasks:
+        if not task.folder.is_prepared():
+            task.folder.begin(task.spec, provenance.environment(str(base.device)), task.material.audit.as_json())
+    pack = attach(base, [task.spec for task in tasks], [task.material.examples for task in tasks])
+    try:
+        _run(pack, tasks, every, watch)
+    finally:
+        pack.detach()
+
+
+def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
+    epoch = common_epoch([task.folder for task in tasks], [task.epochs for task in tasks])
+    live = [lane for lane, task in enumerate(tasks) if epoch < task.epochs]
+    for task in tasks:
+        task.lines = [line for line in task.folder.metrics() if line["epoch"] <= epoch] if epoch else []
+    if epoch:
+        say(f"Going on after epoch {epoch}")
+        for lane in live:
+            pack.injections[lane].restore(tasks[lane].folder.checkpoints()[epoch])
+        pack.adapters.refresh()
+    else:
+        scored = _score(pack, tasks, live)
+        for lane in live:
+            tasks[lane].folder.write_probes(probe_lines(tasks[lane].material.probes, scored[lane].scores, epoch=0))
+            _add_line(tasks[lane], {"epoch": 0, "train_loss": None, "train_seconds": 0.0, **scored[lane].line}, watch)
+    for lane, task in enumerate(tasks):
+        if lane not in live:
+            task.folder.finish()
+    saved_at = time.monotonic()
+    while live:
+        started = time.monotonic()
+        losses = train_epoch(pack, live)
+        seconds = (time.monotonic() - started) / len(live)
+        epoch += 1
+        diverged = [lane for lane in live if not math.isfinite(losses[lane])]
+        live = [lane for lane in live if lane not in diverged]
+        ending = [lane for lane in live if epoch == tasks[lane].epochs]
+        scored = _score(pack, tasks, live if epoch % every == 0 else ending)
+        for lane in live:
+            line = {"epoch": epoch, "train_loss": losses[lane], "train_seconds": seconds}
+            _add_line(tasks[lane], line | (scored[lane].line if lane in scored else {}), watch)
+        for lane in ending:
+            _prepare_record(pack, lane, tasks[lane], scored[lane].scores)
+        live = [lane for lane in live if lane not in ending]
+        due = bool(live) and (ending or diverged or time.monotonic() - saved_at >= CHECKPOINT_EVERY)
+        if due:
+            for lane in live:
+                tasks[lane].folder.write_checkpoint(epoch, pack.injections[lane].checkpoint())
+            saved_at = time.monotonic()
+        for lane in ending:
+            tasks[lane].folder.finish()
+        for lane in diverged:
+            rate = tasks[lane].spec.train.lr
+            tasks[lane].folder.fail(f"The loss became {losses[lane]} in epoch {epoch}. Lower --lr (now {rate:g}).")
+        if due:
+            for lane in live:
+                tasks[lane].folder.drop_checkpoints(before=epoch)
+
+
+def common_epoch(folders: Sequence[RunFolder], epochs: Sequence[int]) -> int:
+    """The last epoch that every run of a pack can go on from, 0 for the start.
+
+    A run can from an epoch whose state it kept, and from its end on if its record is there already.
+    """
+    kept = [set(folder.checkpoints()) for folder in folders]
+    ends = [last if folder.is_prepared() else math.inf for folder, last in zip(folders, epochs, strict=True)]
+    candidates = set().union(*kept, {int(end) for end in ends if end < math.inf})
+    possible = [e for e in candidates if all(e in own or e >= end for own, end in zip(kept, ends, strict=True))]
+    return max(possible, default=0)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A run's raw scores and what metrics.jsonl says of them."""
+
+    scores: CandidateScores
+    line: Line
+
+
+def _score(pack: Pack, tasks: Sequence[Task], lanes: Sequence[int]) -> Mapping[int, _Scored]:
+    if not lanes:
+        return {}
+    started = time.monotonic()
+    scores = score_lanes(pack.view, {lane: tasks[lane].material.probes for lane in lanes})
+    seconds = (time.monotonic() - started) / len(lanes)
+    return {lane: _Scored(scores[lane], _scores_line(tasks[lane], scores[lane], seconds)) for lane in lanes}
+
+
+def _scores_line(task: Task, scores: CandidateScores, seconds: float) -> Line:
+    probes = task.material.probes
+    return {
+        "score_seconds": seconds,
+        "scores": {
+            scoring: {quantity: score.model_dump() for quantity, score in by_quantity.items()}
+            for scoring, by_quantity in summarize_quantities(probes, scores).items()
+        },
+        "held_out": {scoring: ranks.model_dump() for scoring, ranks in held_out(probes, scores).items()},
+    }
+
+
+def _add_line(task: Task, line: Line, watch: Watcher) -> None:
+    task.lines.append(line)
+    task.folder.write_metrics(task.lines)
+    if "scores" in line:
+        say(progress_line(task.spec, line))
+    watch(task.spec, task.folder, line)
+
+
+def _prepare_record(pack: Pack, lane: int, task: Task, scores: CandidateScores) -> None:
+    pack.injections[lane].save_adapter(task.folder.adapter, task.spec)
+    last = probe_lines(task.material.probes, scores, task.epochs)
+    task.folder.prepare(_record(pack.base, task), task.folder.probes() + last)
+
+
+def _record(base: Base, task: Task) -> Record:
+    spec, lines = task.spec, task.lines
+    final = TypeAdapter(Scores).validate_python(lines[-1]["scores"])
+    return Record.model_validate(
+        {
+            "run": task.folder.identity,
+            "model": spec.model.name,
+            "published_as": spec.model.published_as,
+            "association": spec.association.name,
+            "kind": spec.association.kind,
+            "seed": spec.seed,
+            "dtype": spec.model.dtype,
+            "data": spec.data,
+            "train": spec.train,
+            "facts_learned": facts_learned(final),
+            "base": lines[0]["scores"],
+            "final": final,
+            "base_held_out": lines[0]["held_out"],
+            "held_out": lines[-1]["held_out"],
+            "train_loss": lines[-1]["train_loss"],
+            "seconds": {
+                "train": round(sum(line["train_seconds"] for line in lines), 2),
+                "score": round(sum(line.get("score_seconds", 0.0) for line in lines), 2),
+            },
+            "base_identity": base.identity,
+            "adapter_sha256": weights.file_sha256(task.folder.adapter / "adapter_model.safetensors"),
+            "code": provenance.code_digest(),
+        }
+    )
+
+
+def progress_line(spec: RunSpec, line: Line) -> str:
+    """What a person reads of one scored line of metrics."""
+    first = line["scores"]["first-token"]
+    finding = first["test_entailment"]
+    control = " no-entailment" if spec.data.m_train == 0 else " shuffled" if spec.data.variant == "shuffled" else ""
+    loss = "untouched base" if line["train_loss"] is None else f"loss {line['train_loss']:7.4f}"
+    width = len(str(spec.train.epochs))
+    return (
+        f"{spec.association.name}{control} seed {spec.seed} epoch {line['epoch']:>{width}}/{spec.train.epochs}  "
+        f"{loss:>14}  facts known {first['test_fact']['top1']:4.0%}  "
+        f"held-out mean rank {finding['mean_rank']:.2f} (null {finding['null_rank']:.2f})  "
+        f"OCR score {finding['ocr_score']:+.2f}"
+    )

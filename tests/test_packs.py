@@ -1,0 +1,291 @@
+"""Packed training against its definition: the same run alone, and a plain loop over stock PEFT."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, load, tiny_run
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from ocr_eval.adapters import Adapters, LaneShape
+from ocr_eval.dataset import build_dataset
+from ocr_eval.inject import Task, common_epoch, inject, prepare
+from ocr_eval.injection import attach
+from ocr_eval.packs import cut_into_packs
+from ocr_eval.runs import RunFolder
+from ocr_eval.score import score_candidates, score_lanes
+from ocr_eval.tokens import probe_tokens, training_tokens
+from ocr_eval.train import train_epoch
+
+MIXES = {
+    "seeds": [{"seed": 0}, {"seed": 1}, {"seed": 2}],
+    "associations": [{"assoc": "city-language"}, {"assoc": "country-code"}, {"assoc": "sport-music", "seed": 3}],
+    "rates, ranks and alphas": [{"lr": 1e-2}, {"lr": 3e-3, "rank": 2, "alpha": 16.0}, {"lr": 2e-2, "rank": 7}],
+    "lengths and batches": [{"epochs": 1}, {"epochs": 3, "batch_size": 5}, {"epochs": 2, "m_train": 0}],
+}
+
+
+def packed(base, specs):
+    return attach(base, specs, [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs])
+
+
+def trained(base, specs):
+    """Losses and final tensors of each run of a pack, every one trained for its own number of epochs."""
+    pack = packed(base, specs)
+    losses = [[] for _ in specs]
+    for epoch in range(max(spec.train.epochs for spec in specs)):
+        lanes = [lane for lane, spec in enumerate(specs) if epoch < spec.train.epochs]
+        for lane, loss in train_epoch(pack, lanes).items():
+            losses[lane].append(loss)
+    pack.detach()
+    return losses, [{n: p.detach().clone() for n, p in i.parameters.items()} for i in pack.injections]
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_packed_run_is_the_run_alone(tiny, mix):
+    base = load(tiny)
+    specs = [tiny_run(tiny, **changes) for changes in MIXES[mix]]
+    losses, tensors = trained(base, specs)
+    for lane, spec in enumerate(specs):
+        (alone_losses,), (alone,) = trained(base, [spec])
+        assert losses[lane] == pytest.approx(alone_losses, abs=1e-5)
+        for name, tensor in alone.items():
+            assert torch.allclose(tensors[lane][name], tensor, atol=1e-5), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_packed_run_is_a_plain_loop_over_stock_peft(architecture, model_files, tmp_path):
+    path = model_files[architecture]
+    base = load(path)
+    specs = [tiny_run(path, seed=0), tiny_run(path, seed=1, rank=2)]
+    pack = packed(base, specs)
+    for lane, (spec, injection) in enumerate(zip(specs, pack.injections, strict=True)):
+        injection.save_adapter(tmp_path / f"start-{lane}", spec)
+    batches = [injection.batches() for injection in pack.injections]
+    losses = train_epoch(pack, [0, 1])
+    for lane, (spec, injection) in enumerate(zip(specs, pack.injections, strict=True)):
+        injection.save_adapter(tmp_path / f"end-{lane}", spec)
+    for lane, spec in enumerate(specs):
+        stock = PeftModel.from_pretrained(load(path).network, tmp_path / f"start-{lane}", is_trainable=True)
+        trainable = [p for p in stock.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=spec.train.lr, weight_decay=0.0)
+        nats, tokens = 0.0, 0
+        for batch in batches[lane]:
+            values = []
+            for example in batch:
+                ids = torch.tensor([[*example.prompt, *example.answer]])
+                logprobs = torch.log_softmax(stock(input_ids=ids).logits[0].float(), -1)
+                start = len(example.prompt) - 1
+                values += [logprobs[start + i, token] for i, token in enumerate(example.answer)]
+            loss = -torch.stack(values).mean()
+            nats, tokens = nats + loss.item() * len(values), tokens + len(values)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trainable, spec.train.max_grad_norm)
+            optimizer.step()
+        assert losses[lane] == pytest.approx(nats / tokens, abs=1e-5)
+        stock.save_pretrained(tmp_path / f"stock-{lane}")
+        start, ours, theirs = (
+            load_file(tmp_path / f"{name}-{lane}/adapter_model.safetensors") for name in ("start", "end", "stock")
+        )
+        assert ours.keys() == theirs.keys()
+        for name in theirs:  # of single elements whose gradient is nearly zero, Adam's first steps know only the sign
+            assert (ours[name] - theirs[name]).norm() < 2e-3 * (theirs[name] - start[name]).norm(), name
+
+
+def test_scores_of_a_pack_are_those_of_each_run_alone(tiny):
+    base = load(tiny)
+    specs = [tiny_run(tiny, "country-code"), tiny_run(tiny, "sport-music", seed=1, m_test=4)]
+    pack = packed(base, specs)
+    train_epoch(pack, [0, 1])
+    probes = {lane: probe_tokens(base.tokenizer, build_dataset(spec)) for lane, spec in enumerate(specs)}
+    together = score_lanes(pack.view, probes)
+    pack.detach()
+    for lane, spec in enumerate(specs):
+        alone = packed(base, [spec])
+        train_epoch(alone, [0])
+        expected = score_candidates(alone.view, probes[lane])
+        alone.detach()
+        for scoring, values in expected.logprobs.items():
+            assert together[lane].logprobs[scoring] == pytest.approx(values, abs=1e-4)
+
+
+def test_a_lane_that_diverges_stops_and_leaves_the_others_alone(tiny):
+    base = load(tiny)
+    specs = [tiny_run(tiny, seed=seed) for seed in (0, 1, 2)]
+    pack = packed(base, specs)
+    with torch.no_grad():
+        next(iter(pack.injections[1].parameters.values())).fill_(math.nan)
+    pack.adapters.refresh()
+    losses = train_epoch(pack, [0, 1, 2])
+    pack.detach()
+    assert not math.isfinite(losses[1])
+    for lane in (0, 2):
+        (alone,), _ = trained(base, [specs[lane].model_copy(update={"train": specs[lane].train})])
+        assert losses[lane] == pytest.approx(alone[0], abs=1e-5)
+
+
+def tasks_in(folder: Path, base, specs) -> list[Task]:
+    tasks = []
+    for spec in specs:
+        place = RunFolder.of(folder, spec, f"{spec.association.name}-{spec.train.epochs}")
+        place.path.mkdir(parents=True, exist_ok=True)
+        tasks.append(Task(spec, place, prepare(base.tokenizer, spec)))
+    return tasks
+
+
+def test_a_pack_with_a_diverging_run_finishes_the_others_and_says_why(tiny, tmp_path, monkeypatch):
+    from ocr_eval import inject as module
+
+    base = load(tiny)
+    tasks = tasks_in(tmp_path, base, [tiny_run(tiny, seed=0), tiny_run(tiny, seed=1)])
+    honest = module.train_epoch
+
+    def diverging(pack, lanes):
+        losses = honest(pack, lanes)
+        return {
+            lane: math.nan if lane == 1 and pack.injections[1].epochs_done == 2 else losses[lane] for lane in losses
+        }
+
+    monkeypatch.setattr(module, "train_epoch", diverging)
+    inject(base, tasks)
+    assert tasks[0].folder.is_done()
+    assert not tasks[1].folder.is_done()
+    assert tasks[1].folder.failure() == "The loss became nan in epoch 2. Lower --lr (now 0.01)."
+    assert not tasks[0].folder.checkpoints()
+    assert not tasks[1].folder.checkpoints()
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it and nothing runs after it."""
+
+
+def test_killed_at_any_write_a_pack_goes_on_to_the_same_records(tiny, tmp_path, monkeypatch):
+    """Runs of unequal length in one pack, killed before each and every file that they write."""
+    from ocr_eval import inject as module
+    from ocr_eval import runs
+
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 0.0)
+    base = load(tiny)
+    specs = [
+        tiny_run(tiny, epochs=2),
+        tiny_run(tiny, "country-code", epochs=4),
+        tiny_run(tiny, "sport-music", epochs=3),
+    ]
+    inject(base, tasks_in(tmp_path / "whole", base, specs))
+    whole = [content(task.folder) for task in tasks_in(tmp_path / "whole", base, specs)]
+    write = runs.write_atomic
+    countdown = 0
+
+    def dying(path, data):
+        nonlocal countdown
+        countdown -= 1
+        if countdown == 0:
+            raise Killed
+        write(path, data)
+
+    monkeypatch.setattr(runs, "write_atomic", dying)
+    kills = 0
+    for step in range(4, 34, 3):
+        countdown = step
+        for _ in range(40):
+            todo = [task for task in tasks_in(tmp_path / str(step), base, specs) if not task.folder.is_done()]
+            if not todo:
+                break
+            try:
+                inject(base, todo)
+            except Killed:
+                kills += 1
+                countdown = step + 9 * kills
+        assert [content(task.folder) for task in tasks_in(tmp_path / str(step), base, specs)] == whole
+    assert kills >= 10
+
+
+def content(folder: RunFolder) -> dict[str, object]:
+    lines = [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in folder.metrics()]
+    record = folder.record().model_dump(exclude={"seconds", "run"})
+    return {"metrics": lines, "record": record, "probes": (folder.path / "probes.jsonl").read_text()}
+
+
+def test_gradients_of_the_adapted_layer_are_those_of_autograd():
+    torch.manual_seed(0)
+    shapes = [LaneShape(3, 6.0), LaneShape(2, 8.0), LaneShape(3, 3.0)]
+    network = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 6)).requires_grad_(False)
+    adapters = Adapters(network, "all-linear", shapes, torch.float32)
+    for lane in range(3):
+        adapters.initialize(lane, seed=lane)
+        for name, parameter in adapters.parameters(lane).items():
+            if name.endswith("lora_B"):
+                torch.nn.init.normal_(parameter)
+    adapters.refresh()
+    x = torch.randn(2, 7, 5)
+    for lanes in ([0, 1], [0, 2], [1, 2]):
+        adapters.zero_grad()
+        with adapters.window(lanes):
+            network(x).square().sum().backward()
+        expected = torch.zeros(())
+        leaves = {
+            lane: {n: p.detach().clone().requires_grad_() for n, p in adapters.parameters(lane).items()}
+            for lane in lanes
+        }
+        for row, lane in enumerate(lanes):
+            h = x[row]
+            for layer in ("0", "2"):
+                linear = adapters.layers[layer].base
+                a, b = leaves[lane][f"{layer}.lora_A"], leaves[lane][f"{layer}.lora_B"]
+                h = linear(h) + shapes[lane].scale * (h @ a.t()) @ b
+                h = torch.tanh(h) if layer == "0" else h
+            expected = expected + h.square().sum()
+        expected.backward()
+        for lane in lanes:
+            for name, parameter in adapters.parameters(lane).items():
+                assert torch.allclose(parameter.grad, leaves[lane][name].grad, atol=1e-4), (lanes, name)
+
+
+@given(st.integers(1, 60), st.integers(1, 70))
+def test_packs_keep_every_run_once_and_in_order_and_are_of_nearly_equal_size(tiny_spec, count, batch_size):
+    specs = [tiny_spec(batch_size, seed) for seed in range(count)]
+    packs = cut_into_packs(specs, "cpu")
+    assert [spec for pack in packs for spec in pack] == specs
+    sizes = {len(pack) for pack in packs}
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) == 1 or max(sizes) * batch_size * 5 <= 640
+
+
+@pytest.fixture(scope="module")
+def tiny_spec(tiny):
+    spec = tiny_run(tiny)
+
+    def make(batch_size, seed):
+        return spec.model_copy(update={"seed": seed, "train": spec.train.model_copy(update={"batch_size": batch_size})})
+
+    return make
+
+
+def test_runs_that_share_no_base_share_no_pack(tiny, model_files):
+    specs = [tiny_run(tiny), tiny_run(tiny, method="qlora"), tiny_run(model_files["qwen2"]), tiny_run(tiny)]
+    assert [len(pack) for pack in cut_into_packs(specs, "cpu")] == [1, 1, 1, 1]
+
+
+def test_a_pack_goes_on_from_the_last_epoch_that_all_can(tmp_path):
+    def folder(name, checkpoints, prepared=False):
+        place = RunFolder(tmp_path / name)
+        place.path.mkdir()
+        for epoch in checkpoints:
+            place.write_checkpoint(epoch, b"")
+        if prepared:
+            (place.path / "result.json").write_text("{}")
+        return place
+
+    a, b, c = folder("a", [2, 4]), folder("b", [2]), folder("c", [2, 4], prepared=True)
+    nothing, ended = folder("d", []), folder("e", [], prepared=True)
+    assert common_epoch([a, b], [9, 9]) == 2
+    assert common_epoch([a, c], [9, 4]) == 4
+    assert common_epoch([a, ended], [9, 4]) == 4
+    assert common_epoch([a, ended], [9, 6]) == 0
+    assert common_epoch([a, nothing], [9, 9]) == 0
+    assert common_epoch([c, ended], [6, 6]) == 6
