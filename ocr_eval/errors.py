@@ -16,6 +16,10 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class Busy(UserError):
+    """What is to be written is held by another process."""
+
+
 class RunFailed(Exception):
     """Work that started and could not be finished (exit code 1); the text is one line."""
 

@@ -34,8 +34,26 @@ from ocr_eval.train import train_epoch
 CHECKPOINT_EVERY = 20.0
 
 Line = dict[str, Any]
-#: Is told every new line of metrics.jsonl.
-Watcher = Callable[[RunSpec, RunFolder, Line], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run's new line of metrics.jsonl."""
+
+    spec: RunSpec
+    folder: RunFolder
+    line: Line
+
+
+#: Is told, after each epoch of a pack and at epoch 0, the new line of every run in it.
+Watcher = Callable[[Sequence[Step]], None]
+
+
+def say_lines(steps: Sequence[Step]) -> None:
+    """The watcher that says every scored line on stderr."""
+    for step in steps:
+        if "scores" in step.line:
+            say(progress_line(step.spec, step.line))
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,7 @@ class Task:
         return self.spec.train.epochs
 
 
-def inject(base: Base, tasks: Sequence[Task], every: int = 1, watch: Watcher = lambda *_: None) -> None:
+def inject(base: Base, tasks: Sequence[Task], every: int = 1, watch: Watcher = say_lines) -> None:
     """Train, score and write runs as one pack, over a base that is as clean afterwards as before.
 
     Afterwards the folder of each run holds its record, or the reason why it could not go on.
@@ -92,10 +110,10 @@ def inject(base: Base, tasks: Sequence[Task], every: int = 1, watch: Watcher = l
         base: the base.
         tasks: the runs; lanes in this order.
         every: score after every this many epochs (and after the last).
-        watch: is told every new line of metrics.
+        watch: is told the new lines of metrics.
 
     Raises:
-        RunFailed: no run of the pack can go on.
+        RunFailed: a checkpoint is damaged, or no gradient reaches an adapter.
     """
     for task in tasks:
         if not task.folder.is_prepared():
@@ -119,9 +137,10 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
         pack.adapters.refresh()
     else:
         scored = _score(pack, tasks, live)
+        untouched = {"epoch": 0, "train_loss": None, "train_seconds": 0.0}
         for lane in live:
             tasks[lane].folder.write_probes(probe_lines(tasks[lane].material.probes, scored[lane].scores, epoch=0))
-            _add_line(tasks[lane], {"epoch": 0, "train_loss": None, "train_seconds": 0.0, **scored[lane].line}, watch)
+        watch([_add_line(tasks[lane], untouched | scored[lane].line) for lane in live])
     for lane, task in enumerate(tasks):
         if lane not in live:
             task.folder.finish()
@@ -135,9 +154,8 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
         live = [lane for lane in live if lane not in diverged]
         ending = [lane for lane in live if epoch == tasks[lane].epochs]
         scored = _score(pack, tasks, live if epoch % every == 0 else ending)
-        for lane in live:
-            line = {"epoch": epoch, "train_loss": losses[lane], "train_seconds": seconds}
-            _add_line(tasks[lane], line | (scored[lane].line if lane in scored else {}), watch)
+        trained = {lane: {"epoch": epoch, "train_loss": losses[lane], "train_seconds": seconds} for lane in live}
+        watch([_add_line(tasks[i], line | (scored[i].line if i in scored else {})) for i, line in trained.items()])
         for lane in ending:
             _prepare_record(pack, lane, tasks[lane], scored[lane].scores)
         live = [lane for lane in live if lane not in ending]
@@ -197,12 +215,10 @@ def _scores_line(task: Task, scores: CandidateScores, seconds: float) -> Line:
     }
 
 
-def _add_line(task: Task, line: Line, watch: Watcher) -> None:
+def _add_line(task: Task, line: Line) -> Step:
     task.lines.append(line)
     task.folder.write_metrics(task.lines)
-    if "scores" in line:
-        say(progress_line(task.spec, line))
-    watch(task.spec, task.folder, line)
+    return Step(task.spec, task.folder, line)
 
 
 def _prepare_record(pack: Pack, lane: int, task: Task, scores: CandidateScores) -> None:

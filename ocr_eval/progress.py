@@ -47,3 +47,11 @@ def ticking(total: int, label: str) -> Iterator[Ticker]:
         yield ticker
     finally:
         ticker.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

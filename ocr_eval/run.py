@@ -6,20 +6,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ocr_eval import provenance, weights
 from ocr_eval.dataset import build_dataset
 from ocr_eval.errors import RunFailed
 from ocr_eval.forward import View
-from ocr_eval.inject import Task, Watcher, inject, prepare
+from ocr_eval.inject import Task, Watcher, inject, prepare, say_lines
 from ocr_eval.injection import load_adapter
 from ocr_eval.measure import summarize_quantities
-from ocr_eval.models import Base, Device, device_type, load_base
+from ocr_eval.models import Base, Device, device_type, load_base, load_tokenizer
 from ocr_eval.packs import cut_into_packs
 from ocr_eval.records import Record, Scores
 from ocr_eval.runs import RunFolder, prepare_output
 from ocr_eval.score import score_candidates
-from ocr_eval.specs import RunSpec
+from ocr_eval.specs import ModelSpec, RunSpec
 from ocr_eval.tokens import probe_tokens
 
 
@@ -40,13 +41,13 @@ class Execution:
         device: where to compute.
         force: run again even what is done.
         every: score after every this many epochs, and after the last.
-        watch: is told every new line of metrics.
+        watch: is told the new lines of metrics, a pack's epoch at a time.
     """
 
     device: Device = "auto"
     force: bool = False
     every: int = 1
-    watch: Watcher = lambda *_: None
+    watch: Watcher = say_lines
 
 
 def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> Outcome:
@@ -71,7 +72,7 @@ def finetune_all(specs: Sequence[RunSpec], output: Path, how: Execution = Execut
     prepare_output(output)
     bases = Bases(how.device)
     for pack in cut_into_packs(specs, device_type(how.device)):
-        places = [locate_run(spec, output) for spec in pack]
+        places = [bases.folder(spec, output) for spec in pack]
         was_done = [folder.is_done() and not how.force for folder in places]
         todo = [(spec, folder) for spec, folder, done in zip(pack, places, was_done, strict=True) if not done]
         do_pack(bases, todo, how)
@@ -82,29 +83,44 @@ def finetune_all(specs: Sequence[RunSpec], output: Path, how: Execution = Execut
             yield Outcome(folder.path, folder.record(), done)
 
 
-def locate_run(spec: RunSpec, output: Path) -> RunFolder:
-    """The folder of a run below an output folder; fetches the weights if they are not here.
-
-    Raises:
-        UserError: the weights cannot be had.
-    """
-    identity = weights.locate(spec.model).identity
-    return RunFolder.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
-
-
 class Bases:
-    """The base in memory, one at a time."""
+    """Weights on this disk, checked once, and the base in memory, one at a time."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
+        self._folders: dict[str, weights.WeightFolder] = {}
+        self._tokenizers: dict[str, Any] = {}
         self._base: Base | None = None
+
+    def weights(self, model: ModelSpec) -> weights.WeightFolder:
+        """A model's weights; fetches them if they are not here.
+
+        Raises:
+            UserError: they cannot be had.
+        """
+        key = model.model_dump_json()
+        if key not in self._folders:
+            self._folders[key] = weights.locate(model)
+        return self._folders[key]
+
+    def folder(self, spec: RunSpec, output: Path) -> RunFolder:
+        """The folder of a run below an output folder."""
+        identity = self.weights(spec.model).identity
+        return RunFolder.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
+
+    def tokenizer(self, model: ModelSpec) -> Any:
+        """A model's tokenizer, without its network."""
+        key = model.model_dump_json()
+        if key not in self._tokenizers:
+            self._tokenizers[key] = load_tokenizer(str(self.weights(model).path))
+        return self._tokenizers[key]
 
     def get(self, spec: RunSpec) -> Base:
         """The base that a run needs, loaded unless it is the one in memory."""
         quantized = spec.train.method == "qlora"
         if self._base is None or (self._base.spec, self._base.quantized) != (spec.model, quantized):
-            self._base = None
-            self._base = load_base(spec.model, weights.locate(spec.model), self._device, quantized)
+            self._base = None  # two bases need not fit into memory
+            self._base = load_base(spec.model, self.weights(spec.model), self._device, quantized)
         return self._base
 
 
@@ -112,7 +128,8 @@ def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execut
     """Do runs as one pack. What another process finished meanwhile is left as it is.
 
     Raises:
-        UserError: another process works on one of them, or the tokenizer cannot do with the data.
+        Busy: another process works on one of them.
+        UserError: the tokenizer cannot do with the data.
         RunFailed: a checkpoint is damaged, or no gradient reaches an adapter.
     """
     if not runs:
@@ -122,7 +139,7 @@ def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execut
     with ExitStack() as held:
         for _, folder in runs:
             held.enter_context(folder.lock())
-            if how.force:
+            if how.force or folder.failure():
                 folder.clear()
         tasks = [
             Task(spec, folder, material)

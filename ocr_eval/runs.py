@@ -12,7 +12,8 @@
         failure.json   why the run could not go on, in the place of a record
         checkpoint-<epoch>.safetensors   training state, while the run is not finished
 
-Every file is written beside its place, synced and renamed. A lock on the folder keeps a second process out.
+Every file is written beside its place, synced and renamed. A lock on the folder (``.lock``, with ``.holder`` to say
+whose) keeps a second process out.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ocr_eval import resources
-from ocr_eval.errors import UserError
+from ocr_eval.errors import Busy, UserError
 from ocr_eval.records import Record
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec
 
@@ -113,20 +115,31 @@ class RunFolder:
         The file ``.lock`` stays: removing it could let two processes hold two files of that name.
 
         Raises:
-            UserError: another process holds it.
+            Busy: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
         except Timeout as error:
-            raise UserError(
+            raise Busy(
                 f"Another process is working on {self.path}. Wait for it, or choose another --output-dir."
             ) from error
+        holder = self.path / ".holder"
+        holder.write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
         try:
             yield
         finally:
+            holder.unlink(missing_ok=True)
             lock.release()
+
+    def holder(self) -> tuple[str, int] | None:
+        """Host and process that took the folder last and did not give it back; it may have been killed since."""
+        try:
+            host, process = (self.path / ".holder").read_text(encoding="utf-8").split()
+            return host, int(process)
+        except (OSError, ValueError):
+            return None
 
     def is_done(self) -> bool:
         """Whether the run finished and its record is whole."""
@@ -144,7 +157,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what an earlier attempt left, so that the run starts from nothing."""
         for entry in self.path.iterdir():
-            if entry.name == ".lock":
+            if entry.name in (".lock", ".holder"):
                 continue
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 

@@ -25,11 +25,13 @@ Scoring = Literal["first-token", "sequence", "per-token"]
 SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Frozen, no unknown keys, no conversions."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class HubWeights(_Strict):
+class HubWeights(Strict):
     """Weights of a model hub: repository, revision (a commit where it is known), and how to get access."""
 
     kind: Literal["hub"]
@@ -39,7 +41,7 @@ class HubWeights(_Strict):
     access: str
 
 
-class PackagePart(_Strict):
+class PackagePart(Strict):
     """One file inside the wheel of a package."""
 
     package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -47,7 +49,7 @@ class PackagePart(_Strict):
     file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")]
 
 
-class PackageWeights(_Strict):
+class PackageWeights(Strict):
     """A GGUF file carried by packages of the Python index, in one part or several to be joined in order."""
 
     kind: Literal["package"]
@@ -55,14 +57,14 @@ class PackageWeights(_Strict):
     sha256: Sha256
 
 
-class FolderWeights(_Strict):
+class FolderWeights(Strict):
     """A folder in Hugging Face layout (config.json, safetensors, tokenizer). Relative to the YAML file."""
 
     kind: Literal["folder"]
     path: str
 
 
-class TrainSpec(_Strict):
+class TrainSpec(Strict):
     """How facts are injected.
 
     Attributes:
@@ -86,7 +88,7 @@ class TrainSpec(_Strict):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
-class ModelSpec(_Strict):
+class ModelSpec(Strict):
     """A base model: where its weights are, the precision it runs in, and training defaults with reasons.
 
     Attributes:
@@ -108,7 +110,7 @@ class ModelSpec(_Strict):
     notes: list[str] = []
 
 
-class DataSpec(_Strict):
+class DataSpec(Strict):
     """The data protocol; the defaults are the published one.
 
     Attributes:
@@ -148,7 +150,7 @@ class DataSpec(_Strict):
         return self
 
 
-class RunSpec(_Strict):
+class RunSpec(Strict):
     """One injection: everything that determines its result."""
 
     model: ModelSpec

@@ -9,7 +9,7 @@ import typer
 from ocr_toy.cli import app as toy
 from typer.exceptions import Abort, TyperException
 
-from ocr_eval.cli import data, injections, models, studies
+from ocr_eval.cli import data, injections, models, studies, sweep
 from ocr_eval.cli.options import JsonOption
 from ocr_eval.errors import RunFailed, UserError
 
@@ -25,6 +25,8 @@ app.command()(injections.finetune)
 app.command()(injections.score)
 app.command()(injections.table)
 app.command()(injections.figures)
+app.command()(sweep.sweep)
+app.command()(sweep.status)
 app.command()(studies.controls)
 app.command()(studies.curve)
 app.command()(studies.compare)

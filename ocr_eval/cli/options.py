@@ -72,6 +72,24 @@ BatchSizeOption = Annotated[int | None, _option("--batch-size", help="Statements
 RankOption = Annotated[int | None, _option("--rank", help="LoRA rank; default: the model's.")]
 AlphaOption = Annotated[float | None, _option("--alpha", help="LoRA alpha; default: the model's.")]
 
+ModelsOption = Annotated[str | None, _option("--models", help="Models, by commas; default: smollm2-135m.")]
+AssocsOption = Annotated[
+    str | None, _option("--assocs", help="Associations, by commas; default: all that are shipped.")
+]
+SweepSeedsOption = Annotated[str | None, _option("--seeds", help="Seeds: '0-2' (the default) or '0,3,5'.")]
+MethodsOption = Annotated[str | None, _option("--methods", help="Methods, by commas; default: the model's.")]
+LrsOption = Annotated[str | None, _option("--lr", help="Learning rates, by commas; default: the model's.")]
+EpochsListOption = Annotated[str | None, _option("--epochs", help="Epochs, by commas; default: the model's.")]
+BatchSizesOption = Annotated[str | None, _option("--batch-size", help="Batch sizes, by commas; default: the model's.")]
+RanksOption = Annotated[str | None, _option("--rank", help="LoRA ranks, by commas; default: the model's.")]
+AlphasOption = Annotated[str | None, _option("--alpha", help="LoRA alphas, by commas; default: the model's.")]
+NsOption = Annotated[str | None, _option("--n", help="Pairs in use, by commas; default: 5.")]
+MTrainsOption = Annotated[str | None, _option("--m-train", help="Subjects a group taught both: '4' or '1-4,8'.")]
+VariantsOption = Annotated[str | None, _option("--variants", help="'real' (the default), 'shuffled', or both.")]
+SweepMTestOption = Annotated[int | None, _option("--m-test", help="Subjects a group held out; default: 16.")]
+SweepCandidatesOption = Annotated[str | None, _option("--candidates", help="in-use, ten (the default) or all.")]
+SweepScoreEveryOption = Annotated[int | None, _option("--score-every", min=1, help="Epochs between scorings.")]
+
 DtypeOption = Annotated[str | None, _option("--dtype", help="Precision: bfloat16 or float32.")]
 DeviceOption = Annotated[str, _option("--device", help="auto, cpu, cuda or mps.")]
 OfflineOption = Annotated[bool, _option("--offline", help="Use no network; fail where it is needed.")]
@@ -112,6 +130,46 @@ def integers(flag: str, text: str) -> list[int]:
     if not numbers:
         raise UserError(f"{flag} '{text}' names no number: give them like '0-2' or '0,1,4'.")
     return sorted(numbers)
+
+
+def words(flag: str, text: str | None) -> tuple[str, ...] | None:
+    """The entries of 'a,b', None for None.
+
+    Raises:
+        UserError: an empty entry.
+    """
+    if text is None:
+        return None
+    entries = tuple(part.strip() for part in text.split(","))
+    if not all(entries):
+        raise UserError(f"{flag} '{text}' has an empty entry: give it like 'a,b'.")
+    return entries
+
+
+def numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+    """The numbers of '1e-3,2e-3', None for None.
+
+    Raises:
+        UserError: an entry that is no number.
+    """
+    try:
+        entries = words(flag, text)
+        return None if entries is None else tuple(float(entry) for entry in entries)
+    except ValueError as error:
+        raise UserError(f"{flag} '{text}': give numbers like '1e-3,2e-3'.") from error
+
+
+def whole_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
+    """The whole numbers of '8,16', None for None.
+
+    Raises:
+        UserError: an entry that is no whole number.
+    """
+    try:
+        entries = words(flag, text)
+        return None if entries is None else tuple(int(entry) for entry in entries)
+    except ValueError as error:
+        raise UserError(f"{flag} '{text}': give whole numbers like '8,16'.") from error
 
 
 def begin(quiet: bool = False, offline: bool = False) -> None:

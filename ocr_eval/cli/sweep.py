@@ -1,0 +1,203 @@
+"""``sweep`` and ``status``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from ocr_eval.cli import options as o
+from ocr_eval.cli.injections import DEVICES
+from ocr_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from ocr_eval.grid import Grid
+    from ocr_eval.models import Device
+    from ocr_eval.sweep import Sweep
+
+ALL_ASSOCS = "all"
+DEFAULT_OUTPUT = Path("results/sweep")
+
+
+def sweep(
+    models: o.ModelsOption = None,
+    assocs: o.AssocsOption = None,
+    seeds: o.SweepSeedsOption = None,
+    methods: o.MethodsOption = None,
+    lr: o.LrsOption = None,
+    epochs: o.EpochsListOption = None,
+    batch_size: o.BatchSizesOption = None,
+    rank: o.RanksOption = None,
+    alpha: o.AlphasOption = None,
+    n: o.NsOption = None,
+    m_train: o.MTrainsOption = None,
+    variants: o.VariantsOption = None,
+    m_test: o.SweepMTestOption = None,
+    candidates: o.SweepCandidatesOption = None,
+    dtype: o.DtypeOption = None,
+    score_every: o.SweepScoreEveryOption = None,
+    device: o.DeviceOption = "auto",
+    offline: o.OfflineOption = False,
+    output_dir: o.OutputOption = DEFAULT_OUTPUT,
+    force: o.ForceOption = False,
+    dry_run: o.DryRunOption = False,
+    quiet: o.QuietOption = False,
+    worker: Annotated[int | None, typer.Option(help="Do one pack of the folder's sweep, by its number from 1.")] = None,
+    config: o.ConfigOption = None,
+) -> None:
+    """A grid of runs, trained side by side over one base and resumable: models x associations x methods x seeds.
+
+    Lists go by commas. Without flags: the embedded model, all associations, seeds 0-2. In a folder that holds a
+    sweep the flags may be left out: it goes on. Several processes may work on one folder.
+    """
+    o.begin(quiet, offline)
+    o.choice("--device", device, DEVICES)
+    from ocr_eval.grid import check_same, read_sweep
+
+    held = read_sweep(output_dir)
+    given = _given(
+        {
+            "models": o.words("--models", models),
+            "assocs": _assocs(assocs),
+            "seeds": None if seeds is None else tuple(o.integers("--seeds", seeds)),
+            "methods": o.words("--methods", methods),
+            "lr": o.numbers("--lr", lr),
+            "epochs": o.whole_numbers("--epochs", epochs),
+            "batch_size": o.whole_numbers("--batch-size", batch_size),
+            "rank": o.whole_numbers("--rank", rank),
+            "alpha": o.numbers("--alpha", alpha),
+            "n": o.whole_numbers("--n", n),
+            "m_train": None if m_train is None else tuple(o.integers("--m-train", m_train)),
+            "variants": o.words("--variants", variants),
+            "m_test": m_test,
+            "candidates": candidates,
+            "dtype": dtype,
+            "score_every": score_every,
+        }
+    )
+    grid = _grid(given, held.grid if held else None)
+    check_same(grid, output_dir)
+    if dry_run:
+        typer.echo(_plan(grid, output_dir, cast("Device", device)), nl=False)
+        return
+    _run(grid, output_dir, cast("Device", device), force, worker)
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _assocs(text: str | None) -> tuple[str, ...] | None:
+    from ocr_eval import resources
+
+    return tuple(resources.shipped_names("templates")) if text == ALL_ASSOCS else o.words("--assocs", text)
+
+
+def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
+    """The grid that the flags describe; what they leave out is the folder's sweep's, or the default."""
+    from ocr_eval import resources
+    from ocr_eval.grid import Grid
+    from ocr_eval.table import column_order
+
+    given = dict(given)
+    for name in ("models", "assocs"):
+        if name in given:
+            given[name] = tuple(str(Path(v).resolve()) if Path(v).exists() else v for v in given[name])
+    defaults: dict[str, Any] = {
+        "models": (o.DEFAULT_MODEL,),
+        "assocs": tuple(column_order(resources.shipped_names("templates"))),
+        "seeds": (0, 1, 2),
+    }
+    return resources.parse(Grid, {**(held.model_dump() if held else defaults), **given}, "sweep")
+
+
+def _run(grid: Grid, output: Path, device: Device, force: bool, worker: int | None) -> None:
+    from ocr_eval.models import device_type
+    from ocr_eval.progress import say
+    from ocr_eval.run import Bases, Execution
+    from ocr_eval.runs import prepare_output
+    from ocr_eval.sweep import check_data, plan_sweep, work
+    from ocr_eval.sweep_progress import SweepWatcher
+
+    prepare_output(output)
+    bases = Bases(device)
+    sweep = plan_sweep(grid, output, device_type(device), bases)
+    if worker is not None and not 1 <= worker <= len(sweep.packs):
+        raise UserError(f"--worker {worker}: this sweep has packs 1 to {len(sweep.packs)}.")
+    check_data(sweep, bases)
+    sweep.write()
+    packs = range(len(sweep.packs)) if worker is None else [worker - 1]
+    todo = {
+        run.folder.identity: (run.spec.train.epochs, index)
+        for index in packs
+        for run in sweep.packs[index]
+        if force or run.is_open
+    }
+    say(f"{len(sweep.runs)} runs in {len(sweep.packs)} packs, {len(todo)} to do, in {output}")
+    watch = SweepWatcher({k: v[0] for k, v in todo.items()}, {k: v[1] for k, v in todo.items()}, len(sweep.packs))
+    how = Execution(device, force, grid.score_every, watch)
+    work(sweep, bases, how, packs, lambda count: say(f"Waiting for {count} runs that another process is doing"))
+    _conclude(sweep, show=worker is None)
+
+
+def _conclude(sweep: Sweep, show: bool) -> None:
+    """Print the table of what is finished, name what failed, and leave with 1 if anything did."""
+    from ocr_eval import table as tables
+    from ocr_eval.published import published_mean_ranks
+
+    records = [run.folder.record() for run in sweep.runs if run.folder.is_done()]
+    if show and records:
+        table = tables.build_table(records, "first-token", published_mean_ranks())
+        typer.echo(tables.to_markdown(table), nl=False)
+    failures = [(run.folder.identity, run.folder.failure()) for run in sweep.runs if not run.folder.is_done()]
+    for run, reason in failures:
+        if reason:
+            typer.echo(f"ocr-eval: {run}: {reason}", err=True)
+    if any(reason for _, reason in failures):
+        raise typer.Exit(1)
+
+
+def _plan(grid: Grid, output: Path, device: Device) -> str:
+    """The grid, what is done already, the packs; fetches nothing and writes nothing."""
+    from ocr_eval.models import device_type
+    from ocr_eval.packs import cut_into_packs
+    from ocr_eval.run import Bases
+    from ocr_eval.weights import cached
+
+    bases = Bases(device)
+    lines = [f"# output: {output}"]
+    packs = cut_into_packs(grid.specs(), device_type(device))
+    for number, pack in enumerate(packs, start=1):
+        here = cached(pack[0].model) is not None
+        folders = [bases.folder(spec, output) for spec in pack] if here else []
+        done = sum(folder.is_done() for folder in folders)
+        kept = "" if here else ", weights would be fetched"
+        lines.append(f"# pack {number}/{len(packs)}: {len(pack)} runs, {done} done{kept}")
+        lines += [
+            f"#   {spec.model.name} {spec.association.name} {spec.train.method} seed {spec.seed}" for spec in pack
+        ]
+    import yaml
+
+    content = {key: value for key, value in grid.model_dump(mode="json").items() if value is not None}
+    flags = {key.replace("_", "-"): value for key, value in content.items()}
+    return "\n".join(lines) + "\n" + yaml.safe_dump(flags, sort_keys=False, default_flow_style=None, width=110)
+
+
+def status(
+    output_dir: o.OutputOption = DEFAULT_OUTPUT,
+    as_json: o.JsonOption = False,
+    config: o.ConfigOption = None,
+) -> None:
+    """How far a sweep is, also while it runs: every run's state, epoch, loss and OCR score."""
+    from ocr_eval.grid import read_sweep
+    from ocr_eval.status import run_state, state_table, states_json
+
+    held = read_sweep(output_dir)
+    if held is None:
+        raise UserError(f"'{output_dir}' holds no sweep (no sweep.json). Name its folder with --output-dir.")
+    states = [run_state(output_dir, run) for pack in held.packs for run in pack]
+    typer.echo(states_json(states) if as_json else state_table(states), nl=False)
+    for state in states:
+        if state.reason:
+            typer.echo(f"{state.run}: {state.reason}", err=True)

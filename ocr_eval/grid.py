@@ -1,0 +1,126 @@
+"""What a sweep is: its grid of runs, and the file that states it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from ocr_eval import resources
+from ocr_eval.association import load_association
+from ocr_eval.errors import UserError
+from ocr_eval.specs import SCHEMA_VERSION, RunSpec, Strict, load_model_spec, make_run_spec
+
+SWEEP_FILE = "sweep.json"
+
+Value = TypeVar("Value")
+Axis = Annotated[tuple[Value, ...], Field(min_length=1)]
+
+
+class Grid(Strict):
+    """What a sweep varies and what it holds fixed; names as in the flags.
+
+    A tuple is an axis: every combination is a run. Of training, what is None is the model's default.
+    """
+
+    models: Axis[str]
+    assocs: Axis[str]
+    seeds: Axis[int]
+    methods: Axis[str] | None = None
+    lr: Axis[float] | None = None
+    epochs: Axis[int] | None = None
+    batch_size: Axis[int] | None = None
+    rank: Axis[int] | None = None
+    alpha: Axis[float] | None = None
+    n: Axis[int] = (5,)
+    m_train: Axis[int] = (4,)
+    variants: Axis[Literal["real", "shuffled"]] = ("real",)
+    m_test: int = 16
+    candidates: Literal["in-use", "ten", "all"] = "ten"
+    dtype: Literal["bfloat16", "float32"] | None = None
+    score_every: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Grid:
+        for name, values in self:
+            if isinstance(values, tuple):
+                twice = sorted({str(value) for value in values if values.count(value) > 1})
+                if twice:
+                    raise ValueError(f"{name} names {', '.join(twice)} twice")
+        return self
+
+    def specs(self) -> list[RunSpec]:
+        """Every run of the grid; runs of one model and association are neighbours.
+
+        Raises:
+            UserError: a name or a value that does not exist or fit.
+        """
+        models = [load_model_spec(name) for name in self.models]
+        if self.dtype is not None:
+            models = [model.model_copy(update={"dtype": self.dtype}) for model in models]
+        associations = [load_association(name) for name in self.assocs]
+        train_axes = {
+            "method": self.methods,
+            "lr": self.lr,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "rank": self.rank,
+            "alpha": self.alpha,
+        }
+        given = {key: values for key, values in train_axes.items() if values is not None}
+        data_axes = {"n": self.n, "m_train": self.m_train, "variant": self.variants}
+        fixed = {"m_test": self.m_test, "candidates": self.candidates}
+        specs = []
+        for model, train, association in product(models, list(product(*given.values())), associations):
+            for data, seed in product(list(product(*data_axes.values())), self.seeds):
+                shape = {**dict(zip(data_axes, data, strict=True)), **fixed}
+                specs.append(make_run_spec(model, association, shape, dict(zip(given, train, strict=True)), seed))
+        return specs
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """What ``sweep.json`` says."""
+
+    grid: Grid
+    code: str
+    packs: list[list[str]]
+
+
+def read_sweep(output: Path) -> SweepState | None:
+    """The sweep that a folder holds, if it holds one.
+
+    Raises:
+        UserError: a sweep.json that is damaged or of another version.
+    """
+    path = output / SWEEP_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, code, packs = content["schema_version"], str(content["code"]), content["packs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it; the runs beside it are kept.") from error
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
+    return SweepState(resources.parse(Grid, content["grid"], str(path), strict=False), code, packs)
+
+
+def check_same(given: Grid, output: Path) -> None:
+    """Raises UserError if the folder holds a sweep of another grid."""
+    held = read_sweep(output)
+    if held is None or held.grid == given:
+        return
+    differing = [
+        f"{name} {getattr(held.grid, name)} there, {value} here"
+        for name, value in given
+        if getattr(held.grid, name) != value
+    ]
+    raise UserError(
+        f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or go on with that "
+        "one by leaving these flags out."
+    )

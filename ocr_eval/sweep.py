@@ -1,0 +1,127 @@
+"""A sweep at work: its grid cut into packs, done by one process or many, never lost.
+
+A sweep is a folder. ``sweep.json`` in it states the grid and the packs; the runs lie beside it as those of
+``finetune`` do. Whoever works on the folder takes packs that nobody holds, so that several processes share the
+work; what is finished is not repeated, and what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ocr_eval import provenance
+from ocr_eval.errors import Busy
+from ocr_eval.grid import SWEEP_FILE, Grid
+from ocr_eval.inject import prepare
+from ocr_eval.packs import cut_into_packs
+from ocr_eval.run import Bases, Execution, do_pack
+from ocr_eval.runs import RunFolder, write_atomic
+from ocr_eval.specs import SCHEMA_VERSION, RunSpec
+
+#: Seconds between looks at packs that another process holds.
+_PATIENCE = 2.0
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a sweep and its folder."""
+
+    spec: RunSpec
+    folder: RunFolder
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is still to be done: neither finished nor known to fail."""
+        return not self.folder.is_done() and self.folder.failure() is None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep in its folder.
+
+    Attributes:
+        output: the folder.
+        grid: what it is.
+        packs: its runs, cut into packs.
+    """
+
+    output: Path
+    grid: Grid
+    packs: tuple[tuple[PlannedRun, ...], ...]
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        """Every run."""
+        return [run for pack in self.packs for run in pack]
+
+    def write(self) -> None:
+        """State the sweep in its folder, so that others can take part and look on."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "code": provenance.code_digest(),
+            "grid": self.grid.model_dump(mode="json"),
+            "packs": [[run.folder.identity for run in pack] for pack in self.packs],
+        }
+        text = json.dumps(content, indent=2) + "\n"
+        path = self.output / SWEEP_FILE
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_atomic(path, text)
+
+
+def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases) -> Sweep:
+    """Lay a grid out as packs and folders; fetches weights that are not here.
+
+    Raises:
+        UserError: a name or a value that does not exist or fit, or weights that cannot be had.
+    """
+    packs = cut_into_packs(grid.specs(), device)
+    return Sweep(
+        output, grid, tuple(tuple(PlannedRun(spec, bases.folder(spec, output)) for spec in pack) for pack in packs)
+    )
+
+
+def check_data(sweep: Sweep, bases: Bases) -> None:
+    """Make the data of every open run with its model's tokenizer, before any run starts.
+
+    Raises:
+        UserError: the tokenizer cannot do with the data of a run.
+    """
+    for run in sweep.runs:
+        if run.is_open:
+            prepare(bases.tokenizer(run.spec.model), run.spec)
+
+
+def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int], say_waiting: Callable[[int], Any]) -> None:
+    """Do packs of a sweep until none of them is left open; those that another process holds are waited for.
+
+    Args:
+        sweep: the sweep.
+        bases: where bases are loaded.
+        how: device, repetition, scoring.
+        packs: which packs.
+        say_waiting: told once the number of runs that another process holds, when only such are left.
+
+    Raises:
+        UserError: the tokenizer cannot do with the data of a run.
+        RunFailed: a checkpoint is damaged, or no gradient reaches an adapter.
+    """
+    left, waiting = list(packs), False
+    while left:
+        held = []
+        for index in left:
+            todo = [(run.spec, run.folder) for run in sweep.packs[index] if how.force or run.is_open]
+            try:
+                do_pack(bases, todo, how)
+            except Busy:
+                held.append(index)
+        if held == left:
+            if not waiting:
+                say_waiting(sum(run.is_open for index in held for run in sweep.packs[index]))
+                waiting = True
+            time.sleep(_PATIENCE)
+        left = held
