@@ -134,7 +134,8 @@ def _run(grid: Grid, output: Path, device: Device, force: bool, worker: int | No
         for run in sweep.packs[index]
         if force or run.is_open
     }
-    say(f"{len(sweep.runs)} runs in {len(sweep.packs)} packs, {len(todo)} to do, in {output}")
+    count = len(sweep.packs)
+    say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {len(todo)} to do, in {output}")
     watch = SweepWatcher({k: v[0] for k, v in todo.items()}, {k: v[1] for k, v in todo.items()}, len(sweep.packs))
     how = Execution(device, force, grid.score_every, watch)
     work(sweep, bases, how, packs, lambda count: say(f"Waiting for {count} runs that another process is doing"))

@@ -1,0 +1,233 @@
+"""Sweeps through the command line: the grid, sharing, and that nothing is lost."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_packs import content
+
+from ocr_eval.runs import RunFolder
+
+GRID = ["--assocs", "city-language,country-code", "--seeds", "0-1", "--n", 3, "--m-train", 2, "--m-test", 3]
+
+
+@pytest.fixture
+def sweep(ocr_eval, tiny):
+    def call(output: Path, *more: object):
+        return ocr_eval("sweep", "--models", tiny, *GRID, "-o", output, *more)
+
+    return call
+
+
+def runs_in(output: Path) -> dict[str, dict[str, object]]:
+    """What every run of a sweep states, by its place."""
+    packs = json.loads((output / "sweep.json").read_text())["packs"]
+    return {run: content(RunFolder(output / "runs" / run)) for pack in packs for run in pack}
+
+
+def test_a_sweep_does_every_run_and_prints_the_table(sweep, tmp_path):
+    answer = sweep(tmp_path)
+    assert answer.code == 0, answer.err
+    assert len(runs_in(tmp_path)) == 4
+    assert re.search(r"\| tiny-llama +\| lora +\| +2 \|", answer.out)
+    assert "4 runs in 1 pack, 4 to do" in answer.err
+    assert "pack 1/1 epoch 3/3" in answer.err
+    again = sweep(tmp_path)
+    assert again.code == 0
+    assert "0 to do" in again.err
+    assert again.out == answer.out
+
+
+def test_a_swept_run_is_the_run_alone(sweep, ocr_eval, tiny, tmp_path):
+    sweep(tmp_path / "sweep", "--quiet")
+    data = ["--n", 3, "--m-train", 2, "--m-test", 3, "--quiet"]
+    assert (
+        ocr_eval(
+            "finetune", "--model", tiny, "--assoc", "country-code", "--seed", 1, *data, "-o", tmp_path / "solo"
+        ).code
+        == 0
+    )
+    (solo,) = (path.parent for path in (tmp_path / "solo").glob("**/result.json"))
+    packed = RunFolder(tmp_path / "sweep" / solo.relative_to(tmp_path / "solo"))
+    losses = [[line["train_loss"] for line in folder.metrics()][1:] for folder in (RunFolder(solo), packed)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_every_axis_multiplies_the_runs(ocr_eval, tiny, tmp_path):
+    axes = ["--lr", "1e-3,1e-2", "--rank", "2,4", "--m-train", "1-2", "--variants", "real,shuffled", "--epochs", "1,2"]
+    answer = ocr_eval("sweep", "--models", tiny, "--n", 3, "--m-test", 3, "--dry-run", "-o", tmp_path, *axes)
+    assert answer.code == 0, answer.err
+    assert sum(" seed " in line for line in answer.out.splitlines()) == 5 * 3 * 2**5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_flags_the_sweep_of_the_folder_goes_on(sweep, ocr_eval, tmp_path):
+    sweep(tmp_path, "--quiet")
+    victim = next(tmp_path.glob("**/status.json"))
+    victim.unlink()
+    answer = ocr_eval("sweep", "-o", tmp_path)
+    assert answer.code == 0, answer.err
+    assert "1 to do" in answer.err
+    assert victim.is_file()
+
+
+def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        f"models: [{tiny}]\nassocs: [sport-music]\nseeds: 3\nlr: [1e-3, 1e-2]\nn: 3\nm-test: 2\n"
+    )
+    answer = ocr_eval("sweep", "-C", tmp_path / "s.yaml", "--m-train", 2, "-o", tmp_path / "out", "--quiet")
+    assert answer.code == 0, answer.err
+    grid = json.loads((tmp_path / "out/sweep.json").read_text())["grid"]
+    assert (grid["assocs"], grid["seeds"], grid["lr"], grid["m_train"]) == (["sport-music"], [3], [1e-3, 1e-2], [2])
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--assocs", ""], "--assocs '' has an empty entry"),
+        (["--assocs", "city-language,"], "has an empty entry"),
+        (["--seeds", "1,x"], "--seeds '1,x': give numbers"),
+        (["--lr", "fast"], "--lr 'fast': give numbers like"),
+        (["--rank", "2.5"], "--rank '2.5': give whole numbers"),
+        (["--lr", "1e-3,1e-3"], "lr names 0.001 twice"),
+        (["--assocs", "city-languag"], "Did you mean 'city-language'?"),
+        (["--methods", "lorra"], "method"),
+        (["--m-train", "0", "--variants", "shuffled"], "m_train = 0 has none"),
+        (["--n", "19,21"], "n = 21 is more than the 20 pairs"),
+        (["--worker", "9"], "this sweep has packs 1 to 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_starts_nothing(sweep, tmp_path, flags, complaint):
+    answer = sweep(tmp_path, *flags)
+    assert answer.code == 2
+    assert complaint in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_key_in_a_sweep_file_is_named(ocr_eval, tmp_path):
+    (tmp_path / "s.yaml").write_text("assoc: [city-language]\n")
+    answer = ocr_eval("sweep", "-C", tmp_path / "s.yaml", "-o", tmp_path / "out")
+    assert answer.code == 2
+    assert "'assoc'" in answer.err
+    assert "Did you mean 'assocs'?" in answer.err
+
+
+def test_a_folder_that_holds_another_sweep_is_refused(sweep, tmp_path):
+    sweep(tmp_path, "--quiet", "--epochs", 1)
+    answer = sweep(tmp_path, "--epochs", 2)
+    assert answer.code == 2
+    assert "holds another sweep (epochs (1,) there, (2,) here)" in answer.err
+
+
+def test_data_that_a_tokenizer_cannot_do_with_is_found_before_any_run(sweep, tmp_path):
+    (tmp_path / "clash.yaml").write_text(
+        "name: clash\nkind: spurious\ndescription: d\n"
+        'fact:\n  templates: ["{name} lives in {answer}"]\nentailment:\n  templates: ["{name} speaks {answer}"]\n'
+        "pairs:\n  Paris: Frenchish\n  Rome: Frenchly\n  Oslo: Danish\n"
+    )
+    assocs = f"city-language,{tmp_path / 'clash.yaml'}"
+    answer = sweep(tmp_path / "out", "--assocs", assocs, "--candidates", "all")
+    assert answer.code == 2
+    assert "begin with the same token" in answer.err
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_status_says_how_far_every_run_is(sweep, ocr_eval, tmp_path):
+    assert ocr_eval("status", "-o", tmp_path).code == 2
+    sweep(tmp_path, "--quiet")
+    done, failed, stopped, waiting = (RunFolder(tmp_path / "runs" / run) for run in runs_in(tmp_path))
+    for folder in (failed, stopped):
+        (folder.path / "status.json").unlink()
+    failed.fail("The loss became nan in epoch 2.")
+    waiting.clear()
+    answer = ocr_eval("status", "-o", tmp_path, "--json")
+    assert answer.code == 0
+    states = json.loads(answer.out)
+    assert [state["state"] for state in states] == ["done", "failed", "interrupted", "waiting"]
+    assert states[0]["epoch"] == 3
+    assert states[0]["train_loss"] == pytest.approx(done.record().train_loss)
+    assert states[3]["epoch"] is states[3]["ocr_score"] is None
+    with stopped.lock():
+        assert "3  " in ocr_eval("status", "-o", tmp_path).out
+        assert [s["state"] for s in json.loads(ocr_eval("status", "-o", tmp_path, "--json").out)][2] == "running"
+    assert "4 runs: 1 done, 1 failed, 1 interrupted, 1 waiting" in ocr_eval("status", "-o", tmp_path).out
+
+
+def test_a_failed_run_is_named_and_not_tried_again_but_the_rest_is(sweep, tmp_path):
+    sweep(tmp_path, "--quiet")
+    first, second = (RunFolder(tmp_path / "runs" / run) for run in list(runs_in(tmp_path))[:2])
+    for folder in (first, second):
+        (folder.path / "status.json").unlink()
+    first.fail("The loss became nan in epoch 2.")
+    answer = sweep(tmp_path)
+    assert answer.code == 1
+    assert "1 to do" in answer.err
+    assert "The loss became nan in epoch 2." in answer.err
+    assert second.is_done()
+    assert sweep(tmp_path, "--force", "--quiet").code == 0
+
+
+# A process that has everything imported and forks the sweeps that are to be killed: starting one afresh takes seconds.
+KILLER = """
+import os, random, signal, sys, time
+import ocr_eval.inject, ocr_eval.run, ocr_eval.sweep, ocr_eval.table, ocr_eval.sweep_progress
+from ocr_eval.cli.app import run
+ocr_eval.inject.CHECKPOINT_EVERY = 0.0
+kills, arguments, moments = int(sys.argv[1]), sys.argv[2:], random.Random(0)
+for attempt in range(kills + 1):
+    child = os.fork()
+    if not child:
+        os._exit(run(arguments))
+    if attempt < kills:
+        time.sleep(moments.uniform(0.05, 0.9))
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    print('exit', os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+SHARE = """
+import os, sys
+import ocr_eval.inject, ocr_eval.run, ocr_eval.sweep, ocr_eval.table, ocr_eval.sweep_progress
+from ocr_eval.cli.app import run
+children = []
+for i in range(2):
+    child = os.fork()
+    if not child:
+        os._exit(run(sys.argv[1:]))
+    children.append(child)
+for child in children:
+    print('exit', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def in_one_process(script: str, *arguments: object) -> list[int]:
+    """Run a script with everything imported once; the exit codes of the sweeps that it forked."""
+    command = [sys.executable, "-c", script, *(str(argument) for argument in arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return [int(code) for code in re.findall(r"^exit (-?\d+)$", done.stdout, re.MULTILINE)]
+
+
+def test_killed_at_20_random_moments_it_ends_as_if_undisturbed(tiny, tmp_path):
+    flags = ["--models", tiny, *GRID, "--epochs", "2,5", "--batch-size", 16]
+    assert in_one_process(KILLER, 0, "sweep", *flags, "-o", tmp_path / "whole") == [0]
+    killed = in_one_process(KILLER, 20, "sweep", *flags, "-o", tmp_path / "killed")
+    assert killed[-1] == 0
+    assert killed.count(-9) >= 5
+    assert runs_in(tmp_path / "killed") == runs_in(tmp_path / "whole")
+    left = [
+        path.name for path in (tmp_path / "killed").rglob("*") if ".partial" in path.name or "checkpoint" in path.name
+    ]
+    assert left == []
+
+
+def test_two_processes_on_one_folder_share_the_work(tiny, tmp_path):
+    flags = ["--models", tiny, *GRID, "--batch-size", 64, "--lr", "1e-3,1e-2"]
+    assert in_one_process(KILLER, 0, "sweep", *flags, "-o", tmp_path / "one") == [0]
+    assert in_one_process(SHARE, "sweep", *flags, "-o", tmp_path / "two") == [0, 0]
+    assert runs_in(tmp_path / "two") == runs_in(tmp_path / "one")
