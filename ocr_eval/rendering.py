@@ -195,13 +195,13 @@ def _rounded(value: float | None) -> float | None:
 
 def to_tex(table: Table) -> str:
     r"""A booktabs table that compiles as it is and that a paper can ``\input``."""
-    text: str = _templates().get_template("table.tex.j2").render(_context(table))
+    text: str = templates().get_template("table.tex.j2").render(_context(table))
     return text
 
 
 def to_html(table: Table) -> str:
     """A small page that holds the table."""
-    text: str = _templates().get_template("table.html.j2").render(_context(table))
+    text: str = templates().get_template("table.html.j2").render(_context(table))
     return text
 
 
@@ -217,7 +217,8 @@ def _context(table: Table) -> dict[str, Any]:
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The templates of ocr_eval/report; what they put into HTML is escaped."""
     environment = Environment(
         loader=PackageLoader("ocr_eval", "report"),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),

@@ -1,4 +1,4 @@
-"""``table``, ``figures`` and ``compare``: what finished runs show."""
+"""``table``, ``figures``, ``compare`` and ``report``: what finished runs show."""
 
 from __future__ import annotations
 
@@ -175,3 +175,42 @@ def compare(
     ]
     typer.echo(o.grid(["association", "A", "B", "A minus B", "subjects", "seeds", "facts learned"], rows))
     typer.echo(verdict(contrasts))
+
+
+def report(
+    folders: FoldersArgument = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    scoring: o.ScoringOption = "first-token",
+    filters: FilterOption = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the page on this machine only, and refresh it as runs finish.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 8765,
+    config: o.ConfigOption = None,
+) -> None:
+    """One HTML page of finished runs: table, figures, and every run with its curve, heatmap and probes.
+
+    The page holds all it needs and opens by a double click. Default folder: results. Exit 1 if a file of a run could
+    not be read; the page says so and has the rest.
+    """
+    chosen = chosen_scoring(scoring)
+    places = folders or [Path("results")]
+    if serve:
+        from ocr_eval.report.serve import serve_report
+
+        serve_report(places, chosen, port, list(filters or ()))
+        return
+    from ocr_eval.report.page import build_page
+    from ocr_eval.runs import prepare_output, write_atomic
+
+    if output.is_dir():
+        raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")
+    prepare_output(output.parent)
+    found = find(places, chosen, filters)
+    page, complaints = build_page(found, chosen)
+    write_atomic(output, page)
+    typer.echo(str(output))
+    for complaint in complaints[len(found.complaints) :]:
+        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+    if complaints:
+        raise typer.Exit(1)

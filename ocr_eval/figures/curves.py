@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ocr_eval.figures.style import LEGEND_ROWS, QUANTITY_STYLES, bare, new_figure, plain, series
+from ocr_eval.figures.style import LEGEND_ROWS, QUANTITY_STYLES, bare, new_figure, plain, series, tick
 from ocr_eval.records import Quantity, Record
 from ocr_eval.selection import by_association, column_order, group_rows
 from ocr_eval.specs import Scoring
@@ -45,7 +45,7 @@ def curve_figure(runs: Sequence[tuple[Record, Sequence[Mapping[str, Any]]]], sco
     for axes, name in zip(panels, names, strict=False):
         seeds = len(metrics_of[name])
         _curve_panel(axes, metrics_of[name], scoring, chance)
-        axes.set_title(f"{plain(name)} ({seeds} seed{'s'[: seeds > 1]})", fontsize=9)
+        axes.set_title(f"{tick(name)} ({seeds} seed{'s'[: seeds > 1]})", fontsize=9)
         axes.set_xlabel("epoch")
         bare(axes)
     for axes in panels[len(names) :]:

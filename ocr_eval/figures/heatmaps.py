@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ocr_eval.figures.style import new_figure, plain
+from ocr_eval.figures.style import new_figure, plain, tick
 from ocr_eval.heat import Heat
 from ocr_eval.specs import Scoring
 
@@ -47,8 +47,8 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
                     fontsize=6.5,
                     color=color,
                 )
-        axes.set_xticks(range(len(heat.candidates)), map(plain, heat.candidates), rotation=55, ha="right", fontsize=7)
-        axes.set_yticks(range(len(heat.groups)), map(plain, heat.groups), fontsize=7)
+        axes.set_xticks(range(len(heat.candidates)), map(tick, heat.candidates), rotation=55, ha="right", fontsize=7)
+        axes.set_yticks(range(len(heat.groups)), map(tick, heat.groups), fontsize=7)
         axes.axvline(heat.in_use - 0.5, color="0.4", linewidth=1, linestyle=":")
         axes.set_title(plain(title), fontsize=9)
     for axes in figure.axes[len(heats) :]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ocr_eval.figures.style import LEGEND_ROWS, bare, new_figure, plain, series
+from ocr_eval.figures.style import LEGEND_ROWS, bare, new_figure, plain, series, tick
 from ocr_eval.records import Record
 from ocr_eval.selection import group_rows
 from ocr_eval.specs import Scoring
@@ -44,7 +44,7 @@ def score_figure(table: Table) -> Figure:
     axes.axhline(0, color="black", linewidth=1)
     axes.text(-0.48, 0.02, "null", ha="left", va="bottom", fontsize=8)
     axes.axhline(1, color="black", linewidth=0.6, linestyle=":")
-    axes.set_xticks(range(len(names)), [plain(name) for name in names])
+    axes.set_xticks(range(len(names)), [tick(name) for name in names])
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylabel(f"OCR score ({table.scoring})")
     axes.set_title("Held-out entailments inferred: 0 nothing transferred, 1 always", fontsize=10)

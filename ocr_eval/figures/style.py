@@ -58,9 +58,15 @@ def series(i: int) -> tuple[str, str]:
     return SERIES[i % len(SERIES)]
 
 
-def plain(text: str) -> str:
-    """User data as a label: matplotlib would read a dollar sign as the begin of a formula."""
-    return text.replace("$", r"\$")
+def plain(text: str, most: int = 70) -> str:
+    """User data as a label: cut to a length, and a dollar sign is not the begin of a formula."""
+    cut = text if len(text) <= most else text[: most - 3] + "..."
+    return cut.replace("$", r"\$")
+
+
+def tick(text: str) -> str:
+    """User data at an axis."""
+    return plain(text, 24)
 
 
 def file_name(*parts: str) -> str:
