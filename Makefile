@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INTEROP := .venv-interop
 DEMO := results/demo
 
-.PHONY: demo test test-interop lint format lock results bench clean
+.PHONY: demo test test-interop browser lint format lock results bench clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/ocr-eval finetune --model smollm2-135m --assoc city-language --output-dir $(DEMO) >/dev/null
@@ -23,6 +23,12 @@ $(INTEROP)/.ready: tests/interop/requirements.txt
 	@$(PYTHON) -m venv $(INTEROP)
 	@$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
 	@touch $@
+
+# The report page is tested in a real Chromium; where there is none, those tests are skipped and say so.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
+	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,3 +1,53 @@
-"""Measures what else a language model learns when it is taught facts."""
+"""Measures what else a language model learns when it is taught facts.
+
+The names below are the Python interface (``ocr_eval/docs/python.md``); each is loaded when it is first used, so
+that neither ``import ocr_eval`` nor ``ocr-eval --help`` waits for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "UserError",
+    "draw_figures",
+    "finetune",
+    "load_association",
+    "load_model",
+    "make_run",
+    "make_table",
+    "read_records",
+    "records_frame",
+    "render_table",
+    "score_run",
+    "write_report",
+]
+
+if TYPE_CHECKING:
+    from ocr_eval.interface import (
+        UserError,
+        draw_figures,
+        finetune,
+        load_association,
+        load_model,
+        make_run,
+        make_table,
+        read_records,
+        records_frame,
+        render_table,
+        score_run,
+        write_report,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ocr_eval' has no attribute '{name}'")
+    return getattr(import_module("ocr_eval.interface"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

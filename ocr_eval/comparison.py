@@ -1,22 +1,31 @@
-"""Two sets of runs against each other, association by association, paired by seed and subject. Pure."""
+"""Two sets of runs against each other, paired by seed and subject. Pure.
+
+A side may be one run, or a sweep over models, ranks ...: what varies within a side is matched with the same on the
+other side, and what differs between the sides is what is compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ocr_eval.errors import UserError
 from ocr_eval.intervals import Comparison, Estimate, SubjectRanks, compare, ocr_score
 from ocr_eval.records import Record
+from ocr_eval.selection import ROW_KEYS, by_association, group_rows, natural, settings_of
 from ocr_eval.specs import Scoring
-from ocr_eval.table import by_association, group_by_row
+
+#: Settings that follow from others and so never tell what is compared.
+_IDENTITIES = ("base", "code", "seed")
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One association on both sides.
+    """One association on both sides, under one setting that both have.
 
     Attributes:
+        unit: what was matched, e.g. the model; empty where each side has one setting.
         association: its name.
         a: OCR score of the first side, over its seeds.
         b: OCR score of the second side.
@@ -24,32 +33,71 @@ class Contrast:
         facts_learned: whether every run of both sides learned its facts.
     """
 
+    unit: str
     association: str
     a: Estimate
     b: Estimate
     paired: Comparison
     facts_learned: bool
 
+    @property
+    def name(self) -> str:
+        """Association and unit in one line."""
+        return f"{self.association} ({self.unit})" if self.unit else self.association
+
 
 def contrast(a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> list[Contrast]:
-    """Compare the associations that both sides have.
+    """Compare what both sides have.
 
     Raises:
-        UserError: a side mixes settings, or the two have no association, seed or subject in common.
+        UserError: nothing in common, or no telling which setting of one side belongs to which of the other.
     """
-    sides = []
-    for records, name in ((a, "first"), (b, "second")):
-        settings = [f"{model} {setting}" for model, setting in group_by_row(records)]
-        if len(settings) > 1:
-            raise UserError(f"The {name} side mixes {'; '.join(settings)}. Name a folder of one setting.")
-        sides.append(by_association(records))
-    common = [name for name in sides[0] if name in sides[1]]
-    if not common:
-        raise UserError(f"No association in common: {', '.join(sides[0])} against {', '.join(sides[1])}.")
-    return [_contrast(name, sides[0][name], sides[1][name], scoring) for name in common]
+    sides = _units(a, b)
+    contrasts = []
+    for unit in sorted(sides[0].keys() & sides[1].keys(), key=lambda unit: tuple(map(natural, unit))):
+        first, second = (by_association(side[unit]) for side in sides)
+        common = [name for name in first if name in second]
+        contrasts += [_contrast(", ".join(unit), name, first[name], second[name], scoring) for name in common]
+    if not contrasts:
+        raise UserError(f"Nothing in common: {_names(a)} against {_names(b)}.")
+    return contrasts
 
 
-def _contrast(association: str, a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> Contrast:
+Unit = tuple[str, ...]
+
+
+def _units(a: Sequence[Record], b: Sequence[Record]) -> tuple[Mapping[Unit, list[Record]], Mapping[Unit, list[Record]]]:
+    """Both sides by what is matched: nothing, the model, or all that varies within a side."""
+    varying = [key for key in ROW_KEYS if key not in _IDENTITIES and any(len(_values(s, key)) > 1 for s in (a, b))]
+    for keys in ([], ["model"], varying):
+        sides = tuple(_by_keys(records, keys) for records in (a, b))
+        one_setting = all(len(group_rows(records)) == 1 for side in sides for records in side.values())
+        if one_setting and sides[0].keys() & sides[1].keys():
+            return sides[0], sides[1]
+    raise UserError(
+        f"No telling what to compare: the first side has {_names(a)}; the second {_names(b)}. "
+        "Narrow them with conditions such as 'lr=1e-3', or with --filter."
+    )
+
+
+def _values(records: Sequence[Record], key: str) -> set[str]:
+    return {settings_of(record)[key] for record in records}
+
+
+def _by_keys(records: Sequence[Record], keys: Sequence[str]) -> dict[Unit, list[Record]]:
+    groups: dict[Unit, list[Record]] = defaultdict(list)
+    for record in records:
+        settings = settings_of(record)
+        groups[tuple(settings[key] if key == "model" else f"{key}={settings[key]}" for key in keys)].append(record)
+    return groups
+
+
+def _names(records: Sequence[Record]) -> str:
+    names = [f"{key.name} on {', '.join(by_association(rows))}" for key, rows in group_rows(records).items()]
+    return "; ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> Contrast:
     ranks: list[dict[int, SubjectRanks]] = [
         {run.seed: run.held_out[scoring].subject_ranks() for run in runs} for runs in (a, b)
     ]
@@ -58,6 +106,7 @@ def _contrast(association: str, a: Sequence[Record], b: Sequence[Record], scorin
     except ValueError as error:
         raise UserError(f"{association}: {error}; only runs of one seed and data protocol can be paired.") from error
     return Contrast(
+        unit,
         association,
         a=ocr_score(list(ranks[0].values())),
         b=ocr_score(list(ranks[1].values())),
@@ -68,10 +117,18 @@ def _contrast(association: str, a: Sequence[Record], b: Sequence[Record], scorin
 
 def verdict(contrasts: Sequence[Contrast]) -> str:
     """Where the first side is clearly above, below, or not clearly different, in one sentence."""
-    groups: dict[str, list[str]] = {"above": [], "below": [], "not clearly different from": []}
+    groups: dict[str, list[str]] = {"above B": [], "below B": [], "not clearly different from B": []}
+    unsaid = []
     for each in contrasts:
         difference = each.paired.difference
-        where = "not clearly different from" if not difference.excludes_zero() else "above"
-        groups["below" if difference.high < 0 else where].append(each.association)
-    parts = [f"{where} B on {', '.join(names)}" for where, names in groups.items() if names]
+        if not each.facts_learned:
+            unsaid.append(each.name)
+        elif not difference.excludes_zero():
+            groups["not clearly different from B"].append(each.name)
+        else:
+            text = f"{each.name} ({difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}])"
+            groups["above B" if difference.low > 0 else "below B"].append(text)
+    parts = [f"{where} on {', '.join(names)}" for where, names in groups.items() if names]
+    if unsaid:
+        parts.append(f"not comparable on {', '.join(unsaid)}, where a run did not learn its facts")
     return f"A is {'; '.join(parts)}."

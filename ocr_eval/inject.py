@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from ocr_eval import provenance, weights
 from ocr_eval.audit import Audit, audit_dataset
 from ocr_eval.dataset import build_dataset
@@ -23,10 +21,10 @@ from ocr_eval.injection import Pack, attach
 from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
 from ocr_eval.models import Base
 from ocr_eval.progress import say
-from ocr_eval.records import Record, Scores
+from ocr_eval.records import HeldOut, Record, Scores, from_plain, to_plain
 from ocr_eval.runs import RunFolder
 from ocr_eval.score import CandidateScores, score_lanes
-from ocr_eval.specs import RunSpec
+from ocr_eval.specs import RunSpec, Scoring
 from ocr_eval.tokens import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.train import train_epoch
 
@@ -207,11 +205,8 @@ def _scores_line(task: Task, scores: CandidateScores, seconds: float) -> Line:
     probes = task.material.probes
     return {
         "score_seconds": seconds,
-        "scores": {
-            scoring: {quantity: score.model_dump() for quantity, score in by_quantity.items()}
-            for scoring, by_quantity in summarize_quantities(probes, scores).items()
-        },
-        "held_out": {scoring: ranks.model_dump() for scoring, ranks in held_out(probes, scores).items()},
+        "scores": to_plain(summarize_quantities(probes, scores)),
+        "held_out": to_plain(held_out(probes, scores)),
     }
 
 
@@ -229,32 +224,30 @@ def _prepare_record(pack: Pack, lane: int, task: Task, scores: CandidateScores) 
 
 def _record(base: Base, task: Task) -> Record:
     spec, lines = task.spec, task.lines
-    final = TypeAdapter(Scores).validate_python(lines[-1]["scores"])
-    return Record.model_validate(
-        {
-            "run": task.folder.identity,
-            "model": spec.model.name,
-            "published_as": spec.model.published_as,
-            "association": spec.association.name,
-            "kind": spec.association.kind,
-            "seed": spec.seed,
-            "dtype": spec.model.dtype,
-            "data": spec.data,
-            "train": spec.train,
-            "facts_learned": facts_learned(final),
-            "base": lines[0]["scores"],
-            "final": final,
-            "base_held_out": lines[0]["held_out"],
-            "held_out": lines[-1]["held_out"],
-            "train_loss": lines[-1]["train_loss"],
-            "seconds": {
-                "train": round(sum(line["train_seconds"] for line in lines), 2),
-                "score": round(sum(line.get("score_seconds", 0.0) for line in lines), 2),
-            },
-            "base_identity": base.identity,
-            "adapter_sha256": weights.file_sha256(task.folder.adapter / "adapter_model.safetensors"),
-            "code": provenance.code_digest(),
-        }
+    final = from_plain(lines[-1]["scores"], Scores)
+    return Record(
+        run=task.folder.identity,
+        model=spec.model.name,
+        published_as=spec.model.published_as,
+        association=spec.association.name,
+        kind=spec.association.kind,
+        seed=spec.seed,
+        dtype=spec.model.dtype,
+        data=spec.data,
+        train=spec.train,
+        facts_learned=facts_learned(final),
+        base=from_plain(lines[0]["scores"], Scores),
+        final=final,
+        base_held_out=from_plain(lines[0]["held_out"], dict[Scoring, HeldOut]),
+        held_out=from_plain(lines[-1]["held_out"], dict[Scoring, HeldOut]),
+        train_loss=lines[-1]["train_loss"],
+        seconds={
+            "train": round(sum(line["train_seconds"] for line in lines), 2),
+            "score": round(sum(line.get("score_seconds", 0.0) for line in lines), 2),
+        },
+        base_identity=base.identity,
+        adapter_sha256=weights.file_sha256(task.folder.adapter / "adapter_model.safetensors"),
+        code=provenance.code_digest(),
     )
 
 

@@ -9,13 +9,23 @@
 
 All draw from the evaluation stream, so the same ranks give the same numbers, and nothing else is disturbed.
 
-Dimension letters:  B draws,  S subjects,  K seeds,  n in-use answers.
+A bootstrap draw weighs subjects, and the weights depend only on how many subjects each seed has. So cells of one
+shape share one matrix of weights, and a table's resampled means are one matrix product:
+
+    boot[b, column] = sum over seeds k and subjects s of  weight[b, (k, s)] * value[(k, s), column]
+
+The permutation test is put the same way: with subjects sorted by their answer, the exchanged labels of all cells
+of one shape are one 0/1 matrix.
+
+Dimension letters:  B draws,  S subjects,  K seeds,  n in-use answers,  R = K * S rows,  C columns.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +36,14 @@ Floats = NDArray[np.float64]
 
 LEVEL = 0.95
 DRAWS = 2000
+
+#: What can be computed from the ranks of each subject, and so has an interval.
+Metric = Literal["mean-rank", "null-rank", "ocr-score", "top1", "mrr"]
+METRICS: tuple[Metric, ...] = ("mean-rank", "null-rank", "ocr-score", "top1", "mrr")
+_COLUMNS: tuple[Metric, ...] = ("mean-rank", "null-rank", "top1", "mrr")
+
+#: Cells that are resampled in one matrix product: draws x cells x 8 bytes at once.
+_CELLS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -93,8 +111,35 @@ def ocr_score(seeds: Sequence[SubjectRanks], draws: int = DRAWS) -> Estimate:
     Raises:
         ValueError: no seeds.
     """
-    value, boot_B = _scores([[seed.rank, seed.null] for seed in seeds], draws)
-    return _estimate(value[0], boot_B[:, 0])
+    return estimates([seeds], ("ocr-score",), draws)[0]["ocr-score"]
+
+
+def estimates(
+    cells: Sequence[Sequence[SubjectRanks]], metrics: Sequence[Metric] = METRICS, draws: int = DRAWS
+) -> list[dict[Metric, Estimate]]:
+    """Each metric of each cell with its bootstrap interval; a cell is the seeds of one condition.
+
+    Raises:
+        ValueError: a cell without seeds.
+    """
+    columns = [
+        name for name in _COLUMNS if name in metrics or (name in ("mean-rank", "null-rank") and "ocr-score" in metrics)
+    ]
+    result: list[dict[Metric, Estimate]] = [{} for _ in cells]
+    for shape, members in _by_shape(cells).items() if metrics else ():
+        weights_BR = _weights(shape, draws)
+        for start in range(0, len(members), _CELLS_AT_ONCE):
+            some = members[start : start + _CELLS_AT_ONCE]
+            rows = [np.concatenate([_column(seed, name) for seed in cells[i]]) for name in columns for i in some]
+            values_RC = np.stack(rows, axis=1)
+            observed_C = _observed_weights(shape) @ values_RC
+            drawn_BC = weights_BR @ values_RC
+            at = {name: slice(c * len(some), (c + 1) * len(some)) for c, name in enumerate(columns)}
+            for metric in metrics:
+                value, boot = (_metric(metric, table, at) for table in (observed_C[None], drawn_BC))
+                for i, estimate in zip(some, _estimates(value[0], boot), strict=True):
+                    result[i][metric] = estimate
+    return result
 
 
 def compare(a: Mapping[int, SubjectRanks], b: Mapping[int, SubjectRanks], draws: int = DRAWS) -> Comparison:
@@ -114,12 +159,23 @@ def compare(a: Mapping[int, SubjectRanks], b: Mapping[int, SubjectRanks], draws:
         pairs = [(i, row_of_b[name]) for i, name in enumerate(a[seed].subject) if name in row_of_b]
         if pairs:
             in_a, in_b = (list(rows) for rows in zip(*pairs, strict=True))
-            columns.append([a[seed].rank[in_a], a[seed].null[in_a], b[seed].rank[in_b], b[seed].null[in_b]])
+            parts = [a[seed].rank[in_a], a[seed].null[in_a], b[seed].rank[in_b], b[seed].null[in_b]]
+            columns.append(np.stack(parts, axis=1))
     if not columns:
         raise ValueError("the two conditions have no seed and subject in common")
-    value, boot_B = _scores(columns, draws)
-    difference = _estimate(value[0] - value[1], boot_B[:, 0] - boot_B[:, 1])
-    return Comparison(difference, subjects=sum(len(column[0]) for column in columns), seeds=len(columns))
+    shape = [len(column) for column in columns]
+    values_RC = np.concatenate(columns)
+    value, boot = (
+        _difference(weights @ values_RC) for weights in (_observed_weights(shape)[None], _weights(shape, draws))
+    )
+    return Comparison(_estimates(value[0], boot)[0], subjects=sum(shape), seeds=len(columns))
+
+
+def _difference(means_BC: Floats) -> Floats:
+    """OCR score of A minus that of B, from the means of their ranks and nulls. [B, 4] -> [B, 1]"""
+    rank_a, null_a, rank_b, null_b = means_BC.T
+    difference: Floats = rank_b / null_b - rank_a / null_a
+    return difference[:, None]
 
 
 def permutation_p(seeds: Sequence[SubjectRanks], draws: int = DRAWS) -> float:
@@ -130,50 +186,93 @@ def permutation_p(seeds: Sequence[SubjectRanks], draws: int = DRAWS) -> float:
     Raises:
         ValueError: no seeds.
     """
-    if not seeds:
-        raise ValueError("no seeds to test")
-    rng = np.random.default_rng(draw.integer("evaluation/permutation"))
-    observed = np.mean([seed.rank.mean() for seed in seeds])
-    total_B = np.zeros(draws)
-    for seed in seeds:
-        labels_BS = rng.permuted(np.tile(seed.target, (draws, 1)), axis=1)
-        total_B += seed.ranks[np.arange(len(seed.target)), labels_BS].mean(axis=1)
-    as_low = int((total_B / len(seeds) <= observed + 1e-12).sum())
-    return (1 + as_low) / (draws + 1)
+    return permutation_ps([seeds], draws)[0]
 
 
-def _scores(columns: Sequence[Sequence[Floats]], draws: int) -> tuple[Floats, Floats]:
-    """OCR scores of the conditions, observed [C] and bootstrapped [B, C].
+def permutation_ps(cells: Sequence[Sequence[SubjectRanks]], draws: int = DRAWS) -> list[float]:
+    """``permutation_p`` of each cell.
 
-    Args:
-        columns: for each seed, rank and null of each condition in turn, each [S].
-        draws: bootstrap draws B.
+    Raises:
+        ValueError: a cell without seeds.
     """
-    if not columns:
-        raise ValueError("no seeds to resample")
+    result = [0.0] * len(cells)
+    groups: dict[tuple[bytes, ...], list[int]] = defaultdict(list)
+    for i, seeds in enumerate(cells):
+        if not seeds:
+            raise ValueError("no seeds to test")
+        groups[tuple(np.bincount(seed.target, minlength=seed.ranks.shape[1]).tobytes() for seed in seeds)].append(i)
+    for members in groups.values():
+        rng = np.random.default_rng(draw.integer("evaluation/permutation"))
+        total_BC = np.zeros((draws, len(members)))
+        observed_C = np.zeros(len(members))
+        for k, first in enumerate(cells[members[0]]):
+            subjects, n = first.ranks.shape
+            labels_BS = rng.permuted(np.tile(np.sort(first.target), (draws, 1)), axis=1)
+            hot_BX = np.zeros((draws, subjects * n), dtype=np.float32)
+            np.put_along_axis(hot_BX, labels_BS + n * np.arange(subjects), 1.0, axis=1)
+            for start in range(0, len(members), _CELLS_AT_ONCE):
+                some = slice(start, start + _CELLS_AT_ONCE)
+                seeds = [cells[i][k] for i in members[some]]
+                ranks_CX = np.stack([seed.ranks[np.argsort(seed.target, kind="stable")].ravel() for seed in seeds])
+                # midranks are multiples of 1/2, so their doubled sums are exact in fp32
+                doubled_XC = (2 * ranks_CX).astype(np.float32).T
+                total_BC[:, some] += (hot_BX @ doubled_XC) / (2 * subjects)
+                observed_C[some] += [seed.rank.mean() for seed in seeds]
+        as_low_C = (total_BC <= observed_C + 1e-9).sum(axis=0)
+        for i, as_low in zip(members, as_low_C.tolist(), strict=True):
+            result[i] = (1 + as_low) / (draws + 1)
+    return result
+
+
+def _by_shape(cells: Sequence[Sequence[SubjectRanks]]) -> dict[tuple[int, ...], list[int]]:
+    """Indices of the cells by how many subjects each of their seeds has."""
+    shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, seeds in enumerate(cells):
+        if not seeds:
+            raise ValueError("no seeds to resample")
+        shapes[tuple(len(seed.subject) for seed in seeds)].append(i)
+    return shapes
+
+
+def _observed_weights(shape: Sequence[int]) -> Floats:
+    """The weight of each subject in the mean over seeds of the seeds' means. [R]"""
+    return np.concatenate([np.full(subjects, 1 / (subjects * len(shape))) for subjects in shape])
+
+
+def _weights(shape: Sequence[int], draws: int) -> Floats:
+    """The weight of each subject in each bootstrap draw: seeds drawn, and subjects within each drawn seed. [B, R]"""
     rng = np.random.default_rng(draw.integer("evaluation/bootstrap"))
-    stacked = [np.stack(column, axis=1) for column in columns]  # K of [S, 2C]
-    observed = np.mean([rows.mean(axis=0) for rows in stacked], axis=0)
-    k = len(stacked)
+    k = len(shape)
     chosen_BK = rng.integers(0, k, size=(draws, k)) if k > 1 else np.zeros((draws, 1), dtype=np.int64)
-    total_B = np.zeros((draws, observed.shape[0]))
+    starts = np.cumsum([0, *shape])
+    weights_BR = np.zeros((draws, int(starts[-1])))
     for slot in range(k):
-        for seed, rows in enumerate(stacked):
+        for seed, subjects in enumerate(shape):
             takes = np.flatnonzero(chosen_BK[:, slot] == seed)
-            subjects = len(rows)
             counts = rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=len(takes))
-            total_B[takes] += counts @ rows / subjects
-    boot_B = total_B / k
-    return _ratio(observed[None])[0], _ratio(boot_B)
+            weights_BR[takes, starts[seed] : starts[seed + 1]] += counts / (subjects * k)
+    return weights_BR
 
 
-def _ratio(means: Floats) -> Floats:
-    """Rank and null means of C conditions, [B, 2C], to OCR scores, [B, C]."""
-    scores: Floats = 1 - means[:, 0::2] / means[:, 1::2]
+def _column(seed: SubjectRanks, name: Metric) -> Floats:
+    """One number a subject, whose mean over subjects is the metric. [S]"""
+    if name == "null-rank":
+        return seed.null
+    rank = seed.rank
+    if name == "top1":
+        return (rank == 0).astype(np.float64)
+    return 1 / (rank + 1) if name == "mrr" else rank
+
+
+def _metric(metric: Metric, means: Floats, at: Mapping[Metric, slice]) -> Floats:
+    """A metric of each cell out of the means of the columns. [B, C] -> [B, cells]"""
+    if metric != "ocr-score":
+        return means[:, at[metric]]
+    scores: Floats = 1 - means[:, at["mean-rank"]] / means[:, at["null-rank"]]
     return scores
 
 
-def _estimate(value: float, boot_B: Floats) -> Estimate:
+def _estimates(value_C: Floats, boot_BC: Floats) -> list[Estimate]:
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(boot_B, [tail, 1 - tail])
-    return Estimate(float(value), float(low), float(high))
+    low_C, high_C = np.quantile(boot_BC, [tail, 1 - tail], axis=0)
+    return [Estimate(*three) for three in zip(value_C.tolist(), low_C.tolist(), high_C.tolist(), strict=True)]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from ocr_eval import stats
 from ocr_eval.dataset import QUANTITIES, RelationName, Split
 from ocr_eval.records import HeldOut, Quantity, Score, Scores
@@ -39,8 +41,8 @@ def held_out(probes: Sequence[ProbeTokens], scores: CandidateScores) -> dict[Sco
         assert ranks is not None, "m_test is at least 1"
         result[scoring] = HeldOut(
             subject=[probes[i].statement.subject.name for i in rows],
-            target=[probes[i].target for i in rows],
-            ranks=ranks.in_use.tolist(),
+            target=np.array([probes[i].target for i in rows]),
+            ranks=ranks.in_use,
         )
     return result
 

@@ -1,14 +1,20 @@
-"""The record of a finished run: what tables, comparisons and pages are made from."""
+"""The record of a finished run: what tables, comparisons and pages are made from, and the strict reading of it.
+
+Records are msgspec structs: a table over ten thousand of them is read, checked and typed in a second.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
+import msgspec
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from numpy.typing import NDArray
 
 from ocr_eval.association import Kind
+from ocr_eval.errors import UserError
 from ocr_eval.intervals import SubjectRanks
 from ocr_eval.specs import SCHEMA_VERSION, DataSpec, Scoring, TrainSpec
 
@@ -16,11 +22,7 @@ from ocr_eval.specs import SCHEMA_VERSION, DataSpec, Scoring, TrainSpec
 Quantity = Literal["train_fact", "train_entailment", "test_fact", "test_entailment"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Score(_Frozen):
+class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """``stats.Summary`` of one quantity under one scoring."""
 
     probes: int
@@ -36,25 +38,25 @@ class Score(_Frozen):
 Scores = dict[Scoring, dict[Quantity, Score]]
 
 
-class HeldOut(_Frozen):
+class HeldOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True, eq=False, gc=False):
     """Ranks of the held-out entailments, subject by subject: what intervals and tests are computed from.
 
     Attributes:
-        subject: the test subjects.
-        target: index of each one's right answer among the in-use answers.
-        ranks: midrank, among all candidates, of each in-use answer; a row a subject.
+        subject: the test subjects. [S]
+        target: index of each one's right answer among the in-use answers. [S]
+        ranks: midrank, among all candidates, of each in-use answer. [S, n]
     """
 
     subject: list[str]
-    target: list[int]
-    ranks: list[list[float]]
+    target: NDArray[np.int64]
+    ranks: NDArray[np.float64]
 
     def subject_ranks(self) -> SubjectRanks:
-        """The same as arrays, for intervals and tests."""
-        return SubjectRanks(self.subject, np.array(self.target), np.array(self.ranks))
+        """The same for intervals and tests."""
+        return SubjectRanks(self.subject, self.target, self.ranks)
 
 
-class Record(_Frozen):
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One finished run.
 
     Attributes:
@@ -96,5 +98,106 @@ class Record(_Frozen):
 
     def to_json(self) -> str:
         """The record as JSON, a line a field."""
-        fields = self.model_dump(mode="json").items()
+        fields = to_plain(self).items()
         return "{\n" + ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in fields) + "\n}\n"
+
+
+def to_plain(content: Any) -> Any:
+    """Scores, held-out ranks or a record as what JSON knows."""
+    return msgspec.to_builtins(content, enc_hook=_dump)
+
+
+def from_plain(content: Any, kind: Any) -> Any:
+    """The reverse of ``to_plain`` for a type such as ``Scores`` or ``dict[Scoring, HeldOut]``."""
+    return msgspec.convert(content, kind, dec_hook=_load)
+
+
+def _dump(content: Any) -> Any:
+    return content.tolist() if isinstance(content, np.ndarray) else content.model_dump(mode="json")
+
+
+def _load(kind: Any, content: Any) -> Any:
+    if get_origin(kind) is np.ndarray:
+        try:
+            return np.array(content, dtype=get_args(get_args(kind)[1])[0])
+        except (TypeError, ValueError) as error:
+            raise ValueError("not numbers in rows of equal length") from error
+    return kind.model_validate(content, strict=False)
+
+
+class _Skimmed(Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A record whose per-subject ranks are not parsed yet."""
+
+    base_held_out: msgspec.Raw  # type: ignore[assignment]
+    held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
+
+
+_WHOLE = msgspec.json.Decoder(Record, dec_hook=_load)
+_SKIM = msgspec.json.Decoder(_Skimmed, dec_hook=_load)
+_HELD_OUT = msgspec.json.Decoder(HeldOut, dec_hook=_load)
+
+
+def read_record(path: Path, scoring: Scoring | None = None) -> Record:
+    """Read one result.json.
+
+    Args:
+        path: the file.
+        scoring: parse the held-out ranks of the final model under this scoring and leave out all others, which
+            are most of a record; None for all.
+
+    Raises:
+        UserError: not readable, truncated, of another schema, with a key or value that does not belong, or
+            with a mean rank that is not the mean of the ranks beside it.
+    """
+    try:
+        content = path.read_bytes()
+        record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring)
+    except msgspec.ValidationError as error:
+        version = _schema_version(content)
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}."
+            ) from error
+        raise UserError(f"{path}: {error}.") from error
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no whole record ({error}).") from error
+    for each in record.final if scoring is None else [scoring]:
+        problem = _disagreement(record, each)
+        if problem:
+            raise UserError(f"{path}: {problem}; was it edited by hand?")
+    return record
+
+
+def _skim(content: bytes, scoring: Scoring) -> Record:
+    skimmed = _SKIM.decode(content)
+    raw = skimmed.held_out.get(scoring)
+    fields = msgspec.structs.asdict(skimmed)
+    held_out = {} if raw is None else {scoring: _HELD_OUT.decode(raw)}
+    return Record(**{**fields, "base_held_out": {}, "held_out": held_out})
+
+
+def _schema_version(content: bytes) -> Any:
+    try:
+        loose = msgspec.json.decode(content)
+    except UnicodeDecodeError:
+        return None
+    return loose.get("schema_version") if isinstance(loose, dict) else None
+
+
+def _disagreement(record: Record, scoring: Scoring) -> str | None:
+    """How a record's held-out ranks contradict themselves or its score; None if they do not."""
+    held, score = record.held_out.get(scoring), record.final.get(scoring, {}).get("test_entailment")
+    if held is None or score is None:
+        return f"{scoring}: held-out ranks or their score are missing"
+    if not len(held.subject) == len(held.target) == len(held.ranks) == score.probes:
+        return f"held_out.{scoring} does not have one rank for each of {score.probes} probes"
+    if held.ranks.ndim != 2 or not 0 <= held.target.min() <= held.target.max() < held.ranks.shape[1]:
+        return f"held_out.{scoring} has rows of unequal length, or an answer that is none"
+    ranks = held.subject_ranks()
+    for name, stated, mean in (
+        ("mean", score.mean_rank, ranks.rank.mean()),
+        ("null", score.null_rank, ranks.null.mean()),
+    ):
+        if not abs(mean - stated) <= 1e-6:
+            return f"final.{scoring} states {name} rank {stated:g} and the ranks have {mean:g}"
+    return None

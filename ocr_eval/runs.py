@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from ocr_eval import resources
 from ocr_eval.errors import Busy, UserError
-from ocr_eval.records import Record
+from ocr_eval.records import Record, read_record
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec
 
 
@@ -216,43 +216,6 @@ class RunFolder:
             UserError: not readable, or not of this schema.
         """
         return read_record(self.path / "result.json")
-
-
-def read_record(path: Path) -> Record:
-    """Read one result.json.
-
-    Raises:
-        UserError: not readable, truncated, or not of this schema.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no whole record ({error}).") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
-    return resources.parse(Record, content, str(path), strict=False)
-
-
-def find_records(root: Path) -> tuple[list[Record], list[UserError]]:
-    """Every finished run below a folder, in a stable order, and a complaint for each that cannot be read.
-
-    Raises:
-        UserError: the folder does not exist.
-    """
-    if not root.is_dir():
-        raise UserError(
-            f"There is no folder '{root}'. Run 'ocr-eval finetune' first, or name another with --output-dir."
-        )
-    records, complaints = [], []
-    for path in sorted(root.glob("**/result.json")):
-        if not (path.parent / "status.json").is_file():
-            continue
-        try:
-            records.append(read_record(path))
-        except UserError as error:
-            complaints.append(error)
-    return records, complaints
 
 
 def read_config(folder: Path) -> RunSpec:

@@ -1,11 +1,14 @@
 """Figures of runs, made through the command line and looked at by their content."""
 
+import numpy as np
 import pytest
-from test_table import record
+from test_table import HOSTILE, record
 
-from ocr_eval.figures import curve_figure, score_figure
+from ocr_eval.figures import curve_figure, efficiency_figure, heatmap_figure, save, scatter_figure, score_figure
+from ocr_eval.heat import heat_of
 from ocr_eval.published import published_mean_ranks
-from ocr_eval.table import Table, build_table
+from ocr_eval.specs import DataSpec
+from ocr_eval.table import build_table
 
 
 @pytest.fixture
@@ -21,7 +24,8 @@ def test_figures_are_written_and_are_the_same_every_time(ocr_eval, runs):
     first = ocr_eval("figures", "-o", runs)
     assert first.code == 0, first.err
     names = sorted(p.name for p in (runs / "figures").iterdir())
-    assert names == [f"{n}.{e}" for n in ("curves-tiny-llama-lora", "scores") for e in ("pdf", "png", "svg")]
+    kinds = ("curves-tiny-llama-lora", "generalization-hallucination", "heatmap-tiny-llama-lora", "scores")
+    assert names == [f"{n}.{e}" for n in kinds for e in ("pdf", "png", "svg")]
     before = {p.name: p.read_bytes() for p in (runs / "figures").iterdir()}
     assert ocr_eval("figures", "-o", runs).out == first.out
     assert {p.name: p.read_bytes() for p in (runs / "figures").iterdir()} == before
@@ -29,9 +33,10 @@ def test_figures_are_written_and_are_the_same_every_time(ocr_eval, runs):
 
 def test_scores_show_every_association_and_no_published_row():
     table = build_table([record(), record("sport-music", "spurious")], "first-token", published_mean_ranks())
-    axes = score_figure(table).axes[0]
+    figure = score_figure(table)
+    axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["city-language", "sport-music"]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["smollm2-135m, lora"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["smollm2-135m, lora"]
 
 
 def test_curves_show_the_four_quantities_and_the_null_averaged_over_seeds():
@@ -52,7 +57,9 @@ def test_curves_show_the_four_quantities_and_the_null_averaged_over_seeds():
         "train entailments",
         "held-out entailments",
         "null of held-out",
+        "chance",
     }
+    assert drawn["chance"] == [4.5, 4.5]
     assert drawn["held-out entailments"] == [3.0, 1.0]
     assert "2 seeds" in axes.get_title()
 
@@ -61,4 +68,53 @@ def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="no runs"):
         curve_figure([], "first-token")
     with pytest.raises(ValueError, match="no runs"):
-        score_figure(Table("first-token", (), ()))
+        heatmap_figure({}, "first-token")
+    with pytest.raises(ValueError, match="no held-out"):
+        heat_of([], "first-token")
+    assert scatter_figure([record()], "first-token") is None
+    assert efficiency_figure([record(), record(seed=1)], "first-token") is None
+
+
+def test_generalization_stands_against_hallucination():
+    runs = [record(rank=0.2), record("country-code", "spurious", rank=1.5)]
+    control = record("country-code", "spurious", rank=0.0, data=DataSpec(variant="shuffled"))
+    figure = scatter_figure([*runs, control], "first-token")
+    points = [line.get_xydata()[0].tolist() for line in figure.axes[0].get_lines() if line.get_label() != ""]
+    assert [pytest.approx(0.9), pytest.approx(0.25)] in points
+
+
+def test_the_efficiency_curve_has_a_point_for_each_m_train():
+    runs = [record(seed=s, data=DataSpec(m_train=m), rank=2.0 - m / 4) for m in (0, 1, 4) for s in (0, 1)]
+    figure = efficiency_figure([*runs, record("sport-music", "spurious")], "first-token")
+    line = figure.axes[0].get_lines()[0]
+    assert line.get_label() == "city-language: smollm2-135m, lora"
+    assert list(line.get_xdata()) == [0, 1, 4]
+    assert list(line.get_ydata()) == pytest.approx([0, 1 / 8, 1 / 2])
+
+
+def probe(group, logprobs, epoch=1, quantity="test_entailment"):
+    answer = ["x", "y"][group] if quantity == "test_entailment" else ["Paris", "Rome"][group]
+    shared = {"candidates": ["x", "y", "z"], "in_use": 2, "logprobs": {"first-token": list(np.log(logprobs))}}
+    return {"epoch": epoch, "group": group, "quantity": quantity, "answer": answer, **shared}
+
+
+def test_hand_worked_heat():
+    lines = [
+        probe(0, [0.5, 0.25, 0.25], epoch=0),
+        probe(0, [0.2, 0.1, 0.1]),
+        probe(0, [0.1, 0.1, 0.0001]),
+        probe(1, [0.1, 0.3, 0.1]),
+        probe(0, [1, 1, 1], quantity="test_fact"),
+        probe(1, [1, 1, 1], quantity="test_fact"),
+    ]
+    heat = heat_of(lines, "first-token")
+    assert (heat.groups, heat.candidates, heat.in_use, heat.target) == (("Paris", "Rome"), ("x", "y", "z"), 2, (0, 1))
+    assert heat.probability[0] == pytest.approx([0.5, 0.375, 0.125], abs=1e-3)
+    assert heat.probability[1] == pytest.approx([0.2, 0.6, 0.2])
+
+
+def test_markup_and_formulas_in_names_are_drawn_as_they_are(tmp_path):
+    hostile = record(model=HOSTILE + "$x^{", association="$\\frac{")
+    paths = save(score_figure(build_table([hostile], "first-token")), tmp_path, "scores")
+    assert [path.suffix for path in paths] == [".png", ".pdf", ".svg"]
+    assert "<img" not in paths[2].read_text()

@@ -1,9 +1,19 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocr_eval.intervals import SubjectRanks, compare, ocr_score, permutation_p
+from ocr_eval.intervals import (
+    METRICS,
+    SubjectRanks,
+    compare,
+    estimates,
+    ocr_score,
+    permutation_p,
+    permutation_ps,
+)
 
 
 def seed_of(rng, subjects=80, infer=0.5, n=5, names=None) -> SubjectRanks:
@@ -104,6 +114,57 @@ def test_pairing_narrows_the_interval_of_a_common_difference():
     apart = ocr_score([easy])
     assert paired.excludes_zero()
     assert paired.high - paired.low < (apart.high - apart.low) / 2
+
+
+def naive_bootstrap(seeds: list[SubjectRanks], draws: int) -> np.ndarray:
+    """The definition in plain loops: seeds drawn with replacement, then subjects of each drawn seed."""
+    rng = np.random.default_rng(8)
+    scores = []
+    for _ in range(draws):
+        ranks, nulls = [], []
+        for k in rng.integers(0, len(seeds), size=len(seeds)):
+            chosen = rng.integers(0, len(seeds[k].rank), size=len(seeds[k].rank))
+            ranks.append(seeds[k].rank[chosen].mean())
+            nulls.append(seeds[k].null[chosen].mean())
+        scores.append(1 - np.mean(ranks) / np.mean(nulls))
+    return np.quantile(scores, [0.025, 0.975])
+
+
+def test_the_interval_is_that_of_the_naive_bootstrap():
+    rng = np.random.default_rng(9)
+    seeds = [seed_of(rng, subjects=size, infer=infer) for size, infer in ((40, 0.3), (25, 0.6), (40, 0.5))]
+    estimate = ocr_score(seeds, draws=20_000)
+    assert [estimate.low, estimate.high] == pytest.approx(naive_bootstrap(seeds, 20_000), abs=0.015)
+
+
+def test_a_cell_among_others_has_the_interval_it_has_alone():
+    rng = np.random.default_rng(10)
+    cells = [[seed_of(rng, subjects=s) for s in shape] for shape in ((20,), (20, 30), (20,), (30, 20), (20, 30))]
+    together = estimates(cells, draws=300)
+    for cell, found in zip(cells, together, strict=True):
+        (alone,) = estimates([cell], draws=300)
+        for metric in METRICS:
+            assert asdict(found[metric]) == pytest.approx(asdict(alone[metric]), abs=1e-12)
+    assert permutation_ps(cells, 300) == [permutation_p(cell, 300) for cell in cells]
+
+
+def test_each_metric_is_the_mean_of_its_definition():
+    ranks = SubjectRanks(["a", "b"], np.array([0, 1]), np.array([[0.0, 3.0], [1.0, 2.0]]))
+    (found,) = estimates([[ranks]])
+    assert {metric: found[metric].value for metric in METRICS} == pytest.approx(
+        {"mean-rank": 1.0, "null-rank": 1.5, "ocr-score": 1 / 3, "top1": 0.5, "mrr": (1 + 1 / 3) / 2}
+    )
+
+
+def test_the_permutation_test_is_that_of_plain_loops():
+    rng = np.random.default_rng(11)
+    seeds = [seed_of(rng, subjects=12, infer=0.2), seed_of(rng, subjects=9, infer=0.2)]
+    observed = np.mean([seed.rank.mean() for seed in seeds])
+    as_low = 0
+    for _ in range(4000):
+        means = [s.ranks[np.arange(len(s.target)), rng.permutation(s.target)].mean() for s in seeds]
+        as_low += np.mean(means) <= observed + 1e-9
+    assert permutation_p(seeds, draws=4000) == pytest.approx(as_low / 4000, abs=0.03)
 
 
 def test_only_subjects_of_both_sides_count():

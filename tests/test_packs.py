@@ -16,6 +16,7 @@ from ocr_eval.dataset import build_dataset
 from ocr_eval.inject import Task, common_epoch, inject, prepare
 from ocr_eval.injection import attach
 from ocr_eval.packs import cut_into_packs
+from ocr_eval.records import to_plain
 from ocr_eval.runs import RunFolder
 from ocr_eval.score import score_candidates, score_lanes
 from ocr_eval.tokens import probe_tokens, training_tokens
@@ -211,7 +212,7 @@ def test_killed_at_any_write_a_pack_goes_on_to_the_same_records(tiny, tmp_path, 
 
 def content(folder: RunFolder) -> dict[str, object]:
     lines = [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in folder.metrics()]
-    record = folder.record().model_dump(exclude={"seconds", "run"})
+    record = {k: v for k, v in to_plain(folder.record()).items() if k not in ("seconds", "run")}
     return {"metrics": lines, "record": record, "probes": (folder.path / "probes.jsonl").read_text()}
 
 

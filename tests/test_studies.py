@@ -63,26 +63,6 @@ def test_the_curve_has_a_point_for_each_m_train(study):
     assert "min(1, sqrt(m_train/m_test))" in study("curve", "--m-train", "0-1,3", "--epochs", 1).out
 
 
-def test_compare_pairs_two_sets_of_runs(ocr_eval, study, tmp_path):
-    for rate in ("1e-2", "1e-3"):
-        for seed in (0, 1):
-            run = ["finetune", "--seed", seed, "--m-train", 2, "--lr", rate, "--epochs", 2, "-o", tmp_path / rate]
-            assert study(*run).code == 0
-    answer = ocr_eval("compare", tmp_path / "1e-2", tmp_path / "1e-3", "--json")
-    assert answer.code == 0, answer.err
-    (contrast,) = json.loads(answer.out)["contrasts"]
-    assert (contrast["paired"]["subjects"], contrast["paired"]["seeds"]) == (18, 2)
-    difference = contrast["a"]["value"] - contrast["b"]["value"]
-    assert contrast["paired"]["difference"]["value"] == pytest.approx(difference)
-    alike = ocr_eval("compare", tmp_path / "1e-2", tmp_path / "1e-2")
-    assert alike.out.strip().splitlines()[-1] == "A is not clearly different from B on country-code."
-    mixed = ocr_eval("compare", tmp_path, tmp_path / "1e-2")
-    assert mixed.code == 2
-    assert "mixes tiny-llama lora, lr=0.001; tiny-llama lora, lr=0.01" in mixed.err
-    (tmp_path / "empty").mkdir()
-    assert "No finished run" in ocr_eval("compare", tmp_path / "1e-2", tmp_path / "empty").err
-
-
 @pytest.mark.parametrize("text", ["", "one", "3-1", "1,,2"])
 def test_a_range_that_is_none_is_an_error(study, text):
     answer = study("curve", "--m-train", text)

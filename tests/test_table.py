@@ -1,25 +1,32 @@
 import csv
 import io
 import json
+import shutil
+import subprocess
 
+import numpy as np
 import pytest
 
+from ocr_eval.errors import UserError
+from ocr_eval.finding import finding
 from ocr_eval.published import published_mean_ranks
 from ocr_eval.records import HeldOut, Record, Score
+from ocr_eval.rendering import to_csv, to_html, to_json, to_markdown, to_tex
+from ocr_eval.selection import parse_condition, row_keys, select
 from ocr_eval.specs import SCORINGS, DataSpec, TrainSpec
-from ocr_eval.table import build_table, finding, to_csv, to_json, to_markdown
+from ocr_eval.table import build_table
 
 
 def two_answers(rank: float, null: float) -> HeldOut:
     """Forty subjects, two answers in use: the right one at ``rank``, the other where the mean is ``null``."""
     target = [i % 2 for i in range(40)]
     ranks = [[rank, 2 * null - rank][:: 1 if t == 0 else -1] for t in target]
-    return HeldOut(subject=[f"s{i}" for i in range(40)], target=target, ranks=ranks)
+    return HeldOut(subject=[f"s{i}" for i in range(40)], target=np.array(target), ranks=np.array(ranks))
 
 
 def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.0, learned=True, **changes) -> Record:
     score = Score(
-        probes=80, mean_rank=rank, null_rank=null, ocr_score=1 - rank / null, top1=0.5, mrr=0.7, margin=1.0, ties=0
+        probes=40, mean_rank=rank, null_rank=null, ocr_score=1 - rank / null, top1=0.5, mrr=0.7, margin=1.0, ties=0
     )
     scores = {scoring: {"test_entailment": score} for scoring in SCORINGS}
     values = {
@@ -50,11 +57,10 @@ def test_a_cell_is_the_mean_over_seeds_and_its_score_that_of_the_means():
     table = build_table([record(seed=0, rank=0.2), record(seed=1, rank=0.6, null=3.0)], "first-token", {})
     (row,) = table.rows
     cell = row.cells["city-language"]
-    assert cell.mean_rank == pytest.approx(0.4)
-    assert cell.null_rank == pytest.approx(2.5)
-    assert cell.ocr_score == pytest.approx(1 - 0.4 / 2.5)
-    assert cell.interval is not None
-    assert cell.interval == pytest.approx((0.8, 0.9))
+    assert cell.values["mean-rank"] == pytest.approx(0.4)
+    assert cell.values["null-rank"] == pytest.approx(2.5)
+    assert cell.values["ocr-score"] == pytest.approx(1 - 0.4 / 2.5)
+    assert cell.bounds["ocr-score"] == pytest.approx((0.8, 0.9))
     assert cell.seeds == 2
     assert "0.40 / 2.50, +0.84 [+0.80, +0.90]" in to_markdown(table)
 
@@ -75,7 +81,7 @@ def test_runs_of_different_settings_are_never_averaged():
 def test_facts_not_learned_are_flagged_and_explained():
     text = to_markdown(build_table([record(learned=False)], "first-token", {}))
     assert "+0.75 [+0.75, +0.75]* !" in text
-    assert "! the facts were not learned" in text
+    assert "! a run's facts were not learned" in text
     assert "* one seed" in text
     assert "!" not in to_markdown(build_table([record()], "first-token", {}))
 
@@ -96,7 +102,8 @@ def test_published_rows_are_those_of_the_paper_and_marked():
 
 
 def test_csv_and_json_say_the_same():
-    table = build_table([record(), record("country-code", "spurious", rank=1.5)], "sequence", published_mean_ranks())
+    runs = [record(), record("country-code", "spurious", rank=1.5)]
+    table = build_table(runs, "sequence", published_mean_ranks(), every_interval=True)
     rows = list(csv.DictReader(io.StringIO(to_csv(table))))
     cells = json.loads(to_json(table))["cells"]
     assert len(rows) == len(cells) == 2 + 25
@@ -114,19 +121,126 @@ def test_no_records_is_an_error():
         build_table([], "first-token", {})
 
 
+def said(records, **options) -> str:
+    return finding(records, build_table(records, "first-token", **options))
+
+
 def test_the_finding_in_one_sentence():
-    both = [record(rank=0.1), record("country-code", "spurious", rank=1.5)]
-    sentence = finding(both, "first-token")
+    sentence = said([record(rank=0.1), record("country-code", "spurious", rank=1.5)])
     assert (
         "city-language (a true link) it generalized: the held-out answer ranks 0.10 where 2.00 is the null" in sentence
     )
     assert "country-code (an arbitrary link) it hallucinated" in sentence
-    assert "it did not hallucinate" in finding([record("country-code", "spurious", rank=2.0)], "first-token")
-    assert "nothing can be said" in finding([record(learned=False)], "first-token")
-    some = finding([record(rank=0.1), record(seed=1, rank=1.9, learned=False)], "first-token")
+    assert "it did not hallucinate" in said([record("country-code", "spurious", rank=2.0)])
+    assert "city-language-cf (a false link) it hallucinated" in said([record("city-language-cf", "counterfactual")])
+    assert "nothing can be said" in said([record(learned=False)])
+    some = said([record(rank=0.1), record(seed=1, rank=1.9, learned=False)])
     assert (
         "leaving out 1 of 2 runs that did not learn their facts, it generalized: the held-out answer ranks 0.10" in some
     )
+
+
+def test_the_finding_of_several_rows_counts_cells_and_leaves_controls_out():
+    shuffled = DataSpec(variant="shuffled")
+    records = [
+        *(record(kind, link, model=model) for model in "ab" for kind, link in (("x", "causal"), ("y", "spurious"))),
+        record("y", "spurious", model="c", rank=2.0),
+        record("y", "spurious", model="d", rank=0.0, learned=False),
+        record("y", "spurious", model="a", data=shuffled, rank=2.0),
+    ]
+    assert said(records) == (
+        "over a true link 2 of 2 cells generalized (p at most 0.01); over an arbitrary link 2 of 3 cells "
+        "hallucinated (p at most 0.01) (1 more had runs that did not learn their facts)."
+    )
+    only = [record(), record(data=shuffled, rank=2.0)]
+    assert "it generalized: the held-out answer ranks 0.50" in said(only)
+
+
+def test_one_metric_a_cell_with_its_interval():
+    half = record(seed=0, rank=0.0), record(seed=1, rank=1.0)
+    for metric, shown in (
+        ("mean-rank", "0.50 [0.00, 1.00]"),
+        ("null-rank", "2.00 [2.00, 2.00]"),
+        ("ocr-score", "+0.75 [+0.50, +1.00]"),
+        ("margin", "+1.00 |"),
+    ):
+        text = to_markdown(build_table(half, "first-token", published_mean_ranks(), metric=metric))
+        assert shown in text
+        assert ("gemma-2-9b" in text) == (metric == "mean-rank")
+
+
+def test_rows_are_made_of_what_is_asked_and_still_never_averaged():
+    records = [record(train=TrainSpec(rank=r, lr=lr)) for r in (16, 4) for lr in (1e-3, 2e-3)]
+    table = build_table(records, "first-token", by=row_keys("--by", "rank"))
+    assert [(row.labels, row.setting) for row in table.rows] == [
+        (("4",), "lora, lr=0.001"),
+        (("4",), "lora, lr=0.002"),
+        (("16",), "lora, lr=0.001"),
+        (("16",), "lora, lr=0.002"),
+    ]
+    by_seed = build_table([record(seed=s) for s in (10, 9)], "first-token", by=("model", "seed"))
+    assert [row.labels[1] for row in by_seed.rows] == ["9", "10"]
+    with pytest.raises(UserError, match="Did you mean 'm-train'"):
+        row_keys("--by", "m-trian")
+
+
+def test_filters_choose_records_by_any_setting():
+    records = [record(seed=s, train=TrainSpec(lr=lr)) for s in range(3) for lr in (1e-3, 2e-3)]
+    assert len(select(records, [parse_condition("--filter", "lr=0.2e-2")])) == 3
+    assert len(select(records, [parse_condition("--filter", "seed=0,2,lr=1e-3")])) == 2
+    assert len(select(records, [parse_condition("--filter", t) for t in ("seed=0", "facts-learned=yes")])) == 2
+    with pytest.raises(UserError, match=r"No run has lr=3\. There are: 0\.001, 0\.002\."):
+        select(records, [parse_condition("--filter", "lr=3")])
+    for text in ("lr", "colour=red"):
+        with pytest.raises(UserError, match="--filter"):
+            parse_condition("--filter", text)
+
+
+def test_where_protocols_differ_is_said_beside_published_rows():
+    small = record(data=DataSpec(n=3, candidates="in-use"))
+    text = to_markdown(build_table([small], "sequence", published_mean_ranks()))
+    for part in ("(here lora)", "rank among ten candidates", "(here sequence)", "have 5 pairs and 4 + 16 subjects"):
+        assert part in text
+    assert "Protocols differ" not in to_markdown(build_table([small], "sequence"))
+
+
+HOSTILE = "</table><img src=x onerror=alert(1)>|&\\end{document}$_%"
+
+
+def test_markup_in_names_stays_text():
+    table = build_table([record(model=HOSTILE, association="a|b_<i>")], "first-token")
+    page, text, tex = to_html(table), to_markdown(table), to_tex(table)
+    assert "<img" not in page
+    assert "<i>" not in page
+    assert "<img" not in text
+    assert len({line.replace("\\|", "").count("|") for line in text.splitlines()[:3]}) == 1
+    assert tex.count("\\end{document}") == 1
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_the_tex_table_compiles_alone_and_as_a_part(tmp_path):
+    table = build_table([record(), record("x_y", model=HOSTILE)], "first-token", published_mean_ranks())
+    (tmp_path / "table.tex").write_text(to_tex(table))
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}Before\\input{table}After\\end{document}"
+    )
+    for name in ("table", "paper"):
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", name]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_the_tex_table_is_whole():
+    text = to_tex(build_table([record(), record("country-code", "spurious")], "first-token", published_mean_ranks()))
+    for part in (
+        "\\toprule",
+        "\\bottomrule",
+        "\\begin{tabular}{llrrrrrr}",
+        "$+0.75 [+0.75, +0.75]$\\textsuperscript{*}",
+    ):
+        assert part in text
+    body = text[text.index("\\toprule") : text.index("\\bottomrule")]
+    assert {line.count("&") for line in body.splitlines() if "&" in line} == {7}
 
 
 def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
@@ -146,6 +260,37 @@ def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
     assert "|       1 |" in answer.out
     assert str(damaged[0]) in answer.err
     assert "schema version 99" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (('"mean_rank": 0.5', '"mean_rank": 0.1'), "states mean rank 0.1 and the ranks have 0.5"),
+        (('"mean_rank": 0.5', '"mean_rank": "good"'), "Expected `float`, got `str`"),
+        (('"seed":', '"sead":'), "sead"),
+        (("[[0.5, 3.5]", "[[0.5]"), "rows of equal length"),
+        (("[[0.5, 3.5]", "[[0.5, null]"), "edited by hand"),
+    ],
+)
+def test_a_record_edited_by_hand_is_named(ocr_eval, tmp_path, edit, says):
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "result.json").write_text(record(seed=seed).to_json().replace(*edit if seed else ("", "")))
+        (folder / "status.json").write_text("{}")
+    answer = ocr_eval("table", tmp_path)
+    assert answer.code == 1
+    assert says in answer.err
+    assert str(tmp_path / "1/result.json") in answer.err
+    assert "|       1 |" in answer.out
+
+
+def test_a_copied_run_counts_once(ocr_eval, tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(record().to_json())
+        (tmp_path / name / "status.json").write_text("{}")
+    assert "|       1 |" in ocr_eval("table", tmp_path / "here", tmp_path / "there").out
 
 
 def test_a_run_without_its_status_does_not_count(ocr_eval, tmp_path):

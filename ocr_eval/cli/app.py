@@ -9,7 +9,7 @@ import typer
 from ocr_toy.cli import app as toy
 from typer.exceptions import Abort, TyperException
 
-from ocr_eval.cli import data, injections, models, studies, sweep
+from ocr_eval.cli import data, injections, models, results, studies, sweep
 from ocr_eval.cli.options import JsonOption
 from ocr_eval.errors import RunFailed, UserError
 
@@ -23,13 +23,14 @@ app = typer.Typer(
 )
 app.command()(injections.finetune)
 app.command()(injections.score)
-app.command()(injections.table)
-app.command()(injections.figures)
 app.command()(sweep.sweep)
 app.command()(sweep.status)
+app.command()(results.table)
+app.command()(results.figures)
+app.command()(results.compare)
+app.command()(results.report)
 app.command()(studies.controls)
 app.command()(studies.curve)
-app.command()(studies.compare)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(toy, name="toy")

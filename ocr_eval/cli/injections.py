@@ -1,4 +1,4 @@
-"""``finetune``, ``score``, ``table`` and ``figures``."""
+"""``finetune`` and ``score``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ocr_eval.errors import UserError
 if TYPE_CHECKING:
     from ocr_eval.models import Device
     from ocr_eval.records import Record, Scores
-    from ocr_eval.specs import Scoring
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SCORINGS = ("first-token", "sequence", "per-token")
@@ -150,15 +149,13 @@ def score(
 
     scores = rescore(spec, adapter, cast("Device", device))
     if as_json:
-        typer.echo(json.dumps(_dump(scores), indent=2))
+        from ocr_eval.records import to_plain
+
+        typer.echo(json.dumps(to_plain(scores), indent=2))
         return
     what = f"{spec.model.name}{'' if adapter is None else ' with ' + str(adapter)}"
     typer.echo(f"{what}, {spec.association.name}, seed {spec.seed}")
     typer.echo(_score_lines(scores))
-
-
-def _dump(scores: Scores) -> dict[str, dict[str, dict[str, float]]]:
-    return {s: {q: score.model_dump() for q, score in by_quantity.items()} for s, by_quantity in scores.items()}
 
 
 def _score_lines(scores: Scores) -> str:
@@ -172,68 +169,3 @@ def _score_lines(scores: Scores) -> str:
     header = ["scoring", "quantity", "probes", "mean rank", "null rank", "OCR score", "top-1", "ties"]
     text: str = tabulate(rows, header, floatfmt=("", "", "", ".2f", ".2f", "+.2f", "", ""), tablefmt="simple")
     return text
-
-
-def table(
-    output_dir: o.OutputOption = Path("results"),
-    scoring: o.ScoringOption = "first-token",
-    format: Annotated[str, typer.Option("--format", "-f", help="md, csv or json.")] = "md",
-    published: Annotated[bool, typer.Option(help="Add the published rows.")] = True,
-    config: o.ConfigOption = None,
-) -> None:
-    """The mean-rank table of all finished runs below the output folder, beside the published one.
-
-    The table goes to stdout; a sentence on what it shows goes to stderr.
-    """
-    from ocr_eval import table as tables
-    from ocr_eval.published import published_mean_ranks
-    from ocr_eval.runs import find_records
-
-    o.choice("--scoring", scoring, SCORINGS)
-    o.choice("--format", format, tuple(tables.FORMATS))
-    records, complaints = find_records(output_dir)
-    for complaint in complaints:
-        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
-    if not records:
-        raise UserError(f"No finished run below '{output_dir}'. Run 'ocr-eval finetune --assoc city-language' first.")
-    chosen = cast("Scoring", scoring)
-    built = tables.build_table(records, chosen, published_mean_ranks() if published else {})
-    typer.echo(tables.FORMATS[format](built), nl=False)
-    sentence = tables.finding(records, chosen)
-    if sentence:
-        typer.echo(f"\nFinding: {sentence}", err=True)
-    if complaints:
-        raise typer.Exit(1)
-
-
-def figures(
-    output_dir: o.OutputOption = Path("results"),
-    scoring: o.ScoringOption = "first-token",
-    to: Annotated[Path | None, typer.Option(help="Folder for the figures; else figures/ of the output.")] = None,
-    config: o.ConfigOption = None,
-) -> None:
-    """Figures of all finished runs: OCR score by association, and learning curves of each model and setting.
-
-    PNG, PDF and SVG; the paths go to stdout.
-    """
-    from ocr_eval import figures as drawing
-    from ocr_eval import table as tables
-    from ocr_eval.runs import RunFolder, find_records
-
-    o.choice("--scoring", scoring, SCORINGS)
-    records, complaints = find_records(output_dir)
-    for complaint in complaints:
-        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
-    if not records:
-        raise UserError(f"No finished run below '{output_dir}'. Run 'ocr-eval finetune --assoc city-language' first.")
-    folder = to or output_dir / "figures"
-    chosen = cast("Scoring", scoring)
-    paths = drawing.save(drawing.score_figure(tables.build_table(records, chosen, {})), folder, "scores")
-    for (model, setting), runs in tables.group_by_row(records).items():
-        metrics = [(record, RunFolder(output_dir / "runs" / record.run).metrics()) for record in runs]
-        name = "curves-" + "".join(c if c.isalnum() or c in ".-" else "_" for c in f"{model}-{setting}")
-        paths += drawing.save(drawing.curve_figure(metrics, chosen), folder, name)
-    for path in paths:
-        typer.echo(str(path))
-    if complaints:
-        raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from ocr_eval.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
+    from ocr_eval.intervals import Estimate
     from ocr_eval.specs import RunSpec
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -239,3 +241,16 @@ def _template_indices(text: str, count: int) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UserError(f"--templates '{text}': give indices like '0' or '0,2', or 'all'.") from error
+
+
+def interval_text(estimate: Estimate) -> str:
+    """``+0.50 [+0.40, +0.60]``."""
+    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as a plain table for the terminal."""
+    from tabulate import tabulate
+
+    text: str = tabulate(rows, header, tablefmt="simple", disable_numparse=True)
+    return text

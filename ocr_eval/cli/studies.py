@@ -1,22 +1,19 @@
-"""``controls``, ``curve`` and ``compare``: several runs that answer one question."""
+"""``controls`` and ``curve``: several runs that answer one question."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
 from ocr_eval.cli import options as o
 from ocr_eval.cli.injections import DEVICES, SCORINGS
-from ocr_eval.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.intervals import Estimate
     from ocr_eval.models import Device
     from ocr_eval.specs import Scoring
 
@@ -69,15 +66,15 @@ def controls(
             result.condition,
             f"{result.mean_rank:.2f}",
             f"{result.null_rank:.2f}",
-            _interval(result.score),
+            o.interval_text(result.score),
             f"{result.p:.2g}",
-            _interval(result.against.difference) if result.against else "",
+            o.interval_text(result.against.difference) if result.against else "",
             {None: "-", True: "yes", False: "NO"}[result.facts_learned],
         ]
         for result in results
     ]
     header = ["condition", "mean rank", "null", "OCR score", "p", "real minus this", "facts learned"]
-    typer.echo(_text(header, rows))
+    typer.echo(o.grid(header, rows))
     one = " One seed: intervals are over subjects only." if len(reals) == 1 else ""
     typer.echo(f"{verdict(results)}{one}")
 
@@ -129,55 +126,5 @@ def curve(
         listed = [dict(zip(keys, (m, asdict(score), root, learned), strict=True)) for m, score, root, learned in points]
         typer.echo(json.dumps({"assoc": plan[0].association.name, "m_test": m_test, "points": listed}, indent=2))
         return
-    rows = [[str(m), _interval(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
-    typer.echo(_text(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "facts learned"], rows))
-
-
-def compare(
-    a: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs of one setting.")],
-    b: Annotated[Path, typer.Argument(help="The same, to compare with.")],
-    scoring: o.ScoringOption = "first-token",
-    as_json: o.JsonOption = False,
-) -> None:
-    """Two runs or sets of runs against each other: OCR scores and the difference, paired by seed and subject."""
-    o.choice("--scoring", scoring, SCORINGS)
-    from ocr_eval.comparison import contrast, verdict
-    from ocr_eval.runs import find_records
-
-    sides = []
-    for folder in (a, b):
-        records, complaints = find_records(folder)
-        if complaints:
-            raise complaints[0]
-        if not records:
-            raise UserError(f"No finished run in or below '{folder}'.")
-        sides.append(records)
-    contrasts = contrast(sides[0], sides[1], cast("Scoring", scoring))
-    if as_json:
-        typer.echo(json.dumps({"verdict": verdict(contrasts), "contrasts": [asdict(c) for c in contrasts]}, indent=2))
-        return
-    rows = [
-        [
-            each.association,
-            _interval(each.a),
-            _interval(each.b),
-            _interval(each.paired.difference),
-            str(each.paired.subjects),
-            str(each.paired.seeds),
-            "yes" if each.facts_learned else "NO",
-        ]
-        for each in contrasts
-    ]
-    typer.echo(_text(["association", "A", "B", "A minus B", "subjects", "seeds", "facts learned"], rows))
-    typer.echo(verdict(contrasts))
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
-
-
-def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    from tabulate import tabulate
-
-    text: str = tabulate(rows, header, tablefmt="simple", disable_numparse=True)
-    return text
+    rows = [[str(m), o.interval_text(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
+    typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "facts learned"], rows))

@@ -98,7 +98,7 @@ def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
     """The grid that the flags describe; what they leave out is the folder's sweep's, or the default."""
     from ocr_eval import resources
     from ocr_eval.grid import Grid
-    from ocr_eval.table import column_order
+    from ocr_eval.selection import column_order
 
     given = dict(given)
     for name in ("models", "assocs"):
@@ -144,13 +144,14 @@ def _run(grid: Grid, output: Path, device: Device, force: bool, worker: int | No
 
 def _conclude(sweep: Sweep, show: bool) -> None:
     """Print the table of what is finished, name what failed, and leave with 1 if anything did."""
-    from ocr_eval import table as tables
     from ocr_eval.published import published_mean_ranks
+    from ocr_eval.rendering import to_markdown
+    from ocr_eval.table import build_table
 
     records = [run.folder.record() for run in sweep.runs if run.folder.is_done()]
     if show and records:
-        table = tables.build_table(records, "first-token", published_mean_ranks())
-        typer.echo(tables.to_markdown(table), nl=False)
+        table = build_table(records, "first-token", published_mean_ranks())
+        typer.echo(to_markdown(table), nl=False)
     failures = [(run.folder.identity, run.folder.failure()) for run in sweep.runs if not run.folder.is_done()]
     for run, reason in failures:
         if reason:

@@ -1,0 +1,216 @@
+"""``table``, ``figures``, ``compare`` and ``report``: what finished runs show."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from ocr_eval.cli import options as o
+from ocr_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from ocr_eval.archive import Found
+    from ocr_eval.specs import Scoring
+    from ocr_eval.table import Metric
+
+FoldersArgument = Annotated[
+    list[Path] | None, typer.Argument(help="Folders that hold runs, at any depth; default: the output folder.")
+]
+FilterOption = Annotated[
+    list[str] | None,
+    typer.Option("--filter", help="Only runs with KEY=VALUE; 'seed=0,1' takes any of the values. Repeatable."),
+]
+
+
+def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None) -> Found:
+    """The runs below the folders that pass the filters; says on stderr which records had to be left out.
+
+    Raises:
+        UserError: no such folder, no finished run in it, or none that passes.
+    """
+    from dataclasses import replace
+
+    from ocr_eval.archive import find_runs
+    from ocr_eval.selection import parse_condition, select
+
+    conditions = [parse_condition("--filter", text) for text in filters or ()]
+    found = find_runs(*folders, scoring=scoring)
+    gc.freeze()  # records stay; let the collector not walk over ten thousand of them
+    for complaint in found.complaints:
+        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+    if not found.runs:
+        where = ", ".join(f"'{folder}'" for folder in folders)
+        raise UserError(f"No finished run below {where}. Run 'ocr-eval finetune --assoc city-language' first.")
+    chosen = {record.run for record in select(found.records, conditions)}
+    return replace(found, runs=[run for run in found.runs if run.record.run in chosen])
+
+
+def chosen_scoring(scoring: str) -> Scoring:
+    """The value of --scoring."""
+    from ocr_eval.specs import SCORINGS
+
+    return cast("Scoring", o.choice("--scoring", scoring, SCORINGS))
+
+
+def table(
+    folders: FoldersArgument = None,
+    output_dir: o.OutputOption = Path("results"),
+    scoring: o.ScoringOption = "first-token",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="One metric a cell: mean-rank, null-rank, ocr-score, top1, mrr or margin."),
+    ] = None,
+    by: Annotated[str, typer.Option(help="What rows are made of: 'model', 'model,rank', 'm-train', 'seed' ...")] = (
+        "model"
+    ),
+    filters: FilterOption = None,
+    format: Annotated[str, typer.Option("--format", "-f", help="md, csv, json, tex or html.")] = "md",
+    published: Annotated[bool, typer.Option(help="Add the published rows, and where protocols differ.")] = True,
+    config: o.ConfigOption = None,
+) -> None:
+    """The mean-rank table of finished runs, beside the published one.
+
+    Runs of different settings are separate rows and are never averaged. The table goes to stdout; a sentence on
+    what it shows goes to stderr. Exit 1 if a record could not be read; the others are in the table.
+    """
+    from ocr_eval import rendering
+    from ocr_eval.finding import finding
+    from ocr_eval.published import published_mean_ranks
+    from ocr_eval.selection import row_keys
+    from ocr_eval.table import METRICS, build_table
+
+    chosen = chosen_scoring(scoring)
+    o.choice("--format", format, tuple(rendering.FORMATS))
+    if metric is not None:
+        o.choice("--metric", metric, METRICS)
+    keys = row_keys("--by", by)
+    found = find(folders or [output_dir], chosen, filters)
+    built = build_table(
+        found.records,
+        chosen,
+        published_mean_ranks() if published else None,
+        cast("Metric | None", metric),
+        keys,
+        every_interval=format in ("csv", "json"),
+    )
+    typer.echo(rendering.FORMATS[format](built), nl=False)
+    sentence = finding(found.records, built)
+    if sentence:
+        typer.echo(f"\nFinding: {sentence}", err=True)
+    if found.complaints:
+        raise typer.Exit(1)
+
+
+def figures(
+    folders: FoldersArgument = None,
+    output_dir: o.OutputOption = Path("results"),
+    scoring: o.ScoringOption = "first-token",
+    filters: FilterOption = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the figures; else figures/ of the first folder.")] = None,
+    config: o.ConfigOption = None,
+) -> None:
+    """Figures of finished runs, each as PNG, PDF and SVG; the paths go to stdout.
+
+    OCR scores by association; generalization against hallucination; learning curves and candidate heatmaps of each
+    model and setting; OCR score by m_train where runs differ in it. Exit 1 if a record could not be read.
+    """
+    from ocr_eval.figures import save
+    from ocr_eval.figures.gallery import gallery
+
+    chosen = chosen_scoring(scoring)
+    found = find(folders or [output_dir], chosen, filters)
+    folder = to or (folders or [output_dir])[0] / "figures"
+    for name, figure in gallery(found.runs, chosen):
+        for path in save(figure, folder, name):
+            typer.echo(str(path))
+    if found.complaints:
+        raise typer.Exit(1)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="A run's folder, a folder of runs, or a condition such as 'lr=1e-3'.")],
+    b: Annotated[str, typer.Argument(help="The same, to compare with.")],
+    output_dir: o.OutputOption = Path("results"),
+    scoring: o.ScoringOption = "first-token",
+    filters: FilterOption = None,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Two runs, sweeps or conditions against each other: OCR scores and the difference, paired by seed and subject.
+
+    A condition chooses among the runs of the output folder ('method=lora,seed=0,1'). What varies within a side is
+    matched with the same on the other side; what differs between the sides is compared.
+    """
+    import json
+    from dataclasses import asdict
+
+    from ocr_eval.comparison import contrast, verdict
+
+    chosen = chosen_scoring(scoring)
+    sides = []
+    for text in (a, b):
+        is_condition = "=" in text and not Path(text).exists()
+        every = [*(filters or ()), *([text] if is_condition else ())]
+        found = find([output_dir if is_condition else Path(text)], chosen, every)
+        if found.complaints:
+            raise UserError(f"Nothing is compared while a record of '{text}' cannot be read.")
+        sides.append(found.records)
+    contrasts = contrast(sides[0], sides[1], chosen)
+    if as_json:
+        typer.echo(json.dumps({"verdict": verdict(contrasts), "contrasts": [asdict(c) for c in contrasts]}, indent=2))
+        return
+    rows = [
+        [
+            each.name,
+            o.interval_text(each.a),
+            o.interval_text(each.b),
+            o.interval_text(each.paired.difference),
+            str(each.paired.subjects),
+            str(each.paired.seeds),
+            "yes" if each.facts_learned else "NO",
+        ]
+        for each in contrasts
+    ]
+    typer.echo(o.grid(["association", "A", "B", "A minus B", "subjects", "seeds", "facts learned"], rows))
+    typer.echo(verdict(contrasts))
+
+
+def report(
+    folders: FoldersArgument = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    scoring: o.ScoringOption = "first-token",
+    filters: FilterOption = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the page on this machine only, and refresh it as runs finish.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 8765,
+    config: o.ConfigOption = None,
+) -> None:
+    """One HTML page of finished runs: table, figures, and every run with its curve, heatmap and probes.
+
+    The page holds all it needs and opens by a double click. Default folder: results. Exit 1 if a file of a run could
+    not be read; the page says so and has the rest.
+    """
+    chosen = chosen_scoring(scoring)
+    places = folders or [Path("results")]
+    if serve:
+        from ocr_eval.report.serve import serve_report
+
+        serve_report(places, chosen, port, list(filters or ()))
+        return
+    from ocr_eval.report.page import build_page
+    from ocr_eval.runs import prepare_output, write_atomic
+
+    if output.is_dir():
+        raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")
+    prepare_output(output.parent)
+    found = find(places, chosen, filters)
+    page, complaints = build_page(found, chosen)
+    write_atomic(output, page)
+    typer.echo(str(output))
+    for complaint in complaints[len(found.complaints) :]:
+        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+    if complaints:
+        raise typer.Exit(1)

@@ -1,0 +1,95 @@
+"""What all figures share: colours of Okabe and Ito, sizes, and the writing of files that are the same every time."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ocr_eval.records import Quantity
+from ocr_eval.runs import prepare_output, write_atomic
+
+#: One colour and marker a row; they repeat after eight.
+SERIES = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "P"),
+    ("#000000", "X"),
+    ("#999999", "*"),
+)
+
+#: One label, colour and line style a quantity; the finding is drawn last and thickest.
+QUANTITY_STYLES: dict[Quantity, tuple[str, str, str]] = {
+    "train_fact": ("train facts", "#009E73", ":"),
+    "test_fact": ("test facts", "#56B4E9", "--"),
+    "train_entailment": ("train entailments", "#E69F00", "-."),
+    "test_entailment": ("held-out entailments", "#D55E00", "-"),
+}
+
+#: A legend of more rows than this says how many it leaves out.
+LEGEND_ROWS = 12
+
+_METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure in inches, of no window and no global state."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def bare(axes: Axes) -> None:
+    """Take away the frame's upper and right side."""
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def series(i: int) -> tuple[str, str]:
+    """Colour and marker of the i-th row."""
+    return SERIES[i % len(SERIES)]
+
+
+def plain(text: str, most: int = 70) -> str:
+    """User data as a label: cut to a length, and a dollar sign is not the begin of a formula."""
+    cut = text if len(text) <= most else text[: most - 3] + "..."
+    return cut.replace("$", r"\$")
+
+
+def tick(text: str) -> str:
+    """User data at an axis."""
+    return plain(text, 24)
+
+
+def file_name(*parts: str) -> str:
+    """Parts as the name of a file, without what a path or a shell could trip over."""
+    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts)[:150]
+
+
+def draw(figure: Figure, form: str, salt: str) -> bytes:
+    """A figure as png, pdf or svg; the same bytes every time."""
+    out = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt, "pdf.fonttype": 42}):
+        figure.savefig(out, format=form, dpi=160, metadata=_METADATA[form])
+    return out.getvalue()
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG, PDF and SVG; returns the paths.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    prepare_output(folder)
+    paths = [folder / f"{name}.{form}" for form in ("png", "pdf", "svg")]
+    for path in paths:
+        write_atomic(path, draw(figure, path.suffix[1:], name))
+    return paths

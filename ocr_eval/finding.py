@@ -1,0 +1,72 @@
+"""What a set of records shows, in one sentence: did the models generalize, did they hallucinate. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ocr_eval.association import Kind
+from ocr_eval.records import Record
+from ocr_eval.specs import Scoring
+from ocr_eval.table import Cell, Table, make_cells
+
+#: A sentence says that facts were inferred when mean rank is below its null at this permutation p-value.
+SIGNIFICANT = 0.01
+
+#: What an inference over a link of each kind is called, and what its absence is.
+_READINGS: dict[Kind, tuple[str, str, str]] = {
+    "causal": ("a true link", "it generalized", "it did not generalize"),
+    "counterfactual": ("a false link", "it hallucinated", "it did not hallucinate"),
+    "spurious": ("an arbitrary link", "it hallucinated", "it did not hallucinate"),
+}
+
+
+def finding(records: Sequence[Record], table: Table) -> str:
+    """A sentence for a single row; counts of cells for several. Controls do not count.
+
+    Args:
+        records: the runs that the table was made of.
+        table: the table made of them.
+    """
+    own = [[cell for cell in row.cells.values() if not cell.control] for row in table.rows if not row.published]
+    if sum(map(bool, own)) == 1:
+        real = [record for record in records if record.data.variant == "real" and record.data.m_train > 0]
+        parts = [_clause(kind, real, table.scoring) for kind in _READINGS]
+    else:
+        cells = [cell for row in own for cell in row]
+        parts = [_count(kind, [cell for cell in cells if cell.kind == kind]) for kind in _READINGS]
+    return "; ".join(part for part in parts if part) + "." if any(parts) else ""
+
+
+def _clause(kind: Kind, records: Sequence[Record], scoring: Scoring) -> str:
+    runs = sorted((r for r in records if r.kind == kind), key=lambda run: (run.association, run.seed))
+    if not runs:
+        return ""
+    link, yes, no = _READINGS[kind]
+    where = f"on {', '.join(sorted({run.association for run in runs}))} ({link})"
+    learned = [run for run in runs if run.facts_learned]
+    if not learned:
+        return f"{where} the facts were not learned, so nothing can be said"
+    left_out = f", leaving out {len(runs) - len(learned)} of {len(runs)} runs that did not learn their facts,"
+    (cell,) = make_cells([learned], scoring)
+    return (
+        f"{where}{left_out if len(learned) < len(runs) else ''} {yes if _inferred(cell) else no}: "
+        f"the held-out answer ranks {cell.values['mean-rank']:.2f} where {cell.values['null-rank']:.2f} is the null "
+        f"(OCR score {cell.values['ocr-score']:+.2f} of 1, permutation p {cell.p:.2g})"
+    )
+
+
+def _count(kind: Kind, cells: Sequence[Cell]) -> str:
+    if not cells:
+        return ""
+    link, yes, _ = _READINGS[kind]
+    learned = [cell for cell in cells if not cell.unlearned]
+    what = "generalized" if yes == "it generalized" else "hallucinated"
+    inferred = sum(_inferred(cell) for cell in learned)
+    left_out = len(cells) - len(learned)
+    rest = f" ({left_out} more had runs that did not learn their facts)" if left_out else ""
+    return f"over {link} {inferred} of {len(learned)} cells {what} (p at most {SIGNIFICANT:g}){rest}"
+
+
+def _inferred(cell: Cell) -> bool:
+    assert cell.p is not None
+    return cell.p <= SIGNIFICANT

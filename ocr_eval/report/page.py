@@ -1,0 +1,195 @@
+"""Runs -> one HTML page that holds everything it needs and opens by a double click."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import islice
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from ocr_eval import __version__
+from ocr_eval.archive import Found, Run
+from ocr_eval.errors import UserError
+from ocr_eval.figures.curves import efficiency_figure
+from ocr_eval.figures.gallery import row_figures, runs_by_row
+from ocr_eval.figures.scores import scatter_figure, score_figure
+from ocr_eval.figures.style import draw
+from ocr_eval.finding import finding
+from ocr_eval.published import published_mean_ranks
+from ocr_eval.rendering import caption, cell_lines, header, seed_counts, templates
+from ocr_eval.report.payload import Progress, pack, progress_of, run_payload
+from ocr_eval.specs import Scoring
+from ocr_eval.table import build_table
+
+#: Figures of single rows (curves, heatmaps) in the page's gallery; every run's own are in its section.
+ROW_FIGURES = 12
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in the page."""
+
+    title: str
+    text: str
+    data: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A run in the page.
+
+    Attributes:
+        number: of the section.
+        cells: what the list of runs shows, in the order of its columns.
+        sort_by: what each column sorts by.
+        learned: whether its facts were learned.
+        data: the packed content that the browser opens on demand.
+    """
+
+    number: int
+    cells: tuple[str, ...]
+    sort_by: tuple[str | float, ...]
+    learned: bool
+    data: str
+
+
+RUN_COLUMNS = ("association", "model", "setting", "seed", "mean rank", "null rank", "OCR score", "facts learned")
+_NUMBERS = ("seed", "mean rank", "null rank", "OCR score")
+
+
+def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tuple[str, list[UserError]]:
+    """The page of all runs, and a complaint for each of their files that cannot be read.
+
+    Args:
+        found: the runs, and those still going on.
+        scoring: whose ranks.
+        token: the state that the page shows, when it is served and should watch for another; None in a file.
+    """
+    complaints = list(found.complaints)
+    sections = []
+    for number, (key_setting, run) in enumerate(_in_order(found.runs)):
+        content, more = run_payload(run, scoring)
+        complaints += more
+        sections.append(_section(number, key_setting, run, scoring, pack(content)))
+    css, js = (files("ocr_eval.report").joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    table = build_table(found.records, scoring, published_mean_ranks()) if found.runs else None
+    text = (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            css=Markup(css),
+            js=Markup(js),
+            policy=_policy(css, js, served=token is not None),
+            token=token,
+            version=__version__,
+            scoring=scoring,
+            counts=_counts(found),
+            finding=finding(found.records, table) if table else "",
+            table=table,
+            header=header(table) if table else [],
+            labels=len(table.by) + 1 if table else 0,
+            caption=caption(table) if table else "",
+            lines=lambda row, name: cell_lines(table, row.cells.get(name)) if table else [],
+            seed_counts=seed_counts,
+            pictures=list(_pictures(found.runs, scoring)),
+            run_columns=RUN_COLUMNS,
+            numbers=_NUMBERS,
+            sections=sections,
+            going_on=_going_on(found),
+            complaints=[str(complaint) for complaint in complaints],
+        )
+    )
+    return text, complaints
+
+
+def _in_order(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
+    for key, of in runs_by_row(runs).items():
+        for run in sorted(of, key=lambda run: (run.record.association, run.record.seed)):
+            yield key.setting, run
+
+
+def _section(number: int, setting: str, run: Run, scoring: Scoring, data: str) -> Section:
+    record = run.record
+    score = record.final[scoring]["test_entailment"]
+    learned = "yes" if record.facts_learned else "NO"
+    numbers = (score.mean_rank, score.null_rank, score.ocr_score)
+    return Section(
+        number,
+        cells=(
+            *(record.association, record.model, setting, str(record.seed)),
+            *(f"{numbers[0]:.2f}", f"{numbers[1]:.2f}", f"{numbers[2]:+.2f}", learned),
+        ),
+        sort_by=(record.association, record.model, setting, record.seed, *numbers, learned),
+        learned=record.facts_learned,
+        data=data,
+    )
+
+
+def _counts(found: Found) -> str:
+    def several(count: int, what: str) -> str:
+        return f"{count} {what}{'' if count == 1 else 's'}"
+
+    models, associations = ({getattr(r, key) for r in found.records} for key in ("model", "association"))
+    return f"{several(len(found.runs), 'run')} of {several(len(models), 'model')} on {len(associations)} associations"
+
+
+def _going_on(found: Found) -> list[Progress]:
+    return [progress for progress in map(progress_of, found.unfinished) if progress is not None]
+
+
+def _pictures(runs: Sequence[Run], scoring: Scoring) -> Iterator[Picture]:
+    if not runs:
+        return
+    records = [run.record for run in runs]
+    yield _picture(
+        "OCR score by association",
+        "0: nothing transferred, 1: always inferred; bars are 95 % intervals. The table has the numbers.",
+        score_figure(build_table(records, scoring)),
+    )
+    optional = (
+        (
+            "Generalization against hallucination",
+            "OCR score over true links, across, and over arbitrary ones, up. Small marks are seeds.",
+            scatter_figure(records, scoring),
+        ),
+        (
+            "Sample efficiency",
+            "OCR score by m_train, with 95 % intervals.",
+            efficiency_figure(records, scoring),
+        ),
+    )
+    yield from (_picture(title, text, figure) for title, text, figure in optional if figure is not None)
+    for name, figure in islice(_readable(row_figures(runs, scoring)), ROW_FIGURES):
+        what = (
+            "Mean rank over epochs of the four quantities, the null of the held-out entailments, and chance."
+            if name.startswith("curves")
+            else "Mean probability of each candidate for the test subjects of each group; the right one is framed."
+        )
+        yield _picture(name.partition("-")[0].capitalize() + ": " + name.partition("-")[2], what, figure)
+
+
+def _readable(figures: Iterable[tuple[str, Figure]]) -> Iterator[tuple[str, Figure]]:
+    """The figures up to one whose files cannot be read; the sections of its runs say so."""
+    try:
+        yield from figures
+    except (UserError, KeyError, ValueError, OSError):
+        return
+
+
+def _picture(title: str, text: str, figure: Figure) -> Picture:
+    return Picture(title, text, base64.b64encode(draw(figure, "svg", title)).decode())
+
+
+def _policy(css: str, js: str, served: bool) -> str:
+    """A content security policy that lets nothing run or load but the page's own style and script."""
+    style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, js))
+    connect = "'self'" if served else "'none'"
+    return (
+        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; "
+        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
+    )

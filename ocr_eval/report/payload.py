@@ -1,0 +1,136 @@
+"""Runs -> what the page shows of each, as small JSON that the browser opens on demand."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ocr_eval.archive import Run
+from ocr_eval.errors import UserError
+from ocr_eval.figures.curves import chance_rank
+from ocr_eval.figures.style import QUANTITY_STYLES
+from ocr_eval.heat import heat_of
+from ocr_eval.report.reproduce import command, missing_files
+from ocr_eval.runs import RunFolder, read_config, read_jsonl
+from ocr_eval.specs import Scoring
+
+#: Log-probabilities are kept in thousandths of a nat: the page shows two decimals.
+_STEPS_A_NAT = 1000
+
+
+def run_payload(run: Run, scoring: Scoring) -> tuple[dict[str, Any], list[UserError]]:
+    """Everything that a run's section shows, and a complaint for each file that cannot be read.
+
+    Keys: ``command``, ``wants``, ``config`` and ``environment`` (text), ``curves``, ``heat`` and ``probes`` (None
+    where their file is missing or damaged).
+    """
+    complaints: list[UserError] = []
+
+    def attempt(make: Any, path: Path) -> Any:
+        if not path.is_file():
+            return None
+        try:
+            return make(path)
+        except UserError as error:
+            complaints.append(error)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            complaints.append(UserError(f"{path} does not hold what it should ({type(error).__name__}: {error})."))
+        return None
+
+    folder = run.folder
+    probes = attempt(lambda path: _probes(read_jsonl(path), scoring), folder / "probes.jsonl") or (None, None)
+    content = {
+        "command": command(run.record),
+        "wants": missing_files(run.record),
+        "config": attempt(_text, folder / "config.yaml"),
+        "environment": attempt(_text, folder / "env.json"),
+        "curves": attempt(lambda path: _curves(run, read_jsonl(path), scoring), folder / "metrics.jsonl"),
+        "heat": probes[0],
+        "probes": probes[1],
+    }
+    return content, complaints
+
+
+def pack(content: Mapping[str, Any]) -> str:
+    """JSON, compressed, in base64: small, and without a character that HTML could trip over."""
+    data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+
+
+def _curves(run: Run, lines: Sequence[Mapping[str, Any]], scoring: Scoring) -> dict[str, Any]:
+    scored = [line for line in lines if "scores" in line]
+    of = [(line["epoch"], line["scores"][scoring]) for line in scored]
+
+    def series(quantity: str, key: str) -> list[list[float]]:
+        return [[epoch, round(scores[quantity][key], 4)] for epoch, scores in of if quantity in scores]
+
+    lines_of = [
+        {"name": label, "quantity": quantity, "points": series(quantity, "mean_rank")}
+        for quantity, (label, _, _) in QUANTITY_STYLES.items()
+    ]
+    null = {"name": "null of held-out", "quantity": "null", "points": series("test_entailment", "null_rank")}
+    return {"lines": [line for line in [*lines_of, null] if line["points"]], "chance": chance_rank(run.record)}
+
+
+def _probes(lines: Sequence[Mapping[str, Any]], scoring: Scoring) -> tuple[dict[str, Any], dict[str, Any]]:
+    heat = heat_of(lines, scoring)
+    last = max(line["epoch"] for line in lines)
+    before = {(line["quantity"], line["prompt"]): line["rank"][scoring] for line in lines if line["epoch"] == 0}
+    lists: dict[tuple[str, ...], int] = {}
+    rows = []
+    for line in lines:
+        if line["epoch"] != last:
+            continue
+        number = lists.setdefault(tuple(line["candidates"]), len(lists))
+        rows.append(
+            {
+                "q": line["quantity"],
+                "prompt": line["prompt"],
+                "answer": line["answer"],
+                "list": number,
+                "rank": line["rank"][scoring],
+                "null": round(line["null_rank"][scoring], 2),
+                "before": before.get((line["quantity"], line["prompt"])),
+                "logp": [round(value * _STEPS_A_NAT) for value in line["logprobs"][scoring]],
+            }
+        )
+    heated = {
+        "groups": heat.groups,
+        "candidates": heat.candidates,
+        "inUse": heat.in_use,
+        "target": heat.target,
+        "p": heat.probability.round(4).tolist(),
+    }
+    return heated, {"lists": [list(names) for names in lists], "rows": rows, "stepsANat": _STEPS_A_NAT}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run that has begun and not finished."""
+
+    name: str
+    epochs_done: int
+    epochs: int
+
+
+def progress_of(folder: Path) -> Progress | None:
+    """How far an unfinished run is; None if its files do not tell."""
+    try:
+        spec = read_config(folder)
+        done = max((line["epoch"] for line in RunFolder(folder).metrics()), default=0)
+    except (UserError, KeyError, OSError):
+        return None
+    name = f"{spec.model.name}, {spec.association.name}, {spec.train.method}, seed {spec.seed}"
+    return Progress(name, done, spec.train.epochs)

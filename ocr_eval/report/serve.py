@@ -1,0 +1,122 @@
+"""The report of a folder that is still being filled, served to this machine only.
+
+The page asks for ``/state`` now and then and loads itself again when what lies in the folders has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from ocr_eval.archive import find_runs
+from ocr_eval.errors import UserError
+from ocr_eval.progress import say
+from ocr_eval.report.page import build_page
+from ocr_eval.selection import parse_condition, select
+from ocr_eval.specs import Scoring
+
+LOOPBACK = "127.0.0.1"
+#: Files whose change makes a new state: progress of a run, and its end.
+_WATCHED = ("metrics.jsonl", "status.json", "result.json")
+
+
+class Report:
+    """The page of some folders, made again only when something in them has changed."""
+
+    def __init__(self, folders: Sequence[Path], scoring: Scoring, filters: Sequence[str] = ()) -> None:
+        self._folders, self._scoring = list(folders), scoring
+        self._conditions = [parse_condition("--filter", text) for text in filters]
+        self._made: tuple[str, bytes] | None = None
+        self._making = threading.Lock()
+
+    def state(self) -> str:
+        """A digest of the names, sizes and times of the watched files."""
+        digest = hashlib.sha256()
+        for root in self._folders:
+            for place, folders, names in os.walk(root):
+                folders.sort()
+                for name in sorted(set(_WATCHED) & set(names)):
+                    try:
+                        told = Path(place, name).stat()
+                    except FileNotFoundError:
+                        continue
+                    digest.update(f"{place}/{name} {told.st_size} {told.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def page(self) -> bytes:
+        """The page of the present state."""
+        with self._making:
+            state = self.state()
+            if self._made is None or self._made[0] != state:
+                found = find_runs(*self._folders, scoring=self._scoring)
+                if found.runs:
+                    chosen = {record.run for record in select(found.records, self._conditions)}
+                    found.runs[:] = [run for run in found.runs if run.record.run in chosen]
+                self._made = state, build_page(found, self._scoring, token=state)[0].encode()
+            return self._made[1]
+
+
+def make_server(report: Report, port: int) -> ThreadingHTTPServer:
+    """A server on the loopback interface, not yet started.
+
+    Raises:
+        UserError: the port is taken.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.headers.get("Host") not in _hosts(self.server.server_port):  # type: ignore[attr-defined]
+                # another site's page in this browser could reach the port under a name of its own
+                self._answer(403, b"This report is served to this machine only.\n", "text/plain")
+            elif self.path == "/":
+                self._page()
+            elif self.path == "/state":
+                self._answer(200, report.state().encode(), "text/plain")
+            else:
+                self._answer(404, b"There is one page here: /\n", "text/plain")
+
+        def _page(self) -> None:
+            try:
+                self._answer(200, report.page(), "text/html")
+            except UserError as error:
+                self._answer(500, f"{error}\n".encode(), "text/plain")
+
+        def _answer(self, code: int, content: bytes, kind: str) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("X-Frame-Options", "DENY")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Requests are no news."""
+
+    try:
+        return ThreadingHTTPServer((LOOPBACK, port), Handler)
+    except OSError as error:
+        raise UserError(f"Port {port} cannot be used ({error.strerror}). Choose another with --port.") from error
+
+
+def _hosts(port: int) -> tuple[str, ...]:
+    return f"{LOOPBACK}:{port}", f"localhost:{port}"
+
+
+def serve_report(folders: Sequence[Path], scoring: Scoring, port: int, filters: Sequence[str] = ()) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        UserError: a folder does not exist, a wrong filter, or the port is taken.
+    """
+    report = Report(folders, scoring, filters)
+    report.page()
+    with make_server(report, port) as server:
+        print(f"http://{LOOPBACK}:{server.server_port}/", flush=True)
+        say("Serving on this machine only; Ctrl-C ends it.")
+        server.serve_forever()

@@ -1,0 +1,88 @@
+"""Two runs, sweeps or conditions against each other, through the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_table import record
+
+from ocr_eval.comparison import contrast, verdict
+from ocr_eval.errors import UserError
+from ocr_eval.specs import TrainSpec
+
+
+def write(root: Path, *records) -> Path:
+    for i, each in enumerate(records):
+        folder = root / f"run{i}"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(each.to_json().replace(f'"run": "{each.run}"', f'"run": "{folder}"'))
+        (folder / "status.json").write_text("{}")
+    return root
+
+
+def rated(lr, rank, **changes):
+    return record(train=TrainSpec(lr=lr), rank=rank, **changes)
+
+
+def test_two_folders_paired_by_seed_and_subject(ocr_eval, tmp_path):
+    a = write(tmp_path / "a", *(rated(1e-3, 0.5, seed=s) for s in (0, 1)))
+    b = write(tmp_path / "b", *(rated(2e-3, 1.0, seed=s) for s in (0, 1)))
+    answer = ocr_eval("compare", a, b, "--json")
+    assert answer.code == 0, answer.err
+    (found,) = json.loads(answer.out)["contrasts"]
+    assert (found["paired"]["subjects"], found["paired"]["seeds"]) == (80, 2)
+    assert found["a"]["value"] == pytest.approx(0.75)
+    assert found["paired"]["difference"]["value"] == pytest.approx(0.25)
+    lines = ocr_eval("compare", a, b).out.strip().splitlines()
+    assert lines[-1] == "A is above B on city-language (+0.25 [+0.25, +0.25])."
+    alike = ocr_eval("compare", a, a).out.strip().splitlines()
+    assert alike[-1] == "A is not clearly different from B on city-language."
+
+
+def test_a_single_run_can_be_a_side(ocr_eval, tmp_path):
+    a = write(tmp_path / "a", rated(1e-3, 0.5), rated(1e-3, 0.5, seed=1))
+    assert json.loads(ocr_eval("compare", a / "run0", a, "--json").out)["contrasts"][0]["paired"]["seeds"] == 1
+
+
+def test_conditions_choose_within_one_folder(ocr_eval, tmp_path):
+    write(tmp_path, *(rated(lr, rank, seed=s) for lr, rank in ((1e-3, 1.5), (2e-3, 0.5)) for s in (0, 1)))
+    answer = ocr_eval("compare", "lr=1e-3", "lr=2e-3", "-o", tmp_path)
+    assert answer.out.strip().splitlines()[-1] == "A is below B on city-language (-0.50 [-0.50, -0.50])."
+    narrow = ocr_eval("compare", "lr=1e-3", "lr=2e-3", "-o", tmp_path, "--filter", "seed=0", "--json")
+    assert json.loads(narrow.out)["contrasts"][0]["paired"]["seeds"] == 1
+    wrong = ocr_eval("compare", "lr=3", "lr=2e-3", "-o", tmp_path)
+    assert wrong.code == 2
+    assert "There are: 0.001, 0.002." in wrong.err
+
+
+def test_sweeps_are_matched_by_model_and_by_what_varies():
+    a = [rated(1e-3, 0.5, model=m) for m in ("m1", "m2")]
+    b = [rated(2e-3, 1.0, model=m) for m in ("m1", "m2")]
+    assert [each.name for each in contrast(a, b, "first-token")] == ["city-language (m1)", "city-language (m2)"]
+    ranks = {r: TrainSpec(rank=r) for r in (4, 8, 16)}
+    a = [record(train=ranks[r], dtype="float32") for r in (4, 8)]
+    b = [record(train=ranks[r]) for r in (16, 8, 4)]
+    assert [each.unit for each in contrast(a, b, "first-token")] == ["rank=4", "rank=8"]
+
+
+def test_what_cannot_be_matched_is_refused():
+    mixed = [rated(lr, 0.5) for lr in (1e-3, 2e-3)]
+    with pytest.raises(UserError, match="No telling what to compare: the first side has smollm2-135m, lora"):
+        contrast(mixed, [rated(5e-3, 0.5)], "first-token")
+    with pytest.raises(UserError, match="Nothing in common"):
+        contrast([record()], [record("sport-music", "spurious")], "first-token")
+    with pytest.raises(UserError, match="only runs of one seed"):
+        contrast([record()], [record(seed=1)], "first-token")
+
+
+def test_runs_that_did_not_learn_decide_nothing():
+    sentence = verdict(contrast([record(rank=0.1)], [record(learned=False)], "first-token"))
+    assert sentence == "A is not comparable on city-language, where a run did not learn its facts."
+
+
+def test_a_damaged_record_stops_a_comparison(ocr_eval, tmp_path):
+    a = write(tmp_path / "a", record(), record(seed=1))
+    (a / "run0/result.json").write_text("{")
+    answer = ocr_eval("compare", a, a)
+    assert answer.code == 2
+    assert "run0/result.json is no whole record" in answer.err

@@ -1,0 +1,203 @@
+"""The report page: its content, what it does with bad input, and the server of a running sweep."""
+
+import base64
+import gzip
+import html
+import http.client
+import json
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from test_table import HOSTILE, record
+
+from ocr_eval.archive import find_runs
+from ocr_eval.report.page import build_page
+from ocr_eval.report.reproduce import command, missing_files
+from ocr_eval.report.serve import Report, make_server
+from ocr_eval.specs import DataSpec, TrainSpec
+
+REAL = Path(__file__).parent.parent / "results"
+
+
+def write_run(folder: Path, made, probes=True) -> Path:
+    """A finished run of two probes as it lies on disk."""
+    folder.mkdir(parents=True)
+    text = made.to_json().replace(json.dumps(made.run), json.dumps(str(folder)))
+    (folder / "result.json").write_text(text)
+    (folder / "status.json").write_text("{}")
+    (folder / "config.yaml").write_text(f"model: {json.dumps(made.model)}\n")
+    (folder / "env.json").write_text('{"python": "3"}')
+    score = {"mean_rank": 0.5, "null_rank": 2.0}
+    metrics = [{"epoch": e, "scores": {"first-token": {"test_entailment": score}}} for e in (0, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    if probes:
+        lines = [
+            {
+                "epoch": 1,
+                "group": 0,
+                "quantity": quantity,
+                "prompt": f"{HOSTILE} speaks",
+                "answer": "x",
+                "candidates": ["x", HOSTILE, "z"],
+                "in_use": 2,
+                "logprobs": {"first-token": [-2.0, -1.0, -3.0]},
+                "rank": {"first-token": 1.0},
+                "null_rank": {"first-token": 0.5},
+            }
+            for quantity in ("test_fact", "test_entailment")
+        ]
+        (folder / "probes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for i, (association, kind) in enumerate((("city-language", "causal"), ("country-code", "spurious"))):
+        for seed in (0, 1):
+            made = record(association, kind, seed=seed, rank=0.2 + i, model="m" if seed else "other")
+            write_run(tmp_path / f"{association}-{seed}", made)
+    return tmp_path
+
+
+def opened(page: str) -> list[dict]:
+    """What the page holds of each run."""
+    packed = re.findall(r'class="data">([^<]+)</script>', page)
+    return [json.loads(gzip.decompress(base64.b64decode(each))) for each in packed]
+
+
+def test_the_page_holds_every_run_and_loads_nothing(ocr_eval, runs, tmp_path):
+    answer = ocr_eval("report", runs, "-o", tmp_path / "out/report.html")
+    assert answer.code == 0, answer.err
+    page = (tmp_path / "out/report.html").read_text()
+    assert len(opened(page)) == 4
+    assert "4 runs of 2 models on 2 associations" in page
+    assert "Finding:" in page
+    assert "gemma-2-9b" in page
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    assert "default-src 'none'" in html.unescape(page)
+    first = opened(page)[0]
+    assert first["command"].startswith("ocr-eval finetune --model ./m.yaml --assoc city-language --seed 1")
+    assert first["curves"]["lines"][0]["points"] == [[0, 0.5], [1, 0.5]]
+    assert first["probes"]["rows"][0]["logp"] == [-2000, -1000, -3000]
+    assert first["heat"]["p"][0][1] == pytest.approx(0.6652, abs=1e-4)
+
+
+def test_the_page_is_the_same_every_time(ocr_eval, runs, tmp_path):
+    pages = []
+    for name in ("one.html", "two.html"):
+        assert ocr_eval("report", runs, "-o", tmp_path / name).code == 0
+        pages.append((tmp_path / name).read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_markup_in_names_stays_text(tmp_path):
+    evil = "</script><img src=x onerror=alert(1)>"
+    write_run(tmp_path / "run", record(model=evil, association=evil))
+    page, complaints = build_page(find_runs(tmp_path), "first-token")
+    assert not complaints
+    assert "<img src=x" not in page
+    assert page.count("</script>") == 2
+
+
+def test_a_damaged_file_is_named_and_the_rest_is_shown(ocr_eval, runs, tmp_path):
+    (runs / "city-language-0/probes.jsonl").write_text('{"epoch": 1')
+    (runs / "city-language-1/metrics.jsonl").write_text('{"epochs": 1}\n')
+    (runs / "country-code-0/result.json").write_text("{")
+    (runs / "country-code-1/metrics.jsonl").unlink()
+    answer = ocr_eval("report", runs, "-o", tmp_path / "report.html")
+    assert answer.code == 1
+    for name in ("city-language-0/probes.jsonl", "country-code-0/result.json"):
+        assert name in answer.err
+    page = (tmp_path / "report.html").read_text()
+    assert "city-language-0/probes.jsonl" in page
+    content = {c["command"].split("--seed ")[1][0] + c["command"].split("--assoc ")[1][:4]: c for c in opened(page)}
+    assert len(content) == 3
+    assert content["0city"]["probes"] is None
+    assert content["0city"]["curves"] is not None
+    assert content["1city"]["curves"] is not None
+    assert content["1coun"]["curves"] is None
+
+
+def test_no_runs_and_no_folder(ocr_eval, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder, says in (("empty", "No finished run"), ("nowhere", "There is no folder")):
+        answer = ocr_eval("report", tmp_path / folder, "-o", tmp_path / "report.html")
+        assert answer.code == 2
+        assert says in answer.err
+    assert not (tmp_path / "report.html").exists()
+    assert "is a folder" in ocr_eval("report", tmp_path / "empty", "-o", tmp_path).err
+
+
+def test_the_command_of_a_run_makes_the_run(ocr_eval):
+    made = record(
+        data=DataSpec(n=4, m_train=2, m_test=3, candidates="all", templates=(0, 2), probe_template=1),
+        train=TrainSpec(lr=5e-4, epochs=3, batch_size=7, rank=5, alpha=9.0),
+        seed=3,
+        dtype="float32",
+    )
+    words = command(made).split()
+    assert words[:2] == ["ocr-eval", "finetune"]
+    answer = ocr_eval(*words[1:], "--dry-run")
+    assert answer.code == 0, answer.err
+    assert missing_files(made) == ""
+    own = record("river-tea", "spurious", model="mine")
+    assert "./mine.yaml" in command(own)
+    assert "./river-tea.yaml (the section 'association'" in missing_files(own)
+    assert "'--model'" not in command(own)
+
+
+def ask(port: int, path: str = "/", host: str | None = None) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{port}"})
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+@pytest.fixture
+def served(runs):
+    server = make_server(Report([runs], "first-token"), 0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield runs, server.server_port
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_the_server_shows_what_has_finished_and_what_goes_on(served, ocr_eval, tiny):
+    runs, port = served
+    assert ask(port, "/nowhere")[0] == 404
+    before, page = ask(port, "/state")[1], ask(port)[1]
+    assert f'data-token="{before}"' in page
+    assert page.count('<details class="run"') == 4
+    run = ["--model", tiny, "--assoc", "sport-music", "--n", 3, "--m-test", 2, "-o", runs, "--epochs", 2, "--quiet"]
+    assert ocr_eval("finetune", *run).code == 0
+    (folder,) = (runs / "runs").glob("*/*/*/*")
+    assert ask(port, "/state")[1] != before
+    assert ask(port)[1].count('<details class="run"') == 5
+    (folder / "status.json").unlink()
+    page = ask(port)[1]
+    assert page.count('<details class="run"') == 4
+    assert "tiny-llama, sport-music, lora, seed 0" in page
+    assert "epoch 2 of 2" in page
+    shutil.rmtree(folder)
+    assert ask(port, "/state")[1] == before
+
+
+def test_the_server_answers_only_to_its_own_name(served):
+    _, port = served
+    assert ask(port, host=f"localhost:{port}")[0] == 200
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1"):
+        status, text = ask(port, host=host)
+        assert status == 403
+        assert "finding" not in text.lower()
+
+
+def test_a_taken_port_is_an_error(served, ocr_eval):
+    runs, port = served
+    answer = ocr_eval("report", runs, "--serve", "--port", port)
+    assert answer.code == 2
+    assert "--port" in answer.err
