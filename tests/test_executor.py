@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ocr_eval.cli.options import placement
 from ocr_eval.errors import UserError
 from ocr_eval.executor import Job, Placement, run_jobs
 from ocr_eval.executor.local import resolve_devices
@@ -130,3 +131,20 @@ def test_a_placement_refuses_what_fits_no_machine():
         Placement(executor="slurm", time_limit=0)
     with pytest.raises(UserError, match="--gpus-per-job -1"):
         Placement(executor="slurm", gpus_per_job=-1)
+
+
+def test_flags_make_a_placement():
+    assert placement("here") == Placement()
+    assert placement("local", devices="0, 1") == Placement(executor="local", devices=("0", "1"))
+    assert placement("slurm", partition="gpu", memory_gb=8, slurm=["account=nlp"]) == Placement(
+        executor="slurm", partition="gpu", memory_gb=8, slurm_options=("account=nlp",)
+    )
+
+
+def test_flags_of_another_executor_are_refused():
+    with pytest.raises(UserError, match=r"Unknown value of --executor: 'slrum'. Did you mean 'slurm'\?"):
+        placement("slrum")
+    with pytest.raises(UserError, match="--time-limit goes with --executor slurm, and this is 'local'"):
+        placement("local", time_limit=30)
+    with pytest.raises(UserError, match="--devices goes with --executor local, and this is 'slurm'"):
+        placement("slurm", devices="0")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ocr_eval.errors import UserError
-from ocr_eval.executor.jobs import Job, JobEvent, JobResult, Placement, Progress
+from ocr_eval.executor.jobs import EXECUTORS, Executor, Job, JobEvent, JobResult, Placement, Progress
 
-__all__ = ["Job", "JobEvent", "JobResult", "Placement", "Progress", "run_jobs"]
+__all__ = ["EXECUTORS", "Executor", "Job", "JobEvent", "JobResult", "Placement", "Progress", "run_jobs"]
 
 
 def run_jobs(

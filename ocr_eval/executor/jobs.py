@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ocr_eval.errors import UserError
 
 Executor = Literal["here", "local", "slurm"]
+EXECUTORS: tuple[Executor, ...] = get_args(Executor)
 #: How a job ended. ``lost``: Slurm no longer knows the job and it left no result.
 End = Literal["done", "failed", "timeout", "cancelled", "lost"]
 
