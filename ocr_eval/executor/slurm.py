@@ -60,7 +60,7 @@ class Command(Checkpointable):
         if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
             place = f"job {array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
         cores = os.environ.get("SLURM_CPUS_PER_TASK")
-        threads = {"OMP_NUM_THREADS": cores} if cores and "OMP_NUM_THREADS" not in os.environ else {}
+        threads = {"OMP_NUM_THREADS": cores} if cores else {}  # what was asked for, not what the login node has
         self._child = process.start(self._command, self._log, place, threads, _ignore_slurm)
         try:
             # not wait(): it would hold a lock that checkpoint, called from a signal handler, needs
