@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -18,7 +16,6 @@ from ocr_eval.executor.jobs import Job, JobEvent, JobResult, Placement, Progress
 from ocr_eval.progress import say
 
 _POLL_SECONDS = 0.1
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def run_local(jobs: Sequence[Job], placement: Placement, logs: Path, progress: P
                 index, job = waiting.popleft()
                 device = free.popleft()
                 log = logs / f"{job.name}.log"
-                child = process.start(job.command, log, device, environments[device], die_with_parent())
+                child = process.start(job.command, log, device, environments[device], os.setsid)
                 running.append(_Running(index, device, log, child))
                 progress(JobEvent(job, "running", device))
             time.sleep(_POLL_SECONDS)
@@ -117,20 +114,3 @@ def device_environment(device: str, devices: Sequence[str]) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = {"OMP_NUM_THREADS": str(max(1, cores // sharing))} if sharing > 1 else {}
     return {"CUDA_VISIBLE_DEVICES": "", **threads}
-
-
-def die_with_parent() -> process.Prepare:
-    """What a child does before its command so that it does not outlive this process, even one that is killed.
-
-    Linux only; elsewhere the children of a killed process go on to their end.
-    """
-    if not sys.platform.startswith("linux"):
-        return lambda: None
-    import ctypes
-
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask_for_death_signal() -> None:
-        prctl(_DEATH_SIGNAL, signal.SIGKILL)
-
-    return ask_for_death_signal

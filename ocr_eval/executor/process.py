@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _MARK = "=== "
-#: Called in the child before its command.
-Prepare = Callable[[], None]
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def start(
@@ -20,9 +21,11 @@ def start(
     log: Path,
     place: str,
     environment: Mapping[str, str],
-    prepare: Prepare,
+    prepare: Callable[[], object],
 ) -> subprocess.Popen[bytes]:
-    """Start a command in a process group of its own, with a line in the log that says where and when.
+    """Start a command, with a line in the log that says where and when.
+
+    On Linux it does not outlive this process, even one that is killed; elsewhere it then goes on to its end.
 
     Args:
         command: program and arguments.
@@ -41,9 +44,19 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
-            start_new_session=True,
-            preexec_fn=prepare,
+            preexec_fn=_before(prepare),
         )
+
+
+def _before(prepare: Callable[[], object]) -> Callable[[], None]:
+    prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
+
+    def in_child() -> None:
+        if prctl is not None:
+            prctl(_DEATH_SIGNAL, signal.SIGKILL)
+        prepare()
+
+    return in_child
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]], grace: float = 10.0) -> None:
