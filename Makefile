@@ -17,7 +17,7 @@ test: lint
 
 # A real single-node Slurm, set up for the tests and taken down after them; for root on Debian.
 test-cluster: $(VENV)/.ready
-	tests/cluster/with_slurm.sh $(BIN)/python -m pytest --noconftest tests/cluster/check_slurm.py
+	tests/cluster/with_slurm.sh $(BIN)/python -m pytest tests/cluster/check_slurm.py
 
 # inspect_ai conflicts with requirements.lock, so what concerns it runs in an environment of its own.
 test-interop: $(VENV)/.ready $(INTEROP)/.ready

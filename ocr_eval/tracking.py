@@ -15,7 +15,7 @@ import io
 import math
 import netrc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlparse
@@ -27,6 +27,8 @@ from ocr_eval.progress import say
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
+
+    from ocr_eval.inject import Step, Watcher
 
 ReportTo = Literal["none", "trackio", "wandb", "tensorboard"]
 TRACKERS: tuple[ReportTo, ...] = get_args(ReportTo)
@@ -114,6 +116,40 @@ class Tracker:
         except Exception as error:  # whatever a tracker may raise
             say(f"{self._name} did not close its run ({error})")
         self._tracker = None
+
+
+@contextlib.contextmanager
+def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> Iterator[Watcher]:
+    """A watcher that also reports every run to a tracker; at the end all runs in the tracker are closed.
+
+    Args:
+        watch: the watcher to call as well.
+        report_to: which tracker.
+        group: what the runs belong to, e.g. the sweep's name.
+        folder: see ``Tracker.open``.
+
+    Raises:
+        UserError: the tracker is not installed or, when the first epoch comes, does not start.
+    """
+    require_tracker(report_to)
+    trackers: dict[str, Tracker] = {}
+
+    def report(steps: Sequence[Step]) -> None:
+        watch(steps)
+        for step in steps:
+            name, epoch = step.folder.identity, step.line["epoch"]
+            if name not in trackers:
+                config = step.spec.model_dump(mode="json")
+                trackers[name] = Tracker.open(report_to, group, name, config, folder, first_epoch=epoch)
+            trackers[name].log(epoch, step.line)
+            if epoch == step.spec.train.epochs:
+                trackers.pop(name).close()
+
+    try:
+        yield report
+    finally:
+        for tracker in trackers.values():
+            tracker.close()
 
 
 def how_to_view(report_to: ReportTo, folder: Path) -> str:

@@ -5,9 +5,11 @@ import sys
 import types
 
 import pytest
+from conftest import tiny_run
 
 from ocr_eval.errors import UserError
-from ocr_eval.tracking import Tracker, how_to_view, require_tracker
+from ocr_eval.run import Execution, finetune_all
+from ocr_eval.tracking import Tracker, following, how_to_view, require_tracker
 
 CONFIG = {"seed": 1, "train": {"lr": 2e-3, "method": "lora"}}
 NAME = "tiny/city-language/lora/seed1-abc"
@@ -157,3 +159,17 @@ def test_a_tracker_that_is_not_there_is_one_clear_line(monkeypatch, stand_in, tm
     monkeypatch.setattr(broken, "init", lambda **_: 1 / 0)
     with pytest.raises(UserError, match="--report-to wandb: cannot start"):
         Tracker.open("wandb", "sweep", NAME, CONFIG, tmp_path)
+
+
+def test_the_runs_of_a_pack_are_followed_and_closed(stand_in, tiny, tmp_path):
+    told = stand_in("trackio").told
+    specs = [tiny_run(tiny, seed=seed, epochs=2 + seed) for seed in (0, 1)]
+    seen = []
+    with following(seen.append, "trackio", "my-sweep", tmp_path) as watch:
+        outcomes = list(finetune_all(specs, tmp_path, Execution(watch=watch)))
+    opened = [entry["name"] for entry in told if isinstance(entry, dict)]
+    assert opened == [outcome.record.run for outcome in outcomes]
+    assert sorted(entry[0] for entry in told if isinstance(entry, tuple)) == [0, 0, 1, 1, 2, 2, 3]
+    assert told.count("finished") == 2
+    assert len(seen) == 4
+    assert "held_out" not in str(told)

@@ -212,3 +212,41 @@ def test_a_submission_that_was_cut_short_is_cleared_away_and_made_anew(tmp_path,
     wait_for(lambda: all((tmp_path / name).exists() for name in ("a", "b")))
     assert [result.end for result in run_jobs(jobs, SLURM, tmp_path / "logs")] == ["done", "done"]
     assert [(tmp_path / name).read_text().split() for name in ("a", "b")] == [["in", "in", "out"]] * 2
+
+
+def test_a_sweep_that_is_requeued_ends_as_one_that_was_left_alone(tmp_path, model_files):
+    models = f"{model_files['llama']},{model_files['olmo']}"
+    shape = [
+        "--n=3",
+        "--m-train=1",
+        "--m-test=2",
+        "--epochs=12",
+        "--assocs=city-language",
+        "--seeds=0-1",
+        "--dtype=float32",
+    ]
+    command = (sys.executable, "-m", "ocr_eval", "sweep", f"--models={models}", *shape)
+    subprocess.run([*command, "-o", "here"], check=True, capture_output=True)
+
+    def requeue(event):
+        if event.state == "running" and event.place not in seen:
+            seen.add(event.place)
+            wait_for(lambda: list((tmp_path / "there").glob("**/metrics.jsonl")))
+            subprocess.run(["scontrol", "requeue", event.place], check=True)
+
+    seen = set()
+    jobs = [Job(f"pack{k}", (*command, "-o", "there", f"--worker={k}")) for k in (1, 2)]
+    results = run_jobs(jobs, SLURM, tmp_path / "there/logs", requeue)
+    assert [result.end for result in results] == ["done", "done"], results
+    assert len(seen) == 2
+    records = {
+        path.relative_to(tmp_path / "here"): numbers(path) for path in (tmp_path / "here").glob("**/result.json")
+    }
+    assert len(records) == 4
+    for path, expected in records.items():
+        assert numbers(tmp_path / "there" / path) == expected
+
+
+def numbers(path):
+    """A record without what the clock says."""
+    return {key: value for key, value in json.loads(path.read_text()).items() if key != "seconds"}
