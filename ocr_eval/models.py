@@ -13,7 +13,14 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from ocr_eval import resources
@@ -76,10 +83,12 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder.path, local_files_only=True)
             network = AutoModelForCausalLM.from_pretrained(
                 folder.path,
+                config=config,
                 dtype=DTYPES[spec.dtype],
-                attn_implementation=spec.attention,
+                attn_implementation=attention_for(spec, config),
                 local_files_only=True,
                 **({"quantization_config": _nf4(spec), "device_map": accelerator.device} if quantized else {}),
             )
@@ -96,6 +105,13 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
     else:
         network.to(accelerator.device)
     return Base(spec, quantized, network, tokenizer, folder.identity, accelerator)
+
+
+def attention_for(spec: ModelSpec, config: PretrainedConfig) -> Literal["sdpa", "eager"]:
+    """The attention implementation; ``auto`` is sdpa but for soft-capped attention logits, which sdpa cannot do."""
+    if spec.attention != "auto":
+        return spec.attention
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
 
 
 def _keep_one_layout(network: PreTrainedModel) -> None:
