@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from ocr_eval import resources
 from ocr_eval.errors import UserError
 from ocr_eval.specs import ModelSpec, load_model_spec
-from ocr_eval.weights import WeightFolder, locate
+from ocr_eval.weights import WeightFolder, locate_tokenizer
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -142,7 +142,7 @@ def load_tokenizer(name_or_path: str) -> Any:
     """
     folder = Path(name_or_path).expanduser()
     if not (resources.looks_like_path(name_or_path) and folder.is_dir()):
-        folder = locate(load_model_spec(name_or_path)).path
+        folder = locate_tokenizer(load_model_spec(name_or_path))
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)

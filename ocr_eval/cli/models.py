@@ -1,4 +1,4 @@
-"""``models list`` and ``models pull``."""
+"""``models list``, ``models pull``, ``models check`` and ``models rehearse``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from ocr_eval.cli import options as o
 
-app = typer.Typer(help="List and fetch models.", no_args_is_help=True)
+app = typer.Typer(help="List, fetch, check and rehearse models.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -47,3 +47,25 @@ def pull(
     if force:
         weights.remove(spec)
     typer.echo(str(weights.locate(spec).path))
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="A model's name, YAML file, folder (of a tokenizer too) or org/name.")],
+    assoc: Annotated[list[str] | None, typer.Option(help="Associations; default: all that are shipped.")] = None,
+    offline: o.OfflineOption = False,
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """What a model is made of, and which associations can be scored with its tokenizer. Exit 1 if one cannot.
+
+    Fetches no weights: only configuration and tokenizer are needed, and a folder with a tokenizer alone will do.
+    """
+    o.begin(quiet, offline)
+    from ocr_eval.checking import check_model
+    from ocr_eval.resources import shipped_names
+
+    found = check_model(model, assoc or shipped_names("templates"))
+    typer.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False) if as_json else found.as_text())
+    if not found.scorable:
+        raise typer.Exit(1)
