@@ -101,7 +101,7 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
     # weights once a row before it multiplies; over a contiguous one it does not.
     network.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(),))
     if quantized:
-        _keep_one_layout(network)
+        keep_one_layout(network)
     else:
         network.to(accelerator.device)
     return Base(spec, quantized, network, tokenizer, folder.identity, accelerator)
@@ -114,7 +114,7 @@ def attention_for(spec: ModelSpec, config: PretrainedConfig) -> Literal["sdpa", 
     return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
 
 
-def _keep_one_layout(network: PreTrainedModel) -> None:
+def keep_one_layout(network: PreTrainedModel) -> None:
     """Stop bitsandbytes from re-packing 4-bit weights for inference on CPUs with AVX512-BF16.
 
     It does so at the first forward pass in eval mode, and no gradient passes through packed weights: scoring
@@ -143,11 +143,20 @@ def load_tokenizer(name_or_path: str) -> Any:
     folder = Path(name_or_path).expanduser()
     if not (resources.looks_like_path(name_or_path) and folder.is_dir()):
         folder = locate_tokenizer(load_model_spec(name_or_path))
+    return load_tokenizer_from(folder)
+
+
+def load_tokenizer_from(folder: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        UserError: none there that loads.
+    """
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"'{name_or_path}' has no tokenizer that loads: {str(error).splitlines()[0]}") from error
+        raise UserError(f"'{folder}' has no tokenizer that loads: {str(error).splitlines()[0]}") from error
 
 
 def make_accelerator(device: Device) -> Accelerator:

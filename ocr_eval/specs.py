@@ -21,7 +21,7 @@ from ocr_eval.people import MAX_PEOPLE
 SCHEMA_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Method = Literal["lora", "qlora"]
+Method = Literal["lora", "qlora", "full"]
 Scoring = Literal["first-token", "sequence", "per-token"]
 SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
 

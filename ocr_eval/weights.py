@@ -28,7 +28,7 @@ from filelock import FileLock
 from ocr_eval import hub
 from ocr_eval.errors import UserError
 from ocr_eval.progress import say
-from ocr_eval.specs import FolderWeights, ModelSpec, PackageWeights
+from ocr_eval.specs import FolderWeights, HubWeights, ModelSpec, PackageWeights
 
 MANIFEST = "manifest.json"
 _CONVERSION = 1  # raise when the layout of a converted model changes
@@ -56,6 +56,13 @@ def cached(spec: ModelSpec) -> Path | None:
         folder = _converted_folder(spec)
         return folder if (folder / MANIFEST).is_file() else None
     return hub.cached(spec.weights)
+
+
+def cached_tokenizer(spec: ModelSpec) -> Path | None:
+    """Where configuration and tokenizer lie on this disk, or None. No network."""
+    if isinstance(spec.weights, HubWeights):
+        return hub.cached(spec.weights, hub.TOKENIZER_FILES)
+    return cached(spec)
 
 
 def locate(spec: ModelSpec) -> WeightFolder:

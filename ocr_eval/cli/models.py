@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from ocr_eval.cli import options as o
+
+if TYPE_CHECKING:
+    from ocr_eval.models import Device
 
 app = typer.Typer(help="List, fetch, check and rehearse models.", no_args_is_help=True)
 
@@ -69,3 +73,48 @@ def check(
     typer.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False) if as_json else found.as_text())
     if not found.scorable:
         raise typer.Exit(1)
+
+
+@app.command()
+def rehearse(
+    model: Annotated[str, typer.Argument(help="A model's name, YAML file, folder or org/name.")],
+    assoc: o.AssocOption = "country-code",
+    method: o.MethodOption = None,
+    dtype: o.DtypeOption = None,
+    batch_size: o.BatchSizeOption = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Only so many layers; default: all.")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Training steps.")] = 3,
+    probes: Annotated[int, typer.Option(min=1, help="Probes to score.")] = 40,
+    device: o.DeviceOption = "auto",
+    output_dir: Annotated[Path | None, typer.Option("--output-dir", "-o", help="Folder for the record.")] = None,
+    offline: o.OfflineOption = False,
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+    config: o.ConfigOption = None,
+) -> None:
+    """Build a model at its true size with random weights, train a few steps, score, and compare with the plan.
+
+    Nothing is fetched: the configuration is shipped, and without the model's tokenizer on this disk a stand-in of
+    the same vocabulary size makes as many tokens. With --output-dir the record is written and the table renewed.
+    """
+    o.begin(quiet, offline)
+    from ocr_eval.rehearsal import rehearse as run
+    from ocr_eval.rehearsal_table import write
+
+    o.choice("--device", device, ("auto", "cpu", "cuda", "mps"))
+    spec = o.resolve(
+        model,
+        assoc,
+        0,
+        n=5,
+        m_train=4,
+        m_test=16,
+        candidates="ten",
+        dtype=dtype,
+        method=method,
+        batch_size=batch_size,
+    )
+    rehearsal = run(spec, cast("Device", device), layers, steps, probes)
+    if output_dir is not None:
+        write(rehearsal, output_dir)
+    typer.echo(json.dumps(rehearsal.as_json(), indent=2) if as_json else rehearsal.as_text())
