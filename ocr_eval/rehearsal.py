@@ -22,9 +22,9 @@ import torch
 from ocr_eval import memory, timing, workload
 from ocr_eval.architecture import examine, read_config
 from ocr_eval.errors import RunFailed, UserError
-from ocr_eval.injection import attach, detach
+from ocr_eval.injection import attach
 from ocr_eval.memory import MemoryPlan
-from ocr_eval.models import Base, Device, keep_one_layout, make_accelerator
+from ocr_eval.models import Base, Device, make_accelerator
 from ocr_eval.progress import say
 from ocr_eval.random_weights import random_network
 from ocr_eval.score import score_candidates
@@ -144,24 +144,24 @@ def rehearse(
     say(f"Building {sizes.parameters / 1e9:.2f} B random parameters")
     started = time.monotonic()
     network = random_network(spec.model, config, place, quantized=spec.train.method == "qlora")
-    keep_one_layout(network)
     build_seconds = time.monotonic() - started
     base = Base(spec.model, spec.train.method == "qlora", network, tokenizer, "random", accelerator)
-    injection = attach(base, spec, examples)
+    pack = attach(base, [spec], [examples])
+    (injection,) = pack.injections
     before = _fingerprints(injection.parameters)
     losses, step_seconds = [], []
     for step in range(steps):
         started = time.monotonic()
-        losses.append(train_epoch(base, injection))
+        losses.append(train_epoch(pack, [0])[0])
         step_seconds.append(time.monotonic() - started)
         say(f"step {step + 1}/{steps}  loss {losses[-1]:.4f}  {step_seconds[-1]:.1f} s")
     after = _fingerprints(injection.parameters)
     moved = sum(after[name] != before[name] for name in before)
     started = time.monotonic()
-    scores = score_candidates(base, injection.network, asked)
+    scores = score_candidates(pack.view, asked)
     score_seconds = time.monotonic() - started
     peak = _peak(place)
-    detach(injection.network)
+    pack.detach()
     if not all(math.isfinite(value) for value in scores.logprobs["sequence"].ravel().tolist()):
         raise RunFailed(f"{spec.model.name}: a log-probability of the scoring pass is not finite.")
     if moved < len(before):
