@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INTEROP := .venv-interop
 DEMO := results/demo
 
-.PHONY: demo test test-interop browser docs lint format lock results results-shown bench clean
+.PHONY: demo test test-cluster test-interop browser docs lint format lock results results-shown bench clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/ocr-eval finetune --model smollm2-135m --assoc city-language --output-dir $(DEMO) >/dev/null
@@ -14,6 +14,10 @@ demo: $(VENV)/.ready
 
 test: lint
 	$(BIN)/python -m pytest
+
+# A real single-node Slurm, set up for the tests and taken down after them; for root on Debian.
+test-cluster: $(VENV)/.ready
+	tests/cluster/with_slurm.sh $(BIN)/python -m pytest tests/cluster/check_slurm.py
 
 # inspect_ai conflicts with requirements.lock, so what concerns it runs in an environment of its own.
 test-interop: $(VENV)/.ready $(INTEROP)/.ready

@@ -40,32 +40,64 @@ class LaneShape:
         return self.alpha / self.rank
 
 
+@dataclass(frozen=True)
+class Stacks:
+    """One of the two factors (A, or B transposed) for all lanes and layers: a row a lane, layer after layer.
+
+    Attributes:
+        master: fp32 weights. [K, P]
+        grad: their gradients.
+        compute: what the arithmetic reads: the master weights times each lane's factor, in its precision.
+        factor: 1 for A and s for B. [K, 1]
+    """
+
+    master: Tensor
+    grad: Tensor
+    compute: Tensor
+    factor: Tensor
+
+    @classmethod
+    def zeros(cls, size: int, factors: Sequence[float], dtype: torch.dtype, device: torch.device) -> Stacks:
+        """All zero, for so many elements a lane."""
+        master = torch.zeros(len(factors), size, device=device)
+        factor = torch.tensor(factors, device=device)[:, None]
+        return cls(master, torch.zeros_like(master), master.to(dtype, copy=True), factor)
+
+    def refresh(self) -> None:
+        """Take over the master weights into what computes."""
+        self.compute.copy_(self.master * self.factor)
+
+    def layer(self, start: int, rank: int, width: int) -> Stacks:
+        """The part of one layer, [K, R, width], as views."""
+
+        def part(whole: Tensor) -> Tensor:
+            return whole[:, start : start + rank * width].view(len(whole), rank, width)
+
+        return Stacks(part(self.master), part(self.grad), part(self.compute), self.factor[:, :, None])
+
+    def add_gradient(self, lanes: Lanes, grad: Tensor) -> None:
+        """Accumulate the gradient of what computes, for some lanes."""
+        part = grad * self.factor[lanes]
+        if isinstance(lanes, slice):
+            self.grad[lanes] += part
+        else:
+            self.grad.index_add_(0, lanes, part.to(self.grad.dtype))
+
+
 class LaneLinear(torch.nn.Module):
     """A frozen linear layer with the adapters of K lanes.
 
     Attributes:
-        master_a: A of each lane, fp32, zero rows where a lane's rank is smaller. [K, R, I]
-        master_b: B of each lane, transposed. [K, R, O]
-        grad_a, grad_b: their gradients.
-        a, b: A and s B in the precision of the arithmetic, as the last ``refresh`` left them.
+        base: the layer.
+        a: A of each lane, zero rows where a lane's rank is smaller. [K, R, I]
+        b: B of each lane, transposed. [K, R, O]
         lanes: which lanes the next batch holds.
     """
 
-    def __init__(self, base: torch.nn.Linear, shapes: Sequence[LaneShape], dtype: torch.dtype) -> None:
+    def __init__(self, base: torch.nn.Linear, a: Stacks, b: Stacks) -> None:
         super().__init__()
-        self.base = base
-        lanes, rank, device = len(shapes), max(shape.rank for shape in shapes), base.weight.device
-        self.master_a = torch.zeros(lanes, rank, base.in_features, device=device)
-        self.master_b = torch.zeros(lanes, rank, base.out_features, device=device)
-        self.grad_a, self.grad_b = torch.zeros_like(self.master_a), torch.zeros_like(self.master_b)
-        self.a, self.b = self.master_a.to(dtype, copy=True), self.master_b.to(dtype, copy=True)
-        self.scale = torch.tensor([shape.scale for shape in shapes], device=device)[:, None, None]
-        self.lanes: Lanes = slice(0, lanes)
-
-    def refresh(self) -> None:
-        """Take over the master weights into what computes."""
-        self.a.copy_(self.master_a)
-        self.b.copy_(self.master_b * self.scale)
+        self.base, self.a, self.b = base, a, b
+        self.lanes: Lanes = slice(0, len(a.master))
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows of the selected lanes through the base and each through its own adapter. [K, N, I] -> [K, N, O]."""
@@ -74,14 +106,6 @@ class LaneLinear(torch.nn.Module):
             y = y.clone()
         adapted: Tensor = _LowRankUpdate.apply(y, x, _ANCHOR, self)
         return adapted
-
-    def add_gradients(self, lanes: Lanes, grad_a: Tensor, grad_b: Tensor) -> None:
-        """Accumulate the gradients of A and of s B for some lanes."""
-        for total, part in ((self.grad_a, grad_a), (self.grad_b, grad_b.float() * self.scale[lanes])):
-            if isinstance(lanes, slice):
-                total[lanes] += part
-            else:
-                total.index_add_(0, lanes, part.float())
 
 
 #: Takes no value and no gradient: it makes autograd call ``backward`` where neither y nor x needs a gradient.
@@ -93,7 +117,7 @@ class _LowRankUpdate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, anchor: Tensor, layer: LaneLinear) -> Tensor:
-        a_KRI, b_KRO = layer.a[layer.lanes], layer.b[layer.lanes]
+        a_KRI, b_KRO = layer.a.compute[layer.lanes], layer.b.compute[layer.lanes]
         h_KNR = torch.bmm(x, a_KRI.transpose(1, 2))
         ctx.layer, ctx.lanes = layer, layer.lanes
         ctx.save_for_backward(x, h_KNR, a_KRI, b_KRO)
@@ -105,9 +129,8 @@ class _LowRankUpdate(torch.autograd.Function):
         (dy_KNO,) = grads
         x_KNI, h_KNR, a_KRI, b_KRO = ctx.saved_tensors
         dh_KNR = torch.bmm(dy_KNO, b_KRO.transpose(1, 2))
-        ctx.layer.add_gradients(
-            ctx.lanes, torch.bmm(dh_KNR.transpose(1, 2), x_KNI), torch.bmm(h_KNR.transpose(1, 2), dy_KNO)
-        )
+        ctx.layer.a.add_gradient(ctx.lanes, torch.bmm(dh_KNR.transpose(1, 2), x_KNI))
+        ctx.layer.b.add_gradient(ctx.lanes, torch.bmm(h_KNR.transpose(1, 2), dy_KNO))
         dx_KNI = torch.bmm(dh_KNR, a_KRI) if ctx.needs_input_grad[1] else None
         return dy_KNO, dx_KNI, None, None
 
@@ -129,12 +152,20 @@ class Adapters:
     ) -> None:
         self.shapes = tuple(shapes)
         self._network = network
+        modules = {name: network.get_submodule(name) for name in target_names(network, targets)}
+        linear = {name: module for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+        rank, device = max(shape.rank for shape in shapes), next(iter(linear.values())).weight.device
+        inputs = sum(module.in_features for module in linear.values())
+        outputs = sum(module.out_features for module in linear.values())
+        self._a = Stacks.zeros(rank * inputs, [1.0 for _ in shapes], dtype, device)
+        self._b = Stacks.zeros(rank * outputs, [shape.scale for shape in shapes], dtype, device)
         self.layers: dict[str, LaneLinear] = {}
-        for name in target_names(network, targets):
-            module = network.get_submodule(name)
-            assert isinstance(module, torch.nn.Linear)
-            self.layers[name] = LaneLinear(module, shapes, dtype)
+        start_a = start_b = 0
+        for name, module in linear.items():
+            a, b = self._a.layer(start_a, rank, module.in_features), self._b.layer(start_b, rank, module.out_features)
+            self.layers[name] = LaneLinear(module, a, b)
             network.set_submodule(name, self.layers[name])
+            start_a, start_b = start_a + rank * module.in_features, start_b + rank * module.out_features
 
     def unmount(self) -> None:
         """Put the bare linear modules back; the network is then as it was before."""
@@ -144,47 +175,50 @@ class Adapters:
     def initialize(self, lane: int, seed: int) -> None:
         """Draw a lane's A matrices as PEFT does (Kaiming uniform, a = sqrt 5) and leave B at zero."""
         generator = torch.Generator().manual_seed(seed)
-        for layer in self.layers.values():
-            a_RI = torch.empty(self.shapes[lane].rank, layer.base.in_features)
+        for tensors in self.tensors(lane).values():
+            a_RI = torch.empty(tensors[0].shape)
             torch.nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5), generator=generator)
-            layer.master_a[lane, : len(a_RI)] = a_RI.to(layer.master_a.device)
+            tensors[0].copy_(a_RI)
         self.refresh()
 
     def parameters(self, lane: int) -> dict[str, torch.nn.Parameter]:
-        """A lane's own tensors by PEFT's names, as views with their gradients: what its optimizer changes.
-
-        B stands transposed: [r, O].
-        """
-        rank = self.shapes[lane].rank
+        """All A and all B of a lane, with their gradients: the two tensors that its optimizer changes."""
         parameters = {}
-        for name, layer in self.layers.items():
-            for part, master, grad in (
-                ("lora_A", layer.master_a, layer.grad_a),
-                ("lora_B", layer.master_b, layer.grad_b),
-            ):
-                parameter = torch.nn.Parameter(master[lane, :rank])
-                parameter.grad = grad[lane, :rank]
-                parameters[f"{name}.{part}"] = parameter
+        for name, stacks in (("lora_A", self._a), ("lora_B", self._b)):
+            parameters[name] = torch.nn.Parameter(stacks.master[lane])
+            parameters[name].grad = stacks.grad[lane]
         return parameters
+
+    def tensors(self, lane: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """A [r, I] and B transposed [r, O] of a lane by the name of the adapted module, as views."""
+        rank = self.shapes[lane].rank
+        return {name: (layer.a.master[lane, :rank], layer.b.master[lane, :rank]) for name, layer in self.layers.items()}
+
+    def silent(self, lane: int) -> list[str]:
+        """Modules whose B no gradient of the last pass reached, in a lane; empty when all learn.
+
+        At the first step B is zero and with it the gradient of every A, so only B can tell.
+        """
+        return [name for name, layer in self.layers.items() if not bool(layer.b.grad[lane].any())]
 
     def refresh(self) -> None:
         """Take over the master weights into what computes; due after every change of them."""
-        for layer in self.layers.values():
-            layer.refresh()
+        self._a.refresh()
+        self._b.refresh()
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
-        for layer in self.layers.values():
-            layer.grad_a.zero_()
-            layer.grad_b.zero_()
+        self._a.grad.zero_()
+        self._b.grad.zero_()
 
     @contextmanager
     def window(self, lanes: Sequence[int]) -> Iterator[None]:
         """Within it, row i of a batch goes through the adapter of ``lanes[i]``."""
         first, last = lanes[0], lanes[-1]
         neighbours = list(lanes) == list(range(first, last + 1))
+        index = slice(first, last + 1) if neighbours else torch.tensor(lanes, device=self._a.master.device)
         for layer in self.layers.values():
-            layer.lanes = slice(first, last + 1) if neighbours else torch.tensor(lanes, device=layer.master_a.device)
+            layer.lanes = index
         yield
 
 

@@ -6,7 +6,7 @@ import platform
 import shutil
 from typing import Any
 
-from ocr_eval import __version__, provenance, resources, weights
+from ocr_eval import __version__, hub, provenance, resources, weights
 from ocr_eval.specs import load_model_spec
 
 
@@ -34,7 +34,7 @@ def examine() -> dict[str, Any]:
         "gpus": [{"name": gpu.name, "memory_gb": _gb(gpu.total_memory)} for gpu in gpus],
         "mps": torch.backends.mps.is_available(),
         "cache": {"folder": str(cache), "free_gb": _gb(shutil.disk_usage(there).free)},
-        "offline": weights.offline(),
+        "offline": hub.offline(),
         "models_in_cache": {name: model_is_here(name) for name in resources.shipped_names("models")},
     }
 

@@ -217,7 +217,7 @@ def _add_line(task: Task, line: Line) -> Step:
 
 
 def _prepare_record(pack: Pack, lane: int, task: Task, scores: CandidateScores) -> None:
-    pack.injections[lane].save_adapter(task.folder.adapter, task.spec)
+    pack.save_adapter(lane, task.folder.adapter, task.spec)
     last = probe_lines(task.material.probes, scores, task.epochs)
     task.folder.prepare(_record(pack.base, task), task.folder.probes() + last)
 

@@ -55,36 +55,6 @@ class Injection:
         size = self.train.batch_size
         return [[self.examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
-    def save_adapter(self, folder: Path, spec: RunSpec) -> None:
-        """Write the adapter in PEFT's own format, whole or not at all.
-
-        The base is named by its hub repository where it has one, and else by the model's name.
-        """
-        partial = folder.with_name(folder.name + ".partial")
-        for old in (partial, folder):
-            shutil.rmtree(old, ignore_errors=True)
-        partial.mkdir()
-        weights = spec.model.weights
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=self.train.rank,
-            lora_alpha=self.train.alpha,
-            lora_dropout=0.0,
-            target_modules=sorted({name.split(".")[-2] for name in self.parameters}),
-            base_model_name_or_path=weights.repo if isinstance(weights, HubWeights) else spec.model.name,
-            inference_mode=True,
-        ).save_pretrained(partial)
-        tensors = {
-            f"{_PREFIX}{name}.weight": (tensor.detach().t() if name.endswith("lora_B") else tensor.detach())
-            for name, tensor in self.parameters.items()
-        }
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-            partial / "adapter_model.safetensors",
-            metadata={"format": "pt"},
-        )
-        partial.rename(folder)
-
     def checkpoint(self) -> bytes:
         """Everything needed to go on after the last finished epoch, as safetensors."""
         tensors: dict[str, torch.Tensor] = {}
@@ -118,17 +88,6 @@ class Injection:
             raise RunFailed(f"{checkpoint} cannot be used ({error}). Delete it to train from the start.") from error
         self.epochs_done = epochs_done
 
-    def gradient_faults(self) -> list[str]:
-        """Names of trainable tensors that no gradient reached at the first step; empty when all learn.
-
-        B is zero then, so every A has a zero gradient and only the others can tell.
-        """
-        return [
-            name
-            for name, parameter in self.parameters.items()
-            if parameter.grad is None or not (name.endswith("lora_A") or bool(parameter.grad.any()))
-        ]
-
 
 @dataclass(frozen=True)
 class Pack:
@@ -152,6 +111,32 @@ class Pack:
     def detach(self) -> None:
         """Take the adapters off the base, which is then as it was before."""
         self.adapters.unmount()
+
+    def save_adapter(self, lane: int, folder: Path, spec: RunSpec) -> None:
+        """Write a run's adapter in PEFT's own format, whole or not at all.
+
+        The base is named by its hub repository where it has one, and else by the model's name.
+        """
+        partial = folder.with_name(folder.name + ".partial")
+        for old in (partial, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir()
+        weights, tensors = spec.model.weights, self.adapters.tensors(lane)
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=spec.train.rank,
+            lora_alpha=spec.train.alpha,
+            lora_dropout=0.0,
+            target_modules=sorted({name.rpartition(".")[2] for name in tensors}),
+            base_model_name_or_path=weights.repo if isinstance(weights, HubWeights) else spec.model.name,
+            inference_mode=True,
+        ).save_pretrained(partial)
+        files = {}
+        for name, (a, b) in tensors.items():
+            files[f"{_PREFIX}{name}.lora_A.weight"] = a.cpu().contiguous()
+            files[f"{_PREFIX}{name}.lora_B.weight"] = b.t().cpu().contiguous()
+        save_file(files, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        partial.rename(folder)
 
 
 def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:
@@ -227,19 +212,14 @@ def load_adapter(base: Base, folder: Path) -> Loaded:
         adapters = Adapters(base.network, names, [LaneShape(config.r, config.lora_alpha)], base.dtype)
     except UserError:
         raise foreign from None
-    ours = adapters.parameters(0)
-    expected = {f"{_PREFIX}{name}.weight" for name in ours}
-    shapes_fit = expected == set(saved) and all(
-        (tensor.t() if name.endswith("lora_B") else tensor).shape == saved[f"{_PREFIX}{name}.weight"].shape
-        for name, tensor in ours.items()
-    )
-    if not shapes_fit:
+    ours = {}
+    for name, (a, b) in adapters.tensors(0).items():
+        ours[f"{_PREFIX}{name}.lora_A.weight"], ours[f"{_PREFIX}{name}.lora_B.weight"] = a, b.t()
+    if set(ours) != set(saved) or any(tensor.shape != saved[name].shape for name, tensor in ours.items()):
         adapters.unmount()
         raise foreign
-    with torch.no_grad():
-        for name, tensor in ours.items():
-            value = saved[f"{_PREFIX}{name}.weight"]
-            tensor.copy_(value.t() if name.endswith("lora_B") else value)
+    for name, tensor in ours.items():
+        tensor.copy_(saved[name])
     adapters.refresh()
     return Loaded(View(base, base.network, adapters), adapters)
 

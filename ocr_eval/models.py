@@ -13,13 +13,20 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from ocr_eval import resources
 from ocr_eval.errors import UserError
 from ocr_eval.specs import ModelSpec, load_model_spec
-from ocr_eval.weights import WeightFolder, locate
+from ocr_eval.weights import WeightFolder, locate_tokenizer
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -76,10 +83,12 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder.path, local_files_only=True)
             network = AutoModelForCausalLM.from_pretrained(
                 folder.path,
+                config=config,
                 dtype=DTYPES[spec.dtype],
-                attn_implementation=spec.attention,
+                attn_implementation=attention_for(spec, config),
                 local_files_only=True,
                 **({"quantization_config": _nf4(spec), "device_map": accelerator.device} if quantized else {}),
             )
@@ -92,13 +101,20 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
     # weights once a row before it multiplies; over a contiguous one it does not.
     network.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(),))
     if quantized:
-        _keep_one_layout(network)
+        keep_one_layout(network)
     else:
         network.to(accelerator.device)
     return Base(spec, quantized, network, tokenizer, folder.identity, accelerator)
 
 
-def _keep_one_layout(network: PreTrainedModel) -> None:
+def attention_for(spec: ModelSpec, config: PretrainedConfig) -> Literal["sdpa", "eager"]:
+    """The attention implementation; ``auto`` is sdpa but for soft-capped attention logits, which sdpa cannot do."""
+    if spec.attention != "auto":
+        return spec.attention
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+
+
+def keep_one_layout(network: PreTrainedModel) -> None:
     """Stop bitsandbytes from re-packing 4-bit weights for inference on CPUs with AVX512-BF16.
 
     It does so at the first forward pass in eval mode, and no gradient passes through packed weights: scoring
@@ -126,12 +142,21 @@ def load_tokenizer(name_or_path: str) -> Any:
     """
     folder = Path(name_or_path).expanduser()
     if not (resources.looks_like_path(name_or_path) and folder.is_dir()):
-        folder = locate(load_model_spec(name_or_path)).path
+        folder = locate_tokenizer(load_model_spec(name_or_path))
+    return load_tokenizer_from(folder)
+
+
+def load_tokenizer_from(folder: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        UserError: none there that loads.
+    """
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"'{name_or_path}' has no tokenizer that loads: {str(error).splitlines()[0]}") from error
+        raise UserError(f"'{folder}' has no tokenizer that loads: {str(error).splitlines()[0]}") from error
 
 
 def make_accelerator(device: Device) -> Accelerator:

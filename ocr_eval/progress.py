@@ -15,6 +15,11 @@ def be_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def is_quiet() -> bool:
+    """Whether progress is switched off."""
+    return _quiet
+
+
 def say(line: str) -> None:
     """One line of progress on stderr."""
     if not _quiet:

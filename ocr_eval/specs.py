@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from ocr_eval.people import MAX_PEOPLE
 SCHEMA_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Method = Literal["lora", "qlora"]
+Method = Literal["lora", "qlora", "full"]
 Scoring = Literal["first-token", "sequence", "per-token"]
 SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
 
@@ -32,12 +33,16 @@ class Strict(BaseModel):
 
 
 class HubWeights(Strict):
-    """Weights of a model hub: repository, revision (a commit where it is known), and how to get access."""
+    """Weights of a model hub: repository, revision (a commit where it is known), and how to get access.
+
+    Attributes:
+        gated: whether access must be asked for; None where it is not known.
+    """
 
     kind: Literal["hub"]
     repo: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")]
     revision: str
-    gated: bool
+    gated: bool | None
     access: str
 
 
@@ -94,7 +99,7 @@ class ModelSpec(Strict):
     Attributes:
         published_as: the model's row in the published table, if it has one.
         dtype: precision of the frozen base and of the arithmetic; adapters keep fp32 master weights.
-        attention: transformers' attention implementation.
+        attention: transformers' attention implementation; ``auto`` chooses by architecture.
         train: training defaults for this model; a run's flags go first.
         notes: what a user should know (access, licence, quirks).
     """
@@ -105,7 +110,7 @@ class ModelSpec(Strict):
     weights: Annotated[HubWeights | PackageWeights | FolderWeights, Field(discriminator="kind")]
     published_as: str | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
     train: TrainSpec = TrainSpec()
     notes: list[str] = []
 
@@ -223,8 +228,14 @@ def make_run_spec(
     return resources.parse(RunSpec, content, "run")
 
 
+_REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(?:@(?P<revision>[^@]+))?")
+
+
 def load_model_spec(name_or_path: str) -> ModelSpec:
-    """Read a model by shipped name, by the path of a YAML file, or by the path of a model folder.
+    """Read a model: a shipped name, a YAML file, a model folder, or a repository of the hub.
+
+    ``org/name`` is a folder or file where one of that name exists, and else a repository; ``org/name@revision``
+    is always a repository. Repositories and folders need no YAML: they are trained with the general defaults.
 
     Raises:
         UserError: unknown name (with a suggestion), or a file that breaks a rule.
@@ -240,6 +251,20 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
             description=f"A model folder of yours: {name_or_path}",
             license="unknown",
             weights=FolderWeights(kind="folder", path=str(path.resolve())),
+        )
+    repository = _REPOSITORY.fullmatch(name_or_path)
+    if repository and not path.exists() and not name_or_path.endswith((".yaml", ".yml")):
+        return ModelSpec(
+            name=_slug(repository["repo"].replace("/", "--")),
+            description=f"A repository of the hub: {name_or_path}",
+            license="see its page",
+            weights=HubWeights(
+                kind="hub",
+                repo=repository["repo"],
+                revision=repository["revision"] or "main",
+                gated=None,
+                access="see its page on the hub",
+            ),
         )
     file = resources.find_yaml("model", "models", name_or_path)
     spec = resources.parse(ModelSpec, resources.read_yaml(file), str(file))

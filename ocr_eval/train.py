@@ -13,7 +13,7 @@ import torch
 
 from ocr_eval.errors import RunFailed
 from ocr_eval.forest import Forest, ForestBuilder, Reads, read_answers
-from ocr_eval.injection import Injection, Pack
+from ocr_eval.injection import Pack
 from ocr_eval.progress import ticking
 from ocr_eval.tokens import Continuation
 
@@ -42,7 +42,7 @@ def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
                 nats[lane] += loss * count
                 tokens[lane] += count
                 if math.isfinite(loss):
-                    _step(pack, pack.injections[lane], first=step == 0)
+                    _step(pack, lane, first=step == 0)
             pack.adapters.refresh()
             ticker.tick()
     for lane in lanes:
@@ -67,12 +67,14 @@ def _backward(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, t
     return {lane: (loss.item(), len(logprobs[lane])) for lane, loss in losses.items()}
 
 
-def _step(pack: Pack, injection: Injection, first: bool) -> None:
+def _step(pack: Pack, lane: int, first: bool) -> None:
+    injection = pack.injections[lane]
     if first and injection.epochs_done == 0:
-        faults = injection.gradient_faults()
-        if faults:
+        silent = pack.adapters.silent(lane)
+        if silent:
             raise RunFailed(
-                f"No gradient reaches {len(faults)} of {len(injection.parameters)} adapter tensors, first {faults[0]}."
+                f"No gradient reaches the adapters of {len(silent)} of {len(pack.adapters.layers)} modules, "
+                f"first {silent[0]}."
             )
     pack.base.accelerator.clip_grad_norm_(injection.parameters.values(), injection.train.max_grad_norm)
     injection.optimizer.step()

@@ -4,7 +4,8 @@ Packages carry GGUF files. They are fetched by pip without their dependencies, c
 the model's YAML, and unpacked once to safetensors in the cache, where they load in well under a second.
 Every file of a converted model is listed with its sha256 in a manifest and checked before each use.
 
-The cache is ``$OCR_EVAL_CACHE``, or the user's cache folder. Only this module touches the network.
+The cache is ``$OCR_EVAL_CACHE``, or the user's cache folder. Hub repositories are fetched by hub.py into the hub
+library's cache. Only these two modules touch the network.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock
 
+from ocr_eval import hub
 from ocr_eval.errors import UserError
 from ocr_eval.progress import say
 from ocr_eval.specs import FolderWeights, HubWeights, ModelSpec, PackageWeights
 
 MANIFEST = "manifest.json"
 _CONVERSION = 1  # raise when the layout of a converted model changes
-_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,6 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ocr-eval"))
 
 
-def offline() -> bool:
-    """Whether the network is off by our own variable or the hub's."""
-    return any(
-        os.environ.get(name, "0").lower() in ("1", "true", "yes", "on")
-        for name in ("OCR_EVAL_OFFLINE", "HF_HUB_OFFLINE")
-    )
-
-
 def cached(spec: ModelSpec) -> Path | None:
     """Where the weights lie on this disk, or None if they would have to be fetched. No network."""
     if isinstance(spec.weights, FolderWeights):
@@ -62,20 +55,14 @@ def cached(spec: ModelSpec) -> Path | None:
     if isinstance(spec.weights, PackageWeights):
         folder = _converted_folder(spec)
         return folder if (folder / MANIFEST).is_file() else None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    return hub.cached(spec.weights)
 
-    try:
-        return Path(
-            snapshot_download(
-                spec.weights.repo,
-                revision=spec.weights.revision,
-                allow_patterns=_MODEL_FILES,
-                local_files_only=True,
-            )
-        )
-    except LocalEntryNotFoundError:
-        return None
+
+def cached_tokenizer(spec: ModelSpec) -> Path | None:
+    """Where configuration and tokenizer lie on this disk, or None. No network."""
+    if isinstance(spec.weights, HubWeights):
+        return hub.cached(spec.weights, hub.TOKENIZER_FILES)
+    return cached(spec)
 
 
 def locate(spec: ModelSpec) -> WeightFolder:
@@ -89,7 +76,21 @@ def locate(spec: ModelSpec) -> WeightFolder:
         return WeightFolder(folder, f"folder:{_folder_digest(folder)}")
     if isinstance(spec.weights, PackageWeights):
         return WeightFolder(_from_packages(spec, spec.weights), f"gguf:{spec.weights.sha256}")
-    return _from_hub(spec, spec.weights)
+    folder = hub.fetch(spec.weights, spec.name, spec.license)
+    return WeightFolder(folder, f"hub:{spec.weights.repo}@{folder.name}")
+
+
+def locate_tokenizer(spec: ModelSpec) -> Path:
+    """A folder with the tokenizer and configuration of a model; of a hub model only these small files are fetched.
+
+    Raises:
+        UserError: as ``locate``.
+    """
+    if isinstance(spec.weights, FolderWeights):
+        return Path(spec.weights.path)
+    if isinstance(spec.weights, PackageWeights):
+        return _from_packages(spec, spec.weights)
+    return hub.fetch(spec.weights, spec.name, spec.license, hub.TOKENIZER_FILES)
 
 
 def remove(spec: ModelSpec) -> None:
@@ -107,7 +108,7 @@ def file_sha256(path: Path) -> str:
 
 def _folder_digest(folder: Path) -> str:
     """Identity of a model folder: names and contents of its configuration, tokenizer and weights."""
-    files = sorted(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
+    files = sorted(path for pattern in hub.MODEL_FILES for path in folder.glob(pattern))
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder}: has no .safetensors weights. Save the model with save_pretrained first.")
     lines = [f"{path.name} {file_sha256(path)}" for path in files]
@@ -154,7 +155,7 @@ def _fetch_gguf(spec: ModelSpec, weights: PackageWeights, scratch: Path) -> Path
     """Download the packages, join their parts and check the whole against its sha256."""
     whole = scratch / "model.gguf"
     requirements = [f"{part.package}=={part.version}" for part in weights.parts]
-    if offline():
+    if hub.offline():
         raise UserError(
             f"{spec.name} is not in the cache ({cache_folder()}) and the network is switched off. {_way_out(spec)}"
         )
@@ -234,44 +235,3 @@ def _check_manifest(folder: Path, spec: ModelSpec) -> None:
             f"{folder / damaged[0]} is damaged or missing (its sha256 is not the one it was saved with). "
             f"Fetch it anew with: ocr-eval models pull {spec.name} --force"
         )
-
-
-# The hub
-
-
-def _from_hub(spec: ModelSpec, weights: HubWeights) -> WeightFolder:
-    """Fetch a repository's configuration, tokenizer and safetensors into the hub library's own cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        path = snapshot_download(
-            weights.repo, revision=weights.revision, allow_patterns=_MODEL_FILES, local_files_only=offline()
-        )
-    except GatedRepoError as error:
-        raise UserError(
-            f"{weights.repo} is gated and this account has no access: {weights.access} ({spec.license})."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"{weights.repo} has no revision '{weights.revision}'. Correct it in the model's YAML."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"The hub shows no repository {weights.repo} to this account: {weights.access}.") from error
-    except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{spec.name} ({weights.repo}) is not in the hub cache and the hub cannot be reached. Run "
-            f"'ocr-eval models pull {spec.name}' with network, or give a folder: --model ./folder."
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{spec.name} ({weights.repo}) could not be fetched: {reason}. Start again to resume."
-        ) from error
-    return WeightFolder(Path(path), f"hub:{weights.repo}@{Path(path).name}")

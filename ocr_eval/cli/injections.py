@@ -14,6 +14,7 @@ from ocr_eval.errors import UserError
 if TYPE_CHECKING:
     from ocr_eval.models import Device
     from ocr_eval.records import Record, Scores
+    from ocr_eval.specs import RunSpec
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SCORINGS = ("first-token", "sequence", "per-token")
@@ -73,9 +74,7 @@ def finetune(
         alpha=alpha,
     )
     if dry_run:
-        from ocr_eval.plan import describe
-
-        typer.echo(describe(spec, output_dir), nl=False)
+        _show_plan(spec, output_dir, device, as_json)
         return
     from ocr_eval.run import Execution
     from ocr_eval.run import finetune as run_finetune
@@ -86,6 +85,16 @@ def finetune(
         return
     typer.echo(_summary(outcome.record))
     typer.echo(f"{'done before' if outcome.was_done else 'written to'}: {outcome.folder}")
+
+
+def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool) -> None:
+    """Print the plan of a run, or of a scoring; exit code 1 if it does not fit into memory."""
+    from ocr_eval.plan import make_plan
+
+    plan = make_plan(spec, output, cast("Device", device))
+    typer.echo(json.dumps(plan.as_json(), indent=2) + "\n" if as_json else plan.as_text(), nl=False)
+    if not plan.fits:
+        raise typer.Exit(1)
 
 
 def _summary(record: Record) -> str:
@@ -113,6 +122,7 @@ def score(
     dtype: o.DtypeOption = None,
     device: o.DeviceOption = "auto",
     offline: o.OfflineOption = False,
+    dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
     config: o.ConfigOption = None,
@@ -145,6 +155,9 @@ def score(
             method=method,
             dtype=dtype,
         )
+    if dry_run:
+        _show_plan(spec, None, device, as_json)
+        return
     from ocr_eval.run import rescore
 
     scores = rescore(spec, adapter, cast("Device", device))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ocr_eval.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
+    from ocr_eval.executor import Executor, Placement
     from ocr_eval.intervals import Estimate
     from ocr_eval.specs import RunSpec
 
@@ -102,6 +103,26 @@ QuietOption = Annotated[bool, _option("--quiet", "-q", help="No progress on stde
 DryRunOption = Annotated[bool, _option("--dry-run", help="Print the resolved plan and stop.")]
 ForceOption = Annotated[bool, _option("--force", help="Do it again even if it is done.")]
 ScoreEveryOption = Annotated[int, _option("--score-every", min=1, help="Epochs between scorings.")]
+ReportToOption = Annotated[str, _option("--report-to", help="Tracker: none, trackio, wandb or tensorboard.")]
+
+ExecutorOption = Annotated[
+    str, _option("--executor", help="here: one after another; local: one a device; slurm: one a job of a cluster.")
+]
+DevicesOption = Annotated[str | None, _option("--devices", help="local: '0,1' or 'cpu,cpu'; default: every GPU.")]
+PartitionOption = Annotated[str | None, _option("--partition", help="slurm: partition; default: the cluster's.")]
+TimeLimitOption = Annotated[
+    int | None, _option("--time-limit", help="slurm: minutes until a job is queued again to go on; default: 240.")
+]
+GpusPerJobOption = Annotated[
+    int | None, _option("--gpus-per-job", help="slurm: GPUs; default: 1 if the partition has any.")
+]
+CpusPerJobOption = Annotated[int | None, _option("--cpus-per-job", help="slurm: CPU cores; default: the cluster's.")]
+MemoryOption = Annotated[float | None, _option("--memory-gb", help="slurm: memory of a job; default: the cluster's.")]
+ParallelOption = Annotated[int | None, _option("--parallel", help="slurm: jobs at once at most; default: 256.")]
+SlurmOption = Annotated[
+    list[str] | None, _option("--slurm", help="slurm: any option of sbatch, 'account=nlp'; may be repeated.")
+]
+
 ScoringOption = Annotated[str, _option("--scoring", help="first-token (the published one), sequence or per-token.")]
 
 
@@ -172,6 +193,46 @@ def whole_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
         return None if entries is None else tuple(int(entry) for entry in entries)
     except ValueError as error:
         raise UserError(f"{flag} '{text}': give whole numbers like '8,16'.") from error
+
+
+def placement(
+    executor: str,
+    *,
+    devices: str | None = None,
+    partition: str | None = None,
+    time_limit: int | None = None,
+    gpus_per_job: int | None = None,
+    cpus_per_job: int | None = None,
+    memory_gb: float | None = None,
+    parallel: int | None = None,
+    slurm: list[str] | None = None,
+) -> Placement:
+    """Where the flags of a command say that its jobs run; flags that were not given are None.
+
+    Raises:
+        UserError: no such executor, a flag of another one, or a value that fits no machine.
+    """
+    from ocr_eval.executor import EXECUTORS, Placement
+
+    name = cast("Executor", choice("--executor", executor, EXECUTORS))
+    given = {
+        "partition": partition,
+        "time_limit": time_limit,
+        "gpus_per_job": gpus_per_job,
+        "cpus_per_job": cpus_per_job,
+        "memory_gb": memory_gb,
+        "parallel": parallel,
+        "slurm": slurm or None,
+    }
+    for owner, keys in (("local", {"devices": devices}), ("slurm", given)):
+        for key, value in keys.items():
+            if value is not None and name != owner:
+                raise UserError(f"--{key.replace('_', '-')} goes with --executor {owner}, and this is '{name}'.")
+    values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    values["slurm_options"] = tuple(values.pop("slurm", ()))
+    if devices is not None:
+        values["devices"] = tuple(part.strip() for part in devices.split(",") if part.strip())
+    return Placement(executor=name, **values)
 
 
 def begin(quiet: bool = False, offline: bool = False) -> None:

@@ -1,0 +1,52 @@
+"""Run jobs side by side: as processes of this machine, one a device, or as jobs of a Slurm cluster.
+
+What a job does is its own affair. It must be safe to run again after it was killed at any moment, for that is how
+time limits, preemption and lost nodes are survived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ocr_eval.errors import UserError
+from ocr_eval.executor.jobs import EXECUTORS, Executor, Job, JobEvent, JobResult, Placement, Progress
+
+__all__ = ["EXECUTORS", "Executor", "Job", "JobEvent", "JobResult", "Placement", "Progress", "run_jobs"]
+
+
+def run_jobs(
+    jobs: Sequence[Job], placement: Placement, logs: Path, progress: Progress = lambda event: None
+) -> list[JobResult]:
+    """Run jobs where ``placement`` says and wait for them; the results come in the order of the jobs.
+
+    A job that fails does not stop the others. A job that another process has in Slurm already, submitted with
+    the same ``logs`` and under the same name, is not submitted again but watched.
+
+    Args:
+        jobs: what to run; names are distinct.
+        placement: ``local`` or ``slurm``, and what they need; ``here`` is the caller's own process.
+        logs: folder for the output of the jobs, ``<name>.log`` each; Slurm's own files go to ``slurm/`` in it.
+        progress: called whenever a job's state changes.
+
+    Raises:
+        UserError: the devices, the partition or the cluster do not exist, or Slurm refuses the jobs.
+        RunFailed: Slurm does not answer.
+        KeyboardInterrupt: local jobs were stopped first; jobs in Slurm go on, and a line says how to cancel them.
+    """
+    assert placement.executor != "here", "jobs that run here are run by the caller"
+    assert len({job.name for job in jobs}) == len(jobs), "two jobs of one name"
+    if not jobs:
+        return []
+    logs.mkdir(parents=True, exist_ok=True)
+    if placement.executor == "local":
+        from ocr_eval.executor.local import run_local
+
+        return run_local(jobs, placement, logs, progress)
+    try:
+        from ocr_eval.executor.slurm import run_slurm
+    except ModuleNotFoundError as error:
+        if error.name != "submitit":
+            raise
+        raise UserError("--executor slurm needs submitit: pip install 'ocr-eval[cluster]'") from error
+    return run_slurm(jobs, placement, logs, progress)

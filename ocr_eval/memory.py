@@ -1,0 +1,177 @@
+"""How much memory a run takes and what it could be made to take, before any of it is taken."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+
+from ocr_eval.architecture import examine, read_config
+from ocr_eval.simulation import PARTS, Geometry, Part, scoring_peak, training_peaks
+from ocr_eval.specs import ModelSpec, TrainSpec
+
+#: Bytes of the interpreter and its libraries on a CPU, as measured after a first step; a GPU's are not counted.
+PROCESS_BYTES = 620_000_000
+#: Optimizer state a trainable parameter: AdamW's two moments in fp32, or in 8 bits with a scale a block of 256.
+STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}
+#: Part of the device's memory that a plan may use; the rest is for fragmentation and what else runs there.
+USABLE = 0.95
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Peak memory of a run by part, in bytes, at the moment of training or scoring when it is largest.
+
+    Attributes:
+        weights: the frozen base, or all weights where all are trained.
+        adapters: fp32 masters and their working copies.
+        optimizer: AdamW's moments.
+        gradients: of trained parameters.
+        activations: kept for the backward pass, and what comes and goes in a layer.
+        logits: at the positions where they are read.
+        process: interpreter and libraries (CPU only).
+        while_training: whether the peak is in training; else in scoring.
+    """
+
+    weights: int
+    adapters: int
+    optimizer: int
+    gradients: int
+    activations: int
+    logits: int
+    process: int
+    while_training: bool
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Bytes by part, in a fixed order."""
+        return {name: size for name, size in asdict(self).items() if name != "while_training"}
+
+    def fits(self, available: int) -> bool:
+        """Whether it can be expected to run in so many bytes."""
+        return self.total <= USABLE * available
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain object, in bytes."""
+        return {**self.parts(), "total": self.total, "while": "training" if self.while_training else "scoring"}
+
+
+@functools.lru_cache(maxsize=256)
+def _estimate(
+    spec_json: str, train_json: str, training: Geometry, scoring: Geometry, device: str, layers: int | None
+) -> MemoryPlan:
+    spec, train = ModelSpec.model_validate_json(spec_json), TrainSpec.model_validate_json(train_json)
+    state_bytes = STATE_BYTES[optimizer_kind(train, device)]
+    layers = read_config(spec, layers).num_hidden_layers
+
+    def peaks(count: int) -> list[Counter[Part]]:
+        """Peaks of a model with so many layers: training before and after the first gradient, and scoring."""
+        config = read_config(spec, count)
+        trained = training_peaks(spec, config, train, training, state_bytes)
+        scored = scoring_peak(spec, read_config(spec, count), train, scoring)
+        scored["optimizer"] = trained[0]["optimizer"]  # it is kept while the run is scored
+        return [*trained, scored]
+
+    found = _at(layers, peaks)
+    masters = int(4 * found[0]["optimizer"] / state_bytes)
+    at_the_end: Counter[Part] = Counter({part: found[0][part] for part in ("weights", "optimizer")})
+    at_the_end["gradients"] = masters
+    at_the_end["adapters"] = 0 if train.method == "full" else masters
+    largest = max([*found, at_the_end], key=lambda peak: peak.total())
+    return MemoryPlan(
+        **{part: largest[part] for part in PARTS},
+        process=PROCESS_BYTES if device == "cpu" else 0,
+        while_training=largest is not found[2],
+    )
+
+
+def _at(layers: int, peaks: Callable[[int], list[Counter[Part]]]) -> list[Counter[Part]]:
+    """Peaks of a model from those of its first few layers: every part is linear in their number."""
+    if layers <= 3:
+        return peaks(layers)
+    return [
+        Counter({part: three[part] + (layers - 3) * (three[part] - two[part]) for part in PARTS})
+        for two, three in zip(peaks(2), peaks(3), strict=True)
+    ]
+
+
+def estimate(
+    spec: ModelSpec, train: TrainSpec, training: Geometry, scoring: Geometry, device: str, layers: int | None = None
+) -> MemoryPlan:
+    """Peak memory of a run, from the model's configuration alone; no weights are read.
+
+    Args:
+        spec: the model.
+        train: method, rank and targets.
+        training: the largest training batch; its ``lanes`` are the runs of a pack.
+        scoring: the largest scored chunk.
+        device: "cpu", "cuda" or "mps".
+        layers: only so many layers of the model.
+
+    Raises:
+        UserError: the model's configuration cannot be had.
+    """
+    return _estimate(spec.model_dump_json(), train.model_dump_json(), training, scoring, device, layers)
+
+
+def optimizer_kind(train: TrainSpec, device: str) -> str:
+    """The optimizer's state: 8-bit where all parameters are trained and bitsandbytes has it (CUDA), else fp32."""
+    return "adamw8bit" if train.method == "full" and device == "cuda" else "adamw"
+
+
+def least(spec: ModelSpec, train: TrainSpec, device: str) -> int:
+    """Bytes that a run takes at least: what it holds before any activation. Quick: nothing is simulated."""
+    sizes = examine(spec)
+    state = STATE_BYTES[optimizer_kind(train, device)]
+    if train.method == "full":
+        return int(sizes.parameters * (4 + 4 + state))
+    itemsize = 2 if spec.dtype == "bfloat16" else 4
+    weights = sizes.parameters * itemsize
+    if train.method == "qlora":
+        weights -= int(sizes.linear_parameters * (itemsize - 0.516))
+    return weights + int(sizes.adapter_parameters(train.rank, train.targets) * (4 + state))
+
+
+def alternatives(
+    spec: ModelSpec, train: TrainSpec, training: Geometry, scoring: Geometry, device: str, free: int
+) -> list[tuple[str, MemoryPlan]]:
+    """Flags that make a run fit, each with its plan: a smaller batch, LoRA, a quantized base; nearest first."""
+    methods = {"full": ["full", "lora", "qlora"], "lora": ["lora", "qlora"], "qlora": ["qlora"]}[train.method]
+    found = []
+    for method in methods:
+        batch = train.batch_size
+        while batch >= 1:
+            share = batch / train.batch_size
+            smaller = replace(
+                training,
+                nodes=max(1, round(training.nodes * share)),
+                reads=max(1, round(training.reads * share)),
+                tokens=max(1, round(training.tokens * share)),
+            )
+            changed = train.model_copy(update={"method": method})
+            plan = estimate(spec, changed, smaller, scoring, device)
+            if plan.fits(free):
+                flags = [f"--method {method}"] if method != train.method else []
+                flags += [f"--batch-size {batch}"] if batch != train.batch_size else []
+                found.append((" ".join(flags), plan))
+                break
+            if plan.weights + plan.optimizer + plan.adapters + plan.gradients > USABLE * free:
+                break  # no batch is small enough
+            batch //= 4
+    return found
+
+
+def available(device: torch.device) -> int:
+    """Bytes of memory that are free on a device; an Apple GPU shares the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return psutil.virtual_memory().available

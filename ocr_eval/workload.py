@@ -1,0 +1,107 @@
+"""RunSpec -> how much there is to compute: examples, tokens, steps, and the shapes of the largest passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ocr_eval import draw, score, weights
+from ocr_eval.architecture import read_config
+from ocr_eval.dataset import Dataset, build_dataset
+from ocr_eval.errors import UserError
+from ocr_eval.forest import ForestBuilder, read_answers
+from ocr_eval.models import load_tokenizer_from
+from ocr_eval.simulation import Geometry
+from ocr_eval.specs import ModelSpec, RunSpec
+from ocr_eval.stand_in import StandInTokenizer
+from ocr_eval.tokens import Continuation, ProbeTokens, probe_tokens, training_tokens
+
+#: Architectures whose tokenizers put a BOS token before every text.
+_WITH_BOS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The amount of work of one run.
+
+    Attributes:
+        dataset: what is taught and asked.
+        real_tokenizer: whether tokens were counted with the model's own tokenizer, or with a stand-in.
+        tokens: statement tokens of an epoch, as they would be without shared prefixes.
+        nodes: nodes of the forests of an epoch: what is computed.
+        steps: optimizer steps of the run.
+        training: the largest batch of the first epoch.
+        scoring: the largest scored chunk.
+        scored_nodes: nodes of one scoring.
+        scorings: how often the run is scored.
+    """
+
+    dataset: Dataset
+    real_tokenizer: bool
+    tokens: int
+    nodes: int
+    steps: int
+    training: Geometry
+    scoring: Geometry
+    scored_nodes: int
+    scorings: int
+
+
+def measure(spec: RunSpec) -> Workload:
+    """The work of a run, with the model's tokenizer if it is on this disk and else with a stand-in.
+
+    Raises:
+        UserError: the tokenizer cannot do with the data.
+    """
+    tokenizer, is_real = tokenizer_at_hand(spec.model)
+    dataset = build_dataset(spec)
+    examples = training_tokens(tokenizer, dataset)
+    batches = [batch_geometry(batch) for batch in first_epoch(spec, examples)]
+    chunks = [chunk_geometry(chunk) for chunk in score.chunks(probe_tokens(tokenizer, dataset))]
+    return Workload(
+        dataset=dataset,
+        real_tokenizer=is_real,
+        tokens=sum(len(e.prompt) + len(e.answer) for e in examples),
+        nodes=sum(batch.nodes for batch in batches),
+        steps=len(batches) * spec.train.epochs,
+        training=max(batches, key=lambda batch: batch.nodes),
+        scoring=max(chunks, key=lambda chunk: chunk.reads),
+        scored_nodes=sum(chunk.nodes for chunk in chunks),
+        scorings=spec.train.epochs + 1,
+    )
+
+
+def first_epoch(spec: RunSpec, examples: Sequence[Continuation]) -> list[list[Continuation]]:
+    """The batches of the first epoch."""
+    order = draw.permutation(f"{spec.stream('order')}/epoch-1", len(examples))
+    size = spec.train.batch_size
+    return [[examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+
+
+def tokenizer_at_hand(spec: ModelSpec) -> tuple[Any, bool]:
+    """The model's tokenizer if it lies on this disk (True), else a stand-in of the same vocabulary size (False)."""
+    folder = weights.cached_tokenizer(spec)
+    if folder is not None:
+        try:
+            return load_tokenizer_from(folder), True
+        except UserError:
+            pass  # a model folder without a tokenizer
+    config = read_config(spec)
+    return StandInTokenizer(config.vocab_size, bos=config.model_type in _WITH_BOS), False
+
+
+def batch_geometry(batch: Sequence[Continuation]) -> Geometry:
+    """The shape of a training batch."""
+    return _geometry([(example.prompt, [example.answer]) for example in batch])
+
+
+def chunk_geometry(chunk: Sequence[ProbeTokens]) -> Geometry:
+    """The shape of a pass that scores some probes."""
+    return _geometry([(probe.prompt, probe.candidates) for probe in chunk])
+
+
+def _geometry(questions: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, ...]]]]) -> Geometry:
+    builder = ForestBuilder()
+    reads, _ = read_answers(builder, questions)
+    return Geometry(lanes=1, nodes=len(builder), reads=len(reads.nodes), tokens=len(reads.tokens))

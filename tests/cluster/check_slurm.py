@@ -1,0 +1,252 @@
+"""Jobs on a real Slurm: run by with_slurm.sh, not a part of the default tests."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from ocr_eval.errors import UserError
+from ocr_eval.executor import Job, Placement, run_jobs
+from ocr_eval.executor.ledger import Ledger
+
+SLURM = Placement(executor="slurm", time_limit=30, gpus_per_job=0)
+#: Writes a line to "starts", works until "half" is there, and is done when it finds "half" at its start.
+IN_TWO_HALVES = """
+import pathlib, sys, time
+with open("starts", "a") as starts:
+    starts.write("started\\n")
+half = pathlib.Path("half")
+if half.exists():
+    sys.exit(0)
+half.touch()
+time.sleep(600)
+"""
+
+
+def python(name, code):
+    return Job(name, (sys.executable, "-c", code))
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_an_array_of_jobs_comes_back_in_order_with_its_logs(tmp_path):
+    events = []
+    jobs = [python(f"pack{k}", f"print('this is', {k})") for k in range(3)]
+    results = run_jobs(jobs, SLURM, tmp_path / "logs", events.append)
+    assert [result.job for result in results] == jobs
+    assert [(result.end, result.returncode) for result in results] == [("done", 0)] * 3
+    assert len({result.place.split("_")[0] for result in results}) == 1, "one array"
+    for k in range(3):
+        assert (tmp_path / f"logs/pack{k}.log").read_text().splitlines()[-1] == f"this is {k}"
+    last = {event.job.name: event.state for event in events}
+    assert last == {"pack0": "done", "pack1": "done", "pack2": "done"}
+
+
+def test_a_job_gets_what_the_placement_asks_for(tmp_path):
+    show = (
+        "import os, subprocess, time\n"
+        "say = open('turns', 'a', buffering=1).write\n"
+        "say('in\\n'); time.sleep(0.3); say('out\\n')\n"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])\n"
+        "print(subprocess.getoutput('scontrol show job ' + os.environ['SLURM_JOB_ID']))"
+    )
+    placement = Placement(
+        executor="slurm",
+        partition="main",
+        time_limit=7,
+        cpus_per_job=2,
+        memory_gb=0.5,
+        parallel=1,
+        slurm_options=("--comment=by hand",),
+    )
+    jobs = [python("pack0", show), python("pack1", show)]
+    results = run_jobs(jobs, placement, tmp_path / "a log")
+    assert [result.end for result in results] == ["done", "done"]
+    log = (tmp_path / "a log/pack1.log").read_text()
+    assert "\n0 2\n" in log, "the GPU that Slurm gave, one being the default where there are any; two threads"
+    for word in ("Partition=main", "TimeLimit=00:07:00", "MinMemoryNode=512M", "Requeue=1", "Comment=by hand"):
+        assert word in log
+    assert (tmp_path / "turns").read_text().split() == ["in", "out"] * 2, "one at a time"
+
+
+def test_a_failed_job_names_its_last_words_and_stops_no_other(tmp_path):
+    jobs = [
+        python("bad", "import sys; print('ocr-eval: no such model', file=sys.stderr); sys.exit(2)"),
+        python("killed", "import os; os.kill(os.getpid(), 9)"),
+        python("good", "pass"),
+        Job("missing", ("/no/such/program",)),
+    ]
+    bad, killed, good, missing = run_jobs(jobs, SLURM, tmp_path / "logs")
+    assert (bad.end, bad.returncode) == ("failed", 2)
+    assert bad.problem() == (
+        f"Job bad ({bad.place}) ended with exit code 2: ocr-eval: no such model (log: {tmp_path}/logs/bad.log)"
+    )
+    assert (killed.end, killed.returncode) == ("failed", -9)
+    assert "was killed by SIGKILL" in killed.problem()
+    assert good.end == "done"
+    assert missing.end == "failed"
+    assert "No such file" in missing.problem()
+
+
+def test_an_unknown_partition_is_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match=r"Unknown partition 'mian'. Did you mean 'main'\? Available: main, urgent"):
+        run_jobs([python("pack", "pass")], Placement(executor="slurm", partition="mian"), tmp_path / "logs")
+
+
+def test_a_time_limit_that_the_partition_never_grants_is_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match="--time-limit 90: partition 'main' allows 60 minutes"):
+        run_jobs([python("pack", "pass")], Placement(executor="slurm", time_limit=90), tmp_path / "logs")
+
+
+def test_a_refused_submission_leaves_nothing(tmp_path, capfd):
+    with pytest.raises(UserError, match=r"Slurm refuses the jobs: .*node configuration is not available"):
+        run_jobs([python("pack", "pass")], Placement(executor="slurm", gpus_per_job=3), tmp_path / "logs")
+    assert {path.name for path in (tmp_path / "logs/slurm").iterdir()} == {".lock", "submissions.json"}
+    assert json.loads((tmp_path / "logs/slurm/submissions.json").read_text())["submissions"] == []
+    assert "sbatch" not in capfd.readouterr().err
+
+
+def by_signal(job_id):
+    subprocess.run(["scancel", "--signal=USR2", job_id], check=True)
+
+
+def by_requeue(job_id):
+    subprocess.run(["scontrol", "requeue", job_id], check=True)
+
+
+def by_preemption(job_id):
+    everything = ["--partition=urgent", "--cpus-per-task=4", "--time=1", "--output=/dev/null"]
+    subprocess.run(["sbatch", *everything, "--wrap=sleep 2"], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("interrupt", [by_signal, by_requeue, by_preemption])
+def test_an_interrupted_job_is_queued_again_and_goes_on(tmp_path, interrupt):
+    events = []
+
+    def when_half_done():
+        wait_for(lambda: (tmp_path / "half").exists() and "running" in [event.state for event in events])
+        interrupt(events[0].place)
+
+    helper = threading.Thread(target=when_half_done, daemon=True)
+    helper.start()
+    (result,) = run_jobs([python("pack", IN_TWO_HALVES)], SLURM, tmp_path / "logs", events.append)
+    helper.join()
+    assert (result.end, result.returncode) == ("done", 0)
+    assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+
+def test_a_job_that_reaches_its_time_limit_too_often_is_reported(tmp_path):
+    placement = Placement(executor="slurm", time_limit=1, max_requeues=0, gpus_per_job=0)
+    work = "import time; print('epoch 3', flush=True); time.sleep(600)"
+    (result,) = run_jobs([python("pack", work)], placement, tmp_path / "logs")
+    assert (result.end, result.returncode) == ("timeout", None)
+    assert "reached its time limit too often (log: " in result.problem()
+
+
+def test_a_cancelled_job_is_reported(tmp_path):
+    def cancel(event):
+        if event.state == "running":
+            subprocess.run(["scancel", event.place], check=True)
+
+    (result,) = run_jobs([python("pack", "import time; time.sleep(600)")], SLURM, tmp_path / "logs", cancel)
+    assert result.end == "cancelled"
+    assert "CANCELLED" in result.problem()
+
+
+WAITER = """
+import pathlib, sys
+from ocr_eval.executor import Job, Placement, run_jobs
+command = (sys.executable, "-c", "open('starts', 'a').write('started\\\\n'); import time; time.sleep(4)")
+jobs = [Job(name, command) for name in ("pack0", "pack1")]
+for result in run_jobs(jobs, Placement(executor="slurm", time_limit=30, gpus_per_job=0), pathlib.Path("logs")):
+    print(result.end)
+"""
+
+
+def test_ctrl_c_leaves_the_jobs_and_the_same_command_finds_them(tmp_path):
+    first = subprocess.Popen([sys.executable, "-c", WAITER], stderr=subprocess.PIPE, text=True)
+    wait_for((tmp_path / "starts").exists)
+    first.send_signal(signal.SIGINT)
+    said = first.communicate()[1]
+    assert "The jobs go on in Slurm: job" in said
+    assert "To cancel them: scancel" in said
+    second = subprocess.run([sys.executable, "-c", WAITER], capture_output=True, text=True, check=True)
+    assert "In Slurm already: job" in second.stderr
+    assert "Submitted" not in second.stderr
+    assert second.stdout.split() == ["done", "done"]
+    assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+
+def test_processes_that_start_together_submit_once(tmp_path):
+    waiters = [subprocess.Popen([sys.executable, "-c", WAITER], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [waiter.communicate()[0].split() for waiter in waiters] == [["done", "done"]] * 3
+    assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+
+def test_a_submission_that_was_cut_short_is_cleared_away_and_made_anew(tmp_path, monkeypatch):
+    work = "import time; say = open('{0}', 'a', buffering=1); first = say.tell() == 0; say.write('in\\n')"
+    work += "; time.sleep(60 if first else 0); say.write('out\\n')"
+    jobs = [python(name, work.format(name)) for name in ("a", "b")]
+    with monkeypatch.context() as patch:
+
+        def power_cut(*_):
+            raise SystemExit
+
+        patch.setattr(Ledger, "complete", power_cut)
+        with pytest.raises(SystemExit):
+            run_jobs(jobs, SLURM, tmp_path / "logs")
+    wait_for(lambda: all((tmp_path / name).exists() for name in ("a", "b")))
+    assert [result.end for result in run_jobs(jobs, SLURM, tmp_path / "logs")] == ["done", "done"]
+    assert [(tmp_path / name).read_text().split() for name in ("a", "b")] == [["in", "in", "out"]] * 2
+
+
+def test_a_sweep_that_is_requeued_ends_as_one_that_was_left_alone(tmp_path, model_files):
+    models = f"{model_files['llama']},{model_files['olmo']}"
+    shape = [
+        "--n=3",
+        "--m-train=1",
+        "--m-test=2",
+        "--epochs=12",
+        "--assocs=city-language",
+        "--seeds=0-1",
+        "--dtype=float32",
+    ]
+    command = (sys.executable, "-m", "ocr_eval", "sweep", f"--models={models}", *shape)
+    subprocess.run([*command, "-o", "here"], check=True, capture_output=True)
+
+    def requeue(event):
+        if event.state == "running" and event.place not in seen:
+            seen.add(event.place)
+            wait_for(lambda: list((tmp_path / "there").glob("**/metrics.jsonl")))
+            subprocess.run(["scontrol", "requeue", event.place], check=True)
+
+    seen = set()
+    jobs = [Job(f"pack{k}", (*command, "-o", "there", f"--worker={k}")) for k in (1, 2)]
+    results = run_jobs(jobs, SLURM, tmp_path / "there/logs", requeue)
+    assert [result.end for result in results] == ["done", "done"], results
+    assert len(seen) == 2
+    records = {
+        path.relative_to(tmp_path / "here"): numbers(path) for path in (tmp_path / "here").glob("**/result.json")
+    }
+    assert len(records) == 4
+    for path, expected in records.items():
+        assert numbers(tmp_path / "there" / path) == expected
+
+
+def numbers(path):
+    """A record without what the clock says."""
+    return {key: value for key, value in json.loads(path.read_text()).items() if key != "seconds"}

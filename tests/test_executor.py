@@ -1,0 +1,150 @@
+"""Jobs side by side on this machine; tests/cluster has those on Slurm."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ocr_eval.cli.options import placement
+from ocr_eval.errors import UserError
+from ocr_eval.executor import Job, Placement, run_jobs
+from ocr_eval.executor.local import resolve_devices
+
+
+def python(name, code):
+    return Job(name, (sys.executable, "-c", code))
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_jobs_share_out_the_devices_and_come_back_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    events = []
+    work = "import os, time; print('device', os.environ['CUDA_VISIBLE_DEVICES']); time.sleep({})"
+    jobs = [python("long", work.format(1.5)), *(python(f"short{k}", work.format(0)) for k in range(3))]
+    results = run_jobs(jobs, Placement(executor="local"), tmp_path / "logs", events.append)
+    assert [result.job for result in results] == jobs
+    assert [(result.end, result.returncode) for result in results] == [("done", 0)] * 4
+    assert [result.place for result in results] == ["4", "7", "7", "7"], "a device is used again when it is free"
+    for result in results:
+        assert result.log == tmp_path / f"logs/{result.job.name}.log"
+        assert result.log.read_text().splitlines()[1:] == [f"device {result.place}"]
+    assert [event.state for event in events if event.job.name == "long"] == ["running", "done"]
+
+
+def test_jobs_on_the_cpu_share_its_cores_and_see_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    show = "import os; print(repr(os.environ['CUDA_VISIBLE_DEVICES']), os.environ.get('OMP_NUM_THREADS'))"
+    jobs = [python("a", show), python("b", show)]
+    for devices, seen in {("cpu", "cpu"): "'' 3", ("cpu",): "'' None"}.items():
+        for result in run_jobs(jobs, Placement(executor="local", devices=devices), tmp_path):
+            assert result.log.read_text().splitlines()[-1] == seen
+
+
+def test_without_gpus_the_job_chooses_its_device(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert resolve_devices(()) == ("auto",)
+
+
+def test_a_device_that_is_not_there_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(UserError, match=r"Unknown device '2'\. Available: 0, 1, cpu"):
+        run_jobs([python("a", "pass")], Placement(executor="local", devices=("0", "2")), tmp_path)
+
+
+def test_a_failed_job_says_why_and_stops_no_other(tmp_path):
+    jobs = [
+        python("bad", "import sys; print('ocr-eval: no such model', file=sys.stderr); sys.exit(2)"),
+        python("killed", "import os; os.kill(os.getpid(), 9)"),
+        python("good", "pass"),
+    ]
+    bad, killed, good = run_jobs(jobs, Placement(executor="local", devices=("cpu",)), tmp_path)
+    log = tmp_path / "bad.log"
+    assert bad.problem() == f"Job bad (cpu) ended with exit code 2: ocr-eval: no such model (log: {log})"
+    assert killed.problem() == f"Job killed (cpu) was killed by SIGKILL (log: {tmp_path}/killed.log)"
+    assert (bad.end, killed.end, good.end) == ("failed", "failed", "done")
+
+
+def test_a_log_keeps_every_attempt_and_quotes_only_the_last(tmp_path):
+    placement = Placement(executor="local", devices=("cpu",))
+    (first,) = run_jobs([python("a", "print('first try'); raise SystemExit(1)")], placement, tmp_path)
+    (second,) = run_jobs([python("a", "raise SystemExit(1)")], placement, tmp_path)
+    assert (first.last_line, second.last_line) == ("first try", "")
+    assert "first try" in second.log.read_text()
+
+
+CALLER = """
+import pathlib, sys
+from ocr_eval.executor import Job, Placement, run_jobs
+work = "import os, time; open('pids', 'a').write(f'{os.getpid()} '); time.sleep(600)"
+jobs = [Job(name, (sys.executable, "-c", work)) for name in ("a", "b", "c")]
+run_jobs(jobs, Placement(executor="local", devices=("cpu", "cpu")), pathlib.Path("logs"))
+"""
+
+
+def gone(pid):
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends children with a killed parent")
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_job_outlives_its_caller(tmp_path, monkeypatch, by):
+    monkeypatch.chdir(tmp_path)
+    caller = subprocess.Popen([sys.executable, "-c", CALLER], stderr=subprocess.PIPE, text=True)
+    pids = tmp_path / "pids"
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    caller.send_signal(by)
+    said = caller.communicate()[1]
+    wait_for(lambda: all(gone(pid) for pid in pids.read_text().split()))
+    assert len(pids.read_text().split()) == 2, "the third was never started"
+    assert ("Stopping 2 running jobs" in said) == (by == signal.SIGINT)
+
+
+def test_away_from_a_cluster_slurm_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"no 'sbatch' on PATH.*--executor local"):
+        run_jobs([python("a", "pass")], Placement(executor="slurm"), tmp_path / "logs")
+
+
+def test_without_submitit_the_error_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ocr_eval.executor.slurm", raising=False)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r"pip install 'ocr-eval\[cluster\]'"):
+        run_jobs([python("a", "pass")], Placement(executor="slurm"), tmp_path)
+
+
+def test_a_placement_refuses_what_fits_no_machine():
+    with pytest.raises(UserError, match="--time-limit 0: must be at least 1"):
+        Placement(executor="slurm", time_limit=0)
+    with pytest.raises(UserError, match="--gpus-per-job -1"):
+        Placement(executor="slurm", gpus_per_job=-1)
+
+
+def test_flags_make_a_placement():
+    assert placement("here") == Placement()
+    assert placement("local", devices="0, 1") == Placement(executor="local", devices=("0", "1"))
+    assert placement("slurm", partition="gpu", memory_gb=8, slurm=["account=nlp"]) == Placement(
+        executor="slurm", partition="gpu", memory_gb=8, slurm_options=("account=nlp",)
+    )
+
+
+def test_flags_of_another_executor_are_refused():
+    with pytest.raises(UserError, match=r"Unknown value of --executor: 'slrum'. Did you mean 'slurm'\?"):
+        placement("slrum")
+    with pytest.raises(UserError, match="--time-limit goes with --executor slurm, and this is 'local'"):
+        placement("local", time_limit=30)
+    with pytest.raises(UserError, match="--devices goes with --executor local, and this is 'slurm'"):
+        placement("slurm", devices="0")

@@ -1,0 +1,117 @@
+"""What --dry-run says, from the configuration alone, and whether the simulated memory is what the parts add up to."""
+
+import json
+
+import pytest
+
+from ocr_eval import memory
+from ocr_eval.memory import PROCESS_BYTES, estimate, least
+from ocr_eval.simulation import Geometry
+from ocr_eval.specs import load_model_spec
+
+BATCH, CHUNK = Geometry(lanes=1, nodes=160, reads=32, tokens=32), Geometry(lanes=1, nodes=512, reads=150, tokens=900)
+
+
+def planned(name, device="cpu", training=BATCH, layers=None, **train):
+    spec = load_model_spec(name)
+    return estimate(spec, spec.train.model_copy(update=train), training, CHUNK, device, layers)
+
+
+def test_the_parts_of_lora_on_llama3_by_hand():
+    plan = planned("llama3-8b")
+    assert plan.weights == pytest.approx(2 * 8_030_261_248, rel=1e-6)
+    assert plan.optimizer == 8 * 41_943_040
+    assert plan.adapters == pytest.approx((4 + 2) * 41_943_040, rel=0.02)  # masters, and the bf16 copies in use
+    assert plan.process == PROCESS_BYTES
+    assert plan.while_training
+    assert 0.5e9 < plan.activations < 2e9
+    assert planned("llama3-8b", device="cuda").process == 0
+
+
+def test_the_parts_of_other_methods_by_hand():
+    four_bit = planned("llama3-8b", method="qlora")
+    linears, rest = 6_979_321_856, 8_030_261_248 - 6_979_321_856
+    nf4 = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # bytes: a code, a scale for 64 of them, a scale for 256 scales
+    assert four_bit.weights == pytest.approx(linears * nf4 + rest * 2, rel=1e-3)
+    full = planned("llama3-8b", method="full")
+    assert full.weights == pytest.approx(4 * 8_030_261_248, rel=1e-6)
+    assert full.optimizer == pytest.approx(8 * 8_030_261_248, rel=1e-6)
+    assert full.gradients == pytest.approx(4 * 8_030_261_248, rel=1e-3)
+    assert planned("llama3-8b", method="full", device="cuda").optimizer == pytest.approx(2.03 * 8_030_261_248, rel=1e-2)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("training", [BATCH, Geometry(lanes=1, nodes=6, reads=1, tokens=1)])
+def test_many_layers_from_a_few_is_what_simulating_all_gives(monkeypatch, method, training):
+    few = planned("gemma3-270m", method=method, training=training, layers=6)
+    monkeypatch.setattr(memory, "_at", lambda layers, peaks: peaks(layers))
+    memory._estimate.cache_clear()
+    assert few.total == pytest.approx(
+        planned("gemma3-270m", method=method, training=training, layers=6).total, rel=1e-3
+    )
+
+
+def test_a_pack_of_runs_shares_the_weights():
+    one, four = planned("smollm2-135m"), planned("smollm2-135m", training=Geometry(4, 160, 32, 32))
+    assert four.weights == one.weights
+    assert (four.optimizer, four.adapters) == (4 * one.optimizer, 4 * one.adapters)
+    assert four.activations == pytest.approx(4 * one.activations, rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_what_is_held_at_least_is_below_the_plan_and_near(method):
+    spec = load_model_spec("llama3-8b")
+    train = spec.train.model_copy(update={"method": method})
+    bound, plan = least(spec, train, "cpu"), planned("llama3-8b", method=method)
+    assert 0.75 * plan.total < bound < plan.total
+
+
+def test_the_plan_of_a_model_that_is_not_here(ocr_eval, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(memory, "available", lambda device: 24_000_000_000)
+    answer = ocr_eval("finetune", "--model", "llama3-8b", "--assoc", "country-code", "--dry-run", "--device", "cpu")
+    assert answer.code == 0, answer.err
+    for said in (
+        "meta-llama/Meta-Llama-3-8B at 8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920",
+        "Meta Llama 3 community license; gated",
+        "about 16.1 GB would be fetched",
+        "41,943,040 trainable parameters (0.52%), adamw",
+        "120 statements, 16 epochs, 64 steps",
+        "counted with a stand-in",
+        "in training: weights 16.1 GB, adapters 0.2 GB, optimizer 0.3 GB",
+    ):
+        assert said in answer.out
+    assert "fits:" not in answer.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_is_said_with_what_would(ocr_eval, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 10_000_000_000)
+    run = ["finetune", "--model", "llama3-8b", "--assoc", "country-code", "--dry-run", "--device", "cpu"]
+    answer = ocr_eval(*run)
+    assert answer.code == 1
+    assert "fits:     NO" in answer.out
+    assert "would:    --method qlora needs 8." in answer.out
+    assert "would:    a RTX 4090 24 GB" in answer.out
+    plan = json.loads(ocr_eval(*run, "--json").out)
+    assert plan["fits"] is False
+    assert plan["memory"]["total"] == sum(v for k, v in plan["memory"].items() if k not in ("total", "while"))
+    assert list(plan["alternatives"]) == ["--method qlora"]
+
+
+def test_a_smaller_batch_is_proposed_where_it_helps(ocr_eval, tiny, monkeypatch):
+    spec = load_model_spec(tiny)
+    whole = estimate(spec, spec.train, Geometry(1, 5000, 400, 400), CHUNK, "cpu")
+    held = whole.weights + whole.adapters + whole.optimizer + whole.process
+    train = spec.train.model_copy(update={"batch_size": 800})
+    found = memory.alternatives(spec, train, Geometry(1, 5000, 400, 400), CHUNK, "cpu", held + whole.activations // 3)
+    assert found[0][0].startswith("--batch-size ")
+    assert found[0][1].total < whole.total
+
+
+def test_the_plan_of_a_scoring(ocr_eval, tiny):
+    answer = ocr_eval("score", "--model", tiny, "--assoc", "city-language", "--dry-run")
+    assert answer.code == 0
+    assert "200 once" in answer.out
+    assert "GB at the peak, in scoring" in answer.out
+    assert "steps" not in answer.out.split("schema_version")[0]
