@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INTEROP := .venv-interop
 DEMO := results/demo
 
-.PHONY: demo test test-cluster test-interop browser lint format lock results bench clean
+.PHONY: demo test test-cluster test-interop browser docs lint format lock results results-shown bench clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/ocr-eval finetune --model smollm2-135m --assoc city-language --output-dir $(DEMO) >/dev/null
@@ -33,6 +33,10 @@ browser:
 	@command -v chromium chromium-browser google-chrome >/dev/null || { \
 	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
+
+# The pages of documentation that are generated; a test says when they are old.
+docs: $(VENV)/.ready
+	$(BIN)/python -m ocr_eval.cli.reference > ocr_eval/docs/commands.md
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -69,9 +73,15 @@ results: $(VENV)/.ready
 	for seed in 0 1 2; do for assoc in $(ASSOCS); do \
 	  $(BIN)/ocr-eval finetune --model smollm2-135m --assoc $$assoc --seed $$seed --output-dir $(RESULTS) || exit 1; \
 	done; done
-	$(BIN)/ocr-eval table --output-dir $(RESULTS) > $(RESULTS)/table.md
-	$(BIN)/ocr-eval table --output-dir $(RESULTS) --format csv > $(RESULTS)/table.csv
-	$(BIN)/ocr-eval figures --output-dir $(RESULTS)
+	$(MAKE) results-shown
+
+# Everything that is made from records: tables, figures and the report page (seconds, without a model).
+results-shown: $(VENV)/.ready
+	for form in md csv json tex html; do \
+	  $(BIN)/ocr-eval table $(RESULTS) --format $$form > $(RESULTS)/table.$$form || exit 1; \
+	done
+	$(BIN)/ocr-eval figures $(RESULTS)
+	$(BIN)/ocr-eval report $(RESULTS) -o $(RESULTS)/report.html
 
 # Benchmarks print ratios against a baseline in the same run; they are no tests.
 bench: $(VENV)/.ready

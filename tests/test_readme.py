@@ -20,12 +20,9 @@ SMALL = {"OCR_EVAL_EPOCHS": "1", "OCR_EVAL_M_TEST": "2", "OCR_EVAL_M_TRAIN": "1"
 def test_the_commands_of_the_readme_run(tmp_path):
     (tmp_path / "results").mkdir()
     shutil.copytree(ROOT / "results/smollm2-135m", tmp_path / "results/smollm2-135m")
-    example = re.search(r"```yaml\n# my-association\.yaml\n(.*?)```", README, re.S)
-    assert example
-    (tmp_path / "my-association.yaml").write_text(example[1])
     commands = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
     ours = [command for command in commands if command.startswith("ocr-eval ")]
-    assert len(ours) >= 12
+    assert len(ours) >= 10
     environment = {**os.environ, **SMALL, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for command in ours:
         done = subprocess.run(

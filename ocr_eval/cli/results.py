@@ -21,7 +21,12 @@ FoldersArgument = Annotated[
 ]
 FilterOption = Annotated[
     list[str] | None,
-    typer.Option("--filter", help="Only runs with KEY=VALUE; 'seed=0,1' takes any of the values. Repeatable."),
+    typer.Option(
+        "--filter",
+        envvar="OCR_EVAL_FILTER",
+        show_envvar=False,
+        help="Only runs with KEY=VALUE; 'seed=0,1' takes any of the values. Repeatable.",
+    ),
 ]
 
 
@@ -61,7 +66,11 @@ def table(
     scoring: o.ScoringOption = "first-token",
     metric: Annotated[
         str | None,
-        typer.Option(help="One metric a cell: mean-rank, null-rank, ocr-score, top1, mrr or margin."),
+        typer.Option(
+            envvar="OCR_EVAL_METRIC",
+            show_envvar=False,
+            help="One metric a cell: mean-rank, null-rank, ocr-score, top1, mrr or margin.",
+        ),
     ] = None,
     by: Annotated[str, typer.Option(help="What rows are made of: 'model', 'model,rank', 'm-train', 'seed' ...")] = (
         "model"

@@ -1,0 +1,73 @@
+"""The pages of documentation: their commands run as written, their links lead somewhere, help is what it says."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ocr_eval.cli.reference import reference
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "ocr_eval/docs").glob("*.md"))
+#: Jobs for a scheduler, fetching, and services that do not end are tried elsewhere.
+NOT_HERE = re.compile(r"models pull|--serve|slurm|--executor|--report-to")
+
+
+def commands(page: Path) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("ocr-eval ") and not NOT_HERE.search(line)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run(page, model_files, tmp_path):
+    """On a tiny model in the place of the default one; the YAML files of the page lie beside."""
+    shutil.copytree(model_files["llama"].with_suffix(""), tmp_path / "my-model")
+    shutil.copytree(ROOT / "results/smollm2-135m", tmp_path / "results/smollm2-135m")
+    for name, text in re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", page.read_text(), re.S):
+        (tmp_path / name).write_text(text)
+    small = {"EPOCHS": "1", "M_TEST": "2", "M_TRAIN": "1", "QUIET": "1", "MODEL": str(model_files["llama"])}
+    environment = {
+        **os.environ,
+        **{f"OCR_EVAL_{key}": value for key, value in small.items()},
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    script = "set -e\n" + "\n".join(f"{command} >/dev/null" for command in commands(page))
+    done = subprocess.run(
+        ["bash", "-xc", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1500:]
+    for path in tmp_path.glob("*.yaml"):
+        is_model = "weights:" in path.read_text()
+        check = ["finetune", "--assoc", "country-code", "--dry-run", "--model"] if is_model else ["data", "show"]
+        shown = subprocess.run(
+            ["ocr-eval", *check, f"./{path.name}"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert shown.returncode == 0, shown.stderr
+
+
+def test_the_page_of_commands_is_what_help_says():
+    page = ROOT / "ocr_eval/docs/commands.md"
+    assert page.read_text() == reference(), "run 'make docs'"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_links_lead_to_files_that_are_there(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not link.startswith(("http", "#")):
+            assert (page.parent / link.split("#")[0]).exists(), link
+
+
+def test_every_page_is_named_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    for page in PAGES:
+        assert f"ocr_eval/docs/{page.name}" in text
