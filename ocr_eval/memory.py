@@ -80,7 +80,9 @@ def _estimate(
 
     found = _at(layers, peaks)
     at_the_end: Counter[Part] = Counter({part: found[0][part] for part in ("weights", "adapters", "optimizer")})
-    at_the_end["gradients"] = int(found[0]["optimizer"] / state_bytes) * 4  # all of them, when no activation is left
+    masters = int(found[0]["optimizer"] / state_bytes) * 4
+    at_the_end["gradients"] = masters  # all of them, when no activation is left
+    at_the_end["activations"] = 0 if train.method == "full" else masters  # scaled before they become working copies
     largest = max([*found, at_the_end], key=lambda peak: peak.total())
     return MemoryPlan(
         **{part: largest[part] for part in PARTS},

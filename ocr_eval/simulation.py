@@ -98,12 +98,12 @@ def _hold(
         if train.method == "qlora":
             for name, linear in linear_modules(network).items():
                 network.set_submodule(name, _FourBit(linear))
-        shapes = [LaneShape(train.rank, train.alpha)] * lanes
-        layers = Adapters(network, train.targets, shapes, DTYPES[spec.dtype]).layers.values()
-        trainable = [master for layer in layers for master in (layer.master_a, layer.master_b)]
+        adapters = Adapters(network, train.targets, [LaneShape(train.rank, train.alpha)] * lanes, DTYPES[spec.dtype])
+        stacks = [stack for layer in adapters.layers.values() for stack in (layer.a, layer.b)]
+        trainable = [parameter for lane in range(lanes) for parameter in adapters.parameters(lane).values()]
         meter = _Meter(vocabulary, set())
-        meter.hold("adapters", [t for layer in layers for t in (layer.master_a, layer.master_b, layer.a, layer.b)])
-        meter.hold("gradients", [t for layer in layers for t in (layer.grad_a, layer.grad_b)])
+        meter.hold("adapters", [t for stack in stacks for t in (stack.master, stack.compute)])
+        meter.hold("gradients", [stack.grad for stack in stacks])
     meter.hold("weights", [*network.parameters(), *network.buffers()])
     meter.hold("optimizer", [torch.empty(int(p.numel() * state_bytes), dtype=torch.uint8) for p in trainable])
     return meter
