@@ -21,6 +21,7 @@ from ocr_eval.records import Record, Scores
 from ocr_eval.runs import RunFolder, prepare_output
 from ocr_eval.score import score_candidates
 from ocr_eval.specs import ModelSpec, RunSpec
+from ocr_eval.sweep_plan import lanes_that_fit
 from ocr_eval.tokens import probe_tokens
 
 
@@ -71,7 +72,8 @@ def finetune_all(specs: Sequence[RunSpec], output: Path, how: Execution = Execut
     """
     prepare_output(output)
     bases = Bases(how.device)
-    for pack in cut_into_packs(specs, device_type(how.device)):
+    kind = device_type(how.device)
+    for pack in cut_into_packs(specs, kind, lanes_that_fit(kind)):
         places = [bases.folder(spec, output) for spec in pack]
         was_done = [folder.is_done() and not how.force for folder in places]
         todo = [(spec, folder) for spec, folder, done in zip(pack, places, was_done, strict=True) if not done]
