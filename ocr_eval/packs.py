@@ -39,7 +39,9 @@ def _shares(spec: RunSpec) -> tuple[object, ...]:
 
 
 def _lanes(specs: Sequence[RunSpec], device: str) -> int:
-    """How many runs fill a pass."""
+    """How many runs fill a pass; a run that trains all parameters shares them with no other."""
+    if specs[0].train.method == "full":
+        return 1
     nodes = max(spec.train.batch_size for spec in specs) * NODES_A_STATEMENT
     return max(1, PASS_NODES.get(device, PASS_NODES["cpu"]) // nodes)
 
