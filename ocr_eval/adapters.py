@@ -167,6 +167,11 @@ class Adapters:
             network.set_submodule(name, self.layers[name])
             start_a, start_b = start_a + rank * module.in_features, start_b + rank * module.out_features
 
+    @property
+    def modules(self) -> list[str]:
+        """Names of the adapted modules."""
+        return list(self.layers)
+
     def unmount(self) -> None:
         """Put the bare linear modules back; the network is then as it was before."""
         for name, layer in self.layers.items():
@@ -193,6 +198,12 @@ class Adapters:
         """A [r, I] and B transposed [r, O] of a lane by the name of the adapted module, as views."""
         rank = self.shapes[lane].rank
         return {name: (layer.a.master[lane, :rank], layer.b.master[lane, :rank]) for name, layer in self.layers.items()}
+
+    def matrices(self, lane: int) -> dict[str, Tensor]:
+        """Every trained matrix of a lane by name."""
+        return {
+            f"{name}.{part}": t for name, ab in self.tensors(lane).items() for part, t in zip("AB", ab, strict=True)
+        }
 
     def silent(self, lane: int) -> list[str]:
         """Modules whose B no gradient of the last pass reached, in a lane; empty when all learn.

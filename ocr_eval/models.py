@@ -39,6 +39,7 @@ class Base:
     Attributes:
         spec: the model.
         quantized: whether its linear layers are held in 4 bits.
+        whole: whether its weights are fp32 masters that one run will change (full fine-tuning).
         network: the frozen causal language model on its device.
         tokenizer: its tokenizer.
         identity: identity of the weights' content.
@@ -51,6 +52,7 @@ class Base:
     tokenizer: Any
     identity: str
     accelerator: Accelerator
+    whole: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -70,8 +72,12 @@ class Base:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
-def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", quantized: bool = False) -> Base:
+def load_base(
+    spec: ModelSpec, folder: WeightFolder, device: Device = "auto", quantized: bool = False, whole: bool = False
+) -> Base:
     """Load a model and its tokenizer, frozen, in the spec's precision. Remote code stays off.
+
+    With ``whole`` the weights are fp32 masters, to be trained in the spec's precision.
 
     A quantized base holds its linear layers in 4 bits: NF4 with double quantization through bitsandbytes, on
     CUDA and on CPU (Dettmers et al., QLoRA, arXiv 2305.14314). Arithmetic stays in the spec's precision.
@@ -87,7 +93,7 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
             network = AutoModelForCausalLM.from_pretrained(
                 folder.path,
                 config=config,
-                dtype=DTYPES[spec.dtype],
+                dtype=torch.float32 if whole else DTYPES[spec.dtype],
                 attn_implementation=attention_for(spec, config),
                 local_files_only=True,
                 **({"quantization_config": _nf4(spec), "device_map": accelerator.device} if quantized else {}),
@@ -98,7 +104,7 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
     freeze(network)
     if not quantized:
         network.to(accelerator.device)
-    return Base(spec, quantized, network, tokenizer, folder.identity, accelerator)
+    return Base(spec, quantized, network, tokenizer, folder.identity, accelerator, whole)
 
 
 def attention_for(spec: ModelSpec, config: PretrainedConfig) -> Literal["sdpa", "eager"]:

@@ -15,6 +15,7 @@ from ocr_eval.forward import View
 from ocr_eval.inject import Task, Watcher, inject, prepare, say_lines
 from ocr_eval.injection import load_adapter
 from ocr_eval.measure import summarize_quantities
+from ocr_eval.memory import refuse_impossible
 from ocr_eval.models import Base, Device, device_type, load_base, load_tokenizer
 from ocr_eval.packs import cut_into_packs
 from ocr_eval.records import Record, Scores
@@ -119,10 +120,14 @@ class Bases:
 
     def get(self, spec: RunSpec) -> Base:
         """The base that a run needs, loaded unless it is the one in memory."""
-        quantized = spec.train.method == "qlora"
-        if self._base is None or (self._base.spec, self._base.quantized) != (spec.model, quantized):
+        quantized, whole = spec.train.method == "qlora", spec.train.method == "full"
+        if whole or self._base is None or (self._base.spec, self._base.quantized) != (spec.model, quantized):
             self._base = None  # two bases need not fit into memory
-            self._base = load_base(spec.model, self.weights(spec.model), self._device, quantized)
+            refuse_impossible(spec.model, spec.train, self._device)
+            base = load_base(spec.model, self.weights(spec.model), self._device, quantized, whole)
+            if whole:  # the run changes it, so it is nobody else's
+                return base
+            self._base = base
         return self._base
 
 
@@ -153,11 +158,15 @@ def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execut
 
 
 def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Scores:
-    """Score a model on a run's probes, with an adapter over it (unmerged) or untouched.
+    """Score a model on a run's probes, with an adapter over it (unmerged), as a run trained the whole, or untouched.
 
     Raises:
         UserError: no such adapter, or one of another base.
     """
+    if adapter is not None and (adapter / "config.json").is_file():
+        base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True)
+        probes = probe_tokens(base.tokenizer, build_dataset(spec))
+        return summarize_quantities(probes, score_candidates(View(base, base.network, autocast=True), probes))
     base = load_base(spec.model, weights.locate(spec.model), device, quantized=spec.train.method == "qlora")
     probes = probe_tokens(base.tokenizer, build_dataset(spec))
     if adapter is None:

@@ -6,7 +6,7 @@
         audit.json     what the tokenizer makes of the candidates
         metrics.jsonl  a line an epoch, from epoch 0 (the untouched base)
         probes.jsonl   a line a probe, for epoch 0 and the last epoch
-        adapter/       PEFT format
+        adapter/       PEFT format; a run of all parameters has model/ in its place, in Hugging Face layout
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
         failure.json   why the run could not go on, in the place of a record
@@ -102,6 +102,16 @@ class RunFolder:
     def adapter(self) -> Path:
         """The adapter in PEFT format."""
         return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The whole model in Hugging Face layout, where all parameters were trained."""
+        return self.path / "model"
+
+    @property
+    def learned(self) -> Path:
+        """What the run learned: its adapter or its model."""
+        return self.model if self.model.is_dir() else self.adapter
 
     @property
     def identity(self) -> str:

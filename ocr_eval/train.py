@@ -73,8 +73,7 @@ def _step(pack: Pack, lane: int, first: bool) -> None:
         silent = pack.adapters.silent(lane)
         if silent:
             raise RunFailed(
-                f"No gradient reaches the adapters of {len(silent)} of {len(pack.adapters.layers)} modules, "
-                f"first {silent[0]}."
+                f"No gradient reaches {len(silent)} of {len(pack.adapters.modules)} trained modules, first {silent[0]}."
             )
     pack.base.accelerator.clip_grad_norm_(injection.parameters.values(), injection.train.max_grad_norm)
     injection.optimizer.step()

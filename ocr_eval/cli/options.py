@@ -68,7 +68,7 @@ VariantOption = Annotated[
     str, _option("--variant", help="'real', or the control 'shuffled' (train entailments permuted).")
 ]
 
-MethodOption = Annotated[str | None, _option("--method", help="lora or qlora; default: the model's.")]
+MethodOption = Annotated[str | None, _option("--method", help="lora, qlora or full; default: the model's.")]
 LrOption = Annotated[float | None, _option("--lr", help="Constant learning rate; default: the model's.")]
 EpochsOption = Annotated[int | None, _option("--epochs", help="Passes over the training set; default: the model's.")]
 BatchSizeOption = Annotated[int | None, _option("--batch-size", help="Statements a step; default: the model's.")]
