@@ -59,3 +59,14 @@ class View:
     def pass_nodes(self) -> int:
         """How many nodes a pass should hold, over all lanes."""
         return PASS_NODES.get(self.base.device.type, PASS_NODES["cpu"])
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error means that the device has no more memory; a CPU says it in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def free_cache(device: torch.device) -> None:
+    """Give freed memory back to the device, so that smaller pieces fit."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -20,6 +20,7 @@ from ocr_eval.dataset import build_dataset
 from ocr_eval.injection import Pack, attach
 from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
 from ocr_eval.models import Base
+from ocr_eval.processes import is_first
 from ocr_eval.progress import say
 from ocr_eval.records import HeldOut, Record, Scores, from_plain, to_plain
 from ocr_eval.runs import RunFolder
@@ -154,6 +155,8 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
         ending = [lane for lane in live if epoch == tasks[lane].epochs]
         scored = _score(pack, tasks, live if epoch % every == 0 else ending)
         trained = {lane: {"epoch": epoch, "train_loss": losses[lane], "train_seconds": seconds} for lane in live}
+        if pack.cut.parts > 1:
+            trained = {lane: line | {"micro_batches": pack.cut.parts} for lane, line in trained.items()}
         watch([_add_line(tasks[i], line | (scored[i].line if i in scored else {})) for i, line in trained.items()])
         for lane in ending:
             _prepare_record(pack, lane, tasks[lane], scored[lane].scores)
@@ -220,6 +223,8 @@ def _add_line(task: Task, line: Line) -> Step:
 
 
 def _prepare_record(pack: Pack, lane: int, task: Task, scores: CandidateScores) -> None:
+    if not is_first():
+        return
     sha256 = pack.save(lane, task.folder, task.spec)
     last = probe_lines(task.material.probes, scores, task.epochs)
     task.folder.prepare(_record(pack.base, task, sha256), task.folder.probes() + last)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -93,6 +93,13 @@ class Injection:
         self.epochs_done = epochs_done
 
 
+@dataclass
+class Cut:
+    """In how many parts, one after another, a batch goes through the network; more where memory ran out."""
+
+    parts: int = 1
+
+
 @dataclass(frozen=True)
 class Pack:
     """Runs that train together over one base, a lane each.
@@ -101,11 +108,13 @@ class Pack:
         base: the base.
         adapters: what they learn, mounted in the base's network until ``detach``: adapters, or all its parameters.
         injections: the runs; a run's place is its lane.
+        cut: the parts of a batch.
     """
 
     base: Base
     adapters: Adapters | WholeNetwork
     injections: tuple[Injection, ...]
+    cut: Cut = field(default_factory=Cut)
 
     @property
     def view(self) -> View:

@@ -86,6 +86,7 @@ def load_base(
         UserError: the device is not there, or the folder's files are no causal language model.
     """
     accelerator = make_accelerator(device)
+    placement = _placement(accelerator, folder, whole)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
@@ -96,15 +97,25 @@ def load_base(
                 dtype=torch.float32 if whole else DTYPES[spec.dtype],
                 attn_implementation=attention_for(spec, config),
                 local_files_only=True,
-                **({"quantization_config": _nf4(spec), "device_map": accelerator.device} if quantized else {}),
+                **({"quantization_config": _nf4(spec)} if quantized else {}),
+                **({"device_map": placement} if quantized or placement == "auto" else {}),
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
     freeze(network)
-    if not quantized:
+    if not quantized and placement != "auto":
         network.to(accelerator.device)
     return Base(spec, quantized, network, tokenizer, folder.identity, accelerator, whole)
+
+
+def _placement(accelerator: Accelerator, folder: WeightFolder, whole: bool) -> torch.device | Literal["auto"]:
+    """One device, or "auto": the layers spread over all GPUs, where the weights alone do not fit on one."""
+    gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" and accelerator.num_processes == 1 else 0
+    size = sum(path.stat().st_size for path in folder.path.glob("*.safetensors")) * (2 if whole else 1)
+    if gpus > 1 and size > 0.9 * torch.cuda.get_device_properties(0).total_memory:
+        return "auto"
+    return accelerator.device
 
 
 def attention_for(spec: ModelSpec, config: PretrainedConfig) -> Literal["sdpa", "eager"]:

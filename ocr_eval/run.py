@@ -18,8 +18,9 @@ from ocr_eval.measure import summarize_quantities
 from ocr_eval.memory import refuse_impossible
 from ocr_eval.models import Base, Device, device_type, load_base, load_tokenizer
 from ocr_eval.packs import cut_into_packs
+from ocr_eval.processes import is_first
 from ocr_eval.records import Record, Scores
-from ocr_eval.runs import RunFolder, prepare_output
+from ocr_eval.runs import OnlookersFolder, RunFolder, prepare_output
 from ocr_eval.score import score_candidates
 from ocr_eval.specs import ModelSpec, RunSpec
 from ocr_eval.sweep_plan import lanes_that_fit
@@ -109,7 +110,8 @@ class Bases:
     def folder(self, spec: RunSpec, output: Path) -> RunFolder:
         """The folder of a run below an output folder."""
         identity = self.weights(spec.model).identity
-        return RunFolder.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
+        kind = RunFolder if is_first() else OnlookersFolder
+        return kind.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
 
     def tokenizer(self, model: ModelSpec) -> Any:
         """A model's tokenizer, without its network."""
@@ -148,6 +150,7 @@ def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execut
             held.enter_context(folder.lock())
             if how.force or folder.failure():
                 folder.clear()
+        base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
         tasks = [
             Task(spec, folder, material)
             for (spec, folder), material in zip(runs, materials, strict=True)
@@ -155,6 +158,7 @@ def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execut
         ]
         if tasks:
             inject(base, tasks, how.every, how.watch)
+        base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 
 def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Scores:

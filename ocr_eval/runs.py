@@ -228,6 +228,39 @@ class RunFolder:
         return read_record(self.path / "result.json")
 
 
+class OnlookersFolder(RunFolder):
+    """A run's folder in the hands of a process that trains along with the first one: it reads and writes nothing."""
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """The first process holds the folder for all."""
+        yield
+
+    def clear(self) -> None:
+        """Left to the first process, as all that follows."""
+
+    def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Nothing."""
+
+    def write_probes(self, lines: list[dict[str, Any]]) -> None:
+        """Nothing."""
+
+    def write_checkpoint(self, epoch: int, content: bytes) -> None:
+        """Nothing."""
+
+    def drop_checkpoints(self, before: int | None = None) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+    def fail(self, reason: str) -> None:
+        """Nothing."""
+
+
 def read_config(folder: Path) -> RunSpec:
     """The resolved spec of a run's folder.
 

@@ -43,6 +43,15 @@ class WholeNetwork:
         """Parameters that no gradient of the last pass reached; empty when all learn."""
         return [name for name, p in self.parameters(lane).items() if p.grad is None or not bool(p.grad.any())]
 
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradient of every parameter; zero where the last pass had nothing for it."""
+        found = []
+        for parameter in self._network.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            found.append(parameter.grad)
+        return found
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         self._network.zero_grad(set_to_none=True)

@@ -239,11 +239,14 @@ def begin(quiet: bool = False, offline: bool = False) -> None:
     """Switches that must be set before any library is imported."""
     import logging
     import os
+    import sys
     import warnings
 
-    from ocr_eval import progress
+    from ocr_eval import processes, progress
 
-    progress.be_quiet(quiet)
+    progress.be_quiet(quiet or not processes.is_first())
+    if not processes.is_first():
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advises to install optional kernels
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
