@@ -109,7 +109,12 @@ class Rehearsal:
 
 
 def rehearse(
-    spec: RunSpec, device: Device = "auto", layers: int | None = None, steps: int = 3, probes: int = 40
+    spec: RunSpec,
+    device: Device = "auto",
+    layers: int | None = None,
+    steps: int = 3,
+    probes: int = 40,
+    folder: Path | None = None,
 ) -> Rehearsal:
     """Build, train a few steps on one batch of the run's dataset, score some probes, and compare with the plan.
 
@@ -119,6 +124,7 @@ def rehearse(
         layers: only so many layers of the model.
         steps: training steps.
         probes: probes to score at most.
+        folder: where the model's tokenizer lies, if not in a cache.
 
     Raises:
         UserError: more layers than the model has, or it does not fit into the free memory.
@@ -129,8 +135,8 @@ def rehearse(
     config = read_config(spec.model, layers)
     sizes = examine(spec.model, layers)
     all_layers = read_config(spec.model).num_hidden_layers
-    tokenizer, is_real = workload.tokenizer_at_hand(spec.model)
-    work = workload.measure(spec)
+    tokenizer, is_real = workload.tokenizer_at_hand(spec.model, folder)
+    work = workload.measure(spec, folder)
     examples = workload.first_epoch(spec, training_tokens(tokenizer, work.dataset))[0]
     asked = probe_tokens(tokenizer, work.dataset)[:probes]
     training, scoring = workload.batch_geometry(examples), workload.chunk_geometry(asked)
