@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INTEROP := .venv-interop
 DEMO := results/demo
 
-.PHONY: demo test test-cluster test-interop browser docs lint format lock results results-shown bench clean
+.PHONY: demo test test-cluster test-interop browser docs lint format lock results results-shown rehearsals bench clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/ocr-eval finetune --model smollm2-135m --assoc city-language --output-dir $(DEMO) >/dev/null
@@ -82,6 +82,14 @@ results-shown: $(VENV)/.ready
 	done
 	$(BIN)/ocr-eval figures $(RESULTS)
 	$(BIN)/ocr-eval report $(RESULTS) -o $(RESULTS)/report.html
+
+# The five large models at true size with random weights, in bf16 and in NF4, plan against measured (about 30 minutes on
+# two cores; needs 24 GB). TOKENIZERS names a folder with the models' tokenizers, each in a folder of the model's name.
+rehearsals: $(VENV)/.ready
+	for method in lora qlora; do for model in gemma2-9b llama3-8b mistral-7b olmo-7b qwen2-7b; do \
+	  $(BIN)/ocr-eval models rehearse $$model --method $$method --output-dir results/rehearsal \
+	    $$(test -d "$(TOKENIZERS)/$$model" && echo --tokenizer "$(TOKENIZERS)/$$model") || exit 1; \
+	done; done
 
 # Benchmarks print ratios against a baseline in the same run; they are no tests.
 bench: $(VENV)/.ready
