@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from ocr_eval import resources
 from ocr_eval.errors import UserError
-from ocr_eval.models import DTYPES, attention_for, quiet_transformers
+from ocr_eval.models import DTYPES, attention_for, freeze, quiet_transformers
 from ocr_eval.specs import FolderWeights, ModelSpec
 from ocr_eval.weights import locate_tokenizer
 
@@ -99,8 +99,8 @@ def build(spec: ModelSpec, config: PretrainedConfig, dtype: torch.dtype | None =
         network = AutoModelForCausalLM.from_config(
             config, dtype=dtype or DTYPES[spec.dtype], attn_implementation=attention_for(spec, config)
         )
-    network.requires_grad_(False)
-    return network.eval()
+    freeze(network)
+    return network
 
 
 def linear_modules(network: torch.nn.Module) -> dict[str, torch.nn.Linear]:

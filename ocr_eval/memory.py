@@ -29,7 +29,7 @@ class MemoryPlan:
 
     Attributes:
         weights: the frozen base, or all weights where all are trained.
-        adapters: fp32 masters and their working copies.
+        adapters: fp32 masters and the copies in the precision of the arithmetic.
         optimizer: AdamW's moments.
         gradients: of trained parameters.
         activations: kept for the backward pass, and what comes and goes in a layer.
@@ -75,17 +75,14 @@ def _estimate(
 
     def peaks(count: int) -> list[Counter[Part]]:
         """Peaks of a model with so many layers: training before and after the first gradient, and scoring."""
-        config = read_config(spec, count)
-        trained = training_peaks(spec, config, train, training, state_bytes)
-        scored = scoring_peak(spec, read_config(spec, count), train, scoring)
-        scored["optimizer"] = trained[0]["optimizer"]  # it is kept while the run is scored
-        return [*trained, scored]
+        trained = training_peaks(spec, read_config(spec, count), train, training, state_bytes)
+        return [*trained, scoring_peak(spec, read_config(spec, count), train, scoring, state_bytes)]
 
     found = _at(layers, peaks)
-    masters = int(4 * found[0]["optimizer"] / state_bytes)
-    at_the_end: Counter[Part] = Counter({part: found[0][part] for part in ("weights", "optimizer")})
-    at_the_end["gradients"] = masters
-    at_the_end["adapters"] = 0 if train.method == "full" else masters
+    at_the_end: Counter[Part] = Counter({part: found[0][part] for part in ("weights", "adapters", "optimizer")})
+    masters = int(found[0]["optimizer"] / state_bytes) * 4
+    at_the_end["gradients"] = masters  # all of them, when no activation is left
+    at_the_end["activations"] = 0 if train.method == "full" else masters  # scaled before they become working copies
     largest = max([*found, at_the_end], key=lambda peak: peak.total())
     return MemoryPlan(
         **{part: largest[part] for part in PARTS},
@@ -138,7 +135,7 @@ def least(spec: ModelSpec, train: TrainSpec, device: str) -> int:
     weights = sizes.parameters * itemsize
     if train.method == "qlora":
         weights -= int(sizes.linear_parameters * (itemsize - 0.516))
-    return weights + int(sizes.adapter_parameters(train.rank, train.targets) * (4 + state))
+    return weights + int(sizes.adapter_parameters(train.rank, train.targets) * (4 + itemsize + 4 + state))
 
 
 def alternatives(

@@ -95,14 +95,8 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
-    network.requires_grad_(False)
-    network.eval()
-    # Logits are wanted of the last nodes of each row. Over such a slice of several rows torch would copy the head's
-    # weights once a row before it multiplies; over a contiguous one it does not.
-    network.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(),))
-    if quantized:
-        keep_one_layout(network)
-    else:
+    freeze(network)
+    if not quantized:
         network.to(accelerator.device)
     return Base(spec, quantized, network, tokenizer, folder.identity, accelerator)
 
@@ -114,15 +108,25 @@ def attention_for(spec: ModelSpec, config: PretrainedConfig) -> Literal["sdpa", 
     return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
 
 
-def keep_one_layout(network: PreTrainedModel) -> None:
-    """Stop bitsandbytes from re-packing 4-bit weights for inference on CPUs with AVX512-BF16.
-
-    It does so at the first forward pass in eval mode, and no gradient passes through packed weights: scoring
-    epoch 0 would keep every adapter but the last layers' from learning.
-    """
+def freeze(network: PreTrainedModel) -> None:
+    """Make a network ready to be read: no gradients of its own, evaluation mode, and two traps of libraries avoided."""
+    network.requires_grad_(False)
+    network.eval()
+    network.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (_rows_together(inputs[0]),))
+    # bitsandbytes re-packs 4-bit weights for inference on CPUs with AVX512-BF16 at the first forward pass in eval
+    # mode, and no gradient passes through packed weights: scoring epoch 0 would keep adapters from learning.
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _rows_together(x_KRH: torch.Tensor) -> torch.Tensor:
+    """The same rows with the strides of a tensor of their own.
+
+    Logits are wanted of the last nodes of each row, a slice. Over a slice's strides torch multiplies row by row and
+    copies the head's weights for it, also where the slice is of one row and counts as contiguous.
+    """
+    return x_KRH.flatten(0, -2).unflatten(0, x_KRH.shape[:-1])
 
 
 def _nf4(spec: ModelSpec) -> BitsAndBytesConfig:

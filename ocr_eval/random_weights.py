@@ -113,5 +113,6 @@ def _quantize_linears(network: PreTrainedModel, pool: torch.Tensor, dtype: torch
         weight = _cut(packed.view(-1), count // 2, start // 2).view(-1, 1)
         module.weight = Params4bit(weight, quant_state=whole, quant_type="nf4", bnb_quantized=True, module=module)
         module.quant_state = whole
+        module.support_avx512bf16_for_cpu = False  # as models.freeze says
         parent, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(parent), leaf, module)

@@ -12,7 +12,6 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ import torch
 from ocr_eval import memory, timing, workload
 from ocr_eval.architecture import examine, read_config
 from ocr_eval.errors import RunFailed, UserError
-from ocr_eval.injection import attach, detach
+from ocr_eval.injection import Pack, attach
 from ocr_eval.memory import MemoryPlan
-from ocr_eval.models import Base, Device, keep_one_layout, make_accelerator
+from ocr_eval.models import Base, Device, make_accelerator
 from ocr_eval.progress import say
 from ocr_eval.random_weights import random_network
 from ocr_eval.score import score_candidates
@@ -47,7 +46,7 @@ class Rehearsal:
         real_tokenizer: the model's own, or a stand-in of the same vocabulary size.
         examples: statements of the batch that every step learns.
         nodes: nodes of its forest.
-        adapters: trainable tensors, all of which got a gradient.
+        adapters: adapter matrices, to all of which gradients came.
         moved: of them, those that the steps changed.
         losses: before each step; over one batch they fall.
         step_seconds: of each step.
@@ -101,7 +100,7 @@ class Rehearsal:
                 + ", ".join(f"{s:.1f}" for s in self.step_seconds)
                 + f" s (planned {self.planned_step:.1f}); {self.scored[0]} of {self.scored[1]} probes scored in "
                 f"{self.score_seconds:.1f} s",
-                f"gradients reached all {self.adapters} trainable tensors, {self.moved} moved; loss "
+                f"gradients reached all {self.adapters} adapter matrices, {self.moved} moved; loss "
                 + " -> ".join(f"{loss:.3f}" for loss in self.losses),
                 f"peak {self.peak / 1e9:.2f} GB, planned {self.plan.total / 1e9:.2f} GB ({self.deviation:+.1%}): "
                 + ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.plan.parts().items()),
@@ -144,28 +143,27 @@ def rehearse(
     say(f"Building {sizes.parameters / 1e9:.2f} B random parameters")
     started = time.monotonic()
     network = random_network(spec.model, config, place, quantized=spec.train.method == "qlora")
-    keep_one_layout(network)
     build_seconds = time.monotonic() - started
     base = Base(spec.model, spec.train.method == "qlora", network, tokenizer, "random", accelerator)
-    injection = attach(base, spec, examples)
-    before = _fingerprints(injection.parameters)
+    pack = attach(base, [spec], [examples])
+    before = _fingerprints(pack)
     losses, step_seconds = [], []
     for step in range(steps):
         started = time.monotonic()
-        losses.append(train_epoch(base, injection))
+        losses.append(train_epoch(pack, [0])[0])
         step_seconds.append(time.monotonic() - started)
         say(f"step {step + 1}/{steps}  loss {losses[-1]:.4f}  {step_seconds[-1]:.1f} s")
-    after = _fingerprints(injection.parameters)
+    after = _fingerprints(pack)
     moved = sum(after[name] != before[name] for name in before)
     started = time.monotonic()
-    scores = score_candidates(base, injection.network, asked)
+    scores = score_candidates(pack.view, asked)
     score_seconds = time.monotonic() - started
     peak = _peak(place)
-    detach(injection.network)
+    pack.detach()
     if not all(math.isfinite(value) for value in scores.logprobs["sequence"].ravel().tolist()):
         raise RunFailed(f"{spec.model.name}: a log-probability of the scoring pass is not finite.")
     if moved < len(before):
-        raise RunFailed(f"{spec.model.name}: {len(before) - moved} of {len(before)} trainable tensors did not move.")
+        raise RunFailed(f"{spec.model.name}: {len(before) - moved} of {len(before)} adapter matrices did not move.")
     return Rehearsal(
         model=spec.model.name,
         layers=(config.num_hidden_layers, whole),
@@ -197,9 +195,13 @@ def _name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def _fingerprints(parameters: Mapping[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
-    """Two sums of each tensor, which differ when it has changed; a copy would count in the peak."""
-    return {name: (p.detach().sum().item(), p.detach().norm().item()) for name, p in parameters.items()}
+def _fingerprints(pack: Pack) -> dict[str, tuple[float, float]]:
+    """Two sums of each adapter matrix, which differ when it has changed; a copy would count in the peak."""
+    return {
+        f"{name}.{part}": (tensor.sum().item(), tensor.norm().item())
+        for name, matrices in pack.adapters.tensors(0).items()
+        for part, tensor in zip("AB", matrices, strict=True)
+    }
 
 
 def _refuse_too_large(spec: RunSpec, plan: MemoryPlan, device: torch.device) -> None:

@@ -54,7 +54,7 @@ def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict
         raise ValueError("no probes to score")
     size = min(CHUNK_NODES, max(64, view.pass_nodes // len(probes)))
     results = {lane: _Collected([], [], []) for lane in probes}
-    for chunks in zip_longest(*(chunks(each, size) for each in probes.values())):
+    for chunks in zip_longest(*(cut_probes(each, size) for each in probes.values())):
         side_by_side = {lane: chunk for lane, chunk in zip(probes, chunks, strict=True) if chunk is not None}
         rows, spans = {}, {}
         for lane, chunk in side_by_side.items():
@@ -90,7 +90,7 @@ class _Collected:
         )
 
 
-def chunks(probes: Sequence[ProbeTokens], size: int) -> Iterator[list[ProbeTokens]]:
+def cut_probes(probes: Sequence[ProbeTokens], size: int) -> Iterator[list[ProbeTokens]]:
     """Cut probes, in order, into runs whose forest stays near ``size`` nodes; neighbours share prefixes."""
     chunk: list[ProbeTokens] = []
     builder = ForestBuilder()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
+from ocr_eval.adapters import Adapters, LaneShape
 from ocr_eval.architecture import build, linear_modules
 from ocr_eval.models import DTYPES
 from ocr_eval.specs import ModelSpec, TrainSpec
@@ -50,7 +51,7 @@ class Geometry:
 def training_peaks(
     spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, geometry: Geometry, state_bytes: float
 ) -> list[Counter[Part]]:
-    """Bytes of each part at the peak of a training step, before the first gradient is there and after.
+    """Bytes of each part at the peak of a training step, before the first gradient comes to life and after.
 
     Before it, memory grows with every layer by its activations; after it, by a layer's gradients less its activations.
     So each of the two is linear in the number of layers, but for which end of the second is the higher.
@@ -62,80 +63,68 @@ def training_peaks(
         geometry: the largest batch.
         state_bytes: optimizer state of a trainable parameter.
     """
-    with FakeTensorMode(), torch.device("cpu"):
-        network, trainable = _network(spec, config, train, geometry.lanes)
-        meter = _Meter(trainable, config.vocab_size)
-        if train.method != "full":
-            meter.hold("adapters", trainable)
-        meter.hold("weights", [*network.parameters(), *network.buffers()])
-        state = [torch.empty(int(p.numel() * state_bytes), dtype=torch.uint8) for p in trainable]
-        meter.hold("optimizer", state)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        network = build(spec, config, torch.float32 if train.method == "full" else None)
+        meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
         with meter:
-            loss = -_logprobs(spec, config, network, geometry).mean()
+            loss = -_logprobs(spec, train, network, geometry).mean()
             meter.phase = "gradients"
             loss.backward()
     return [meter.before_gradients, meter.after]
 
 
-def scoring_peak(spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, geometry: Geometry) -> Counter[Part]:
-    """Bytes of each part at the peak of a scoring pass; nothing is kept from layer to layer."""
-    with FakeTensorMode(), torch.device("cpu"):
-        network, trainable = _network(spec, config, train, geometry.lanes)
-        meter = _Meter(trainable, config.vocab_size)
-        meter.hold("adapters" if train.method != "full" else "weights", trainable)
-        meter.hold("weights", [*network.parameters(), *network.buffers()])
+def scoring_peak(
+    spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, geometry: Geometry, state_bytes: float
+) -> Counter[Part]:
+    """Bytes of each part at the peak of a scoring pass between epochs; nothing is kept from layer to layer."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        network = build(spec, config, torch.float32 if train.method == "full" else None)
+        meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
         with meter, torch.no_grad():
-            _logprobs(spec, config, network, geometry)
+            _logprobs(spec, train, network, geometry)
     return meter.before_gradients
 
 
-def _network(
-    spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, lanes: int
-) -> tuple[torch.nn.Module, list[torch.nn.Parameter]]:
-    """The network as it is trained, and its trainable parameters."""
+def _hold(
+    network: PreTrainedModel, spec: ModelSpec, train: TrainSpec, lanes: int, state_bytes: float, vocabulary: int
+) -> _Meter:
+    """Make the network as it is trained; a meter that counts what is there before a step."""
     if train.method == "full":
-        network = build(spec, config, torch.float32).requires_grad_(True)
-        return network, list(network.parameters())
-    network = build(spec, config)
-    trainable = []
-    for name, linear in linear_modules(network).items():
-        base: torch.nn.Module = _FourBit(linear) if train.method == "qlora" else linear
-        parent, _, leaf = name.rpartition(".")
-        if train.targets == "all-linear" or leaf in train.targets:
-            adapted = _Adapted(base, linear, lanes, train.rank)
-            trainable += [adapted.A, adapted.B]
-            base = adapted
-        setattr(network.get_submodule(parent), leaf, base)
-    return network, trainable
+        network.requires_grad_(True)
+        trainable = list(network.parameters())
+        meter = _Meter(vocabulary, {tuple(p.shape) for p in trainable})
+        meter.hold("weights", trainable)
+    else:
+        if train.method == "qlora":
+            for name, linear in linear_modules(network).items():
+                network.set_submodule(name, _FourBit(linear))
+        adapters = Adapters(network, train.targets, [LaneShape(train.rank, train.alpha)] * lanes, DTYPES[spec.dtype])
+        stacks = [stack for layer in adapters.layers.values() for stack in (layer.a, layer.b)]
+        trainable = [parameter for lane in range(lanes) for parameter in adapters.parameters(lane).values()]
+        meter = _Meter(vocabulary, set())
+        meter.hold("adapters", [t for stack in stacks for t in (stack.master, stack.compute)])
+        meter.hold("gradients", [stack.grad for stack in stacks])
+    meter.hold("weights", [*network.parameters(), *network.buffers()])
+    meter.hold("optimizer", [torch.empty(int(p.numel() * state_bytes), dtype=torch.uint8) for p in trainable])
+    return meter
 
 
-class _Adapted(torch.nn.Module):
-    """A linear with LoRA, a lane a row, its masters in fp32."""
-
-    def __init__(self, base: torch.nn.Module, linear: torch.nn.Linear, lanes: int, rank: int) -> None:
-        super().__init__()
-        self.base = base
-        self.A = torch.nn.Parameter(torch.empty(lanes, rank, linear.in_features))
-        self.B = torch.nn.Parameter(torch.empty(lanes, linear.out_features, rank))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        update: torch.Tensor = self.base(x) + 2.0 * (x @ self.A.mT @ self.B.mT)
-        return update
-
-
-class _FourBit(torch.nn.Module):
+class _FourBit(torch.nn.Linear):
     """The storage and the traffic of a bitsandbytes NF4 linear with double quantization."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__()
+        with torch.device("meta"):
+            super().__init__(linear.in_features, linear.out_features, bias=False)
         weights = linear.weight.numel()
-        self.shape, self.dtype, self.bias = linear.weight.shape, linear.weight.dtype, linear.bias
-        self.register_buffer("packed", torch.empty(weights // 2, dtype=torch.uint8))
+        self.computed = linear.weight.dtype
+        self.bias = linear.bias
+        self.weight = torch.nn.Parameter(torch.empty(weights // 2, 1, dtype=torch.uint8), requires_grad=False)
         self.register_buffer("scales", torch.empty(weights // 64, dtype=torch.uint8))
         self.register_buffer("scales_of_scales", torch.empty(weights // (64 * 256), dtype=torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = _Dequantized.apply(x, self.shape, self.dtype)
+        """As a linear's."""
+        y: torch.Tensor = _Dequantized.apply(x, self.out_features, self.computed)
         return y if self.bias is None else y + self.bias
 
 
@@ -143,47 +132,48 @@ class _Dequantized(torch.autograd.Function):
     """``x W^T`` with W unpacked for the product alone, in both directions."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        ctx.shape, ctx.dtype = shape, dtype
-        return x.to(dtype) @ torch.empty(shape, dtype=dtype).T
+    def forward(ctx: Any, x: torch.Tensor, outputs: int, dtype: torch.dtype) -> torch.Tensor:
+        ctx.shape, ctx.dtype = (outputs, x.shape[-1]), dtype
+        return x.to(dtype) @ torch.empty(ctx.shape, dtype=dtype).T
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return gradients[0] @ torch.empty(ctx.shape, dtype=ctx.dtype), None, None
 
 
-def _logprobs(spec: ModelSpec, config: PretrainedConfig, network: torch.nn.Module, geometry: Geometry) -> torch.Tensor:
-    """A forward pass as ``forward.token_logprobs`` makes it."""
+def _logprobs(spec: ModelSpec, train: TrainSpec, network: PreTrainedModel, geometry: Geometry) -> torch.Tensor:
+    """A forward pass as ``forward.View`` makes it."""
     K, N, R = geometry.lanes, geometry.nodes, geometry.reads
     dtype = DTYPES[spec.dtype]
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=train.method == "full" and dtype == torch.bfloat16):
         logits_KRV = network(
             input_ids=torch.zeros(K, N, dtype=torch.long),
             position_ids=torch.zeros(K, N, dtype=torch.long),
             attention_mask=torch.zeros(K, 1, N, N, dtype=dtype),
-            logits_to_keep=torch.zeros(R, dtype=torch.long),
+            logits_to_keep=R,
             use_cache=False,
         ).logits
-    logprobs_KRV = torch.log_softmax(logits_KRV.float(), dim=-1)
-    read = torch.zeros(geometry.tokens, dtype=torch.long)
-    return logprobs_KRV[:, read, read]
+    read = torch.zeros(K * geometry.tokens, dtype=torch.long)
+    return torch.log_softmax(logits_KRV.float(), dim=-1)[read, read, read]
 
 
 class _Meter(TorchDispatchMode):
     """Adds up living storages by part and keeps the sums of the moments when all together are largest."""
 
-    def __init__(self, trainable: Iterable[torch.Tensor], vocabulary: int) -> None:
+    def __init__(self, vocabulary: int, trained_shapes: set[tuple[int, ...]]) -> None:
         super().__init__()
         self.phase: Part = "activations"
         self.before_gradients: Counter[Part] = Counter()
         self.after: Counter[Part] = Counter()
-        self._trainable_shapes = {tuple(p.shape) for p in trainable}
-        self._vocabulary = vocabulary
+        self._vocabulary, self._trained_shapes = vocabulary, trained_shapes
+        self._any_gradient = False
+        self._held: list[torch.Tensor] = []
         self._living: dict[int, tuple[Part, int]] = {}
         self._now: Counter[Part] = Counter()
 
-    def hold(self, part: Part, tensors: Iterable[torch.Tensor]) -> None:
-        """Count tensors that were there before the step."""
+    def hold(self, part: Part, tensors: Sequence[torch.Tensor]) -> None:
+        """Count tensors that are there before the step and after it."""
+        self._held += tensors
         for tensor in tensors:
             self._add(tensor, part)
 
@@ -195,7 +185,7 @@ class _Meter(TorchDispatchMode):
         self._living[storage._cdata] = (part, size)
         self._now[part] += size
         weakref.finalize(storage, self._remove, storage._cdata)
-        if "gradients" not in self._now:
+        if not self._any_gradient:
             self.before_gradients = _larger(self.before_gradients, self._now)
         else:
             self.after = _larger(self.after, self._now)
@@ -207,8 +197,9 @@ class _Meter(TorchDispatchMode):
     def _part_of(self, tensor: torch.Tensor) -> Part:
         if tensor.dim() and tensor.shape[-1] == self._vocabulary:
             return "logits"
-        if tuple(tensor.shape) in self._trainable_shapes:
-            return "gradients" if self.phase == "gradients" else "adapters"
+        if self.phase == "gradients" and tuple(tensor.shape) in self._trained_shapes:
+            self._any_gradient = True
+            return "gradients"
         return "activations"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -7,16 +7,21 @@ work; what is finished is not repeated, and what was interrupted goes on.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ocr_eval import provenance
 from ocr_eval.errors import Busy
-from ocr_eval.grid import SWEEP_FILE, Grid
+from ocr_eval.executor import Job
+from ocr_eval.grid import SWEEP_FILE, Grid, read_sweep
 from ocr_eval.inject import prepare
 from ocr_eval.packs import cut_into_packs
 from ocr_eval.run import Bases, Execution, do_pack
@@ -69,20 +74,55 @@ class Sweep:
         }
         text = json.dumps(content, indent=2) + "\n"
         path = self.output / SWEEP_FILE
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_atomic(path, text)
+        with FileLock(self.output / ".sweep.lock"):
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                write_atomic(path, text)
 
 
 def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases) -> Sweep:
     """Lay a grid out as packs and folders; fetches weights that are not here.
 
+    A folder that holds this very sweep keeps its packs, whatever device looks at it.
+
     Raises:
         UserError: a name or a value that does not exist or fit, or weights that cannot be had.
     """
-    packs = cut_into_packs(grid.specs(), device)
-    return Sweep(
-        output, grid, tuple(tuple(PlannedRun(spec, bases.folder(spec, output)) for spec in pack) for pack in packs)
-    )
+    specs, held = grid.specs(), read_sweep(output)
+    planned = {(run := PlannedRun(spec, bases.folder(spec, output))).folder.identity: run for spec in specs}
+    if held is not None and {name for pack in held.packs for name in pack} == set(planned):
+        packs = tuple(tuple(planned[name] for name in pack) for pack in held.packs)
+    else:
+        runs = iter(planned.values())
+        packs = tuple(tuple(next(runs) for _ in pack) for pack in cut_into_packs(specs, device))
+    return Sweep(output, grid, packs)
+
+
+def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:
+    """A job for every pack with an open run: the command that does this pack and nothing else.
+
+    Args:
+        sweep: the sweep, stated in its folder.
+        flags: further flags of the command.
+    """
+    output = sweep.output.resolve()
+    jobs = []
+    for number, pack in enumerate(sweep.packs, start=1):
+        if any(run.is_open for run in pack):
+            content = hashlib.sha256("".join(run.folder.identity for run in pack).encode()).hexdigest()[:6]
+            command = (sys.executable, "-m", "ocr_eval", "sweep", "-o", str(output), "--worker", str(number), *flags)
+            jobs.append(Job(f"pack{number}-{content}", command))
+    return jobs
+
+
+def clear(sweep: Sweep) -> None:
+    """Remove every run, so that all of them start from nothing.
+
+    Raises:
+        Busy: another process works on one of them.
+    """
+    for run in sweep.runs:
+        with run.folder.lock():
+            run.folder.clear()
 
 
 def check_data(sweep: Sweep, bases: Bases) -> None:
@@ -114,7 +154,7 @@ def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int], say_w
     while left:
         held = []
         for index in left:
-            todo = [(run.spec, run.folder) for run in sweep.packs[index] if how.force or run.is_open]
+            todo = [(run.spec, run.folder) for run in sweep.packs[index] if run.is_open]
             try:
                 do_pack(bases, todo, how)
             except Busy:

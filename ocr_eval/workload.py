@@ -58,7 +58,7 @@ def measure(spec: RunSpec) -> Workload:
     dataset = build_dataset(spec)
     examples = training_tokens(tokenizer, dataset)
     batches = [batch_geometry(batch) for batch in first_epoch(spec, examples)]
-    chunks = [chunk_geometry(chunk) for chunk in score.chunks(probe_tokens(tokenizer, dataset))]
+    chunks = [chunk_geometry(chunk) for chunk in score.cut_probes(probe_tokens(tokenizer, dataset), score.CHUNK_NODES)]
     return Workload(
         dataset=dataset,
         real_tokenizer=is_real,

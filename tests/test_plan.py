@@ -21,7 +21,8 @@ def test_the_parts_of_lora_on_llama3_by_hand():
     plan = planned("llama3-8b")
     assert plan.weights == pytest.approx(2 * 8_030_261_248, rel=1e-6)
     assert plan.optimizer == 8 * 41_943_040
-    assert plan.adapters == pytest.approx((4 + 2) * 41_943_040, rel=0.02)  # masters, and the bf16 copies in use
+    assert plan.adapters == (4 + 2) * 41_943_040  # masters, and the bf16 copies in use
+    assert plan.gradients == 4 * 41_943_040
     assert plan.process == PROCESS_BYTES
     assert plan.while_training
     assert 0.5e9 < plan.activations < 2e9
@@ -47,7 +48,7 @@ def test_many_layers_from_a_few_is_what_simulating_all_gives(monkeypatch, method
     monkeypatch.setattr(memory, "_at", lambda layers, peaks: peaks(layers))
     memory._estimate.cache_clear()
     assert few.total == pytest.approx(
-        planned("gemma3-270m", method=method, training=training, layers=6).total, rel=1e-3
+        planned("gemma3-270m", method=method, training=training, layers=6).total, rel=0.01
     )
 
 
@@ -78,7 +79,7 @@ def test_the_plan_of_a_model_that_is_not_here(ocr_eval, tmp_path, monkeypatch):
         "41,943,040 trainable parameters (0.52%), adamw",
         "120 statements, 16 epochs, 64 steps",
         "counted with a stand-in",
-        "in training: weights 16.1 GB, adapters 0.2 GB, optimizer 0.3 GB",
+        "in training: weights 16.1 GB, adapters 0.3 GB, optimizer 0.3 GB",
     ):
         assert said in answer.out
     assert "fits:" not in answer.out

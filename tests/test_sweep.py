@@ -99,6 +99,8 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--m-train", "0", "--variants", "shuffled"], "m_train = 0 has none"),
         (["--n", "19,21"], "n = 21 is more than the 20 pairs"),
         (["--worker", "9"], "this sweep has packs 1 to 1"),
+        (["--partition", "gpu"], "--partition goes with --executor slurm"),
+        (["--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
     ],
 )
 def test_bad_input_is_one_line_and_starts_nothing(sweep, tmp_path, flags, complaint):
@@ -170,6 +172,31 @@ def test_a_failed_run_is_named_and_not_tried_again_but_the_rest_is(sweep, tmp_pa
     assert "The loss became nan in epoch 2." in answer.err
     assert second.is_done()
     assert sweep(tmp_path, "--force", "--quiet").code == 0
+
+
+def test_packs_as_jobs_of_this_machine_leave_what_one_process_leaves(sweep, tmp_path):
+    assert sweep(tmp_path / "here", "--quiet", "--batch-size", 64).code == 0
+    answer = sweep(
+        tmp_path / "local", "--batch-size", 64, "--executor", "local", "--devices", "cpu", "--report-to", "tensorboard"
+    )
+    assert answer.code == 0, answer.err
+    assert "2 packs to do" in answer.err
+    assert runs_in(tmp_path / "local") == runs_in(tmp_path / "here")
+    assert len(list((tmp_path / "local/logs").glob("pack*.log"))) == 2
+    assert len(list((tmp_path / "local/tensorboard").rglob("events*"))) == 4
+    assert "tensorboard --logdir" in answer.err
+
+
+def test_a_job_that_fails_is_named_with_its_last_words(sweep, tmp_path):
+    sweep(tmp_path, "--quiet")
+    victim = next(tmp_path.glob("**/status.json"))
+    victim.unlink()
+    (victim.parent / "checkpoint-1.safetensors").write_bytes(b"no checkpoint")
+    (victim.parent / "result.json").unlink()
+    answer = sweep(tmp_path, "--executor", "local", "--devices", "cpu", "--quiet")
+    assert answer.code == 1
+    assert "checkpoint-1.safetensors cannot be used" in answer.err
+    assert "log: " in answer.err
 
 
 # A process that has everything imported and forks the sweeps that are to be killed: starting one afresh takes seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -12,8 +13,10 @@ from ocr_eval.cli.injections import DEVICES
 from ocr_eval.errors import UserError
 
 if TYPE_CHECKING:
+    from ocr_eval.executor import Placement
     from ocr_eval.grid import Grid
     from ocr_eval.models import Device
+    from ocr_eval.run import Bases
     from ocr_eval.sweep import Sweep
 
 ALL_ASSOCS = "all"
@@ -40,6 +43,16 @@ def sweep(
     device: o.DeviceOption = "auto",
     offline: o.OfflineOption = False,
     output_dir: o.OutputOption = DEFAULT_OUTPUT,
+    executor: o.ExecutorOption = "here",
+    devices: o.DevicesOption = None,
+    partition: o.PartitionOption = None,
+    time_limit: o.TimeLimitOption = None,
+    gpus_per_job: o.GpusPerJobOption = None,
+    cpus_per_job: o.CpusPerJobOption = None,
+    memory_gb: o.MemoryOption = None,
+    parallel: o.ParallelOption = None,
+    slurm: o.SlurmOption = None,
+    report_to: o.ReportToOption = "none",
     force: o.ForceOption = False,
     dry_run: o.DryRunOption = False,
     quiet: o.QuietOption = False,
@@ -53,7 +66,23 @@ def sweep(
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
+    from ocr_eval.executor import Placement
     from ocr_eval.grid import check_same, read_sweep
+
+    if worker is not None:  # it does its pack here, whatever the variables of its parent say
+        placement = Placement()
+    else:
+        placement = o.placement(
+            executor,
+            devices=devices,
+            partition=partition,
+            time_limit=time_limit,
+            gpus_per_job=gpus_per_job,
+            cpus_per_job=cpus_per_job,
+            memory_gb=memory_gb,
+            parallel=parallel,
+            slurm=slurm,
+        )
 
     held = read_sweep(output_dir)
     given = _given(
@@ -81,7 +110,7 @@ def sweep(
     if dry_run:
         typer.echo(_plan(grid, output_dir, cast("Device", device)), nl=False)
         return
-    _run(grid, output_dir, cast("Device", device), force, worker)
+    _run(grid, output_dir, _Means(cast("Device", device), placement, report_to, offline, force, worker))
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
@@ -112,51 +141,109 @@ def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
     return resources.parse(Grid, {**(held.model_dump() if held else defaults), **given}, "sweep")
 
 
-def _run(grid: Grid, output: Path, device: Device, force: bool, worker: int | None) -> None:
-    from ocr_eval.models import device_type
-    from ocr_eval.progress import say
-    from ocr_eval.run import Bases, Execution
+@dataclass(frozen=True)
+class _Means:
+    """By what means a sweep is done; nothing of it changes what is learned."""
+
+    device: Device
+    placement: Placement
+    report_to: str
+    offline: bool
+    force: bool
+    worker: int | None
+
+    @property
+    def pack_device(self) -> str:
+        """The type of device that packs should fill: on a cluster a GPU, unless told otherwise."""
+        from ocr_eval.models import device_type
+
+        if self.device == "auto" and self.placement.executor == "slurm":
+            return "cpu" if self.placement.gpus_per_job == 0 else "cuda"
+        return device_type(self.device)
+
+
+def _run(grid: Grid, output: Path, means: _Means) -> None:
+    from ocr_eval.run import Bases
     from ocr_eval.runs import prepare_output
-    from ocr_eval.sweep import check_data, plan_sweep, work
-    from ocr_eval.sweep_progress import SweepWatcher
+    from ocr_eval.sweep import check_data, clear, plan_sweep
+    from ocr_eval.tracking import how_to_view, require_tracker
 
+    report_to = require_tracker(means.report_to)
     prepare_output(output)
-    bases = Bases(device)
-    sweep = plan_sweep(grid, output, device_type(device), bases)
-    if worker is not None and not 1 <= worker <= len(sweep.packs):
-        raise UserError(f"--worker {worker}: this sweep has packs 1 to {len(sweep.packs)}.")
+    bases = Bases(means.device)
+    sweep = plan_sweep(grid, output, means.pack_device, bases)
+    if means.worker is not None and not 1 <= means.worker <= len(sweep.packs):
+        raise UserError(f"--worker {means.worker}: this sweep has packs 1 to {len(sweep.packs)}.")
     check_data(sweep, bases)
-    sweep.write()
-    packs = range(len(sweep.packs)) if worker is None else [worker - 1]
-    todo = {
-        run.folder.identity: (run.spec.train.epochs, index)
-        for index in packs
-        for run in sweep.packs[index]
-        if force or run.is_open
-    }
+    if means.worker is None:
+        if means.force:
+            clear(sweep)
+        sweep.write()
+    if means.placement.executor == "here":
+        _work_here(sweep, bases, means)
+    else:
+        _work_elsewhere(sweep, means)
+    view = how_to_view(report_to, output)
+    if view and means.worker is None:
+        typer.echo(f"To look at the runs: {view}", err=True)
+    _conclude(sweep, means.worker)
+
+
+def _work_here(sweep: Sweep, bases: Bases, means: _Means) -> None:
+    """Do the packs in this process, one after another."""
+    from ocr_eval.progress import say
+    from ocr_eval.run import Execution
+    from ocr_eval.sweep import work
+    from ocr_eval.sweep_progress import SweepWatcher
+    from ocr_eval.tracking import following, require_tracker
+
     count = len(sweep.packs)
-    say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {len(todo)} to do, in {output}")
-    watch = SweepWatcher({k: v[0] for k, v in todo.items()}, {k: v[1] for k, v in todo.items()}, len(sweep.packs))
-    how = Execution(device, force, grid.score_every, watch)
-    work(sweep, bases, how, packs, lambda count: say(f"Waiting for {count} runs that another process is doing"))
-    _conclude(sweep, show=worker is None)
+    packs = range(count) if means.worker is None else [means.worker - 1]
+    pack_of = {run.folder.identity: index for index in packs for run in sweep.packs[index] if run.is_open}
+    epochs = {run.folder.identity: run.spec.train.epochs for run in sweep.runs if run.folder.identity in pack_of}
+    say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {len(pack_of)} to do, in {sweep.output}")
+    report_to = require_tracker(means.report_to)
+    with following(SweepWatcher(epochs, pack_of, count), report_to, sweep.output.name, sweep.output) as watch:
+        how = Execution(means.device, every=sweep.grid.score_every, watch=watch)
+        work(sweep, bases, how, packs, lambda runs: say(f"Waiting for {runs} runs that another process is doing"))
 
 
-def _conclude(sweep: Sweep, show: bool) -> None:
-    """Print the table of what is finished, name what failed, and leave with 1 if anything did."""
+def _work_elsewhere(sweep: Sweep, means: _Means) -> None:
+    """Give every pack to the executor as a job, and wait for them all."""
+    from ocr_eval.executor import run_jobs
+    from ocr_eval.progress import say
+    from ocr_eval.sweep import pack_jobs
+
+    flags = ["--device", means.device, "--report-to", means.report_to, *(["--offline"] if means.offline else [])]
+    jobs = pack_jobs(sweep, flags)
+    say(f"{len(sweep.runs)} runs in {len(sweep.packs)} packs, {len(jobs)} packs to do, in {sweep.output}")
+    results = run_jobs(
+        jobs,
+        means.placement,
+        sweep.output / "logs",
+        lambda event: say(" ".join(filter(None, [event.job.name, event.state, event.place, event.reason]))),
+    )
+    for result in results:
+        if result.end != "done":
+            typer.echo(f"ocr-eval: {result.problem()}", err=True)
+
+
+def _conclude(sweep: Sweep, worker: int | None) -> None:
+    """Print the table of what is finished, name what failed, and leave with 1 if a run is missing."""
     from ocr_eval.published import published_mean_ranks
     from ocr_eval.rendering import to_markdown
     from ocr_eval.table import build_table
 
     records = [run.folder.record() for run in sweep.runs if run.folder.is_done()]
-    if show and records:
+    if worker is None and records:
         table = build_table(records, "first-token", published_mean_ranks())
         typer.echo(to_markdown(table), nl=False)
-    failures = [(run.folder.identity, run.folder.failure()) for run in sweep.runs if not run.folder.is_done()]
-    for run, reason in failures:
+    missing = [run for run in (sweep.packs[worker - 1] if worker else sweep.runs) if not run.folder.is_done()]
+    for run in missing:
+        reason = run.folder.failure()
         if reason:
-            typer.echo(f"ocr-eval: {run}: {reason}", err=True)
-    if any(reason for _, reason in failures):
+            typer.echo(f"ocr-eval: {run.folder.identity}: {reason}", err=True)
+    if missing:
         raise typer.Exit(1)
 
 

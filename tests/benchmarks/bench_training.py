@@ -1,0 +1,228 @@
+"""Training speed: runs in packs, a run alone, and Hugging Face Trainer + PEFT written the usual way.
+
+Same model, data, adapters, rates, batch size and epochs. Every way runs in a process of its own, in turn and in
+several rounds, so that ratios hold on a noisy machine and peak memory is each way's own. Only training is timed, not
+loading and not scoring. The Trainer pads each batch to its longest statement and computes logits at every position.
+
+Useful work counts what the runs need: 4 FLOP a node and frozen weight (forward, and backward to the input), 6 a node
+and adapter weight, 4 a read position and weight of the head; padding does not count. The peak is the best of a
+2048 x 2048 x 2048 bf16 matrix product, measured beside each way.
+
+    python tests/benchmarks/bench_training.py [--epochs 2] [--rounds 2] [--seeds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+from ocr_eval.adapters import target_names
+from ocr_eval.association import load_association
+from ocr_eval.dataset import build_dataset
+from ocr_eval.injection import attach
+from ocr_eval.models import Base, load_base, quiet_transformers
+from ocr_eval.packs import cut_into_packs
+from ocr_eval.resources import shipped_names
+from ocr_eval.specs import RunSpec, load_model_spec, make_run_spec
+from ocr_eval.table import column_order
+from ocr_eval.tokens import Continuation, training_tokens
+from ocr_eval.train import batch_forest, train_epoch
+from ocr_eval.weights import WeightFolder, locate
+
+
+class Padded(Dataset):
+    """Statements as the Trainer wants them: ids and labels, the prompt masked."""
+
+    def __init__(self, examples: list[Continuation]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> dict[str, list[int]]:
+        prompt, answer = self.examples[i].prompt, self.examples[i].answer
+        return {"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + list(answer)}
+
+
+def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Right-pad to the longest of the batch."""
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def pad(values: list[int], filler: int) -> list[int]:
+        return values + [filler] * (width - len(values))
+
+    return {
+        "input_ids": torch.tensor([pad(row["input_ids"], 0) for row in rows]),
+        "labels": torch.tensor([pad(row["labels"], -100) for row in rows]),
+        "attention_mask": torch.tensor([pad([1] * len(row["input_ids"]), 0) for row in rows]),
+    }
+
+
+def trainer_seconds(spec: RunSpec, folder: WeightFolder, examples: list[Continuation], epochs: int, mode: str) -> float:
+    """Seconds of Trainer.train; mode is 'bf16 autocast' (fp32 weights) or 'bf16 weights'."""
+    dtype = torch.float32 if mode == "bf16 autocast" else torch.bfloat16
+    with quiet_transformers():
+        network = AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype)
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=spec.train.rank, lora_alpha=spec.train.alpha, target_modules=spec.train.targets
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=spec.train.batch_size,
+            num_train_epochs=epochs,
+            learning_rate=spec.train.lr,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            bf16=mode == "bf16 autocast",
+            use_cpu=not torch.cuda.is_available(),
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        network = get_peft_model(network, config, autocast_adapter_dtype=mode == "bf16 autocast")
+        trainer = Trainer(network, arguments, train_dataset=Padded(examples), data_collator=collate)
+        started = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of training, the best matrix product in GFLOP/s beside it, and the process's peak memory in bytes."""
+
+    seconds: float
+    peak: float
+    memory: int
+
+
+def matmul_peak() -> float:
+    """GFLOP/s of the best of a few bf16 matrix products."""
+    x = torch.randn(2048, 2048, dtype=torch.bfloat16)
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        x @ x
+        times.append(time.perf_counter() - started)
+    return 2 * 2048**3 / min(times) / 1e9
+
+
+def run_specs(seeds: int) -> list[RunSpec]:
+    """The published protocol: five associations, some seeds."""
+    model = load_model_spec("smollm2-135m")
+    names = column_order(shipped_names("templates"))
+    return [make_run_spec(model, load_association(name), {}, {}, seed) for name in names for seed in range(seeds)]
+
+
+def pack_seconds(base: Base, specs: list[RunSpec], epochs: int) -> float:
+    """Seconds that some runs train as one pack."""
+    pack = attach(base, specs, [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs])
+    started = time.perf_counter()
+    for _ in range(epochs):
+        train_epoch(pack, range(len(specs)))
+    seconds = time.perf_counter() - started
+    pack.detach()
+    return seconds
+
+
+def measure(way: str, epochs: int, seeds: int) -> Measured:
+    """Time one way in this process; a way that does one run after another does every association's first seed."""
+    specs = run_specs(seeds)
+    folder = locate(specs[0].model)
+    base = load_base(specs[0].model, folder)
+    peak = matmul_peak()
+    if way == "packs":
+        seconds = sum(pack_seconds(base, pack, epochs) for pack in cut_into_packs(specs, base.device.type))
+    elif way == "one run at a time":
+        seconds = seeds * sum(pack_seconds(base, [spec], epochs) for spec in specs[::seeds])
+    else:
+        mode = way.removeprefix("Trainer, ")
+        examples = [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs[::seeds]]
+        seconds = seeds * sum(
+            trainer_seconds(spec, folder, rows, epochs, mode)
+            for spec, rows in zip(specs[::seeds], examples, strict=True)
+        )
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Measured(seconds, max(peak, matmul_peak()), memory)
+
+
+def useful_flop(epochs: int, seeds: int) -> tuple[float, int]:
+    """Work of all runs in FLOP, and the tokens of their statements."""
+    specs = run_specs(seeds)
+    spec = specs[0]
+    base = load_base(spec.model, locate(spec.model))
+    names = target_names(base.network, spec.train.targets)
+    shapes = [base.network.get_submodule(name).weight.shape for name in names]
+    frozen = sum(rows * columns for rows, columns in shapes)
+    adapters = sum(spec.train.rank * (rows + columns) for rows, columns in shapes)
+    head = base.network.get_output_embeddings().weight.numel()
+    flop, tokens = 0.0, 0
+    for each in specs:
+        pack = attach(base, [each], [training_tokens(base.tokenizer, build_dataset(each))])
+        for batch in pack.injections[0].batches():
+            forest, reads = batch_forest(batch)
+            flop += len(forest.ids) * (4 * frozen + 6 * adapters) + len(reads.nodes) * 4 * head
+            tokens += sum(len(example.prompt) + len(example.answer) for example in batch)
+        pack.detach()
+    return flop * epochs, tokens * epochs
+
+
+WAYS = ("packs", "one run at a time", "Trainer, bf16 autocast", "Trainer, bf16 weights")
+
+
+def main() -> None:
+    """Time all ways in turn and print medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--way", choices=WAYS, help="measure one way in this process")
+    arguments = parser.parse_args()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    if arguments.way:
+        print(json.dumps(asdict(measure(arguments.way, arguments.epochs, arguments.seeds))))
+        return
+    results: dict[str, list[Measured]] = {way: [] for way in WAYS}
+    flags = ["--epochs", str(arguments.epochs), "--seeds", str(arguments.seeds)]
+    for _ in range(arguments.rounds):
+        for way in WAYS:
+            command = [sys.executable, __file__, "--way", way, *flags]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            results[way].append(Measured(**json.loads(done.stdout.splitlines()[-1])))
+    flop, tokens = useful_flop(arguments.epochs, arguments.seeds)
+    runs = len(run_specs(arguments.seeds))
+    ours = statistics.median(m.seconds for m in results["packs"])
+    print(f"{runs} runs, {arguments.epochs} epochs, {flop / 1e12:.1f} TFLOP, median of {arguments.rounds} rounds")
+    print(f"{'':24}{'seconds':>9}{'tokens/s':>10}{'of packs':>10}{'of peak':>9}{'GFLOP/s':>9}{'memory':>9}")
+    for way, measured in results.items():
+        seconds = statistics.median(m.seconds for m in measured)
+        share = statistics.median(flop / m.seconds / 1e9 / m.peak for m in measured)
+        memory = max(m.memory for m in measured) / 1e9
+        print(
+            f"{way:24}{seconds:9.1f}{tokens / seconds:10.0f}{seconds / ours:9.2f}x{share:9.0%}"
+            f"{flop / seconds / 1e9:9.0f}{memory:7.2f} GB"
+        )
+
+
+if __name__ == "__main__":
+    main()
