@@ -50,7 +50,7 @@ def find_runs(*roots: Path, scoring: Scoring | None = None) -> Found:
 
     Args:
         roots: the folders.
-        scoring: read only the held-out ranks under this scoring; None for all.
+        scoring: read only what the final models have under this scoring; None for all.
 
     Raises:
         UserError: a folder does not exist.

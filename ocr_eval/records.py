@@ -6,6 +6,7 @@ Records are msgspec structs: a table over ten thousand of them is read, checked 
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -126,15 +127,30 @@ def _load(kind: Any, content: Any) -> Any:
 
 
 class _Skimmed(Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A record whose per-subject ranks are not parsed yet."""
+    """A record whose larger parts are not parsed yet."""
 
+    data: msgspec.Raw  # type: ignore[assignment]
+    train: msgspec.Raw  # type: ignore[assignment]
+    base: msgspec.Raw  # type: ignore[assignment]
+    final: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
     base_held_out: msgspec.Raw  # type: ignore[assignment]
     held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
 
 
 _WHOLE = msgspec.json.Decoder(Record, dec_hook=_load)
-_SKIM = msgspec.json.Decoder(_Skimmed, dec_hook=_load)
+_SKIM = msgspec.json.Decoder(_Skimmed)
 _HELD_OUT = msgspec.json.Decoder(HeldOut, dec_hook=_load)
+_SCORES = msgspec.json.Decoder(dict[Quantity, Score])
+
+
+@lru_cache(maxsize=1024)
+def _data_spec(content: bytes) -> DataSpec:
+    return msgspec.json.decode(content, type=DataSpec, dec_hook=_load)
+
+
+@lru_cache(maxsize=1024)
+def _train_spec(content: bytes) -> TrainSpec:
+    return msgspec.json.decode(content, type=TrainSpec, dec_hook=_load)
 
 
 def read_record(path: Path, scoring: Scoring | None = None) -> Record:
@@ -142,8 +158,8 @@ def read_record(path: Path, scoring: Scoring | None = None) -> Record:
 
     Args:
         path: the file.
-        scoring: parse the held-out ranks of the final model under this scoring and leave out all others, which
-            are most of a record; None for all.
+        scoring: parse what the final model has under this scoring and leave out all else, which is most of a
+            record: other scorings, and the untouched base; None for all.
 
     Raises:
         UserError: not readable, truncated, of another schema, with a key or value that does not belong, or
@@ -170,10 +186,16 @@ def read_record(path: Path, scoring: Scoring | None = None) -> Record:
 
 def _skim(content: bytes, scoring: Scoring) -> Record:
     skimmed = _SKIM.decode(content)
-    raw = skimmed.held_out.get(scoring)
-    fields = msgspec.structs.asdict(skimmed)
-    held_out = {} if raw is None else {scoring: _HELD_OUT.decode(raw)}
-    return Record(**{**fields, "base_held_out": {}, "held_out": held_out})
+    final, held_out = skimmed.final.get(scoring), skimmed.held_out.get(scoring)
+    parsed = {
+        "data": _data_spec(bytes(skimmed.data)),
+        "train": _train_spec(bytes(skimmed.train)),
+        "base": {},
+        "final": {} if final is None else {scoring: _SCORES.decode(final)},
+        "base_held_out": {},
+        "held_out": {} if held_out is None else {scoring: _HELD_OUT.decode(held_out)},
+    }
+    return Record(**{**msgspec.structs.asdict(skimmed), **parsed})
 
 
 def _schema_version(content: bytes) -> Any:
@@ -193,11 +215,9 @@ def _disagreement(record: Record, scoring: Scoring) -> str | None:
         return f"held_out.{scoring} does not have one rank for each of {score.probes} probes"
     if held.ranks.ndim != 2 or not 0 <= held.target.min() <= held.target.max() < held.ranks.shape[1]:
         return f"held_out.{scoring} has rows of unequal length, or an answer that is none"
-    ranks = held.subject_ranks()
-    for name, stated, mean in (
-        ("mean", score.mean_rank, ranks.rank.mean()),
-        ("null", score.null_rank, ranks.null.mean()),
-    ):
-        if not abs(mean - stated) <= 1e-6:
-            return f"final.{scoring} states {name} rank {stated:g} and the ranks have {mean:g}"
+    mean = held.ranks[np.arange(score.probes), held.target].sum() / score.probes
+    null = held.ranks.sum() / held.ranks.size
+    for name, stated, found in (("mean", score.mean_rank, mean), ("null", score.null_rank, null)):
+        if not abs(found - stated) <= 1e-6:
+            return f"final.{scoring} states {name} rank {stated:g} and the ranks have {found:g}"
     return None
