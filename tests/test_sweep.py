@@ -1,5 +1,6 @@
 """Sweeps through the command line: the grid, sharing, and that nothing is lost."""
 
+import errno
 import json
 import os
 import re
@@ -197,6 +198,28 @@ def test_a_job_that_fails_is_named_with_its_last_words(sweep, tmp_path):
     assert answer.code == 1
     assert "checkpoint-1.safetensors cannot be used" in answer.err
     assert "log: " in answer.err
+
+
+def test_a_full_disk_is_one_line_and_the_sweep_goes_on_later(sweep, tmp_path, monkeypatch):
+    from ocr_eval import runs
+
+    write = runs.write_atomic
+
+    def full(path, data):
+        if path.name == "result.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(runs, "write_atomic", full)
+    answer = sweep(tmp_path, "--quiet")
+    assert answer.code == 1
+    assert (
+        answer.err.strip()
+        == "ocr-eval: The disk is full. Free some space and start the same command again: it goes on."
+    )
+    monkeypatch.setattr(runs, "write_atomic", write)
+    assert sweep(tmp_path, "--quiet").code == 0
+    assert len(runs_in(tmp_path)) == 4
 
 
 # A process that has everything imported and forks the sweeps that are to be killed: starting one afresh takes seconds.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 import typer
 from ocr_toy.cli import app as toy
+from safetensors import SafetensorError
 from typer.exceptions import Abort, TyperException
 
 from ocr_eval.cli import data, injections, models, results, studies, sweep
@@ -94,11 +96,20 @@ def run(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except (OSError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        return _fail("The disk is full. Free some space and start the same command again: it goes on.", 1)
     if code == INTERRUPTED:  # typer's own answer to Ctrl-C
         return _fail(
             "Interrupted. What is finished is kept; an injection goes on from its last checkpoint.", INTERRUPTED
         )
     return code if isinstance(code, int) else 0
+
+
+def _disk_is_full(error: Exception) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"os error {number}" in str(error) for number in full)
 
 
 def _fail(message: str, code: int) -> int:
