@@ -77,7 +77,7 @@ class Stacks:
 
     def add_gradient(self, lanes: Lanes, grad: Tensor) -> None:
         """Accumulate the gradient of what computes, for some lanes."""
-        part = grad * self.factor[lanes]
+        part = grad.to(self.grad.device) * self.factor[lanes]
         if isinstance(lanes, slice):
             self.grad[lanes] += part
         else:
@@ -117,7 +117,8 @@ class _LowRankUpdate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, anchor: Tensor, layer: LaneLinear) -> Tensor:
-        a_KRI, b_KRO = layer.a.compute[layer.lanes], layer.b.compute[layer.lanes]
+        # A model spread over several devices has its adapters on the first; on one device nothing is moved.
+        a_KRI, b_KRO = (stack.compute[layer.lanes].to(x.device) for stack in (layer.a, layer.b))
         h_KNR = torch.bmm(x, a_KRI.transpose(1, 2))
         ctx.layer, ctx.lanes = layer, layer.lanes
         ctx.save_for_backward(x, h_KNR, a_KRI, b_KRO)
@@ -167,6 +168,11 @@ class Adapters:
             network.set_submodule(name, self.layers[name])
             start_a, start_b = start_a + rank * module.in_features, start_b + rank * module.out_features
 
+    @property
+    def modules(self) -> list[str]:
+        """Names of the adapted modules."""
+        return list(self.layers)
+
     def unmount(self) -> None:
         """Put the bare linear modules back; the network is then as it was before."""
         for name, layer in self.layers.items():
@@ -194,6 +200,12 @@ class Adapters:
         rank = self.shapes[lane].rank
         return {name: (layer.a.master[lane, :rank], layer.b.master[lane, :rank]) for name, layer in self.layers.items()}
 
+    def matrices(self, lane: int) -> dict[str, Tensor]:
+        """Every trained matrix of a lane by name."""
+        return {
+            f"{name}.{part}": t for name, ab in self.tensors(lane).items() for part, t in zip("AB", ab, strict=True)
+        }
+
     def silent(self, lane: int) -> list[str]:
         """Modules whose B no gradient of the last pass reached, in a lane; empty when all learn.
 
@@ -205,6 +217,10 @@ class Adapters:
         """Take over the master weights into what computes; due after every change of them."""
         self._a.refresh()
         self._b.refresh()
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients of all lanes."""
+        return [self._a.grad, self._b.grad]
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -15,6 +15,7 @@ from ocr_eval.adapters import Adapters
 from ocr_eval.forest import Forest, Reads, lay_out
 from ocr_eval.models import Base
 from ocr_eval.packs import PASS_NODES
+from ocr_eval.whole import WholeNetwork
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class View:
     Attributes:
         base: gives device and precision.
         network: the base's network, or a PEFT model around it.
-        adapters: the lanes' adapters mounted in it, if any.
+        adapters: what the lanes learn, mounted in it, if anything.
         autocast: whether the network holds fp32 weights that autocast brings to the base's precision.
     """
 
     base: Base
     network: torch.nn.Module
-    adapters: Adapters | None = None
+    adapters: Adapters | WholeNetwork | None = None
     autocast: bool = False
 
     def token_logprobs(self, rows: Mapping[int, tuple[Forest, Reads]]) -> dict[int, torch.Tensor]:
@@ -58,3 +59,14 @@ class View:
     def pass_nodes(self) -> int:
         """How many nodes a pass should hold, over all lanes."""
         return PASS_NODES.get(self.base.device.type, PASS_NODES["cpu"])
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error means that the device has no more memory; a CPU says it in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def free_cache(device: torch.device) -> None:
+    """Give freed memory back to the device, so that smaller pieces fit."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ocr_eval import provenance, weights
+from ocr_eval import provenance
 from ocr_eval.audit import Audit, audit_dataset
 from ocr_eval.dataset import build_dataset
 from ocr_eval.injection import Pack, attach
 from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
 from ocr_eval.models import Base
+from ocr_eval.processes import is_first
 from ocr_eval.progress import say
 from ocr_eval.records import HeldOut, Record, Scores, from_plain, to_plain
 from ocr_eval.runs import RunFolder
@@ -28,7 +29,8 @@ from ocr_eval.specs import RunSpec, Scoring
 from ocr_eval.tokens import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.train import train_epoch
 
-#: Seconds between checkpoints; an interruption costs at most this much, and a short run writes none.
+#: Seconds between checkpoints, or ten times what one takes to write if that is longer; an interruption costs at most
+#: this much, and a short run writes none.
 CHECKPOINT_EVERY = 20.0
 
 Line = dict[str, Any]
@@ -142,7 +144,7 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
     for lane, task in enumerate(tasks):
         if lane not in live:
             task.folder.finish()
-    saved_at = time.monotonic()
+    saved_at, saving_seconds = time.monotonic(), 0.0
     while live:
         started = time.monotonic()
         losses = train_epoch(pack, live)
@@ -153,15 +155,19 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
         ending = [lane for lane in live if epoch == tasks[lane].epochs]
         scored = _score(pack, tasks, live if epoch % every == 0 else ending)
         trained = {lane: {"epoch": epoch, "train_loss": losses[lane], "train_seconds": seconds} for lane in live}
+        if pack.cut.parts > 1:
+            trained = {lane: line | {"micro_batches": pack.cut.parts} for lane, line in trained.items()}
         watch([_add_line(tasks[i], line | (scored[i].line if i in scored else {})) for i, line in trained.items()])
         for lane in ending:
             _prepare_record(pack, lane, tasks[lane], scored[lane].scores)
         live = [lane for lane in live if lane not in ending]
-        due = bool(live) and (ending or diverged or time.monotonic() - saved_at >= CHECKPOINT_EVERY)
+        now = time.monotonic()
+        due = bool(live) and (ending or diverged or now - saved_at >= max(CHECKPOINT_EVERY, 10 * saving_seconds))
         if due:
             for lane in live:
                 tasks[lane].folder.write_checkpoint(epoch, pack.injections[lane].checkpoint())
             saved_at = time.monotonic()
+            saving_seconds = saved_at - now
         for lane in ending:
             tasks[lane].folder.finish()
         for lane in diverged:
@@ -217,12 +223,14 @@ def _add_line(task: Task, line: Line) -> Step:
 
 
 def _prepare_record(pack: Pack, lane: int, task: Task, scores: CandidateScores) -> None:
-    pack.save_adapter(lane, task.folder.adapter, task.spec)
+    if not is_first():
+        return
+    sha256 = pack.save(lane, task.folder, task.spec)
     last = probe_lines(task.material.probes, scores, task.epochs)
-    task.folder.prepare(_record(pack.base, task), task.folder.probes() + last)
+    task.folder.prepare(_record(pack.base, task, sha256), task.folder.probes() + last)
 
 
-def _record(base: Base, task: Task) -> Record:
+def _record(base: Base, task: Task, learned_sha256: str) -> Record:
     spec, lines = task.spec, task.lines
     final = from_plain(lines[-1]["scores"], Scores)
     return Record(
@@ -246,7 +254,7 @@ def _record(base: Base, task: Task) -> Record:
             "score": round(sum(line.get("score_seconds", 0.0) for line in lines), 2),
         },
         base_identity=base.identity,
-        adapter_sha256=weights.file_sha256(task.folder.adapter / "adapter_model.safetensors"),
+        adapter_sha256=learned_sha256,
         code=provenance.code_digest(),
     )
 

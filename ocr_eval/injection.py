@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,8 +22,11 @@ from ocr_eval.adapters import Adapters, LaneShape
 from ocr_eval.errors import RunFailed, UserError
 from ocr_eval.forward import View
 from ocr_eval.models import Base
+from ocr_eval.runs import RunFolder
 from ocr_eval.specs import HubWeights, RunSpec, TrainSpec
 from ocr_eval.tokens import Continuation
+from ocr_eval.weights import file_sha256, folder_digest
+from ocr_eval.whole import WholeNetwork, adam
 
 #: What PEFT puts before a module's name in its files.
 _PREFIX = "base_model.model."
@@ -61,7 +64,7 @@ class Injection:
         for name, parameter in self.parameters.items():
             tensors[f"parameter/{name}"] = parameter.detach()
             for key, value in self.optimizer.state[parameter].items():
-                tensors[f"{key}/{name}"] = value
+                tensors[f"{key}/{name}"] = torch.as_tensor(value)
         return save(
             {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
             metadata={"epochs_done": str(self.epochs_done)},
@@ -82,11 +85,19 @@ class Injection:
                     parameter.copy_(tensors[f"parameter/{name}"])
                     self.optimizer.state[parameter] = {
                         key: tensors[f"{key}/{name}"].to(parameter.device if key != "step" else "cpu")
-                        for key in ("step", "exp_avg", "exp_avg_sq")
+                        for key in (key.partition("/")[0] for key in tensors if key.partition("/")[2] == name)
+                        if key != "parameter"
                     }
         except Exception as error:
             raise RunFailed(f"{checkpoint} cannot be used ({error}). Delete it to train from the start.") from error
         self.epochs_done = epochs_done
+
+
+@dataclass
+class Cut:
+    """In how many parts, one after another, a batch goes through the network; more where memory ran out."""
+
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -95,28 +106,39 @@ class Pack:
 
     Attributes:
         base: the base.
-        adapters: their adapters, mounted in the base's network until ``detach``.
+        adapters: what they learn, mounted in the base's network until ``detach``: adapters, or all its parameters.
         injections: the runs; a run's place is its lane.
+        cut: the parts of a batch.
     """
 
     base: Base
-    adapters: Adapters
+    adapters: Adapters | WholeNetwork
     injections: tuple[Injection, ...]
+    cut: Cut = field(default_factory=Cut)
 
     @property
     def view(self) -> View:
         """The base seen through the adapters."""
-        return View(self.base, self.base.network, self.adapters)
+        return View(self.base, self.base.network, self.adapters, autocast=self.base.whole)
 
     def detach(self) -> None:
-        """Take the adapters off the base, which is then as it was before."""
+        """Take the adapters off the base, which is then as it was before, unless all of it was trained."""
         self.adapters.unmount()
+
+    def save(self, lane: int, folder: RunFolder, spec: RunSpec) -> str:
+        """Write what a run learned, its adapter or its whole model, and return the sha256 of its weights."""
+        if isinstance(self.adapters, WholeNetwork):
+            self.adapters.save(folder.model)
+            return folder_digest(folder.model)
+        self.save_adapter(lane, folder.adapter, spec)
+        return file_sha256(folder.adapter / "adapter_model.safetensors")
 
     def save_adapter(self, lane: int, folder: Path, spec: RunSpec) -> None:
         """Write a run's adapter in PEFT's own format, whole or not at all.
 
         The base is named by its hub repository where it has one, and else by the model's name.
         """
+        assert isinstance(self.adapters, Adapters)
         partial = folder.with_name(folder.name + ".partial")
         for old in (partial, folder):
             shutil.rmtree(old, ignore_errors=True)
@@ -152,6 +174,12 @@ def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Con
     Raises:
         UserError: a target module that the model does not have.
     """
+    if base.whole:
+        (spec,) = specs
+        network = WholeNetwork(base)
+        parameters = network.parameters(0)
+        optimizer = adam(list(parameters.values()), spec.train.lr, base.device)
+        return Pack(base, network, (Injection(spec.train, spec.stream("order"), examples[0], parameters, optimizer),))
     adapters = _mount(base, specs[0].train.targets, [LaneShape(spec.train.rank, spec.train.alpha) for spec in specs])
     injections = []
     for lane, (spec, learns) in enumerate(zip(specs, examples, strict=True)):

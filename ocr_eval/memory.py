@@ -12,6 +12,8 @@ import psutil
 import torch
 
 from ocr_eval.architecture import examine, read_config
+from ocr_eval.errors import UserError
+from ocr_eval.models import Device, device_type
 from ocr_eval.simulation import PARTS, Geometry, Part, scoring_peak, training_peaks
 from ocr_eval.specs import ModelSpec, TrainSpec
 
@@ -172,3 +174,27 @@ def available(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return psutil.virtual_memory().available
+
+
+def refuse_impossible(spec: ModelSpec, train: TrainSpec, device: Device) -> None:
+    """Stop before anything is loaded where what a run must hold is more than there is.
+
+    Raises:
+        UserError: with the numbers and what would fit.
+    """
+    kind = device_type(device)
+    if kind == "cuda":
+        there = sum(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    else:
+        there = psutil.virtual_memory().total
+    needed = least(spec, train, kind)
+    if needed <= there:
+        return
+    smaller = [m for m in ("lora", "qlora") if m != train.method]
+    sizes = {m: least(spec, train.model_copy(update={"method": m}), kind) for m in smaller}
+    fitting = [f"--method {m} ({size / 1e9:.0f} GB)" for m, size in sizes.items() if size < USABLE * there]
+    way_out = "Would fit: " + " or ".join(fitting) if fitting else "Use a smaller model"
+    raise UserError(
+        f"{spec.name} by {train.method} holds at least {needed / 1e9:.0f} GB (weights, gradients, optimizer) and this "
+        f"{kind} has {there / 1e9:.0f} GB. {way_out}; --dry-run tells more."
+    )

@@ -39,6 +39,7 @@ class Base:
     Attributes:
         spec: the model.
         quantized: whether its linear layers are held in 4 bits.
+        whole: whether its weights are fp32 masters that one run will change (full fine-tuning).
         network: the frozen causal language model on its device.
         tokenizer: its tokenizer.
         identity: identity of the weights' content.
@@ -51,6 +52,7 @@ class Base:
     tokenizer: Any
     identity: str
     accelerator: Accelerator
+    whole: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -70,8 +72,12 @@ class Base:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
-def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", quantized: bool = False) -> Base:
+def load_base(
+    spec: ModelSpec, folder: WeightFolder, device: Device = "auto", quantized: bool = False, whole: bool = False
+) -> Base:
     """Load a model and its tokenizer, frozen, in the spec's precision. Remote code stays off.
+
+    With ``whole`` the weights are fp32 masters, to be trained in the spec's precision.
 
     A quantized base holds its linear layers in 4 bits: NF4 with double quantization through bitsandbytes, on
     CUDA and on CPU (Dettmers et al., QLoRA, arXiv 2305.14314). Arithmetic stays in the spec's precision.
@@ -80,6 +86,7 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
         UserError: the device is not there, or the folder's files are no causal language model.
     """
     accelerator = make_accelerator(device)
+    placement = _placement(accelerator, folder, whole)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
@@ -87,18 +94,28 @@ def load_base(spec: ModelSpec, folder: WeightFolder, device: Device = "auto", qu
             network = AutoModelForCausalLM.from_pretrained(
                 folder.path,
                 config=config,
-                dtype=DTYPES[spec.dtype],
+                dtype=torch.float32 if whole else DTYPES[spec.dtype],
                 attn_implementation=attention_for(spec, config),
                 local_files_only=True,
-                **({"quantization_config": _nf4(spec), "device_map": accelerator.device} if quantized else {}),
+                **({"quantization_config": _nf4(spec)} if quantized else {}),
+                **({"device_map": placement} if quantized or placement == "auto" else {}),
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
     freeze(network)
-    if not quantized:
+    if not quantized and placement != "auto":
         network.to(accelerator.device)
-    return Base(spec, quantized, network, tokenizer, folder.identity, accelerator)
+    return Base(spec, quantized, network, tokenizer, folder.identity, accelerator, whole)
+
+
+def _placement(accelerator: Accelerator, folder: WeightFolder, whole: bool) -> torch.device | Literal["auto"]:
+    """One device, or "auto": the layers spread over all GPUs, where the weights alone do not fit on one."""
+    gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" and accelerator.num_processes == 1 else 0
+    size = sum(path.stat().st_size for path in folder.path.glob("*.safetensors")) * (2 if whole else 1)
+    if gpus > 1 and size > 0.9 * torch.cuda.get_device_properties(0).total_memory:
+        return "auto"
+    return accelerator.device
 
 
 def attention_for(spec: ModelSpec, config: PretrainedConfig) -> Literal["sdpa", "eager"]:

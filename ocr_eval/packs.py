@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from ocr_eval.specs import RunSpec
@@ -15,7 +15,11 @@ PASS_NODES = {"cpu": 640, "cuda": 16_384, "mps": 4_096}
 NODES_A_STATEMENT = 5
 
 
-def cut_into_packs(specs: Sequence[RunSpec], device: str) -> list[list[RunSpec]]:
+#: Says how many of some runs, at most the number given, fit into memory at once.
+Fit = Callable[[Sequence[RunSpec], int], int]
+
+
+def cut_into_packs(specs: Sequence[RunSpec], device: str, fit: Fit = lambda specs, lanes: lanes) -> list[list[RunSpec]]:
     """Cut runs, in order, into packs of nearly equal size.
 
     Runs go together when they share base, precision, method and adapted modules; neighbours should be of one
@@ -24,12 +28,15 @@ def cut_into_packs(specs: Sequence[RunSpec], device: str) -> list[list[RunSpec]]
     Args:
         specs: the runs.
         device: the device's type.
+        fit: is asked where several runs would fill a pass.
     """
     packs: list[list[RunSpec]] = []
     start = 0
     for end in range(1, len(specs) + 1):
         if end == len(specs) or _shares(specs[end]) != _shares(specs[start]):
-            packs += _cut(specs[start:end], _lanes(specs[start:end], device))
+            group = specs[start:end]
+            lanes = min(_lanes(group, device), len(group))
+            packs += _cut(group, fit(group, lanes) if lanes > 1 else 1)
             start = end
     return packs
 
@@ -39,7 +46,9 @@ def _shares(spec: RunSpec) -> tuple[object, ...]:
 
 
 def _lanes(specs: Sequence[RunSpec], device: str) -> int:
-    """How many runs fill a pass."""
+    """How many runs fill a pass; a run that trains every parameter has the base for itself."""
+    if specs[0].train.method == "full":
+        return 1
     nodes = max(spec.train.batch_size for spec in specs) * NODES_A_STATEMENT
     return max(1, PASS_NODES.get(device, PASS_NODES["cpu"]) // nodes)
 

@@ -24,17 +24,17 @@ _BLOCK, _BLOCK_OF_BLOCKS = 64, 64 * 256
 
 
 def random_network(
-    spec: ModelSpec, config: PretrainedConfig, device: torch.device, quantized: bool, seed: int = 0
+    spec: ModelSpec, config: PretrainedConfig, device: torch.device, quantized: bool, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """The network of a configuration, frozen, on a device, in the spec's precision or its linears in NF4.
+    """The network of a configuration, frozen, on a device, in the spec's precision (or another), or its linears in NF4.
 
     Matrices are normal with the configuration's ``initializer_range``; norms and rotary tables are as in a fresh model.
     """
-    dtype = DTYPES[spec.dtype]
+    dtype = dtype or DTYPES[spec.dtype]
     with torch.device("meta"):
-        network = build(spec, config)
+        network = build(spec, config, dtype)
     std = getattr(config, "initializer_range", 0.02)
-    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(seed)).mul_(std).to(dtype).to(device)
+    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).mul_(std).to(dtype).to(device)
     if quantized:
         _quantize_linears(network, pool, dtype)
     starts = _starts()

@@ -72,7 +72,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         train_loss: mean loss of the last epoch, nats an answer token.
         seconds: wall time of training and of scoring, over all attempts.
         base_identity: identity of the base weights.
-        adapter_sha256: content of the adapter's weights.
+        adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
         code: digest of the code that made it.
     """
 

@@ -46,7 +46,7 @@ class Rehearsal:
         real_tokenizer: the model's own, or a stand-in of the same vocabulary size.
         examples: statements of the batch that every step learns.
         nodes: nodes of its forest.
-        adapters: adapter matrices, to all of which gradients came.
+        adapters: trained matrices, to all of which gradients came.
         moved: of them, those that the steps changed.
         losses: before each step; over one batch they fall.
         step_seconds: of each step.
@@ -100,7 +100,7 @@ class Rehearsal:
                 + ", ".join(f"{s:.1f}" for s in self.step_seconds)
                 + f" s (planned {self.planned_step:.1f}); {self.scored[0]} of {self.scored[1]} probes scored in "
                 f"{self.score_seconds:.1f} s",
-                f"gradients reached all {self.adapters} adapter matrices, {self.moved} moved; loss "
+                f"gradients reached all {self.adapters} trained matrices, {self.moved} moved; loss "
                 + " -> ".join(f"{loss:.3f}" for loss in self.losses),
                 f"peak {self.peak / 1e9:.2f} GB, planned {self.plan.total / 1e9:.2f} GB ({self.deviation:+.1%}): "
                 + ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.plan.parts().items()),
@@ -109,7 +109,12 @@ class Rehearsal:
 
 
 def rehearse(
-    spec: RunSpec, device: Device = "auto", layers: int | None = None, steps: int = 3, probes: int = 40
+    spec: RunSpec,
+    device: Device = "auto",
+    layers: int | None = None,
+    steps: int = 3,
+    probes: int = 40,
+    folder: Path | None = None,
 ) -> Rehearsal:
     """Build, train a few steps on one batch of the run's dataset, score some probes, and compare with the plan.
 
@@ -119,6 +124,7 @@ def rehearse(
         layers: only so many layers of the model.
         steps: training steps.
         probes: probes to score at most.
+        folder: where the model's tokenizer lies, if not in a cache.
 
     Raises:
         UserError: more layers than the model has, or it does not fit into the free memory.
@@ -128,9 +134,9 @@ def rehearse(
     place = accelerator.device
     config = read_config(spec.model, layers)
     sizes = examine(spec.model, layers)
-    whole = read_config(spec.model).num_hidden_layers
-    tokenizer, is_real = workload.tokenizer_at_hand(spec.model)
-    work = workload.measure(spec)
+    all_layers = read_config(spec.model).num_hidden_layers
+    tokenizer, is_real = workload.tokenizer_at_hand(spec.model, folder)
+    work = workload.measure(spec, folder)
     examples = workload.first_epoch(spec, training_tokens(tokenizer, work.dataset))[0]
     asked = probe_tokens(tokenizer, work.dataset)[:probes]
     training, scoring = workload.batch_geometry(examples), workload.chunk_geometry(asked)
@@ -142,9 +148,10 @@ def rehearse(
 
     say(f"Building {sizes.parameters / 1e9:.2f} B random parameters")
     started = time.monotonic()
-    network = random_network(spec.model, config, place, quantized=spec.train.method == "qlora")
+    quantized, whole = spec.train.method == "qlora", spec.train.method == "full"
+    network = random_network(spec.model, config, place, quantized, torch.float32 if whole else None)
     build_seconds = time.monotonic() - started
-    base = Base(spec.model, spec.train.method == "qlora", network, tokenizer, "random", accelerator)
+    base = Base(spec.model, quantized, network, tokenizer, "random", accelerator, whole)
     pack = attach(base, [spec], [examples])
     before = _fingerprints(pack)
     losses, step_seconds = [], []
@@ -163,10 +170,10 @@ def rehearse(
     if not all(math.isfinite(value) for value in scores.logprobs["sequence"].ravel().tolist()):
         raise RunFailed(f"{spec.model.name}: a log-probability of the scoring pass is not finite.")
     if moved < len(before):
-        raise RunFailed(f"{spec.model.name}: {len(before) - moved} of {len(before)} adapter matrices did not move.")
+        raise RunFailed(f"{spec.model.name}: {len(before) - moved} of {len(before)} trained matrices did not move.")
     return Rehearsal(
         model=spec.model.name,
-        layers=(config.num_hidden_layers, whole),
+        layers=(config.num_hidden_layers, all_layers),
         parameters=sizes.parameters,
         method=spec.train.method,
         dtype=spec.model.dtype,
@@ -196,12 +203,8 @@ def _name(device: torch.device) -> str:
 
 
 def _fingerprints(pack: Pack) -> dict[str, tuple[float, float]]:
-    """Two sums of each adapter matrix, which differ when it has changed; a copy would count in the peak."""
-    return {
-        f"{name}.{part}": (tensor.sum().item(), tensor.norm().item())
-        for name, matrices in pack.adapters.tensors(0).items()
-        for part, tensor in zip("AB", matrices, strict=True)
-    }
+    """Two sums of each trained matrix, which differ when it has changed; a copy would count in the peak."""
+    return {name: (matrix.sum().item(), matrix.norm().item()) for name, matrix in pack.adapters.matrices(0).items()}
 
 
 def _refuse_too_large(spec: RunSpec, plan: MemoryPlan, device: torch.device) -> None:

@@ -15,12 +15,15 @@ from ocr_eval.forward import View
 from ocr_eval.inject import Task, Watcher, inject, prepare, say_lines
 from ocr_eval.injection import load_adapter
 from ocr_eval.measure import summarize_quantities
+from ocr_eval.memory import refuse_impossible
 from ocr_eval.models import Base, Device, device_type, load_base, load_tokenizer
 from ocr_eval.packs import cut_into_packs
+from ocr_eval.processes import is_first
 from ocr_eval.records import Record, Scores
-from ocr_eval.runs import RunFolder, prepare_output
+from ocr_eval.runs import OnlookersFolder, RunFolder, prepare_output
 from ocr_eval.score import score_candidates
 from ocr_eval.specs import ModelSpec, RunSpec
+from ocr_eval.sweep_plan import lanes_that_fit
 from ocr_eval.tokens import probe_tokens
 
 
@@ -71,7 +74,8 @@ def finetune_all(specs: Sequence[RunSpec], output: Path, how: Execution = Execut
     """
     prepare_output(output)
     bases = Bases(how.device)
-    for pack in cut_into_packs(specs, device_type(how.device)):
+    kind = device_type(how.device)
+    for pack in cut_into_packs(specs, kind, lanes_that_fit(kind)):
         places = [bases.folder(spec, output) for spec in pack]
         was_done = [folder.is_done() and not how.force for folder in places]
         todo = [(spec, folder) for spec, folder, done in zip(pack, places, was_done, strict=True) if not done]
@@ -106,7 +110,8 @@ class Bases:
     def folder(self, spec: RunSpec, output: Path) -> RunFolder:
         """The folder of a run below an output folder."""
         identity = self.weights(spec.model).identity
-        return RunFolder.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
+        kind = RunFolder if is_first() else OnlookersFolder
+        return kind.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
 
     def tokenizer(self, model: ModelSpec) -> Any:
         """A model's tokenizer, without its network."""
@@ -117,10 +122,14 @@ class Bases:
 
     def get(self, spec: RunSpec) -> Base:
         """The base that a run needs, loaded unless it is the one in memory."""
-        quantized = spec.train.method == "qlora"
-        if self._base is None or (self._base.spec, self._base.quantized) != (spec.model, quantized):
+        quantized, whole = spec.train.method == "qlora", spec.train.method == "full"
+        if whole or self._base is None or (self._base.spec, self._base.quantized) != (spec.model, quantized):
             self._base = None  # two bases need not fit into memory
-            self._base = load_base(spec.model, self.weights(spec.model), self._device, quantized)
+            refuse_impossible(spec.model, spec.train, self._device)
+            base = load_base(spec.model, self.weights(spec.model), self._device, quantized, whole)
+            if whole:  # the run changes it, so it is nobody else's
+                return base
+            self._base = base
         return self._base
 
 
@@ -141,6 +150,7 @@ def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execut
             held.enter_context(folder.lock())
             if how.force or folder.failure():
                 folder.clear()
+        base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
         tasks = [
             Task(spec, folder, material)
             for (spec, folder), material in zip(runs, materials, strict=True)
@@ -148,14 +158,19 @@ def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execut
         ]
         if tasks:
             inject(base, tasks, how.every, how.watch)
+        base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 
 def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Scores:
-    """Score a model on a run's probes, with an adapter over it (unmerged) or untouched.
+    """Score a model on a run's probes, with an adapter over it (unmerged), as a run trained the whole, or untouched.
 
     Raises:
         UserError: no such adapter, or one of another base.
     """
+    if adapter is not None and (adapter / "config.json").is_file():
+        base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True)
+        probes = probe_tokens(base.tokenizer, build_dataset(spec))
+        return summarize_quantities(probes, score_candidates(View(base, base.network, autocast=True), probes))
     base = load_base(spec.model, weights.locate(spec.model), device, quantized=spec.train.method == "qlora")
     probes = probe_tokens(base.tokenizer, build_dataset(spec))
     if adapter is None:

@@ -6,7 +6,7 @@
         audit.json     what the tokenizer makes of the candidates
         metrics.jsonl  a line an epoch, from epoch 0 (the untouched base)
         probes.jsonl   a line a probe, for epoch 0 and the last epoch
-        adapter/       PEFT format
+        adapter/       PEFT format; a run of all parameters has model/ in its place, in Hugging Face layout
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
         failure.json   why the run could not go on, in the place of a record
@@ -102,6 +102,16 @@ class RunFolder:
     def adapter(self) -> Path:
         """The adapter in PEFT format."""
         return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The whole model in Hugging Face layout, where all parameters were trained."""
+        return self.path / "model"
+
+    @property
+    def learned(self) -> Path:
+        """What the run learned: its adapter or its model."""
+        return self.model if self.model.is_dir() else self.adapter
 
     @property
     def identity(self) -> str:
@@ -216,6 +226,39 @@ class RunFolder:
             UserError: not readable, or not of this schema.
         """
         return read_record(self.path / "result.json")
+
+
+class OnlookersFolder(RunFolder):
+    """A run's folder in the hands of a process that trains along with the first one: it reads and writes nothing."""
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """The first process holds the folder for all."""
+        yield
+
+    def clear(self) -> None:
+        """Left to the first process, as all that follows."""
+
+    def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Nothing."""
+
+    def write_probes(self, lines: list[dict[str, Any]]) -> None:
+        """Nothing."""
+
+    def write_checkpoint(self, epoch: int, content: bytes) -> None:
+        """Nothing."""
+
+    def drop_checkpoints(self, before: int | None = None) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+    def fail(self, reason: str) -> None:
+        """Nothing."""
 
 
 def read_config(folder: Path) -> RunSpec:

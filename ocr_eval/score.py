@@ -23,13 +23,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ocr_eval.errors import RunFailed
 from ocr_eval.forest import ForestBuilder, read_answers
-from ocr_eval.forward import View
+from ocr_eval.forward import View, free_cache, is_out_of_memory
+from ocr_eval.progress import say
 from ocr_eval.specs import Scoring
 from ocr_eval.tokens import ProbeTokens
 
 #: A forest that is scored is cut at so many nodes: attention over all pairs of nodes is quadratic.
 CHUNK_NODES = 512
+#: Where memory runs out, passes are halved down to so many nodes.
+_LEAST_NODES = 32
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,27 @@ def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict
 
     Raises:
         ValueError: a run without probes.
+        RunFailed: a few prompts are too large for the memory.
     """
     if not all(probes.values()):
         raise ValueError("no probes to score")
     size = min(CHUNK_NODES, max(64, view.pass_nodes // len(probes)))
+    while True:
+        try:
+            return _score_lanes(view, probes, size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        free_cache(view.base.device)
+        if size <= _LEAST_NODES:
+            raise RunFailed(f"Scoring has too little memory for a few prompts at once ({reason}); see --dry-run.")
+        size //= 2
+        say(f"Out of memory: scoring goes on with passes of about {size} nodes")
+
+
+def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: int) -> dict[int, CandidateScores]:
+    """With so many nodes of each run in a pass, about."""
     results = {lane: _Collected([], [], []) for lane in probes}
     for chunks in zip_longest(*(cut_probes(each, size) for each in probes.values())):
         side_by_side = {lane: chunk for lane, chunk in zip(probes, chunks, strict=True) if chunk is not None}

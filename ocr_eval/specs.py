@@ -73,7 +73,8 @@ class TrainSpec(Strict):
     """How facts are injected.
 
     Attributes:
-        method: ``lora``, PEFT LoRA over a frozen base; ``qlora``, the same over the base in 4 bits (NF4).
+        method: ``lora``, PEFT LoRA over a frozen base; ``qlora``, the same over the base in 4 bits (NF4); ``full``,
+            all parameters.
         lr: constant learning rate of AdamW (no weight decay).
         epochs: passes over the training set.
         batch_size: examples a step.
@@ -93,6 +94,16 @@ class TrainSpec(Strict):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
+class FullDefaults(Strict):
+    """Training defaults of a model where all its parameters are trained; the others are those of ``train``.
+
+    The published sweep: rates of 1e-6 to 3e-5, batches of 8.
+    """
+
+    lr: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 8
+
+
 class ModelSpec(Strict):
     """A base model: where its weights are, the precision it runs in, and training defaults with reasons.
 
@@ -101,6 +112,7 @@ class ModelSpec(Strict):
         dtype: precision of the frozen base and of the arithmetic; adapters keep fp32 master weights.
         attention: transformers' attention implementation; ``auto`` chooses by architecture.
         train: training defaults for this model; a run's flags go first.
+        full: what differs from them where all parameters are trained.
         notes: what a user should know (access, licence, quirks).
     """
 
@@ -112,6 +124,7 @@ class ModelSpec(Strict):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     train: TrainSpec = TrainSpec()
+    full: FullDefaults = FullDefaults()
     notes: list[str] = []
 
 
@@ -222,10 +235,18 @@ def make_run_spec(
         "model": model,
         "association": association,
         "data": resources.parse(DataSpec, data, "data protocol"),
-        "train": resources.parse(TrainSpec, {**model.train.model_dump(), **train}, "training"),
+        "train": resources.parse(TrainSpec, {**_training_defaults(model, train), **train}, "training"),
         "seed": seed,
     }
     return resources.parse(RunSpec, content, "run")
+
+
+def _training_defaults(model: ModelSpec, given: dict[str, Any]) -> dict[str, Any]:
+    """The model's defaults for the method that is asked for."""
+    defaults = model.train.model_dump()
+    if given.get("method") == "full" and model.train.method != "full":
+        defaults |= model.full.model_dump()
+    return defaults
 
 
 _REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(?:@(?P<revision>[^@]+))?")

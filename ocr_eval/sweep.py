@@ -27,6 +27,7 @@ from ocr_eval.packs import cut_into_packs
 from ocr_eval.run import Bases, Execution, do_pack
 from ocr_eval.runs import RunFolder, write_atomic
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec
+from ocr_eval.sweep_plan import lanes_that_fit
 
 #: Seconds between looks at packs that another process holds.
 _PATIENCE = 2.0
@@ -93,7 +94,7 @@ def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases) -> Sweep:
         packs = tuple(tuple(planned[name] for name in pack) for pack in held.packs)
     else:
         runs = iter(planned.values())
-        packs = tuple(tuple(next(runs) for _ in pack) for pack in cut_into_packs(specs, device))
+        packs = tuple(tuple(next(runs) for _ in pack) for pack in cut_into_packs(specs, device, lanes_that_fit(device)))
     return Sweep(output, grid, packs)
 
 

@@ -2,6 +2,9 @@
 
 A run's loss is the mean cross-entropy over its batch's answer tokens, in fp32. Logits are computed only where
 an answer token is predicted; a batch is one token forest a lane, so statements are not padded (forest.py).
+
+A batch may be cut, among processes that train together and, where memory runs out, into micro-batches one after
+another. Each part adds the gradient of its own tokens' share of the mean, so the sum is the batch's to rounding.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import torch
 
 from ocr_eval.errors import RunFailed
 from ocr_eval.forest import Forest, ForestBuilder, Reads, read_answers
+from ocr_eval.forward import free_cache, is_out_of_memory
 from ocr_eval.injection import Pack
-from ocr_eval.progress import ticking
+from ocr_eval.processes import sum_over_processes
+from ocr_eval.progress import say, ticking
 from ocr_eval.tokens import Continuation
 
 
@@ -26,7 +31,7 @@ def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
     it became, its weights stay as they were, and the others go on.
 
     Raises:
-        RunFailed: no gradient reaches part of an adapter.
+        RunFailed: no gradient reaches part of an adapter, or one example is too large for the memory.
     """
     batches = {lane: pack.injections[lane].batches() for lane in lanes}
     nats, tokens = dict.fromkeys(lanes, 0.0), dict.fromkeys(lanes, 0)
@@ -37,7 +42,7 @@ def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
             going = [lane for lane in lanes if step < len(batches[lane]) and math.isfinite(nats[lane])]
             if not going:
                 break
-            losses = _backward(pack, {lane: batches[lane][step] for lane in going})
+            losses = _gradients(pack, {lane: batches[lane][step] for lane in going})
             for lane, (loss, count) in losses.items():
                 nats[lane] += loss * count
                 tokens[lane] += count
@@ -57,14 +62,52 @@ def batch_forest(batch: Sequence[Continuation]) -> tuple[Forest, Reads]:
     return builder.build(), reads
 
 
+def _gradients(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, tuple[float, int]]:
+    """Compute the gradients of all lanes; the loss of each lane and its answer tokens. Smaller parts if memory is out.
+
+    Raises:
+        RunFailed: one example of each lane is too large.
+    """
+    largest = max(len(batch) for batch in batches.values())
+    while True:
+        try:
+            return _backward(pack, batches)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        pack.adapters.zero_grad()
+        free_cache(pack.base.device)
+        if pack.cut.parts >= largest:
+            raise RunFailed(
+                f"One example a step is too large for the memory of {pack.base.device.type} ({reason}). "
+                "'--dry-run' shows what is needed; use --method qlora, a smaller --rank, or fewer runs side by side."
+            )
+        pack.cut.parts *= 2
+        say(f"Out of memory: each batch goes on in {pack.cut.parts} parts, with the same result")
+
+
 def _backward(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, tuple[float, int]]:
-    """Compute the gradients of all lanes in one pass; the loss of each lane and its answer tokens."""
+    """Gradients and losses, part after part; over several processes the sum of theirs."""
     pack.adapters.zero_grad()
-    logprobs = pack.view.token_logprobs({lane: batch_forest(batch) for lane, batch in batches.items()})
-    losses = {lane: -values.mean() for lane, values in logprobs.items()}
-    # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
-    pack.base.accelerator.backward(torch.stack(list(losses.values())).sum())
-    return {lane: (loss.item(), len(logprobs[lane])) for lane, loss in losses.items()}
+    accelerator = pack.base.accelerator
+    counts = {lane: sum(len(example.answer) for example in batch) for lane, batch in batches.items()}
+    nats = dict.fromkeys(batches, 0.0)
+    stride = accelerator.num_processes * pack.cut.parts
+    for part in range(pack.cut.parts):
+        first = accelerator.process_index * pack.cut.parts + part
+        mine = {lane: batch[first::stride] for lane, batch in batches.items() if batch[first::stride]}
+        if not mine:
+            continue
+        logprobs = pack.view.token_logprobs({lane: batch_forest(batch) for lane, batch in mine.items()})
+        losses = {lane: -values.sum() / counts[lane] for lane, values in logprobs.items()}
+        # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
+        accelerator.backward(torch.stack(list(losses.values())).sum())
+        for lane, loss in losses.items():
+            nats[lane] += loss.item()
+    if accelerator.num_processes > 1:
+        nats = sum_over_processes(accelerator, pack.adapters.gradients(), nats)
+    return {lane: (nats[lane], count) for lane, count in counts.items()}
 
 
 def _step(pack: Pack, lane: int, first: bool) -> None:
@@ -73,8 +116,7 @@ def _step(pack: Pack, lane: int, first: bool) -> None:
         silent = pack.adapters.silent(lane)
         if silent:
             raise RunFailed(
-                f"No gradient reaches the adapters of {len(silent)} of {len(pack.adapters.layers)} modules, "
-                f"first {silent[0]}."
+                f"No gradient reaches {len(silent)} of {len(pack.adapters.modules)} trained modules, first {silent[0]}."
             )
     pack.base.accelerator.clip_grad_norm_(injection.parameters.values(), injection.train.max_grad_norm)
     injection.optimizer.step()

@@ -73,7 +73,7 @@ def locate(spec: ModelSpec) -> WeightFolder:
     """
     if isinstance(spec.weights, FolderWeights):
         folder = Path(spec.weights.path)
-        return WeightFolder(folder, f"folder:{_folder_digest(folder)}")
+        return WeightFolder(folder, f"folder:{folder_digest(folder)}")
     if isinstance(spec.weights, PackageWeights):
         return WeightFolder(_from_packages(spec, spec.weights), f"gguf:{spec.weights.sha256}")
     folder = hub.fetch(spec.weights, spec.name, spec.license)
@@ -106,7 +106,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
     """Identity of a model folder: names and contents of its configuration, tokenizer and weights."""
     files = sorted(path for pattern in hub.MODEL_FILES for path in folder.glob(pattern))
     if not any(path.suffix == ".safetensors" for path in files):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ocr_eval import draw, score, weights
@@ -48,17 +49,21 @@ class Workload:
     scorings: int
 
 
-def measure(spec: RunSpec) -> Workload:
+def measure(spec: RunSpec, tokenizer: Path | None = None) -> Workload:
     """The work of a run, with the model's tokenizer if it is on this disk and else with a stand-in.
+
+    Args:
+        spec: the run.
+        tokenizer: a folder with the model's tokenizer, where it lies elsewhere.
 
     Raises:
         UserError: the tokenizer cannot do with the data.
     """
-    tokenizer, is_real = tokenizer_at_hand(spec.model)
+    tokens, is_real = tokenizer_at_hand(spec.model, tokenizer)
     dataset = build_dataset(spec)
-    examples = training_tokens(tokenizer, dataset)
+    examples = training_tokens(tokens, dataset)
     batches = [batch_geometry(batch) for batch in first_epoch(spec, examples)]
-    chunks = [chunk_geometry(chunk) for chunk in score.cut_probes(probe_tokens(tokenizer, dataset), score.CHUNK_NODES)]
+    chunks = [chunk_geometry(chunk) for chunk in score.cut_probes(probe_tokens(tokens, dataset), score.CHUNK_NODES)]
     return Workload(
         dataset=dataset,
         real_tokenizer=is_real,
@@ -79,8 +84,14 @@ def first_epoch(spec: RunSpec, examples: Sequence[Continuation]) -> list[list[Co
     return [[examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
-def tokenizer_at_hand(spec: ModelSpec) -> tuple[Any, bool]:
-    """The model's tokenizer if it lies on this disk (True), else a stand-in of the same vocabulary size (False)."""
+def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any, bool]:
+    """The model's tokenizer if it lies on this disk (True), else a stand-in of the same vocabulary size (False).
+
+    Raises:
+        UserError: the folder that was named has none.
+    """
+    if folder is not None:
+        return load_tokenizer_from(folder), True
     folder = weights.cached_tokenizer(spec)
     if folder is not None:
         try:

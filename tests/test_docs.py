@@ -15,7 +15,7 @@ from ocr_eval.cli.reference import reference
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "ocr_eval/docs").glob("*.md"))
 #: Jobs for a scheduler, fetching, and services that do not end are tried elsewhere.
-NOT_HERE = re.compile(r"models pull|--serve|slurm|--executor|--report-to")
+NOT_HERE = re.compile(r"models pull|models rehearse|--serve|slurm|--executor|--report-to")
 
 
 def commands(page: Path) -> list[str]:

@@ -268,6 +268,21 @@ def tiny_spec(tiny):
     return make
 
 
+def test_a_pack_holds_no_more_runs_than_fit_into_memory(tiny, monkeypatch):
+    from ocr_eval import sweep_plan, workload
+
+    specs = [tiny_run(tiny, seed=seed, batch_size=16) for seed in range(8)]
+    assert [len(pack) for pack in cut_into_packs(specs, "cpu", sweep_plan.lanes_that_fit("cpu"))] == [8]
+    work = workload.measure(specs[0])
+    three = sweep_plan.pack_memory(specs[0], work, 3, "cpu").total
+    monkeypatch.setattr(sweep_plan, "room", lambda device: int(three / sweep_plan.memory.USABLE) + 1)
+    sizes = [len(pack) for pack in cut_into_packs(specs, "cpu", sweep_plan.lanes_that_fit("cpu"))]
+    assert sum(sizes) == 8
+    assert max(sizes) in (2, 3)
+    monkeypatch.setattr(sweep_plan, "room", lambda device: 1)
+    assert [len(pack) for pack in cut_into_packs(specs, "cpu", sweep_plan.lanes_that_fit("cpu"))] == [1] * 8
+
+
 def test_runs_that_share_no_base_share_no_pack(tiny, model_files):
     specs = [tiny_run(tiny), tiny_run(tiny, method="qlora"), tiny_run(model_files["qwen2"]), tiny_run(tiny)]
     assert [len(pack) for pack in cut_into_packs(specs, "cpu")] == [1, 1, 1, 1]

@@ -139,7 +139,7 @@ def score(
     if run is not None:
         if adapter is not None or assoc is not None:
             raise UserError("Give a run's folder, or --assoc with or without --adapter, and not both.")
-        spec, adapter = read_config(run), RunFolder(run).adapter
+        spec, adapter = read_config(run), RunFolder(run).learned
     elif assoc is None:
         raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
     else:

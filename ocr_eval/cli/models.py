@@ -85,6 +85,7 @@ def rehearse(
     layers: Annotated[int | None, typer.Option(min=1, help="Only so many layers; default: all.")] = None,
     steps: Annotated[int, typer.Option(min=2, help="Training steps.")] = 3,
     probes: Annotated[int, typer.Option(min=1, help="Probes to score.")] = 40,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder with the model's tokenizer.")] = None,
     device: o.DeviceOption = "auto",
     output_dir: Annotated[Path | None, typer.Option("--output-dir", "-o", help="Folder for the record.")] = None,
     offline: o.OfflineOption = False,
@@ -94,8 +95,9 @@ def rehearse(
 ) -> None:
     """Build a model at its true size with random weights, train a few steps, score, and compare with the plan.
 
-    Nothing is fetched: the configuration is shipped, and without the model's tokenizer on this disk a stand-in of
-    the same vocabulary size makes as many tokens. With --output-dir the record is written and the table renewed.
+    Nothing is fetched: the configuration is shipped, and without the model's tokenizer (on this disk, or in the
+    folder --tokenizer) a stand-in of the same vocabulary size makes about as many tokens. With --output-dir the
+    record is written and the table renewed.
     """
     o.begin(quiet, offline)
     from ocr_eval.rehearsal import rehearse as run
@@ -114,7 +116,7 @@ def rehearse(
         method=method,
         batch_size=batch_size,
     )
-    rehearsal = run(spec, cast("Device", device), layers, steps, probes)
+    rehearsal = run(spec, cast("Device", device), layers, steps, probes, tokenizer)
     if output_dir is not None:
         write(rehearsal, output_dir)
     typer.echo(json.dumps(rehearsal.as_json(), indent=2) if as_json else rehearsal.as_text())

@@ -68,7 +68,7 @@ VariantOption = Annotated[
     str, _option("--variant", help="'real', or the control 'shuffled' (train entailments permuted).")
 ]
 
-MethodOption = Annotated[str | None, _option("--method", help="lora or qlora; default: the model's.")]
+MethodOption = Annotated[str | None, _option("--method", help="lora, qlora or full; default: the model's.")]
 LrOption = Annotated[float | None, _option("--lr", help="Constant learning rate; default: the model's.")]
 EpochsOption = Annotated[int | None, _option("--epochs", help="Passes over the training set; default: the model's.")]
 BatchSizeOption = Annotated[int | None, _option("--batch-size", help="Statements a step; default: the model's.")]
@@ -239,11 +239,14 @@ def begin(quiet: bool = False, offline: bool = False) -> None:
     """Switches that must be set before any library is imported."""
     import logging
     import os
+    import sys
     import warnings
 
-    from ocr_eval import progress
+    from ocr_eval import processes, progress
 
-    progress.be_quiet(quiet)
+    progress.be_quiet(quiet or not processes.is_first())
+    if not processes.is_first():
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advises to install optional kernels
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

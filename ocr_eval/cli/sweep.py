@@ -107,10 +107,11 @@ def sweep(
     )
     grid = _grid(given, held.grid if held else None)
     check_same(grid, output_dir)
+    means = _Means(cast("Device", device), placement, report_to, offline, force, worker)
     if dry_run:
-        typer.echo(_plan(grid, output_dir, cast("Device", device)), nl=False)
+        typer.echo(_plan(grid, output_dir, means), nl=False)
         return
-    _run(grid, output_dir, _Means(cast("Device", device), placement, report_to, offline, force, worker))
+    _run(grid, output_dir, means)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
@@ -247,30 +248,26 @@ def _conclude(sweep: Sweep, worker: int | None) -> None:
         raise typer.Exit(1)
 
 
-def _plan(grid: Grid, output: Path, device: Device) -> str:
-    """The grid, what is done already, the packs; fetches nothing and writes nothing."""
-    from ocr_eval.models import device_type
-    from ocr_eval.packs import cut_into_packs
-    from ocr_eval.run import Bases
-    from ocr_eval.weights import cached
-
-    bases = Bases(device)
-    lines = [f"# output: {output}"]
-    packs = cut_into_packs(grid.specs(), device_type(device))
-    for number, pack in enumerate(packs, start=1):
-        here = cached(pack[0].model) is not None
-        folders = [bases.folder(spec, output) for spec in pack] if here else []
-        done = sum(folder.is_done() for folder in folders)
-        kept = "" if here else ", weights would be fetched"
-        lines.append(f"# pack {number}/{len(packs)}: {len(pack)} runs, {done} done{kept}")
-        lines += [
-            f"#   {spec.model.name} {spec.association.name} {spec.train.method} seed {spec.seed}" for spec in pack
-        ]
+def _plan(grid: Grid, output: Path, means: _Means) -> str:
+    """The grid, what is done already, packs, memory and time; fetches nothing and writes nothing."""
     import yaml
 
-    content = {key: value for key, value in grid.model_dump(mode="json").items() if value is not None}
-    flags = {key.replace("_", "-"): value for key, value in content.items()}
-    return "\n".join(lines) + "\n" + yaml.safe_dump(flags, sort_keys=False, default_flow_style=None, width=110)
+    from ocr_eval.packs import cut_into_packs
+    from ocr_eval.run import Bases
+    from ocr_eval.sweep_plan import describe_packs, lanes_that_fit
+    from ocr_eval.weights import cached
+
+    bases, device = Bases(means.device), means.pack_device
+    packs = cut_into_packs(grid.specs(), device, lanes_that_fit(device))
+    here = [cached(pack[0].model) is not None for pack in packs]
+    done = [
+        [is_here and bases.folder(spec, output).is_done() for spec in pack]
+        for pack, is_here in zip(packs, here, strict=True)
+    ]
+    lines = [f"output: {output}", *describe_packs(packs, done, device)]
+    flags = {key.replace("_", "-"): value for key, value in grid.model_dump(mode="json").items() if value is not None}
+    comments = "".join(f"# {line}\n" for line in lines)
+    return comments + yaml.safe_dump(flags, sort_keys=False, default_flow_style=None, width=110)
 
 
 def status(

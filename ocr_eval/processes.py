@@ -1,0 +1,34 @@
+"""Several processes that train one run together, as ``accelerate launch`` starts them.
+
+Each takes its share of every batch; gradients and losses are summed, so all hold the same weights after every step.
+The first process alone writes and prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints; a process started alone is."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
+
+
+def sum_over_processes(
+    accelerator: Accelerator, gradients: Sequence[Tensor], nats: dict[Key, float]
+) -> dict[Key, float]:
+    """Replace gradients by their sums over all processes, and return the sums of some losses."""
+    import torch
+
+    for gradient in gradients:
+        gradient.copy_(accelerator.reduce(gradient, "sum"))
+    mine = torch.tensor(list(nats.values()), device=gradients[0].device)
+    return dict(zip(nats, accelerator.reduce(mine, "sum").tolist(), strict=True))

@@ -1,0 +1,86 @@
+"""What a sweep needs before it runs: how many runs a pack may hold, its memory and its time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ocr_eval import memory, timing, workload
+from ocr_eval.architecture import examine
+from ocr_eval.memory import MemoryPlan
+from ocr_eval.packs import PASS_NODES, Fit
+from ocr_eval.progress import duration
+from ocr_eval.specs import RunSpec
+from ocr_eval.workload import Workload
+
+#: Bytes that a GPU is taken to have where packs are planned on a machine without it.
+ASSUMED_GPU = 40_000_000_000
+
+
+def room(device: str) -> int:
+    """Bytes that a pack may take on a type of device; where it is not here, what a common GPU has."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return ASSUMED_GPU
+    return memory.available(torch.device(device))
+
+
+def lanes_that_fit(device: str) -> Fit:
+    """How many runs may share a pack on a type of device, by the memory plan; at least one."""
+
+    def fit(specs: Sequence[RunSpec], wanted: int) -> int:
+        widest = max(specs, key=lambda spec: (spec.train.batch_size, spec.train.rank))
+        work = workload.measure(widest)
+        needed = pack_memory(widest, work, wanted, device)
+        if needed.fits(room(device)):
+            return wanted
+        one = pack_memory(widest, work, 1, device).total
+        a_lane = (needed.total - one) / (wanted - 1)
+        return max(1, min(wanted - 1, 1 + int((memory.USABLE * room(device) - one) / a_lane)))
+
+    return fit
+
+
+def pack_memory(spec: RunSpec, work: Workload, lanes: int, device: str) -> MemoryPlan:
+    """The peak of a pack of so many runs like this one."""
+    return memory.estimate(spec.model, spec.train, replace(work.training, lanes=lanes), work.scoring, device)
+
+
+def describe_packs(packs: Sequence[Sequence[RunSpec]], done: Sequence[Sequence[bool]], device: str) -> list[str]:
+    """A few lines a pack: its runs, what is done, memory and time; and the time of all that is left."""
+    place = torch.device(device) if device != "cuda" or torch.cuda.is_available() else None
+    lines, total, known = [], 0.0, True
+    for number, (pack, finished) in enumerate(zip(packs, done, strict=True), start=1):
+        left = len(pack) - sum(finished)
+        widest = max(pack, key=lambda spec: (spec.train.batch_size, spec.train.rank))
+        work = workload.measure(widest)
+        needed = pack_memory(widest, work, len(pack), device)
+        short = "" if needed.fits(room(device)) else f", MORE than the {room(device) / 1e9:.1f} GB that are free"
+        line = f"pack {number}/{len(packs)}: {len(pack)} runs, {sum(finished)} done, {needed.total / 1e9:.1f} GB{short}"
+        if place is None:
+            known = False
+        elif left:
+            seconds = _seconds(widest, work, left, place)
+            total += seconds
+            line += f", about {duration(seconds)}"
+        lines.append(line)
+        for spec, is_done in zip(pack, finished, strict=True):
+            train = f"{spec.train.method} lr {spec.train.lr:g} rank {spec.train.rank} epochs {spec.train.epochs}"
+            shape = f"m_train {spec.data.m_train} {spec.data.variant}"
+            state = " done" if is_done else ""
+            lines.append(f"  {spec.model.name} {spec.association.name} seed {spec.seed} {train} {shape}{state}")
+    if known:
+        lines.append(f"time: about {duration(total)} for what is left, from the speed of this device's matrix products")
+    else:
+        lines.append(f"memory: of a GPU of {ASSUMED_GPU / 1e9:.0f} GB, as none is here; time: not known here")
+    return lines
+
+
+def _seconds(spec: RunSpec, work: Workload, lanes: int, place: torch.device) -> float:
+    """Seconds of a pack of so many runs like this one."""
+    together = replace(work.training, lanes=lanes)
+    chunk = replace(work.scoring, nodes=PASS_NODES.get(place.type, PASS_NODES["cpu"]))
+    speed = timing.calibrate(spec.model, examine(spec.model), spec.train, together, chunk, place)
+    scoring = speed.chunk * work.scored_nodes * lanes / chunk.nodes
+    return work.steps * speed.step + work.scorings * scoring

@@ -1,0 +1,98 @@
+"""Where memory runs out a batch goes on in parts with the same result; what cannot go on says why."""
+
+import json
+
+import pytest
+import torch
+from conftest import load, tiny_run
+
+from ocr_eval import forward
+from ocr_eval.dataset import build_dataset
+from ocr_eval.errors import RunFailed
+from ocr_eval.injection import attach
+from ocr_eval.models import load_base
+from ocr_eval.score import score_candidates
+from ocr_eval.tokens import probe_tokens, training_tokens
+from ocr_eval.train import train_epoch
+from ocr_eval.weights import locate
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Passes of more than so many nodes fail as an allocator does."""
+    limit = {"nodes": 10**9, "tries": 0}
+    whole = forward.lay_out
+
+    def lay_out(rows):
+        batch = whole(rows)
+        if batch.ids.numel() > limit["nodes"]:
+            limit["tries"] += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return batch
+
+    monkeypatch.setattr(forward, "lay_out", lay_out)
+    return limit
+
+
+def trained(path, method):
+    """Losses and matrices after two epochs."""
+    spec = tiny_run(path, method=method, lr=1e-3, batch_size=16)
+    base = load(path) if method == "lora" else load_base(spec.model, locate(spec.model), "cpu", whole=True)
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+    losses = [train_epoch(pack, [0])[0] for _ in range(2)]
+    return losses, {name: tensor.clone() for name, tensor in pack.adapters.matrices(0).items()}, pack.cut.parts
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_batch_in_parts_learns_the_same_to_rounding(tiny, room, method):
+    losses, matrices, parts = trained(tiny, method)
+    assert parts == 1
+    room["nodes"] = 40
+    again, in_parts, parts = trained(tiny, method)
+    assert parts > 1
+    assert room["tries"] == parts.bit_length() - 1  # found once, and kept
+    assert again == pytest.approx(losses, rel=1e-5)
+    for name, tensor in matrices.items():
+        assert torch.allclose(tensor, in_parts[name], atol=5e-5), name
+
+
+def test_one_example_that_is_too_large_is_a_clear_error(tiny, room):
+    room["nodes"] = 2
+    with pytest.raises(RunFailed, match=r"One example a step is too large .* use --method qlora"):
+        trained(tiny, "lora")
+
+
+def test_parts_are_said_and_recorded(ocr_eval, tiny, tmp_path, room):
+    run = ["finetune", "--model", tiny, "--assoc", "city-language", "--epochs", 1, "-o", tmp_path]
+    run += ["--batch-size", 64]
+    whole = json.loads(ocr_eval(*run, "--json").out)
+    room["nodes"] = 100
+    answer = ocr_eval(*run, "--json", "--force")
+    assert "Out of memory: each batch goes on in 2 parts, with the same result" in answer.err
+    assert "Out of memory: scoring goes on with passes of about" in answer.err
+    in_parts = json.loads(answer.out)
+    assert in_parts["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+    (metrics,) = tmp_path.glob("runs/*/*/*/*/metrics.jsonl")
+    assert json.loads(metrics.read_text().splitlines()[-1])["micro_batches"] >= 2
+
+
+def test_scoring_in_smaller_passes_gives_the_same(tiny, room):
+    base, spec = load(tiny), tiny_run(tiny)
+    probes = probe_tokens(base.tokenizer, build_dataset(spec))
+    whole = score_candidates(forward.View(base, base.network), probes).logprobs["sequence"]
+    room["nodes"] = 100
+    assert score_candidates(forward.View(base, base.network), probes).logprobs["sequence"] == pytest.approx(
+        whole, abs=1e-4
+    )
+    room["nodes"] = 3
+    with pytest.raises(RunFailed, match="Scoring has too little memory"):
+        score_candidates(forward.View(base, base.network), probes)
+
+
+def test_another_error_is_not_taken_for_want_of_memory(tiny, monkeypatch):
+    def broken(rows):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(forward, "lay_out", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trained(tiny, "lora")
