@@ -158,6 +158,8 @@ def make_plan(spec: RunSpec, output: Path | None, device: Device = "auto") -> Pl
     place = make_accelerator(device).device
     sizes, work, free = examine(spec.model), workload.measure(spec), memory.available(place)
     plan = memory.estimate(spec.model, spec.train, work.training, work.scoring, place.type)
+    if place.type == "cuda" and not plan.fits(free):
+        free = memory.available_together()
     return Plan(
         spec=spec,
         output=output,

@@ -33,7 +33,7 @@ def lanes_that_fit(device: str) -> Fit:
         widest = max(specs, key=lambda spec: (spec.train.batch_size, spec.train.rank))
         work = workload.measure(widest)
         needed = pack_memory(widest, work, wanted, device)
-        if needed.fits(room(device)):
+        if wanted == 1 or needed.fits(room(device)):
             return wanted
         one = pack_memory(widest, work, 1, device).total
         a_lane = (needed.total - one) / (wanted - 1)

@@ -44,11 +44,11 @@ def test_the_parts_of_other_methods_by_hand():
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 @pytest.mark.parametrize("training", [BATCH, Geometry(lanes=1, nodes=6, reads=1, tokens=1)])
 def test_many_layers_from_a_few_is_what_simulating_all_gives(monkeypatch, method, training):
-    few = planned("gemma3-270m", method=method, training=training, layers=6)
+    few = planned("gemma3-270m", method=method, training=training, layers=5)
     monkeypatch.setattr(memory, "_at", lambda layers, peaks: peaks(layers))
     memory._estimate.cache_clear()
     assert few.total == pytest.approx(
-        planned("gemma3-270m", method=method, training=training, layers=6).total, rel=0.01
+        planned("gemma3-270m", method=method, training=training, layers=5).total, rel=0.01
     )
 
 
@@ -116,3 +116,12 @@ def test_the_plan_of_a_scoring(ocr_eval, tiny):
     assert "200 once" in answer.out
     assert "GB at the peak, in scoring" in answer.out
     assert "steps" not in answer.out.split("schema_version")[0]
+
+
+def test_a_run_that_does_not_fit_is_a_pack_of_its_own(tiny, monkeypatch):
+    from conftest import tiny_run
+
+    from ocr_eval import sweep_plan
+
+    monkeypatch.setattr(sweep_plan, "room", lambda device: 1000)
+    assert sweep_plan.lanes_that_fit("cpu")([tiny_run(tiny)], 1) == 1
