@@ -12,6 +12,17 @@ from ocr_eval.runs import prepare_output, write_atomic
 TABLE = "rehearsals.md"
 
 
+_INTRODUCTION = """# Rehearsals: plan against measured
+
+True-size architectures with random weights: a few training steps on one batch of country-code (32 statements), then a
+part of the probes scored. The peak is the process's own (a GPU's: the allocator's), with interpreter and libraries;
+*planned* is what `--dry-run` says from the configuration alone. Seconds are of the fastest step, beside what the
+calibration foretold just before; other work on the machine lengthens both. Written by `ocr-eval models rehearse MODEL
+--method METHOD --output-dir FOLDER`.
+
+"""
+
+
 def write(rehearsal: Rehearsal, folder: Path) -> Path:
     """Write a rehearsal's record and renew the table of all that lie in the folder; returns the record's path.
 
@@ -31,11 +42,21 @@ def table(folder: Path) -> str:
     """The table of all records of a folder, in markdown."""
     from tabulate import tabulate
 
-    header = ["model", "layers", "method", "tokenizer", "GB planned", "GB at peak", "deviation", "s a step", "planned"]
-    header += ["nodes", "probes scored", "s", "adapters moved", "loss"]
+    header = [
+        "model",
+        "layers",
+        "method",
+        "tokenizer",
+        "GB planned",
+        "GB at peak",
+        "deviation",
+        "s a step",
+        "planned s",
+    ]
+    header += ["nodes", "probes scored", "in s", "matrices moved", "loss"]
     rows = [_row(json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
     text: str = tabulate(rows, header, tablefmt="github", disable_numparse=True)
-    return text + "\n"
+    return _INTRODUCTION + text + "\n"
 
 
 def _row(record: dict[str, Any]) -> list[str]:
