@@ -84,8 +84,9 @@ def test_a_log_keeps_every_attempt_and_quotes_only_the_last(tmp_path):
 
 
 CALLER = """
-import pathlib, sys
+import pathlib, signal, sys
 from ocr_eval.executor import Job, Placement, run_jobs
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 work = "import os, time; open('pids', 'a').write(f'{os.getpid()} '); time.sleep(600)"
 jobs = [Job(name, (sys.executable, "-c", work)) for name in ("a", "b", "c")]
 run_jobs(jobs, Placement(executor="local", devices=("cpu", "cpu")), pathlib.Path("logs"))
