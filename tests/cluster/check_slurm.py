@@ -168,8 +168,9 @@ def test_a_cancelled_job_is_reported(tmp_path):
 
 
 WAITER = """
-import pathlib, sys
+import pathlib, signal, sys
 from ocr_eval.executor import Job, Placement, run_jobs
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 command = (sys.executable, "-c", "open('starts', 'a').write('started\\\\n'); import time; time.sleep(4)")
 jobs = [Job(name, command) for name in ("pack0", "pack1")]
 for result in run_jobs(jobs, Placement(executor="slurm", time_limit=30, gpus_per_job=0), pathlib.Path("logs")):
