@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from ocr_eval import memory
 from ocr_eval.errors import RunFailed
 from ocr_eval.forest import Forest, ForestBuilder, Reads, read_answers
 from ocr_eval.forward import free_cache, is_out_of_memory
@@ -21,6 +23,7 @@ from ocr_eval.injection import Pack
 from ocr_eval.processes import sum_over_processes
 from ocr_eval.progress import say, ticking
 from ocr_eval.tokens import Continuation
+from ocr_eval.workload import batch_geometry
 
 
 def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
@@ -79,12 +82,25 @@ def _gradients(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, 
         pack.adapters.zero_grad()
         free_cache(pack.base.device)
         if pack.cut.parts >= largest:
-            raise RunFailed(
-                f"One example a step is too large for the memory of {pack.base.device.type} ({reason}). "
-                "'--dry-run' shows what is needed; use --method qlora, a smaller --rank, or fewer runs side by side."
-            )
+            raise RunFailed(_too_large(pack, batches, reason))
         pack.cut.parts *= 2
         say(f"Out of memory: each batch goes on in {pack.cut.parts} parts, with the same result")
+
+
+def _too_large(pack: Pack, batches: dict[int, list[Continuation]], reason: str) -> str:
+    """What one example of each lane needs, by the plan, and what is free."""
+    one = replace(batch_geometry([max((batch[0] for batch in batches.values()), key=_length)]), lanes=len(batches))
+    train, device = pack.injections[0].train, pack.base.device
+    needed = memory.estimate(pack.base.spec, train, one, one, device.type).total
+    return (
+        f"One example a step is too large for the memory of {device.type} ({reason}): by the plan it needs "
+        f"{needed / 1e9:.1f} GB in all, and {memory.available(device) / 1e9:.1f} GB are free beside what is held. "
+        "Use --method qlora, a smaller --rank, or fewer runs side by side."
+    )
+
+
+def _length(example: Continuation) -> int:
+    return len(example.prompt) + len(example.answer)
 
 
 def _backward(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, tuple[float, int]]:
