@@ -32,6 +32,7 @@ from ocr_eval.cli.app import run
 from ocr_eval.forward import View
 from ocr_eval.models import Base, load_base
 from ocr_eval.people import FIRST_NAMES, LAST_NAMES
+from ocr_eval.progress import be_quiet
 from ocr_eval.resources import shipped_names
 from ocr_eval.specs import RunSpec, load_model_spec, make_run_spec
 from ocr_eval.weights import locate
@@ -139,7 +140,11 @@ def tiny_run(path: str | Path, assoc: str = "city-language", seed: int = 0, **ch
 
 @pytest.fixture(autouse=True)
 def _no_network_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """No test fetches anything or touches the user's own cache, but for those that use the real model."""
+    """No test fetches anything or touches the user's own cache, but for those that use the real model.
+
+    Nor does one test's --quiet silence the next.
+    """
+    be_quiet(False)
     if "real_model" not in request.keywords:
         monkeypatch.setenv("OCR_EVAL_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("OCR_EVAL_OFFLINE", "1")

@@ -58,7 +58,9 @@ def test_a_batch_in_parts_learns_the_same_to_rounding(tiny, room, method):
 
 def test_one_example_that_is_too_large_is_a_clear_error(tiny, room):
     room["nodes"] = 2
-    with pytest.raises(RunFailed, match=r"One example a step is too large .* it needs [0-9.]+ GB in all, and .* Use --method qlora"):
+    with pytest.raises(
+        RunFailed, match=r"One example a step is too large .* it needs [0-9.]+ GB in all, and .* Use --method qlora"
+    ):
         trained(tiny, "lora")
 
 
