@@ -127,6 +127,14 @@ class ModelSpec(Strict):
     full: FullDefaults = FullDefaults()
     notes: list[str] = []
 
+    @property
+    def called(self) -> str:
+        """What a command calls the model: its name, or the repository of one that has no YAML."""
+        weights = self.weights
+        if not isinstance(weights, HubWeights) or self.name != _repository_name(weights.repo):
+            return self.name
+        return weights.repo if weights.revision == "main" else f"{weights.repo}@{weights.revision}"
+
 
 class DataSpec(Strict):
     """The data protocol; the defaults are the published one.
@@ -276,7 +284,7 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
     repository = _REPOSITORY.fullmatch(name_or_path)
     if repository and not path.exists() and not name_or_path.endswith((".yaml", ".yml")):
         return ModelSpec(
-            name=_slug(repository["repo"].replace("/", "--")),
+            name=_repository_name(repository["repo"]),
             description=f"A repository of the hub: {name_or_path}",
             license="see its page",
             weights=HubWeights(
@@ -295,6 +303,11 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
             raise UserError(f"{file}: 'weights.path' leads to {folder}, which has no config.json.")
         spec = spec.model_copy(update={"weights": FolderWeights(kind="folder", path=str(folder))})
     return spec
+
+
+def _repository_name(repo: str) -> str:
+    """The name of a model that is nothing but a repository of the hub."""
+    return _slug(repo.replace("/", "--"))
 
 
 def _slug(text: str) -> str:

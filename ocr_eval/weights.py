@@ -76,7 +76,7 @@ def locate(spec: ModelSpec) -> WeightFolder:
         return WeightFolder(folder, f"folder:{folder_digest(folder)}")
     if isinstance(spec.weights, PackageWeights):
         return WeightFolder(_from_packages(spec, spec.weights), f"gguf:{spec.weights.sha256}")
-    folder = hub.fetch(spec.weights, spec.name, spec.license)
+    folder = hub.fetch(spec.weights, spec.called, spec.license)
     return WeightFolder(folder, f"hub:{spec.weights.repo}@{folder.name}")
 
 
@@ -90,7 +90,7 @@ def locate_tokenizer(spec: ModelSpec) -> Path:
         return Path(spec.weights.path)
     if isinstance(spec.weights, PackageWeights):
         return _from_packages(spec, spec.weights)
-    return hub.fetch(spec.weights, spec.name, spec.license, hub.TOKENIZER_FILES)
+    return hub.fetch(spec.weights, spec.called, spec.license, hub.TOKENIZER_FILES)
 
 
 def remove(spec: ModelSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,8 @@ def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any,
         return load_tokenizer_from(folder), True
     folder = weights.cached_tokenizer(spec)
     if folder is not None:
-        try:
+        with suppress(UserError):  # a model folder may have no tokenizer
             return load_tokenizer_from(folder), True
-        except UserError:
-            pass  # a model folder without a tokenizer
     config = read_config(spec)
     return StandInTokenizer(config.vocab_size, bos=config.model_type in _WITH_BOS), False
 

@@ -79,7 +79,9 @@ def test_the_command_line_obeys_the_variables_of_the_hub_library(hub):
         command = [sys.executable, "-m", "ocr_eval", "models", "pull", REPO, *flags]
         return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **hub.environment})
 
-    assert "network is switched off" in pull("--offline").stderr
+    refusal = pull("--offline").stderr
+    assert "network is switched off" in refusal
+    assert f"'ocr-eval models pull {REPO}'" in refusal
     assert hub.log == []
     fetched = pull()
     assert fetched.returncode == 0, fetched.stderr
