@@ -19,7 +19,9 @@ NODES_A_STATEMENT = 5
 Fit = Callable[[Sequence[RunSpec], int], int]
 
 
-def cut_into_packs(specs: Sequence[RunSpec], device: str, fit: Fit = lambda specs, lanes: lanes) -> list[list[RunSpec]]:
+def cut_into_packs(
+    specs: Sequence[RunSpec], device: str, fit: Fit = lambda specs, lanes: lanes, workers: int = 1
+) -> list[list[RunSpec]]:
     """Cut runs, in order, into packs of nearly equal size.
 
     Runs go together when they share base, precision, method and adapted modules; neighbours should be of one
@@ -29,6 +31,7 @@ def cut_into_packs(specs: Sequence[RunSpec], device: str, fit: Fit = lambda spec
         specs: the runs.
         device: the device's type.
         fit: is asked where several runs would fill a pass.
+        workers: how many packs may be done at once; runs that fill several are cut so that all have the same to do.
     """
     packs: list[list[RunSpec]] = []
     start = 0
@@ -36,7 +39,7 @@ def cut_into_packs(specs: Sequence[RunSpec], device: str, fit: Fit = lambda spec
         if end == len(specs) or _shares(specs[end]) != _shares(specs[start]):
             group = specs[start:end]
             lanes = min(_lanes(group, device), len(group))
-            packs += _cut(group, fit(group, lanes) if lanes > 1 else 1)
+            packs += _cut(group, fit(group, lanes) if lanes > 1 else 1, workers)
             start = end
     return packs
 
@@ -53,7 +56,9 @@ def _lanes(specs: Sequence[RunSpec], device: str) -> int:
     return max(1, PASS_NODES.get(device, PASS_NODES["cpu"]) // nodes)
 
 
-def _cut(specs: Sequence[RunSpec], lanes: int) -> list[list[RunSpec]]:
+def _cut(specs: Sequence[RunSpec], lanes: int, workers: int) -> list[list[RunSpec]]:
     count = -(-len(specs) // lanes)
+    if count > 1:
+        count = min(len(specs), -(-count // workers) * workers)
     bounds = [round(i * len(specs) / count) for i in range(count + 1)]
     return [list(specs[start:end]) for start, end in pairwise(bounds)]

@@ -21,6 +21,7 @@ from filelock import FileLock
 from ocr_eval import provenance
 from ocr_eval.errors import Busy
 from ocr_eval.executor import Job
+from ocr_eval.executor.local import cores
 from ocr_eval.grid import SWEEP_FILE, Grid, read_sweep
 from ocr_eval.inject import prepare
 from ocr_eval.packs import cut_into_packs
@@ -94,8 +95,13 @@ def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases) -> Sweep:
         packs = tuple(tuple(planned[name] for name in pack) for pack in held.packs)
     else:
         runs = iter(planned.values())
-        packs = tuple(tuple(next(runs) for _ in pack) for pack in cut_into_packs(specs, device, lanes_that_fit(device)))
+        packs = tuple(tuple(next(runs) for _ in pack) for pack in cut(specs, device))
     return Sweep(output, grid, packs)
+
+
+def cut(specs: Sequence[RunSpec], device: str) -> list[list[RunSpec]]:
+    """The packs of a sweep: on a CPU so many that each of its cores can have as much to do as the others."""
+    return cut_into_packs(specs, device, lanes_that_fit(device), workers=cores() if device == "cpu" else 1)
 
 
 def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:

@@ -30,16 +30,21 @@ def lanes_that_fit(device: str) -> Fit:
     """How many runs may share a pack on a type of device, by the memory plan; at least one."""
 
     def fit(specs: Sequence[RunSpec], wanted: int) -> int:
-        widest = max(specs, key=lambda spec: (spec.train.batch_size, spec.train.rank))
-        work = workload.measure(widest)
-        needed = pack_memory(widest, work, wanted, device)
+        spec = widest(specs)
+        work = workload.measure(spec)
+        needed = pack_memory(spec, work, wanted, device)
         if wanted == 1 or needed.fits(room(device)):
             return wanted
-        one = pack_memory(widest, work, 1, device).total
+        one = pack_memory(spec, work, 1, device).total
         a_lane = (needed.total - one) / (wanted - 1)
         return max(1, min(wanted - 1, 1 + int((memory.USABLE * room(device) - one) / a_lane)))
 
     return fit
+
+
+def widest(pack: Sequence[RunSpec]) -> RunSpec:
+    """The run of a pack that takes most of the memory."""
+    return max(pack, key=lambda spec: (spec.train.batch_size, spec.train.rank))
 
 
 def pack_memory(spec: RunSpec, work: Workload, lanes: int, device: str) -> MemoryPlan:
@@ -47,21 +52,31 @@ def pack_memory(spec: RunSpec, work: Workload, lanes: int, device: str) -> Memor
     return memory.estimate(spec.model, spec.train, replace(work.training, lanes=lanes), work.scoring, device)
 
 
-def describe_packs(packs: Sequence[Sequence[RunSpec]], done: Sequence[Sequence[bool]], device: str) -> list[str]:
-    """A few lines a pack: its runs, what is done, memory and time; and the time of all that is left."""
+def describe_packs(
+    packs: Sequence[Sequence[RunSpec]], done: Sequence[Sequence[bool]], device: str, workers: int
+) -> list[str]:
+    """A few lines a pack: its runs, what is done, memory and time; and the time of all that is left.
+
+    Args:
+        packs: the runs.
+        done: which of them are finished.
+        device: the type of device.
+        workers: how many packs are done at once.
+    """
     place = torch.device(device) if device != "cuda" or torch.cuda.is_available() else None
-    lines, total, known = [], 0.0, True
+    lines, total, known, largest = [], 0.0, True, 0
     for number, (pack, finished) in enumerate(zip(packs, done, strict=True), start=1):
         left = len(pack) - sum(finished)
-        widest = max(pack, key=lambda spec: (spec.train.batch_size, spec.train.rank))
-        work = workload.measure(widest)
-        needed = pack_memory(widest, work, len(pack), device)
+        spec = widest(pack)
+        work = workload.measure(spec)
+        needed = pack_memory(spec, work, len(pack), device)
+        largest = max(largest, needed.total)
         short = "" if needed.fits(room(device)) else f", MORE than the {room(device) / 1e9:.1f} GB that are free"
         line = f"pack {number}/{len(packs)}: {len(pack)} runs, {sum(finished)} done, {needed.total / 1e9:.1f} GB{short}"
         if place is None:
             known = False
         elif left:
-            seconds = _seconds(widest, work, left, place)
+            seconds = _seconds(spec, work, left, place, workers)
             total += seconds
             line += f", about {duration(seconds)}"
         lines.append(line)
@@ -70,17 +85,24 @@ def describe_packs(packs: Sequence[Sequence[RunSpec]], done: Sequence[Sequence[b
             shape = f"m_train {spec.data.m_train} {spec.data.variant}"
             state = " done" if is_done else ""
             lines.append(f"  {spec.model.name} {spec.association.name} seed {spec.seed} {train} {shape}{state}")
+    if workers > 1:
+        lines.append(f"processes: {workers}, each with a pack of its own, {workers * largest / 1e9:.1f} GB together")
     if known:
-        lines.append(f"time: about {duration(total)} for what is left, from the speed of this device's matrix products")
+        lines.append(
+            f"time: about {duration(total / workers)} for what is left, from the speed of this device's matrix products"
+        )
     else:
         lines.append(f"memory: of a GPU of {ASSUMED_GPU / 1e9:.0f} GB, as none is here; time: not known here")
     return lines
 
 
-def _seconds(spec: RunSpec, work: Workload, lanes: int, place: torch.device) -> float:
-    """Seconds of a pack of so many runs like this one."""
+def _seconds(spec: RunSpec, work: Workload, lanes: int, place: torch.device, workers: int) -> float:
+    """Seconds of a pack of so many runs like this one, with its part of the threads."""
     together = replace(work.training, lanes=lanes)
     chunk = replace(work.scoring, nodes=PASS_NODES.get(place.type, PASS_NODES["cpu"]))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
     speed = timing.calibrate(spec.model, examine(spec.model), spec.train, together, chunk, place)
+    torch.set_num_threads(threads)
     scoring = speed.chunk * work.scored_nodes * lanes / chunk.nodes
     return work.steps * speed.step + work.scorings * scoring

@@ -108,6 +108,10 @@ ReportToOption = Annotated[str, _option("--report-to", help="Tracker: none, trac
 ExecutorOption = Annotated[
     str, _option("--executor", help="here: one after another; local: one a device; slurm: one a job of a cluster.")
 ]
+WorkersOption = Annotated[
+    int | None,
+    _option("--workers", help="here: processes that share the CPU's cores; default: as many as pay.", min=1),
+]
 DevicesOption = Annotated[str | None, _option("--devices", help="local: '0,1' or 'cpu,cpu'; default: every GPU.")]
 PartitionOption = Annotated[str | None, _option("--partition", help="slurm: partition; default: the cluster's.")]
 TimeLimitOption = Annotated[

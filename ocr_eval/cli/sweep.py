@@ -13,11 +13,15 @@ from ocr_eval.cli.injections import DEVICES
 from ocr_eval.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.executor import Placement
+    from collections.abc import Sequence
+
+    from ocr_eval.executor import JobResult, Placement
     from ocr_eval.grid import Grid
     from ocr_eval.models import Device
     from ocr_eval.run import Bases
+    from ocr_eval.specs import RunSpec
     from ocr_eval.sweep import Sweep
+    from ocr_eval.sweep_progress import SweepWatcher
 
 ALL_ASSOCS = "all"
 DEFAULT_OUTPUT = Path("results/sweep")
@@ -44,6 +48,7 @@ def sweep(
     offline: o.OfflineOption = False,
     output_dir: o.OutputOption = DEFAULT_OUTPUT,
     executor: o.ExecutorOption = "here",
+    workers: o.WorkersOption = None,
     devices: o.DevicesOption = None,
     partition: o.PartitionOption = None,
     time_limit: o.TimeLimitOption = None,
@@ -56,7 +61,9 @@ def sweep(
     force: o.ForceOption = False,
     dry_run: o.DryRunOption = False,
     quiet: o.QuietOption = False,
-    worker: Annotated[int | None, typer.Option(help="Do one pack of the folder's sweep, by its number from 1.")] = None,
+    worker: Annotated[
+        int | None, typer.Option(help="Do one pack of the folder's sweep, by its number from 1; 0: all that are free.")
+    ] = None,
     config: o.ConfigOption = None,
 ) -> None:
     """A grid of runs, trained side by side over one base and resumable: models x associations x methods x seeds.
@@ -84,6 +91,9 @@ def sweep(
             slurm=slurm,
         )
 
+    if workers is not None and executor != "here":
+        raise UserError(f"--workers goes with --executor here, and this is '{executor}'.")
+
     held = read_sweep(output_dir)
     given = _given(
         {
@@ -107,7 +117,7 @@ def sweep(
     )
     grid = _grid(given, held.grid if held else None)
     check_same(grid, output_dir)
-    means = _Means(cast("Device", device), placement, report_to, offline, force, worker)
+    means = _Means(cast("Device", device), placement, workers, report_to, offline, force, worker)
     if dry_run:
         typer.echo(_plan(grid, output_dir, means), nl=False)
         return
@@ -148,6 +158,7 @@ class _Means:
 
     device: Device
     placement: Placement
+    workers: int | None
     report_to: str
     offline: bool
     force: bool
@@ -162,6 +173,26 @@ class _Means:
             return "cpu" if self.placement.gpus_per_job == 0 else "cuda"
         return device_type(self.device)
 
+    def flags(self, report_to: str) -> list[str]:
+        """The same means as flags of a worker's command, which reports to a tracker of its own or to none."""
+        return ["--device", self.device, "--report-to", report_to, *(["--offline"] if self.offline else [])]
+
+    def processes(self, packs: Sequence[Sequence[RunSpec]]) -> int:
+        """How many processes of this machine do some packs.
+
+        Raises:
+            UserError: several, and the device is no CPU.
+        """
+        from ocr_eval.workers import workers_that_pay
+
+        if self.placement.executor != "here" or self.worker is not None:
+            return 1
+        if self.workers is None:
+            return workers_that_pay(packs, self.pack_device)
+        if self.workers > 1 and self.pack_device != "cpu":
+            raise UserError(f"--workers {self.workers}: processes share the cores of a CPU; one fills a GPU.")
+        return max(1, min(self.workers, sum(map(bool, packs))))
+
 
 def _run(grid: Grid, output: Path, means: _Means) -> None:
     from ocr_eval.run import Bases
@@ -173,7 +204,7 @@ def _run(grid: Grid, output: Path, means: _Means) -> None:
     prepare_output(output)
     bases = Bases(means.device)
     sweep = plan_sweep(grid, output, means.pack_device, bases)
-    if means.worker is not None and not 1 <= means.worker <= len(sweep.packs):
+    if means.worker is not None and not 0 <= means.worker <= len(sweep.packs):
         raise UserError(f"--worker {means.worker}: this sweep has packs 1 to {len(sweep.packs)}.")
     check_data(sweep, bases)
     if means.worker is None:
@@ -191,20 +222,23 @@ def _run(grid: Grid, output: Path, means: _Means) -> None:
 
 
 def _work_here(sweep: Sweep, bases: Bases, means: _Means) -> None:
-    """Do the packs in this process, one after another."""
+    """Do the packs on this machine: in this process one after another, or in several that share its cores."""
     from ocr_eval.progress import say
     from ocr_eval.run import Execution
     from ocr_eval.sweep import work
-    from ocr_eval.sweep_progress import SweepWatcher
     from ocr_eval.tracking import following, require_tracker
+    from ocr_eval.workers import work_side_by_side
 
-    count = len(sweep.packs)
-    packs = range(count) if means.worker is None else [means.worker - 1]
-    pack_of = {run.folder.identity: index for index in packs for run in sweep.packs[index] if run.is_open}
-    epochs = {run.folder.identity: run.spec.train.epochs for run in sweep.runs if run.folder.identity in pack_of}
-    say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {len(pack_of)} to do, in {sweep.output}")
+    packs = [means.worker - 1] if means.worker else range(len(sweep.packs))
+    todo = [[run.spec for run in sweep.packs[index] if run.is_open] for index in packs]
+    processes = means.processes(todo)
+    beside = f" in {processes} processes" if processes > 1 else ""
+    _say_amount(sweep, f"{sum(map(len, todo))} to do{beside}")
     report_to = require_tracker(means.report_to)
-    with following(SweepWatcher(epochs, pack_of, count), report_to, sweep.output.name, sweep.output) as watch:
+    with following(_watcher(sweep), report_to, sweep.output.name, sweep.output) as watch:
+        if processes > 1:
+            _say_problems(sweep, work_side_by_side(sweep, processes, means.flags("none"), watch))
+            return
         how = Execution(means.device, every=sweep.grid.score_every, watch=watch)
         work(sweep, bases, how, packs, lambda runs: say(f"Waiting for {runs} runs that another process is doing"))
 
@@ -214,18 +248,43 @@ def _work_elsewhere(sweep: Sweep, means: _Means) -> None:
     from ocr_eval.executor import run_jobs
     from ocr_eval.progress import say
     from ocr_eval.sweep import pack_jobs
+    from ocr_eval.workers import Follower
 
-    flags = ["--device", means.device, "--report-to", means.report_to, *(["--offline"] if means.offline else [])]
-    jobs = pack_jobs(sweep, flags)
-    say(f"{len(sweep.runs)} runs in {len(sweep.packs)} packs, {len(jobs)} packs to do, in {sweep.output}")
+    jobs = pack_jobs(sweep, means.flags(means.report_to))
+    _say_amount(sweep, f"{len(jobs)} packs to do")
+    follower = Follower(sweep.packs, _watcher(sweep))
     results = run_jobs(
         jobs,
         means.placement,
         sweep.output / "logs",
         lambda event: say(" ".join(filter(None, [event.job.name, event.state, event.place, event.reason]))),
+        follower.look,
     )
+    _say_problems(sweep, results)
+
+
+def _say_amount(sweep: Sweep, todo: str) -> None:
+    from ocr_eval.progress import say
+
+    count = len(sweep.packs)
+    say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {todo}, in {sweep.output}")
+
+
+def _watcher(sweep: Sweep) -> SweepWatcher:
+    """What says how far the sweep is, from what is still to be done."""
+    from ocr_eval.sweep_progress import SweepWatcher
+
+    numbered = [(index, run) for index, pack in enumerate(sweep.packs) for run in pack if run.is_open]
+    pack_of = {run.folder.identity: index for index, run in numbered}
+    epochs = {run.folder.identity: run.spec.train.epochs for _, run in numbered}
+    return SweepWatcher(epochs, pack_of, len(sweep.packs))
+
+
+def _say_problems(sweep: Sweep, results: Sequence[JobResult]) -> None:
+    """Name the jobs that failed, but for a job whose runs themselves say why they could not go on."""
+    explained = all(run.folder.is_done() or run.folder.failure() for run in sweep.runs)
     for result in results:
-        if result.end != "done":
+        if result.end != "done" and not (explained and result.returncode == 1):
             typer.echo(f"ocr-eval: {result.problem()}", err=True)
 
 
@@ -252,19 +311,23 @@ def _plan(grid: Grid, output: Path, means: _Means) -> str:
     """The grid, what is done already, packs, memory and time; fetches nothing and writes nothing."""
     import yaml
 
-    from ocr_eval.packs import cut_into_packs
     from ocr_eval.run import Bases
-    from ocr_eval.sweep_plan import describe_packs, lanes_that_fit
+    from ocr_eval.sweep import cut
+    from ocr_eval.sweep_plan import describe_packs
     from ocr_eval.weights import cached
 
     bases, device = Bases(means.device), means.pack_device
-    packs = cut_into_packs(grid.specs(), device, lanes_that_fit(device))
+    packs = cut(grid.specs(), device)
     here = [cached(pack[0].model) is not None for pack in packs]
     done = [
         [is_here and bases.folder(spec, output).is_done() for spec in pack]
         for pack, is_here in zip(packs, here, strict=True)
     ]
-    lines = [f"output: {output}", *describe_packs(packs, done, device)]
+    left = [
+        [spec for spec, is_done in zip(pack, finished, strict=True) if not is_done]
+        for pack, finished in zip(packs, done, strict=True)
+    ]
+    lines = [f"output: {output}", *describe_packs(packs, done, device, means.processes(left))]
     flags = {key.replace("_", "-"): value for key, value in grid.model_dump(mode="json").items() if value is not None}
     comments = "".join(f"# {line}\n" for line in lines)
     return comments + yaml.safe_dump(flags, sort_keys=False, default_flow_style=None, width=110)

@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ocr_eval.errors import UserError
-from ocr_eval.executor.jobs import EXECUTORS, Executor, Job, JobEvent, JobResult, Placement, Progress
+from ocr_eval.executor.jobs import EXECUTORS, Executor, Job, JobEvent, JobResult, Meanwhile, Placement, Progress
 
-__all__ = ["EXECUTORS", "Executor", "Job", "JobEvent", "JobResult", "Placement", "Progress", "run_jobs"]
+__all__ = ["EXECUTORS", "Executor", "Job", "JobEvent", "JobResult", "Meanwhile", "Placement", "Progress", "run_jobs"]
 
 
 def run_jobs(
-    jobs: Sequence[Job], placement: Placement, logs: Path, progress: Progress = lambda event: None
+    jobs: Sequence[Job],
+    placement: Placement,
+    logs: Path,
+    progress: Progress = lambda event: None,
+    meanwhile: Meanwhile = lambda: None,
 ) -> list[JobResult]:
     """Run jobs where ``placement`` says and wait for them; the results come in the order of the jobs.
 
@@ -28,6 +32,7 @@ def run_jobs(
         placement: ``local`` or ``slurm``, and what they need; ``here`` is the caller's own process.
         logs: folder for the output of the jobs, ``<name>.log`` each; Slurm's own files go to ``slurm/`` in it.
         progress: called whenever a job's state changes.
+        meanwhile: called several times a second on this machine, and whenever Slurm is asked.
 
     Raises:
         UserError: the devices, the partition or the cluster do not exist, or Slurm refuses the jobs.
@@ -42,11 +47,11 @@ def run_jobs(
     if placement.executor == "local":
         from ocr_eval.executor.local import run_local
 
-        return run_local(jobs, placement, logs, progress)
+        return run_local(jobs, placement, logs, progress, meanwhile)
     try:
         from ocr_eval.executor.slurm import run_slurm
     except ModuleNotFoundError as error:
         if error.name != "submitit":
             raise
         raise UserError("--executor slurm needs submitit: pip install 'ocr-eval[cluster]'") from error
-    return run_slurm(jobs, placement, logs, progress)
+    return run_slurm(jobs, placement, logs, progress, meanwhile)

@@ -85,6 +85,8 @@ class JobEvent:
 
 #: Told about every change of a job's state.
 Progress = Callable[[JobEvent], None]
+#: Called now and then while jobs run.
+Meanwhile = Callable[[], object]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ocr_eval.errors import unknown_name
 from ocr_eval.executor import process
-from ocr_eval.executor.jobs import Job, JobEvent, JobResult, Placement, Progress
+from ocr_eval.executor.jobs import Job, JobEvent, JobResult, Meanwhile, Placement, Progress
 from ocr_eval.progress import say
 
 _POLL_SECONDS = 0.1
@@ -26,7 +26,9 @@ class _Running:
     child: subprocess.Popen[bytes]
 
 
-def run_local(jobs: Sequence[Job], placement: Placement, logs: Path, progress: Progress) -> list[JobResult]:
+def run_local(
+    jobs: Sequence[Job], placement: Placement, logs: Path, progress: Progress, meanwhile: Meanwhile
+) -> list[JobResult]:
     """Run jobs on the devices of this machine; see ``run_jobs``.
 
     Raises:
@@ -48,6 +50,7 @@ def run_local(jobs: Sequence[Job], placement: Placement, logs: Path, progress: P
                 running.append(_Running(index, device, log, child))
                 progress(JobEvent(job, "running", device))
             time.sleep(_POLL_SECONDS)
+            meanwhile()
             for ended in [run for run in running if run.child.poll() is not None]:
                 running.remove(ended)
                 free.append(ended.device)
@@ -111,6 +114,10 @@ def device_environment(device: str, devices: Sequence[str]) -> dict[str, str]:
     if device != "cpu":
         return {"CUDA_VISIBLE_DEVICES": device}
     sharing = sum(other == "cpu" for other in devices)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // sharing))} if sharing > 1 else {}
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // sharing))} if sharing > 1 else {}
     return {"CUDA_VISIBLE_DEVICES": "", **threads}
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,7 +18,7 @@ from ocr_eval.errors import RunFailed, UserError
 from ocr_eval.executor import process
 from ocr_eval.executor import slurm_queue as queue
 from ocr_eval.executor.command import Command
-from ocr_eval.executor.jobs import End, Job, JobEvent, JobResult, Placement, Progress
+from ocr_eval.executor.jobs import End, Job, JobEvent, JobResult, Meanwhile, Placement, Progress
 from ocr_eval.executor.ledger import Ledger, Submission
 from ocr_eval.progress import say
 
@@ -41,7 +41,9 @@ class _Submitted:
     submission: Submission
 
 
-def run_slurm(jobs: Sequence[Job], placement: Placement, logs: Path, progress: Progress) -> list[JobResult]:
+def run_slurm(
+    jobs: Sequence[Job], placement: Placement, logs: Path, progress: Progress, meanwhile: Meanwhile
+) -> list[JobResult]:
     """Submit the jobs that are not in Slurm already, and wait for all of them; see ``run_jobs``.
 
     Raises:
@@ -63,7 +65,7 @@ def run_slurm(jobs: Sequence[Job], placement: Placement, logs: Path, progress: P
             submitted |= added
             say(f"Submitted to Slurm: {_ids(list(added.values()))}")
     in_order = [submitted[job.name] for job in jobs]
-    return _Watch(in_order, logs, folder, progress).wait()
+    return _Watch(in_order, logs, folder, progress).wait(meanwhile)
 
 
 def _attach(jobs: Sequence[Job], ledger: Ledger) -> dict[str, _Submitted]:
@@ -174,12 +176,13 @@ class _Watch:
         self._results: dict[str, JobResult] = {}
         self._silent = False
 
-    def wait(self) -> list[JobResult]:
+    def wait(self, meanwhile: Meanwhile) -> list[JobResult]:
         """The results of all jobs, in their order."""
         pause = _SHORTEST_PAUSE
         try:
             while True:
                 changed = self._look()
+                meanwhile()
                 if len(self._results) == len(self._submitted):
                     return [self._results[one.id] for one in self._submitted]
                 pause = _SHORTEST_PAUSE if changed else min(pause * 1.5, _LONGEST_PAUSE)

@@ -1,0 +1,163 @@
+"""Processes that share a CPU: what they leave, what a person sees of them, and how many there are."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import tiny_run
+from test_sweep import GRID, runs_in
+
+from ocr_eval import sweep_plan, workers
+from ocr_eval.packs import cut_into_packs
+from ocr_eval.runs import RunFolder
+from ocr_eval.sweep import PlannedRun
+from ocr_eval.workers import Follower, workers_that_pay
+
+#: Two packs of two runs each.
+TWO_PACKS = [*GRID, "--batch-size", 64]
+
+
+def command(tiny: str, output: Path, *more: object) -> list[str]:
+    flags = ["--models", tiny, *TWO_PACKS, "--workers", 2, *more, "-o", output]
+    return [sys.executable, "-m", "ocr_eval", "sweep", *map(str, flags)]
+
+
+def test_two_workers_leave_what_one_process_leaves(ocr_eval, tiny, tmp_path):
+    flags = ["--models", tiny, *TWO_PACKS]
+    assert ocr_eval("sweep", *flags, "--workers", 1, "--quiet", "-o", tmp_path / "one").code == 0
+    answer = ocr_eval("sweep", *flags, "--workers", 2, "--report-to", "tensorboard", "-o", tmp_path / "two")
+    assert answer.code == 0, answer.err
+    assert "4 runs in 2 packs, 4 to do in 2 processes" in answer.err
+    assert runs_in(tmp_path / "two") == runs_in(tmp_path / "one")
+    for pack in (1, 2):
+        epochs = re.findall(rf"pack {pack}/2 epoch (\d)/3", answer.err)
+        assert epochs == ["0", "1", "2", "3"]
+    assert "100%" in answer.err
+    assert len(list((tmp_path / "two/tensorboard").rglob("events*"))) == 4
+    assert re.search(r"\| tiny-llama +\| lora +\| +2 \|", answer.out)
+
+
+def workers_of(parent: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The workers, once both are there."""
+    while True:
+        found = [child for child in psutil.Process(parent.pid).children() if "--worker" in child.cmdline()]
+        if len(found) == 2:
+            return found
+        assert parent.poll() is None, parent.communicate()
+        time.sleep(0.05)
+
+
+def test_what_a_dead_worker_leaves_another_does(tiny, tmp_path):
+    parent = subprocess.Popen(command(tiny, tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    workers_of(parent)[0].kill()
+    _, err = parent.communicate(timeout=180)
+    assert parent.returncode == 0, err
+    assert re.search(r"Job worker\d \(cpu\) was killed by SIGKILL", err)
+    assert len(runs_in(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent_and_the_sweep_goes_on(ocr_eval, tiny, tmp_path, how):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen(
+        command(tiny, tmp_path, "--epochs", 200),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    children = workers_of(parent)
+    while not list(tmp_path.rglob("metrics.jsonl")):
+        time.sleep(0.05)
+    parent.send_signal(how)
+    parent.communicate(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+    assert parent.returncode == (130 if how == signal.SIGINT else -9)
+    states = ocr_eval("status", "-o", tmp_path).out
+    assert "interrupted" in states
+    assert "running" not in states
+
+
+def planned(tiny: str, root: Path, seed: int, epochs: int) -> PlannedRun:
+    folder = RunFolder(root / f"seed{seed}")
+    folder.path.mkdir(parents=True)
+    return PlannedRun(tiny_run(tiny, seed=seed, epochs=epochs), folder)
+
+
+def grow(run: PlannedRun, lines: int) -> None:
+    run.folder.write_metrics([{"epoch": epoch} for epoch in range(lines)])
+
+
+def test_a_follower_tells_an_epoch_once_all_runs_of_a_pack_have_it(tiny, tmp_path):
+    short, long, failing = (planned(tiny, tmp_path, seed, epochs) for seed, epochs in enumerate((1, 3, 3)))
+    grow(long, 1)  # another process had begun
+    told: list[list[tuple[int, int]]] = []
+    follower = Follower(
+        [[short, long, failing]],
+        lambda steps: told.append([(step.spec.seed, step.line["epoch"]) for step in steps]),
+    )
+    follower.look_closely()
+    grow(short, 2)
+    grow(long, 2)
+    follower.look_closely()
+    assert told == []
+    grow(failing, 1)
+    follower.look_closely()
+    assert told == [[(0, 0), (1, 0), (2, 0)]]
+    failing.folder.fail("The loss became nan in epoch 1.")
+    follower.look_closely()
+    assert told[1:] == [[(0, 1), (1, 1)]]
+    grow(long, 4)
+    follower.look_closely()
+    follower.look_closely()
+    assert told[2:] == [[(1, 2)], [(1, 3)]]
+
+
+@pytest.fixture
+def eight_cores(monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 8)
+
+
+def smollm2(count: int):
+    return cut_into_packs([tiny_run("smollm2-135m", seed=seed, batch_size=160) for seed in range(count)], "cpu")
+
+
+def test_as_many_workers_as_cores_packs_and_memory_allow(eight_cores, monkeypatch):
+    monkeypatch.setattr(workers, "_LEAST_FLOP", 1.0)
+    packs = smollm2(5)
+    assert [len(pack) for pack in packs] == [1] * 5
+    assert workers_that_pay(packs, "cpu") == 5
+    assert workers_that_pay([*packs[:3], [], []], "cpu") == 3
+    assert workers_that_pay(smollm2(11), "cpu") == 8
+    assert workers_that_pay(packs, "cuda") == 1
+    one = sweep_plan.pack_memory(packs[0][0], workers.workload.measure(packs[0][0]), 1, "cpu").total
+    monkeypatch.setattr(workers, "room", lambda device: int(2.5 * one))
+    assert workers_that_pay(packs, "cpu") == 2
+    monkeypatch.setattr(workers, "room", lambda device: one // 2)
+    assert workers_that_pay(packs, "cpu") == 1
+
+
+def test_little_work_is_not_worth_a_second_process(eight_cores, tiny):
+    assert workers_that_pay([[tiny_run(tiny)], [tiny_run(tiny, seed=1)]], "cpu") == 1
+
+
+def test_runs_are_cut_so_that_all_workers_have_as_much_to_do(tiny):
+    specs = [tiny_run(tiny, seed=seed, batch_size=32) for seed in range(15)]
+    for processes, sizes in ((1, [4, 4, 3, 4]), (2, [4, 4, 3, 4]), (3, [2, 3, 3, 2, 3, 2]), (16, [1] * 15)):
+        assert sorted(map(len, cut_into_packs(specs, "cpu", workers=processes))) == sorted(sizes)
+    assert len(cut_into_packs(specs[:4], "cpu", workers=16)) == 1
+
+
+def test_workers_go_with_a_cpu_here(ocr_eval, tiny, tmp_path):
+    answer = ocr_eval("sweep", "--models", tiny, "--workers", 2, "--executor", "local", "-o", tmp_path)
+    assert answer.code == 2
+    assert answer.err.strip() == "ocr-eval: --workers goes with --executor here, and this is 'local'."
+    assert ocr_eval("sweep", "--models", tiny, "--workers", 0, "-o", tmp_path).code == 2
