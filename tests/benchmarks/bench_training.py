@@ -1,8 +1,10 @@
 """Training speed: runs in packs, a run alone, and Hugging Face Trainer + PEFT written the usual way.
 
-Same model, data, adapters, rates, batch size and epochs. Every way runs in a process of its own, in turn and in
+Same model, data, adapters, rates, batch size and epochs. Every way runs in processes of its own, in turn and in
 several rounds, so that ratios hold on a noisy machine and peak memory is each way's own. Only training is timed, not
-loading and not scoring. The Trainer pads each batch to its longest statement and computes logits at every position.
+loading and not scoring. Packs are done as a sweep does them: in as many processes as the machine has cores, which begin
+together; the time is that of the last. The Trainer pads each batch to its longest statement and computes logits at
+every position.
 
 Useful work counts what the runs need: 4 FLOP a node and frozen weight (forward, and backward to the input), 6 a node
 and adapter weight, 4 a read position and weight of the head; padding does not count. The peak is the best of a
@@ -37,8 +39,9 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from ocr_eval.adapters import target_names
 from ocr_eval.association import load_association
 from ocr_eval.dataset import build_dataset
+from ocr_eval.executor.local import cores
 from ocr_eval.injection import attach
-from ocr_eval.models import Base, load_base, quiet_transformers
+from ocr_eval.models import Base, load_base, load_tokenizer, quiet_transformers
 from ocr_eval.packs import cut_into_packs
 from ocr_eval.resources import shipped_names
 from ocr_eval.specs import RunSpec, load_model_spec, make_run_spec
@@ -108,10 +111,19 @@ def trainer_seconds(spec: RunSpec, folder: WeightFolder, examples: list[Continua
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of training, the best matrix product in GFLOP/s beside it, and the process's peak memory in bytes."""
+    """Seconds of training, the best matrix product in GFLOP/s beside it, and the processes' peak memory in bytes."""
 
     seconds: float
     peak: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Worked:
+    """When a worker began and ended its packs, in seconds of the machine's clock, and its peak memory in bytes."""
+
+    began: float
+    ended: float
     memory: int
 
 
@@ -144,25 +156,74 @@ def pack_seconds(base: Base, specs: list[RunSpec], epochs: int) -> float:
     return seconds
 
 
+def own_memory() -> int:
+    """Peak memory of this process in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def packs_of(seeds: int) -> list[list[RunSpec]]:
+    """The packs of the sweep."""
+    return cut_into_packs(run_specs(seeds), "cpu", workers=cores())
+
+
+def work(packs: list[list[RunSpec]], epochs: int) -> Worked:
+    """Train some packs in this process; begins when a line comes in, so that all workers begin together."""
+    base = load_base(packs[0][0].model, locate(packs[0][0].model))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began = time.monotonic()
+    for pack in packs:
+        pack_seconds(base, pack, epochs)
+    return Worked(began, time.monotonic(), own_memory())
+
+
+def measure_packs(epochs: int, seeds: int) -> Measured:
+    """All packs, in a process a core."""
+    workers = min(cores(), len(packs_of(seeds)))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(cores() // workers)}
+    flags = ["--epochs", str(epochs), "--seeds", str(seeds)]
+    peak = matmul_peak()
+    children = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--worker", f"{index}/{workers}", *flags],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        for index in range(workers)
+    ]
+    for child in children:
+        while child.stdout.readline().strip() != "ready":
+            pass
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    worked = [Worked(**json.loads(child.communicate()[0].splitlines()[-1])) for child in children]
+    seconds = max(w.ended for w in worked) - min(w.began for w in worked)
+    return Measured(seconds, max(peak, matmul_peak()), sum(w.memory for w in worked))
+
+
 def measure(way: str, epochs: int, seeds: int) -> Measured:
     """Time one way in this process; a way that does one run after another does every association's first seed."""
+    if way == "packs":
+        return measure_packs(epochs, seeds)
     specs = run_specs(seeds)
     folder = locate(specs[0].model)
-    base = load_base(specs[0].model, folder)
     peak = matmul_peak()
-    if way == "packs":
-        seconds = sum(pack_seconds(base, pack, epochs) for pack in cut_into_packs(specs, base.device.type))
-    elif way == "one run at a time":
+    if way == "one run at a time":
+        base = load_base(specs[0].model, folder)
         seconds = seeds * sum(pack_seconds(base, [spec], epochs) for spec in specs[::seeds])
     else:
         mode = way.removeprefix("Trainer, ")
-        examples = [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs[::seeds]]
+        tokenizer = load_tokenizer(specs[0].model.name)
+        examples = [training_tokens(tokenizer, build_dataset(spec)) for spec in specs[::seeds]]
         seconds = seeds * sum(
             trainer_seconds(spec, folder, rows, epochs, mode)
             for spec, rows in zip(specs[::seeds], examples, strict=True)
         )
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measured(seconds, max(peak, matmul_peak()), memory)
+    return Measured(seconds, max(peak, matmul_peak()), own_memory())
 
 
 def useful_flop(epochs: int, seeds: int) -> tuple[float, int]:
@@ -196,9 +257,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--way", choices=WAYS, help="measure one way in this process")
+    parser.add_argument("--worker", help="train every n-th pack from the i-th in this process: i/n")
     arguments = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
+    if arguments.worker:
+        index, workers = map(int, arguments.worker.split("/"))
+        print(json.dumps(asdict(work(packs_of(arguments.seeds)[index::workers], arguments.epochs))))
+        return
     if arguments.way:
         print(json.dumps(asdict(measure(arguments.way, arguments.epochs, arguments.seeds))))
         return
