@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -64,13 +65,13 @@ class SubjectRanks:
         if len(self.subject) == 0:
             raise ValueError("no subjects: there is no score of nothing")
 
-    @property
+    @cached_property
     def rank(self) -> Floats:
         """Midrank of the right answer. [S]"""
         right: Floats = self.ranks[np.arange(len(self.target)), self.target]
         return right
 
-    @property
+    @cached_property
     def null(self) -> Floats:
         """Mean midrank of the in-use answers. [S]"""
         mean: Floats = self.ranks.mean(axis=1)
@@ -217,7 +218,7 @@ def permutation_ps(cells: Sequence[Sequence[SubjectRanks]], draws: int = DRAWS) 
                 # midranks are multiples of 1/2, so their doubled sums are exact in fp32
                 doubled_XC = (2 * ranks_CX).astype(np.float32).T
                 total_BC[:, some] += (hot_BX @ doubled_XC) / (2 * subjects)
-                observed_C[some] += [seed.rank.mean() for seed in seeds]
+                observed_C[some] += np.stack([seed.rank for seed in seeds]).mean(axis=1)
         as_low_C = (total_BC <= observed_C + 1e-9).sum(axis=0)
         for i, as_low in zip(members, as_low_C.tolist(), strict=True):
             result[i] = (1 + as_low) / (draws + 1)
