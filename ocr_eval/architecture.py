@@ -93,11 +93,14 @@ def truncated(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
     return shorter
 
 
-def build(spec: ModelSpec, config: PretrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The network, its tensors where the surrounding context puts them (meta, fake); their values mean nothing."""
+def build(spec: ModelSpec, config: PretrainedConfig, device: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The network as it computes on a type of device.
+
+    Its tensors are where the surrounding context puts them (meta, fake); their values mean nothing.
+    """
     with quiet_transformers():
         network = AutoModelForCausalLM.from_config(
-            config, dtype=dtype or DTYPES[spec.dtype], attn_implementation=attention_for(spec, config)
+            config, dtype=dtype or DTYPES[spec.dtype], attn_implementation=attention_for(spec, config, device)
         )
     freeze(network)
     return network
@@ -122,7 +125,7 @@ def examine(spec: ModelSpec, layers: int | None = None) -> Architecture:
     config = read_config(spec, layers)
     stored: torch.dtype = config.dtype or torch.float32  # as published; building sets the config's to our own
     with torch.device("meta"):
-        network = build(spec, config)
+        network = build(spec, config, "cpu")  # sizes are the same on every device
     linears: Counter[tuple[str, int, int]] = Counter()
     for name, module in linear_modules(network).items():
         linears[name.rpartition(".")[2], module.in_features, module.out_features] += 1

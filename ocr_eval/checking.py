@@ -11,7 +11,7 @@ from ocr_eval import resources
 from ocr_eval.architecture import Architecture, examine, read_config
 from ocr_eval.association import load_association
 from ocr_eval.audit import Audit, audit_association
-from ocr_eval.models import attention_for, load_tokenizer
+from ocr_eval.models import attention_for, device_type, load_tokenizer
 from ocr_eval.specs import load_model_spec
 
 
@@ -22,7 +22,7 @@ class Check:
     Attributes:
         model: as the user named it.
         architecture: its sizes, None of a folder that holds only a tokenizer.
-        attention: the attention implementation it would run with, None likewise.
+        attention: the attention implementation it would run with on this machine, None likewise.
         vocabulary: entries of the tokenizer.
         audits: by association.
     """
@@ -87,7 +87,8 @@ def check_model(model: str, associations: Sequence[str]) -> Check:
     if _tokenizer_alone(model):
         return Check(model, None, None, len(tokenizer), audits)
     spec = load_model_spec(model)
-    return Check(model, examine(spec), attention_for(spec, read_config(spec)), len(tokenizer), audits)
+    attention = attention_for(spec, read_config(spec), device_type("auto"))
+    return Check(model, examine(spec), attention, len(tokenizer), audits)
 
 
 def _tokenizer_alone(model: str) -> bool:

@@ -77,8 +77,8 @@ def _estimate(
 
     def peaks(count: int) -> list[Counter[Part]]:
         """Peaks of a model with so many layers: training before and after the first gradient, and scoring."""
-        trained = training_peaks(spec, read_config(spec, count), train, training, state_bytes)
-        return [*trained, scoring_peak(spec, read_config(spec, count), train, scoring, state_bytes)]
+        trained = training_peaks(spec, read_config(spec, count), train, training, state_bytes, device)
+        return [*trained, scoring_peak(spec, read_config(spec, count), train, scoring, state_bytes, device)]
 
     found = _at(layers, peaks)
     at_the_end: Counter[Part] = Counter({part: found[0][part] for part in ("weights", "adapters", "optimizer")})

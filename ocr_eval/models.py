@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ocr_eval import resources
+from ocr_eval import attention, norms, resources
 from ocr_eval.errors import UserError
 from ocr_eval.specs import ModelSpec, load_model_spec
 from ocr_eval.weights import WeightFolder, locate_tokenizer
@@ -95,7 +95,7 @@ def load_base(
                 folder.path,
                 config=config,
                 dtype=torch.float32 if whole else DTYPES[spec.dtype],
-                attn_implementation=attention_for(spec, config),
+                attn_implementation=attention_for(spec, config, accelerator.device.type),
                 local_files_only=True,
                 **({"quantization_config": _nf4(spec)} if quantized else {}),
                 **({"device_map": placement} if quantized or placement == "auto" else {}),
@@ -118,17 +118,31 @@ def _placement(accelerator: Accelerator, folder: WeightFolder, whole: bool) -> t
     return accelerator.device
 
 
-def attention_for(spec: ModelSpec, config: PretrainedConfig) -> Literal["sdpa", "eager"]:
-    """The attention implementation; ``auto`` is sdpa but for soft-capped attention logits, which sdpa cannot do."""
+def attention_for(spec: ModelSpec, config: PretrainedConfig, device: str) -> str:
+    """The attention implementation on a type of device.
+
+    ``auto`` is sdpa on a GPU and grouped on a CPU, where plain products are faster for rows as short as statements.
+    Soft-capped logits, which sdpa cannot do, are grouped everywhere. Architectures whose attention takes more than
+    queries, keys, values and a mask (sinks, position biases) are left to sdpa and to what the library says of it.
+
+    Raises:
+        UserError: grouped attention was asked for and would leave out a part of the architecture's own.
+    """
+    capped = bool(getattr(config, "attn_logit_softcapping", None))
+    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    plain = getattr(kind, "_supports_attention_backend", False) and (capped or getattr(kind, "_supports_sdpa", False))
+    if spec.attention == attention.NAME and not plain:
+        raise UserError(f"{spec.name}: {config.model_type} has no plain attention; write 'attention: eager'.")
     if spec.attention != "auto":
         return spec.attention
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    return attention.NAME if plain and (capped or device == "cpu") else "sdpa"
 
 
 def freeze(network: PreTrainedModel) -> None:
     """Make a network ready to be read: no gradients of its own, evaluation mode, and two traps of libraries avoided."""
     network.requires_grad_(False)
     network.eval()
+    norms.hasten(network)
     network.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (_rows_together(inputs[0]),))
     # bitsandbytes re-packs 4-bit weights for inference on CPUs with AVX512-BF16 at the first forward pass in eval
     # mode, and no gradient passes through packed weights: scoring epoch 0 would keep adapters from learning.

@@ -32,7 +32,7 @@ def random_network(
     """
     dtype = dtype or DTYPES[spec.dtype]
     with torch.device("meta"):
-        network = build(spec, config, dtype)
+        network = build(spec, config, device.type, dtype)
     std = getattr(config, "initializer_range", 0.02)
     pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).mul_(std).to(dtype).to(device)
     if quantized:

@@ -49,7 +49,7 @@ class Geometry:
 
 
 def training_peaks(
-    spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, geometry: Geometry, state_bytes: float
+    spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, geometry: Geometry, state_bytes: float, device: str
 ) -> list[Counter[Part]]:
     """Bytes of each part at the peak of a training step, before the first gradient comes to life and after.
 
@@ -62,9 +62,10 @@ def training_peaks(
         train: gives method, rank and targets.
         geometry: the largest batch.
         state_bytes: optimizer state of a trainable parameter.
+        device: type of the device that it would run on, by which attention is chosen.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
-        network = build(spec, config, torch.float32 if train.method == "full" else None)
+        network = build(spec, config, device, torch.float32 if train.method == "full" else None)
         meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
         with meter:
             loss = -_logprobs(spec, train, network, geometry).mean()
@@ -74,11 +75,11 @@ def training_peaks(
 
 
 def scoring_peak(
-    spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, geometry: Geometry, state_bytes: float
+    spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, geometry: Geometry, state_bytes: float, device: str
 ) -> Counter[Part]:
     """Bytes of each part at the peak of a scoring pass between epochs; nothing is kept from layer to layer."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
-        network = build(spec, config, torch.float32 if train.method == "full" else None)
+        network = build(spec, config, device, torch.float32 if train.method == "full" else None)
         meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
         with meter, torch.no_grad():
             _logprobs(spec, train, network, geometry)

@@ -110,7 +110,8 @@ class ModelSpec(Strict):
     Attributes:
         published_as: the model's row in the published table, if it has one.
         dtype: precision of the frozen base and of the arithmetic; adapters keep fp32 master weights.
-        attention: transformers' attention implementation; ``auto`` chooses by architecture.
+        attention: transformers' ``sdpa`` or ``eager``, or our ``grouped`` (``attention.py``); ``auto`` chooses by
+            device and architecture.
         train: training defaults for this model; a run's flags go first.
         full: what differs from them where all parameters are trained.
         notes: what a user should know (access, licence, quirks).
@@ -122,7 +123,7 @@ class ModelSpec(Strict):
     weights: Annotated[HubWeights | PackageWeights | FolderWeights, Field(discriminator="kind")]
     published_as: str | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    attention: Literal["auto", "sdpa", "eager", "grouped"] = "auto"
     train: TrainSpec = TrainSpec()
     full: FullDefaults = FullDefaults()
     notes: list[str] = []

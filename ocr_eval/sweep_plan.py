@@ -36,7 +36,7 @@ def lanes_that_fit(device: str) -> Fit:
         if wanted == 1 or needed.fits(room(device)):
             return wanted
         one = pack_memory(spec, work, 1, device).total
-        a_lane = (needed.total - one) / (wanted - 1)
+        a_lane = max(1, needed.total - one) / (wanted - 1)  # no more where scoring is the peak
         return max(1, min(wanted - 1, 1 + int((memory.USABLE * room(device) - one) / a_lane)))
 
     return fit

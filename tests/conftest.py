@@ -102,10 +102,9 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         )
         network.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
-        attention = "eager" if name == "gemma2" else "sdpa"
         files[name] = root / f"{name}.yaml"
         files[name].write_text(
-            f"name: tiny-{name}\ndescription: random\nlicense: none\ndtype: float32\nattention: {attention}\n"
+            f"name: tiny-{name}\ndescription: random\nlicense: none\ndtype: float32\n"
             f"weights: {{kind: folder, path: ./{name}}}\n"
             "train: {lr: 1e-2, epochs: 3, batch_size: 8, rank: 4, alpha: 8.0}\n"
         )

@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import pytest
+
 CLASH = """
 name: clash
 kind: spurious
@@ -18,15 +20,19 @@ def test_a_model_is_described_and_every_shipped_association_is_tried(ocr_eval, m
     assert answer.code == 0, answer.out
     found = json.loads(answer.out)
     assert found["architecture"]["kind"] == "gemma2"
-    assert found["architecture"]["attention"] == "eager"
+    assert found["architecture"]["attention"] == "grouped"
     assert found["architecture"]["linear_modules"] == [
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     ]
     assert len(found["associations"]) == 5
 
 
-def test_attention_is_chosen_by_architecture_where_no_yaml_says_it(ocr_eval, model_files):
-    for name, attention in (("gemma2", "eager"), ("olmo", "sdpa")):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_attention_is_chosen_by_device_and_architecture_where_no_yaml_says_it(
+    ocr_eval, model_files, monkeypatch, device
+):
+    monkeypatch.setattr("ocr_eval.checking.device_type", lambda _: device)
+    for name, attention in (("gemma2", "grouped"), ("olmo", "grouped" if device == "cpu" else "sdpa")):
         folder = model_files[name].with_suffix("")
         assert json.loads(ocr_eval("models", "check", folder, "--json").out)["architecture"]["attention"] == attention
 

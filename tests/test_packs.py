@@ -59,7 +59,9 @@ def test_a_packed_run_is_the_run_alone(tiny, mix):
         (alone_losses,), (alone,) = trained(base, [spec])
         assert losses[lane] == pytest.approx(alone_losses, abs=1e-5)
         for name, tensor in alone.items():
-            assert torch.allclose(tensors[lane][name], tensor, atol=1e-5), name
+            assert (tensors[lane][name] - tensor).norm() <= 1e-5 * tensor.norm(), name
+            # Adam makes a step of any gradient, also of one that is rounding alone: 1 % of a step of 1e-2
+            assert torch.allclose(tensors[lane][name], tensor, atol=1e-4), name
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -271,7 +273,8 @@ def tiny_spec(tiny):
 def test_a_pack_holds_no_more_runs_than_fit_into_memory(tiny, monkeypatch):
     from ocr_eval import sweep_plan, workload
 
-    specs = [tiny_run(tiny, seed=seed, batch_size=16) for seed in range(8)]
+    # adapters so large that the peak is in training and not in scoring, which takes one lane at a time
+    specs = [tiny_run(tiny, seed=seed, batch_size=16, rank=128) for seed in range(8)]
     assert [len(pack) for pack in cut_into_packs(specs, "cpu", sweep_plan.lanes_that_fit("cpu"))] == [8]
     work = workload.measure(specs[0])
     three = sweep_plan.pack_memory(specs[0], work, 3, "cpu").total

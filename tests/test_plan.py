@@ -26,7 +26,9 @@ def test_the_parts_of_lora_on_llama3_by_hand():
     assert plan.process == PROCESS_BYTES
     assert plan.while_training
     assert 0.5e9 < plan.activations < 2e9
-    assert planned("llama3-8b", device="cuda").process == 0
+    on_gpu = planned("llama3-8b", device="cuda")
+    assert on_gpu.process == 0
+    assert on_gpu.activations != plan.activations  # another attention
 
 
 def test_the_parts_of_other_methods_by_hand():

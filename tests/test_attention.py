@@ -1,0 +1,120 @@
+"""Grouped attention: the library's eager attention in other words, on every architecture that it is chosen for."""
+
+import json
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, SIZES
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GptOssConfig, Qwen3Config
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+from ocr_eval.architecture import build
+from ocr_eval.attention import grouped_attention
+from ocr_eval.errors import UserError
+from ocr_eval.forest import ForestBuilder, Reads, lay_out
+from ocr_eval.models import attention_for
+from ocr_eval.specs import load_model_spec
+
+NORMED_HEADS = {"num_key_value_heads": 2, "head_dim": 16}
+CONFIGS = {
+    **{name: (config_class, extra) for name, (config_class, extra, _) in ARCHITECTURES.items()},
+    "gemma3": (Gemma3TextConfig, {**NORMED_HEADS, "sliding_window": 64, "query_pre_attn_scalar": 16}),
+    "qwen3": (Qwen3Config, NORMED_HEADS),
+}
+
+
+def pair(architecture, tiny):
+    """A random network as the library has it, and as it is here; norms are far from one."""
+    config_class, extra = CONFIGS[architecture]
+    config = config_class(**SIZES, **extra, vocab_size=100, initializer_range=0.2)
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().requires_grad_(False)
+    for parameter in plain.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    own = build(load_model_spec(tiny), config, "cpu")
+    assert own.config._attn_implementation == "grouped"
+    own.load_state_dict(plain.state_dict())
+    return plain, own
+
+
+def forests():
+    """Two token trees of different sizes, side by side as in training and scoring."""
+    rows = []
+    for sequences in ([[1, 5, 6, 7], [1, 5, 8], [1, 9, 9]], [[1, 2, 3], [1, 4]]):
+        builder = ForestBuilder()
+        ends = [builder.add(sequence)[-1] for sequence in sequences]
+        rows.append((builder.build(), Reads(ends, [*range(len(ends))], [3] * len(ends))))
+    return lay_out(rows).inputs(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_logits_and_gradients_of_token_trees_are_those_of_the_librarys_eager_attention(architecture, tiny):
+    inputs = forests()
+    ids = inputs.pop("input_ids")
+    found = []
+    for network in pair(architecture, tiny):
+        x = torch.nn.functional.embedding(ids, network.get_input_embeddings().weight).requires_grad_()
+        logits = network(inputs_embeds=x, **inputs, use_cache=False).logits
+        logits.log_softmax(-1)[..., 3].sum().backward()
+        found.append((logits.detach(), x.grad))
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (3, 1)])
+def test_scores_are_scaled_capped_and_masked_as_in_the_library(heads, softcap):
+    torch.manual_seed(0)
+    layer = torch.nn.Module().eval()
+    layer.num_key_value_groups = heads[0] // heads[1]
+    query, key, value = (
+        torch.randn(2, 7, h, d).transpose(1, 2) for h, d in ((heads[0], 8), (heads[1], 8), (heads[1], 5))
+    )
+    sees = torch.rand(2, 1, 7, 7).lt(0.5) | torch.eye(7, dtype=torch.bool)
+    mask = torch.zeros(sees.shape).masked_fill_(~sees, torch.finfo(torch.float32).min)
+    longer = torch.cat([mask, torch.zeros(2, 1, 7, 3)], dim=-1)
+    for given, meant in ((None, None), (mask, mask), (longer, mask)):
+        got, _ = grouped_attention(layer, query, key, value, given, softcap=softcap)
+        expected, _ = eager_attention_forward(layer, query, key, value, meant, scaling=8**-0.5, softcap=softcap)
+        torch.testing.assert_close(got, expected)
+        assert got.is_contiguous()
+
+
+def test_what_is_saved_is_what_the_library_saves(tiny, tmp_path):
+    for name, network in zip(("plain", "own"), pair("gemma3", tiny), strict=True):
+        network.save_pretrained(tmp_path / name)
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "own" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+
+
+def test_auto_is_chosen_by_device_and_architecture(tiny):
+    auto = load_model_spec(tiny)
+    llama, gemma2 = (CONFIGS[name][0](**SIZES, **CONFIGS[name][1]) for name in ("llama", "gemma2"))
+    assert [attention_for(auto, llama, device) for device in ("cpu", "cuda", "mps")] == ["grouped", "sdpa", "sdpa"]
+    assert [attention_for(auto, gemma2, device) for device in ("cpu", "cuda")] == ["grouped", "grouped"]
+    for name in ("eager", "sdpa", "grouped"):
+        assert attention_for(auto.model_copy(update={"attention": name}), llama, "cuda") == name
+
+
+def test_attention_with_parts_of_its_own_is_never_grouped(tiny):
+    sinks = GptOssConfig(num_hidden_layers=2)
+    spec = load_model_spec(tiny)
+    assert attention_for(spec, sinks, "cpu") == "sdpa"
+    with pytest.raises(UserError, match="gpt_oss has no plain attention; write 'attention: eager'"):
+        attention_for(spec.model_copy(update={"attention": "grouped"}), sinks, "cpu")
+
+
+def test_an_unknown_name_is_refused_in_one_line_and_the_old_ones_are_read(ocr_eval, model_files, tmp_path):
+    text = model_files["llama"].read_text().replace("./llama", str(model_files["llama"].with_suffix("")))
+    path = tmp_path / "model.yaml"
+    for name in ("eager", "sdpa", "grouped"):
+        path.write_text(f"{text}attention: {name}\n")
+        answer = ocr_eval("models", "check", path, "--assoc", "city-language", "--json")
+        assert json.loads(answer.out)["architecture"]["attention"] == name
+    path.write_text(f"{text}attention: flash\n")
+    answer = ocr_eval("models", "check", path)
+    assert answer.code == 2
+    assert answer.err.count("\n") == 1
+    assert "attention" in answer.err
+    assert "'grouped'" in answer.err
