@@ -290,7 +290,7 @@ def open_questions(
 @app.command()
 @reported
 def figures(
-    output: Annotated[Path, typer.Option(help="Folder for the PNG and PDF files.")] = Path("results/toy"),
+    output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("results/toy"),
     rank_sweep: Annotated[
         Path | None,
         typer.Option(help="A rank sweep written by: sweep --over d_h --output. [default: run it]"),
@@ -299,7 +299,7 @@ def figures(
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
     seed: o.Seed = 0,
 ) -> None:
-    """Make every figure, as PNG and PDF; prints the paths written."""
+    """Make every figure, as PNG, PDF and SVG; prints the paths written."""
     from ocr_toy import figures as drawing
     from ocr_toy import sweep as sweeps
     from ocr_toy.files import prepare_folder, read_json

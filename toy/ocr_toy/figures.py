@@ -1,4 +1,4 @@
-"""The figures, each as PNG and PDF: what they need is measured in `measure`, drawn by one function each."""
+"""The figures, each as PNG, PDF and SVG: what they need is measured in `measure`, drawn by one function each."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,10 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
+    "svg.hashsalt": "ocr-toy",
 }
+#: Metadata without the time, so that a figure of the same numbers is the same file.
+FORMATS: dict[str, dict[str, None]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 @dataclass(frozen=True)
@@ -221,14 +224,13 @@ FIGURES: dict[str, Callable[[Measured], Figure]] = {
 
 
 def save_all(measured: Measured, folder: Path) -> list[Path]:
-    """Draw every figure and write it as PNG and PDF into an existing folder; the paths written."""
+    """Draw every figure and write it as PNG, PDF and SVG into an existing folder; the paths written."""
     written = []
     with mpl.rc_context(STYLE):
         for name, draw in FIGURES.items():
             figure = draw(measured)
-            for suffix in ("png", "pdf"):
+            for suffix, metadata in FORMATS.items():
                 path = folder / f"{name}.{suffix}"
-                metadata = {"CreationDate": None} if suffix == "pdf" else {}
 
                 def fill(temporary: Path, figure: Figure = figure, metadata: dict[str, None] = metadata) -> None:
                     figure.savefig(temporary, dpi=160, metadata=metadata)
