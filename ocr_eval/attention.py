@@ -3,7 +3,8 @@
 The library repeats each key-value head for every query head that reads it, and scales, masks and converts the scores
 in a tensor of their own each time. Here the queries of a group (grouped-query attention, Ainslie et al., arXiv
 2305.13245) are stacked as rows of one product with their key-value head, the query is scaled in place of the scores,
-which are many more, and the softmax takes bf16 and works in fp32 inside.
+which are many more, and the softmax takes bf16 and works in fp32 inside. The function is the same, its
+rounding in bf16 is not.
 
 Importing this module makes it known to transformers as the attention implementation ``grouped``.
 

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 Key = TypeVar("Key", bound=Hashable)
 
 
+def is_alone() -> bool:
+    """Whether this process trains by itself."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 def is_first() -> bool:
     """Whether this is the process that writes and prints; a process started alone is."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
+    return is_alone() or int(os.environ.get("RANK", "0")) == 0
 
 
 def sum_over_processes(

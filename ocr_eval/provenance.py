@@ -27,6 +27,7 @@ _LIBRARIES = (
 _RESULT_MODULES = [
     "adapters",
     "association",
+    "attention",
     "dataset",
     "draw",
     "forest",
@@ -34,6 +35,7 @@ _RESULT_MODULES = [
     "inject",
     "injection",
     "models",
+    "norms",
     "packs",
     "people",
     "run",
@@ -43,6 +45,7 @@ _RESULT_MODULES = [
     "tokens",
     "train",
     "weights",
+    "whole",
 ]
 
 

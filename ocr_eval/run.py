@@ -10,7 +10,7 @@ from typing import Any
 
 from ocr_eval import provenance, weights
 from ocr_eval.dataset import build_dataset
-from ocr_eval.errors import RunFailed
+from ocr_eval.errors import Busy, RunFailed
 from ocr_eval.forward import View
 from ocr_eval.inject import Task, Watcher, inject, prepare, say_lines
 from ocr_eval.injection import load_adapter
@@ -143,6 +143,8 @@ def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execut
     """
     if not runs:
         return
+    if any(folder.is_held() for _, folder in runs):  # asked first: a base may take long to load
+        raise Busy(f"Another process is working on {runs[0][1].path} or a run beside it.")
     base = bases.get(runs[0][0])
     materials = [prepare(base.tokenizer, spec) for spec, _ in runs]
     with ExitStack() as held:

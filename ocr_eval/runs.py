@@ -143,6 +143,18 @@ class RunFolder:
             holder.unlink(missing_ok=True)
             lock.release()
 
+    def is_held(self) -> bool:
+        """Whether a process holds the folder now; makes nothing."""
+        if not (self.path / ".lock").is_file():
+            return False
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
     def holder(self) -> tuple[str, int] | None:
         """Host and process that took the folder last and did not give it back; it may have been killed since."""
         try:
@@ -181,6 +193,11 @@ class RunFolder:
         """The lines of metrics.jsonl, an empty list if there are none yet."""
         path = self.path / "metrics.jsonl"
         return read_jsonl(path) if path.is_file() else []
+
+    def changed(self) -> float:
+        """When metrics.jsonl was last written, in seconds of the file system's clock; 0 if there is none yet."""
+        path = self.path / "metrics.jsonl"
+        return path.stat().st_mtime if path.is_file() else 0.0
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl."""
@@ -235,6 +252,10 @@ class OnlookersFolder(RunFolder):
     def lock(self) -> Iterator[None]:
         """The first process holds the folder for all."""
         yield
+
+    def is_held(self) -> bool:
+        """By the first process, which is not another's."""
+        return False
 
     def clear(self) -> None:
         """Left to the first process, as all that follows."""

@@ -35,19 +35,33 @@ Condition = Mapping[str, tuple[str, ...]]
 
 def settings_of(record: Record) -> dict[str, str]:
     """Every key of ``FILTER_KEYS`` with its value as text: numbers in their shortest form, lists by commas."""
-    values: dict[str, Any] = {
-        "model": record.model,
-        **{key: getattr(record.train, key) for key in TrainSpec.model_fields},
-        **{key: getattr(record.data, key) for key in DataSpec.model_fields},
-        "dtype": record.dtype,
-        "base": record.base_identity[:24],
-        "code": record.code,
-        "seed": record.seed,
-        "association": record.association,
-        "kind": record.kind,
-        "facts_learned": record.facts_learned,
-    }
-    return {key: _text(value) for key, value in values.items()}
+    return settings_of_each([record])[0]
+
+
+def settings_of_each(records: Sequence[Record]) -> list[dict[str, str]]:
+    """``settings_of`` each record. Specs that records share, as those read together do, are put into words once."""
+    said: dict[int, dict[str, str]] = {}
+
+    def words(spec: TrainSpec | DataSpec) -> dict[str, str]:
+        if id(spec) not in said:
+            said[id(spec)] = {key: _text(getattr(spec, key)) for key in type(spec).model_fields}
+        return said[id(spec)]
+
+    return [
+        {
+            "model": record.model,
+            **words(record.train),
+            **words(record.data),
+            "dtype": record.dtype,
+            "base": record.base_identity[:24],
+            "code": record.code,
+            "seed": str(record.seed),
+            "association": record.association,
+            "kind": record.kind,
+            "facts_learned": _text(record.facts_learned),
+        }
+        for record in records
+    ]
 
 
 def _text(value: Any) -> str:
@@ -106,7 +120,7 @@ def select(records: Sequence[Record], conditions: Iterable[Condition]) -> list[R
     conditions = list(conditions)
     if not conditions:
         return list(records)
-    told = [settings_of(record) for record in records]
+    told = settings_of_each(records)
     chosen = [r for r, settings in zip(records, told, strict=True) if all(matches(settings, c) for c in conditions)]
     if records and not chosen:
         key = next((k for c in conditions for k in c if not any(matches(s, {k: c[k]}) for s in told)), None)
@@ -161,7 +175,7 @@ class RowKey:
 
 def group_rows(records: Sequence[Record], by: Sequence[str] = ("model",)) -> dict[RowKey, list[Record]]:
     """Records by row, in a stable order; only records of one row may be averaged."""
-    told = [settings_of(record) for record in records]
+    told = settings_of_each(records)
     labels = [tuple(settings[key] for key in by) for settings in told]
     values: dict[tuple[str, ...], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     rest = [key for key in _TOLD_APART if key not in by]

@@ -77,8 +77,7 @@ def _is_held(folder: RunFolder) -> bool:
     host, process = holder
     if host == socket.gethostname():
         return bool(psutil.pid_exists(process))
-    metrics = folder.path / "metrics.jsonl"
-    return metrics.is_file() and time.time() - metrics.stat().st_mtime < _SILENT
+    return time.time() - folder.changed() < _SILENT
 
 
 def state_table(states: Sequence[RunState]) -> str:

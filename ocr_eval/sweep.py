@@ -21,7 +21,6 @@ from filelock import FileLock
 from ocr_eval import provenance
 from ocr_eval.errors import Busy
 from ocr_eval.executor import Job
-from ocr_eval.executor.local import cores
 from ocr_eval.grid import SWEEP_FILE, Grid, read_sweep
 from ocr_eval.inject import prepare
 from ocr_eval.packs import cut_into_packs
@@ -81,10 +80,17 @@ class Sweep:
                 write_atomic(path, text)
 
 
-def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases) -> Sweep:
+def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases, at_once: int = 1) -> Sweep:
     """Lay a grid out as packs and folders; fetches weights that are not here.
 
     A folder that holds this very sweep keeps its packs, whatever device looks at it.
+
+    Args:
+        grid: what to sweep over.
+        output: the folder.
+        device: the type of device that a pack should fill.
+        bases: where weights are found.
+        at_once: how many packs are to be done at once.
 
     Raises:
         UserError: a name or a value that does not exist or fit, or weights that cannot be had.
@@ -95,13 +101,13 @@ def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases) -> Sweep:
         packs = tuple(tuple(planned[name] for name in pack) for pack in held.packs)
     else:
         runs = iter(planned.values())
-        packs = tuple(tuple(next(runs) for _ in pack) for pack in cut(specs, device))
+        packs = tuple(tuple(next(runs) for _ in pack) for pack in cut(specs, device, at_once))
     return Sweep(output, grid, packs)
 
 
-def cut(specs: Sequence[RunSpec], device: str) -> list[list[RunSpec]]:
-    """The packs of a sweep: on a CPU so many that each of its cores can have as much to do as the others."""
-    return cut_into_packs(specs, device, lanes_that_fit(device), workers=cores() if device == "cpu" else 1)
+def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpec]]:
+    """The packs of a sweep for a type of device, with as much to do for each of those that are done at once."""
+    return cut_into_packs(specs, device, lanes_that_fit(device), at_once)
 
 
 def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:

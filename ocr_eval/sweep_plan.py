@@ -102,7 +102,9 @@ def _seconds(spec: RunSpec, work: Workload, lanes: int, place: torch.device, wor
     chunk = replace(work.scoring, nodes=PASS_NODES.get(place.type, PASS_NODES["cpu"]))
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))
-    speed = timing.calibrate(spec.model, examine(spec.model), spec.train, together, chunk, place)
-    torch.set_num_threads(threads)
+    try:
+        speed = timing.calibrate(spec.model, examine(spec.model), spec.train, together, chunk, place)
+    finally:
+        torch.set_num_threads(threads)
     scoring = speed.chunk * work.scored_nodes * lanes / chunk.nodes
     return work.steps * speed.step + work.scorings * scoring

@@ -101,16 +101,25 @@ class _PackFollower:
     """The runs of a pack that are not told to their end, and the next epoch to tell."""
 
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
-        self._runs = list(runs)
         self._epoch = min((len(run.folder.metrics()) for run in runs), default=0)  # epoch 0 has a line too
+        self._runs = [run for run in runs if run.spec.train.epochs >= self._epoch]
+        self._seen: list[tuple[float, bool]] = []
 
     def new_epochs(self) -> Iterator[list[Step]]:
         """The epochs that all runs have behind them but those that failed before."""
-        while self._runs:
-            read = [(run, run.folder.metrics()) for run in self._runs]
-            told = [(run, lines[self._epoch]) for run, lines in read if len(lines) > self._epoch]
-            if not all(len(lines) > self._epoch or run.folder.failure() for run, lines in read):
+        try:
+            now = [(run.folder.changed(), run.folder.failure() is not None) for run in self._runs]
+            if now == self._seen:
                 return
-            yield [Step(run.spec, run.folder, line) for run, line in told]
-            self._runs = [run for run, _ in told if run.spec.train.epochs > self._epoch]
+            lines = [run.folder.metrics() for run in self._runs]
+        except OSError:  # another process removes or replaces a file at this moment
+            return
+        self._seen = now
+        failed = [has_failed for _, has_failed in now]
+        there = list(zip(self._runs, lines, failed, strict=True))
+        while there and all(len(own) > self._epoch or has_failed for _, own, has_failed in there):
+            there = [one for one in there if len(one[1]) > self._epoch]
+            yield [Step(run.spec, run.folder, own[self._epoch]) for run, own, _ in there]
+            there = [one for one in there if one[0].spec.train.epochs > self._epoch]
             self._epoch += 1
+        self._runs = [run for run, _, _ in there]

@@ -81,6 +81,30 @@ def test_scores_are_scaled_capped_and_masked_as_in_the_library(heads, softcap):
         assert got.is_contiguous()
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_in_bf16_it_is_as_near_to_the_truth_as_the_library(softcap):
+    torch.manual_seed(0)
+    layer = torch.nn.Module().eval()
+    layer.num_key_value_groups = 3
+    exact = [torch.randn(4, heads, 40, 128).bfloat16().float() for heads in (6, 2, 2)]
+    mask = torch.zeros(4, 1, 40, 40).masked_fill_(torch.rand(4, 1, 40, 40).lt(0.5), torch.finfo(torch.float32).min)
+
+    def error(attention, dtype, reference=None):
+        """Outputs and gradients, and how far they are from a reference, root mean square."""
+        inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in exact]
+        read, _ = attention(layer, *inputs, mask.to(dtype), scaling=128**-0.5, softcap=softcap)
+        read.float().square().sum().backward()
+        found = [read.detach().float(), *(tensor.grad.float() for tensor in inputs)]
+        if reference is None:
+            return found
+        return [(got - meant).square().mean().sqrt().item() for got, meant in zip(found, reference, strict=True)]
+
+    truth = error(eager_attention_forward, torch.float32)
+    theirs = error(eager_attention_forward, torch.bfloat16, truth)
+    ours = error(grouped_attention, torch.bfloat16, truth)
+    assert all(own <= 1.25 * library for own, library in zip(ours, theirs, strict=True)), (ours, theirs)
+
+
 def test_what_is_saved_is_what_the_library_saves(tiny, tmp_path):
     for name, network in zip(("plain", "own"), pair("gemma3", tiny), strict=True):
         network.save_pretrained(tmp_path / name)

@@ -14,6 +14,7 @@ from conftest import tiny_run
 from test_sweep import GRID, runs_in
 
 from ocr_eval import sweep_plan, workers
+from ocr_eval.executor.local import cores
 from ocr_eval.packs import cut_into_packs
 from ocr_eval.runs import RunFolder
 from ocr_eval.sweep import PlannedRun
@@ -53,29 +54,50 @@ def workers_of(parent: subprocess.Popen[str]) -> list[psutil.Process]:
         time.sleep(0.05)
 
 
-def test_what_a_dead_worker_leaves_another_does(tiny, tmp_path):
-    parent = subprocess.Popen(command(tiny, tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    workers_of(parent)[0].kill()
+def epochs_of(output: Path) -> list[int]:
+    """How many lines each run's metrics have."""
+    return [len(path.read_text().splitlines()) for path in output.rglob("metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    """What the runs of twenty epochs state when nothing happens to them but variables that flags overrule."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    variables = {"OCR_EVAL_EPOCHS": "7", "OCR_EVAL_EXECUTOR": "local", "OCR_EVAL_WORKERS": "5", "OCR_EVAL_SEEDS": "8"}
+    flags = command(tiny, output, "--epochs", 20, "--executor", "here")
+    done = subprocess.run(flags, capture_output=True, text=True, check=False, env={**os.environ, **variables})
+    assert done.returncode == 0, done.stderr
+    return runs_in(output)
+
+
+def test_what_a_dead_worker_leaves_another_does(tiny, tmp_path, undisturbed):
+    flags = command(tiny, tmp_path, "--epochs", 20)
+    parent = subprocess.Popen(flags, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    children = {child.pid: child for child in workers_of(parent)}
+    while max(epochs_of(tmp_path), default=0) < 3:
+        time.sleep(0.02)
+    holder = next(path for path in tmp_path.rglob(".holder") if len(epochs_of(path.parent)) == 1)
+    children[int(holder.read_text().split()[1])].kill()
     _, err = parent.communicate(timeout=180)
     assert parent.returncode == 0, err
     assert re.search(r"Job worker\d \(cpu\) was killed by SIGKILL", err)
-    assert len(runs_in(tmp_path)) == 4
+    assert runs_in(tmp_path) == undisturbed
+    assert {run["record"]["train"]["epochs"] for run in undisturbed.values()} == {20}
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_their_parent_and_the_sweep_goes_on(ocr_eval, tiny, tmp_path, how):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_workers_end_with_their_parent_and_the_sweep_goes_on(ocr_eval, tiny, tmp_path, undisturbed, how):
+    flags = command(tiny, tmp_path, "--epochs", 20)
     parent = subprocess.Popen(
-        command(tiny, tmp_path, "--epochs", 200),
+        flags,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     children = workers_of(parent)
-    while not list(tmp_path.rglob("metrics.jsonl")):
-        time.sleep(0.05)
+    while max(epochs_of(tmp_path), default=0) < 3:
+        time.sleep(0.02)
     parent.send_signal(how)
     parent.communicate(timeout=60)
     _, alive = psutil.wait_procs(children, timeout=20)
@@ -84,6 +106,9 @@ def test_workers_end_with_their_parent_and_the_sweep_goes_on(ocr_eval, tiny, tmp
     states = ocr_eval("status", "-o", tmp_path).out
     assert "interrupted" in states
     assert "running" not in states
+    if how == signal.SIGKILL:
+        assert subprocess.run(flags, capture_output=True, check=False).returncode == 0
+        assert runs_in(tmp_path) == undisturbed
 
 
 def planned(tiny: str, root: Path, seed: int, epochs: int) -> PlannedRun:
@@ -121,6 +146,30 @@ def test_a_follower_tells_an_epoch_once_all_runs_of_a_pack_have_it(tiny, tmp_pat
     assert told[2:] == [[(1, 2)], [(1, 3)]]
 
 
+def test_a_follower_goes_on_with_a_pack_that_was_killed_while_a_run_ended(tiny, tmp_path):
+    short, long = (planned(tiny, tmp_path, seed, epochs) for seed, epochs in enumerate((2, 4)))
+    for run in (short, long):
+        grow(run, 3)  # the short one has all its lines and no mark that it is finished
+    told: list[list[int]] = []
+    follower = Follower([[short, long]], lambda steps: told.append([step.line["epoch"] for step in steps]))
+    grow(long, 5)
+    follower.look_closely()
+    assert told == [[3], [4]]
+
+
+def test_a_file_that_is_gone_at_the_wrong_moment_is_read_again(tiny, tmp_path, monkeypatch):
+    run = planned(tiny, tmp_path, 0, 3)
+    told: list[int] = []
+    follower = Follower([[run]], lambda steps: told.extend(step.line["epoch"] for step in steps))
+    grow(run, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "metrics", lambda folder: (_ for _ in ()).throw(FileNotFoundError()))
+        follower.look_closely()
+    assert told == []
+    follower.look_closely()
+    assert told == [0]
+
+
 @pytest.fixture
 def eight_cores(monkeypatch):
     monkeypatch.setattr(workers, "cores", lambda: 8)
@@ -143,6 +192,15 @@ def test_as_many_workers_as_cores_packs_and_memory_allow(eight_cores, monkeypatc
     assert workers_that_pay(packs, "cpu") == 2
     monkeypatch.setattr(workers, "room", lambda device: one // 2)
     assert workers_that_pay(packs, "cpu") == 1
+
+
+def test_cores_are_those_that_may_be_used(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 5}, raising=False)
+    assert cores() == 3
+    for asked, there in (("2", 2), ("8", 3), ("0", 3), ("all", 3)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert cores() == there
 
 
 def test_little_work_is_not_worth_a_second_process(eight_cores, tiny):

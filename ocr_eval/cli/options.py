@@ -106,7 +106,7 @@ ScoreEveryOption = Annotated[int, _option("--score-every", min=1, help="Epochs b
 ReportToOption = Annotated[str, _option("--report-to", help="Tracker: none, trackio, wandb or tensorboard.")]
 
 ExecutorOption = Annotated[
-    str, _option("--executor", help="here: one after another; local: one a device; slurm: one a job of a cluster.")
+    str, _option("--executor", help="here: on this device; local: one a device; slurm: one a job of a cluster.")
 ]
 WorkersOption = Annotated[
     int | None,

@@ -62,7 +62,10 @@ def sweep(
     dry_run: o.DryRunOption = False,
     quiet: o.QuietOption = False,
     worker: Annotated[
-        int | None, typer.Option(help="Do one pack of the folder's sweep, by its number from 1; 0: all that are free.")
+        int | None,
+        typer.Option(
+            help="Do one pack of the folder's sweep, by its number from 1; 0: all, but for those that others do."
+        ),
     ] = None,
     config: o.ConfigOption = None,
 ) -> None:
@@ -79,6 +82,8 @@ def sweep(
     if worker is not None:  # it does its pack here, whatever the variables of its parent say
         placement = Placement()
     else:
+        if workers is not None and executor != "here":
+            raise UserError(f"--workers goes with --executor here, and this is '{executor}'.")
         placement = o.placement(
             executor,
             devices=devices,
@@ -90,9 +95,6 @@ def sweep(
             parallel=parallel,
             slurm=slurm,
         )
-
-    if workers is not None and executor != "here":
-        raise UserError(f"--workers goes with --executor here, and this is '{executor}'.")
 
     held = read_sweep(output_dir)
     given = _given(
@@ -115,9 +117,12 @@ def sweep(
             "score_every": score_every,
         }
     )
+    if worker is not None and held is not None:  # so does the sweep
+        given = {}
     grid = _grid(given, held.grid if held else None)
     check_same(grid, output_dir)
     means = _Means(cast("Device", device), placement, workers, report_to, offline, force, worker)
+    means.check()
     if dry_run:
         typer.echo(_plan(grid, output_dir, means), nl=False)
         return
@@ -173,24 +178,33 @@ class _Means:
             return "cpu" if self.placement.gpus_per_job == 0 else "cuda"
         return device_type(self.device)
 
-    def flags(self, report_to: str) -> list[str]:
-        """The same means as flags of a worker's command, which reports to a tracker of its own or to none."""
-        return ["--device", self.device, "--report-to", report_to, *(["--offline"] if self.offline else [])]
+    def flags(self) -> list[str]:
+        """The same means as flags of a worker's command."""
+        return ["--device", self.device, "--report-to", self.report_to, *(["--offline"] if self.offline else [])]
+
+    def check(self) -> None:
+        """Raises UserError if several processes are asked for and the device is no CPU."""
+        if self.workers is not None and self.workers > 1 and self.pack_device != "cpu":
+            raise UserError(f"--workers {self.workers}: processes share the cores of a CPU; one fills a GPU.")
+
+    @property
+    def packs_at_once(self) -> int:
+        """How many packs may be done at once on this machine, if there is enough to do."""
+        from ocr_eval.executor.local import cores
+
+        if self.placement.executor == "here" and self.pack_device == "cpu":
+            return self.workers or cores()
+        return max(1, len(self.placement.devices))
 
     def processes(self, packs: Sequence[Sequence[RunSpec]]) -> int:
-        """How many processes of this machine do some packs.
-
-        Raises:
-            UserError: several, and the device is no CPU.
-        """
+        """How many processes of this machine do some packs."""
+        from ocr_eval.processes import is_alone
         from ocr_eval.workers import workers_that_pay
 
-        if self.placement.executor != "here" or self.worker is not None:
+        if self.placement.executor != "here" or self.worker is not None or not is_alone():
             return 1
         if self.workers is None:
             return workers_that_pay(packs, self.pack_device)
-        if self.workers > 1 and self.pack_device != "cpu":
-            raise UserError(f"--workers {self.workers}: processes share the cores of a CPU; one fills a GPU.")
         return max(1, min(self.workers, sum(map(bool, packs))))
 
 
@@ -203,11 +217,11 @@ def _run(grid: Grid, output: Path, means: _Means) -> None:
     report_to = require_tracker(means.report_to)
     prepare_output(output)
     bases = Bases(means.device)
-    sweep = plan_sweep(grid, output, means.pack_device, bases)
+    sweep = plan_sweep(grid, output, means.pack_device, bases, means.packs_at_once)
     if means.worker is not None and not 0 <= means.worker <= len(sweep.packs):
         raise UserError(f"--worker {means.worker}: this sweep has packs 1 to {len(sweep.packs)}.")
-    check_data(sweep, bases)
     if means.worker is None:
+        check_data(sweep, bases)
         if means.force:
             clear(sweep)
         sweep.write()
@@ -234,11 +248,11 @@ def _work_here(sweep: Sweep, bases: Bases, means: _Means) -> None:
     processes = means.processes(todo)
     beside = f" in {processes} processes" if processes > 1 else ""
     _say_amount(sweep, f"{sum(map(len, todo))} to do{beside}")
+    if processes > 1:
+        _say_problems(sweep, work_side_by_side(sweep, processes, means.flags(), _watcher(sweep)))
+        return
     report_to = require_tracker(means.report_to)
     with following(_watcher(sweep), report_to, sweep.output.name, sweep.output) as watch:
-        if processes > 1:
-            _say_problems(sweep, work_side_by_side(sweep, processes, means.flags("none"), watch))
-            return
         how = Execution(means.device, every=sweep.grid.score_every, watch=watch)
         work(sweep, bases, how, packs, lambda runs: say(f"Waiting for {runs} runs that another process is doing"))
 
@@ -250,7 +264,7 @@ def _work_elsewhere(sweep: Sweep, means: _Means) -> None:
     from ocr_eval.sweep import pack_jobs
     from ocr_eval.workers import Follower
 
-    jobs = pack_jobs(sweep, means.flags(means.report_to))
+    jobs = pack_jobs(sweep, means.flags())
     _say_amount(sweep, f"{len(jobs)} packs to do")
     follower = Follower(sweep.packs, _watcher(sweep))
     results = run_jobs(
@@ -260,6 +274,7 @@ def _work_elsewhere(sweep: Sweep, means: _Means) -> None:
         lambda event: say(" ".join(filter(None, [event.job.name, event.state, event.place, event.reason]))),
         follower.look,
     )
+    follower.look_closely()
     _say_problems(sweep, results)
 
 
@@ -317,7 +332,7 @@ def _plan(grid: Grid, output: Path, means: _Means) -> str:
     from ocr_eval.weights import cached
 
     bases, device = Bases(means.device), means.pack_device
-    packs = cut(grid.specs(), device)
+    packs = cut(grid.specs(), device, means.packs_at_once)
     here = [cached(pack[0].model) is not None for pack in packs]
     done = [
         [is_here and bases.folder(spec, output).is_done() for spec in pack]

@@ -29,7 +29,7 @@ def run_jobs(
 
     Args:
         jobs: what to run; names are distinct.
-        placement: ``local`` or ``slurm``, and what they need; ``here`` is the caller's own process.
+        placement: ``local`` or ``slurm``, and what they need; ``here`` is the caller's own affair.
         logs: folder for the output of the jobs, ``<name>.log`` each; Slurm's own files go to ``slurm/`` in it.
         progress: called whenever a job's state changes.
         meanwhile: called several times a second on this machine, and whenever Slurm is asked.

@@ -161,9 +161,9 @@ def own_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def packs_of(seeds: int) -> list[list[RunSpec]]:
+def packs_of(seeds: int, workers: int) -> list[list[RunSpec]]:
     """The packs of the sweep."""
-    return cut_into_packs(run_specs(seeds), "cpu", workers=cores())
+    return cut_into_packs(run_specs(seeds), "cpu", workers=workers)
 
 
 def work(packs: list[list[RunSpec]], epochs: int) -> Worked:
@@ -179,7 +179,7 @@ def work(packs: list[list[RunSpec]], epochs: int) -> Worked:
 
 def measure_packs(epochs: int, seeds: int) -> Measured:
     """All packs, in a process a core."""
-    workers = min(cores(), len(packs_of(seeds)))
+    workers = min(cores(), len(packs_of(seeds, cores())))
     environment = {**os.environ, "OMP_NUM_THREADS": str(cores() // workers)}
     flags = ["--epochs", str(epochs), "--seeds", str(seeds)]
     peak = matmul_peak()
@@ -195,8 +195,11 @@ def measure_packs(epochs: int, seeds: int) -> Measured:
         for index in range(workers)
     ]
     for child in children:
-        while child.stdout.readline().strip() != "ready":
-            pass
+        line = child.stdout.readline()
+        while line.strip() != "ready":
+            if not line:
+                raise RuntimeError("a worker ended before it began; start one with --worker 0/1 to see why")
+            line = child.stdout.readline()
     for child in children:
         child.stdin.write("go\n")
         child.stdin.flush()
@@ -263,7 +266,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     if arguments.worker:
         index, workers = map(int, arguments.worker.split("/"))
-        print(json.dumps(asdict(work(packs_of(arguments.seeds)[index::workers], arguments.epochs))))
+        print(json.dumps(asdict(work(packs_of(arguments.seeds, workers)[index::workers], arguments.epochs))))
         return
     if arguments.way:
         print(json.dumps(asdict(measure(arguments.way, arguments.epochs, arguments.seeds))))
