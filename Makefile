@@ -68,7 +68,7 @@ lock:
 
 # The committed results: both small models with five associations and three seeds; for SmolLM2, one seed of full
 # fine-tuning and of the two controls. Half an hour to an hour on two cores; what is done is not repeated.
-RESULTS := results/smollm2-135m results/gemma3-270m results/smollm2-135m-full results/controls
+SHOWN := results/smollm2-135m results/gemma3-270m
 results: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep -o results/smollm2-135m >/dev/null
 	$(BIN)/ocr-eval sweep --models gemma3-270m --score-every 5 -o results/gemma3-270m >/dev/null
@@ -77,14 +77,18 @@ results: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep --m-train 0 --seeds 0 --score-every 4 -o results/controls/no-entailment >/dev/null
 	$(MAKE) results-shown
 
-# Everything that is made from records: tables, figures and report pages (a minute, without a model).
+# Everything that is made from records, of each sweep and of all together: tables, figures and report pages (two
+# minutes, without a model).
 results-shown: $(VENV)/.ready
-	for folder in $(wildcard $(RESULTS)); do \
-	  for form in md csv json tex html; do \
-	    $(BIN)/ocr-eval table $$folder --format $$form > $$folder/table.$$form || exit 1; \
-	  done; \
-	  $(BIN)/ocr-eval figures $$folder && $(BIN)/ocr-eval report $$folder -o $$folder/report.html || exit 1; \
-	done
+	$(call show,results/all,$(SHOWN) results/smollm2-135m-full results/controls)
+	$(foreach folder,$(SHOWN),$(call show,$(folder),$(folder)) &&) true
+
+# $(call show,where,of which folders)
+define show
+mkdir -p $(1) && for form in md csv json tex html; do \
+  $(BIN)/ocr-eval table $(2) --format $$form > $(1)/table.$$form || exit 1; \
+done && $(BIN)/ocr-eval figures $(2) --to $(1)/figures && $(BIN)/ocr-eval report $(2) -o $(1)/report.html
+endef
 
 # The five large models at true size with random weights, in bf16 and in NF4, plan against measured (about 30 minutes on
 # two cores; needs 24 GB). TOKENIZERS names a folder with the models' tokenizers, each in a folder of the model's name.

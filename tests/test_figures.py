@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_table import HOSTILE, record
 
 from ocr_eval.figures import curve_figure, efficiency_figure, heatmap_figure, save, scatter_figure, score_figure
 from ocr_eval.heat import heat_of
 from ocr_eval.published import published_mean_ranks
-from ocr_eval.specs import DataSpec
+from ocr_eval.specs import DataSpec, TrainSpec
 from ocr_eval.table import build_table
 
 
@@ -37,6 +38,25 @@ def test_scores_show_every_association_and_no_published_row():
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["city-language", "sport-music"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["smollm2-135m, lora"]
+
+
+def test_a_legend_of_long_labels_stays_inside_its_figure():
+    settings = [
+        {"train": TrainSpec(lr=lr, batch_size=size, method=method), "data": DataSpec(m_train=m)}
+        for lr, size, method, m in ((1e-3, 8, "lora", 4), (2.5e-5, 16, "full", 1), (2e-3, 32, "qlora", 2))
+    ]
+    long = {"model": "a-model-with-a-name-of-sixty-three-characters-as-long-as-they-get"}
+    kinds = (("city-language", "causal"), ("sport-music", "spurious"))
+    records = [record(*kind, **setting) for kind in kinds for setting in settings]
+    records += [record(*kind, **setting, **long) for kind in kinds for setting in settings]
+    figures = [
+        score_figure(build_table(records, "first-token", published_mean_ranks())),
+        scatter_figure(records, "first-token"),
+    ]
+    for figure in figures:
+        FigureCanvasAgg(figure).draw()
+        box, whole = figure.legends[0].get_window_extent(), figure.bbox
+        assert whole.x0 <= box.x0 < box.x1 <= whole.x1
 
 
 def test_curves_show_the_four_quantities_and_the_null_averaged_over_seeds():

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ocr_eval.figures.style import LEGEND_ROWS, QUANTITY_STYLES, bare, new_figure, plain, series, tick
+from ocr_eval.figures.style import LEGEND_ROWS, QUANTITY_STYLES, bare, entry, legend_below, new_figure, series, tick
 from ocr_eval.records import Quantity, Record
 from ocr_eval.selection import by_association, column_order, group_rows
 from ocr_eval.specs import Scoring
@@ -109,7 +109,7 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
         color, marker = series(i)
         sizes, found = list(by_size), [next(cells) for _ in by_size]
         low, high = zip(*(cell.bounds["ocr-score"] for cell in found), strict=True)
-        label = plain(key) if i < LEGEND_ROWS else None
+        label = entry(key) if i < LEGEND_ROWS else None
         axes.plot(sizes, [c.values["ocr-score"] for c in found], marker=marker, color=color, linewidth=1.6, label=label)
         axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
     for m_test in sorted({run.data.m_test for _, by_size in lines for runs in by_size.values() for run in runs}):
@@ -120,7 +120,7 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
     axes.axhline(0, color="black", linewidth=1)
     axes.set_xlabel("m_train: subjects a group whose entailment is taught")
     axes.set_ylabel(f"OCR score ({scoring})")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    legend_below(figure)
     bare(axes)
     return figure
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ocr_eval.figures.style import LEGEND_ROWS, bare, new_figure, plain, series, tick
+from ocr_eval.figures.style import LEGEND_ROWS, bare, entry, legend_below, new_figure, series, tick
 from ocr_eval.records import Record
 from ocr_eval.selection import group_rows
 from ocr_eval.specs import Scoring
@@ -38,7 +38,7 @@ def score_figure(table: Table) -> Figure:
             hollow |= bool(cell.unlearned)
             axes.plot(x, cell.values["ocr-score"], marker, color=color, markerfacecolor=face, markersize=7)
         if i < LEGEND_ROWS:
-            axes.plot([], [], marker, color=color, markersize=7, label=plain(row.name))
+            axes.plot([], [], marker, color=color, markersize=7, label=entry(row.name))
     if len(rows) > LEGEND_ROWS:
         axes.plot([], [], " ", label=f"and {len(rows) - LEGEND_ROWS} more")
     axes.axhline(0, color="black", linewidth=1)
@@ -50,7 +50,7 @@ def score_figure(table: Table) -> Figure:
     axes.set_title("Held-out entailments inferred: 0 nothing transferred, 1 always", fontsize=10)
     if hollow:
         axes.plot([], [], "o", color="0.4", markerfacecolor="white", markersize=7, label=_UNLEARNED)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    legend_below(figure)
     bare(axes)
     return figure
 
@@ -87,7 +87,7 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
         x, y = (cell.values["ocr-score"] for cell in (across, up))
         axes.plot(across.bounds["ocr-score"], [y, y], color=color, linewidth=1.6)
         axes.plot([x, x], up.bounds["ocr-score"], color=color, linewidth=1.6)
-        label = plain(name) if i < LEGEND_ROWS else None
+        label = entry(name) if i < LEGEND_ROWS else None
         axes.plot(x, y, marker, color=color, markersize=9, markeredgecolor="white", label=label)
         lowest = min(lowest, across.bounds["ocr-score"][0], up.bounds["ocr-score"][0])
     axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=":")
@@ -100,7 +100,7 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
     axes.set_aspect("equal")
     axes.set_xlabel("generalization: OCR score over true links")
     axes.set_ylabel("hallucination: OCR score over arbitrary links")
-    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
+    legend_below(figure)
     bare(axes)
     return figure
 

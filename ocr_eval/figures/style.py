@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -33,6 +34,9 @@ QUANTITY_STYLES: dict[Quantity, tuple[str, str, str]] = {
     "test_entailment": ("held-out entailments", "#D55E00", "-"),
 }
 
+#: Inches of a character of a legend, about, and of its marker with the room around it.
+_CHARACTER, _MARKER = 0.063, 0.6
+
 #: A legend of more rows than this says how many it leaves out.
 LEGEND_ROWS = 12
 
@@ -41,6 +45,16 @@ _METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "svg": {"Date": None, "Creator": None},
 }
+
+
+def legend_below(figure: Figure) -> None:
+    """A legend below the axes: in two columns where its labels are short enough for it, long ones in several lines."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    width = float(figure.get_figwidth())
+    longest = max(map(len, labels), default=0)
+    columns = 2 if 2 * (_MARKER + longest * _CHARACTER) <= width else 1
+    broken = [textwrap.fill(label, int((width - _MARKER) / _CHARACTER)) for label in labels]
+    figure.legend(handles, broken, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -62,6 +76,11 @@ def plain(text: str, most: int = 70) -> str:
     """User data as a label: cut to a length, and a dollar sign is not the begin of a formula."""
     cut = text if len(text) <= most else text[: most - 3] + "..."
     return cut.replace("$", r"\$")
+
+
+def entry(text: str) -> str:
+    """User data in a legend, which breaks lines."""
+    return plain(text, 200)
 
 
 def tick(text: str) -> str:
