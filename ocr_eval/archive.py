@@ -58,12 +58,12 @@ def find_runs(*roots: Path, scoring: Scoring | None = None) -> Found:
     for root in roots:
         if not root.is_dir():
             raise UserError(f"There is no folder '{root}'. Run 'ocr-eval finetune' first, or name another.")
-    with _collector_at_rest():
+    with collector_at_rest():
         return _find(roots, scoring)
 
 
 @contextmanager
-def _collector_at_rest() -> Iterator[None]:
+def collector_at_rest() -> Iterator[None]:
     """Ten thousand records are millions of objects without a cycle, which the collector would walk again and again."""
     was_on = gc.isenabled()
     gc.disable()

@@ -86,6 +86,7 @@ def table(
     what it shows goes to stderr. Exit 1 if a record could not be read; the others are in the table.
     """
     from ocr_eval import rendering
+    from ocr_eval.archive import collector_at_rest
     from ocr_eval.finding import finding
     from ocr_eval.published import published_mean_ranks
     from ocr_eval.selection import row_keys
@@ -96,17 +97,18 @@ def table(
     if metric is not None:
         o.choice("--metric", metric, METRICS)
     keys = row_keys("--by", by)
-    found = find(folders or [output_dir], chosen, filters)
-    built = build_table(
-        found.records,
-        chosen,
-        published_mean_ranks() if published else None,
-        cast("Metric | None", metric),
-        keys,
-        every_interval=format in ("csv", "json"),
-    )
-    typer.echo(rendering.FORMATS[format](built), nl=False)
-    sentence = finding(found.records, built)
+    with collector_at_rest():
+        found = find(folders or [output_dir], chosen, filters)
+        built = build_table(
+            found.records,
+            chosen,
+            published_mean_ranks() if published else None,
+            cast("Metric | None", metric),
+            keys,
+            every_interval=format in ("csv", "json"),
+        )
+        typer.echo(rendering.FORMATS[format](built), nl=False)
+        sentence = finding(found.records, built)
     if sentence:
         typer.echo(f"\nFinding: {sentence}", err=True)
     if found.complaints:

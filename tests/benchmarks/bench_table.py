@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def write_records(root: Path, count: int) -> None:
-    originals = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("**/result.json"))]
+    originals = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("smollm2-135m/**/result.json"))]
     originals = [record for record in originals if record["seed"] < 3][:15]
     for i in range(count):
         copy, original = divmod(i, len(originals))
