@@ -166,7 +166,8 @@ def read_record(path: Path, scoring: Scoring | None = None) -> Record:
             with a mean rank that is not the mean of the ranks beside it.
     """
     try:
-        content = path.read_bytes()
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path.read_bytes
+            content = file.read()
         record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring)
     except msgspec.ValidationError as error:
         version = _schema_version(content)
@@ -213,10 +214,11 @@ def _disagreement(record: Record, scoring: Scoring) -> str | None:
         return f"{scoring}: held-out ranks or their score are missing"
     if not len(held.subject) == len(held.target) == len(held.ranks) == score.probes:
         return f"held_out.{scoring} does not have one rank for each of {score.probes} probes"
-    if held.ranks.ndim != 2 or not 0 <= held.target.min() <= held.target.max() < held.ranks.shape[1]:
+    ranks, target = held.ranks, held.target.tolist()
+    if not target or ranks.ndim != 2 or not 0 <= min(target) <= max(target) < ranks.shape[1]:
         return f"held_out.{scoring} has rows of unequal length, or an answer that is none"
-    mean = held.ranks[np.arange(score.probes), held.target].sum() / score.probes
-    null = held.ranks.sum() / held.ranks.size
+    mean = float(np.add.reduce(ranks[np.arange(score.probes), held.target])) / score.probes
+    null = float(np.add.reduce(ranks, axis=None)) / ranks.size
     for name, stated, found in (("mean", score.mean_rank, mean), ("null", score.null_rank, null)):
         if not abs(found - stated) <= 1e-6:
             return f"final.{scoring} states {name} rank {stated:g} and the ranks have {found:g}"
