@@ -29,10 +29,10 @@ def workers_that_pay(packs: Sequence[Sequence[RunSpec]], device: str) -> int:
     """How many processes should share the packs: one a core on a CPU, if memory lets them and there is enough to do.
 
     Args:
-        packs: the runs that are still to be done.
+        packs: all runs, also those that are done: so a sweep that goes on has as many threads a process as before,
+            on which the last bits of its results may depend.
         device: the type of device.
     """
-    packs = [pack for pack in packs if pack]
     most = min(cores(), len(packs))
     if device != "cpu" or most < 2:
         return 1
@@ -56,7 +56,7 @@ def work_side_by_side(sweep: Sweep, workers: int, flags: Sequence[str], watch: W
 
     Args:
         sweep: the sweep, stated in its folder.
-        workers: how many processes.
+        workers: how many processes share the cores; no more are started than there are packs to do.
         flags: further flags of their command.
         watch: is told the new lines of metrics.
 
@@ -64,7 +64,8 @@ def work_side_by_side(sweep: Sweep, workers: int, flags: Sequence[str], watch: W
         KeyboardInterrupt: after the workers were stopped.
     """
     command = (sys.executable, "-m", "ocr_eval", "sweep", "-o", str(sweep.output.resolve()), "--worker", "0", *flags)
-    jobs = [Job(f"worker{number}", command) for number in range(1, workers + 1)]
+    needed = min(workers, sum(any(run.is_open for run in pack) for pack in sweep.packs))
+    jobs = [Job(f"worker{number}", command) for number in range(1, needed + 1)]
     follower = Follower(sweep.packs, watch)
     placement = Placement(executor="local", devices=("cpu",) * workers)
     results = run_jobs(jobs, placement, sweep.output / "logs", meanwhile=follower.look)

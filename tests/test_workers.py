@@ -184,7 +184,7 @@ def test_as_many_workers_as_cores_packs_and_memory_allow(eight_cores, monkeypatc
     packs = smollm2(5)
     assert [len(pack) for pack in packs] == [1] * 5
     assert workers_that_pay(packs, "cpu") == 5
-    assert workers_that_pay([*packs[:3], [], []], "cpu") == 3
+    assert workers_that_pay(packs[:3], "cpu") == 3
     assert workers_that_pay(smollm2(11), "cpu") == 8
     assert workers_that_pay(packs, "cuda") == 1
     one = sweep_plan.pack_memory(packs[0][0], workers.workload.measure(packs[0][0]), 1, "cpu").total

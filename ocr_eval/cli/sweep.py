@@ -197,7 +197,7 @@ class _Means:
         return max(1, len(self.placement.devices))
 
     def processes(self, packs: Sequence[Sequence[RunSpec]]) -> int:
-        """How many processes of this machine do some packs."""
+        """How many processes of this machine do the packs of a sweep."""
         from ocr_eval.processes import is_alone
         from ocr_eval.workers import workers_that_pay
 
@@ -205,7 +205,7 @@ class _Means:
             return 1
         if self.workers is None:
             return workers_that_pay(packs, self.pack_device)
-        return max(1, min(self.workers, sum(map(bool, packs))))
+        return min(self.workers, len(packs))
 
 
 def _run(grid: Grid, output: Path, means: _Means) -> None:
@@ -244,10 +244,10 @@ def _work_here(sweep: Sweep, bases: Bases, means: _Means) -> None:
     from ocr_eval.workers import work_side_by_side
 
     packs = [means.worker - 1] if means.worker else range(len(sweep.packs))
-    todo = [[run.spec for run in sweep.packs[index] if run.is_open] for index in packs]
-    processes = means.processes(todo)
-    beside = f" in {processes} processes" if processes > 1 else ""
-    _say_amount(sweep, f"{sum(map(len, todo))} to do{beside}")
+    todo = sum(run.is_open for index in packs for run in sweep.packs[index])
+    processes = means.processes([[run.spec for run in pack] for pack in sweep.packs])
+    beside = f" in {processes} processes" if processes > 1 and todo else ""
+    _say_amount(sweep, f"{todo} to do{beside}")
     if processes > 1:
         _say_problems(sweep, work_side_by_side(sweep, processes, means.flags(), _watcher(sweep)))
         return
@@ -338,11 +338,7 @@ def _plan(grid: Grid, output: Path, means: _Means) -> str:
         [is_here and bases.folder(spec, output).is_done() for spec in pack]
         for pack, is_here in zip(packs, here, strict=True)
     ]
-    left = [
-        [spec for spec, is_done in zip(pack, finished, strict=True) if not is_done]
-        for pack, finished in zip(packs, done, strict=True)
-    ]
-    lines = [f"output: {output}", *describe_packs(packs, done, device, means.processes(left))]
+    lines = [f"output: {output}", *describe_packs(packs, done, device, means.processes(packs))]
     flags = {key.replace("_", "-"): value for key, value in grid.model_dump(mode="json").items() if value is not None}
     comments = "".join(f"# {line}\n" for line in lines)
     return comments + yaml.safe_dump(flags, sort_keys=False, default_flow_style=None, width=110)
