@@ -12,7 +12,7 @@ All draw from the evaluation stream, so the same ranks give the same numbers, an
 A bootstrap draw weighs subjects, and the weights depend only on how many subjects each seed has. So cells of one
 shape share one matrix of weights, and a table's resampled means are one matrix product:
 
-    boot[b, column] = sum over seeds k and subjects s of  weight[b, (k, s)] * value[(k, s), column]
+    boot[column, b] = sum over seeds k and subjects s of  value[column, (k, s)] * weight[b, (k, s)]
 
 The permutation test is put the same way: with subjects sorted by their answer, the exchanged labels of all cells
 of one shape are one 0/1 matrix.
@@ -74,7 +74,7 @@ class SubjectRanks:
     @cached_property
     def null(self) -> Floats:
         """Mean midrank of the in-use answers. [S]"""
-        mean: Floats = self.ranks.mean(axis=1)
+        mean: Floats = np.add.reduce(self.ranks, axis=1) / self.ranks.shape[1]
         return mean
 
 
@@ -131,14 +131,13 @@ def estimates(
         weights_BR = _weights(shape, draws)
         for start in range(0, len(members), _CELLS_AT_ONCE):
             some = members[start : start + _CELLS_AT_ONCE]
-            rows = [np.concatenate([_column(seed, name) for seed in cells[i]]) for name in columns for i in some]
-            values_RC = np.stack(rows, axis=1)
-            observed_C = _observed_weights(shape) @ values_RC
-            drawn_BC = weights_BR @ values_RC
+            values_CR = np.stack([_column(cells[i], name) for name in columns for i in some])
+            observed_C = values_CR @ _observed_weights(shape)
+            drawn_CB = values_CR @ weights_BR.T
             at = {name: slice(c * len(some), (c + 1) * len(some)) for c, name in enumerate(columns)}
             for metric in metrics:
-                value, boot = (_metric(metric, table, at) for table in (observed_C[None], drawn_BC))
-                for i, estimate in zip(some, _estimates(value[0], boot), strict=True):
+                value, boot = (_metric(metric, table, at) for table in (observed_C, drawn_CB))
+                for i, estimate in zip(some, _estimates(value, boot), strict=True):
                     result[i][metric] = estimate
     return result
 
@@ -161,22 +160,22 @@ def compare(a: Mapping[int, SubjectRanks], b: Mapping[int, SubjectRanks], draws:
         if pairs:
             in_a, in_b = (list(rows) for rows in zip(*pairs, strict=True))
             parts = [a[seed].rank[in_a], a[seed].null[in_a], b[seed].rank[in_b], b[seed].null[in_b]]
-            columns.append(np.stack(parts, axis=1))
+            columns.append(np.stack(parts))
     if not columns:
         raise ValueError("the two conditions have no seed and subject in common")
-    shape = [len(column) for column in columns]
-    values_RC = np.concatenate(columns)
+    shape = [column.shape[1] for column in columns]
+    values_CR = np.concatenate(columns, axis=1)
     value, boot = (
-        _difference(weights @ values_RC) for weights in (_observed_weights(shape)[None], _weights(shape, draws))
+        _difference(values_CR @ weights.T) for weights in (_observed_weights(shape)[None], _weights(shape, draws))
     )
-    return Comparison(_estimates(value[0], boot)[0], subjects=sum(shape), seeds=len(columns))
+    return Comparison(_estimates(value[:, 0], boot)[0], subjects=sum(shape), seeds=len(columns))
 
 
-def _difference(means_BC: Floats) -> Floats:
-    """OCR score of A minus that of B, from the means of their ranks and nulls. [B, 4] -> [B, 1]"""
-    rank_a, null_a, rank_b, null_b = means_BC.T
+def _difference(means_CB: Floats) -> Floats:
+    """OCR score of A minus that of B, from the means of their ranks and nulls. [4, B] -> [1, B]"""
+    rank_a, null_a, rank_b, null_b = means_CB
     difference: Floats = rank_b / null_b - rank_a / null_a
-    return difference[:, None]
+    return difference[None]
 
 
 def permutation_p(seeds: Sequence[SubjectRanks], draws: int = DRAWS) -> float:
@@ -203,26 +202,36 @@ def permutation_ps(cells: Sequence[Sequence[SubjectRanks]], draws: int = DRAWS) 
             raise ValueError("no seeds to test")
         groups[tuple(np.bincount(seed.target, minlength=seed.ranks.shape[1]).tobytes() for seed in seeds)].append(i)
     for members in groups.values():
-        rng = np.random.default_rng(draw.integer("evaluation/permutation"))
-        total_BC = np.zeros((draws, len(members)))
-        observed_C = np.zeros(len(members))
-        for k, first in enumerate(cells[members[0]]):
-            subjects, n = first.ranks.shape
-            labels_BS = rng.permuted(np.tile(np.sort(first.target), (draws, 1)), axis=1)
-            hot_BX = np.zeros((draws, subjects * n), dtype=np.float32)
-            np.put_along_axis(hot_BX, labels_BS + n * np.arange(subjects), 1.0, axis=1)
-            for start in range(0, len(members), _CELLS_AT_ONCE):
-                some = slice(start, start + _CELLS_AT_ONCE)
-                seeds = [cells[i][k] for i in members[some]]
-                ranks_CX = np.stack([seed.ranks[np.argsort(seed.target, kind="stable")].ravel() for seed in seeds])
+        exchanged = _exchanges(cells[members[0]], draws)
+        for start in range(0, len(members), _CELLS_AT_ONCE):
+            some = members[start : start + _CELLS_AT_ONCE]
+            total_CB = np.zeros((len(some), draws))
+            observed_C = np.zeros(len(some))
+            for k, hot_BX in enumerate(exchanged):
+                seeds = [cells[i][k] for i in some]
                 # midranks are multiples of 1/2, so their doubled sums are exact in fp32
-                doubled_XC = (2 * ranks_CX).astype(np.float32).T
-                total_BC[:, some] += (hot_BX @ doubled_XC) / (2 * subjects)
-                observed_C[some] += np.stack([seed.rank for seed in seeds]).mean(axis=1)
-        as_low_C = (total_BC <= observed_C + 1e-9).sum(axis=0)
-        for i, as_low in zip(members, as_low_C.tolist(), strict=True):
-            result[i] = (1 + as_low) / (draws + 1)
+                doubled_CSn = np.stack([seed.ranks for seed in seeds]).astype(np.float32) * 2
+                by_answer_CS = np.argsort(np.stack([seed.target for seed in seeds]), axis=1, kind="stable")
+                doubled_CX = np.take_along_axis(doubled_CSn, by_answer_CS[:, :, None], axis=1).reshape(len(some), -1)
+                total_CB += np.divide(doubled_CX @ hot_BX.T, 2 * doubled_CSn.shape[1], dtype=np.float64)
+                observed_C += np.stack([seed.rank for seed in seeds]).mean(axis=1)
+            as_low_C = np.count_nonzero(total_CB <= observed_C[:, None] + 1e-9, axis=1)
+            for i, as_low in zip(some, as_low_C.tolist(), strict=True):
+                result[i] = (1 + as_low) / (draws + 1)
     return result
+
+
+def _exchanges(seeds: Sequence[SubjectRanks], draws: int) -> list[NDArray[np.float32]]:
+    """Exchanged labels of each seed: 1 where a draw gives a subject, by order of answers, an answer. K of [B, S * n]"""
+    rng = np.random.default_rng(draw.integer("evaluation/permutation"))
+    exchanged = []
+    for seed in seeds:
+        subjects, n = seed.ranks.shape
+        labels_BS = rng.permuted(np.tile(np.sort(seed.target), (draws, 1)), axis=1)
+        hot_BX = np.zeros((draws, subjects * n), dtype=np.float32)
+        np.put_along_axis(hot_BX, labels_BS + n * np.arange(subjects), 1.0, axis=1)
+        exchanged.append(hot_BX)
+    return exchanged
 
 
 def _by_shape(cells: Sequence[Sequence[SubjectRanks]]) -> dict[tuple[int, ...], list[int]]:
@@ -255,25 +264,25 @@ def _weights(shape: Sequence[int], draws: int) -> Floats:
     return weights_BR
 
 
-def _column(seed: SubjectRanks, name: Metric) -> Floats:
-    """One number a subject, whose mean over subjects is the metric. [S]"""
+def _column(seeds: Sequence[SubjectRanks], name: Metric) -> Floats:
+    """One number a subject of each seed, whose mean over subjects is the metric. [R]"""
     if name == "null-rank":
-        return seed.null
-    rank = seed.rank
+        return np.concatenate([seed.null for seed in seeds])
+    rank = np.concatenate([seed.rank for seed in seeds])
     if name == "top1":
         return (rank == 0).astype(np.float64)
     return 1 / (rank + 1) if name == "mrr" else rank
 
 
 def _metric(metric: Metric, means: Floats, at: Mapping[Metric, slice]) -> Floats:
-    """A metric of each cell out of the means of the columns. [B, C] -> [B, cells]"""
+    """A metric of each cell out of the means of the columns. [C, ...] -> [cells, ...]"""
     if metric != "ocr-score":
-        return means[:, at[metric]]
-    scores: Floats = 1 - means[:, at["mean-rank"]] / means[:, at["null-rank"]]
+        return means[at[metric]]
+    scores: Floats = 1 - means[at["mean-rank"]] / means[at["null-rank"]]
     return scores
 
 
-def _estimates(value_C: Floats, boot_BC: Floats) -> list[Estimate]:
+def _estimates(value_C: Floats, boot_CB: Floats) -> list[Estimate]:
     tail = (1 - LEVEL) / 2
-    low_C, high_C = np.quantile(boot_BC, [tail, 1 - tail], axis=0)
+    low_C, high_C = np.quantile(boot_CB, [tail, 1 - tail], axis=1)
     return [Estimate(*three) for three in zip(value_C.tolist(), low_C.tolist(), high_C.tolist(), strict=True)]

@@ -137,15 +137,32 @@ class _Skimmed(Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
 
 
+class _SkimmedHeldOut(HeldOut, frozen=True, forbid_unknown_fields=True, eq=False, gc=False):
+    """Held-out ranks whose people, the same in all runs of a seed, are not parsed yet."""
+
+    subject: msgspec.Raw  # type: ignore[assignment]
+    target: msgspec.Raw  # type: ignore[assignment]
+
+
 _WHOLE = msgspec.json.Decoder(Record, dec_hook=_load)
 _SKIM = msgspec.json.Decoder(_Skimmed)
-_HELD_OUT = msgspec.json.Decoder(HeldOut, dec_hook=_load)
+_HELD_OUT = msgspec.json.Decoder(_SkimmedHeldOut, dec_hook=_load)
 _SCORES = msgspec.json.Decoder(dict[Quantity, Score])
 
 
 @lru_cache(maxsize=1024)
 def _data_spec(content: bytes) -> DataSpec:
     return msgspec.json.decode(content, type=DataSpec, dec_hook=_load)
+
+
+@lru_cache(maxsize=1024)
+def _subjects(content: bytes) -> list[str]:
+    return msgspec.json.decode(content, type=list[str])
+
+
+@lru_cache(maxsize=1024)
+def _targets(content: bytes) -> NDArray[np.int64]:
+    return msgspec.json.decode(content, type=NDArray[np.int64], dec_hook=_load)
 
 
 @lru_cache(maxsize=1024)
@@ -194,9 +211,14 @@ def _skim(content: bytes, scoring: Scoring) -> Record:
         "base": {},
         "final": {} if final is None else {scoring: _SCORES.decode(final)},
         "base_held_out": {},
-        "held_out": {} if held_out is None else {scoring: _HELD_OUT.decode(held_out)},
+        "held_out": {} if held_out is None else {scoring: _skim_held_out(held_out)},
     }
     return Record(**{**msgspec.structs.asdict(skimmed), **parsed})
+
+
+def _skim_held_out(content: msgspec.Raw) -> HeldOut:
+    skimmed = _HELD_OUT.decode(content)
+    return HeldOut(_subjects(bytes(skimmed.subject)), _targets(bytes(skimmed.target)), skimmed.ranks)
 
 
 def _schema_version(content: bytes) -> Any:

@@ -87,6 +87,15 @@ def test_a_hand_worked_permutation_test():
     assert permutation_p([ranks], draws=4000) == pytest.approx(0.5, abs=0.03)
 
 
+def test_exchanges_as_low_as_what_was_seen_count_also_where_the_mean_is_no_round_number():
+    """All ranks alike: every exchange has the very mean that was seen, however many subjects share it."""
+    for subjects in range(2, 60):
+        ranks = np.full((subjects, 2), 1.5)
+        ranks[0] = 7.0
+        seed = SubjectRanks([str(i) for i in range(subjects)], np.arange(subjects) % 2, ranks)
+        assert permutation_p([seed], draws=20) == 1.0
+
+
 def test_a_condition_differs_from_itself_by_exactly_nothing():
     rng = np.random.default_rng(4)
     condition = {0: seed_of(rng), 1: seed_of(rng)}
