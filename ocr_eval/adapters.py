@@ -2,11 +2,13 @@
 
     y_k = W x_k + s_k B_k (A_k x_k)          k: lane, that is run; W frozen and shared (Hu et al., arXiv 2106.09685)
 
-The base's matrix products see the rows of all lanes at once; the thin products with A and B are batched over
-lanes. Lanes share no trainable tensor, so every lane learns exactly what it would learn alone, and each has its
-own rank, scale and optimizer. PEFT reads and writes the same files (``injection.py``).
+The base's matrix products see the rows of all lanes at once; the thin products with A and B are batched over lanes,
+and those with A over the layers that read the same input. Lanes share no trainable tensor, so every lane learns exactly
+what it would learn alone, and each has its own rank, scale and optimizer. PEFT reads and writes the same files
+(``injection.py``).
 
-Dimension letters:  K lanes,  N nodes a lane,  I inputs,  O outputs,  R the largest rank.
+Dimension letters:  K lanes,  N nodes a lane,  I inputs,  O outputs,  R the largest rank,  G layers of one input,
+Q = G * R.
 """
 
 from __future__ import annotations
@@ -47,41 +49,38 @@ class Stacks:
     Attributes:
         master: fp32 weights. [K, P]
         grad: their gradients.
-        compute: what the arithmetic reads: the master weights times each lane's factor, in its precision.
-        factor: 1 for A and s for B. [K, 1]
+        compute: what the arithmetic reads: the master weights in its precision.
     """
 
     master: Tensor
     grad: Tensor
     compute: Tensor
-    factor: Tensor
 
     @classmethod
-    def zeros(cls, size: int, factors: Sequence[float], dtype: torch.dtype, device: torch.device) -> Stacks:
+    def zeros(cls, lanes: int, size: int, dtype: torch.dtype, device: torch.device) -> Stacks:
         """All zero, for so many elements a lane."""
-        master = torch.zeros(len(factors), size, device=device)
-        factor = torch.tensor(factors, device=device)[:, None]
-        return cls(master, torch.zeros_like(master), master.to(dtype, copy=True), factor)
+        master = torch.zeros(lanes, size, device=device)
+        return cls(master, torch.zeros_like(master), master.to(dtype, copy=True))
 
     def refresh(self) -> None:
         """Take over the master weights into what computes."""
-        self.compute.copy_(self.master * self.factor)
+        self.compute.copy_(self.master)
 
-    def layer(self, start: int, rank: int, width: int) -> Stacks:
-        """The part of one layer, [K, R, width], as views."""
+    def part(self, start: int, rows: int, width: int) -> Stacks:
+        """Some rows of all lanes, [K, rows, width], as views."""
 
-        def part(whole: Tensor) -> Tensor:
-            return whole[:, start : start + rank * width].view(len(whole), rank, width)
+        def view(whole: Tensor) -> Tensor:
+            return whole[:, start : start + rows * width].view(len(whole), rows, width)
 
-        return Stacks(part(self.master), part(self.grad), part(self.compute), self.factor[:, :, None])
+        return Stacks(view(self.master), view(self.grad), view(self.compute))
 
     def add_gradient(self, lanes: Lanes, grad: Tensor) -> None:
         """Accumulate the gradient of what computes, for some lanes."""
-        part = grad.to(self.grad.device) * self.factor[lanes]
+        grad = grad.to(self.grad.device)
         if isinstance(lanes, slice):
-            self.grad[lanes] += part
+            self.grad[lanes] += grad
         else:
-            self.grad.index_add_(0, lanes, part.to(self.grad.dtype))
+            self.grad.index_add_(0, lanes, grad.to(self.grad.dtype))
 
 
 class LaneLinear(torch.nn.Module):
@@ -91,49 +90,115 @@ class LaneLinear(torch.nn.Module):
         base: the layer.
         a: A of each lane, zero rows where a lane's rank is smaller. [K, R, I]
         b: B of each lane, transposed. [K, R, O]
-        lanes: which lanes the next batch holds.
     """
 
-    def __init__(self, base: torch.nn.Linear, a: Stacks, b: Stacks) -> None:
+    def __init__(self, base: torch.nn.Linear, a: Stacks, b: Stacks, siblings: Siblings) -> None:
         super().__init__()
-        self.base, self.a, self.b = base, a, b
-        self.lanes: Lanes = slice(0, len(a.master))
+        self.base, self.a, self.b, self._siblings = base, a, b, siblings
+        siblings.layers.append(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows of the selected lanes through the base and each through its own adapter. [K, N, I] -> [K, N, O]."""
-        y = self.base(x)
-        if type(self.base) is not torch.nn.Linear:  # what a quantized layer returns may not be changed in place
-            y = y.clone()
-        adapted: Tensor = _LowRankUpdate.apply(y, x, _ANCHOR, self)
-        return adapted
+        return self._siblings.output(self, x)
+
+
+class Siblings:
+    """Adapted layers that read the same input, as query, key and value projections do; or one that has its own.
+
+    The first that is asked computes for all, so that the products with A, which are thin, are one for all of them,
+    and so is the gradient of the input.
+
+    Attributes:
+        layers: the layers.
+        a: A of each lane, layer after layer. [K, G * R, I] for G layers
+        scales: alpha / r of each lane. [K, 1, 1]
+        lanes: which lanes the next batch holds.
+    """
+
+    def __init__(self, a: Stacks, scales: Tensor) -> None:
+        self.layers: list[LaneLinear] = []
+        self.a, self.scales = a, scales
+        self.lanes: Lanes = slice(0, len(scales))
+        self._input: Tensor | None = None
+        self._outputs: dict[LaneLinear, Tensor] = {}
+
+    def output(self, layer: LaneLinear, x: Tensor) -> Tensor:
+        """What a layer makes of an input; what the others make of it is kept until they are asked."""
+        if self._input is not x or layer not in self._outputs:
+            bare = [each.base for each in self.layers]
+            # A quantized layer, or one that is moved from device to device, computes and differentiates for itself;
+            # what it returns may not be changed in place.
+            plain = all(type(linear) is torch.nn.Linear and not hasattr(linear, "_hf_hook") for linear in bare)
+            ys = _LowRankUpdates.apply(x, _ANCHOR, self, *([] if plain else [linear(x).clone() for linear in bare]))
+            self._input, self._outputs = x, dict(zip(self.layers, ys, strict=True))
+        y = self._outputs.pop(layer)
+        if not self._outputs:
+            self._input = None
+        return y
+
+    def select(self, lanes: Lanes) -> None:
+        """Say which lanes the next batch holds, and forget the last one."""
+        self.lanes, self._input, self._outputs = lanes, None, {}
 
 
 #: Takes no value and no gradient: it makes autograd call ``backward`` where neither y nor x needs a gradient.
 _ANCHOR = torch.zeros((), requires_grad=True)
 
 
-class _LowRankUpdate(torch.autograd.Function):
-    """y + (x A^T) (s B)^T lane by lane, into y itself; gradients of A and B go to the layer's own buffers."""
+class _LowRankUpdates(torch.autograd.Function):
+    """y + (s x A^T) B^T lane by lane for sibling layers; gradients of A and B go to the layers' own buffers.
+
+    y = x W^T is computed here, or given and changed in place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, anchor: Tensor, layer: LaneLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, siblings: Siblings, *given: Tensor) -> Any:
+        layers, lanes = siblings.layers, siblings.lanes
         # A model spread over several devices has its adapters on the first; on one device nothing is moved.
-        a_KRI, b_KRO = (stack.compute[layer.lanes].to(x.device) for stack in (layer.a, layer.b))
-        h_KNR = torch.bmm(x, a_KRI.transpose(1, 2))
-        ctx.layer, ctx.lanes = layer, layer.lanes
-        ctx.save_for_backward(x, h_KNR, a_KRI, b_KRO)
-        ctx.mark_dirty(y)
-        return y.baddbmm_(h_KNR, b_KRO)
+        a_KQI, *bs_KRO = (s.compute[lanes].to(x.device) for s in (siblings.a, *(layer.b for layer in layers)))
+        scales = siblings.scales[lanes].to(x.device)
+        h_KNQ = torch.bmm(x, a_KQI.transpose(1, 2)).mul_(scales)
+        ctx.siblings, ctx.lanes, ctx.is_given = siblings, lanes, bool(given)
+        ctx.save_for_backward(x, h_KNQ, scales, a_KQI, *bs_KRO)
+        ctx.mark_dirty(*given)
+        ys = given or [torch.nn.functional.linear(x, layer.base.weight, layer.base.bias) for layer in layers]
+        hs_KNR = h_KNQ.chunk(len(layers), dim=-1)
+        return tuple(y.baddbmm_(h_KNR, b_KRO) for y, h_KNR, b_KRO in zip(ys, hs_KNR, bs_KRO, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (dy_KNO,) = grads
-        x_KNI, h_KNR, a_KRI, b_KRO = ctx.saved_tensors
-        dh_KNR = torch.bmm(dy_KNO, b_KRO.transpose(1, 2))
-        ctx.layer.a.add_gradient(ctx.lanes, torch.bmm(dh_KNR.transpose(1, 2), x_KNI))
-        ctx.layer.b.add_gradient(ctx.lanes, torch.bmm(h_KNR.transpose(1, 2), dy_KNO))
-        dx_KNI = torch.bmm(dh_KNR, a_KRI) if ctx.needs_input_grad[1] else None
-        return dy_KNO, dx_KNI, None, None
+    def backward(ctx: Any, *dys_KNO: Any) -> Any:
+        x_KNI, h_KNQ, scales, a_KQI, *bs_KRO = ctx.saved_tensors
+        layers = ctx.siblings.layers
+        hs_KNR = h_KNQ.chunk(len(layers), dim=-1)
+        for layer, h_KNR, dy_KNO in zip(layers, hs_KNR, dys_KNO, strict=True):
+            layer.b.add_gradient(ctx.lanes, torch.bmm(h_KNR.transpose(1, 2), dy_KNO))
+        dhs_KNR = [torch.bmm(dy, b_KRO.transpose(1, 2)) for dy, b_KRO in zip(dys_KNO, bs_KRO, strict=True)]
+        dh_KNQ = torch.cat(dhs_KNR, dim=-1).mul_(scales)
+        ctx.siblings.a.add_gradient(ctx.lanes, torch.bmm(dh_KNQ.transpose(1, 2), x_KNI))
+        if not ctx.needs_input_grad[0]:
+            dx_KNI = None
+        elif ctx.is_given:
+            dx_KNI = torch.bmm(dh_KNQ, a_KQI)
+        else:
+            dx_KNI = dys_KNO[0] @ layers[0].base.weight
+            for layer, dy_KNO in zip(layers[1:], dys_KNO[1:], strict=True):
+                dx_KNI.flatten(0, 1).addmm_(dy_KNO.flatten(0, 1), layer.base.weight)
+            dx_KNI.baddbmm_(dh_KNQ, a_KQI)
+        return dx_KNI, None, None, *(dys_KNO if ctx.is_given else ())
+
+
+#: Last names of modules that read the same input.
+_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+def _families(names: Sequence[str]) -> list[list[str]]:
+    """Modules by their common input, in order."""
+    families: dict[tuple[str, object], list[str]] = {}
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        kin = next((kin for kin in _SIBLINGS if last in kin), name)
+        families.setdefault((parent, kin), []).append(name)
+    return list(families.values())
 
 
 class Adapters:
@@ -158,15 +223,22 @@ class Adapters:
         rank, device = max(shape.rank for shape in shapes), next(iter(linear.values())).weight.device
         inputs = sum(module.in_features for module in linear.values())
         outputs = sum(module.out_features for module in linear.values())
-        self._a = Stacks.zeros(rank * inputs, [1.0 for _ in shapes], dtype, device)
-        self._b = Stacks.zeros(rank * outputs, [shape.scale for shape in shapes], dtype, device)
+        self._a = Stacks.zeros(len(shapes), rank * inputs, dtype, device)
+        self._b = Stacks.zeros(len(shapes), rank * outputs, dtype, device)
+        scales = torch.tensor([shape.scale for shape in shapes], device=device)[:, None, None]
         self.layers: dict[str, LaneLinear] = {}
+        self._siblings: list[Siblings] = []
         start_a = start_b = 0
-        for name, module in linear.items():
-            a, b = self._a.layer(start_a, rank, module.in_features), self._b.layer(start_b, rank, module.out_features)
-            self.layers[name] = LaneLinear(module, a, b)
-            network.set_submodule(name, self.layers[name])
-            start_a, start_b = start_a + rank * module.in_features, start_b + rank * module.out_features
+        for family in _families(list(linear)):
+            width = linear[family[0]].in_features
+            siblings = Siblings(self._a.part(start_a, len(family) * rank, width), scales)
+            self._siblings.append(siblings)
+            for name in family:
+                module = linear[name]
+                a, b = self._a.part(start_a, rank, width), self._b.part(start_b, rank, module.out_features)
+                self.layers[name] = LaneLinear(module, a, b, siblings)
+                network.set_submodule(name, self.layers[name])
+                start_a, start_b = start_a + rank * width, start_b + rank * module.out_features
 
     @property
     def modules(self) -> list[str]:
@@ -233,8 +305,8 @@ class Adapters:
         first, last = lanes[0], lanes[-1]
         neighbours = list(lanes) == list(range(first, last + 1))
         index = slice(first, last + 1) if neighbours else torch.tensor(lanes, device=self._a.master.device)
-        for layer in self.layers.values():
-            layer.lanes = index
+        for siblings in self._siblings:
+            siblings.select(index)
         yield
 
 

@@ -6,18 +6,15 @@ attends to its ancestors and itself, and its position is its depth. The network 
 would see for each sequence alone, without padding and without computing a shared prefix twice. This is the
 layout of training batches and of scoring alike.
 
-Several forests side by side make a batch, a row each (``lay_out``).
+Several forests side by side make a batch (layout.py).
 
-Dimension letters:  K rows,  N nodes a row,  R read positions a row,  T expected tokens in all rows.
+Dimension letters:  R nodes of a forest that logits are read at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import torch
 
 from ocr_eval.tokens import Ids
 
@@ -116,67 +113,3 @@ def read_answers(
                 tokens.append(token)
             spans.append(span)
     return Reads(nodes, rows, tokens), spans
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Forests side by side, as a Hugging Face causal model takes them.
-
-    In a row, padding comes first and the nodes that logits are read at come last, so that one number says
-    which logits are wanted of every row.
-
-    Attributes:
-        ids, positions: [K, N].
-        sees: which node attends to which; padding to itself. [K, N, N]
-        reads: logits are wanted at the last ``reads`` nodes of each row.
-        rows, columns, tokens: row, place within the wanted logits, and id of each expected token. [T]
-        counts: how many expected tokens each row has.
-    """
-
-    ids: torch.Tensor
-    positions: torch.Tensor
-    sees: torch.Tensor
-    reads: int
-    rows: torch.Tensor
-    columns: torch.Tensor
-    tokens: torch.Tensor
-    counts: list[int]
-
-    def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """The arguments of the model: ids, positions, additive mask [K, 1, N, N]."""
-        mask = torch.zeros(self.sees.shape, dtype=dtype).masked_fill_(~self.sees, torch.finfo(dtype).min)
-        return {
-            "input_ids": self.ids.to(device),
-            "position_ids": self.positions.to(device),
-            "attention_mask": mask[:, None].to(device),
-        }
-
-
-def lay_out(rows: Sequence[tuple[Forest, Reads]]) -> Batch:
-    """Put forests side by side, one a row, padded to the longest."""
-    n, wanted = max(len(forest.ids) for forest, _ in rows), max(len(reads.nodes) for _, reads in rows)
-    ids, positions = np.zeros((2, len(rows), n), dtype=np.int64)
-    sees = np.zeros((len(rows), n, n), dtype=bool)
-    sees[:, np.arange(n), np.arange(n)] = True
-    columns: list[int] = []
-    for k, (forest, reads) in enumerate(rows):
-        is_read = set(reads.nodes)
-        order = [node for node in range(len(forest.ids)) if node not in is_read] + reads.nodes
-        slot = np.empty(len(order), dtype=np.int64)
-        slot[order] = np.arange(n - len(order), n)
-        ids[k, slot], positions[k, slot] = forest.ids, forest.depths
-        for node, parent in enumerate(forest.parents):
-            if parent != ROOT:
-                sees[k, slot[node]] |= sees[k, slot[parent]]
-        columns += [wanted - len(reads.nodes) + row for row in reads.rows]
-    counts = [len(reads.tokens) for _, reads in rows]
-    return Batch(
-        ids=torch.from_numpy(ids),
-        positions=torch.from_numpy(positions),
-        sees=torch.from_numpy(sees),
-        reads=wanted,
-        rows=torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)),
-        columns=torch.tensor(columns),
-        tokens=torch.tensor([token for _, reads in rows for token in reads.tokens]),
-        counts=counts,
-    )

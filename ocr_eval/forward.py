@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ocr_eval import attention
 from ocr_eval.adapters import Adapters
-from ocr_eval.forest import Forest, Reads, lay_out
+from ocr_eval.forest import Forest, Reads
+from ocr_eval.layout import lay_out
 from ocr_eval.models import Base
 from ocr_eval.packs import PASS_NODES
 from ocr_eval.whole import WholeNetwork
@@ -48,9 +50,8 @@ class View:
             self.adapters.window(list(rows)) if self.adapters else nullcontext(),
             base.autocast() if self.autocast else nullcontext(),
         ):
-            logits_KRV = self.network(
-                **batch.inputs(base.device, base.dtype), logits_to_keep=batch.reads, use_cache=False
-            ).logits
+            inputs = batch.inputs(base.device, base.dtype, by_clump=base.attention == attention.NAME)
+            logits_KRV = self.network(**inputs, use_cache=False).logits
         where = tuple(index.to(logits_KRV.device) for index in (batch.rows, batch.columns, batch.tokens))
         logprobs_T = torch.log_softmax(logits_KRV.float(), dim=-1)[where]
         return dict(zip(rows, logprobs_T.split(batch.counts), strict=True))

@@ -155,6 +155,7 @@ def alternatives(
                 nodes=max(1, round(training.nodes * share)),
                 reads=max(1, round(training.reads * share)),
                 tokens=max(1, round(training.tokens * share)),
+                clumps=max(1, round(training.clumps * share)),
             )
             changed = train.model_copy(update={"method": method})
             plan = estimate(spec, changed, smaller, scoring, device)

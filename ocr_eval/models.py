@@ -64,6 +64,11 @@ class Base:
         """Precision of the frozen weights and of the arithmetic."""
         return DTYPES[self.spec.dtype]
 
+    @property
+    def attention(self) -> str:
+        """Name of the network's attention implementation."""
+        return str(self.network.config._attn_implementation)
+
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: bf16 arithmetic over the fp32 master weights of adapters.
 
@@ -139,25 +144,15 @@ def attention_for(spec: ModelSpec, config: PretrainedConfig, device: str) -> str
 
 
 def freeze(network: PreTrainedModel) -> None:
-    """Make a network ready to be read: no gradients of its own, evaluation mode, and two traps of libraries avoided."""
+    """Make a network ready to be read: no gradients of its own, evaluation mode, and a trap of a library avoided."""
     network.requires_grad_(False)
     network.eval()
     norms.hasten(network)
-    network.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (_rows_together(inputs[0]),))
     # bitsandbytes re-packs 4-bit weights for inference on CPUs with AVX512-BF16 at the first forward pass in eval
     # mode, and no gradient passes through packed weights: scoring epoch 0 would keep adapters from learning.
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def _rows_together(x_KRH: torch.Tensor) -> torch.Tensor:
-    """The same rows with the strides of a tensor of their own.
-
-    Logits are wanted of the last nodes of each row, a slice. Over a slice's strides torch multiplies row by row and
-    copies the head's weights for it, also where the slice is of one row and counts as contiguous.
-    """
-    return x_KRH.flatten(0, -2).unflatten(0, x_KRH.shape[:-1])
 
 
 def _nf4(spec: ModelSpec) -> BitsAndBytesConfig:

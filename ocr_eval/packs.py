@@ -19,19 +19,29 @@ NODES_A_STATEMENT = 5
 Fit = Callable[[Sequence[RunSpec], int], int]
 
 
-def cut_into_packs(
-    specs: Sequence[RunSpec], device: str, fit: Fit = lambda specs, lanes: lanes, workers: int = 1
-) -> list[list[RunSpec]]:
-    """Cut runs, in order, into packs of nearly equal size.
+def about_nodes(spec: RunSpec) -> int:
+    """Nodes of a batch of a run, about, without a tokenizer."""
+    return spec.train.batch_size * NODES_A_STATEMENT
 
-    Runs go together when they share base, precision, method and adapted modules; neighbours should be of one
-    association, because rows of a pass are padded to the longest.
+
+def cut_into_packs(
+    specs: Sequence[RunSpec],
+    device: str,
+    fit: Fit = lambda specs, lanes: lanes,
+    workers: int = 1,
+    nodes: Callable[[RunSpec], int] = about_nodes,
+) -> list[list[RunSpec]]:
+    """Cut runs, in order, into packs with nearly as much to do.
+
+    Runs go together when they share base, precision, method and adapted modules; neighbours should have batches of
+    about as many nodes, because rows of a pass are padded to the longest.
 
     Args:
         specs: the runs.
         device: the device's type.
         fit: is asked where several runs would fill a pass.
         workers: how many packs may be done at once; runs that fill several are cut so that all have the same to do.
+        nodes: nodes of a batch of a run.
     """
     packs: list[list[RunSpec]] = []
     start = 0
@@ -39,7 +49,7 @@ def cut_into_packs(
         if end == len(specs) or _shares(specs[end]) != _shares(specs[start]):
             group = specs[start:end]
             lanes = min(_lanes(group, device), len(group))
-            packs += _cut(group, fit(group, lanes) if lanes > 1 else 1, workers)
+            packs += _cut(group, fit(group, lanes) if lanes > 1 else 1, workers, [nodes(spec) for spec in group])
             start = end
     return packs
 
@@ -56,9 +66,19 @@ def _lanes(specs: Sequence[RunSpec], device: str) -> int:
     return max(1, PASS_NODES.get(device, PASS_NODES["cpu"]) // nodes)
 
 
-def _cut(specs: Sequence[RunSpec], lanes: int, workers: int) -> list[list[RunSpec]]:
+def _cut(specs: Sequence[RunSpec], lanes: int, workers: int, nodes: Sequence[int]) -> list[list[RunSpec]]:
+    """As few packs as lanes allow, or so many that every worker has one as often; the largest as small as can be."""
     count = -(-len(specs) // lanes)
     if count > 1:
         count = min(len(specs), -(-count // workers) * workers)
-    bounds = [round(i * len(specs) / count) for i in range(count + 1)]
-    return [list(specs[start:end]) for start, end in pairwise(bounds)]
+    # best[end]: the first runs up to end in so many packs: work of the largest, sum of squares, bounds
+    best: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [0])}
+    for _ in range(count):
+        longer: dict[int, tuple[int, int, list[int]]] = {}
+        for start, (largest, squares, bounds) in best.items():
+            for end in range(start + 1, min(start + lanes, len(specs)) + 1):
+                work = (end - start) * max(nodes[start:end])
+                found = max(largest, work), squares + work**2, [*bounds, end]
+                longer[end] = min(longer.get(end, found), found)
+        best = longer
+    return [list(specs[start:end]) for start, end in pairwise(best[len(specs)][2])]

@@ -34,6 +34,7 @@ _RESULT_MODULES = [
     "forward",
     "inject",
     "injection",
+    "layout",
     "models",
     "norms",
     "packs",

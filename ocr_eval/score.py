@@ -15,7 +15,7 @@ Dimension letters:  P probes,  C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -28,9 +28,9 @@ from ocr_eval.forest import ForestBuilder, read_answers
 from ocr_eval.forward import View, free_cache, is_out_of_memory
 from ocr_eval.progress import say
 from ocr_eval.specs import Scoring
-from ocr_eval.tokens import ProbeTokens
+from ocr_eval.tokens import Ids, ProbeTokens
 
-#: A forest that is scored is cut at so many nodes: attention over all pairs of nodes is quadratic.
+#: A pass holds so many nodes of a run at most: where attention does not know of clumps, it is quadratic in them.
 CHUNK_NODES = 512
 #: Where memory runs out, passes are halved down to so many nodes.
 _LEAST_NODES = 32
@@ -74,51 +74,62 @@ def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict
 
 def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: int) -> dict[int, CandidateScores]:
     """With so many nodes of each run in a pass, about."""
-    results = {lane: _Collected([], [], []) for lane in probes}
+    results = {lane: _Collected({}, {}, {}) for lane in probes}
     for chunks in zip_longest(*(cut_probes(each, size) for each in probes.values())):
         side_by_side = {lane: chunk for lane, chunk in zip(probes, chunks, strict=True) if chunk is not None}
         rows, spans = {}, {}
         for lane, chunk in side_by_side.items():
             builder = ForestBuilder()
-            reads, spans[lane] = read_answers(builder, [(probe.prompt, probe.candidates) for probe in chunk])
+            reads, spans[lane] = read_answers(builder, [_question(probes[lane][i]) for i in chunk])
             rows[lane] = builder.build(), reads
         with torch.no_grad():
             logprobs = view.token_logprobs(rows)
         for lane, chunk in side_by_side.items():
-            results[lane].add(chunk, logprobs[lane].tolist(), iter(spans[lane]))
+            span = iter(spans[lane])
+            for i in chunk:
+                of_candidates = [next(span) for _ in probes[lane][i].candidates]
+                results[lane].add(i, [logprobs[lane][tokens].tolist() for tokens in of_candidates])
     return {lane: collected.scores() for lane, collected in results.items()}
 
 
 @dataclass(frozen=True)
 class _Collected:
-    """Rows of a run's scores so far: of first tokens, of whole candidates, and the candidates' lengths."""
+    """A run's scores so far, by probe: of first tokens, of whole candidates, and the candidates' lengths."""
 
-    first: list[list[float]]
-    whole: list[list[float]]
-    lengths: list[list[int]]
+    first: dict[int, list[float]]
+    whole: dict[int, list[float]]
+    lengths: dict[int, list[int]]
 
-    def add(self, chunk: Sequence[ProbeTokens], logprobs: list[float], spans: Iterator[list[int]]) -> None:
-        for probe in chunk:
-            candidate_spans = [next(spans) for _ in probe.candidates]
-            self.first.append([logprobs[span[0]] for span in candidate_spans])
-            self.whole.append([sum(logprobs[i] for i in span) for span in candidate_spans])
-            self.lengths.append([len(span) for span in candidate_spans])
+    def add(self, probe: int, logprobs: Sequence[Sequence[float]]) -> None:
+        """Take the log-probabilities of the tokens of each candidate of a probe."""
+        self.first[probe] = [tokens[0] for tokens in logprobs]
+        self.whole[probe] = [sum(tokens) for tokens in logprobs]
+        self.lengths[probe] = [len(tokens) for tokens in logprobs]
 
     def scores(self) -> CandidateScores:
-        whole_PC = np.array(self.whole)
-        return CandidateScores(
-            {"first-token": np.array(self.first), "sequence": whole_PC, "per-token": whole_PC / np.array(self.lengths)}
+        """Rows in the order of the probes."""
+        first, whole, lengths = (
+            np.array([of[i] for i in range(len(of))]) for of in (self.first, self.whole, self.lengths)
         )
+        return CandidateScores({"first-token": first, "sequence": whole, "per-token": whole / lengths})
 
 
-def cut_probes(probes: Sequence[ProbeTokens], size: int) -> Iterator[list[ProbeTokens]]:
-    """Cut probes, in order, into runs whose forest stays near ``size`` nodes; neighbours share prefixes."""
-    chunk: list[ProbeTokens] = []
-    builder = ForestBuilder()
-    for probe in probes:
-        if chunk and len(builder) >= size:
-            yield chunk
-            chunk, builder = [], ForestBuilder()
-        chunk.append(probe)
-        read_answers(builder, [(probe.prompt, probe.candidates)])
-    yield chunk
+def cut_probes(probes: Sequence[ProbeTokens], size: int) -> list[list[int]]:
+    """Cut probes, by index, into parts of at most so many nodes, about, and nearly as many each.
+
+    Prompts of one beginning stay together, so that a name is computed once for all that is asked of it.
+    """
+    order = sorted(range(len(probes)), key=lambda i: probes[i].prompt)
+    builder, ends = ForestBuilder(), []
+    for i in order:
+        read_answers(builder, [_question(probes[i])])
+        ends.append(len(builder))
+    parts = -(-ends[-1] // size)
+    cuts: list[list[int]] = [[] for _ in range(parts)]
+    for i, end in zip(order, ends, strict=True):
+        cuts[(end - 1) * parts // ends[-1]].append(i)
+    return [cut for cut in cuts if cut]
+
+
+def _question(probe: ProbeTokens) -> tuple[Ids, Sequence[Ids]]:
+    return probe.prompt, probe.candidates

@@ -5,7 +5,8 @@ real step on them (forward, backward through the adapters, optimizer), while a d
 that comes to life and takes off every one that dies. What the step would hold at its peak is then known to the
 byte, for any architecture, before a weight exists; a step of an 8B model takes a few seconds.
 
-Dimension letters:  K lanes,  N nodes of a lane's token forest,  R positions of a lane where logits are read.
+Dimension letters:  K lanes,  N nodes of a lane's token forest,  C clumps of B nodes that they are in,  R positions of a
+lane where logits are read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ocr_eval import attention
 from ocr_eval.adapters import Adapters, LaneShape
 from ocr_eval.architecture import build, linear_modules
 from ocr_eval.models import DTYPES
@@ -37,15 +39,17 @@ class Geometry:
 
     Attributes:
         lanes: runs that are trained at once over one base. [K]
-        nodes: nodes of a lane's token forest. [N]
+        nodes: nodes of a lane's token forest, with padding. [N]
         reads: positions of a lane whose logits are computed. [R]
         tokens: expected tokens that are read there.
+        clumps: how many clumps the forest is parted into (layout.py). [C]
     """
 
     lanes: int
     nodes: int
     reads: int
     tokens: int
+    clumps: int = 1
 
 
 def training_peaks(
@@ -144,14 +148,17 @@ class _Dequantized(torch.autograd.Function):
 
 def _logprobs(spec: ModelSpec, train: TrainSpec, network: PreTrainedModel, geometry: Geometry) -> torch.Tensor:
     """A forward pass as ``forward.View`` makes it."""
-    K, N, R = geometry.lanes, geometry.nodes, geometry.reads
+    K, C, R = geometry.lanes, geometry.clumps, geometry.reads
+    B = -(-geometry.nodes // C)
+    N = C * B
+    by_clump = network.config._attn_implementation == attention.NAME
     dtype = DTYPES[spec.dtype]
     with torch.autocast("cpu", torch.bfloat16, enabled=train.method == "full" and dtype == torch.bfloat16):
         logits_KRV = network(
             input_ids=torch.zeros(K, N, dtype=torch.long),
             position_ids=torch.zeros(K, N, dtype=torch.long),
-            attention_mask=torch.zeros(K, 1, N, N, dtype=dtype),
-            logits_to_keep=R,
+            attention_mask=torch.zeros((K * C, 1, B, B) if by_clump else (K, 1, N, N), dtype=dtype),
+            logits_to_keep=torch.zeros(R, dtype=torch.long),
             use_cache=False,
         ).logits
     read = torch.zeros(K * geometry.tokens, dtype=torch.long)

@@ -28,6 +28,7 @@ from ocr_eval.run import Bases, Execution, do_pack
 from ocr_eval.runs import RunFolder, write_atomic
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec
 from ocr_eval.sweep_plan import lanes_that_fit
+from ocr_eval.workload import batch_nodes
 
 #: Seconds between looks at packs that another process holds.
 _PATIENCE = 2.0
@@ -100,14 +101,25 @@ def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases, at_once: int
     if held is not None and {name for pack in held.packs for name in pack} == set(planned):
         packs = tuple(tuple(planned[name] for name in pack) for pack in held.packs)
     else:
-        runs = iter(planned.values())
-        packs = tuple(tuple(next(runs) for _ in pack) for pack in cut(specs, device, at_once))
+        run_of = {id(run.spec): run for run in planned.values()}
+        cuts = cut([run.spec for run in planned.values()], device, at_once)
+        packs = tuple(tuple(run_of[id(spec)] for spec in pack) for pack in cuts)
     return Sweep(output, grid, packs)
 
 
 def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpec]]:
-    """The packs of a sweep for a type of device, with as much to do for each of those that are done at once."""
-    return cut_into_packs(specs, device, lanes_that_fit(device), at_once)
+    """The packs of a sweep for a type of device, with as much to do for each of those that are done at once.
+
+    Runs of a pack have batches of about as many nodes, so that few rows are padding.
+
+    Raises:
+        UserError: the tokenizer cannot do with the data of a run.
+    """
+    groups: dict[str, list[RunSpec]] = {}
+    for spec in specs:
+        groups.setdefault(f"{spec.model.model_dump_json()} {spec.train.method} {spec.train.targets}", []).append(spec)
+    ordered = [spec for group in groups.values() for spec in sorted(group, key=batch_nodes)]
+    return cut_into_packs(ordered, device, lanes_that_fit(device), at_once, batch_nodes)
 
 
 def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from ocr_eval.architecture import read_config
 from ocr_eval.dataset import Dataset, build_dataset
 from ocr_eval.errors import UserError
 from ocr_eval.forest import ForestBuilder, read_answers
+from ocr_eval.layout import lay_out
 from ocr_eval.models import load_tokenizer_from
 from ocr_eval.simulation import Geometry
-from ocr_eval.specs import ModelSpec, RunSpec
+from ocr_eval.specs import ModelSpec, RunSpec, TrainSpec
 from ocr_eval.stand_in import StandInTokenizer
 from ocr_eval.tokens import Continuation, ProbeTokens, probe_tokens, training_tokens
 
@@ -31,7 +33,7 @@ class Workload:
         dataset: what is taught and asked.
         real_tokenizer: whether tokens were counted with the model's own tokenizer, or with a stand-in.
         tokens: statement tokens of an epoch, as they would be without shared prefixes.
-        nodes: nodes of the forests of an epoch: what is computed.
+        nodes: nodes of the forests of an epoch, with padding: what is computed.
         steps: optimizer steps of the run.
         training: the largest batch of the first epoch.
         scoring: the largest scored chunk.
@@ -64,7 +66,8 @@ def measure(spec: RunSpec, tokenizer: Path | None = None) -> Workload:
     dataset = build_dataset(spec)
     examples = training_tokens(tokens, dataset)
     batches = [batch_geometry(batch) for batch in first_epoch(spec, examples)]
-    chunks = [chunk_geometry(chunk) for chunk in score.cut_probes(probe_tokens(tokens, dataset), score.CHUNK_NODES)]
+    probes = probe_tokens(tokens, dataset)
+    chunks = [chunk_geometry([probes[i] for i in part]) for part in score.cut_probes(probes, score.CHUNK_NODES)]
     return Workload(
         dataset=dataset,
         real_tokenizer=is_real,
@@ -83,6 +86,23 @@ def first_epoch(spec: RunSpec, examples: Sequence[Continuation]) -> list[list[Co
     order = draw.permutation(f"{spec.stream('order')}/epoch-1", len(examples))
     size = spec.train.batch_size
     return [[examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+
+
+def batch_nodes(spec: RunSpec) -> int:
+    """Nodes of the largest batch of a run, about: as with seed 0.
+
+    Raises:
+        UserError: the tokenizer cannot do with the data.
+    """
+    alike = spec.model_copy(update={"seed": 0, "train": TrainSpec(batch_size=spec.train.batch_size)})
+    return _batch_nodes(alike.model_dump_json())
+
+
+@lru_cache(maxsize=4096)
+def _batch_nodes(spec_json: str) -> int:
+    spec = RunSpec.model_validate_json(spec_json)
+    examples = training_tokens(tokenizer_at_hand(spec.model)[0], build_dataset(spec))
+    return max(batch_geometry(batch).nodes for batch in first_epoch(spec, examples))
 
 
 def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any, bool]:
@@ -114,4 +134,11 @@ def chunk_geometry(chunk: Sequence[ProbeTokens]) -> Geometry:
 def _geometry(questions: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, ...]]]]) -> Geometry:
     builder = ForestBuilder()
     reads, _ = read_answers(builder, questions)
-    return Geometry(lanes=1, nodes=len(builder), reads=len(reads.nodes), tokens=len(reads.tokens))
+    batch = lay_out([(builder.build(), reads)])
+    return Geometry(
+        lanes=1,
+        nodes=batch.ids.shape[1],
+        reads=len(batch.kept),
+        tokens=len(reads.tokens),
+        clumps=batch.sees.shape[1],
+    )

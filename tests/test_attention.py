@@ -11,7 +11,8 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 from ocr_eval.architecture import build
 from ocr_eval.attention import grouped_attention
 from ocr_eval.errors import UserError
-from ocr_eval.forest import ForestBuilder, Reads, lay_out
+from ocr_eval.forest import ForestBuilder, Reads
+from ocr_eval.layout import lay_out
 from ocr_eval.models import attention_for
 from ocr_eval.specs import load_model_spec
 
@@ -38,22 +39,28 @@ def pair(architecture, tiny):
     return plain, own
 
 
-def forests():
-    """Two token trees of different sizes, side by side as in training and scoring."""
+def forests(trees):
+    """Two token forests of different sizes, side by side as in training and scoring."""
     rows = []
     for sequences in ([[1, 5, 6, 7], [1, 5, 8], [1, 9, 9]], [[1, 2, 3], [1, 4]]):
         builder = ForestBuilder()
-        ends = [builder.add(sequence)[-1] for sequence in sequences]
+        ends = [builder.add([i, *sequence])[-1] for sequence in sequences for i in range(trees)]
         rows.append((builder.build(), Reads(ends, [*range(len(ends))], [3] * len(ends))))
-    return lay_out(rows).inputs(torch.device("cpu"), torch.float32)
+    return lay_out(rows)
 
 
+@pytest.mark.parametrize(("trees", "clumps"), [(1, 1), (20, 2)])
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_logits_and_gradients_of_token_trees_are_those_of_the_librarys_eager_attention(architecture, tiny):
-    inputs = forests()
-    ids = inputs.pop("input_ids")
+def test_logits_and_gradients_of_token_trees_are_those_of_the_librarys_eager_attention(
+    architecture, tiny, trees, clumps
+):
+    batch = forests(trees)
+    assert batch.sees.shape[1] == clumps
     found = []
     for network in pair(architecture, tiny):
+        by_clump = network.config._attn_implementation == "grouped"
+        inputs = batch.inputs(torch.device("cpu"), torch.float32, by_clump)
+        ids = inputs.pop("input_ids")
         x = torch.nn.functional.embedding(ids, network.get_input_embeddings().weight).requires_grad_()
         logits = network(inputs_embeds=x, **inputs, use_cache=False).logits
         logits.log_softmax(-1)[..., 3].sum().backward()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ocr_eval.dataset import build_dataset
 from ocr_eval.errors import UserError
-from ocr_eval.forest import ROOT, ForestBuilder, lay_out, read_answers
+from ocr_eval.forest import ROOT, ForestBuilder, read_answers
 from ocr_eval.tokens import continuations, probe_tokens, training_tokens
 
 
@@ -83,36 +83,6 @@ def test_a_forest_holds_each_prefix_once_and_every_sequence(rows):
         assert [forest.ids[node] for node in path] == row
         assert [forest.depths[node] for node in path] == list(range(len(row)))
         assert [forest.parents[node] for node in path] == [ROOT, *path[:-1]]
-
-
-@given(sequences, sequences)
-def test_a_node_attends_to_its_ancestors_and_itself_alone(left, right):
-    """Two forests side by side: every sequence of each is there, seen along its own path and from nowhere else."""
-    rows = []
-    for sequences_of_row in (left, right):
-        builder = ForestBuilder()
-        reads, _ = read_answers(builder, [(tuple(sequence), [(9,)]) for sequence in sequences_of_row])
-        rows.append((builder.build(), reads))
-    batch = lay_out(rows)
-
-    def path(row, node):
-        seen = batch.sees[row, node]
-        by_position = batch.positions[row, seen].argsort()
-        assert batch.positions[row, seen][by_position].tolist() == list(range(int(seen.sum())))
-        return tuple(batch.ids[row, seen][by_position].tolist())
-
-    width = batch.ids.shape[1]
-    for k, sequences_of_row in enumerate((left, right)):
-        prefixes = {tuple(sequence[:i]) for sequence in sequences_of_row for i in range(1, len(sequence) + 1)}
-        padding = width - len(prefixes)
-        assert {path(k, node) for node in range(padding, width)} == prefixes
-        asked = [
-            path(k, width - batch.reads + int(column))
-            for row, column in zip(batch.rows, batch.columns, strict=True)
-            if row == k
-        ]
-        assert asked == [tuple(sequence) for sequence in sequences_of_row]
-    assert set(batch.tokens.tolist()) == {9}
 
 
 def test_the_last_token_of_an_answer_is_never_fed():

@@ -42,9 +42,9 @@ from ocr_eval.dataset import build_dataset
 from ocr_eval.executor.local import cores
 from ocr_eval.injection import attach
 from ocr_eval.models import Base, load_base, load_tokenizer, quiet_transformers
-from ocr_eval.packs import cut_into_packs
 from ocr_eval.resources import shipped_names
 from ocr_eval.specs import RunSpec, load_model_spec, make_run_spec
+from ocr_eval.sweep import cut
 from ocr_eval.table import column_order
 from ocr_eval.tokens import Continuation, training_tokens
 from ocr_eval.train import batch_forest, train_epoch
@@ -163,7 +163,7 @@ def own_memory() -> int:
 
 def packs_of(seeds: int, workers: int) -> list[list[RunSpec]]:
     """The packs of the sweep."""
-    return cut_into_packs(run_specs(seeds), "cpu", workers=workers)
+    return cut(run_specs(seeds), "cpu", workers)
 
 
 def work(packs: list[list[RunSpec]], epochs: int) -> Worked:
