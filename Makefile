@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INTEROP := .venv-interop
 DEMO := results/demo
+# Processes that the tests share.
+JOBS ?= 2
 
 .PHONY: demo test test-cluster test-interop browser docs lint format lock results results-shown rehearsals bench clean
 
@@ -13,7 +15,7 @@ demo: $(VENV)/.ready
 	@$(BIN)/ocr-eval table --output-dir $(DEMO)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # A real single-node Slurm, set up for the tests and taken down after them; for root on Debian.
 test-cluster: $(VENV)/.ready

@@ -14,7 +14,7 @@ Q = G * R.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -90,16 +90,17 @@ class LaneLinear(torch.nn.Module):
         base: the layer.
         a: A of each lane, zero rows where a lane's rank is smaller. [K, R, I]
         b: B of each lane, transposed. [K, R, O]
+        siblings: the layers that read the same input, of which this is one.
     """
 
     def __init__(self, base: torch.nn.Linear, a: Stacks, b: Stacks, siblings: Siblings) -> None:
         super().__init__()
-        self.base, self.a, self.b, self._siblings = base, a, b, siblings
-        siblings.layers.append(self)
+        self.base, self.a, self.b, self.siblings = base, a, b, siblings
+        self._index = siblings.add(base, b)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows of the selected lanes through the base and each through its own adapter. [K, N, I] -> [K, N, O]."""
-        return self._siblings.output(self, x)
+        return self.siblings.output(self._index, x)
 
 
 class Siblings:
@@ -109,36 +110,44 @@ class Siblings:
     and so is the gradient of the input.
 
     Attributes:
-        layers: the layers.
+        bases: the layers.
         a: A of each lane, layer after layer. [K, G * R, I] for G layers
+        bs: B of each lane, transposed, of every layer. [K, R, O]
         scales: alpha / r of each lane. [K, 1, 1]
         lanes: which lanes the next batch holds.
     """
 
     def __init__(self, a: Stacks, scales: Tensor) -> None:
-        self.layers: list[LaneLinear] = []
+        self.bases: list[torch.nn.Linear] = []
         self.a, self.scales = a, scales
+        self.bs: list[Stacks] = []
         self.lanes: Lanes = slice(0, len(scales))
         self._input: Tensor | None = None
-        self._outputs: dict[LaneLinear, Tensor] = {}
+        self._outputs: dict[int, Tensor] = {}
 
-    def output(self, layer: LaneLinear, x: Tensor) -> Tensor:
+    def add(self, base: torch.nn.Linear, b: Stacks) -> int:
+        """Take in another layer; its index."""
+        self.bases.append(base)
+        self.bs.append(b)
+        return len(self.bases) - 1
+
+    def output(self, index: int, x: Tensor) -> Tensor:
         """What a layer makes of an input; what the others make of it is kept until they are asked."""
-        if self._input is not x or layer not in self._outputs:
-            bare = [each.base for each in self.layers]
+        if self._input is not x or index not in self._outputs:
             # A quantized layer, or one that is moved from device to device, computes and differentiates for itself;
             # what it returns may not be changed in place.
-            plain = all(type(linear) is torch.nn.Linear and not hasattr(linear, "_hf_hook") for linear in bare)
-            ys = _LowRankUpdates.apply(x, _ANCHOR, self, *([] if plain else [linear(x).clone() for linear in bare]))
-            self._input, self._outputs = x, dict(zip(self.layers, ys, strict=True))
-        y = self._outputs.pop(layer)
+            plain = all(type(base) is torch.nn.Linear and not hasattr(base, "_hf_hook") for base in self.bases)
+            given = [] if plain else [base(x).clone() for base in self.bases]
+            self._input, self._outputs = x, dict(enumerate(_LowRankUpdates.apply(x, _ANCHOR, self, *given)))
+        y = self._outputs.pop(index)
         if not self._outputs:
             self._input = None
         return y
 
-    def select(self, lanes: Lanes) -> None:
-        """Say which lanes the next batch holds, and forget the last one."""
-        self.lanes, self._input, self._outputs = lanes, None, {}
+    def forget(self) -> None:
+        """Drop what is kept of the last input."""
+        self._input = None
+        self._outputs = {}
 
 
 #: Takes no value and no gradient: it makes autograd call ``backward`` where neither y nor x needs a gradient.
@@ -153,25 +162,24 @@ class _LowRankUpdates(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, siblings: Siblings, *given: Tensor) -> Any:
-        layers, lanes = siblings.layers, siblings.lanes
+        bases, lanes = siblings.bases, siblings.lanes
         # A model spread over several devices has its adapters on the first; on one device nothing is moved.
-        a_KQI, *bs_KRO = (s.compute[lanes].to(x.device) for s in (siblings.a, *(layer.b for layer in layers)))
+        a_KQI, *bs_KRO = (stacks.compute[lanes].to(x.device) for stacks in (siblings.a, *siblings.bs))
         scales = siblings.scales[lanes].to(x.device)
         h_KNQ = torch.bmm(x, a_KQI.transpose(1, 2)).mul_(scales)
         ctx.siblings, ctx.lanes, ctx.is_given = siblings, lanes, bool(given)
         ctx.save_for_backward(x, h_KNQ, scales, a_KQI, *bs_KRO)
         ctx.mark_dirty(*given)
-        ys = given or [torch.nn.functional.linear(x, layer.base.weight, layer.base.bias) for layer in layers]
-        hs_KNR = h_KNQ.chunk(len(layers), dim=-1)
+        ys = given or [torch.nn.functional.linear(x, base.weight, base.bias) for base in bases]
+        hs_KNR = h_KNQ.chunk(len(bases), dim=-1)
         return tuple(y.baddbmm_(h_KNR, b_KRO) for y, h_KNR, b_KRO in zip(ys, hs_KNR, bs_KRO, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *dys_KNO: Any) -> Any:
         x_KNI, h_KNQ, scales, a_KQI, *bs_KRO = ctx.saved_tensors
-        layers = ctx.siblings.layers
-        hs_KNR = h_KNQ.chunk(len(layers), dim=-1)
-        for layer, h_KNR, dy_KNO in zip(layers, hs_KNR, dys_KNO, strict=True):
-            layer.b.add_gradient(ctx.lanes, torch.bmm(h_KNR.transpose(1, 2), dy_KNO))
+        bases, bs = ctx.siblings.bases, ctx.siblings.bs
+        for b, h_KNR, dy_KNO in zip(bs, h_KNQ.chunk(len(bs), dim=-1), dys_KNO, strict=True):
+            b.add_gradient(ctx.lanes, torch.bmm(h_KNR.transpose(1, 2), dy_KNO))
         dhs_KNR = [torch.bmm(dy, b_KRO.transpose(1, 2)) for dy, b_KRO in zip(dys_KNO, bs_KRO, strict=True)]
         dh_KNQ = torch.cat(dhs_KNR, dim=-1).mul_(scales)
         ctx.siblings.a.add_gradient(ctx.lanes, torch.bmm(dh_KNQ.transpose(1, 2), x_KNI))
@@ -180,9 +188,9 @@ class _LowRankUpdates(torch.autograd.Function):
         elif ctx.is_given:
             dx_KNI = torch.bmm(dh_KNQ, a_KQI)
         else:
-            dx_KNI = dys_KNO[0] @ layers[0].base.weight
-            for layer, dy_KNO in zip(layers[1:], dys_KNO[1:], strict=True):
-                dx_KNI.flatten(0, 1).addmm_(dy_KNO.flatten(0, 1), layer.base.weight)
+            dx_KNI = dys_KNO[0] @ bases[0].weight
+            for base, dy_KNO in zip(bases[1:], dys_KNO[1:], strict=True):
+                dx_KNI.flatten(0, 1).addmm_(dy_KNO.flatten(0, 1), base.weight)
             dx_KNI.baddbmm_(dh_KNQ, a_KQI)
         return dx_KNI, None, None, *(dys_KNO if ctx.is_given else ())
 
@@ -191,13 +199,13 @@ class _LowRankUpdates(torch.autograd.Function):
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
-def _families(names: Sequence[str]) -> list[list[str]]:
-    """Modules by their common input, in order."""
-    families: dict[tuple[str, object], list[str]] = {}
-    for name in names:
+def _families(linear: Mapping[str, torch.nn.Linear]) -> list[list[str]]:
+    """Names of modules by their common input, in order."""
+    families: dict[tuple[object, ...], list[str]] = {}
+    for name, module in linear.items():
         parent, _, last = name.rpartition(".")
         kin = next((kin for kin in _SIBLINGS if last in kin), name)
-        families.setdefault((parent, kin), []).append(name)
+        families.setdefault((parent, kin, module.in_features), []).append(name)
     return list(families.values())
 
 
@@ -229,7 +237,7 @@ class Adapters:
         self.layers: dict[str, LaneLinear] = {}
         self._siblings: list[Siblings] = []
         start_a = start_b = 0
-        for family in _families(list(linear)):
+        for family in _families(linear):
             width = linear[family[0]].in_features
             siblings = Siblings(self._a.part(start_a, len(family) * rank, width), scales)
             self._siblings.append(siblings)
@@ -306,8 +314,12 @@ class Adapters:
         neighbours = list(lanes) == list(range(first, last + 1))
         index = slice(first, last + 1) if neighbours else torch.tensor(lanes, device=self._a.master.device)
         for siblings in self._siblings:
-            siblings.select(index)
-        yield
+            siblings.lanes = index
+        try:
+            yield
+        finally:
+            for siblings in self._siblings:
+                siblings.forget()
 
 
 def target_names(network: torch.nn.Module, targets: str | Sequence[str]) -> list[str]:

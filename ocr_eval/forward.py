@@ -45,13 +45,13 @@ class View:
             rows: for each lane, its packed sequences and where they are read. Without adapters the lanes'
                 numbers mean nothing.
         """
-        base, batch = self.base, lay_out(list(rows.values()))
+        base = self.base
+        batch = lay_out(list(rows.values()), by_clump=base.attention == attention.NAME)
         with (
             self.adapters.window(list(rows)) if self.adapters else nullcontext(),
             base.autocast() if self.autocast else nullcontext(),
         ):
-            inputs = batch.inputs(base.device, base.dtype, by_clump=base.attention == attention.NAME)
-            logits_KRV = self.network(**inputs, use_cache=False).logits
+            logits_KRV = self.network(**batch.inputs(base.device, base.dtype), use_cache=False).logits
         where = tuple(index.to(logits_KRV.device) for index in (batch.rows, batch.columns, batch.tokens))
         logprobs_T = torch.log_softmax(logits_KRV.float(), dim=-1)[where]
         return dict(zip(rows, logprobs_T.split(batch.counts), strict=True))

@@ -1,8 +1,8 @@
 """Token forests side by side as one batch of a Hugging Face causal model.
 
 A node attends to its few ancestors, so most of the scores between all pairs of nodes of a forest would be computed to
-be masked. Each forest is therefore parted into clumps of trees, as many and as wide in every row, and attention that
-knows of clumps (attention.py) takes each for itself; other implementations get the mask of whole rows.
+be masked. For attention that knows of clumps (attention.py) each forest is therefore parted into clumps of trees, as
+many and as wide in every row, each of which attends to itself alone. For any other a row is one clump.
 
     row:   | padding, nodes, nodes read | padding, nodes, nodes read | ...      C clumps of B nodes, the last R read
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ from ocr_eval.forest import ROOT, Forest, Reads
 CLUMP_NODES = 80
 #: A larger tree is parted at its root, of which every clump with a part of it has a copy.
 _TREE_NODES = CLUMP_NODES // 2
-#: So many nodes, from a root on, may be copied; a long shared beginning is not.
-_COPIED_NODES = 2
+#: So many nodes from a root on may be copied, as BOS and a template's first words; a longer shared beginning is not.
+_COPIED_NODES = 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Batch:
     Attributes:
         ids, positions: [K, N].
         sees: which node of a clump attends to which; padding to itself. [K, C, B, B]
-        kept: the places in a row whose logits are wanted, of every row. [C * R]
+        kept: the places in a row whose logits are wanted, of every row; C * R of them.
         rows, columns, tokens: row, place within the wanted logits, and id of each expected token. [T]
         counts: how many expected tokens each row has.
     """
@@ -45,36 +46,40 @@ class Batch:
     ids: torch.Tensor
     positions: torch.Tensor
     sees: torch.Tensor
-    kept: torch.Tensor
+    kept: list[int]
     rows: torch.Tensor
     columns: torch.Tensor
     tokens: torch.Tensor
     counts: list[int]
 
-    def inputs(self, device: torch.device, dtype: torch.dtype, by_clump: bool) -> dict[str, torch.Tensor]:
-        """The arguments of the model: ids, positions, additive mask, and whose logits to keep.
+    def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        """The arguments of the model: ids, positions, additive mask [K * C, 1, B, B], and whose logits to keep.
 
-        The mask is [K * C, 1, B, B] by clump, for attention that knows of clumps, and [K, 1, N, N] for any other.
+        The last is a list: accelerate's hooks would move a tensor to another device than the hidden states are on,
+        where a model is spread over several.
         """
-        K, C, B, _ = self.sees.shape
         sees = self.sees.flatten(0, 1)
-        if not by_clump:
-            sees = torch.zeros(K, C, B, C, B, dtype=torch.bool)
-            sees.diagonal(dim1=1, dim2=3).copy_(self.sees.permute(0, 2, 3, 1))
-            sees = sees.view(K, C * B, C * B)
         mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
         return {
             "input_ids": self.ids.to(device),
             "position_ids": self.positions.to(device),
             "attention_mask": mask[:, None].to(device),
-            "logits_to_keep": self.kept.to(device),
+            "logits_to_keep": self.kept,
         }
 
 
-def lay_out(rows: Sequence[tuple[Forest, Reads]]) -> Batch:
-    """Put forests side by side, one a row, padded to the widest clump and to the most nodes read of one."""
-    count = max(1, round(max(len(forest.ids) for forest, _ in rows) / CLUMP_NODES))
-    parted = [part(forest, reads, count) for forest, reads in rows]
+def lay_out(rows: Sequence[tuple[Forest, Reads]], by_clump: bool = True) -> Batch:
+    """Put forests side by side, one a row, padded to the widest clump and to the most nodes read of one.
+
+    Args:
+        rows: the forests, and where they are read.
+        by_clump: whether attention knows of clumps; if not, a row is one.
+    """
+    pieces = [pieces_of(forest) for forest, _ in rows]
+    widest = max(len(piece) for of_row in pieces for piece in of_row)
+    nodes = max(len(forest.ids) for forest, _ in rows)
+    count = max(1, round(nodes / max(CLUMP_NODES, widest))) if by_clump else 1
+    parted = [part(of_row, reads, count) for of_row, (_, reads) in zip(pieces, rows, strict=True)]
     width = max(len(clump.nodes) for clumps in parted for clump in clumps)
     wanted = max(clump.reads for clumps in parted for clump in clumps)
     ids, positions = np.zeros((2, len(rows), count, width), dtype=np.int64)
@@ -100,7 +105,7 @@ def lay_out(rows: Sequence[tuple[Forest, Reads]]) -> Batch:
         ids=torch.from_numpy(ids).flatten(1),
         positions=torch.from_numpy(positions).flatten(1),
         sees=torch.from_numpy(sees),
-        kept=torch.from_numpy(kept).flatten(),
+        kept=kept.ravel().tolist(),
         rows=torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)),
         columns=torch.tensor(columns),
         tokens=torch.tensor([token for _, reads in rows for token in reads.tokens]),
@@ -121,20 +126,19 @@ class Clump:
     reads: int
 
 
-def part(forest: Forest, reads: Reads, count: int) -> list[Clump]:
+def part(pieces: Sequence[list[int]], reads: Reads, count: int) -> list[Clump]:
     """Part a forest into clumps of nearly equal size: the largest piece first, each to where the sum is smallest.
 
     Every node is in one clump, or, if it is near the root of a large tree, in several; it is read in one of them.
     """
     is_read = set(reads.nodes)
-    pieces = sorted(_pieces(forest), key=lambda piece: (-len(piece), piece))
     members: list[set[int]] = [set() for _ in range(count)]
 
     def size_with(piece: list[int], nodes: set[int]) -> int:
         whole = nodes.union(piece)
         return len(whole) + len(whole & is_read)
 
-    for piece in pieces:
+    for piece in sorted(pieces, key=lambda piece: (-len(piece), piece)):
         min(members, key=partial(size_with, piece)).update(piece)
     clumps = []
     for nodes in members:
@@ -144,7 +148,7 @@ def part(forest: Forest, reads: Reads, count: int) -> list[Clump]:
     return clumps
 
 
-def _pieces(forest: Forest) -> list[list[int]]:
+def pieces_of(forest: Forest) -> list[list[int]]:
     """Trees, and of large trees the branches, each with the nodes that it hangs from."""
     children: dict[int, list[int]] = {}
     for node, parent in enumerate(forest.parents):

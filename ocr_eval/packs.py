@@ -46,7 +46,7 @@ def cut_into_packs(
     packs: list[list[RunSpec]] = []
     start = 0
     for end in range(1, len(specs) + 1):
-        if end == len(specs) or _shares(specs[end]) != _shares(specs[start]):
+        if end == len(specs) or share_key(specs[end]) != share_key(specs[start]):
             group = specs[start:end]
             lanes = min(_lanes(group, device), len(group))
             packs += _cut(group, fit(group, lanes) if lanes > 1 else 1, workers, [nodes(spec) for spec in group])
@@ -54,7 +54,8 @@ def cut_into_packs(
     return packs
 
 
-def _shares(spec: RunSpec) -> tuple[object, ...]:
+def share_key(spec: RunSpec) -> tuple[object, ...]:
+    """Equal for runs that may be in one pack."""
     return spec.model, spec.train.method, spec.train.targets
 
 
@@ -71,14 +72,20 @@ def _cut(specs: Sequence[RunSpec], lanes: int, workers: int, nodes: Sequence[int
     count = -(-len(specs) // lanes)
     if count > 1:
         count = min(len(specs), -(-count // workers) * workers)
-    # best[end]: the first runs up to end in so many packs: work of the largest, sum of squares, bounds
-    best: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [0])}
-    for _ in range(count):
-        longer: dict[int, tuple[int, int, list[int]]] = {}
-        for start, (largest, squares, bounds) in best.items():
+    # best[k][end]: the first runs up to end in k packs: work of the largest, sum of squares, where the last one starts
+    best: list[dict[int, tuple[int, int, int]]] = [{0: (0, 0, 0)}]
+    for k in range(count):
+        longer: dict[int, tuple[int, int, int]] = {}
+        for start, (largest, squares, _) in best[-1].items():
+            longest = 0
             for end in range(start + 1, min(start + lanes, len(specs)) + 1):
-                work = (end - start) * max(nodes[start:end])
-                found = max(largest, work), squares + work**2, [*bounds, end]
-                longer[end] = min(longer.get(end, found), found)
-        best = longer
-    return [list(specs[start:end]) for start, end in pairwise(best[len(specs)][2])]
+                longest = max(longest, nodes[end - 1])
+                work = (end - start) * longest
+                found = max(largest, work), squares + work**2, start
+                if len(specs) - end <= (count - k - 1) * lanes:  # else what is left does not go into the packs left
+                    longer[end] = min(longer.get(end, found), found)
+        best.append(longer)
+    bounds = [len(specs)]
+    for ends in reversed(best[1:]):
+        bounds.insert(0, ends[bounds[0]][2])
+    return [list(specs[start:end]) for start, end in pairwise(bounds)]

@@ -162,7 +162,9 @@ def _subjects(content: bytes) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _targets(content: bytes) -> NDArray[np.int64]:
-    return msgspec.json.decode(content, type=NDArray[np.int64], dec_hook=_load)
+    targets = msgspec.json.decode(content, type=NDArray[np.int64], dec_hook=_load)
+    targets.setflags(write=False)  # records share it
+    return targets
 
 
 @lru_cache(maxsize=1024)

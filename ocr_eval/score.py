@@ -30,7 +30,7 @@ from ocr_eval.progress import say
 from ocr_eval.specs import Scoring
 from ocr_eval.tokens import Ids, ProbeTokens
 
-#: A pass holds so many nodes of a run at most: where attention does not know of clumps, it is quadratic in them.
+#: A pass holds about so many nodes of a run at most: where attention does not know of clumps, it is quadratic in them.
 CHUNK_NODES = 512
 #: Where memory runs out, passes are halved down to so many nodes.
 _LEAST_NODES = 32
@@ -85,10 +85,10 @@ def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: 
         with torch.no_grad():
             logprobs = view.token_logprobs(rows)
         for lane, chunk in side_by_side.items():
-            span = iter(spans[lane])
+            values, span = logprobs[lane].tolist(), iter(spans[lane])
             for i in chunk:
                 of_candidates = [next(span) for _ in probes[lane][i].candidates]
-                results[lane].add(i, [logprobs[lane][tokens].tolist() for tokens in of_candidates])
+                results[lane].add(i, [[values[token] for token in tokens] for tokens in of_candidates])
     return {lane: collected.scores() for lane, collected in results.items()}
 
 

@@ -158,7 +158,7 @@ def _logprobs(spec: ModelSpec, train: TrainSpec, network: PreTrainedModel, geome
             input_ids=torch.zeros(K, N, dtype=torch.long),
             position_ids=torch.zeros(K, N, dtype=torch.long),
             attention_mask=torch.zeros((K * C, 1, B, B) if by_clump else (K, 1, N, N), dtype=dtype),
-            logits_to_keep=torch.zeros(R, dtype=torch.long),
+            logits_to_keep=[0] * R,
             use_cache=False,
         ).logits
     read = torch.zeros(K * geometry.tokens, dtype=torch.long)

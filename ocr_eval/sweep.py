@@ -23,7 +23,7 @@ from ocr_eval.errors import Busy
 from ocr_eval.executor import Job
 from ocr_eval.grid import SWEEP_FILE, Grid, read_sweep
 from ocr_eval.inject import prepare
-from ocr_eval.packs import cut_into_packs
+from ocr_eval.packs import cut_into_packs, share_key
 from ocr_eval.run import Bases, Execution, do_pack
 from ocr_eval.runs import RunFolder, write_atomic
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec
@@ -115,10 +115,14 @@ def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpe
     Raises:
         UserError: the tokenizer cannot do with the data of a run.
     """
-    groups: dict[str, list[RunSpec]] = {}
+    groups: list[list[RunSpec]] = []
     for spec in specs:
-        groups.setdefault(f"{spec.model.model_dump_json()} {spec.train.method} {spec.train.targets}", []).append(spec)
-    ordered = [spec for group in groups.values() for spec in sorted(group, key=batch_nodes)]
+        kin = next((group for group in groups if share_key(group[0]) == share_key(spec)), None)
+        if kin is None:
+            groups.append([spec])
+        else:
+            kin.append(spec)
+    ordered = [spec for group in groups for spec in sorted(group, key=batch_nodes)]
     return cut_into_packs(ordered, device, lanes_that_fit(device), at_once, batch_nodes)
 
 

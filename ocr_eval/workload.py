@@ -101,8 +101,13 @@ def batch_nodes(spec: RunSpec) -> int:
 @lru_cache(maxsize=4096)
 def _batch_nodes(spec_json: str) -> int:
     spec = RunSpec.model_validate_json(spec_json)
-    examples = training_tokens(tokenizer_at_hand(spec.model)[0], build_dataset(spec))
+    examples = training_tokens(_tokenizer(spec.model.model_dump_json()), build_dataset(spec))
     return max(batch_geometry(batch).nodes for batch in first_epoch(spec, examples))
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(model_json: str) -> Any:
+    return tokenizer_at_hand(ModelSpec.model_validate_json(model_json))[0]
 
 
 def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any, bool]:

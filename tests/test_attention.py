@@ -46,7 +46,7 @@ def forests(trees):
         builder = ForestBuilder()
         ends = [builder.add([i, *sequence])[-1] for sequence in sequences for i in range(trees)]
         rows.append((builder.build(), Reads(ends, [*range(len(ends))], [3] * len(ends))))
-    return lay_out(rows)
+    return rows
 
 
 @pytest.mark.parametrize(("trees", "clumps"), [(1, 1), (20, 2)])
@@ -54,12 +54,16 @@ def forests(trees):
 def test_logits_and_gradients_of_token_trees_are_those_of_the_librarys_eager_attention(
     architecture, tiny, trees, clumps
 ):
-    batch = forests(trees)
-    assert batch.sees.shape[1] == clumps
+    batch = lay_out(forests(trees))
+    K, C, B, _ = batch.sees.shape
+    assert clumps == C
     found = []
     for network in pair(architecture, tiny):
-        by_clump = network.config._attn_implementation == "grouped"
-        inputs = batch.inputs(torch.device("cpu"), torch.float32, by_clump)
+        inputs = batch.inputs(torch.device("cpu"), torch.float32)
+        if network.config._attn_implementation == "eager":  # the same in one mask a row, blocks along its diagonal
+            apart = inputs["attention_mask"].new_full((K, C, B, C, B), torch.finfo(torch.float32).min)
+            apart.diagonal(dim1=1, dim2=3).copy_(inputs["attention_mask"].view(K, C, B, B).permute(0, 2, 3, 1))
+            inputs["attention_mask"] = apart.view(K, 1, C * B, C * B)
         ids = inputs.pop("input_ids")
         x = torch.nn.functional.embedding(ids, network.get_input_embeddings().weight).requires_grad_()
         logits = network(inputs_embeds=x, **inputs, use_cache=False).logits

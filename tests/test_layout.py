@@ -5,8 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocr_eval.association import load_association
+from ocr_eval.dataset import build_dataset
 from ocr_eval.forest import ForestBuilder, read_answers
-from ocr_eval.layout import CLUMP_NODES, lay_out, part
+from ocr_eval.layout import lay_out, part, pieces_of
+from ocr_eval.resources import shipped_names
+from ocr_eval.score import cut_probes
+from ocr_eval.specs import load_model_spec, make_run_spec
+from ocr_eval.stand_in import StandInTokenizer
+from ocr_eval.tokens import probe_tokens
 
 #: Short statements in two rows; and many in one, of which some share a long beginning.
 few = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=12)
@@ -38,7 +45,7 @@ def test_a_node_attends_to_its_ancestors_and_itself_alone(rows):
         prefixes = {tuple(sequence[:i]) for sequence in sequences for i in range(1, len(sequence) + 1)}
         found = {path(k, c, node) for c in range(C) for node in range(B)}
         assert prefixes <= found <= prefixes | {(0,)}  # padding looks like a lonely first token
-        asked = [int(batch.kept[column]) for row, column in zip(batch.rows, batch.columns, strict=True) if row == k]
+        asked = [batch.kept[int(column)] for row, column in zip(batch.rows, batch.columns, strict=True) if row == k]
         assert [path(k, *divmod(place, B)) for place in asked] == [tuple(sequence) for sequence in sequences]
     assert set(batch.tokens.tolist()) == {9}
     assert batch.counts == [len(sequences) for sequences in rows]
@@ -47,7 +54,7 @@ def test_a_node_attends_to_its_ancestors_and_itself_alone(rows):
 @given(st.one_of(few, many), st.integers(1, 5))
 def test_clumps_hold_every_node_and_read_each_once(sequences, count):
     forest, reads = forest_of(sequences)
-    clumps = part(forest, reads, count)
+    clumps = part(pieces_of(forest), reads, count)
     assert len(clumps) == count
     assert set().union(*(clump.nodes for clump in clumps)) == set(range(len(forest.ids)))
     read = [node for clump in clumps for node in clump.nodes[len(clump.nodes) - clump.reads :]]
@@ -67,25 +74,40 @@ def test_clumps_of_small_trees_are_of_nearly_one_size():
 def test_statements_that_share_a_first_token_are_parted_with_a_copy_of_it():
     """As all statements do that begin with BOS."""
     forest, reads = forest_of([[0, person, 2, 3, 4, 5, 6] for person in range(1, 41)])
-    clumps = part(forest, reads, 5)
+    clumps = part(pieces_of(forest), reads, 5)
     assert [len(clump.nodes) for clump in clumps] == [1 + 8 * 6] * 5
     assert all(0 in clump.nodes for clump in clumps)
 
 
 def test_a_long_shared_beginning_is_not_copied():
-    forest, reads = forest_of([[*range(100), 100 + last] for last in range(20)])
-    assert sorted(len(clump.nodes) for clump in part(forest, reads, 3)) == [0, 0, 120]
+    """A hundred tokens that all share, and then twenty ends: a single clump, and no row is longer than its forest."""
+    batch = lay_out([forest_of([[*range(100), 100 + last] for last in range(20)])])
+    assert batch.sees.shape == (1, 1, 120, 120)
 
 
-@pytest.mark.parametrize("people", [3, 40])
-def test_the_mask_of_whole_rows_says_what_the_masks_of_clumps_say(people):
-    batch = lay_out([forest_of([[person, 1, 2, 3] for person in range(count)]) for count in (people, people // 2)])
-    K, C, B, _ = batch.sees.shape
-    assert (2 if 4 * people > CLUMP_NODES else 1) == C
-    cpu = torch.device("cpu")
-    by_clump, whole = (batch.inputs(cpu, torch.float32, by)["attention_mask"] for by in (True, False))
-    assert by_clump.shape == (K * C, 1, B, B)
-    assert whole.shape == (K, 1, C * B, C * B)
-    for k in range(K):
-        blocks = torch.block_diag(*(by_clump[k * C + c, 0] == 0 for c in range(C)))
-        assert torch.equal(whole[k, 0] == 0, blocks.bool())
+@pytest.mark.parametrize("bos", [[], [0]])
+@pytest.mark.parametrize("association", shipped_names("templates"))
+def test_no_template_is_padded_much(association, bos):
+    """Whatever words a template begins with, a third more than the nodes is laid out at most."""
+    association = load_association(association)
+    count = len(association.fact.templates)
+    for template in range(count):
+        data = {"templates": (template,), "probe_template": template}
+        spec = make_run_spec(load_model_spec("smollm2-135m"), association, data, {}, 0)
+        tokenizer = StandInTokenizer(1000, bos=bool(bos))
+        probes = probe_tokens(tokenizer, build_dataset(spec))
+        for size in (160, 512):
+            for chunk in cut_probes(probes, size):
+                builder = ForestBuilder()
+                reads, _ = read_answers(builder, [(probes[i].prompt, probes[i].candidates) for i in chunk])
+                batch = lay_out([(builder.build(), reads)])
+                assert batch.ids.shape[1] <= 1.34 * len(builder)
+
+
+def test_where_attention_knows_of_no_clumps_a_row_is_one():
+    rows = [forest_of([[person, 1, 2, 3] for person in range(count)]) for count in (100, 50)]
+    assert lay_out(rows).sees.shape == (2, 5, 80, 80)
+    batch = lay_out(rows, by_clump=False)
+    inputs = batch.inputs(torch.device("cpu"), torch.float32)
+    assert inputs["attention_mask"].shape == (2, 1, 400, 400)
+    assert inputs["logits_to_keep"] == list(range(300, 400))

@@ -23,8 +23,8 @@ def room(monkeypatch):
     limit = {"nodes": 10**9, "tries": 0}
     whole = forward.lay_out
 
-    def lay_out(rows):
-        batch = whole(rows)
+    def lay_out(rows, by_clump):
+        batch = whole(rows, by_clump)
         if batch.ids.numel() > limit["nodes"]:
             limit["tries"] += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -92,7 +92,7 @@ def test_scoring_in_smaller_passes_gives_the_same(tiny, room):
 
 
 def test_another_error_is_not_taken_for_want_of_memory(tiny, monkeypatch):
-    def broken(rows):
+    def broken(rows, by_clump):
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(forward, "lay_out", broken)

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import tiny_run
 from test_packs import content
 
 from ocr_eval.runs import RunFolder
+from ocr_eval.sweep import cut
+from ocr_eval.workload import batch_nodes
 
 GRID = ["--assocs", "city-language,country-code", "--seeds", "0-1", "--n", 3, "--m-train", 2, "--m-test", 3]
 
@@ -110,6 +113,21 @@ def test_bad_input_is_one_line_and_starts_nothing(sweep, tmp_path, flags, compla
     assert complaint in answer.err
     assert len(answer.err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_a_pack_are_of_about_one_length(tiny):
+    """In whatever order they are named."""
+    names = ["profession-color", "sport-music"]
+    specs = [tiny_run(tiny, name, seed=seed, batch_size=50) for seed in (0, 1) for name in names]
+    lengths = {spec.association.name: batch_nodes(spec) for spec in specs}
+    assert len(set(lengths.values())) == 2
+    packs = [[(spec.association.name, spec.seed) for spec in pack] for pack in cut(specs, "cpu", 1)]
+    assert packs == [[(name, 0), (name, 1)] for name in sorted(names, key=lengths.__getitem__)]
+
+
+def test_no_folder_is_made_for_a_grid_that_cannot_be(sweep, tmp_path):
+    assert sweep(tmp_path / "out", "--assocs", "city-languag").code == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_key_in_a_sweep_file_is_named(ocr_eval, tmp_path):

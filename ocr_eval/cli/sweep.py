@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -10,18 +9,12 @@ import typer
 
 from ocr_eval.cli import options as o
 from ocr_eval.cli.injections import DEVICES
+from ocr_eval.cli.sweep_work import Means, plan, run
 from ocr_eval.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ocr_eval.executor import JobResult, Placement
     from ocr_eval.grid import Grid
     from ocr_eval.models import Device
-    from ocr_eval.run import Bases
-    from ocr_eval.specs import RunSpec
-    from ocr_eval.sweep import Sweep
-    from ocr_eval.sweep_progress import SweepWatcher
 
 ALL_ASSOCS = "all"
 DEFAULT_OUTPUT = Path("results/sweep")
@@ -121,12 +114,12 @@ def sweep(
         given = {}
     grid = _grid(given, held.grid if held else None)
     check_same(grid, output_dir)
-    means = _Means(cast("Device", device), placement, workers, report_to, offline, force, worker)
+    means = Means(cast("Device", device), placement, workers, report_to, offline, force, worker)
     means.check()
     if dry_run:
-        typer.echo(_plan(grid, output_dir, means), nl=False)
+        typer.echo(plan(grid, output_dir, means), nl=False)
         return
-    _run(grid, output_dir, means)
+    run(grid, output_dir, means)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
@@ -155,193 +148,6 @@ def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
         "seeds": (0, 1, 2),
     }
     return resources.parse(Grid, {**(held.model_dump() if held else defaults), **given}, "sweep")
-
-
-@dataclass(frozen=True)
-class _Means:
-    """By what means a sweep is done; nothing of it changes what is learned."""
-
-    device: Device
-    placement: Placement
-    workers: int | None
-    report_to: str
-    offline: bool
-    force: bool
-    worker: int | None
-
-    @property
-    def pack_device(self) -> str:
-        """The type of device that packs should fill: on a cluster a GPU, unless told otherwise."""
-        from ocr_eval.models import device_type
-
-        if self.device == "auto" and self.placement.executor == "slurm":
-            return "cpu" if self.placement.gpus_per_job == 0 else "cuda"
-        return device_type(self.device)
-
-    def flags(self) -> list[str]:
-        """The same means as flags of a worker's command."""
-        return ["--device", self.device, "--report-to", self.report_to, *(["--offline"] if self.offline else [])]
-
-    def check(self) -> None:
-        """Raises UserError if several processes are asked for and the device is no CPU."""
-        if self.workers is not None and self.workers > 1 and self.pack_device != "cpu":
-            raise UserError(f"--workers {self.workers}: processes share the cores of a CPU; one fills a GPU.")
-
-    @property
-    def packs_at_once(self) -> int:
-        """How many packs may be done at once on this machine, if there is enough to do."""
-        from ocr_eval.executor.local import cores
-
-        if self.placement.executor == "here" and self.pack_device == "cpu":
-            return self.workers or cores()
-        return max(1, len(self.placement.devices))
-
-    def processes(self, packs: Sequence[Sequence[RunSpec]]) -> int:
-        """How many processes of this machine do the packs of a sweep."""
-        from ocr_eval.processes import is_alone
-        from ocr_eval.workers import workers_that_pay
-
-        if self.placement.executor != "here" or self.worker is not None or not is_alone():
-            return 1
-        if self.workers is None:
-            return workers_that_pay(packs, self.pack_device)
-        return min(self.workers, len(packs))
-
-
-def _run(grid: Grid, output: Path, means: _Means) -> None:
-    from ocr_eval.run import Bases
-    from ocr_eval.runs import prepare_output
-    from ocr_eval.sweep import check_data, clear, plan_sweep
-    from ocr_eval.tracking import how_to_view, require_tracker
-
-    report_to = require_tracker(means.report_to)
-    prepare_output(output)
-    bases = Bases(means.device)
-    sweep = plan_sweep(grid, output, means.pack_device, bases, means.packs_at_once)
-    if means.worker is not None and not 0 <= means.worker <= len(sweep.packs):
-        raise UserError(f"--worker {means.worker}: this sweep has packs 1 to {len(sweep.packs)}.")
-    if means.worker is None:
-        check_data(sweep, bases)
-        if means.force:
-            clear(sweep)
-        sweep.write()
-    if means.placement.executor == "here":
-        _work_here(sweep, bases, means)
-    else:
-        _work_elsewhere(sweep, means)
-    view = how_to_view(report_to, output)
-    if view and means.worker is None:
-        typer.echo(f"To look at the runs: {view}", err=True)
-    _conclude(sweep, means.worker)
-
-
-def _work_here(sweep: Sweep, bases: Bases, means: _Means) -> None:
-    """Do the packs on this machine: in this process one after another, or in several that share its cores."""
-    from ocr_eval.progress import say
-    from ocr_eval.run import Execution
-    from ocr_eval.sweep import work
-    from ocr_eval.tracking import following, require_tracker
-    from ocr_eval.workers import work_side_by_side
-
-    packs = [means.worker - 1] if means.worker else range(len(sweep.packs))
-    todo = sum(run.is_open for index in packs for run in sweep.packs[index])
-    processes = means.processes([[run.spec for run in pack] for pack in sweep.packs])
-    beside = f" in {processes} processes" if processes > 1 and todo else ""
-    _say_amount(sweep, f"{todo} to do{beside}")
-    if processes > 1:
-        _say_problems(sweep, work_side_by_side(sweep, processes, means.flags(), _watcher(sweep)))
-        return
-    report_to = require_tracker(means.report_to)
-    with following(_watcher(sweep), report_to, sweep.output.name, sweep.output) as watch:
-        how = Execution(means.device, every=sweep.grid.score_every, watch=watch)
-        work(sweep, bases, how, packs, lambda runs: say(f"Waiting for {runs} runs that another process is doing"))
-
-
-def _work_elsewhere(sweep: Sweep, means: _Means) -> None:
-    """Give every pack to the executor as a job, and wait for them all."""
-    from ocr_eval.executor import run_jobs
-    from ocr_eval.progress import say
-    from ocr_eval.sweep import pack_jobs
-    from ocr_eval.workers import Follower
-
-    jobs = pack_jobs(sweep, means.flags())
-    _say_amount(sweep, f"{len(jobs)} packs to do")
-    follower = Follower(sweep.packs, _watcher(sweep))
-    results = run_jobs(
-        jobs,
-        means.placement,
-        sweep.output / "logs",
-        lambda event: say(" ".join(filter(None, [event.job.name, event.state, event.place, event.reason]))),
-        follower.look,
-    )
-    follower.look_closely()
-    _say_problems(sweep, results)
-
-
-def _say_amount(sweep: Sweep, todo: str) -> None:
-    from ocr_eval.progress import say
-
-    count = len(sweep.packs)
-    say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {todo}, in {sweep.output}")
-
-
-def _watcher(sweep: Sweep) -> SweepWatcher:
-    """What says how far the sweep is, from what is still to be done."""
-    from ocr_eval.sweep_progress import SweepWatcher
-
-    numbered = [(index, run) for index, pack in enumerate(sweep.packs) for run in pack if run.is_open]
-    pack_of = {run.folder.identity: index for index, run in numbered}
-    epochs = {run.folder.identity: run.spec.train.epochs for _, run in numbered}
-    return SweepWatcher(epochs, pack_of, len(sweep.packs))
-
-
-def _say_problems(sweep: Sweep, results: Sequence[JobResult]) -> None:
-    """Name the jobs that failed, but for a job whose runs themselves say why they could not go on."""
-    explained = all(run.folder.is_done() or run.folder.failure() for run in sweep.runs)
-    for result in results:
-        if result.end != "done" and not (explained and result.returncode == 1):
-            typer.echo(f"ocr-eval: {result.problem()}", err=True)
-
-
-def _conclude(sweep: Sweep, worker: int | None) -> None:
-    """Print the table of what is finished, name what failed, and leave with 1 if a run is missing."""
-    from ocr_eval.published import published_mean_ranks
-    from ocr_eval.rendering import to_markdown
-    from ocr_eval.table import build_table
-
-    records = [run.folder.record() for run in sweep.runs if run.folder.is_done()]
-    if worker is None and records:
-        table = build_table(records, "first-token", published_mean_ranks())
-        typer.echo(to_markdown(table), nl=False)
-    missing = [run for run in (sweep.packs[worker - 1] if worker else sweep.runs) if not run.folder.is_done()]
-    for run in missing:
-        reason = run.folder.failure()
-        if reason:
-            typer.echo(f"ocr-eval: {run.folder.identity}: {reason}", err=True)
-    if missing:
-        raise typer.Exit(1)
-
-
-def _plan(grid: Grid, output: Path, means: _Means) -> str:
-    """The grid, what is done already, packs, memory and time; fetches nothing and writes nothing."""
-    import yaml
-
-    from ocr_eval.run import Bases
-    from ocr_eval.sweep import cut
-    from ocr_eval.sweep_plan import describe_packs
-    from ocr_eval.weights import cached
-
-    bases, device = Bases(means.device), means.pack_device
-    packs = cut(grid.specs(), device, means.packs_at_once)
-    here = [cached(pack[0].model) is not None for pack in packs]
-    done = [
-        [is_here and bases.folder(spec, output).is_done() for spec in pack]
-        for pack, is_here in zip(packs, here, strict=True)
-    ]
-    lines = [f"output: {output}", *describe_packs(packs, done, device, means.processes(packs))]
-    flags = {key.replace("_", "-"): value for key, value in grid.model_dump(mode="json").items() if value is not None}
-    comments = "".join(f"# {line}\n" for line in lines)
-    return comments + yaml.safe_dump(flags, sort_keys=False, default_flow_style=None, width=110)
 
 
 def status(
