@@ -5,8 +5,9 @@ Training and scoring both read a network through a ``View``, so what is trained 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def free_cache(device: torch.device) -> None:
-    """Give freed memory back to the device, so that smaller pieces fit."""
+    """Give freed memory back to the device or the system, so that what is planned next fits."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "cpu":
+        with suppress(OSError, AttributeError):  # glibc alone has it, and keeps freed pieces between living ones
+            ctypes.CDLL(None).malloc_trim(0)

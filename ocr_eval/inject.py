@@ -17,6 +17,7 @@ from typing import Any
 from ocr_eval import provenance
 from ocr_eval.audit import Audit, audit_dataset
 from ocr_eval.dataset import build_dataset
+from ocr_eval.forward import free_cache
 from ocr_eval.injection import Pack, attach
 from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
 from ocr_eval.models import Base
@@ -123,6 +124,8 @@ def inject(base: Base, tasks: Sequence[Task], every: int = 1, watch: Watcher = s
         _run(pack, tasks, every, watch)
     finally:
         pack.detach()
+        del pack
+        free_cache(base.device)
 
 
 def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
