@@ -44,7 +44,7 @@ METRICS: tuple[Metric, ...] = ("mean-rank", "null-rank", "ocr-score", "top1", "m
 _COLUMNS: tuple[Metric, ...] = ("mean-rank", "null-rank", "top1", "mrr")
 
 #: Cells that are resampled in one matrix product: draws x cells x 8 bytes at once.
-_CELLS_AT_ONCE = 512
+_CELLS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
