@@ -115,6 +115,16 @@ def test_bad_input_is_one_line_and_starts_nothing(sweep, tmp_path, flags, compla
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_shows_the_packs_that_the_folder_holds(sweep, tmp_path):
+    assert sweep(tmp_path, "--epochs", 1).code == 0
+    held = json.loads((tmp_path / "sweep.json").read_text())
+    held["packs"] = [[run] for pack in held["packs"] for run in pack]
+    (tmp_path / "sweep.json").write_text(json.dumps(held))
+    answer = sweep(tmp_path, "--epochs", 1, "--dry-run")
+    assert answer.code == 0
+    assert "pack 4/4: 1 runs, 1 done" in answer.out
+
+
 def test_runs_of_a_pack_are_of_about_one_length(tiny):
     """In whatever order they are named."""
     names = ["profession-color", "sport-music"]

@@ -198,17 +198,18 @@ def plan(grid: Grid, output: Path, means: Means) -> str:
     import yaml
 
     from ocr_eval.run import Bases
-    from ocr_eval.sweep import cut
+    from ocr_eval.sweep import cut, plan_sweep
     from ocr_eval.sweep_plan import describe_packs
     from ocr_eval.weights import cached
 
-    bases, device = Bases(means.device), means.pack_device
-    packs = cut(grid.specs(), device, means.packs_at_once)
-    here = [cached(pack[0].model) is not None for pack in packs]
-    done = [
-        [is_here and bases.folder(spec, output).is_done() for spec in pack]
-        for pack, is_here in zip(packs, here, strict=True)
-    ]
+    bases, device, specs = Bases(means.device), means.pack_device, grid.specs()
+    if all(cached(spec.model) for spec in specs):
+        sweep = plan_sweep(grid, output, device, bases, means.packs_at_once)
+        packs = [[run.spec for run in pack] for pack in sweep.packs]
+        done = [[run.folder.is_done() for run in pack] for pack in sweep.packs]
+    else:  # a run's folder is named by the content of weights, so what is done of a model is known where it lies
+        packs = cut(specs, device, means.packs_at_once)
+        done = [[bool(cached(s.model)) and bases.folder(s, output).is_done() for s in pack] for pack in packs]
     lines = [f"output: {output}", *describe_packs(packs, done, device, means.processes(packs))]
     flags = {key.replace("_", "-"): value for key, value in grid.model_dump(mode="json").items() if value is not None}
     comments = "".join(f"# {line}\n" for line in lines)
