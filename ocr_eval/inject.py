@@ -168,7 +168,7 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
         due = bool(live) and (ending or diverged or now - saved_at >= max(CHECKPOINT_EVERY, 10 * saving_seconds))
         if due:
             for lane in live:
-                tasks[lane].folder.write_checkpoint(epoch, pack.injections[lane].checkpoint())
+                tasks[lane].folder.write_checkpoint(epoch, pack.injections[lane].write_checkpoint)
             saved_at = time.monotonic()
             saving_seconds = saved_at - now
         for lane in ending:

@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors import safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
 from ocr_eval import draw
 from ocr_eval.adapters import Adapters, LaneShape
@@ -25,6 +25,7 @@ from ocr_eval.models import Base
 from ocr_eval.runs import RunFolder
 from ocr_eval.specs import HubWeights, RunSpec, TrainSpec
 from ocr_eval.tokens import Continuation
+from ocr_eval.training_state import read_state, write_state
 from ocr_eval.weights import file_sha256, folder_digest
 from ocr_eval.whole import WholeNetwork, adam
 
@@ -58,17 +59,9 @@ class Injection:
         size = self.train.batch_size
         return [[self.examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
-    def checkpoint(self) -> bytes:
-        """Everything needed to go on after the last finished epoch, as safetensors."""
-        tensors: dict[str, torch.Tensor] = {}
-        for name, parameter in self.parameters.items():
-            tensors[f"parameter/{name}"] = parameter.detach()
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"{key}/{name}"] = torch.as_tensor(value)
-        return save(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-            metadata={"epochs_done": str(self.epochs_done)},
-        )
+    def write_checkpoint(self, file: IO[bytes]) -> None:
+        """Write everything needed to go on after the last finished epoch, as safetensors."""
+        write_state(file, self.parameters, self.optimizer, self.epochs_done)
 
     def restore(self, checkpoint: Path) -> None:
         """Take up the state of a checkpoint; training then goes on bit for bit.
@@ -77,20 +70,9 @@ class Injection:
             RunFailed: the checkpoint is damaged or of another run.
         """
         try:
-            with safe_open(checkpoint, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                epochs_done = int(file.metadata()["epochs_done"])
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(tensors[f"parameter/{name}"])
-                    self.optimizer.state[parameter] = {
-                        key: tensors[f"{key}/{name}"].to(parameter.device if key != "step" else "cpu")
-                        for key in (key.partition("/")[0] for key in tensors if key.partition("/")[2] == name)
-                        if key != "parameter"
-                    }
+            self.epochs_done = read_state(checkpoint, self.parameters, self.optimizer)
         except Exception as error:
             raise RunFailed(f"{checkpoint} cannot be used ({error}). Delete it to train from the start.") from error
-        self.epochs_done = epochs_done
 
 
 @dataclass

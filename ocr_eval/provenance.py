@@ -45,6 +45,7 @@ _RESULT_MODULES = [
     "stats",
     "tokens",
     "train",
+    "training_state",
     "weights",
     "whole",
 ]

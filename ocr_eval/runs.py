@@ -23,11 +23,11 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -40,10 +40,16 @@ from ocr_eval.specs import SCHEMA_VERSION, RunSpec
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that it holds the old content or the new, never a part, also after a power cut."""
-    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into that takes a file's place at the end, whole, also after a power cut."""
     beside = path.with_name(path.name + ".partial")
     with beside.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
@@ -211,9 +217,10 @@ class RunFolder:
         """Replace probes.jsonl."""
         write_atomic(self.path / "probes.jsonl", to_jsonl(lines))
 
-    def write_checkpoint(self, epoch: int, content: bytes) -> None:
+    def write_checkpoint(self, epoch: int, write: Callable[[IO[bytes]], None]) -> None:
         """Keep a training state to go on from; earlier ones stay until ``drop_checkpoints``."""
-        write_atomic(self.path / f"checkpoint-{epoch}.safetensors", content)
+        with replacing(self.path / f"checkpoint-{epoch}.safetensors") as file:
+            write(file)
 
     def drop_checkpoints(self, before: int | None = None) -> None:
         """Remove training states, all or those before an epoch."""
@@ -269,7 +276,7 @@ class OnlookersFolder(RunFolder):
     def write_probes(self, lines: list[dict[str, Any]]) -> None:
         """Nothing."""
 
-    def write_checkpoint(self, epoch: int, content: bytes) -> None:
+    def write_checkpoint(self, epoch: int, write: Callable[[IO[bytes]], None]) -> None:
         """Nothing."""
 
     def drop_checkpoints(self, before: int | None = None) -> None:

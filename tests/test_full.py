@@ -76,7 +76,8 @@ def test_a_checkpoint_goes_on_bit_for_bit(tiny, tmp_path):
     undisturbed, interrupted, resumed = (packed(tiny) for _ in range(3))
     losses = [train_epoch(undisturbed, [0])[0] for _ in range(3)]
     train_epoch(interrupted, [0])
-    (tmp_path / "c.safetensors").write_bytes(interrupted.injections[0].checkpoint())
+    with (tmp_path / "c.safetensors").open("wb") as file:
+        interrupted.injections[0].write_checkpoint(file)
     resumed.injections[0].restore(tmp_path / "c.safetensors")
     assert [train_epoch(resumed, [0])[0] for _ in range(2)] == losses[1:]
     for name, tensor in undisturbed.adapters.matrices(0).items():

@@ -70,7 +70,8 @@ def test_two_runs_over_one_base_are_what_each_is_alone(tiny):
 def test_a_checkpoint_goes_on_bit_for_bit(tiny, tmp_path):
     _, undisturbed, losses = injected(tiny, 3)
     _, interrupted, _ = injected(tiny, 1)
-    (tmp_path / "c.safetensors").write_bytes(interrupted.checkpoint())
+    with (tmp_path / "c.safetensors").open("wb") as file:
+        interrupted.write_checkpoint(file)
     pack, resumed, _ = injected(tiny, 0)
     resumed.restore(tmp_path / "c.safetensors")
     pack.adapters.refresh()
