@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from ocr_eval import resources
 from ocr_eval.association import load_association
 from ocr_eval.errors import UserError
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec, Strict, load_model_spec, make_run_spec
@@ -82,13 +80,29 @@ class Grid(Strict):
         return specs
 
 
-@dataclass(frozen=True)
-class SweepState:
-    """What ``sweep.json`` says."""
+#: A run's folder below ``runs/``: model, association, method, seed and fingerprint.
+Identity = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9._-]{0,63}/){3}seed[0-9]+-[0-9a-f]{8}$")]
 
-    grid: Grid
+
+class SweepState(Strict):
+    """What ``sweep.json`` says.
+
+    Attributes:
+        schema_version: of the file.
+        code: digest of the code that decides results.
+        grid: what the sweep is.
+        packs: its runs, by pack.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
     code: str
-    packs: list[list[str]]
+    grid: Grid
+    packs: tuple[tuple[Identity, ...], ...]
+
+    @property
+    def runs(self) -> set[Identity]:
+        """Every run."""
+        return {run for pack in self.packs for run in pack}
 
 
 def read_sweep(output: Path) -> SweepState | None:
@@ -102,12 +116,19 @@ def read_sweep(output: Path) -> SweepState | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version, code, packs = content["schema_version"], str(content["code"]), content["packs"]
+        version = content["schema_version"]
+        if version == SCHEMA_VERSION:
+            return SweepState.model_validate(content, strict=False)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Delete it; the runs beside it are kept.") from error
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
-    return SweepState(resources.parse(Grid, content["grid"], str(path), strict=False), code, packs)
+        raise UserError(f"{path} is damaged ({_reason(error)}). Delete it; the runs beside it are kept.") from error
+    raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)
 
 
 def check_same(given: Grid, output: Path) -> None:

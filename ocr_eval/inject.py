@@ -141,11 +141,14 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
     else:
         scored = _score(pack, tasks, live)
         untouched = {"epoch": 0, "train_loss": None, "train_seconds": 0.0}
+        for lane in [lane for lane in live if lane not in scored]:
+            tasks[lane].folder.fail("The untouched model gives log-probabilities that are no numbers.")
+        live = list(scored)
         for lane in live:
             tasks[lane].folder.write_probes(probe_lines(tasks[lane].material.probes, scored[lane].scores, epoch=0))
         watch([_add_line(tasks[lane], untouched | scored[lane].line) for lane in live])
-    for lane, task in enumerate(tasks):
-        if lane not in live:
+    for task in tasks:
+        if epoch >= task.epochs:
             task.folder.finish()
     saved_at, saving_seconds = time.monotonic(), 0.0
     while live:
@@ -153,10 +156,12 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
         losses = train_epoch(pack, live)
         seconds = (time.monotonic() - started) / len(live)
         epoch += 1
-        diverged = [lane for lane in live if not math.isfinite(losses[lane])]
+        diverged = {lane: f"loss became {losses[lane]}" for lane in live if not math.isfinite(losses[lane])}
+        to_score = [i for i in live if i not in diverged and (epoch % every == 0 or epoch == tasks[i].epochs)]
+        scored = _score(pack, tasks, to_score)
+        diverged |= {lane: "log-probabilities became NaN" for lane in to_score if lane not in scored}
         live = [lane for lane in live if lane not in diverged]
         ending = [lane for lane in live if epoch == tasks[lane].epochs]
-        scored = _score(pack, tasks, live if epoch % every == 0 else ending)
         trained = {lane: {"epoch": epoch, "train_loss": losses[lane], "train_seconds": seconds} for lane in live}
         if pack.cut.parts > 1:
             trained = {lane: line | {"micro_batches": pack.cut.parts} for lane, line in trained.items()}
@@ -171,11 +176,11 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
                 tasks[lane].folder.write_checkpoint(epoch, pack.injections[lane].write_checkpoint)
             saved_at = time.monotonic()
             saving_seconds = saved_at - now
+        for lane, what in diverged.items():
+            rate = tasks[lane].spec.train.lr
+            tasks[lane].folder.fail(f"The {what} in epoch {epoch}. Lower --lr (now {rate:g}).")
         for lane in ending:
             tasks[lane].folder.finish()
-        for lane in diverged:
-            rate = tasks[lane].spec.train.lr
-            tasks[lane].folder.fail(f"The loss became {losses[lane]} in epoch {epoch}. Lower --lr (now {rate:g}).")
         if due:
             for lane in live:
                 tasks[lane].folder.drop_checkpoints(before=epoch)
@@ -202,12 +207,17 @@ class _Scored:
 
 
 def _score(pack: Pack, tasks: Sequence[Task], lanes: Sequence[int]) -> Mapping[int, _Scored]:
+    """Score some lanes; one whose log-probabilities are not all numbers is left out."""
     if not lanes:
         return {}
     started = time.monotonic()
     scores = score_lanes(pack.view, {lane: tasks[lane].material.probes for lane in lanes})
     seconds = (time.monotonic() - started) / len(lanes)
-    return {lane: _Scored(scores[lane], _scores_line(tasks[lane], scores[lane], seconds)) for lane in lanes}
+    return {
+        lane: _Scored(scores[lane], _scores_line(tasks[lane], scores[lane], seconds))
+        for lane in lanes
+        if scores[lane].are_numbers
+    }
 
 
 def _scores_line(task: Task, scores: CandidateScores, seconds: float) -> Line:

@@ -7,7 +7,6 @@ No tensor of it is seen by another run, so runs in a pack learn what they would 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from ocr_eval.adapters import Adapters, LaneShape
 from ocr_eval.errors import RunFailed, UserError
 from ocr_eval.forward import View
 from ocr_eval.models import Base
-from ocr_eval.runs import RunFolder
+from ocr_eval.runs import RunFolder, replacing_folder
 from ocr_eval.specs import HubWeights, RunSpec, TrainSpec
 from ocr_eval.tokens import Continuation
 from ocr_eval.training_state import read_state, write_state
@@ -121,12 +120,8 @@ class Pack:
         The base is named by its hub repository where it has one, and else by the model's name.
         """
         assert isinstance(self.adapters, Adapters)
-        partial = folder.with_name(folder.name + ".partial")
-        for old in (partial, folder):
-            shutil.rmtree(old, ignore_errors=True)
-        partial.mkdir()
         weights, tensors = spec.model.weights, self.adapters.tensors(lane)
-        LoraConfig(
+        config = LoraConfig(
             task_type="CAUSAL_LM",
             r=spec.train.rank,
             lora_alpha=spec.train.alpha,
@@ -134,13 +129,14 @@ class Pack:
             target_modules=sorted({name.rpartition(".")[2] for name in tensors}),
             base_model_name_or_path=weights.repo if isinstance(weights, HubWeights) else spec.model.name,
             inference_mode=True,
-        ).save_pretrained(partial)
+        )
         files = {}
         for name, (a, b) in tensors.items():
             files[f"{_PREFIX}{name}.lora_A.weight"] = a.cpu().contiguous()
             files[f"{_PREFIX}{name}.lora_B.weight"] = b.t().cpu().contiguous()
-        save_file(files, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-        partial.rename(folder)
+        with replacing_folder(folder) as partial:
+            config.save_pretrained(partial)
+            save_file(files, partial / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:

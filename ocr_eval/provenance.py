@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -35,10 +36,12 @@ _RESULT_MODULES = [
     "inject",
     "injection",
     "layout",
+    "measure",
     "models",
     "norms",
     "packs",
     "people",
+    "processes",
     "run",
     "score",
     "specs",
@@ -51,8 +54,9 @@ _RESULT_MODULES = [
 ]
 
 
+@functools.cache
 def code_digest() -> str:
-    """Twelve hex digits over the source of the modules that determine a run's result."""
+    """Twelve hex digits over the source of the modules that determine a run's result, as they were when first asked."""
     digest = hashlib.sha256()
     for name in _RESULT_MODULES:
         digest.update((_PACKAGE / f"{name}.py").read_bytes())

@@ -120,12 +120,16 @@ class Bases:
             self._tokenizers[key] = load_tokenizer(str(self.weights(model).path))
         return self._tokenizers[key]
 
+    def refuse_impossible(self, spec: RunSpec) -> None:
+        """Raises UserError where what a run must hold is more than this machine has."""
+        refuse_impossible(spec.model, spec.train, self._device)
+
     def get(self, spec: RunSpec) -> Base:
         """The base that a run needs, loaded unless it is the one in memory."""
         quantized, whole = spec.train.method == "qlora", spec.train.method == "full"
         if whole or self._base is None or (self._base.spec, self._base.quantized) != (spec.model, quantized):
             self._base = None  # two bases need not fit into memory
-            refuse_impossible(spec.model, spec.train, self._device)
+            self.refuse_impossible(spec)
             base = load_base(spec.model, self.weights(spec.model), self._device, quantized, whole)
             if whole:  # the run changes it, so it is nobody else's
                 return base

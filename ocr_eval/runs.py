@@ -12,8 +12,8 @@
         failure.json   why the run could not go on, in the place of a record
         checkpoint-<epoch>.safetensors   training state, while the run is not finished
 
-Every file is written beside its place, synced and renamed. A lock on the folder (``.lock``, with ``.holder`` to say
-whose) keeps a second process out.
+Every file, and adapter/ and model/ as a whole, is written beside its place, synced and renamed. A lock on the folder
+(``.lock``, with ``.holder`` to say whose) keeps a second process out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ from ocr_eval.errors import Busy, UserError
 from ocr_eval.records import Record, read_record
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec
 
+#: Seconds that a lock is waited for: one that only looks whether it is free holds it for an instant.
+_GLANCE = 0.2
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that it holds the old content or the new, never a part, also after a power cut."""
@@ -48,16 +52,39 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write into that takes a file's place at the end, whole, also after a power cut."""
     beside = path.with_name(path.name + ".partial")
-    with beside.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # a part of a file would keep a full disk full
+        beside.unlink(missing_ok=True)
+        raise
     beside.replace(path)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill that takes a folder's place at the end, whole, also after a power cut."""
+    beside = folder.with_name(folder.name + ".partial")
+    for old in (beside, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        for path in (*beside.rglob("*"), beside):
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    beside.rename(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -70,11 +97,10 @@ def prepare_output(root: Path) -> None:
     Raises:
         UserError: it cannot be made or written.
     """
-    probe = root / f".write-test-{os.getpid()}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=root):
+            pass
     except OSError as error:
         raise UserError(
             f"The output folder '{root}' cannot be written ({error.strerror}). Choose another with --output-dir."
@@ -134,7 +160,7 @@ class RunFolder:
             Busy: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = FileLock(self.path / ".lock", timeout=_GLANCE)
         try:
             lock.acquire()
         except Timeout as error:
@@ -183,7 +209,10 @@ class RunFolder:
         return str(json.loads(path.read_text(encoding="utf-8"))["reason"]) if path.is_file() else None
 
     def clear(self) -> None:
-        """Remove what an earlier attempt left, so that the run starts from nothing."""
+        """Remove what an earlier attempt left, so that the run starts from nothing; first what makes it count."""
+        for mark in ("status.json", "result.json"):
+            (self.path / mark).unlink(missing_ok=True)
+        _sync(self.path)
         for entry in self.path.iterdir():
             if entry.name in (".lock", ".holder"):
                 continue
@@ -227,6 +256,8 @@ class RunFolder:
         for epoch, path in self.checkpoints().items():
             if before is None or epoch < before:
                 path.unlink(missing_ok=True)
+        for path in self.path.glob("checkpoint-*.partial"):  # of a process that was killed
+            path.unlink(missing_ok=True)
 
     def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
         """Write what a finished run leaves; ``finish`` makes it count."""

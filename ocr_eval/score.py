@@ -42,6 +42,11 @@ class CandidateScores:
 
     logprobs: dict[Scoring, NDArray[np.float64]]
 
+    @property
+    def are_numbers(self) -> bool:
+        """Whether none is NaN; a model whose weights are no longer finite gives such."""
+        return not any(np.isnan(values).any() for values in self.logprobs.values())
+
 
 def score_candidates(view: View, probes: Sequence[ProbeTokens]) -> CandidateScores:
     """Score every candidate of every probe of one run; see ``score_lanes``."""

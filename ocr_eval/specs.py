@@ -89,7 +89,7 @@ class TrainSpec(Strict):
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 16
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = 32
     rank: Annotated[int, Field(ge=1, le=4096)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 32.0
     targets: Literal["all-linear"] | list[str] = "all-linear"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 

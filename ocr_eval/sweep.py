@@ -8,25 +8,26 @@ work; what is finished is not repeated, and what was interrupted goes on.
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from ocr_eval import provenance
-from ocr_eval.errors import Busy
+from ocr_eval.errors import Busy, RunFailed, UserError
 from ocr_eval.executor import Job
-from ocr_eval.grid import SWEEP_FILE, Grid, read_sweep
+from ocr_eval.grid import SWEEP_FILE, Grid, SweepState, check_same, read_sweep
 from ocr_eval.inject import prepare
 from ocr_eval.packs import cut_into_packs, share_key
+from ocr_eval.progress import say
 from ocr_eval.run import Bases, Execution, do_pack
 from ocr_eval.runs import RunFolder, write_atomic
-from ocr_eval.specs import SCHEMA_VERSION, RunSpec
+from ocr_eval.specs import RunSpec
 from ocr_eval.sweep_plan import lanes_that_fit
 from ocr_eval.workload import batch_nodes
 
@@ -66,19 +67,32 @@ class Sweep:
         """Every run."""
         return [run for pack in self.packs for run in pack]
 
-    def write(self) -> None:
-        """State the sweep in its folder, so that others can take part and look on."""
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "code": provenance.code_digest(),
-            "grid": self.grid.model_dump(mode="json"),
-            "packs": [[run.folder.identity for run in pack] for pack in self.packs],
-        }
-        text = json.dumps(content, indent=2) + "\n"
-        path = self.output / SWEEP_FILE
+    def stated(self) -> Sweep:
+        """State the sweep in its folder, so that others can take part and look on.
+
+        Returns:
+            The sweep, cut as another process has stated it meanwhile, if one has.
+
+        Raises:
+            UserError: another process has begun another sweep in the folder.
+        """
         with FileLock(self.output / ".sweep.lock"):
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                write_atomic(path, text)
+            check_same(self.grid, self.output)
+            held, runs = read_sweep(self.output), {run.folder.identity: run for run in self.runs}
+            packs = _as_held(held, runs)
+            if held is None or packs is None:
+                names = tuple(tuple(run.folder.identity for run in pack) for pack in self.packs)
+                state = SweepState(code=provenance.code_digest(), grid=self.grid, packs=names)
+                write_atomic(self.output / SWEEP_FILE, state.model_dump_json(indent=2) + "\n")
+                return self
+        return replace(self, packs=packs)
+
+
+def _as_held(held: SweepState | None, runs: Mapping[str, PlannedRun]) -> tuple[tuple[PlannedRun, ...], ...] | None:
+    """Runs in the packs that a folder states, None if it does not state just these."""
+    if held is None or held.runs != set(runs):
+        return None
+    return tuple(tuple(runs[name] for name in pack) for pack in held.packs)
 
 
 def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases, at_once: int = 1) -> Sweep:
@@ -96,15 +110,37 @@ def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases, at_once: int
     Raises:
         UserError: a name or a value that does not exist or fit, or weights that cannot be had.
     """
-    specs, held = grid.specs(), read_sweep(output)
-    planned = {(run := PlannedRun(spec, bases.folder(spec, output))).folder.identity: run for spec in specs}
-    if held is not None and {name for pack in held.packs for name in pack} == set(planned):
-        packs = tuple(tuple(planned[name] for name in pack) for pack in held.packs)
-    else:
+    planned = _planned(grid, output, bases)
+    packs = _as_held(read_sweep(output), planned)
+    if packs is None:
         run_of = {id(run.spec): run for run in planned.values()}
         cuts = cut([run.spec for run in planned.values()], device, at_once)
         packs = tuple(tuple(run_of[id(spec)] for spec in pack) for pack in cuts)
     return Sweep(output, grid, packs)
+
+
+def join_sweep(output: Path, bases: Bases) -> Sweep:
+    """The sweep that a folder states, to take part in it.
+
+    Raises:
+        UserError: it states none, or its runs would now be others.
+    """
+    held = read_sweep(output)
+    if held is None:
+        raise UserError(f"'{output}' holds no sweep to take part in (no {SWEEP_FILE}).")
+    packs = _as_held(held, _planned(held.grid, output, bases))
+    if packs is None:
+        raise UserError(
+            f"Since the sweep in '{output}' was stated, the code that decides results or the weights have changed. "
+            "Start the sweep's command again."
+        )
+    return Sweep(output, held.grid, packs)
+
+
+def _planned(grid: Grid, output: Path, bases: Bases) -> dict[str, PlannedRun]:
+    """Every run of a grid by the identity of its folder."""
+    runs = [PlannedRun(spec, bases.folder(spec, output)) for spec in grid.specs()]
+    return {run.folder.identity: run for run in runs}
 
 
 def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpec]]:
@@ -144,29 +180,40 @@ def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:
 
 
 def clear(sweep: Sweep) -> None:
-    """Remove every run, so that all of them start from nothing.
+    """Remove every run, so that all of them start from nothing; or none.
 
     Raises:
         Busy: another process works on one of them.
     """
-    for run in sweep.runs:
-        with run.folder.lock():
+    with ExitStack() as held:
+        for run in sweep.runs:
+            held.enter_context(run.folder.lock())
+        for run in sweep.runs:
             run.folder.clear()
 
 
-def check_data(sweep: Sweep, bases: Bases) -> None:
-    """Make the data of every open run with its model's tokenizer, before any run starts.
+def check_open(sweep: Sweep, bases: Bases, here: bool) -> None:
+    """Look, before any run starts, whether every open one can be done.
+
+    Args:
+        sweep: the sweep.
+        bases: where weights and tokenizers are found.
+        here: whether they are done on this machine.
 
     Raises:
-        UserError: the tokenizer cannot do with the data of a run.
+        UserError: the tokenizer cannot do with the data of a run, or it is too large for this machine.
     """
     for run in sweep.runs:
         if run.is_open:
             prepare(bases.tokenizer(run.spec.model), run.spec)
+            if here:
+                bases.refuse_impossible(run.spec)
 
 
 def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int], say_waiting: Callable[[int], Any]) -> None:
     """Do packs of a sweep until none of them is left open; those that another process holds are waited for.
+
+    A pack that cannot go on is left, its reason said, and the others are done.
 
     Args:
         sweep: the sweep.
@@ -174,10 +221,6 @@ def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int], say_w
         how: device, repetition, scoring.
         packs: which packs.
         say_waiting: told once the number of runs that another process holds, when only such are left.
-
-    Raises:
-        UserError: the tokenizer cannot do with the data of a run.
-        RunFailed: a checkpoint is damaged, or no gradient reaches an adapter.
     """
     left, waiting = list(packs), False
     while left:
@@ -188,6 +231,8 @@ def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int], say_w
                 do_pack(bases, todo, how)
             except Busy:
                 held.append(index)
+            except (RunFailed, UserError) as error:
+                say(f"Pack {index + 1} cannot go on: {error}")
         if held == left:
             if not waiting:
                 say_waiting(sum(run.is_open for index in held for run in sweep.packs[index]))

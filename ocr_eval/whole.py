@@ -6,7 +6,6 @@ the published rates (1e-6 to 3e-5) would be below half a unit in the last place 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ocr_eval.models import Base, quiet_transformers
+from ocr_eval.runs import replacing_folder
 
 
 class WholeNetwork:
@@ -70,14 +70,10 @@ class WholeNetwork:
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in Hugging Face layout, in fp32 as trained, whole or not at all."""
-        partial = folder.with_name(folder.name + ".partial")
-        for old in (partial, folder):
-            shutil.rmtree(old, ignore_errors=True)
         self._network.config._name_or_path = ""
-        with quiet_transformers():
+        with quiet_transformers(), replacing_folder(folder) as partial:
             self._network.save_pretrained(partial)
             self._tokenizer.save_pretrained(partial)
-        partial.rename(folder)
 
 
 def adam(parameters: Sequence[torch.nn.Parameter], lr: float, device: torch.device) -> torch.optim.Optimizer:

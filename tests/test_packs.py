@@ -294,3 +294,26 @@ def test_a_pack_goes_on_from_the_last_epoch_that_all_can(tmp_path):
     assert common_epoch([a, ended], [9, 6]) == 0
     assert common_epoch([a, nothing], [9, 9]) == 0
     assert common_epoch([c, ended], [6, 6]) == 6
+
+
+def test_a_run_whose_scores_are_no_numbers_leaves_its_pack(tiny, tmp_path, monkeypatch):
+    from ocr_eval import inject as module
+
+    base = load(tiny)
+    tasks = tasks_in(tmp_path, base, [tiny_run(tiny, seed=0), tiny_run(tiny, seed=1)])
+    honest = module.train_epoch
+
+    def spoiling(pack, lanes):
+        """The last step of an epoch leaves weights that no loss has seen."""
+        losses = honest(pack, lanes)
+        if pack.injections[1].epochs_done == 2:
+            with torch.no_grad():
+                next(iter(pack.injections[1].parameters.values())).fill_(math.nan)
+            pack.adapters.refresh()
+        return losses
+
+    monkeypatch.setattr(module, "train_epoch", spoiling)
+    inject(base, tasks)
+    assert tasks[0].folder.is_done()
+    assert tasks[1].folder.failure() == "The log-probabilities became NaN in epoch 2. Lower --lr (now 0.01)."
+    assert not tasks[1].folder.is_done()

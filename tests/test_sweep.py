@@ -6,14 +6,19 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import tiny_run
 from test_packs import content
 
+from ocr_eval import inject, packs, provenance
+from ocr_eval.errors import UserError
+from ocr_eval.grid import Grid
+from ocr_eval.run import Bases
 from ocr_eval.runs import RunFolder
-from ocr_eval.sweep import cut
+from ocr_eval.sweep import cut, plan_sweep
 from ocr_eval.workload import batch_nodes
 
 GRID = ["--assocs", "city-language,country-code", "--seeds", "0-1", "--n", 3, "--m-train", 2, "--m-test", 3]
@@ -102,7 +107,7 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--methods", "lorra"], "method"),
         (["--m-train", "0", "--variants", "shuffled"], "m_train = 0 has none"),
         (["--n", "19,21"], "n = 21 is more than the 20 pairs"),
-        (["--worker", "9"], "this sweep has packs 1 to 1"),
+        (["--worker", "9"], "holds no sweep to take part in"),
         (["--partition", "gpu"], "--partition goes with --executor slurm"),
         (["--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
     ],
@@ -318,3 +323,74 @@ def test_two_processes_on_one_folder_share_the_work(tiny, tmp_path):
     assert in_one_process(KILLER, 0, "sweep", *flags, "-o", tmp_path / "one") == [0]
     assert in_one_process(SHARE, "sweep", *flags, "-o", tmp_path / "two") == [0, 0]
     assert runs_in(tmp_path / "two") == runs_in(tmp_path / "one")
+
+
+def test_force_removes_all_runs_or_none(sweep, tmp_path):
+    assert sweep(tmp_path, "--epochs", 1, "--quiet").code == 0
+    before = runs_in(tmp_path)
+    last = RunFolder(tmp_path / "runs" / sorted(before)[-1])
+    with last.lock():
+        answer = sweep(tmp_path, "--epochs", 1, "--force")
+    assert answer.code == 2
+    assert "Another process is working on" in answer.err
+    assert runs_in(tmp_path) == before
+
+
+def test_who_takes_part_does_the_runs_that_were_stated_or_none(sweep, tmp_path, monkeypatch):
+    assert sweep(tmp_path, "--epochs", 1, "--quiet").code == 0
+    there = sorted(tmp_path.glob("runs/*/*/*/*"))
+    monkeypatch.setattr(provenance, "code_digest", lambda: "0123456789ab")
+    answer = sweep(tmp_path, "--epochs", 1, "--worker", 1)
+    assert answer.code == 2
+    assert "the code that decides results or the weights have changed" in answer.err
+    assert sorted(tmp_path.glob("runs/*/*/*/*")) == there
+    answer = sweep(tmp_path, "--epochs", 1)
+    assert answer.code == 0
+    assert "4 runs of this sweep were begun by other code or over other weights" in answer.err
+    assert len(list(tmp_path.glob("runs/*/*/*/*"))) == 8
+
+
+def test_two_that_begin_a_sweep_in_one_folder_agree(tiny, tmp_path):
+    def planned(seeds, at_once):
+        grid = Grid(models=(tiny,), assocs=("city-language",), seeds=seeds, n=(3,), m_train=(2,), m_test=3)
+        return plan_sweep(grid, tmp_path, "cpu", Bases("cpu"), at_once)
+
+    one, other, another = planned((0, 1), 1), planned((0, 1), 1), planned((0, 1, 2), 1)
+    other = replace(other, packs=tuple((run,) for pack in other.packs for run in pack))
+    stated = one.stated()
+    taken = other.stated()
+    assert [[run.folder for run in pack] for pack in taken.packs] == [
+        [run.folder for run in pack] for pack in stated.packs
+    ]
+    with pytest.raises(UserError, match="holds another sweep"):
+        another.stated()
+
+
+def test_a_pack_that_cannot_go_on_does_not_stop_the_others(sweep, tmp_path, monkeypatch):
+    monkeypatch.setitem(packs.PASS_NODES, "cpu", 16)  # a pack a run
+    monkeypatch.setattr(inject, "CHECKPOINT_EVERY", 0.0)
+    sweep(tmp_path, "--quiet", "--workers", 1)
+    victims = [RunFolder(tmp_path / "runs" / run) for run in sorted(runs_in(tmp_path))]
+    for victim in victims[:2]:
+        victim.clear()
+    (victims[0].path / "checkpoint-1.safetensors").write_bytes(b"no checkpoint")
+    answer = sweep(tmp_path, "--workers", 1)
+    assert answer.code == 1
+    assert "cannot go on" in answer.err
+    assert "1 runs are not finished. The same command goes on" in answer.err
+    assert [victim.is_done() for victim in victims] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    "packs",
+    ["null", "[1]", '[["../../../x"]]', '[["m/a/lora/seed0"]]', '[["m/../lora/seed0-01234567"]]'],
+)
+def test_a_damaged_sweep_file_is_one_line(sweep, ocr_eval, tmp_path, packs):
+    assert sweep(tmp_path, "--epochs", 1, "--quiet").code == 0
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    text = json.dumps({**content, "packs": "PACKS"}).replace('"PACKS"', packs)
+    (tmp_path / "sweep.json").write_text(text)
+    answer = ocr_eval("status", "-o", tmp_path)
+    assert answer.code == 2
+    assert "sweep.json is damaged (packs" in answer.err
+    assert len(answer.err.strip().splitlines()) == 1

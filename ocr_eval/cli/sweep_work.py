@@ -81,21 +81,24 @@ def run(grid: Grid, output: Path, means: Means) -> None:
     """
     from ocr_eval.run import Bases
     from ocr_eval.runs import prepare_output
-    from ocr_eval.sweep import check_data, clear, plan_sweep
+    from ocr_eval.sweep import check_open, clear, join_sweep, plan_sweep
     from ocr_eval.tracking import how_to_view, require_tracker
 
     report_to = require_tracker(means.report_to)
     grid.specs()  # what is wrong with it is said before a folder is made
     prepare_output(output)
     bases = Bases(means.device)
-    sweep = plan_sweep(grid, output, means.pack_device, bases, means.packs_at_once)
-    if means.worker is not None and not 0 <= means.worker <= len(sweep.packs):
-        raise UserError(f"--worker {means.worker}: this sweep has packs 1 to {len(sweep.packs)}.")
     if means.worker is None:
-        check_data(sweep, bases)
+        sweep = plan_sweep(grid, output, means.pack_device, bases, means.packs_at_once)
+        _say_what_is_left(sweep)
+        check_open(sweep, bases, here=means.placement.executor != "slurm")
+        sweep = sweep.stated()
         if means.force:
             clear(sweep)
-        sweep.write()
+    else:
+        sweep = join_sweep(output, bases)
+        if not 0 <= means.worker <= len(sweep.packs):
+            raise UserError(f"--worker {means.worker}: this sweep has packs 1 to {len(sweep.packs)}.")
     if means.placement.executor == "here":
         _work_here(sweep, bases, means)
     else:
@@ -149,6 +152,20 @@ def _work_elsewhere(sweep: Sweep, means: Means) -> None:
     _say_problems(sweep, results)
 
 
+def _say_what_is_left(sweep: Sweep) -> None:
+    """Say how many runs of the folder's sweep do not count, since code or weights are others now."""
+    from ocr_eval.grid import read_sweep
+    from ocr_eval.progress import say
+
+    held = read_sweep(sweep.output)
+    others = len(held.runs - {run.folder.identity for run in sweep.runs}) if held else 0
+    if others:
+        say(
+            f"{others} runs of this sweep were begun by other code or over other weights. They stay in the folder, and "
+            "all are made anew beside them."
+        )
+
+
 def _say_amount(sweep: Sweep, todo: str) -> None:
     from ocr_eval.progress import say
 
@@ -185,10 +202,14 @@ def _conclude(sweep: Sweep, worker: int | None) -> None:
         table = build_table(records, "first-token", published_mean_ranks())
         typer.echo(to_markdown(table), nl=False)
     missing = [run for run in (sweep.packs[worker - 1] if worker else sweep.runs) if not run.folder.is_done()]
+    unexplained = 0
     for run in missing:
         reason = run.folder.failure()
         if reason:
             typer.echo(f"ocr-eval: {run.folder.identity}: {reason}", err=True)
+        unexplained += reason is None
+    if unexplained and worker is None:
+        typer.echo(f"ocr-eval: {unexplained} runs are not finished. The same command goes on with them.", err=True)
     if missing:
         raise typer.Exit(1)
 

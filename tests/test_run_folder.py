@@ -1,0 +1,72 @@
+"""A run's folder: what an interruption leaves never counts as more than it is."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from ocr_eval import runs
+from ocr_eval.runs import RunFolder, replacing, replacing_folder
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A folder that looks like a finished run's."""
+    for name in ("status.json", "result.json", "metrics.jsonl", "probes.jsonl", "adapter/adapter_model.safetensors"):
+        path = tmp_path / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_folder_that_was_cleared_in_part_does_not_count(done, monkeypatch):
+    assert done.is_done()
+
+    def interrupted(path, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        done.clear()
+    assert (done.path / "adapter").is_dir()
+    assert not done.is_done()
+    assert not done.is_prepared()
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_old_one_and_no_part(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write(content):
+        with replacing(path) as file:
+            file.write(content)
+            raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        write(b"half of ")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_a_folder_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    synced, place = [], tmp_path / "adapter"
+    sync = os.fsync
+
+    def noting(handle):
+        synced.append((str(Path(f"/proc/self/fd/{handle}").readlink()), place.exists()))
+        sync(handle)
+
+    monkeypatch.setattr(runs.os, "fsync", noting)
+    with replacing_folder(place) as beside:
+        (beside / "weights").write_text("1")
+    assert (f"{tmp_path}/adapter.partial/weights", False) in synced
+    assert (f"{tmp_path}/adapter.partial", False) in synced
+    assert synced[-1] == (str(tmp_path), True)
+    assert (place / "weights").read_text() == "1"
+
+
+def test_parts_of_training_states_go_with_the_states(done):
+    (done.path / "checkpoint-3.safetensors.partial").write_text("half")
+    done.drop_checkpoints()
+    assert not list(done.path.glob("checkpoint*"))
