@@ -5,9 +5,8 @@ Training and scoring both read a network through a ``View``, so what is trained 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -61,17 +60,3 @@ class View:
     def pass_nodes(self) -> int:
         """How many nodes a pass should hold, over all lanes."""
         return PASS_NODES.get(self.base.device.type, PASS_NODES["cpu"])
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error means that the device has no more memory; a CPU says it in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def free_cache(device: torch.device) -> None:
-    """Give freed memory back to the device or the system, so that what is planned next fits."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "cpu":
-        with suppress(OSError, AttributeError):  # glibc alone has it, and keeps freed pieces between living ones
-            ctypes.CDLL(None).malloc_trim(0)

@@ -17,7 +17,8 @@ from typing import Any
 from ocr_eval import provenance
 from ocr_eval.audit import Audit, audit_dataset
 from ocr_eval.dataset import build_dataset
-from ocr_eval.forward import free_cache
+from ocr_eval.device_memory import free_cache, is_out_of_memory
+from ocr_eval.errors import RunFailed
 from ocr_eval.injection import Pack, attach
 from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
 from ocr_eval.models import Base
@@ -114,8 +115,22 @@ def inject(base: Base, tasks: Sequence[Task], every: int = 1, watch: Watcher = s
         watch: is told the new lines of metrics.
 
     Raises:
-        RunFailed: a checkpoint is damaged, or no gradient reaches an adapter.
+        RunFailed: a checkpoint is damaged, no gradient reaches an adapter, or the memory is too small.
     """
+    try:
+        _inject(base, tasks, every, watch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunFailed(
+            f"The memory of {base.device.type} is too small for {len(tasks)} run{'s' * (len(tasks) > 1)} of "
+            f"{base.spec.name} at once ({reason}). Do fewer side by side, or use --method qlora, a smaller --rank or "
+            "--batch-size; --dry-run tells more."
+        ) from error
+
+
+def _inject(base: Base, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
     for task in tasks:
         if not task.folder.is_prepared():
             task.folder.begin(task.spec, provenance.environment(str(base.device)), task.material.audit.as_json())

@@ -13,7 +13,8 @@ import torch
 
 from ocr_eval.architecture import examine, read_config
 from ocr_eval.errors import UserError
-from ocr_eval.models import Device, device_type
+from ocr_eval.models import DTYPES, Device, device_type
+from ocr_eval.processes import is_alone
 from ocr_eval.simulation import PARTS, Geometry, Part, scoring_peak, training_peaks
 from ocr_eval.specs import ModelSpec, TrainSpec
 
@@ -133,11 +134,16 @@ def least(spec: ModelSpec, train: TrainSpec, device: str) -> int:
     state = STATE_BYTES[optimizer_kind(train, device)]
     if train.method == "full":
         return int(sizes.parameters * (4 + 4 + state))
-    itemsize = 2 if spec.dtype == "bfloat16" else 4
-    weights = sizes.parameters * itemsize
-    if train.method == "qlora":
-        weights -= int(sizes.linear_parameters * (itemsize - 0.516))
-    return weights + int(sizes.adapter_parameters(train.rank, train.targets) * (4 + itemsize + 4 + state))
+    adapter = 4 + DTYPES[spec.dtype].itemsize + 4 + state
+    return frozen_bytes(spec, train.method == "qlora") + int(
+        sizes.adapter_parameters(train.rank, train.targets) * adapter
+    )
+
+
+def frozen_bytes(spec: ModelSpec, quantized: bool) -> int:
+    """Bytes of a model's frozen weights in the spec's precision, or with its linear layers in NF4."""
+    sizes, itemsize = examine(spec), DTYPES[spec.dtype].itemsize
+    return sizes.parameters * itemsize - (int(sizes.linear_parameters * (itemsize - 0.516)) if quantized else 0)
 
 
 def alternatives(
@@ -190,7 +196,8 @@ def refuse_impossible(spec: ModelSpec, train: TrainSpec, device: Device) -> None
     """
     kind = device_type(device)
     if kind == "cuda":
-        there = sum(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+        gpus = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+        there = sum(gpus) if is_alone() else min(gpus)  # processes that train together hold a replica each
     else:
         there = psutil.virtual_memory().total
     needed = least(spec, train, kind)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -24,11 +24,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ocr_eval import attention, norms, resources
+from ocr_eval.device_memory import is_out_of_memory
 from ocr_eval.errors import UserError
 from ocr_eval.specs import ModelSpec, load_model_spec
 from ocr_eval.weights import WeightFolder, locate_tokenizer
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+#: What a run takes at its peak, about, as a multiple of what it holds before any activation.
+_WITH_ACTIVATIONS = 1.15
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -78,7 +81,12 @@ class Base:
 
 
 def load_base(
-    spec: ModelSpec, folder: WeightFolder, device: Device = "auto", quantized: bool = False, whole: bool = False
+    spec: ModelSpec,
+    folder: WeightFolder,
+    device: Device = "auto",
+    quantized: bool = False,
+    whole: bool = False,
+    holds: int = 0,
 ) -> Base:
     """Load a model and its tokenizer, frozen, in the spec's precision. Remote code stays off.
 
@@ -87,38 +95,75 @@ def load_base(
     A quantized base holds its linear layers in 4 bits: NF4 with double quantization through bitsandbytes, on
     CUDA and on CPU (Dettmers et al., QLoRA, arXiv 2305.14314). Arithmetic stays in the spec's precision.
 
+    Args:
+        spec: the model.
+        folder: its files.
+        device: where it computes.
+        quantized: in 4 bits.
+        whole: as fp32 masters.
+        holds: bytes that lie on the device whatever the batch is; layers are spread over all GPUs where that is
+            too much for one (``memory.least``, ``memory.frozen_bytes``).
+
     Raises:
-        UserError: the device is not there, or the folder's files are no causal language model.
+        UserError: the device is not there, or too small, or the folder's files are no causal language model, or not
+            all of one.
     """
     accelerator = make_accelerator(device)
-    placement = _placement(accelerator, folder, whole)
+    mapped = quantized or accelerator.device.type == "cuda"  # read onto the device itself, not by way of the CPU
+    if quantized:
+        require_bitsandbytes("--method qlora")
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
             config = AutoConfig.from_pretrained(folder.path, local_files_only=True)
-            network = AutoModelForCausalLM.from_pretrained(
+            network, found = AutoModelForCausalLM.from_pretrained(
                 folder.path,
                 config=config,
                 dtype=torch.float32 if whole else DTYPES[spec.dtype],
                 attn_implementation=attention_for(spec, config, accelerator.device.type),
                 local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 **({"quantization_config": _nf4(spec)} if quantized else {}),
-                **({"device_map": placement} if quantized or placement == "auto" else {}),
+                **({"device_map": _placement(accelerator, holds)} if mapped else {}),
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        _refuse_incomplete(spec, folder, found)
+        freeze(network)
+        if not mapped:
+            network.to(accelerator.device)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, MemoryError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if is_out_of_memory(error):
+            raise UserError(
+                f"{spec.name} does not fit into the memory of {accelerator.device.type} that is free ({reason}). "
+                "Stop what else runs there, or use --method qlora; --dry-run tells more."
+            ) from error
         raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
-    freeze(network)
-    if not quantized and placement != "auto":
-        network.to(accelerator.device)
     return Base(spec, quantized, network, tokenizer, folder.identity, accelerator, whole)
 
 
-def _placement(accelerator: Accelerator, folder: WeightFolder, whole: bool) -> torch.device | Literal["auto"]:
-    """One device, or "auto": the layers spread over all GPUs, where the weights alone do not fit on one."""
+def _refuse_incomplete(spec: ModelSpec, folder: WeightFolder, found: dict[str, Any]) -> None:
+    """Raises UserError where a tensor of the network had no value of its shape in the files, and so has a random one.
+
+    Args:
+        spec: the model.
+        folder: its files.
+        found: what the library says of the loading.
+    """
+    absent = sorted(
+        {*found["missing_keys"], *(key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])}
+    )
+    if absent:
+        raise UserError(
+            f"{spec.name}: {folder.path} lacks {len(absent)} of the model's tensors, or has them in another shape, "
+            f"first {absent[0]}. Save the model whole with save_pretrained, or fetch it anew."
+        )
+
+
+def _placement(accelerator: Accelerator, holds: int) -> torch.device | Literal["auto"]:
+    """One device, or "auto": the layers spread over all GPUs, where what is held and a batch do not fit on one."""
     gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" and accelerator.num_processes == 1 else 0
-    size = sum(path.stat().st_size for path in folder.path.glob("*.safetensors")) * (2 if whole else 1)
-    if gpus > 1 and size > 0.9 * torch.cuda.get_device_properties(0).total_memory:
+    if gpus > 1 and _WITH_ACTIVATIONS * holds > torch.cuda.get_device_properties(accelerator.device).total_memory:
         return "auto"
     return accelerator.device
 
@@ -164,6 +209,16 @@ def _nf4(spec: ModelSpec) -> BitsAndBytesConfig:
     )
 
 
+def require_bitsandbytes(what: str) -> None:
+    """Raises UserError where bitsandbytes, which something needs, cannot be imported."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{what} needs bitsandbytes, which cannot be imported here: pip install bitsandbytes"
+        ) from error
+
+
 def load_tokenizer(name_or_path: str) -> Any:
     """The tokenizer alone, of a model by name or YAML file, or of a folder that need hold nothing else.
 
@@ -193,14 +248,21 @@ def make_accelerator(device: Device) -> Accelerator:
     """The accelerator for a device.
 
     Raises:
-        UserError: the device was asked for by name and is not there.
+        UserError: the device was asked for by name and is not there, or this process computes on another.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device, True):
         names = ["cpu", *(name for name, available in there.items() if available)]
         raise UserError(f"--device {device} is not there. This machine has: {', '.join(names)}.")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matrix products on CUDA
-    return Accelerator(mixed_precision="no", cpu=device == "cpu")
+    try:
+        accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu")
+        taken = accelerator.device.type
+    except ValueError:  # asked for the CPU after another device: the library keeps one a process
+        taken = PartialState().device.type
+    if device not in ("auto", taken):
+        raise UserError(f"--device {device}: this process computes on {taken} already; start another for {device}.")
+    return accelerator
 
 
 def device_type(device: Device) -> str:

@@ -177,9 +177,7 @@ def rehearse(
         parameters=sizes.parameters,
         method=spec.train.method,
         dtype=spec.model.dtype,
-        device=f"{place.type}, {torch.get_num_threads()} threads"
-        if place.type == "cpu"
-        else torch.cuda.get_device_name(),
+        device=_name(place),
         real_tokenizer=is_real,
         examples=len(examples),
         nodes=training.nodes,
@@ -199,7 +197,7 @@ def rehearse(
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    return device.type if device.type == "mps" else f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def _fingerprints(pack: Pack) -> dict[str, tuple[float, float]]:

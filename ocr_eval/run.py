@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import Any
 
 from ocr_eval import provenance, weights
 from ocr_eval.dataset import build_dataset
+from ocr_eval.device_memory import free_cache
 from ocr_eval.errors import Busy, RunFailed
 from ocr_eval.forward import View
 from ocr_eval.inject import Task, Watcher, inject, prepare, say_lines
 from ocr_eval.injection import load_adapter
 from ocr_eval.measure import summarize_quantities
-from ocr_eval.memory import refuse_impossible
+from ocr_eval.memory import frozen_bytes, least, refuse_impossible
 from ocr_eval.models import Base, Device, device_type, load_base, load_tokenizer
 from ocr_eval.packs import cut_into_packs
 from ocr_eval.processes import is_first
@@ -128,13 +130,21 @@ class Bases:
         """The base that a run needs, loaded unless it is the one in memory."""
         quantized, whole = spec.train.method == "qlora", spec.train.method == "full"
         if whole or self._base is None or (self._base.spec, self._base.quantized) != (spec.model, quantized):
-            self._base = None  # two bases need not fit into memory
+            self._release()  # two bases need not fit into memory
             self.refuse_impossible(spec)
-            base = load_base(spec.model, self.weights(spec.model), self._device, quantized, whole)
+            holds = least(spec.model, spec.train, device_type(self._device))
+            base = load_base(spec.model, self.weights(spec.model), self._device, quantized, whole, holds)
             if whole:  # the run changes it, so it is nobody else's
                 return base
             self._base = base
         return self._base
+
+    def _release(self) -> None:
+        """Drop the base in memory; cycles of references keep a quantized network alive."""
+        if self._base is not None:
+            device, self._base = self._base.device, None
+            gc.collect()
+            free_cache(device)
 
 
 def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execution) -> None:
@@ -174,10 +184,14 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Sco
         UserError: no such adapter, or one of another base.
     """
     if adapter is not None and (adapter / "config.json").is_file():
-        base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True)
+        holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # in fp32, as it is held
+        base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True, holds=holds)
         probes = probe_tokens(base.tokenizer, build_dataset(spec))
         return summarize_quantities(probes, score_candidates(View(base, base.network, autocast=True), probes))
-    base = load_base(spec.model, weights.locate(spec.model), device, quantized=spec.train.method == "qlora")
+    quantized = spec.train.method == "qlora"
+    base = load_base(
+        spec.model, weights.locate(spec.model), device, quantized, holds=frozen_bytes(spec.model, quantized)
+    )
     probes = probe_tokens(base.tokenizer, build_dataset(spec))
     if adapter is None:
         return summarize_quantities(probes, score_candidates(View(base, base.network), probes))

@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ocr_eval.device_memory import free_cache, is_out_of_memory
 from ocr_eval.errors import RunFailed
 from ocr_eval.forest import ForestBuilder, read_answers
-from ocr_eval.forward import View, free_cache, is_out_of_memory
+from ocr_eval.forward import View
 from ocr_eval.progress import say
 from ocr_eval.specs import Scoring
 from ocr_eval.tokens import Ids, ProbeTokens

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from ocr_eval.architecture import Architecture
-from ocr_eval.models import DTYPES
+from ocr_eval.models import DTYPES, require_bitsandbytes
 from ocr_eval.simulation import Geometry
 from ocr_eval.specs import ModelSpec, TrainSpec
 
@@ -97,6 +97,7 @@ def _seconds_a_weight(rows: int, inputs: int, dtype: torch.dtype, device: torch.
 
 def _unpacking_seconds_a_weight(dtype: torch.dtype, device: torch.device) -> float:
     """Seconds of unpacking an NF4 matrix, divided by its entries."""
+    require_bitsandbytes("--method qlora")
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     sample = torch.ones(_OUTPUTS, 1024, device=device, dtype=dtype)
@@ -112,5 +113,7 @@ def _fastest(work: Callable[[], torch.Tensor], device: torch.device, times: int 
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])

@@ -16,9 +16,9 @@ from dataclasses import replace
 import torch
 
 from ocr_eval import memory
+from ocr_eval.device_memory import free_cache, is_out_of_memory
 from ocr_eval.errors import RunFailed
 from ocr_eval.forest import Forest, ForestBuilder, Reads, read_answers
-from ocr_eval.forward import free_cache, is_out_of_memory
 from ocr_eval.injection import Pack
 from ocr_eval.processes import sum_over_processes
 from ocr_eval.progress import say, ticking

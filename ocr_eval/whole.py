@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ocr_eval.models import Base, quiet_transformers
+from ocr_eval.models import Base, quiet_transformers, require_bitsandbytes
 from ocr_eval.runs import replacing_folder
 
 
@@ -79,6 +79,7 @@ class WholeNetwork:
 def adam(parameters: Sequence[torch.nn.Parameter], lr: float, device: torch.device) -> torch.optim.Optimizer:
     """Adam without decay, as the publication: with 8-bit moments where bitsandbytes has it (CUDA), else fp32."""
     if device.type == "cuda":
+        require_bitsandbytes("--method full on a GPU")
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, lr=lr, weight_decay=0.0)

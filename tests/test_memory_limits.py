@@ -9,7 +9,9 @@ import torch
 from conftest import load, tiny_run
 
 from ocr_eval import forward
+from ocr_eval.adapters import Stacks
 from ocr_eval.dataset import build_dataset
+from ocr_eval.device_memory import free_cache
 from ocr_eval.errors import RunFailed
 from ocr_eval.injection import attach
 from ocr_eval.models import load_base
@@ -102,11 +104,27 @@ def test_another_error_is_not_taken_for_want_of_memory(tiny, monkeypatch):
         trained(tiny, "lora")
 
 
+@pytest.mark.parametrize(
+    "reason", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory"]
+)
+@pytest.mark.parametrize("where", [(Stacks, "zeros"), (torch.optim.AdamW, "step")])
+def test_memory_that_is_out_beside_a_pass_is_one_line(ocr_eval, tiny, tmp_path, monkeypatch, where, reason):
+    def full(*arguments, **keywords):
+        raise RuntimeError(f"{reason} and so on")
+
+    monkeypatch.setattr(*where, full)
+    answer = ocr_eval("finetune", "--model", tiny, "--assoc", "city-language", "--epochs", 1, "-o", tmp_path)
+    assert answer.code == 1
+    line = answer.err.strip().splitlines()[-1]
+    assert f"The memory of cpu is too small for 1 run of tiny-llama at once ({reason} and so on)" in line
+    assert "--method qlora, a smaller --rank or --batch-size; --dry-run tells more" in line
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory between living pieces back")
 def test_freed_memory_goes_back_to_the_system():
     held = [torch.zeros(15_000) for _ in range(5000)]
     before = psutil.Process().memory_info().rss
     held = held[::50]
-    forward.free_cache(torch.device("cpu"))
+    free_cache(torch.device("cpu"))
     assert psutil.Process().memory_info().rss < before - 200_000_000
     assert len(held) == 100
