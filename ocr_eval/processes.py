@@ -11,7 +11,6 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from torch import Tensor
 
 Key = TypeVar("Key", bound=Hashable)
@@ -27,13 +26,13 @@ def is_first() -> bool:
     return is_alone() or int(os.environ.get("RANK", "0")) == 0
 
 
-def sum_over_processes(
-    accelerator: Accelerator, gradients: Sequence[Tensor], nats: dict[Key, float]
-) -> dict[Key, float]:
+def sum_over_processes(gradients: Sequence[Tensor], nats: dict[Key, float]) -> dict[Key, float]:
     """Replace gradients by their sums over all processes, and return the sums of some losses."""
     import torch
+    from torch.distributed import all_reduce
 
     for gradient in gradients:
-        gradient.copy_(accelerator.reduce(gradient, "sum"))
-    mine = torch.tensor(list(nats.values()), device=gradients[0].device)
-    return dict(zip(nats, accelerator.reduce(mine, "sum").tolist(), strict=True))
+        all_reduce(gradient)
+    sums = torch.tensor(list(nats.values()), device=gradients[0].device)
+    all_reduce(sums)
+    return dict(zip(nats, sums.tolist(), strict=True))

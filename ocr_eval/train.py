@@ -3,8 +3,9 @@
 A run's loss is the mean cross-entropy over its batch's answer tokens, in fp32. Logits are computed only where
 an answer token is predicted; a batch is one token forest a lane, so statements are not padded (forest.py).
 
-A batch may be cut, among processes that train together and, where memory runs out, into micro-batches one after
-another. Each part adds the gradient of its own tokens' share of the mean, so the sum is the batch's to rounding.
+A batch may be cut, among processes that train together and, where the memory of one of them runs out, its share into
+micro-batches one after another. Each part adds the gradient of its own tokens' share of the mean, so the sum is the
+batch's to rounding.
 """
 
 from __future__ import annotations
@@ -68,13 +69,31 @@ def batch_forest(batch: Sequence[Continuation]) -> tuple[Forest, Reads]:
 def _gradients(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, tuple[float, int]]:
     """Compute the gradients of all lanes; the loss of each lane and its answer tokens. Smaller parts if memory is out.
 
+    Over several processes both are sums of theirs. They meet once, when each has done its share: how often one of them
+    had to begin again is nothing to the others.
+
+    Raises:
+        RunFailed: one example of each lane is too large.
+    """
+    accelerator = pack.base.accelerator
+    counts = {lane: sum(len(example.answer) for example in batch) for lane, batch in batches.items()}
+    share = {lane: batch[accelerator.process_index :: accelerator.num_processes] for lane, batch in batches.items()}
+    nats = _backward_in_parts(pack, share, counts)
+    if accelerator.num_processes > 1:
+        nats = sum_over_processes(pack.adapters.gradients(), nats)
+    return {lane: (nats[lane], count) for lane, count in counts.items()}
+
+
+def _backward_in_parts(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:
+    """Gradients and losses of this process's share, in as many parts as memory asks for.
+
     Raises:
         RunFailed: one example of each lane is too large.
     """
     largest = max(len(batch) for batch in batches.values())
     while True:
         try:
-            return _backward(pack, batches)
+            return _backward(pack, batches, counts)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -89,7 +108,9 @@ def _gradients(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, 
 
 def _too_large(pack: Pack, batches: dict[int, list[Continuation]], reason: str) -> str:
     """What one example of each lane needs, by the plan, and what is free."""
-    one = replace(batch_geometry([max((batch[0] for batch in batches.values()), key=_length)]), lanes=len(batches))
+    one = replace(
+        batch_geometry([max((batch[0] for batch in batches.values() if batch), key=_length)]), lanes=len(batches)
+    )
     train, device = pack.injections[0].train, pack.base.device
     needed = memory.estimate(pack.base.spec, train, one, one, device.type).total
     return (
@@ -103,27 +124,21 @@ def _length(example: Continuation) -> int:
     return len(example.prompt) + len(example.answer)
 
 
-def _backward(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, tuple[float, int]]:
-    """Gradients and losses, part after part; over several processes the sum of theirs."""
+def _backward(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:
+    """Gradients and losses, part after part, as shares of means over so many tokens."""
     pack.adapters.zero_grad()
-    accelerator = pack.base.accelerator
-    counts = {lane: sum(len(example.answer) for example in batch) for lane, batch in batches.items()}
     nats = dict.fromkeys(batches, 0.0)
-    stride = accelerator.num_processes * pack.cut.parts
-    for part in range(pack.cut.parts):
-        first = accelerator.process_index * pack.cut.parts + part
-        mine = {lane: batch[first::stride] for lane, batch in batches.items() if batch[first::stride]}
-        if not mine:
+    for first in range(pack.cut.parts):
+        part = {lane: some for lane, batch in batches.items() if (some := batch[first :: pack.cut.parts])}
+        if not part:
             continue
-        logprobs = pack.view.token_logprobs({lane: batch_forest(batch) for lane, batch in mine.items()})
+        logprobs = pack.view.token_logprobs({lane: batch_forest(batch) for lane, batch in part.items()})
         losses = {lane: -values.sum() / counts[lane] for lane, values in logprobs.items()}
         # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
-        accelerator.backward(torch.stack(list(losses.values())).sum())
+        pack.base.accelerator.backward(torch.stack(list(losses.values())).sum())
         for lane, loss in losses.items():
             nats[lane] += loss.item()
-    if accelerator.num_processes > 1:
-        nats = sum_over_processes(accelerator, pack.adapters.gradients(), nats)
-    return {lane: (nats[lane], count) for lane, count in counts.items()}
+    return nats
 
 
 def _step(pack: Pack, lane: int, first: bool) -> None:
