@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,8 +16,20 @@ from ocr_eval.adapters import Adapters
 from ocr_eval.forest import Forest, Reads
 from ocr_eval.layout import lay_out
 from ocr_eval.models import Base
-from ocr_eval.packs import PASS_NODES
 from ocr_eval.whole import WholeNetwork
+
+
+@dataclass
+class Cut:
+    """Into what work is cut where memory ran out; remembered, so that it runs out once.
+
+    Attributes:
+        parts: in how many parts, one after another, a batch goes through the network.
+        chunk_nodes: how many nodes of a run are scored in a pass at most, None for as many as usual.
+    """
+
+    parts: int = 1
+    chunk_nodes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,12 +41,14 @@ class View:
         network: the base's network, or a PEFT model around it.
         adapters: what the lanes learn, mounted in it, if anything.
         autocast: whether the network holds fp32 weights that autocast brings to the base's precision.
+        cut: into what its passes are cut.
     """
 
     base: Base
     network: torch.nn.Module
     adapters: Adapters | WholeNetwork | None = None
     autocast: bool = False
+    cut: Cut = field(default_factory=Cut)
 
     def token_logprobs(self, rows: Mapping[int, tuple[Forest, Reads]]) -> dict[int, torch.Tensor]:
         """Log-probability (nats, fp32) of each expected token, lane by lane; differentiable.
@@ -55,8 +69,3 @@ class View:
         where = tuple(index.to(logits_KRV.device) for index in (batch.rows, batch.columns, batch.tokens))
         logprobs_T = torch.log_softmax(logits_KRV.float(), dim=-1)[where]
         return dict(zip(rows, logprobs_T.split(batch.counts), strict=True))
-
-    @property
-    def pass_nodes(self) -> int:
-        """How many nodes a pass should hold, over all lanes."""
-        return PASS_NODES.get(self.base.device.type, PASS_NODES["cpu"])

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from ocr_eval import draw
 from ocr_eval.adapters import Adapters, LaneShape
 from ocr_eval.errors import RunFailed, UserError
-from ocr_eval.forward import View
+from ocr_eval.forward import Cut, View
 from ocr_eval.models import Base
 from ocr_eval.runs import RunFolder, replacing_folder
 from ocr_eval.specs import HubWeights, RunSpec, TrainSpec
@@ -74,13 +74,6 @@ class Injection:
             raise RunFailed(f"{checkpoint} cannot be used ({error}). Delete it to train from the start.") from error
 
 
-@dataclass
-class Cut:
-    """In how many parts, one after another, a batch goes through the network; more where memory ran out."""
-
-    parts: int = 1
-
-
 @dataclass(frozen=True)
 class Pack:
     """Runs that train together over one base, a lane each.
@@ -89,7 +82,7 @@ class Pack:
         base: the base.
         adapters: what they learn, mounted in the base's network until ``detach``: adapters, or all its parameters.
         injections: the runs; a run's place is its lane.
-        cut: the parts of a batch.
+        cut: into what passes are cut.
     """
 
     base: Base
@@ -100,7 +93,7 @@ class Pack:
     @property
     def view(self) -> View:
         """The base seen through the adapters."""
-        return View(self.base, self.base.network, self.adapters, autocast=self.base.whole)
+        return View(self.base, self.base.network, self.adapters, self.base.whole, self.cut)
 
     def detach(self) -> None:
         """Take the adapters off the base, which is then as it was before, unless all of it was trained."""

@@ -27,6 +27,7 @@ from ocr_eval.device_memory import free_cache, is_out_of_memory
 from ocr_eval.errors import RunFailed
 from ocr_eval.forest import ForestBuilder, read_answers
 from ocr_eval.forward import View
+from ocr_eval.packs import PASS_NODES
 from ocr_eval.progress import say
 from ocr_eval.specs import Scoring
 from ocr_eval.tokens import Ids, ProbeTokens
@@ -63,7 +64,9 @@ def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict
     """
     if not all(probes.values()):
         raise ValueError("no probes to score")
-    size = min(CHUNK_NODES, max(64, view.pass_nodes // len(probes)))
+    size = chunk_nodes(view.base.device.type, len(probes))
+    if view.cut.chunk_nodes is not None:
+        size = min(size, view.cut.chunk_nodes)
     while True:
         try:
             return _score_lanes(view, probes, size)
@@ -74,8 +77,13 @@ def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict
         free_cache(view.base.device)
         if size <= _LEAST_NODES:
             raise RunFailed(f"Scoring has too little memory for a few prompts at once ({reason}); see --dry-run.")
-        size //= 2
+        size = view.cut.chunk_nodes = size // 2
         say(f"Out of memory: scoring goes on with passes of about {size} nodes")
+
+
+def chunk_nodes(device: str, lanes: int) -> int:
+    """How many nodes of each of so many runs a scoring pass holds, about, on a type of device."""
+    return min(CHUNK_NODES, max(64, PASS_NODES.get(device, PASS_NODES["cpu"]) // lanes))
 
 
 def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: int) -> dict[int, CandidateScores]:

@@ -32,12 +32,14 @@ def lanes_that_fit(device: str) -> Fit:
     def fit(specs: Sequence[RunSpec], wanted: int) -> int:
         spec = widest(specs)
         work = workload.measure(spec)
-        needed = pack_memory(spec, work, wanted, device)
-        if wanted == 1 or needed.fits(room(device)):
-            return wanted
-        one = pack_memory(spec, work, 1, device).total
-        a_lane = max(1, needed.total - one) / (wanted - 1)  # no more where scoring is the peak
-        return max(1, min(wanted - 1, 1 + int((memory.USABLE * room(device) - one) / a_lane)))
+        one, lanes = pack_memory(spec, work, 1, device).total, wanted
+        while lanes > 1:
+            needed = pack_memory(spec, work, lanes, device)
+            if needed.fits(room(device)):
+                break
+            a_lane = max(1, needed.total - one) / (lanes - 1)  # the first ones take more, so it may be asked again
+            lanes = max(1, min(lanes - 1, 1 + int((memory.USABLE * room(device) - one) / a_lane)))
+        return lanes
 
     return fit
 
@@ -49,7 +51,8 @@ def widest(pack: Sequence[RunSpec]) -> RunSpec:
 
 def pack_memory(spec: RunSpec, work: Workload, lanes: int, device: str) -> MemoryPlan:
     """The peak of a pack of so many runs like this one."""
-    return memory.estimate(spec.model, spec.train, replace(work.training, lanes=lanes), work.scoring, device)
+    scoring = workload.pack_scoring(work, lanes, device)
+    return memory.estimate(spec.model, spec.train, replace(work.training, lanes=lanes), scoring, device)
 
 
 def describe_packs(

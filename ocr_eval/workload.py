@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ class Workload:
         nodes: nodes of the forests of an epoch, with padding: what is computed.
         steps: optimizer steps of the run.
         training: the largest batch of the first epoch.
-        scoring: the largest scored chunk.
+        probes: what is asked, in tokens.
+        scoring: the largest scored chunk of one run alone.
         scored_nodes: nodes of one scoring.
         scorings: how often the run is scored.
     """
@@ -47,6 +48,7 @@ class Workload:
     nodes: int
     steps: int
     training: Geometry
+    probes: Sequence[ProbeTokens]
     scoring: Geometry
     scored_nodes: int
     scorings: int
@@ -67,7 +69,7 @@ def measure(spec: RunSpec, tokenizer: Path | None = None) -> Workload:
     examples = training_tokens(tokens, dataset)
     batches = [batch_geometry(batch) for batch in first_epoch(spec, examples)]
     probes = probe_tokens(tokens, dataset)
-    chunks = [chunk_geometry([probes[i] for i in part]) for part in score.cut_probes(probes, score.CHUNK_NODES)]
+    chunks = _chunks(probes, score.CHUNK_NODES)
     return Workload(
         dataset=dataset,
         real_tokenizer=is_real,
@@ -75,10 +77,22 @@ def measure(spec: RunSpec, tokenizer: Path | None = None) -> Workload:
         nodes=sum(batch.nodes for batch in batches),
         steps=len(batches) * spec.train.epochs,
         training=max(batches, key=lambda batch: batch.nodes),
+        probes=probes,
         scoring=max(chunks, key=lambda chunk: chunk.reads),
         scored_nodes=sum(chunk.nodes for chunk in chunks),
         scorings=spec.train.epochs + 1,
     )
+
+
+def pack_scoring(work: Workload, lanes: int, device: str) -> Geometry:
+    """The largest pass that scores so many runs like this one side by side."""
+    chunks = _chunks(work.probes, score.chunk_nodes(device, lanes))
+    return replace(max(chunks, key=lambda chunk: chunk.reads), lanes=lanes)
+
+
+def _chunks(probes: Sequence[ProbeTokens], size: int) -> list[Geometry]:
+    """The passes that score a run's probes, of so many nodes about."""
+    return [chunk_geometry([probes[i] for i in part]) for part in score.cut_probes(probes, size)]
 
 
 def first_epoch(spec: RunSpec, examples: Sequence[Continuation]) -> list[list[Continuation]]:

@@ -95,6 +95,18 @@ def test_scoring_in_smaller_passes_gives_the_same(tiny, room):
         score_candidates(forward.View(base, base.network), probes)
 
 
+def test_a_pack_remembers_how_much_it_can_score_at_once(tiny, room):
+    base, spec = load(tiny), tiny_run(tiny)
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+    probes = probe_tokens(base.tokenizer, build_dataset(spec))
+    room["nodes"] = 100
+    score_candidates(pack.view, probes)
+    tries = room["tries"]
+    assert tries > 0
+    score_candidates(pack.view, probes)
+    assert room["tries"] == tries
+
+
 def test_another_error_is_not_taken_for_want_of_memory(tiny, monkeypatch):
     def broken(rows, by_clump):
         raise RuntimeError("shapes do not match")

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from ocr_eval import forward, sweep_plan, workload
 from ocr_eval.dataset import build_dataset
+from ocr_eval.forward import View
 from ocr_eval.inject import Task, common_epoch, inject, prepare
 from ocr_eval.injection import attach
 from ocr_eval.packs import cut_into_packs
@@ -256,9 +258,7 @@ def tiny_spec(tiny):
 
 
 def test_a_pack_holds_no_more_runs_than_fit_into_memory(tiny, monkeypatch):
-    from ocr_eval import sweep_plan, workload
-
-    # adapters so large that the peak is in training and not in scoring, which takes one lane at a time
+    # adapters so large that the peak is in training
     specs = [tiny_run(tiny, seed=seed, batch_size=16, rank=128) for seed in range(8)]
     assert [len(pack) for pack in cut_into_packs(specs, "cpu", sweep_plan.lanes_that_fit("cpu"))] == [8]
     work = workload.measure(specs[0])
@@ -269,6 +269,33 @@ def test_a_pack_holds_no_more_runs_than_fit_into_memory(tiny, monkeypatch):
     assert max(sizes) in (2, 3)
     monkeypatch.setattr(sweep_plan, "room", lambda device: 1)
     assert [len(pack) for pack in cut_into_packs(specs, "cpu", sweep_plan.lanes_that_fit("cpu"))] == [1] * 8
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_the_planned_scoring_of_a_pack_is_the_largest_that_is_made(tiny, monkeypatch, lanes):
+    base, spec = load(tiny), tiny_run(tiny, "country-code", m_test=20)
+    work = workload.measure(spec)
+    made, whole = [], forward.lay_out
+
+    def lay_out(rows, by_clump):
+        batch = whole(rows, by_clump)
+        made.append((batch.ids.shape, len(batch.kept)))
+        return batch
+
+    monkeypatch.setattr(forward, "lay_out", lay_out)
+    score_lanes(View(base, base.network), dict.fromkeys(range(lanes), work.probes))
+    planned = workload.pack_scoring(work, lanes, "cpu")
+    assert len(made) > 1
+    assert ((planned.lanes, planned.nodes), planned.reads) == max(made, key=lambda made: made[1])
+
+
+def test_a_pack_on_a_gpu_holds_no_more_runs_than_can_be_scored_at_once(tiny, monkeypatch):
+    specs = [tiny_run(tiny, seed=seed, rank=1) for seed in range(24)]
+    work = workload.measure(specs[0])
+    plans = [sweep_plan.pack_memory(specs[0], work, lanes, "cuda") for lanes in (12, 24)]
+    assert not plans[1].while_training
+    monkeypatch.setattr(sweep_plan, "room", lambda device: int(plans[0].total / sweep_plan.memory.USABLE) + 1)
+    assert [len(pack) for pack in cut_into_packs(specs, "cuda", sweep_plan.lanes_that_fit("cuda"))] == [12, 12]
 
 
 def test_runs_that_share_no_base_share_no_pack(tiny, model_files):
