@@ -1,6 +1,7 @@
 """What a run is, fully resolved: model, association, data protocol, training. Frozen and validated.
 
-A ``RunSpec`` and the digest of the code that executes it determine a run's result bit for bit on one machine.
+A ``RunSpec`` and the digest of the code that executes it determine a run's result bit for bit on one machine; on
+a GPU only with ``attention: grouped`` or ``eager``, as the backward pass of sdpa adds there in no fixed order.
 """
 
 from __future__ import annotations
