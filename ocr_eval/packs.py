@@ -40,7 +40,8 @@ def cut_into_packs(
         specs: the runs.
         device: the device's type.
         fit: is asked where several runs would fill a pass.
-        workers: how many packs may be done at once; runs that fill several are cut so that all have the same to do.
+        workers: how many packs may be done at once; runs that fill several are cut so that all have the same to do,
+            and on GPUs runs that fit into fewer as well.
         nodes: nodes of a batch of a run.
     """
     packs: list[list[RunSpec]] = []
@@ -49,6 +50,8 @@ def cut_into_packs(
         if end == len(specs) or share_key(specs[end]) != share_key(specs[start]):
             group = specs[start:end]
             lanes = min(_lanes(group, device), len(group))
+            if device == "cuda":  # each has a GPU of its own, which would be idle
+                lanes = min(lanes, -(-len(group) // workers))
             packs += _cut(group, fit(group, lanes) if lanes > 1 else 1, workers, [nodes(spec) for spec in group])
             start = end
     return packs

@@ -13,7 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from ocr_eval import forward, sweep_plan, workload
+from ocr_eval.cli.sweep_work import Means
 from ocr_eval.dataset import build_dataset
+from ocr_eval.executor import Placement
 from ocr_eval.forward import View
 from ocr_eval.inject import Task, common_epoch, inject, prepare
 from ocr_eval.injection import attach
@@ -296,6 +298,15 @@ def test_a_pack_on_a_gpu_holds_no_more_runs_than_can_be_scored_at_once(tiny, mon
     assert not plans[1].while_training
     monkeypatch.setattr(sweep_plan, "room", lambda device: int(plans[0].total / sweep_plan.memory.USABLE) + 1)
     assert [len(pack) for pack in cut_into_packs(specs, "cuda", sweep_plan.lanes_that_fit("cuda"))] == [12, 12]
+
+
+@pytest.mark.parametrize(("runs", "sizes"), [(12, [3, 3, 3, 3]), (3, [1, 1, 1])])
+def test_no_gpu_is_left_without_a_pack(tiny, monkeypatch, runs, sizes):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    specs = [tiny_run(tiny, seed=seed) for seed in range(runs)]
+    gpus = Means("cuda", Placement(executor="local"), None, "none", False, False, None).packs_at_once
+    assert [len(pack) for pack in cut_into_packs(specs, "cuda", workers=gpus)] == sizes
+    assert [len(pack) for pack in cut_into_packs(specs, "cuda")] == [runs]
 
 
 def test_runs_that_share_no_base_share_no_pack(tiny, model_files):

@@ -55,11 +55,11 @@ class Means:
     @property
     def packs_at_once(self) -> int:
         """How many packs may be done at once on this machine, if there is enough to do."""
-        from ocr_eval.executor.local import cores
+        from ocr_eval.executor.local import cores, resolve_devices
 
         if self.placement.executor == "here" and self.pack_device == "cpu":
             return self.workers or cores()
-        return max(1, len(self.placement.devices))
+        return len(resolve_devices(self.placement.devices)) if self.placement.executor == "local" else 1
 
     def processes(self, packs: Sequence[Sequence[RunSpec]]) -> int:
         """How many processes of this machine do the packs of a sweep."""
