@@ -56,6 +56,12 @@ def one_line(answer) -> str:
         (["fintune"], "fintune"),
         (["score"], "What should be scored?"),
         (["score", "./nowhere"], "is no run folder"),
+        (["score", "./run", "--seed", "0"], "--seed does not go with a run's folder"),
+        (["score", "./run", "--n", "4"], "--n does not go with"),
+        (["score", "./run", "--model", "gemma3-270m"], "--model does not go with"),
+        (["score", "./run", "--assoc", "country-code"], "--assoc does not go with"),
+        (["score", "./run", "--adapter", "./run"], "--adapter does not go with"),
+        (["score", "--assoc", "country-code", "--adapter", "./nowhere"], "--adapter nowhere holds no adapter"),
         (["table", "-o", "./nowhere"], "There is no folder"),
         (["table", "-o", "."], "No finished run"),
         (["data", "show", "sport-musik"], "Did you mean 'sport-music'?"),
@@ -141,6 +147,21 @@ def test_bad_model_files(ocr_eval, tiny, tmp_path, line, said):
     kept = [old for old in Path(tiny).read_text().splitlines() if not old.startswith(f"{key}:")]
     (tmp_path / "m.yaml").write_text("\n".join([*kept, line]))
     assert said in one_line(ocr_eval("finetune", "--model", tmp_path / "m.yaml", "--assoc", "city-language"))
+
+
+def test_an_adapter_is_looked_at_before_it_is_scored(ocr_eval, tmp_path):
+    run = ["score", "--assoc", "city-language", "--adapter", tmp_path]
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert f"is a run's folder. Give it without --adapter: ocr-eval score {tmp_path}" in one_line(ocr_eval(*run))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "--method full has no adapter" in one_line(ocr_eval(*run, "--method", "full"))
+
+
+def test_flags_of_a_config_file_do_not_go_with_a_runs_folder_either(ocr_eval, tmp_path):
+    (tmp_path / "c.yaml").write_text("seed: 3\n")
+    assert "--seed does not go with" in one_line(ocr_eval("score", tmp_path, "-C", tmp_path / "c.yaml"))
+    answer = ocr_eval("score", tmp_path, OCR_EVAL_SEED="3")  # a variable is for whatever command takes it
+    assert "is no run folder" in one_line(answer)
 
 
 def test_an_output_folder_that_cannot_be_written_is_found_first(ocr_eval, tiny, tmp_path):
