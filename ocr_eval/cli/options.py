@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -141,22 +143,32 @@ def choice(flag: str, value: str, values: tuple[str, ...]) -> str:
     return value
 
 
+#: The most numbers that a list may name: more are a slip of the hand.
+_MOST_NUMBERS = 10_000
+_RANGE = re.compile(r"\s*(\d{1,18})\s*(?:-\s*(\d{1,18})\s*)?")
+
+
 def integers(flag: str, text: str) -> list[int]:
-    """The distinct numbers of '0-2,5', in order.
+    """The numbers of '0-2,5', in order.
 
     Raises:
-        UserError: not of that form.
+        UserError: not of that form, a number twice, or more than 10,000 of them.
     """
-    numbers: set[int] = set()
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            numbers.update(range(int(first), int(last or first) + 1))
-    except ValueError as error:
-        raise UserError(f"{flag} '{text}': give numbers like '0-2' or '0,1,4'.") from error
-    if not numbers:
-        raise UserError(f"{flag} '{text}' names no number: give them like '0-2' or '0,1,4'.")
-    return sorted(numbers)
+    spans = []
+    for part in text.split(","):
+        span = _RANGE.fullmatch(part)
+        if span is None:
+            raise UserError(f"{flag} '{text}': give numbers like '0-2' or '0,1,4'.")
+        spans.append(range(int(span[1]), int(span[2] or span[1]) + 1))
+    if not all(spans):
+        raise UserError(f"{flag} '{text}' has a range that ends before it begins: give it like '0-2'.")
+    if sum(span.stop - span.start for span in spans) > _MOST_NUMBERS:
+        raise UserError(f"{flag} '{text}' names more than {_MOST_NUMBERS:,} numbers: give fewer, like '0-2'.")
+    numbers = sorted(chain.from_iterable(spans))
+    twice = next((a for a, b in pairwise(numbers) if a == b), None)
+    if twice is not None:
+        raise UserError(f"{flag} '{text}' names {twice} twice: give each number once.")
+    return numbers
 
 
 def words(flag: str, text: str | None) -> tuple[str, ...] | None:

@@ -8,11 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from ocr_eval.errors import UserError
 from ocr_eval.executor.jobs import EXECUTORS, Executor, Job, JobEvent, JobResult, Meanwhile, Placement, Progress
 
-__all__ = ["EXECUTORS", "Executor", "Job", "JobEvent", "JobResult", "Meanwhile", "Placement", "Progress", "run_jobs"]
+__all__ = [
+    "EXECUTORS",
+    "Executor",
+    "Job",
+    "JobEvent",
+    "JobResult",
+    "Meanwhile",
+    "Placement",
+    "Progress",
+    "check_placement",
+    "run_jobs",
+]
+
+
+def check_placement(placement: Placement) -> None:
+    """Look whether jobs could run where ``placement`` says; writes and submits nothing.
+
+    Raises:
+        UserError: the devices, the partition or the cluster do not exist.
+        RunFailed: Slurm does not answer.
+    """
+    if placement.executor == "local":
+        from ocr_eval.executor.local import resolve_devices
+
+        resolve_devices(placement.devices)
+    elif placement.executor == "slurm":
+        _slurm().check_slurm(placement)
 
 
 def run_jobs(
@@ -48,10 +75,20 @@ def run_jobs(
         from ocr_eval.executor.local import run_local
 
         return run_local(jobs, placement, logs, progress, meanwhile)
+    results: list[JobResult] = _slurm().run_slurm(jobs, placement, logs, progress, meanwhile)
+    return results
+
+
+def _slurm() -> ModuleType:
+    """The module that speaks to Slurm.
+
+    Raises:
+        UserError: submitit is not installed.
+    """
     try:
-        from ocr_eval.executor.slurm import run_slurm
+        from ocr_eval.executor import slurm
     except ModuleNotFoundError as error:
         if error.name != "submitit":
             raise
         raise UserError("--executor slurm needs submitit: pip install 'ocr-eval[cluster]'") from error
-    return run_slurm(jobs, placement, logs, progress, meanwhile)
+    return slurm

@@ -41,6 +41,17 @@ class _Submitted:
     submission: Submission
 
 
+def check_slurm(placement: Placement) -> None:
+    """Look whether there is a Slurm that has room for such jobs.
+
+    Raises:
+        UserError: no Slurm here, no such partition, or one that is not open for so long.
+        RunFailed: Slurm does not answer.
+    """
+    queue.require_slurm()
+    _parameters(placement)
+
+
 def run_slurm(
     jobs: Sequence[Job], placement: Placement, logs: Path, progress: Progress, meanwhile: Meanwhile
 ) -> list[JobResult]:
