@@ -196,7 +196,9 @@ def read_record(path: Path, scoring: Scoring | None = None) -> Record:
             ) from error
         raise UserError(f"{path}: {error}.") from error
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no whole record ({error}).") from error
+        raise UserError(
+            f"{path} is no whole record ({str(error).rstrip('.')}); 'ocr-eval finetune --force' makes the run anew."
+        ) from error
     for each in record.final if scoring is None else [scoring]:
         problem = _disagreement(record, each)
         if problem:

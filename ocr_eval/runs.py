@@ -40,6 +40,8 @@ from ocr_eval.specs import SCHEMA_VERSION, RunSpec
 
 #: Seconds that a lock is waited for: one that only looks whether it is free holds it for an instant.
 _GLANCE = 0.2
+#: What makes a run count, written last and removed first.
+_LAST = ("status.json", "result.json")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -50,7 +52,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into that takes a file's place at the end, whole, also after a power cut."""
+    """A file to write into that takes a file's place at the end, whole, also after a power cut.
+
+    Raises:
+        UserError: a folder is in its place.
+    """
+    _refuse_folder(path)
     beside = path.with_name(path.name + ".partial")
     try:
         with beside.open("wb") as file:
@@ -62,6 +69,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
     beside.replace(path)
     _sync(path.parent)
+
+
+def _refuse_folder(path: Path) -> None:
+    """Raises UserError if a folder is where a file is to be written."""
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder where a file is to be written. Remove it and start again.")
 
 
 @contextmanager
@@ -80,6 +93,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         raise
     beside.rename(folder)
     _sync(folder.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder whole; nothing if there is neither."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -210,16 +228,21 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier attempt left, so that the run starts from nothing; first what makes it count."""
-        for mark in ("status.json", "result.json"):
-            (self.path / mark).unlink(missing_ok=True)
+        for mark in _LAST:
+            _remove(self.path / mark)
         _sync(self.path)
         for entry in self.path.iterdir():
-            if entry.name in (".lock", ".holder"):
-                continue
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if entry.name not in (".lock", ".holder"):
+                _remove(entry)
 
     def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
-        """Write what the run is, where it runs and what the tokenizer makes of its candidates."""
+        """Write what the run is, where it runs and what the tokenizer makes of its candidates.
+
+        Raises:
+            UserError: what a finished run writes last could not be written then.
+        """
+        for mark in _LAST:
+            _refuse_folder(self.path / mark)
         write_atomic(self.path / "config.yaml", config_yaml(spec))
         write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment}))
         write_atomic(self.path / "audit.json", _json({"schema_version": SCHEMA_VERSION, **audit}))

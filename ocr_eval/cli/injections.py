@@ -14,6 +14,7 @@ from ocr_eval.errors import UserError
 if TYPE_CHECKING:
     from ocr_eval.models import Device
     from ocr_eval.records import Record, Scores
+    from ocr_eval.runs import RunFolder
     from ocr_eval.specs import RunSpec
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -76,15 +77,33 @@ def finetune(
     if dry_run:
         _show_plan(spec, output_dir, device, as_json)
         return
-    from ocr_eval.run import Execution
-    from ocr_eval.run import finetune as run_finetune
+    finished = None if force else _finished(spec, output_dir)
+    if finished is not None:
+        folder, record, was_done = finished.path, finished.record(), True
+    else:
+        from ocr_eval.run import Execution
+        from ocr_eval.run import finetune as run_finetune
 
-    outcome = run_finetune(spec, output_dir, Execution(cast("Device", device), force, score_every))
+        outcome = run_finetune(spec, output_dir, Execution(cast("Device", device), force, score_every))
+        folder, record, was_done = outcome.folder, outcome.record, outcome.was_done
     if as_json:
-        typer.echo(outcome.record.to_json(), nl=False)
+        typer.echo(record.to_json(), nl=False)
         return
-    typer.echo(_summary(outcome.record))
-    typer.echo(f"{'done before' if outcome.was_done else 'written to'}: {outcome.folder}")
+    typer.echo(_summary(record))
+    typer.echo(f"{'done before' if was_done else 'written to'}: {folder}")
+
+
+def _finished(spec: RunSpec, output: Path) -> RunFolder | None:
+    """The folder of this very run if it is done: found without what trains, which takes seconds to import."""
+    from ocr_eval import provenance, weights
+    from ocr_eval.runs import RunFolder
+
+    kin = RunFolder.of(output, spec, "*").path
+    if not any(kin.parent.glob(f"{kin.name}/status.json")):  # weights, whose content counts, take long to read
+        return None
+    identity = weights.locate(spec.model).identity
+    folder = RunFolder.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
+    return folder if folder.is_done() else None
 
 
 def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool) -> None:

@@ -46,6 +46,8 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
     gc.freeze()  # records stay; let the collector not walk over ten thousand of them
     for complaint in found.complaints:
         typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+    if not found.runs and found.complaints:
+        raise UserError("No record that can be read is left. Make the runs anew, or name another folder.")
     if not found.runs:
         where = ", ".join(f"'{folder}'" for folder in folders)
         raise UserError(f"No finished run below {where}. Run 'ocr-eval finetune --assoc city-language' first.")
