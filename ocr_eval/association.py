@@ -125,7 +125,11 @@ def _read(path: Path, ancestors: tuple[Path, ...]) -> Association:
     origin, permutation = derived.derived.parent, derived.derived.permutation
     if resources.looks_like_path(origin):
         origin = str(path.parent / Path(origin).expanduser())
-    parent = _read(resources.find_yaml("association", "templates", origin), (*ancestors, path))
+    try:
+        found = resources.find_yaml("association", "templates", origin)
+    except UserError as error:
+        raise UserError(f"{path}: 'derived.parent': {error}") from error
+    parent = _read(found, (*ancestors, path))
     if sorted(permutation) != list(range(len(parent.pairs))):
         raise UserError(
             f"{path}: 'derived.permutation' must hold each of 0 to {len(parent.pairs) - 1} once, "

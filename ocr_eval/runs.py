@@ -109,8 +109,12 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def prepare_output(root: Path) -> None:
+def prepare_output(root: Path, flag: str = "--output-dir") -> None:
     """Make the output folder and try to write into it, before any work starts.
+
+    Args:
+        root: the folder.
+        flag: what the user chooses it with.
 
     Raises:
         UserError: it cannot be made or written.
@@ -121,7 +125,7 @@ def prepare_output(root: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"The output folder '{root}' cannot be written ({error.strerror}). Choose another with --output-dir."
+            f"The output folder '{root}' cannot be written ({error.strerror}). Choose another with {flag}."
         ) from error
 
 

@@ -53,7 +53,14 @@ def one_line(answer) -> str:
         (["finetune", "--assoc", "country-code", "--variant", "shuffled", "--m-train", "0"], "has none"),
         (["finetune", "--asoc", "country-code"], "--assoc"),
         (["finetune"], "--assoc"),
-        (["fintune"], "fintune"),
+        (["fintune"], "No such command 'fintune'. Did you mean 'finetune'? See 'ocr-eval --help'."),
+        (["data", "shw"], "Did you mean 'show'? See 'ocr-eval data --help'."),
+        (["finetune", "--assoc", "country-code", "--epochs", "x"], "'--epochs': 'x'. Input should be a valid integer"),
+        (["table", "--bogus"], "See 'ocr-eval table --help'."),
+        (["compare", "seed=0", "sed=1"], "Unknown key of condition: 'sed'. Did you mean 'seed'?"),
+        (["table", sys.executable], "is a file. Give a folder that holds runs"),
+        (["models", "check", "./"], "'.' has no tokenizer (tokenizer.json). Give a folder"),
+        (["sweep", "--variants", "shufled"], "'variants.0': input should be 'real' or 'shuffled', got 'shufled'."),
         (["score"], "What should be scored?"),
         (["score", "./nowhere"], "is no run folder"),
         (["score", "./run", "--seed", "0"], "--seed does not go with a run's folder"),
@@ -86,11 +93,16 @@ def test_bad_input(ocr_eval, tmp_path, monkeypatch, arguments, said):
         (("Paris: French", "Paris: Japanese"), "'Japanese' stands twice"),
         (("Paris: French", "Tokyo: French"), "line 11: 'Tokyo' stands twice"),
         (("French", "No"), "boolean"),
-        (("Paris", "on"), "boolean"),
-        (("French", "12"), "'pairs.Paris'"),
+        (("Paris", "on"), "a key of 'pairs' is read as the boolean true; quote the word"),
+        (("Paris", "7"), "a key of 'pairs' is read as the number 7; quote it"),
+        (("French", "12"), "'pairs.Paris' is read as the number 12; quote it"),
+        (("French", "2020-01-02"), "'pairs.Paris' is read as the date 2020-01-02; quote it"),
+        (("French", ""), "'pairs.Paris' has no value"),
         (("name: my-own", "name: ../../my"), "'name'"),
         (("pairs:", "pairs: ["), "line"),
         (("name: my-own", "- my-own"), "line"),
+        ((YAML, ""), "is empty"),
+        ((YAML, "- a"), "holds a list"),
         (("pairs:", "derived:\n  parent: city-language\n  permutation: [0]\npairs:"), "unknown key"),
     ],
 )
@@ -109,6 +121,8 @@ def test_a_derived_association_that_is_no_permutation(ocr_eval, tmp_path):
     head = "name: cf\nkind: counterfactual\ndescription: Wrong.\nderived:\n  parent: city-language\n  permutation: "
     path.write_text(head + "[0, 0]\n")
     assert "each of 0 to 19 once" in one_line(ocr_eval("data", "show", path))
+    path.write_text(head.replace("city-language", "./nowhere.yaml") + "[0]\n")
+    assert f"{path}: 'derived.parent': No association file" in one_line(ocr_eval("data", "show", path))
     path.write_text(head.replace("city-language", "./cf.yaml") + "[0]\n")
     assert "derived from itself" in one_line(ocr_eval("data", "show", path))
 
@@ -186,6 +200,7 @@ def test_a_config_file_gives_flags_and_the_command_line_goes_first(ocr_eval, tin
         ("epoch: 2", "Did you mean 'epochs'?"),
         ("assoc: no", "read as False"),
         ("json: maybe", "read as 'maybe'"),
+        ("assoc: city-language\nepochs: x", "c.yaml': 'x'. Input should be a valid integer"),
     ],
 )
 def test_bad_config_files(ocr_eval, tmp_path, text, said):

@@ -54,3 +54,10 @@ def test_a_folder_in_the_place_of_the_record_is_found_before_training(run, finet
     assert not (run / "metrics.jsonl").exists()
     assert "written to" in finetune("--force").out
     assert (run / "result.json").is_file()
+
+
+@pytest.mark.parametrize(("command", "flag"), [("figures", "--to"), ("report", "--output")])
+def test_what_cannot_be_written_names_the_flag(run, ocr_eval, tmp_path, command, flag):
+    (tmp_path / "file").write_text("")
+    line = one_line(ocr_eval(command, tmp_path / "out", flag, tmp_path / "file" / "page.html"))
+    assert line.endswith(f"Choose another with {flag}.")

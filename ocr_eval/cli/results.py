@@ -132,10 +132,12 @@ def figures(
     """
     from ocr_eval.figures import save
     from ocr_eval.figures.gallery import gallery
+    from ocr_eval.runs import prepare_output
 
     chosen = chosen_scoring(scoring)
     found = find(folders or [output_dir], chosen, filters)
     folder = to or (folders or [output_dir])[0] / "figures"
+    prepare_output(folder, "--to")
     for name, figure in gallery(found.runs, chosen):
         for path in save(figure, folder, name):
             typer.echo(str(path))
@@ -160,13 +162,16 @@ def compare(
     from dataclasses import asdict
 
     from ocr_eval.comparison import contrast, verdict
+    from ocr_eval.selection import parse_condition
 
     chosen = chosen_scoring(scoring)
+    conditions = [text for text in (a, b) if "=" in text and not Path(text).exists()]
+    for text in conditions:
+        parse_condition("condition", text)
     sides = []
     for text in (a, b):
-        is_condition = "=" in text and not Path(text).exists()
-        every = [*(filters or ()), *([text] if is_condition else ())]
-        found = find([output_dir if is_condition else Path(text)], chosen, every)
+        every = [*(filters or ()), *([text] if text in conditions else ())]
+        found = find([output_dir if text in conditions else Path(text)], chosen, every)
         if found.complaints:
             raise UserError(f"Nothing is compared while a record of '{text}' cannot be read.")
         sides.append(found.records)
@@ -218,7 +223,7 @@ def report(
 
     if output.is_dir():
         raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")
-    prepare_output(output.parent)
+    prepare_output(output.parent, "--output")
     found = find(places, chosen, filters)
     page, complaints = build_page(found, chosen)
     write_atomic(output, page)
