@@ -108,9 +108,19 @@ def load_association(name_or_path: str) -> Association:
     """Read an association by shipped name or by path.
 
     Raises:
-        UserError: unknown name (with a suggestion), unreadable file, or a file that breaks a rule.
+        UserError: unknown name (with a suggestion), unreadable file, a file that breaks a rule, or one that takes the
+            name of a shipped association and is another.
     """
-    return _read(resources.find_yaml("association", "templates", name_or_path), ancestors=())
+    path = resources.find_yaml("association", "templates", name_or_path)
+    association = _read(path, ancestors=())
+    if resources.looks_like_path(name_or_path) and association.name in resources.shipped_names("templates"):
+        shipped = load_association(association.name)
+        if association.model_copy(update={"description": shipped.description}) != shipped:
+            raise UserError(
+                f"{path}: the shipped association '{shipped.name}' is another. Give yours a name of its own ('name:'), "
+                "or tables would take one for the other."
+            )
+    return association
 
 
 def _read(path: Path, ancestors: tuple[Path, ...]) -> Association:

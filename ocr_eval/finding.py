@@ -60,6 +60,8 @@ def _count(kind: Kind, cells: Sequence[Cell]) -> str:
         return ""
     link, yes, _ = _READINGS[kind]
     learned = [cell for cell in cells if not cell.unlearned]
+    if not learned:
+        return f"over {link} no cell's runs all learned their facts, so nothing can be said"
     what = "generalized" if yes == "it generalized" else "hallucinated"
     inferred = sum(_inferred(cell) for cell in learned)
     left_out = len(cells) - len(learned)

@@ -1,11 +1,14 @@
 """Bad input is one line and exit 2; good input prints data on stdout and progress on stderr."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from ocr_eval.resources import shipped
 
 YAML = """
 name: my-own
@@ -40,6 +43,10 @@ def one_line(answer) -> str:
         (["finetune", "--assoc", "./nowhere.yaml"], "No association file at './nowhere.yaml'"),
         (["finetune", "--assoc", "country-code", "--model", "./nowhere.yaml"], "No model file at './nowhere.yaml'"),
         (["finetune", "--assoc", "country-code", "--n", "21"], "n = 21 is more than the 20 pairs"),
+        (["finetune", "--assoc", "country-code", "--n", "11"], "ten candidates cannot hold 11 answers in use"),
+        (["finetune", "--assoc", "country-code", "--method", "full", "--rank", "4"], "--rank: method 'full'"),
+        (["finetune", "--assoc", "country-code", "--method", "full", "--alpha", "4"], "--alpha: method 'full'"),
+        (["report", "--port", "0"], "--port goes with --serve"),
         (["finetune", "--assoc", "country-code", "--m-test", "999999"], "lower one of them"),
         (["finetune", "--assoc", "country-code", "--m-test", "0"], "'m_test'"),
         (["finetune", "--assoc", "country-code", "--lr", "-1"], "'lr'"),
@@ -135,6 +142,14 @@ def test_an_association_of_ones_own(ocr_eval, tiny, tmp_path):
     assert answer.code == 0
     assert json.loads(answer.out)["association"] == "my-own"
     assert answer.err == ""
+
+
+def test_an_association_of_ones_own_does_not_take_a_shipped_name(ocr_eval, tmp_path):
+    (tmp_path / "my.yaml").write_text(YAML.replace("my-own", "city-language"))
+    line = one_line(ocr_eval("data", "show", tmp_path / "my.yaml"))
+    assert "the shipped association 'city-language' is another. Give yours a name of its own" in line
+    shutil.copy(shipped("templates") / "city-language.yaml", tmp_path / "copy.yaml")
+    assert ocr_eval("data", "show", tmp_path / "copy.yaml").code == 0
 
 
 def test_a_model_folder_of_ones_own(ocr_eval, model_files, tmp_path):

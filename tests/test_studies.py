@@ -60,14 +60,20 @@ def test_the_curve_has_a_point_for_each_m_train(study):
     assert [p["m_train"] for p in points] == [0, 1, 3]
     assert [p["sqrt_m_train_over_m_test"] for p in points] == pytest.approx([0, (1 / 3) ** 0.5, 1])
     assert all(p["ocr_score"]["low"] <= p["ocr_score"]["value"] <= p["ocr_score"]["high"] for p in points)
-    assert "min(1, sqrt(m_train/m_test))" in study("curve", "--m-train", "0-1,3", "--epochs", 1).out
+    words = study("curve", "--m-train", "0-1,3", "--epochs", 1).out
+    assert "min(1, sqrt(m_train/m_test))" in words
+    assert words.endswith("\nOne seed: intervals are over subjects only.\n")
 
 
-@pytest.mark.parametrize("text", ["", "one", "3-1", "1,,2"])
+def test_a_curve_over_seeds_says_nothing_of_one_seed(study):
+    assert "One seed" not in study("curve", "--m-train", 1, "--seeds", "0-1", "--epochs", 1).out
+
+
+@pytest.mark.parametrize("text", ["", "one", "3-1", "1,,2", "0-"])
 def test_a_range_that_is_none_is_an_error(study, text):
     answer = study("curve", "--m-train", text)
     assert answer.code == 2
-    assert "give numbers like" in answer.err or "give them like" in answer.err
+    assert "give numbers like" in answer.err
 
 
 def test_audit_of_a_tokenizer_says_what_it_does(ocr_eval, model_files):

@@ -161,7 +161,7 @@ def integers(flag: str, text: str) -> list[int]:
             raise UserError(f"{flag} '{text}': give numbers like '0-2' or '0,1,4'.")
         spans.append(range(int(span[1]), int(span[2] or span[1]) + 1))
     if not all(spans):
-        raise UserError(f"{flag} '{text}' has a range that ends before it begins: give it like '0-2'.")
+        raise UserError(f"{flag} '{text}' has a range that ends before it begins: give numbers like '0-2'.")
     if sum(span.stop - span.start for span in spans) > _MOST_NUMBERS:
         raise UserError(f"{flag} '{text}' names more than {_MOST_NUMBERS:,} numbers: give fewer, like '0-2'.")
     numbers = sorted(chain.from_iterable(spans))
@@ -311,7 +311,20 @@ def resolve(
         "variant": choice("--variant", variant, ("real", "shuffled")),
     }
     given = {key: value for key, value in train.items() if value is not None}
-    return make_run_spec(spec, association, data, given, seed)
+    run = make_run_spec(spec, association, data, given, seed)
+    check_candidates(n, candidates)
+    of_adapters = [f"--{key}" for key in ("rank", "alpha") if key in given]
+    if of_adapters and run.train.method == "full":
+        raise UserError(
+            f"{' and '.join(of_adapters)}: method 'full' trains all parameters and has no adapter. Leave it out."
+        )
+    return run
+
+
+def check_candidates(n: int, candidates: str) -> None:
+    """Raises UserError if ten candidates are asked for and more answers are in use."""
+    if candidates == "ten" and n > 10:
+        raise UserError(f"--n {n}: ten candidates cannot hold {n} answers in use. Give --candidates in-use or all.")
 
 
 def _template_indices(text: str, count: int) -> tuple[int, ...]:

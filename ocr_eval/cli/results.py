@@ -30,6 +30,10 @@ FilterOption = Annotated[
 ]
 
 
+#: The port of ``report --serve``.
+_PORT = 8765
+
+
 def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None) -> Found:
     """The runs below the folders that pass the filters; says on stderr which records had to be left out.
 
@@ -203,7 +207,9 @@ def report(
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve the page on this machine only, and refresh it as runs finish.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 8765,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of --serve; default: 8765; 0 takes a free one.")
+    ] = None,
     config: o.ConfigOption = None,
 ) -> None:
     """One HTML page of finished runs: table, figures, and every run with its curve, heatmap and probes.
@@ -216,8 +222,10 @@ def report(
     if serve:
         from ocr_eval.report.serve import serve_report
 
-        serve_report(places, chosen, port, list(filters or ()))
+        serve_report(places, chosen, _PORT if port is None else port, list(filters or ()))
         return
+    if port is not None:
+        raise UserError("--port goes with --serve. Add it, or leave the port out.")
     from ocr_eval.report.page import build_page
     from ocr_eval.runs import prepare_output, write_atomic
 
