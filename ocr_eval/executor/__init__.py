@@ -7,6 +7,7 @@ time limits, preemption and lost nodes are survived.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -86,9 +87,8 @@ def _slurm() -> ModuleType:
         UserError: submitit is not installed.
     """
     try:
-        from ocr_eval.executor import slurm
+        return import_module("ocr_eval.executor.slurm")
     except ModuleNotFoundError as error:
         if error.name != "submitit":
             raise
         raise UserError("--executor slurm needs submitit: pip install 'ocr-eval[cluster]'") from error
-    return slurm
