@@ -2,7 +2,7 @@
 
 base             the untouched model (epoch 0 of the real runs)
 no-entailment    m_train = 0: facts alone are taught, so there is nothing to infer from
-shuffled         train entailments permuted across groups: nothing consistent to infer
+shuffled         train entailments dealt evenly over groups: nothing to infer
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ SIGNIFICANT = 0.01
 
 #: What an inference over a link of each kind is called, and what its absence is.
 _READINGS: dict[Kind, tuple[str, str, str]] = {
-    "causal": ("a true link", "it generalized", "it did not generalize"),
-    "counterfactual": ("a false link", "it hallucinated", "it did not hallucinate"),
-    "spurious": ("an arbitrary link", "it hallucinated", "it did not hallucinate"),
+    "causal": ("a true link", "it generalized", "it did not clearly generalize"),
+    "counterfactual": ("a false link", "it hallucinated", "it did not clearly hallucinate"),
+    "spurious": ("an arbitrary link", "it hallucinated", "it did not clearly hallucinate"),
 }
 
 

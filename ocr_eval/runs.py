@@ -108,6 +108,15 @@ def prepare_output(root: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """A process that holds a run's folder: its host, its number there, and since when, in seconds of the epoch."""
+
+    host: str
+    process: int
+    since: float
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """The folder of one run."""
 
@@ -187,11 +196,12 @@ class RunFolder:
         lock.release()
         return False
 
-    def holder(self) -> tuple[str, int] | None:
-        """Host and process that took the folder last and did not give it back; it may have been killed since."""
+    def holder(self) -> Holder | None:
+        """Who took the folder last and did not give it back; the process may have been killed since."""
+        path = self.path / ".holder"
         try:
-            host, process = (self.path / ".holder").read_text(encoding="utf-8").split()
-            return host, int(process)
+            host, process = path.read_text(encoding="utf-8").split()
+            return Holder(host, int(process), path.stat().st_mtime)
         except (OSError, ValueError):
             return None
 
@@ -219,10 +229,24 @@ class RunFolder:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
-        """Write what the run is, where it runs and what the tokenizer makes of its candidates."""
+        """Write what the run is, where it runs and what the tokenizer makes of its candidates.
+
+        A run that goes on under other versions or elsewhere keeps word of where it was before.
+        """
+        earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
         write_atomic(self.path / "config.yaml", config_yaml(spec))
-        write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment}))
+        write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment, **earlier}))
         write_atomic(self.path / "audit.json", _json({"schema_version": SCHEMA_VERSION, **audit}))
+
+    def _environments(self, now: dict[str, Any]) -> list[dict[str, Any]]:
+        """The environments of this run until now that were others than the present one, the oldest first."""
+        try:
+            content = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        before: list[dict[str, Any]] = content.pop("earlier", [])
+        del content["schema_version"]
+        return before if content == now else [*before, content]
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, an empty list if there are none yet."""

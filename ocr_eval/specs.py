@@ -147,7 +147,7 @@ class DataSpec(Strict):
         candidates: what a probe ranks among: ``in-use`` (n), ``ten`` (n and 10 - n distractors), ``all``.
         templates: indices of the templates that statements are trained in.
         probe_template: index of the template that is probed.
-        variant: ``real``, or ``shuffled`` (train entailments permuted across groups: a control).
+        variant: ``real``, or ``shuffled`` (train entailments dealt evenly over groups: a control).
     """
 
     n: Annotated[int, Field(ge=2)] = 5

@@ -154,7 +154,7 @@ def test_the_finding_in_one_sentence():
         "city-language (a true link) it generalized: the held-out answer ranks 0.10 where 2.00 is the null" in sentence
     )
     assert "country-code (an arbitrary link) it hallucinated" in sentence
-    assert "it did not hallucinate" in said([record("country-code", "spurious", rank=2.0)])
+    assert "it did not clearly hallucinate" in said([record("country-code", "spurious", rank=2.0)])
     assert "city-language-cf (a false link) it hallucinated" in said([record("city-language-cf", "counterfactual")])
     assert "nothing can be said" in said([record(learned=False)])
     some = said([record(rank=0.1), record(seed=1, rank=1.9, learned=False)])
@@ -176,7 +176,7 @@ def test_too_few_groups_are_no_finding_either_way():
 def test_associations_of_one_kind_are_judged_each_for_itself():
     sentence = said([record("a", "spurious", rank=0.0), record("b", "spurious", rank=2.0)])
     assert "on a (an arbitrary link) it hallucinated" in sentence
-    assert "on b (an arbitrary link) it did not hallucinate" in sentence
+    assert "on b (an arbitrary link) it did not clearly hallucinate" in sentence
 
 
 def test_the_finding_of_several_rows_counts_cells_and_leaves_controls_out():
