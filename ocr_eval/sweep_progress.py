@@ -38,7 +38,7 @@ class SweepWatcher:
             if step.folder.identity in self._left:
                 self._left[step.folder.identity] = step.spec.train.epochs - step.line["epoch"]
                 self._counted += 1
-        if pack is None or not self._counted:  # runs that another process has taken up anew
+        if pack is None:  # runs that another process has taken up anew
             return
         total, left = sum(self._epochs.values()), sum(self._left.values())
         first = steps[0]
