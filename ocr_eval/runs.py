@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ocr_eval import resources
 from ocr_eval.errors import Busy, UserError
+from ocr_eval.locks import hold
 from ocr_eval.records import Record, read_record
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec
 
@@ -169,9 +170,8 @@ class RunFolder:
             Busy: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", timeout=_GLANCE)
         try:
-            lock.acquire()
+            held = hold(self.path / ".lock", timeout=_GLANCE)
         except Timeout as error:
             raise Busy(
                 f"Another process is working on {self.path}. Wait for it, or choose another --output-dir."
@@ -182,19 +182,17 @@ class RunFolder:
             yield
         finally:
             holder.unlink(missing_ok=True)
-            lock.release()
+            held.lock.release()
 
     def is_held(self) -> bool:
         """Whether a process holds the folder now; makes nothing."""
         if not (self.path / ".lock").is_file():
             return False
-        lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            lock.acquire()
+            with hold(self.path / ".lock", timeout=0):
+                return False
         except Timeout:
             return True
-        lock.release()
-        return False
 
     def holder(self) -> Holder | None:
         """Who took the folder last and did not give it back; the process may have been killed since."""

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ocr_eval.errors import UserError
+from ocr_eval.locks import hold
 from ocr_eval.runs import write_atomic
 
 SCHEMA_VERSION = 1
@@ -52,7 +53,7 @@ class Ledger:
             UserError: another has been at it for two minutes.
         """
         try:
-            with FileLock(self._folder / ".lock", timeout=120):
+            with hold(self._folder / ".lock", timeout=120):
                 self.submissions = self._read()
                 yield
         except Timeout as error:
