@@ -165,6 +165,7 @@ def test_a_config_file_gives_flags_and_the_command_line_goes_first(ocr_eval, tin
         ("epoch: 2", "Did you mean 'epochs'?"),
         ("assoc: no", "read as False"),
         ("json: maybe", "read as 'maybe'"),
+        ("assoc: [no, city-language]", "read as [False, 'city-language']"),
     ],
 )
 def test_bad_config_files(ocr_eval, tmp_path, text, said):

@@ -142,6 +142,23 @@ def test_flags_make_a_placement():
     )
 
 
+@pytest.mark.parametrize("given", ["[account=nlp, exclusive]", "account=nlp", "\n- account=nlp\n- exclusive"])
+def test_options_of_sbatch_can_come_from_a_file(ocr_eval, tmp_path, monkeypatch, given):
+    seen = []
+    monkeypatch.setattr("ocr_eval.cli.sweep.plan", lambda grid, output, means: seen.append(means.placement) or "")
+    (tmp_path / "sweep.yaml").write_text(f"executor: slurm\nslurm: {given}\n")
+    answer = ocr_eval("sweep", "-C", tmp_path / "sweep.yaml", "--dry-run", "-o", tmp_path)
+    assert answer.code == 0, answer.err
+    assert seen[0].slurm_options == (("account=nlp", "exclusive") if "exclusive" in given else ("account=nlp",))
+
+
+def test_options_of_sbatch_that_are_no_plain_words_are_one_clear_line(ocr_eval, tmp_path):
+    (tmp_path / "sweep.yaml").write_text("executor: slurm\nslurm:\n- account: nlp\n")
+    answer = ocr_eval("sweep", "-C", tmp_path / "sweep.yaml", "--dry-run", "-o", tmp_path)
+    assert answer.code == 2
+    assert "'slurm' is read as [{'account': 'nlp'}]; quote the word or give a plain value." in answer.err
+
+
 def test_flags_of_another_executor_are_refused():
     with pytest.raises(UserError, match=r"Unknown value of --executor: 'slrum'. Did you mean 'slurm'\?"):
         placement("slrum")
