@@ -114,6 +114,31 @@ def test_no_job_outlives_its_caller(tmp_path, monkeypatch, by):
     assert ("Stopping 2 running jobs" in said) == (by == signal.SIGINT)
 
 
+#: The jobs' first act, in the place of os.setsid, is to kill the caller.
+DYING_CALLER = """
+import os, pathlib, signal, time
+
+def kill_the_caller():
+    caller = os.getppid()
+    os.kill(caller, signal.SIGKILL)
+    while os.getppid() == caller:
+        time.sleep(0.01)
+    pathlib.Path("alone").touch()
+
+os.setsid = kill_the_caller
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends children with a killed parent")
+def test_a_job_whose_caller_dies_while_it_starts_never_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    caller = subprocess.run([sys.executable, "-c", DYING_CALLER + CALLER], check=False)
+    assert caller.returncode == -signal.SIGKILL
+    wait_for((tmp_path / "alone").exists)
+    time.sleep(1)
+    assert not (tmp_path / "pids").exists()
+
+
 def test_away_from_a_cluster_slurm_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"no 'sbatch' on PATH.*--executor local"):
