@@ -1,6 +1,7 @@
 """Jobs on a real Slurm: run by with_slurm.sh, not a part of the default tests."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,35 @@ def test_a_submission_that_was_cut_short_is_cleared_away_and_made_anew(tmp_path,
     wait_for(lambda: all((tmp_path / name).exists() for name in ("a", "b")))
     assert [result.end for result in run_jobs(jobs, SLURM, tmp_path / "logs")] == ["done", "done"]
     assert [(tmp_path / name).read_text().split() for name in ("a", "b")] == [["in", "in", "out"]] * 2
+
+
+@pytest.mark.parametrize("cut_short", [False, True])
+def test_a_copied_folder_has_jobs_of_its_own_and_leaves_those_of_the_original(tmp_path, cut_short):
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    work = (
+        "import pathlib, time\npathlib.Path('first').touch()\n"
+        "for _ in range(300): pathlib.Path('end').exists() or time.sleep(0.1)"
+    )
+    watcher = threading.Thread(
+        target=lambda: results.extend(run_jobs([python("pack", work)], SLURM, original)), daemon=True
+    )
+    results = []
+    watcher.start()
+    wait_for((tmp_path / "first").exists)
+    shutil.copytree(original, copy)
+    if cut_short:
+        ledger = copy / "slurm/submissions.json"
+        content = json.loads(ledger.read_text())
+        content["submissions"][0]["ids"] = []
+        ledger.write_text(json.dumps(content))
+    (own,) = run_jobs([python("pack", "open('second', 'w')")], SLURM, copy)
+    assert own.end == "done"
+    assert (tmp_path / "second").exists()
+    assert watcher.is_alive(), "the original's job goes on"
+    (tmp_path / "end").touch()
+    watcher.join()
+    assert [result.end for result in results] == ["done"]
+    assert results[0].place != own.place
 
 
 def test_a_sweep_that_is_requeued_ends_as_one_that_was_left_alone(tmp_path, model_files):
