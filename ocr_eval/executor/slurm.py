@@ -1,14 +1,15 @@
-"""Jobs of a Slurm cluster, submitted through submitit as one array."""
+"""Jobs of a Slurm cluster, submitted through submitit as an array, or several where one may not be so long."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from submitit import SlurmExecutor, SlurmJob
@@ -107,10 +108,36 @@ def _cancel_unfinished_submission(submission: Submission, live: set[str]) -> Non
 def _submit(
     jobs: Sequence[Job], placement: Placement, logs: Path, folder: Path, ledger: Ledger
 ) -> dict[str, _Submitted]:
+    """Submit jobs as few arrays of about one length, which share the number of jobs that run at once.
+
+    Raises:
+        UserError: Slurm refuses them, or the arrays are too many to share that number; nothing is left behind.
+    """
+    arrays = math.ceil(len(jobs) / queue.longest_array())
+    if arrays > placement.parallel:
+        raise UserError(
+            f"--parallel {placement.parallel}: {len(jobs)} jobs are {arrays} arrays on this cluster, each with a job "
+            f"that runs. Give {arrays} or more."
+        )
+    submitted: dict[str, _Submitted] = {}
+    for k in range(arrays):
+        part = jobs[len(jobs) * k // arrays : len(jobs) * (k + 1) // arrays]
+        share = replace(placement, parallel=(placement.parallel + k) // arrays)
+        try:
+            submitted |= _submit_array(part, share, logs, folder, ledger)
+        except UserError:
+            queue.cancel(sorted({one.submission.name for one in submitted.values()}))
+            raise
+    return submitted
+
+
+def _submit_array(
+    jobs: Sequence[Job], placement: Placement, logs: Path, folder: Path, ledger: Ledger
+) -> dict[str, _Submitted]:
     """Submit jobs as one array.
 
     Raises:
-        UserError: Slurm refuses them; nothing is left behind.
+        UserError: Slurm refuses them; nothing of them is left behind.
     """
     parameters = _parameters(placement)
     submission = ledger.begin([job.name for job in jobs])

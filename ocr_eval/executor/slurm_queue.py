@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -78,6 +79,16 @@ def _minutes(limit: str) -> int | None:
         return None
     hours, minutes, _ = [0] * (3 - len(parts)) + parts
     return int(days or 0) * 1440 + hours * 60 + minutes
+
+
+def longest_array() -> int:
+    """How many jobs one array may have.
+
+    Raises:
+        RunFailed: Slurm does not answer.
+    """
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
+    return max(1, int(limit[1])) if limit else 1  # 0: no arrays on this cluster
 
 
 def find_jobs(names: Iterable[str]) -> dict[str, QueueEntry]:

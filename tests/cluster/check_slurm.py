@@ -1,12 +1,15 @@
 """Jobs on a real Slurm: run by with_slurm.sh, not a part of the default tests."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 
@@ -32,6 +35,15 @@ def python(name, code):
     return Job(name, (sys.executable, "-c", code))
 
 
+def in_front_of(program, script, folder, monkeypatch):
+    """Let a line of shell go before every call of a program."""
+    (folder / "bin").mkdir()
+    path = folder / "bin" / program
+    path.write_text(f'#!/bin/sh\n{script}\nexec {shutil.which(program)} "$@"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -55,6 +67,33 @@ def test_an_array_of_jobs_comes_back_in_order_with_its_logs(tmp_path):
         assert (tmp_path / f"logs/pack{k}.log").read_text().splitlines()[-1] == f"this is {k}"
     last = {event.job.name: event.state for event in events}
     assert last == {"pack0": "done", "pack1": "done", "pack2": "done"}
+
+
+def test_more_jobs_than_an_array_may_have_share_several(tmp_path):
+    work = "import time; say = open('turns', 'a', buffering=1).write; say('in\\n'); time.sleep(2); say('out\\n')"
+    jobs = [python(f"pack{k}", work) for k in range(8)]
+    results = run_jobs(jobs, replace(SLURM, parallel=3), tmp_path / "logs")
+    assert [(result.job, result.end) for result in results] == [(job, "done") for job in jobs]
+    arrays = [result.place.split("_")[0] for result in results]
+    assert [arrays.count(array) for array in dict.fromkeys(arrays)] == [4, 4]
+    steps = [1 if turn == "in" else -1 for turn in (tmp_path / "turns").read_text().split()]
+    assert max(accumulate(steps)) <= 3, "at once, of all arrays"
+
+
+def test_when_the_second_array_is_refused_the_first_is_cancelled(tmp_path, monkeypatch):
+    once = "[ ! -e submitted ] || { echo 'sbatch: error: too many' >&2; exit 1; }; touch submitted"
+    in_front_of("sbatch", once, tmp_path, monkeypatch)
+    jobs = [python(f"pack{k}", "import time; time.sleep(600)") for k in range(5)]
+    with pytest.raises(UserError, match="Slurm refuses the jobs: too many"):
+        run_jobs(jobs, SLURM, tmp_path / "logs")
+    (left,) = json.loads((tmp_path / "logs/slurm/submissions.json").read_text())["submissions"]
+    wait_for(lambda: not subprocess.check_output(["squeue", "--noheader", f"--name={left['name']}"]))
+
+
+def test_jobs_whose_arrays_cannot_keep_to_the_number_at_once_are_refused(tmp_path):
+    jobs = [python(f"pack{k}", "pass") for k in range(9)]
+    with pytest.raises(UserError, match=r"--parallel 2: 9 jobs are 3 arrays on this cluster.* Give 3 or more"):
+        run_jobs(jobs, replace(SLURM, parallel=2), tmp_path / "logs")
 
 
 def test_a_job_gets_what_the_placement_asks_for(tmp_path):
