@@ -235,11 +235,12 @@ class _Watch:
         before = dict(self._seen)
         for one in left:
             entry = found.get(one.id)
+            if entry is None and not self._handle(one).paths.result_pickle.is_file():
+                entry = queue.find_accounted(one.id)
             if entry is not None and entry.live:
                 self._tell(one, {"PENDING": "queued"}.get(entry.state, entry.state.lower()), entry.reason)
                 continue
-            state = queue.accounted_state(one.id) if entry is None else entry.state
-            result = self._result(one, state)
+            result = self._result(one, "" if entry is None else entry.state)
             self._results[one.id] = result
             self._tell(one, result.end, result.reason)
         return before != self._seen
@@ -249,6 +250,9 @@ class _Watch:
             self._seen[one.id] = (state, reason)
             self._progress(JobEvent(one.job, state, one.id, reason))
 
+    def _handle(self, one: _Submitted) -> SlurmJob[None]:
+        return SlurmJob(self._folder / one.submission.name, one.id)
+
     def _result(self, one: _Submitted, state: str) -> JobResult:
         """How a job ended that Slurm has done with.
 
@@ -256,7 +260,7 @@ class _Watch:
             one: the job.
             state: Slurm's word for it, empty if it has forgotten the job.
         """
-        handle: SlurmJob[None] = SlurmJob(self._folder / one.submission.name, one.id)
+        handle = self._handle(one)
         error = _error_of(handle, _RESULT_PATIENCE if state == "COMPLETED" else 1.0)
         end: End
         code: int | None = None

@@ -108,13 +108,13 @@ def find_jobs(names: Iterable[str]) -> dict[str, QueueEntry]:
     return entries
 
 
-def accounted_state(job_id: str) -> str:
-    """The last state of a job that the controller has forgotten, where the cluster keeps accounts; else empty."""
+def find_accounted(job_id: str) -> QueueEntry | None:
+    """A job that the controller does not name, where the cluster keeps accounts; else None."""
     try:
         answer = _ask("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job_id}")
     except RunFailed:
-        return ""
-    return answer.split()[0] if answer.split() else ""
+        return None
+    return QueueEntry(answer.split()[0], "") if answer.split() else None
 
 
 def cancel(names: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ def python(name, code):
 
 def in_front_of(program, script, folder, monkeypatch):
     """Let a line of shell go before every call of a program."""
-    (folder / "bin").mkdir()
+    (folder / "bin").mkdir(exist_ok=True)
     path = folder / "bin" / program
     path.write_text(f'#!/bin/sh\n{script}\nexec {shutil.which(program)} "$@"\n')
     path.chmod(0o755)
@@ -195,6 +195,26 @@ def test_a_job_that_reaches_its_time_limit_too_often_is_reported(tmp_path):
     (result,) = run_jobs([python("pack", work)], placement, tmp_path / "logs")
     assert (result.end, result.returncode) == ("timeout", None)
     assert "reached its time limit too often (log: " in result.problem()
+
+
+@pytest.mark.parametrize(("accounted", "end"), [("RUNNING", "done"), ("CANCELLED by 0", "cancelled"), ("", "lost")])
+def test_a_job_that_the_controller_does_not_name_is_what_the_accounts_say(tmp_path, monkeypatch, accounted, end):
+    in_front_of("squeue", "[ ! -e silent ] || exit 0", tmp_path, monkeypatch)
+    in_front_of("sacct", f"touch asked; echo '{accounted}'; exit 0", tmp_path, monkeypatch)
+    events = []
+
+    def become_silent(event):
+        events.append(event.state)
+        if event.state == "running":
+            (tmp_path / "silent").touch()
+
+    work = "import pathlib, time\nfor _ in range(150): pathlib.Path('asked').exists() or time.sleep(0.1)\ntime.sleep(3)"
+    (result,) = run_jobs([python("pack", work)], SLURM, tmp_path / "logs", become_silent)
+    assert (tmp_path / "asked").exists()
+    assert result.end == end, result.problem()
+    assert events[-1] == end
+    (tmp_path / "silent").unlink()
+    subprocess.run(["scancel", result.place], check=False, capture_output=True)
 
 
 def test_a_cancelled_job_is_reported(tmp_path):
