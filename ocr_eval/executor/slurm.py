@@ -29,6 +29,8 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
 _RESULT_PATIENCE = 15.0
 #: Seconds that cancelled jobs may take to be gone; Slurm itself kills them after KillWait, 30 s by default.
 _CANCEL_PATIENCE = 120.0
+#: Seconds that the files of a submission stay after the last result, for processes that still watch it.
+_KEEP = 24 * 3600.0
 _DEFAULT_MINUTES = 240
 _ENDS: dict[str, End] = {"TIMEOUT": "timeout", "DEADLINE": "timeout", "CANCELLED": "cancelled", "REVOKED": "cancelled"}
 
@@ -58,6 +60,7 @@ def run_slurm(
     ledger = Ledger(folder)
     with ledger.locked():
         submitted = _attach(jobs, ledger)
+        _clear_away(folder, ledger)
         fresh = [job for job in jobs if job.name not in submitted]
         if submitted:
             say(f"In Slurm already: {_ids(list(submitted.values()))}")
@@ -86,6 +89,14 @@ def _attach(jobs: Sequence[Job], ledger: Ledger) -> dict[str, _Submitted]:
             over.append(submission.name)
     ledger.forget(over)
     return attached
+
+
+def _clear_away(folder: Path, ledger: Ledger) -> None:
+    """Remove the files of submissions that are over, once nobody reads them any more."""
+    kept = {submission.name for submission in ledger.submissions}
+    for own in folder.glob("ocr-eval-*"):
+        if own.name not in kept and time.time() - own.stat().st_mtime > _KEEP:
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def _cancel_unfinished_submission(submission: Submission, live: set[str]) -> None:

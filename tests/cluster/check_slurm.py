@@ -275,6 +275,25 @@ def test_a_submission_that_was_cut_short_is_cleared_away_and_made_anew(tmp_path,
     assert [(tmp_path / name).read_text().split() for name in ("a", "b")] == [["in", "in", "out"]] * 2
 
 
+def test_the_files_of_a_submission_go_a_day_after_it_is_over(tmp_path):
+    def submissions():
+        return {path.name for path in (tmp_path / "logs/slurm").glob("ocr-eval-*")}
+
+    def run():
+        before = submissions()
+        run_jobs([python("pack", "pass")], SLURM, tmp_path / "logs")
+        (new,) = submissions() - before
+        return new
+
+    old, recent = run(), run()
+    yesterday = time.time() - 25 * 3600
+    os.utime(tmp_path / "logs/slurm" / old, (yesterday, yesterday))
+    assert submissions() == {old, recent}
+    new = run()
+    assert submissions() == {recent, new}
+    assert (tmp_path / "logs/pack.log").is_file()
+
+
 @pytest.mark.parametrize("cut_short", [False, True])
 def test_a_copied_folder_has_jobs_of_its_own_and_leaves_those_of_the_original(tmp_path, cut_short):
     original, copy = tmp_path / "original", tmp_path / "copy"
