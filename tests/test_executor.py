@@ -83,6 +83,23 @@ def test_a_log_keeps_every_attempt_and_quotes_only_the_last(tmp_path):
     assert "first try" in second.log.read_text()
 
 
+def test_callers_that_share_a_folder_have_logs_of_their_own(tmp_path):
+    cpu = Placement(executor="local", devices=("cpu",))
+    inner = []
+
+    def a_second_caller(event):
+        if event.state == "running":
+            inner.extend(run_jobs([python("a", "print('second'); raise SystemExit(1)")], cpu, tmp_path))
+
+    outer = run_jobs([python("a", "print('first'); raise SystemExit(1)")], cpu, tmp_path, a_second_caller)
+    assert [(result.log.name, result.last_line) for result in [*outer, *inner]] == [
+        ("a.log", "first"),
+        ("a-2.log", "second"),
+    ]
+    (later,) = run_jobs([python("a", "print('third'); raise SystemExit(1)")], cpu, tmp_path)
+    assert later.log.name == "a.log"
+
+
 CALLER = """
 import pathlib, signal, sys
 from ocr_eval.executor import Job, Placement, run_jobs
