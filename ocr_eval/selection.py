@@ -174,12 +174,20 @@ class RowKey:
         return ", ".join(part for part in (*self.labels, self.setting) if part)
 
 
-def group_rows(records: Sequence[Record], by: Sequence[str] = ("model",)) -> dict[RowKey, list[Record]]:
-    """Records by row, in a stable order; only records of one row may be averaged."""
+def group_rows(
+    records: Sequence[Record], by: Sequence[str] = ("model",), but: Sequence[str] = ()
+) -> dict[RowKey, list[Record]]:
+    """Records by row, in a stable order; only records of one row may be averaged.
+
+    Args:
+        records: of any settings.
+        by: the keys that rows are made of.
+        but: keys that do not tell rows apart; records of one row that differ in them may not be averaged.
+    """
     told = settings_of_each(records)
     labels = [tuple(settings[key] for key in by) for settings in told]
     values: dict[tuple[str, ...], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    rest = [key for key in _TOLD_APART if key not in by]
+    rest = [key for key in _TOLD_APART if key not in by and key not in but]
     for label, settings in zip(labels, told, strict=True):
         for key in rest:
             values[label][key].add(settings[key])

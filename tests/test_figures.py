@@ -112,6 +112,17 @@ def test_the_efficiency_curve_has_a_point_for_each_m_train():
     assert list(line.get_ydata()) == pytest.approx([0, 1 / 8, 1 / 2])
 
 
+def test_an_efficiency_curve_joins_runs_that_differ_in_m_train_alone():
+    def run(m_train, lr):
+        return record(data=DataSpec(m_train=m_train), train=TrainSpec(lr=lr), rank=2.0 - m_train / 4)
+
+    assert efficiency_figure([run(0, 1e-3), run(4, 2e-3)], "first-token") is None
+    figure = efficiency_figure([run(0, 1e-3), run(4, 1e-3), run(4, 2e-3), run(8, 4e-3)], "first-token")
+    lines = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].get_lines()}
+    found = {name: xs for name, xs in lines.items() if name.startswith("city-language")}
+    assert found == {"city-language: smollm2-135m, lora, lr=0.001": [0, 4]}
+
+
 def probe(group, logprobs, epoch=1, quantity="test_entailment"):
     answer = ["x", "y"][group] if quantity == "test_entailment" else ["Paris", "Rome"][group]
     shared = {"candidates": ["x", "y", "z"], "in_use": 2, "logprobs": {"first-token": list(np.log(logprobs))}}

@@ -94,12 +94,13 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
     """
     lines = []
     real = [record for record in records if record.data.variant == "real"]
-    for key, runs in _alike_but_m_train(real).items():
-        by_size: dict[int, list[Record]] = defaultdict(list)
-        for run in runs:
-            by_size[run.data.m_train].append(run)
-        if len(by_size) > 1:
-            lines.append((key, dict(sorted(by_size.items()))))
+    for key, alike in group_rows(real, but=("m_train",)).items():
+        for name, runs in by_association(alike).items():
+            by_size: dict[int, list[Record]] = defaultdict(list)
+            for run in runs:
+                by_size[run.data.m_train].append(run)
+            if len(by_size) > 1:
+                lines.append((f"{name}: {key.name}", dict(sorted(by_size.items()))))
     if not lines:
         return None
     cells = iter(make_cells([runs for _, by_size in lines for runs in by_size.values()], scoring))
@@ -123,16 +124,3 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
     legend_below(figure)
     bare(axes)
     return figure
-
-
-def _alike_but_m_train(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records that differ in m_train and seed alone, by a name for what they share."""
-    groups: dict[str, list[Record]] = {}
-    for name, runs in by_association(records).items():
-        rows: dict[str, list[Record]] = defaultdict(list)
-        for key, row in group_rows(runs, by=("model", "m_train")).items():
-            rest = [part for part in (key.labels[0], key.setting) if part]
-            rows[", ".join(rest)] += row
-        for key_name, row in rows.items():
-            groups[f"{name}: {key_name}"] = row
-    return groups
