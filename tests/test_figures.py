@@ -11,6 +11,8 @@ from ocr_eval.published import published_mean_ranks
 from ocr_eval.specs import DataSpec, TrainSpec
 from ocr_eval.table import build_table
 
+KINDS = (("city-language", "causal"), ("sport-music", "spurious"))
+
 
 @pytest.fixture
 def runs(ocr_eval, tiny, tmp_path):
@@ -37,7 +39,7 @@ def test_scores_show_every_association_and_no_published_row():
     figure = score_figure(table)
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["city-language", "sport-music"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["smollm2-135m, lora"]
+    assert legend_of(figure) == ["smollm2-135m, lora"]
 
 
 def test_a_legend_of_long_labels_stays_inside_its_figure():
@@ -46,9 +48,8 @@ def test_a_legend_of_long_labels_stays_inside_its_figure():
         for lr, size, method, m in ((1e-3, 8, "lora", 4), (2.5e-5, 16, "full", 1), (2e-3, 32, "qlora", 2))
     ]
     long = {"model": "a-model-with-a-name-of-sixty-three-characters-as-long-as-they-get"}
-    kinds = (("city-language", "causal"), ("sport-music", "spurious"))
-    records = [record(*kind, **setting) for kind in kinds for setting in settings]
-    records += [record(*kind, **setting, **long) for kind in kinds for setting in settings]
+    records = [record(*kind, **setting) for kind in KINDS for setting in settings]
+    records += [record(*kind, **setting, **long) for kind in KINDS for setting in settings]
     figures = [
         score_figure(build_table(records, "first-token", published_mean_ranks())),
         scatter_figure(records, "first-token"),
@@ -95,12 +96,55 @@ def test_nothing_to_draw_is_an_error():
     assert efficiency_figure([record(), record(seed=1)], "first-token") is None
 
 
+def points_of(figure) -> dict[tuple[float, float], str]:
+    """Every marker that stands alone in a figure's first axes, by its place: what it is filled with."""
+    lines = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 1]
+    return {tuple(line.get_xydata()[0].round(6).tolist()): line.get_markerfacecolor() for line in lines}
+
+
+def legend_of(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_generalization_stands_against_hallucination():
     runs = [record(rank=0.2), record("country-code", "spurious", rank=1.5)]
-    control = record("country-code", "spurious", rank=0.0, data=DataSpec(variant="shuffled"))
-    figure = scatter_figure([*runs, control], "first-token")
-    points = [line.get_xydata()[0].tolist() for line in figure.axes[0].get_lines() if line.get_label() != ""]
-    assert [pytest.approx(0.9), pytest.approx(0.25)] in points
+    controls = [record("country-code", "spurious", rank=0.0, data=DataSpec(variant="shuffled"))]
+    controls += [record(name, kind, rank=1.0, data=DataSpec(m_train=0)) for name, kind in KINDS]
+    assert set(points_of(scatter_figure([*runs, *controls], "first-token"))) == {(0.9, 0.25)}
+
+
+def test_what_did_not_learn_its_facts_is_hollow_and_the_legend_says_so():
+    def figures(learned):
+        runs = [record(rank=0.2), record("country-code", "spurious", rank=1.5, learned=learned)]
+        sizes = [record(rank=2.0 - m / 4, data=DataSpec(m_train=m), learned=learned or m == 0) for m in (0, 4)]
+        return [
+            score_figure(build_table(runs, "first-token")),
+            scatter_figure(runs, "first-token"),
+            efficiency_figure(sizes, "first-token"),
+        ]
+
+    hollow = "hollow: a run's facts were not learned"
+    for figure in figures(learned=True):
+        assert "white" not in points_of(figure).values()
+        assert hollow not in legend_of(figure)
+    scores, scatter, efficiency = figures(learned=False)
+    assert all(hollow in legend_of(figure) for figure in (scores, scatter, efficiency))
+    assert [face == "white" for face in points_of(scores).values()] == [False, True]
+    assert points_of(scatter) == {(0.9, 0.25): "white"}
+    assert points_of(efficiency) == {(4, 0.5): "white"}
+
+
+def test_every_row_of_a_legend_has_a_marker_of_its_own_and_the_rest_are_counted():
+    rows = [record(name, kind, train=TrainSpec(lr=i / 1000)) for i in range(1, 15) for name, kind in KINDS]
+    sizes = [record(train=TrainSpec(lr=i / 1000), data=DataSpec(m_train=m)) for i in range(1, 15) for m in (0, 4)]
+    for figure in (
+        score_figure(build_table(rows, "first-token")),
+        scatter_figure(rows, "first-token"),
+        efficiency_figure(sizes, "first-token"),
+    ):
+        lines = [line for line in figure.axes[0].get_lines() if "lora, lr=" in line.get_label()]
+        assert len({line.get_marker() for line in lines}) == len(lines) == 12
+        assert "and 2 more" in legend_of(figure)
 
 
 def test_the_efficiency_curve_has_a_point_for_each_m_train():
