@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from test_report import write_run
 from test_table import HOSTILE, record
 
 from ocr_eval.figures import curve_figure, efficiency_figure, heatmap_figure, save, scatter_figure, score_figure
 from ocr_eval.heat import heat_of
+from ocr_eval.interface import draw_figures
 from ocr_eval.published import published_mean_ranks
 from ocr_eval.specs import DataSpec, TrainSpec
 from ocr_eval.table import build_table
@@ -32,6 +34,25 @@ def test_figures_are_written_and_are_the_same_every_time(ocr_eval, runs):
     before = {p.name: p.read_bytes() for p in (runs / "figures").iterdir()}
     assert ocr_eval("figures", "-o", runs).out == first.out
     assert {p.name: p.read_bytes() for p in (runs / "figures").iterdir()} == before
+
+
+def test_a_damaged_file_is_named_and_the_rest_is_drawn(ocr_eval, tmp_path):
+    for i in range(3):
+        write_run(tmp_path / f"run-{i}", record(model=f"model-{i}"))
+    (tmp_path / "run-0/probes.jsonl").write_text("{")
+    (tmp_path / "run-1/metrics.jsonl").unlink()
+    answer = ocr_eval("figures", "-o", tmp_path)
+    assert answer.code == 1
+    assert "run-0/probes.jsonl" in answer.err
+    assert "run-1/metrics.jsonl is missing. Left out." in answer.err
+    of_rows = {path.stem for path in (tmp_path / "figures").iterdir()} - {"scores"}
+    assert of_rows == {
+        *(f"curves-model-{i}-lora" for i in (0, 2)),
+        *(f"heatmap-model-{i}-lora" for i in (1, 2)),
+    }
+    with pytest.warns(UserWarning, match=r"run-1/metrics.jsonl is missing. Left out.") as warned:
+        assert set(draw_figures(tmp_path)) == {"scores", *of_rows}
+    assert {each.filename for each in warned} == {__file__}
 
 
 def test_scores_show_every_association_and_no_published_row():

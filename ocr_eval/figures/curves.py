@@ -118,12 +118,12 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
     cells = iter(make_cells([runs for _, by_size in lines for runs in by_size.values()], scoring))
     figure = new_figure(6.0, 3.6 + 0.16 * min(len(lines), LEGEND_ROWS))
     axes = figure.subplots()
-    for i, (key, by_size) in enumerate(lines):
+    for i, (name, by_size) in enumerate(lines):
         color, marker = series(i)
         sizes, found = list(by_size), [next(cells) for _ in by_size]
         low, high = zip(*(cell.bounds["ocr-score"] for cell in found), strict=True)
         scores = [cell.values["ocr-score"] for cell in found]
-        label = entry(key) if i < LEGEND_ROWS else None
+        label = entry(name) if i < LEGEND_ROWS else None
         axes.plot(sizes, scores, marker=marker, color=color, linewidth=1.6, label=label)
         for size, score, cell in zip(sizes, scores, found, strict=True):
             if cell.unlearned:
