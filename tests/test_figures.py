@@ -1,8 +1,11 @@
 """Figures of runs, made through the command line and looked at by their content."""
 
+import re
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from test_report import write_run
 from test_table import HOSTILE, record
 
@@ -81,29 +84,77 @@ def test_a_legend_of_long_labels_stays_inside_its_figure():
         assert whole.x0 <= box.x0 < box.x1 <= whole.x1
 
 
-def test_curves_show_the_four_quantities_and_the_null_averaged_over_seeds():
-    def line(epoch, rank):
-        score = {"mean_rank": rank, "null_rank": 2.0}
-        names = ("train_fact", "train_entailment", "test_fact", "test_entailment")
-        return {"epoch": epoch, "scores": {"first-token": dict.fromkeys(names, score)}}
+def scored(epoch, rank):
+    """A line of metrics of an epoch that was scored, its null a rank above."""
+    score = {"mean_rank": rank, "null_rank": rank + 1}
+    names = ("train_fact", "train_entailment", "test_fact", "test_entailment")
+    return {"epoch": epoch, "scores": {"first-token": dict.fromkeys(names, score)}}
 
-    skipped = {"epoch": 1, "train_loss": 1.0}
-    figure = curve_figure(
-        [(record(), [line(0, 2.0), skipped, line(2, 1.0)]), (record(seed=1), [line(0, 4.0)])], "first-token"
-    )
-    (axes,) = figure.axes
-    drawn = {artist.get_label(): list(artist.get_ydata()) for artist in axes.get_lines()}
-    assert set(drawn) == {
-        "train facts",
-        "test facts",
-        "train entailments",
-        "held-out entailments",
-        "null of held-out",
-        "chance",
-    }
-    assert drawn["chance"] == [4.5, 4.5]
-    assert drawn["held-out entailments"] == [3.0, 1.0]
-    assert "2 seeds" in axes.get_title()
+
+def curves_of(figure) -> dict[str, list[list[float]]]:
+    """The points of each line in a figure's first axes, by its label."""
+    return {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
+
+
+def test_curves_show_the_four_quantities_and_the_null_averaged_over_seeds():
+    runs = [
+        (record(), [scored(0, 2.0), {"epoch": 1, "train_loss": 1.0}, scored(2, 1.0)]),
+        (record(seed=1), [scored(0, 4.0), {"epoch": 1, "train_loss": 1.0}, scored(2, 2.0)]),
+    ]
+    figure = curve_figure(runs, "first-token")
+    drawn = curves_of(figure)
+    quantities = ("train facts", "test facts", "train entailments", "held-out entailments")
+    assert set(drawn) == {*quantities, "null of held-out", "chance"}
+    assert all(drawn[quantity] == [[0, 3.0], [2, 1.5]] for quantity in quantities)
+    assert drawn["null of held-out"] == [[0, 4.0], [2, 2.5]]
+    assert "2 seeds" in figure.axes[0].get_title()
+
+
+def test_curves_have_only_the_epochs_at_which_all_seeds_were_scored():
+    often, seldom = [scored(e, 1.0) for e in range(5)], [scored(e, 3.0) for e in (0, 2, 4)]
+    figure = curve_figure([(record(), often), (record(seed=1), seldom)], "first-token")
+    assert curves_of(figure)["held-out entailments"] == [[0, 2.0], [2, 2.0], [4, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("data", "chance"),
+    [
+        (DataSpec(n=3, candidates="ten"), 4.5),
+        (DataSpec(n=3, candidates="in-use"), 1.0),
+        (DataSpec(n=12, candidates="ten"), 5.5),
+        (DataSpec(n=3, candidates="all"), None),
+    ],
+)
+def test_chance_is_the_mean_rank_among_all_candidates(data, chance):
+    drawn = curves_of(curve_figure([(record(data=data), [scored(0, 1.0), scored(1, 0.5)])], "first-token"))
+    assert [y for _, y in drawn.get("chance", [])] == ([] if chance is None else [chance, chance])
+
+
+def test_ticks_of_epochs_and_of_subjects_are_whole():
+    short = curve_figure([(record(), [scored(0, 1.0), scored(1, 0.5)])], "first-token")
+    few = efficiency_figure([record(data=DataSpec(m_train=m)) for m in (0, 1)], "first-token")
+    assert [[tick for tick in f.axes[0].get_xticks() if 0 <= tick <= 1] for f in (short, few)] == [[0, 1], [0, 1]]
+
+
+def test_no_text_is_cut():
+    lines = [probe(group, [0.2, 0.3, 0.5]) for group in (0, 1)]
+    lines = [{**line, "candidates": ["Amharic", "Portuguese", "z" * 20]} for line in lines]
+    lines = [{**line, "answer": line["candidates"][line["group"]]} for line in lines]
+    metrics = [scored(0, 1.0), scored(1, 0.5)]
+    for figure in (
+        heatmap_figure({"city-language, seed 0": heat_of(lines, "first-token")}, "first-token"),
+        curve_figure([(record(), metrics)], "first-token"),
+        curve_figure([(record(), metrics), (record("sport-music"), metrics)], "first-token"),
+    ):
+        FigureCanvasAgg(figure).draw()
+        texts = [text for text in figure.findobj(Text) if re.search("[a-z]", text.get_text())]
+        boxes = [text.get_window_extent() for text in texts]
+        cut = [
+            text.get_text()
+            for text, box in zip(texts, boxes, strict=True)
+            if box.x0 < 0 or box.y0 < 0 or box.x1 > figure.bbox.x1 or box.y1 > figure.bbox.y1
+        ]
+        assert cut == []
 
 
 def test_nothing_to_draw_is_an_error():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ocr_eval.figures.style import (
     LEGEND_ROWS,
@@ -32,8 +33,8 @@ from ocr_eval.table import make_cells
 def curve_figure(runs: Sequence[tuple[Record, Sequence[Mapping[str, Any]]]], scoring: Scoring) -> Figure:
     """Mean rank over epochs of the four quantities, a panel an association, averaged over seeds.
 
-    The dashed grey line is the null rank of the held-out entailments, the dotted one chance: the mean rank of
-    an answer drawn among all candidates.
+    Drawn are the epochs at which all seeds were scored. The dashed grey line is the null rank of the held-out
+    entailments, the dotted one chance: the mean rank of an answer drawn among all candidates.
 
     Args:
         runs: records with the lines of their metrics.jsonl, all of one model and setting.
@@ -58,10 +59,12 @@ def curve_figure(runs: Sequence[tuple[Record, Sequence[Mapping[str, Any]]]], sco
         _curve_panel(axes, metrics_of[name], scoring, chance)
         axes.set_title(f"{tick(name)} ({seeds} seed{'s'[: seeds > 1]})", fontsize=9)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         bare(axes)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
-    figure.axes[0].set_ylabel(f"mean rank ({scoring}), 0 is perfect")
+    for axes in panels[: len(names) : columns]:
+        axes.set_ylabel(f"mean rank ({scoring}),\n0 is perfect")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, columns + 1), fontsize=8, frameon=False)
     return figure
@@ -77,14 +80,12 @@ def _curve_panel(
     axes: Axes, metrics: Sequence[Sequence[Mapping[str, Any]]], scoring: Scoring, chance: float | None
 ) -> None:
     def points(quantity: Quantity, key: str) -> tuple[list[int], list[float]]:
-        values: dict[int, list[float]] = defaultdict(list)
+        of_runs: list[dict[int, float]] = []
         for lines in metrics:
-            for line in lines:
-                score = line.get("scores", {}).get(scoring, {}).get(quantity)
-                if score is not None:
-                    values[line["epoch"]].append(score[key])
-        epochs = sorted(values)
-        return epochs, [float(np.mean(values[epoch])) for epoch in epochs]
+            scores = {line["epoch"]: line.get("scores", {}).get(scoring, {}).get(quantity) for line in lines}
+            of_runs.append({epoch: score[key] for epoch, score in scores.items() if score is not None})
+        epochs = sorted(set.intersection(*map(set, of_runs)))
+        return epochs, [float(np.mean([values[epoch] for values in of_runs])) for epoch in epochs]
 
     for quantity, (label, color, style) in QUANTITY_STYLES.items():
         width = 2.4 if quantity == "test_entailment" else 1.4
@@ -137,6 +138,7 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
         axes.plot(x, y, color="0.35", linewidth=1, linestyle=(0, (6, 3)), label=f"min(1, sqrt(m_train / {m_test}))")
     close_legend(axes, len(lines), not all(run.facts_learned for run in of_lines))
     axes.axhline(0, color="black", linewidth=1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("m_train: subjects a group whose entailment is taught")
     axes.set_ylabel(f"OCR score ({scoring})")
     legend_below(figure)
