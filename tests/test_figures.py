@@ -168,10 +168,10 @@ def test_nothing_to_draw_is_an_error():
     assert efficiency_figure([record(), record(seed=1)], "first-token") is None
 
 
-def points_of(figure) -> dict[tuple[float, float], str]:
-    """Every marker that stands alone in a figure's first axes, by its place: what it is filled with."""
+def points_of(figure) -> set[tuple[tuple[float, float], bool]]:
+    """Every marker that stands alone in a figure's first axes: its place, and whether it is hollow."""
     lines = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 1]
-    return {tuple(line.get_xydata()[0].round(6).tolist()): line.get_markerfacecolor() for line in lines}
+    return {(tuple(line.get_xydata()[0].round(6).tolist()), line.get_markerfacecolor() == "white") for line in lines}
 
 
 def legend_of(figure) -> list[str]:
@@ -182,7 +182,7 @@ def test_generalization_stands_against_hallucination():
     runs = [record(rank=0.2), record("country-code", "spurious", rank=1.5)]
     controls = [record("country-code", "spurious", rank=0.0, data=DataSpec(variant="shuffled"))]
     controls += [record(name, kind, rank=1.0, data=DataSpec(m_train=0)) for name, kind in KINDS]
-    assert set(points_of(scatter_figure([*runs, *controls], "first-token"))) == {(0.9, 0.25)}
+    assert points_of(scatter_figure([*runs, *controls], "first-token")) == {((0.9, 0.25), False)}
 
 
 def test_what_did_not_learn_its_facts_is_hollow_and_the_legend_says_so():
@@ -197,13 +197,13 @@ def test_what_did_not_learn_its_facts_is_hollow_and_the_legend_says_so():
 
     hollow = "hollow: a run's facts were not learned"
     for figure in figures(learned=True):
-        assert "white" not in points_of(figure).values()
+        assert not any(is_hollow for _, is_hollow in points_of(figure))
         assert hollow not in legend_of(figure)
     scores, scatter, efficiency = figures(learned=False)
     assert all(hollow in legend_of(figure) for figure in (scores, scatter, efficiency))
-    assert [face == "white" for face in points_of(scores).values()] == [False, True]
-    assert points_of(scatter) == {(0.9, 0.25): "white"}
-    assert points_of(efficiency) == {(4, 0.5): "white"}
+    assert points_of(scores) == {((0, 0.9), False), ((1, 0.25), True)}
+    assert points_of(scatter) == {((0.9, 0.25), True)}
+    assert points_of(efficiency) == {((4, 0.5), True)}
 
 
 def test_every_row_of_a_legend_has_a_marker_of_its_own_and_the_rest_are_counted():
