@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ocr_eval.figures.style import (
     LEGEND_ROWS,
@@ -23,6 +22,7 @@ from ocr_eval.figures.style import (
     new_figure,
     series,
     tick,
+    whole_ticks,
 )
 from ocr_eval.records import Quantity, Record
 from ocr_eval.selection import by_association, column_order, group_rows
@@ -59,7 +59,7 @@ def curve_figure(runs: Sequence[tuple[Record, Sequence[Mapping[str, Any]]]], sco
         _curve_panel(axes, metrics_of[name], scoring, chance)
         axes.set_title(f"{tick(name)} ({seeds} seed{'s'[: seeds > 1]})", fontsize=9)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_ticks(axes)
         bare(axes)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
@@ -138,7 +138,7 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
         axes.plot(x, y, color="0.35", linewidth=1, linestyle=(0, (6, 3)), label=f"min(1, sqrt(m_train / {m_test}))")
     close_legend(axes, len(lines), not all(run.facts_learned for run in of_lines))
     axes.axhline(0, color="black", linewidth=1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_ticks(axes)
     axes.set_xlabel("m_train: subjects a group whose entailment is taught")
     axes.set_ylabel(f"OCR score ({scoring})")
     legend_below(figure)

@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ocr_eval.records import Quantity
 from ocr_eval.runs import prepare_output, write_atomic
@@ -59,6 +60,11 @@ def new_figure(width: float, height: float) -> Figure:
 def bare(axes: Axes) -> None:
     """Take away the frame's upper and right side."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def whole_ticks(axes: Axes) -> None:
+    """Only whole numbers across."""
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
 
 
 def series(i: int) -> tuple[str, str]:
