@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ocr_toy import check as claims
 from ocr_toy import experiments, figures
 from ocr_toy.check import Check, CheckSpec, run_checks
-from ocr_toy.descent import DescentSpec, Settled, descend, usual_descent
+from ocr_toy.descent import Descent, DescentSpec, descend, usual_descent
 from ocr_toy.errors import ToyError
 from ocr_toy.model import ModelSpec
 from ocr_toy.runs import RunResult, RunSpec, TrainSpec
@@ -45,10 +46,30 @@ def test_claims_1_and_2_hold_where_m_train_is_below_m_test() -> None:
     assert [c.name for c in checks if not c.passed] == []
 
 
+@pytest.mark.parametrize(
+    ("change", "fails"),
+    [
+        ({"init_scale": 0.01}, ["singular value of", "held-out margin of"]),
+        ({"hold_steps": 0}, ["held-out margin of gradient descent from init scale 1,", "gap of"]),
+    ],
+)
+def test_a_descent_that_is_not_near_its_limit_fails(
+    change: dict[str, float], fails: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hasty(*arguments: Any) -> DescentSpec:
+        return replace(usual_descent(*arguments), **change)
+
+    monkeypatch.setattr(claims, "usual_descent", hasty)
+    checks = claims._claim_1_and_2(claims.Study(CheckSpec(grid=((3, 1, 3),)), lambda line: None))
+    failed = [c.name.removeprefix("factorized: ") for c in checks if not c.passed]
+    assert len(failed) == len(fails)
+    assert all(name.startswith(start) for name, start in zip(failed, fails, strict=True))
+
+
 def test_the_checks_fail_where_the_two_models_are_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def swapped(task: TaskSpec, how: DescentSpec) -> Settled:
+    def swapped(task: TaskSpec, how: DescentSpec) -> Descent:
         other = "merged" if how.param == "factorized" else "factorized"
-        return descend(task, usual_descent(other, task, how.seed))
+        return descend(task, replace(how, param=other))
 
     def factorized(runs: list[RunSpec]) -> list[RunResult]:
         gaussian = [replace(run.train, init="gaussian") for run in runs]
