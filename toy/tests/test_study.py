@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ocr_toy import check as claims
 from ocr_toy import experiments, figures
@@ -11,9 +12,10 @@ from ocr_toy.check import Check, CheckSpec, run_checks
 from ocr_toy.descent import Descent, DescentSpec, descend, usual_descent
 from ocr_toy.errors import ToyError
 from ocr_toy.model import ModelSpec
-from ocr_toy.runs import RunResult, RunSpec, TrainSpec
+from ocr_toy.runs import Record, RunResult, RunSpec, TrainSpec
+from ocr_toy.statistics import margins
 from ocr_toy.sweep import SweepPoint
-from ocr_toy.task import TaskSpec
+from ocr_toy.task import TaskSpec, noise_free
 from ocr_toy.train import train_runs
 
 SMALL = RunSpec(TaskSpec(4, 1, 2, 2, 6), ModelSpec(d_h=16), TrainSpec(steps=2000, record_every=20))
@@ -84,6 +86,41 @@ def test_the_checks_fail_where_the_two_models_are_swapped(monkeypatch: pytest.Mo
         for claim in {c.claim for c in checks}:
             assert [c.name for c in checks if c.claim == claim and not c.passed] != []
     assert not all(c.passed for c in claims._claim_8(study))
+
+
+def _finished(losses: dict[str, list[float]], accuracy: float, transfer: float) -> RunResult:
+    """A run by hand on pairs of one train and one test subject, a record every 10 steps."""
+    task = noise_free(2, 1, 1)
+    effect = np.zeros((task.vocab, task.n_inputs))
+    effect[[9, 10], [0, 1]], effect[[9, 10], [2, 3]] = 2.0, 2.0 * transfer
+    accuracies = dict.fromkeys(losses, 0.0) | {"test_entailment": accuracy}
+    records = tuple(
+        Record(10 * i, dict(zip(losses, values, strict=True)), accuracies, margins(1.0, 1.0), None)
+        for i, values in enumerate(zip(*losses.values(), strict=True))
+    )
+    return RunResult(RunSpec(task, train=TrainSpec(batch=0)), records, effect, effect)
+
+
+LOSSES = {
+    "train_fact": [2.0, 0.05, 0.04, 0.03],
+    "train_entailment": [2.0, 0.5, 0.09, 0.08],
+    "test_fact": [2.0, 0.05, 0.01, 0.01],
+    "test_entailment": [2.0, 2.0, 0.5, 0.06],
+}
+
+
+def test_a_set_is_learned_with_its_worst_part_and_an_outcome_is_of_the_last_step() -> None:
+    late = _finished(LOSSES, 0.4, 0.5)
+    assert late.learned_steps(0.1) == (20, 30)
+    at_once = _finished({**LOSSES, "test_entailment": [2.0, 0.3, 0.06, 0.02]}, 0.6, 0.7)
+    never = _finished({**LOSSES, "test_entailment": [2.0, 2.0, 2.0, 2.0]}, 0.2, 0.0)
+    assert never.learned_steps(0.1) == (20, None)
+    found = experiments.outcome("by hand", [late, at_once, never])
+    assert (found.crossed, found.seeds) == (2, 3)
+    assert found.delay is not None
+    assert found.delay.mean == pytest.approx(5.0)
+    means = (found.train_loss.mean, found.test_loss.mean, found.test_accuracy.mean, found.transfer.mean)
+    assert means == pytest.approx((0.08, (0.06 + 0.02 + 2.0) / 3, 0.4, 0.4))
 
 
 def test_transfer_and_delay_tell_the_two_models_apart() -> None:

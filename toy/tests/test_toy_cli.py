@@ -113,6 +113,37 @@ def test_train_prints_json_and_writes_the_same(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
+def test_every_option_of_a_run_reaches_it() -> None:
+    given = (
+        "--param merged --n 3 --m-train 2 --m-test 1 --noise 2 --seq-len 5 --d-h 7 --fix-kq --attention softmax --mlp 4"
+        " --optimizer gd --lr 0.01 --decay 0.1 --product-decay 0.2 --init symmetric --init-scale 0.3 --steps 2"
+        " --batch 6 --seed 4 --record-every 1 --precision float64 --json"
+    )
+    spec = json.loads(runner.invoke(app, ["train", *given.split()]).stdout)["spec"]
+    assert spec == {
+        "task": {"n_pairs": 3, "m_train": 2, "m_test": 1, "n_noise": 2, "seq_len": 5},
+        "model": {"param": "merged", "d_h": 7, "trainable_kq": False, "attention": "softmax", "mlp_width": 4},
+        "train": {
+            "optimizer": "gd",
+            "lr": 0.01,
+            "decay": 0.1,
+            "product_decay": 0.2,
+            "init": "symmetric",
+            "init_scale": 0.3,
+            "steps": 2,
+            "batch": 6,
+            "seed": 4,
+            "record_every": 1,
+            "norms_every": 1,
+            "draws": 4,
+            "precision": "float64",
+        },
+    }
+    for noise, seq_len in ((5, 16), (0, 3)):
+        arguments = ["train", *TINY, "--noise", str(noise), "--steps", "1", "--json"]
+        assert json.loads(runner.invoke(app, arguments).stdout)["spec"]["task"]["seq_len"] == seq_len
+
+
 def test_train_prints_a_table() -> None:
     result = runner.invoke(app, ["train", *TINY, "--steps", "20", "--record-every", "10", "--m-train", "0"])
     lines = result.stdout.splitlines()

@@ -104,6 +104,21 @@ def test_product_decay_shrinks_the_product() -> None:
     assert sizes[1] < 0.7 * sizes[0]
 
 
+def test_a_record_measures_each_question_set_against_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers b_1, b_2, c_1, c_2 have ids 7 to 10; questions come as train facts and entailments, then test."""
+    f = torch.zeros(1, 8, 11)
+    f[0, range(8), [7, 8, 9, 10] * 2] = 5.0
+    f[0, 0, 10] = 6.0  # a train fact answered with c_2, past its own answer
+    f[0, 6, 7], f[0, 6, 10] = 8.0, 4.0  # a test entailment answered with b_1, the other c 1 below its own
+    monkeypatch.setattr(m, "logits", lambda *_: f)
+    train = TrainSpec(steps=1, batch=0)
+    last = train_runs([RunSpec(noise_free(2, 1, 1), ModelSpec("merged"), train)])[0].last
+    assert last.accuracy == {"train_fact": 0.5, "train_entailment": 1.0, "test_fact": 1.0, TEST_ENTAILMENT: 0.5}
+    assert (last.margins.train, last.margins.held_out) == (-1.0, 1.0)
+    log_p = torch.log_softmax(f[0].double(), dim=1)
+    assert last.loss[TEST_ENTAILMENT] == pytest.approx(float(-(log_p[6, 9] + log_p[7, 10]) / 2), abs=1e-6)
+
+
 def test_without_train_subjects_there_is_no_such_set() -> None:
     result = train_runs([replace(SMALL, task=replace(SMALL.task, m_train=0))])[0]
     assert set(result.last.loss) == {"test_fact", TEST_ENTAILMENT}
