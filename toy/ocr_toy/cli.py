@@ -297,7 +297,7 @@ def figures(
     ] = None,
     rank_steps: Annotated[int, typer.Option(help="Training steps of the rank sweep, where it is run.")] = 20_000,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
-    seed: o.Seed = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all runs but the rank sweep, which has seeds 0, 1, 2.")] = 0,
 ) -> None:
     """Make every figure, as PNG, PDF and SVG; prints the paths written."""
     from ocr_toy import figures as drawing
@@ -307,6 +307,7 @@ def figures(
     from ocr_toy.theory import require_solver
 
     require_solver(solver.upper())
+    require(seed >= 0, f"seed = {seed}: cannot be negative; use seed >= 0")
     prepare_folder(output)
     if rank_sweep is None:
         base = RunSpec(train=TrainSpec(steps=rank_steps, record_every=max(1, rank_steps // 20)))

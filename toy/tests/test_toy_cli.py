@@ -49,6 +49,7 @@ TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "1
         (["check", "--rank-steps", "0"], "error: steps = 0"),
         (["check", "--ranks", "0"], "error: d_h = 0"),
         (["check", "--seed", "-1"], "error: seed = -1"),
+        (["figures", "--seed", "-1"], "error: seed = -1"),
         (["train", "--init-scale", "inf"], "error: init_scale = inf"),
         (["figures", "--rank-sweep", "absent.json"], "error: file = absent.json"),
     ],
