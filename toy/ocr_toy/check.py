@@ -35,6 +35,8 @@ MARGIN_TOLERANCE: dict[Param, float] = {"factorized": 0.08, "merged": 0.02}
 """Wide, because gradient descent nears the optimum's margin only as fast as log of the train margin grows."""
 NO_TRANSFER_TOLERANCE = 1e-6
 """For the held-out margin where no entailment is trained at all."""
+LARGEST_GRID = 1000
+"""Rows and columns of W_OV together, the size of the solvers' problem."""
 START = f"gradient descent from init scale {DescentSpec.init_scale:g}"
 SMALL_SCALE, LARGE_SCALE = 0.01, 1.0
 """Initializations from which the held-out margin falls and rises towards the theorem's, where that is below 1."""
@@ -85,6 +87,11 @@ class CheckSpec:
         for n_pairs, m_train, m_test in self.grid:
             noise_free(n_pairs, m_train, m_test)
             require(m_train >= 1, f"m_train = {m_train}: Theorems 1 and 2 need m_train >= 1 in the grid")
+            require(
+                n_pairs * (2 + m_train + m_test) <= LARGEST_GRID,
+                f"grid = {n_pairs},{m_train},{m_test}: W_OV is too large for the solvers; "
+                f"use n * (2 + m_train + m_test) <= {LARGEST_GRID}",
+            )
         require(self.published_steps >= 1, f"published_steps = {self.published_steps}: use at least 1")
         require(bool(self.rank_runs()), "ranks = (): nothing to check; give at least one d_h")
 

@@ -38,7 +38,7 @@ def say(line: str) -> None:
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a ToyError into one line on stderr and exit 2, and Ctrl-C into exit 130, wherever mounted."""
+    """Turn bad input into one line on stderr and exit 2, and Ctrl-C into exit 130, wherever mounted."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -46,6 +46,9 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except ToyError as error:
             say(f"error: {error}")
+            raise typer.Exit(2) from error
+        except MemoryError as error:
+            say("error: not enough memory for a study of this size; use smaller numbers")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             say("interrupted")

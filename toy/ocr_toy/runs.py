@@ -1,17 +1,23 @@
 """What a run is, and what it leaves: specifications, records, results."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 
 from ocr_toy.errors import require
-from ocr_toy.model import Init, ModelSpec, require_init
+from ocr_toy.model import Init, ModelSpec, parameter_shapes, require_init
 from ocr_toy.statistics import Margins, Norms, crossing
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec, require_batch
 
 Optimizer = Literal["adamw", "gd"]
 Precision = Literal["float32", "float64"]
+
+CHUNK = 100
+"""Batches drawn at a time. Part of what a seed means: it fixes the order of draws."""
+MOST_NUMBERS = 200_000_000
+"""What runs trained together may hold at a time: a few GB."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,32 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         """Check what depends on more than one part."""
-        require_batch(self.task, self.train.batch)
-        require_init(self.model, self.train.init)
+        task, model = self.task, self.model
+        sizes_and_usual = {
+            "n": (task.n_pairs, 20),
+            "m_train": (task.m_train, 1),
+            "m_test": (task.m_test, 3),
+            "seq_len": (task.seq_len, 16),
+            "d_h": (model.d_h if model.param == "factorized" else 0, 128),
+            "mlp": (model.mlp_width, 128),
+            "batch": (self.train.batch, 252),
+        }
+        name, (size, _) = max(sizes_and_usual.items(), key=lambda item: item[1][0] // item[1][1])
+        require(
+            self.numbers <= MOST_NUMBERS,
+            f"{name} = {size}: the run would hold more than {MOST_NUMBERS:,} numbers at a time; use a smaller {name}",
+        )
+        require_batch(task, self.train.batch)
+        require_init(model, self.train.init)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the run holds at a time, to a small factor: weights, drawn batches and logits."""
+        task, model = self.task, self.model
+        weights = sum(math.prod(shape) for shape in parameter_shapes(model, task).values())
+        drawn = CHUNK * self.train.batch * (task.seq_len + task.n_noise)
+        rows = max(self.train.batch, 2 * task.n_subjects * self.train.draws)
+        return weights + drawn + task.n_inputs * task.vocab + rows * (task.vocab + task.seq_len + model.mlp_width)
 
 
 @dataclass(frozen=True)

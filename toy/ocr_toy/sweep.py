@@ -8,7 +8,7 @@ from ocr_toy.errors import ToyError, require
 from ocr_toy.runs import Record, RunResult, RunSpec
 from ocr_toy.statistics import Interval, interval, require_seeds
 from ocr_toy.task import TEST_ENTAILMENT
-from ocr_toy.train import Progress, train_runs
+from ocr_toy.train import Progress, require_together, train_runs
 
 Axis = Literal["d_h", "m_train", "seed", "decay", "init"]
 
@@ -67,14 +67,16 @@ def at_value(base: RunSpec, over: Axis, value: float) -> RunSpec:
 
 
 def sweep_specs(base: RunSpec, over: Axis, values: Sequence[float], seeds: Sequence[int]) -> list[RunSpec]:
-    """Every run of the sweep, value-major. Over seeds, `seeds` is not used."""
+    """Every run of the sweep, value-major. Over seeds, `seeds` is not used. Raises ToyError for what cannot run."""
     require(bool(values), f"values of {over}: none given; give at least one")
     require(len(set(values)) == len(values), f"values of {over}: one is given twice; give each once")
     require_seeds(seeds, least=1)
     used = [base.train.seed] if over == "seed" else list(seeds)
-    return [
+    specs = [
         at_value(replace(base, train=replace(base.train, seed=seed)), over, value) for value in values for seed in used
     ]
+    require_together(specs)
+    return specs
 
 
 def value_of(spec: RunSpec, over: Axis) -> float:

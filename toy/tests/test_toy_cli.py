@@ -50,6 +50,15 @@ TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "1
         (["check", "--ranks", "0"], "error: d_h = 0"),
         (["check", "--seed", "-1"], "error: seed = -1"),
         (["figures", "--seed", "-1"], "error: seed = -1"),
+        (["train", "--n", "100000000"], "error: n = 100000000: "),
+        (["train", "--m-train", "100000000"], "error: m_train = 100000000: "),
+        (["train", "--m-test", "100000000"], "error: m_test = 100000000: "),
+        (["train", "--d-h", "100000000000000"], "error: d_h = 100000000000000: "),
+        (["train", "--batch", "10000000"], "error: batch = 10000000: "),
+        (["train", "--mlp", "10000000000000"], "error: mlp = 10000000000000: "),
+        (["train", "--seq-len", "1" + 500 * "0"], "error: seq_len = 1000"),
+        (["sweep", "--batch", "50000"], "error: runs = 21: "),
+        (["check", "--grid", "3000,1000,1000"], "error: grid = 3000,1000,1000: "),
         (["train", "--init-scale", "inf"], "error: init_scale = inf"),
         (["figures", "--rank-sweep", "absent.json"], "error: file = absent.json"),
     ],
@@ -212,6 +221,16 @@ def test_interruption_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(checks, "run_checks", interrupted)
     assert runner.invoke(app, ["check"]).exit_code == 130
+
+
+def test_running_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(checks, "run_checks", exhausted)
+    result = runner.invoke(app, ["check"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("error: not enough memory")
 
 
 def test_help_imports_nothing_heavy() -> None:
