@@ -316,10 +316,10 @@ def figures(
         base = RunSpec(train=TrainSpec(steps=rank_steps, record_every=max(1, rank_steps // 20)))
         say(f"rank sweep of {rank_steps} steps")
         results = sweeps.run_sweep(base, "d_h", sweeps.DEFAULT_VALUES["d_h"], [0, 1, 2], _tenths())
-        ranks, steps = sweeps.points(sweeps.rows(results, "d_h")), rank_steps
+        ranks = sweeps.RankSweep(sweeps.points(sweeps.rows(results, "d_h")), rank_steps, base.task.n_pairs)
     else:
-        ranks, steps = sweeps.rank_points(read_json(rank_sweep))
-    measured = drawing.measure(ranks, steps, solver.upper(), seed, say)
+        ranks = sweeps.rank_sweep(read_json(rank_sweep))
+    measured = drawing.measure(ranks, solver.upper(), seed, say)
     for path in drawing.save_all(measured, output):
         print(path)
 

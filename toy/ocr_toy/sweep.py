@@ -1,5 +1,6 @@
 """Sweeps: one quantity varied over values and seeds, all runs trained as one batch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -38,6 +39,15 @@ class SweepPoint:
     value: float
     test_losses: tuple[float, ...]
     test_loss: Interval | None
+
+
+@dataclass(frozen=True)
+class RankSweep:
+    """A sweep over d_h: its points, its training steps, and the pairs of its task."""
+
+    points: Sequence[SweepPoint]
+    steps: int
+    n_pairs: int
 
 
 def axis(name: str) -> Axis:
@@ -119,12 +129,19 @@ def points(table: Sequence[SweepRow]) -> list[SweepPoint]:
     return [_point(value, tuple(found)) for value, found in grouped.items()]
 
 
-def rank_points(document: Any) -> tuple[list[SweepPoint], int]:
-    """Points and training steps of a rank sweep written as JSON. Raises ToyError for anything else."""
+def rank_sweep(document: Any) -> RankSweep:
+    """A rank sweep written as JSON. Raises ToyError for anything else."""
     try:
-        require(document["over"] == "d_h", f"over = {document['over']}: not a rank sweep; sweep over d_h")
-        found = [(float(p["value"]), tuple(map(float, p["test_losses"]))) for p in document["points"]]
-        steps = int(document["base"]["train"]["steps"])
-    except (KeyError, TypeError, ValueError) as error:
+        found = RankSweep(
+            points=[_point(float(p["value"]), tuple(map(float, p["test_losses"]))) for p in document["points"]],
+            steps=int(document["base"]["train"]["steps"]),
+            n_pairs=int(document["base"]["task"]["n_pairs"]),
+        )
+        require(document["over"] == "d_h" and found.steps >= 1 and found.n_pairs >= 2, "over, steps or n_pairs")
+        require(bool(found.points), "no points")
+        for point in found.points:
+            require(point.value >= 1 and bool(point.test_losses), "no width, or no losses")
+            require(all(0 <= loss < math.inf for loss in point.test_losses), "not a loss")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ToyError("rank sweep: not such a file; write it with sweep --over d_h --output") from error
-    return [_point(value, losses) for value, losses in found], steps
+    return found

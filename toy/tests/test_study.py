@@ -1,5 +1,6 @@
 """The theory check, the open questions and the figures, on sizes that take seconds."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ocr_toy.errors import ToyError
 from ocr_toy.model import ModelSpec
 from ocr_toy.runs import Record, RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import margins
-from ocr_toy.sweep import SweepPoint
+from ocr_toy.sweep import RankSweep, SweepPoint
 from ocr_toy.task import TaskSpec, noise_free
 from ocr_toy.train import train_runs
 
@@ -156,11 +157,15 @@ def test_every_figure_is_written_in_every_format_and_whole(tmp_path: Path) -> No
         replace(SMALL, model=replace(SMALL.model, param=p), train=replace(SMALL.train, norms_every=50))
         for p in figures.BOTH
     ]
-    ranks = [SweepPoint(value, (loss, 2 * loss), None) for value, loss in ((3, 1.0), (4, 0.1))]
+    points = [SweepPoint(value, (loss, 2 * loss), None) for value, loss in ((3, 1.0), (4, 0.1))]
+    ranks = RankSweep(points, 300, 5)
     margins = {p: [(0, 0.0), (1, 0.5)] for p in figures.BOTH}
     spectra = {p: (r.w_ov[0, :3], r.w_ov[1, :3]) for p, r in zip(figures.BOTH, train_runs(specs), strict=True)}
     published = dict(zip(figures.BOTH, train_runs(specs), strict=True))
-    measured = figures.Measured(published, margins, spectra, ranks, 300)
+    measured = figures.Measured(published, margins, spectra, ranks)
+    (axes,) = figures.rank_curve(measured).axes
+    assert axes.lines[-1].get_ydata() == pytest.approx([math.log(5)] * 2)
+    assert axes.get_title() == "300 training steps"
     written = figures.save_all(measured, tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(written)
     assert len(written) == 3 * len(figures.FIGURES) == 18

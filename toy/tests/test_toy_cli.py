@@ -164,7 +164,7 @@ def test_train_prints_a_table() -> None:
 
 def test_a_sweep_can_be_read_back_as_a_rank_sweep(tmp_path: Path) -> None:
     from ocr_toy.files import read_json
-    from ocr_toy.sweep import rank_points
+    from ocr_toy.sweep import rank_sweep
 
     target = tmp_path / "ranks.json"
     arguments = [
@@ -181,21 +181,31 @@ def test_a_sweep_can_be_read_back_as_a_rank_sweep(tmp_path: Path) -> None:
     ]
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0
-    points, steps = rank_points(read_json(target))
-    assert steps == 30
-    assert [p.value for p in points] == [2, 4]
-    assert f"{points[0].test_losses[0]:.3g}" in result.stdout
+    found = rank_sweep(read_json(target))
+    assert (found.steps, found.n_pairs) == (30, 3)
+    assert [p.value for p in found.points] == [2, 4]
+    assert f"{found.points[0].test_losses[0]:.3g}" in result.stdout
 
 
 def test_a_rank_sweep_may_have_one_seed_and_must_be_one() -> None:
-    from ocr_toy.sweep import rank_points
+    from ocr_toy.sweep import rank_sweep
 
-    document = {"over": "d_h", "base": {"train": {"steps": 9}}, "points": [{"value": 3, "test_losses": [0.5]}]}
-    points, _ = rank_points(document)
-    assert (points[0].test_losses, points[0].test_loss) == ((0.5,), None)
-    for wrong in ([], {}, {**document, "over": "seed"}, {**document, "points": [{"value": "x", "test_losses": []}]}):
-        with pytest.raises(ToyError, match="rank sweep"):
-            rank_points(wrong)
+    point = {"value": 3, "test_losses": [0.5]}
+    document = {"over": "d_h", "base": {"train": {"steps": 9}, "task": {"n_pairs": 5}}, "points": [point]}
+    found = rank_sweep(document)
+    assert (found.points[0].test_losses, found.points[0].test_loss) == ((0.5,), None)
+    wrong_points = [{"value": "x"}, {"value": 0}, {"test_losses": []}, {"test_losses": [-1]}, {"test_losses": [1e400]}]
+    changes = [
+        {"over": "seed"},
+        {"points": []},
+        *({"points": [point, point | change]} for change in wrong_points),
+        {"base": document["base"] | {"train": {"steps": 1e400}}},
+        {"base": document["base"] | {"train": {"steps": 0}}},
+        {"base": document["base"] | {"task": {"n_pairs": 1}}},
+    ]
+    for wrong in ([], {}, *(document | change for change in changes)):
+        with pytest.raises(ToyError, match=r"^rank sweep: not such"):
+            rank_sweep(wrong)
 
 
 def _stub(passed: bool) -> object:
