@@ -43,7 +43,7 @@ SMALL_SCALE, LARGE_SCALE = 0.01, 1.0
 ROUNDING = 1e-9
 LOSS_TOLERANCE = 0.1
 THRESHOLD = 0.1
-"""Loss in nats below which a question set counts as learned (claims 3 and 8)."""
+"""Loss in nats below which a question set counts as learned (claims 3, 5 and 8)."""
 RANK_THRESHOLD = 0.5
 """The same for claim 5, whose default is half the published steps; guessing gives log 20 = 3.0."""
 BLOCK_TOLERANCE = 0.05
@@ -93,7 +93,10 @@ class CheckSpec:
                 f"use n * (2 + m_train + m_test) <= {LARGEST_GRID}",
             )
         require(self.published_steps >= 1, f"published_steps = {self.published_steps}: use at least 1")
-        require(bool(self.rank_runs()), "ranks = (): nothing to check; give at least one d_h")
+        require(bool(self.ranks), "ranks = (): nothing to check; give at least one d_h")
+        narrow = min(self.ranks)
+        require(narrow >= 3, f"ranks = {narrow}: too narrow to fit the train set; use widths of 3 or more")
+        self.rank_runs()
 
     def rank_runs(self) -> list[RunSpec]:
         """The runs of claim 5."""
@@ -239,6 +242,9 @@ def _claim_5(study: Study) -> Iterator[Check]:
             0.0,
             "<=" if enough else ">=",
         )
+        if not enough:
+            worst = max(run.last.loss[name] for name in TRAINED_SETS)
+            yield Check(5, f"factorized, d_h = {rank}: train loss, learned", THRESHOLD, worst, 0.0, "<=")
 
 
 def _claim_6(study: Study) -> Iterator[Check]:

@@ -214,7 +214,7 @@ def check(
         list[str] | None, typer.Option(help="n,m_train,m_test of Theorems 1 and 2; may be repeated.")
     ] = None,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
-    ranks: Annotated[str, typer.Option(help="Widths d_h of claim 5.")] = "3,4",
+    ranks: Annotated[str, typer.Option(help="Widths d_h of claim 5, 3 or more.")] = "3,4",
     rank_steps: Annotated[int, typer.Option(help="Training steps of claim 5.")] = 10_000,
     seed: o.Seed = 0,
     as_json: o.AsJson = False,

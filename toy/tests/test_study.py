@@ -69,6 +69,11 @@ def test_a_descent_that_is_not_near_its_limit_fails(
     assert all(name.startswith(start) for name, start in zip(failed, fails, strict=True))
 
 
+def test_a_width_that_learned_nothing_is_no_evidence_that_it_does_not_suffice() -> None:
+    study = claims.Study(CheckSpec(ranks=(3,), rank_steps=1), lambda line: None)
+    assert [c.name for c in claims._claim_5(study) if not c.passed] == ["factorized, d_h = 3: train loss, learned"]
+
+
 def test_the_checks_fail_where_the_two_models_are_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
     def swapped(task: TaskSpec, how: DescentSpec) -> Descent:
         other = "merged" if how.param == "factorized" else "factorized"

@@ -47,7 +47,7 @@ TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "1
         (["sweep", "--over", "seed", "--seeds", "5,6"], "error: seeds = 5,6 with over = seed: give them as values"),
         (["sweep", "--values", "3,3"], "error: values of d_h: one is given twice"),
         (["check", "--rank-steps", "0"], "error: steps = 0"),
-        (["check", "--ranks", "0"], "error: d_h = 0"),
+        (["check", "--ranks", "4,2"], "error: ranks = 2: too narrow"),
         (["check", "--seed", "-1"], "error: seed = -1"),
         (["figures", "--seed", "-1"], "error: seed = -1"),
         (["train", "--n", "100000000"], "error: n = 100000000: "),
