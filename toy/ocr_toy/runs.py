@@ -8,7 +8,7 @@ import numpy as np
 
 from ocr_toy.errors import require
 from ocr_toy.model import Init, ModelSpec, parameter_shapes, require_init
-from ocr_toy.statistics import Margins, Norms, crossing
+from ocr_toy.statistics import Margins, Norms, contrast, crossing, subject_blocks
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec, require_batch
 
 Optimizer = Literal["adamw", "gd"]
@@ -116,9 +116,10 @@ class Record:
 class RunResult:
     """A finished run: its records from step 0 to the last, and what it learned.
 
-    w_ov: W_OV at the end, [d, n_inputs]. effect: W_OV with every column times the attention its token gets,
-    w_KQ (linear) or exp(w_KQ) up to one common factor (softmax): what a token adds to the logits. A trained
-    w_KQ may be negative for some tokens, so columns of W_OV alone have no comparable sign.
+    w_ov: W_OV at the end, [d, n_inputs]. effect: the attended W_OV, every column times w_KQ of its token (linear)
+    or exp(w_KQ) up to one factor (softmax). With linear attention and no MLP that is what a token adds to the
+    logits; the softmax's denominator, which differs between sequences, and an MLP are left out. A trained w_KQ
+    may be negative for some tokens, so columns of W_OV alone have no comparable sign.
     """
 
     spec: RunSpec
@@ -130,6 +131,16 @@ class RunResult:
     def last(self) -> Record:
         """The record of the last step."""
         return self.records[-1]
+
+    @property
+    def transfer(self) -> float:
+        """Contrast of the attended W_OV's c block for test subjects over that for train subjects; 0 is none.
+
+        Raises ToyError without train subjects.
+        """
+        blocks = subject_blocks(self.spec.task, self.effect)
+        require("train_c" in blocks, "m_train = 0: transfer has nothing to compare with; use m_train >= 1")
+        return contrast(blocks["test_c"]) / contrast(blocks["train_c"])
 
     def losses(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and losses of one question set. Raises ToyError if the task has no such set."""

@@ -154,7 +154,7 @@ def test_every_open_question_has_conditions_that_can_be_built() -> None:
 def test_transfer_without_train_subjects_is_an_error() -> None:
     run = train_runs([replace(SMALL, task=replace(SMALL.task, m_train=0))])[0]
     with pytest.raises(ToyError, match="m_train = 0"):
-        experiments.transfer(run)
+        _ = run.transfer
 
 
 def test_every_figure_is_written_in_every_format_and_whole(tmp_path: Path) -> None:
