@@ -148,6 +148,7 @@ def descend(task: TaskSpec, spec: DescentSpec) -> Descent:
         rate *= 1.5
     require(
         margin > 0,
-        f"d_h = {spec.d_h}, final_steps = {spec.final_steps}: train set not fitted; use more of either",
+        f"n, m_train, m_test = {task.n_pairs}, {task.m_train}, {task.m_test}: train set not fitted in "
+        f"{spec.hold_steps + spec.final_steps} steps at width {spec.d_h}; use a smaller task or more of these",
     )
     return Descent(product(point) / margin, margin, scaled_back + float(np.log(margin)))

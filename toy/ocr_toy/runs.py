@@ -53,7 +53,11 @@ class TrainSpec:
             allowed = get_args(kinds)
             require(value in allowed, f"{name} = {value}: unknown; use one of {', '.join(allowed)}")
         require(0 < self.lr < float("inf"), f"lr = {self.lr}: not a rate; use lr > 0")
-        require(0 <= self.decay < 1 / self.lr, f"decay = {self.decay}: use 0 <= decay < 1 / lr")
+        require(self.decay >= 0, f"decay = {self.decay}: use decay >= 0")
+        require(
+            self.lr * self.decay < 1,
+            f"lr = {self.lr} with decay = {self.decay}: a step would reverse the weights; use lr * decay < 1",
+        )
         require(0 <= self.product_decay < float("inf"), f"product_decay = {self.product_decay}: use a number >= 0")
         require(0 <= self.init_scale < float("inf"), f"init_scale = {self.init_scale}: use a number >= 0")
         require(self.steps >= 1, f"steps = {self.steps}: nothing to train; use steps >= 1")
@@ -90,6 +94,11 @@ class RunSpec:
         )
         require_batch(task, self.train.batch)
         require_init(model, self.train.init)
+        moves = model.param == "merged" and not (model.trainable_kq and model.attention == "linear")
+        require(
+            self.train.init_scale > 0 or moves,
+            "init_scale = 0: a saddle that no step leaves; use init_scale > 0",
+        )
 
     @property
     def numbers(self) -> int:

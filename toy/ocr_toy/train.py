@@ -68,10 +68,11 @@ class _Block:
             log_p = torch.log_softmax(f, dim=2)
             right = self._evaluation.answer
             nll = -log_p.gather(2, right)[..., 0].double()
-            require(
-                bool(nll.isfinite().all()),
-                f"lr = {self.specs[0].train.lr}: the loss is no longer finite at step {step}; use a smaller rate",
-            )
+            fault = f"lr = {self.specs[0].train.lr}: the loss is no longer finite at step {step}; use a smaller rate"
+            if step == 0:
+                scale = max(s.train.init_scale for s in self.specs)
+                fault = f"init_scale = {scale}: the loss is not finite at the start; use a smaller scale"
+            require(bool(nll.isfinite().all()), fault)
             hits = (f.argmax(dim=2) == right[..., 0]).double()
         w_ov = self.w_ov() if with_norms else None
         records = []

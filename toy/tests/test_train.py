@@ -132,7 +132,8 @@ def test_without_train_subjects_there_is_no_such_set() -> None:
         ({"steps": 0}, "steps = 0"),
         ({"lr": 0.0}, "lr = 0"),
         ({"lr": float("nan")}, "lr = nan"),
-        ({"decay": 1e9}, "decay ="),
+        ({"decay": -1.0}, "decay = -1"),
+        ({"lr": 50.0}, "lr = 50.0 with decay = 0.03: "),
         ({"optimizer": "sgd"}, "optimizer = sgd"),
         ({"seed": -1}, "seed = -1"),
     ],
@@ -142,13 +143,30 @@ def test_bad_training_is_refused_by_name(fields: dict[str, object], names: str) 
         TrainSpec(**fields)
 
 
+def test_a_zero_init_is_refused_where_no_step_leaves_it() -> None:
+    train = TrainSpec(init_scale=0.0, steps=1)
+    for model in (ModelSpec(), ModelSpec(attention="softmax"), ModelSpec("merged")):
+        with pytest.raises(ToyError, match=r"^init_scale = 0"):
+            RunSpec(SMALL.task, model, train)
+    for model in (ModelSpec("merged", trainable_kq=False), ModelSpec("merged", attention="softmax")):
+        result = train_runs([RunSpec(SMALL.task, model, train)])[0]
+        assert np.abs(result.w_ov).max() > 0
+
+
 def test_runs_that_cannot_share_steps_are_refused() -> None:
     other = replace(SMALL, train=replace(SMALL.train, steps=50))
     with pytest.raises(ToyError, match="steps = "):
         train_runs([SMALL, other])
 
 
-def test_a_diverging_run_is_reported() -> None:
-    train = replace(SMALL.train, optimizer="gd", lr=1e6, decay=0.0, init_scale=1.0, norms_every=40)
-    with pytest.raises(ToyError, match="no longer finite"):
-        train_runs([replace(SMALL, train=train)])
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"lr": 1e6}, "lr = 1000000.0: the loss is no longer finite at step 40"),
+        ({"init_scale": 1e30}, r"init_scale = 1e\+30: the loss is not finite at the start"),
+    ],
+)
+def test_a_diverging_run_is_reported_with_its_cause(fields: dict[str, float], names: str) -> None:
+    train = replace(SMALL.train, optimizer="gd", decay=0.0, init_scale=1.0, norms_every=40)
+    with pytest.raises(ToyError, match="^" + names):
+        train_runs([replace(SMALL, train=replace(train, **fields))])
