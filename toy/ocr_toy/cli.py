@@ -153,6 +153,7 @@ def train(
 @app.command()
 @reported
 def sweep(
+    context: typer.Context,
     over: Annotated[str, typer.Option(help="d_h, m_train, seed, decay or init (its scale).")] = "d_h",
     values: Annotated[str | None, typer.Option(help="Values, separated by commas.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas. [default: 0,1,2]")] = None,
@@ -185,8 +186,14 @@ def sweep(
     from ocr_toy.train import train_runs
 
     axis = sweeps.axis(over)
-    chosen = list(sweeps.DEFAULT_VALUES[axis]) if values is None else o.numbers(values, "values")
-    require(seeds is None or axis != "seed", f"seeds = {seeds} with over = seed: give them as values")
+    read = o.whole if axis in sweeps.WHOLE else o.numbers
+    chosen = list(sweeps.DEFAULT_VALUES[axis]) if values is None else read(values, "values")
+    varied = sweeps.OPTION[axis]
+    source = context.get_parameter_source(varied)
+    require(
+        source is None or source.name == "DEFAULT",
+        f"{varied} = {context.params[varied]} with over = {axis}: give it as one of the values",
+    )
     base = o.run_spec(options)
     specs = sweeps.sweep_specs(base, axis, chosen, o.whole("0,1,2" if seeds is None else seeds, "seeds"))
     _prepare(output)
@@ -203,7 +210,7 @@ def sweep(
     for point in points:
         each = ", ".join(f"{loss:.3g}" for loss in point.test_losses)
         summary = "" if point.test_loss is None else f"{point.test_loss}; "
-        lines.append(f"{point.value:>10g}  {summary}{each}")
+        lines.append(f"{point.value!s:>10}  {summary}{each}")
     _emit(document, as_json, output, lines)
 
 

@@ -20,7 +20,10 @@ DEFAULT_VALUES: dict[Axis, tuple[float, ...]] = {
     "decay": (0.0, 0.003, 0.03, 0.3),
     "init": (1e-4, 1e-3, 1e-2, 1e-1),
 }
-_WHOLE = ("d_h", "m_train", "seed")
+WHOLE: tuple[Axis, ...] = ("d_h", "m_train", "seed")
+"""The axes whose values are whole numbers."""
+OPTION: dict[Axis, str] = {"d_h": "d_h", "m_train": "m_train", "seed": "seeds", "decay": "decay", "init": "init_scale"}
+"""The option of a single run, or the seeds, that the values of an axis stand in for."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def axis(name: str) -> Axis:
 
 def at_value(base: RunSpec, over: Axis, value: float) -> RunSpec:
     """The base run with one quantity set. Raises ToyError for a value that the quantity cannot take."""
-    require(over not in _WHOLE or float(value).is_integer(), f"{over} = {value}: not whole; use a whole number")
+    whole = over not in WHOLE or isinstance(value, int) or value.is_integer()
+    require(whole, f"{over} = {value}: not whole; use a whole number")
     if over == "d_h":
         require(
             base.model.param == "factorized",

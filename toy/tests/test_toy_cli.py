@@ -15,7 +15,8 @@ from ocr_toy.errors import ToyError
 from typer.testing import CliRunner
 
 runner = CliRunner()
-TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "12"]
+TINY_TASK = ["--n", "3", "--m-test", "1", "--noise", "0", "--batch", "12"]
+TINY = [*TINY_TASK, "--d-h", "4"]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "1
         (["train", "--init", "symmetric"], "error: init = symmetric with param = factorized"),
         (["sweep", "--over", "width"], "error: over = width"),
         (["sweep", "--values", "3,x"], "error: values = 3,x"),
-        (["sweep", "--values", "3.5"], "error: d_h = 3.5"),
+        (["sweep", "--values", "3.5"], "error: values = 3.5: not whole numbers"),
         (["sweep", "--param", "merged"], "error: over = d_h with param = merged"),
         (["check", "--solver", "mosek"], "error: solver = MOSEK: unknown; use CLARABEL or SCS"),
         (["check", "--grid", "3,1"], "error: grid = 3,1"),
@@ -44,7 +45,11 @@ TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "1
         (["open", "--seeds", "0,0"], "error: seeds: one is given twice"),
         (["sweep", "--seeds", "0,1,2,3,4,5,6,7,8,9,10"], "error: seeds = 11"),
         (["sweep", "--seeds", "1,1"], "error: seeds: one is given twice"),
-        (["sweep", "--over", "seed", "--seeds", "5,6"], "error: seeds = 5,6 with over = seed: give them as values"),
+        (["sweep", "--over", "seed", "--seeds", "5,6"], "error: seeds = 5,6 with over = seed: give it as"),
+        (["sweep", "--seeds", "3_0"], "error: seeds = 3_0: not whole numbers"),
+        (["sweep", "--over", "decay", "--values", "0.1_5"], "error: values = 0.1_5: not numbers"),
+        (["sweep", "--over", "d_h", "--d-h", "64"], "error: d_h = 64 with over = d_h: give it as"),
+        (["sweep", "--over", "init", "--init-scale", "1e-4"], "error: init_scale = 0.0001 with over = init"),
         (["sweep", "--values", "3,3"], "error: values of d_h: one is given twice"),
         (["check", "--rank-steps", "0"], "error: steps = 0"),
         (["check", "--ranks", "4,2"], "error: ranks = 2: too narrow"),
@@ -162,6 +167,14 @@ def test_train_prints_a_table() -> None:
     assert lines[1].split()[1] == "-"
 
 
+def test_large_seeds_are_used_to_the_last_digit() -> None:
+    seeds = [9007199254740993, 9007199254740992]
+    text = ",".join(map(str, seeds))
+    for given in (["--over", "seed", "--values", text], ["--over", "m_train", "--values", "1", "--seeds", text]):
+        result = runner.invoke(app, ["sweep", *TINY, *given, "--steps", "1", "--json"])
+        assert [row["seed"] for row in json.loads(result.stdout)["rows"]] == seeds
+
+
 def test_a_sweep_can_be_read_back_as_a_rank_sweep(tmp_path: Path) -> None:
     from ocr_toy.files import read_json
     from ocr_toy.sweep import rank_sweep
@@ -169,7 +182,7 @@ def test_a_sweep_can_be_read_back_as_a_rank_sweep(tmp_path: Path) -> None:
     target = tmp_path / "ranks.json"
     arguments = [
         "sweep",
-        *TINY,
+        *TINY_TASK,
         "--values",
         "2,4",
         "--seeds",
