@@ -246,6 +246,19 @@ def test_interruption_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runner.invoke(app, ["check"]).exit_code == 130
 
 
+def test_interruption_as_a_part_of_ocr_eval_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ocr_eval.cli.app import run
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks, "run_checks", interrupted)
+    assert run(["toy", "check"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_running_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_: object) -> None:
         raise MemoryError
