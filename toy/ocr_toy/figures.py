@@ -76,7 +76,7 @@ def measure(ranks: RankSweep, solver: str, seed: int, say: Callable[[str], None]
 
 
 def loss_curves(measured: Measured) -> Figure:
-    """Train and test loss of both models over the published run."""
+    """Test loss, and mean loss of the trained question sets, of both models over the published run."""
     figure = Figure(figsize=(7, 3.6))
     axes = figure.add_subplot()
     for param in BOTH:

@@ -159,7 +159,7 @@ class RunResult:
     def learned_steps(self, threshold: float) -> tuple[int | None, int | None]:
         """First recorded steps at which every trained set's loss, and the test loss, are below `threshold`.
 
-        None for what never is. Their difference is the delay of generalization.
+        None for what never is. Their difference is the delay of generalization, known to `record_every` steps.
         """
         steps, test = self.losses(TEST_ENTAILMENT)
         names = [name for name in TRAINED_SETS if name in self.last.loss]
