@@ -4,15 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ocr_toy.errors import ToyError
-from ocr_toy.model import ModelSpec, Param
-from ocr_toy.runs import RunResult, RunSpec, TrainSpec
+from ocr_toy.model import BOTH, ModelSpec, Param
+from ocr_toy.runs import THRESHOLD, RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import Interval, interval, require_seeds
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, noise_free
 from ocr_toy.train import train_runs
-
-BOTH: tuple[Param, Param] = ("factorized", "merged")
-THRESHOLD = 0.1
-"""Loss in nats below which a question set counts as learned."""
 
 
 @dataclass(frozen=True)

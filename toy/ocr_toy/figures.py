@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ocr_toy import theory
-from ocr_toy.check import BOTH, Sizes
+from ocr_toy.check import Sizes
 from ocr_toy.descent import descend, usual_descent
 from ocr_toy.files import write_atomic
-from ocr_toy.model import ModelSpec, Param
+from ocr_toy.model import BOTH, ModelSpec, Param
 from ocr_toy.runs import RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import singular_values, subject_blocks
 from ocr_toy.sweep import RankSweep

@@ -16,6 +16,8 @@ Precision = Literal["float32", "float64"]
 
 CHUNK = 100
 """Batches drawn at a time. Part of what a seed means: it fixes the order of draws."""
+THRESHOLD = 0.1
+"""Loss in nats below which a question set counts as learned."""
 MOST_NUMBERS = 200_000_000
 """What runs trained together may hold at a time: a few GB."""
 
