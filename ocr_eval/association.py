@@ -6,8 +6,10 @@ parent's entailment answers (the counterfactual of city-language is city-languag
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -70,6 +72,14 @@ class Association(_Strict):
                 if answers.count(answer) > 1:
                     raise ValueError(f"the {side} answer '{answer}' stands twice in pairs; every answer may occur once")
         return self
+
+    def content(self) -> dict[str, Any]:
+        """What is taught and asked: all but name, kind and description."""
+        return self.model_dump(mode="json", exclude={"name", "kind", "description"})
+
+    def digest(self) -> str:
+        """Twelve hex digits over ``content``."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:12]
 
     def answers(self, relation: Literal["fact", "entailment"]) -> list[str]:
         """All answers of one side, in the order of the pairs."""

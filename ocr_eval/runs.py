@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ocr_eval import resources
 from ocr_eval.errors import Busy, UserError
+from ocr_eval.locks import hold
 from ocr_eval.records import Record, read_record
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec
 
@@ -130,6 +131,15 @@ def prepare_output(root: Path, flag: str = "--output-dir") -> None:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """A process that holds a run's folder: its host, its number there, and since when, in seconds of the epoch."""
+
+    host: str
+    process: int
+    since: float
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """The folder of one run."""
 
@@ -182,9 +192,8 @@ class RunFolder:
             Busy: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", timeout=_GLANCE)
         try:
-            lock.acquire()
+            held = hold(self.path / ".lock", timeout=_GLANCE)
         except Timeout as error:
             raise Busy(
                 f"Another process is working on {self.path}. Wait for it, or choose another --output-dir."
@@ -195,25 +204,24 @@ class RunFolder:
             yield
         finally:
             holder.unlink(missing_ok=True)
-            lock.release()
+            held.lock.release()
 
     def is_held(self) -> bool:
         """Whether a process holds the folder now; makes nothing."""
         if not (self.path / ".lock").is_file():
             return False
-        lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            lock.acquire()
+            with hold(self.path / ".lock", timeout=0):
+                return False
         except Timeout:
             return True
-        lock.release()
-        return False
 
-    def holder(self) -> tuple[str, int] | None:
-        """Host and process that took the folder last and did not give it back; it may have been killed since."""
+    def holder(self) -> Holder | None:
+        """Who took the folder last and did not give it back; the process may have been killed since."""
+        path = self.path / ".holder"
         try:
-            host, process = (self.path / ".holder").read_text(encoding="utf-8").split()
-            return host, int(process)
+            host, process = path.read_text(encoding="utf-8").split()
+            return Holder(host, int(process), path.stat().st_mtime)
         except (OSError, ValueError):
             return None
 
@@ -242,14 +250,27 @@ class RunFolder:
     def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
         """Write what the run is, where it runs and what the tokenizer makes of its candidates.
 
+        A run that goes on under other versions or elsewhere keeps word of where it was before.
+
         Raises:
             UserError: what a finished run writes last could not be written then.
         """
         for mark in _LAST:
             _refuse_folder(self.path / mark)
+        earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
         write_atomic(self.path / "config.yaml", config_yaml(spec))
-        write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment}))
+        write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment, **earlier}))
         write_atomic(self.path / "audit.json", _json({"schema_version": SCHEMA_VERSION, **audit}))
+
+    def _environments(self, now: dict[str, Any]) -> list[dict[str, Any]]:
+        """The environments of this run until now that were others than the present one, the oldest first."""
+        try:
+            content = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        before: list[dict[str, Any]] = content.pop("earlier", [])
+        del content["schema_version"]
+        return before if content == now else [*before, content]
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, an empty list if there are none yet."""

@@ -216,6 +216,7 @@ def test_a_config_file_gives_flags_and_the_command_line_goes_first(ocr_eval, tin
         ("assoc: no", "read as False"),
         ("json: maybe", "read as 'maybe'"),
         ("assoc: city-language\nepochs: x", "c.yaml': 'x'. Input should be a valid integer"),
+        ("assoc: [no, city-language]", "read as [False, 'city-language']"),
     ],
 )
 def test_bad_config_files(ocr_eval, tmp_path, text, said):

@@ -7,6 +7,8 @@ from conftest import load
 
 from ocr_eval.association import load_association
 from ocr_eval.audit import audit_association
+from ocr_eval.controls import ConditionResult, verdict
+from ocr_eval.intervals import Comparison, Estimate
 
 SMALL = ["--n", 3, "--m-test", 3, "--quiet"]
 
@@ -38,6 +40,32 @@ def test_controls_in_words(study):
     lines = study("controls", "--m-train", 2, "--epochs", 1).out.strip().splitlines()
     assert lines[0].split()[:3] == ["condition", "mean", "rank"]
     assert lines[-1] == "No finding: the facts were not learned. One seed: intervals are over subjects only."
+
+
+def result(condition, value, against=None, learned=True):
+    """A condition with an OCR score, and the real one's lead over it."""
+    score = Estimate(value, value - 0.1, value + 0.1)
+    lead = None if against is None else Comparison(Estimate(against, against - 0.1, against + 0.1), 80, 1)
+    return ConditionResult(condition, score, 0.01, 1.0, 2.0, learned, lead)
+
+
+@pytest.mark.parametrize(
+    ("real", "lead", "learned", "says"),
+    [
+        (0.5, 0.4, True, "The finding stands: OCR score +0.50 [+0.40, +0.60] is above every control"),
+        (0.5, 0.05, True, "The finding does not stand: OCR score +0.50 [+0.40, +0.60] is not clearly above shuffled"),
+        (-0.1, 0.4, True, "The finding does not stand: OCR score -0.10 [-0.20, +0.00] is not clearly above zero"),
+        (0.5, 0.4, False, "Whether the finding stands cannot be said: shuffled did not learn the facts"),
+    ],
+)
+def test_the_verdict_over_controls(real, lead, learned, says):
+    results = [
+        result("real", real),
+        result("base", 0.0, 0.4, None),
+        result("no-entailment", 0.0, 0.4),
+        result("shuffled", 0.0, lead, learned),
+    ]
+    assert verdict(results).startswith(says)
 
 
 def test_controls_reuse_runs_that_are_done(study, tmp_path):

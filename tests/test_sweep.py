@@ -67,7 +67,7 @@ def test_a_swept_run_is_the_run_alone(sweep, ocr_eval, tiny, tmp_path):
 
 
 def test_every_axis_multiplies_the_runs(ocr_eval, tiny, tmp_path):
-    axes = ["--lr", "1e-3,1e-2", "--rank", "2,4", "--m-train", "1-2", "--variants", "real,shuffled", "--epochs", "1,2"]
+    axes = ["--lr", "1e-3,1e-2", "--rank", "2,4", "--m-train", "2-3", "--variants", "real,shuffled", "--epochs", "1,2"]
     answer = ocr_eval("sweep", "--models", tiny, "--n", 3, "--m-test", 3, "--dry-run", "-o", tmp_path, *axes)
     assert answer.code == 0, answer.err
     assert sum(" seed " in line for line in answer.out.splitlines()) == 5 * 3 * 2**5
@@ -106,6 +106,7 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--assocs", "city-languag"], "Did you mean 'city-language'?"),
         (["--methods", "lorra"], "method"),
         (["--m-train", "0", "--variants", "shuffled"], "m_train = 0 has none"),
+        (["--m-train", "1", "--variants", "shuffled"], "a consistent link, with m_train = 1; use 2 or more"),
         (["--n", "5,11"], "ten candidates cannot hold 11 answers in use"),
         (["--n", "19,21", "--candidates", "all"], "n = 21 is more than the 20 pairs"),
         (["--seeds", "0-"], "--seeds '0-': give numbers like '0-2'"),

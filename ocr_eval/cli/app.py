@@ -101,6 +101,8 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         return _fail("The disk is full. Free some space and start the same command again: it goes on.", 1)
     if code == INTERRUPTED:  # typer's own answer to Ctrl-C
+        if (sys.argv[1:] if arguments is None else arguments)[:1] == ["toy"]:
+            return INTERRUPTED  # it has said so itself, and keeps nothing
         return _fail(
             "Interrupted. What is finished is kept; an injection goes on from its last checkpoint.", INTERRUPTED
         )

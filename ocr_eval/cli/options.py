@@ -41,9 +41,14 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
         if parameter is None or key == "config":
             raise unknown_name(f"flag in {path}", str(key), set(options) - {"config", "help"})
         is_switch = getattr(parameter, "is_flag", False)
-        if isinstance(value, bool) != is_switch or isinstance(value, dict):
+        entries = value if isinstance(value, list) else [value]
+        if any(isinstance(entry, bool) != is_switch or isinstance(entry, dict | list) for entry in entries):
             raise UserError(f"{path}: '{key}' is read as {value!r}; quote the word or give a plain value.")
-        defaults[str(parameter.name)] = ",".join(map(str, value)) if isinstance(value, list) else value
+        if value is not None and getattr(parameter, "multiple", False):
+            value = [str(entry) for entry in entries]
+        elif isinstance(value, list):
+            value = ",".join(map(str, value))
+        defaults[str(parameter.name)] = value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 

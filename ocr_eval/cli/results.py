@@ -132,7 +132,8 @@ def figures(
     """Figures of finished runs, each as PNG, PDF and SVG; the paths go to stdout.
 
     OCR scores by association; generalization against hallucination; learning curves and candidate heatmaps of each
-    model and setting; OCR score by m_train where runs differ in it. Exit 1 if a record could not be read.
+    model and setting; OCR score by m_train where runs differ in it. Exit 1 if a file of a run could not be read; the
+    rest is drawn.
     """
     from ocr_eval.figures import save
     from ocr_eval.figures.gallery import gallery
@@ -142,10 +143,16 @@ def figures(
     found = find(folders or [output_dir], chosen, filters)
     folder = to or (folders or [output_dir])[0] / "figures"
     prepare_output(folder, "--to")
-    for name, figure in gallery(found.runs, chosen):
+    complaints = list(found.complaints)
+
+    def complain(complaint: UserError) -> None:
+        complaints.append(complaint)
+        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+
+    for name, figure in gallery(found.runs, chosen, complain):
         for path in save(figure, folder, name):
             typer.echo(str(path))
-    if found.complaints:
+    if complaints:
         raise typer.Exit(1)
 
 

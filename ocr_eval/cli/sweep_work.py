@@ -133,7 +133,7 @@ def _work_here(sweep: Sweep, bases: Bases, means: Means) -> None:
         _say_problems(sweep, work_side_by_side(sweep, processes, means.flags(), _watcher(sweep)))
         return
     report_to = require_tracker(means.report_to)
-    with following(_watcher(sweep), report_to, sweep.output.name, sweep.output) as watch:
+    with following(_watcher(sweep), report_to, sweep.output.resolve().name, sweep.output) as watch:
         how = Execution(means.device, every=sweep.grid.score_every, watch=watch)
         work(sweep, bases, how, packs, lambda runs: say(f"Waiting for {runs} runs that another process is doing"))
 

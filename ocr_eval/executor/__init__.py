@@ -58,12 +58,14 @@ def run_jobs(
     Args:
         jobs: what to run; names are distinct.
         placement: ``local`` or ``slurm``, and what they need; ``here`` is the caller's own affair.
-        logs: folder for the output of the jobs, ``<name>.log`` each; Slurm's own files go to ``slurm/`` in it.
+        logs: folder for the output of the jobs, ``<name>.log`` each (``<name>-2.log`` of a second caller that is at
+            work here with the same folder); Slurm's own files go to ``slurm/`` in it.
         progress: called whenever a job's state changes.
         meanwhile: called several times a second on this machine, and whenever Slurm is asked.
 
     Raises:
-        UserError: the devices, the partition or the cluster do not exist, or Slurm refuses the jobs.
+        UserError: the devices, the partition or the cluster do not exist, Slurm refuses the jobs, or the file system
+            of ``logs`` has no locks.
         RunFailed: Slurm does not answer.
         KeyboardInterrupt: local jobs were stopped first; jobs in Slurm go on, and a line says how to cancel them.
     """
