@@ -56,6 +56,8 @@ def find_runs(*roots: Path, scoring: Scoring | None = None) -> Found:
         UserError: a folder does not exist.
     """
     for root in roots:
+        if root.is_file():
+            raise UserError(f"'{root}' is a file. Give a folder that holds runs.")
         if not root.is_dir():
             raise UserError(f"There is no folder '{root}'. Run 'ocr-eval finetune' first, or name another.")
     with collector_at_rest():

@@ -6,8 +6,10 @@ parent's entailment answers (the counterfactual of city-language is city-languag
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -71,6 +73,14 @@ class Association(_Strict):
                     raise ValueError(f"the {side} answer '{answer}' stands twice in pairs; every answer may occur once")
         return self
 
+    def content(self) -> dict[str, Any]:
+        """What is taught and asked: all but name, kind and description."""
+        return self.model_dump(mode="json", exclude={"name", "kind", "description"})
+
+    def digest(self) -> str:
+        """Twelve hex digits over ``content``."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:12]
+
     def answers(self, relation: Literal["fact", "entailment"]) -> list[str]:
         """All answers of one side, in the order of the pairs."""
         side = 0 if relation == "fact" else 1
@@ -108,9 +118,19 @@ def load_association(name_or_path: str) -> Association:
     """Read an association by shipped name or by path.
 
     Raises:
-        UserError: unknown name (with a suggestion), unreadable file, or a file that breaks a rule.
+        UserError: unknown name (with a suggestion), unreadable file, a file that breaks a rule, or one that takes the
+            name of a shipped association and is another.
     """
-    return _read(resources.find_yaml("association", "templates", name_or_path), ancestors=())
+    path = resources.find_yaml("association", "templates", name_or_path)
+    association = _read(path, ancestors=())
+    if resources.looks_like_path(name_or_path) and association.name in resources.shipped_names("templates"):
+        shipped = load_association(association.name)
+        if association.model_copy(update={"description": shipped.description}) != shipped:
+            raise UserError(
+                f"{path}: the shipped association '{shipped.name}' is another. Give yours a name of its own ('name:'), "
+                "or tables would take one for the other."
+            )
+    return association
 
 
 def _read(path: Path, ancestors: tuple[Path, ...]) -> Association:
@@ -125,7 +145,11 @@ def _read(path: Path, ancestors: tuple[Path, ...]) -> Association:
     origin, permutation = derived.derived.parent, derived.derived.permutation
     if resources.looks_like_path(origin):
         origin = str(path.parent / Path(origin).expanduser())
-    parent = _read(resources.find_yaml("association", "templates", origin), (*ancestors, path))
+    try:
+        found = resources.find_yaml("association", "templates", origin)
+    except UserError as error:
+        raise UserError(f"{path}: 'derived.parent': {error}") from error
+    parent = _read(found, (*ancestors, path))
     if sorted(permutation) != list(range(len(parent.pairs))):
         raise UserError(
             f"{path}: 'derived.permutation' must hold each of 0 to {len(parent.pairs) - 1} once, "

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ocr_eval.errors import UserError
-from ocr_eval.intervals import Comparison, Estimate, SubjectRanks, compare, ocr_score
+from ocr_eval.intervals import Comparison, Estimate, SubjectRanks, compare, matched, ocr_score
 from ocr_eval.records import Record
 from ocr_eval.selection import ROW_KEYS, by_association, group_rows, natural, settings_of
 from ocr_eval.specs import Scoring
@@ -27,8 +27,8 @@ class Contrast:
     Attributes:
         unit: what was matched, e.g. the model; empty where each side has one setting.
         association: its name.
-        a: OCR score of the first side, over its seeds.
-        b: OCR score of the second side.
+        a: OCR score of the first side, on the subjects that both have.
+        b: OCR score of the second side, on the same.
         paired: a minus b on the subjects that both have.
         facts_learned: whether every run of both sides learned its facts.
     """
@@ -102,15 +102,15 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
         {run.seed: run.held_out[scoring].subject_ranks() for run in runs} for runs in (a, b)
     ]
     try:
-        paired = compare(ranks[0], ranks[1])
+        both = matched(*ranks)
     except ValueError as error:
         raise UserError(f"{association}: {error}; only runs of one seed and data protocol can be paired.") from error
     return Contrast(
         unit,
         association,
-        a=ocr_score(list(ranks[0].values())),
-        b=ocr_score(list(ranks[1].values())),
-        paired=paired,
+        a=ocr_score([of_a for of_a, _ in both]),
+        b=ocr_score([of_b for _, of_b in both]),
+        paired=compare(ranks[0], ranks[1]),
         facts_learned=all(run.facts_learned for run in (*a, *b)),
     )
 

@@ -2,7 +2,7 @@
 
 base             the untouched model (epoch 0 of the real runs)
 no-entailment    m_train = 0: facts alone are taught, so there is nothing to infer from
-shuffled         train entailments permuted across groups: nothing consistent to infer
+shuffled         train entailments dealt evenly over groups: nothing to infer
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ocr_eval import resources
-from ocr_eval.intervals import Comparison, Estimate, SubjectRanks, compare, ocr_score, permutation_p
+from ocr_eval.intervals import Comparison, Estimate, SubjectRanks, compare, ocr_score
+from ocr_eval.permutation import permutation_p
 from ocr_eval.records import Record
 from ocr_eval.specs import DataSpec, RunSpec, Scoring
 
@@ -98,12 +99,17 @@ def _result(
 
 
 def verdict(results: Sequence[ConditionResult]) -> str:
-    """Whether the finding stands: the real score above that of every control, each interval clear of zero."""
+    """Whether the finding stands: the real score above zero and above that of every control, intervals clear of it."""
     real = results[0]
     if not real.facts_learned:
         return "No finding: the facts were not learned."
-    below = [r.condition for r in results[1:] if r.against is not None and r.against.difference.low <= 0]
     score = f"OCR score {real.score.value:+.2f} [{real.score.low:+.2f}, {real.score.high:+.2f}]"
+    if real.score.low <= 0:
+        return f"The finding does not stand: {score} is not clearly above zero."
+    unlearned = [r.condition for r in results[1:] if r.facts_learned is False]
+    if unlearned:
+        return f"Whether the finding stands cannot be said: {' and '.join(unlearned)} did not learn the facts."
+    below = [r.condition for r in results[1:] if r.against is not None and r.against.difference.low <= 0]
     if below:
         return f"The finding does not stand: {score} is not clearly above {' and '.join(below)}."
     return f"The finding stands: {score} is above every control, each difference clear of zero."

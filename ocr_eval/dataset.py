@@ -9,8 +9,9 @@ about one subject, cut into prompt and answer:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from ocr_eval import draw
@@ -29,6 +30,10 @@ QUANTITIES: tuple[tuple[Split, RelationName], ...] = (
     ("test", "fact"),
     ("test", "entailment"),
 )
+
+
+#: Circles of answers that are tried for the ``shuffled`` control; one in three or four is as even as can be.
+_CIRCLES = 64
 
 
 @dataclass(frozen=True)
@@ -129,13 +134,36 @@ def _training(
     taught_group = {subject: subject.group for subject in subjects}
     if data.variant == "shuffled":
         train_subjects = [subject for subject in subjects if subject.split == "train"]
-        groups = draw.shuffled(f"{stream}/shuffle", [subject.group for subject in train_subjects])
-        taught_group.update(zip(train_subjects, groups, strict=True))
+        dealt = chain.from_iterable(deal(f"{stream}/shuffle", data.n, data.m_train))
+        taught_group.update(zip(train_subjects, dealt, strict=True))
     for subject in subjects:
         for template in data.templates:
             yield _statement(association, subject, "fact", template, pairs[subject.group])
             if subject.split == "train":
                 yield _statement(association, subject, "entailment", template, pairs[taught_group[subject]])
+
+
+def deal(stream: str, n: int, m_train: int) -> list[list[int]]:
+    """Whose answer each group's train subjects are taught where nothing is to be inferred: the ``shuffled`` control.
+
+    Every answer is taught as often as any other, in all and, as nearly as can be, within each group; and groups are
+    taught their own as often as chance would have it, m_train times in all. A free permutation would teach many a group
+    mostly one answer, in every other data set some group its own, and so a link.
+
+    Returns:
+        m_train groups for each of the n groups.
+    """
+    extra = m_train % n  # so many answers are taught once more: those that follow a group on a circle of answers
+
+    def extras(group: int, place: Sequence[int]) -> list[int]:
+        return [answer for answer in range(n) if (place[answer] - group) % n < extra]
+
+    def too_many(place: Sequence[int]) -> int:
+        return abs(sum(group in extras(group, place) for group in range(n)) - extra)
+
+    circles = (draw.permutation(f"{stream}/{attempt}", n) for attempt in range(_CIRCLES))
+    place = min(circles, key=too_many)
+    return [list(range(n)) * (m_train // n) + extras(group, place) for group in range(n)]
 
 
 def _statement(

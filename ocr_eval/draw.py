@@ -8,7 +8,7 @@ same on every machine and under every version of Python and its libraries.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -26,11 +26,6 @@ def permutation(stream: str, n: int) -> list[int]:
 def shuffled(stream: str, items: Sequence[Item]) -> list[Item]:
     """The items in the random order of this stream; the order depends on positions only."""
     return [items[i] for i in permutation(stream, len(items))]
-
-
-def sample(stream: str, items: Iterable[str], k: int) -> list[str]:
-    """k distinct strings drawn without replacement; independent of the order of ``items``."""
-    return sorted(items, key=lambda item: _key(stream, item))[:k]
 
 
 def integer(stream: str) -> int:

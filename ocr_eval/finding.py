@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ocr_eval.association import Kind
 from ocr_eval.records import Record
+from ocr_eval.selection import by_association
 from ocr_eval.specs import Scoring
 from ocr_eval.table import Cell, Table, make_cells
 
@@ -14,9 +15,9 @@ SIGNIFICANT = 0.01
 
 #: What an inference over a link of each kind is called, and what its absence is.
 _READINGS: dict[Kind, tuple[str, str, str]] = {
-    "causal": ("a true link", "it generalized", "it did not generalize"),
-    "counterfactual": ("a false link", "it hallucinated", "it did not hallucinate"),
-    "spurious": ("an arbitrary link", "it hallucinated", "it did not hallucinate"),
+    "causal": ("a true link", "it generalized", "it did not clearly generalize"),
+    "counterfactual": ("a false link", "it hallucinated", "it did not clearly hallucinate"),
+    "spurious": ("an arbitrary link", "it hallucinated", "it did not clearly hallucinate"),
 }
 
 
@@ -30,26 +31,26 @@ def finding(records: Sequence[Record], table: Table) -> str:
     own = [[cell for cell in row.cells.values() if not cell.control] for row in table.rows if not row.published]
     if sum(map(bool, own)) == 1:
         real = [record for record in records if record.data.variant == "real" and record.data.m_train > 0]
-        parts = [_clause(kind, real, table.scoring) for kind in _READINGS]
+        by_kind = sorted(by_association(real).values(), key=lambda runs: list(_READINGS).index(runs[0].kind))
+        parts = [_clause(runs, table.scoring) for runs in by_kind]
     else:
         cells = [cell for row in own for cell in row]
         parts = [_count(kind, [cell for cell in cells if cell.kind == kind]) for kind in _READINGS]
     return "; ".join(part for part in parts if part) + "." if any(parts) else ""
 
 
-def _clause(kind: Kind, records: Sequence[Record], scoring: Scoring) -> str:
-    runs = sorted((r for r in records if r.kind == kind), key=lambda run: (run.association, run.seed))
-    if not runs:
-        return ""
-    link, yes, no = _READINGS[kind]
-    where = f"on {', '.join(sorted({run.association for run in runs}))} ({link})"
+def _clause(runs: Sequence[Record], scoring: Scoring) -> str:
+    """What the runs of one association show."""
+    link, yes, no = _READINGS[runs[0].kind]
+    where = f"on {runs[0].association} ({link})"
     learned = [run for run in runs if run.facts_learned]
     if not learned:
         return f"{where} the facts were not learned, so nothing can be said"
     left_out = f", leaving out {len(runs) - len(learned)} of {len(runs)} runs that did not learn their facts,"
     (cell,) = make_cells([learned], scoring)
+    told = "too few groups to tell" if not _can_tell(cell) else yes if _inferred(cell) else no
     return (
-        f"{where}{left_out if len(learned) < len(runs) else ''} {yes if _inferred(cell) else no}: "
+        f"{where}{left_out if len(learned) < len(runs) else ''} {told}: "
         f"the held-out answer ranks {cell.values['mean-rank']:.2f} where {cell.values['null-rank']:.2f} is the null "
         f"(OCR score {cell.values['ocr-score']:+.2f} of 1, permutation p {cell.p:.2g})"
     )
@@ -60,11 +61,21 @@ def _count(kind: Kind, cells: Sequence[Cell]) -> str:
         return ""
     link, yes, _ = _READINGS[kind]
     learned = [cell for cell in cells if not cell.unlearned]
-    what = "generalized" if yes == "it generalized" else "hallucinated"
-    inferred = sum(_inferred(cell) for cell in learned)
-    left_out = len(cells) - len(learned)
+    able = [cell for cell in learned if _can_tell(cell)]
+    left_out, unable = len(cells) - len(learned), len(learned) - len(able)
     rest = f" ({left_out} more had runs that did not learn their facts)" if left_out else ""
-    return f"over {link} {inferred} of {len(learned)} cells {what} (p at most {SIGNIFICANT:g}){rest}"
+    rest += f" ({unable} more had too few groups to tell)" if unable else ""
+    if not able:
+        return f"over {link} nothing can be said{rest.replace(' more', '')}"
+    what = "generalized" if yes == "it generalized" else "hallucinated"
+    inferred = sum(_inferred(cell) for cell in able)
+    return f"over {link} {inferred} of {len(able)} cells {what} (p at most {SIGNIFICANT:g}){rest}"
+
+
+def _can_tell(cell: Cell) -> bool:
+    """Whether any ranks of so many groups and seeds could be significant."""
+    assert cell.least_p is not None
+    return cell.least_p <= SIGNIFICANT
 
 
 def _inferred(cell: Cell) -> bool:

@@ -269,6 +269,8 @@ def _record(base: Base, task: Task, learned_sha256: str) -> Record:
         kind=spec.association.kind,
         seed=spec.seed,
         dtype=spec.model.dtype,
+        attention=spec.model.attention,
+        association_digest=spec.association.digest(),
         data=spec.data,
         train=spec.train,
         facts_learned=facts_learned(final),

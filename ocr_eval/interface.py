@@ -199,13 +199,18 @@ def draw_figures(
 ) -> dict[str, Figure]:
     """Every figure that the finished runs below the folders can have, as matplotlib figures by name.
 
+    Files that cannot be read are warnings.
+
     Raises:
-        UserError: no such folder, no run that meets the conditions, or a run's files cannot be read.
+        UserError: no such folder, or no run that meets the conditions.
         ValueError: no runs.
     """
     from ocr_eval.figures.gallery import gallery
 
-    return dict(gallery(_found(folders, where, scoring).runs, scoring))
+    def complain(complaint: UserError) -> None:
+        warnings.warn(f"{complaint} Left out.", stacklevel=5)
+
+    return dict(gallery(_found(folders, where, scoring).runs, scoring, complain))
 
 
 def write_report(*folders: Folder, output: Folder, scoring: Scoring = "first-token") -> Path:

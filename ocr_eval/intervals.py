@@ -1,9 +1,7 @@
-"""Intervals, permutation tests and paired comparisons of OCR scores. Pure functions of per-subject ranks.
+"""Intervals and paired comparisons of OCR scores. Pure functions of per-subject ranks.
 
 - Interval: hierarchical bootstrap, subjects resampled within each seed and then seeds, percentiles. With one
   seed only subjects are resampled, and the interval says nothing of how seeds differ.
-- Permutation test: under the null that a subject's group tells nothing of its answer, labels are exchanged
-  among the test subjects of a seed; p is the share of exchanges whose mean rank is as low as the observed one.
 - Paired comparison: two conditions on the same subjects (matched by seed and name) are resampled together, so
   what subjects and seeds have in common cancels.
 
@@ -14,8 +12,9 @@ shape share one matrix of weights, and a table's resampled means are one matrix 
 
     boot[column, b] = sum over seeds k and subjects s of  value[column, (k, s)] * weight[b, (k, s)]
 
-The permutation test is put the same way: with subjects sorted by their answer, the exchanged labels of all cells
-of one shape are one 0/1 matrix.
+Subjects are resampled within the pairs that are in use: an interval says how sure the score is *for these pairs*, and
+not what other cities, or another choice of five, would have given. Whether there is any inference at all is a question
+to the groups and has a test of its own (permutation.py).
 
 Dimension letters:  B draws,  S subjects,  K seeds,  n in-use answers,  R = K * S rows,  C columns.
 """
@@ -64,6 +63,10 @@ class SubjectRanks:
     def __post_init__(self) -> None:
         if len(self.subject) == 0:
             raise ValueError("no subjects: there is no score of nothing")
+
+    def some(self, rows: Sequence[int]) -> SubjectRanks:
+        """Those of some subjects, by index."""
+        return SubjectRanks([self.subject[i] for i in rows], self.target[list(rows)], self.ranks[list(rows)])
 
     @cached_property
     def rank(self) -> Floats:
@@ -142,6 +145,24 @@ def estimates(
     return result
 
 
+def matched(a: Mapping[int, SubjectRanks], b: Mapping[int, SubjectRanks]) -> list[tuple[SubjectRanks, SubjectRanks]]:
+    """Both conditions' ranks of the subjects that both have, seed by seed, in one order.
+
+    Raises:
+        ValueError: the two have no subject in common.
+    """
+    pairs = []
+    for seed in sorted(a.keys() & b.keys()):
+        row_of_b = {name: i for i, name in enumerate(b[seed].subject)}
+        rows = [(i, row_of_b[name]) for i, name in enumerate(a[seed].subject) if name in row_of_b]
+        if rows:
+            in_a, in_b = zip(*rows, strict=True)
+            pairs.append((a[seed].some(in_a), b[seed].some(in_b)))
+    if not pairs:
+        raise ValueError("the two conditions have no seed and subject in common")
+    return pairs
+
+
 def compare(a: Mapping[int, SubjectRanks], b: Mapping[int, SubjectRanks], draws: int = DRAWS) -> Comparison:
     """Difference of two conditions' OCR scores, paired by seed and subject.
 
@@ -153,16 +174,7 @@ def compare(a: Mapping[int, SubjectRanks], b: Mapping[int, SubjectRanks], draws:
     Raises:
         ValueError: the two have no subject in common.
     """
-    columns = []
-    for seed in sorted(a.keys() & b.keys()):
-        row_of_b = {name: i for i, name in enumerate(b[seed].subject)}
-        pairs = [(i, row_of_b[name]) for i, name in enumerate(a[seed].subject) if name in row_of_b]
-        if pairs:
-            in_a, in_b = (list(rows) for rows in zip(*pairs, strict=True))
-            parts = [a[seed].rank[in_a], a[seed].null[in_a], b[seed].rank[in_b], b[seed].null[in_b]]
-            columns.append(np.stack(parts))
-    if not columns:
-        raise ValueError("the two conditions have no seed and subject in common")
+    columns = [np.stack([of_a.rank, of_a.null, of_b.rank, of_b.null]) for of_a, of_b in matched(a, b)]
     shape = [column.shape[1] for column in columns]
     values_CR = np.concatenate(columns, axis=1)
     value, boot = (
@@ -176,62 +188,6 @@ def _difference(means_CB: Floats) -> Floats:
     rank_a, null_a, rank_b, null_b = means_CB
     difference: Floats = rank_b / null_b - rank_a / null_a
     return difference[None]
-
-
-def permutation_p(seeds: Sequence[SubjectRanks], draws: int = DRAWS) -> float:
-    """One-sided p-value of "mean rank is below its null", labels exchanged within seeds.
-
-    The smallest possible value is 1 / (draws + 1).
-
-    Raises:
-        ValueError: no seeds.
-    """
-    return permutation_ps([seeds], draws)[0]
-
-
-def permutation_ps(cells: Sequence[Sequence[SubjectRanks]], draws: int = DRAWS) -> list[float]:
-    """``permutation_p`` of each cell.
-
-    Raises:
-        ValueError: a cell without seeds.
-    """
-    result = [0.0] * len(cells)
-    groups: dict[tuple[bytes, ...], list[int]] = defaultdict(list)
-    for i, seeds in enumerate(cells):
-        if not seeds:
-            raise ValueError("no seeds to test")
-        groups[tuple(np.bincount(seed.target, minlength=seed.ranks.shape[1]).tobytes() for seed in seeds)].append(i)
-    for members in groups.values():
-        exchanged = _exchanges(cells[members[0]], draws)
-        for start in range(0, len(members), _CELLS_AT_ONCE):
-            some = members[start : start + _CELLS_AT_ONCE]
-            total_CB = np.zeros((len(some), draws))
-            observed_C = np.zeros(len(some))
-            for k, hot_BX in enumerate(exchanged):
-                seeds = [cells[i][k] for i in some]
-                # midranks are multiples of 1/2, so their doubled sums are exact in fp32
-                doubled_CSn = np.stack([seed.ranks for seed in seeds]).astype(np.float32) * 2
-                by_answer_CS = np.argsort(np.stack([seed.target for seed in seeds]), axis=1, kind="stable")
-                doubled_CX = np.take_along_axis(doubled_CSn, by_answer_CS[:, :, None], axis=1).reshape(len(some), -1)
-                total_CB += np.divide(doubled_CX @ hot_BX.T, 2 * doubled_CSn.shape[1], dtype=np.float64)
-                observed_C += np.stack([seed.rank for seed in seeds]).mean(axis=1)
-            as_low_C = np.count_nonzero(total_CB <= observed_C[:, None] + 1e-9, axis=1)
-            for i, as_low in zip(some, as_low_C.tolist(), strict=True):
-                result[i] = (1 + as_low) / (draws + 1)
-    return result
-
-
-def _exchanges(seeds: Sequence[SubjectRanks], draws: int) -> list[NDArray[np.float32]]:
-    """Exchanged labels of each seed: 1 where a draw gives a subject, by order of answers, an answer. K of [B, S * n]"""
-    rng = np.random.default_rng(draw.integer("evaluation/permutation"))
-    exchanged = []
-    for seed in seeds:
-        subjects, n = seed.ranks.shape
-        labels_BS = rng.permuted(np.tile(np.sort(seed.target), (draws, 1)), axis=1)
-        hot_BX = np.zeros((draws, subjects * n), dtype=np.float32)
-        np.put_along_axis(hot_BX, labels_BS + n * np.arange(subjects), 1.0, axis=1)
-        exchanged.append(hot_BX)
-    return exchanged
 
 
 def _by_shape(cells: Sequence[Sequence[SubjectRanks]]) -> dict[tuple[int, ...], list[int]]:

@@ -241,7 +241,9 @@ def load_tokenizer_from(folder: Path) -> Any:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"'{folder}' has no tokenizer that loads: {str(error).splitlines()[0]}") from error
+        if not any(path for pattern in ("tokenizer*", "vocab*") for path in folder.glob(pattern)):
+            raise UserError(f"'{folder}' has no tokenizer (tokenizer.json). Give a folder with its files.") from error
+        raise UserError(f"'{folder}' has no tokenizer that loads: {error}") from error
 
 
 def make_accelerator(device: Device) -> Accelerator:

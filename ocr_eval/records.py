@@ -63,6 +63,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Attributes:
         run: its folder below ``runs/``, which also identifies it.
         published_as: the model's row in the published table.
+        attention: as the model's YAML asks for it.
+        association_digest: digest of the association's content; empty in the oldest records.
         facts_learned: whether top-1 on the facts of train and of test subjects reached 95 %; if not, the
             ranks say nothing of out-of-context reasoning.
         base: scores of the untouched base (epoch 0).
@@ -84,6 +86,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     kind: Kind
     seed: int
     dtype: str
+    attention: str = "auto"
+    association_digest: str = ""
     data: DataSpec
     train: TrainSpec
     facts_learned: bool
@@ -121,7 +125,7 @@ def _load(kind: Any, content: Any) -> Any:
     if get_origin(kind) is np.ndarray:
         try:
             return np.array(content, dtype=get_args(get_args(kind)[1])[0])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError("not numbers in rows of equal length") from error
     return kind.model_validate(content, strict=False)
 
@@ -196,7 +200,9 @@ def read_record(path: Path, scoring: Scoring | None = None) -> Record:
             ) from error
         raise UserError(f"{path}: {error}.") from error
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no whole record ({error}).") from error
+        raise UserError(
+            f"{path} is no whole record ({str(error).rstrip('.')}); 'ocr-eval finetune --force' makes the run anew."
+        ) from error
     for each in record.final if scoring is None else [scoring]:
         problem = _disagreement(record, each)
         if problem:
@@ -236,14 +242,25 @@ def _disagreement(record: Record, scoring: Scoring) -> str | None:
     held, score = record.held_out.get(scoring), record.final.get(scoring, {}).get("test_entailment")
     if held is None or score is None:
         return f"{scoring}: held-out ranks or their score are missing"
+    if (held.target.ndim, held.ranks.ndim) != (1, 2):
+        return f"held_out.{scoring} has rows of unequal length"
     if not len(held.subject) == len(held.target) == len(held.ranks) == score.probes:
         return f"held_out.{scoring} does not have one rank for each of {score.probes} probes"
     ranks, target = held.ranks, held.target.tolist()
-    if not target or ranks.ndim != 2 or not 0 <= min(target) <= max(target) < ranks.shape[1]:
-        return f"held_out.{scoring} has rows of unequal length, or an answer that is none"
-    mean = float(np.add.reduce(ranks[np.arange(score.probes), held.target])) / score.probes
+    if not target or not 0 <= min(target) <= max(target) < ranks.shape[1]:
+        return f"held_out.{scoring} has an answer that is none"
+    right = ranks[np.arange(score.probes), held.target]
+    mean = float(np.add.reduce(right)) / score.probes
     null = float(np.add.reduce(ranks, axis=None)) / ranks.size
-    for name, stated, found in (("mean", score.mean_rank, mean), ("null", score.null_rank, null)):
+    if not null > 0:
+        return f"held_out.{scoring} has a null rank of {null:g}, which ranks of several answers cannot have"
+    for name, stated, found in (
+        ("mean rank", score.mean_rank, mean),
+        ("null rank", score.null_rank, null),
+        ("OCR score", score.ocr_score, 1 - mean / null),
+        ("top-1", score.top1, np.count_nonzero(right == 0) / score.probes),
+        ("mrr", score.mrr, float(np.add.reduce(1 / (right + 1))) / score.probes),
+    ):
         if not abs(found - stated) <= 1e-6:
-            return f"final.{scoring} states {name} rank {stated:g} and the ranks have {found:g}"
+            return f"final.{scoring} states {name} {stated:g} and the ranks have {found:g}"
     return None

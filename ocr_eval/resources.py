@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,8 +106,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}:{line} {error.problem}. Correct the file and start again.") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not YAML ({error}).") from error
+    if content is None:
+        raise UserError(f"{path}: is empty. It should hold 'key: value' lines.")
     if not isinstance(content, dict):
-        raise UserError(f"{path}: should hold 'key: value' lines, and holds {type(content).__name__}.")
+        raise UserError(f"{path}: should hold 'key: value' lines, and holds {_what(content)}.")
     return content
 
 
@@ -125,21 +128,46 @@ def parse(model: type[Model], content: dict[str, Any], origin: str, strict: bool
     try:
         return model.model_validate(content, strict=strict)
     except ValidationError as error:
-        raise UserError(f"{origin}: " + "; ".join(_problem(detail) for detail in error.errors()) + ".") from error
+        # of what is wrong within a value, no more is said of the whole
+        details = error.errors()
+        inner = [d for d in details if not any(_within(other["loc"], d["loc"]) for other in details)]
+        raise UserError(f"{origin}: " + "; ".join(map(_problem, inner)) + ".") from error
+
+
+def _within(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
+
+
+def _what(value: Any) -> str:
+    """What YAML made of a word."""
+    if isinstance(value, bool):
+        return f"the boolean {str(value).lower()}"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, date):
+        return f"the date {value}"
+    return "a list" if isinstance(value, list) else repr(value)
 
 
 def _problem(detail: Any) -> str:
     """One pydantic complaint in the words of the file."""
-    key = ".".join(str(part) for part in detail["loc"] if not str(part).endswith("[key]")) or "the file"
+    location = [str(part) for part in detail["loc"]]
     value = detail["input"]
+    advice = "quote the word (YAML takes No, on, yes for booleans)" if isinstance(value, bool) else "quote it"
+    if location[-1:] == ["[key]"] or detail["type"] == "invalid_key":
+        whose = ".".join(location[:-2]) if location[-1:] == ["[key]"] else ""
+        if not isinstance(value, str):
+            return f"a key{f' of {whose!r}' if whose else ''} is read as {_what(value)}; {advice}"
+        location.pop()
+    key = ".".join(location) or "the file"
     if detail["type"] == "extra_forbidden":
         return f"unknown key '{key}'"
     if detail["type"] == "missing":
         return f"key '{key}' is missing"
-    if isinstance(value, bool):
-        return (
-            f"'{key}' is read as the boolean {str(value).lower()}; quote the word (YAML takes No, on, yes for booleans)"
-        )
+    if value is None:
+        return f"'{key}' has no value"
+    if isinstance(value, bool) or (detail["type"] == "string_type" and isinstance(value, int | float | date)):
+        return f"'{key}' is read as {_what(value)}; {advice}"
     if detail["type"] == "value_error":
         return f"'{key}': {detail['ctx']['error']}" if detail["loc"] else str(detail["ctx"]["error"])
     return f"'{key}': {detail['msg'][0].lower()}{detail['msg'][1:]}, got {value!r}"

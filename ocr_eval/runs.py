@@ -31,15 +31,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ocr_eval import resources
 from ocr_eval.errors import Busy, UserError
+from ocr_eval.locks import hold
 from ocr_eval.records import Record, read_record
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec
 
 #: Seconds that a lock is waited for: one that only looks whether it is free holds it for an instant.
 _GLANCE = 0.2
+#: What makes a run count, written last and removed first.
+_LAST = ("status.json", "result.json")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -50,7 +53,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into that takes a file's place at the end, whole, also after a power cut."""
+    """A file to write into that takes a file's place at the end, whole, also after a power cut.
+
+    Raises:
+        UserError: a folder is in its place.
+    """
+    _refuse_folder(path)
     beside = path.with_name(path.name + ".partial")
     try:
         with beside.open("wb") as file:
@@ -62,6 +70,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
     beside.replace(path)
     _sync(path.parent)
+
+
+def _refuse_folder(path: Path) -> None:
+    """Raises UserError if a folder is where a file is to be written."""
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder where a file is to be written. Remove it and start again.")
 
 
 @contextmanager
@@ -82,6 +96,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     _sync(folder.parent)
 
 
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder whole; nothing if there is neither."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> None:
     """Wait until a file, or what a folder lists, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -91,8 +110,12 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def prepare_output(root: Path) -> None:
+def prepare_output(root: Path, flag: str = "--output-dir") -> None:
     """Make the output folder and try to write into it, before any work starts.
+
+    Args:
+        root: the folder.
+        flag: what the user chooses it with.
 
     Raises:
         UserError: it cannot be made or written.
@@ -103,8 +126,17 @@ def prepare_output(root: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"The output folder '{root}' cannot be written ({error.strerror}). Choose another with --output-dir."
+            f"The output folder '{root}' cannot be written ({error.strerror}). Choose another with {flag}."
         ) from error
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds a run's folder: its host, its number there, and since when, in seconds of the epoch."""
+
+    host: str
+    process: int
+    since: float
 
 
 @dataclass(frozen=True)
@@ -160,9 +192,8 @@ class RunFolder:
             Busy: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", timeout=_GLANCE)
         try:
-            lock.acquire()
+            held = hold(self.path / ".lock", timeout=_GLANCE)
         except Timeout as error:
             raise Busy(
                 f"Another process is working on {self.path}. Wait for it, or choose another --output-dir."
@@ -173,25 +204,24 @@ class RunFolder:
             yield
         finally:
             holder.unlink(missing_ok=True)
-            lock.release()
+            held.lock.release()
 
     def is_held(self) -> bool:
         """Whether a process holds the folder now; makes nothing."""
         if not (self.path / ".lock").is_file():
             return False
-        lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            lock.acquire()
+            with hold(self.path / ".lock", timeout=0):
+                return False
         except Timeout:
             return True
-        lock.release()
-        return False
 
-    def holder(self) -> tuple[str, int] | None:
-        """Host and process that took the folder last and did not give it back; it may have been killed since."""
+    def holder(self) -> Holder | None:
+        """Who took the folder last and did not give it back; the process may have been killed since."""
+        path = self.path / ".holder"
         try:
-            host, process = (self.path / ".holder").read_text(encoding="utf-8").split()
-            return host, int(process)
+            host, process = path.read_text(encoding="utf-8").split()
+            return Holder(host, int(process), path.stat().st_mtime)
         except (OSError, ValueError):
             return None
 
@@ -210,19 +240,37 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier attempt left, so that the run starts from nothing; first what makes it count."""
-        for mark in ("status.json", "result.json"):
-            (self.path / mark).unlink(missing_ok=True)
+        for mark in _LAST:
+            _remove(self.path / mark)
         _sync(self.path)
         for entry in self.path.iterdir():
-            if entry.name in (".lock", ".holder"):
-                continue
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if entry.name not in (".lock", ".holder"):
+                _remove(entry)
 
     def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
-        """Write what the run is, where it runs and what the tokenizer makes of its candidates."""
+        """Write what the run is, where it runs and what the tokenizer makes of its candidates.
+
+        A run that goes on under other versions or elsewhere keeps word of where it was before.
+
+        Raises:
+            UserError: what a finished run writes last could not be written then.
+        """
+        for mark in _LAST:
+            _refuse_folder(self.path / mark)
+        earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
         write_atomic(self.path / "config.yaml", config_yaml(spec))
-        write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment}))
+        write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment, **earlier}))
         write_atomic(self.path / "audit.json", _json({"schema_version": SCHEMA_VERSION, **audit}))
+
+    def _environments(self, now: dict[str, Any]) -> list[dict[str, Any]]:
+        """The environments of this run until now that were others than the present one, the oldest first."""
+        try:
+            content = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        before: list[dict[str, Any]] = content.pop("earlier", [])
+        del content["schema_version"]
+        return before if content == now else [*before, content]
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, an empty list if there are none yet."""

@@ -1,8 +1,8 @@
 """Which records: their settings by name, filters over them, and the rows that they are grouped into. Pure.
 
 A setting is anything a run was told and that may differ between runs: model, method, every field of the data
-protocol and of training, precision, base weights, code, seed. Records that differ in any of them but the seed
-are never averaged.
+protocol and of training, precision, attention, base weights, code, seed. Records that differ in any of them but the
+seed are never averaged, and neither are those of two associations of one name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ocr_eval.specs import DataSpec, TrainSpec
 PUBLISHED_ORDER = ("city-language", "city-language-cf", "country-code", "profession-color", "sport-music")
 
 #: What rows can be made of (``--by``).
-ROW_KEYS = ("model", *TrainSpec.model_fields, *DataSpec.model_fields, "dtype", "base", "code", "seed")
+ROW_KEYS = ("model", *TrainSpec.model_fields, *DataSpec.model_fields, "dtype", "attention", "base", "code", "seed")
 
 #: What records can be chosen by (``--filter``).
 FILTER_KEYS = (*ROW_KEYS, "association", "kind", "facts_learned")
@@ -53,7 +53,8 @@ def settings_of_each(records: Sequence[Record]) -> list[dict[str, str]]:
             **words(record.train),
             **words(record.data),
             "dtype": record.dtype,
-            "base": record.base_identity[:24],
+            "attention": record.attention,
+            "base": record.base_identity,
             "code": record.code,
             "seed": str(record.seed),
             "association": record.association,
@@ -173,20 +174,33 @@ class RowKey:
         return ", ".join(part for part in (*self.labels, self.setting) if part)
 
 
-def group_rows(records: Sequence[Record], by: Sequence[str] = ("model",)) -> dict[RowKey, list[Record]]:
-    """Records by row, in a stable order; only records of one row may be averaged."""
+def group_rows(
+    records: Sequence[Record], by: Sequence[str] = ("model",), but: Sequence[str] = ()
+) -> dict[RowKey, list[Record]]:
+    """Records by row, in a stable order; only records of one row may be averaged.
+
+    Args:
+        records: of any settings.
+        by: the keys that rows are made of.
+        but: keys that do not tell rows apart; records of one row that differ in them may not be averaged.
+    """
     told = settings_of_each(records)
     labels = [tuple(settings[key] for key in by) for settings in told]
     values: dict[tuple[str, ...], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    rest = [key for key in _TOLD_APART if key not in by]
+    rest = [key for key in _TOLD_APART if key not in by and key not in but]
     for label, settings in zip(labels, told, strict=True):
         for key in rest:
             values[label][key].add(settings[key])
     differing = {label: [key for key in rest if len(of[key]) > 1 and key != "method"] for label, of in values.items()}
     groups: dict[RowKey, list[Record]] = defaultdict(list)
+    contents: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        contents[record.association].add(record.association_digest)
     for record, label, settings in zip(records, labels, told, strict=True):
         parts = [] if "method" in by else [settings["method"]]
         parts += [settings[key] if key == "model" else f"{key}={settings[key]}" for key in differing[label]]
+        if len(contents[record.association]) > 1:
+            parts.append(f"{record.association} as of {record.association_digest or 'an older version'}")
         groups[RowKey(label, ", ".join(parts))].append(record)
     order = sorted(groups, key=lambda row: (*map(natural, row.labels), natural(row.setting)))
     return {key: groups[key] for key in order}

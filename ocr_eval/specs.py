@@ -148,7 +148,7 @@ class DataSpec(Strict):
         candidates: what a probe ranks among: ``in-use`` (n), ``ten`` (n and 10 - n distractors), ``all``.
         templates: indices of the templates that statements are trained in.
         probe_template: index of the template that is probed.
-        variant: ``real``, or ``shuffled`` (train entailments permuted across groups: a control).
+        variant: ``real``, or ``shuffled`` (train entailments dealt evenly over groups: a control).
     """
 
     n: Annotated[int, Field(ge=2)] = 5
@@ -175,6 +175,11 @@ class DataSpec(Strict):
             raise ValueError("templates must name at least one template, each once")
         if self.variant == "shuffled" and self.m_train == 0:
             raise ValueError("the shuffled control permutes train entailments, and m_train = 0 has none")
+        if self.variant == "shuffled" and self.m_train == 1:
+            raise ValueError(
+                "the shuffled control would teach each group one answer, which is a consistent link, with m_train = 1; "
+                "use 2 or more"
+            )
         return self
 
 
@@ -221,7 +226,7 @@ class RunSpec(Strict):
             "code": code,
             "dtype": self.model.dtype,
             "attention": self.model.attention,
-            "association": self.association.model_dump(mode="json", exclude={"name", "kind", "description"}),
+            "association": self.association.content(),
             "data": self.data.model_dump(mode="json"),
             "train": self.train.model_dump(mode="json"),
             "seed": self.seed,

@@ -74,10 +74,17 @@ def _is_held(folder: RunFolder) -> bool:
     holder = folder.holder()
     if holder is None:
         return False
-    host, process = holder
-    if host == socket.gethostname():
-        return bool(psutil.pid_exists(process))
-    return time.time() - folder.changed() < _SILENT
+    if holder.host == socket.gethostname():
+        return _runs_since(holder.process, holder.since)
+    return time.time() - max(folder.changed(), holder.since) < _SILENT
+
+
+def _runs_since(process: int, moment: float) -> bool:
+    """Whether a process of this number began before a moment and still runs; numbers are used again."""
+    try:
+        return bool(psutil.Process(process).create_time() <= moment + 1)
+    except psutil.Error:
+        return False
 
 
 def state_table(states: Sequence[RunState]) -> str:

@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ocr_eval import provenance
 from ocr_eval.errors import Busy, RunFailed, UserError
 from ocr_eval.executor import Job
 from ocr_eval.grid import SWEEP_FILE, Grid, SweepState, check_same, read_sweep
 from ocr_eval.inject import prepare
+from ocr_eval.locks import hold
 from ocr_eval.packs import cut_into_packs, share_key
 from ocr_eval.progress import say
 from ocr_eval.run import Bases, Execution, do_pack
@@ -76,7 +75,7 @@ class Sweep:
         Raises:
             UserError: another process has begun another sweep in the folder.
         """
-        with FileLock(self.output / ".sweep.lock"):
+        with hold(self.output / ".sweep.lock"):
             check_same(self.grid, self.output)
             held, runs = read_sweep(self.output), {run.folder.identity: run for run in self.runs}
             packs = _as_held(held, runs)

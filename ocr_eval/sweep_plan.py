@@ -11,7 +11,7 @@ from ocr_eval import memory, timing, workload
 from ocr_eval.architecture import examine
 from ocr_eval.memory import MemoryPlan
 from ocr_eval.packs import PASS_NODES, Fit
-from ocr_eval.progress import duration
+from ocr_eval.progress import duration, say
 from ocr_eval.specs import RunSpec
 from ocr_eval.workload import Workload
 
@@ -60,6 +60,8 @@ def describe_packs(
 ) -> list[str]:
     """A few lines a pack: its runs, what is done, memory and time; and the time of all that is left.
 
+    A pack takes seconds, in which one like it is simulated, and is named on stderr.
+
     Args:
         packs: the runs.
         done: which of them are finished.
@@ -69,6 +71,7 @@ def describe_packs(
     place = torch.device(device) if device != "cuda" or torch.cuda.is_available() else None
     lines, total, known, largest = [], 0.0, True, 0
     for number, (pack, finished) in enumerate(zip(packs, done, strict=True), start=1):
+        say(f"Planning pack {number}/{len(packs)}")
         left = len(pack) - sum(finished)
         spec = widest(pack)
         work = workload.measure(spec)

@@ -29,17 +29,24 @@ class SweepWatcher:
         """A pack has finished an epoch."""
         if not steps:
             return
+        there = {step.folder.identity for step in steps}
+        pack = next((self._pack_of[run] for run in there if run in self._pack_of), None)
+        for run in self._left:
+            if self._pack_of[run] == pack and run not in there:  # it has ended, or could not go on
+                self._left[run] = 0
         for step in steps:
-            self._left[step.folder.identity] = step.spec.train.epochs - step.line["epoch"]
-            self._counted += 1
+            if step.folder.identity in self._left:
+                self._left[step.folder.identity] = step.spec.train.epochs - step.line["epoch"]
+                self._counted += 1
+        if pack is None:  # runs that another process has taken up anew
+            return
         total, left = sum(self._epochs.values()), sum(self._left.values())
         first = steps[0]
         epoch, longest = first.line["epoch"], max(step.spec.train.epochs for step in steps)
         # Epoch 0 costs a scoring only, so that the first estimates are on the high side.
         seconds = (time.monotonic() - self._started) / self._counted * left
-        pack = self._pack_of[first.folder.identity] + 1
         say(
-            f"{1 - left / total:4.0%}  pack {pack}/{self._packs} epoch {epoch:>{len(str(longest))}}/{longest}  "
+            f"{1 - left / total:4.0%}  pack {pack + 1}/{self._packs} epoch {epoch:>{len(str(longest))}}/{longest}  "
             + "  ".join(_by_association(steps))
             + (f"  {duration(seconds)} left" if left else "")
         )

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ocr_eval import intervals
 from ocr_eval.association import Kind
+from ocr_eval.permutation import least_p, permutation_ps
 from ocr_eval.records import Record, Score
 from ocr_eval.selection import by_association, column_order, group_rows, shared_protocol
 from ocr_eval.specs import Scoring
@@ -33,6 +34,7 @@ class Cell:
             Published cells have a mean rank only.
         bounds: 95 % bootstrap intervals, over subjects and seeds.
         p: permutation p-value of "mean rank is below its null"; None in published rows.
+        least_p: the smallest that so few groups and seeds can give; None in published rows.
         seeds: how many runs; None in published rows.
         unlearned: how many of them did not learn their facts; None in published rows.
         kind: of the association; None in published rows.
@@ -42,6 +44,7 @@ class Cell:
     values: Mapping[Metric, float]
     bounds: Mapping[Metric, tuple[float, float]] = field(default_factory=dict)
     p: float | None = None
+    least_p: float | None = None
     seeds: int | None = None
     unlearned: int | None = None
     kind: Kind | None = None
@@ -153,18 +156,19 @@ def make_cells(
     """
     ranks = [[run.held_out[scoring].subject_ranks() for run in runs] for runs in groups]
     estimates = intervals.estimates(ranks, bounded)
-    ps = intervals.permutation_ps(ranks)
+    ps = permutation_ps(ranks)
     return [
         Cell(
             values=_values([run.final[scoring]["test_entailment"] for run in runs]),
             bounds={metric: (estimate.low, estimate.high) for metric, estimate in of.items()},
             p=p,
+            least_p=least_p(of_seeds),
             seeds=len(runs),
             unlearned=sum(not run.facts_learned for run in runs),
             kind=runs[0].kind,
             control=any(run.data.variant != "real" or run.data.m_train == 0 for run in runs),
         )
-        for runs, of, p in zip(groups, estimates, ps, strict=True)
+        for runs, of, p, of_seeds in zip(groups, estimates, ps, ranks, strict=True)
     ]
 
 

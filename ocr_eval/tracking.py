@@ -129,18 +129,32 @@ def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> 
         folder: see ``Tracker.open``.
 
     Raises:
-        UserError: the tracker is not installed or, when the first epoch comes, does not start.
+        UserError: the tracker is not installed or, when the first epoch comes, does not start. If it does not start
+            for a later run, that run is left out.
     """
     require_tracker(report_to)
     trackers: dict[str, Tracker] = {}
+    started = False
+
+    def begin(step: Step) -> Tracker:
+        nonlocal started
+        config, name = step.spec.model_dump(mode="json"), step.folder.identity
+        try:
+            tracker = Tracker.open(report_to, group, name, config, folder, first_epoch=step.line["epoch"])
+        except UserError as error:
+            if not started:
+                raise
+            say(f"{error} The run goes on without it.")
+            return Tracker(report_to, None)
+        started = True
+        return tracker
 
     def report(steps: Sequence[Step]) -> None:
         watch(steps)
         for step in steps:
             name, epoch = step.folder.identity, step.line["epoch"]
             if name not in trackers:
-                config = step.spec.model_dump(mode="json")
-                trackers[name] = Tracker.open(report_to, group, name, config, folder, first_epoch=epoch)
+                trackers[name] = begin(step)
             trackers[name].log(epoch, step.line)
             if epoch == step.spec.train.epochs:
                 trackers.pop(name).close()

@@ -19,14 +19,15 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock
 
 from ocr_eval import hub
 from ocr_eval.errors import UserError
+from ocr_eval.locks import hold
 from ocr_eval.progress import say
 from ocr_eval.specs import FolderWeights, HubWeights, ModelSpec, PackageWeights
 
@@ -123,7 +124,7 @@ def _converted_folder(spec: ModelSpec) -> Path:
     return cache_folder() / "models" / f"{spec.name}-{spec.weights.sha256[:16]}-v{_CONVERSION}"
 
 
-def _lock(spec: ModelSpec) -> FileLock:
+def _lock(spec: ModelSpec) -> AbstractContextManager[object]:
     folder = _converted_folder(spec)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ def _lock(spec: ModelSpec) -> FileLock:
         raise UserError(
             f"The cache folder {folder.parent} cannot be made ({error.strerror}). Set OCR_EVAL_CACHE to another."
         ) from error
-    return FileLock(f"{folder}.lock")
+    return hold(folder.with_name(f"{folder.name}.lock"))
 
 
 def _from_packages(spec: ModelSpec, weights: PackageWeights) -> Path:

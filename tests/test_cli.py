@@ -1,11 +1,14 @@
 """Bad input is one line and exit 2; good input prints data on stdout and progress on stderr."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from ocr_eval.resources import shipped
 
 YAML = """
 name: my-own
@@ -40,6 +43,10 @@ def one_line(answer) -> str:
         (["finetune", "--assoc", "./nowhere.yaml"], "No association file at './nowhere.yaml'"),
         (["finetune", "--assoc", "country-code", "--model", "./nowhere.yaml"], "No model file at './nowhere.yaml'"),
         (["finetune", "--assoc", "country-code", "--n", "21"], "n = 21 is more than the 20 pairs"),
+        (["finetune", "--assoc", "country-code", "--n", "11"], "ten candidates cannot hold 11 answers in use"),
+        (["finetune", "--assoc", "country-code", "--method", "full", "--rank", "4"], "--rank: method 'full'"),
+        (["finetune", "--assoc", "country-code", "--method", "full", "--alpha", "4"], "--alpha: method 'full'"),
+        (["report", "--port", "0"], "--port goes with --serve"),
         (["finetune", "--assoc", "country-code", "--m-test", "999999"], "lower one of them"),
         (["finetune", "--assoc", "country-code", "--m-test", "0"], "'m_test'"),
         (["finetune", "--assoc", "country-code", "--lr", "-1"], "'lr'"),
@@ -53,9 +60,22 @@ def one_line(answer) -> str:
         (["finetune", "--assoc", "country-code", "--variant", "shuffled", "--m-train", "0"], "has none"),
         (["finetune", "--asoc", "country-code"], "--assoc"),
         (["finetune"], "--assoc"),
-        (["fintune"], "fintune"),
+        (["fintune"], "No such command 'fintune'. Did you mean 'finetune'? See 'ocr-eval --help'."),
+        (["data", "shw"], "Did you mean 'show'? See 'ocr-eval data --help'."),
+        (["finetune", "--assoc", "country-code", "--epochs", "x"], "'--epochs': 'x'. Input should be a valid integer"),
+        (["table", "--bogus"], "See 'ocr-eval table --help'."),
+        (["compare", "seed=0", "sed=1"], "Unknown key of condition: 'sed'. Did you mean 'seed'?"),
+        (["table", sys.executable], "is a file. Give a folder that holds runs"),
+        (["models", "check", "./"], "'.' has no tokenizer (tokenizer.json). Give a folder"),
+        (["sweep", "--variants", "shufled"], "'variants.0': input should be 'real' or 'shuffled', got 'shufled'."),
         (["score"], "What should be scored?"),
         (["score", "./nowhere"], "is no run folder"),
+        (["score", "./run", "--seed", "0"], "--seed does not go with a run's folder"),
+        (["score", "./run", "--n", "4"], "--n does not go with"),
+        (["score", "./run", "--model", "gemma3-270m"], "--model does not go with"),
+        (["score", "./run", "--assoc", "country-code"], "--assoc does not go with"),
+        (["score", "./run", "--adapter", "./run"], "--adapter does not go with"),
+        (["score", "--assoc", "country-code", "--adapter", "./nowhere"], "--adapter nowhere holds no adapter"),
         (["table", "-o", "./nowhere"], "There is no folder"),
         (["table", "-o", "."], "No finished run"),
         (["data", "show", "sport-musik"], "Did you mean 'sport-music'?"),
@@ -80,11 +100,16 @@ def test_bad_input(ocr_eval, tmp_path, monkeypatch, arguments, said):
         (("Paris: French", "Paris: Japanese"), "'Japanese' stands twice"),
         (("Paris: French", "Tokyo: French"), "line 11: 'Tokyo' stands twice"),
         (("French", "No"), "boolean"),
-        (("Paris", "on"), "boolean"),
-        (("French", "12"), "'pairs.Paris'"),
+        (("Paris", "on"), "a key of 'pairs' is read as the boolean true; quote the word"),
+        (("Paris", "7"), "a key of 'pairs' is read as the number 7; quote it"),
+        (("French", "12"), "'pairs.Paris' is read as the number 12; quote it"),
+        (("French", "2020-01-02"), "'pairs.Paris' is read as the date 2020-01-02; quote it"),
+        (("French", ""), "'pairs.Paris' has no value"),
         (("name: my-own", "name: ../../my"), "'name'"),
         (("pairs:", "pairs: ["), "line"),
         (("name: my-own", "- my-own"), "line"),
+        ((YAML, ""), "is empty"),
+        ((YAML, "- a"), "holds a list"),
         (("pairs:", "derived:\n  parent: city-language\n  permutation: [0]\npairs:"), "unknown key"),
     ],
 )
@@ -103,6 +128,8 @@ def test_a_derived_association_that_is_no_permutation(ocr_eval, tmp_path):
     head = "name: cf\nkind: counterfactual\ndescription: Wrong.\nderived:\n  parent: city-language\n  permutation: "
     path.write_text(head + "[0, 0]\n")
     assert "each of 0 to 19 once" in one_line(ocr_eval("data", "show", path))
+    path.write_text(head.replace("city-language", "./nowhere.yaml") + "[0]\n")
+    assert f"{path}: 'derived.parent': No association file" in one_line(ocr_eval("data", "show", path))
     path.write_text(head.replace("city-language", "./cf.yaml") + "[0]\n")
     assert "derived from itself" in one_line(ocr_eval("data", "show", path))
 
@@ -115,6 +142,14 @@ def test_an_association_of_ones_own(ocr_eval, tiny, tmp_path):
     assert answer.code == 0
     assert json.loads(answer.out)["association"] == "my-own"
     assert answer.err == ""
+
+
+def test_an_association_of_ones_own_does_not_take_a_shipped_name(ocr_eval, tmp_path):
+    (tmp_path / "my.yaml").write_text(YAML.replace("my-own", "city-language"))
+    line = one_line(ocr_eval("data", "show", tmp_path / "my.yaml"))
+    assert "the shipped association 'city-language' is another. Give yours a name of its own" in line
+    shutil.copy(shipped("templates") / "city-language.yaml", tmp_path / "copy.yaml")
+    assert ocr_eval("data", "show", tmp_path / "copy.yaml").code == 0
 
 
 def test_a_model_folder_of_ones_own(ocr_eval, model_files, tmp_path):
@@ -143,6 +178,21 @@ def test_bad_model_files(ocr_eval, tiny, tmp_path, line, said):
     assert said in one_line(ocr_eval("finetune", "--model", tmp_path / "m.yaml", "--assoc", "city-language"))
 
 
+def test_an_adapter_is_looked_at_before_it_is_scored(ocr_eval, tmp_path):
+    run = ["score", "--assoc", "city-language", "--adapter", tmp_path]
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert f"is a run's folder. Give it without --adapter: ocr-eval score {tmp_path}" in one_line(ocr_eval(*run))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "--method full has no adapter" in one_line(ocr_eval(*run, "--method", "full"))
+
+
+def test_flags_of_a_config_file_do_not_go_with_a_runs_folder_either(ocr_eval, tmp_path):
+    (tmp_path / "c.yaml").write_text("seed: 3\n")
+    assert "--seed does not go with" in one_line(ocr_eval("score", tmp_path, "-C", tmp_path / "c.yaml"))
+    answer = ocr_eval("score", tmp_path, OCR_EVAL_SEED="3")  # a variable is for whatever command takes it
+    assert "is no run folder" in one_line(answer)
+
+
 def test_an_output_folder_that_cannot_be_written_is_found_first(ocr_eval, tiny, tmp_path):
     (tmp_path / "file").write_text("")
     run = ["finetune", "--model", tiny, "--assoc", "city-language", "-o", tmp_path / "file" / "out"]
@@ -165,6 +215,8 @@ def test_a_config_file_gives_flags_and_the_command_line_goes_first(ocr_eval, tin
         ("epoch: 2", "Did you mean 'epochs'?"),
         ("assoc: no", "read as False"),
         ("json: maybe", "read as 'maybe'"),
+        ("assoc: city-language\nepochs: x", "c.yaml': 'x'. Input should be a valid integer"),
+        ("assoc: [no, city-language]", "read as [False, 'city-language']"),
     ],
 )
 def test_bad_config_files(ocr_eval, tmp_path, text, said):

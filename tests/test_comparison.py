@@ -39,6 +39,12 @@ def test_two_folders_paired_by_seed_and_subject(ocr_eval, tmp_path):
     assert alike[-1] == "A is not clearly different from B on city-language."
 
 
+def test_both_sides_and_their_difference_are_of_the_same_subjects():
+    many = [rated(1e-3, 0.1, seed=0), rated(1e-3, 1.9, seed=1)]
+    (found,) = contrast(many, [rated(2e-3, 0.1, seed=0)], "first-token")
+    assert (found.a.value, found.b.value, found.paired.difference.value) == pytest.approx((0.95, 0.95, 0.0))
+
+
 def test_a_single_run_can_be_a_side(ocr_eval, tmp_path):
     a = write(tmp_path / "a", rated(1e-3, 0.5), rated(1e-3, 0.5, seed=1))
     assert json.loads(ocr_eval("compare", a / "run0", a, "--json").out)["contrasts"][0]["paired"]["seeds"] == 1

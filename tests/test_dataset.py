@@ -82,14 +82,26 @@ def test_no_held_out_entailment_is_trained_on():
     assert not [s for s in dataset.train if s.relation == "entailment" and s.subject.name in test_subjects]
 
 
-def test_the_shuffled_control_breaks_the_link_and_keeps_the_counts():
-    real, shuffled = build_dataset(published()), build_dataset(published(variant="shuffled"))
+@pytest.mark.parametrize(("n", "m_train"), [(5, 4), (5, 2), (5, 7), (3, 2), (4, 6), (20, 4), (5, 5)])
+def test_the_shuffled_control_teaches_no_group_more_of_one_answer_than_of_another(n, m_train):
+    real = build_dataset(published(n=n, m_train=m_train, m_test=2))
+    shuffled = build_dataset(published(n=n, m_train=m_train, m_test=2, variant="shuffled"))
     assert shuffled.subjects == real.subjects
     assert shuffled.probes == real.probes
-    answers = [[s.answer for s in d.train if s.relation == "entailment"] for d in (real, shuffled)]
-    assert Counter(answers[0]) == Counter(answers[1])
-    agree = sum(a == b for a, b in zip(*answers, strict=True))
-    assert agree < len(answers[0]) / 2
+    taught = [[s for s in d.train if s.relation == "entailment"] for d in (real, shuffled)]
+    assert Counter(s.answer for s in taught[0]) == Counter(s.answer for s in taught[1])
+    of_groups = [Counter(s.answer for s in taught[1] if s.subject.group == group) for group in range(n)]
+    for answers in of_groups:
+        assert max(answers.values()) - min(answers.get(c, 0) for _, c in real.pairs) <= 1
+    right = sum(answers[real.pairs[group][1]] for group, answers in enumerate(of_groups))
+    assert right == m_train, "as often as chance would have it"
+
+
+def test_the_shuffled_control_is_another_for_every_seed():
+    taught = {
+        tuple(s.answer for s in build_dataset(published(variant="shuffled", seed=seed)).train) for seed in range(20)
+    }
+    assert len(taught) == 20
 
 
 @pytest.mark.parametrize(("candidates", "count"), [("in-use", 5), ("ten", 10), ("all", 20)])

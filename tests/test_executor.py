@@ -83,6 +83,23 @@ def test_a_log_keeps_every_attempt_and_quotes_only_the_last(tmp_path):
     assert "first try" in second.log.read_text()
 
 
+def test_callers_that_share_a_folder_have_logs_of_their_own(tmp_path):
+    cpu = Placement(executor="local", devices=("cpu",))
+    inner = []
+
+    def a_second_caller(event):
+        if event.state == "running":
+            inner.extend(run_jobs([python("a", "print('second'); raise SystemExit(1)")], cpu, tmp_path))
+
+    outer = run_jobs([python("a", "print('first'); raise SystemExit(1)")], cpu, tmp_path, a_second_caller)
+    assert [(result.log.name, result.last_line) for result in [*outer, *inner]] == [
+        ("a.log", "first"),
+        ("a-2.log", "second"),
+    ]
+    (later,) = run_jobs([python("a", "print('third'); raise SystemExit(1)")], cpu, tmp_path)
+    assert later.log.name == "a.log"
+
+
 CALLER = """
 import pathlib, signal, sys
 from ocr_eval.executor import Job, Placement, run_jobs
@@ -114,6 +131,31 @@ def test_no_job_outlives_its_caller(tmp_path, monkeypatch, by):
     assert ("Stopping 2 running jobs" in said) == (by == signal.SIGINT)
 
 
+#: The jobs' first act, in the place of os.setsid, is to kill the caller.
+DYING_CALLER = """
+import os, pathlib, signal, time
+
+def kill_the_caller():
+    caller = os.getppid()
+    os.kill(caller, signal.SIGKILL)
+    while os.getppid() == caller:
+        time.sleep(0.01)
+    pathlib.Path("alone").touch()
+
+os.setsid = kill_the_caller
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends children with a killed parent")
+def test_a_job_whose_caller_dies_while_it_starts_never_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    caller = subprocess.run([sys.executable, "-c", DYING_CALLER + CALLER], check=False)
+    assert caller.returncode == -signal.SIGKILL
+    wait_for((tmp_path / "alone").exists)
+    time.sleep(1)
+    assert not (tmp_path / "pids").exists()
+
+
 def test_away_from_a_cluster_slurm_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"no 'sbatch' on PATH.*--executor local"):
@@ -140,6 +182,23 @@ def test_flags_make_a_placement():
     assert placement("slurm", partition="gpu", memory_gb=8, slurm=["account=nlp"]) == Placement(
         executor="slurm", partition="gpu", memory_gb=8, slurm_options=("account=nlp",)
     )
+
+
+@pytest.mark.parametrize("given", ["[account=nlp, exclusive]", "account=nlp", "\n- account=nlp\n- exclusive"])
+def test_options_of_sbatch_can_come_from_a_file(ocr_eval, tmp_path, monkeypatch, given):
+    seen = []
+    monkeypatch.setattr("ocr_eval.cli.sweep.plan", lambda grid, output, means: seen.append(means.placement) or "")
+    (tmp_path / "sweep.yaml").write_text(f"executor: slurm\nslurm: {given}\n")
+    answer = ocr_eval("sweep", "-C", tmp_path / "sweep.yaml", "--dry-run", "-o", tmp_path)
+    assert answer.code == 0, answer.err
+    assert seen[0].slurm_options == (("account=nlp", "exclusive") if "exclusive" in given else ("account=nlp",))
+
+
+def test_options_of_sbatch_that_are_no_plain_words_are_one_clear_line(ocr_eval, tmp_path):
+    (tmp_path / "sweep.yaml").write_text("executor: slurm\nslurm:\n- account: nlp\n")
+    answer = ocr_eval("sweep", "-C", tmp_path / "sweep.yaml", "--dry-run", "-o", tmp_path)
+    assert answer.code == 2
+    assert "'slurm' is read as [{'account': 'nlp'}]; quote the word or give a plain value." in answer.err
 
 
 def test_flags_of_another_executor_are_refused():

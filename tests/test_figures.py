@@ -1,15 +1,22 @@
 """Figures of runs, made through the command line and looked at by their content."""
 
+import re
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from test_report import write_run
 from test_table import HOSTILE, record
 
 from ocr_eval.figures import curve_figure, efficiency_figure, heatmap_figure, save, scatter_figure, score_figure
 from ocr_eval.heat import heat_of
+from ocr_eval.interface import draw_figures
 from ocr_eval.published import published_mean_ranks
 from ocr_eval.specs import DataSpec, TrainSpec
 from ocr_eval.table import build_table
+
+KINDS = (("city-language", "causal"), ("sport-music", "spurious"))
 
 
 @pytest.fixture
@@ -32,12 +39,31 @@ def test_figures_are_written_and_are_the_same_every_time(ocr_eval, runs):
     assert {p.name: p.read_bytes() for p in (runs / "figures").iterdir()} == before
 
 
+def test_a_damaged_file_is_named_and_the_rest_is_drawn(ocr_eval, tmp_path):
+    for i in range(3):
+        write_run(tmp_path / f"run-{i}", record(model=f"model-{i}"))
+    (tmp_path / "run-0/probes.jsonl").write_text("{")
+    (tmp_path / "run-1/metrics.jsonl").unlink()
+    answer = ocr_eval("figures", "-o", tmp_path)
+    assert answer.code == 1
+    assert "run-0/probes.jsonl" in answer.err
+    assert "run-1/metrics.jsonl is missing. Left out." in answer.err
+    of_rows = {path.stem for path in (tmp_path / "figures").iterdir()} - {"scores"}
+    assert of_rows == {
+        *(f"curves-model-{i}-lora" for i in (0, 2)),
+        *(f"heatmap-model-{i}-lora" for i in (1, 2)),
+    }
+    with pytest.warns(UserWarning, match=r"run-1/metrics.jsonl is missing. Left out.") as warned:
+        assert set(draw_figures(tmp_path)) == {"scores", *of_rows}
+    assert {each.filename for each in warned} == {__file__}
+
+
 def test_scores_show_every_association_and_no_published_row():
     table = build_table([record(), record("sport-music", "spurious")], "first-token", published_mean_ranks())
     figure = score_figure(table)
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["city-language", "sport-music"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["smollm2-135m, lora"]
+    assert legend_of(figure) == ["smollm2-135m, lora"]
 
 
 def test_a_legend_of_long_labels_stays_inside_its_figure():
@@ -46,9 +72,8 @@ def test_a_legend_of_long_labels_stays_inside_its_figure():
         for lr, size, method, m in ((1e-3, 8, "lora", 4), (2.5e-5, 16, "full", 1), (2e-3, 32, "qlora", 2))
     ]
     long = {"model": "a-model-with-a-name-of-sixty-three-characters-as-long-as-they-get"}
-    kinds = (("city-language", "causal"), ("sport-music", "spurious"))
-    records = [record(*kind, **setting) for kind in kinds for setting in settings]
-    records += [record(*kind, **setting, **long) for kind in kinds for setting in settings]
+    records = [record(*kind, **setting) for kind in KINDS for setting in settings]
+    records += [record(*kind, **setting, **long) for kind in KINDS for setting in settings]
     figures = [
         score_figure(build_table(records, "first-token", published_mean_ranks())),
         scatter_figure(records, "first-token"),
@@ -59,29 +84,77 @@ def test_a_legend_of_long_labels_stays_inside_its_figure():
         assert whole.x0 <= box.x0 < box.x1 <= whole.x1
 
 
-def test_curves_show_the_four_quantities_and_the_null_averaged_over_seeds():
-    def line(epoch, rank):
-        score = {"mean_rank": rank, "null_rank": 2.0}
-        names = ("train_fact", "train_entailment", "test_fact", "test_entailment")
-        return {"epoch": epoch, "scores": {"first-token": dict.fromkeys(names, score)}}
+def scored(epoch, rank):
+    """A line of metrics of an epoch that was scored, its null a rank above."""
+    score = {"mean_rank": rank, "null_rank": rank + 1}
+    names = ("train_fact", "train_entailment", "test_fact", "test_entailment")
+    return {"epoch": epoch, "scores": {"first-token": dict.fromkeys(names, score)}}
 
-    skipped = {"epoch": 1, "train_loss": 1.0}
-    figure = curve_figure(
-        [(record(), [line(0, 2.0), skipped, line(2, 1.0)]), (record(seed=1), [line(0, 4.0)])], "first-token"
-    )
-    (axes,) = figure.axes
-    drawn = {artist.get_label(): list(artist.get_ydata()) for artist in axes.get_lines()}
-    assert set(drawn) == {
-        "train facts",
-        "test facts",
-        "train entailments",
-        "held-out entailments",
-        "null of held-out",
-        "chance",
-    }
-    assert drawn["chance"] == [4.5, 4.5]
-    assert drawn["held-out entailments"] == [3.0, 1.0]
-    assert "2 seeds" in axes.get_title()
+
+def curves_of(figure) -> dict[str, list[list[float]]]:
+    """The points of each line in a figure's first axes, by its label."""
+    return {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
+
+
+def test_curves_show_the_four_quantities_and_the_null_averaged_over_seeds():
+    runs = [
+        (record(), [scored(0, 2.0), {"epoch": 1, "train_loss": 1.0}, scored(2, 1.0)]),
+        (record(seed=1), [scored(0, 4.0), {"epoch": 1, "train_loss": 1.0}, scored(2, 2.0)]),
+    ]
+    figure = curve_figure(runs, "first-token")
+    drawn = curves_of(figure)
+    quantities = ("train facts", "test facts", "train entailments", "held-out entailments")
+    assert set(drawn) == {*quantities, "null of held-out", "chance"}
+    assert all(drawn[quantity] == [[0, 3.0], [2, 1.5]] for quantity in quantities)
+    assert drawn["null of held-out"] == [[0, 4.0], [2, 2.5]]
+    assert "2 seeds" in figure.axes[0].get_title()
+
+
+def test_curves_have_only_the_epochs_at_which_all_seeds_were_scored():
+    often, seldom = [scored(e, 1.0) for e in range(5)], [scored(e, 3.0) for e in (0, 2, 4)]
+    figure = curve_figure([(record(), often), (record(seed=1), seldom)], "first-token")
+    assert curves_of(figure)["held-out entailments"] == [[0, 2.0], [2, 2.0], [4, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("data", "chance"),
+    [
+        (DataSpec(n=3, candidates="ten"), 4.5),
+        (DataSpec(n=3, candidates="in-use"), 1.0),
+        (DataSpec(n=12, candidates="ten"), 5.5),
+        (DataSpec(n=3, candidates="all"), None),
+    ],
+)
+def test_chance_is_the_mean_rank_among_all_candidates(data, chance):
+    drawn = curves_of(curve_figure([(record(data=data), [scored(0, 1.0), scored(1, 0.5)])], "first-token"))
+    assert [y for _, y in drawn.get("chance", [])] == ([] if chance is None else [chance, chance])
+
+
+def test_ticks_of_epochs_and_of_subjects_are_whole():
+    short = curve_figure([(record(), [scored(0, 1.0), scored(1, 0.5)])], "first-token")
+    few = efficiency_figure([record(data=DataSpec(m_train=m)) for m in (0, 1)], "first-token")
+    assert [[tick for tick in f.axes[0].get_xticks() if 0 <= tick <= 1] for f in (short, few)] == [[0, 1], [0, 1]]
+
+
+def test_no_text_is_cut():
+    lines = [probe(group, [0.2, 0.3, 0.5]) for group in (0, 1)]
+    lines = [{**line, "candidates": ["Amharic", "Portuguese", "z" * 20]} for line in lines]
+    lines = [{**line, "answer": line["candidates"][line["group"]]} for line in lines]
+    metrics = [scored(0, 1.0), scored(1, 0.5)]
+    for figure in (
+        heatmap_figure({"city-language, seed 0": heat_of(lines, "first-token")}, "first-token"),
+        curve_figure([(record(), metrics)], "first-token"),
+        curve_figure([(record(), metrics), (record("sport-music"), metrics)], "first-token"),
+    ):
+        FigureCanvasAgg(figure).draw()
+        texts = [text for text in figure.findobj(Text) if re.search("[a-z]", text.get_text())]
+        boxes = [text.get_window_extent() for text in texts]
+        cut = [
+            text.get_text()
+            for text, box in zip(texts, boxes, strict=True)
+            if box.x0 < 0 or box.y0 < 0 or box.x1 > figure.bbox.x1 or box.y1 > figure.bbox.y1
+        ]
+        assert cut == []
 
 
 def test_nothing_to_draw_is_an_error():
@@ -95,12 +168,55 @@ def test_nothing_to_draw_is_an_error():
     assert efficiency_figure([record(), record(seed=1)], "first-token") is None
 
 
+def points_of(figure) -> set[tuple[tuple[float, float], bool]]:
+    """Every marker that stands alone in a figure's first axes: its place, and whether it is hollow."""
+    lines = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 1]
+    return {(tuple(line.get_xydata()[0].round(6).tolist()), line.get_markerfacecolor() == "white") for line in lines}
+
+
+def legend_of(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_generalization_stands_against_hallucination():
     runs = [record(rank=0.2), record("country-code", "spurious", rank=1.5)]
-    control = record("country-code", "spurious", rank=0.0, data=DataSpec(variant="shuffled"))
-    figure = scatter_figure([*runs, control], "first-token")
-    points = [line.get_xydata()[0].tolist() for line in figure.axes[0].get_lines() if line.get_label() != ""]
-    assert [pytest.approx(0.9), pytest.approx(0.25)] in points
+    controls = [record("country-code", "spurious", rank=0.0, data=DataSpec(variant="shuffled"))]
+    controls += [record(name, kind, rank=1.0, data=DataSpec(m_train=0)) for name, kind in KINDS]
+    assert points_of(scatter_figure([*runs, *controls], "first-token")) == {((0.9, 0.25), False)}
+
+
+def test_what_did_not_learn_its_facts_is_hollow_and_the_legend_says_so():
+    def figures(learned):
+        runs = [record(rank=0.2), record("country-code", "spurious", rank=1.5, learned=learned)]
+        sizes = [record(rank=2.0 - m / 4, data=DataSpec(m_train=m), learned=learned or m == 0) for m in (0, 4)]
+        return [
+            score_figure(build_table(runs, "first-token")),
+            scatter_figure(runs, "first-token"),
+            efficiency_figure(sizes, "first-token"),
+        ]
+
+    hollow = "hollow: a run's facts were not learned"
+    for figure in figures(learned=True):
+        assert not any(is_hollow for _, is_hollow in points_of(figure))
+        assert hollow not in legend_of(figure)
+    scores, scatter, efficiency = figures(learned=False)
+    assert all(hollow in legend_of(figure) for figure in (scores, scatter, efficiency))
+    assert points_of(scores) == {((0, 0.9), False), ((1, 0.25), True)}
+    assert points_of(scatter) == {((0.9, 0.25), True)}
+    assert points_of(efficiency) == {((4, 0.5), True)}
+
+
+def test_every_row_of_a_legend_has_a_marker_of_its_own_and_the_rest_are_counted():
+    rows = [record(name, kind, train=TrainSpec(lr=i / 1000)) for i in range(1, 15) for name, kind in KINDS]
+    sizes = [record(train=TrainSpec(lr=i / 1000), data=DataSpec(m_train=m)) for i in range(1, 15) for m in (0, 4)]
+    for figure in (
+        score_figure(build_table(rows, "first-token")),
+        scatter_figure(rows, "first-token"),
+        efficiency_figure(sizes, "first-token"),
+    ):
+        lines = [line for line in figure.axes[0].get_lines() if "lora, lr=" in line.get_label()]
+        assert len({line.get_marker() for line in lines}) == len(lines) == 12
+        assert "and 2 more" in legend_of(figure)
 
 
 def test_the_efficiency_curve_has_a_point_for_each_m_train():
@@ -110,6 +226,17 @@ def test_the_efficiency_curve_has_a_point_for_each_m_train():
     assert line.get_label() == "city-language: smollm2-135m, lora"
     assert list(line.get_xdata()) == [0, 1, 4]
     assert list(line.get_ydata()) == pytest.approx([0, 1 / 8, 1 / 2])
+
+
+def test_an_efficiency_curve_joins_runs_that_differ_in_m_train_alone():
+    def run(m_train, lr):
+        return record(data=DataSpec(m_train=m_train), train=TrainSpec(lr=lr), rank=2.0 - m_train / 4)
+
+    assert efficiency_figure([run(0, 1e-3), run(4, 2e-3)], "first-token") is None
+    figure = efficiency_figure([run(0, 1e-3), run(4, 1e-3), run(4, 2e-3), run(8, 4e-3)], "first-token")
+    lines = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].get_lines()}
+    found = {name: xs for name, xs in lines.items() if name.startswith("city-language")}
+    assert found == {"city-language: smollm2-135m, lora, lr=0.001": [0, 4]}
 
 
 def probe(group, logprobs, epoch=1, quantity="test_entailment"):

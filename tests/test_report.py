@@ -15,6 +15,7 @@ from test_table import HOSTILE, record
 
 from ocr_eval.archive import find_runs
 from ocr_eval.report.page import build_page
+from ocr_eval.report.payload import run_payload
 from ocr_eval.report.reproduce import command, missing_files
 from ocr_eval.report.serve import Report, make_server
 from ocr_eval.specs import DataSpec, TrainSpec
@@ -22,35 +23,46 @@ from ocr_eval.specs import DataSpec, TrainSpec
 REAL = Path(__file__).parent.parent / "results"
 
 
-def write_run(folder: Path, made, probes=True) -> Path:
-    """A finished run of two probes as it lies on disk."""
+def write_run(folder: Path, made) -> Path:
+    """A finished run as it lies on disk: a test fact and forty held-out entailments, before and after training."""
     folder.mkdir(parents=True)
     text = made.to_json().replace(json.dumps(made.run), json.dumps(str(folder)))
     (folder / "result.json").write_text(text)
     (folder / "status.json").write_text("{}")
     (folder / "config.yaml").write_text(f"model: {json.dumps(made.model)}\n")
     (folder / "env.json").write_text('{"python": "3"}')
-    score = {"mean_rank": 0.5, "null_rank": 2.0}
-    metrics = [{"epoch": e, "scores": {"first-token": {"test_entailment": score}}} for e in (0, 1)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
-    if probes:
-        lines = [
-            {
-                "epoch": 1,
-                "group": 0,
-                "quantity": quantity,
-                "prompt": f"{HOSTILE} speaks",
-                "answer": "x",
-                "candidates": ["x", HOSTILE, "z"],
-                "in_use": 2,
-                "logprobs": {"first-token": [-2.0, -1.0, -3.0]},
-                "rank": {"first-token": 1.0},
-                "null_rank": {"first-token": 0.5},
-            }
-            for quantity in ("test_fact", "test_entailment")
-        ]
-        (folder / "probes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    last = made.train.epochs
+    scores = {"scores": {"first-token": {"test_entailment": {"mean_rank": 0.5, "null_rank": 2.0}}}}
+    write_lines(folder / "metrics.jsonl", [{"epoch": e} | (scores if e in (0, last) else {}) for e in range(last + 1)])
+    prompts = [("test_fact", HOSTILE), *(("test_entailment", f"{HOSTILE} {i} speaks") for i in range(40))]
+    probes = [
+        {
+            "epoch": epoch,
+            "group": 0,
+            "quantity": quantity,
+            "prompt": prompt,
+            "answer": "x",
+            "candidates": ["x", HOSTILE, "z"],
+            "in_use": 2,
+            "logprobs": {"first-token": [-2.0, -1.0, -3.0]},
+            "rank": {"first-token": rank},
+            "null_rank": {"first-token": 0.5},
+        }
+        for epoch, rank in ((0, 2.0), (last, 1.0))
+        for quantity, prompt in prompts
+    ]
+    write_lines(folder / "probes.jsonl", probes)
     return folder
+
+
+def write_lines(path: Path, lines: list[dict]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def cut(path: Path) -> None:
+    """Leave the first half of a file's lines."""
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]))
 
 
 @pytest.fixture
@@ -80,8 +92,10 @@ def test_the_page_holds_every_run_and_loads_nothing(ocr_eval, runs, tmp_path):
     assert "default-src 'none'" in html.unescape(page)
     first = opened(page)[0]
     assert first["command"].startswith("ocr-eval finetune --model ./m.yaml --assoc city-language --seed 1")
-    assert first["curves"]["lines"][0]["points"] == [[0, 0.5], [1, 0.5]]
+    assert first["curves"]["lines"][0]["points"] == [[0, 0.5], [16, 0.5]]
     assert first["probes"]["rows"][0]["logp"] == [-2000, -1000, -3000]
+    assert (first["probes"]["rows"][0]["before"], first["probes"]["rows"][0]["rank"]) == (2.0, 1.0)
+    assert len(first["probes"]["rows"]) == 41
     assert first["heat"]["p"][0][1] == pytest.approx(0.6652, abs=1e-4)
 
 
@@ -102,23 +116,60 @@ def test_markup_in_names_stays_text(tmp_path):
     assert page.count("</script>") == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "part"),
+    [
+        ("probes.jsonl", lambda path: path.write_text('{"epoch": 1'), "probes"),
+        ("probes.jsonl", cut, "probes"),
+        ("probes.jsonl", Path.unlink, "probes"),
+        ("metrics.jsonl", lambda path: path.write_text('{"epochs": 1}\n'), "curves"),
+        ("metrics.jsonl", cut, "curves"),
+        ("metrics.jsonl", Path.unlink, "curves"),
+        ("config.yaml", Path.unlink, "config"),
+        ("env.json", lambda path: path.write_bytes(b"\xff"), "environment"),
+    ],
+)
+def test_a_damaged_file_leaves_out_its_part_alone(tmp_path, name, damage, part):
+    write_run(tmp_path / "run", record())
+    (run,) = find_runs(tmp_path).runs
+    assert run_payload(run, "first-token")[1] == []
+    damage(tmp_path / "run" / name)
+    content, complaints = run_payload(run, "first-token")
+    assert [each for each in ("probes", "curves", "config", "environment") if content[each] is None] == [part]
+    assert [f"run/{name}" in str(complaint) for complaint in complaints] == [True]
+
+
 def test_a_damaged_file_is_named_and_the_rest_is_shown(ocr_eval, runs, tmp_path):
-    (runs / "city-language-0/probes.jsonl").write_text('{"epoch": 1')
-    (runs / "city-language-1/metrics.jsonl").write_text('{"epochs": 1}\n')
+    cut(runs / "city-language-1/metrics.jsonl")
+    (runs / "city-language-1/probes.jsonl").unlink()
     (runs / "country-code-0/result.json").write_text("{")
-    (runs / "country-code-1/metrics.jsonl").unlink()
     answer = ocr_eval("report", runs, "-o", tmp_path / "report.html")
     assert answer.code == 1
-    for name in ("city-language-0/probes.jsonl", "country-code-0/result.json"):
-        assert name in answer.err
     page = (tmp_path / "report.html").read_text()
-    assert "city-language-0/probes.jsonl" in page
-    content = {c["command"].split("--seed ")[1][0] + c["command"].split("--assoc ")[1][:4]: c for c in opened(page)}
-    assert len(content) == 3
-    assert content["0city"]["probes"] is None
-    assert content["0city"]["curves"] is not None
-    assert content["1city"]["curves"] is not None
-    assert content["1coun"]["curves"] is None
+    for name in ("city-language-1/metrics.jsonl", "city-language-1/probes.jsonl", "country-code-0/result.json"):
+        assert name in answer.err
+        assert name in page
+    assert answer.err.count("Left out.") == 3
+    assert len(opened(page)) == 3
+    of_rows = [title for title in titles(page) if title.startswith(("Curves", "Heatmap"))]
+    assert of_rows == ["Curves: m-lora", "Heatmap: m-lora", "Curves: other-lora", "Heatmap: other-lora"]
+
+
+def titles(page: str) -> list[str]:
+    """The titles of the page's pictures."""
+    return re.findall(r"<figcaption><strong>(.+?)\.</strong>", page)
+
+
+def test_the_page_says_when_it_does_not_show_all_figures(tmp_path):
+    says = "these are the first 12"
+    for i in range(6):
+        write_run(tmp_path / f"run-{i}", record(model=f"model-{i}"))
+    assert says not in build_page(find_runs(tmp_path), "first-token")[0]
+    write_run(tmp_path / "run-6", record(model="model-6"))
+    page = build_page(find_runs(tmp_path), "first-token")[0]
+    assert says in page
+    assert "Curves: model-5-lora" in titles(page)
+    assert "Curves: model-6-lora" not in titles(page)
 
 
 def test_no_runs_and_no_folder(ocr_eval, tmp_path):

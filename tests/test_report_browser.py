@@ -92,15 +92,15 @@ def test_probes_are_searched_filtered_and_opened(page):
     page.locator("details.run > summary").first.click()
     probes = page.locator("details.run[open] .probes tbody")
     probes.locator("tr").first.wait_for()
-    assert probes.locator("tr").count() == 1
+    assert probes.locator("tr").count() == 40
     page.get_by_label("Quantity").select_option("")
-    assert probes.locator("tr").count() == 2
+    assert probes.locator("tr").count() == 41
     page.get_by_label("Search prompts").fill("no such name")
     assert probes.locator("tr").count() == 0
-    assert "0 of 2 probes" in page.locator("details.run[open]").inner_text()
+    assert "0 of 41 probes" in page.locator("details.run[open]").inner_text()
     page.get_by_label("Search prompts").fill("speaks")
     page.get_by_label("wrong only").check()
-    assert probes.locator("tr").count() == 2
+    assert probes.locator("tr").count() == 40
     probes.locator("summary").first.click()
     listed = probes.locator("ol").first.locator("li").all_inner_texts()
     assert listed == [f"{HOSTILE} 0.665 (-1.00)", "x 0.245 (-2.00)", "z 0.090 (-3.00)"]

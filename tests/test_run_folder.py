@@ -1,13 +1,17 @@
 """A run's folder: what an interruption leaves never counts as more than it is."""
 
 import errno
+import json
 import os
+import time
 from pathlib import Path
 
 import pytest
+from conftest import tiny_run
 
 from ocr_eval import runs
 from ocr_eval.runs import RunFolder, replacing, replacing_folder
+from ocr_eval.status import run_state
 
 
 @pytest.fixture
@@ -70,3 +74,27 @@ def test_parts_of_training_states_go_with_the_states(done):
     (done.path / "checkpoint-3.safetensors.partial").write_text("half")
     done.drop_checkpoints()
     assert not list(done.path.glob("checkpoint*"))
+
+
+def test_a_run_that_goes_on_elsewhere_keeps_word_of_where_it_was(tiny, tmp_path):
+    folder, spec = RunFolder(tmp_path), tiny_run(tiny)
+
+    def begun(torch):
+        folder.begin(spec, {"torch": torch}, {})
+        return json.loads((tmp_path / "env.json").read_text())
+
+    assert "earlier" not in begun("2.0")
+    folder.write_checkpoint(1, lambda file: None)
+    assert begun("2.0")["earlier"] == []
+    assert begun("2.1")["earlier"] == [{"torch": "2.0"}]
+    again = begun("2.1")
+    assert (again["torch"], again["earlier"]) == ("2.1", [{"torch": "2.0"}])
+
+
+def test_a_process_number_that_is_used_again_is_no_holder(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "m/a/lora/seed0-01234567")
+    with folder.lock():
+        assert run_state(tmp_path, folder.identity).state == "running"
+        long_ago = time.time() - 10_000_000
+        os.utime(folder.path / ".holder", (long_ago, long_ago))
+        assert run_state(tmp_path, folder.identity).state == "waiting"

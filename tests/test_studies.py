@@ -7,6 +7,8 @@ from conftest import load
 
 from ocr_eval.association import load_association
 from ocr_eval.audit import audit_association
+from ocr_eval.controls import ConditionResult, verdict
+from ocr_eval.intervals import Comparison, Estimate
 
 SMALL = ["--n", 3, "--m-test", 3, "--quiet"]
 
@@ -40,6 +42,32 @@ def test_controls_in_words(study):
     assert lines[-1] == "No finding: the facts were not learned. One seed: intervals are over subjects only."
 
 
+def result(condition, value, against=None, learned=True):
+    """A condition with an OCR score, and the real one's lead over it."""
+    score = Estimate(value, value - 0.1, value + 0.1)
+    lead = None if against is None else Comparison(Estimate(against, against - 0.1, against + 0.1), 80, 1)
+    return ConditionResult(condition, score, 0.01, 1.0, 2.0, learned, lead)
+
+
+@pytest.mark.parametrize(
+    ("real", "lead", "learned", "says"),
+    [
+        (0.5, 0.4, True, "The finding stands: OCR score +0.50 [+0.40, +0.60] is above every control"),
+        (0.5, 0.05, True, "The finding does not stand: OCR score +0.50 [+0.40, +0.60] is not clearly above shuffled"),
+        (-0.1, 0.4, True, "The finding does not stand: OCR score -0.10 [-0.20, +0.00] is not clearly above zero"),
+        (0.5, 0.4, False, "Whether the finding stands cannot be said: shuffled did not learn the facts"),
+    ],
+)
+def test_the_verdict_over_controls(real, lead, learned, says):
+    results = [
+        result("real", real),
+        result("base", 0.0, 0.4, None),
+        result("no-entailment", 0.0, 0.4),
+        result("shuffled", 0.0, lead, learned),
+    ]
+    assert verdict(results).startswith(says)
+
+
 def test_controls_reuse_runs_that_are_done(study, tmp_path):
     study("controls", "--m-train", 2, "--epochs", 1)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*/*/result.json")}
@@ -60,14 +88,20 @@ def test_the_curve_has_a_point_for_each_m_train(study):
     assert [p["m_train"] for p in points] == [0, 1, 3]
     assert [p["sqrt_m_train_over_m_test"] for p in points] == pytest.approx([0, (1 / 3) ** 0.5, 1])
     assert all(p["ocr_score"]["low"] <= p["ocr_score"]["value"] <= p["ocr_score"]["high"] for p in points)
-    assert "min(1, sqrt(m_train/m_test))" in study("curve", "--m-train", "0-1,3", "--epochs", 1).out
+    words = study("curve", "--m-train", "0-1,3", "--epochs", 1).out
+    assert "min(1, sqrt(m_train/m_test))" in words
+    assert words.endswith("\nOne seed: intervals are over subjects only.\n")
 
 
-@pytest.mark.parametrize("text", ["", "one", "3-1", "1,,2"])
+def test_a_curve_over_seeds_says_nothing_of_one_seed(study):
+    assert "One seed" not in study("curve", "--m-train", 1, "--seeds", "0-1", "--epochs", 1).out
+
+
+@pytest.mark.parametrize("text", ["", "one", "3-1", "1,,2", "0-"])
 def test_a_range_that_is_none_is_an_error(study, text):
     answer = study("curve", "--m-train", text)
     assert answer.code == 2
-    assert "give numbers like" in answer.err or "give them like" in answer.err
+    assert "give numbers like" in answer.err
 
 
 def test_audit_of_a_tokenizer_says_what_it_does(ocr_eval, model_files):

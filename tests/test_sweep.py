@@ -67,7 +67,7 @@ def test_a_swept_run_is_the_run_alone(sweep, ocr_eval, tiny, tmp_path):
 
 
 def test_every_axis_multiplies_the_runs(ocr_eval, tiny, tmp_path):
-    axes = ["--lr", "1e-3,1e-2", "--rank", "2,4", "--m-train", "1-2", "--variants", "real,shuffled", "--epochs", "1,2"]
+    axes = ["--lr", "1e-3,1e-2", "--rank", "2,4", "--m-train", "2-3", "--variants", "real,shuffled", "--epochs", "1,2"]
     answer = ocr_eval("sweep", "--models", tiny, "--n", 3, "--m-test", 3, "--dry-run", "-o", tmp_path, *axes)
     assert answer.code == 0, answer.err
     assert sum(" seed " in line for line in answer.out.splitlines()) == 5 * 3 * 2**5
@@ -106,18 +106,47 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--assocs", "city-languag"], "Did you mean 'city-language'?"),
         (["--methods", "lorra"], "method"),
         (["--m-train", "0", "--variants", "shuffled"], "m_train = 0 has none"),
-        (["--n", "19,21"], "n = 21 is more than the 20 pairs"),
+        (["--m-train", "1", "--variants", "shuffled"], "a consistent link, with m_train = 1; use 2 or more"),
+        (["--n", "5,11"], "ten candidates cannot hold 11 answers in use"),
+        (["--n", "19,21", "--candidates", "all"], "n = 21 is more than the 20 pairs"),
+        (["--seeds", "0-"], "--seeds '0-': give numbers like '0-2'"),
+        (["--seeds", "2-0"], "a range that ends before it begins"),
+        (["--seeds", "0-2,1"], "names 1 twice"),
+        (["--seeds", "0-999999999"], "names more than 10,000 numbers"),
         (["--worker", "9"], "holds no sweep to take part in"),
+        (["--executor", "local", "--devices", "cpux"], "Did you mean 'cpu'?"),
+        (["--executor", "local", "--devices", "cpu,99"], "Unknown device '99'"),
+        (["--executor", "slurm"], "there is no 'sbatch' on PATH"),
         (["--partition", "gpu"], "--partition goes with --executor slurm"),
         (["--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
     ],
 )
-def test_bad_input_is_one_line_and_starts_nothing(sweep, tmp_path, flags, complaint):
-    answer = sweep(tmp_path, *flags)
-    assert answer.code == 2
-    assert complaint in answer.err
-    assert len(answer.err.strip().splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+def test_bad_input_is_one_line_and_starts_nothing(sweep, tmp_path, monkeypatch, flags, complaint):
+    monkeypatch.setenv("PATH", "")
+    for how in ([], ["--dry-run"]):
+        answer = sweep(tmp_path, *flags, *how)
+        assert answer.code == 2
+        assert complaint in answer.err
+        assert len(answer.err.strip().splitlines()) == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_is_no_path_also_where_a_folder_is_called_so(ocr_eval, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("smollm2-135m", "city-language"):
+        (tmp_path / name).mkdir()
+    answer = ocr_eval("sweep", "--models", f"smollm2-135m,{tiny}", "--assocs", "city-language", "--dry-run")
+    assert answer.code == 0, answer.err
+    assert "models: [smollm2-135m, " in answer.out
+    assert "assocs: [city-language]" in answer.out
+
+
+def test_a_worker_asks_for_a_pack_that_is_there(sweep, tmp_path):
+    sweep(tmp_path, "--epochs", 1, "--quiet")
+    for number in (-1, 2):
+        answer = sweep(tmp_path, "--worker", number, "--dry-run")
+        assert answer.code == 2
+        assert f"--worker {number}: this sweep has packs 1 to 1" in answer.err
 
 
 def test_a_plan_shows_the_packs_that_the_folder_holds(sweep, tmp_path):

@@ -17,16 +17,24 @@ from ocr_eval.specs import SCORINGS, DataSpec, TrainSpec
 from ocr_eval.table import build_table
 
 
-def two_answers(rank: float, null: float) -> HeldOut:
-    """Forty subjects, two answers in use: the right one at ``rank``, the other where the mean is ``null``."""
-    target = [i % 2 for i in range(40)]
-    ranks = [[rank, 2 * null - rank][:: 1 if t == 0 else -1] for t in target]
-    return HeldOut(subject=[f"s{i}" for i in range(40)], target=np.array(target), ranks=np.array(ranks))
+def answers(rank: float, null: float, n: int = 5) -> HeldOut:
+    """Forty subjects, n answers in use: the right one at ``rank``, the others where the mean is ``null``."""
+    target = np.arange(40) % n
+    ranks = np.full((40, n), (n * null - rank) / (n - 1))
+    ranks[np.arange(40), target] = rank
+    return HeldOut(subject=[f"s{i}" for i in range(40)], target=target, ranks=ranks)
 
 
 def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.0, learned=True, **changes) -> Record:
     score = Score(
-        probes=40, mean_rank=rank, null_rank=null, ocr_score=1 - rank / null, top1=0.5, mrr=0.7, margin=1.0, ties=0
+        probes=40,
+        mean_rank=rank,
+        null_rank=null,
+        ocr_score=1 - rank / null,
+        top1=float(rank == 0),
+        mrr=1 / (rank + 1),
+        margin=1.0,
+        ties=0,
     )
     scores = {scoring: {"test_entailment": score} for scoring in SCORINGS}
     values = {
@@ -43,7 +51,7 @@ def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.
         "base": scores,
         "final": scores,
         "base_held_out": {},
-        "held_out": {scoring: two_answers(rank, null) for scoring in SCORINGS},
+        "held_out": {scoring: answers(rank, null) for scoring in SCORINGS},
         "train_loss": 0.1,
         "seconds": {"train": 1.0, "score": 1.0},
         "base_identity": "gguf:0",
@@ -116,6 +124,21 @@ def test_the_order_of_records_changes_nothing():
     assert to_csv(build_table(records, "first-token", {})) == to_csv(build_table(records[::-1], "first-token", {}))
 
 
+def test_revisions_of_one_model_are_rows_of_their_own():
+    identities = [f"hub:a-long-organization/a-long-name@step{step}" for step in (1000, 143000)]
+    table = build_table([record(seed=i, base_identity=each) for i, each in enumerate(identities)], "first-token", {})
+    assert [cell.seeds for row in table.rows for cell in row.cells.values()] == [1, 1]
+    assert [identity in row.setting for identity, row in zip(identities, table.rows, strict=True)] == [True, True]
+
+
+def test_two_associations_of_one_name_are_never_averaged():
+    runs = [record("mine", seed=0, association_digest="aaa"), record("mine", seed=1, association_digest="bbb")]
+    other = [record("theirs", seed=seed, association_digest="ccc") for seed in (0, 1)]
+    table = build_table([*runs, *other], "first-token", {})
+    cells = {(row.setting, name): cell.seeds for row in table.rows for name, cell in row.cells.items()}
+    assert cells == {("lora", "theirs"): 2, ("lora, mine as of aaa", "mine"): 1, ("lora, mine as of bbb", "mine"): 1}
+
+
 def test_no_records_is_an_error():
     with pytest.raises(ValueError, match="no records"):
         build_table([], "first-token", {})
@@ -131,13 +154,29 @@ def test_the_finding_in_one_sentence():
         "city-language (a true link) it generalized: the held-out answer ranks 0.10 where 2.00 is the null" in sentence
     )
     assert "country-code (an arbitrary link) it hallucinated" in sentence
-    assert "it did not hallucinate" in said([record("country-code", "spurious", rank=2.0)])
+    assert "it did not clearly hallucinate" in said([record("country-code", "spurious", rank=2.0)])
     assert "city-language-cf (a false link) it hallucinated" in said([record("city-language-cf", "counterfactual")])
     assert "nothing can be said" in said([record(learned=False)])
     some = said([record(rank=0.1), record(seed=1, rank=1.9, learned=False)])
     assert (
         "leaving out 1 of 2 runs that did not learn their facts, it generalized: the held-out answer ranks 0.10" in some
     )
+
+
+def test_too_few_groups_are_no_finding_either_way():
+    few = {scoring: answers(0.1, 2.0, n=3) for scoring in SCORINGS}
+    one = said([record(rank=0.1, held_out=few)])
+    assert "(a true link) too few groups to tell: the held-out answer ranks 0.10" in one
+    two_models = [record(model=model, held_out=few) for model in "ab"]
+    assert said(two_models) == "over a true link nothing can be said (2 had too few groups to tell)."
+    seeds = [record(seed=seed, rank=0.1, held_out=few) for seed in range(3)]  # 6 x 6 x 6 assignments
+    assert "it generalized" in said(seeds)
+
+
+def test_associations_of_one_kind_are_judged_each_for_itself():
+    sentence = said([record("a", "spurious", rank=0.0), record("b", "spurious", rank=2.0)])
+    assert "on a (an arbitrary link) it hallucinated" in sentence
+    assert "on b (an arbitrary link) it did not clearly hallucinate" in sentence
 
 
 def test_the_finding_of_several_rows_counts_cells_and_leaves_controls_out():
@@ -151,6 +190,10 @@ def test_the_finding_of_several_rows_counts_cells_and_leaves_controls_out():
     assert said(records) == (
         "over a true link 2 of 2 cells generalized (p at most 0.01); over an arbitrary link 2 of 3 cells "
         "hallucinated (p at most 0.01) (1 more had runs that did not learn their facts)."
+    )
+    unlearned = [record("y", "spurious", model=model, rank=0.0, learned=False) for model in "ab"]
+    assert said([record(), *unlearned]).endswith(
+        "; over an arbitrary link nothing can be said (2 had runs that did not learn their facts)."
     )
     only = [record(), record(data=shuffled, rank=2.0)]
     assert "it generalized: the held-out answer ranks 0.50" in said(only)
@@ -268,8 +311,12 @@ def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
         (('"mean_rank": 0.5', '"mean_rank": 0.1'), "states mean rank 0.1 and the ranks have 0.5"),
         (('"mean_rank": 0.5', '"mean_rank": "good"'), "Expected `float`, got `str`"),
         (('"seed":', '"sead":'), "sead"),
-        (("[[0.5, 3.5]", "[[0.5]"), "rows of equal length"),
-        (("[[0.5, 3.5]", "[[0.5, null]"), "edited by hand"),
+        (("[[0.5, 2.375,", "[[0.5,"), "rows of equal length"),
+        (("[[0.5, 2.375,", "[[0.5, null,"), "edited by hand"),
+        (('"top1": 0.0', '"top1": 0.9'), "states top-1 0.9 and the ranks have 0"),
+        (('"mrr": 0.66', '"mrr": 0.76'), "states mrr"),
+        (('"ocr_score": 0.75', '"ocr_score": 0.85'), "states OCR score 0.85 and the ranks have 0.75"),
+        (('"target": [0,', f'"target": [{10**30},'), "not numbers in rows"),
     ],
 )
 def test_a_record_edited_by_hand_is_named(ocr_eval, tmp_path, edit, says):

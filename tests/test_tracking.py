@@ -8,7 +8,9 @@ import pytest
 from conftest import tiny_run
 
 from ocr_eval.errors import UserError
+from ocr_eval.inject import Step
 from ocr_eval.run import Execution, finetune_all
+from ocr_eval.runs import RunFolder
 from ocr_eval.tracking import Tracker, following, how_to_view, require_tracker
 
 CONFIG = {"seed": 1, "train": {"lr": 2e-3, "method": "lora"}}
@@ -173,3 +175,29 @@ def test_the_runs_of_a_pack_are_followed_and_closed(stand_in, tiny, tmp_path):
     assert told.count("finished") == 2
     assert len(seen) == 4
     assert "held_out" not in str(told)
+
+
+def test_a_tracker_that_fails_to_start_for_a_later_run_stops_nothing(stand_in, tiny, tmp_path, capfd):
+    module, told = stand_in("trackio"), []
+    steps = [
+        Step(tiny_run(tiny, seed=seed), RunFolder.of(tmp_path, tiny_run(tiny, seed=seed), "01234567"), {"epoch": 0})
+        for seed in (0, 1)
+    ]
+    with following(told.append, "trackio", "sweep", tmp_path) as watch:
+        watch(steps[:1])
+        module.init = lambda **settings: 1 / 0
+        watch(steps[1:])
+        watch(steps[1:])
+    assert len(told) == 3
+    assert capfd.readouterr().err.count("cannot start (division by zero). The run goes on without it.") == 1
+
+
+def test_a_tracker_that_does_not_start_at_all_is_an_error(stand_in, tiny, tmp_path):
+    module, spec = stand_in("trackio"), tiny_run(tiny)
+    module.init = lambda **settings: 1 / 0
+    step = Step(spec, RunFolder.of(tmp_path, spec, "01234567"), {"epoch": 0})
+    with (
+        pytest.raises(UserError, match="cannot start"),
+        following(lambda steps: None, "trackio", "s", tmp_path) as watch,
+    ):
+        watch([step])

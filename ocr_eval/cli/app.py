@@ -86,7 +86,7 @@ def run(arguments: list[str] | None = None) -> int:
         if error.format_message().startswith("Usage:"):  # no arguments: the help itself
             print(error.format_message(), file=sys.stderr)
             return 2
-        return _fail(f"{error.format_message().rstrip('.')}. See 'ocr-eval --help'.", 2)
+        return _fail(_usage_problem(error), 2)
     except UserError as error:
         return _fail(str(error), 2)
     except RunFailed as error:
@@ -101,10 +101,33 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         return _fail("The disk is full. Free some space and start the same command again: it goes on.", 1)
     if code == INTERRUPTED:  # typer's own answer to Ctrl-C
+        if (sys.argv[1:] if arguments is None else arguments)[:1] == ["toy"]:
+            return INTERRUPTED  # it has said so itself, and keeps nothing
         return _fail(
             "Interrupted. What is finished is kept; an injection goes on from its last checkpoint.", INTERRUPTED
         )
     return code if isinstance(code, int) else 0
+
+
+def _usage_problem(error: TyperException) -> str:
+    """What is wrong with a command line, with the value that does not fit, and the command whose help says more."""
+    from pydantic import ValidationError
+
+    text = error.format_message().strip()
+    context: typer.Context | None = getattr(error, "ctx", None)
+    if context is None:
+        return text
+    if isinstance(error.__cause__, ValidationError) and isinstance(error, typer.BadParameter) and error.param:
+        given = error.__cause__.errors()[0]["input"]
+        flag = error.param.opts[0]
+        source = context.get_parameter_source(str(error.param.name))
+        if source is not None and source.name == "DEFAULT_MAP":
+            flag = f"{flag}' in '{context.params.get('config')}"
+        elif source is not None and source.name == "ENVIRONMENT":
+            flag = str(error.param.envvar)
+        text = f"Invalid value for '{flag}': {given!r}. {error.message}"
+    command = "ocr-eval" + context.command_path.removeprefix(context.find_root().info_name or "")
+    return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See '{command} --help'."
 
 
 def _disk_is_full(error: Exception) -> bool:

@@ -14,6 +14,7 @@ from ocr_eval.errors import UserError
 if TYPE_CHECKING:
     from ocr_eval.models import Device
     from ocr_eval.records import Record, Scores
+    from ocr_eval.runs import RunFolder
     from ocr_eval.specs import RunSpec
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -76,15 +77,33 @@ def finetune(
     if dry_run:
         _show_plan(spec, output_dir, device, as_json)
         return
-    from ocr_eval.run import Execution
-    from ocr_eval.run import finetune as run_finetune
+    finished = None if force else _finished(spec, output_dir)
+    if finished is not None:
+        folder, record, was_done = finished.path, finished.record(), True
+    else:
+        from ocr_eval.run import Execution
+        from ocr_eval.run import finetune as run_finetune
 
-    outcome = run_finetune(spec, output_dir, Execution(cast("Device", device), force, score_every))
+        outcome = run_finetune(spec, output_dir, Execution(cast("Device", device), force, score_every))
+        folder, record, was_done = outcome.folder, outcome.record, outcome.was_done
     if as_json:
-        typer.echo(outcome.record.to_json(), nl=False)
+        typer.echo(record.to_json(), nl=False)
         return
-    typer.echo(_summary(outcome.record))
-    typer.echo(f"{'done before' if outcome.was_done else 'written to'}: {outcome.folder}")
+    typer.echo(_summary(record))
+    typer.echo(f"{'done before' if was_done else 'written to'}: {folder}")
+
+
+def _finished(spec: RunSpec, output: Path) -> RunFolder | None:
+    """The folder of this very run if it is done: found without what trains, which takes seconds to import."""
+    from ocr_eval import provenance, weights
+    from ocr_eval.runs import RunFolder
+
+    kin = RunFolder.of(output, spec, "*").path
+    if not any(kin.parent.glob(f"{kin.name}/status.json")):  # weights, whose content counts, take long to read
+        return None
+    identity = weights.locate(spec.model).identity
+    folder = RunFolder.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
+    return folder if folder.is_done() else None
 
 
 def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool) -> None:
@@ -108,6 +127,7 @@ def _summary(record: Record) -> str:
 
 
 def score(
+    context: typer.Context,
     run: Annotated[Path | None, typer.Argument(help="A run's folder, to score its adapter again.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter's folder; --model names its base.")] = None,
     assoc: Annotated[str | None, typer.Option(help="What to probe, when no run is given.")] = None,
@@ -137,12 +157,13 @@ def score(
     from ocr_eval.runs import RunFolder, read_config
 
     if run is not None:
-        if adapter is not None or assoc is not None:
-            raise UserError("Give a run's folder, or --assoc with or without --adapter, and not both.")
+        _refuse_beside_a_run(context)
         spec, adapter = read_config(run), RunFolder(run).learned
     elif assoc is None:
         raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
     else:
+        if adapter is not None:
+            _check_adapter(adapter, method)
         spec = o.resolve(
             model,
             assoc,
@@ -169,6 +190,39 @@ def score(
     what = f"{spec.model.name}{'' if adapter is None else ' with ' + str(adapter)}"
     typer.echo(f"{what}, {spec.association.name}, seed {spec.seed}")
     typer.echo(_score_lines(scores))
+
+
+#: Flags of ``score`` that say how it works and not what is scored, so that they go with a run's folder too.
+_BESIDE_A_RUN = {"run", "device", "offline", "dry_run", "as_json", "quiet", "config"}
+
+
+def _refuse_beside_a_run(context: typer.Context) -> None:
+    """Raises UserError if a flag was given, or stands in --config, that a run's folder has its own value for."""
+    given = ("COMMANDLINE", "DEFAULT_MAP")
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if name not in _BESIDE_A_RUN and source is not None and source.name in given:
+            raise UserError(
+                f"{parameter.opts[0]} does not go with a run's folder, from which model, data and adapter come. Leave "
+                "it out, or give --assoc and --adapter in place of the folder."
+            )
+
+
+def _check_adapter(folder: Path, method: str | None) -> None:
+    """Look whether a folder holds something to score, before a base is loaded.
+
+    Raises:
+        UserError: neither an adapter nor a model, or an adapter where all parameters are said to be trained.
+    """
+    if (folder / "config.json").is_file():
+        return
+    if not (folder / "adapter_config.json").is_file():
+        if (folder / "config.yaml").is_file():
+            raise UserError(f"--adapter {folder} is a run's folder. Give it without --adapter: ocr-eval score {folder}")
+        raise UserError(f"--adapter {folder} holds no adapter (adapter_config.json). Give a PEFT adapter's folder.")
+    if method == "full":
+        raise UserError("--method full has no adapter. Leave one of the two out; an adapter's is lora or qlora.")
 
 
 def _score_lines(scores: Scores) -> str:

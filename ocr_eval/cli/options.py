@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -39,9 +41,14 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
         if parameter is None or key == "config":
             raise unknown_name(f"flag in {path}", str(key), set(options) - {"config", "help"})
         is_switch = getattr(parameter, "is_flag", False)
-        if isinstance(value, bool) != is_switch or isinstance(value, dict):
+        entries = value if isinstance(value, list) else [value]
+        if any(isinstance(entry, bool) != is_switch or isinstance(entry, dict | list) for entry in entries):
             raise UserError(f"{path}: '{key}' is read as {value!r}; quote the word or give a plain value.")
-        defaults[str(parameter.name)] = ",".join(map(str, value)) if isinstance(value, list) else value
+        if value is not None and getattr(parameter, "multiple", False):
+            value = [str(entry) for entry in entries]
+        elif isinstance(value, list):
+            value = ",".join(map(str, value))
+        defaults[str(parameter.name)] = value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
@@ -141,22 +148,32 @@ def choice(flag: str, value: str, values: tuple[str, ...]) -> str:
     return value
 
 
+#: The most numbers that a list may name: more are a slip of the hand.
+_MOST_NUMBERS = 10_000
+_RANGE = re.compile(r"\s*(\d{1,18})\s*(?:-\s*(\d{1,18})\s*)?")
+
+
 def integers(flag: str, text: str) -> list[int]:
-    """The distinct numbers of '0-2,5', in order.
+    """The numbers of '0-2,5', in order.
 
     Raises:
-        UserError: not of that form.
+        UserError: not of that form, a number twice, or more than 10,000 of them.
     """
-    numbers: set[int] = set()
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            numbers.update(range(int(first), int(last or first) + 1))
-    except ValueError as error:
-        raise UserError(f"{flag} '{text}': give numbers like '0-2' or '0,1,4'.") from error
-    if not numbers:
-        raise UserError(f"{flag} '{text}' names no number: give them like '0-2' or '0,1,4'.")
-    return sorted(numbers)
+    spans = []
+    for part in text.split(","):
+        span = _RANGE.fullmatch(part)
+        if span is None:
+            raise UserError(f"{flag} '{text}': give numbers like '0-2' or '0,1,4'.")
+        spans.append(range(int(span[1]), int(span[2] or span[1]) + 1))
+    if not all(spans):
+        raise UserError(f"{flag} '{text}' has a range that ends before it begins: give numbers like '0-2'.")
+    if sum(span.stop - span.start for span in spans) > _MOST_NUMBERS:
+        raise UserError(f"{flag} '{text}' names more than {_MOST_NUMBERS:,} numbers: give fewer, like '0-2'.")
+    numbers = sorted(chain.from_iterable(spans))
+    twice = next((a for a, b in pairwise(numbers) if a == b), None)
+    if twice is not None:
+        raise UserError(f"{flag} '{text}' names {twice} twice: give each number once.")
+    return numbers
 
 
 def words(flag: str, text: str | None) -> tuple[str, ...] | None:
@@ -299,7 +316,20 @@ def resolve(
         "variant": choice("--variant", variant, ("real", "shuffled")),
     }
     given = {key: value for key, value in train.items() if value is not None}
-    return make_run_spec(spec, association, data, given, seed)
+    run = make_run_spec(spec, association, data, given, seed)
+    check_candidates(n, candidates)
+    of_adapters = [f"--{key}" for key in ("rank", "alpha") if key in given]
+    if of_adapters and run.train.method == "full":
+        raise UserError(
+            f"{' and '.join(of_adapters)}: method 'full' trains all parameters and has no adapter. Leave it out."
+        )
+    return run
+
+
+def check_candidates(n: int, candidates: str) -> None:
+    """Raises UserError if ten candidates are asked for and more answers are in use."""
+    if candidates == "ten" and n > 10:
+        raise UserError(f"--n {n}: ten candidates cannot hold {n} answers in use. Give --candidates in-use or all.")
 
 
 def _template_indices(text: str, count: int) -> tuple[int, ...]:

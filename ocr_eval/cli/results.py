@@ -30,6 +30,10 @@ FilterOption = Annotated[
 ]
 
 
+#: The port of ``report --serve``.
+_PORT = 8765
+
+
 def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None) -> Found:
     """The runs below the folders that pass the filters; says on stderr which records had to be left out.
 
@@ -46,6 +50,8 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
     gc.freeze()  # records stay; let the collector not walk over ten thousand of them
     for complaint in found.complaints:
         typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+    if not found.runs and found.complaints:
+        raise UserError("No record that can be read is left. Make the runs anew, or name another folder.")
     if not found.runs:
         where = ", ".join(f"'{folder}'" for folder in folders)
         raise UserError(f"No finished run below {where}. Run 'ocr-eval finetune --assoc city-language' first.")
@@ -126,18 +132,27 @@ def figures(
     """Figures of finished runs, each as PNG, PDF and SVG; the paths go to stdout.
 
     OCR scores by association; generalization against hallucination; learning curves and candidate heatmaps of each
-    model and setting; OCR score by m_train where runs differ in it. Exit 1 if a record could not be read.
+    model and setting; OCR score by m_train where runs differ in it. Exit 1 if a file of a run could not be read; the
+    rest is drawn.
     """
     from ocr_eval.figures import save
     from ocr_eval.figures.gallery import gallery
+    from ocr_eval.runs import prepare_output
 
     chosen = chosen_scoring(scoring)
     found = find(folders or [output_dir], chosen, filters)
     folder = to or (folders or [output_dir])[0] / "figures"
-    for name, figure in gallery(found.runs, chosen):
+    prepare_output(folder, "--to")
+    complaints = list(found.complaints)
+
+    def complain(complaint: UserError) -> None:
+        complaints.append(complaint)
+        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+
+    for name, figure in gallery(found.runs, chosen, complain):
         for path in save(figure, folder, name):
             typer.echo(str(path))
-    if found.complaints:
+    if complaints:
         raise typer.Exit(1)
 
 
@@ -158,13 +173,16 @@ def compare(
     from dataclasses import asdict
 
     from ocr_eval.comparison import contrast, verdict
+    from ocr_eval.selection import parse_condition
 
     chosen = chosen_scoring(scoring)
+    conditions = [text for text in (a, b) if "=" in text and not Path(text).exists()]
+    for text in conditions:
+        parse_condition("condition", text)
     sides = []
     for text in (a, b):
-        is_condition = "=" in text and not Path(text).exists()
-        every = [*(filters or ()), *([text] if is_condition else ())]
-        found = find([output_dir if is_condition else Path(text)], chosen, every)
+        every = [*(filters or ()), *([text] if text in conditions else ())]
+        found = find([output_dir if text in conditions else Path(text)], chosen, every)
         if found.complaints:
             raise UserError(f"Nothing is compared while a record of '{text}' cannot be read.")
         sides.append(found.records)
@@ -196,7 +214,9 @@ def report(
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve the page on this machine only, and refresh it as runs finish.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 8765,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of --serve; default: 8765; 0 takes a free one.")
+    ] = None,
     config: o.ConfigOption = None,
 ) -> None:
     """One HTML page of finished runs: table, figures, and every run with its curve, heatmap and probes.
@@ -209,14 +229,16 @@ def report(
     if serve:
         from ocr_eval.report.serve import serve_report
 
-        serve_report(places, chosen, port, list(filters or ()))
+        serve_report(places, chosen, _PORT if port is None else port, list(filters or ()))
         return
+    if port is not None:
+        raise UserError("--port goes with --serve. Add it, or leave the port out.")
     from ocr_eval.report.page import build_page
     from ocr_eval.runs import prepare_output, write_atomic
 
     if output.is_dir():
         raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")
-    prepare_output(output.parent)
+    prepare_output(output.parent, "--output")
     found = find(places, chosen, filters)
     page, complaints = build_page(found, chosen)
     write_atomic(output, page)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ocr_eval.models import Device
     from ocr_eval.specs import Scoring
 
+_ONE_SEED = "One seed: intervals are over subjects only."
+
 
 def controls(
     assoc: o.AssocOption,
@@ -75,8 +77,7 @@ def controls(
     ]
     header = ["condition", "mean rank", "null", "OCR score", "p", "real minus this", "facts learned"]
     typer.echo(o.grid(header, rows))
-    one = " One seed: intervals are over subjects only." if len(reals) == 1 else ""
-    typer.echo(f"{verdict(results)}{one}")
+    typer.echo(f"{verdict(results)}{f' {_ONE_SEED}' if len(reals) == 1 else ''}")
 
 
 def curve(
@@ -124,7 +125,10 @@ def curve(
     if as_json:
         keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "facts_learned")
         listed = [dict(zip(keys, (m, asdict(score), root, learned), strict=True)) for m, score, root, learned in points]
-        typer.echo(json.dumps({"assoc": plan[0].association.name, "m_test": m_test, "points": listed}, indent=2))
+        about = {"assoc": plan[0].association.name, "m_test": m_test, "seeds": seed_list}
+        typer.echo(json.dumps({**about, "points": listed}, indent=2))
         return
     rows = [[str(m), o.interval_text(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
     typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "facts learned"], rows))
+    if len(seed_list) == 1:
+        typer.echo(_ONE_SEED)

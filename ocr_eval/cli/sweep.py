@@ -13,7 +13,7 @@ from ocr_eval.cli.sweep_work import Means, plan, run
 from ocr_eval.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.grid import Grid
+    from ocr_eval.grid import Grid, SweepState
     from ocr_eval.models import Device
 
 ALL_ASSOCS = "all"
@@ -90,6 +90,8 @@ def sweep(
         )
 
     held = read_sweep(output_dir)
+    if worker is not None:
+        _check_worker(worker, held, output_dir)
     given = _given(
         {
             "models": o.words("--models", models),
@@ -110,16 +112,24 @@ def sweep(
             "score_every": score_every,
         }
     )
-    if worker is not None and held is not None:  # so does the sweep
-        given = {}
-    grid = _grid(given, held.grid if held else None)
+    grid = _grid({} if worker is not None else given, held.grid if held else None)  # a worker's is the sweep's
     check_same(grid, output_dir)
+    if held is None:
+        o.check_candidates(max(grid.n), grid.candidates)
     means = Means(cast("Device", device), placement, workers, report_to, offline, force, worker)
     means.check()
     if dry_run:
         typer.echo(plan(grid, output_dir, means), nl=False)
         return
     run(grid, output_dir, means)
+
+
+def _check_worker(worker: int, held: SweepState | None, output: Path) -> None:
+    """Raises UserError if a folder states no sweep to take part in, or one without this pack."""
+    if held is None:
+        raise UserError(f"'{output}' holds no sweep to take part in (no sweep.json).")
+    if not 0 <= worker <= len(held.packs):
+        raise UserError(f"--worker {worker}: this sweep has packs 1 to {len(held.packs)}, and 0 is for all of them.")
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
@@ -141,13 +151,24 @@ def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
     given = dict(given)
     for name in ("models", "assocs"):
         if name in given:
-            given[name] = tuple(str(Path(v).resolve()) if Path(v).exists() else v for v in given[name])
+            given[name] = tuple(map(_absolute, given[name]))
     defaults: dict[str, Any] = {
         "models": (o.DEFAULT_MODEL,),
         "assocs": tuple(column_order(resources.shipped_names("templates"))),
         "seeds": (0, 1, 2),
     }
     return resources.parse(Grid, {**(held.model_dump() if held else defaults), **given}, "sweep")
+
+
+def _absolute(name: str) -> str:
+    """A path of the user's as one that holds wherever a job starts; a name as it is, also where a folder is called so.
+
+    ``org/name`` is a path only where something of that name is there.
+    """
+    from ocr_eval import resources
+
+    path = Path(name)
+    return str(path.resolve()) if resources.looks_like_path(name) and path.exists() else name
 
 
 def status(

@@ -48,7 +48,17 @@ class Means:
         return ["--device", self.device, "--report-to", self.report_to, *(["--offline"] if self.offline else [])]
 
     def check(self) -> None:
-        """Raises UserError if several processes are asked for and the device is no CPU."""
+        """Look, before anything is written, whether the means are there.
+
+        Raises:
+            UserError: no such tracker, device or cluster, or several processes and a device that is no CPU.
+            RunFailed: Slurm does not answer.
+        """
+        from ocr_eval.executor import check_placement
+        from ocr_eval.tracking import require_tracker
+
+        require_tracker(self.report_to)
+        check_placement(self.placement)
         if self.workers is not None and self.workers > 1 and self.pack_device != "cpu":
             raise UserError(f"--workers {self.workers}: processes share the cores of a CPU; one fills a GPU.")
 
@@ -84,7 +94,6 @@ def run(grid: Grid, output: Path, means: Means) -> None:
     from ocr_eval.sweep import check_open, clear, join_sweep, plan_sweep
     from ocr_eval.tracking import how_to_view, require_tracker
 
-    report_to = require_tracker(means.report_to)
     grid.specs()  # what is wrong with it is said before a folder is made
     prepare_output(output)
     bases = Bases(means.device)
@@ -97,13 +106,11 @@ def run(grid: Grid, output: Path, means: Means) -> None:
             clear(sweep)
     else:
         sweep = join_sweep(output, bases)
-        if not 0 <= means.worker <= len(sweep.packs):
-            raise UserError(f"--worker {means.worker}: this sweep has packs 1 to {len(sweep.packs)}.")
     if means.placement.executor == "here":
         _work_here(sweep, bases, means)
     else:
         _work_elsewhere(sweep, means)
-    view = how_to_view(report_to, output)
+    view = how_to_view(require_tracker(means.report_to), output)
     if view and means.worker is None:
         typer.echo(f"To look at the runs: {view}", err=True)
     _conclude(sweep, means.worker)
@@ -126,7 +133,7 @@ def _work_here(sweep: Sweep, bases: Bases, means: Means) -> None:
         _say_problems(sweep, work_side_by_side(sweep, processes, means.flags(), _watcher(sweep)))
         return
     report_to = require_tracker(means.report_to)
-    with following(_watcher(sweep), report_to, sweep.output.name, sweep.output) as watch:
+    with following(_watcher(sweep), report_to, sweep.output.resolve().name, sweep.output) as watch:
         how = Execution(means.device, every=sweep.grid.score_every, watch=watch)
         work(sweep, bases, how, packs, lambda runs: say(f"Waiting for {runs} runs that another process is doing"))
 
@@ -218,12 +225,14 @@ def plan(grid: Grid, output: Path, means: Means) -> str:
     """The grid, what is done already, packs, memory and time; fetches nothing and writes nothing."""
     import yaml
 
+    from ocr_eval.progress import say
     from ocr_eval.run import Bases
     from ocr_eval.sweep import cut, plan_sweep
     from ocr_eval.sweep_plan import describe_packs
     from ocr_eval.weights import cached
 
     bases, device, specs = Bases(means.device), means.pack_device, grid.specs()
+    say(f"Planning {len(specs)} runs")
     if all(cached(spec.model) for spec in specs):
         sweep = plan_sweep(grid, output, device, bases, means.packs_at_once)
         packs = [[run.spec for run in pack] for pack in sweep.packs]

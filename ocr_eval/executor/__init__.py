@@ -7,12 +7,40 @@ time limits, preemption and lost nodes are survived.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from ocr_eval.errors import UserError
 from ocr_eval.executor.jobs import EXECUTORS, Executor, Job, JobEvent, JobResult, Meanwhile, Placement, Progress
 
-__all__ = ["EXECUTORS", "Executor", "Job", "JobEvent", "JobResult", "Meanwhile", "Placement", "Progress", "run_jobs"]
+__all__ = [
+    "EXECUTORS",
+    "Executor",
+    "Job",
+    "JobEvent",
+    "JobResult",
+    "Meanwhile",
+    "Placement",
+    "Progress",
+    "check_placement",
+    "run_jobs",
+]
+
+
+def check_placement(placement: Placement) -> None:
+    """Look whether jobs could run where ``placement`` says; writes and submits nothing.
+
+    Raises:
+        UserError: the devices, the partition or the cluster do not exist.
+        RunFailed: Slurm does not answer.
+    """
+    if placement.executor == "local":
+        from ocr_eval.executor.local import resolve_devices
+
+        resolve_devices(placement.devices)
+    elif placement.executor == "slurm":
+        _slurm().check_slurm(placement)
 
 
 def run_jobs(
@@ -30,12 +58,14 @@ def run_jobs(
     Args:
         jobs: what to run; names are distinct.
         placement: ``local`` or ``slurm``, and what they need; ``here`` is the caller's own affair.
-        logs: folder for the output of the jobs, ``<name>.log`` each; Slurm's own files go to ``slurm/`` in it.
+        logs: folder for the output of the jobs, ``<name>.log`` each (``<name>-2.log`` of a second caller that is at
+            work here with the same folder); Slurm's own files go to ``slurm/`` in it.
         progress: called whenever a job's state changes.
         meanwhile: called several times a second on this machine, and whenever Slurm is asked.
 
     Raises:
-        UserError: the devices, the partition or the cluster do not exist, or Slurm refuses the jobs.
+        UserError: the devices, the partition or the cluster do not exist, Slurm refuses the jobs, or the file system
+            of ``logs`` has no locks.
         RunFailed: Slurm does not answer.
         KeyboardInterrupt: local jobs were stopped first; jobs in Slurm go on, and a line says how to cancel them.
     """
@@ -48,10 +78,19 @@ def run_jobs(
         from ocr_eval.executor.local import run_local
 
         return run_local(jobs, placement, logs, progress, meanwhile)
+    results: list[JobResult] = _slurm().run_slurm(jobs, placement, logs, progress, meanwhile)
+    return results
+
+
+def _slurm() -> ModuleType:
+    """The module that speaks to Slurm.
+
+    Raises:
+        UserError: submitit is not installed.
+    """
     try:
-        from ocr_eval.executor.slurm import run_slurm
+        return import_module("ocr_eval.executor.slurm")
     except ModuleNotFoundError as error:
         if error.name != "submitit":
             raise
         raise UserError("--executor slurm needs submitit: pip install 'ocr-eval[cluster]'") from error
-    return run_slurm(jobs, placement, logs, progress, meanwhile)

@@ -2,6 +2,7 @@
 
 A submission is written down before sbatch is called, under a name that no other has, and again with the ids that
 Slurm gave. A process that died between the two leaves a submission without ids: its jobs are found by the name.
+What was submitted from another folder, of which this one is a copy, is none of its business.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ocr_eval.errors import UserError
+from ocr_eval.locks import hold
 from ocr_eval.runs import write_atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Ledger:
             UserError: another has been at it for two minutes.
         """
         try:
-            with FileLock(self._folder / ".lock", timeout=120):
+            with hold(self._folder / ".lock", timeout=120):
                 self.submissions = self._read()
                 yield
         except Timeout as error:
@@ -77,10 +79,17 @@ class Ledger:
     def _read(self) -> list[Submission]:
         if not self._path.is_file():
             return []
-        entries = json.loads(self._path.read_text(encoding="utf-8"))["submissions"]
+        content = json.loads(self._path.read_text(encoding="utf-8"))
+        if content.get("folder") != str(self._folder.resolve()):
+            return []
+        entries = content["submissions"]
         return [Submission(entry["name"], tuple(entry["jobs"]), tuple(entry["ids"])) for entry in entries]
 
     def _write(self, submissions: list[Submission]) -> None:
-        content = {"schema_version": SCHEMA_VERSION, "submissions": [asdict(submission) for submission in submissions]}
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "folder": str(self._folder.resolve()),
+            "submissions": [asdict(submission) for submission in submissions],
+        }
         write_atomic(self._path, json.dumps(content, indent=2) + "\n")
         self.submissions = submissions

@@ -6,13 +6,18 @@ import os
 import subprocess
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+
+from filelock import Timeout
 
 from ocr_eval.errors import unknown_name
 from ocr_eval.executor import process
 from ocr_eval.executor.jobs import Job, JobEvent, JobResult, Meanwhile, Placement, Progress
+from ocr_eval.locks import hold
 from ocr_eval.progress import say
 
 _POLL_SECONDS = 0.1
@@ -32,11 +37,36 @@ def run_local(
     """Run jobs on the devices of this machine; see ``run_jobs``.
 
     Raises:
-        UserError: a device that is not there.
+        UserError: a device that is not there, or ``logs`` on a file system without locks.
         KeyboardInterrupt: after the running jobs were stopped.
     """
-    free = deque(resolve_devices(placement.devices))
-    environments = {device: device_environment(device, tuple(free)) for device in free}
+    devices = resolve_devices(placement.devices)
+    with _ending(logs) as ending:
+        return _run(jobs, devices, lambda job: logs / f"{job.name}{ending}.log", progress, meanwhile)
+
+
+@contextmanager
+def _ending(logs: Path) -> Iterator[str]:
+    """What the names of this caller's logs end in: what no other has that is at work with the same folder."""
+    for number in count(1):
+        try:
+            held = hold(logs / f".caller{number}.lock", timeout=0)
+        except Timeout:
+            continue
+        with held:
+            yield "" if number == 1 else f"-{number}"
+        return
+
+
+def _run(
+    jobs: Sequence[Job],
+    devices: Sequence[str],
+    log_of: Callable[[Job], Path],
+    progress: Progress,
+    meanwhile: Meanwhile,
+) -> list[JobResult]:
+    free = deque(devices)
+    environments = {device: device_environment(device, devices) for device in devices}
     waiting = deque(enumerate(jobs))
     running: list[_Running] = []
     results: dict[int, JobResult] = {}
@@ -45,7 +75,7 @@ def run_local(
             while waiting and free:
                 index, job = waiting.popleft()
                 device = free.popleft()
-                log = logs / f"{job.name}.log"
+                log = log_of(job)
                 child = process.start(job.command, log, device, environments[device], os.setsid)
                 running.append(_Running(index, device, log, child))
                 progress(JobEvent(job, "running", device))

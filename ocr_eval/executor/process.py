@@ -50,11 +50,14 @@ def start(
 
 def _before(prepare: Callable[[], object]) -> Callable[[], None]:
     prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
+    parent = os.getpid()
 
     def in_child() -> None:
+        prepare()
         if prctl is not None:
             prctl(_DEATH_SIGNAL, signal.SIGKILL)
-        prepare()
+            if os.getppid() != parent:  # it died before the signal was asked for
+                os.kill(os.getpid(), signal.SIGKILL)
 
     return in_child
 

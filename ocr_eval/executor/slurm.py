@@ -1,14 +1,15 @@
-"""Jobs of a Slurm cluster, submitted through submitit as one array."""
+"""Jobs of a Slurm cluster, submitted through submitit as an array, or several where one may not be so long."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from submitit import SlurmExecutor, SlurmJob
@@ -28,6 +29,8 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
 _RESULT_PATIENCE = 15.0
 #: Seconds that cancelled jobs may take to be gone; Slurm itself kills them after KillWait, 30 s by default.
 _CANCEL_PATIENCE = 120.0
+#: Seconds that the files of a submission stay after the last result, for processes that still watch it.
+_KEEP = 24 * 3600.0
 _DEFAULT_MINUTES = 240
 _ENDS: dict[str, End] = {"TIMEOUT": "timeout", "DEADLINE": "timeout", "CANCELLED": "cancelled", "REVOKED": "cancelled"}
 
@@ -39,6 +42,17 @@ class _Submitted:
     job: Job
     id: str
     submission: Submission
+
+
+def check_slurm(placement: Placement) -> None:
+    """Look whether there is a Slurm that has room for such jobs.
+
+    Raises:
+        UserError: no Slurm here, no such partition, or one that is not open for so long.
+        RunFailed: Slurm does not answer.
+    """
+    queue.require_slurm()
+    _parameters(placement)
 
 
 def run_slurm(
@@ -57,6 +71,7 @@ def run_slurm(
     ledger = Ledger(folder)
     with ledger.locked():
         submitted = _attach(jobs, ledger)
+        _clear_away(folder, ledger)
         fresh = [job for job in jobs if job.name not in submitted]
         if submitted:
             say(f"In Slurm already: {_ids(list(submitted.values()))}")
@@ -87,6 +102,14 @@ def _attach(jobs: Sequence[Job], ledger: Ledger) -> dict[str, _Submitted]:
     return attached
 
 
+def _clear_away(folder: Path, ledger: Ledger) -> None:
+    """Remove the files of submissions that are over, once nobody reads them any more."""
+    kept = {submission.name for submission in ledger.submissions}
+    for own in folder.glob("ocr-eval-*"):
+        if own.name not in kept and time.time() - own.stat().st_mtime > _KEEP:
+            shutil.rmtree(own, ignore_errors=True)
+
+
 def _cancel_unfinished_submission(submission: Submission, live: set[str]) -> None:
     """Clear away what a process left that died while it submitted: its jobs may lack their files.
 
@@ -107,10 +130,36 @@ def _cancel_unfinished_submission(submission: Submission, live: set[str]) -> Non
 def _submit(
     jobs: Sequence[Job], placement: Placement, logs: Path, folder: Path, ledger: Ledger
 ) -> dict[str, _Submitted]:
+    """Submit jobs as few arrays of about one length, which share the number of jobs that run at once.
+
+    Raises:
+        UserError: Slurm refuses them, or the arrays are too many to share that number; nothing is left behind.
+    """
+    arrays = math.ceil(len(jobs) / queue.longest_array())
+    if arrays > placement.parallel:
+        raise UserError(
+            f"--parallel {placement.parallel}: {len(jobs)} jobs are {arrays} arrays on this cluster, each with a job "
+            f"that runs. Give {arrays} or more."
+        )
+    submitted: dict[str, _Submitted] = {}
+    for k in range(arrays):
+        part = jobs[len(jobs) * k // arrays : len(jobs) * (k + 1) // arrays]
+        share = replace(placement, parallel=(placement.parallel + k) // arrays)
+        try:
+            submitted |= _submit_array(part, share, logs, folder, ledger)
+        except UserError:
+            queue.cancel(sorted({one.submission.name for one in submitted.values()}))
+            raise
+    return submitted
+
+
+def _submit_array(
+    jobs: Sequence[Job], placement: Placement, logs: Path, folder: Path, ledger: Ledger
+) -> dict[str, _Submitted]:
     """Submit jobs as one array.
 
     Raises:
-        UserError: Slurm refuses them; nothing is left behind.
+        UserError: Slurm refuses them; nothing of them is left behind.
     """
     parameters = _parameters(placement)
     submission = ledger.begin([job.name for job in jobs])
@@ -208,11 +257,12 @@ class _Watch:
         before = dict(self._seen)
         for one in left:
             entry = found.get(one.id)
+            if entry is None and not self._handle(one).paths.result_pickle.is_file():
+                entry = queue.find_accounted(one.id)
             if entry is not None and entry.live:
                 self._tell(one, {"PENDING": "queued"}.get(entry.state, entry.state.lower()), entry.reason)
                 continue
-            state = queue.accounted_state(one.id) if entry is None else entry.state
-            result = self._result(one, state)
+            result = self._result(one, "" if entry is None else entry.state)
             self._results[one.id] = result
             self._tell(one, result.end, result.reason)
         return before != self._seen
@@ -222,6 +272,9 @@ class _Watch:
             self._seen[one.id] = (state, reason)
             self._progress(JobEvent(one.job, state, one.id, reason))
 
+    def _handle(self, one: _Submitted) -> SlurmJob[None]:
+        return SlurmJob(self._folder / one.submission.name, one.id)
+
     def _result(self, one: _Submitted, state: str) -> JobResult:
         """How a job ended that Slurm has done with.
 
@@ -229,7 +282,7 @@ class _Watch:
             one: the job.
             state: Slurm's word for it, empty if it has forgotten the job.
         """
-        handle: SlurmJob[None] = SlurmJob(self._folder / one.submission.name, one.id)
+        handle = self._handle(one)
         error = _error_of(handle, _RESULT_PATIENCE if state == "COMPLETED" else 1.0)
         end: End
         code: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -80,6 +81,16 @@ def _minutes(limit: str) -> int | None:
     return int(days or 0) * 1440 + hours * 60 + minutes
 
 
+def longest_array() -> int:
+    """How many jobs one array may have.
+
+    Raises:
+        RunFailed: Slurm does not answer.
+    """
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
+    return max(1, int(limit[1])) if limit else 1  # 0: no arrays on this cluster
+
+
 def find_jobs(names: Iterable[str]) -> dict[str, QueueEntry]:
     """The jobs of this name that the controller remembers, by id (``12`` or ``12_0``); finished ones for a while.
 
@@ -97,13 +108,13 @@ def find_jobs(names: Iterable[str]) -> dict[str, QueueEntry]:
     return entries
 
 
-def accounted_state(job_id: str) -> str:
-    """The last state of a job that the controller has forgotten, where the cluster keeps accounts; else empty."""
+def find_accounted(job_id: str) -> QueueEntry | None:
+    """A job that the controller does not name, where the cluster keeps accounts; else None."""
     try:
         answer = _ask("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job_id}")
     except RunFailed:
-        return ""
-    return answer.split()[0] if answer.split() else ""
+        return None
+    return QueueEntry(answer.split()[0], "") if answer.split() else None
 
 
 def cancel(names: Sequence[str]) -> None:

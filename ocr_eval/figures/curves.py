@@ -11,7 +11,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ocr_eval.figures.style import LEGEND_ROWS, QUANTITY_STYLES, bare, entry, legend_below, new_figure, series, tick
+from ocr_eval.figures.style import (
+    LEGEND_ROWS,
+    QUANTITY_STYLES,
+    bare,
+    close_legend,
+    entry,
+    face,
+    legend_below,
+    new_figure,
+    series,
+    tick,
+    whole_ticks,
+)
 from ocr_eval.records import Quantity, Record
 from ocr_eval.selection import by_association, column_order, group_rows
 from ocr_eval.specs import Scoring
@@ -21,8 +33,8 @@ from ocr_eval.table import make_cells
 def curve_figure(runs: Sequence[tuple[Record, Sequence[Mapping[str, Any]]]], scoring: Scoring) -> Figure:
     """Mean rank over epochs of the four quantities, a panel an association, averaged over seeds.
 
-    The dashed grey line is the null rank of the held-out entailments, the dotted one chance: the mean rank of
-    an answer drawn among all candidates.
+    Drawn are the epochs at which all seeds were scored. The dashed grey line is the null rank of the held-out
+    entailments, the dotted one chance: the mean rank of an answer drawn among all candidates.
 
     Args:
         runs: records with the lines of their metrics.jsonl, all of one model and setting.
@@ -47,10 +59,12 @@ def curve_figure(runs: Sequence[tuple[Record, Sequence[Mapping[str, Any]]]], sco
         _curve_panel(axes, metrics_of[name], scoring, chance)
         axes.set_title(f"{tick(name)} ({seeds} seed{'s'[: seeds > 1]})", fontsize=9)
         axes.set_xlabel("epoch")
+        whole_ticks(axes)
         bare(axes)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
-    figure.axes[0].set_ylabel(f"mean rank ({scoring}), 0 is perfect")
+    for axes in panels[: len(names) : columns]:
+        axes.set_ylabel(f"mean rank ({scoring}),\n0 is perfect")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, columns + 1), fontsize=8, frameon=False)
     return figure
@@ -66,14 +80,12 @@ def _curve_panel(
     axes: Axes, metrics: Sequence[Sequence[Mapping[str, Any]]], scoring: Scoring, chance: float | None
 ) -> None:
     def points(quantity: Quantity, key: str) -> tuple[list[int], list[float]]:
-        values: dict[int, list[float]] = defaultdict(list)
+        of_runs: list[dict[int, float]] = []
         for lines in metrics:
-            for line in lines:
-                score = line.get("scores", {}).get(scoring, {}).get(quantity)
-                if score is not None:
-                    values[line["epoch"]].append(score[key])
-        epochs = sorted(values)
-        return epochs, [float(np.mean(values[epoch])) for epoch in epochs]
+            scores = {line["epoch"]: line.get("scores", {}).get(scoring, {}).get(quantity) for line in lines}
+            of_runs.append({epoch: score[key] for epoch, score in scores.items() if score is not None})
+        epochs = sorted(set.intersection(*map(set, of_runs)))
+        return epochs, [float(np.mean([values[epoch] for values in of_runs])) for epoch in epochs]
 
     for quantity, (label, color, style) in QUANTITY_STYLES.items():
         width = 2.4 if quantity == "test_entailment" else 1.4
@@ -85,7 +97,8 @@ def _curve_panel(
 
 
 def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None:
-    """OCR score over m_train with its 95 % interval, a line for each association of runs alike in all else.
+    """OCR score over m_train with its 95 % interval, a line for each association of runs alike in all else,
+    hollow where a run did not learn its facts.
 
     Beside it min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model: orientation, no prediction.
 
@@ -94,45 +107,40 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
     """
     lines = []
     real = [record for record in records if record.data.variant == "real"]
-    for key, runs in _alike_but_m_train(real).items():
-        by_size: dict[int, list[Record]] = defaultdict(list)
-        for run in runs:
-            by_size[run.data.m_train].append(run)
-        if len(by_size) > 1:
-            lines.append((key, dict(sorted(by_size.items()))))
+    for key, alike in group_rows(real, but=("m_train",)).items():
+        for name, runs in by_association(alike).items():
+            by_size: dict[int, list[Record]] = defaultdict(list)
+            for run in runs:
+                by_size[run.data.m_train].append(run)
+            if len(by_size) > 1:
+                lines.append((f"{name}: {key.name}", dict(sorted(by_size.items()))))
     if not lines:
         return None
     cells = iter(make_cells([runs for _, by_size in lines for runs in by_size.values()], scoring))
     figure = new_figure(6.0, 3.6 + 0.16 * min(len(lines), LEGEND_ROWS))
     axes = figure.subplots()
-    for i, (key, by_size) in enumerate(lines):
+    for i, (name, by_size) in enumerate(lines):
         color, marker = series(i)
         sizes, found = list(by_size), [next(cells) for _ in by_size]
         low, high = zip(*(cell.bounds["ocr-score"] for cell in found), strict=True)
-        label = entry(key) if i < LEGEND_ROWS else None
-        axes.plot(sizes, [c.values["ocr-score"] for c in found], marker=marker, color=color, linewidth=1.6, label=label)
+        scores = [cell.values["ocr-score"] for cell in found]
+        label = entry(name) if i < LEGEND_ROWS else None
+        axes.plot(sizes, scores, marker=marker, color=color, linewidth=1.6, label=label)
+        for size, score, cell in zip(sizes, scores, found, strict=True):
+            if cell.unlearned:
+                axes.plot(size, score, marker, color=color, markerfacecolor=face(color, True))
         axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
-    for m_test in sorted({run.data.m_test for _, by_size in lines for runs in by_size.values() for run in runs}):
-        most = max(max(by_size) for _, by_size in lines)
+    of_lines = [run for _, by_size in lines for runs in by_size.values() for run in runs]
+    for m_test in sorted({run.data.m_test for run in of_lines}):
+        most = max(run.data.m_train for run in of_lines)
         x = np.linspace(0, most, 200)
         y = np.minimum(1, np.sqrt(x / m_test))
         axes.plot(x, y, color="0.35", linewidth=1, linestyle=(0, (6, 3)), label=f"min(1, sqrt(m_train / {m_test}))")
+    close_legend(axes, len(lines), not all(run.facts_learned for run in of_lines))
     axes.axhline(0, color="black", linewidth=1)
+    whole_ticks(axes)
     axes.set_xlabel("m_train: subjects a group whose entailment is taught")
     axes.set_ylabel(f"OCR score ({scoring})")
     legend_below(figure)
     bare(axes)
     return figure
-
-
-def _alike_but_m_train(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records that differ in m_train and seed alone, by a name for what they share."""
-    groups: dict[str, list[Record]] = {}
-    for name, runs in by_association(records).items():
-        rows: dict[str, list[Record]] = defaultdict(list)
-        for key, row in group_rows(runs, by=("model", "m_train")).items():
-            rest = [part for part in (key.labels[0], key.setting) if part]
-            rows[", ".join(rest)] += row
-        for key_name, row in rows.items():
-            groups[f"{name}: {key_name}"] = row
-    return groups

@@ -55,7 +55,7 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
         axes.set_visible(False)
     figure.supylabel("taught fact of the group", fontsize=8)
     bar = figure.colorbar(image, ax=figure.axes[: len(heats)], shrink=0.8)
-    bar.set_label(f"probability among candidates ({scoring})", fontsize=8)
+    bar.set_label(f"probability among\ncandidates ({scoring})", fontsize=8)
     return figure
 
 

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ocr_eval.figures.style import LEGEND_ROWS, bare, entry, legend_below, new_figure, series, tick
+from ocr_eval.figures.style import LEGEND_ROWS, bare, close_legend, entry, face, legend_below, new_figure, series, tick
 from ocr_eval.records import Record
 from ocr_eval.selection import group_rows
 from ocr_eval.specs import Scoring
 from ocr_eval.table import Table, make_cells
-
-_UNLEARNED = "hollow: a run's facts were not learned"
 
 
 def score_figure(table: Table) -> Figure:
@@ -28,19 +26,16 @@ def score_figure(table: Table) -> Figure:
     figure = new_figure(7.2, 3.4 + 0.16 * min(len(rows), LEGEND_ROWS))
     axes = figure.subplots()
     step = min(0.12, 0.8 / len(rows))
-    hollow = False
     for i, row in enumerate(rows):
         color, marker = series(i)
         for name, cell in row.cells.items():
             x = names.index(name) + (i - (len(rows) - 1) / 2) * step
             axes.plot([x, x], cell.bounds["ocr-score"], color=color, linewidth=2, solid_capstyle="butt")
-            face = "white" if cell.unlearned else color
-            hollow |= bool(cell.unlearned)
-            axes.plot(x, cell.values["ocr-score"], marker, color=color, markerfacecolor=face, markersize=7)
+            filled = face(color, bool(cell.unlearned))
+            axes.plot(x, cell.values["ocr-score"], marker, color=color, markerfacecolor=filled, markersize=7)
         if i < LEGEND_ROWS:
             axes.plot([], [], marker, color=color, markersize=7, label=entry(row.name))
-    if len(rows) > LEGEND_ROWS:
-        axes.plot([], [], " ", label=f"and {len(rows) - LEGEND_ROWS} more")
+    close_legend(axes, len(rows), any(cell.unlearned for row in rows for cell in row.cells.values()))
     axes.axhline(0, color="black", linewidth=1)
     axes.text(-0.48, 0.02, "null", ha="left", va="bottom", fontsize=8)
     axes.axhline(1, color="black", linewidth=0.6, linestyle=":")
@@ -48,8 +43,6 @@ def score_figure(table: Table) -> Figure:
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylabel(f"OCR score ({table.scoring})")
     axes.set_title("Held-out entailments inferred: 0 nothing transferred, 1 always", fontsize=10)
-    if hollow:
-        axes.plot([], [], "o", color="0.4", markerfacecolor="white", markersize=7, label=_UNLEARNED)
     legend_below(figure)
     bare(axes)
     return figure
@@ -58,8 +51,8 @@ def score_figure(table: Table) -> Figure:
 def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None:
     """Generalization against hallucination: each row's OCR score over true links and over arbitrary ones.
 
-    A large marker is a row with the 95 % intervals of both scores, a small one a seed of it. On the diagonal a
-    model cannot tell a true link from an arbitrary one. Controls are left out.
+    A large marker is a row with the 95 % intervals of both scores, a small one a seed of it, hollow where a run did
+    not learn its facts. On the diagonal a model cannot tell a true link from an arbitrary one. Controls are left out.
 
     Returns:
         None if no row has runs of both kinds.
@@ -79,17 +72,23 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
     for i, (name, kinds) in enumerate(rows):
         color, marker = series(i)
         across, up = next(cells), next(cells)
-        by_seed = [[_by_seed(runs, seed, scoring) for runs in kinds] for seed in sorted({r.seed for r in kinds[0]})]
-        for one in by_seed:
-            if one[0] is not None and one[1] is not None:
-                axes.plot(one[0], one[1], marker, color=color, markersize=3.5, alpha=0.55)
-                lowest = min(lowest, one[0], one[1])
+        for seed in sorted({run.seed for run in kinds[0]} & {run.seed for run in kinds[1]}):
+            of_seed = [[run for run in runs if run.seed == seed] for runs in kinds]
+            point = [_score(runs, scoring) for runs in of_seed]
+            filled = face(color, not all(run.facts_learned for runs in of_seed for run in runs))
+            axes.plot(*point, marker, color=color, markerfacecolor=filled, markersize=3.5, alpha=0.55)
+            lowest = min(lowest, *point)
         x, y = (cell.values["ocr-score"] for cell in (across, up))
         axes.plot(across.bounds["ocr-score"], [y, y], color=color, linewidth=1.6)
         axes.plot([x, x], up.bounds["ocr-score"], color=color, linewidth=1.6)
-        label = entry(name) if i < LEGEND_ROWS else None
-        axes.plot(x, y, marker, color=color, markersize=9, markeredgecolor="white", label=label)
+        unlearned = bool(across.unlearned or up.unlearned)
+        edge = color if unlearned else "white"
+        axes.plot(x, y, marker, markersize=9, markerfacecolor=face(color, unlearned), markeredgecolor=edge)
+        if i < LEGEND_ROWS:
+            axes.plot([], [], marker, color=color, markersize=7, label=entry(name))
         lowest = min(lowest, across.bounds["ocr-score"][0], up.bounds["ocr-score"][0])
+    unlearned_runs = any(not run.facts_learned for _, kinds in rows for runs in kinds for run in runs)
+    close_legend(axes, len(rows), unlearned_runs)
     axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=":")
     label = "on this line: no telling true from arbitrary"
     axes.text(0.5, 0.51, label, ha="center", va="bottom", rotation=45, rotation_mode="anchor", fontsize=7, color="0.35")
@@ -105,6 +104,6 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
     return figure
 
 
-def _by_seed(runs: Sequence[Record], seed: int, scoring: Scoring) -> float | None:
-    scores = [run.final[scoring]["test_entailment"] for run in runs if run.seed == seed]
-    return 1 - sum(s.mean_rank for s in scores) / sum(s.null_rank for s in scores) if scores else None
+def _score(runs: Sequence[Record], scoring: Scoring) -> float:
+    scores = [run.final[scoring]["test_entailment"] for run in runs]
+    return 1 - sum(s.mean_rank for s in scores) / sum(s.null_rank for s in scores)

@@ -10,21 +10,14 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ocr_eval.records import Quantity
 from ocr_eval.runs import prepare_output, write_atomic
 
-#: One colour and marker a row; they repeat after eight.
-SERIES = (
-    ("#0072B2", "o"),
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#E69F00", "v"),
-    ("#56B4E9", "P"),
-    ("#000000", "X"),
-    ("#999999", "*"),
-)
+#: Colours of rows and their markers; a row of each legend has a marker of its own, and a pair repeats after 24 rows.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "d")
 
 #: One label, colour and line style a quantity; the finding is drawn last and thickest.
 QUANTITY_STYLES: dict[Quantity, tuple[str, str, str]] = {
@@ -39,6 +32,8 @@ _CHARACTER, _MARKER = 0.063, 0.6
 
 #: A legend of more rows than this says how many it leaves out.
 LEGEND_ROWS = 12
+
+_UNLEARNED = "hollow: a run's facts were not learned"
 
 _METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
@@ -67,9 +62,27 @@ def bare(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def whole_ticks(axes: Axes) -> None:
+    """Only whole numbers across."""
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+
+
 def series(i: int) -> tuple[str, str]:
     """Colour and marker of the i-th row."""
-    return SERIES[i % len(SERIES)]
+    return COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+
+
+def face(color: str, unlearned: bool) -> str:
+    """What fills a marker: its colour, or nothing where a run's facts were not learned."""
+    return "white" if unlearned else color
+
+
+def close_legend(axes: Axes, rows: int, unlearned: bool) -> None:
+    """After the entries of its rows: how many of them a legend leaves out, and what hollow markers mean if any are."""
+    if rows > LEGEND_ROWS:
+        axes.plot([], [], " ", label=f"and {rows - LEGEND_ROWS} more")
+    if unlearned:
+        axes.plot([], [], "o", color="0.4", markerfacecolor="white", markersize=7, label=_UNLEARNED)
 
 
 def plain(text: str, most: int = 70) -> str:

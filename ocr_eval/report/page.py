@@ -77,6 +77,8 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
         complaints += more
         sections.append(_section(number, key_setting, run, scoring, pack(content)))
     css, js = (files("ocr_eval.report").joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    of_rows = row_figures(found.runs, scoring, lambda _: None)  # the sections complain of the same files
+    pictures = [*_pictures(found.runs, scoring), *_row_pictures(islice(of_rows, ROW_FIGURES))]
     table = build_table(found.records, scoring, published_mean_ranks()) if found.runs else None
     text = (
         templates()
@@ -96,7 +98,8 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
             caption=caption(table) if table else "",
             lines=lambda row, name: cell_lines(table, row.cells.get(name)) if table else [],
             seed_counts=seed_counts,
-            pictures=list(_pictures(found.runs, scoring)),
+            pictures=pictures,
+            row_figures=ROW_FIGURES if next(of_rows, None) else None,
             run_columns=RUN_COLUMNS,
             numbers=_NUMBERS,
             sections=sections,
@@ -143,6 +146,7 @@ def _going_on(found: Found) -> list[Progress]:
 
 
 def _pictures(runs: Sequence[Run], scoring: Scoring) -> Iterator[Picture]:
+    """Figures of all runs together."""
     if not runs:
         return
     records = [run.record for run in runs]
@@ -164,21 +168,17 @@ def _pictures(runs: Sequence[Run], scoring: Scoring) -> Iterator[Picture]:
         ),
     )
     yield from (_picture(title, text, figure) for title, text, figure in optional if figure is not None)
-    for name, figure in islice(_readable(row_figures(runs, scoring)), ROW_FIGURES):
+
+
+def _row_pictures(figures: Iterable[tuple[str, Figure]]) -> Iterator[Picture]:
+    """Learning curves and heatmaps."""
+    for name, figure in figures:
         what = (
             "Mean rank over epochs of the four quantities, the null of the held-out entailments, and chance."
             if name.startswith("curves")
             else "Mean probability of each candidate for the test subjects of each group; the right one is framed."
         )
         yield _picture(name.partition("-")[0].capitalize() + ": " + name.partition("-")[2], what, figure)
-
-
-def _readable(figures: Iterable[tuple[str, Figure]]) -> Iterator[tuple[str, Figure]]:
-    """The figures up to one whose files cannot be read; the sections of its runs say so."""
-    try:
-        yield from figures
-    except (UserError, KeyError, ValueError, OSError):
-        return
 
 
 def _picture(title: str, text: str, figure: Figure) -> Picture:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ocr_eval.archive import Run
 from ocr_eval.errors import UserError
 from ocr_eval.figures.curves import chance_rank
+from ocr_eval.figures.sources import metrics_of, probes_of, whole
 from ocr_eval.figures.style import QUANTITY_STYLES
-from ocr_eval.heat import heat_of
+from ocr_eval.heat import Heat, heat_of
 from ocr_eval.report.reproduce import command, missing_files
-from ocr_eval.runs import RunFolder, read_config, read_jsonl
+from ocr_eval.runs import RunFolder, read_config
 from ocr_eval.specs import Scoring
+
+T = TypeVar("T")
 
 #: Log-probabilities are kept in thousandths of a nat: the page shows two decimals.
 _STEPS_A_NAT = 1000
@@ -31,25 +34,20 @@ def run_payload(run: Run, scoring: Scoring) -> tuple[dict[str, Any], list[UserEr
     """
     complaints: list[UserError] = []
 
-    def attempt(make: Any, path: Path) -> Any:
-        if not path.is_file():
-            return None
+    def attempt(make: Callable[[], T]) -> T | None:
         try:
-            return make(path)
+            return make()
         except UserError as error:
             complaints.append(error)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            complaints.append(UserError(f"{path} does not hold what it should ({type(error).__name__}: {error})."))
-        return None
+            return None
 
-    folder = run.folder
-    probes = attempt(lambda path: _probes(read_jsonl(path), scoring), folder / "probes.jsonl") or (None, None)
+    probes = attempt(lambda: _probes(run, scoring)) or (None, None)
     content = {
         "command": command(run.record),
         "wants": missing_files(run.record),
-        "config": attempt(_text, folder / "config.yaml"),
-        "environment": attempt(_text, folder / "env.json"),
-        "curves": attempt(lambda path: _curves(run, read_jsonl(path), scoring), folder / "metrics.jsonl"),
+        "config": attempt(lambda: _text(run.folder / "config.yaml")),
+        "environment": attempt(lambda: _text(run.folder / "env.json")),
+        "curves": attempt(lambda: _curves(run, scoring)),
         "heat": probes[0],
         "probes": probes[1],
     }
@@ -63,15 +61,12 @@ def pack(content: Mapping[str, Any]) -> str:
 
 
 def _text(path: Path) -> str:
-    try:
+    with whole(path):
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
 
 
-def _curves(run: Run, lines: Sequence[Mapping[str, Any]], scoring: Scoring) -> dict[str, Any]:
-    scored = [line for line in lines if "scores" in line]
-    of = [(line["epoch"], line["scores"][scoring]) for line in scored]
+def _curves(run: Run, scoring: Scoring) -> dict[str, Any]:
+    of = [(line["epoch"], line["scores"][scoring]) for line in metrics_of(run, scoring) if "scores" in line]
 
     def series(quantity: str, key: str) -> list[list[float]]:
         return [[epoch, round(scores[quantity][key], 4)] for epoch, scores in of if quantity in scores]
@@ -84,9 +79,23 @@ def _curves(run: Run, lines: Sequence[Mapping[str, Any]], scoring: Scoring) -> d
     return {"lines": [line for line in [*lines_of, null] if line["points"]], "chance": chance_rank(run.record)}
 
 
-def _probes(lines: Sequence[Mapping[str, Any]], scoring: Scoring) -> tuple[dict[str, Any], dict[str, Any]]:
-    heat = heat_of(lines, scoring)
-    last = max(line["epoch"] for line in lines)
+def _probes(run: Run, scoring: Scoring) -> tuple[dict[str, Any], dict[str, Any]]:
+    lines = probes_of(run, scoring)
+    with whole(run.folder / "probes.jsonl"):
+        return _heat(heat_of(lines, scoring)), _rows(lines, run.record.train.epochs, scoring)
+
+
+def _heat(heat: Heat) -> dict[str, Any]:
+    return {
+        "groups": heat.groups,
+        "candidates": heat.candidates,
+        "inUse": heat.in_use,
+        "target": heat.target,
+        "p": heat.probability.round(4).tolist(),
+    }
+
+
+def _rows(lines: Sequence[Mapping[str, Any]], last: int, scoring: Scoring) -> dict[str, Any]:
     before = {(line["quantity"], line["prompt"]): line["rank"][scoring] for line in lines if line["epoch"] == 0}
     lists: dict[tuple[str, ...], int] = {}
     rows = []
@@ -106,14 +115,7 @@ def _probes(lines: Sequence[Mapping[str, Any]], scoring: Scoring) -> tuple[dict[
                 "logp": [round(value * _STEPS_A_NAT) for value in line["logprobs"][scoring]],
             }
         )
-    heated = {
-        "groups": heat.groups,
-        "candidates": heat.candidates,
-        "inUse": heat.in_use,
-        "target": heat.target,
-        "p": heat.probability.round(4).tolist(),
-    }
-    return heated, {"lists": [list(names) for names in lists], "rows": rows, "stepsANat": _STEPS_A_NAT}
+    return {"lists": [list(names) for names in lists], "rows": rows, "stepsANat": _STEPS_A_NAT}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """Jobs on a real Slurm: run by with_slurm.sh, not a part of the default tests."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 
@@ -31,6 +35,15 @@ def python(name, code):
     return Job(name, (sys.executable, "-c", code))
 
 
+def in_front_of(program, script, folder, monkeypatch):
+    """Let a line of shell go before every call of a program."""
+    (folder / "bin").mkdir(exist_ok=True)
+    path = folder / "bin" / program
+    path.write_text(f'#!/bin/sh\n{script}\nexec {shutil.which(program)} "$@"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -54,6 +67,33 @@ def test_an_array_of_jobs_comes_back_in_order_with_its_logs(tmp_path):
         assert (tmp_path / f"logs/pack{k}.log").read_text().splitlines()[-1] == f"this is {k}"
     last = {event.job.name: event.state for event in events}
     assert last == {"pack0": "done", "pack1": "done", "pack2": "done"}
+
+
+def test_more_jobs_than_an_array_may_have_share_several(tmp_path):
+    work = "import time; say = open('turns', 'a', buffering=1).write; say('in\\n'); time.sleep(2); say('out\\n')"
+    jobs = [python(f"pack{k}", work) for k in range(8)]
+    results = run_jobs(jobs, replace(SLURM, parallel=3), tmp_path / "logs")
+    assert [(result.job, result.end) for result in results] == [(job, "done") for job in jobs]
+    arrays = [result.place.split("_")[0] for result in results]
+    assert [arrays.count(array) for array in dict.fromkeys(arrays)] == [4, 4]
+    steps = [1 if turn == "in" else -1 for turn in (tmp_path / "turns").read_text().split()]
+    assert max(accumulate(steps)) <= 3, "at once, of all arrays"
+
+
+def test_when_the_second_array_is_refused_the_first_is_cancelled(tmp_path, monkeypatch):
+    once = "[ ! -e submitted ] || { echo 'sbatch: error: too many' >&2; exit 1; }; touch submitted"
+    in_front_of("sbatch", once, tmp_path, monkeypatch)
+    jobs = [python(f"pack{k}", "import time; time.sleep(600)") for k in range(5)]
+    with pytest.raises(UserError, match="Slurm refuses the jobs: too many"):
+        run_jobs(jobs, SLURM, tmp_path / "logs")
+    (left,) = json.loads((tmp_path / "logs/slurm/submissions.json").read_text())["submissions"]
+    wait_for(lambda: not subprocess.check_output(["squeue", "--noheader", f"--name={left['name']}"]))
+
+
+def test_jobs_whose_arrays_cannot_keep_to_the_number_at_once_are_refused(tmp_path):
+    jobs = [python(f"pack{k}", "pass") for k in range(9)]
+    with pytest.raises(UserError, match=r"--parallel 2: 9 jobs are 3 arrays on this cluster.* Give 3 or more"):
+        run_jobs(jobs, replace(SLURM, parallel=2), tmp_path / "logs")
 
 
 def test_a_job_gets_what_the_placement_asks_for(tmp_path):
@@ -157,6 +197,26 @@ def test_a_job_that_reaches_its_time_limit_too_often_is_reported(tmp_path):
     assert "reached its time limit too often (log: " in result.problem()
 
 
+@pytest.mark.parametrize(("accounted", "end"), [("RUNNING", "done"), ("CANCELLED by 0", "cancelled"), ("", "lost")])
+def test_a_job_that_the_controller_does_not_name_is_what_the_accounts_say(tmp_path, monkeypatch, accounted, end):
+    in_front_of("squeue", "[ ! -e silent ] || exit 0", tmp_path, monkeypatch)
+    in_front_of("sacct", f"touch asked; echo '{accounted}'; exit 0", tmp_path, monkeypatch)
+    events = []
+
+    def become_silent(event):
+        events.append(event.state)
+        if event.state == "running":
+            (tmp_path / "silent").touch()
+
+    work = "import pathlib, time\nfor _ in range(150): pathlib.Path('asked').exists() or time.sleep(0.1)\ntime.sleep(3)"
+    (result,) = run_jobs([python("pack", work)], SLURM, tmp_path / "logs", become_silent)
+    assert (tmp_path / "asked").exists()
+    assert result.end == end, result.problem()
+    assert events[-1] == end
+    (tmp_path / "silent").unlink()
+    subprocess.run(["scancel", result.place], check=False, capture_output=True)
+
+
 def test_a_cancelled_job_is_reported(tmp_path):
     def cancel(event):
         if event.state == "running":
@@ -213,6 +273,54 @@ def test_a_submission_that_was_cut_short_is_cleared_away_and_made_anew(tmp_path,
     wait_for(lambda: all((tmp_path / name).exists() for name in ("a", "b")))
     assert [result.end for result in run_jobs(jobs, SLURM, tmp_path / "logs")] == ["done", "done"]
     assert [(tmp_path / name).read_text().split() for name in ("a", "b")] == [["in", "in", "out"]] * 2
+
+
+def test_the_files_of_a_submission_go_a_day_after_it_is_over(tmp_path):
+    def submissions():
+        return {path.name for path in (tmp_path / "logs/slurm").glob("ocr-eval-*")}
+
+    def run():
+        before = submissions()
+        run_jobs([python("pack", "pass")], SLURM, tmp_path / "logs")
+        (new,) = submissions() - before
+        return new
+
+    old, recent = run(), run()
+    yesterday = time.time() - 25 * 3600
+    os.utime(tmp_path / "logs/slurm" / old, (yesterday, yesterday))
+    assert submissions() == {old, recent}
+    new = run()
+    assert submissions() == {recent, new}
+    assert (tmp_path / "logs/pack.log").is_file()
+
+
+@pytest.mark.parametrize("cut_short", [False, True])
+def test_a_copied_folder_has_jobs_of_its_own_and_leaves_those_of_the_original(tmp_path, cut_short):
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    work = (
+        "import pathlib, time\npathlib.Path('first').touch()\n"
+        "for _ in range(300): pathlib.Path('end').exists() or time.sleep(0.1)"
+    )
+    watcher = threading.Thread(
+        target=lambda: results.extend(run_jobs([python("pack", work)], SLURM, original)), daemon=True
+    )
+    results = []
+    watcher.start()
+    wait_for((tmp_path / "first").exists)
+    shutil.copytree(original, copy)
+    if cut_short:
+        ledger = copy / "slurm/submissions.json"
+        content = json.loads(ledger.read_text())
+        content["submissions"][0]["ids"] = []
+        ledger.write_text(json.dumps(content))
+    (own,) = run_jobs([python("pack", "open('second', 'w')")], SLURM, copy)
+    assert own.end == "done"
+    assert (tmp_path / "second").exists()
+    assert watcher.is_alive(), "the original's job goes on"
+    (tmp_path / "end").touch()
+    watcher.join()
+    assert [result.end for result in results] == ["done"]
+    assert results[0].place != own.place
 
 
 def test_a_sweep_that_is_requeued_ends_as_one_that_was_left_alone(tmp_path, model_files):

@@ -38,7 +38,7 @@ def say(line: str) -> None:
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a ToyError into one line on stderr and exit 2, and Ctrl-C into exit 130, wherever mounted."""
+    """Turn bad input into one line on stderr and exit 2, and Ctrl-C into exit 130, wherever mounted."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -46,6 +46,9 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except ToyError as error:
             say(f"error: {error}")
+            raise typer.Exit(2) from error
+        except MemoryError as error:
+            say("error: not enough memory for a study of this size; use smaller numbers")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             say("interrupted")
@@ -150,6 +153,7 @@ def train(
 @app.command()
 @reported
 def sweep(
+    context: typer.Context,
     over: Annotated[str, typer.Option(help="d_h, m_train, seed, decay or init (its scale).")] = "d_h",
     values: Annotated[str | None, typer.Option(help="Values, separated by commas.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas. [default: 0,1,2]")] = None,
@@ -182,8 +186,14 @@ def sweep(
     from ocr_toy.train import train_runs
 
     axis = sweeps.axis(over)
-    chosen = list(sweeps.DEFAULT_VALUES[axis]) if values is None else o.numbers(values, "values")
-    require(seeds is None or axis != "seed", f"seeds = {seeds} with over = seed: give them as values")
+    read = o.whole if axis in sweeps.WHOLE else o.numbers
+    chosen = list(sweeps.DEFAULT_VALUES[axis]) if values is None else read(values, "values")
+    varied = sweeps.OPTION[axis]
+    source = context.get_parameter_source(varied)
+    require(
+        source is None or source.name == "DEFAULT",
+        f"{varied} = {context.params[varied]} with over = {axis}: give it as one of the values",
+    )
     base = o.run_spec(options)
     specs = sweeps.sweep_specs(base, axis, chosen, o.whole("0,1,2" if seeds is None else seeds, "seeds"))
     _prepare(output)
@@ -200,7 +210,7 @@ def sweep(
     for point in points:
         each = ", ".join(f"{loss:.3g}" for loss in point.test_losses)
         summary = "" if point.test_loss is None else f"{point.test_loss}; "
-        lines.append(f"{point.value:>10g}  {summary}{each}")
+        lines.append(f"{point.value!s:>10}  {summary}{each}")
     _emit(document, as_json, output, lines)
 
 
@@ -211,7 +221,7 @@ def check(
         list[str] | None, typer.Option(help="n,m_train,m_test of Theorems 1 and 2; may be repeated.")
     ] = None,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
-    ranks: Annotated[str, typer.Option(help="Widths d_h of claim 5.")] = "3,4",
+    ranks: Annotated[str, typer.Option(help="Widths d_h of claim 5, 3 or more.")] = "3,4",
     rank_steps: Annotated[int, typer.Option(help="Training steps of claim 5.")] = 10_000,
     seed: o.Seed = 0,
     as_json: o.AsJson = False,
@@ -297,7 +307,7 @@ def figures(
     ] = None,
     rank_steps: Annotated[int, typer.Option(help="Training steps of the rank sweep, where it is run.")] = 20_000,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
-    seed: o.Seed = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all runs but the rank sweep, which has seeds 0, 1, 2.")] = 0,
 ) -> None:
     """Make every figure, as PNG, PDF and SVG; prints the paths written."""
     from ocr_toy import figures as drawing
@@ -307,15 +317,16 @@ def figures(
     from ocr_toy.theory import require_solver
 
     require_solver(solver.upper())
+    require(seed >= 0, f"seed = {seed}: cannot be negative; use seed >= 0")
     prepare_folder(output)
     if rank_sweep is None:
         base = RunSpec(train=TrainSpec(steps=rank_steps, record_every=max(1, rank_steps // 20)))
         say(f"rank sweep of {rank_steps} steps")
         results = sweeps.run_sweep(base, "d_h", sweeps.DEFAULT_VALUES["d_h"], [0, 1, 2], _tenths())
-        ranks, steps = sweeps.points(sweeps.rows(results, "d_h")), rank_steps
+        ranks = sweeps.RankSweep(sweeps.points(sweeps.rows(results, "d_h")), rank_steps, base.task.n_pairs)
     else:
-        ranks, steps = sweeps.rank_points(read_json(rank_sweep))
-    measured = drawing.measure(ranks, steps, solver.upper(), seed, say)
+        ranks = sweeps.rank_sweep(read_json(rank_sweep))
+    measured = drawing.measure(ranks, solver.upper(), seed, say)
     for path in drawing.save_all(measured, output):
         print(path)
 

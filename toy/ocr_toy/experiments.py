@@ -3,16 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ocr_toy.errors import ToyError, require
-from ocr_toy.model import ModelSpec, Param
-from ocr_toy.runs import RunResult, RunSpec, TrainSpec
-from ocr_toy.statistics import Interval, contrast, interval, require_seeds, subject_blocks
+from ocr_toy.errors import ToyError
+from ocr_toy.model import BOTH, ModelSpec, Param
+from ocr_toy.runs import THRESHOLD, RunResult, RunSpec, TrainSpec
+from ocr_toy.statistics import Interval, interval, require_seeds
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, noise_free
 from ocr_toy.train import train_runs
-
-BOTH: tuple[Param, Param] = ("factorized", "merged")
-THRESHOLD = 0.1
-"""Loss in nats below which a question set counts as learned."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Outcome:
     """What one setting gave, over seeds.
 
     train_loss: worst trained question set; test_loss, test_accuracy: test entailments, all at the last step.
-    transfer: own-minus-other-c contrast of W_OV as attended, for test over train subjects (0: none).
+    transfer: that of the run, which leaves out softmax denominators and an MLP.
     delay: steps from the train loss to the test loss crossing THRESHOLD, over the `crossed` of `seeds` runs
     in which both did; None with fewer than two such runs.
     """
@@ -41,13 +37,6 @@ class Outcome:
     transfer: Interval
     crossed: int
     delay: Interval | None
-
-
-def transfer(run: RunResult) -> float:
-    """Contrast of the test subjects' c block of W_OV over that of the train subjects' c block."""
-    blocks = subject_blocks(run.spec.task, run.effect)
-    require("train_c" in blocks, "m_train = 0: transfer has nothing to compare with; use m_train >= 1")
-    return contrast(blocks["test_c"]) / contrast(blocks["train_c"])
 
 
 def _attention_trained() -> list[Condition]:
@@ -132,7 +121,7 @@ def outcome(name: str, runs: Sequence[RunResult]) -> Outcome:
         train_loss=interval(trained),
         test_loss=interval([r.last.loss[TEST_ENTAILMENT] for r in runs]),
         test_accuracy=interval([r.last.accuracy[TEST_ENTAILMENT] for r in runs]),
-        transfer=interval([transfer(r) for r in runs]),
+        transfer=interval([r.transfer for r in runs]),
         crossed=len(delays),
         delay=interval(delays) if len(delays) > 1 else None,
     )

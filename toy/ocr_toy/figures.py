@@ -1,6 +1,6 @@
 """The figures, each as PNG, PDF and SVG: what they need is measured in `measure`, drawn by one function each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ocr_toy import theory
-from ocr_toy.check import BOTH, Sizes
+from ocr_toy.check import Sizes
 from ocr_toy.descent import descend, usual_descent
 from ocr_toy.files import write_atomic
-from ocr_toy.model import ModelSpec, Param
+from ocr_toy.model import BOTH, ModelSpec, Param
 from ocr_toy.runs import RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import singular_values, subject_blocks
-from ocr_toy.sweep import SweepPoint
+from ocr_toy.sweep import RankSweep
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, noise_free
 from ocr_toy.train import train_runs
 
@@ -44,19 +44,16 @@ class Measured:
 
     published: the published run of both models; margins: held-out margin by m_train for CURVE_SIZES;
     spectra: singular values of gradient descent and of the convex optimum for SPECTRUM_SIZES;
-    ranks: the rank sweep and its number of training steps.
+    ranks: the rank sweep.
     """
 
     published: dict[Param, RunResult]
     margins: dict[Param, list[tuple[int, float]]]
     spectra: dict[Param, tuple[np.ndarray, np.ndarray]]
-    ranks: Sequence[SweepPoint]
-    rank_steps: int
+    ranks: RankSweep
 
 
-def measure(
-    ranks: Sequence[SweepPoint], rank_steps: int, solver: str, seed: int, say: Callable[[str], None]
-) -> Measured:
+def measure(ranks: RankSweep, solver: str, seed: int, say: Callable[[str], None]) -> Measured:
     """Do the runs behind the figures, except the rank sweep, which is given."""
     theory.require_solver(solver)
     say("published run, both models")
@@ -75,11 +72,11 @@ def measure(
         optimum = theory.solve(param, task, solver)
         found = descend(task, usual_descent(param, task, seed)).w_ov
         spectra[param] = singular_values(found), singular_values(optimum)
-    return Measured(dict(zip(BOTH, runs, strict=True)), margins, spectra, ranks, rank_steps)
+    return Measured(dict(zip(BOTH, runs, strict=True)), margins, spectra, ranks)
 
 
 def loss_curves(measured: Measured) -> Figure:
-    """Train and test loss of both models over the published run."""
+    """Test loss, and mean loss of the trained question sets, of both models over the published run."""
     figure = Figure(figsize=(7, 3.6))
     axes = figure.add_subplot()
     for param in BOTH:
@@ -128,11 +125,12 @@ def rank_curve(measured: Measured) -> Figure:
     """Test loss against the width d_h, every seed and the mean over seeds."""
     figure = Figure(figsize=(5.6, 3.6))
     axes = figure.add_subplot()
-    values = [point.value for point in measured.ranks]
-    means = [float(np.mean(point.test_losses)) for point in measured.ranks]
+    ranks = measured.ranks
+    values = [point.value for point in ranks.points]
+    means = [float(np.mean(point.test_losses)) for point in ranks.points]
     axes.plot(values, means, color=COLOURS["factorized"], label="mean over seeds")
-    for point in measured.ranks:
-        label = "one seed" if point is measured.ranks[0] else None
+    for point in ranks.points:
+        label = "one seed" if point is ranks.points[0] else None
         axes.plot(
             [point.value] * len(point.test_losses),
             point.test_losses,
@@ -142,11 +140,12 @@ def rank_curve(measured: Measured) -> Figure:
             color=COLOURS["factorized"],
             label=label,
         )
-    axes.axhline(np.log(20), color=THEORY_COLOUR, linestyle=":", label="log 20: guessing among the c's")
+    guess = f"log {ranks.n_pairs}: guessing among the c's"
+    axes.axhline(np.log(ranks.n_pairs), color=THEORY_COLOUR, linestyle=":", label=guess)
     axes.set(xlabel="width d_h", ylabel="test loss (nats)", xscale="log", yscale="log")
     axes.set_xticks(values, [f"{v:g}" for v in values])
     axes.minorticks_off()
-    axes.set_title(f"{measured.rank_steps:,} training steps", fontsize=10)
+    axes.set_title(f"{ranks.steps:,} training steps", fontsize=10)
     axes.legend(fontsize=8)
     return figure
 

@@ -24,6 +24,7 @@ from ocr_toy.task import Batch, TaskSpec, stream
 Param = Literal["factorized", "merged"]
 Attention = Literal["linear", "softmax"]
 Init = Literal["gaussian", "symmetric"]
+BOTH: tuple[Param, Param] = ("factorized", "merged")
 Parameters = dict[str, Tensor]
 
 

@@ -1,7 +1,8 @@
 """The options that `train` and `sweep` share, and how their values become a run."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -9,6 +10,8 @@ from ocr_toy.errors import ToyError, require
 
 if TYPE_CHECKING:
     from ocr_toy.runs import RunSpec
+
+N = TypeVar("N", int, float)
 
 Param = Annotated[str, typer.Option(help="factorized or merged.")]
 Pairs = Annotated[int, typer.Option("--n", help="Number of fact-entailment pairs.")]
@@ -67,14 +70,17 @@ def run_spec(options: dict[str, Any]) -> "RunSpec":
 
 def numbers(text: str, name: str) -> list[float]:
     """Numbers separated by commas. Raises ToyError for anything else."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ToyError(f"{name} = {text}: not numbers; separate numbers by commas, as in 1,2,3") from error
+    return _split(text, float, f"{name} = {text}: not numbers; separate numbers by commas, as in 1e-3,0.1")
 
 
 def whole(text: str, name: str) -> list[int]:
     """Whole numbers separated by commas. Raises ToyError for anything else."""
-    values = numbers(text, name)
-    require(all(v.is_integer() for v in values), f"{name} = {text}: not whole; use numbers like 0,1,2")
-    return [int(v) for v in values]
+    return _split(text, int, f"{name} = {text}: not whole numbers; separate them by commas, as in 0,1,2")
+
+
+def _split(text: str, read: Callable[[str], N], fault: str) -> list[N]:
+    try:
+        require("_" not in text, fault)
+        return [read(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ToyError(fault) from error

@@ -1,17 +1,25 @@
 """What a run is, and what it leaves: specifications, records, results."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 
 from ocr_toy.errors import require
-from ocr_toy.model import Init, ModelSpec, require_init
-from ocr_toy.statistics import Margins, Norms, crossing
+from ocr_toy.model import Init, ModelSpec, parameter_shapes, require_init
+from ocr_toy.statistics import Margins, Norms, contrast, crossing, subject_blocks
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec, require_batch
 
 Optimizer = Literal["adamw", "gd"]
 Precision = Literal["float32", "float64"]
+
+CHUNK = 100
+"""Batches drawn at a time. Part of what a seed means: it fixes the order of draws."""
+THRESHOLD = 0.1
+"""Loss in nats below which a question set counts as learned."""
+MOST_NUMBERS = 200_000_000
+"""What runs trained together may hold at a time: a few GB."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,11 @@ class TrainSpec:
             allowed = get_args(kinds)
             require(value in allowed, f"{name} = {value}: unknown; use one of {', '.join(allowed)}")
         require(0 < self.lr < float("inf"), f"lr = {self.lr}: not a rate; use lr > 0")
-        require(0 <= self.decay < 1 / self.lr, f"decay = {self.decay}: use 0 <= decay < 1 / lr")
+        require(self.decay >= 0, f"decay = {self.decay}: use decay >= 0")
+        require(
+            self.lr * self.decay < 1,
+            f"lr = {self.lr} with decay = {self.decay}: a step would reverse the weights; use lr * decay < 1",
+        )
         require(0 <= self.product_decay < float("inf"), f"product_decay = {self.product_decay}: use a number >= 0")
         require(0 <= self.init_scale < float("inf"), f"init_scale = {self.init_scale}: use a number >= 0")
         require(self.steps >= 1, f"steps = {self.steps}: nothing to train; use steps >= 1")
@@ -67,8 +79,37 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         """Check what depends on more than one part."""
-        require_batch(self.task, self.train.batch)
-        require_init(self.model, self.train.init)
+        task, model = self.task, self.model
+        sizes_and_usual = {
+            "n": (task.n_pairs, 20),
+            "m_train": (task.m_train, 1),
+            "m_test": (task.m_test, 3),
+            "seq_len": (task.seq_len, 16),
+            "d_h": (model.d_h if model.param == "factorized" else 0, 128),
+            "mlp": (model.mlp_width, 128),
+            "batch": (self.train.batch, 252),
+        }
+        name, (size, _) = max(sizes_and_usual.items(), key=lambda item: item[1][0] // item[1][1])
+        require(
+            self.numbers <= MOST_NUMBERS,
+            f"{name} = {size}: the run would hold more than {MOST_NUMBERS:,} numbers at a time; use a smaller {name}",
+        )
+        require_batch(task, self.train.batch)
+        require_init(model, self.train.init)
+        moves = model.param == "merged" and not (model.trainable_kq and model.attention == "linear")
+        require(
+            self.train.init_scale > 0 or moves,
+            "init_scale = 0: a saddle that no step leaves; use init_scale > 0",
+        )
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the run holds at a time, to a small factor: weights, drawn batches and logits."""
+        task, model = self.task, self.model
+        weights = sum(math.prod(shape) for shape in parameter_shapes(model, task).values())
+        drawn = CHUNK * self.train.batch * (task.seq_len + task.n_noise)
+        rows = max(self.train.batch, 2 * task.n_subjects * self.train.draws)
+        return weights + drawn + task.n_inputs * task.vocab + rows * (task.vocab + task.seq_len + model.mlp_width)
 
 
 @dataclass(frozen=True)
@@ -86,9 +127,10 @@ class Record:
 class RunResult:
     """A finished run: its records from step 0 to the last, and what it learned.
 
-    w_ov: W_OV at the end, [d, n_inputs]. effect: W_OV with every column times the attention its token gets,
-    w_KQ (linear) or exp(w_KQ) up to one common factor (softmax): what a token adds to the logits. A trained
-    w_KQ may be negative for some tokens, so columns of W_OV alone have no comparable sign.
+    w_ov: W_OV at the end, [d, n_inputs]. effect: the attended W_OV, every column times w_KQ of its token (linear)
+    or exp(w_KQ) up to one factor (softmax). With linear attention and no MLP that is what a token adds to the
+    logits; the softmax's denominator, which differs between sequences, and an MLP are left out. A trained w_KQ
+    may be negative for some tokens, so columns of W_OV alone have no comparable sign.
     """
 
     spec: RunSpec
@@ -101,6 +143,16 @@ class RunResult:
         """The record of the last step."""
         return self.records[-1]
 
+    @property
+    def transfer(self) -> float:
+        """Contrast of the attended W_OV's c block for test subjects over that for train subjects; 0 is none.
+
+        Raises ToyError without train subjects.
+        """
+        blocks = subject_blocks(self.spec.task, self.effect)
+        require("train_c" in blocks, "m_train = 0: transfer has nothing to compare with; use m_train >= 1")
+        return contrast(blocks["test_c"]) / contrast(blocks["train_c"])
+
     def losses(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and losses of one question set. Raises ToyError if the task has no such set."""
         require(name in self.last.loss, f"question set = {name}: not part of this task; use m_train >= 1")
@@ -109,7 +161,7 @@ class RunResult:
     def learned_steps(self, threshold: float) -> tuple[int | None, int | None]:
         """First recorded steps at which every trained set's loss, and the test loss, are below `threshold`.
 
-        None for what never is. Their difference is the delay of generalization.
+        None for what never is. Their difference is the delay of generalization, known to `record_every` steps.
         """
         steps, test = self.losses(TEST_ENTAILMENT)
         names = [name for name in TRAINED_SETS if name in self.last.loss]

@@ -19,7 +19,7 @@ _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True)
 class Norms:
-    """Size and shape of W_OV; effective_rank is exp of the entropy of the normalized singular values."""
+    """Size and shape of W_OV; effective_rank is exp of the entropy of the singular values' shares, 0 for W_OV = 0."""
 
     nuclear: float
     frobenius: float
@@ -59,15 +59,14 @@ def singular_values(w_ov: Matrix) -> Matrix:
 
 
 def norms(w_ov: Matrix) -> Norms:
-    """Nuclear norm, Frobenius norm and effective rank. Raises ToyError for a zero matrix."""
+    """Nuclear norm, Frobenius norm and effective rank."""
     values = singular_values(w_ov).astype(np.float64)
     total = float(values.sum())
-    require(total > 0.0, "W_OV = 0: its effective rank is undefined; start from an init scale > 0")
     shares = values[values > 0] / total
     return Norms(
         nuclear=total,
         frobenius=float(np.sqrt((values**2).sum())),
-        effective_rank=float(np.exp(-(shares * np.log(shares)).sum())),
+        effective_rank=float(np.exp(-(shares * np.log(shares)).sum())) if total else 0.0,
     )
 
 

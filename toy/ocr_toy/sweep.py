@@ -1,5 +1,6 @@
 """Sweeps: one quantity varied over values and seeds, all runs trained as one batch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -8,7 +9,7 @@ from ocr_toy.errors import ToyError, require
 from ocr_toy.runs import Record, RunResult, RunSpec
 from ocr_toy.statistics import Interval, interval, require_seeds
 from ocr_toy.task import TEST_ENTAILMENT
-from ocr_toy.train import Progress, train_runs
+from ocr_toy.train import Progress, require_together, train_runs
 
 Axis = Literal["d_h", "m_train", "seed", "decay", "init"]
 
@@ -19,7 +20,10 @@ DEFAULT_VALUES: dict[Axis, tuple[float, ...]] = {
     "decay": (0.0, 0.003, 0.03, 0.3),
     "init": (1e-4, 1e-3, 1e-2, 1e-1),
 }
-_WHOLE = ("d_h", "m_train", "seed")
+WHOLE: tuple[Axis, ...] = ("d_h", "m_train", "seed")
+"""The axes whose values are whole numbers."""
+OPTION: dict[Axis, str] = {"d_h": "d_h", "m_train": "m_train", "seed": "seeds", "decay": "decay", "init": "init_scale"}
+"""The option of a single run, or the seeds, that the values of an axis stand in for."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,15 @@ class SweepPoint:
     test_loss: Interval | None
 
 
+@dataclass(frozen=True)
+class RankSweep:
+    """A sweep over d_h: its points, its training steps, and the pairs of its task."""
+
+    points: Sequence[SweepPoint]
+    steps: int
+    n_pairs: int
+
+
 def axis(name: str) -> Axis:
     """The axis of that name. Raises ToyError for any other name."""
     for known in get_args(Axis):
@@ -50,7 +63,8 @@ def axis(name: str) -> Axis:
 
 def at_value(base: RunSpec, over: Axis, value: float) -> RunSpec:
     """The base run with one quantity set. Raises ToyError for a value that the quantity cannot take."""
-    require(over not in _WHOLE or float(value).is_integer(), f"{over} = {value}: not whole; use a whole number")
+    whole = over not in WHOLE or isinstance(value, int) or value.is_integer()
+    require(whole, f"{over} = {value}: not whole; use a whole number")
     if over == "d_h":
         require(
             base.model.param == "factorized",
@@ -67,14 +81,16 @@ def at_value(base: RunSpec, over: Axis, value: float) -> RunSpec:
 
 
 def sweep_specs(base: RunSpec, over: Axis, values: Sequence[float], seeds: Sequence[int]) -> list[RunSpec]:
-    """Every run of the sweep, value-major. Over seeds, `seeds` is not used."""
+    """Every run of the sweep, value-major. Over seeds, `seeds` is not used. Raises ToyError for what cannot run."""
     require(bool(values), f"values of {over}: none given; give at least one")
     require(len(set(values)) == len(values), f"values of {over}: one is given twice; give each once")
     require_seeds(seeds, least=1)
     used = [base.train.seed] if over == "seed" else list(seeds)
-    return [
+    specs = [
         at_value(replace(base, train=replace(base.train, seed=seed)), over, value) for value in values for seed in used
     ]
+    require_together(specs)
+    return specs
 
 
 def value_of(spec: RunSpec, over: Axis) -> float:
@@ -117,12 +133,19 @@ def points(table: Sequence[SweepRow]) -> list[SweepPoint]:
     return [_point(value, tuple(found)) for value, found in grouped.items()]
 
 
-def rank_points(document: Any) -> tuple[list[SweepPoint], int]:
-    """Points and training steps of a rank sweep written as JSON. Raises ToyError for anything else."""
+def rank_sweep(document: Any) -> RankSweep:
+    """A rank sweep written as JSON. Raises ToyError for anything else."""
     try:
-        require(document["over"] == "d_h", f"over = {document['over']}: not a rank sweep; sweep over d_h")
-        found = [(float(p["value"]), tuple(map(float, p["test_losses"]))) for p in document["points"]]
-        steps = int(document["base"]["train"]["steps"])
-    except (KeyError, TypeError, ValueError) as error:
+        found = RankSweep(
+            points=[_point(float(p["value"]), tuple(map(float, p["test_losses"]))) for p in document["points"]],
+            steps=int(document["base"]["train"]["steps"]),
+            n_pairs=int(document["base"]["task"]["n_pairs"]),
+        )
+        require(document["over"] == "d_h" and found.steps >= 1 and found.n_pairs >= 2, "over, steps or n_pairs")
+        require(bool(found.points), "no points")
+        for point in found.points:
+            require(point.value >= 1 and bool(point.test_losses), "no width, or no losses")
+            require(all(0 <= loss < math.inf for loss in point.test_losses), "not a loss")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ToyError("rank sweep: not such a file; write it with sweep --over d_h --output") from error
-    return [_point(value, losses) for value, losses in found], steps
+    return found

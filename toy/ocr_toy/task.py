@@ -204,7 +204,7 @@ def require_batch(task: TaskSpec, batch_size: int) -> None:
             "use noise = 0 or batch >= 3",
         )
         return
-    trained = sum(name in TRAINED_SETS for name in question_sets(task))
+    trained = len(TRAINED_SETS) if task.m_train else 1
     require(
         batch_size >= trained,
         f"batch = {batch_size}: fewer than the {trained} trained question sets; use more",

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ocr_toy.errors import ToyError, require
 from ocr_toy.model import Param
+from ocr_toy.statistics import answer_margin
 from ocr_toy.task import TEST_ENTAILMENT, Questions, TaskSpec, question_sets, subject_pairs, trained_questions
 
 Matrix = NDArray[np.float64]
@@ -80,20 +81,14 @@ def train_margin(task: TaskSpec, w_ov: Matrix) -> float:
     """Smallest margin over the train set, against all other answers."""
     questions = trained_questions(task)
     f = features(task, questions) @ w_ov.T
-    row, right = np.arange(len(questions)), right_answers(task, questions)
-    own = f[row, right]
-    f[row, right] = -np.inf
-    return float((own - f.max(axis=1)).min())
+    return answer_margin(f, right_answers(task, questions), range(2 * task.n_pairs))
 
 
 def test_margin(task: TaskSpec, w_ov: Matrix) -> float:
     """Smallest margin over the test entailments, against the other c's."""
     questions = question_sets(task)[TEST_ENTAILMENT]
-    f = (features(task, questions) @ w_ov.T)[:, task.n_pairs :]
-    row, right = np.arange(len(questions)), right_answers(task, questions) - task.n_pairs
-    own = f[row, right]
-    f[row, right] = -np.inf
-    return float((own - f.max(axis=1)).min())
+    f = features(task, questions) @ w_ov.T
+    return answer_margin(f, right_answers(task, questions), range(task.n_pairs, 2 * task.n_pairs))
 
 
 def test_contrast(task: TaskSpec, w_ov: Matrix) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ocr_toy import model as m
 from ocr_toy.errors import require
-from ocr_toy.runs import Record, RunResult, RunSpec, TrainSpec
+from ocr_toy.runs import CHUNK, MOST_NUMBERS, Record, RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import Margins, answer_margin, margins, norms
 from ocr_toy.task import (
     TEST_ENTAILMENT,
@@ -29,8 +29,6 @@ from ocr_toy.task import (
 Progress = Callable[[int, int], None]
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-CHUNK = 100
-"""Batches drawn at a time. Part of what a seed means: it fixes the order of draws."""
 
 
 class _Block:
@@ -70,10 +68,11 @@ class _Block:
             log_p = torch.log_softmax(f, dim=2)
             right = self._evaluation.answer
             nll = -log_p.gather(2, right)[..., 0].double()
-            require(
-                bool(nll.isfinite().all()),
-                f"lr = {self.specs[0].train.lr}: the loss is no longer finite at step {step}; use a smaller rate",
-            )
+            fault = f"lr = {self.specs[0].train.lr}: the loss is no longer finite at step {step}; use a smaller rate"
+            if step == 0:
+                scale = max(s.train.init_scale for s in self.specs)
+                fault = f"init_scale = {scale}: the loss is not finite at the start; use a smaller scale"
+            require(bool(nll.isfinite().all()), fault)
             hits = (f.argmax(dim=2) == right[..., 0]).double()
         w_ov = self.w_ov() if with_norms else None
         records = []
@@ -157,11 +156,16 @@ def _shape_key(spec: RunSpec) -> tuple[int, ...]:
     )
 
 
-def _require_common(specs: list[RunSpec]) -> None:
+def require_together(specs: list[RunSpec]) -> None:
+    """Raise ToyError unless the runs can be trained together: common steps and rate, and a size that fits."""
     require(bool(specs), "runs = 0: nothing to train; give at least one run")
     for name in ("optimizer", "lr", "steps", "record_every", "norms_every", "precision"):
         found = {getattr(s.train, name) for s in specs}
         require(len(found) == 1, f"{name} = {sorted(found)}: runs trained together need one value")
+    require(
+        sum(s.numbers for s in specs) <= MOST_NUMBERS,
+        f"runs = {len(specs)}: they would hold more than {MOST_NUMBERS:,} numbers at a time; use fewer or smaller",
+    )
 
 
 def _build(specs: list[RunSpec]) -> tuple[list[_Block], list[list[int]], _Optimizer]:
@@ -204,7 +208,7 @@ def train_runs(specs: list[RunSpec], progress: Progress | None = None) -> list[R
     The runs may differ in everything except optimizer, lr, steps, record_every, norms_every and precision.
     Raises ToyError for runs that cannot be trained together, and for a loss that stops being finite.
     """
-    _require_common(specs)
+    require_together(specs)
     with _one_thread():
         return _train(specs, progress)
 

@@ -88,6 +88,15 @@ def test_models_that_do_not_exist_are_refused_by_name(fields: dict[str, object],
         m.ModelSpec(**fields)
 
 
+def test_a_symmetric_init_prefers_no_answer_and_a_gaussian_one_has_its_scale() -> None:
+    symmetric = m.initial_parameters(m.ModelSpec("merged"), TASK, "symmetric", 0.1, 0)
+    assert {float(v) for value in symmetric.values() for v in value.ravel()} == {0.1}
+    wide = m.initial_parameters(m.ModelSpec(d_h=400, mlp_width=400), TASK, "gaussian", 0.1, 0)
+    expected = {"W_O": 0.1, "W_V": 0.1, "W_up": TASK.vocab**-0.5, "W_down": 400**-0.5}
+    assert {name: wide[name].std() for name in expected} == pytest.approx(expected, rel=0.05)
+    assert all(abs(wide[name].mean()) < 0.1 * std for name, std in expected.items())
+
+
 def test_a_symmetric_factorized_model_is_refused() -> None:
     with pytest.raises(ToyError, match="init = symmetric"):
         m.initial_parameters(m.ModelSpec("factorized"), TASK, "symmetric", 0.1, 0)

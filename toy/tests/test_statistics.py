@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ocr_toy import statistics as s
 from ocr_toy.errors import ToyError
 from ocr_toy.task import TaskSpec
+from scipy.stats import t as student
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=6))
@@ -24,9 +25,8 @@ def test_effective_rank_counts_equal_singular_values() -> None:
     assert s.norms(np.diag([2.0, 2.0, 2.0, 0.0])).effective_rank == pytest.approx(3.0)
 
 
-def test_a_zero_matrix_has_no_effective_rank() -> None:
-    with pytest.raises(ToyError, match="W_OV = 0"):
-        s.norms(np.zeros((2, 3)))
+def test_a_zero_matrix_has_norms_and_rank_zero() -> None:
+    assert s.norms(np.zeros((2, 3))) == s.Norms(0.0, 0.0, 0.0)
 
 
 def test_answer_margin_looks_at_the_named_answers_only() -> None:
@@ -54,15 +54,23 @@ def test_subject_blocks_average_the_subjects_of_a_pair() -> None:
     assert "train_b" not in s.subject_blocks(TaskSpec(2, 0, 3, 1, 4), effect)
 
 
+def test_contrast_takes_the_mean_of_all_other_answers() -> None:
+    block = np.array([[5.0, 3.0, 0.0], [1.0, 4.0, 0.0], [0.0, 2.0, 6.0]])
+    assert s.contrast(block) == pytest.approx(5.0 - 1.0)
+
+
 def test_crossing_is_the_first_step_below() -> None:
     assert s.crossing([0, 10, 20, 30], [2.0, 0.9, 1.1, 0.5], 1.0) == 10
     assert s.crossing([0, 10], [2.0, 1.0], 1.0) is None
 
 
 def test_interval_is_students() -> None:
-    found = s.interval([1.0, 2.0, 3.0])
-    half = 4.303 * 1.0 / math.sqrt(3)
-    assert (found.mean, found.low, found.high) == pytest.approx((2.0, 2.0 - half, 2.0 + half))
+    for count in range(2, 11):
+        values = np.arange(count) ** 2.0
+        found = s.interval(values.tolist())
+        half = student.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
+        assert found.mean == pytest.approx(values.mean())
+        assert (found.mean - found.low, found.high - found.mean) == pytest.approx((half, half), rel=3e-4)
     for count in (1, 11):
         with pytest.raises(ToyError, match=f"seeds = {count}"):
             s.interval([1.0] * count)

@@ -80,6 +80,31 @@ def test_streams_of_one_seed_differ_and_repeat() -> None:
     assert data != init
 
 
+def test_evaluation_repeats_every_question_with_noise_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = t.TaskSpec(n_pairs=3, m_train=1, m_test=2, n_noise=4, seq_len=12)
+    batch, rows = t.evaluation_batch(task, 0, 5)
+    assert {name: len(batch.subject[part]) for name, part in rows.items()} == {
+        "train_fact": 15,
+        "train_entailment": 15,
+        "test_fact": 30,
+        "test_entailment": 30,
+    }
+    noise = batch.context[rows["test_entailment"], 2:-1].reshape(5, 6, 4)
+    assert not any((noise[0] == other).all() for other in noise[1:])
+
+    drawn: list[str] = []
+    real = t.stream
+
+    def named(seed: int, name: str) -> np.random.Generator:
+        drawn.append(name)
+        return real(seed, name)
+
+    monkeypatch.setattr(t, "stream", named)
+    t.evaluation_batch(task, 0, 5)
+    next(t.batches(task, 9, 0, 1))
+    assert len(set(drawn)) == len(drawn) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "names"),
     [

@@ -134,6 +134,17 @@ def test_the_closed_form_needs_entailments() -> None:
         theory.optimal_norm("factorized", 3, 0, 1)
 
 
+@pytest.mark.parametrize(("param", "seed"), [("factorized", 24), ("merged", 28)])
+def test_scaling_back_to_the_held_margin_leaves_no_trace_but_the_growth(param: str, seed: int) -> None:
+    """These seeds start with the train set fitted, so both scales are at once scaled back to the same weights."""
+    how = DescentSpec(param=param, d_h=4, hold_margin=1.0, hold_steps=1, final_steps=1, seed=seed)
+    small, large = (descend(noise_free(2, 0, 1), replace(how, init_scale=scale)) for scale in (1e2, 1e3))
+    assert large.w_ov == pytest.approx(small.w_ov)
+    assert large.train_margin == pytest.approx(small.train_margin)
+    factors = 2 if param == "factorized" else 1
+    assert large.log_growth - small.log_growth == pytest.approx(factors * math.log(10))
+
+
 def test_descent_repeats_and_depends_on_the_seed() -> None:
     how = DescentSpec(hold_steps=0, final_steps=60)
     task = noise_free(3, 1, 1)

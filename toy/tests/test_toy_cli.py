@@ -15,7 +15,8 @@ from ocr_toy.errors import ToyError
 from typer.testing import CliRunner
 
 runner = CliRunner()
-TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "12"]
+TINY_TASK = ["--n", "3", "--m-test", "1", "--noise", "0", "--batch", "12"]
+TINY = [*TINY_TASK, "--d-h", "4"]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "1
         (["train", "--init", "symmetric"], "error: init = symmetric with param = factorized"),
         (["sweep", "--over", "width"], "error: over = width"),
         (["sweep", "--values", "3,x"], "error: values = 3,x"),
-        (["sweep", "--values", "3.5"], "error: d_h = 3.5"),
+        (["sweep", "--values", "3.5"], "error: values = 3.5: not whole numbers"),
         (["sweep", "--param", "merged"], "error: over = d_h with param = merged"),
         (["check", "--solver", "mosek"], "error: solver = MOSEK: unknown; use CLARABEL or SCS"),
         (["check", "--grid", "3,1"], "error: grid = 3,1"),
@@ -44,11 +45,25 @@ TINY = ["--n", "3", "--m-test", "1", "--noise", "0", "--d-h", "4", "--batch", "1
         (["open", "--seeds", "0,0"], "error: seeds: one is given twice"),
         (["sweep", "--seeds", "0,1,2,3,4,5,6,7,8,9,10"], "error: seeds = 11"),
         (["sweep", "--seeds", "1,1"], "error: seeds: one is given twice"),
-        (["sweep", "--over", "seed", "--seeds", "5,6"], "error: seeds = 5,6 with over = seed: give them as values"),
+        (["sweep", "--over", "seed", "--seeds", "5,6"], "error: seeds = 5,6 with over = seed: give it as"),
+        (["sweep", "--seeds", "3_0"], "error: seeds = 3_0: not whole numbers"),
+        (["sweep", "--over", "decay", "--values", "0.1_5"], "error: values = 0.1_5: not numbers"),
+        (["sweep", "--over", "d_h", "--d-h", "64"], "error: d_h = 64 with over = d_h: give it as"),
+        (["sweep", "--over", "init", "--init-scale", "1e-4"], "error: init_scale = 0.0001 with over = init"),
         (["sweep", "--values", "3,3"], "error: values of d_h: one is given twice"),
         (["check", "--rank-steps", "0"], "error: steps = 0"),
-        (["check", "--ranks", "0"], "error: d_h = 0"),
+        (["check", "--ranks", "4,2"], "error: ranks = 2: too narrow"),
         (["check", "--seed", "-1"], "error: seed = -1"),
+        (["figures", "--seed", "-1"], "error: seed = -1"),
+        (["train", "--n", "100000000"], "error: n = 100000000: "),
+        (["train", "--m-train", "100000000"], "error: m_train = 100000000: "),
+        (["train", "--m-test", "100000000"], "error: m_test = 100000000: "),
+        (["train", "--d-h", "100000000000000"], "error: d_h = 100000000000000: "),
+        (["train", "--batch", "10000000"], "error: batch = 10000000: "),
+        (["train", "--mlp", "10000000000000"], "error: mlp = 10000000000000: "),
+        (["train", "--seq-len", "1" + 500 * "0"], "error: seq_len = 1000"),
+        (["sweep", "--batch", "50000"], "error: runs = 21: "),
+        (["check", "--grid", "3000,1000,1000"], "error: grid = 3000,1000,1000: "),
         (["train", "--init-scale", "inf"], "error: init_scale = inf"),
         (["figures", "--rank-sweep", "absent.json"], "error: file = absent.json"),
     ],
@@ -113,6 +128,37 @@ def test_train_prints_json_and_writes_the_same(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
+def test_every_option_of_a_run_reaches_it() -> None:
+    given = (
+        "--param merged --n 3 --m-train 2 --m-test 1 --noise 2 --seq-len 5 --d-h 7 --fix-kq --attention softmax --mlp 4"
+        " --optimizer gd --lr 0.01 --decay 0.1 --product-decay 0.2 --init symmetric --init-scale 0.3 --steps 2"
+        " --batch 6 --seed 4 --record-every 1 --precision float64 --json"
+    )
+    spec = json.loads(runner.invoke(app, ["train", *given.split()]).stdout)["spec"]
+    assert spec == {
+        "task": {"n_pairs": 3, "m_train": 2, "m_test": 1, "n_noise": 2, "seq_len": 5},
+        "model": {"param": "merged", "d_h": 7, "trainable_kq": False, "attention": "softmax", "mlp_width": 4},
+        "train": {
+            "optimizer": "gd",
+            "lr": 0.01,
+            "decay": 0.1,
+            "product_decay": 0.2,
+            "init": "symmetric",
+            "init_scale": 0.3,
+            "steps": 2,
+            "batch": 6,
+            "seed": 4,
+            "record_every": 1,
+            "norms_every": 1,
+            "draws": 4,
+            "precision": "float64",
+        },
+    }
+    for noise, seq_len in ((5, 16), (0, 3)):
+        arguments = ["train", *TINY, "--noise", str(noise), "--steps", "1", "--json"]
+        assert json.loads(runner.invoke(app, arguments).stdout)["spec"]["task"]["seq_len"] == seq_len
+
+
 def test_train_prints_a_table() -> None:
     result = runner.invoke(app, ["train", *TINY, "--steps", "20", "--record-every", "10", "--m-train", "0"])
     lines = result.stdout.splitlines()
@@ -121,14 +167,22 @@ def test_train_prints_a_table() -> None:
     assert lines[1].split()[1] == "-"
 
 
+def test_large_seeds_are_used_to_the_last_digit() -> None:
+    seeds = [9007199254740993, 9007199254740992]
+    text = ",".join(map(str, seeds))
+    for given in (["--over", "seed", "--values", text], ["--over", "m_train", "--values", "1", "--seeds", text]):
+        result = runner.invoke(app, ["sweep", *TINY, *given, "--steps", "1", "--json"])
+        assert [row["seed"] for row in json.loads(result.stdout)["rows"]] == seeds
+
+
 def test_a_sweep_can_be_read_back_as_a_rank_sweep(tmp_path: Path) -> None:
     from ocr_toy.files import read_json
-    from ocr_toy.sweep import rank_points
+    from ocr_toy.sweep import rank_sweep
 
     target = tmp_path / "ranks.json"
     arguments = [
         "sweep",
-        *TINY,
+        *TINY_TASK,
         "--values",
         "2,4",
         "--seeds",
@@ -140,21 +194,31 @@ def test_a_sweep_can_be_read_back_as_a_rank_sweep(tmp_path: Path) -> None:
     ]
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0
-    points, steps = rank_points(read_json(target))
-    assert steps == 30
-    assert [p.value for p in points] == [2, 4]
-    assert f"{points[0].test_losses[0]:.3g}" in result.stdout
+    found = rank_sweep(read_json(target))
+    assert (found.steps, found.n_pairs) == (30, 3)
+    assert [p.value for p in found.points] == [2, 4]
+    assert f"{found.points[0].test_losses[0]:.3g}" in result.stdout
 
 
 def test_a_rank_sweep_may_have_one_seed_and_must_be_one() -> None:
-    from ocr_toy.sweep import rank_points
+    from ocr_toy.sweep import rank_sweep
 
-    document = {"over": "d_h", "base": {"train": {"steps": 9}}, "points": [{"value": 3, "test_losses": [0.5]}]}
-    points, _ = rank_points(document)
-    assert (points[0].test_losses, points[0].test_loss) == ((0.5,), None)
-    for wrong in ([], {}, {**document, "over": "seed"}, {**document, "points": [{"value": "x", "test_losses": []}]}):
-        with pytest.raises(ToyError, match="rank sweep"):
-            rank_points(wrong)
+    point = {"value": 3, "test_losses": [0.5]}
+    document = {"over": "d_h", "base": {"train": {"steps": 9}, "task": {"n_pairs": 5}}, "points": [point]}
+    found = rank_sweep(document)
+    assert (found.points[0].test_losses, found.points[0].test_loss) == ((0.5,), None)
+    wrong_points = [{"value": "x"}, {"value": 0}, {"test_losses": []}, {"test_losses": [-1]}, {"test_losses": [1e400]}]
+    changes = [
+        {"over": "seed"},
+        {"points": []},
+        *({"points": [point, point | change]} for change in wrong_points),
+        {"base": document["base"] | {"train": {"steps": 1e400}}},
+        {"base": document["base"] | {"train": {"steps": 0}}},
+        {"base": document["base"] | {"task": {"n_pairs": 1}}},
+    ]
+    for wrong in ([], {}, *(document | change for change in changes)):
+        with pytest.raises(ToyError, match=r"^rank sweep: not such"):
+            rank_sweep(wrong)
 
 
 def _stub(passed: bool) -> object:
@@ -180,6 +244,29 @@ def test_interruption_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(checks, "run_checks", interrupted)
     assert runner.invoke(app, ["check"]).exit_code == 130
+
+
+def test_interruption_as_a_part_of_ocr_eval_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ocr_eval.cli.app import run
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks, "run_checks", interrupted)
+    assert run(["toy", "check"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_running_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(checks, "run_checks", exhausted)
+    result = runner.invoke(app, ["check"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("error: not enough memory")
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -104,6 +104,21 @@ def test_product_decay_shrinks_the_product() -> None:
     assert sizes[1] < 0.7 * sizes[0]
 
 
+def test_a_record_measures_each_question_set_against_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers b_1, b_2, c_1, c_2 have ids 7 to 10; questions come as train facts and entailments, then test."""
+    f = torch.zeros(1, 8, 11)
+    f[0, range(8), [7, 8, 9, 10] * 2] = 5.0
+    f[0, 0, 10] = 6.0  # a train fact answered with c_2, past its own answer
+    f[0, 6, 7], f[0, 6, 10] = 8.0, 4.0  # a test entailment answered with b_1, the other c 1 below its own
+    monkeypatch.setattr(m, "logits", lambda *_: f)
+    train = TrainSpec(steps=1, batch=0)
+    last = train_runs([RunSpec(noise_free(2, 1, 1), ModelSpec("merged"), train)])[0].last
+    assert last.accuracy == {"train_fact": 0.5, "train_entailment": 1.0, "test_fact": 1.0, TEST_ENTAILMENT: 0.5}
+    assert (last.margins.train, last.margins.held_out) == (-1.0, 1.0)
+    log_p = torch.log_softmax(f[0].double(), dim=1)
+    assert last.loss[TEST_ENTAILMENT] == pytest.approx(float(-(log_p[6, 9] + log_p[7, 10]) / 2), abs=1e-6)
+
+
 def test_without_train_subjects_there_is_no_such_set() -> None:
     result = train_runs([replace(SMALL, task=replace(SMALL.task, m_train=0))])[0]
     assert set(result.last.loss) == {"test_fact", TEST_ENTAILMENT}
@@ -117,7 +132,8 @@ def test_without_train_subjects_there_is_no_such_set() -> None:
         ({"steps": 0}, "steps = 0"),
         ({"lr": 0.0}, "lr = 0"),
         ({"lr": float("nan")}, "lr = nan"),
-        ({"decay": 1e9}, "decay ="),
+        ({"decay": -1.0}, "decay = -1"),
+        ({"lr": 50.0}, "lr = 50.0 with decay = 0.03: "),
         ({"optimizer": "sgd"}, "optimizer = sgd"),
         ({"seed": -1}, "seed = -1"),
     ],
@@ -127,13 +143,30 @@ def test_bad_training_is_refused_by_name(fields: dict[str, object], names: str) 
         TrainSpec(**fields)
 
 
+def test_a_zero_init_is_refused_where_no_step_leaves_it() -> None:
+    train = TrainSpec(init_scale=0.0, steps=1)
+    for model in (ModelSpec(), ModelSpec(attention="softmax"), ModelSpec("merged")):
+        with pytest.raises(ToyError, match=r"^init_scale = 0"):
+            RunSpec(SMALL.task, model, train)
+    for model in (ModelSpec("merged", trainable_kq=False), ModelSpec("merged", attention="softmax")):
+        result = train_runs([RunSpec(SMALL.task, model, train)])[0]
+        assert np.abs(result.w_ov).max() > 0
+
+
 def test_runs_that_cannot_share_steps_are_refused() -> None:
     other = replace(SMALL, train=replace(SMALL.train, steps=50))
     with pytest.raises(ToyError, match="steps = "):
         train_runs([SMALL, other])
 
 
-def test_a_diverging_run_is_reported() -> None:
-    train = replace(SMALL.train, optimizer="gd", lr=1e6, decay=0.0, init_scale=1.0, norms_every=40)
-    with pytest.raises(ToyError, match="no longer finite"):
-        train_runs([replace(SMALL, train=train)])
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"lr": 1e6}, "lr = 1000000.0: the loss is no longer finite at step 40"),
+        ({"init_scale": 1e30}, r"init_scale = 1e\+30: the loss is not finite at the start"),
+    ],
+)
+def test_a_diverging_run_is_reported_with_its_cause(fields: dict[str, float], names: str) -> None:
+    train = replace(SMALL.train, optimizer="gd", decay=0.0, init_scale=1.0, norms_every=40)
+    with pytest.raises(ToyError, match="^" + names):
+        train_runs([replace(SMALL, train=replace(train, **fields))])
