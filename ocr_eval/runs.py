@@ -88,6 +88,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     try:
         yield beside
         for path in (*beside.rglob("*"), beside):
+            if path.is_file():  # safetensors lets nobody else read what it writes
+                path.chmod(beside.stat().st_mode & 0o666)
             _sync(path)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)

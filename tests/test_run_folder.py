@@ -64,10 +64,12 @@ def test_a_folder_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch
     monkeypatch.setattr(runs.os, "fsync", noting)
     with replacing_folder(place) as beside:
         (beside / "weights").write_text("1")
+        (beside / "weights").chmod(0o600)
     assert (f"{tmp_path}/adapter.partial/weights", False) in synced
     assert (f"{tmp_path}/adapter.partial", False) in synced
     assert synced[-1] == (str(tmp_path), True)
     assert (place / "weights").read_text() == "1"
+    assert (place / "weights").stat().st_mode & 0o777 == place.stat().st_mode & 0o666
 
 
 def test_parts_of_training_states_go_with_the_states(done):
