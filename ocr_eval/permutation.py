@@ -95,9 +95,9 @@ def _means(seed: SubjectRanks) -> Floats:
 
     Ranks are multiples of 1/2, so the sums are exact.
     """
-    sums_nn = np.zeros((seed.ranks.shape[1],) * 2)
-    np.add.at(sums_nn, seed.target, seed.ranks)
-    return sums_nn / len(seed.target)
+    is_of_Sn = seed.target[:, None] == np.arange(seed.ranks.shape[1])
+    means_nn: Floats = (is_of_Sn.T.astype(np.float64) @ seed.ranks) / len(seed.target)
+    return means_nn
 
 
 def _of_assignments(means_Cnn: Floats, answers_Fn: NDArray[np.int64]) -> Floats:
