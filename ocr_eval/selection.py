@@ -193,13 +193,13 @@ def group_rows(
             values[label][key].add(settings[key])
     differing = {label: [key for key in rest if len(of[key]) > 1 and key != "method"] for label, of in values.items()}
     groups: dict[RowKey, list[Record]] = defaultdict(list)
-    contents: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        contents[record.association].add(record.association_digest)
+    contents: dict[tuple[tuple[str, ...], str], set[str]] = defaultdict(set)
+    for record, label in zip(records, labels, strict=True):
+        contents[label, record.association].add(record.association_digest)
     for record, label, settings in zip(records, labels, told, strict=True):
         parts = [] if "method" in by else [settings["method"]]
         parts += [settings[key] if key == "model" else f"{key}={settings[key]}" for key in differing[label]]
-        if len(contents[record.association]) > 1:
+        if len(contents[label, record.association]) > 1:
             parts.append(f"{record.association} as of {record.association_digest or 'an older version'}")
         groups[RowKey(label, ", ".join(parts))].append(record)
     order = sorted(groups, key=lambda row: (*map(natural, row.labels), natural(row.setting)))

@@ -31,7 +31,7 @@ def test_the_commands_of_a_page_run(page, model_files, tmp_path):
     shutil.copytree(ROOT / "results/smollm2-135m", tmp_path / "results/smollm2-135m")
     for name, text in re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", page.read_text(), re.S):
         (tmp_path / name).write_text(text)
-    small = {"EPOCHS": "1", "M_TEST": "2", "M_TRAIN": "1", "QUIET": "1", "MODEL": str(model_files["llama"])}
+    small = {"EPOCHS": "1", "M_TEST": "2", "M_TRAIN": "2", "QUIET": "1", "MODEL": str(model_files["llama"])}
     small["MODELS"] = small["MODEL"]
     environment = {
         **os.environ,

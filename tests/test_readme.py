@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 #: Small enough that the whole README runs in under a minute; the flags in the text go first.
-SMALL = {"OCR_EVAL_EPOCHS": "1", "OCR_EVAL_M_TEST": "2", "OCR_EVAL_M_TRAIN": "1", "OCR_EVAL_QUIET": "1"}
+SMALL = {"OCR_EVAL_EPOCHS": "1", "OCR_EVAL_M_TEST": "2", "OCR_EVAL_M_TRAIN": "2", "OCR_EVAL_QUIET": "1"}
 
 
 @pytest.mark.real_model

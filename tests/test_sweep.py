@@ -116,7 +116,6 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--worker", "9"], "holds no sweep to take part in"),
         (["--executor", "local", "--devices", "cpux"], "Did you mean 'cpu'?"),
         (["--executor", "local", "--devices", "cpu,99"], "Unknown device '99'"),
-        (["--executor", "slurm"], "there is no 'sbatch' on PATH"),
         (["--partition", "gpu"], "--partition goes with --executor slurm"),
         (["--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
     ],
@@ -129,6 +128,15 @@ def test_bad_input_is_one_line_and_starts_nothing(sweep, tmp_path, monkeypatch, 
         assert complaint in answer.err
         assert len(answer.err.strip().splitlines()) == 1
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_for_a_cluster_is_planned_without_it_and_not_begun(sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    answer = sweep(tmp_path, "--executor", "slurm")
+    assert answer.code == 2
+    assert "there is no 'sbatch' on PATH" in answer.err
+    assert sweep(tmp_path, "--executor", "slurm", "--dry-run").code == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_is_no_path_also_where_a_folder_is_called_so(ocr_eval, tiny, tmp_path, monkeypatch):

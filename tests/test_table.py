@@ -134,9 +134,15 @@ def test_revisions_of_one_model_are_rows_of_their_own():
 def test_two_associations_of_one_name_are_never_averaged():
     runs = [record("mine", seed=0, association_digest="aaa"), record("mine", seed=1, association_digest="bbb")]
     other = [record("theirs", seed=seed, association_digest="ccc") for seed in (0, 1)]
-    table = build_table([*runs, *other], "first-token", {})
+    elsewhere = [record("mine", model="another", association_digest="ddd")]  # a row of its own in any case
+    table = build_table([*runs, *other, *elsewhere], "first-token", {})
     cells = {(row.setting, name): cell.seeds for row in table.rows for name, cell in row.cells.items()}
-    assert cells == {("lora", "theirs"): 2, ("lora, mine as of aaa", "mine"): 1, ("lora, mine as of bbb", "mine"): 1}
+    assert cells == {
+        ("lora", "theirs"): 2,
+        ("lora, mine as of aaa", "mine"): 1,
+        ("lora, mine as of bbb", "mine"): 1,
+        ("lora", "mine"): 1,
+    }
 
 
 def test_no_records_is_an_error():

@@ -117,7 +117,7 @@ def sweep(
     if held is None:
         o.check_candidates(max(grid.n), grid.candidates)
     means = Means(cast("Device", device), placement, workers, report_to, offline, force, worker)
-    means.check()
+    means.check(plans=dry_run)
     if dry_run:
         typer.echo(plan(grid, output_dir, means), nl=False)
         return

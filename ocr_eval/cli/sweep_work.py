@@ -47,8 +47,11 @@ class Means:
         """The same means as flags of a worker's command."""
         return ["--device", self.device, "--report-to", self.report_to, *(["--offline"] if self.offline else [])]
 
-    def check(self) -> None:
+    def check(self, plans: bool) -> None:
         """Look, before anything is written, whether the means are there.
+
+        Args:
+            plans: whether the sweep is only planned, for which no cluster is needed.
 
         Raises:
             UserError: no such tracker, device or cluster, or several processes and a device that is no CPU.
@@ -58,7 +61,8 @@ class Means:
         from ocr_eval.tracking import require_tracker
 
         require_tracker(self.report_to)
-        check_placement(self.placement)
+        if not (plans and self.placement.executor == "slurm"):
+            check_placement(self.placement)
         if self.workers is not None and self.workers > 1 and self.pack_device != "cpu":
             raise UserError(f"--workers {self.workers}: processes share the cores of a CPU; one fills a GPU.")
 
