@@ -16,6 +16,9 @@ import pytest
 from ocr_eval.errors import UserError
 from ocr_eval.executor import Job, Placement, run_jobs
 from ocr_eval.executor.ledger import Ledger
+from ocr_eval.grid import read_sweep
+from ocr_eval.run import Bases
+from ocr_eval.sweep import pack_jobs, plan_sweep
 
 SLURM = Placement(executor="slurm", time_limit=30, gpus_per_job=0)
 #: Writes a line to "starts", works until "half" is there, and is done when it finds "half" at its start.
@@ -344,7 +347,9 @@ def test_a_sweep_that_is_requeued_ends_as_one_that_was_left_alone(tmp_path, mode
             subprocess.run(["scontrol", "requeue", event.place], check=True)
 
     seen = set()
-    jobs = [Job(f"pack{k}", (*command, "-o", "there", f"--worker={k}")) for k in (1, 2)]
+    (tmp_path / "there").mkdir()
+    grid = read_sweep(tmp_path / "here").grid
+    jobs = pack_jobs(plan_sweep(grid, tmp_path / "there", "cpu", Bases("cpu")).stated(), [])
     results = run_jobs(jobs, SLURM, tmp_path / "there/logs", requeue)
     assert [result.end for result in results] == ["done", "done"], results
     assert len(seen) == 2
