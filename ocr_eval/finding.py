@@ -11,7 +11,7 @@ from ocr_eval.specs import Scoring
 from ocr_eval.table import Cell, Table, make_cells
 
 #: A sentence says that facts were inferred when mean rank is below its null at this permutation p-value.
-SIGNIFICANT = 0.01
+SIGNIFICANT = 0.05
 
 #: What an inference over a link of each kind is called, and what its absence is.
 _READINGS: dict[Kind, tuple[str, str, str]] = {

@@ -194,8 +194,8 @@ def test_the_finding_of_several_rows_counts_cells_and_leaves_controls_out():
         record("y", "spurious", model="a", data=shuffled, rank=2.0),
     ]
     assert said(records) == (
-        "over a true link 2 of 2 cells generalized (p at most 0.01); over an arbitrary link 2 of 3 cells "
-        "hallucinated (p at most 0.01) (1 more had runs that did not learn their facts)."
+        "over a true link 2 of 2 cells generalized (p at most 0.05); over an arbitrary link 2 of 3 cells "
+        "hallucinated (p at most 0.05) (1 more had runs that did not learn their facts)."
     )
     unlearned = [record("y", "spurious", model=model, rank=0.0, learned=False) for model in "ab"]
     assert said([record(), *unlearned]).endswith(
