@@ -15,6 +15,7 @@ from ocr_eval import attention
 from ocr_eval.adapters import Adapters
 from ocr_eval.forest import Forest, Reads
 from ocr_eval.layout import lay_out
+from ocr_eval.logprobs import block_rows, read_logprobs
 from ocr_eval.models import Base
 from ocr_eval.whole import WholeNetwork
 
@@ -66,6 +67,11 @@ class View:
             base.autocast() if self.autocast else nullcontext(),
         ):
             logits_KRV = self.network(**batch.inputs(base.device, base.dtype), use_cache=False).logits
-        where = tuple(index.to(logits_KRV.device) for index in (batch.rows, batch.columns, batch.tokens))
-        logprobs_T = torch.log_softmax(logits_KRV.float(), dim=-1)[where]
+        rows_T = (batch.rows * logits_KRV.shape[1] + batch.columns).to(logits_KRV.device)
+        logprobs_T = read_logprobs(
+            logits_KRV.flatten(0, 1),
+            rows_T,
+            batch.tokens.to(logits_KRV.device),
+            block_rows(logits_KRV.shape[-1], logits_KRV.device.type),
+        )
         return dict(zip(rows, logprobs_T.split(batch.counts), strict=True))

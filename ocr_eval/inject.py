@@ -17,7 +17,7 @@ from typing import Any
 from ocr_eval import provenance
 from ocr_eval.audit import Audit, audit_dataset
 from ocr_eval.dataset import build_dataset
-from ocr_eval.device_memory import free_cache, is_out_of_memory
+from ocr_eval.device_memory import free_cache, is_out_of_memory, unwatched_by_collector
 from ocr_eval.errors import RunFailed
 from ocr_eval.injection import Pack, attach
 from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
@@ -136,7 +136,8 @@ def _inject(base: Base, tasks: Sequence[Task], every: int, watch: Watcher) -> No
             task.folder.begin(task.spec, provenance.environment(str(base.device)), task.material.audit.as_json())
     pack = attach(base, [task.spec for task in tasks], [task.material.examples for task in tasks])
     try:
-        _run(pack, tasks, every, watch)
+        with unwatched_by_collector():
+            _run(pack, tasks, every, watch)
     finally:
         pack.detach()
         del pack

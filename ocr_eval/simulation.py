@@ -26,6 +26,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ocr_eval import attention
 from ocr_eval.adapters import Adapters, LaneShape
 from ocr_eval.architecture import build, linear_modules
+from ocr_eval.logprobs import block_rows, read_logprobs
 from ocr_eval.models import DTYPES
 from ocr_eval.specs import ModelSpec, TrainSpec
 
@@ -72,7 +73,7 @@ def training_peaks(
         network = build(spec, config, device, torch.float32 if train.method == "full" else None)
         meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
         with meter:
-            loss = -_logprobs(spec, train, network, geometry).mean()
+            loss = -_logprobs(spec, train, network, geometry, device).mean()
             meter.phase = "gradients"
             loss.backward()
     return [meter.before_gradients, meter.after]
@@ -86,7 +87,7 @@ def scoring_peak(
         network = build(spec, config, device, torch.float32 if train.method == "full" else None)
         meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
         with meter, torch.no_grad():
-            _logprobs(spec, train, network, geometry)
+            _logprobs(spec, train, network, geometry, device)
     return meter.before_gradients
 
 
@@ -146,7 +147,9 @@ class _Dequantized(torch.autograd.Function):
         return gradients[0] @ torch.empty(ctx.shape, dtype=ctx.dtype), None, None
 
 
-def _logprobs(spec: ModelSpec, train: TrainSpec, network: PreTrainedModel, geometry: Geometry) -> torch.Tensor:
+def _logprobs(
+    spec: ModelSpec, train: TrainSpec, network: PreTrainedModel, geometry: Geometry, device: str
+) -> torch.Tensor:
     """A forward pass as ``forward.View`` makes it."""
     K, C, R = geometry.lanes, geometry.clumps, geometry.reads
     B = -(-geometry.nodes // C)
@@ -162,7 +165,7 @@ def _logprobs(spec: ModelSpec, train: TrainSpec, network: PreTrainedModel, geome
             use_cache=False,
         ).logits
     read = torch.zeros(K * geometry.tokens, dtype=torch.long)
-    return torch.log_softmax(logits_KRV.float(), dim=-1)[read, read, read]
+    return read_logprobs(logits_KRV.flatten(0, 1), read, read, block_rows(logits_KRV.shape[-1], device))
 
 
 class _Meter(TorchDispatchMode):

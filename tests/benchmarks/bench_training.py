@@ -39,6 +39,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from ocr_eval.adapters import target_names
 from ocr_eval.association import load_association
 from ocr_eval.dataset import build_dataset
+from ocr_eval.device_memory import unwatched_by_collector
 from ocr_eval.executor.local import cores
 from ocr_eval.injection import attach
 from ocr_eval.models import Base, load_base, load_tokenizer, quiet_transformers
@@ -149,8 +150,9 @@ def pack_seconds(base: Base, specs: list[RunSpec], epochs: int) -> float:
     """Seconds that some runs train as one pack."""
     pack = attach(base, specs, [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs])
     started = time.perf_counter()
-    for _ in range(epochs):
-        train_epoch(pack, range(len(specs)))
+    with unwatched_by_collector():
+        for _ in range(epochs):
+            train_epoch(pack, range(len(specs)))
     seconds = time.perf_counter() - started
     pack.detach()
     return seconds
