@@ -144,7 +144,7 @@ def _read(path: Path, ancestors: tuple[Path, ...]) -> Association:
     derived = resources.parse(_DerivedFile, content, str(path))
     origin, permutation = derived.derived.parent, derived.derived.permutation
     if resources.looks_like_path(origin):
-        origin = str(path.parent / Path(origin).expanduser())
+        origin = str(path.parent / resources.expand(origin))
     try:
         found = resources.find_yaml("association", "templates", origin)
     except UserError as error:

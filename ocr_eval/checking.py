@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ocr_eval import resources
@@ -92,7 +91,7 @@ def check_model(model: str, associations: Sequence[str]) -> Check:
 
 
 def _tokenizer_alone(model: str) -> bool:
-    folder = Path(model).expanduser()
+    folder = resources.expand(model)
     return resources.looks_like_path(model) and folder.is_dir() and not (folder / "config.json").is_file()
 
 

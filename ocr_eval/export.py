@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ocr_eval.dataset import QUANTITIES, Dataset
-from ocr_eval.runs import prepare_output, to_jsonl, write_atomic
+from ocr_eval.files import prepare_output, to_jsonl, write_atomic
 
 Rows = list[dict[str, Any]]
 

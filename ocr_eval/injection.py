@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from ocr_eval import draw
 from ocr_eval.adapters import Adapters, LaneShape
 from ocr_eval.errors import RunFailed, UserError
+from ocr_eval.files import replacing_folder
 from ocr_eval.forward import Cut, View
 from ocr_eval.models import Base
-from ocr_eval.runs import RunFolder, replacing_folder
+from ocr_eval.runs import RunFolder
 from ocr_eval.specs import HubWeights, RunSpec, TrainSpec
 from ocr_eval.tokens import Continuation
 from ocr_eval.training_state import read_state, write_state

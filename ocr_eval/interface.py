@@ -219,8 +219,8 @@ def write_report(*folders: Folder, output: Folder, scoring: Scoring = "first-tok
     Raises:
         UserError: no such folder, or the page cannot be written.
     """
+    from ocr_eval.files import prepare_output, write_atomic
     from ocr_eval.report.page import build_page
-    from ocr_eval.runs import prepare_output, write_atomic
 
     found = _found(folders, scoring=scoring)
     page, complaints = build_page(found, scoring)

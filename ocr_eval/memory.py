@@ -120,7 +120,9 @@ def estimate(
     Raises:
         UserError: the model's configuration cannot be had.
     """
-    return _estimate(spec.model_dump_json(), train.model_dump_json(), training, scoring, device, layers)
+    idle = {"lr": 1e-3, "epochs": 1}  # so that runs which differ in these alone are simulated once
+    of_memory = train.model_copy(update=idle).model_dump_json()
+    return _estimate(spec.model_dump_json(), of_memory, training, scoring, device, layers)
 
 
 def optimizer_kind(train: TrainSpec, device: str) -> str:

@@ -225,7 +225,7 @@ def load_tokenizer(name_or_path: str) -> Any:
     Raises:
         UserError: no such model or folder, or no tokenizer in it.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = resources.expand(name_or_path)
     if not (resources.looks_like_path(name_or_path) and folder.is_dir()):
         folder = locate_tokenizer(load_model_spec(name_or_path))
     return load_tokenizer_from(folder)

@@ -36,6 +36,7 @@ _RESULT_MODULES = [
     "inject",
     "injection",
     "layout",
+    "logprobs",
     "measure",
     "models",
     "norms",

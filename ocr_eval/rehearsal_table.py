@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ocr_eval.files import prepare_output, write_atomic
 from ocr_eval.rehearsal import Rehearsal
-from ocr_eval.runs import prepare_output, write_atomic
 
 TABLE = "rehearsals.md"
 

@@ -44,6 +44,18 @@ def looks_like_path(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) or name.startswith((".", "~", "/")) or "/" in name or "\\" in name
 
 
+def expand(path: str) -> Path:
+    """A path of the user's, ``~`` and ``~name`` being home folders.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"'{path}': no home folder of that name is known. Write the path in full.") from error
+
+
 def find_yaml(kind: str, part: str, name: str) -> Path:
     """The YAML file for a shipped name or a path of the user's.
 
@@ -51,7 +63,7 @@ def find_yaml(kind: str, part: str, name: str) -> Path:
         UserError: no such shipped name (with a suggestion), or no such file.
     """
     if looks_like_path(name):
-        path = Path(name).expanduser()
+        path = expand(name)
         if not path.is_file():
             raise UserError(
                 f"No {kind} file at '{name}'. Give the path of a YAML file or one of: {', '.join(shipped_names(part))}."

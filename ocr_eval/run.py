@@ -13,6 +13,7 @@ from ocr_eval import provenance, weights
 from ocr_eval.dataset import build_dataset
 from ocr_eval.device_memory import free_cache
 from ocr_eval.errors import Busy, RunFailed
+from ocr_eval.files import prepare_output
 from ocr_eval.forward import View
 from ocr_eval.inject import Task, Watcher, inject, prepare, say_lines
 from ocr_eval.injection import load_adapter
@@ -22,7 +23,7 @@ from ocr_eval.models import Base, Device, device_type, load_base, load_tokenizer
 from ocr_eval.packs import cut_into_packs
 from ocr_eval.processes import is_first
 from ocr_eval.records import Record, Scores
-from ocr_eval.runs import OnlookersFolder, RunFolder, prepare_output
+from ocr_eval.runs import OnlookersFolder, RunFolder
 from ocr_eval.score import score_candidates
 from ocr_eval.specs import ModelSpec, RunSpec
 from ocr_eval.sweep_plan import lanes_that_fit

@@ -21,9 +21,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ from filelock import Timeout
 
 from ocr_eval import resources
 from ocr_eval.errors import Busy, UserError
+from ocr_eval.files import read_jsonl, refuse_folder, remove, replacing, sync, to_jsonl, write_atomic
 from ocr_eval.locks import hold
 from ocr_eval.records import Record, read_record
 from ocr_eval.specs import SCHEMA_VERSION, RunSpec
@@ -43,93 +42,6 @@ from ocr_eval.specs import SCHEMA_VERSION, RunSpec
 _GLANCE = 0.2
 #: What makes a run count, written last and removed first.
 _LAST = ("status.json", "result.json")
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that it holds the old content or the new, never a part, also after a power cut."""
-    with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into that takes a file's place at the end, whole, also after a power cut.
-
-    Raises:
-        UserError: a folder is in its place.
-    """
-    _refuse_folder(path)
-    beside = path.with_name(path.name + ".partial")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:  # a part of a file would keep a full disk full
-        beside.unlink(missing_ok=True)
-        raise
-    beside.replace(path)
-    _sync(path.parent)
-
-
-def _refuse_folder(path: Path) -> None:
-    """Raises UserError if a folder is where a file is to be written."""
-    if path.is_dir():
-        raise UserError(f"'{path}' is a folder where a file is to be written. Remove it and start again.")
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill that takes a folder's place at the end, whole, also after a power cut."""
-    beside = folder.with_name(folder.name + ".partial")
-    for old in (beside, folder):
-        shutil.rmtree(old, ignore_errors=True)
-    beside.mkdir()
-    try:
-        yield beside
-        for path in (*beside.rglob("*"), beside):
-            if path.is_file():  # safetensors lets nobody else read what it writes
-                path.chmod(beside.stat().st_mode & 0o666)
-            _sync(path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    beside.rename(folder)
-    _sync(folder.parent)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, or a folder whole; nothing if there is neither."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or what a folder lists, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def prepare_output(root: Path, flag: str = "--output-dir") -> None:
-    """Make the output folder and try to write into it, before any work starts.
-
-    Args:
-        root: the folder.
-        flag: what the user chooses it with.
-
-    Raises:
-        UserError: it cannot be made or written.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"The output folder '{root}' cannot be written ({error.strerror}). Choose another with {flag}."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -243,11 +155,11 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what an earlier attempt left, so that the run starts from nothing; first what makes it count."""
         for mark in _LAST:
-            _remove(self.path / mark)
-        _sync(self.path)
+            remove(self.path / mark)
+        sync(self.path)
         for entry in self.path.iterdir():
             if entry.name not in (".lock", ".holder"):
-                _remove(entry)
+                remove(entry)
 
     def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
         """Write what the run is, where it runs and what the tokenizer makes of its candidates.
@@ -258,7 +170,7 @@ class RunFolder:
             UserError: what a finished run writes last could not be written then.
         """
         for mark in _LAST:
-            _refuse_folder(self.path / mark)
+            refuse_folder(self.path / mark)
         earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
         write_atomic(self.path / "config.yaml", config_yaml(spec))
         write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment, **earlier}))
@@ -388,26 +300,6 @@ def config_yaml(spec: RunSpec) -> str:
     """A resolved spec as YAML."""
     content = {"schema_version": SCHEMA_VERSION, **spec.model_dump(mode="json")}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file.
-
-    Raises:
-        UserError: a line that is not JSON (names it).
-    """
-    lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: is not JSON ({error}).") from error
-    return lines
-
-
-def to_jsonl(lines: list[dict[str, Any]]) -> str:
-    """Objects as JSON lines."""
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _json(content: dict[str, Any]) -> str:

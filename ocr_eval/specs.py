@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -253,7 +252,14 @@ def make_run_spec(
         "train": resources.parse(TrainSpec, {**_training_defaults(model, train), **train}, "training"),
         "seed": seed,
     }
-    return resources.parse(RunSpec, content, "run")
+    run = resources.parse(RunSpec, content, "run")
+    idle = [f"--{key}" for key in ("rank", "alpha") if key in train]
+    if idle and run.train.method == "full":
+        raise UserError(
+            f"{' and '.join(idle)}: method 'full' trains all parameters and has no adapter. Leave it out, "
+            "or do the runs with adapters apart from it."
+        )
+    return run
 
 
 def _training_defaults(model: ModelSpec, given: dict[str, Any]) -> dict[str, Any]:
@@ -276,7 +282,7 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
     Raises:
         UserError: unknown name (with a suggestion), or a file that breaks a rule.
     """
-    path = Path(name_or_path).expanduser()
+    path = resources.expand(name_or_path)
     if resources.looks_like_path(name_or_path) and path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(
@@ -305,7 +311,7 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
     file = resources.find_yaml("model", "models", name_or_path)
     spec = resources.parse(ModelSpec, resources.read_yaml(file), str(file))
     if isinstance(spec.weights, FolderWeights):
-        folder = (file.parent / Path(spec.weights.path).expanduser()).resolve()
+        folder = (file.parent / resources.expand(spec.weights.path)).resolve()
         if not (folder / "config.json").is_file():
             raise UserError(f"{file}: 'weights.path' leads to {folder}, which has no config.json.")
         spec = spec.model_copy(update={"weights": FolderWeights(kind="folder", path=str(folder))})

@@ -19,13 +19,14 @@ from typing import Any
 from ocr_eval import provenance
 from ocr_eval.errors import Busy, RunFailed, UserError
 from ocr_eval.executor import Job
+from ocr_eval.files import write_atomic
 from ocr_eval.grid import SWEEP_FILE, Grid, SweepState, check_same, read_sweep
 from ocr_eval.inject import prepare
 from ocr_eval.locks import hold
 from ocr_eval.packs import cut_into_packs, share_key
 from ocr_eval.progress import say
 from ocr_eval.run import Bases, Execution, do_pack
-from ocr_eval.runs import RunFolder, write_atomic
+from ocr_eval.runs import RunFolder
 from ocr_eval.specs import RunSpec
 from ocr_eval.sweep_plan import lanes_that_fit
 from ocr_eval.workload import batch_nodes

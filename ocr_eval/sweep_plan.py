@@ -32,11 +32,12 @@ def lanes_that_fit(device: str) -> Fit:
     def fit(specs: Sequence[RunSpec], wanted: int) -> int:
         spec = widest(specs)
         work = workload.measure(spec)
-        one, lanes = pack_memory(spec, work, 1, device).total, wanted
+        lanes = wanted
         while lanes > 1:
             needed = pack_memory(spec, work, lanes, device)
             if needed.fits(room(device)):
                 break
+            one = pack_memory(spec, work, 1, device).total
             a_lane = max(1, needed.total - one) / (lanes - 1)  # the first ones take more, so it may be asked again
             lanes = max(1, min(lanes - 1, 1 + int((memory.USABLE * room(device) - one) / a_lane)))
         return lanes

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -89,7 +90,12 @@ def on_gpu(gpu: Gpu, sizes: Architecture, train: TrainSpec, rows: int) -> float:
 
 
 def _seconds_a_weight(rows: int, inputs: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of multiplying rows by a matrix, divided by its entries."""
+    """Seconds of multiplying rows by a matrix, divided by its entries; measured once."""
+    return _measured(rows, inputs, dtype, device, torch.get_num_threads())
+
+
+@lru_cache
+def _measured(rows: int, inputs: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
     x = torch.ones(rows, inputs, device=device, dtype=dtype)
     weight = torch.ones(_OUTPUTS, inputs, device=device, dtype=dtype)
     return _fastest(lambda: torch.nn.functional.linear(x, weight), device) / weight.numel()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import platformdirs
 
-from ocr_eval import hub
+from ocr_eval import hub, resources
 from ocr_eval.errors import UserError
 from ocr_eval.locks import hold
 from ocr_eval.progress import say
@@ -46,7 +46,7 @@ class WeightFolder:
 def cache_folder() -> Path:
     """The folder that converted weights are kept in."""
     chosen = os.environ.get("OCR_EVAL_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ocr-eval"))
+    return resources.expand(chosen) if chosen else Path(platformdirs.user_cache_dir("ocr-eval"))
 
 
 def cached(spec: ModelSpec) -> Path | None:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ocr_eval.files import replacing_folder
 from ocr_eval.models import Base, quiet_transformers, require_bitsandbytes
-from ocr_eval.runs import replacing_folder
 
 
 class WholeNetwork:

@@ -66,6 +66,8 @@ def one_line(answer) -> str:
         (["table", "--bogus"], "See 'ocr-eval table --help'."),
         (["compare", "seed=0", "sed=1"], "Unknown key of condition: 'sed'. Did you mean 'seed'?"),
         (["table", sys.executable], "is a file. Give a folder that holds runs"),
+        (["models", "check", "~nobody-of-this-name/m"], "no home folder of that name is known"),
+        (["finetune", "--assoc", "~nobody-of-this-name/a.yaml"], "no home folder of that name is known"),
         (["models", "check", "./"], "'.' has no tokenizer (tokenizer.json). Give a folder"),
         (["sweep", "--variants", "shufled"], "'variants.0': input should be 'real' or 'shuffled', got 'shufled'."),
         (["score"], "What should be scored?"),

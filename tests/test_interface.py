@@ -33,6 +33,8 @@ def test_a_run_is_resolved_from_names_and_settings(tiny):
     assert (run.seed, run.data.m_train, run.train.lr, run.model.dtype) == (2, 1, 1e-3, "float32")
     with pytest.raises(interface.UserError, match="Did you mean 'm_train'"):
         interface.make_run(tiny, "city-language", m_trian=1)
+    with pytest.raises(interface.UserError, match="has no adapter"):
+        interface.make_run(tiny, "city-language", method="full", rank=4)
 
 
 def test_records_as_a_frame(tmp_path):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import tiny_run
 
-from ocr_eval import runs
-from ocr_eval.runs import RunFolder, replacing, replacing_folder
+from ocr_eval.files import replacing, replacing_folder
+from ocr_eval.runs import RunFolder
 from ocr_eval.status import run_state
 
 
@@ -30,7 +30,7 @@ def test_a_folder_that_was_cleared_in_part_does_not_count(done, monkeypatch):
     def interrupted(path, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.shutil, "rmtree", interrupted)
+    monkeypatch.setattr("ocr_eval.files.shutil.rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         done.clear()
     assert (done.path / "adapter").is_dir()
@@ -61,7 +61,7 @@ def test_a_folder_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch
         synced.append((str(Path(f"/proc/self/fd/{handle}").readlink()), place.exists()))
         sync(handle)
 
-    monkeypatch.setattr(runs.os, "fsync", noting)
+    monkeypatch.setattr("ocr_eval.files.os.fsync", noting)
     with replacing_folder(place) as beside:
         (beside / "weights").write_text("1")
         (beside / "weights").chmod(0o600)

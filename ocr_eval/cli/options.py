@@ -318,11 +318,6 @@ def resolve(
     given = {key: value for key, value in train.items() if value is not None}
     run = make_run_spec(spec, association, data, given, seed)
     check_candidates(n, candidates)
-    of_adapters = [f"--{key}" for key in ("rank", "alpha") if key in given]
-    if of_adapters and run.train.method == "full":
-        raise UserError(
-            f"{' and '.join(of_adapters)}: method 'full' trains all parameters and has no adapter. Leave it out."
-        )
     return run
 
 

@@ -137,7 +137,7 @@ def figures(
     """
     from ocr_eval.figures import save
     from ocr_eval.figures.gallery import gallery
-    from ocr_eval.runs import prepare_output
+    from ocr_eval.files import prepare_output
 
     chosen = chosen_scoring(scoring)
     found = find(folders or [output_dir], chosen, filters)
@@ -233,8 +233,8 @@ def report(
         return
     if port is not None:
         raise UserError("--port goes with --serve. Add it, or leave the port out.")
+    from ocr_eval.files import prepare_output, write_atomic
     from ocr_eval.report.page import build_page
-    from ocr_eval.runs import prepare_output, write_atomic
 
     if output.is_dir():
         raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")

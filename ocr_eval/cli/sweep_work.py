@@ -93,8 +93,8 @@ def run(grid: Grid, output: Path, means: Means) -> None:
     Raises:
         UserError: a name or a value that does not exist or fit, or a folder that cannot be written.
     """
+    from ocr_eval.files import prepare_output
     from ocr_eval.run import Bases
-    from ocr_eval.runs import prepare_output
     from ocr_eval.sweep import check_open, clear, join_sweep, plan_sweep
     from ocr_eval.tracking import how_to_view, require_tracker
 

@@ -17,8 +17,8 @@ from uuid import uuid4
 from filelock import Timeout
 
 from ocr_eval.errors import UserError
+from ocr_eval.files import write_atomic
 from ocr_eval.locks import hold
-from ocr_eval.runs import write_atomic
 
 SCHEMA_VERSION = 2
 

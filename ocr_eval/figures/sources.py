@@ -9,8 +9,8 @@ from typing import Any
 
 from ocr_eval.archive import Run
 from ocr_eval.errors import UserError
+from ocr_eval.files import read_jsonl
 from ocr_eval.heat import Heat, heat_of
-from ocr_eval.runs import read_jsonl
 from ocr_eval.specs import Scoring
 
 Line = dict[str, Any]
