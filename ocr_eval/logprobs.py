@@ -11,6 +11,7 @@ Dimension letters:  S rows of logits,  V tokens of the vocabulary,  T expected t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,8 +46,9 @@ class _ReadLogprobs(torch.autograd.Function):
         ctx.save_for_backward(logits_SV, rows_T, tokens_T)
         ctx.at_once = at_once
         logprobs_T = torch.zeros(len(rows_T), device=logits_SV.device)
+        blocks = _Blocks(logits_SV, at_once)
         for start in range(0, len(logits_SV), at_once):
-            block = torch.log_softmax(logits_SV[start : start + at_once].float(), dim=-1)
+            block = blocks.of(torch.log_softmax, start)
             is_here, row = _places(rows_T, start, len(block))
             logprobs_T = torch.where(is_here, block[row, tokens_T], logprobs_T)
         return logprobs_T
@@ -57,13 +59,32 @@ class _ReadLogprobs(torch.autograd.Function):
         (grad_T,) = gradients
         of_row_S1 = torch.zeros(len(logits_SV), 1, device=grad_T.device).index_add_(0, rows_T, grad_T[:, None])
         grad_SV = torch.empty_like(logits_SV)
+        blocks = _Blocks(logits_SV, ctx.at_once)
         for start in range(0, len(logits_SV), ctx.at_once):
             rows = slice(start, start + ctx.at_once)
-            block = torch.softmax(logits_SV[rows].float(), dim=-1).mul_(-of_row_S1[rows])
+            block = blocks.of(torch.softmax, start).mul_(-of_row_S1[rows])
             is_here, row = _places(rows_T, start, len(block))
             block.index_put_((row, tokens_T), torch.where(is_here, grad_T, 0.0), accumulate=True)
             grad_SV[rows] = block
         return grad_SV, None, None, None
+
+
+class _Blocks:
+    """A function of each row of logits in fp32, some rows at a time, in memory that is used over and over.
+
+    Fresh memory for every block would cost more than what is computed in it.
+    """
+
+    def __init__(self, logits_SV: Tensor, at_once: int) -> None:
+        self._logits_SV, self._at_once = logits_SV, at_once
+        shape = (2, min(at_once, len(logits_SV)), logits_SV.shape[1])
+        self._logits, self._result = torch.empty(shape, device=logits_SV.device)
+
+    def of(self, function: Callable[..., Tensor], start: int) -> Tensor:
+        """A softmax or log-softmax of the rows from one on; valid until the next is asked for."""
+        logits = self._logits_SV[start : start + self._at_once]
+        block = self._logits[: len(logits)].copy_(logits)
+        return function(block, dim=-1, out=self._result[: len(logits)])
 
 
 def _places(rows_T: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
