@@ -143,9 +143,9 @@ def _read(path: Path, ancestors: tuple[Path, ...]) -> Association:
         return _build(own, own.fact, own.entailment, list(own.pairs.items()), path)
     derived = resources.parse(_DerivedFile, content, str(path))
     origin, permutation = derived.derived.parent, derived.derived.permutation
-    if resources.looks_like_path(origin):
-        origin = str(path.parent / resources.expand(origin))
     try:
+        if resources.looks_like_path(origin):
+            origin = str(path.parent / resources.expand(origin))
         found = resources.find_yaml("association", "templates", origin)
     except UserError as error:
         raise UserError(f"{path}: 'derived.parent': {error}") from error

@@ -176,5 +176,5 @@ def _statement(
 
 def _candidates(data: DataSpec, in_use: list[str], spare: list[str]) -> Candidates:
     """The in-use answers, then distractors that no subject has: 10 - n of them, all of them, or none."""
-    distractors = {"in-use": 0, "ten": max(0, 10 - data.n), "all": len(spare)}[data.candidates]
+    distractors = {"in-use": 0, "ten": 10 - data.n, "all": len(spare)}[data.candidates]
     return Candidates((*in_use, *spare[:distractors]), len(in_use))

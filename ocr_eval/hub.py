@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ocr_eval import resources
 from ocr_eval.errors import UserError
 from ocr_eval.progress import is_quiet, say
 from ocr_eval.specs import HubWeights
@@ -170,7 +171,7 @@ def _check_before(request: dict[str, Any], name: str, wanted: list[str]) -> None
     size = sum(file.file_size for file in files if file.will_download)
     if size == 0:
         return
-    cache = Path(constants.HF_HUB_CACHE).expanduser()
+    cache = resources.expand(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
     if free < size + DISK_RESERVE:
         raise UserError(

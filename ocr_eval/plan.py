@@ -149,14 +149,14 @@ class Plan:
         }
 
 
-def make_plan(spec: RunSpec, output: Path | None, device: Device = "auto") -> Plan:
-    """Plan a run, or with ``output`` None the scoring of one.
+def make_plan(spec: RunSpec, output: Path | None, device: Device = "auto", every: int = 1) -> Plan:
+    """Plan a run that is scored every so many epochs, or with ``output`` None the scoring of one.
 
     Raises:
         UserError: the device is not there, or the model's configuration cannot be had.
     """
     place = make_accelerator(device).device
-    sizes, work, free = examine(spec.model), workload.measure(spec), memory.available(place)
+    sizes, work, free = examine(spec.model), workload.measure(spec, every=every), memory.available(place)
     plan = memory.estimate(spec.model, spec.train, work.training, work.scoring, place.type)
     if place.type == "cuda" and not plan.fits(free):
         free = memory.available_together()

@@ -246,7 +246,7 @@ class RunFolder:
 
 
 class OnlookersFolder(RunFolder):
-    """A run's folder in the hands of a process that trains along with the first one: it reads and writes nothing."""
+    """A run's folder in the hands of a process that trains along: it reads what the first wrote, and writes none."""
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -273,6 +273,9 @@ class OnlookersFolder(RunFolder):
         """Nothing."""
 
     def drop_checkpoints(self, before: int | None = None) -> None:
+        """Nothing."""
+
+    def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
         """Nothing."""
 
     def finish(self) -> None:

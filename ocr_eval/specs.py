@@ -198,7 +198,11 @@ class RunSpec(Strict):
             raise ValueError(
                 f"n = {self.data.n} is more than the {pairs} pairs of '{self.association.name}'; lower --n"
             )
-        if self.data.candidates == "ten" and self.data.n <= 10 > pairs:
+        if self.data.candidates == "ten" and self.data.n > 10:
+            raise ValueError(
+                f"ten candidates cannot hold {self.data.n} answers in use; give --candidates in-use or all"
+            )
+        if self.data.candidates == "ten" and pairs < 10:
             raise ValueError(
                 f"'{self.association.name}' has {pairs} pairs and cannot give ten candidates; use --candidates all"
             )
@@ -253,7 +257,8 @@ def make_run_spec(
         "seed": seed,
     }
     run = resources.parse(RunSpec, content, "run")
-    idle = [f"--{key}" for key in ("rank", "alpha") if key in train]
+    flags = {"rank": "--rank", "alpha": "--alpha", "targets": "targets"}
+    idle = [flag for key, flag in flags.items() if key in train]
     if idle and run.train.method == "full":
         raise UserError(
             f"{' and '.join(idle)}: method 'full' trains all parameters and has no adapter. Leave it out, "
@@ -311,7 +316,10 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
     file = resources.find_yaml("model", "models", name_or_path)
     spec = resources.parse(ModelSpec, resources.read_yaml(file), str(file))
     if isinstance(spec.weights, FolderWeights):
-        folder = (file.parent / resources.expand(spec.weights.path)).resolve()
+        try:
+            folder = (file.parent / resources.expand(spec.weights.path)).resolve()
+        except UserError as error:
+            raise UserError(f"{file}: 'weights.path': {error}") from error
         if not (folder / "config.json").is_file():
             raise UserError(f"{file}: 'weights.path' leads to {folder}, which has no config.json.")
         spec = spec.model_copy(update={"weights": FolderWeights(kind="folder", path=str(folder))})

@@ -10,7 +10,7 @@ import torch
 from ocr_eval import memory, timing, workload
 from ocr_eval.architecture import examine
 from ocr_eval.memory import MemoryPlan
-from ocr_eval.packs import PASS_NODES, Fit
+from ocr_eval.packs import Fit
 from ocr_eval.progress import duration, say
 from ocr_eval.specs import RunSpec
 from ocr_eval.workload import Workload
@@ -57,17 +57,18 @@ def pack_memory(spec: RunSpec, work: Workload, lanes: int, device: str) -> Memor
 
 
 def describe_packs(
-    packs: Sequence[Sequence[RunSpec]], done: Sequence[Sequence[bool]], device: str, workers: int
+    packs: Sequence[Sequence[RunSpec]], done: Sequence[Sequence[bool]], device: str, workers: int, every: int = 1
 ) -> list[str]:
     """A few lines a pack: its runs, what is done, memory and time; and the time of all that is left.
 
-    A pack takes seconds, in which one like it is simulated, and is named on stderr.
+    A pack unlike those before takes seconds, in which one like it is simulated; each is named on stderr.
 
     Args:
         packs: the runs.
         done: which of them are finished.
         device: the type of device.
         workers: how many packs are done at once.
+        every: epochs between scorings.
     """
     place = torch.device(device) if device != "cuda" or torch.cuda.is_available() else None
     lines, total, known, largest = [], 0.0, True, 0
@@ -75,7 +76,7 @@ def describe_packs(
         say(f"Planning pack {number}/{len(packs)}")
         left = len(pack) - sum(finished)
         spec = widest(pack)
-        work = workload.measure(spec)
+        work = workload.measure(spec, every=every)
         needed = pack_memory(spec, work, len(pack), device)
         largest = max(largest, needed.total)
         short = "" if needed.fits(room(device)) else f", MORE than the {room(device) / 1e9:.1f} GB that are free"
@@ -105,13 +106,11 @@ def describe_packs(
 
 def _seconds(spec: RunSpec, work: Workload, lanes: int, place: torch.device, workers: int) -> float:
     """Seconds of a pack of so many runs like this one, with its part of the threads."""
-    together = replace(work.training, lanes=lanes)
-    chunk = replace(work.scoring, nodes=PASS_NODES.get(place.type, PASS_NODES["cpu"]))
+    together, chunk = replace(work.training, lanes=lanes), workload.pack_scoring(work, lanes, place.type)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))
     try:
         speed = timing.calibrate(spec.model, examine(spec.model), spec.train, together, chunk, place)
     finally:
         torch.set_num_threads(threads)
-    scoring = speed.chunk * work.scored_nodes * lanes / chunk.nodes
-    return work.steps * speed.step + work.scorings * scoring
+    return work.steps * speed.step + work.scorings * speed.chunk * work.scored_nodes / chunk.nodes

@@ -64,7 +64,16 @@ def calibrate(
     scoring: Geometry,
     device: torch.device,
 ) -> Speed:
-    """Measure on a device (about a second)."""
+    """Measure on a device (about a second).
+
+    Args:
+        spec: the model.
+        sizes: its matrices.
+        train: the method.
+        training: a step's batch; its ``lanes`` are the runs of a pack.
+        scoring: a scored chunk, also of all its lanes.
+        device: where.
+    """
     dtype = DTYPES[spec.dtype]
     rows = training.lanes * training.nodes
     widths = Counter[int]()  # weights to multiply with, by the length of a row
@@ -76,9 +85,11 @@ def calibrate(
     )
     unpacking = sizes.linear_parameters * _unpacking_seconds_a_weight(dtype, device) if train.method == "qlora" else 0.0
     passes = 3 if train.method == "full" else 2  # forward, backward to inputs, and to weights where they learn
+    nodes = scoring.lanes * scoring.nodes / rows
+    reads = scoring.lanes * scoring.reads / (training.lanes * training.reads)
     return Speed(
         step=OVERHEAD * (passes * (linears + head + unpacking)),
-        chunk=OVERHEAD * (linears * scoring.nodes / training.nodes + head * scoring.reads / training.reads + unpacking),
+        chunk=OVERHEAD * (linears * nodes + head * reads + unpacking),
     )
 
 
@@ -102,7 +113,12 @@ def _measured(rows: int, inputs: int, dtype: torch.dtype, device: torch.device, 
 
 
 def _unpacking_seconds_a_weight(dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of unpacking an NF4 matrix, divided by its entries."""
+    """Seconds of unpacking an NF4 matrix, divided by its entries; measured once."""
+    return _unpacked(dtype, device, torch.get_num_threads())
+
+
+@lru_cache
+def _unpacked(dtype: torch.dtype, device: torch.device, threads: int) -> float:
     require_bitsandbytes("--method qlora")
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -54,12 +55,13 @@ class Workload:
     scorings: int
 
 
-def measure(spec: RunSpec, tokenizer: Path | None = None) -> Workload:
+def measure(spec: RunSpec, tokenizer: Path | None = None, every: int = 1) -> Workload:
     """The work of a run, with the model's tokenizer if it is on this disk and else with a stand-in.
 
     Args:
         spec: the run.
         tokenizer: a folder with the model's tokenizer, where it lies elsewhere.
+        every: epochs between scorings.
 
     Raises:
         UserError: the tokenizer cannot do with the data.
@@ -80,7 +82,7 @@ def measure(spec: RunSpec, tokenizer: Path | None = None) -> Workload:
         probes=probes,
         scoring=max(chunks, key=lambda chunk: chunk.reads),
         scored_nodes=sum(chunk.nodes for chunk in chunks),
-        scorings=spec.train.epochs + 1,
+        scorings=1 + math.ceil(spec.train.epochs / every),
     )
 
 

@@ -56,7 +56,8 @@ def test_published_protocol_counts():
 @given(st.integers(0, 10**6), st.integers(2, 20), st.integers(0, 5), st.integers(1, 6), st.sampled_from(ASSOCIATIONS))
 @settings(max_examples=30, deadline=None)
 def test_rules_that_hold_for_every_dataset(seed, n, m_train, m_test, assoc):
-    spec = published(assoc, seed, n=n, m_train=m_train, m_test=m_test)
+    candidates = "ten" if n <= 10 else "in-use"
+    spec = published(assoc, seed, n=n, m_train=m_train, m_test=m_test, candidates=candidates)
     dataset = build_dataset(spec)
     truth = dict(dataset.pairs)
     assert set(dataset.pairs) <= set(load_association(assoc).pairs)
@@ -84,8 +85,9 @@ def test_no_held_out_entailment_is_trained_on():
 
 @pytest.mark.parametrize(("n", "m_train"), [(5, 4), (5, 2), (5, 7), (3, 2), (4, 6), (20, 4), (5, 5)])
 def test_the_shuffled_control_teaches_no_group_more_of_one_answer_than_of_another(n, m_train):
-    real = build_dataset(published(n=n, m_train=m_train, m_test=2))
-    shuffled = build_dataset(published(n=n, m_train=m_train, m_test=2, variant="shuffled"))
+    data = {"n": n, "m_train": m_train, "m_test": 2, "candidates": "all"}
+    real = build_dataset(published(**data))
+    shuffled = build_dataset(published(**data, variant="shuffled"))
     assert shuffled.subjects == real.subjects
     assert shuffled.probes == real.probes
     taught = [[s for s in d.train if s.relation == "entailment"] for d in (real, shuffled)]

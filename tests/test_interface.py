@@ -35,6 +35,10 @@ def test_a_run_is_resolved_from_names_and_settings(tiny):
         interface.make_run(tiny, "city-language", m_trian=1)
     with pytest.raises(interface.UserError, match="has no adapter"):
         interface.make_run(tiny, "city-language", method="full", rank=4)
+    with pytest.raises(interface.UserError, match="targets: method 'full' trains all parameters"):
+        interface.make_run(tiny, "city-language", method="full", targets=["q_proj"])
+    with pytest.raises(interface.UserError, match="ten candidates cannot hold 12 answers in use"):
+        interface.make_run(tiny, "city-language", n=12)
 
 
 def test_records_as_a_frame(tmp_path):

@@ -1,5 +1,6 @@
 """Where memory runs out a batch goes on in parts with the same result; what cannot go on says why."""
 
+import gc
 import json
 import platform
 
@@ -11,7 +12,7 @@ from conftest import load, tiny_run
 from ocr_eval import forward
 from ocr_eval.adapters import Stacks
 from ocr_eval.dataset import build_dataset
-from ocr_eval.device_memory import free_cache
+from ocr_eval.device_memory import free_cache, unwatched_by_collector
 from ocr_eval.errors import RunFailed
 from ocr_eval.injection import attach
 from ocr_eval.models import load_base
@@ -140,3 +141,16 @@ def test_freed_memory_goes_back_to_the_system():
     free_cache(torch.device("cpu"))
     assert psutil.Process().memory_info().rss < before - 200_000_000
     assert len(held) == 100
+
+
+def test_the_collector_watches_everything_again_after_a_run_that_failed():
+    before = gc.get_freeze_count()
+
+    def fail():
+        with unwatched_by_collector():
+            assert gc.get_freeze_count() > before
+            raise RunFailed("no gradient")
+
+    with pytest.raises(RunFailed):
+        fail()
+    assert gc.get_freeze_count() == before

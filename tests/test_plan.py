@@ -1,10 +1,13 @@
 """What --dry-run says, from the configuration alone, and whether the simulated memory is what the parts add up to."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
-from ocr_eval import memory
+from ocr_eval import memory, timing
+from ocr_eval.architecture import examine
 from ocr_eval.memory import PROCESS_BYTES, estimate, least
 from ocr_eval.simulation import Geometry
 from ocr_eval.specs import load_model_spec
@@ -127,3 +130,25 @@ def test_a_run_that_does_not_fit_is_a_pack_of_its_own(tiny, monkeypatch):
 
     monkeypatch.setattr(sweep_plan, "room", lambda device: 1000)
     assert sweep_plan.lanes_that_fit("cpu")([tiny_run(tiny)], 1) == 1
+
+
+def test_the_time_of_a_scoring_is_in_proportion_to_its_rows(monkeypatch):
+    monkeypatch.setattr(timing, "_seconds_a_weight", lambda rows, *of_what: rows * 1e-12)
+    spec = load_model_spec("smollm2-135m")
+    sizes = examine(spec)
+
+    def chunk(training_lanes, lanes, nodes, reads):
+        training = replace(BATCH, lanes=training_lanes)
+        scoring = replace(CHUNK, lanes=lanes, nodes=nodes, reads=reads)
+        return timing.calibrate(spec, sizes, spec.train, training, scoring, torch.device("cpu")).chunk
+
+    by_hand = 1e-12 * (600 * sizes.linear_parameters + 120 * sizes.head)
+    assert chunk(1, 1, 600, 120) == pytest.approx(timing.OVERHEAD * by_hand)
+    assert chunk(4, 4, 150, 30) == pytest.approx(timing.OVERHEAD * by_hand)
+    assert chunk(4, 1, 600, 120) == pytest.approx(timing.OVERHEAD * by_hand)
+
+
+@pytest.mark.parametrize(("every", "scorings"), [("1", 6), ("2", 4), ("9", 2)])
+def test_a_plan_knows_how_often_is_scored(ocr_eval, tiny, every, scorings):
+    run = ["--assoc", "city-language", "--epochs", "5", "--score-every", every, "--dry-run"]
+    assert f"at each of {scorings} scorings" in ocr_eval("finetune", "--model", tiny, *run).out

@@ -54,4 +54,4 @@ def test_every_module_that_a_run_needs_is_in_the_digest_or_known_to_be_without_e
     assert {"train", "score", "adapters", "logprobs"} <= found  # the walk works
     assert in_digest <= found
     assert not in_digest & _WITHOUT_EFFECT
-    assert found - in_digest == _WITHOUT_EFFECT & found
+    assert found - in_digest == _WITHOUT_EFFECT

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import tiny_run
 
-from ocr_eval.files import replacing, replacing_folder
+from ocr_eval.errors import UserError
+from ocr_eval.files import read_jsonl, replacing, replacing_folder, to_jsonl, write_atomic
 from ocr_eval.runs import RunFolder
 from ocr_eval.status import run_state
 
@@ -36,6 +37,19 @@ def test_a_folder_that_was_cleared_in_part_does_not_count(done, monkeypatch):
     assert (done.path / "adapter").is_dir()
     assert not done.is_done()
     assert not done.is_prepared()
+
+
+def test_lines_hold_any_text(tmp_path):
+    lines = [{"answer": "a\u2028b\u0085c\nd\re"}, {"answer": "f"}]  # PyYAML keeps a pasted U+2028
+    write_atomic(tmp_path / "lines.jsonl", to_jsonl(lines))
+    assert read_jsonl(tmp_path / "lines.jsonl") == lines
+
+
+@pytest.mark.parametrize(("damaged", "number"), [(b'{}\n{"a', 2), (b"{}\n{}\n\xff", 3)])
+def test_a_damaged_line_is_said(tmp_path, damaged, number):
+    (tmp_path / "lines.jsonl").write_bytes(damaged)
+    with pytest.raises(UserError, match=f"line {number}: is not JSON"):
+        read_jsonl(tmp_path / "lines.jsonl")
 
 
 def test_a_file_that_cannot_be_finished_leaves_the_old_one_and_no_part(tmp_path):

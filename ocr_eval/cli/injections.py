@@ -75,7 +75,7 @@ def finetune(
         alpha=alpha,
     )
     if dry_run:
-        _show_plan(spec, output_dir, device, as_json)
+        _show_plan(spec, output_dir, device, as_json, score_every)
         return
     finished = None if force else _finished(spec, output_dir)
     if finished is not None:
@@ -106,11 +106,11 @@ def _finished(spec: RunSpec, output: Path) -> RunFolder | None:
     return folder if folder.is_done() else None
 
 
-def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool) -> None:
+def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool, every: int = 1) -> None:
     """Print the plan of a run, or of a scoring; exit code 1 if it does not fit into memory."""
     from ocr_eval.plan import make_plan
 
-    plan = make_plan(spec, output, cast("Device", device))
+    plan = make_plan(spec, output, cast("Device", device), every)
     typer.echo(json.dumps(plan.as_json(), indent=2) + "\n" if as_json else plan.as_text(), nl=False)
     if not plan.fits:
         raise typer.Exit(1)

@@ -1,12 +1,15 @@
-"""The flags that several commands share, each with its OCR_EVAL_* variable, and the reading of --config."""
+"""What several commands share: flags, each with its OCR_EVAL_* variable, --config, and tables for the terminal.
+
+A flag's text becomes a value here (numbers, a run's spec, a placement of jobs), with one clear line where it cannot.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from ocr_eval.specs import RunSpec
 
 DEFAULT_MODEL = "smollm2-135m"
+
+_Number = TypeVar("_Number", int, float)
 
 
 def _option(*flags: str, help: str, **rest: Any) -> Any:
@@ -196,11 +201,7 @@ def numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
     Raises:
         UserError: an entry that is no number.
     """
-    try:
-        entries = words(flag, text)
-        return None if entries is None else tuple(float(entry) for entry in entries)
-    except ValueError as error:
-        raise UserError(f"{flag} '{text}': give numbers like '1e-3,2e-3'.") from error
+    return _each(flag, text, float, "numbers like '1e-3,2e-3'")
 
 
 def whole_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
@@ -209,11 +210,15 @@ def whole_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
     Raises:
         UserError: an entry that is no whole number.
     """
+    return _each(flag, text, int, "whole numbers like '8,16'")
+
+
+def _each(flag: str, text: str | None, read: Callable[[str], _Number], wanted: str) -> tuple[_Number, ...] | None:
+    entries = words(flag, text)
     try:
-        entries = words(flag, text)
-        return None if entries is None else tuple(int(entry) for entry in entries)
+        return None if entries is None else tuple(read(entry) for entry in entries)
     except ValueError as error:
-        raise UserError(f"{flag} '{text}': give whole numbers like '8,16'.") from error
+        raise UserError(f"{flag} '{text}': give {wanted}.") from error
 
 
 def placement(
@@ -316,15 +321,7 @@ def resolve(
         "variant": choice("--variant", variant, ("real", "shuffled")),
     }
     given = {key: value for key, value in train.items() if value is not None}
-    run = make_run_spec(spec, association, data, given, seed)
-    check_candidates(n, candidates)
-    return run
-
-
-def check_candidates(n: int, candidates: str) -> None:
-    """Raises UserError if ten candidates are asked for and more answers are in use."""
-    if candidates == "ten" and n > 10:
-        raise UserError(f"--n {n}: ten candidates cannot hold {n} answers in use. Give --candidates in-use or all.")
+    return make_run_spec(spec, association, data, given, seed)
 
 
 def _template_indices(text: str, count: int) -> tuple[int, ...]:

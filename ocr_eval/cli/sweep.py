@@ -114,8 +114,6 @@ def sweep(
     )
     grid = _grid({} if worker is not None else given, held.grid if held else None)  # a worker's is the sweep's
     check_same(grid, output_dir)
-    if held is None:
-        o.check_candidates(max(grid.n), grid.candidates)
     means = Means(cast("Device", device), placement, workers, report_to, offline, force, worker)
     means.check(plans=dry_run)
     if dry_run:

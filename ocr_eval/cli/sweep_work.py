@@ -244,7 +244,8 @@ def plan(grid: Grid, output: Path, means: Means) -> str:
     else:  # a run's folder is named by the content of weights, so what is done of a model is known where it lies
         packs = cut(specs, device, means.packs_at_once)
         done = [[bool(cached(s.model)) and bases.folder(s, output).is_done() for s in pack] for pack in packs]
-    lines = [f"output: {output}", *describe_packs(packs, done, device, means.processes(packs))]
+    packed = describe_packs(packs, done, device, means.processes(packs), grid.score_every)
+    lines = [f"output: {output}", *packed]
     flags = {key.replace("_", "-"): value for key, value in grid.model_dump(mode="json").items() if value is not None}
     comments = "".join(f"# {line}\n" for line in lines)
     return comments + yaml.safe_dump(flags, sort_keys=False, default_flow_style=None, width=110)
