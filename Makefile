@@ -72,11 +72,11 @@ lock:
 # fine-tuning and of the two controls. Half an hour to an hour on two cores; what is done is not repeated.
 SHOWN := results/smollm2-135m results/gemma3-270m
 results: $(VENV)/.ready
-	$(BIN)/ocr-eval sweep -o results/smollm2-135m >/dev/null
-	$(BIN)/ocr-eval sweep --models gemma3-270m --score-every 5 -o results/gemma3-270m >/dev/null
-	$(BIN)/ocr-eval sweep --methods full --seeds 0 --score-every 4 -o results/smollm2-135m-full >/dev/null
-	$(BIN)/ocr-eval sweep --variants shuffled --seeds 0 --score-every 4 -o results/controls/shuffled >/dev/null
-	$(BIN)/ocr-eval sweep --m-train 0 --seeds 0 --score-every 4 -o results/controls/no-entailment >/dev/null
+	$(BIN)/ocr-eval sweep --dtype bfloat16 -o results/smollm2-135m >/dev/null
+	$(BIN)/ocr-eval sweep --models gemma3-270m --dtype bfloat16 --score-every 5 -o results/gemma3-270m >/dev/null
+	$(BIN)/ocr-eval sweep --methods full --seeds 0 --dtype bfloat16 --score-every 4 -o results/smollm2-135m-full >/dev/null
+	$(BIN)/ocr-eval sweep --variants shuffled --seeds 0 --dtype bfloat16 --score-every 4 -o results/controls/shuffled >/dev/null
+	$(BIN)/ocr-eval sweep --m-train 0 --seeds 0 --dtype bfloat16 --score-every 4 -o results/controls/no-entailment >/dev/null
 	$(MAKE) results-shown
 
 # Everything that is made from records, of each sweep and of all together: tables, figures and report pages (two
@@ -96,7 +96,7 @@ endef
 # two cores; needs 24 GB). TOKENIZERS names a folder with the models' tokenizers, each in a folder of the model's name.
 rehearsals: $(VENV)/.ready
 	for method in lora qlora; do for model in gemma2-9b llama3-8b mistral-7b olmo-7b qwen2-7b; do \
-	  $(BIN)/ocr-eval models rehearse $$model --method $$method --output-dir results/rehearsal \
+	  $(BIN)/ocr-eval models rehearse $$model --method $$method --dtype bfloat16 --output-dir results/rehearsal \
 	    $$(test -d "$(TOKENIZERS)/$$model" && echo --tokenizer "$(TOKENIZERS)/$$model") || exit 1; \
 	done; done
 

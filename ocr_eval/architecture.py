@@ -125,7 +125,7 @@ def examine(spec: ModelSpec, layers: int | None = None) -> Architecture:
     config = read_config(spec, layers)
     stored: torch.dtype = config.dtype or torch.float32  # as published; building sets the config's to our own
     with torch.device("meta"):
-        network = build(spec, config, "cpu")  # sizes are the same on every device
+        network = build(spec, config, "cpu", stored)  # sizes are the same on every device
     linears: Counter[tuple[str, int, int]] = Counter()
     for name, module in linear_modules(network).items():
         linears[name.rpartition(".")[2], module.in_features, module.out_features] += 1

@@ -31,6 +31,7 @@ class Contrast:
         b: OCR score of the second side, on the same.
         paired: a minus b on the subjects that both have.
         facts_learned: whether every run of both sides learned its facts.
+        dtypes: the precisions of each side's runs.
     """
 
     unit: str
@@ -39,6 +40,7 @@ class Contrast:
     b: Estimate
     paired: Comparison
     facts_learned: bool
+    dtypes: tuple[str, str]
 
     @property
     def name(self) -> str:
@@ -112,7 +114,12 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
         b=ocr_score([of_b for _, of_b in both]),
         paired=compare(ranks[0], ranks[1]),
         facts_learned=all(run.facts_learned for run in (*a, *b)),
+        dtypes=(_dtypes(a), _dtypes(b)),
     )
+
+
+def _dtypes(records: Sequence[Record]) -> str:
+    return ", ".join(sorted({record.dtype for record in records}))
 
 
 def verdict(contrasts: Sequence[Contrast]) -> str:
@@ -131,4 +138,6 @@ def verdict(contrasts: Sequence[Contrast]) -> str:
     parts = [f"{where} on {', '.join(names)}" for where, names in groups.items() if names]
     if unsaid:
         parts.append(f"not comparable on {', '.join(unsaid)}, where a run did not learn its facts")
-    return f"A is {'; '.join(parts)}."
+    unlike = sorted({f"{a} against {b}" for a, b in (each.dtypes for each in contrasts) if a != b})
+    precision = f" The sides differ in precision: {'; '.join(unlike)}." if unlike else ""
+    return f"A is {'; '.join(parts)}.{precision}"

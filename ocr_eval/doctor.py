@@ -16,8 +16,9 @@ def examine() -> dict[str, Any]:
     import torch
 
     cache = weights.cache_folder()
-    there = next(path for path in (cache, *cache.parents) if path.exists())
+    disk = next(path for path in (cache, *cache.parents) if path.exists())
     memory = psutil.virtual_memory()
+    there_is = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
         "ocr_eval": __version__,
@@ -32,11 +33,25 @@ def examine() -> dict[str, Any]:
         },
         "memory": {"total_gb": _gb(memory.total), "available_gb": _gb(memory.available)},
         "gpus": [{"name": gpu.name, "memory_gb": _gb(gpu.total_memory)} for gpu in gpus],
-        "mps": torch.backends.mps.is_available(),
-        "cache": {"folder": str(cache), "free_gb": _gb(shutil.disk_usage(there).free)},
+        "mps": there_is["mps"],
+        "dtype": {device: _precision(device) for device, there in there_is.items() if there},
+        "cache": {"folder": str(cache), "free_gb": _gb(shutil.disk_usage(disk).free)},
         "offline": hub.offline(),
         "models_in_cache": {name: model_is_here(name) for name in resources.shipped_names("models")},
     }
+
+
+def _precision(device: str) -> str:
+    """What ``dtype: auto`` is on a device, why, and how fast each precision was just now."""
+    import torch
+
+    from ocr_eval.precision import choose
+    from ocr_eval.timing import rates
+
+    chosen = choose(device)
+    measured = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates(torch.device(device)).items())
+    untested = "; untested" if chosen.untested else ""
+    return f"{chosen.dtype} ({chosen.reason}{untested}; GFLOP/s measured now: {measured})"
 
 
 def model_is_here(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -11,7 +12,16 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from ocr_eval.association import load_association
 from ocr_eval.errors import UserError
-from ocr_eval.specs import SCHEMA_VERSION, RunSpec, Strict, load_model_spec, make_run_spec
+from ocr_eval.specs import (
+    SCHEMA_VERSION,
+    Dtype,
+    ModelSpec,
+    Precision,
+    RunSpec,
+    Strict,
+    load_model_spec,
+    make_run_spec,
+)
 
 SWEEP_FILE = "sweep.json"
 
@@ -39,7 +49,7 @@ class Grid(Strict):
     variants: Axis[Literal["real", "shuffled"]] = ("real",)
     m_test: int = 16
     candidates: Literal["in-use", "ten", "all"] = "ten"
-    dtype: Literal["bfloat16", "float32"] | None = None
+    dtype: Dtype | None = None
     score_every: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
@@ -51,15 +61,28 @@ class Grid(Strict):
                     raise ValueError(f"{name} names {', '.join(twice)} twice")
         return self
 
-    def specs(self) -> list[RunSpec]:
+    def model_specs(self) -> dict[str, ModelSpec]:
+        """The models by the names they go by in the grid, in the precision that was asked for.
+
+        Raises:
+            UserError: a name that does not exist, or a file that breaks a rule.
+        """
+        asked = {} if self.dtype is None else {"dtype": self.dtype}
+        return {name: load_model_spec(name).model_copy(update=asked) for name in self.models}
+
+    def specs(self, dtypes: Mapping[str, Precision] | None = None) -> list[RunSpec]:
         """Every run of the grid; runs of one model and association are neighbours.
+
+        Args:
+            dtypes: the precision of each model, by its name in the grid; None leaves ``auto`` as it is.
 
         Raises:
             UserError: a name or a value that does not exist or fit.
         """
-        models = [load_model_spec(name) for name in self.models]
-        if self.dtype is not None:
-            models = [model.model_copy(update={"dtype": self.dtype}) for model in models]
+        models = [
+            model if dtypes is None else model.model_copy(update={"dtype": dtypes[name]})
+            for name, model in self.model_specs().items()
+        ]
         associations = [load_association(name) for name in self.assocs]
         train_axes = {
             "method": self.methods,
@@ -91,12 +114,14 @@ class SweepState(Strict):
         schema_version: of the file.
         code: digest of the code that decides results.
         grid: what the sweep is.
+        dtypes: the precision of each model, settled when the sweep was made; empty in files before there was a choice.
         packs: its runs, by pack.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     code: str
     grid: Grid
+    dtypes: dict[str, Precision] = Field(default_factory=dict)
     packs: tuple[tuple[Identity, ...], ...]
 
     @property

@@ -269,7 +269,7 @@ def _record(base: Base, task: Task, learned_sha256: str) -> Record:
         association=spec.association.name,
         kind=spec.association.kind,
         seed=spec.seed,
-        dtype=spec.model.dtype,
+        dtype=spec.precision,
         attention=spec.model.attention,
         association_digest=spec.association.digest(),
         data=spec.data,

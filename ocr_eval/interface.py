@@ -62,8 +62,8 @@ def make_run(model: ModelSpec | str, association: Association | str, seed: int =
         association: from ``load_association``, or its name or path.
         seed: draws pairs, names, groups, order and initialization.
         settings: fields of the data protocol (``n=5, m_train=4, m_test=16, candidates="ten"`` ...) and of
-            training (``method="lora", lr=1e-3, epochs=8, rank=16`` ...), and ``dtype``; what is left out has
-            the protocol's or the model's default.
+            training (``method="lora", lr=1e-3, epochs=8, rank=16`` ...), and ``dtype`` ("auto": what the device
+            computes fast); what is left out has the protocol's or the model's default.
 
     Raises:
         UserError: an unknown setting, or a value that does not fit.

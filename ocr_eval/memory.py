@@ -152,9 +152,12 @@ def frozen_bytes(spec: ModelSpec, quantized: bool) -> int:
 def alternatives(
     spec: ModelSpec, train: TrainSpec, training: Geometry, scoring: Geometry, device: str, free: int
 ) -> list[tuple[str, MemoryPlan]]:
-    """Flags that make a run fit, each with its plan: a smaller batch, LoRA, a quantized base; nearest first."""
+    """Flags that make a run fit, each with its plan: half the precision, a smaller batch, LoRA, a quantized base."""
     methods = {"full": ["full", "lora", "qlora"], "lora": ["lora", "qlora"], "qlora": ["qlora"]}[train.method]
     found = []
+    if spec.dtype == "float32":
+        halved = estimate(spec.model_copy(update={"dtype": "bfloat16"}), train, training, scoring, device)
+        found += [("--dtype bfloat16", halved)] if halved.fits(free) else []
     for method in methods:
         batch = train.batch_size
         while batch >= 1:
@@ -209,6 +212,9 @@ def refuse_impossible(spec: ModelSpec, train: TrainSpec, device: Device) -> None
     smaller = [m for m in ("lora", "qlora") if m != train.method]
     sizes = {m: least(spec, train.model_copy(update={"method": m}), kind) for m in smaller}
     fitting = [f"--method {m} ({size / 1e9:.0f} GB)" for m, size in sizes.items() if size < USABLE * there]
+    if spec.dtype == "float32":
+        halved = least(spec.model_copy(update={"dtype": "bfloat16"}), train, kind)
+        fitting += [f"--dtype bfloat16 ({halved / 1e9:.0f} GB)"] if halved < USABLE * there else []
     way_out = "Would fit: " + " or ".join(fitting) if fitting else "Use a smaller model"
     raise UserError(
         f"{spec.name} by {train.method} holds at least {needed / 1e9:.0f} GB (weights, gradients, optimizer) and this "

@@ -32,7 +32,10 @@ from ocr_eval.weights import WeightFolder, locate_tokenizer
 Device = Literal["auto", "cpu", "cuda", "mps"]
 #: What a run takes at its peak, about, as a multiple of what it holds before any activation.
 _WITH_ACTIVATIONS = 1.15
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+#: Factor of the loss in float16, whose smallest number is 6e-8: gradients below it would vanish (Micikevicius et al.,
+#: arXiv 1710.03740). A power of two, so that it rounds nothing.
+_LOSS_SCALE = 1024.0
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,16 @@ class Base:
         return str(self.network.config._attn_implementation)
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass: bf16 arithmetic over the fp32 master weights of adapters.
+        """The context of a forward pass: the base's arithmetic over the fp32 master weights of adapters.
 
         It belongs to the base and not to the accelerator, whose precision is one for the whole process.
         """
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before the backward pass, and gradients divided by after it."""
+        return _LOSS_SCALE if self.dtype == torch.float16 else 1.0
 
 
 def load_base(

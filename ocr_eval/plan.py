@@ -12,8 +12,10 @@ from ocr_eval import memory, timing, weights, workload
 from ocr_eval.architecture import Architecture, examine
 from ocr_eval.memory import MemoryPlan
 from ocr_eval.models import Device, make_accelerator
+from ocr_eval.precision import Choice, choose_for
+from ocr_eval.run import Bases
 from ocr_eval.runs import config_yaml
-from ocr_eval.specs import HubWeights, PackageWeights, RunSpec
+from ocr_eval.specs import HubWeights, PackageWeights, Precision, RunSpec
 from ocr_eval.timing import Speed
 from ocr_eval.workload import Workload
 
@@ -32,6 +34,8 @@ class Plan:
         memory: the peak by part.
         speed: seconds of a step and of a scored chunk on that device.
         alternatives: flags that would make it fit, each with its peak; empty where it fits.
+        precision: why it computes in the precision that it does.
+        faster: another precision and how many times as fast its matrix products are here; None where none is.
     """
 
     spec: RunSpec
@@ -43,6 +47,8 @@ class Plan:
     memory: MemoryPlan
     speed: Speed
     alternatives: list[tuple[str, MemoryPlan]]
+    precision: Choice
+    faster: tuple[Precision, float] | None
 
     @property
     def fits(self) -> bool:
@@ -98,7 +104,8 @@ class Plan:
         parts = ", ".join(f"{name} {_gb(size)}" for name, size in self.memory.parts().items() if size)
         lines += [
             f"probes:   {len(work.dataset.probes)} {scorings}",
-            f"device:   {self.device.type}, {spec.model.dtype}; {_gb(self.available)} of memory free",
+            f"device:   {self.device.type}; {_gb(self.available)} of memory free",
+            f"dtype:    {spec.model.dtype} ({self.precision.reason}){timing.slower_note(self.faster)}",
             f"memory:   {_gb(self.memory.total)} at the peak, in {when}: {parts}",
             f"time:     about {_duration(self.seconds)}: {_duration(self.speed.step)} a step and "
             f"{_duration(self.scoring_seconds)} a scoring, from the speed of this device's matrix products"
@@ -135,6 +142,8 @@ class Plan:
             "trainable_parameters": self.trainable,
             "device": self.device.type,
             "dtype": self.spec.model.dtype,
+            "dtype_reason": self.precision.reason,
+            "faster_dtype": self.faster and self.faster[0],
             "statements": len(self.work.dataset.train),
             "tokens": self.work.tokens,
             "nodes": self.work.nodes,
@@ -156,6 +165,11 @@ def make_plan(spec: RunSpec, output: Path | None, device: Device = "auto", every
         UserError: the device is not there, or the model's configuration cannot be had.
     """
     place = make_accelerator(device).device
+    asked = spec.model
+    (spec,) = Bases(device).settle([spec], output)
+    chosen = choose_for(asked, place.type)
+    if chosen.dtype != spec.precision:
+        chosen = Choice(spec.precision, "as the run began")
     sizes, work, free = examine(spec.model), workload.measure(spec, every=every), memory.available(place)
     plan = memory.estimate(spec.model, spec.train, work.training, work.scoring, place.type)
     if place.type == "cuda" and not plan.fits(free):
@@ -172,6 +186,8 @@ def make_plan(spec: RunSpec, output: Path | None, device: Device = "auto", every
         alternatives=[]
         if plan.fits(free)
         else memory.alternatives(spec.model, spec.train, work.training, work.scoring, place.type, free),
+        precision=chosen,
+        faster=timing.faster_dtype(spec.precision, place),
     )
 
 

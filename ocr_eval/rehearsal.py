@@ -24,6 +24,7 @@ from ocr_eval.errors import RunFailed, UserError
 from ocr_eval.injection import Pack, attach
 from ocr_eval.memory import MemoryPlan
 from ocr_eval.models import Base, Device, make_accelerator
+from ocr_eval.precision import settle
 from ocr_eval.progress import say
 from ocr_eval.random_weights import random_network
 from ocr_eval.score import score_candidates
@@ -132,6 +133,7 @@ def rehearse(
     """
     accelerator = make_accelerator(device)
     place = accelerator.device
+    spec = spec.model_copy(update={"model": settle(spec.model, place.type)})
     config = read_config(spec.model, layers)
     sizes = examine(spec.model, layers)
     all_layers = read_config(spec.model).num_hidden_layers
@@ -176,7 +178,7 @@ def rehearse(
         layers=(config.num_hidden_layers, all_layers),
         parameters=sizes.parameters,
         method=spec.train.method,
-        dtype=spec.model.dtype,
+        dtype=spec.precision,
         device=_name(place),
         real_tokenizer=is_real,
         examples=len(examples),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ocr_eval import provenance, weights
+from ocr_eval import precision, provenance, weights
 from ocr_eval.dataset import build_dataset
 from ocr_eval.device_memory import free_cache
 from ocr_eval.errors import Busy, RunFailed
@@ -25,7 +25,7 @@ from ocr_eval.processes import is_first
 from ocr_eval.records import Record, Scores
 from ocr_eval.runs import OnlookersFolder, RunFolder
 from ocr_eval.score import score_candidates
-from ocr_eval.specs import ModelSpec, RunSpec
+from ocr_eval.specs import PRECISIONS, ModelSpec, Precision, RunSpec
 from ocr_eval.sweep_plan import lanes_that_fit
 from ocr_eval.tokens import probe_tokens
 
@@ -78,7 +78,7 @@ def finetune_all(specs: Sequence[RunSpec], output: Path, how: Execution = Execut
     prepare_output(output)
     bases = Bases(how.device)
     kind = device_type(how.device)
-    for pack in cut_into_packs(specs, kind, lanes_that_fit(kind)):
+    for pack in cut_into_packs(bases.settle(specs, output), kind, lanes_that_fit(kind)):
         places = [bases.folder(spec, output) for spec in pack]
         was_done = [folder.is_done() and not how.force for folder in places]
         todo = [(spec, folder) for spec, folder, done in zip(pack, places, was_done, strict=True) if not done]
@@ -115,6 +115,36 @@ class Bases:
         identity = self.weights(spec.model).identity
         kind = RunFolder if is_first() else OnlookersFolder
         return kind.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
+
+    def settle(self, specs: Sequence[RunSpec], output: Path | None) -> list[RunSpec]:
+        """The runs in the precision they are made in.
+
+        Runs of one model share a precision: the one that any of them began in, in this output folder; else what the
+        device computes fast.
+
+        Raises:
+            UserError: a model overflows in the only precision that the device computes fast.
+        """
+        settled = {}
+        for spec in specs:
+            key = spec.model.model_dump_json()
+            if key not in settled:
+                kin = [each for each in specs if each.model == spec.model]
+                begun = self._begun_in(kin, output) if spec.model.dtype == "auto" and output is not None else None
+                settled[key] = begun or precision.choose_for(spec.model, device_type(self._device)).dtype
+        return [spec.in_precision(settled[spec.model.model_dump_json()]) for spec in specs]
+
+    def _begun_in(self, specs: Sequence[RunSpec], output: Path) -> Precision | None:
+        """The precision that a run began in; where runs began in several, the device's own if it is among them."""
+        if weights.cached(specs[0].model) is None:  # a folder is named by the weights' content
+            return None
+        begun = [
+            dtype
+            for dtype in PRECISIONS
+            if any(self.folder(spec.in_precision(dtype), output).has_begun() for spec in specs)
+        ]
+        own = precision.choose_for(specs[0].model, device_type(self._device)).dtype if len(begun) > 1 else None
+        return own if own in begun else next(iter(begun), None)
 
     def tokenizer(self, model: ModelSpec) -> Any:
         """A model's tokenizer, without its network."""
@@ -184,6 +214,7 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Sco
     Raises:
         UserError: no such adapter, or one of another base.
     """
+    spec = spec.in_precision(precision.choose_for(spec.model, device_type(device)).dtype)
     if adapter is not None and (adapter / "config.json").is_file():
         holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # in fp32, as it is held
         base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True, holds=holds)

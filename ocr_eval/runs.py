@@ -139,6 +139,10 @@ class RunFolder:
         except (OSError, ValueError):
             return None
 
+    def has_begun(self) -> bool:
+        """Whether an attempt at the run left something to resume, or its end."""
+        return (self.path / "config.yaml").is_file()
+
     def is_done(self) -> bool:
         """Whether the run finished and its record is whole."""
         return (self.path / "status.json").is_file() and self.is_prepared()

@@ -156,7 +156,7 @@ def _logprobs(
     N = C * B
     by_clump = network.config._attn_implementation == attention.NAME
     dtype = DTYPES[spec.dtype]
-    with torch.autocast("cpu", torch.bfloat16, enabled=train.method == "full" and dtype == torch.bfloat16):
+    with torch.autocast("cpu", dtype, enabled=train.method == "full" and dtype != torch.float32):
         logits_KRV = network(
             input_ids=torch.zeros(K, N, dtype=torch.long),
             position_ids=torch.zeros(K, N, dtype=torch.long),

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from ocr_eval import resources
 from ocr_eval.association import Association, Name
@@ -24,6 +24,16 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Method = Literal["lora", "qlora", "full"]
 Scoring = Literal["first-token", "sequence", "per-token"]
 SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
+Precision = Literal["bfloat16", "float16", "float32"]
+PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
+#: Short names of precisions, as other programs have them.
+DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+DTYPE_NAMES = ("auto", *PRECISIONS, *DTYPE_ALIASES)
+#: ``auto`` is what the device computes fast (precision.py).
+Dtype = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32"],
+    BeforeValidator(lambda name: DTYPE_ALIASES.get(name, name) if isinstance(name, str) else name),
+]
 
 
 class Strict(BaseModel):
@@ -109,7 +119,8 @@ class ModelSpec(Strict):
 
     Attributes:
         published_as: the model's row in the published table, if it has one.
-        dtype: precision of the frozen base and of the arithmetic; adapters keep fp32 master weights.
+        dtype: precision of the frozen base and of the arithmetic, ``auto`` for what the device computes fast;
+            adapters keep fp32 master weights.
         attention: transformers' ``sdpa`` or ``eager``, or our ``grouped`` (``attention.py``); ``auto`` chooses by
             device and architecture.
         train: training defaults for this model; a run's flags go first.
@@ -122,7 +133,7 @@ class ModelSpec(Strict):
     license: str
     weights: Annotated[HubWeights | PackageWeights | FolderWeights, Field(discriminator="kind")]
     published_as: str | None = None
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Dtype = "auto"
     attention: Literal["auto", "sdpa", "eager", "grouped"] = "auto"
     train: TrainSpec = TrainSpec()
     full: FullDefaults = FullDefaults()
@@ -215,6 +226,16 @@ class RunSpec(Strict):
                     )
         return self
 
+    @property
+    def precision(self) -> Precision:
+        """The precision that the run is made in; it must be settled."""
+        assert self.model.dtype != "auto", "a run is made in one precision"
+        return self.model.dtype
+
+    def in_precision(self, dtype: Precision) -> RunSpec:
+        """The same run in a precision."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"dtype": dtype})})
+
     def stream(self, purpose: str) -> str:
         """The name of this run's random stream for a purpose: data, order, initialization."""
         return f"{self.seed}/{purpose}"
@@ -222,12 +243,13 @@ class RunSpec(Strict):
     def fingerprint(self, base: str, code: str) -> str:
         """Eight hex digits over all that changes the result: this spec, base weights, code.
 
-        Names, descriptions and notes do not count; weights count by their content (``base``).
+        Names, descriptions and notes do not count; weights count by their content (``base``). The precision must be
+        settled.
         """
         content: dict[str, Any] = {
             "base": base,
             "code": code,
-            "dtype": self.model.dtype,
+            "dtype": self.precision,
             "attention": self.model.attention,
             "association": self.association.content(),
             "data": self.data.model_dump(mode="json"),

@@ -24,10 +24,11 @@ from ocr_eval.grid import SWEEP_FILE, Grid, SweepState, check_same, read_sweep
 from ocr_eval.inject import prepare
 from ocr_eval.locks import hold
 from ocr_eval.packs import cut_into_packs, share_key
+from ocr_eval.precision import choose_for
 from ocr_eval.progress import say
 from ocr_eval.run import Bases, Execution, do_pack
 from ocr_eval.runs import RunFolder
-from ocr_eval.specs import RunSpec
+from ocr_eval.specs import Precision, RunSpec
 from ocr_eval.sweep_plan import lanes_that_fit
 from ocr_eval.workload import batch_nodes
 
@@ -55,11 +56,13 @@ class Sweep:
     Attributes:
         output: the folder.
         grid: what it is.
+        dtypes: the precision of each of its models.
         packs: its runs, cut into packs.
     """
 
     output: Path
     grid: Grid
+    dtypes: Mapping[str, Precision]
     packs: tuple[tuple[PlannedRun, ...], ...]
 
     @property
@@ -79,10 +82,12 @@ class Sweep:
         with hold(self.output / ".sweep.lock"):
             check_same(self.grid, self.output)
             held, runs = read_sweep(self.output), {run.folder.identity: run for run in self.runs}
+            if held is not None and held.dtypes and held.dtypes != self.dtypes:
+                raise UserError(f"Another process has just begun the sweep in '{self.output}'. Repeat the command.")
             packs = _as_held(held, runs)
             if held is None or packs is None:
                 names = tuple(tuple(run.folder.identity for run in pack) for pack in self.packs)
-                state = SweepState(code=provenance.code_digest(), grid=self.grid, packs=names)
+                state = SweepState(code=provenance.code_digest(), grid=self.grid, dtypes=dict(self.dtypes), packs=names)
                 write_atomic(self.output / SWEEP_FILE, state.model_dump_json(indent=2) + "\n")
                 return self
         return replace(self, packs=packs)
@@ -110,13 +115,25 @@ def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases, at_once: int
     Raises:
         UserError: a name or a value that does not exist or fit, or weights that cannot be had.
     """
-    planned = _planned(grid, output, bases)
-    packs = _as_held(read_sweep(output), planned)
+    held = read_sweep(output)
+    dtypes = settled_dtypes(grid, held, device)
+    planned = _planned(grid.specs(dtypes), output, bases)
+    packs = _as_held(held, planned)
     if packs is None:
         run_of = {id(run.spec): run for run in planned.values()}
         cuts = cut([run.spec for run in planned.values()], device, at_once)
         packs = tuple(tuple(run_of[id(spec)] for spec in pack) for pack in cuts)
-    return Sweep(output, grid, packs)
+    return Sweep(output, grid, dtypes, packs)
+
+
+def settled_dtypes(grid: Grid, held: SweepState | None, device: str) -> dict[str, Precision]:
+    """The precision of each model of a grid: as the folder's sweep has it, else what the device computes fast.
+
+    Raises:
+        UserError: a model overflows in the only precision that the device computes fast.
+    """
+    kept = held.dtypes if held is not None and held.grid == grid else {}
+    return {name: kept.get(name) or choose_for(model, device).dtype for name, model in grid.model_specs().items()}
 
 
 def join_sweep(output: Path, bases: Bases) -> Sweep:
@@ -128,18 +145,19 @@ def join_sweep(output: Path, bases: Bases) -> Sweep:
     held = read_sweep(output)
     if held is None:
         raise UserError(f"'{output}' holds no sweep to take part in (no {SWEEP_FILE}).")
-    packs = _as_held(held, _planned(held.grid, output, bases))
+    runs = {} if not held.dtypes else _planned(held.grid.specs(held.dtypes), output, bases)
+    packs = _as_held(held, runs)
     if packs is None:
         raise UserError(
             f"Since the sweep in '{output}' was stated, the code that decides results or the weights have changed. "
             "Start the sweep's command again."
         )
-    return Sweep(output, held.grid, packs)
+    return Sweep(output, held.grid, held.dtypes, packs)
 
 
-def _planned(grid: Grid, output: Path, bases: Bases) -> dict[str, PlannedRun]:
-    """Every run of a grid by the identity of its folder."""
-    runs = [PlannedRun(spec, bases.folder(spec, output)) for spec in grid.specs()]
+def _planned(specs: Sequence[RunSpec], output: Path, bases: Bases) -> dict[str, PlannedRun]:
+    """Runs by the identity of their folders."""
+    runs = [PlannedRun(spec, bases.folder(spec, output)) for spec in specs]
     return {run.folder.identity: run for run in runs}
 
 

@@ -11,19 +11,21 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
 from ocr_eval.architecture import Architecture
 from ocr_eval.models import DTYPES, require_bitsandbytes
 from ocr_eval.simulation import Geometry
-from ocr_eval.specs import ModelSpec, TrainSpec
+from ocr_eval.specs import PRECISIONS, ModelSpec, Precision, TrainSpec
 
 #: Time of a step beyond its matrix products, as measured in rehearsals on a CPU.
 OVERHEAD = 1.3
 #: Outputs of the matrices that are tried; larger ones take longer in proportion.
 _OUTPUTS = 4096
+#: A precision whose products are so many times as fast is worth a word.
+_CLEARLY_FASTER = 1.2
 #: Part of a GPU's peak that short sequences reach.
 _REACHED = 0.4
 
@@ -91,6 +93,35 @@ def calibrate(
         step=OVERHEAD * (passes * (linears + head + unpacking)),
         chunk=OVERHEAD * (linears * nodes + head * reads + unpacking),
     )
+
+
+@lru_cache
+def rates(device: torch.device) -> dict[Precision, float]:
+    """Multiplications and additions a second, in GFLOP/s, of a square matrix product in each precision; measured once.
+
+    They are shown to people and decide nothing.
+    """
+    side = 1024 if device.type == "cpu" else 4096
+    found: dict[Precision, float] = {}
+    for name in PRECISIONS:
+        if name == "float16" and device.type == "cpu":  # never chosen there, and slow on most
+            continue
+        x = torch.ones(side, side, device=device, dtype=DTYPES[name])
+        found[name] = 2 * side**3 / _fastest(partial(torch.matmul, x, x), device) / 1e9
+    return found
+
+
+def faster_dtype(asked: Precision, device: torch.device) -> tuple[Precision, float] | None:
+    """The precision whose matrix products are faster than those of the one asked for, by a fifth or more; how much."""
+    there = rates(device)
+    best = max(there, key=lambda name: there[name])
+    times = there[best] / there.get(asked, there[best])
+    return (best, times) if times >= _CLEARLY_FASTER else None
+
+
+def slower_note(faster: tuple[Precision, float] | None) -> str:
+    """A clause on the precision that would be faster, for a line of a plan."""
+    return "" if faster is None else f"; {faster[0]} multiplies matrices {faster[1]:.1f} x as fast here"
 
 
 def on_gpu(gpu: Gpu, sizes: Architecture, train: TrainSpec, rows: int) -> float:

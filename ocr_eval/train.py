@@ -127,7 +127,7 @@ def _length(example: Continuation) -> int:
 def _backward(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:
     """Gradients and losses, part after part, as shares of means over so many tokens."""
     pack.adapters.zero_grad()
-    nats = dict.fromkeys(batches, 0.0)
+    nats, scale = dict.fromkeys(batches, 0.0), pack.base.loss_scale
     for first in range(pack.cut.parts):
         part = {lane: some for lane, batch in batches.items() if (some := batch[first :: pack.cut.parts])}
         if not part:
@@ -135,9 +135,11 @@ def _backward(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[i
         logprobs = pack.view.token_logprobs({lane: batch_forest(batch) for lane, batch in part.items()})
         losses = {lane: -values.sum() / counts[lane] for lane, values in logprobs.items()}
         # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
-        pack.base.accelerator.backward(torch.stack(list(losses.values())).sum())
+        pack.base.accelerator.backward(torch.stack(list(losses.values())).sum() * scale)
         for lane, loss in losses.items():
             nats[lane] += loss.item()
+    if scale != 1.0:
+        torch._foreach_div_(pack.adapters.gradients(), scale)
     return nats
 
 

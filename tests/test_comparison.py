@@ -92,3 +92,9 @@ def test_a_damaged_record_stops_a_comparison(ocr_eval, tmp_path):
     answer = ocr_eval("compare", a, a)
     assert answer.code == 2
     assert "run0/result.json is no whole record" in answer.err
+
+
+def test_sides_of_two_precisions_are_said_to_differ():
+    sentence = verdict(contrast([record(rank=0.1, dtype="float32")], [record(dtype="bfloat16")], "first-token"))
+    assert "float32 against bfloat16" in sentence
+    assert "precision" not in verdict(contrast([record(rank=0.1)], [record()], "first-token"))

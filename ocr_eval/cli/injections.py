@@ -94,16 +94,22 @@ def finetune(
 
 
 def _finished(spec: RunSpec, output: Path) -> RunFolder | None:
-    """The folder of this very run if it is done: found without what trains, which takes seconds to import."""
+    """The folder of this very run if it is done: found without what trains, which takes seconds to import.
+
+    None as well where it is done in several precisions, and the device has to say which of them is meant.
+    """
     from ocr_eval import provenance, weights
     from ocr_eval.runs import RunFolder
+    from ocr_eval.specs import PRECISIONS
 
     kin = RunFolder.of(output, spec, "*").path
     if not any(kin.parent.glob(f"{kin.name}/status.json")):  # weights, whose content counts, take long to read
         return None
-    identity = weights.locate(spec.model).identity
-    folder = RunFolder.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
-    return folder if folder.is_done() else None
+    identity, code = weights.locate(spec.model).identity, provenance.code_digest()
+    asked = PRECISIONS if spec.model.dtype == "auto" else (spec.model.dtype,)
+    folders = [RunFolder.of(output, spec, spec.in_precision(dtype).fingerprint(identity, code)) for dtype in asked]
+    done = [folder for folder in folders if folder.is_done()]
+    return done[0] if len(done) == 1 else None
 
 
 def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool, every: int = 1) -> None:

@@ -105,7 +105,10 @@ SweepMTestOption = Annotated[int | None, _option("--m-test", help="Subjects a gr
 SweepCandidatesOption = Annotated[str | None, _option("--candidates", help="in-use, ten (the default) or all.")]
 SweepScoreEveryOption = Annotated[int | None, _option("--score-every", min=1, help="Epochs between scorings.")]
 
-DtypeOption = Annotated[str | None, _option("--dtype", help="Precision: bfloat16 or float32.")]
+DtypeOption = Annotated[
+    str | None,
+    _option("--dtype", help="auto (what the device computes fast), bfloat16, float16 or float32."),
+]
 DeviceOption = Annotated[str, _option("--device", help="auto, cpu, cuda or mps.")]
 OfflineOption = Annotated[bool, _option("--offline", help="Use no network; fail where it is needed.")]
 
@@ -305,11 +308,12 @@ def resolve(
         UserError: a name or a value that does not exist or fit.
     """
     from ocr_eval.association import load_association
-    from ocr_eval.specs import load_model_spec, make_run_spec
+    from ocr_eval.specs import DTYPE_ALIASES, DTYPE_NAMES, load_model_spec, make_run_spec
 
     spec = load_model_spec(model)
     if dtype is not None:
-        spec = spec.model_copy(update={"dtype": choice("--dtype", dtype, ("bfloat16", "float32"))})
+        name = choice("--dtype", dtype, DTYPE_NAMES)
+        spec = spec.model_copy(update={"dtype": DTYPE_ALIASES.get(name, name)})
     association = load_association(assoc)
     data = {
         "n": n,

@@ -229,13 +229,15 @@ def plan(grid: Grid, output: Path, means: Means) -> str:
     """The grid, what is done already, packs, memory and time; fetches nothing and writes nothing."""
     import yaml
 
+    from ocr_eval.grid import read_sweep
     from ocr_eval.progress import say
     from ocr_eval.run import Bases
-    from ocr_eval.sweep import cut, plan_sweep
+    from ocr_eval.sweep import cut, plan_sweep, settled_dtypes
     from ocr_eval.sweep_plan import describe_packs
     from ocr_eval.weights import cached
 
-    bases, device, specs = Bases(means.device), means.pack_device, grid.specs()
+    bases, device = Bases(means.device), means.pack_device
+    specs = grid.specs(settled_dtypes(grid, read_sweep(output), device))
     say(f"Planning {len(specs)} runs")
     if all(cached(spec.model) for spec in specs):
         sweep = plan_sweep(grid, output, device, bases, means.packs_at_once)

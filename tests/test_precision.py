@@ -1,0 +1,199 @@
+"""``dtype: auto``: what a device computes fast, decided by what it is, and kept by whatever began in it."""
+
+import json
+import platform
+
+import pytest
+import torch
+import yaml
+from conftest import load, tiny_run
+
+from ocr_eval import precision
+from ocr_eval.dataset import build_dataset
+from ocr_eval.injection import attach
+from ocr_eval.models import load_base
+from ocr_eval.score import score_candidates
+from ocr_eval.specs import load_model_spec
+from ocr_eval.tokens import probe_tokens, training_tokens
+from ocr_eval.train import train_epoch
+from ocr_eval.weights import locate
+
+WITH_BF16 = {"avx2": True, "avx512_f": True, "avx512_bf16": True}
+WITHOUT_BF16 = {"avx2": True, "avx512_bf16": False}
+
+
+def on_processor(monkeypatch, capabilities, system="Linux"):
+    monkeypatch.setattr(precision, "cpu_capabilities", lambda: capabilities)
+    monkeypatch.setattr(platform, "system", lambda: system)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "system", "dtype"),
+    [
+        (WITH_BF16, "Linux", "bfloat16"),
+        (WITHOUT_BF16, "Linux", "float32"),
+        ({"avx2": True, "avx512_f": True, "avx512_vnni": True}, "Linux", "float32"),
+        ({"amx_bf16": True}, "Linux", "bfloat16"),
+        ({"neon": True, "bf16": True}, "Linux", "bfloat16"),
+        ({"neon": True, "bf16": True}, "Darwin", "float32"),
+        ({"neon": True}, "Linux", "float32"),
+        ({}, "Windows", "float32"),
+    ],
+)
+def test_a_cpu_by_its_flags(monkeypatch, capabilities, system, dtype):
+    on_processor(monkeypatch, capabilities, system)
+    assert precision.choose("cpu").dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float16")]
+)
+def test_a_gpu_by_its_compute_capability(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    chosen = precision.choose("cuda")
+    assert chosen.dtype == dtype
+    assert chosen.untested
+
+
+def test_a_gpu_that_is_elsewhere_and_one_of_apple(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert precision.choose("cuda").dtype == "bfloat16"
+    assert precision.choose("mps").dtype == "float32"
+
+
+def without_dtype(model_file, folder=None):
+    """The YAML of a tiny model without its own precision."""
+    content = {key: value for key, value in yaml.safe_load(model_file.read_text()).items() if key != "dtype"}
+    content["weights"]["path"] = str(folder or model_file.with_suffix(""))
+    return content
+
+
+@pytest.fixture
+def auto(model_files, tmp_path):
+    """A tiny Llama whose weights are stored in bfloat16 and whose YAML states no precision."""
+    load(model_files["llama"]).network.to(torch.bfloat16).save_pretrained(tmp_path / "stored")
+    load(model_files["llama"]).tokenizer.save_pretrained(tmp_path / "stored")
+    path = tmp_path / "auto.yaml"
+    path.write_text(yaml.safe_dump(without_dtype(model_files["llama"], tmp_path / "stored")))
+    return path
+
+
+def test_a_folder_is_not_rounded(monkeypatch, model_files, auto, tmp_path):
+    on_processor(monkeypatch, WITH_BF16)
+    stored = tmp_path / "float32.yaml"
+    stored.write_text(yaml.safe_dump(without_dtype(model_files["llama"])))
+    assert precision.choose_for(load_model_spec(str(stored)), "cpu").dtype == "float32"
+    assert precision.choose_for(load_model_spec(str(auto)), "cpu").dtype == "bfloat16"
+    on_processor(monkeypatch, WITHOUT_BF16)
+    assert precision.choose_for(load_model_spec(str(auto)), "cpu").dtype == "float32"
+
+
+def test_models_that_overflow_in_float16_are_refused(ocr_eval, monkeypatch, tmp_path, model_files):
+    answer = ocr_eval(
+        "finetune", "--model", model_files["gemma2"], "--assoc", "country-code", "--dtype", "fp16", "-o", tmp_path / "o"
+    )
+    assert answer.code == 2
+    assert "float16" in answer.err
+    assert answer.err.count("\n") == 1
+    assert not (tmp_path / "o" / "runs").exists()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(precision.UserError, match=r"7\.5"):
+        precision.settle(load_model_spec("gemma2-9b"), "cuda")
+    assert precision.settle(load_model_spec("llama3-8b"), "cuda").dtype == "float16"
+
+
+SMALL = ["--n", 3, "--m-train", 2, "--m-test", 2, "--epochs", 2]
+
+
+@pytest.mark.parametrize(
+    ("short", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("auto", "float32"), ("float16", "float16")]
+)
+def test_the_record_holds_the_precision_that_a_run_had(ocr_eval, monkeypatch, auto, tmp_path, short, dtype):
+    on_processor(monkeypatch, WITHOUT_BF16)
+    run = ["finetune", "--model", auto, "--assoc", "country-code", "--dtype", short, *SMALL, "-o", tmp_path / "o"]
+    answer = ocr_eval(*run, "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["dtype"] == dtype
+    (config,) = (tmp_path / "o").rglob("config.yaml")
+    assert yaml.safe_load(config.read_text())["model"]["dtype"] == dtype
+
+
+def test_a_run_and_its_controls_keep_their_precision_on_another_machine(ocr_eval, monkeypatch, auto, tmp_path):
+    on_processor(monkeypatch, WITH_BF16)
+    flags = ["--model", auto, "--assoc", "country-code", *SMALL, "-o", tmp_path / "o"]
+    first = ocr_eval("finetune", *flags, "--json")
+    on_processor(monkeypatch, WITHOUT_BF16)
+    again = ocr_eval("finetune", *flags)
+    assert "done before" in again.out
+    assert json.loads(first.out)["dtype"] == "bfloat16"
+    plan = ocr_eval("finetune", *flags, "--dry-run", "--json")
+    assert json.loads(plan.out)["dtype"] == "bfloat16"
+    assert ocr_eval("controls", *flags).code == 0
+    records = [json.loads(path.read_text()) for path in (tmp_path / "o").rglob("result.json")]
+    assert [record["dtype"] for record in records] == ["bfloat16"] * 3
+
+
+def test_a_sweep_keeps_its_precision_on_another_machine(ocr_eval, monkeypatch, auto, tmp_path):
+    on_processor(monkeypatch, WITH_BF16)
+    flags = ["--models", auto, "--assocs", "country-code", "--seeds", "0-1", "--n", 3, "--m-train", 2, "--m-test", 2]
+    assert ocr_eval("sweep", *flags, "--epochs", 1, "-o", tmp_path).code == 0
+    state = json.loads((tmp_path / "sweep.json").read_text())
+    assert set(state["dtypes"].values()) == {"bfloat16"}
+    for record in list(tmp_path.rglob("status.json"))[:1]:
+        record.unlink()
+        (record.parent / "result.json").unlink()
+    on_processor(monkeypatch, WITHOUT_BF16)
+    again = ocr_eval("sweep", "-o", tmp_path)
+    assert again.code == 0, again.err
+    assert "1 to do" in again.err
+    assert {json.loads(path.read_text())["dtype"] for path in tmp_path.rglob("result.json")} == {"bfloat16"}
+    fresh = ocr_eval("sweep", *flags, "--epochs", 1, "-o", tmp_path / "fresh", "--dry-run")
+    assert "in float32" in fresh.out
+
+
+def test_a_plan_names_the_faster_precision(ocr_eval, monkeypatch, auto, tmp_path):
+    from ocr_eval import timing
+
+    monkeypatch.setattr(timing, "rates", lambda device: {"float32": 141.0, "bfloat16": 19.0})
+    flags = ["--model", auto, "--assoc", "country-code", *SMALL, "-o", tmp_path]
+    slow = ocr_eval("finetune", *flags, "--dtype", "bfloat16", "--dry-run")
+    assert "float32 multiplies matrices 7.4 x as fast" in slow.out
+    assert "as fast" not in ocr_eval("finetune", *flags, "--dtype", "float32", "--dry-run").out
+
+
+def test_doctor_says_what_it_would_choose_and_how_fast_each_is(ocr_eval, monkeypatch):
+    on_processor(monkeypatch, WITHOUT_BF16)
+    found = json.loads(ocr_eval("doctor", "--json").out)["dtype"]
+    assert found["cpu"].startswith("float32 (")
+    assert "bfloat16" in found["cpu"]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_float16_learns_what_float32_learns(tiny, method):
+    """Adapters and masters are fp32, the softmax too, and the loss is scaled: two epochs are close in both."""
+    losses, scores = {}, {}
+    for dtype in ("float32", "float16"):
+        spec = tiny_run(tiny, method=method, **({} if method == "full" else {"rank": 4})).in_precision(dtype)
+        base = load_base(spec.model, locate(spec.model), "cpu", whole=method == "full")
+        dataset = build_dataset(spec)
+        pack = attach(base, [spec], [training_tokens(base.tokenizer, dataset)])
+        assert all(p.dtype == torch.float32 for p in pack.injections[0].parameters.values())
+        losses[dtype] = [train_epoch(pack, [0])[0] for _ in range(2)]
+        scores[dtype] = score_candidates(pack.view, probe_tokens(base.tokenizer, dataset)).logprobs["sequence"]
+    assert losses["float16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert scores["float16"] == pytest.approx(scores["float32"], abs=0.3)
+
+
+def test_gradients_of_float16_are_scaled_back(tiny):
+    found = {}
+    for dtype in ("float32", "float16"):
+        spec = tiny_run(tiny, rank=4).in_precision(dtype)
+        base = load_base(spec.model, locate(spec.model), "cpu")
+        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+        pack.injections[0].optimizer.step = lambda: None  # keep the first gradient, unclipped
+        base.accelerator.clip_grad_norm_ = lambda *_: None
+        train_epoch(pack, [0])
+        found[dtype] = pack.injections[0].parameters["lora_B"].grad.clone()
+    assert found["float16"] == pytest.approx(found["float32"], rel=0.05, abs=float(found["float32"].abs().max()) * 0.01)
