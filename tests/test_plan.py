@@ -9,6 +9,7 @@ import torch
 from ocr_eval import memory, timing
 from ocr_eval.architecture import examine
 from ocr_eval.memory import PROCESS_BYTES, estimate, least
+from ocr_eval.precision import settle
 from ocr_eval.simulation import Geometry
 from ocr_eval.specs import load_model_spec
 
@@ -16,7 +17,7 @@ BATCH, CHUNK = Geometry(lanes=1, nodes=160, reads=32, tokens=32), Geometry(lanes
 
 
 def planned(name, device="cpu", training=BATCH, layers=None, **train):
-    spec = load_model_spec(name)
+    spec = settle(load_model_spec(name), "cuda")
     return estimate(spec, spec.train.model_copy(update=train), training, CHUNK, device, layers)
 
 
@@ -66,7 +67,7 @@ def test_a_pack_of_runs_shares_the_weights():
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_what_is_held_at_least_is_below_the_plan_and_near(method):
-    spec = load_model_spec("llama3-8b")
+    spec = settle(load_model_spec("llama3-8b"), "cuda")
     train = spec.train.model_copy(update={"method": method})
     bound, plan = least(spec, train, "cpu"), planned("llama3-8b", method=method)
     assert 0.75 * plan.total < bound < plan.total
@@ -134,7 +135,7 @@ def test_a_run_that_does_not_fit_is_a_pack_of_its_own(tiny, monkeypatch):
 
 def test_the_time_of_a_scoring_is_in_proportion_to_its_rows(monkeypatch):
     monkeypatch.setattr(timing, "_seconds_a_weight", lambda rows, *of_what: rows * 1e-12)
-    spec = load_model_spec("smollm2-135m")
+    spec = settle(load_model_spec("smollm2-135m"), "cuda")
     sizes = examine(spec)
 
     def chunk(training_lanes, lanes, nodes, reads):

@@ -26,7 +26,7 @@ def test_the_measured_peak_is_within_15_percent_of_the_plan(tmp_path):
     assert record["losses"][1] < record["losses"][0]
     assert abs(record["deviation"]) < 0.15
     assert record["real_tokenizer"] is False
-    assert json.loads((tmp_path / "smollm2-135m-lora-bfloat16.json").read_text()) == record
+    assert json.loads((tmp_path / f"smollm2-135m-lora-{record['dtype']}.json").read_text()) == record
     assert "| smollm2-135m | 30 " in (tmp_path / "rehearsals.md").read_text()
 
 
