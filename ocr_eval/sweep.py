@@ -127,7 +127,7 @@ def join_sweep(output: Path, bases: Bases) -> Sweep:
     """
     held = read_sweep(output)
     if held is None:
-        raise UserError(f"'{output}' holds no sweep to take part in (no {SWEEP_FILE}).")
+        raise UserError(f"'{output}' contains no sweep to take part in (no {SWEEP_FILE}).")
     packs = _as_held(held, _planned(held.grid, output, bases))
     if packs is None:
         raise UserError(
