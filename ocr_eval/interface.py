@@ -129,7 +129,7 @@ def _found(folders: Sequence[Folder], where: str | Sequence[str] = (), scoring: 
     conditions = [parse_condition("where", text) for text in texts]
     found = find_runs(*map(Path, folders), scoring=scoring)
     for complaint in found.complaints:
-        warnings.warn(f"{complaint} Left out.", stacklevel=3)
+        warnings.warn(f"{complaint} Skipped.", stacklevel=3)
     chosen = {record.run for record in select(found.records, conditions)}
     return replace(found, runs=[run for run in found.runs if run.record.run in chosen])
 
@@ -208,7 +208,7 @@ def draw_figures(
     from ocr_eval.figures.gallery import gallery
 
     def complain(complaint: UserError) -> None:
-        warnings.warn(f"{complaint} Left out.", stacklevel=5)
+        warnings.warn(f"{complaint} Skipped.", stacklevel=5)
 
     return dict(gallery(_found(folders, where, scoring).runs, scoring, complain))
 
@@ -225,7 +225,7 @@ def write_report(*folders: Folder, output: Folder, scoring: Scoring = "first-tok
     found = _found(folders, scoring=scoring)
     page, complaints = build_page(found, scoring)
     for complaint in complaints[len(found.complaints) :]:
-        warnings.warn(f"{complaint} Left out.", stacklevel=2)
+        warnings.warn(f"{complaint} Skipped.", stacklevel=2)
     path = Path(output)
     prepare_output(path.parent)
     write_atomic(path, page)

@@ -298,6 +298,15 @@ def read_config(folder: Path) -> RunSpec:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"'{folder}' is no run folder (no config.yaml). Give a folder below <output>/runs.")
+    return read_run(path)
+
+
+def read_run(path: Path) -> RunSpec:
+    """The resolved spec in a run's config.yaml, wherever the file is.
+
+    Raises:
+        UserError: a file that breaks a rule.
+    """
     content = resources.read_yaml(path)
     content.pop("schema_version", None)
     return resources.parse(RunSpec, content, str(path), strict=False)

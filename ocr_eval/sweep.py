@@ -144,7 +144,7 @@ def join_sweep(output: Path, bases: Bases) -> Sweep:
     """
     held = read_sweep(output)
     if held is None:
-        raise UserError(f"'{output}' holds no sweep to take part in (no {SWEEP_FILE}).")
+        raise UserError(f"'{output}' contains no sweep to take part in (no {SWEEP_FILE}).")
     runs = {} if not held.dtypes else _planned(held.grid.specs(held.dtypes), output, bases)
     packs = _as_held(held, runs)
     if packs is None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ocr_eval.resources import shipped
 
@@ -302,3 +303,17 @@ def test_help_imports_nothing_heavy():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for heavy in ("torch", "transformers", "peft", "pandas", "numpy", "scipy"):
         assert f"'{heavy}'" not in out
+
+
+def test_models_show_gives_defaults_and_reasons(ocr_eval, tiny, model_files):
+    shown = ocr_eval("models", "show", "smollm2-135m").out
+    assert "lr 0.002, 16 epochs, batches of 32, rank 16, alpha 32" in shown
+    assert "method full: lr 0.0001, 16 epochs, batches of 8" in shown
+    assert "'ocr-eval models pull smollm2-135m'" in shown
+    assert (shipped("models") / "smollm2-135m.yaml").read_text() in shown
+    assert f"weights: on disk in {Path(tiny).with_suffix('')}" in ocr_eval("models", "show", tiny).out
+    for model in ("some-lab/some-model", model_files["qwen2"].with_suffix("")):
+        content = yaml.safe_load(ocr_eval("models", "show", model).out)
+        assert content == json.loads(ocr_eval("models", "show", model, "--json").out)
+        assert content["train"]["rank"] == 16
+    assert "Did you mean" in one_line(ocr_eval("models", "show", "smollm-135m"))

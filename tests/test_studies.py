@@ -75,6 +75,21 @@ def test_controls_reuse_runs_that_are_done(study, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*/*/result.json")} == before
 
 
+@pytest.mark.parametrize(
+    ("command", "runs"), [(["controls", "--seeds", "0-1"], 6), (["curve", "--m-train", "0,2", "--seeds", "0-1"], 4)]
+)
+def test_a_study_is_planned_before_it_is_run(study, tmp_path, command, runs):
+    answer = study(*command, "--dry-run")
+    assert answer.code == 0, answer.err
+    assert answer.out.count("tiny-llama country-code seed") == runs
+    assert "GB" in answer.out
+    assert "time: about" in answer.out
+    assert list(tmp_path.iterdir()) == []
+    assert study(*command, "--dry-run", "--json").code == 2
+    assert study(*command, "--epochs", 1).code == 0
+    assert study(*command, "--epochs", 1, "--dry-run").out.count(" done\n") == runs
+
+
 def test_controls_need_something_to_shuffle(study):
     answer = study("controls", "--m-train", 0)
     assert answer.code == 2

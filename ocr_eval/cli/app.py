@@ -7,23 +7,25 @@ import os
 import sys
 
 import typer
+import typer.main
 from ocr_toy.cli import app as toy
 from safetensors import SafetensorError
 from typer.exceptions import Abort, TyperException
 
-from ocr_eval.cli import data, injections, models, results, studies, sweep
+from ocr_eval.cli import data, injections, models, results, studies, sweep, variables
+from ocr_eval.cli.one_run import OneRun
 from ocr_eval.cli.options import JsonOption
 from ocr_eval.errors import RunFailed, UserError
+from ocr_eval.processes import is_first
 
 app = typer.Typer(
     name="ocr-eval",
     help="Measures what else a language model learns when it is taught facts.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(injections.finetune)
+app.command(cls=OneRun)(injections.finetune)
 app.command()(injections.score)
 app.command()(sweep.sweep)
 app.command()(sweep.status)
@@ -39,7 +41,7 @@ app.add_typer(toy, name="toy")
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
         from ocr_eval import __version__
 
@@ -49,7 +51,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
-    """Versions, devices, memory, caches and network state of this machine."""
+    """Show versions, devices, memory, caches and network state."""
     import json
 
     from ocr_eval.doctor import examine
@@ -69,6 +71,9 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 INTERRUPTED = 130
+PROGRAM = "ocr-eval"
+#: Set by a shell that asks for completions.
+COMPLETION = "_OCR_EVAL_COMPLETE"
 
 
 def main() -> None:
@@ -80,8 +85,13 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; what the user can fix comes as one line on stderr."""
     if "NO_COLOR" in os.environ:
         os.environ["TERM"] = "dumb"
+    command = typer.main.get_command(app)
+    words = sys.argv[1:] if arguments is None else arguments
+    if COMPLETION not in os.environ and "--worker" not in words and is_first():  # which would say it once more
+        for warning in variables.warnings(command):
+            print(f"ocr-eval: {warning}", file=sys.stderr)
     try:
-        code = app(arguments, standalone_mode=False)
+        code = command(words, prog_name=PROGRAM, standalone_mode=False)
     except TyperException as error:
         if error.format_message().startswith("Usage:"):  # no arguments: the help itself
             print(error.format_message(), file=sys.stderr)
@@ -99,12 +109,12 @@ def run(arguments: list[str] | None = None) -> int:
     except (OSError, SafetensorError) as error:
         if not _disk_is_full(error):
             raise
-        return _fail("The disk is full. Free some space and start the same command again: it goes on.", 1)
+        return _fail("The disk is full. Free some space and rerun the same command: it resumes.", 1)
     if code == INTERRUPTED:  # typer's own answer to Ctrl-C
-        if (sys.argv[1:] if arguments is None else arguments)[:1] == ["toy"]:
+        if words[:1] == ["toy"]:
             return INTERRUPTED  # it has said so itself, and keeps nothing
         return _fail(
-            "Interrupted. What is finished is kept; an injection goes on from its last checkpoint.", INTERRUPTED
+            "Interrupted. Finished work is kept; the same command resumes from the last checkpoint.", INTERRUPTED
         )
     return code if isinstance(code, int) else 0
 
@@ -126,8 +136,7 @@ def _usage_problem(error: TyperException) -> str:
         elif source is not None and source.name == "ENVIRONMENT":
             flag = str(error.param.envvar)
         text = f"Invalid value for '{flag}': {given!r}. {error.message}"
-    command = "ocr-eval" + context.command_path.removeprefix(context.find_root().info_name or "")
-    return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See '{command} --help'."
+    return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See '{context.command_path} --help'."
 
 
 def _disk_is_full(error: Exception) -> bool:

@@ -15,7 +15,7 @@ app = typer.Typer(help="List, show, audit and export associations.", no_args_is_
 
 @app.command("list")
 def list_associations(as_json: o.JsonOption = False) -> None:
-    """The shipped associations: name, kind, pairs and what links them."""
+    """List the shipped associations: name, kind, pairs, link."""
     from ocr_eval.association import load_association
     from ocr_eval.resources import shipped_names
 
@@ -29,8 +29,10 @@ def list_associations(as_json: o.JsonOption = False) -> None:
 
 
 @app.command()
-def show(assoc: Annotated[str, typer.Argument(help="An association's name or YAML file.")]) -> None:
-    """One association whole: templates and pairs."""
+def show(
+    assoc: Annotated[str, typer.Argument(help="Association: a name or YAML file.", autocompletion=o.assoc_names)],
+) -> None:
+    """Show an association: templates and pairs."""
     from ocr_eval.association import load_association
 
     association = load_association(assoc)
@@ -46,42 +48,46 @@ def show(assoc: Annotated[str, typer.Argument(help="An association's name or YAM
 
 @app.command()
 def audit(
-    assoc: o.AssocOption,
+    context: typer.Context,
+    association: o.AssocArgument = None,
+    assoc: o.AssocOption = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="A model, or a folder with its tokenizer; may be repeated.")
+        list[str] | None,
+        o.option("--model", help="Model, or a folder with its tokenizer; repeatable.", autocompletion=o.model_names),
     ] = None,
     offline: o.OfflineOption = False,
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """Can an association be scored first-token on a model? Exit 1 if not, on any of the models given.
+    """Check whether a tokenizer can rank an association's answers.
 
-    Tells what BOS does, how many tokens each answer has, which first tokens clash, where prompt and answer do
-    not split cleanly, and which candidates begin with a generic piece. All answers and templates are tried.
+    Reports what BOS does, how many tokens each answer has, which first tokens clash, where prompt and answer do
+    not split cleanly, and which candidates begin with a generic piece, over all answers and templates. Exits with 1
+    if an association cannot be scored first-token on one of the models.
     """
     o.begin(quiet, offline)
     from ocr_eval.association import load_association
     from ocr_eval.audit import audit_association
     from ocr_eval.models import load_tokenizer
 
-    association = load_association(assoc)
-    audits = {name: audit_association(load_tokenizer(name), association) for name in model or [o.DEFAULT_MODEL]}
+    audited = load_association(o.one_assoc(context, association, assoc))
+    audits = {name: audit_association(load_tokenizer(name), audited) for name in model or [o.DEFAULT_MODEL]}
     if as_json:
         typer.echo(json.dumps({name: found.as_json() for name, found in audits.items()}, indent=2, ensure_ascii=False))
     else:
         for name, found in audits.items():
-            typer.echo(found.as_text(f"{association.name} on {name}"))
+            typer.echo(found.as_text(f"{audited.name} on {name}"))
     if not all(found.first_token_scorable for found in audits.values()):
         raise typer.Exit(1)
 
 
 @app.command()
 def export(
-    assoc: o.AssocOption,
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the files.")],
-    format: Annotated[
-        str, typer.Option("--format", "-f", help="jsonl, lm-eval, inspect or prompt-completion.")
-    ] = "jsonl",
+    context: typer.Context,
+    output_dir: Annotated[Path, o.option("--output-dir", "-o", help="Folder for the files.")],
+    association: o.AssocArgument = None,
+    assoc: o.AssocOption = None,
+    format: Annotated[str, o.option("--format", "-f", help="jsonl, lm-eval, inspect or prompt-completion.")] = "jsonl",
     seed: o.SeedOption = 0,
     n: o.NOption = 5,
     m_train: o.MTrainOption = 4,
@@ -92,15 +98,19 @@ def export(
     variant: o.VariantOption = "real",
     config: o.ConfigOption = None,
 ) -> None:
-    """Write a run's training set and probes for other programs; the paths go to stdout."""
+    """Write a run's training set and probes for other programs.
+
+    The paths of the files go to stdout.
+    """
     from ocr_eval.dataset import build_dataset
     from ocr_eval.export import FORMATS, export_dataset
 
     o.choice("--format", format, tuple(FORMATS))
     spec = o.resolve(
         o.DEFAULT_MODEL,
-        assoc,
+        o.one_assoc(context, association, assoc),
         seed,
+        context=context,
         n=n,
         m_train=m_train,
         m_test=m_test,

@@ -22,7 +22,9 @@ SCORINGS = ("first-token", "sequence", "per-token")
 
 
 def finetune(
-    assoc: o.AssocOption,
+    context: typer.Context,
+    association: o.AssocArgument = None,
+    assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
     seed: o.SeedOption = 0,
     n: o.NOption = 5,
@@ -49,16 +51,18 @@ def finetune(
     quiet: o.QuietOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Teach a model the facts of an association and score what it inferred.
+    """Teach a model an association's facts and score what it infers.
 
-    An interrupted run goes on where it stopped; a finished one is shown and not repeated (--force repeats it).
+    Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
+    also takes the config.yaml of a run, which repeats that run; flags given beside it win.
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
     spec = o.resolve(
         model,
-        assoc,
+        o.one_assoc(context, association, assoc),
         seed,
+        context=context,
         n=n,
         m_train=m_train,
         m_test=m_test,
@@ -134,9 +138,11 @@ def _summary(record: Record) -> str:
 
 def score(
     context: typer.Context,
-    run: Annotated[Path | None, typer.Argument(help="A run's folder, to score its adapter again.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter's folder; --model names its base.")] = None,
-    assoc: Annotated[str | None, typer.Option(help="What to probe, when no run is given.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Folder of a run whose adapter to score again.")] = None,
+    adapter: Annotated[
+        Path | None, o.option("--adapter", help="Folder of a PEFT adapter; --model is its base.")
+    ] = None,
+    assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
     seed: o.SeedOption = 0,
     n: o.NOption = 5,
@@ -153,10 +159,10 @@ def score(
     quiet: o.QuietOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Score a run again, an adapter, or a plain model; nothing is trained and nothing is written.
+    """Score a run again, an adapter, or an untouched model.
 
-    With a run's folder everything else comes from the run. Without an adapter the untouched model is scored;
-    --method qlora scores over the base in 4 bits, as the adapter was trained.
+    Nothing is trained or written. Given a run's folder, everything else comes from the run. Without an adapter the
+    untouched model is scored; --method qlora scores over the base in 4 bits, as the adapter was trained.
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
@@ -174,6 +180,7 @@ def score(
             model,
             assoc,
             seed,
+            context=context,
             n=n,
             m_train=m_train,
             m_test=m_test,

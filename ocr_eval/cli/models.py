@@ -1,4 +1,4 @@
-"""``models list``, ``models pull``, ``models check`` and ``models rehearse``."""
+"""``models list``, ``show``, ``pull``, ``check`` and ``rehearse``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ocr_eval.cli import options as o
 if TYPE_CHECKING:
     from ocr_eval.models import Device
 
-app = typer.Typer(help="List, fetch, check and rehearse models.", no_args_is_help=True)
+app = typer.Typer(help="List, show, fetch, check and rehearse models.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_models(as_json: o.JsonOption = False) -> None:
-    """The shipped models: where they come from, how to get access, and whether they are on this disk."""
+    """List the shipped models: source, access, and whether on disk."""
     from ocr_eval import weights
     from ocr_eval.resources import shipped_names
     from ocr_eval.specs import HubWeights, load_model_spec
@@ -36,13 +36,54 @@ def list_models(as_json: o.JsonOption = False) -> None:
 
 
 @app.command()
+def show(model: o.ModelArgument, as_json: o.JsonOption = False) -> None:
+    """Show a model's definition: weights, defaults, and why.
+
+    Prints where the weights are, the training defaults that apply, and the model's YAML with the reasons in it. --json
+    prints the resolved definition.
+    """
+    import yaml
+
+    from ocr_eval import resources, weights
+    from ocr_eval.specs import load_model_spec
+
+    spec = load_model_spec(model)
+    if as_json:
+        typer.echo(json.dumps(spec.model_dump(mode="json"), indent=2))
+        return
+    if model in resources.shipped_names("models"):
+        file = resources.find_yaml("model", "models", model)
+    else:
+        file = resources.expand(model)
+    where, train = weights.cached(spec), spec.train
+    settings = f"lr {train.lr:g}, {train.epochs} epochs, batches of {train.batch_size}"
+    adapter = "" if train.method == "full" else f", rank {train.rank}, alpha {train.alpha:g}"
+    lines = [
+        f"weights: on disk in {where}"
+        if where
+        else f"weights: not on disk; 'ocr-eval models pull {model}' fetches them",
+        f"dtype {spec.dtype}, attention {spec.attention}",
+        f"method {train.method} (default): {settings}{adapter}",
+    ]
+    if train.method != "full":
+        full = spec.full
+        lines.append(f"method full: lr {full.lr:g}, {train.epochs} epochs, batches of {full.batch_size}")
+    lines.append(f"from {file}" if file.is_file() else "this model has no YAML file; its definition:")
+    text = file.read_text(encoding="utf-8") if file.is_file() else yaml.safe_dump(spec.model_dump(), sort_keys=False)
+    typer.echo("".join(f"# {line}\n" for line in lines) + f"\n{text}", nl=False)
+
+
+@app.command()
 def pull(
-    model: Annotated[str, typer.Argument(help="A model's name or YAML file.")],
+    model: o.ModelArgument,
     force: o.ForceOption = False,
     offline: o.OfflineOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """Fetch a model's weights now, so that later runs need no network; the folder goes to stdout."""
+    """Fetch a model's weights, so that later runs work offline.
+
+    The folder of the weights goes to stdout.
+    """
     o.begin(quiet, offline)
     from ocr_eval import weights
     from ocr_eval.specs import load_model_spec
@@ -55,15 +96,19 @@ def pull(
 
 @app.command()
 def check(
-    model: Annotated[str, typer.Argument(help="A model's name, YAML file, folder (of a tokenizer too) or org/name.")],
-    assoc: Annotated[list[str] | None, typer.Option(help="Associations; default: all that are shipped.")] = None,
+    model: o.ModelArgument,
+    assoc: Annotated[
+        list[str] | None,
+        o.option("--assoc", help="Association; repeatable (default: all shipped).", autocompletion=o.assoc_names),
+    ] = None,
     offline: o.OfflineOption = False,
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """What a model is made of, and which associations can be scored with its tokenizer. Exit 1 if one cannot.
+    """Check a model's architecture and which associations fit it.
 
-    Fetches no weights: only configuration and tokenizer are needed, and a folder with a tokenizer alone will do.
+    Fetches no weights: the configuration and tokenizer are enough, and so is a folder with only a tokenizer. Exits
+    with 1 if an association cannot be scored with the tokenizer.
     """
     o.begin(quiet, offline)
     from ocr_eval.checking import check_model
@@ -77,27 +122,29 @@ def check(
 
 @app.command()
 def rehearse(
-    model: Annotated[str, typer.Argument(help="A model's name, YAML file, folder or org/name.")],
-    assoc: o.AssocOption = "country-code",
+    model: o.ModelArgument,
+    assoc: Annotated[
+        str, o.option("--assoc", help="Association to train on.", autocompletion=o.assoc_names)
+    ] = "country-code",
     method: o.MethodOption = None,
     dtype: o.DtypeOption = None,
     batch_size: o.BatchSizeOption = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Only so many layers; default: all.")] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Training steps.")] = 3,
-    probes: Annotated[int, typer.Option(min=1, help="Probes to score.")] = 40,
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder with the model's tokenizer.")] = None,
+    layers: Annotated[int | None, o.option("--layers", min=1, help="Build only so many layers (default: all).")] = None,
+    steps: Annotated[int, o.option("--steps", min=2, help="Training steps.")] = 3,
+    probes: Annotated[int, o.option("--probes", min=1, help="Probes to score.")] = 40,
+    tokenizer: Annotated[Path | None, o.option("--tokenizer", help="Folder with the model's tokenizer.")] = None,
     device: o.DeviceOption = "auto",
-    output_dir: Annotated[Path | None, typer.Option("--output-dir", "-o", help="Folder for the record.")] = None,
+    output_dir: Annotated[Path | None, o.option("--output-dir", "-o", help="Folder for the record.")] = None,
     offline: o.OfflineOption = False,
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Build a model at its true size with random weights, train a few steps, score, and compare with the plan.
+    """Try a model at true size with random weights against its plan.
 
-    Nothing is fetched: the configuration is shipped, and without the model's tokenizer (on this disk, or in the
-    folder --tokenizer) a stand-in of the same vocabulary size makes about as many tokens. With --output-dir the
-    record is written and the table renewed.
+    Trains a few steps, scores, and compares memory and time with the plan. Nothing is fetched: the configuration is
+    shipped, and without the model's tokenizer (on disk, or in the folder --tokenizer) a stand-in with the same
+    vocabulary size makes about as many tokens. With --output-dir the record is written and the table updated.
     """
     o.begin(quiet, offline)
     from ocr_eval.rehearsal import rehearse as run

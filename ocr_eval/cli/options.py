@@ -25,14 +25,32 @@ DEFAULT_MODEL = "smollm2-135m"
 _Number = TypeVar("_Number", int, float)
 
 
-def _option(*flags: str, help: str, **rest: Any) -> Any:
-    """An option whose variable is OCR_EVAL_ and the flag's name."""
+def option(*flags: str, help: str, **rest: Any) -> Any:
+    """An option that can also be set by the variable OCR_EVAL_ and the flag's name; flags of one name share it."""
     variable = "OCR_EVAL_" + flags[0].split("/")[0].lstrip("-").replace("-", "_").upper()
     return typer.Option(*flags, help=help, envvar=variable, show_envvar=False, **rest)
 
 
+def _names(part: str) -> Callable[[str], list[str]]:
+    """Shell completion from the YAML files shipped in a folder."""
+
+    def complete(incomplete: str) -> list[str]:
+        from ocr_eval.resources import shipped_names
+
+        return [name for name in shipped_names(part) if name.startswith(incomplete)]
+
+    return complete
+
+
+model_names, assoc_names = _names("models"), _names("templates")
+
+#: Commands that take a run's own config.yaml as --config.
+_TAKE_A_RUN = ("finetune", "score", "controls", "curve", "export")
+_RUN = "ocr_eval.run"
+
+
 def _config(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the flags of a YAML file as defaults; flags given on the command line go first."""
+    """Take the flags in a YAML file as defaults: below variables, which are below flags on the command line."""
     if path is None or context.resilient_parsing:
         return path
     from ocr_eval import resources
@@ -41,10 +59,16 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
         raise UserError(f"--config: there is no file '{path}'.")
     options = {flag.lstrip("-"): p for p in context.command.params for flag in p.opts if flag.startswith("--")}
     defaults: dict[str, Any] = {}
-    for key, value in resources.read_yaml(path).items():
-        parameter = options.get(str(key))
-        if parameter is None or key == "config":
+    content = resources.read_yaml(path)
+    if isinstance(content.get("association"), dict):
+        content = {flag: value for flag, value in _run_flags(context, path).items() if flag in options}
+    for key, value in content.items():
+        flag = str(key).replace("_", "-")
+        parameter = options.get(flag)
+        if parameter is None or flag == "config":
             raise unknown_name(f"flag in {path}", str(key), set(options) - {"config", "help"})
+        if parameter.name in defaults:
+            raise UserError(f"{path}: '{key}' is given twice, with '-' and with '_'. Give it once.")
         is_switch = getattr(parameter, "is_flag", False)
         entries = value if isinstance(value, list) else [value]
         if any(isinstance(entry, bool) != is_switch or isinstance(entry, dict | list) for entry in entries):
@@ -58,91 +82,149 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def _run_flags(context: typer.Context, path: Path) -> dict[str, Any]:
+    """Flags that describe the run of a config.yaml. The run is kept for ``resolve``, as no flag states all of it.
+
+    Raises:
+        UserError: a command that is not about one run, or a file that breaks a rule.
+    """
+    from ocr_eval.runs import read_run
+
+    if context.command.name not in _TAKE_A_RUN:
+        raise UserError(
+            f"--config '{path}' describes a single run, which '{context.command_path}' does not take. Give it "
+            "to 'ocr-eval finetune', or give a file of flags by name."
+        )
+    run = read_run(path)
+    context.meta[_RUN] = (str(path), run)
+    shape = {key.replace("_", "-"): value for key, value in run.data.model_dump(mode="json").items()}
+    if context.command.name == "curve":  # it varies m_train, which is for the user to say
+        del shape["m-train"]
+    return {"model": str(path), "assoc": str(path), "seed": run.seed, "seeds": str(run.seed), **shape}
+
+
 ConfigOption = Annotated[
     Path | None,
-    _option(
-        "--config", "-C", help="YAML file with flags by name (model: smollm2-135m).", callback=_config, is_eager=True
+    option(
+        "--config",
+        "-C",
+        help="YAML file of flags, e.g. 'epochs: 8'.",
+        callback=_config,
+        is_eager=True,
     ),
 ]
-ModelOption = Annotated[str, _option("--model", help="A model's name ('ocr-eval models list'), YAML file or folder.")]
-AssocOption = Annotated[str, _option("--assoc", help="An association's name ('ocr-eval data list') or YAML file.")]
-SeedsOption = Annotated[str, _option("--seeds", help="Seeds: '0-2' or '0,3,5'.")]
-SeedOption = Annotated[int, _option("--seed", min=0, help="Draws pairs, names, groups, order and initialization.")]
+_MODEL_HELP = "Model: a name ('ocr-eval models list'), YAML file, folder or org/name."
+_ASSOC_HELP = "Association: a name ('ocr-eval data list') or YAML file."
+ModelOption = Annotated[str, option("--model", help=_MODEL_HELP, autocompletion=model_names)]
+ModelArgument = Annotated[str, typer.Argument(help=_MODEL_HELP, autocompletion=model_names)]
+AssocArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="ASSOC", help="The association; the same as --assoc.", autocompletion=assoc_names),
+]
+AssocOption = Annotated[str | None, option("--assoc", help=_ASSOC_HELP, autocompletion=assoc_names)]
+SeedsOption = Annotated[str, option("--seeds", help="Seeds: '0-2' or '0,3,5'.")]
+SeedOption = Annotated[int, option("--seed", min=0, help="Seed of pairs, names, groups, order and initialization.")]
 
-NOption = Annotated[int, _option("--n", help="Pairs in use.")]
-MTrainOption = Annotated[int, _option("--m-train", help="Subjects a group with the entailment taught.")]
-MTrainRangeOption = Annotated[str, _option("--m-train", help="Train subjects a group: '0-16' or '0,1,4'.")]
-MTestOption = Annotated[int, _option("--m-test", help="Subjects a group with the entailment held out.")]
-CandidatesOption = Annotated[str, _option("--candidates", help="What probes rank among: in-use, ten, all.")]
-TemplatesOption = Annotated[str, _option("--templates", help="Templates trained in: '0', '0,2' or 'all'.")]
-ProbeTemplateOption = Annotated[int, _option("--probe-template", help="Template that is probed.")]
+NOption = Annotated[int, option("--n", help="Number of pairs in use.")]
+MTrainOption = Annotated[int, option("--m-train", help="Subjects per group whose entailment is taught.")]
+MTrainRangeOption = Annotated[str, option("--m-train", help="Training subjects per group: '0-16' or '0,1,4'.")]
+MTestOption = Annotated[int, option("--m-test", help="Subjects per group whose entailment is held out.")]
+CandidatesOption = Annotated[str, option("--candidates", help="Candidates per probe: in-use, ten or all.")]
+TemplatesOption = Annotated[str, option("--templates", help="Templates to train on: '0', '0,2' or 'all'.")]
+ProbeTemplateOption = Annotated[int, option("--probe-template", help="Template to probe with.")]
 VariantOption = Annotated[
-    str, _option("--variant", help="'real', or the control 'shuffled' (train entailments permuted).")
+    str, option("--variant", help="'real', or the control 'shuffled' (training entailments permuted).")
 ]
 
-MethodOption = Annotated[str | None, _option("--method", help="lora, qlora or full; default: the model's.")]
-LrOption = Annotated[float | None, _option("--lr", help="Constant learning rate; default: the model's.")]
-EpochsOption = Annotated[int | None, _option("--epochs", help="Passes over the training set; default: the model's.")]
-BatchSizeOption = Annotated[int | None, _option("--batch-size", help="Statements a step; default: the model's.")]
-RankOption = Annotated[int | None, _option("--rank", help="LoRA rank; default: the model's.")]
-AlphaOption = Annotated[float | None, _option("--alpha", help="LoRA alpha; default: the model's.")]
+MethodOption = Annotated[str | None, option("--method", help="lora, qlora or full (default: the model's).")]
+LrOption = Annotated[float | None, option("--lr", help="Constant learning rate (default: the model's).")]
+EpochsOption = Annotated[int | None, option("--epochs", help="Passes over the training set (default: the model's).")]
+BatchSizeOption = Annotated[int | None, option("--batch-size", help="Statements per step (default: the model's).")]
+RankOption = Annotated[int | None, option("--rank", help="LoRA rank (default: the model's).")]
+AlphaOption = Annotated[float | None, option("--alpha", help="LoRA alpha (default: the model's).")]
 
-ModelsOption = Annotated[str | None, _option("--models", help="Models, by commas; default: smollm2-135m.")]
-AssocsOption = Annotated[
-    str | None, _option("--assocs", help="Associations, by commas; default: all that are shipped.")
+ModelsOption = Annotated[str | None, option("--models", help="Comma-separated models (default: smollm2-135m).")]
+AssocsOption = Annotated[str | None, option("--assocs", help="Comma-separated associations (default: all shipped).")]
+SweepSeedsOption = Annotated[str | None, option("--seeds", help="Seeds: '0-2' (the default) or '0,3,5'.")]
+MethodsOption = Annotated[str | None, option("--methods", help="Comma-separated methods (default: the model's).")]
+LrsOption = Annotated[str | None, option("--lr", help="Comma-separated learning rates (default: the model's).")]
+EpochsListOption = Annotated[str | None, option("--epochs", help="Comma-separated epochs (default: the model's).")]
+BatchSizesOption = Annotated[
+    str | None, option("--batch-size", help="Comma-separated batch sizes (default: the model's).")
 ]
-SweepSeedsOption = Annotated[str | None, _option("--seeds", help="Seeds: '0-2' (the default) or '0,3,5'.")]
-MethodsOption = Annotated[str | None, _option("--methods", help="Methods, by commas; default: the model's.")]
-LrsOption = Annotated[str | None, _option("--lr", help="Learning rates, by commas; default: the model's.")]
-EpochsListOption = Annotated[str | None, _option("--epochs", help="Epochs, by commas; default: the model's.")]
-BatchSizesOption = Annotated[str | None, _option("--batch-size", help="Batch sizes, by commas; default: the model's.")]
-RanksOption = Annotated[str | None, _option("--rank", help="LoRA ranks, by commas; default: the model's.")]
-AlphasOption = Annotated[str | None, _option("--alpha", help="LoRA alphas, by commas; default: the model's.")]
-NsOption = Annotated[str | None, _option("--n", help="Pairs in use, by commas; default: 5.")]
-MTrainsOption = Annotated[str | None, _option("--m-train", help="Subjects a group taught both: '4' or '1-4,8'.")]
-VariantsOption = Annotated[str | None, _option("--variants", help="'real' (the default), 'shuffled', or both.")]
-SweepMTestOption = Annotated[int | None, _option("--m-test", help="Subjects a group held out; default: 16.")]
-SweepCandidatesOption = Annotated[str | None, _option("--candidates", help="in-use, ten (the default) or all.")]
-SweepScoreEveryOption = Annotated[int | None, _option("--score-every", min=1, help="Epochs between scorings.")]
+RanksOption = Annotated[str | None, option("--rank", help="Comma-separated LoRA ranks (default: the model's).")]
+AlphasOption = Annotated[str | None, option("--alpha", help="Comma-separated LoRA alphas (default: the model's).")]
+NsOption = Annotated[str | None, option("--n", help="Comma-separated numbers of pairs in use (default: 5).")]
+MTrainsOption = Annotated[
+    str | None, option("--m-train", help="Training subjects per group: '4' (the default) or '1-4,8'.")
+]
+VariantsOption = Annotated[str | None, option("--variants", help="'real' (the default), 'shuffled', or both.")]
+SweepMTestOption = Annotated[int | None, option("--m-test", help="Held-out subjects per group (default: 16).")]
+SweepCandidatesOption = Annotated[str | None, option("--candidates", help="in-use, ten (the default) or all.")]
+SweepScoreEveryOption = Annotated[
+    int | None, option("--score-every", min=1, help="Score every so many epochs (default: 1).")
+]
 
 DtypeOption = Annotated[
     str | None,
-    _option("--dtype", help="auto (what the device computes fast), bfloat16, float16 or float32."),
+    option("--dtype", help="auto (what the device computes fast), bfloat16, float16 or float32."),
 ]
-DeviceOption = Annotated[str, _option("--device", help="auto, cpu, cuda or mps.")]
-OfflineOption = Annotated[bool, _option("--offline", help="Use no network; fail where it is needed.")]
+DeviceOption = Annotated[str, option("--device", help="auto, cpu, cuda or mps.")]
+OfflineOption = Annotated[bool, option("--offline", help="Stay off the network; fail if a file has to be fetched.")]
 
-OutputOption = Annotated[Path, _option("--output-dir", "-o", help="Output folder; runs lie in its runs/.")]
-JsonOption = Annotated[bool, _option("--json", help="Print the result as JSON.")]
-QuietOption = Annotated[bool, _option("--quiet", "-q", help="No progress on stderr.")]
-DryRunOption = Annotated[bool, _option("--dry-run", help="Print the resolved plan and stop.")]
-ForceOption = Annotated[bool, _option("--force", help="Do it again even if it is done.")]
-ScoreEveryOption = Annotated[int, _option("--score-every", min=1, help="Epochs between scorings.")]
-ReportToOption = Annotated[str, _option("--report-to", help="Tracker: none, trackio, wandb or tensorboard.")]
+OutputOption = Annotated[Path, option("--output-dir", "-o", help="Output folder; runs are in its runs/.")]
+JsonOption = Annotated[bool, option("--json", help="Print the result as JSON.")]
+QuietOption = Annotated[bool, option("--quiet", "-q", help="No progress on stderr.")]
+DryRunOption = Annotated[bool, option("--dry-run", help="Print the plan with memory and time, and stop.")]
+ForceOption = Annotated[bool, option("--force", help="Rerun even if a finished run exists.")]
+ScoreEveryOption = Annotated[int, option("--score-every", min=1, help="Score every so many epochs.")]
+ReportToOption = Annotated[str, option("--report-to", help="Tracker: none, trackio, wandb or tensorboard.")]
 
 ExecutorOption = Annotated[
-    str, _option("--executor", help="here: on this device; local: one a device; slurm: one a job of a cluster.")
+    str, option("--executor", help="here: this device; local: a process per device; slurm: a cluster job per pack.")
 ]
 WorkersOption = Annotated[
     int | None,
-    _option("--workers", help="here: processes that share the CPU's cores; default: as many as pay.", min=1),
+    option("--workers", help="here: worker processes on this CPU (default: chosen automatically).", min=1),
 ]
-DevicesOption = Annotated[str | None, _option("--devices", help="local: '0,1' or 'cpu,cpu'; default: every GPU.")]
-PartitionOption = Annotated[str | None, _option("--partition", help="slurm: partition; default: the cluster's.")]
+DevicesOption = Annotated[str | None, option("--devices", help="local: '0,1' or 'cpu,cpu' (default: every GPU).")]
+PartitionOption = Annotated[str | None, option("--partition", help="slurm: partition (default: the cluster's).")]
 TimeLimitOption = Annotated[
-    int | None, _option("--time-limit", help="slurm: minutes until a job is queued again to go on; default: 240.")
+    int | None, option("--time-limit", help="slurm: minutes until a job is requeued to resume (default: 240).")
 ]
 GpusPerJobOption = Annotated[
-    int | None, _option("--gpus-per-job", help="slurm: GPUs; default: 1 if the partition has any.")
+    int | None, option("--gpus-per-job", help="slurm: GPUs per job (default: 1 if the partition has any).")
 ]
-CpusPerJobOption = Annotated[int | None, _option("--cpus-per-job", help="slurm: CPU cores; default: the cluster's.")]
-MemoryOption = Annotated[float | None, _option("--memory-gb", help="slurm: memory of a job; default: the cluster's.")]
-ParallelOption = Annotated[int | None, _option("--parallel", help="slurm: jobs at once at most; default: 256.")]
+CpusPerJobOption = Annotated[
+    int | None, option("--cpus-per-job", help="slurm: CPU cores per job (default: the cluster's).")
+]
+MemoryOption = Annotated[
+    float | None, option("--memory-gb", help="slurm: memory per job, in GB (default: the cluster's).")
+]
+ParallelOption = Annotated[int | None, option("--parallel", help="slurm: most jobs at once (default: 256).")]
 SlurmOption = Annotated[
-    list[str] | None, _option("--slurm", help="slurm: any option of sbatch, 'account=nlp'; may be repeated.")
+    list[str] | None, option("--slurm", help="slurm: any sbatch option, e.g. 'account=nlp'; repeatable.")
 ]
 
-ScoringOption = Annotated[str, _option("--scoring", help="first-token (the published one), sequence or per-token.")]
+ScoringOption = Annotated[str, option("--scoring", help="first-token (as published), sequence or per-token.")]
+
+
+def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:
+    """The association that a command is about, given by position, by --assoc, by its variable or by --config.
+
+    Raises:
+        UserError: none, or two different ones on the command line.
+    """
+    source = context.get_parameter_source("assoc")
+    if argument and flag and argument != flag and source is not None and source.name == "COMMANDLINE":
+        raise UserError(f"Two associations are given, '{argument}' and --assoc '{flag}'. Give one.")
+    chosen = argument or flag
+    if not chosen:
+        raise UserError(
+            f"Which association? Give its name ('{context.command_path} country-code') or --assoc; 'ocr-eval data "
+            "list' shows those shipped."
+        )
+    return chosen
 
 
 def choice(flag: str, value: str, values: tuple[str, ...]) -> str:
@@ -202,7 +284,7 @@ def numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
     """The numbers of '1e-3,2e-3', None for None.
 
     Raises:
-        UserError: an entry that is no number.
+        UserError: an entry that is not a number.
     """
     return _each(flag, text, float, "numbers like '1e-3,2e-3'")
 
@@ -211,7 +293,7 @@ def whole_numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
     """The whole numbers of '8,16', None for None.
 
     Raises:
-        UserError: an entry that is no whole number.
+        UserError: an entry that is not a whole number.
     """
     return _each(flag, text, int, "whole numbers like '8,16'")
 
@@ -236,10 +318,10 @@ def placement(
     parallel: int | None = None,
     slurm: list[str] | None = None,
 ) -> Placement:
-    """Where the flags of a command say that its jobs run; flags that were not given are None.
+    """Where a command's jobs run, by its flags; flags that were not given are None.
 
     Raises:
-        UserError: no such executor, a flag of another one, or a value that fits no machine.
+        UserError: no such executor, a flag of another one, or a value out of range.
     """
     from ocr_eval.executor import EXECUTORS, Placement
 
@@ -256,7 +338,7 @@ def placement(
     for owner, keys in (("local", {"devices": devices}), ("slurm", given)):
         for key, value in keys.items():
             if value is not None and name != owner:
-                raise UserError(f"--{key.replace('_', '-')} goes with --executor {owner}, and this is '{name}'.")
+                raise UserError(f"--{key.replace('_', '-')} goes with --executor {owner}, not with '{name}'.")
     values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     values["slurm_options"] = tuple(values.pop("slurm", ()))
     if devices is not None:
@@ -296,13 +378,17 @@ def resolve(
     m_train: int,
     m_test: int,
     candidates: str,
-    templates: str = "0",
-    probe_template: int = 0,
-    variant: str = "real",
+    templates: str | None = None,
+    probe_template: int | None = None,
+    variant: str | None = None,
     dtype: str | None = None,
+    context: typer.Context | None = None,
     **train: Any,
 ) -> RunSpec:
     """The run that a command's flags describe; training flags that were not given are None.
+
+    Args:
+        context: of a command that takes a run's config.yaml as --config: what no flag says is then that run's.
 
     Raises:
         UserError: a name or a value that does not exist or fit.
@@ -310,22 +396,30 @@ def resolve(
     from ocr_eval.association import load_association
     from ocr_eval.specs import DTYPE_ALIASES, DTYPE_NAMES, load_model_spec, make_run_spec
 
-    spec = load_model_spec(model)
+    path, run = context.meta.get(_RUN, ("", None)) if context else ("", None)
+    spec = run.model if run and model == path else load_model_spec(model)
     if dtype is not None:
         name = choice("--dtype", dtype, DTYPE_NAMES)
         spec = spec.model_copy(update={"dtype": DTYPE_ALIASES.get(name, name)})
-    association = load_association(assoc)
-    data = {
+    association = run.association if run and assoc == path else load_association(assoc)
+    data: dict[str, Any] = {
         "n": n,
         "m_train": m_train,
         "m_test": m_test,
         "candidates": choice("--candidates", candidates, ("in-use", "ten", "all")),
-        "templates": _template_indices(templates, len(association.fact.templates)),
         "probe_template": probe_template,
-        "variant": choice("--variant", variant, ("real", "shuffled")),
+        "variant": None if variant is None else choice("--variant", variant, ("real", "shuffled")),
+        "templates": None if templates is None else _template_indices(templates, len(association.fact.templates)),
     }
+    data = {key: value for key, value in data.items() if value is not None}
     given = {key: value for key, value in train.items() if value is not None}
-    return make_run_spec(spec, association, data, given, seed)
+    if run is None:
+        return make_run_spec(spec, association, data, given, seed)
+    if run.train.method == "full" != given.get("method", "full"):  # rates and batches of full training suit no adapter
+        given = {"lr": spec.train.lr, "batch_size": spec.train.batch_size, **given}
+    defaults = spec.model_copy(update={"train": run.train})
+    described = make_run_spec(defaults, association, {**run.data.model_dump(), **data}, given, seed)
+    return described.model_copy(update={"model": spec})
 
 
 def _template_indices(text: str, count: int) -> tuple[int, ...]:

@@ -10,17 +10,21 @@ from typing import Any
 
 import typer.main
 
+_HEAD = """# Commands
+
+The `--help` of every command, written by `make docs`. Every flag except those of `toy` has a variable: `--epochs` is
+`OCR_EVAL_EPOCHS`. `--config file.yaml` reads flags by name, with `-` or `_`; `finetune`, `score`, `controls`, `curve`
+and `data export` also take the `config.yaml` of a run. The command line wins over variables, and these over the file.
+Exit codes: 0 done, 1 failed or incomplete, 2 bad input, 130 interrupted.
+"""
+
 
 def reference() -> str:
     """The page, the same on every machine."""
     from ocr_eval.cli.app import app
 
     root = typer.main.get_command(app)
-    blocks = [
-        "# Commands\n\nThe `--help` of every command, written by `make docs`. Every flag has a variable: `--epochs` is "
-        "`OCR_EVAL_EPOCHS`;\n`--config file.yaml` reads flags by name. Exit codes: 0 done, 1 failed or incomplete, "
-        "2 bad input, 130 interrupted.\n"
-    ]
+    blocks = [_HEAD]
     for words, command in _commands(("ocr-eval",), root):
         blocks.append(f"## {' '.join(words)}\n\n```text\n{_help(words, command)}\n```\n")
     return "\n".join(blocks)

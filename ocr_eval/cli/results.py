@@ -17,16 +17,11 @@ if TYPE_CHECKING:
     from ocr_eval.table import Metric
 
 FoldersArgument = Annotated[
-    list[Path] | None, typer.Argument(help="Folders that hold runs, at any depth; default: the output folder.")
+    list[Path] | None, typer.Argument(help="Folders that contain runs, at any depth (default: the output folder).")
 ]
 FilterOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--filter",
-        envvar="OCR_EVAL_FILTER",
-        show_envvar=False,
-        help="Only runs with KEY=VALUE; 'seed=0,1' takes any of the values. Repeatable.",
-    ),
+    o.option("--filter", help="Only runs with KEY=VALUE; 'seed=0,1' matches either value; repeatable."),
 ]
 
 
@@ -35,7 +30,7 @@ _PORT = 8765
 
 
 def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None) -> Found:
-    """The runs below the folders that pass the filters; says on stderr which records had to be left out.
+    """The runs below the folders that pass the filters; names skipped records on stderr.
 
     Raises:
         UserError: no such folder, no finished run in it, or none that passes.
@@ -49,9 +44,9 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
     found = find_runs(*folders, scoring=scoring)
     gc.freeze()  # records stay; let the collector not walk over ten thousand of them
     for complaint in found.complaints:
-        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+        typer.echo(f"ocr-eval: {complaint} Skipped.", err=True)
     if not found.runs and found.complaints:
-        raise UserError("No record that can be read is left. Make the runs anew, or name another folder.")
+        raise UserError("None of these records can be read. Rerun the runs with --force, or name another folder.")
     if not found.runs:
         where = ", ".join(f"'{folder}'" for folder in folders)
         raise UserError(f"No finished run below {where}. Run 'ocr-eval finetune --assoc city-language' first.")
@@ -72,24 +67,23 @@ def table(
     scoring: o.ScoringOption = "first-token",
     metric: Annotated[
         str | None,
-        typer.Option(
-            envvar="OCR_EVAL_METRIC",
-            show_envvar=False,
-            help="One metric a cell: mean-rank, null-rank, ocr-score, top1, mrr or margin.",
-        ),
+        o.option("--metric", help="One metric per cell: mean-rank, null-rank, ocr-score, top1, mrr or margin."),
     ] = None,
-    by: Annotated[str, typer.Option(help="What rows are made of: 'model', 'model,rank', 'm-train', 'seed' ...")] = (
+    by: Annotated[str, o.option("--by", help="What defines a row: 'model', 'model,rank', 'm-train', 'seed' ...")] = (
         "model"
     ),
     filters: FilterOption = None,
-    format: Annotated[str, typer.Option("--format", "-f", help="md, csv, json, tex or html.")] = "md",
-    published: Annotated[bool, typer.Option(help="Add the published rows, and where protocols differ.")] = True,
+    format: Annotated[str, o.option("--format", "-f", help="md, csv, json, tex or html.")] = "md",
+    published: Annotated[
+        bool, o.option("--published/--no-published", help="Add the published rows, and where protocols differ.")
+    ] = True,
     config: o.ConfigOption = None,
 ) -> None:
-    """The mean-rank table of finished runs, beside the published one.
+    """Print the mean-rank table of finished runs.
 
-    Runs of different settings are separate rows and are never averaged. The table goes to stdout; a sentence on
-    what it shows goes to stderr. Exit 1 if a record could not be read; the others are in the table.
+    The published rows are below it. Runs with different settings are separate rows and are never averaged. The table
+    goes to stdout, a sentence on what it shows to stderr. Exits with 1 if a record could not be read; the table has the
+    others.
     """
     from ocr_eval import rendering
     from ocr_eval.archive import collector_at_rest
@@ -126,14 +120,16 @@ def figures(
     output_dir: o.OutputOption = Path("results"),
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
-    to: Annotated[Path | None, typer.Option(help="Folder for the figures; else figures/ of the first folder.")] = None,
+    to: Annotated[
+        Path | None, o.option("--to", help="Folder for the figures (default: figures/ in the first folder).")
+    ] = None,
     config: o.ConfigOption = None,
 ) -> None:
-    """Figures of finished runs, each as PNG, PDF and SVG; the paths go to stdout.
+    """Draw figures of finished runs as PNG, PDF and SVG.
 
     OCR scores by association; generalization against hallucination; learning curves and candidate heatmaps of each
-    model and setting; OCR score by m_train where runs differ in it. Exit 1 if a file of a run could not be read; the
-    rest is drawn.
+    model and setting; OCR score by m_train where runs differ in it. The paths go to stdout. Exits with 1 if a file of a
+    run could not be read; the rest is drawn.
     """
     from ocr_eval.figures import save
     from ocr_eval.figures.gallery import gallery
@@ -147,7 +143,7 @@ def figures(
 
     def complain(complaint: UserError) -> None:
         complaints.append(complaint)
-        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+        typer.echo(f"ocr-eval: {complaint} Skipped.", err=True)
 
     for name, figure in gallery(found.runs, chosen, complain):
         for path in save(figure, folder, name):
@@ -164,10 +160,11 @@ def compare(
     filters: FilterOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Two runs, sweeps or conditions against each other: OCR scores and the difference, paired by seed and subject.
+    """Compare two runs, sweeps or conditions by OCR score.
 
-    A condition chooses among the runs of the output folder ('method=lora,seed=0,1'). What varies within a side is
-    matched with the same on the other side; what differs between the sides is compared.
+    The difference is paired by seed and subject. A condition ('method=lora,seed=0,1') selects among the runs in the
+    output folder. What varies within a side is matched with the same on the other side; what differs between the
+    sides is compared.
     """
     import json
     from dataclasses import asdict
@@ -184,7 +181,7 @@ def compare(
         every = [*(filters or ()), *([text] if text in conditions else ())]
         found = find([output_dir if text in conditions else Path(text)], chosen, every)
         if found.complaints:
-            raise UserError(f"Nothing is compared while a record of '{text}' cannot be read.")
+            raise UserError(f"Nothing is compared, as a record of '{text}' cannot be read.")
         sides.append(found.records)
     contrasts = contrast(sides[0], sides[1], chosen)
     if as_json:
@@ -208,21 +205,21 @@ def compare(
 
 def report(
     folders: FoldersArgument = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    output: Annotated[Path, o.option("--output", "-o", help="The page to write.")] = Path("report.html"),
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Serve the page on this machine only, and refresh it as runs finish.")
+        bool, o.option("--serve", help="Serve the page on this machine only, and refresh it as runs finish.")
     ] = False,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of --serve; default: 8765; 0 takes a free one.")
+        int | None, o.option("--port", min=0, max=65535, help="Port for --serve (default: 8765); 0 picks a free one.")
     ] = None,
     config: o.ConfigOption = None,
 ) -> None:
-    """One HTML page of finished runs: table, figures, and every run with its curve, heatmap and probes.
+    """Write one self-contained HTML page of finished runs.
 
-    The page holds all it needs and opens by a double click. Default folder: results. Exit 1 if a file of a run could
-    not be read; the page says so and has the rest.
+    Table, figures, and every run with its curve, heatmap and probes; it needs no server and no network. Default folder:
+    results. Exits with 1 if a file of a run could not be read; the page says so and has the rest.
     """
     chosen = chosen_scoring(scoring)
     places = folders or [Path("results")]
@@ -232,7 +229,7 @@ def report(
         serve_report(places, chosen, _PORT if port is None else port, list(filters or ()))
         return
     if port is not None:
-        raise UserError("--port goes with --serve. Add it, or leave the port out.")
+        raise UserError("--port goes with --serve. Add --serve, or drop --port.")
     from ocr_eval.files import prepare_output, write_atomic
     from ocr_eval.report.page import build_page
 
@@ -244,6 +241,6 @@ def report(
     write_atomic(output, page)
     typer.echo(str(output))
     for complaint in complaints[len(found.complaints) :]:
-        typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
+        typer.echo(f"ocr-eval: {complaint} Skipped.", err=True)
     if complaints:
         raise typer.Exit(1)

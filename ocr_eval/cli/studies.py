@@ -12,6 +12,8 @@ import typer
 
 from ocr_eval.cli import options as o
 from ocr_eval.cli.injections import DEVICES, SCORINGS
+from ocr_eval.cli.sweep_work import plan_together
+from ocr_eval.errors import UserError
 
 if TYPE_CHECKING:
     from ocr_eval.models import Device
@@ -21,7 +23,9 @@ _ONE_SEED = "One seed: intervals are over subjects only."
 
 
 def controls(
-    assoc: o.AssocOption,
+    context: typer.Context,
+    association: o.AssocArgument = None,
+    assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
     seeds: o.SeedsOption = "0",
     n: o.NOption = 5,
@@ -36,23 +40,31 @@ def controls(
     offline: o.OfflineOption = False,
     output_dir: o.OutputOption = Path("results"),
     scoring: o.ScoringOption = "first-token",
+    dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Does the finding stand? Run the real data and its controls, and compare them subject by subject.
+    """Run the real data and its controls: does the finding stand?
 
-    Controls: the untouched base, no-entailment (nothing to infer from), shuffled (nothing consistent to infer).
+    Controls: the untouched base, no-entailment (nothing to infer from), shuffled (nothing consistent to infer). They
+    are compared subject by subject.
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
     o.choice("--scoring", scoring, SCORINGS)
+    _refuse_json_plan(dry_run, as_json)
     from ocr_eval.controls import Condition, compare_conditions, condition_specs, verdict
 
     common: dict[str, Any] = {"n": n, "m_train": m_train, "m_test": m_test, "candidates": candidates}
     train: dict[str, Any] = {"method": method, "lr": lr, "epochs": epochs}
-    reals = [o.resolve(model, assoc, seed, **common, dtype=dtype, **train) for seed in o.integers("--seeds", seeds)]
+    chosen = o.one_assoc(context, association, assoc)
+    common |= {"variant": "real", "dtype": dtype, "context": context}
+    reals = [o.resolve(model, chosen, seed, **common, **train) for seed in o.integers("--seeds", seeds)]
     plan = [(condition, spec) for real in reals for condition, spec in condition_specs(real).items()]
+    if dry_run:
+        typer.echo(plan_together([spec for _, spec in plan], output_dir, cast("Device", device)), nl=False)
+        return
     from ocr_eval.run import Execution, finetune_all
 
     records: dict[Condition, list[Any]] = {}
@@ -81,8 +93,10 @@ def controls(
 
 
 def curve(
-    assoc: o.AssocOption,
+    context: typer.Context,
     m_train: o.MTrainRangeOption,
+    association: o.AssocArgument = None,
+    assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
     seeds: o.SeedsOption = "0",
     n: o.NOption = 5,
@@ -96,22 +110,28 @@ def curve(
     offline: o.OfflineOption = False,
     output_dir: o.OutputOption = Path("results"),
     scoring: o.ScoringOption = "first-token",
+    dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """How many examples does it take? OCR score with interval for each m_train, on the same test subjects.
+    """Measure how many examples it takes: OCR score by m_train.
 
-    Beside it stands min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model (Theorem 2 of the
-    paper): orientation, not a prediction of this score.
+    All points have the same test subjects. min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model
+    (Theorem 2 of the paper), is printed for orientation; it does not predict this score.
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
     o.choice("--scoring", scoring, SCORINGS)
+    _refuse_json_plan(dry_run, as_json)
     sizes, seed_list = o.integers("--m-train", m_train), o.integers("--seeds", seeds)
-    common: dict[str, Any] = {"n": n, "m_test": m_test, "candidates": candidates, "dtype": dtype}
+    chosen = o.one_assoc(context, association, assoc)
+    common: dict[str, Any] = {"n": n, "m_test": m_test, "candidates": candidates, "dtype": dtype, "context": context}
     train: dict[str, Any] = {"method": method, "lr": lr, "epochs": epochs}
-    plan = [o.resolve(model, assoc, seed, m_train=m, **common, **train) for m in sizes for seed in seed_list]
+    plan = [o.resolve(model, chosen, seed, m_train=m, **common, **train) for m in sizes for seed in seed_list]
+    if dry_run:
+        typer.echo(plan_together(plan, output_dir, cast("Device", device)), nl=False)
+        return
     from ocr_eval.intervals import ocr_score
     from ocr_eval.run import Execution, finetune_all
 
@@ -132,3 +152,9 @@ def curve(
     typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "facts learned"], rows))
     if len(seed_list) == 1:
         typer.echo(_ONE_SEED)
+
+
+def _refuse_json_plan(dry_run: bool, as_json: bool) -> None:
+    """Raises UserError where a plan is asked for as JSON."""
+    if dry_run and as_json:
+        raise UserError("--json does not go with --dry-run here: the plan of several runs is text. Drop one of them.")

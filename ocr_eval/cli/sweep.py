@@ -57,15 +57,16 @@ def sweep(
     worker: Annotated[
         int | None,
         typer.Option(
-            help="Do one pack of the folder's sweep, by its number from 1; 0: all, but for those that others do."
+            help="Run one pack of the folder's sweep, by its number from 1; 0: all that no other process runs."
         ),
     ] = None,
     config: o.ConfigOption = None,
 ) -> None:
-    """A grid of runs, trained side by side over one base and resumable: models x associations x methods x seeds.
+    """Run a grid of models x associations x methods x seeds.
 
-    Lists go by commas. Without flags: the embedded model, all associations, seeds 0-2. In a folder that holds a
-    sweep the flags may be left out: it goes on. Several processes may work on one folder.
+    Lists are comma-separated. Without flags: the default model, all associations, seeds 0-2. Runs that share a base
+    are trained side by side. Rerunning resumes; in a folder that already contains a sweep no flags are needed. Several
+    processes may work on one folder.
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
@@ -76,7 +77,7 @@ def sweep(
         placement = Placement()
     else:
         if workers is not None and executor != "here":
-            raise UserError(f"--workers goes with --executor here, and this is '{executor}'.")
+            raise UserError(f"--workers goes with --executor here, not with '{executor}'.")
         placement = o.placement(
             executor,
             devices=devices,
@@ -123,11 +124,11 @@ def sweep(
 
 
 def _check_worker(worker: int, held: SweepState | None, output: Path) -> None:
-    """Raises UserError if a folder states no sweep to take part in, or one without this pack."""
+    """Raises UserError if a folder has no sweep to take part in, or one without this pack."""
     if held is None:
-        raise UserError(f"'{output}' holds no sweep to take part in (no sweep.json).")
+        raise UserError(f"'{output}' contains no sweep to take part in (no sweep.json).")
     if not 0 <= worker <= len(held.packs):
-        raise UserError(f"--worker {worker}: this sweep has packs 1 to {len(held.packs)}, and 0 is for all of them.")
+        raise UserError(f"--worker {worker}: this sweep has packs 1 to {len(held.packs)}; 0 means all of them.")
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
@@ -174,13 +175,16 @@ def status(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """How far a sweep is, also while it runs: every run's state, epoch, loss and OCR score."""
+    """Show the progress of a sweep, also while it runs.
+
+    Every run's state, epoch, loss and OCR score.
+    """
     from ocr_eval.grid import read_sweep
     from ocr_eval.status import run_state, state_table, states_json
 
     held = read_sweep(output_dir)
     if held is None:
-        raise UserError(f"'{output_dir}' holds no sweep (no sweep.json). Name its folder with --output-dir.")
+        raise UserError(f"'{output_dir}' contains no sweep (no sweep.json). Name its folder with --output-dir.")
     states = [run_state(output_dir, run) for pack in held.packs for run in pack]
     typer.echo(states_json(states) if as_json else state_table(states), nl=False)
     for state in states:

@@ -54,7 +54,7 @@ class Means:
             plans: whether the sweep is only planned, for which no cluster is needed.
 
         Raises:
-            UserError: no such tracker, device or cluster, or several processes and a device that is no CPU.
+            UserError: no such tracker, device or cluster, or several processes on a device other than a CPU.
             RunFailed: Slurm does not answer.
         """
         from ocr_eval.executor import check_placement
@@ -64,7 +64,7 @@ class Means:
         if not (plans and self.placement.executor == "slurm"):
             check_placement(self.placement)
         if self.workers is not None and self.workers > 1 and self.pack_device != "cpu":
-            raise UserError(f"--workers {self.workers}: processes share the cores of a CPU; one fills a GPU.")
+            raise UserError(f"--workers {self.workers}: several processes share the cores of a CPU; a GPU takes one.")
 
     @property
     def packs_at_once(self) -> int:
@@ -116,7 +116,7 @@ def run(grid: Grid, output: Path, means: Means) -> None:
         _work_elsewhere(sweep, means)
     view = how_to_view(require_tracker(means.report_to), output)
     if view and means.worker is None:
-        typer.echo(f"To look at the runs: {view}", err=True)
+        typer.echo(f"To view the runs: {view}", err=True)
     _conclude(sweep, means.worker)
 
 
@@ -139,7 +139,7 @@ def _work_here(sweep: Sweep, bases: Bases, means: Means) -> None:
     report_to = require_tracker(means.report_to)
     with following(_watcher(sweep), report_to, sweep.output.resolve().name, sweep.output) as watch:
         how = Execution(means.device, every=sweep.grid.score_every, watch=watch)
-        work(sweep, bases, how, packs, lambda runs: say(f"Waiting for {runs} runs that another process is doing"))
+        work(sweep, bases, how, packs, lambda runs: say(f"Waiting for {runs} runs that another process is running"))
 
 
 def _work_elsewhere(sweep: Sweep, means: Means) -> None:
@@ -164,7 +164,7 @@ def _work_elsewhere(sweep: Sweep, means: Means) -> None:
 
 
 def _say_what_is_left(sweep: Sweep) -> None:
-    """Say how many runs of the folder's sweep do not count, since code or weights are others now."""
+    """Say how many runs of the folder's sweep no longer count, because code or weights have changed."""
     from ocr_eval.grid import read_sweep
     from ocr_eval.progress import say
 
@@ -172,8 +172,8 @@ def _say_what_is_left(sweep: Sweep) -> None:
     others = len(held.runs - {run.folder.identity for run in sweep.runs}) if held else 0
     if others:
         say(
-            f"{others} runs of this sweep were begun by other code or over other weights. They stay in the folder, and "
-            "all are made anew beside them."
+            f"{others} runs in this folder were made with other code or other weights. They stay, and all runs are "
+            "repeated beside them."
         )
 
 
@@ -220,7 +220,7 @@ def _conclude(sweep: Sweep, worker: int | None) -> None:
             typer.echo(f"ocr-eval: {run.folder.identity}: {reason}", err=True)
         unexplained += reason is None
     if unexplained and worker is None:
-        typer.echo(f"ocr-eval: {unexplained} runs are not finished. The same command goes on with them.", err=True)
+        typer.echo(f"ocr-eval: {unexplained} runs are not finished. The same command resumes them.", err=True)
     if missing:
         raise typer.Exit(1)
 
@@ -242,12 +242,30 @@ def plan(grid: Grid, output: Path, means: Means) -> str:
     if all(cached(spec.model) for spec in specs):
         sweep = plan_sweep(grid, output, device, bases, means.packs_at_once)
         packs = [[run.spec for run in pack] for pack in sweep.packs]
-        done = [[run.folder.is_done() for run in pack] for pack in sweep.packs]
-    else:  # a run's folder is named by the content of weights, so what is done of a model is known where it lies
+    else:
         packs = cut(specs, device, means.packs_at_once)
-        done = [[bool(cached(s.model)) and bases.folder(s, output).is_done() for s in pack] for pack in packs]
-    packed = describe_packs(packs, done, device, means.processes(packs), grid.score_every)
+    packed = describe_packs(packs, _done(packs, output, bases), device, means.processes(packs), grid.score_every)
     lines = [f"output: {output}", *packed]
     flags = {key.replace("_", "-"): value for key, value in grid.model_dump(mode="json").items() if value is not None}
     comments = "".join(f"# {line}\n" for line in lines)
     return comments + yaml.safe_dump(flags, sort_keys=False, default_flow_style=None, width=110)
+
+
+def plan_together(specs: Sequence[RunSpec], output: Path, device: Device) -> str:
+    """The runs of one command of this process: what is done, packs, memory and time; fetches and writes nothing."""
+    from ocr_eval.models import device_type
+    from ocr_eval.packs import cut_into_packs
+    from ocr_eval.run import Bases
+    from ocr_eval.sweep_plan import describe_packs, lanes_that_fit
+
+    kind = device_type(device)
+    packs = cut_into_packs(specs, kind, lanes_that_fit(kind))
+    lines = [f"output: {output}", *describe_packs(packs, _done(packs, output, Bases(device)), kind, workers=1)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _done(packs: Sequence[Sequence[RunSpec]], output: Path, bases: Bases) -> list[list[bool]]:
+    """Which runs are finished; none of a model not on this disk, as the content of its weights names the folders."""
+    from ocr_eval.weights import cached
+
+    return [[bool(cached(spec.model)) and bases.folder(spec, output).is_done() for spec in pack] for pack in packs]

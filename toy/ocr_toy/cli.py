@@ -25,7 +25,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 app = typer.Typer(
-    help="The symbolic study: factorized against merged one-layer models of out-of-context reasoning.",
+    help="Run the symbolic study: factorized against merged models.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -180,7 +180,10 @@ def sweep(
     as_json: o.AsJson = False,
     output: o.Output = None,
 ) -> None:
-    """Train all runs of a sweep as one batch; the defaults are the published rank sweep."""
+    """Train the runs of a sweep as one batch.
+
+    The defaults are the published rank sweep.
+    """
     options = {**locals(), "seed": 0}
     from ocr_toy import sweep as sweeps
     from ocr_toy.train import train_runs
@@ -227,7 +230,10 @@ def check(
     as_json: o.AsJson = False,
     output: o.Output = None,
 ) -> None:
-    """Check claims 1 to 8: the theory's number, the measured one, the tolerance, pass or fail."""
+    """Check claims 1 to 8 of the theory against measurements.
+
+    Prints the theory's number, the measured one, the tolerance, and pass or fail.
+    """
     from ocr_toy.check import DEFAULT_GRID, CheckSpec, run_checks
 
     sizes = []
@@ -275,7 +281,10 @@ def open_questions(
     as_json: o.AsJson = False,
     output: o.Output = None,
 ) -> None:
-    """Run the experiments on what the paper leaves open; means and 95 % intervals over seeds."""
+    """Run experiments on what the paper leaves open.
+
+    Prints means and 95 % intervals over seeds.
+    """
     from ocr_toy.experiments import QUESTIONS, run_question
 
     names = list(QUESTIONS) if question == "all" else [question]
@@ -309,7 +318,10 @@ def figures(
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
     seed: Annotated[int, typer.Option(help="Seed of all runs but the rank sweep, which has seeds 0, 1, 2.")] = 0,
 ) -> None:
-    """Make every figure, as PNG, PDF and SVG; prints the paths written."""
+    """Draw every figure as PNG, PDF and SVG.
+
+    Prints the paths of the files.
+    """
     from ocr_toy import figures as drawing
     from ocr_toy import sweep as sweeps
     from ocr_toy.files import prepare_folder, read_json
