@@ -258,9 +258,9 @@ def plan_together(specs: Sequence[RunSpec], output: Path, device: Device) -> str
     from ocr_eval.run import Bases
     from ocr_eval.sweep_plan import describe_packs, lanes_that_fit
 
-    kind = device_type(device)
-    packs = cut_into_packs(specs, kind, lanes_that_fit(kind))
-    lines = [f"output: {output}", *describe_packs(packs, _done(packs, output, Bases(device)), kind, workers=1)]
+    kind, bases = device_type(device), Bases(device)
+    packs = cut_into_packs(bases.settle(specs, output), kind, lanes_that_fit(kind))
+    lines = [f"output: {output}", *describe_packs(packs, _done(packs, output, bases), kind, workers=1)]
     return "".join(f"{line}\n" for line in lines)
 
 
