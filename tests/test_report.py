@@ -232,7 +232,7 @@ def test_the_server_shows_what_has_finished_and_what_goes_on(served, ocr_eval, t
     (folder / "status.json").unlink()
     page = ask(port)[1]
     assert page.count('<details class="run"') == 4
-    assert "tiny-llama, sport-music, lora, seed 0" in page
+    assert "tiny-llama, sport-music, LoRA, seed 0" in page
     assert "epoch 2 of 2" in page
     shutil.rmtree(folder)
     assert ask(port, "/state")[1] == before

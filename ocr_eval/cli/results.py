@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -84,6 +85,10 @@ def table(
     filters: FilterOption = None,
     format: Annotated[str, typer.Option("--format", "-f", help="md, csv, json, tex or html.")] = "md",
     published: Annotated[bool, typer.Option(help="Add the published rows, and where protocols differ.")] = True,
+    short: Annotated[
+        bool,
+        typer.Option("--short", help="One number per cell, without its interval: the OCR score, or --metric."),
+    ] = False,
     config: o.ConfigOption = None,
 ) -> None:
     """The mean-rank table of finished runs, beside the published one.
@@ -102,6 +107,8 @@ def table(
     o.choice("--format", format, tuple(rendering.FORMATS))
     if metric is not None:
         o.choice("--metric", metric, METRICS)
+    if short and format in ("csv", "json"):
+        raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
     keys = row_keys("--by", by)
     with collector_at_rest():
         found = find(folders or [output_dir], chosen, filters)
@@ -112,6 +119,7 @@ def table(
             cast("Metric | None", metric),
             keys,
             every_interval=format in ("csv", "json"),
+            short=short,
         )
         typer.echo(rendering.FORMATS[format](built), nl=False)
         sentence = finding(found.records, built)
@@ -127,31 +135,42 @@ def figures(
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
     to: Annotated[Path | None, typer.Option(help="Folder for the figures; else figures/ of the first folder.")] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Draw the learning curves here, in the terminal; no files are written.")
+    ] = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Figures of finished runs, each as PNG, PDF and SVG; the paths go to stdout.
+    """Figures of finished runs, each as PNG, PDF and SVG; the paths go to stdout. With --text, curves in the terminal.
 
     OCR scores by association; generalization against hallucination; learning curves and candidate heatmaps of each
     model and setting; OCR score by m_train where runs differ in it. Exit 1 if a file of a run could not be read; the
     rest is drawn.
     """
+    from ocr_eval.chart import charts
     from ocr_eval.figures import save
-    from ocr_eval.figures.gallery import gallery
+    from ocr_eval.figures.gallery import gallery, text_curves
     from ocr_eval.files import prepare_output
 
     chosen = chosen_scoring(scoring)
+    if text and to is not None:
+        raise UserError("--to has no effect with --text, which writes no files. Drop one of them.")
     found = find(folders or [output_dir], chosen, filters)
-    folder = to or (folders or [output_dir])[0] / "figures"
-    prepare_output(folder, "--to")
     complaints = list(found.complaints)
 
     def complain(complaint: UserError) -> None:
         complaints.append(complaint)
         typer.echo(f"ocr-eval: {complaint} Left out.", err=True)
 
-    for name, figure in gallery(found.runs, chosen, complain):
-        for path in save(figure, folder, name):
-            typer.echo(str(path))
+    if text:
+        for row, curves in text_curves(found.runs, chosen, complain):
+            typer.echo(f"{row}: mean rank of the held-out entailments by epoch (0 is perfect)\n")
+            typer.echo(f"{charts(curves, sys.stdout)}\n")
+    else:
+        folder = to or (folders or [output_dir])[0] / "figures"
+        prepare_output(folder, "--to")
+        for name, figure in gallery(found.runs, chosen, complain):
+            for path in save(figure, folder, name):
+                typer.echo(str(path))
     if complaints:
         raise typer.Exit(1)
 
