@@ -221,9 +221,10 @@ def group_rows(
     return {row: groups[row] for row in sorted(places, key=places.__getitem__)}
 
 
-def _place(settings: Settings, rest: Sequence[str]) -> tuple[int, int]:
-    """Below one label real runs come first, and of them those with LoRA."""
-    return _CONTROLS.index(_control(settings, rest)), list(METHOD_NAMES).index(settings["method"])
+def _place(settings: Settings, rest: Sequence[str]) -> tuple[Any, ...]:
+    """Of each model real runs come first, and of them those with LoRA."""
+    model = natural(settings["model"]) if "model" in rest else ()
+    return model, _CONTROLS.index(_control(settings, rest)), list(METHOD_NAMES).index(settings["method"])
 
 
 def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ def test_marks_stand_at_their_epoch_and_rank():
     assert marks(text, "●") == {(0, 12), (30, 6), (59, 0)}
     assert marks(text, "○") == {(30, 9), (59, 9)}  # the first lies below the mark of the rank
     assert "● city-language: mean rank 0.00   ○ its null 3.00   OCR score +1.00" in text
-    assert max(map(len, text.splitlines())) <= 72
+    assert max(map(len, text.splitlines())) <= 76
 
 
 def test_two_curves_share_a_chart_and_each_has_marks_of_its_own():

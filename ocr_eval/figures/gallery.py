@@ -55,7 +55,9 @@ def row_figures(
         ``curves`` or ``heatmap``, the name of the row, and the figure.
     """
     for key, of in runs_by_row(runs).items():
-        metrics = _metrics(of, scoring, complain)
+        metrics, errors = _metrics(of, scoring)
+        for error in errors:
+            complain(error)
         if metrics:
             yield "curves", key.name, curve_figure(metrics, scoring)
         run_of = {run.record.run: run for run in of}
@@ -76,23 +78,26 @@ def text_curves(
 ) -> Iterator[tuple[str, list[Curve]]]:
     """The name of each row with the curves of its associations, for a terminal; see ``gallery``."""
     for key, of in runs_by_row(runs).items():
+        metrics, errors = _metrics(of, scoring)
+        for error in errors:
+            complain(error)
         lines_of: dict[str, list[Metrics]] = defaultdict(list)
-        for record, lines in _metrics(of, scoring, complain):
+        for record, lines in metrics:
             lines_of[record.association].append(lines)
         if lines_of:
             yield key.name, [Curve.of(name, lines_of[name], scoring) for name in column_order(lines_of)]
 
 
-def _metrics(
-    runs: Sequence[Run], scoring: Scoring, complain: Callable[[UserError], None]
-) -> list[tuple[Record, Metrics]]:
+def _metrics(runs: Sequence[Run], scoring: Scoring) -> tuple[list[tuple[Record, Metrics]], list[UserError]]:
+    """The metrics of the runs that have them whole, and what is wrong with the others'."""
     metrics: list[tuple[Record, Metrics]] = []
+    errors = []
     for run in runs:
         try:
             metrics.append((run.record, metrics_of(run, scoring)))
         except UserError as error:
-            complain(error)
-    return metrics
+            errors.append(error)
+    return metrics, errors
 
 
 def runs_by_row(runs: Sequence[Run]) -> dict[RowKey, list[Run]]:
