@@ -23,7 +23,7 @@ from ocr_eval.injection import Pack, attach
 from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
 from ocr_eval.models import Base
 from ocr_eval.processes import is_first
-from ocr_eval.progress import say
+from ocr_eval.progress import duration, say
 from ocr_eval.records import HeldOut, Record, Scores, from_plain, to_plain
 from ocr_eval.runs import RunFolder
 from ocr_eval.score import CandidateScores, score_lanes
@@ -55,7 +55,17 @@ def say_lines(steps: Sequence[Step]) -> None:
     """The watcher that says every scored line on stderr."""
     for step in steps:
         if "scores" in step.line:
-            say(progress_line(step.spec, step.line))
+            say(progress_line(step.spec, step.line) + _time_left(step, len(steps)))
+
+
+def _time_left(step: Step, runs: int) -> str:
+    """What is left at the pace so far, of a pack of so many runs; nothing before the first epoch and after the last."""
+    epoch, lines = step.line["epoch"], step.folder.metrics()
+    left = step.spec.train.epochs - epoch
+    if not epoch or not left:
+        return ""
+    spent = sum(line["train_seconds"] + line.get("score_seconds", 0.0) for line in lines if line["epoch"])
+    return f"  {duration(spent * runs / epoch * left)} left"
 
 
 @dataclass(frozen=True)

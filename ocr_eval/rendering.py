@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import tabulate
 
+from ocr_eval.selection import METHOD_NAMES
 from ocr_eval.table import METRICS, Cell, Row, Table
 
 #: Column and caption words of each metric.
@@ -39,8 +40,9 @@ def _reading(table: Table) -> str:
             "that only knows which answers occur would get; OCR score = 1 - mean rank / null rank, with its 95 % "
             "bootstrap interval."
         )
+    bounded = any(table.metric in cell.bounds for row in table.rows for cell in row.cells.values())
     bound = " (no interval: records keep no margins of subjects)" if table.metric == "margin" else ""
-    return f"{where}: {METRIC_NAMES[table.metric]}{bound or ' [95 % bootstrap interval]'}."
+    return f"{where}: {METRIC_NAMES[table.metric]}{' [95 % bootstrap interval]' if bounded else bound}."
 
 
 def _protocol(table: Table) -> list[str]:
@@ -57,7 +59,7 @@ def _flags(table: Table) -> list[str]:
         notes.append(
             "! a run's facts were not learned (top-1 under 95 %): its rank says nothing of out-of-context reasoning."
         )
-    if any(cell.seeds == 1 for cell in cells):
+    if any(cell.seeds == 1 and cell.bounds for cell in cells):
         notes.append("* one seed: the interval is over subjects only.")
     return notes
 
@@ -67,7 +69,7 @@ def _published_note(table: Table) -> list[str]:
         return []
     differs = ["they come from full fine-tuning of 7-9B models"]
     if table.methods != ("full",):
-        differs[0] += f" (here {', '.join(table.methods)})"
+        differs[0] += f" (here {', '.join(METHOD_NAMES[method] for method in table.methods)})"
     differs.append("state no null")
     if table.protocol.get("candidates") != "ten":
         differs.append("rank among ten candidates, which not all runs here do")
@@ -81,7 +83,7 @@ def _published_note(table: Table) -> list[str]:
 
 
 def _mark(cell: Cell) -> str:
-    return ("*" if cell.seeds == 1 else "") + (" !" if cell.unlearned else "")
+    return ("*" if cell.seeds == 1 and cell.bounds else "") + (" !" if cell.unlearned else "")
 
 
 def _number(metric: str, value: float) -> str:

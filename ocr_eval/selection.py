@@ -26,6 +26,12 @@ ROW_KEYS = ("model", *TrainSpec.model_fields, *DataSpec.model_fields, "dtype", "
 #: What records can be chosen by (``--filter``).
 FILTER_KEYS = (*ROW_KEYS, "association", "kind", "facts_learned")
 
+#: What rows call a method.
+METHOD_NAMES = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
+
+#: The controls, in the order of rows; the real data come first.
+_CONTROLS = ("", "no entailments", "shuffled")
+
 #: Settings that an untold row is told apart by; the seed is averaged over.
 _TOLD_APART = tuple(key for key in ROW_KEYS if key != "seed")
 
@@ -162,7 +168,7 @@ class RowKey:
 
     Attributes:
         labels: the values of the keys that rows were asked to be made of.
-        setting: the method, and whatever else differs among the rows of these labels.
+        setting: the method's name, which control it is, and what else differs among the rows of these labels.
     """
 
     labels: tuple[str, ...]
@@ -177,7 +183,9 @@ class RowKey:
 def group_rows(
     records: Sequence[Record], by: Sequence[str] = ("model",), but: Sequence[str] = ()
 ) -> dict[RowKey, list[Record]]:
-    """Records by row, in a stable order; only records of one row may be averaged.
+    """Records by row; only records of one row may be averaged. No two rows have one name.
+
+    Rows are in the order of their labels; below one label LoRA comes first and controls come last.
 
     Args:
         records: of any settings.
@@ -185,25 +193,68 @@ def group_rows(
         but: keys that do not tell rows apart; records of one row that differ in them may not be averaged.
     """
     told = settings_of_each(records)
-    labels = [tuple(settings[key] for key in by) for settings in told]
-    values: dict[tuple[str, ...], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     rest = [key for key in _TOLD_APART if key not in by and key not in but]
-    for label, settings in zip(labels, told, strict=True):
+    kinds = [tuple(settings[key] for key in (*by, *rest)) for settings in told]
+    alike = dict(zip(kinds, told, strict=True))
+    values: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    contents: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    for kind, settings in alike.items():
         for key in rest:
-            values[label][key].add(settings[key])
-    differing = {label: [key for key in rest if len(of[key]) > 1 and key != "method"] for label, of in values.items()}
+            values[kind[: len(by)], key, _peers(key, settings, rest)].add(settings[key])
+    for record, kind in zip(records, kinds, strict=True):
+        contents[kind[: len(by)], record.model, record.association].add(record.association_digest)
+    names = {}
+    for kind, settings in alike.items():
+        differing = [key for key in rest if len(values[kind[: len(by)], key, _peers(key, settings, rest)]) > 1]
+        names[kind] = _name(settings, differing, rest)
     groups: dict[RowKey, list[Record]] = defaultdict(list)
-    contents: dict[tuple[tuple[str, ...], str], set[str]] = defaultdict(set)
-    for record, label in zip(records, labels, strict=True):
-        contents[label, record.association].add(record.association_digest)
-    for record, label, settings in zip(records, labels, told, strict=True):
-        parts = [] if "method" in by else [settings["method"]]
-        parts += [settings[key] if key == "model" else f"{key}={settings[key]}" for key in differing[label]]
-        if len(contents[label, record.association]) > 1:
-            parts.append(f"{record.association} as of {record.association_digest or 'an older version'}")
-        groups[RowKey(label, ", ".join(parts))].append(record)
-    order = sorted(groups, key=lambda row: (*map(natural, row.labels), natural(row.setting)))
-    return {key: groups[key] for key in order}
+    places: dict[RowKey, tuple[Any, ...]] = {}
+    for record, kind in zip(records, kinds, strict=True):
+        label, name = kind[: len(by)], names[kind]
+        if len(contents[label, record.model, record.association]) > 1:
+            digest = record.association_digest or "an older version"
+            name = ", ".join(filter(None, [name, f"{record.association} as of {digest}"]))
+        row = RowKey(label, name)
+        groups[row].append(record)
+        if row not in places:
+            places[row] = (*map(natural, label), *_place(alike[kind], rest), natural(name))
+    return {row: groups[row] for row in sorted(places, key=places.__getitem__)}
+
+
+def _place(settings: Settings, rest: Sequence[str]) -> tuple[Any, ...]:
+    """Of each model real runs come first, and of them those with LoRA."""
+    model = natural(settings["model"]) if "model" in rest else ()
+    return model, _CONTROLS.index(_control(settings, rest)), list(METHOD_NAMES).index(settings["method"])
+
+
+def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> str:
+    """Model, method, control and further settings, in so far as ``differing`` and ``rest`` have them."""
+    model = [settings["model"]] if "model" in differing else []
+    method = [METHOD_NAMES[settings["method"]]] if "method" in rest else []
+    control = [f"control: {kind}"] if (kind := _control(settings, rest)) else []
+    further = [f"{key}={settings[key]}" for key in differing if key not in ("model", "method", "variant")]
+    return ", ".join([*model, *method, *control, *further])
+
+
+def _control(settings: Settings, rest: Sequence[str]) -> str:
+    """Which control a run is, where the keys that tell rows apart do not say so themselves; empty for a real run."""
+    if "m_train" in rest and settings["m_train"] == "0":
+        return "no entailments"
+    return "shuffled" if "variant" in rest and settings["variant"] == "shuffled" else ""
+
+
+def _peers(key: str, settings: Settings, rest: Sequence[str]) -> tuple[str, ...]:
+    """Among which runs of a label a setting is compared: it is named where they differ in it.
+
+    Rates and batches follow from model and method, so that LoRA and full fine-tuning are not told apart by them; code
+    and weights matter only among runs that are otherwise named alike; that a control has no entailments says m_train.
+    """
+    model, method = (settings[key] if key in rest else "" for key in ("model", "method"))
+    if key in TrainSpec.model_fields:
+        return (model, method)
+    if key in ("attention", "base", "code"):
+        return (model, method, _control(settings, rest))
+    return ("no entailments" if key == "m_train" and settings["m_train"] == "0" else "",)
 
 
 def by_association(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -57,7 +57,7 @@ class Row:
 
     Attributes:
         labels: the values of the table's ``by``.
-        setting: the method and whatever else differs among the rows of these labels; ``published``.
+        setting: the row's name below its labels (see ``selection.group_rows``); ``published``.
         published: whether it is a published row.
         cells: by association.
     """
@@ -103,6 +103,7 @@ def build_table(
     metric: Metric | None = None,
     by: Sequence[str] = ("model",),
     every_interval: bool = False,
+    short: bool = False,
 ) -> Table:
     """Group records into rows and cells, and add the published rows.
 
@@ -114,11 +115,14 @@ def build_table(
         metric: the one metric that cells show; None for mean rank, null rank and OCR score together.
         by: keys of ``selection.ROW_KEYS`` that rows are made of.
         every_interval: resample every metric and not only the one that cells show.
+        short: cells show one number without its interval, the OCR score where no metric is named.
 
     Raises:
         ValueError: no records.
     """
-    shown = tuple(each for each in intervals.METRICS if every_interval or each == (metric or "ocr-score"))
+    metric = metric or ("ocr-score" if short else None)
+    with_interval = () if short else intervals.METRICS
+    shown = tuple(each for each in with_interval if every_interval or each == (metric or "ocr-score"))
     if not records:
         raise ValueError("no records to make a table of")
     groups = {key: by_association(group) for key, group in group_rows(records, by).items()}

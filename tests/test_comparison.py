@@ -73,7 +73,7 @@ def test_sweeps_are_matched_by_model_and_by_what_varies():
 
 def test_what_cannot_be_matched_is_refused():
     mixed = [rated(lr, 0.5) for lr in (1e-3, 2e-3)]
-    with pytest.raises(UserError, match="No telling what to compare: the first side has smollm2-135m, lora"):
+    with pytest.raises(UserError, match="No telling what to compare: the first side has smollm2-135m, LoRA"):
         contrast(mixed, [rated(5e-3, 0.5)], "first-token")
     with pytest.raises(UserError, match="Nothing in common"):
         contrast([record()], [record("sport-music", "spurious")], "first-token")

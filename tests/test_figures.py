@@ -63,7 +63,7 @@ def test_scores_show_every_association_and_no_published_row():
     figure = score_figure(table)
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["city-language", "sport-music"]
-    assert legend_of(figure) == ["smollm2-135m, lora"]
+    assert legend_of(figure) == ["smollm2-135m, LoRA"]
 
 
 def test_a_legend_of_long_labels_stays_inside_its_figure():
@@ -82,6 +82,20 @@ def test_a_legend_of_long_labels_stays_inside_its_figure():
         FigureCanvasAgg(figure).draw()
         box, whole = figure.legends[0].get_window_extent(), figure.bbox
         assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+
+
+def test_curves_are_drawn_in_the_terminal_too(ocr_eval, tmp_path):
+    for i, (name, kind) in enumerate(KINDS):
+        write_run(tmp_path / f"run-{i}", record(name, kind))
+    (tmp_path / "run-1/metrics.jsonl").unlink()
+    answer = ocr_eval("figures", tmp_path, "--text")
+    assert answer.code == 1
+    assert "run-1/metrics.jsonl is missing" in answer.err
+    assert answer.out.startswith("smollm2-135m, LoRA: mean rank")
+    assert "city-language: mean rank" in answer.out
+    assert "sport-music" not in answer.out
+    assert not (tmp_path / "figures").exists()
+    assert "--to has no effect" in ocr_eval("figures", tmp_path, "--text", "--to", tmp_path / "there").err
 
 
 def scored(epoch, rank):
@@ -214,7 +228,7 @@ def test_every_row_of_a_legend_has_a_marker_of_its_own_and_the_rest_are_counted(
         scatter_figure(rows, "first-token"),
         efficiency_figure(sizes, "first-token"),
     ):
-        lines = [line for line in figure.axes[0].get_lines() if "lora, lr=" in line.get_label()]
+        lines = [line for line in figure.axes[0].get_lines() if "LoRA, lr=" in line.get_label()]
         assert len({line.get_marker() for line in lines}) == len(lines) == 12
         assert "and 2 more" in legend_of(figure)
 
@@ -223,7 +237,7 @@ def test_the_efficiency_curve_has_a_point_for_each_m_train():
     runs = [record(seed=s, data=DataSpec(m_train=m), rank=2.0 - m / 4) for m in (0, 1, 4) for s in (0, 1)]
     figure = efficiency_figure([*runs, record("sport-music", "spurious")], "first-token")
     line = figure.axes[0].get_lines()[0]
-    assert line.get_label() == "city-language: smollm2-135m, lora"
+    assert line.get_label() == "city-language: smollm2-135m, LoRA"
     assert list(line.get_xdata()) == [0, 1, 4]
     assert list(line.get_ydata()) == pytest.approx([0, 1 / 8, 1 / 2])
 
@@ -236,7 +250,7 @@ def test_an_efficiency_curve_joins_runs_that_differ_in_m_train_alone():
     figure = efficiency_figure([run(0, 1e-3), run(4, 1e-3), run(4, 2e-3), run(8, 4e-3)], "first-token")
     lines = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].get_lines()}
     found = {name: xs for name, xs in lines.items() if name.startswith("city-language")}
-    assert found == {"city-language: smollm2-135m, lora, lr=0.001": [0, 4]}
+    assert found == {"city-language: smollm2-135m, LoRA, lr=0.001": [0, 4]}
 
 
 def probe(group, logprobs, epoch=1, quantity="test_entailment"):

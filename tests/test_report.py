@@ -152,7 +152,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(ocr_eval, runs, tmp_path)
     assert answer.err.count("Skipped.") == 3
     assert len(opened(page)) == 3
     of_rows = [title for title in titles(page) if title.startswith(("Curves", "Heatmap"))]
-    assert of_rows == ["Curves: m-lora", "Heatmap: m-lora", "Curves: other-lora", "Heatmap: other-lora"]
+    assert of_rows == ["Curves: m, LoRA", "Heatmap: m, LoRA", "Curves: other, LoRA", "Heatmap: other, LoRA"]
 
 
 def titles(page: str) -> list[str]:
@@ -168,8 +168,8 @@ def test_the_page_says_when_it_does_not_show_all_figures(tmp_path):
     write_run(tmp_path / "run-6", record(model="model-6"))
     page = build_page(find_runs(tmp_path), "first-token")[0]
     assert says in page
-    assert "Curves: model-5-lora" in titles(page)
-    assert "Curves: model-6-lora" not in titles(page)
+    assert "Curves: model-5, LoRA" in titles(page)
+    assert "Curves: model-6, LoRA" not in titles(page)
 
 
 def test_no_runs_and_no_folder(ocr_eval, tmp_path):
@@ -232,7 +232,7 @@ def test_the_server_shows_what_has_finished_and_what_goes_on(served, ocr_eval, t
     (folder / "status.json").unlink()
     page = ask(port)[1]
     assert page.count('<details class="run"') == 4
-    assert "tiny-llama, sport-music, lora, seed 0" in page
+    assert "tiny-llama, sport-music, LoRA, seed 0" in page
     assert "epoch 2 of 2" in page
     shutil.rmtree(folder)
     assert ask(port, "/state")[1] == before

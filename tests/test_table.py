@@ -1,18 +1,21 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ocr_eval.errors import UserError
 from ocr_eval.finding import finding
 from ocr_eval.published import published_mean_ranks
 from ocr_eval.records import HeldOut, Record, Score
 from ocr_eval.rendering import to_csv, to_html, to_json, to_markdown, to_tex
-from ocr_eval.selection import parse_condition, row_keys, select
+from ocr_eval.selection import ROW_KEYS, group_rows, parse_condition, row_keys, select, settings_of_each
 from ocr_eval.specs import SCORINGS, DataSpec, TrainSpec
 from ocr_eval.table import build_table
 
@@ -86,6 +89,91 @@ def test_runs_of_different_settings_are_never_averaged():
     assert all(cell.seeds == 1 for row in table.rows for cell in row.cells.values())
 
 
+REAL, NONE, SHUFFLED = DataSpec(), DataSpec(m_train=0), DataSpec(variant="shuffled")
+LORA, FULL = TrainSpec(), TrainSpec(method="full", lr=1e-5, batch_size=8)
+
+
+def rows(*records, **options) -> list[str]:
+    """The names of a table's rows, in their order."""
+    return [row.setting for row in build_table(records, "first-token", **options).rows]
+
+
+def test_rows_are_called_by_method_and_control_and_lora_comes_first():
+    runs = [record(data=data, train=train) for data in (SHUFFLED, NONE, REAL) for train in (FULL, LORA)]
+    assert rows(*runs, record(train=TrainSpec(method="qlora"))) == [
+        "LoRA",
+        "QLoRA",
+        "full fine-tuning",
+        "LoRA, control: no entailments",
+        "full fine-tuning, control: no entailments",
+        "LoRA, control: shuffled",
+        "full fine-tuning, control: shuffled",
+    ]
+
+
+def test_a_setting_is_named_only_where_rows_differ_in_it():
+    fast = TrainSpec(lr=1e-3)
+    assert rows(record(), record(train=fast), record(train=FULL)) == [
+        "LoRA, lr=0.0001",
+        "LoRA, lr=0.001",
+        "full fine-tuning",
+    ]
+    # A control at another rate than the real runs is no control of theirs, and says so.
+    assert rows(record(), record(train=fast, data=NONE)) == [
+        "LoRA, lr=0.0001",
+        "LoRA, control: no entailments, lr=0.001",
+    ]
+    assert rows(record(), record(data=DataSpec(m_train=1)), record(data=NONE)) == [
+        "LoRA, m_train=1",
+        "LoRA, m_train=4",
+        "LoRA, control: no entailments",
+    ]
+    # Code that differs between methods is not told: no number is compared by it.
+    assert rows(record(), record(train=FULL, code="def")) == ["LoRA", "full fine-tuning"]
+    assert rows(record(), record(train=FULL), by=("model", "method")) == ["", ""]
+    assert rows(record(), record(data=NONE), by=("model", "m_train")) == ["LoRA", "LoRA"]
+    assert rows(record(), record(model="other", train=FULL), by=("epochs",)) == [
+        "other, full fine-tuning",
+        "smollm2-135m, LoRA",
+    ]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b"]),
+            st.sampled_from(["lora", "qlora", "full"]),
+            st.sampled_from([1e-4, 1e-3]),
+            st.sampled_from([("real", 0), ("real", 2), ("real", 4), ("shuffled", 2), ("shuffled", 4)]),
+            st.sampled_from(["bfloat16", "float32"]),
+            st.sampled_from(["sdpa", "eager"]),
+            st.sampled_from(["abc", "def"]),
+            st.sampled_from(["", "one", "two"]),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.sets(st.sampled_from([*ROW_KEYS]), max_size=3),
+)
+def test_no_two_rows_have_one_name(runs, by):
+    records = [
+        record(
+            model=model,
+            train=TrainSpec(method=method, lr=lr),
+            data=DataSpec(variant=variant, m_train=m_train),
+            dtype=dtype,
+            attention=attention,
+            code=code,
+            association_digest=digest,
+        )
+        for model, method, lr, (variant, m_train), dtype, attention, code, digest in runs
+    ]
+    told_apart = [key for key in ROW_KEYS if key != "seed"]
+    for group in group_rows(records, tuple(sorted(by))).values():
+        assert len({tuple(settings[key] for key in told_apart) for settings in settings_of_each(group)}) == 1
+        assert len({each.association_digest for each in group}) == 1
+
+
 def test_facts_not_learned_are_flagged_and_explained():
     text = to_markdown(build_table([record(learned=False)], "first-token", {}))
     assert "+0.75 [+0.75, +0.75]* !" in text
@@ -105,7 +193,7 @@ def test_published_rows_are_those_of_the_paper_and_marked():
     }
     assert len(published) == 5
     table = build_table([record()], "first-token", published)
-    assert [row.setting for row in table.rows] == ["lora"] + ["published"] * 5
+    assert [row.setting for row in table.rows] == ["LoRA"] + ["published"] * 5
     assert table.associations == tuple(published["gemma-2-9b"])
 
 
@@ -138,10 +226,10 @@ def test_two_associations_of_one_name_are_never_averaged():
     table = build_table([*runs, *other, *elsewhere], "first-token", {})
     cells = {(row.setting, name): cell.seeds for row in table.rows for name, cell in row.cells.items()}
     assert cells == {
-        ("lora", "theirs"): 2,
-        ("lora, mine as of aaa", "mine"): 1,
-        ("lora, mine as of bbb", "mine"): 1,
-        ("lora", "mine"): 1,
+        ("LoRA", "theirs"): 2,
+        ("LoRA, mine as of aaa", "mine"): 1,
+        ("LoRA, mine as of bbb", "mine"): 1,
+        ("LoRA", "mine"): 1,
     }
 
 
@@ -218,14 +306,32 @@ def test_one_metric_a_cell_with_its_interval():
         assert ("gemma-2-9b" in text) == (metric == "mean-rank")
 
 
+def test_a_short_table_has_one_number_a_cell():
+    runs = [record(), record("country-code", "spurious", rank=1.5, learned=False)]
+    text = to_markdown(build_table(runs, "first-token", published_mean_ranks(), short=True))
+    assert re.search(r"\| LoRA +\| +1 \| +\+0.75 \| +\+0.25 ! \|", text)
+    assert "[" not in text
+    assert "* one seed" not in text
+    assert "gemma-2-9b" not in text  # its OCR scores are not known
+    ranks = to_markdown(build_table(runs, "first-token", published_mean_ranks(), "mean-rank", short=True))
+    assert re.search(r"\| LoRA +\| +1 \| +0.50 \|", ranks)
+    assert "gemma-2-9b" in ranks
+
+
+def test_a_short_table_is_none_of_data(ocr_eval, tmp_path):
+    answer = ocr_eval("table", tmp_path, "--short", "--format", "csv")
+    assert answer.code == 2
+    assert "--short" in answer.err
+
+
 def test_rows_are_made_of_what_is_asked_and_still_never_averaged():
     records = [record(train=TrainSpec(rank=r, lr=lr)) for r in (16, 4) for lr in (1e-3, 2e-3)]
     table = build_table(records, "first-token", by=row_keys("--by", "rank"))
     assert [(row.labels, row.setting) for row in table.rows] == [
-        (("4",), "lora, lr=0.001"),
-        (("4",), "lora, lr=0.002"),
-        (("16",), "lora, lr=0.001"),
-        (("16",), "lora, lr=0.002"),
+        (("4",), "LoRA, lr=0.001"),
+        (("4",), "LoRA, lr=0.002"),
+        (("16",), "LoRA, lr=0.001"),
+        (("16",), "LoRA, lr=0.002"),
     ]
     by_seed = build_table([record(seed=s) for s in (10, 9)], "first-token", by=("model", "seed"))
     assert [row.labels[1] for row in by_seed.rows] == ["9", "10"]
@@ -248,7 +354,7 @@ def test_filters_choose_records_by_any_setting():
 def test_where_protocols_differ_is_said_beside_published_rows():
     small = record(data=DataSpec(n=3, candidates="in-use"))
     text = to_markdown(build_table([small], "sequence", published_mean_ranks()))
-    for part in ("(here lora)", "rank among ten candidates", "(here sequence)", "have 5 pairs and 4 + 16 subjects"):
+    for part in ("(here LoRA)", "rank among ten candidates", "(here sequence)", "have 5 pairs and 4 + 16 subjects"):
         assert part in text
     assert "Protocols differ" not in to_markdown(build_table([small], "sequence"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -94,6 +95,8 @@ def finetune(
         typer.echo(record.to_json(), nl=False)
         return
     typer.echo(_summary(record))
+    if not quiet:
+        _show_curve(folder, record)
     typer.echo(f"{'done before' if was_done else 'written to'}: {folder}")
 
 
@@ -134,6 +137,21 @@ def _summary(record: Record) -> str:
         f"held-out mean rank {finding.mean_rank:.2f}, null {finding.null_rank:.2f}, "
         f"OCR score {finding.ocr_score:+.2f}; {learned}"
     )
+
+
+def _show_curve(folder: Path, record: Record) -> None:
+    """Draw a finished run's mean rank by epoch in the terminal."""
+    from ocr_eval.archive import Run
+    from ocr_eval.chart import Curve, charts
+    from ocr_eval.figures.sources import metrics_of
+
+    try:
+        metrics = metrics_of(Run(folder, record), "first-token")
+    except UserError as error:
+        typer.echo(f"ocr-eval: {error} No curve is drawn.", err=True)
+        return
+    curve = Curve.of(record.association, [metrics], "first-token")
+    typer.echo(f"\n{charts([curve], sys.stdout)}\n")
 
 
 def score(

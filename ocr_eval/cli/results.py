@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -77,6 +78,7 @@ def table(
     published: Annotated[
         bool, o.option("--published/--no-published", help="Add the published rows, and where protocols differ.")
     ] = True,
+    short: Annotated[bool, o.option("--short", help="One number per cell: the OCR score, or --metric.")] = False,
     config: o.ConfigOption = None,
 ) -> None:
     """Print the mean-rank table of finished runs.
@@ -96,6 +98,8 @@ def table(
     o.choice("--format", format, tuple(rendering.FORMATS))
     if metric is not None:
         o.choice("--metric", metric, METRICS)
+    if short and format in ("csv", "json"):
+        raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
     keys = row_keys("--by", by)
     with collector_at_rest():
         found = find(folders or [output_dir], chosen, filters)
@@ -106,6 +110,7 @@ def table(
             cast("Metric | None", metric),
             keys,
             every_interval=format in ("csv", "json"),
+            short=short,
         )
         typer.echo(rendering.FORMATS[format](built), nl=False)
         sentence = finding(found.records, built)
@@ -123,31 +128,42 @@ def figures(
     to: Annotated[
         Path | None, o.option("--to", help="Folder for the figures (default: figures/ in the first folder).")
     ] = None,
+    text: Annotated[
+        bool, o.option("--text", help="Draw the learning curves in the terminal; no files are written.")
+    ] = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Draw figures of finished runs as PNG, PDF and SVG.
+    """Draw figures of finished runs as PNG, PDF and SVG, or as text.
 
     OCR scores by association; generalization against hallucination; learning curves and candidate heatmaps of each
     model and setting; OCR score by m_train where runs differ in it. The paths go to stdout. Exits with 1 if a file of a
     run could not be read; the rest is drawn.
     """
+    from ocr_eval.chart import charts
     from ocr_eval.figures import save
-    from ocr_eval.figures.gallery import gallery
+    from ocr_eval.figures.gallery import gallery, text_curves
     from ocr_eval.files import prepare_output
 
     chosen = chosen_scoring(scoring)
+    if text and to is not None:
+        raise UserError("--to has no effect with --text, which writes no files. Drop one of them.")
     found = find(folders or [output_dir], chosen, filters)
-    folder = to or (folders or [output_dir])[0] / "figures"
-    prepare_output(folder, "--to")
     complaints = list(found.complaints)
 
     def complain(complaint: UserError) -> None:
         complaints.append(complaint)
         typer.echo(f"ocr-eval: {complaint} Skipped.", err=True)
 
-    for name, figure in gallery(found.runs, chosen, complain):
-        for path in save(figure, folder, name):
-            typer.echo(str(path))
+    if text:
+        for row, curves in text_curves(found.runs, chosen, complain):
+            typer.echo(f"{row}: mean rank of the held-out entailments by epoch (0 is perfect)\n")
+            typer.echo(f"{charts(curves, sys.stdout)}\n")
+    else:
+        folder = to or (folders or [output_dir])[0] / "figures"
+        prepare_output(folder, "--to")
+        for name, figure in gallery(found.runs, chosen, complain):
+            for path in save(figure, folder, name):
+                typer.echo(str(path))
     if complaints:
         raise typer.Exit(1)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ocr_eval.chart import Metrics, mean_points
 from ocr_eval.figures.style import (
     LEGEND_ROWS,
     QUANTITY_STYLES,
@@ -30,7 +30,7 @@ from ocr_eval.specs import Scoring
 from ocr_eval.table import make_cells
 
 
-def curve_figure(runs: Sequence[tuple[Record, Sequence[Mapping[str, Any]]]], scoring: Scoring) -> Figure:
+def curve_figure(runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> Figure:
     """Mean rank over epochs of the four quantities, a panel an association, averaged over seeds.
 
     Drawn are the epochs at which all seeds were scored. The dashed grey line is the null rank of the held-out
@@ -45,7 +45,7 @@ def curve_figure(runs: Sequence[tuple[Record, Sequence[Mapping[str, Any]]]], sco
     """
     if not runs:
         raise ValueError("no runs to draw")
-    metrics_of: dict[str, list[Sequence[Mapping[str, Any]]]] = defaultdict(list)
+    metrics_of: dict[str, list[Metrics]] = defaultdict(list)
     for record, lines in runs:
         metrics_of[record.association].append(lines)
     names = column_order(metrics_of)
@@ -76,16 +76,10 @@ def chance_rank(record: Record) -> float | None:
     return None if candidates is None else (candidates - 1) / 2
 
 
-def _curve_panel(
-    axes: Axes, metrics: Sequence[Sequence[Mapping[str, Any]]], scoring: Scoring, chance: float | None
-) -> None:
+def _curve_panel(axes: Axes, metrics: Sequence[Metrics], scoring: Scoring, chance: float | None) -> None:
     def points(quantity: Quantity, key: str) -> tuple[list[int], list[float]]:
-        of_runs: list[dict[int, float]] = []
-        for lines in metrics:
-            scores = {line["epoch"]: line.get("scores", {}).get(scoring, {}).get(quantity) for line in lines}
-            of_runs.append({epoch: score[key] for epoch, score in scores.items() if score is not None})
-        epochs = sorted(set.intersection(*map(set, of_runs)))
-        return epochs, [float(np.mean([values[epoch] for values in of_runs])) for epoch in epochs]
+        of_epoch = mean_points(metrics, scoring, quantity, key)
+        return list(of_epoch), list(of_epoch.values())
 
     for quantity, (label, color, style) in QUANTITY_STYLES.items():
         width = 2.4 if quantity == "test_entailment" else 1.4

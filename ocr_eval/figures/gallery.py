@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from matplotlib.figure import Figure
 
 from ocr_eval.archive import Run
+from ocr_eval.chart import Curve, Metrics
 from ocr_eval.errors import UserError
 from ocr_eval.figures.curves import curve_figure, efficiency_figure
 from ocr_eval.figures.heatmaps import heatmap_figure
 from ocr_eval.figures.scores import scatter_figure, score_figure
 from ocr_eval.figures.sources import heat_of_run, metrics_of
 from ocr_eval.figures.style import file_name
-from ocr_eval.selection import RowKey, by_association, group_rows
+from ocr_eval.records import Record
+from ocr_eval.selection import RowKey, by_association, column_order, group_rows
 from ocr_eval.specs import Scoring
 from ocr_eval.table import build_table
 
@@ -39,22 +42,24 @@ def gallery(
     efficiency = efficiency_figure(records, scoring)
     if efficiency is not None:
         yield "sample-efficiency", efficiency
-    yield from row_figures(runs, scoring, complain)
+    for kind, row, figure in row_figures(runs, scoring, complain):
+        yield file_name(kind, row.lower()), figure
 
 
 def row_figures(
     runs: Sequence[Run], scoring: Scoring, complain: Callable[[UserError], None]
-) -> Iterator[tuple[str, Figure]]:
-    """Learning curves of each row, and the heatmaps of its first seed, a panel an association; see ``gallery``."""
+) -> Iterator[tuple[str, str, Figure]]:
+    """Learning curves of each row, and the heatmaps of its first seed, a panel an association; see ``gallery``.
+
+    Yields:
+        ``curves`` or ``heatmap``, the name of the row, and the figure.
+    """
     for key, of in runs_by_row(runs).items():
-        metrics = []
-        for run in of:
-            try:
-                metrics.append((run.record, metrics_of(run, scoring)))
-            except UserError as error:
-                complain(error)
+        metrics, errors = _metrics(of, scoring)
+        for error in errors:
+            complain(error)
         if metrics:
-            yield file_name("curves", key.name), curve_figure(metrics, scoring)
+            yield "curves", key.name, curve_figure(metrics, scoring)
         run_of = {run.record.run: run for run in of}
         heats = {}
         for name, records in by_association([run.record for run in of]).items():
@@ -65,7 +70,34 @@ def row_figures(
             else:
                 heats[f"{name}, seed {records[0].seed}"] = heat
         if heats:
-            yield file_name("heatmap", key.name), heatmap_figure(heats, scoring)
+            yield "heatmap", key.name, heatmap_figure(heats, scoring)
+
+
+def text_curves(
+    runs: Sequence[Run], scoring: Scoring, complain: Callable[[UserError], None]
+) -> Iterator[tuple[str, list[Curve]]]:
+    """The name of each row with the curves of its associations, for a terminal; see ``gallery``."""
+    for key, of in runs_by_row(runs).items():
+        metrics, errors = _metrics(of, scoring)
+        for error in errors:
+            complain(error)
+        lines_of: dict[str, list[Metrics]] = defaultdict(list)
+        for record, lines in metrics:
+            lines_of[record.association].append(lines)
+        if lines_of:
+            yield key.name, [Curve.of(name, lines_of[name], scoring) for name in column_order(lines_of)]
+
+
+def _metrics(runs: Sequence[Run], scoring: Scoring) -> tuple[list[tuple[Record, Metrics]], list[UserError]]:
+    """The metrics of the runs that have them whole, and what is wrong with the others'."""
+    metrics: list[tuple[Record, Metrics]] = []
+    errors = []
+    for run in runs:
+        try:
+            metrics.append((run.record, metrics_of(run, scoring)))
+        except UserError as error:
+            errors.append(error)
+    return metrics, errors
 
 
 def runs_by_row(runs: Sequence[Run]) -> dict[RowKey, list[Run]]:

@@ -170,15 +170,15 @@ def _pictures(runs: Sequence[Run], scoring: Scoring) -> Iterator[Picture]:
     yield from (_picture(title, text, figure) for title, text, figure in optional if figure is not None)
 
 
-def _row_pictures(figures: Iterable[tuple[str, Figure]]) -> Iterator[Picture]:
+def _row_pictures(figures: Iterable[tuple[str, str, Figure]]) -> Iterator[Picture]:
     """Learning curves and heatmaps."""
-    for name, figure in figures:
+    for kind, row, figure in figures:
         what = (
             "Mean rank over epochs of the four quantities, the null of the held-out entailments, and chance."
-            if name.startswith("curves")
+            if kind == "curves"
             else "Mean probability of each candidate for the test subjects of each group; the right one is framed."
         )
-        yield _picture(name.partition("-")[0].capitalize() + ": " + name.partition("-")[2], what, figure)
+        yield _picture(f"{kind.capitalize()}: {row}", what, figure)
 
 
 def _picture(title: str, text: str, figure: Figure) -> Picture:

@@ -18,6 +18,7 @@ from ocr_eval.figures.style import QUANTITY_STYLES
 from ocr_eval.heat import Heat, heat_of
 from ocr_eval.report.reproduce import command, missing_files
 from ocr_eval.runs import RunFolder, read_config
+from ocr_eval.selection import METHOD_NAMES
 from ocr_eval.specs import Scoring
 
 T = TypeVar("T")
@@ -134,5 +135,5 @@ def progress_of(folder: Path) -> Progress | None:
         done = max((line["epoch"] for line in RunFolder(folder).metrics()), default=0)
     except (UserError, KeyError, OSError):
         return None
-    name = f"{spec.model.name}, {spec.association.name}, {spec.train.method}, seed {spec.seed}"
+    name = f"{spec.model.name}, {spec.association.name}, {METHOD_NAMES[spec.train.method]}, seed {spec.seed}"
     return Progress(name, done, spec.train.epochs)
