@@ -49,7 +49,17 @@ def _protocol(table: Table) -> list[str]:
     shared = dict(table.protocol)
     if shared.get("variant") == "real":
         del shared["variant"]
-    return [f"All runs: {', '.join(f'{key} {value}' for key, value in shared.items())}."] if shared else []
+    rows: dict[str, list[str]] = {}
+    for row in table.rows:
+        if not row.published:
+            rows.setdefault(row.dtype, []).append(row.name)
+    if len(rows) == 1:
+        shared["dtype"] = next(iter(rows))
+    notes = [f"All runs: {', '.join(f'{key} {value}' for key, value in shared.items())}."] if shared else []
+    if len(rows) > 1:
+        precisions = "; ".join(f"{', '.join(names)} in {dtype}" for dtype, names in rows.items())
+        notes.append(f"Precision differs between rows: {precisions}.")
+    return notes
 
 
 def _flags(table: Table) -> list[str]:
@@ -145,13 +155,13 @@ def _markdown_text(text: str) -> str:
 def to_csv(table: Table) -> str:
     """A line a cell, every metric with its interval."""
     out = io.StringIO()
-    fields = [*table.by, "setting", "published", "scoring", "association"]
+    fields = [*table.by, "setting", "dtype", "published", "scoring", "association"]
     for metric in METRICS:
         fields += [
             _column(metric),
             *([] if metric == "margin" else [f"{_column(metric)}_{e}" for e in ("low", "high")]),
         ]
-    writer = csv.DictWriter(out, [*fields, "p", "seeds", "facts_learned"], lineterminator="\n")
+    writer = csv.DictWriter(out, list(dict.fromkeys([*fields, "p", "seeds", "facts_learned"])), lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat_cells(table))
     return out.getvalue()
@@ -177,6 +187,7 @@ def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
             flat: dict[str, Any] = {
                 **dict(zip(table.by, row.labels, strict=True)),
                 "setting": row.setting,
+                "dtype": row.dtype or None,
                 "published": row.published,
                 "scoring": table.scoring,
                 "association": name,

@@ -60,12 +60,14 @@ class Row:
         setting: the row's name below its labels (see ``selection.group_rows``); ``published``.
         published: whether it is a published row.
         cells: by association.
+        dtype: the precision of its runs; empty in published rows.
     """
 
     labels: tuple[str, ...]
     setting: str
     published: bool
     cells: Mapping[str, Cell]
+    dtype: str = ""
 
     @property
     def name(self) -> str:
@@ -128,7 +130,14 @@ def build_table(
     groups = {key: by_association(group) for key, group in group_rows(records, by).items()}
     cells = iter(make_cells([runs for cells in groups.values() for runs in cells.values()], scoring, shown))
     rows = [
-        Row(key.labels, key.setting, False, {name: next(cells) for name in by_name}) for key, by_name in groups.items()
+        Row(
+            key.labels,
+            key.setting,
+            False,
+            {name: next(cells) for name in by_name},
+            ", ".join(sorted({run.dtype for runs in by_name.values() for run in runs})),
+        )
+        for key, by_name in groups.items()
     ]
     if published and metric in (None, "mean-rank") and "model" in by:
         rows += [_published_row(model, ranks, by) for model, ranks in published.items()]

@@ -293,6 +293,18 @@ def test_the_finding_of_several_rows_counts_cells_and_leaves_controls_out():
     assert "it generalized: the held-out answer ranks 0.50" in said(only)
 
 
+def test_rows_of_two_precisions_are_apart_and_the_caption_says_so():
+    one = build_table([record(seed=s) for s in (0, 1)], "first-token")
+    assert "dtype bfloat16." in to_markdown(one)
+    within = build_table([record(dtype="float32"), record(seed=1)], "first-token")
+    assert [row.setting for row in within.rows] == ["LoRA, dtype=bfloat16", "LoRA, dtype=float32"]
+    across = build_table([record(model="a", dtype="float32"), record(model="b")], "first-token")
+    assert [row.setting for row in across.rows] == ["LoRA", "LoRA"]
+    assert "Precision differs between rows: a, LoRA in float32; b, LoRA in bfloat16." in to_markdown(across)
+    lines = list(csv.DictReader(io.StringIO(to_csv(build_table([record()], "first-token", by=("dtype",))))))
+    assert [line["dtype"] for line in lines] == ["bfloat16"]
+
+
 def test_one_metric_a_cell_with_its_interval():
     half = record(seed=0, rank=0.0), record(seed=1, rank=1.0)
     for metric, shown in (
