@@ -12,10 +12,10 @@ from typing import Any
 from ocr_eval import provenance, weights
 from ocr_eval.dataset import build_dataset
 from ocr_eval.device_memory import free_cache
-from ocr_eval.errors import Busy, RunFailed
+from ocr_eval.errors import Interrupted, RunFailed
 from ocr_eval.files import prepare_output
 from ocr_eval.forward import View
-from ocr_eval.inject import Task, Watcher, inject, prepare, say_lines
+from ocr_eval.inject import Task, Watcher, common_epoch, inject, prepare, say_lines
 from ocr_eval.injection import load_adapter
 from ocr_eval.measure import summarize_quantities
 from ocr_eval.memory import frozen_bytes, least, refuse_impossible
@@ -149,33 +149,50 @@ class Bases:
 
 
 def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execution) -> None:
-    """Do runs as one pack. What another process finished meanwhile is left as it is.
+    """Do runs as one pack, locked from before the base is loaded to the end.
+
+    What another process finished meanwhile is left as it is.
 
     Raises:
+        Interrupted: the user stopped it; says from where the runs resume.
         Busy: another process works on one of them.
         UserError: the tokenizer cannot do with the data.
         RunFailed: a checkpoint is damaged, or no gradient reaches an adapter.
     """
-    if not runs:
-        return
-    if any(folder.is_held() for _, folder in runs):  # asked first: a base may take long to load
-        raise Busy(f"Another process is working on {runs[0][1].path} or a run beside it.")
-    base = bases.get(runs[0][0])
-    materials = [prepare(base.tokenizer, spec) for spec, _ in runs]
     with ExitStack() as held:
         for _, folder in runs:
-            held.enter_context(folder.lock())
-            if how.force or folder.failure():
-                folder.clear()
-        base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
-        tasks = [
-            Task(spec, folder, material)
-            for (spec, folder), material in zip(runs, materials, strict=True)
-            if not folder.is_done()
-        ]
-        if tasks:
-            inject(base, tasks, how.every, how.watch)
-        base.accelerator.wait_for_everyone()  # the first may still be writing records
+            held.enter_context(folder.lock())  # before the base, which may take long to load
+        todo = [(spec, folder) for spec, folder in runs if how.force or not folder.is_done()]
+        try:
+            _do_locked(bases, todo, how)
+        except KeyboardInterrupt as error:
+            raise Interrupted(_where_it_resumes(todo)) from error
+
+
+def _do_locked(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execution) -> None:
+    """Do runs that this process holds."""
+    if not runs:
+        return
+    base = bases.get(runs[0][0])
+    materials = [prepare(base.tokenizer, spec) for spec, _ in runs]
+    for _, folder in runs:
+        if how.force or folder.failure():
+            folder.clear()
+    base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
+    inject(base, [Task(*run, material) for run, material in zip(runs, materials, strict=True)], how.every, how.watch)
+    base.accelerator.wait_for_everyone()  # the first may still be writing records
+
+
+def _where_it_resumes(runs: Sequence[tuple[RunSpec, RunFolder]]) -> str:
+    """From where runs that were interrupted as one pack go on, in a sentence."""
+    unfinished = [(spec, folder) for spec, folder in runs if not folder.is_done()]
+    if not unfinished:
+        return "Interrupted after the last epoch; the run is finished."
+    epoch = common_epoch([folder for _, folder in unfinished], [spec.train.epochs for spec, _ in unfinished])
+    if not epoch:
+        return "Interrupted; no epoch is saved yet, so the same command starts this run from the beginning."
+    most = max(spec.train.epochs for spec, _ in unfinished)
+    return f"Interrupted; epoch {epoch} of {most} is saved. The same command resumes from there."
 
 
 def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Scores:

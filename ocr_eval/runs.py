@@ -23,7 +23,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -100,7 +100,7 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process; released also when the process is killed.
 
-        The file ``.lock`` stays: removing it could let two processes hold two files of that name.
+        The file ``.lock`` stays, unless an error ends the work before it has left anything: then no trace is left.
 
         Raises:
             Busy: another process holds it.
@@ -116,9 +116,24 @@ class RunFolder:
         holder.write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
         try:
             yield
+        except BaseException:
+            self._remove_if_empty()
+            raise
         finally:
             holder.unlink(missing_ok=True)
             held.lock.release()
+
+    def _remove_if_empty(self) -> None:
+        """Remove the folder and its parents up to ``runs/`` where they hold nothing but this process's lock.
+
+        Whoever waits for the lock sees that its file is gone and makes another.
+        """
+        if {path.name for path in self.path.iterdir()} <= {".lock", ".holder"}:
+            for name in (".holder", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # the first that is not empty ends it
+                for folder in (self.path, *self.path.parents[:4]):
+                    folder.rmdir()
 
     def is_held(self) -> bool:
         """Whether a process holds the folder now; makes nothing."""

@@ -77,7 +77,7 @@ def finetune(
     if dry_run:
         _show_plan(spec, output_dir, device, as_json, score_every)
         return
-    finished = None if force else _finished(spec, output_dir)
+    finished = _finished(spec, output_dir, force)
     if finished is not None:
         folder, record, was_done = finished.path, finished.record(), True
     else:
@@ -93,17 +93,30 @@ def finetune(
     typer.echo(f"{'done before' if was_done else 'written to'}: {folder}")
 
 
-def _finished(spec: RunSpec, output: Path) -> RunFolder | None:
-    """The folder of this very run if it is done: found without what trains, which takes seconds to import."""
+def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
+    """The folder of this very run if it is done and not to be repeated.
+
+    Found without what trains, which takes seconds to import.
+
+    Raises:
+        Busy: another process is working on it.
+    """
     from ocr_eval import provenance, weights
+    from ocr_eval.processes import is_first
     from ocr_eval.runs import RunFolder
 
     kin = RunFolder.of(output, spec, "*").path
-    if not any(kin.parent.glob(f"{kin.name}/status.json")):  # weights, whose content counts, take long to read
-        return None
+    begun = [RunFolder(path) for path in kin.parent.glob(kin.name)] if is_first() else []
+    if not any(folder.is_done() or folder.is_held() for folder in begun):
+        return None  # weights, whose content counts, take long to read
     identity = weights.locate(spec.model).identity
     folder = RunFolder.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
-    return folder if folder.is_done() else None
+    if folder.is_done() and not force:
+        return folder
+    if folder.is_held():
+        with folder.lock():  # says who holds it, or that it has just let go
+            pass
+    return None
 
 
 def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool, every: int = 1) -> None:
