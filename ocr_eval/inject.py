@@ -152,7 +152,7 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher, stop: St
     for task in tasks:
         task.lines = [line for line in task.folder.metrics() if line["epoch"] <= epoch] if epoch else []
     if epoch:
-        say(f"Going on after epoch {epoch}")
+        say(f"Resuming after epoch {epoch}")
         for lane in live:
             pack.injections[lane].restore(tasks[lane].folder.checkpoints()[epoch])
         pack.adapters.refresh()

@@ -12,7 +12,7 @@ from typing import Any
 from ocr_eval import provenance, weights
 from ocr_eval.dataset import build_dataset
 from ocr_eval.device_memory import free_cache
-from ocr_eval.errors import Interrupted, RunFailed
+from ocr_eval.errors import Interrupted, RunFailed, UserError
 from ocr_eval.files import prepare_output
 from ocr_eval.forward import View
 from ocr_eval.inject import Task, Watcher, common_epoch, inject, prepare, say_lines
@@ -23,11 +23,12 @@ from ocr_eval.models import Base, Device, device_type, load_base, load_tokenizer
 from ocr_eval.packs import cut_into_packs
 from ocr_eval.processes import is_first
 from ocr_eval.records import Record, Scores
-from ocr_eval.runs import OnlookersFolder, RunFolder
+from ocr_eval.runs import OnlookersFolder, RunFolder, kind_of
 from ocr_eval.score import score_candidates
 from ocr_eval.specs import ModelSpec, RunSpec
 from ocr_eval.sweep_plan import lanes_that_fit
 from ocr_eval.tokens import probe_tokens
+from ocr_eval.trained import check_belongs
 
 
 @dataclass(frozen=True)
@@ -195,21 +196,35 @@ def _where_it_resumes(runs: Sequence[tuple[RunSpec, RunFolder]]) -> str:
     return f"Interrupted; epoch {epoch} of {most} is saved. The same command resumes from there."
 
 
-def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Scores:
+def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", trained_over: str | None = None) -> Scores:
     """Score a model on a run's probes, with an adapter over it (unmerged), as a run trained the whole, or untouched.
 
+    Args:
+        spec: what is probed.
+        adapter: a PEFT folder, or that of a whole model.
+        device: where to compute.
+        trained_over: identity of the weights that a run of ours trained its adapter over; None for an adapter of
+            anyone's, which is compared with the model first.
+
     Raises:
-        UserError: no such adapter, or one of another base.
+        UserError: no such adapter, one of another model, or weights that are not those it was trained over.
     """
-    if adapter is not None and (adapter / "config.json").is_file():
+    kind = kind_of(adapter) if adapter is not None else None
+    if adapter is not None and kind is not None and trained_over is None:
+        check_belongs(adapter, kind, spec.model)
+    if adapter is not None and kind == "model":
         holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # in fp32, as it is held
         base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True, holds=holds)
         probes = probe_tokens(base.tokenizer, build_dataset(spec))
         return summarize_quantities(probes, score_candidates(View(base, base.network, autocast=True), probes))
+    found = weights.locate(spec.model)
+    if trained_over not in (None, found.identity):
+        raise UserError(
+            f"The weights of {spec.model.name} in {found.path} have changed since the run: they are {found.identity}, "
+            f"and it was trained over {trained_over}. Restore them, or train the run again."
+        )
     quantized = spec.train.method == "qlora"
-    base = load_base(
-        spec.model, weights.locate(spec.model), device, quantized, holds=frozen_bytes(spec.model, quantized)
-    )
+    base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
     probes = probe_tokens(base.tokenizer, build_dataset(spec))
     if adapter is None:
         return summarize_quantities(probes, score_candidates(View(base, base.network), probes))

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import yaml
 from filelock import Timeout
@@ -298,6 +298,25 @@ class OnlookersFolder(RunFolder):
 
     def fail(self, reason: str) -> None:
         """Nothing."""
+
+
+def kind_of(folder: Path) -> Literal["adapter", "model"]:
+    """Whether a folder given as ``--adapter`` holds a PEFT adapter or a whole model, told by its files' names.
+
+    Raises:
+        UserError: neither, both, or a run's folder.
+    """
+    adapter, model = ((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
+    if adapter and model:  # trainers write the base's configuration beside an adapter
+        adapter, model = (any(folder.glob(name)) for name in ("adapter_model*", "model*.safetensors"))
+        if adapter == model:
+            has = "the weights of both an adapter and a whole model" if model else "no weights"
+            raise UserError(f"--adapter {folder} holds {has}. Give a folder with one of the two.")
+    if adapter or model:
+        return "adapter" if adapter else "model"
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"--adapter {folder} is a run's folder. Give it without --adapter: ocr-eval score {folder}")
+    raise UserError(f"--adapter {folder} holds no adapter (adapter_config.json). Give a PEFT adapter's folder.")
 
 
 def read_config(folder: Path) -> RunSpec:

@@ -167,16 +167,22 @@ def score(
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
-    from ocr_eval.runs import RunFolder, read_config
+    from ocr_eval.runs import RunFolder, kind_of, read_config
 
+    trained_over = None
     if run is not None:
         _refuse_beside_a_run(context)
         spec, adapter = read_config(run), RunFolder(run).learned
+        if not RunFolder(run).is_done():
+            raise UserError(f"'{run}' is not a finished run. Rerun its command first.")
+        if not adapter.is_dir():
+            raise UserError(f"'{run}' has no {adapter.name}/ to score. Rerun it: a record keeps no weights.")
+        trained_over = RunFolder(run).record().base_identity
     elif assoc is None:
         raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
     else:
-        if adapter is not None:
-            _check_adapter(adapter, method)
+        if adapter is not None and kind_of(adapter) == "adapter" and method == "full":
+            raise UserError("--method full has no adapter. Leave one of the two out; an adapter's is lora or qlora.")
         spec = o.resolve(
             model,
             assoc,
@@ -194,7 +200,7 @@ def score(
         return
     from ocr_eval.run import rescore
 
-    scores = rescore(spec, adapter, cast("Device", device))
+    scores = rescore(spec, adapter, cast("Device", device), trained_over)
     if as_json:
         from ocr_eval.records import to_plain
 
@@ -220,22 +226,6 @@ def _refuse_beside_a_run(context: typer.Context) -> None:
                 f"{parameter.opts[0]} does not go with a run's folder, from which model, data and adapter come. Leave "
                 "it out, or give --assoc and --adapter in place of the folder."
             )
-
-
-def _check_adapter(folder: Path, method: str | None) -> None:
-    """Look whether a folder holds something to score, before a base is loaded.
-
-    Raises:
-        UserError: neither an adapter nor a model, or an adapter where all parameters are said to be trained.
-    """
-    if (folder / "config.json").is_file():
-        return
-    if not (folder / "adapter_config.json").is_file():
-        if (folder / "config.yaml").is_file():
-            raise UserError(f"--adapter {folder} is a run's folder. Give it without --adapter: ocr-eval score {folder}")
-        raise UserError(f"--adapter {folder} holds no adapter (adapter_config.json). Give a PEFT adapter's folder.")
-    if method == "full":
-        raise UserError("--method full has no adapter. Leave one of the two out; an adapter's is lora or qlora.")
 
 
 def _score_lines(scores: Scores) -> str:
