@@ -65,10 +65,15 @@ def read_config(spec: ModelSpec, layers: int | None = None) -> PretrainedConfig:
     folder = resources.shipped("models") / spec.name
     if not (folder / "config.json").is_file() or isinstance(spec.weights, FolderWeights):
         folder = locate_tokenizer(spec)
-    return truncated(_read(spec.name, folder), layers)
+    return truncated(read_config_of(spec.name, folder), layers)
 
 
-def _read(name: str, folder: Path) -> PretrainedConfig:
+def read_config_of(name: str, folder: Path) -> PretrainedConfig:
+    """The transformers configuration in a folder.
+
+    Raises:
+        UserError: it is of no known model; ``name`` says whose.
+    """
     try:
         with quiet_transformers():
             return AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -20,6 +20,10 @@ class Busy(UserError):
     """What is to be written is held by another process."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or SIGTERM, while runs were in work; the text is one line: from where the same command resumes them."""
+
+
 class RunFailed(Exception):
     """Work that started and could not be finished (exit code 1); the text is one line."""
 

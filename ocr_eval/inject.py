@@ -20,6 +20,7 @@ from ocr_eval.dataset import build_dataset
 from ocr_eval.device_memory import free_cache, is_out_of_memory, unwatched_by_collector
 from ocr_eval.errors import RunFailed
 from ocr_eval.injection import Pack, attach
+from ocr_eval.interruption import StopRequest, stop_request
 from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
 from ocr_eval.models import Base
 from ocr_eval.processes import is_first
@@ -31,8 +32,8 @@ from ocr_eval.specs import RunSpec, Scoring
 from ocr_eval.tokens import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.train import train_epoch
 
-#: Seconds between checkpoints, or ten times what one takes to write if that is longer; an interruption costs at most
-#: this much, and a short run writes none.
+#: Seconds between checkpoints, or ten times what one takes to write if that is longer; being killed costs at most
+#: this much, Ctrl-C at most the epoch that has begun (interruption.py), and a short run writes none.
 CHECKPOINT_EVERY = 20.0
 
 Line = dict[str, Any]
@@ -126,6 +127,7 @@ def inject(base: Base, tasks: Sequence[Task], every: int = 1, watch: Watcher = s
 
     Raises:
         RunFailed: a checkpoint is damaged, no gradient reaches an adapter, or the memory is too small.
+        KeyboardInterrupt: the user asked to stop; what was finished is saved.
     """
     try:
         _inject(base, tasks, every, watch)
@@ -146,21 +148,21 @@ def _inject(base: Base, tasks: Sequence[Task], every: int, watch: Watcher) -> No
             task.folder.begin(task.spec, provenance.environment(str(base.device)), task.material.audit.as_json())
     pack = attach(base, [task.spec for task in tasks], [task.material.examples for task in tasks])
     try:
-        with unwatched_by_collector():
-            _run(pack, tasks, every, watch)
+        with unwatched_by_collector(), stop_request() as stop:
+            _run(pack, tasks, every, watch, stop)
     finally:
         pack.detach()
         del pack
         free_cache(base.device)
 
 
-def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
+def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher, stop: StopRequest) -> None:
     epoch = common_epoch([task.folder for task in tasks], [task.epochs for task in tasks])
     live = [lane for lane, task in enumerate(tasks) if epoch < task.epochs]
     for task in tasks:
         task.lines = [line for line in task.folder.metrics() if line["epoch"] <= epoch] if epoch else []
     if epoch:
-        say(f"Going on after epoch {epoch}")
+        say(f"Resuming after epoch {epoch}")
         for lane in live:
             pack.injections[lane].restore(tasks[lane].folder.checkpoints()[epoch])
         pack.adapters.refresh()
@@ -182,6 +184,7 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
         losses = train_epoch(pack, live)
         seconds = (time.monotonic() - started) / len(live)
         epoch += 1
+        stop.unsaved = epoch
         diverged = {lane: f"loss became {losses[lane]}" for lane in live if not math.isfinite(losses[lane])}
         to_score = [i for i in live if i not in diverged and (epoch % every == 0 or epoch == tasks[i].epochs)]
         scored = _score(pack, tasks, to_score)
@@ -196,7 +199,8 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
             _prepare_record(pack, lane, tasks[lane], scored[lane].scores)
         live = [lane for lane in live if lane not in ending]
         now = time.monotonic()
-        due = bool(live) and (ending or diverged or now - saved_at >= max(CHECKPOINT_EVERY, 10 * saving_seconds))
+        overdue = now - saved_at >= max(CHECKPOINT_EVERY, 10 * saving_seconds)
+        due = bool(live) and (ending or diverged or stop.made or overdue)
         if due:
             for lane in live:
                 tasks[lane].folder.write_checkpoint(epoch, pack.injections[lane].write_checkpoint)
@@ -208,8 +212,11 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
         for lane in ending:
             tasks[lane].folder.finish()
         if due:
+            stop.unsaved = 0
             for lane in live:
                 tasks[lane].folder.drop_checkpoints(before=epoch)
+        if stop.made and (due or not live):
+            raise KeyboardInterrupt
 
 
 def common_epoch(folders: Sequence[RunFolder], epochs: Sequence[int]) -> int:

@@ -22,15 +22,14 @@ from ocr_eval.errors import RunFailed, UserError
 from ocr_eval.files import replacing_folder
 from ocr_eval.forward import Cut, View
 from ocr_eval.models import Base
+from ocr_eval.peft_files import PREFIX, WEIGHTS, read_adapter_file
 from ocr_eval.runs import RunFolder
 from ocr_eval.specs import HubWeights, RunSpec, TrainSpec
 from ocr_eval.tokens import Continuation
+from ocr_eval.trained import foreign_adapter
 from ocr_eval.training_state import read_state, write_state
 from ocr_eval.weights import file_sha256, folder_digest
 from ocr_eval.whole import WholeNetwork, adam
-
-#: What PEFT puts before a module's name in its files.
-_PREFIX = "base_model.model."
 
 
 @dataclass
@@ -126,8 +125,8 @@ class Pack:
         )
         files = {}
         for name, (a, b) in tensors.items():
-            files[f"{_PREFIX}{name}.lora_A.weight"] = a.cpu().contiguous()
-            files[f"{_PREFIX}{name}.lora_B.weight"] = b.t().cpu().contiguous()
+            files[f"{PREFIX}{name}.lora_A.weight"] = a.cpu().contiguous()
+            files[f"{PREFIX}{name}.lora_B.weight"] = b.t().cpu().contiguous()
         with replacing_folder(folder) as partial:
             config.save_pretrained(partial)
             save_file(files, partial / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -193,49 +192,30 @@ def load_adapter(base: Base, folder: Path) -> Loaded:
         UserError: no adapter there, one of another model (missing or unexpected tensors), or one that
             was never trained (every B is zero).
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds no adapter (adapter_config.json). Give a PEFT folder or a run's folder.")
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-        saved = load_file(folder / "adapter_model.safetensors")
-    except Exception as error:
-        raise UserError(f"{folder}: the adapter cannot be read: {str(error).splitlines()[0]}") from error
+    file = read_adapter_file(folder)
+    saved = load_file(folder / WEIGHTS)
     if not any(bool(tensor.any()) for name, tensor in saved.items() if "lora_B" in name):
         raise UserError(f"{folder}: every B matrix is zero, so this adapter was never trained.")
-    foreign = UserError(
-        f"{folder}: its tensors are not those of an adapter over {base.spec.name}. Name its base with --model."
-    )
-    if not _is_plain(config, saved):
-        return _load_through_peft(base, folder, set(saved), foreign)
-    names = sorted({name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in saved})
+    if not all(bool(tensor.isfinite().all()) for tensor in saved.values()):
+        raise UserError(f"{folder}: it holds numbers that are NaN or infinite; its training diverged.")
+    if not file.is_plain:
+        return _load_through_peft(base, folder, set(saved))
+    reason = file.mismatch(base.network)
+    if reason:
+        raise foreign_adapter(folder, base.spec, reason)
+    shape = LaneShape(file.config.r, file.config.lora_alpha)
     try:
-        adapters = Adapters(base.network, names, [LaneShape(config.r, config.lora_alpha)], base.dtype)
-    except UserError:
-        raise foreign from None
-    ours = {}
+        adapters = Adapters(base.network, file.modules, [shape], base.dtype)
+    except UserError:  # it adapts the output head too
+        return _load_through_peft(base, folder, set(saved))
     for name, (a, b) in adapters.tensors(0).items():
-        ours[f"{_PREFIX}{name}.lora_A.weight"], ours[f"{_PREFIX}{name}.lora_B.weight"] = a, b.t()
-    if set(ours) != set(saved) or any(tensor.shape != saved[name].shape for name, tensor in ours.items()):
-        adapters.unmount()
-        raise foreign
-    for name, tensor in ours.items():
-        tensor.copy_(saved[name])
+        a.copy_(saved[f"{PREFIX}{name}.lora_A.weight"])
+        b.copy_(saved[f"{PREFIX}{name}.lora_B.weight"].t())
     adapters.refresh()
     return Loaded(View(base, base.network, adapters), adapters)
 
 
-def _is_plain(config: LoraConfig, saved: dict[str, torch.Tensor]) -> bool:
-    """Whether the adapter is y + (alpha / r) B A x on some linear modules and nothing else."""
-    extras = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform")
-    return (
-        config.peft_type == "LORA"
-        and not any(getattr(config, extra, None) for extra in extras)
-        and getattr(config, "bias", "none") == "none"
-        and all(name.startswith(_PREFIX) and name.endswith((".lora_A.weight", ".lora_B.weight")) for name in saved)
-    )
-
-
-def _load_through_peft(base: Base, folder: Path, saved: set[str], foreign: UserError) -> Loaded:
+def _load_through_peft(base: Base, folder: Path, saved: set[str]) -> Loaded:
     try:
         network = PeftModel.from_pretrained(base.network, str(folder), is_trainable=False)
     except Exception as error:
@@ -243,7 +223,8 @@ def _load_through_peft(base: Base, folder: Path, saved: set[str], foreign: UserE
             f"{folder}: the adapter does not load over {base.spec.name}: {str(error).splitlines()[0]}"
         ) from error
     there = {name.replace(".default", "") for name, _ in network.named_parameters() if "lora_" in name}
-    if {name.removesuffix(".weight") for name in there} != {name.removesuffix(".weight") for name in saved}:
+    differing = {name.removesuffix(".weight") for name in there} ^ {name.removesuffix(".weight") for name in saved}
+    if differing:
         network.unload()
-        raise foreign
+        raise foreign_adapter(folder, base.spec, f"{min(differing)} is missing on one side")
     return Loaded(View(base, network, autocast=True), network)

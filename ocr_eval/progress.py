@@ -26,6 +26,11 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def warn(line: str) -> None:
+    """One line on stderr that ``--quiet`` does not silence: a result may not be what the user takes it for."""
+    print(f"ocr-eval: warning: {line}", file=sys.stderr, flush=True)
+
+
 class Ticker:
     """A counter that a terminal shows as a bar; elsewhere it is silent."""
 

@@ -12,10 +12,10 @@ from typing import Any
 from ocr_eval import precision, provenance, weights
 from ocr_eval.dataset import build_dataset
 from ocr_eval.device_memory import free_cache
-from ocr_eval.errors import Busy, RunFailed
+from ocr_eval.errors import Interrupted, RunFailed, UserError
 from ocr_eval.files import prepare_output
 from ocr_eval.forward import View
-from ocr_eval.inject import Task, Watcher, inject, prepare, say_lines
+from ocr_eval.inject import Task, Watcher, common_epoch, inject, prepare, say_lines
 from ocr_eval.injection import load_adapter
 from ocr_eval.measure import summarize_quantities
 from ocr_eval.memory import frozen_bytes, least, refuse_impossible
@@ -23,11 +23,12 @@ from ocr_eval.models import Base, Device, device_type, load_base, load_tokenizer
 from ocr_eval.packs import cut_into_packs
 from ocr_eval.processes import is_first
 from ocr_eval.records import Record, Scores
-from ocr_eval.runs import OnlookersFolder, RunFolder
+from ocr_eval.runs import OnlookersFolder, RunFolder, kind_of
 from ocr_eval.score import score_candidates
 from ocr_eval.specs import PRECISIONS, ModelSpec, Precision, RunSpec
 from ocr_eval.sweep_plan import lanes_that_fit
 from ocr_eval.tokens import probe_tokens
+from ocr_eval.trained import check_belongs
 
 
 @dataclass(frozen=True)
@@ -179,51 +180,82 @@ class Bases:
 
 
 def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execution) -> None:
-    """Do runs as one pack. What another process finished meanwhile is left as it is.
+    """Do runs as one pack, locked from before the base is loaded to the end.
+
+    What another process finished meanwhile is left as it is.
 
     Raises:
+        Interrupted: the user stopped it; says from where the runs resume.
         Busy: another process works on one of them.
         UserError: the tokenizer cannot do with the data.
         RunFailed: a checkpoint is damaged, or no gradient reaches an adapter.
     """
-    if not runs:
-        return
-    if any(folder.is_held() for _, folder in runs):  # asked first: a base may take long to load
-        raise Busy(f"Another process is working on {runs[0][1].path} or a run beside it.")
-    base = bases.get(runs[0][0])
-    materials = [prepare(base.tokenizer, spec) for spec, _ in runs]
     with ExitStack() as held:
         for _, folder in runs:
-            held.enter_context(folder.lock())
-            if how.force or folder.failure():
-                folder.clear()
-        base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
-        tasks = [
-            Task(spec, folder, material)
-            for (spec, folder), material in zip(runs, materials, strict=True)
-            if not folder.is_done()
-        ]
-        if tasks:
-            inject(base, tasks, how.every, how.watch)
-        base.accelerator.wait_for_everyone()  # the first may still be writing records
+            held.enter_context(folder.lock())  # before the base, which may take long to load
+        todo = [(spec, folder) for spec, folder in runs if how.force or not folder.is_done()]
+        try:
+            _do_locked(bases, todo, how)
+        except KeyboardInterrupt as error:
+            raise Interrupted(_where_it_resumes(todo)) from error
 
 
-def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto") -> Scores:
+def _do_locked(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execution) -> None:
+    """Do runs that this process holds."""
+    if not runs:
+        return
+    base = bases.get(runs[0][0])
+    materials = [prepare(base.tokenizer, spec) for spec, _ in runs]
+    for _, folder in runs:
+        if how.force or folder.failure():
+            folder.clear()
+    base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
+    inject(base, [Task(*run, material) for run, material in zip(runs, materials, strict=True)], how.every, how.watch)
+    base.accelerator.wait_for_everyone()  # the first may still be writing records
+
+
+def _where_it_resumes(runs: Sequence[tuple[RunSpec, RunFolder]]) -> str:
+    """From where runs that were interrupted as one pack go on, in a sentence."""
+    unfinished = [(spec, folder) for spec, folder in runs if not folder.is_done()]
+    if not unfinished:
+        return "Interrupted after the last epoch; the run is finished."
+    epoch = common_epoch([folder for _, folder in unfinished], [spec.train.epochs for spec, _ in unfinished])
+    if not epoch:
+        return "Interrupted; no epoch is saved yet, so the same command starts this run from the beginning."
+    most = max(spec.train.epochs for spec, _ in unfinished)
+    return f"Interrupted; epoch {epoch} of {most} is saved. The same command resumes from there."
+
+
+def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", trained_over: str | None = None) -> Scores:
     """Score a model on a run's probes, with an adapter over it (unmerged), as a run trained the whole, or untouched.
 
+    Args:
+        spec: what is probed.
+        adapter: a PEFT folder, or that of a whole model.
+        device: where to compute.
+        trained_over: identity of the weights that a run of ours trained its adapter over; None for an adapter of
+            anyone's, which is compared with the model first.
+
     Raises:
-        UserError: no such adapter, or one of another base.
+        UserError: no such adapter, one of another model, or weights that are not those it was trained over.
     """
     spec = spec.in_precision(precision.choose_for(spec.model, device_type(device)).dtype)
-    if adapter is not None and (adapter / "config.json").is_file():
+    kind = kind_of(adapter) if adapter is not None else None
+    if adapter is not None and kind is not None and trained_over is None:
+        check_belongs(adapter, kind, spec.model)
+    if adapter is not None and kind == "model":
         holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # in fp32, as it is held
         base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True, holds=holds)
         probes = probe_tokens(base.tokenizer, build_dataset(spec))
         return summarize_quantities(probes, score_candidates(View(base, base.network, autocast=True), probes))
+    found = weights.locate(spec.model)
+    if trained_over not in (None, found.identity):
+        raise UserError(
+            f"The weights of {spec.model.name} in {found.path} have changed since the run: they are {found.identity}, "
+            f"and it was trained over {trained_over}. Restore them, or train the run again."
+        )
     quantized = spec.train.method == "qlora"
-    base = load_base(
-        spec.model, weights.locate(spec.model), device, quantized, holds=frozen_bytes(spec.model, quantized)
-    )
+    base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
     probes = probe_tokens(base.tokenizer, build_dataset(spec))
     if adapter is None:
         return summarize_quantities(probes, score_candidates(View(base, base.network), probes))

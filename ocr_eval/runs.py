@@ -23,10 +23,10 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import yaml
 from filelock import Timeout
@@ -100,7 +100,7 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process; released also when the process is killed.
 
-        The file ``.lock`` stays: removing it could let two processes hold two files of that name.
+        The file ``.lock`` stays, unless an error ends the work before it has left anything: then no trace is left.
 
         Raises:
             Busy: another process holds it.
@@ -116,9 +116,24 @@ class RunFolder:
         holder.write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
         try:
             yield
+        except BaseException:
+            self._remove_if_empty()
+            raise
         finally:
             holder.unlink(missing_ok=True)
             held.lock.release()
+
+    def _remove_if_empty(self) -> None:
+        """Remove the folder and its parents up to ``runs/`` where they hold nothing but this process's lock.
+
+        Whoever waits for the lock sees that its file is gone and makes another.
+        """
+        if {path.name for path in self.path.iterdir()} <= {".lock", ".holder"}:
+            for name in (".holder", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # the first that is not empty ends it
+                for folder in (self.path, *self.path.parents[:4]):
+                    folder.rmdir()
 
     def is_held(self) -> bool:
         """Whether a process holds the folder now; makes nothing."""
@@ -287,6 +302,25 @@ class OnlookersFolder(RunFolder):
 
     def fail(self, reason: str) -> None:
         """Nothing."""
+
+
+def kind_of(folder: Path) -> Literal["adapter", "model"]:
+    """Whether a folder given as ``--adapter`` holds a PEFT adapter or a whole model, told by its files' names.
+
+    Raises:
+        UserError: neither, both, or a run's folder.
+    """
+    adapter, model = ((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
+    if adapter and model:  # trainers write the base's configuration beside an adapter
+        adapter, model = (any(folder.glob(name)) for name in ("adapter_model*", "model*.safetensors"))
+        if adapter == model:
+            has = "the weights of both an adapter and a whole model" if model else "no weights"
+            raise UserError(f"--adapter {folder} holds {has}. Give a folder with one of the two.")
+    if adapter or model:
+        return "adapter" if adapter else "model"
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"--adapter {folder} is a run's folder. Give it without --adapter: ocr-eval score {folder}")
+    raise UserError(f"--adapter {folder} holds no adapter (adapter_config.json). Give a PEFT adapter's folder.")
 
 
 def read_config(folder: Path) -> RunSpec:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -215,17 +216,107 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_result(finetune, tiny, tmp_
     assert not list(only_run(output).glob("checkpoint*"))
 
 
-def test_ctrl_c_is_one_line_and_130(finetune, tmp_path, monkeypatch):
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from ocr_eval.cli.app import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def started(output: Path, tiny: str, *more: object, program: Sequence[str] = ("-m", "ocr_eval")):
+    """A run of forty epochs in a process of its own, which Ctrl-C reaches."""
+    flags = ["--model", tiny, "--assoc", "country-code", "-o", output, "--epochs", 40, *SMALL[:-1], *more]
+    return subprocess.Popen(
+        [sys.executable, *program, "finetune", *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def until(process: subprocess.Popen[str], said: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if said in line:
+            return
+    raise AssertionError(f"never said {said}")
+
+
+@pytest.fixture(scope="module")
+def forty_epochs(tiny, tmp_path_factory):
+    output = tmp_path_factory.mktemp("forty")
+    process = started(output, tiny)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    return content(only_run(output))
+
+
+@pytest.mark.parametrize(("how", "more"), [(signal.SIGINT, ["--quiet"]), (signal.SIGTERM, [])])
+def test_an_interruption_within_the_first_second_loses_no_finished_epoch(tiny, tmp_path, forty_epochs, how, more):
+    process = started(tmp_path, tiny, *more)
+    if more:
+        while not (lines := list(tmp_path.glob("runs/*/*/*/*/metrics.jsonl"))) or len(lines[0].open().readlines()) < 4:
+            time.sleep(0.005)
+    else:
+        until(process, " epoch  3/40")
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    last = err.strip().splitlines()[-1]
+    (checkpoint,) = tmp_path.glob("runs/*/*/*/*/checkpoint-*.safetensors")
+    epoch = checkpoint.stem.partition("-")[2]
+    assert 3 <= int(epoch) < 40
+    assert last.startswith("ocr-eval: Interrupted")
+    assert f"epoch {epoch} of 40 is saved" in last
+    assert len((checkpoint.parent / "metrics.jsonl").read_text().splitlines()) == int(epoch) + 1
+    again = started(tmp_path, tiny)
+    _, err = again.communicate(timeout=120)
+    assert f"after epoch {epoch}" in err
+    assert content(only_run(tmp_path)) == forty_epochs
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(0, "no epoch is saved yet"), (2, "epoch 2 of 3 is saved")])
+def test_ctrl_c_says_from_where_the_run_resumes(finetune, tmp_path, monkeypatch, epochs, said):
     from ocr_eval import inject
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    honest = inject.train_epoch
+
+    def interrupt(pack, lanes):
+        if pack.injections[0].epochs_done == max(0, epochs - 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        return honest(pack, lanes)
 
     monkeypatch.setattr(inject, "train_epoch", interrupt)
     answer = finetune(tmp_path)
     assert answer.code == 130
-    assert answer.err.strip().splitlines()[-1].startswith("ocr-eval: Interrupted.")
+    assert answer.err.strip().splitlines()[-1].startswith("ocr-eval: Interrupted")
+    assert said in answer.err
+    assert "--force" not in answer.err
     monkeypatch.undo()
+    assert finetune(tmp_path).code == 0
+
+
+def test_a_second_ctrl_c_stops_at_once_and_force_would_start_over(finetune, tmp_path, monkeypatch):
+    from ocr_eval import inject, interruption
+
+    monkeypatch.setattr(interruption, "_ECHO", 0.0)
+    honest = inject.train_epoch
+
+    def interrupt_twice(pack, lanes):
+        if pack.injections[0].epochs_done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return honest(pack, lanes)
+
+    monkeypatch.setattr(inject, "train_epoch", interrupt_twice)
+    answer = finetune(tmp_path, "--force")
+    assert answer.code == 130
+    assert "no epoch is saved yet" in answer.err
+    assert not list(tmp_path.glob("**/checkpoint*"))
+    assert "Leave out --force" in answer.err
 
 
 def test_candidates_that_cannot_be_told_apart_are_found_before_anything_is_written(ocr_eval, tiny, tmp_path):
@@ -247,6 +338,38 @@ def test_two_processes_on_one_run_do_not_meet(finetune, tmp_path):
     finetune(tmp_path)
     with FileLock(only_run(tmp_path) / ".lock"):
         answer = finetune(tmp_path, "--force")
+        assert "done before" in finetune(tmp_path).out
     assert answer.code == 2
     assert "Another process is working on" in answer.err
     assert (only_run(tmp_path) / "result.json").is_file()
+
+
+def test_a_second_process_is_refused_while_the_first_still_loads(finetune, tiny, tmp_path, monkeypatch):
+    from ocr_eval import run as module
+
+    honest = module.load_base
+
+    def loading(*arguments, **more):
+        for force in ([], ["--force"]):
+            second = started(tmp_path, tiny, *force, "--epochs", 3, program=["-c", WITHOUT_TORCH])
+            out, err = second.communicate(timeout=60)
+            assert (second.returncode, out) == (2, ""), err
+            assert "Another process is working on" in err
+            assert len(err.splitlines()) == 1
+        return honest(*arguments, **more)
+
+    monkeypatch.setattr(module, "load_base", loading)
+    answer = finetune(tmp_path)
+    assert answer.code == 0, answer.err
+
+
+def test_a_run_that_cannot_be_loaded_leaves_no_folder_and_no_lock(finetune, tmp_path, monkeypatch):
+    from ocr_eval import run as module
+    from ocr_eval.errors import UserError
+
+    def damaged(*arguments, **more):
+        raise UserError("damaged")
+
+    monkeypatch.setattr(module, "load_base", damaged)
+    assert finetune(tmp_path).code == 2
+    assert list(tmp_path.iterdir()) == []

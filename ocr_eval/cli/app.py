@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+from types import FrameType
+from typing import Any
 
 import typer
 import typer.main
 from ocr_toy.cli import app as toy
 from safetensors import SafetensorError
+from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from ocr_eval.cli import data, injections, models, results, studies, sweep, variables
 from ocr_eval.cli.one_run import OneRun
 from ocr_eval.cli.options import JsonOption
 from ocr_eval.errors import RunFailed, UserError
-from ocr_eval.processes import is_first
+from ocr_eval.processes import is_alone, is_first
+
+
+class _Stopped(Exception):
+    """Ctrl-C, in a form that typer lets through with its text."""
+
+
+class _Commands(TyperGroup):
+    """All commands."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen one."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Stopped(str(error)) from error
+
 
 app = typer.Typer(
     name="ocr-eval",
+    cls=_Commands,
     help="Measures what else a language model learns when it is taught facts.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -77,8 +98,17 @@ COMPLETION = "_OCR_EVAL_COMPLETE"
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and leave with its exit code. SIGTERM is the same as Ctrl-C.
+
+    Not where it is ignored, and not under a launcher of several processes, which ends them with it.
+    """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and is_alone():
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run())
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -86,12 +116,12 @@ def run(arguments: list[str] | None = None) -> int:
     if "NO_COLOR" in os.environ:
         os.environ["TERM"] = "dumb"
     command = typer.main.get_command(app)
-    words = sys.argv[1:] if arguments is None else arguments
-    if COMPLETION not in os.environ and "--worker" not in words and is_first():  # which would say it once more
+    given = sys.argv[1:] if arguments is None else arguments
+    if COMPLETION not in os.environ and "--worker" not in given and is_first():  # which would say it once more
         for warning in variables.warnings(command):
             print(f"ocr-eval: {warning}", file=sys.stderr)
     try:
-        code = command(words, prog_name=PROGRAM, standalone_mode=False)
+        code = command(given, prog_name=PROGRAM, standalone_mode=False)
     except TyperException as error:
         if error.format_message().startswith("Usage:"):  # no arguments: the help itself
             print(error.format_message(), file=sys.stderr)
@@ -101,8 +131,10 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(error), 2)
     except RunFailed as error:
         return _fail(str(error), 1)
-    except (KeyboardInterrupt, Abort):
-        code = INTERRUPTED
+    except (KeyboardInterrupt, Abort, _Stopped) as error:
+        text = str(error) or "Interrupted. What is finished is kept; the same command resumes."
+        again = " Leave out --force then, or they start over." if "--force" in given else ""
+        return _fail(text + again, INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         return 1
@@ -110,12 +142,6 @@ def run(arguments: list[str] | None = None) -> int:
         if not _disk_is_full(error):
             raise
         return _fail("The disk is full. Free some space and rerun the same command: it resumes.", 1)
-    if code == INTERRUPTED:  # typer's own answer to Ctrl-C
-        if words[:1] == ["toy"]:
-            return INTERRUPTED  # it has said so itself, and keeps nothing
-        return _fail(
-            "Interrupted. Finished work is kept; the same command resumes from the last checkpoint.", INTERRUPTED
-        )
     return code if isinstance(code, int) else 0
 
 

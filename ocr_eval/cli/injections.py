@@ -82,7 +82,7 @@ def finetune(
     if dry_run:
         _show_plan(spec, output_dir, device, as_json, score_every)
         return
-    finished = None if force else _finished(spec, output_dir)
+    finished = _finished(spec, output_dir, force)
     if finished is not None:
         folder, record, was_done = finished.path, finished.record(), True
     else:
@@ -100,23 +100,35 @@ def finetune(
     typer.echo(f"{'done before' if was_done else 'written to'}: {folder}")
 
 
-def _finished(spec: RunSpec, output: Path) -> RunFolder | None:
-    """The folder of this very run if it is done: found without what trains, which takes seconds to import.
+def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
+    """The folder of this very run if it is done and not to be repeated.
 
-    None as well where it is done in several precisions, and the device has to say which of them is meant.
+    Found without what trains, which takes seconds to import. None as well where it is done in several precisions, and
+    the device has to say which of them is meant.
+
+    Raises:
+        Busy: another process is working on it.
     """
     from ocr_eval import provenance, weights
+    from ocr_eval.processes import is_first
     from ocr_eval.runs import RunFolder
     from ocr_eval.specs import PRECISIONS
 
     kin = RunFolder.of(output, spec, "*").path
-    if not any(kin.parent.glob(f"{kin.name}/status.json")):  # weights, whose content counts, take long to read
-        return None
+    begun = [RunFolder(path) for path in kin.parent.glob(kin.name)] if is_first() else []
+    if not any(folder.is_done() or folder.is_held() for folder in begun):
+        return None  # weights, whose content counts, take long to read
     identity, code = weights.locate(spec.model).identity, provenance.code_digest()
     asked = PRECISIONS if spec.model.dtype == "auto" else (spec.model.dtype,)
     folders = [RunFolder.of(output, spec, spec.in_precision(dtype).fingerprint(identity, code)) for dtype in asked]
     done = [folder for folder in folders if folder.is_done()]
-    return done[0] if len(done) == 1 else None
+    if len(done) == 1 and not force:
+        return done[0]
+    held = next((folder for folder in folders if folder.is_held()), None)
+    if held is not None:
+        with held.lock():  # says who holds it, or that it has just let go
+            pass
+    return None
 
 
 def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool, every: int = 1) -> None:
@@ -184,16 +196,22 @@ def score(
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
-    from ocr_eval.runs import RunFolder, read_config
+    from ocr_eval.runs import RunFolder, kind_of, read_config
 
+    trained_over = None
     if run is not None:
         _refuse_beside_a_run(context)
         spec, adapter = read_config(run), RunFolder(run).learned
+        if not RunFolder(run).is_done():
+            raise UserError(f"'{run}' is not a finished run. Rerun its command first.")
+        if not adapter.is_dir():
+            raise UserError(f"'{run}' has no {adapter.name}/ to score. Rerun it: a record keeps no weights.")
+        trained_over = RunFolder(run).record().base_identity
     elif assoc is None:
         raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
     else:
-        if adapter is not None:
-            _check_adapter(adapter, method)
+        if adapter is not None and kind_of(adapter) == "adapter" and method == "full":
+            raise UserError("--method full has no adapter. Leave one of the two out; an adapter's is lora or qlora.")
         spec = o.resolve(
             model,
             assoc,
@@ -212,7 +230,7 @@ def score(
         return
     from ocr_eval.run import rescore
 
-    scores = rescore(spec, adapter, cast("Device", device))
+    scores = rescore(spec, adapter, cast("Device", device), trained_over)
     if as_json:
         from ocr_eval.records import to_plain
 
@@ -238,22 +256,6 @@ def _refuse_beside_a_run(context: typer.Context) -> None:
                 f"{parameter.opts[0]} does not go with a run's folder, from which model, data and adapter come. Leave "
                 "it out, or give --assoc and --adapter in place of the folder."
             )
-
-
-def _check_adapter(folder: Path, method: str | None) -> None:
-    """Look whether a folder holds something to score, before a base is loaded.
-
-    Raises:
-        UserError: neither an adapter nor a model, or an adapter where all parameters are said to be trained.
-    """
-    if (folder / "config.json").is_file():
-        return
-    if not (folder / "adapter_config.json").is_file():
-        if (folder / "config.yaml").is_file():
-            raise UserError(f"--adapter {folder} is a run's folder. Give it without --adapter: ocr-eval score {folder}")
-        raise UserError(f"--adapter {folder} holds no adapter (adapter_config.json). Give a PEFT adapter's folder.")
-    if method == "full":
-        raise UserError("--method full has no adapter. Leave one of the two out; an adapter's is lora or qlora.")
 
 
 def _score_lines(scores: Scores) -> str:

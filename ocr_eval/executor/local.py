@@ -21,6 +21,8 @@ from ocr_eval.locks import hold
 from ocr_eval.progress import say
 
 _POLL_SECONDS = 0.1
+#: Seconds that an interrupted job may take to finish its epoch and save it (interruption.py).
+_GRACE = 60.0
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,10 @@ def _run(
                 results[ended.index] = result
                 progress(JobEvent(result.job, result.end, result.place, result.reason))
     except KeyboardInterrupt:
-        say(f"Stopping {len(running)} running jobs ...")
+        say(f"Stopping {len(running)} running jobs, which save their last epoch. Press Ctrl-C again to kill them.")
         raise
     finally:
-        process.stop([run.child for run in running])
+        process.stop([run.child for run in running], _GRACE)
     return [results[index] for index in range(len(jobs))]
 
 
