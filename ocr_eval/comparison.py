@@ -17,7 +17,7 @@ from ocr_eval.selection import ROW_KEYS, by_association, group_rows, natural, se
 from ocr_eval.specs import Scoring
 
 #: Settings that follow from others and so never tell what is compared.
-_IDENTITIES = ("base", "code", "seed")
+_IDENTITIES = ("base", "results", "code", "seed")
 
 
 @dataclass(frozen=True)

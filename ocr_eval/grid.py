@@ -112,7 +112,7 @@ class SweepState(Strict):
 
     Attributes:
         schema_version: of the file.
-        code: digest of the code that decides results.
+        code: digest of the code that stated it.
         grid: what the sweep is.
         dtypes: the precision of each model, settled when the sweep was made; empty in files before there was a choice.
         packs: its runs, by pack.

@@ -28,7 +28,7 @@ from ocr_eval.progress import duration, say
 from ocr_eval.records import HeldOut, Record, Scores, from_plain, to_plain
 from ocr_eval.runs import RunFolder
 from ocr_eval.score import CandidateScores, score_lanes
-from ocr_eval.specs import RunSpec, Scoring
+from ocr_eval.specs import RESULTS_VERSION, RunSpec, Scoring
 from ocr_eval.tokens import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.train import train_epoch
 
@@ -304,6 +304,7 @@ def _record(base: Base, task: Task, learned_sha256: str) -> Record:
         base_identity=base.identity,
         adapter_sha256=learned_sha256,
         code=provenance.code_digest(),
+        results_version=RESULTS_VERSION,
     )
 
 

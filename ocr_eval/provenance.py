@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, device, and the digest of the code that determines it."""
+"""Where a result comes from: versions, commit, device, and the digest of the code."""
 
 from __future__ import annotations
 
@@ -24,43 +24,14 @@ _LIBRARIES = (
     "tokenizers",
     "numpy",
 )
-#: The modules that decide what a run's numbers are; a change of any of them makes new runs.
-_RESULT_MODULES = [
-    "adapters",
-    "association",
-    "attention",
-    "dataset",
-    "draw",
-    "forest",
-    "forward",
-    "inject",
-    "injection",
-    "layout",
-    "logprobs",
-    "measure",
-    "models",
-    "norms",
-    "packs",
-    "people",
-    "processes",
-    "run",
-    "score",
-    "specs",
-    "stats",
-    "tokens",
-    "train",
-    "training_state",
-    "weights",
-    "whole",
-]
 
 
 @functools.cache
 def code_digest() -> str:
-    """Twelve hex digits over the source of the modules that determine a run's result, as they were when first asked."""
+    """Twelve hex digits over the package's source as it was when first asked: provenance, and no part of any name."""
     digest = hashlib.sha256()
-    for name in _RESULT_MODULES:
-        digest.update((_PACKAGE / f"{name}.py").read_bytes())
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

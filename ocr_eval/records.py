@@ -1,6 +1,8 @@
-"""The record of a finished run: what tables, comparisons and pages are made from, and the strict reading of it.
+"""The record of a finished run: what tables, comparisons and pages are made from, and how it is read.
 
-Records are msgspec structs: a table over ten thousand of them is read, checked and typed in a second.
+Records are msgspec structs: a table over ten thousand of them is read, checked and typed in a second. They outlive the
+program that wrote them: a field that a record lacks has its legacy value, and one that this program does not know is
+ignored, except in the settings of a run, where it still tells runs apart.
 """
 
 from __future__ import annotations
@@ -13,17 +15,18 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from ocr_eval.association import Kind
 from ocr_eval.errors import UserError
 from ocr_eval.intervals import SubjectRanks
-from ocr_eval.specs import SCHEMA_VERSION, DataSpec, Scoring, TrainSpec
+from ocr_eval.specs import SCHEMA_VERSION, DataSpec, Scoring, Strict, TrainSpec
 
 #: The four quantities by name, as they stand in files: split of the subject, relation.
 Quantity = Literal["train_fact", "train_entailment", "test_fact", "test_entailment"]
 
 
-class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+class Score(msgspec.Struct, frozen=True, gc=False):
     """``stats.Summary`` of one quantity under one scoring."""
 
     probes: int
@@ -39,7 +42,7 @@ class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 Scores = dict[Scoring, dict[Quantity, Score]]
 
 
-class HeldOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True, eq=False, gc=False):
+class HeldOut(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Ranks of the held-out entailments, subject by subject: what intervals and tests are computed from.
 
     Attributes:
@@ -57,7 +60,7 @@ class HeldOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True, eq=False,
         return SubjectRanks(self.subject, self.target, self.ranks)
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One finished run.
 
     Attributes:
@@ -75,7 +78,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         seconds: wall time of training and of scoring, over all attempts.
         base_identity: identity of the base weights.
         adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
-        code: digest of the code that made it.
+        code: digest of the code that made it; for the curious.
+        results_version: which numbers that code gives (``specs.RESULTS_VERSION``).
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -100,6 +104,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     base_identity: str
     adapter_sha256: str
     code: str
+    results_version: int = 0
 
     def to_json(self) -> str:
         """The record as JSON, a line a field."""
@@ -127,10 +132,27 @@ def _load(kind: Any, content: Any) -> Any:
             return np.array(content, dtype=get_args(get_args(kind)[1])[0])
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError("not numbers in rows of equal length") from error
-    return kind.model_validate(content, strict=False)
+    return read_settings(kind, content)
 
 
-class _Skimmed(Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+def read_settings(kind: type[Strict], content: dict[str, Any]) -> Any:
+    """A spec as an older or a newer program wrote it.
+
+    Fields that it lacks have their legacy value. Those that are not known here are kept (``model_extra``).
+
+    Raises:
+        ValidationError: a value that breaks a rule.
+    """
+    known = content.keys() <= kind.model_fields.keys()
+    return (kind if known else _open(kind)).model_validate({**kind.legacy(), **content}, strict=False)
+
+
+@lru_cache
+def _open(kind: type[Strict]) -> type[Strict]:
+    return type(kind.__name__, (kind,), {"model_config": ConfigDict(extra="allow"), "__module__": __name__})
+
+
+class _Skimmed(Record, frozen=True, kw_only=True):
     """A record whose larger parts are not parsed yet."""
 
     data: msgspec.Raw  # type: ignore[assignment]
@@ -141,7 +163,7 @@ class _Skimmed(Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
 
 
-class _SkimmedHeldOut(HeldOut, frozen=True, forbid_unknown_fields=True, eq=False, gc=False):
+class _SkimmedHeldOut(HeldOut, frozen=True, eq=False, gc=False):
     """Held-out ranks whose people, the same in all runs of a seed, are not parsed yet."""
 
     subject: msgspec.Raw  # type: ignore[assignment]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ocr_eval import precision, provenance, weights
+from ocr_eval import precision, weights
 from ocr_eval.dataset import build_dataset
 from ocr_eval.device_memory import free_cache
 from ocr_eval.errors import Interrupted, RunFailed, UserError
@@ -115,7 +115,7 @@ class Bases:
         """The folder of a run below an output folder."""
         identity = self.weights(spec.model).identity
         kind = RunFolder if is_first() else OnlookersFolder
-        return kind.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
+        return kind.of(output, spec, spec.fingerprint(identity))
 
     def settle(self, specs: Sequence[RunSpec], output: Path | None) -> list[RunSpec]:
         """The runs in the precision they are made in.

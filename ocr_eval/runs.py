@@ -36,7 +36,7 @@ from ocr_eval.errors import Busy, UserError
 from ocr_eval.files import read_jsonl, refuse_folder, remove, replacing, sync, to_jsonl, write_atomic
 from ocr_eval.locks import hold
 from ocr_eval.records import Record, read_record
-from ocr_eval.specs import SCHEMA_VERSION, RunSpec
+from ocr_eval.specs import SCHEMA_VERSION, DataSpec, RunSpec, TrainSpec
 
 #: Seconds that a lock is waited for: one that only looks whether it is free holds it for an instant.
 _GLANCE = 0.2
@@ -343,6 +343,9 @@ def read_run(path: Path) -> RunSpec:
     """
     content = resources.read_yaml(path)
     content.pop("schema_version", None)
+    for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # a run is what it was when it was made
+        if isinstance(content.get(section), dict):
+            content[section] = {**kind.legacy(), **content[section]}
     return resources.parse(RunSpec, content, str(path), strict=False)
 
 

@@ -1,8 +1,8 @@
 """Which records: their settings by name, filters over them, and the rows that they are grouped into. Pure.
 
 A setting is anything a run was told and that may differ between runs: model, method, every field of the data
-protocol and of training, precision, attention, base weights, code, seed. Records that differ in any of them but the
-seed are never averaged, and neither are those of two associations of one name.
+protocol and of training, precision, attention, base weights, results version, seed. Records that differ in any of them
+but the seed are never averaged, and neither are those of two associations of one name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ from ocr_eval.specs import DataSpec, TrainSpec
 PUBLISHED_ORDER = ("city-language", "city-language-cf", "country-code", "profession-color", "sport-music")
 
 #: What rows can be made of (``--by``).
-ROW_KEYS = ("model", *TrainSpec.model_fields, *DataSpec.model_fields, "dtype", "attention", "base", "code", "seed")
+ROW_KEYS = (
+    "model",
+    *TrainSpec.model_fields,
+    *DataSpec.model_fields,
+    "dtype",
+    "attention",
+    "base",
+    "results",
+    "code",
+    "seed",
+)
 
 #: What records can be chosen by (``--filter``).
 FILTER_KEYS = (*ROW_KEYS, "association", "kind", "facts_learned")
@@ -32,8 +42,8 @@ METHOD_NAMES = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
 #: The controls, in the order of rows; the real data come first.
 _CONTROLS = ("", "no entailments", "shuffled")
 
-#: Settings that an untold row is told apart by; the seed is averaged over.
-_TOLD_APART = tuple(key for key in ROW_KEYS if key != "seed")
+#: Settings that an untold row is told apart by; the seed is averaged over, and code that gives the same results too.
+_TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "code"))
 
 Settings = Mapping[str, str]
 Condition = Mapping[str, tuple[str, ...]]
@@ -50,7 +60,9 @@ def settings_of_each(records: Sequence[Record]) -> list[dict[str, str]]:
 
     def words(spec: TrainSpec | DataSpec) -> dict[str, str]:
         if id(spec) not in said:
-            said[id(spec)] = {key: _text(getattr(spec, key)) for key in type(spec).model_fields}
+            said[id(spec)] = {
+                key: _text(getattr(spec, key)) for key in (*type(spec).model_fields, *(spec.model_extra or ()))
+            }
         return said[id(spec)]
 
     return [
@@ -61,6 +73,7 @@ def settings_of_each(records: Sequence[Record]) -> list[dict[str, str]]:
             "dtype": record.dtype,
             "attention": record.attention,
             "base": record.base_identity,
+            "results": str(record.results_version) if record.results_version else f"0, code {record.code}",
             "code": record.code,
             "seed": str(record.seed),
             "association": record.association,
@@ -193,14 +206,15 @@ def group_rows(
         but: keys that do not tell rows apart; records of one row that differ in them may not be averaged.
     """
     told = settings_of_each(records)
-    rest = [key for key in _TOLD_APART if key not in by and key not in but]
-    kinds = [tuple(settings[key] for key in (*by, *rest)) for settings in told]
+    unknown = sorted({key for settings in told for key in settings} - set(FILTER_KEYS))  # of a newer program
+    rest = [key for key in (*_TOLD_APART, *unknown) if key not in by and key not in but]
+    kinds = [tuple(settings.get(key, "") for key in (*by, *rest)) for settings in told]
     alike = dict(zip(kinds, told, strict=True))
     values: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     contents: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for kind, settings in alike.items():
         for key in rest:
-            values[kind[: len(by)], key, _peers(key, settings, rest)].add(settings[key])
+            values[kind[: len(by)], key, _peers(key, settings, rest)].add(settings.get(key, ""))
     for record, kind in zip(records, kinds, strict=True):
         contents[kind[: len(by)], record.model, record.association].add(record.association_digest)
     names = {}
@@ -232,7 +246,7 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
     model = [settings["model"]] if "model" in differing else []
     method = [METHOD_NAMES[settings["method"]]] if "method" in rest else []
     control = [f"control: {kind}"] if (kind := _control(settings, rest)) else []
-    further = [f"{key}={settings[key]}" for key in differing if key not in ("model", "method", "variant")]
+    further = [f"{key}={settings.get(key, 'unset')}" for key in differing if key not in ("model", "method", "variant")]
     return ", ".join([*model, *method, *control, *further])
 
 
@@ -252,7 +266,7 @@ def _peers(key: str, settings: Settings, rest: Sequence[str]) -> tuple[str, ...]
     model, method = (settings[key] if key in rest else "" for key in ("model", "method"))
     if key in TrainSpec.model_fields:
         return (model, method)
-    if key in ("attention", "base", "code"):
+    if key in ("attention", "base", "results"):
         return (model, method, _control(settings, rest))
     return ("no entailments" if key == "m_train" and settings["m_train"] == "0" else "",)
 

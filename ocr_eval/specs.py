@@ -1,7 +1,7 @@
 """What a run is, fully resolved: model, association, data protocol, training. Frozen and validated.
 
-A ``RunSpec`` and the digest of the code that executes it determine a run's result bit for bit on one machine; on
-a GPU only with ``attention: grouped`` or ``eager``, as the backward pass of sdpa adds there in no fixed order.
+What "bit for bit" holds for: the same spec in the same pack, by the same code on the same machine. On a GPU only with
+``attention: grouped`` or ``eager``, as the backward pass of sdpa adds there in no fixed order.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from ocr_eval.errors import UserError
 from ocr_eval.people import MAX_PEOPLE
 
 SCHEMA_VERSION: Literal[1] = 1
+#: Which numbers a run gives. Raise it by hand when they change (tests/test_golden.py reminds): runs of another version
+#: are repeated, and apart in tables. Records from before there were versions have 0.
+RESULTS_VERSION = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Method = Literal["lora", "qlora", "full"]
@@ -40,6 +43,34 @@ class Strict(BaseModel):
     """Frozen, no unknown keys, no conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @classmethod
+    def legacy(cls) -> dict[str, Any]:
+        """The legacy value of each field that was added later: what reproduces runs from before it existed."""
+        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return {
+            name: extra["legacy"] for name, extra in extras.items() if isinstance(extra, dict) and "legacy" in extra
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What tells one run from another: all fields, but for those that have their legacy value.
+
+        So a new field changes the name of no finished run, whatever default it is given.
+        """
+        legacy = self.legacy()
+        dumped = self.model_dump(mode="json")
+        return {name: value for name, value in dumped.items() if name not in legacy or value != legacy[name]}
+
+
+def added_field(default: Any, legacy: Any, **rules: Any) -> Any:
+    """A field of a spec that finished runs do not have.
+
+    Args:
+        default: what new runs have.
+        legacy: what runs had before there was the field; frozen with it, and never simply today's default.
+        rules: as pydantic's ``Field`` takes them.
+    """
+    return Field(default, json_schema_extra={"legacy": legacy}, **rules)
 
 
 class HubWeights(Strict):
@@ -240,20 +271,20 @@ class RunSpec(Strict):
         """The name of this run's random stream for a purpose: data, order, initialization."""
         return f"{self.seed}/{purpose}"
 
-    def fingerprint(self, base: str, code: str) -> str:
-        """Eight hex digits over all that changes the result: this spec, base weights, code.
+    def fingerprint(self, base: str) -> str:
+        """Eight hex digits over all that changes the result: this spec, base weights, results version.
 
         Names, descriptions and notes do not count; weights count by their content (``base``). The precision must be
         settled.
         """
         content: dict[str, Any] = {
             "base": base,
-            "code": code,
+            "results": RESULTS_VERSION,
             "dtype": self.precision,
             "attention": self.model.attention,
             "association": self.association.content(),
-            "data": self.data.model_dump(mode="json"),
-            "train": self.train.model_dump(mode="json"),
+            "data": self.data.identity(),
+            "train": self.train.identity(),
             "seed": self.seed,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
@@ -315,8 +346,9 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
             raise UserError(
                 f"'{name_or_path}' is a folder without config.json. Give a model folder in Hugging Face layout."
             )
+        name = _slug(path.resolve().name)
         return ModelSpec(
-            name=_slug(path.resolve().name),
+            name=f"{name}-folder" if name in resources.shipped_names("models") else name,
             description=f"A model folder of yours: {name_or_path}",
             license="unknown",
             weights=FolderWeights(kind="folder", path=str(path.resolve())),
@@ -337,6 +369,8 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
         )
     file = resources.find_yaml("model", "models", name_or_path)
     spec = resources.parse(ModelSpec, resources.read_yaml(file), str(file))
+    if resources.looks_like_path(name_or_path) and spec.name in resources.shipped_names("models"):
+        raise UserError(f"{file}: 'name: {spec.name}' belongs to a shipped model. Give yours another name.")
     if isinstance(spec.weights, FolderWeights):
         try:
             folder = (file.parent / resources.expand(spec.weights.path)).resolve()

@@ -149,7 +149,7 @@ def join_sweep(output: Path, bases: Bases) -> Sweep:
     packs = _as_held(held, runs)
     if packs is None:
         raise UserError(
-            f"Since the sweep in '{output}' was stated, the code that decides results or the weights have changed. "
+            f"Since the sweep in '{output}' was stated, the results version or the weights have changed. "
             "Start the sweep's command again."
         )
     return Sweep(output, held.grid, held.dtypes, packs)

@@ -13,7 +13,7 @@ import pytest
 from conftest import tiny_run
 from test_packs import content
 
-from ocr_eval import inject, packs, provenance
+from ocr_eval import inject, packs, specs
 from ocr_eval.errors import UserError
 from ocr_eval.grid import Grid
 from ocr_eval.run import Bases
@@ -374,14 +374,14 @@ def test_force_removes_all_runs_or_none(sweep, tmp_path):
 def test_who_takes_part_does_the_runs_that_were_stated_or_none(sweep, tmp_path, monkeypatch):
     assert sweep(tmp_path, "--epochs", 1, "--quiet").code == 0
     there = sorted(tmp_path.glob("runs/*/*/*/*"))
-    monkeypatch.setattr(provenance, "code_digest", lambda: "0123456789ab")
+    monkeypatch.setattr(specs, "RESULTS_VERSION", specs.RESULTS_VERSION + 1)
     answer = sweep(tmp_path, "--epochs", 1, "--worker", 1)
     assert answer.code == 2
-    assert "the code that decides results or the weights have changed" in answer.err
+    assert "the results version or the weights have changed" in answer.err
     assert sorted(tmp_path.glob("runs/*/*/*/*")) == there
     answer = sweep(tmp_path, "--epochs", 1)
     assert answer.code == 0
-    assert "4 runs in this folder were made with other code or other weights" in answer.err
+    assert "4 runs in this folder are of another results version or other weights" in answer.err
     assert len(list(tmp_path.glob("runs/*/*/*/*"))) == 8
 
 

@@ -434,7 +434,7 @@ def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
     [
         (('"mean_rank": 0.5', '"mean_rank": 0.1'), "states mean rank 0.1 and the ranks have 0.5"),
         (('"mean_rank": 0.5', '"mean_rank": "good"'), "Expected `float`, got `str`"),
-        (('"seed":', '"sead":'), "sead"),
+        (('"seed":', '"sead":'), "seed"),
         (("[[0.5, 2.375,", "[[0.5,"), "rows of equal length"),
         (("[[0.5, 2.375,", "[[0.5, null,"), "edited by hand"),
         (('"top1": 0.0', '"top1": 0.9'), "states top-1 0.9 and the ranks have 0"),

@@ -109,7 +109,7 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     Raises:
         Busy: another process is working on it.
     """
-    from ocr_eval import provenance, weights
+    from ocr_eval import weights
     from ocr_eval.processes import is_first
     from ocr_eval.runs import RunFolder
     from ocr_eval.specs import PRECISIONS
@@ -118,9 +118,9 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     begun = [RunFolder(path) for path in kin.parent.glob(kin.name)] if is_first() else []
     if not any(folder.is_done() or folder.is_held() for folder in begun):
         return None  # weights, whose content counts, take long to read
-    identity, code = weights.locate(spec.model).identity, provenance.code_digest()
+    identity = weights.locate(spec.model).identity
     asked = PRECISIONS if spec.model.dtype == "auto" else (spec.model.dtype,)
-    folders = [RunFolder.of(output, spec, spec.in_precision(dtype).fingerprint(identity, code)) for dtype in asked]
+    folders = [RunFolder.of(output, spec, spec.in_precision(dtype).fingerprint(identity)) for dtype in asked]
     done = [folder for folder in folders if folder.is_done()]
     if len(done) == 1 and not force:
         return done[0]

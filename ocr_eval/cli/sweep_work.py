@@ -164,7 +164,7 @@ def _work_elsewhere(sweep: Sweep, means: Means) -> None:
 
 
 def _say_what_is_left(sweep: Sweep) -> None:
-    """Say how many runs of the folder's sweep no longer count, because code or weights have changed."""
+    """Say how many runs of the folder's sweep no longer count: those of another results version or other weights."""
     from ocr_eval.grid import read_sweep
     from ocr_eval.progress import say
 
@@ -172,8 +172,8 @@ def _say_what_is_left(sweep: Sweep) -> None:
     others = len(held.runs - {run.folder.identity for run in sweep.runs}) if held else 0
     if others:
         say(
-            f"{others} runs in this folder were made with other code or other weights. They stay, and all runs are "
-            "repeated beside them."
+            f"{others} runs in this folder are of another results version or other weights. They stay, and all runs "
+            "are repeated beside them."
         )
 
 

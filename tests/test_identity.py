@@ -1,0 +1,115 @@
+"""What a run is called: finished runs keep their names while the program around them grows."""
+
+import json
+import shutil
+from typing import Literal
+
+import pytest
+import yaml
+from conftest import tiny_run
+from test_table import record
+
+from ocr_eval import provenance, specs
+from ocr_eval.errors import UserError
+from ocr_eval.records import read_record, read_settings, to_plain
+from ocr_eval.runs import read_config
+from ocr_eval.selection import group_rows
+from ocr_eval.specs import DataSpec, RunSpec, TrainSpec, added_field, load_model_spec
+
+#: Of the tiny Llama's run below, at results version 1. Where it changes without a new version, every finished run of
+#: every user is orphaned.
+NAME = "1a694389"
+
+
+class Grown(TrainSpec):
+    """Training with a field that was added later, and whose default is not what there was before."""
+
+    momentum: float = added_field(0.9, legacy=0.0)
+
+
+def grown(spec: RunSpec, **changes: object) -> RunSpec:
+    return spec.model_copy(update={"train": Grown(**{**spec.train.model_dump(), **changes})})
+
+
+def test_the_name_of_a_run_is_frozen(tiny):
+    assert tiny_run(tiny).fingerprint("weights") == NAME
+
+
+def test_a_field_that_is_added_renames_no_run_that_does_as_before(tiny):
+    spec = tiny_run(tiny)
+    assert grown(spec, momentum=0.0).fingerprint("weights") == NAME
+    assert grown(spec).fingerprint("weights") != NAME, "another default is another run"
+
+
+def test_what_changes_the_result_changes_the_name(tiny, monkeypatch):
+    spec = tiny_run(tiny)
+    names = {
+        spec.fingerprint("weights"),
+        spec.fingerprint("other weights"),
+        spec.in_precision("bfloat16").fingerprint("weights"),
+        tiny_run(tiny, seed=1).fingerprint("weights"),
+        tiny_run(tiny, lr=3e-3).fingerprint("weights"),
+        tiny_run(tiny, m_train=1).fingerprint("weights"),
+    }
+    monkeypatch.setattr(specs, "RESULTS_VERSION", specs.RESULTS_VERSION + 1)
+    assert len({*names, spec.fingerprint("weights")}) == 7
+
+
+def test_a_record_of_an_older_program_has_legacy_values(tmp_path):
+    old = read_settings(Grown, TrainSpec().model_dump(mode="json"))
+    assert old.momentum == 0.0
+    content = to_plain(record())
+    del content["results_version"]
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert read_record(tmp_path / "result.json").results_version == 0
+
+
+@pytest.mark.parametrize("scoring", [None, "first-token"])
+def test_a_record_of_a_newer_program_is_read_and_its_settings_tell_rows_apart(tmp_path, scoring):
+    read = []
+    for momentum in (0.5, 0.9):
+        content = to_plain(record())
+        content["train"]["momentum"] = momentum
+        content |= {"measures": {"rank of the change": 3}, "run": f"a/b/lora/seed0-{momentum}"}
+        content["final"]["first-token"]["test_entailment"]["spread"] = 1.0
+        (tmp_path / "result.json").write_text(json.dumps(content))
+        read.append(read_record(tmp_path / "result.json", scoring))
+    assert [row.setting for row in group_rows(read)] == ["LoRA, momentum=0.5", "LoRA, momentum=0.9"]
+    assert [row.setting for row in group_rows([read[0], record()])] == ["LoRA, momentum=0.5", "LoRA, momentum=unset"]
+
+
+def test_other_code_of_the_same_results_version_is_averaged_and_older_code_is_not():
+    assert len(group_rows([record(code="a", results_version=1), record(code="b", results_version=1)])) == 1
+    assert len(group_rows([record(code="a", results_version=1), record(code="a", results_version=2)])) == 2
+    assert len(group_rows([record(code="a", results_version=0), record(code="b", results_version=0)])) == 2
+
+
+def test_a_run_resumes_after_an_upgrade(ocr_eval, tiny, tmp_path, monkeypatch):
+    flags = ["finetune", "city-language", "--model", tiny, "--n", 3, "--m-train", 2, "--m-test", 2, "-o", tmp_path]
+    assert ocr_eval(*flags).code == 0
+    monkeypatch.setattr(provenance, "code_digest", lambda: "0123456789ab")
+    assert "done before" in ocr_eval(*flags).out
+
+
+def test_the_config_of_an_older_run_is_what_that_run_was(ocr_eval, tiny, tmp_path, monkeypatch):
+    class Older(DataSpec):
+        language: Literal["en", "fr"] = added_field("fr", legacy="en")
+
+    flags = ["finetune", "city-language", "--model", tiny, "--n", 3, "--m-train", 2, "--m-test", 2, "--epochs", 1]
+    assert ocr_eval(*flags, "-o", tmp_path).code == 0
+    (config,) = tmp_path.rglob("config.yaml")
+    assert "language" not in yaml.safe_load(config.read_text())["data"]
+    monkeypatch.setattr("ocr_eval.runs.DataSpec", Older)
+    monkeypatch.setattr(RunSpec, "model_validate", classmethod(lambda cls, content, **_: content))
+    assert read_config(config.parent)["data"]["language"] == "en"
+
+
+def test_a_model_of_yours_may_not_take_a_shipped_name(model_files, tmp_path):
+    text = model_files["llama"].read_text().replace("name: tiny-llama", "name: llama3-8b")
+    (tmp_path / "mine.yaml").write_text(text.replace("./llama", str(model_files["llama"].with_suffix(""))))
+    with pytest.raises(UserError, match="'name: llama3-8b' belongs to a shipped model"):
+        load_model_spec(str(tmp_path / "mine.yaml"))
+    folder = model_files["llama"].with_suffix("")
+    shutil.copytree(folder, tmp_path / "llama3-8b")
+    assert load_model_spec(str(tmp_path / "llama3-8b")).name == "llama3-8b-folder"
+    assert load_model_spec(str(folder)).name == "llama"
