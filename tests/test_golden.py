@@ -1,4 +1,4 @@
-"""Golden losses and scores: what a tiny run gives, so that a change of numbers is noticed and gets a new results version.
+"""Golden losses and margins of a tiny run: a change of numbers is noticed, and gets a new results version.
 
 A change here is either a defect, or a new ``specs.RESULTS_VERSION`` together with the new values below.
 """
