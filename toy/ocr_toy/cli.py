@@ -229,6 +229,7 @@ def check(
 ) -> None:
     """Check claims 1 to 8: the theory's number, the measured one, the tolerance, pass or fail."""
     from ocr_toy.check import DEFAULT_GRID, CheckSpec, run_checks
+    from ocr_toy.theory import require_solver
 
     sizes = []
     for text in grid or ():
@@ -242,6 +243,7 @@ def check(
         rank_steps=rank_steps,
         seed=seed,
     )
+    require_solver(spec.solver)
     _prepare(output)
     done = []
     for result in run_checks(spec, say):
