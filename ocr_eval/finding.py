@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ocr_eval.association import Kind
 from ocr_eval.records import Record
 from ocr_eval.selection import by_association
-from ocr_eval.specs import Scoring
+from ocr_eval.specs import Scoring, TrainSpec
 from ocr_eval.table import Cell, Table, make_cells
 
 #: A sentence says that facts were inferred when mean rank is below its null at this permutation p-value.
@@ -39,13 +39,28 @@ def finding(records: Sequence[Record], table: Table) -> str:
     return "; ".join(part for part in parts if part) + "." if any(parts) else ""
 
 
+def remedy(losses: Sequence[float], train: TrainSpec) -> str:
+    """What to change where a run did not learn its facts.
+
+    Args:
+        losses: of its epochs, in order.
+        train: how it was trained.
+    """
+    best = min(losses)
+    if losses[-1] > 1.2 * best:
+        return f"The loss rose again after epoch {losses.index(best) + 1}: lower --lr (now {train.lr:g})."
+    if len(losses) == 1 or losses[-1] < 0.97 * losses[-2]:
+        return f"The loss was still falling: raise --epochs (now {train.epochs}) or --lr (now {train.lr:g})."
+    return f"The loss stopped falling at {losses[-1]:.2g}: try another --lr (now {train.lr:g}), a higher one first."
+
+
 def _clause(runs: Sequence[Record], scoring: Scoring) -> str:
     """What the runs of one association show."""
     link, yes, no = _READINGS[runs[0].kind]
     where = f"on {runs[0].association} ({link})"
     learned = [run for run in runs if run.facts_learned]
     if not learned:
-        return f"{where} the facts were not learned, so nothing can be said"
+        return f"{where} the facts were not learned, so nothing can be said (train longer, or at another --lr)"
     left_out = f", leaving out {len(runs) - len(learned)} of {len(runs)} runs that did not learn their facts,"
     (cell,) = make_cells([learned], scoring)
     told = "too few groups to tell" if not _can_tell(cell) else yes if _inferred(cell) else no

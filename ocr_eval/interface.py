@@ -8,12 +8,12 @@ print(ocr_eval.render_table(ocr_eval.make_table(ocr_eval.read_records("results")
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ocr_eval.archive import Found, find_runs
+from ocr_eval.archive import Found, Run, find_runs
 from ocr_eval.association import Association, load_association
 from ocr_eval.errors import UserError, unknown_name
 from ocr_eval.records import Record, Scores
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 __all__ = [
     "UserError",
     "draw_figures",
+    "epochs_frame",
     "finetune",
     "load_association",
     "load_model",
     "make_run",
     "make_table",
+    "probes_frame",
     "read_records",
     "records_frame",
     "render_table",
@@ -124,12 +126,14 @@ def read_records(*folders: Folder, where: str | Sequence[str] = ()) -> list[Reco
     return _found(folders, where).records
 
 
-def _found(folders: Sequence[Folder], where: str | Sequence[str] = (), scoring: Scoring | None = None) -> Found:
+def _found(
+    folders: Sequence[Folder], where: str | Sequence[str] = (), scoring: Scoring | None = None, stacklevel: int = 3
+) -> Found:
     texts = [where] if isinstance(where, str) else where
     conditions = [parse_condition("where", text) for text in texts]
     found = find_runs(*map(Path, folders), scoring=scoring)
     for complaint in found.complaints:
-        warnings.warn(f"{complaint} Skipped.", stacklevel=3)
+        warnings.warn(f"{complaint} Skipped.", stacklevel=stacklevel)
     chosen = {record.run for record in select(found.records, conditions)}
     return replace(found, runs=[run for run in found.runs if run.record.run in chosen])
 
@@ -137,29 +141,107 @@ def _found(folders: Sequence[Folder], where: str | Sequence[str] = (), scoring: 
 def records_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Records as a tidy table: a row for each run, moment, scoring and quantity.
 
-    Columns: ``run``, the settings (``model``, ``method``, ``lr``, ``m_train`` ...), ``published_as``,
-    ``train_loss``; ``moment`` (``base`` or ``final``), ``scoring``, ``quantity``; and the statistics ``probes``,
-    ``mean_rank``, ``null_rank``, ``ocr_score``, ``top1``, ``mrr``, ``margin`` (nats), ``ties``.
+    Columns: ``run``, the settings (``model``, ``method``, ``lr``, ``m_train`` ...), ``facts_learned``,
+    ``published_as``, ``train_loss``; ``moment`` (``base`` or ``final``), ``scoring``, ``quantity``; and the statistics
+    ``probes``, ``mean_rank``, ``null_rank``, ``ocr_score``, ``top1``, ``mrr``, ``margin`` (nats), ``ties``.
     """
     import pandas as pd
 
     rows = []
     for record in records:
-        told = settings_of(record)
-        typed = {**record.train.model_dump(), **record.data.model_dump(), "seed": record.seed}
-        run = {
-            "run": record.run,
-            **{key: typed.get(key, told[key]) for key in FILTER_KEYS},
-            "facts_learned": record.facts_learned,
-            "published_as": record.published_as,
-            "train_loss": record.train_loss,
-        }
+        run = {**_settings(record), "published_as": record.published_as, "train_loss": record.train_loss}
         for moment, scores in (("base", record.base), ("final", record.final)):
             for scoring, by_quantity in scores.items():
                 for quantity, score in by_quantity.items():
                     statistics = {name: getattr(score, name) for name in score.__struct_fields__}
                     rows.append({**run, "moment": moment, "scoring": scoring, "quantity": quantity, **statistics})
     return pd.DataFrame(rows)
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """The columns that say which run a row is of."""
+    told = settings_of(record)
+    typed = {**record.train.model_dump(), **record.data.model_dump(), "seed": record.seed}
+    named = {key: typed.get(key, told[key]) for key in FILTER_KEYS}
+    return {"run": record.run, **named, "facts_learned": record.facts_learned}
+
+
+def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Scoring = "first-token") -> pd.DataFrame:
+    """How finished runs learned: a row for each run and epoch, epoch 0 being the untouched base.
+
+    Columns: ``run`` and the settings, as ``records_frame`` has them; ``epoch``, ``train_loss`` (nats an answer token),
+    ``train_seconds``, ``score_seconds``; and every statistic of every quantity, ``test_entailment_ocr_score`` for one.
+    What was not measured at an epoch is missing (NaN). A run whose file cannot be read is a warning and skipped.
+
+    Args:
+        folders: at any depth above the runs.
+        where: conditions, as ``read_records`` takes them.
+        scoring: whose statistics.
+
+    Raises:
+        UserError: no such folder, or no run that meets the conditions.
+    """
+    import pandas as pd
+
+    from ocr_eval.figures.sources import metrics_of
+
+    rows = []
+    for settings, line in _lines(folders, where, scoring, metrics_of):
+        quantities = line.get("scores", {}).get(scoring, {}).items()
+        scores = {f"{quantity}_{name}": value for quantity, each in quantities for name, value in each.items()}
+        measured = {key: line.get(key) for key in ("epoch", "train_loss", "train_seconds", "score_seconds")}
+        rows.append({**settings, **measured, **scores})
+    return pd.DataFrame(rows)
+
+
+def probes_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Scoring = "first-token") -> pd.DataFrame:
+    """What finished runs answered: a row for each run, epoch (the first, 0, and the last) and probe.
+
+    Columns: ``run`` and the settings, as ``records_frame`` has them; ``epoch``, ``quantity``, ``group``, ``subject``,
+    ``prompt``, ``answer`` (the right one), ``logprob`` of it, ``rank`` (0 is best), ``null_rank``, and ``best``, the
+    candidate that the model puts first. A run whose file cannot be read is a warning and skipped.
+
+    Args:
+        folders: at any depth above the runs.
+        where: conditions, as ``read_records`` takes them.
+        scoring: whose log-probabilities and ranks.
+
+    Raises:
+        UserError: no such folder, or no run that meets the conditions.
+    """
+    import pandas as pd
+
+    from ocr_eval.figures.sources import probes_of
+
+    rows = []
+    for settings, line in _lines(folders, where, scoring, probes_of):
+        logprobs, candidates = line["logprobs"][scoring], line["candidates"]
+        told = {key: line[key] for key in ("epoch", "quantity", "group", "subject", "prompt", "answer")}
+        answered = {
+            "logprob": logprobs[candidates.index(line["answer"])],
+            "rank": line["rank"][scoring],
+            "null_rank": line["null_rank"][scoring],
+            "best": candidates[max(range(len(candidates)), key=logprobs.__getitem__)],
+        }
+        rows.append({**settings, **told, **answered})
+    return pd.DataFrame(rows)
+
+
+def _lines(
+    folders: Sequence[Folder],
+    where: str | Sequence[str],
+    scoring: Scoring,
+    read: Callable[[Run, Scoring], list[dict[str, Any]]],
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The settings of each run with each line of one of its files; one that cannot be used is a warning."""
+    for run in _found(folders, where, stacklevel=4).runs:
+        try:
+            lines = read(run, scoring)
+        except UserError as error:
+            warnings.warn(f"{error} Left out.", stacklevel=3)
+            continue
+        settings = _settings(run.record)
+        yield from ((settings, line) for line in lines)
 
 
 def make_table(

@@ -116,6 +116,7 @@ def load_base(
         UserError: the device is not there, or too small, or the folder's files are no causal language model, or not
             all of one.
     """
+    assert spec.dtype != "auto", "settle the precision first (precision.py)"
     accelerator = make_accelerator(device)
     mapped = quantized or accelerator.device.type == "cuda"  # read onto the device itself, not by way of the CPU
     if quantized:

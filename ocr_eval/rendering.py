@@ -67,7 +67,8 @@ def _flags(table: Table) -> list[str]:
     notes = []
     if any(cell.unlearned for cell in cells):
         notes.append(
-            "! a run's facts were not learned (top-1 under 95 %): its rank says nothing of out-of-context reasoning."
+            "! a run's facts were not learned (top-1 under 95 %): its rank says nothing of out-of-context reasoning. "
+            "Train longer (--epochs) or at another --lr."
         )
     if any(cell.seeds == 1 and cell.bounds for cell in cells):
         notes.append("* one seed: the interval is over subjects only.")
@@ -215,6 +216,12 @@ def to_tex(table: Table) -> str:
 def to_html(table: Table) -> str:
     """A small page that holds the table."""
     text: str = templates().get_template("table.html.j2").render(_context(table))
+    return text
+
+
+def to_html_table(table: Table) -> str:
+    """The table alone, to stand in a page of someone else's."""
+    text: str = templates().get_template("table_only.html.j2").render(_context(table))
     return text
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ocr_eval import intervals
 from ocr_eval.association import Kind
@@ -16,6 +16,9 @@ from ocr_eval.permutation import least_p, permutation_ps
 from ocr_eval.records import Record, Score
 from ocr_eval.selection import by_association, column_order, group_rows, shared_protocol
 from ocr_eval.specs import Scoring
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: What a cell can show; the margin has no interval, for records keep no margins of subjects.
 Metric = intervals.Metric | Literal["margin"]
@@ -96,6 +99,20 @@ class Table:
     rows: tuple[Row, ...]
     protocol: Mapping[str, str]
     methods: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy frame: a row for each cell, with the columns of the csv format."""
+        import pandas as pd
+
+        from ocr_eval.rendering import flat_cells
+
+        return pd.DataFrame(list(flat_cells(self)))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from ocr_eval.rendering import to_html_table
+
+        return to_html_table(self)
 
 
 def build_table(

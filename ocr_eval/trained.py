@@ -77,9 +77,10 @@ def _value(config: PretrainedConfig, field: str) -> object:
 
 
 def _foreign_model(folder: Path, spec: ModelSpec, reason: str) -> UserError:
+    path = folder if resources.looks_like_path(str(folder)) else f"./{folder}"
     return UserError(
         f"--adapter {folder} is not a trained {spec.called}: {reason}. Name the model it was trained from with "
-        f"--model, or score it by itself: --model {folder}"
+        f"--model, or score it by itself: --model {path}"
     )
 
 

@@ -1,6 +1,8 @@
 """The Python interface, and the example of the documentation as it stands."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -59,6 +61,76 @@ def test_a_damaged_record_is_a_warning(tmp_path):
     (tmp_path / "run0/result.json").write_text("{")
     with pytest.warns(UserWarning, match="run0/result.json is no whole record"):
         assert len(interface.read_records(tmp_path)) == 1
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """Runs of two seeds, scored after every other epoch."""
+    from ocr_eval.cli.app import run
+
+    output = tmp_path_factory.mktemp("frames")
+    flags = ["--epochs", "3", "--score-every", "2", "--n", "3", "--m-train", "2", "--m-test", "3", "--quiet"]
+    run(["sweep", "--models", tiny, "--assocs", "city-language", "--seeds", "0-1", *flags, "-o", str(output)])
+    return output
+
+
+def test_epochs_as_a_frame(finished):
+    frame = interface.epochs_frame(finished, where="seed=1")
+    assert frame.epoch.tolist() == [0, 1, 2, 3]
+    assert set(frame.seed) == {1}
+    assert frame.train_loss.isna().tolist() == [True, False, False, False]
+    assert frame.test_entailment_ocr_score.isna().tolist() == [False, True, False, False]
+    (record,) = interface.read_records(finished, where="seed=1")
+    score = record.final["sequence"]["test_fact"]
+    last = interface.epochs_frame(finished, where="seed=1", scoring="sequence").iloc[-1]
+    assert (last.run, last.train_loss, last.lr) == (record.run, record.train_loss, record.train.lr)
+    assert (last.test_fact_mean_rank, last.test_fact_top1) == (score.mean_rank, score.top1)
+
+
+def test_probes_as_a_frame(finished):
+    frame = interface.probes_frame(finished, scoring="sequence")
+    assert len(frame) == 2 * 2 * 30
+    assert sorted(set(frame.epoch)) == [0, 3]
+    final = frame.query("epoch == 3")
+    for each in interface.read_records(finished):
+        for quantity, score in each.final["sequence"].items():
+            own = final[(final.run == each.run) & (final.quantity == quantity)]
+            assert own["rank"].mean() == pytest.approx(score.mean_rank)
+            assert (own["rank"] == 0).mean() == pytest.approx(score.top1)
+    assert ((final["best"] == final["answer"]) == (final["rank"] == 0)).all()
+    assert (final.logprob < 0).all()
+
+
+def test_a_run_without_its_lines_is_a_warning(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    next((tmp_path / "copy").rglob("probes.jsonl")).unlink()
+    with pytest.warns(UserWarning, match=r"probes\.jsonl is missing") as caught:
+        assert len(interface.probes_frame(tmp_path / "copy")) == 2 * 30
+    assert [Path(warning.filename) for warning in caught] == [Path(__file__)]
+
+
+def test_a_table_shows_itself_and_is_a_frame():
+    records = [record(seed=seed, model="<b>&c") for seed in (0, 1)]
+    table = interface.make_table(records)
+    frame = table.to_frame()
+    assert list(frame.columns) == interface.render_table(table, "csv").splitlines()[0].split(",")
+    own = frame[~frame.published]
+    assert (own.model.item(), own.seeds.item(), own.mean_rank.item()) == ("<b>&c", 2, 0.5)
+    shown = table._repr_html_()
+    assert shown.startswith("<table>")
+    assert '<th scope="row">&lt;b&gt;&amp;c</th>' in shown
+    assert "<b>" not in shown
+    assert shown in interface.render_table(table, "html")
+
+
+def test_the_python_page_runs(finished, tmp_path):
+    """Its snippets on finished runs; those that train are the example's."""
+    page = (files("ocr_eval") / "docs/python.md").read_text()
+    snippet = re.findall(r"```python\n(.*?)```", page, re.S)[-1]
+    scope = {"ocr_eval": interface, "records": interface.read_records(finished)}
+    exec(snippet.replace('"results"', repr(str(finished))), scope)
+    assert len(scope["epochs"]) == 8
+    assert set(scope["wrong"].quantity) <= {"test_entailment"}
 
 
 def test_the_example_of_the_documentation_runs(tiny, tmp_path):

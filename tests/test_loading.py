@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from ocr_eval import models, run
 from ocr_eval.errors import UserError
 from ocr_eval.models import load_base, make_accelerator
+from ocr_eval.precision import settle
 from ocr_eval.specs import load_model_spec, make_run_spec
 from ocr_eval.weights import WeightFolder, locate
 
@@ -36,7 +37,7 @@ def test_a_model_that_lacks_tensors_is_refused(model_files, tmp_path, architectu
     def without(tensors):
         return {name: tensor for name, tensor in tensors.items() if "layers.1.mlp" not in name}
 
-    spec = load_model_spec(str(changed(model_files, tmp_path, architecture, without)))
+    spec = settle(load_model_spec(str(changed(model_files, tmp_path, architecture, without))), "cpu")
     with pytest.raises(
         UserError, match=r"lacks 3 of the model's tensors.* first model\.layers\.1\.mlp\.down_proj\.weight"
     ):
@@ -86,6 +87,7 @@ def gpus(monkeypatch, tiny):
         monkeypatch.setattr(run.weights, "locate", lambda spec: files)
         monkeypatch.setenv("WORLD_SIZE", str(processes))
         spec = make_run_spec(load_model_spec(name), tiny_run(tiny).association, {}, {"method": method}, 0)
+        spec = spec.in_precision("bfloat16")
         with pytest.raises(UserError) as refusal:
             run.Bases("cuda").get(spec)
         return seen.get("device_map"), str(refusal.value)

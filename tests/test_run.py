@@ -278,8 +278,16 @@ def test_an_interruption_within_the_first_second_loses_no_finished_epoch(tiny, t
     assert content(only_run(tmp_path)) == forty_epochs
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C arrives also where the tests run in the background of a shell, which ignores it there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("epochs", "said"), [(0, "no epoch is saved yet"), (2, "epoch 2 of 3 is saved")])
-def test_ctrl_c_says_from_where_the_run_resumes(finetune, tmp_path, monkeypatch, epochs, said):
+def test_ctrl_c_says_from_where_the_run_resumes(interruptible, finetune, tmp_path, monkeypatch, epochs, said):
     from ocr_eval import inject
 
     honest = inject.train_epoch
@@ -299,7 +307,7 @@ def test_ctrl_c_says_from_where_the_run_resumes(finetune, tmp_path, monkeypatch,
     assert finetune(tmp_path).code == 0
 
 
-def test_a_second_ctrl_c_stops_at_once_and_force_would_start_over(finetune, tmp_path, monkeypatch):
+def test_a_second_ctrl_c_stops_at_once_and_force_would_start_over(interruptible, finetune, tmp_path, monkeypatch):
     from ocr_eval import inject, interruption
 
     monkeypatch.setattr(interruption, "_ECHO", 0.0)

@@ -42,7 +42,7 @@ def test_a_sweep_does_every_run_and_prints_the_table(sweep, tmp_path):
     answer = sweep(tmp_path)
     assert answer.code == 0, answer.err
     assert len(runs_in(tmp_path)) == 4
-    assert re.search(r"\| tiny-llama +\| lora +\| +2 \|", answer.out)
+    assert re.search(r"\| tiny-llama +\| LoRA +\| +2 \|", answer.out)
     assert "4 runs in 1 pack, 4 to do" in answer.err
     assert "pack 1/1 epoch 3/3" in answer.err
     again = sweep(tmp_path)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocr_eval.errors import UserError
-from ocr_eval.finding import finding
+from ocr_eval.finding import finding, remedy
 from ocr_eval.published import published_mean_ranks
 from ocr_eval.records import HeldOut, Record, Score
 from ocr_eval.rendering import to_csv, to_html, to_json, to_markdown, to_tex
@@ -62,6 +62,19 @@ def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.
         "code": "abc",
     }
     return Record(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([3.0, 1.0, 2.0], "after epoch 2: lower --lr (now 0.001)"),
+        ([3.0, 2.0, 1.5], "raise --epochs (now 16) or --lr"),
+        ([3.0], "raise --epochs"),
+        ([3.0, 2.0, 1.99], "stopped falling at 2: try another --lr"),
+    ],
+)
+def test_what_was_not_learned_says_what_to_change(losses, said):
+    assert said in remedy(losses, TrainSpec(lr=1e-3))
 
 
 def test_a_cell_is_the_mean_over_seeds_and_its_score_that_of_the_means():

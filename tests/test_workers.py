@@ -41,7 +41,7 @@ def test_two_workers_leave_what_one_process_leaves(ocr_eval, tiny, tmp_path):
         assert epochs == ["0", "1", "2", "3"]
     assert "100%" in answer.err
     assert len(list((tmp_path / "two/tensorboard").rglob("events*"))) == 4
-    assert re.search(r"\| tiny-llama +\| lora +\| +2 \|", answer.out)
+    assert re.search(r"\| tiny-llama +\| LoRA +\| +2 \|", answer.out)
 
 
 def workers_of(parent: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -179,7 +179,9 @@ def eight_cores(monkeypatch):
 
 
 def smollm2(count: int):
-    return cut_into_packs([tiny_run("smollm2-135m", seed=seed, batch_size=160) for seed in range(count)], "cpu")
+    return cut_into_packs(
+        [tiny_run("smollm2-135m", seed=seed, batch_size=160).in_precision("bfloat16") for seed in range(count)], "cpu"
+    )
 
 
 def test_as_many_workers_as_cores_packs_and_memory_allow(eight_cores, monkeypatch):

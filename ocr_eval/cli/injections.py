@@ -82,22 +82,24 @@ def finetune(
     if dry_run:
         _show_plan(spec, output_dir, device, as_json, score_every)
         return
+    from ocr_eval.runs import RunFolder
+
     finished = _finished(spec, output_dir, force)
     if finished is not None:
-        folder, record, was_done = finished.path, finished.record(), True
+        folder, record, was_done = finished, finished.record(), True
     else:
         from ocr_eval.run import Execution
         from ocr_eval.run import finetune as run_finetune
 
         outcome = run_finetune(spec, output_dir, Execution(cast("Device", device), force, score_every))
-        folder, record, was_done = outcome.folder, outcome.record, outcome.was_done
+        folder, record, was_done = RunFolder(outcome.folder), outcome.record, outcome.was_done
     if as_json:
         typer.echo(record.to_json(), nl=False)
         return
-    typer.echo(_summary(record))
+    typer.echo(_summary(record, [line["train_loss"] for line in folder.metrics()[1:]]))
     if not quiet:
-        _show_curve(folder, record)
-    typer.echo(f"{'done before' if was_done else 'written to'}: {folder}")
+        _show_curve(folder.path, record)
+    typer.echo(f"{'done before' if was_done else 'written to'}: {folder.path}")
 
 
 def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
@@ -141,9 +143,15 @@ def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool, e
         raise typer.Exit(1)
 
 
-def _summary(record: Record) -> str:
+def _summary(record: Record, losses: list[float]) -> str:
+    from ocr_eval.finding import remedy
+
     finding = record.final["first-token"]["test_entailment"]
-    learned = "facts learned" if record.facts_learned else "FACTS NOT LEARNED: the rank says nothing of inference"
+    learned = (
+        "facts learned"
+        if record.facts_learned
+        else f"FACTS NOT LEARNED, so the rank says nothing of inference. {remedy(losses, record.train)}"
+    )
     return (
         f"{record.model} {record.association} ({record.kind}) seed {record.seed}: "
         f"held-out mean rank {finding.mean_rank:.2f}, null {finding.null_rank:.2f}, "

@@ -21,9 +21,17 @@ frame = ocr_eval.records_frame(records)
 held_out = frame.query("quantity == 'test_entailment' and scoring == 'first-token'")
 print(held_out.pivot(index="association", columns="moment", values="ocr_score").round(2))
 
-# The table, the figures and the page.
+# How they learned, epoch by epoch, and the questions that they got wrong in the end.
+epochs = ocr_eval.epochs_frame("results/example")
+print(epochs.pivot(index="epoch", columns="association", values="train_loss").round(3))
+probes = ocr_eval.probes_frame("results/example", where="association=country-code")
+wrong = probes.query("epoch > 0 and quantity == 'test_entailment' and best != answer")
+print(wrong[["prompt", "answer", "best", "rank"]].head())
+
+# The table, which a notebook shows by itself, the figures and the page.
 table = ocr_eval.make_table(records)
 print(ocr_eval.render_table(table))
+print(table.to_frame()[["model", "association", "ocr_score", "p"]])
 figures = ocr_eval.draw_figures("results/example")
 figures["scores"].savefig("results/example/scores.pdf")
 print(ocr_eval.write_report("results/example", output="results/example/report.html"))

@@ -235,6 +235,7 @@ def check(
     Prints the theory's number, the measured one, the tolerance, and pass or fail.
     """
     from ocr_toy.check import DEFAULT_GRID, CheckSpec, run_checks
+    from ocr_toy.theory import require_solver
 
     sizes = []
     for text in grid or ():
@@ -248,6 +249,7 @@ def check(
         rank_steps=rank_steps,
         seed=seed,
     )
+    require_solver(spec.solver)
     _prepare(output)
     done = []
     for result in run_checks(spec, say):

@@ -83,10 +83,13 @@ def test_bad_input_is_one_line_on_stderr_and_exit_2(
 
 
 @pytest.mark.parametrize("command", ["check", "figures"])
-def test_a_solver_that_is_not_installed_names_the_extra(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_that_is_not_installed_names_the_extra(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "cvxpy", None)
-    result = runner.invoke(app, [command])
+    result = runner.invoke(app, [command, "--output", str(tmp_path / "out/checks.json")])
     assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
     assert result.stderr == (
         "error: solver = SCS: the package cvxpy is not installed; install the extra: pip install 'ocr-eval[theory]'\n"
     )
