@@ -108,15 +108,15 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     from ocr_eval.runs import RunFolder
 
     kin = RunFolder.of(output, spec, "*").path
-    begun = [RunFolder(path) for path in kin.parent.glob(kin.name)] if is_first() else []
+    begun = [RunFolder(path) for path in kin.parent.glob(kin.name)]
     if not any(folder.is_done() or folder.is_held() for folder in begun):
         return None  # weights, whose content counts, take long to read
     identity = weights.locate(spec.model).identity
     folder = RunFolder.of(output, spec, spec.fingerprint(identity, provenance.code_digest()))
     if folder.is_done() and not force:
         return folder
-    if folder.is_held():
-        with folder.lock():  # says who holds it, or that it has just let go
+    if is_first() and folder.is_held():  # by another than the first of the processes that train it together
+        with folder.lock():  # raises, unless it was let go of just now
             pass
     return None
 
