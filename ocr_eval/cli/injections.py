@@ -117,7 +117,7 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     from ocr_eval.specs import PRECISIONS
 
     kin = RunFolder.of(output, spec, "*").path
-    begun = [RunFolder(path) for path in kin.parent.glob(kin.name)] if is_first() else []
+    begun = [RunFolder(path) for path in kin.parent.glob(kin.name)]
     if not any(folder.is_done() or folder.is_held() for folder in begun):
         return None  # weights, whose content counts, take long to read
     identity = weights.locate(spec.model).identity
@@ -127,8 +127,8 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     if len(done) == 1 and not force:
         return done[0]
     held = next((folder for folder in folders if folder.is_held()), None)
-    if held is not None:
-        with held.lock():  # says who holds it, or that it has just let go
+    if is_first() and held is not None:  # by another than the first of the processes that train it together
+        with held.lock():  # raises, unless it was let go of just now
             pass
     return None
 
