@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from ocr_eval import resources
 from ocr_eval.errors import UserError
-from ocr_eval.models import DTYPES, attention_for, freeze, quiet_transformers
+from ocr_eval.models import DTYPES, attention_for, freeze
+from ocr_eval.quiet import quiet_transformers
 from ocr_eval.specs import FolderWeights, ModelSpec
 from ocr_eval.weights import locate_tokenizer
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TextIO
 
-from ocr_eval.records import Quantity
 from ocr_eval.specs import Scoring
+from ocr_eval.stats import Quantity
 
 Metrics = Sequence[Mapping[str, Any]]
 

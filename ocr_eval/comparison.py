@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ocr_eval.errors import UserError
-from ocr_eval.intervals import Comparison, Estimate, SubjectRanks, compare, matched, ocr_score
+from ocr_eval.intervals import Comparison, Estimate, compare, matched, ocr_score
 from ocr_eval.records import Record
 from ocr_eval.selection import ROW_KEYS, by_association, group_rows, natural, settings_of
 from ocr_eval.specs import Scoring
+from ocr_eval.stats import HeldOut
 
 #: Settings that follow from others and so never tell what is compared.
 _IDENTITIES = ("base", "results", "code", "seed")
@@ -100,9 +101,7 @@ def _names(records: Sequence[Record]) -> str:
 
 
 def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> Contrast:
-    ranks: list[dict[int, SubjectRanks]] = [
-        {run.seed: run.held_out[scoring].subject_ranks() for run in runs} for runs in (a, b)
-    ]
+    ranks: list[dict[int, HeldOut]] = [{run.seed: run.held_out[scoring] for run in runs} for runs in (a, b)]
     try:
         both = matched(*ranks)
     except ValueError as error:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ocr_eval import resources
-from ocr_eval.intervals import Comparison, Estimate, SubjectRanks, compare, ocr_score
+from ocr_eval.intervals import Comparison, Estimate, compare, ocr_score
 from ocr_eval.permutation import permutation_p
 from ocr_eval.records import Record
 from ocr_eval.specs import DataSpec, RunSpec, Scoring
+from ocr_eval.stats import HeldOut
 
 Condition = Literal["real", "base", "no-entailment", "shuffled"]
 CONTROLS: tuple[Condition, ...] = ("base", "no-entailment", "shuffled")
@@ -72,18 +73,18 @@ def compare_conditions(records: Mapping[Condition, Sequence[Record]], scoring: S
     Raises:
         ValueError: a condition without runs.
     """
-    ranks: dict[Condition, dict[int, SubjectRanks]] = {
-        "real": {run.seed: run.held_out[scoring].subject_ranks() for run in records["real"]},
-        "base": {run.seed: run.base_held_out[scoring].subject_ranks() for run in records["real"]},
+    ranks: dict[Condition, dict[int, HeldOut]] = {
+        "real": {run.seed: run.held_out[scoring] for run in records["real"]},
+        "base": {run.seed: run.base_held_out[scoring] for run in records["real"]},
     }
     for condition in ("no-entailment", "shuffled"):
-        ranks[condition] = {run.seed: run.held_out[scoring].subject_ranks() for run in records[condition]}
+        ranks[condition] = {run.seed: run.held_out[scoring] for run in records[condition]}
     return [_result(condition, ranks, records) for condition in ("real", *CONTROLS)]
 
 
 def _result(
     condition: Condition,
-    ranks: Mapping[Condition, Mapping[int, SubjectRanks]],
+    ranks: Mapping[Condition, Mapping[int, HeldOut]],
     records: Mapping[Condition, Sequence[Record]],
 ) -> ConditionResult:
     seeds = [ranks[condition][seed] for seed in sorted(ranks[condition])]

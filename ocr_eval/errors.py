@@ -28,6 +28,10 @@ class RunFailed(Exception):
     """Work that started and could not be finished (exit code 1); the text is one line."""
 
 
+class TooLarge(Exception):
+    """One example a lane does not fit into the memory; its text is the library's reason."""
+
+
 def unknown_name(kind: str, name: str, available: Iterable[str], fix: str = "") -> UserError:
     """The error for a name that is not there: the name, the closest one, and what exists.
 

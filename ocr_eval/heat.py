@@ -1,4 +1,4 @@
-"""Probes of one run -> mean probability of each candidate for the test subjects of each group. Pure."""
+"""Probes of one run -> mean probability of each candidate for the test subjects of each group."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ocr_eval.archive import Run
+from ocr_eval.figures.sources import probes_of, whole
 from ocr_eval.specs import Scoring
 
 
@@ -30,6 +32,17 @@ class Heat:
     in_use: int
     target: tuple[int, ...]
     probability: NDArray[np.float64]
+
+
+def heat_of_run(run: Run, scoring: Scoring) -> Heat:
+    """The heat of a run's probes.
+
+    Raises:
+        UserError: as ``probes_of``.
+    """
+    lines = probes_of(run, scoring)
+    with whole(run.folder / "probes.jsonl"):
+        return heat_of(lines, scoring)
 
 
 def heat_of(probes: Sequence[Mapping[str, Any]], scoring: Scoring) -> Heat:

@@ -11,26 +11,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ocr_eval import provenance
+from ocr_eval import memory, provenance
 from ocr_eval.audit import Audit, audit_dataset
 from ocr_eval.dataset import build_dataset
 from ocr_eval.device_memory import free_cache, is_out_of_memory, unwatched_by_collector
-from ocr_eval.errors import RunFailed
+from ocr_eval.errors import RunFailed, TooLarge
 from ocr_eval.injection import Pack, attach
 from ocr_eval.interruption import StopRequest, stop_request
 from ocr_eval.measure import facts_learned, held_out, probe_lines, summarize_quantities
 from ocr_eval.models import Base
 from ocr_eval.processes import is_first
 from ocr_eval.progress import duration, say
-from ocr_eval.records import HeldOut, Record, Scores, from_plain, to_plain
+from ocr_eval.records import Record, from_plain, to_plain
 from ocr_eval.runs import RunFolder
 from ocr_eval.score import CandidateScores, score_lanes
 from ocr_eval.specs import RESULTS_VERSION, RunSpec, Scoring
+from ocr_eval.stats import HeldOut, Scores
 from ocr_eval.tokens import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.train import train_epoch
+from ocr_eval.workload import batch_geometry
 
 #: Seconds between checkpoints, or ten times what one takes to write if that is longer; being killed costs at most
 #: this much, Ctrl-C at most the epoch that has begun (interruption.py), and a short run writes none.
@@ -131,6 +133,8 @@ def inject(base: Base, tasks: Sequence[Task], every: int = 1, watch: Watcher = s
     """
     try:
         _inject(base, tasks, every, watch)
+    except TooLarge as error:
+        raise RunFailed(_too_large(base, tasks, str(error))) from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -140,6 +144,18 @@ def inject(base: Base, tasks: Sequence[Task], every: int = 1, watch: Watcher = s
             f"{base.spec.name} at once ({reason}). Do fewer side by side, or use --method qlora, a smaller --rank or "
             "--batch-size; --dry-run tells more."
         ) from error
+
+
+def _too_large(base: Base, tasks: Sequence[Task], reason: str) -> str:
+    """What one example of each run needs, by the plan, and what is free."""
+    longest = max((e for task in tasks for e in task.material.examples), key=lambda e: len(e.prompt) + len(e.answer))
+    one, kind = replace(batch_geometry([longest]), lanes=len(tasks)), base.device.type
+    needed = memory.estimate(base.spec, tasks[0].spec.train, one, one, kind).total
+    return (
+        f"One example a step is too large for the memory of {kind} ({reason}): by the plan it needs "
+        f"{needed / 1e9:.1f} GB in all, and {memory.available(base.device) / 1e9:.1f} GB are free beside what is held. "
+        "Use --method qlora, a smaller --rank, or fewer runs side by side."
+    )
 
 
 def _inject(base: Base, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
@@ -271,7 +287,7 @@ def _add_line(task: Task, line: Line) -> Step:
 def _prepare_record(pack: Pack, lane: int, task: Task, scores: CandidateScores) -> None:
     if not is_first():
         return
-    sha256 = pack.save(lane, task.folder, task.spec)
+    sha256 = pack.save(lane, task.folder.path)
     last = probe_lines(task.material.probes, scores, task.epochs)
     task.folder.prepare(_record(pack.base, task, sha256), task.folder.probes() + last)
 

@@ -23,7 +23,6 @@ from ocr_eval.files import replacing_folder
 from ocr_eval.forward import Cut, View
 from ocr_eval.models import Base
 from ocr_eval.peft_files import PREFIX, WEIGHTS, read_adapter_file
-from ocr_eval.runs import RunFolder
 from ocr_eval.specs import HubWeights, RunSpec, TrainSpec
 from ocr_eval.tokens import Continuation
 from ocr_eval.trained import foreign_adapter
@@ -99,28 +98,28 @@ class Pack:
         """Take the adapters off the base, which is then as it was before, unless all of it was trained."""
         self.adapters.unmount()
 
-    def save(self, lane: int, folder: RunFolder, spec: RunSpec) -> str:
-        """Write what a run learned, its adapter or its whole model, and return the sha256 of its weights."""
+    def save(self, lane: int, folder: Path) -> str:
+        """Write what a run learned, as ``adapter`` or ``model`` in its folder; the sha256 of the weights."""
         if isinstance(self.adapters, WholeNetwork):
-            self.adapters.save(folder.model)
-            return folder_digest(folder.model)
-        self.save_adapter(lane, folder.adapter, spec)
-        return file_sha256(folder.adapter / "adapter_model.safetensors")
+            self.adapters.save(folder / "model")
+            return folder_digest(folder / "model")
+        self.save_adapter(lane, folder / "adapter")
+        return file_sha256(folder / "adapter" / "adapter_model.safetensors")
 
-    def save_adapter(self, lane: int, folder: Path, spec: RunSpec) -> None:
+    def save_adapter(self, lane: int, folder: Path) -> None:
         """Write a run's adapter in PEFT's own format, whole or not at all.
 
         The base is named by its hub repository where it has one, and else by the model's name.
         """
         assert isinstance(self.adapters, Adapters)
-        weights, tensors = spec.model.weights, self.adapters.tensors(lane)
+        model, train, tensors = self.base.spec, self.injections[lane].train, self.adapters.tensors(lane)
         config = LoraConfig(
             task_type="CAUSAL_LM",
-            r=spec.train.rank,
-            lora_alpha=spec.train.alpha,
+            r=train.rank,
+            lora_alpha=train.alpha,
             lora_dropout=0.0,
             target_modules=sorted({name.rpartition(".")[2] for name in tensors}),
-            base_model_name_or_path=weights.repo if isinstance(weights, HubWeights) else spec.model.name,
+            base_model_name_or_path=model.weights.repo if isinstance(model.weights, HubWeights) else model.name,
             inference_mode=True,
         )
         files = {}

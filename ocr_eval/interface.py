@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from ocr_eval.archive import Found, Run, find_runs
 from ocr_eval.association import Association, load_association
 from ocr_eval.errors import UserError, unknown_name
-from ocr_eval.records import Record, Scores
+from ocr_eval.records import Record
 from ocr_eval.selection import FILTER_KEYS, parse_condition, select, settings_of
 from ocr_eval.specs import DataSpec, ModelSpec, RunSpec, Scoring, TrainSpec, load_model_spec, make_run_spec
+from ocr_eval.stats import Scores
 from ocr_eval.table import Metric, Table, build_table
 
 if TYPE_CHECKING:
@@ -244,6 +245,15 @@ def _lines(
         yield from ((settings, line) for line in lines)
 
 
+class NotebookTable(Table):
+    """A table that a notebook shows as one."""
+
+    def _repr_html_(self) -> str:
+        from ocr_eval.rendering import to_html_table
+
+        return to_html_table(self)
+
+
 def make_table(
     records: Sequence[Record],
     scoring: Scoring = "first-token",
@@ -266,7 +276,7 @@ def make_table(
     from ocr_eval.published import published_mean_ranks
 
     ranks = published_mean_ranks() if published else None
-    return build_table(records, scoring, ranks, metric, by, every_interval=True)
+    return NotebookTable(**vars(build_table(records, scoring, ranks, metric, by, every_interval=True)))
 
 
 def render_table(table: Table, format: Literal["md", "csv", "json", "tex", "html"] = "md") -> str:

@@ -24,15 +24,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ocr_eval import draw
-
-Floats = NDArray[np.float64]
+from ocr_eval.stats import Floats, HeldOut
 
 LEVEL = 0.95
 DRAWS = 2000
@@ -44,41 +41,6 @@ _COLUMNS: tuple[Metric, ...] = ("mean-rank", "null-rank", "top1", "mrr")
 
 #: Cells that are resampled in one matrix product: draws x cells x 8 bytes at once.
 _CELLS_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class SubjectRanks:
-    """One seed's held-out entailments under one scoring.
-
-    Attributes:
-        subject: names, distinct. [S]
-        target: index of each one's right answer among the in-use answers. [S]
-        ranks: midrank, among all candidates, of each in-use answer. [S, n]
-    """
-
-    subject: Sequence[str]
-    target: NDArray[np.int64]
-    ranks: Floats
-
-    def __post_init__(self) -> None:
-        if len(self.subject) == 0:
-            raise ValueError("no subjects: there is no score of nothing")
-
-    def some(self, rows: Sequence[int]) -> SubjectRanks:
-        """Those of some subjects, by index."""
-        return SubjectRanks([self.subject[i] for i in rows], self.target[list(rows)], self.ranks[list(rows)])
-
-    @cached_property
-    def rank(self) -> Floats:
-        """Midrank of the right answer. [S]"""
-        right: Floats = self.ranks[np.arange(len(self.target)), self.target]
-        return right
-
-    @cached_property
-    def null(self) -> Floats:
-        """Mean midrank of the in-use answers. [S]"""
-        mean: Floats = np.add.reduce(self.ranks, axis=1) / self.ranks.shape[1]
-        return mean
 
 
 @dataclass(frozen=True)
@@ -109,7 +71,7 @@ class Comparison:
     seeds: int
 
 
-def ocr_score(seeds: Sequence[SubjectRanks], draws: int = DRAWS) -> Estimate:
+def ocr_score(seeds: Sequence[HeldOut], draws: int = DRAWS) -> Estimate:
     """OCR score over seeds (1 - mean of mean ranks / mean of null ranks) with its bootstrap interval.
 
     Raises:
@@ -119,7 +81,7 @@ def ocr_score(seeds: Sequence[SubjectRanks], draws: int = DRAWS) -> Estimate:
 
 
 def estimates(
-    cells: Sequence[Sequence[SubjectRanks]], metrics: Sequence[Metric] = METRICS, draws: int = DRAWS
+    cells: Sequence[Sequence[HeldOut]], metrics: Sequence[Metric] = METRICS, draws: int = DRAWS
 ) -> list[dict[Metric, Estimate]]:
     """Each metric of each cell with its bootstrap interval; a cell is the seeds of one condition.
 
@@ -145,7 +107,7 @@ def estimates(
     return result
 
 
-def matched(a: Mapping[int, SubjectRanks], b: Mapping[int, SubjectRanks]) -> list[tuple[SubjectRanks, SubjectRanks]]:
+def matched(a: Mapping[int, HeldOut], b: Mapping[int, HeldOut]) -> list[tuple[HeldOut, HeldOut]]:
     """Both conditions' ranks of the subjects that both have, seed by seed, in one order.
 
     Raises:
@@ -163,7 +125,7 @@ def matched(a: Mapping[int, SubjectRanks], b: Mapping[int, SubjectRanks]) -> lis
     return pairs
 
 
-def compare(a: Mapping[int, SubjectRanks], b: Mapping[int, SubjectRanks], draws: int = DRAWS) -> Comparison:
+def compare(a: Mapping[int, HeldOut], b: Mapping[int, HeldOut], draws: int = DRAWS) -> Comparison:
     """Difference of two conditions' OCR scores, paired by seed and subject.
 
     Args:
@@ -190,7 +152,7 @@ def _difference(means_CB: Floats) -> Floats:
     return difference[None]
 
 
-def _by_shape(cells: Sequence[Sequence[SubjectRanks]]) -> dict[tuple[int, ...], list[int]]:
+def _by_shape(cells: Sequence[Sequence[HeldOut]]) -> dict[tuple[int, ...], list[int]]:
     """Indices of the cells by how many subjects each of their seeds has."""
     shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, seeds in enumerate(cells):
@@ -220,7 +182,7 @@ def _weights(shape: Sequence[int], draws: int) -> Floats:
     return weights_BR
 
 
-def _column(seeds: Sequence[SubjectRanks], name: Metric) -> Floats:
+def _column(seeds: Sequence[HeldOut], name: Metric) -> Floats:
     """One number a subject of each seed, whose mean over subjects is the metric. [R]"""
     if name == "null-rank":
         return np.concatenate([seed.null for seed in seeds])

@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 
 from ocr_eval.forest import ROOT, Forest, Reads
 
+#: Nodes that one pass holds, over all lanes. On a CPU matrix products are at full speed from about 500 rows and
+#: more rows only leave the caches; a GPU wants thousands.
+PASS_NODES = {"cpu": 640, "cuda": 16_384, "mps": 4_096}
 #: Nodes of a clump, about: wider ones have more scores to mask, narrower ones more padding and smaller products.
 CLUMP_NODES = 80
 #: A larger tree is parted at its root, of which every clump with a part of it has a copy.

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from ocr_eval import stats
 from ocr_eval.dataset import QUANTITIES, RelationName, Split
-from ocr_eval.records import HeldOut, Quantity, Score, Scores
 from ocr_eval.score import CandidateScores
 from ocr_eval.specs import SCORINGS, Scoring
+from ocr_eval.stats import HeldOut, Quantity, Scores
 from ocr_eval.tokens import ProbeTokens
 
 
@@ -57,7 +56,7 @@ def summarize_quantities(probes: Sequence[ProbeTokens], scores: CandidateScores)
         for split, relation in QUANTITIES:
             ranks = quantity_ranks(probes, scores, scoring, split, relation)
             if ranks is not None:
-                result[scoring][quantity_name(split, relation)] = Score(**asdict(stats.summarize(ranks)))
+                result[scoring][quantity_name(split, relation)] = stats.summarize(ranks)
     return result
 
 

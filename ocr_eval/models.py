@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +18,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from ocr_eval import attention, norms, resources
 from ocr_eval.device_memory import is_out_of_memory
 from ocr_eval.errors import UserError
+from ocr_eval.quiet import quiet_transformers
 from ocr_eval.specs import ModelSpec, load_model_spec
 from ocr_eval.weights import WeightFolder, locate_tokenizer
 
@@ -281,17 +278,3 @@ def device_type(device: Device) -> str:
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep the library's bars and advice off the terminal while loading; exceptions still come through."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with redirect_stderr(StringIO()):
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from ocr_eval.layout import PASS_NODES
 from ocr_eval.specs import RunSpec
-
-#: Nodes that one pass holds, over all lanes. On a CPU matrix products are at full speed from about 500 rows and
-#: more rows only leave the caches; a GPU wants thousands.
-PASS_NODES = {"cpu": 640, "cuda": 16_384, "mps": 4_096}
 
 #: Nodes of a token forest for each statement of a batch, about: a name, a relation, shared beginnings.
 NODES_A_STATEMENT = 5

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocr_eval import draw
-from ocr_eval.intervals import DRAWS, Floats, SubjectRanks
+from ocr_eval.intervals import DRAWS
+from ocr_eval.stats import Floats, HeldOut
 
 #: So many assignments, over all seeds together, are enumerated; of more some are drawn.
 MOST_EXACT = 20_000
@@ -30,7 +31,7 @@ MOST_EXACT = 20_000
 _CELLS_AT_ONCE = 256
 
 
-def permutation_p(seeds: Sequence[SubjectRanks], draws: int = DRAWS) -> float:
+def permutation_p(seeds: Sequence[HeldOut], draws: int = DRAWS) -> float:
     """One-sided p-value of "mean rank is below its null", answers exchanged among the groups of each seed.
 
     Exact where the assignments can be enumerated; else (1 + draws as low as what was seen) / (1 + draws).
@@ -41,7 +42,7 @@ def permutation_p(seeds: Sequence[SubjectRanks], draws: int = DRAWS) -> float:
     return permutation_ps([seeds], draws)[0]
 
 
-def permutation_ps(cells: Sequence[Sequence[SubjectRanks]], draws: int = DRAWS) -> list[float]:
+def permutation_ps(cells: Sequence[Sequence[HeldOut]], draws: int = DRAWS) -> list[float]:
     """``permutation_p`` of each cell.
 
     Raises:
@@ -61,7 +62,7 @@ def permutation_ps(cells: Sequence[Sequence[SubjectRanks]], draws: int = DRAWS) 
     return result
 
 
-def least_p(seeds: Sequence[SubjectRanks], draws: int = DRAWS) -> float:
+def least_p(seeds: Sequence[HeldOut], draws: int = DRAWS) -> float:
     """The smallest p-value that such seeds could have."""
     assignments = _assignments([seed.ranks.shape[1] for seed in seeds])
     return 1 / assignments if assignments <= MOST_EXACT else 1 / (1 + draws)
@@ -71,7 +72,7 @@ def _assignments(shape: Sequence[int]) -> int:
     return math.prod(math.factorial(n) for n in shape)
 
 
-def _ps(cells: Sequence[Sequence[SubjectRanks]], shape: Sequence[int], draws: int) -> list[float]:
+def _ps(cells: Sequence[Sequence[HeldOut]], shape: Sequence[int], draws: int) -> list[float]:
     """p of cells whose seeds have as many answers each."""
     observed_C = np.zeros(len(cells))
     exact = _assignments(shape) <= MOST_EXACT
@@ -90,7 +91,7 @@ def _ps(cells: Sequence[Sequence[SubjectRanks]], shape: Sequence[int], draws: in
     return [float(p) for p in p_C]
 
 
-def _means(seed: SubjectRanks) -> Floats:
+def _means(seed: HeldOut) -> Floats:
     """Sum of the ranks that a group gives to an answer, divided by all subjects. [n groups, n answers]
 
     Ranks are multiples of 1/2, so the sums are exact.

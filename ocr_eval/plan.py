@@ -13,7 +13,6 @@ from ocr_eval.architecture import Architecture, examine
 from ocr_eval.memory import MemoryPlan
 from ocr_eval.models import Device, make_accelerator
 from ocr_eval.precision import Choice, choose_for
-from ocr_eval.run import Bases
 from ocr_eval.runs import config_yaml
 from ocr_eval.specs import HubWeights, PackageWeights, Precision, RunSpec
 from ocr_eval.timing import Speed
@@ -158,18 +157,26 @@ class Plan:
         }
 
 
-def make_plan(spec: RunSpec, output: Path | None, device: Device = "auto", every: int = 1) -> Plan:
+def make_plan(
+    spec: RunSpec, output: Path | None, device: Device = "auto", every: int = 1, begun_in: Precision | None = None
+) -> Plan:
     """Plan a run that is scored every so many epochs, or with ``output`` None the scoring of one.
+
+    Args:
+        spec: the run.
+        output: where it would be written.
+        device: where it would be computed.
+        every: epochs between scorings.
+        begun_in: the precision that the run has begun in, if it has.
 
     Raises:
         UserError: the device is not there, or the model's configuration cannot be had.
     """
     place = make_accelerator(device).device
-    asked = spec.model
-    (spec,) = Bases(device).settle([spec], output)
-    chosen = choose_for(asked, place.type)
-    if chosen.dtype != spec.precision:
-        chosen = Choice(spec.precision, "as the run began")
+    chosen = choose_for(spec.model, place.type)
+    if begun_in not in (None, chosen.dtype):
+        chosen = Choice(begun_in, "as the run began")
+    spec = spec.in_precision(chosen.dtype)
     sizes, work, free = examine(spec.model), workload.measure(spec, every=every), memory.available(place)
     plan = memory.estimate(spec.model, spec.train, work.training, work.scoring, place.type)
     if place.type == "cuda" and not plan.fits(free):

@@ -19,45 +19,8 @@ from pydantic import ConfigDict
 
 from ocr_eval.association import Kind
 from ocr_eval.errors import UserError
-from ocr_eval.intervals import SubjectRanks
 from ocr_eval.specs import SCHEMA_VERSION, DataSpec, Scoring, Strict, TrainSpec
-
-#: The four quantities by name, as they stand in files: split of the subject, relation.
-Quantity = Literal["train_fact", "train_entailment", "test_fact", "test_entailment"]
-
-
-class Score(msgspec.Struct, frozen=True, gc=False):
-    """``stats.Summary`` of one quantity under one scoring."""
-
-    probes: int
-    mean_rank: float
-    null_rank: float
-    ocr_score: float
-    top1: float
-    mrr: float
-    margin: float
-    ties: int
-
-
-Scores = dict[Scoring, dict[Quantity, Score]]
-
-
-class HeldOut(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """Ranks of the held-out entailments, subject by subject: what intervals and tests are computed from.
-
-    Attributes:
-        subject: the test subjects. [S]
-        target: index of each one's right answer among the in-use answers. [S]
-        ranks: midrank, among all candidates, of each in-use answer. [S, n]
-    """
-
-    subject: list[str]
-    target: NDArray[np.int64]
-    ranks: NDArray[np.float64]
-
-    def subject_ranks(self) -> SubjectRanks:
-        """The same for intervals and tests."""
-        return SubjectRanks(self.subject, self.target, self.ranks)
+from ocr_eval.stats import HeldOut, Quantity, Score, Scores
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

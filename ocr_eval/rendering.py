@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import tabulate
 
 from ocr_eval.selection import METHOD_NAMES
-from ocr_eval.table import METRICS, Cell, Row, Table
+from ocr_eval.table import METRICS, Cell, Row, Table, column, flat_cells
 
 #: Column and caption words of each metric.
 METRIC_NAMES = {
@@ -159,8 +159,8 @@ def to_csv(table: Table) -> str:
     fields = [*table.by, "setting", "dtype", "published", "scoring", "association"]
     for metric in METRICS:
         fields += [
-            _column(metric),
-            *([] if metric == "margin" else [f"{_column(metric)}_{e}" for e in ("low", "high")]),
+            column(metric),
+            *([] if metric == "margin" else [f"{column(metric)}_{e}" for e in ("low", "high")]),
         ]
     writer = csv.DictWriter(out, list(dict.fromkeys([*fields, "p", "seeds", "facts_learned"])), lineterminator="\n")
     writer.writeheader()
@@ -172,39 +172,6 @@ def to_json(table: Table) -> str:
     """The table as a JSON object, an object a cell in ``cells``."""
     content = {"scoring": table.scoring, "caption": caption(table), "cells": list(flat_cells(table))}
     return json.dumps(content, indent=2) + "\n"
-
-
-def _column(metric: str) -> str:
-    return metric.replace("-", "_")
-
-
-def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
-    """The cells as flat mappings, the same keys in each; None where there is no such number."""
-    for row in table.rows:
-        for name in table.associations:
-            if name not in row.cells:
-                continue
-            cell = row.cells[name]
-            flat: dict[str, Any] = {
-                **dict(zip(table.by, row.labels, strict=True)),
-                "setting": row.setting,
-                "dtype": row.dtype or None,
-                "published": row.published,
-                "scoring": table.scoring,
-                "association": name,
-            }
-            for metric in METRICS:
-                flat[_column(metric)] = _rounded(cell.values.get(metric))
-                if metric != "margin":
-                    low, high = map(_rounded, cell.bounds.get(metric, (None, None)))
-                    flat |= {f"{_column(metric)}_low": low, f"{_column(metric)}_high": high}
-            learned = None if cell.unlearned is None else cell.unlearned == 0
-            yield {**flat, "p": _rounded(cell.p), "seeds": cell.seeds, "facts_learned": learned}
-
-
-def _rounded(value: float | None) -> float | None:
-    """Six decimals: beyond them a machine's order of summation shows."""
-    return None if value is None else round(value, 6) + 0.0
 
 
 def to_tex(table: Table) -> str:

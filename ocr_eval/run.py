@@ -22,10 +22,11 @@ from ocr_eval.memory import frozen_bytes, least, refuse_impossible
 from ocr_eval.models import Base, Device, device_type, load_base, load_tokenizer
 from ocr_eval.packs import cut_into_packs
 from ocr_eval.processes import is_first
-from ocr_eval.records import Record, Scores
+from ocr_eval.records import Record
 from ocr_eval.runs import OnlookersFolder, RunFolder, kind_of
 from ocr_eval.score import score_candidates
 from ocr_eval.specs import PRECISIONS, ModelSpec, Precision, RunSpec
+from ocr_eval.stats import Scores
 from ocr_eval.sweep_plan import lanes_that_fit
 from ocr_eval.tokens import probe_tokens
 from ocr_eval.trained import check_belongs

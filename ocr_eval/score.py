@@ -27,7 +27,7 @@ from ocr_eval.device_memory import free_cache, is_out_of_memory
 from ocr_eval.errors import RunFailed
 from ocr_eval.forest import ForestBuilder, read_answers
 from ocr_eval.forward import View
-from ocr_eval.packs import PASS_NODES
+from ocr_eval.layout import PASS_NODES
 from ocr_eval.progress import say
 from ocr_eval.specs import Scoring
 from ocr_eval.tokens import Ids, ProbeTokens

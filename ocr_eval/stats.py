@@ -14,9 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from ocr_eval.specs import Scoring
 
 Floats = NDArray[np.float64]
 
@@ -43,9 +48,12 @@ class Ranks:
     margin: Floats
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The statistics of a set of probes.
+#: The four quantities by name, as they stand in files: split of the subject, relation.
+Quantity = Literal["train_fact", "train_entailment", "test_fact", "test_entailment"]
+
+
+class Score(msgspec.Struct, frozen=True, gc=False):
+    """The statistics of one quantity under one scoring.
 
     Attributes:
         probes: how many.
@@ -66,6 +74,43 @@ class Summary:
     mrr: float
     margin: float
     ties: int
+
+
+Scores = dict[Scoring, dict[Quantity, Score]]
+
+
+class HeldOut(msgspec.Struct, frozen=True, eq=False, gc=False, dict=True):
+    """Ranks of one run's held-out entailments, subject by subject: what intervals and tests are computed from.
+
+    Attributes:
+        subject: the test subjects, distinct. [S]
+        target: index of each one's right answer among the in-use answers. [S]
+        ranks: midrank, among all candidates, of each in-use answer. [S, n]
+    """
+
+    subject: Sequence[str]
+    target: NDArray[np.int64]
+    ranks: Floats
+
+    def __post_init__(self) -> None:
+        if len(self.target) == 0:
+            raise ValueError("no subjects: there is no score of nothing")
+
+    def some(self, rows: Sequence[int]) -> HeldOut:
+        """Those of some subjects, by index."""
+        return HeldOut([self.subject[i] for i in rows], self.target[list(rows)], self.ranks[list(rows)])
+
+    @cached_property
+    def rank(self) -> Floats:
+        """Midrank of the right answer. [S]"""
+        right: Floats = self.ranks[np.arange(len(self.target)), self.target]
+        return right
+
+    @cached_property
+    def null(self) -> Floats:
+        """Mean midrank of the in-use answers. [S]"""
+        mean: Floats = np.add.reduce(self.ranks, axis=1) / self.ranks.shape[1]
+        return mean
 
 
 def midranks(logprobs_PC: Floats) -> Floats:
@@ -106,7 +151,7 @@ def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int) -> Ran
     )
 
 
-def summarize(ranks: Ranks) -> Summary:
+def summarize(ranks: Ranks) -> Score:
     """Mean rank, null rank, OCR score and top-1 of a set of probes.
 
     Raises:
@@ -116,7 +161,7 @@ def summarize(ranks: Ranks) -> Summary:
     if probes == 0:
         raise ValueError("no probes to summarize")
     mean_rank, null_rank = float(ranks.rank.mean()), float(ranks.null.mean())
-    return Summary(
+    return Score(
         probes=probes,
         mean_rank=mean_rank,
         null_rank=null_rank,

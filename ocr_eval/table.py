@@ -6,16 +6,17 @@ settings are never averaged. A cell is one association over the row's seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ocr_eval import intervals
 from ocr_eval.association import Kind
 from ocr_eval.permutation import least_p, permutation_ps
-from ocr_eval.records import Record, Score
+from ocr_eval.records import Record
 from ocr_eval.selection import by_association, column_order, group_rows, shared_protocol
 from ocr_eval.specs import Scoring
+from ocr_eval.stats import Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,15 +105,7 @@ class Table:
         """A tidy frame: a row for each cell, with the columns of the csv format."""
         import pandas as pd
 
-        from ocr_eval.rendering import flat_cells
-
         return pd.DataFrame(list(flat_cells(self)))
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from ocr_eval.rendering import to_html_table
-
-        return to_html_table(self)
 
 
 def build_table(
@@ -184,7 +177,7 @@ def make_cells(
         scoring: whose ranks.
         bounded: the metrics that get an interval.
     """
-    ranks = [[run.held_out[scoring].subject_ranks() for run in runs] for runs in groups]
+    ranks = [[run.held_out[scoring] for run in runs] for runs in groups]
     estimates = intervals.estimates(ranks, bounded)
     ps = permutation_ps(ranks)
     return [
@@ -215,3 +208,37 @@ def _values(scores: Sequence[Score]) -> dict[Metric, float]:
         "mrr": mean("mrr"),
         "margin": mean("margin"),
     }
+
+
+def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
+    """The cells as flat mappings, the same keys in each; None where there is no such number."""
+    for row in table.rows:
+        for name in table.associations:
+            if name not in row.cells:
+                continue
+            cell = row.cells[name]
+            flat: dict[str, Any] = {
+                **dict(zip(table.by, row.labels, strict=True)),
+                "setting": row.setting,
+                "dtype": row.dtype or None,
+                "published": row.published,
+                "scoring": table.scoring,
+                "association": name,
+            }
+            for metric in METRICS:
+                flat[column(metric)] = _rounded(cell.values.get(metric))
+                if metric != "margin":
+                    low, high = map(_rounded, cell.bounds.get(metric, (None, None)))
+                    flat |= {f"{column(metric)}_low": low, f"{column(metric)}_high": high}
+            learned = None if cell.unlearned is None else cell.unlearned == 0
+            yield {**flat, "p": _rounded(cell.p), "seeds": cell.seeds, "facts_learned": learned}
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six decimals: beyond them a machine's order of summation shows."""
+    return None if value is None else round(value, 6) + 0.0
+
+
+def column(metric: str) -> str:
+    """A metric's name in csv, json and frames."""
+    return metric.replace("-", "_")

@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
-from ocr_eval import memory
 from ocr_eval.device_memory import free_cache, is_out_of_memory
-from ocr_eval.errors import RunFailed
+from ocr_eval.errors import RunFailed, TooLarge
 from ocr_eval.forest import Forest, ForestBuilder, Reads, read_answers
 from ocr_eval.injection import Pack
 from ocr_eval.processes import sum_over_processes
 from ocr_eval.progress import say, ticking
 from ocr_eval.tokens import Continuation
-from ocr_eval.workload import batch_geometry
 
 
 def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
@@ -35,7 +32,8 @@ def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
     it became, its weights stay as they were, and the others go on.
 
     Raises:
-        RunFailed: no gradient reaches part of an adapter, or one example is too large for the memory.
+        RunFailed: no gradient reaches part of an adapter.
+        TooLarge: one example of each lane is.
     """
     batches = {lane: pack.injections[lane].batches() for lane in lanes}
     nats, tokens = dict.fromkeys(lanes, 0.0), dict.fromkeys(lanes, 0)
@@ -73,7 +71,7 @@ def _gradients(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, 
     had to begin again is nothing to the others.
 
     Raises:
-        RunFailed: one example of each lane is too large.
+        TooLarge: one example of each lane is.
     """
     accelerator = pack.base.accelerator
     counts = {lane: sum(len(example.answer) for example in batch) for lane, batch in batches.items()}
@@ -88,7 +86,7 @@ def _backward_in_parts(pack: Pack, batches: dict[int, list[Continuation]], count
     """Gradients and losses of this process's share, in as many parts as memory asks for.
 
     Raises:
-        RunFailed: one example of each lane is too large.
+        TooLarge: one example of each lane is.
     """
     largest = max(len(batch) for batch in batches.values())
     while True:
@@ -101,27 +99,9 @@ def _backward_in_parts(pack: Pack, batches: dict[int, list[Continuation]], count
         pack.adapters.zero_grad()
         free_cache(pack.base.device)
         if pack.cut.parts >= largest:
-            raise RunFailed(_too_large(pack, batches, reason))
+            raise TooLarge(reason)
         pack.cut.parts *= 2
         say(f"Out of memory: each batch goes on in {pack.cut.parts} parts, with the same result")
-
-
-def _too_large(pack: Pack, batches: dict[int, list[Continuation]], reason: str) -> str:
-    """What one example of each lane needs, by the plan, and what is free."""
-    one = replace(
-        batch_geometry([max((batch[0] for batch in batches.values() if batch), key=_length)]), lanes=len(batches)
-    )
-    train, device = pack.injections[0].train, pack.base.device
-    needed = memory.estimate(pack.base.spec, train, one, one, device.type).total
-    return (
-        f"One example a step is too large for the memory of {device.type} ({reason}): by the plan it needs "
-        f"{needed / 1e9:.1f} GB in all, and {memory.available(device) / 1e9:.1f} GB are free beside what is held. "
-        "Use --method qlora, a smaller --rank, or fewer runs side by side."
-    )
-
-
-def _length(example: Continuation) -> int:
-    return len(example.prompt) + len(example.answer)
 
 
 def _backward(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:

@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ocr_eval.files import replacing_folder
-from ocr_eval.models import Base, quiet_transformers, require_bitsandbytes
+from ocr_eval.models import Base, require_bitsandbytes
+from ocr_eval.quiet import quiet_transformers
 
 
 class WholeNetwork:

@@ -5,27 +5,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocr_eval.intervals import (
-    METRICS,
-    SubjectRanks,
-    compare,
-    estimates,
-    ocr_score,
-)
+from ocr_eval.intervals import METRICS, compare, estimates, ocr_score
+from ocr_eval.stats import HeldOut
 
 
-def seed_of(rng, subjects=80, infer=0.5, n=5, names=None) -> SubjectRanks:
+def seed_of(rng, subjects=80, infer=0.5, n=5, names=None) -> HeldOut:
     """Subjects that infer the right answer with a probability, and rank the in-use answers at random otherwise."""
     target = np.arange(subjects) % n
     ranks = np.array([rng.permutation(n) for _ in range(subjects)], dtype=float)
     for i in np.flatnonzero(rng.random(subjects) < infer):
         first = int(np.flatnonzero(ranks[i] == 0)[0])
         ranks[i, first], ranks[i, target[i]] = ranks[i, target[i]], 0.0
-    return SubjectRanks(names or [f"s{i}" for i in range(subjects)], target, ranks)
+    return HeldOut(names or [f"s{i}" for i in range(subjects)], target, ranks)
 
 
 def test_the_value_is_one_minus_rank_over_null():
-    ranks = SubjectRanks(["a", "b"], np.array([0, 1]), np.array([[0.0, 3.0], [1.0, 2.0]]))
+    ranks = HeldOut(["a", "b"], np.array([0, 1]), np.array([[0.0, 3.0], [1.0, 2.0]]))
     assert ranks.rank.tolist() == [0.0, 2.0]
     assert ranks.null.tolist() == [1.5, 1.5]
     assert ocr_score([ranks]).value == pytest.approx(1 - 1.0 / 1.5)
@@ -33,13 +28,13 @@ def test_the_value_is_one_minus_rank_over_null():
 
 def test_hand_worked_bootstrap():
     """Two subjects of scores 1 and -1/3: a resample has two, one or none of the first, 1/4, 1/2 and 1/4 of the time."""
-    ranks = SubjectRanks(["a", "b"], np.array([0, 1]), np.array([[0.0, 3.0], [1.0, 2.0]]))
+    ranks = HeldOut(["a", "b"], np.array([0, 1]), np.array([[0.0, 3.0], [1.0, 2.0]]))
     estimate = ocr_score([ranks], draws=4000)
     assert (estimate.low, estimate.high) == pytest.approx((1 - 2 / 1.5, 1.0))
 
 
 def test_subjects_that_agree_have_an_interval_of_no_width():
-    ranks = SubjectRanks(["a", "b", "c"], np.array([0, 0, 0]), np.array([[1.0, 3.0]] * 3))
+    ranks = HeldOut(["a", "b", "c"], np.array([0, 0, 0]), np.array([[1.0, 3.0]] * 3))
     estimate = ocr_score([ranks, ranks])
     assert (estimate.low, estimate.value, estimate.high) == pytest.approx((0.5, 0.5, 0.5))
 
@@ -79,7 +74,7 @@ def test_pairing_is_by_name_and_not_by_place():
     rng = np.random.default_rng(5)
     a = seed_of(rng)
     order = rng.permutation(80)
-    b = SubjectRanks([a.subject[i] for i in order], a.target[order], a.ranks[order])
+    b = HeldOut([a.subject[i] for i in order], a.target[order], a.ranks[order])
     difference = compare({0: a}, {0: b}).difference
     assert (difference.low, difference.high) == pytest.approx((0.0, 0.0), abs=1e-12)
 
@@ -87,7 +82,7 @@ def test_pairing_is_by_name_and_not_by_place():
 def test_pairing_narrows_the_interval_of_a_common_difference():
     rng = np.random.default_rng(6)
     easy = seed_of(rng, infer=0.6)
-    harder = SubjectRanks(easy.subject, easy.target, easy.ranks.copy())
+    harder = HeldOut(easy.subject, easy.target, easy.ranks.copy())
     for i in range(0, 80, 8):
         harder.ranks[i, harder.target[i]] += 1
     paired = compare({0: easy}, {0: harder}).difference
@@ -96,7 +91,7 @@ def test_pairing_narrows_the_interval_of_a_common_difference():
     assert paired.high - paired.low < (apart.high - apart.low) / 2
 
 
-def naive_bootstrap(seeds: list[SubjectRanks], draws: int) -> np.ndarray:
+def naive_bootstrap(seeds: list[HeldOut], draws: int) -> np.ndarray:
     """The definition in plain loops: seeds drawn with replacement, then subjects of each drawn seed."""
     rng = np.random.default_rng(8)
     scores = []
@@ -113,7 +108,7 @@ def naive_bootstrap(seeds: list[SubjectRanks], draws: int) -> np.ndarray:
 def test_seeds_of_unequal_size_count_alike():
     """Where all ranks of a seed agree, only seeds are resampled, and every seed weighs as much as another."""
     sizes = {40: 1.0, 25: 3.0}
-    seeds = [SubjectRanks([str(i) for i in range(n)], np.zeros(n, int), np.full((n, 2), r)) for n, r in sizes.items()]
+    seeds = [HeldOut([str(i) for i in range(n)], np.zeros(n, int), np.full((n, 2), r)) for n, r in sizes.items()]
     (found,) = estimates([seeds], ("mean-rank",), draws=400)
     assert (found["mean-rank"].low, found["mean-rank"].value, found["mean-rank"].high) == pytest.approx((1.0, 2.0, 3.0))
 
@@ -136,7 +131,7 @@ def test_a_cell_among_others_has_the_interval_it_has_alone():
 
 
 def test_each_metric_is_the_mean_of_its_definition():
-    ranks = SubjectRanks(["a", "b"], np.array([0, 1]), np.array([[0.0, 3.0], [1.0, 2.0]]))
+    ranks = HeldOut(["a", "b"], np.array([0, 1]), np.array([[0.0, 3.0], [1.0, 2.0]]))
     (found,) = estimates([[ranks]])
     assert {metric: found[metric].value for metric in METRICS} == pytest.approx(
         {"mean-rank": 1.0, "null-rank": 1.5, "ocr-score": 1 / 3, "top1": 0.5, "mrr": (1 + 1 / 3) / 2}
@@ -156,7 +151,7 @@ def test_no_data_is_an_error():
     with pytest.raises(ValueError, match="no seeds"):
         ocr_score([])
     with pytest.raises(ValueError, match="no subjects"):
-        SubjectRanks([], np.array([], dtype=int), np.empty((0, 5)))
+        HeldOut([], np.array([], dtype=int), np.empty((0, 5)))
 
 
 @given(st.integers(0, 100), st.floats(0, 1), st.integers(1, 4))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from test_intervals import seed_of
 
-from ocr_eval.intervals import SubjectRanks
 from ocr_eval.permutation import least_p, permutation_p, permutation_ps
+from ocr_eval.stats import HeldOut
 
 
-def naive(seeds: list[SubjectRanks]) -> float:
+def naive(seeds: list[HeldOut]) -> float:
     """The share of all assignments of answers to groups, over all seeds, whose mean rank is as low."""
 
     def mean(assigned):
@@ -26,7 +26,7 @@ def naive(seeds: list[SubjectRanks]) -> float:
     return sum(mean(assigned) <= observed + 1e-9 for assigned in assignments) / len(assignments)
 
 
-def favouring(rng, n=5, subjects=16, follow=0.8) -> SubjectRanks:
+def favouring(rng, n=5, subjects=16, follow=0.8) -> HeldOut:
     """Groups that each have a favourite answer, whatever the true one: no inference, and no independent subjects."""
     target = np.repeat(np.arange(n), subjects)
     favourite = rng.integers(0, n, size=n)
@@ -35,11 +35,11 @@ def favouring(rng, n=5, subjects=16, follow=0.8) -> SubjectRanks:
         first = int(np.flatnonzero(ranks[i] == 0)[0])
         answer = favourite[target[i]]
         ranks[i, first], ranks[i, answer] = ranks[i, answer], 0.0
-    return SubjectRanks([str(i) for i in range(len(target))], target, ranks)
+    return HeldOut([str(i) for i in range(len(target))], target, ranks)
 
 
 def test_two_groups_cannot_give_less_than_a_half():
-    ranks = SubjectRanks(["a", "b", "c"], np.array([0, 1, 1]), np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]))
+    ranks = HeldOut(["a", "b", "c"], np.array([0, 1, 1]), np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]))
     assert permutation_p([ranks]) == 0.5
     assert least_p([ranks]) == 0.5
 
@@ -54,7 +54,7 @@ def test_certain_inference_has_the_least_p_there_is():
 def test_ties_count_as_low():
     for subjects in range(2, 30):
         ranks = np.full((subjects, 3), 1.5)
-        seed = SubjectRanks([str(i) for i in range(subjects)], np.arange(subjects) % 3, ranks)
+        seed = HeldOut([str(i) for i in range(subjects)], np.arange(subjects) % 3, ranks)
         assert permutation_p([seed]) == 1.0
         assert permutation_p([seed] * 6, draws=50) == 1.0
 
@@ -69,7 +69,7 @@ def test_it_is_its_definition_in_plain_loops(shape):
 def test_drawn_assignments_agree_with_all_of_them():
     rng = np.random.default_rng(4)
     seeds = [seed_of(rng, subjects=12, infer=0.1, n=4) for _ in range(3)]  # 13,824 assignments
-    fourth = SubjectRanks(["x"], np.array([0]), np.zeros((1, 2)))  # all ties: changes nothing but their number
+    fourth = HeldOut(["x"], np.array([0]), np.zeros((1, 2)))  # all ties: changes nothing but their number
     assert permutation_p([*seeds, fourth], draws=20_000) == pytest.approx(permutation_p(seeds), abs=0.02)
 
 

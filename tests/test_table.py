@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from ocr_eval.errors import UserError
 from ocr_eval.finding import finding, remedy
 from ocr_eval.published import published_mean_ranks
-from ocr_eval.records import HeldOut, Record, Score
+from ocr_eval.records import Record
 from ocr_eval.rendering import to_csv, to_html, to_json, to_markdown, to_tex
 from ocr_eval.selection import ROW_KEYS, group_rows, parse_condition, row_keys, select, settings_of_each
 from ocr_eval.specs import SCORINGS, DataSpec, TrainSpec
+from ocr_eval.stats import HeldOut, Score
 from ocr_eval.table import build_table
 
 

@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
 
 def test_the_adapter_loads_with_stock_peft(tiny, model_files, tmp_path):
     pack, _injection, _ = injected(tiny, 2)
-    pack.save_adapter(0, tmp_path / "adapter", tiny_run(tiny))
+    pack.save_adapter(0, tmp_path / "adapter")
     ids = torch.arange(3, 12)[None]
     with torch.no_grad():
         expected = pack.base.network(ids).logits
@@ -105,7 +105,7 @@ def test_the_adapter_loads_with_stock_peft(tiny, model_files, tmp_path):
 
 def test_an_untrained_adapter_is_refused(tiny, tmp_path):
     pack, _injection, _ = injected(tiny, 0)
-    pack.save_adapter(0, tmp_path / "adapter", tiny_run(tiny))
+    pack.save_adapter(0, tmp_path / "adapter")
     pack.detach()
     with pytest.raises(UserError, match="never trained"):
         load_adapter(pack.base, tmp_path / "adapter")
@@ -114,7 +114,7 @@ def test_an_untrained_adapter_is_refused(tiny, tmp_path):
 @pytest.mark.parametrize("fault", ["missing", "unexpected"])
 def test_an_adapter_that_does_not_fit_its_base_is_refused(tiny, tmp_path, fault):
     pack, _injection, _ = injected(tiny, 1)
-    pack.save_adapter(0, tmp_path / "adapter", tiny_run(tiny))
+    pack.save_adapter(0, tmp_path / "adapter")
     pack.detach()
     before = pack.base.network(torch.arange(3, 9)[None]).logits
     tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")

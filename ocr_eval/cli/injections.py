@@ -14,9 +14,10 @@ from ocr_eval.errors import UserError
 
 if TYPE_CHECKING:
     from ocr_eval.models import Device
-    from ocr_eval.records import Record, Scores
+    from ocr_eval.records import Record
     from ocr_eval.runs import RunFolder
     from ocr_eval.specs import RunSpec
+    from ocr_eval.stats import Scores
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SCORINGS = ("first-token", "sequence", "per-token")
@@ -136,8 +137,10 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
 def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool, every: int = 1) -> None:
     """Print the plan of a run, or of a scoring; exit code 1 if it does not fit into memory."""
     from ocr_eval.plan import make_plan
+    from ocr_eval.run import Bases
 
-    plan = make_plan(spec, output, cast("Device", device), every)
+    (settled,) = Bases(cast("Device", device)).settle([spec], output)
+    plan = make_plan(spec, output, cast("Device", device), every, settled.precision)
     typer.echo(json.dumps(plan.as_json(), indent=2) + "\n" if as_json else plan.as_text(), nl=False)
     if not plan.fits:
         raise typer.Exit(1)

@@ -139,7 +139,7 @@ def curve(
     points = []
     for m in sizes:
         runs = [record for record in records if record.data.m_train == m]
-        score = ocr_score([run.held_out[cast("Scoring", scoring)].subject_ranks() for run in runs])
+        score = ocr_score([run.held_out[cast("Scoring", scoring)] for run in runs])
         learned = all(run.facts_learned for run in runs)
         points.append((m, score, min(1.0, math.sqrt(m / m_test)), learned))
     if as_json:

@@ -24,9 +24,10 @@ from ocr_eval.figures.style import (
     tick,
     whole_ticks,
 )
-from ocr_eval.records import Quantity, Record
+from ocr_eval.records import Record
 from ocr_eval.selection import by_association, column_order, group_rows
 from ocr_eval.specs import Scoring
+from ocr_eval.stats import Quantity
 from ocr_eval.table import make_cells
 
 

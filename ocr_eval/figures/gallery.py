@@ -13,8 +13,9 @@ from ocr_eval.errors import UserError
 from ocr_eval.figures.curves import curve_figure, efficiency_figure
 from ocr_eval.figures.heatmaps import heatmap_figure
 from ocr_eval.figures.scores import scatter_figure, score_figure
-from ocr_eval.figures.sources import heat_of_run, metrics_of
+from ocr_eval.figures.sources import metrics_of
 from ocr_eval.figures.style import file_name
+from ocr_eval.heat import heat_of_run
 from ocr_eval.records import Record
 from ocr_eval.selection import RowKey, by_association, column_order, group_rows
 from ocr_eval.specs import Scoring

@@ -10,7 +10,6 @@ from typing import Any
 from ocr_eval.archive import Run
 from ocr_eval.errors import UserError
 from ocr_eval.files import read_jsonl
-from ocr_eval.heat import Heat, heat_of
 from ocr_eval.specs import Scoring
 
 Line = dict[str, Any]
@@ -50,17 +49,6 @@ def probes_of(run: Run, scoring: Scoring) -> list[Line]:
         if found != score.probes:
             raise UserError(f"{path} has {found} probes of {quantity} after the last epoch, the record {score.probes}.")
     return lines
-
-
-def heat_of_run(run: Run, scoring: Scoring) -> Heat:
-    """The heat of a run's probes.
-
-    Raises:
-        UserError: as ``probes_of``.
-    """
-    lines = probes_of(run, scoring)
-    with whole(run.folder / "probes.jsonl"):
-        return heat_of(lines, scoring)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ocr_eval.files import prepare_output, write_atomic
-from ocr_eval.records import Quantity
+from ocr_eval.stats import Quantity
 
 #: Colours of rows and their markers; a row of each legend has a marker of its own, and a pair repeats after 24 rows.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")

@@ -35,7 +35,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from ocr_eval.dataset import Dataset, build_dataset
-from ocr_eval.models import load_tokenizer, quiet_transformers
+from ocr_eval.models import load_tokenizer
+from ocr_eval.quiet import quiet_transformers
 from ocr_eval.specs import RunSpec
 from ocr_eval.tokens import training_tokens
 from ocr_eval.weights import locate

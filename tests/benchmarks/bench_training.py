@@ -42,7 +42,8 @@ from ocr_eval.dataset import build_dataset
 from ocr_eval.device_memory import unwatched_by_collector
 from ocr_eval.executor.local import cores
 from ocr_eval.injection import attach
-from ocr_eval.models import Base, load_base, load_tokenizer, quiet_transformers
+from ocr_eval.models import Base, load_base, load_tokenizer
+from ocr_eval.quiet import quiet_transformers
 from ocr_eval.resources import shipped_names
 from ocr_eval.specs import RunSpec, load_model_spec, make_run_spec
 from ocr_eval.sweep import cut
