@@ -7,23 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from ocr_eval import stats
 from ocr_eval.dataset import QUANTITIES, RelationName, Split
 from ocr_eval.score import CandidateScores
 from ocr_eval.specs import SCORINGS, Scoring
-from ocr_eval.stats import HeldOut, Quantity, Scores
+from ocr_eval.stats import LEARNED_TOP1, HeldOut, Quantity, Ranks, Scores, rank_probes, summarize
 from ocr_eval.tokens import ProbeTokens
 
 
 def quantity_ranks(
     probes: Sequence[ProbeTokens], scores: CandidateScores, scoring: Scoring, split: Split, relation: RelationName
-) -> stats.Ranks | None:
+) -> Ranks | None:
     """Ranks of the probes of one quantity, None where the protocol leaves it without probes (m_train = 0)."""
     rows = quantity_rows(probes, split, relation)
     if not rows:
         return None
     targets = [probes[i].target for i in rows]
-    return stats.rank_probes(scores.logprobs[scoring][rows], targets, probes[rows[0]].in_use)
+    return rank_probes(scores.logprobs[scoring][rows], targets, probes[rows[0]].in_use)
 
 
 def quantity_rows(probes: Sequence[ProbeTokens], split: Split, relation: RelationName) -> list[int]:
@@ -56,7 +55,7 @@ def summarize_quantities(probes: Sequence[ProbeTokens], scores: CandidateScores)
         for split, relation in QUANTITIES:
             ranks = quantity_ranks(probes, scores, scoring, split, relation)
             if ranks is not None:
-                result[scoring][quantity_name(split, relation)] = stats.summarize(ranks)
+                result[scoring][quantity_name(split, relation)] = summarize(ranks)
     return result
 
 
@@ -74,7 +73,7 @@ def quantity_name(split: Split, relation: RelationName) -> Quantity:
 def probe_lines(probes: Sequence[ProbeTokens], scores: CandidateScores, epoch: int) -> list[dict[str, Any]]:
     """The lines of probes.jsonl for one epoch."""
     ranks = {
-        scoring: stats.rank_probes(scores.logprobs[scoring], [p.target for p in probes], probes[0].in_use)
+        scoring: rank_probes(scores.logprobs[scoring], [p.target for p in probes], probes[0].in_use)
         for scoring in SCORINGS
     }
     return [
@@ -98,4 +97,4 @@ def probe_lines(probes: Sequence[ProbeTokens], scores: CandidateScores, epoch: i
 def facts_learned(scores: Scores) -> bool:
     """Whether top-1 (first token) on the facts of every kind of subject reached 95 %."""
     facts = [score for quantity, score in scores["first-token"].items() if quantity in ("train_fact", "test_fact")]
-    return all(score.top1 >= stats.LEARNED_TOP1 for score in facts)
+    return all(score.top1 >= LEARNED_TOP1 for score in facts)

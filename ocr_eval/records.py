@@ -126,7 +126,7 @@ class _Skimmed(Record, frozen=True, kw_only=True):
     held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
 
 
-class _SkimmedHeldOut(HeldOut, frozen=True, eq=False, gc=False):
+class _SkimmedHeldOut(HeldOut, frozen=True, eq=False):
     """Held-out ranks whose people, the same in all runs of a seed, are not parsed yet."""
 
     subject: msgspec.Raw  # type: ignore[assignment]

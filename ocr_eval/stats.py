@@ -79,7 +79,7 @@ class Score(msgspec.Struct, frozen=True, gc=False):
 Scores = dict[Scoring, dict[Quantity, Score]]
 
 
-class HeldOut(msgspec.Struct, frozen=True, eq=False, gc=False, dict=True):
+class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True):
     """Ranks of one run's held-out entailments, subject by subject: what intervals and tests are computed from.
 
     Attributes:
