@@ -49,7 +49,7 @@ class Stacks:
     Attributes:
         master: fp32 weights. [K, P]
         grad: their gradients.
-        compute: what the arithmetic reads: the master weights in its precision.
+        compute: what the arithmetic reads: the master weights in its precision; in fp32 they themselves.
     """
 
     master: Tensor
@@ -60,7 +60,7 @@ class Stacks:
     def zeros(cls, lanes: int, size: int, dtype: torch.dtype, device: torch.device) -> Stacks:
         """All zero, for so many elements a lane."""
         master = torch.zeros(lanes, size, device=device)
-        return cls(master, torch.zeros_like(master), master.to(dtype, copy=True))
+        return cls(master, torch.zeros_like(master), master.to(dtype))
 
     def refresh(self) -> None:
         """Take over the master weights into what computes."""

@@ -8,9 +8,9 @@ every position.
 
 Useful work counts what the runs need: 4 FLOP a node and frozen weight (forward, and backward to the input), 6 a node
 and adapter weight, 4 a read position and weight of the head; padding does not count. The peak is the best of a
-2048 x 2048 x 2048 bf16 matrix product, measured beside each way.
+2048 x 2048 x 2048 matrix product in the precision in use, measured beside each way.
 
-    python tests/benchmarks/bench_training.py [--epochs 2] [--rounds 2] [--seeds 3]
+    python tests/benchmarks/bench_training.py [--dtype auto] [--epochs 2] [--rounds 2] [--seeds 3]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -42,7 +43,7 @@ from ocr_eval.dataset import build_dataset
 from ocr_eval.device_memory import unwatched_by_collector
 from ocr_eval.executor.local import cores
 from ocr_eval.injection import attach
-from ocr_eval.models import Base, load_base, load_tokenizer
+from ocr_eval.models import DTYPES, Base, load_base, load_tokenizer
 from ocr_eval.quiet import quiet_transformers
 from ocr_eval.resources import shipped_names
 from ocr_eval.specs import RunSpec, load_model_spec, make_run_spec
@@ -51,6 +52,8 @@ from ocr_eval.table import column_order
 from ocr_eval.tokens import Continuation, training_tokens
 from ocr_eval.train import batch_forest, train_epoch
 from ocr_eval.weights import WeightFolder, locate
+
+Dtype = Literal["bfloat16", "float32"]
 
 
 class Padded(Dataset):
@@ -82,8 +85,8 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def trainer_seconds(spec: RunSpec, folder: WeightFolder, examples: list[Continuation], epochs: int, mode: str) -> float:
-    """Seconds of Trainer.train; mode is 'bf16 autocast' (fp32 weights) or 'bf16 weights'."""
-    dtype = torch.float32 if mode == "bf16 autocast" else torch.bfloat16
+    """Seconds of Trainer.train; mode is 'fp32', 'bf16 autocast' (fp32 weights) or 'bf16 weights'."""
+    dtype = torch.bfloat16 if mode == "bf16 weights" else torch.float32
     with quiet_transformers():
         network = AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype)
     config = LoraConfig(
@@ -104,7 +107,7 @@ def trainer_seconds(spec: RunSpec, folder: WeightFolder, examples: list[Continua
             report_to=[],
             disable_tqdm=True,
         )
-        network = get_peft_model(network, config, autocast_adapter_dtype=mode == "bf16 autocast")
+        network = get_peft_model(network, config, autocast_adapter_dtype=mode != "bf16 weights")
         trainer = Trainer(network, arguments, train_dataset=Padded(examples), data_collator=collate)
         started = time.perf_counter()
         trainer.train()
@@ -129,9 +132,9 @@ class Worked:
     memory: int
 
 
-def matmul_peak() -> float:
-    """GFLOP/s of the best of a few bf16 matrix products."""
-    x = torch.randn(2048, 2048, dtype=torch.bfloat16)
+def matmul_peak(dtype: Dtype) -> float:
+    """GFLOP/s of the best of a few matrix products."""
+    x = torch.randn(2048, 2048, dtype=DTYPES[dtype])
     times = []
     for _ in range(6):
         started = time.perf_counter()
@@ -140,9 +143,17 @@ def matmul_peak() -> float:
     return 2 * 2048**3 / min(times) / 1e9
 
 
-def run_specs(seeds: int) -> list[RunSpec]:
+def fast_dtypes() -> list[Dtype]:
+    """Those that this processor has instructions for."""
+    there = torch.cpu.get_capabilities()
+    has_bf16 = torch.cuda.is_available() or any(there.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    is_avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"  # or made so by ATEN_CPU_CAPABILITY
+    return ["bfloat16", "float32"] if has_bf16 and not is_avx2 else ["float32"]
+
+
+def run_specs(seeds: int, dtype: Dtype) -> list[RunSpec]:
     """The published protocol: five associations, some seeds."""
-    model = load_model_spec("smollm2-135m")
+    model = load_model_spec("smollm2-135m").model_copy(update={"dtype": dtype})
     names = column_order(shipped_names("templates"))
     return [make_run_spec(model, load_association(name), {}, {}, seed) for name in names for seed in range(seeds)]
 
@@ -159,14 +170,27 @@ def pack_seconds(base: Base, specs: list[RunSpec], epochs: int) -> float:
     return seconds
 
 
+def later_epochs_seconds(base: Base, spec: RunSpec, epochs: int) -> float:
+    """Seconds that a run alone trains after its first epoch, when its memory is warm."""
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+    with unwatched_by_collector():
+        train_epoch(pack, [0])
+        started = time.perf_counter()
+        for _ in range(epochs):
+            train_epoch(pack, [0])
+        seconds = time.perf_counter() - started
+    pack.detach()
+    return seconds
+
+
 def own_memory() -> int:
     """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def packs_of(seeds: int, workers: int) -> list[list[RunSpec]]:
+def packs_of(seeds: int, dtype: Dtype, workers: int) -> list[list[RunSpec]]:
     """The packs of the sweep."""
-    return cut(run_specs(seeds), "cpu", workers)
+    return cut(run_specs(seeds, dtype), "cpu", workers)
 
 
 def work(packs: list[list[RunSpec]], epochs: int) -> Worked:
@@ -180,12 +204,12 @@ def work(packs: list[list[RunSpec]], epochs: int) -> Worked:
     return Worked(began, time.monotonic(), own_memory())
 
 
-def measure_packs(epochs: int, seeds: int) -> Measured:
+def measure_packs(epochs: int, seeds: int, dtype: Dtype) -> Measured:
     """All packs, in a process a core."""
-    workers = min(cores(), len(packs_of(seeds, cores())))
+    workers = min(cores(), len(packs_of(seeds, dtype, cores())))
     environment = {**os.environ, "OMP_NUM_THREADS": str(cores() // workers)}
-    flags = ["--epochs", str(epochs), "--seeds", str(seeds)]
-    peak = matmul_peak()
+    flags = ["--epochs", str(epochs), "--seeds", str(seeds), "--dtype", dtype]
+    peak = matmul_peak(dtype)
     children = [
         subprocess.Popen(
             [sys.executable, __file__, "--worker", f"{index}/{workers}", *flags],
@@ -208,19 +232,22 @@ def measure_packs(epochs: int, seeds: int) -> Measured:
         child.stdin.flush()
     worked = [Worked(**json.loads(child.communicate()[0].splitlines()[-1])) for child in children]
     seconds = max(w.ended for w in worked) - min(w.began for w in worked)
-    return Measured(seconds, max(peak, matmul_peak()), sum(w.memory for w in worked))
+    return Measured(seconds, max(peak, matmul_peak(dtype)), sum(w.memory for w in worked))
 
 
-def measure(way: str, epochs: int, seeds: int) -> Measured:
+def measure(way: str, epochs: int, seeds: int, dtype: Dtype) -> Measured:
     """Time one way in this process; a way that does one run after another does every association's first seed."""
     if way == "packs":
-        return measure_packs(epochs, seeds)
-    specs = run_specs(seeds)
+        return measure_packs(epochs, seeds, dtype)
+    specs = run_specs(seeds, dtype)
     folder = locate(specs[0].model)
-    peak = matmul_peak()
+    peak = matmul_peak(dtype)
     if way == "one run at a time":
         base = load_base(specs[0].model, folder)
         seconds = seeds * sum(pack_seconds(base, [spec], epochs) for spec in specs[::seeds])
+    elif way == "one run goes on":
+        base = load_base(specs[0].model, folder)
+        seconds = seeds * sum(later_epochs_seconds(base, spec, epochs) for spec in specs[::seeds])
     else:
         mode = way.removeprefix("Trainer, ")
         tokenizer = load_tokenizer(specs[0].model.name)
@@ -229,12 +256,12 @@ def measure(way: str, epochs: int, seeds: int) -> Measured:
             trainer_seconds(spec, folder, rows, epochs, mode)
             for spec, rows in zip(specs[::seeds], examples, strict=True)
         )
-    return Measured(seconds, max(peak, matmul_peak()), own_memory())
+    return Measured(seconds, max(peak, matmul_peak(dtype)), own_memory())
 
 
-def useful_flop(epochs: int, seeds: int) -> tuple[float, int]:
+def useful_flop(epochs: int, seeds: int, dtype: Dtype) -> tuple[float, int]:
     """Work of all runs in FLOP, and the tokens of their statements."""
-    specs = run_specs(seeds)
+    specs = run_specs(seeds, dtype)
     spec = specs[0]
     base = load_base(spec.model, locate(spec.model))
     names = target_names(base.network, spec.train.targets)
@@ -253,38 +280,50 @@ def useful_flop(epochs: int, seeds: int) -> tuple[float, int]:
     return flop * epochs, tokens * epochs
 
 
-WAYS = ("packs", "one run at a time", "Trainer, bf16 autocast", "Trainer, bf16 weights")
+OURS = ("packs", "one run at a time", "one run goes on")
+WAYS: dict[Dtype, tuple[str, ...]] = {
+    "bfloat16": (*OURS, "Trainer, bf16 autocast", "Trainer, bf16 weights"),
+    "float32": (*OURS, "Trainer, fp32"),
+}
 
 
 def main() -> None:
     """Time all ways in turn and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", choices=("auto", *DTYPES, "both"), help="default: what this processor does fast")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--way", choices=WAYS, help="measure one way in this process")
+    parser.add_argument("--way", help="measure one way in this process")
     parser.add_argument("--worker", help="train every n-th pack from the i-th in this process: i/n")
     arguments = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
+    epochs, seeds, dtype = arguments.epochs, arguments.seeds, arguments.dtype
     if arguments.worker:
         index, workers = map(int, arguments.worker.split("/"))
-        print(json.dumps(asdict(work(packs_of(arguments.seeds, workers)[index::workers], arguments.epochs))))
-        return
-    if arguments.way:
-        print(json.dumps(asdict(measure(arguments.way, arguments.epochs, arguments.seeds))))
-        return
-    results: dict[str, list[Measured]] = {way: [] for way in WAYS}
-    flags = ["--epochs", str(arguments.epochs), "--seeds", str(arguments.seeds)]
-    for _ in range(arguments.rounds):
-        for way in WAYS:
+        print(json.dumps(asdict(work(packs_of(seeds, dtype, workers)[index::workers], epochs))))
+    elif arguments.way:
+        print(json.dumps(asdict(measure(arguments.way, epochs, seeds, dtype))))
+    else:
+        chosen = {None: fast_dtypes(), "auto": fast_dtypes()[:1], "both": list(DTYPES)}
+        for each in chosen.get(dtype, [dtype]):
+            compare(each, epochs, seeds, arguments.rounds)
+
+
+def compare(dtype: Dtype, epochs: int, seeds: int, rounds: int) -> None:
+    """Measure all ways of a precision in turn, each in a process of its own, and print medians and ratios."""
+    results: dict[str, list[Measured]] = {way: [] for way in WAYS[dtype]}
+    flags = ["--epochs", str(epochs), "--seeds", str(seeds), "--dtype", dtype]
+    for _ in range(rounds):
+        for way, measured in results.items():
             command = [sys.executable, __file__, "--way", way, *flags]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            results[way].append(Measured(**json.loads(done.stdout.splitlines()[-1])))
-    flop, tokens = useful_flop(arguments.epochs, arguments.seeds)
-    runs = len(run_specs(arguments.seeds))
+            measured.append(Measured(**json.loads(done.stdout.splitlines()[-1])))
+    flop, tokens = useful_flop(epochs, seeds, dtype)
     ours = statistics.median(m.seconds for m in results["packs"])
-    print(f"{runs} runs, {arguments.epochs} epochs, {flop / 1e12:.1f} TFLOP, median of {arguments.rounds} rounds")
+    print(f"{dtype}: {len(run_specs(seeds, dtype))} runs, {epochs} epochs, {flop / 1e12:.1f} TFLOP, ", end="")
+    print(f"median of {rounds} rounds")
     print(f"{'':24}{'seconds':>9}{'tokens/s':>10}{'of packs':>10}{'of peak':>9}{'GFLOP/s':>9}{'memory':>9}")
     for way, measured in results.items():
         seconds = statistics.median(m.seconds for m in measured)

@@ -1,0 +1,146 @@
+"""What each hand-written part of a training step gives: the step as it is, and without one part at a time.
+
+Every way makes the gradients of the same batches in turn in one process, so that all meet the same noise. A ratio says
+how many times longer the step takes without a part; its time is the processor's with one thread (a pack as a sweep
+does it, undisturbed by what else runs) and the fastest of the rounds on the clock with more.
+
+    python tests/benchmarks/bench_kernels.py [--dtype float32] [--lanes 4] [--threads 1] [--rounds 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from unittest import mock
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from torch import Tensor
+
+from ocr_eval import adapters, attention, forward
+from ocr_eval.association import load_association
+from ocr_eval.dataset import build_dataset
+from ocr_eval.device_memory import unwatched_by_collector
+from ocr_eval.injection import Pack, attach
+from ocr_eval.models import load_base
+from ocr_eval.specs import load_model_spec, make_run_spec
+from ocr_eval.tokens import training_tokens
+from ocr_eval.train import _gradients
+from ocr_eval.weights import locate
+
+
+@contextmanager
+def library_attention(pack: Pack, name: str) -> Iterator[None]:
+    """The library's attention, over rows that are not parted into clumps."""
+    pack.base.network.set_attn_implementation(name)
+    yield
+    pack.base.network.set_attn_implementation(attention.NAME)
+
+
+@contextmanager
+def library_norms(pack: Pack) -> Iterator[None]:
+    """The library's RMS norms."""
+    norms = [m for m in pack.base.network.modules() if type(m).__name__.startswith("Hastened")]
+    ours = type(norms[0])
+    for module in norms:
+        module.__class__ = ours.__mro__[2]
+    yield
+    for module in norms:
+        module.__class__ = ours
+
+
+@contextmanager
+def without_siblings(pack: Pack, apart: Pack) -> Iterator[None]:
+    """Adapters whose layers do not share products."""
+    for name, layer in apart.adapters.layers.items():
+        pack.base.network.set_submodule(name, layer)
+    yield
+    for name, layer in pack.adapters.layers.items():
+        pack.base.network.set_submodule(name, layer)
+
+
+def plain_softmax(scores: Tensor) -> Tensor:
+    """The library's, differentiated by autograd."""
+    return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+
+
+def plain_logprobs(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
+    """All logits in fp32 at once."""
+    return logits_SV.float().log_softmax(-1)[rows_T, tokens_T]
+
+
+@contextmanager
+def none_of_them(ways: list[Callable[[], AbstractContextManager[object]]]) -> Iterator[None]:
+    """Several changes at once."""
+    with ExitStack() as stack:
+        for changed in ways:
+            stack.enter_context(changed())
+        yield
+
+
+def one_clump(rows: list, by_clump: bool) -> object:
+    """Rows that are not parted."""
+    return LAY_OUT(rows, by_clump=False)
+
+
+LAY_OUT = forward.lay_out
+
+
+def main() -> None:
+    """Time all ways in turn and print how much longer a step takes without each part."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--lanes", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=4)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = load_model_spec("smollm2-135m").model_copy(update={"dtype": arguments.dtype})
+    association = load_association("country-code")
+    specs = [make_run_spec(model, association, {}, {}, seed) for seed in range(arguments.lanes)]
+    base = load_base(model, locate(model), device="cpu")
+    examples = [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs]
+    with mock.patch.object(adapters, "_SIBLINGS", ()):
+        apart = attach(base, specs, examples)
+    apart.detach()
+    pack = attach(base, specs, examples)
+    ways: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        "as it is": lambda: mock.patch.object(forward, "lay_out", LAY_OUT),
+        "sdpa for attention": lambda: library_attention(pack, "sdpa"),
+        "eager for attention": lambda: library_attention(pack, "eager"),
+        "without clumps": lambda: mock.patch.object(forward, "lay_out", one_clump),
+        "without own softmax": lambda: mock.patch.object(attention._Softmax, "apply", plain_softmax),
+        "without siblings": lambda: without_siblings(pack, apart),
+        "library's norms": lambda: library_norms(pack),
+        "log-softmax at once": lambda: mock.patch.object(forward, "read_logprobs", plain_logprobs),
+    }
+    ways["eager, and no other"] = partial(
+        none_of_them,
+        [ways[way] for way in ways if way not in ("as it is", "sdpa for attention", "without clumps")],
+    )
+    batch = {lane: injection.batches()[0] for lane, injection in enumerate(pack.injections)}
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    with unwatched_by_collector():
+        for _ in range(arguments.rounds + 1):  # the first warms up
+            for way, changed in ways.items():
+                used = apart if way in ("without siblings", "eager, and no other") else pack
+                with changed():
+                    started = clock()
+                    _gradients(used, batch)
+                    seconds[way].append(clock() - started)
+    best = {way: min(times[1:]) for way, times in seconds.items()}
+    print(f"{arguments.dtype}, {torch.backends.cpu.get_cpu_capability()}, {arguments.lanes} lanes, ", end="")
+    print(f"{arguments.threads} threads, best of {arguments.rounds}: {best['as it is']:.3f} s a step")
+    for way, best_of in best.items():
+        print(f"{way:24}{best_of / best['as it is']:6.2f}x")
+
+
+if __name__ == "__main__":
+    main()
