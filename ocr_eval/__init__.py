@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ocr_eval.interface import (
+    from ocr_eval.api import (
         UserError,
         draw_figures,
         epochs_frame,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'ocr_eval' has no attribute '{name}'")
-    return getattr(import_module("ocr_eval.interface"), name)
+    return getattr(import_module("ocr_eval.api"), name)
 
 
 def __dir__() -> list[str]:

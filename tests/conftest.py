@@ -27,15 +27,16 @@ from transformers import (
     Qwen2Config,
 )
 
-from ocr_eval.association import load_association
 from ocr_eval.cli.app import run
-from ocr_eval.forward import View
-from ocr_eval.models import Base, load_base
-from ocr_eval.people import FIRST_NAMES, LAST_NAMES
-from ocr_eval.progress import be_quiet
-from ocr_eval.resources import shipped_names
-from ocr_eval.specs import RunSpec, load_model_spec, make_run_spec
-from ocr_eval.weights import locate
+from ocr_eval.common.messages import be_quiet
+from ocr_eval.common.yaml_files import shipped_names
+from ocr_eval.methods.view import View
+from ocr_eval.models.base import Base, load_base
+from ocr_eval.models.weights import locate
+from ocr_eval.specs.association import load_association
+from ocr_eval.specs.model import load_model_spec
+from ocr_eval.specs.names import FIRST_NAMES, LAST_NAMES
+from ocr_eval.specs.run import RunSpec, make_run_spec
 
 torch.set_num_threads(1)  # the models are too small for more
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ocr_eval.architecture import examine, read_config
-from ocr_eval.errors import UserError
-from ocr_eval.specs import load_model_spec
+from ocr_eval.common.errors import UserError
+from ocr_eval.models.architecture import examine, read_config
+from ocr_eval.specs.model import load_model_spec
 
 #: Totals as published with the weights (tied embeddings once).
 PARAMETERS = {

@@ -8,13 +8,13 @@ from conftest import ARCHITECTURES, SIZES
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GptOssConfig, Qwen3Config
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from ocr_eval.architecture import build
-from ocr_eval.attention import grouped_attention
-from ocr_eval.errors import UserError
-from ocr_eval.forest import ForestBuilder, Reads
-from ocr_eval.layout import lay_out
-from ocr_eval.models import attention_for
-from ocr_eval.specs import load_model_spec
+from ocr_eval.common.errors import UserError
+from ocr_eval.models.architecture import build
+from ocr_eval.models.base import attention_for
+from ocr_eval.models.grouped_attention import grouped_attention
+from ocr_eval.packing.batch import lay_out
+from ocr_eval.packing.forest import ForestBuilder, Reads
+from ocr_eval.specs.model import load_model_spec
 
 NORMED_HEADS = {"num_key_value_heads": 2, "head_dim": 16}
 CONFIGS = {

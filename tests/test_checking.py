@@ -31,7 +31,7 @@ def test_a_model_is_described_and_every_shipped_association_is_tried(ocr_eval, m
 def test_attention_is_chosen_by_device_and_architecture_where_no_yaml_says_it(
     ocr_eval, model_files, monkeypatch, device
 ):
-    monkeypatch.setattr("ocr_eval.checking.device_type", lambda _: device)
+    monkeypatch.setattr("ocr_eval.planning.check.device_type", lambda _: device)
     for name, attention in (("gemma2", "grouped"), ("olmo", "grouped" if device == "cpu" else "sdpa")):
         folder = model_files[name].with_suffix("")
         assert json.loads(ocr_eval("models", "check", folder, "--json").out)["architecture"]["attention"] == attention

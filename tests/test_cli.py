@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ocr_eval.resources import shipped
+from ocr_eval.common.yaml_files import shipped
 
 YAML = """
 name: my-own

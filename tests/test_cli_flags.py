@@ -11,11 +11,11 @@ import typer.main
 import yaml
 from test_cli import YAML, one_line
 
-from ocr_eval import resources
 from ocr_eval.cli.app import app
 from ocr_eval.cli.variables import commands, variables
-from ocr_eval.runs import config_yaml, read_run
-from ocr_eval.specs import RunSpec
+from ocr_eval.common import yaml_files
+from ocr_eval.records.folder import config_yaml, read_run
+from ocr_eval.specs.run import RunSpec
 
 ROOT = typer.main.get_command(app)
 SOURCES = Path(__file__).parent.parent / "ocr_eval"
@@ -26,7 +26,7 @@ def planned(answer) -> RunSpec:
     assert answer.code == 0, answer.err
     content = yaml.safe_load(answer.out)
     del content["schema_version"]
-    return resources.parse(RunSpec, content, "plan", strict=False)
+    return yaml_files.parse(RunSpec, content, "plan", strict=False)
 
 
 # Variables

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from test_table import record
 
-from ocr_eval.comparison import contrast, verdict
-from ocr_eval.errors import UserError
-from ocr_eval.specs import TrainSpec
+from ocr_eval.analysis.compare import contrast, verdict
+from ocr_eval.common.errors import UserError
+from ocr_eval.specs.model import TrainSpec
 
 
 def write(root: Path, *records) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ocr_eval.association import load_association
 from ocr_eval.cli.reference import reference
+from ocr_eval.specs.association import load_association
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "ocr_eval/docs").glob("*.md"))

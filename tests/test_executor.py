@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ocr_eval.cli.options import placement
-from ocr_eval.errors import UserError
-from ocr_eval.executor import Job, Placement, run_jobs
-from ocr_eval.executor.local import resolve_devices
+from ocr_eval.common.errors import UserError
+from ocr_eval.execution.jobs import Job, Placement, run_jobs
+from ocr_eval.execution.jobs.local import resolve_devices
 
 
 def python(name, code):
@@ -102,7 +102,7 @@ def test_callers_that_share_a_folder_have_logs_of_their_own(tmp_path):
 
 CALLER = """
 import pathlib, signal, sys
-from ocr_eval.executor import Job, Placement, run_jobs
+from ocr_eval.execution.jobs import Job, Placement, run_jobs
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 work = "import os, time; open('pids', 'a').write(f'{os.getpid()} '); time.sleep(600)"
 jobs = [Job(name, (sys.executable, "-c", work)) for name in ("a", "b", "c")]
@@ -163,7 +163,7 @@ def test_away_from_a_cluster_slurm_is_refused(tmp_path, monkeypatch):
 
 
 def test_without_submitit_the_error_says_how_to_install_it(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "ocr_eval.executor.slurm", raising=False)
+    monkeypatch.delitem(sys.modules, "ocr_eval.execution.jobs.slurm", raising=False)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install 'ocr-eval\[cluster\]'"):
         run_jobs([python("a", "pass")], Placement(executor="slurm"), tmp_path)

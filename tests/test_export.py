@@ -7,8 +7,8 @@ import pytest
 import yaml
 from conftest import tiny_run
 
-from ocr_eval.dataset import build_dataset
-from ocr_eval.export import FORMATS, inspect_rows, probe_rows
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.export import FORMATS, inspect_rows, probe_rows
 
 QUANTITIES = ["train_fact", "train_entailment", "test_fact", "test_entailment"]
 

@@ -9,12 +9,13 @@ from matplotlib.text import Text
 from test_report import write_run
 from test_table import HOSTILE, record
 
-from ocr_eval.figures import curve_figure, efficiency_figure, heatmap_figure, save, scatter_figure, score_figure
-from ocr_eval.heat import heat_of
-from ocr_eval.interface import draw_figures
-from ocr_eval.published import published_mean_ranks
-from ocr_eval.specs import DataSpec, TrainSpec
-from ocr_eval.table import build_table
+from ocr_eval.analysis.candidate_heat import heat_of
+from ocr_eval.analysis.table import build_table
+from ocr_eval.api import draw_figures
+from ocr_eval.report.figures import curve_figure, efficiency_figure, heatmap_figure, save, scatter_figure, score_figure
+from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.published import published_mean_ranks
+from ocr_eval.specs.run import DataSpec
 
 KINDS = (("city-language", "causal"), ("sport-music", "spurious"))
 

@@ -7,14 +7,14 @@ import torch
 from conftest import ARCHITECTURES, load, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ocr_eval import memory
-from ocr_eval.dataset import build_dataset
-from ocr_eval.injection import attach
-from ocr_eval.models import load_base
-from ocr_eval.specs import load_model_spec
-from ocr_eval.tokens import training_tokens
-from ocr_eval.train import train_epoch
-from ocr_eval.weights import locate
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import training_tokens
+from ocr_eval.methods.pack import attach
+from ocr_eval.methods.train import train_epoch
+from ocr_eval.models.base import load_base
+from ocr_eval.models.weights import locate
+from ocr_eval.planning import memory
+from ocr_eval.specs.model import load_model_spec
 
 
 def packed(path, **changes):

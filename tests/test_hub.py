@@ -11,8 +11,8 @@ import pytest
 from hub_stand_in import COMMIT, REPO, Repository, serve
 from huggingface_hub import constants
 
-from ocr_eval import weights
-from ocr_eval.specs import load_model_spec
+from ocr_eval.models import weights
+from ocr_eval.specs.model import load_model_spec
 
 PINNED = f"{REPO}@{COMMIT}"
 

@@ -9,12 +9,15 @@ import yaml
 from conftest import tiny_run
 from test_table import record
 
-from ocr_eval import provenance, specs
-from ocr_eval.errors import UserError
-from ocr_eval.records import read_record, read_settings, to_plain
-from ocr_eval.runs import read_config
-from ocr_eval.selection import group_rows
-from ocr_eval.specs import DataSpec, RunSpec, TrainSpec, added_field, load_model_spec
+from ocr_eval.common import provenance
+from ocr_eval.common.errors import UserError
+from ocr_eval.records.folder import read_config
+from ocr_eval.records.record import read_record, read_settings, to_plain
+from ocr_eval.records.select import group_rows
+from ocr_eval.specs import run
+from ocr_eval.specs.model import TrainSpec, load_model_spec
+from ocr_eval.specs.run import DataSpec, RunSpec
+from ocr_eval.specs.strict import added_field
 
 #: Of the tiny Llama's run below, at results version 1. Where it changes without a new version, every finished run of
 #: every user is orphaned.
@@ -51,7 +54,7 @@ def test_what_changes_the_result_changes_the_name(tiny, monkeypatch):
         tiny_run(tiny, lr=3e-3).fingerprint("weights"),
         tiny_run(tiny, m_train=1).fingerprint("weights"),
     }
-    monkeypatch.setattr(specs, "RESULTS_VERSION", specs.RESULTS_VERSION + 1)
+    monkeypatch.setattr(run, "RESULTS_VERSION", run.RESULTS_VERSION + 1)
     assert len({*names, spec.fingerprint("weights")}) == 7
 
 
@@ -99,7 +102,7 @@ def test_the_config_of_an_older_run_is_what_that_run_was(ocr_eval, tiny, tmp_pat
     assert ocr_eval(*flags, "-o", tmp_path).code == 0
     (config,) = tmp_path.rglob("config.yaml")
     assert "language" not in yaml.safe_load(config.read_text())["data"]
-    monkeypatch.setattr("ocr_eval.runs.DataSpec", Older)
+    monkeypatch.setattr("ocr_eval.records.folder.DataSpec", Older)
     monkeypatch.setattr(RunSpec, "model_validate", classmethod(lambda cls, content, **_: content))
     assert read_config(config.parent)["data"]["language"] == "en"
 

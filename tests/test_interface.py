@@ -13,7 +13,7 @@ from test_comparison import write
 from test_table import record
 
 import ocr_eval as interface
-from ocr_eval.specs import TrainSpec
+from ocr_eval.specs.model import TrainSpec
 
 
 def test_importing_is_instant():

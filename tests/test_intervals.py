@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocr_eval.intervals import METRICS, compare, estimates, ocr_score
-from ocr_eval.stats import HeldOut
+from ocr_eval.analysis.bootstrap import METRICS, compare, estimates, ocr_score
+from ocr_eval.scoring.ranks import HeldOut
 
 
 def seed_of(rng, subjects=80, infer=0.5, n=5, names=None) -> HeldOut:

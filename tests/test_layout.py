@@ -5,15 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocr_eval.association import load_association
-from ocr_eval.dataset import build_dataset
-from ocr_eval.forest import ForestBuilder, read_answers
-from ocr_eval.layout import lay_out, part, pieces_of
-from ocr_eval.resources import shipped_names
-from ocr_eval.score import cut_probes
-from ocr_eval.specs import load_model_spec, make_run_spec
-from ocr_eval.stand_in import StandInTokenizer
-from ocr_eval.tokens import probe_tokens
+from ocr_eval.common.yaml_files import shipped_names
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
+from ocr_eval.data.tokenize import probe_tokens
+from ocr_eval.packing.batch import lay_out, part, pieces_of
+from ocr_eval.packing.forest import ForestBuilder, read_answers
+from ocr_eval.scoring.candidates import cut_probes
+from ocr_eval.specs.association import load_association
+from ocr_eval.specs.model import load_model_spec
+from ocr_eval.specs.run import make_run_spec
 
 #: Short statements in two rows; and many in one, of which some share a long beginning.
 few = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=12)

@@ -9,15 +9,15 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from ocr_eval.dataset import QUANTITIES, build_dataset
-from ocr_eval.export import export_dataset
-from ocr_eval.score import score_candidates
-from ocr_eval.stats import rank_probes, summarize
-from ocr_eval.tokens import probe_tokens
+from ocr_eval.data.dataset import QUANTITIES, build_dataset
+from ocr_eval.data.export import export_dataset
+from ocr_eval.data.tokenize import probe_tokens
+from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.scoring.ranks import rank_probes, summarize
 
 
 def harness(base):
-    """The harness's own wrapper around a loaded base; BOS is left to the tokenizer, as in tokens.py."""
+    """The harness's own wrapper around a loaded base; BOS is left to the tokenizer, as in data/tokenize.py."""
     return HFLM(pretrained=base.network, tokenizer=base.tokenizer, batch_size=16, device="cpu")
 
 

@@ -13,12 +13,14 @@ from conftest import tiny_run
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ocr_eval import models, run
-from ocr_eval.errors import UserError
-from ocr_eval.models import load_base, make_accelerator
-from ocr_eval.precision import settle
-from ocr_eval.specs import load_model_spec, make_run_spec
-from ocr_eval.weights import WeightFolder, locate
+from ocr_eval.common.errors import UserError
+from ocr_eval.execution import execute
+from ocr_eval.models import base
+from ocr_eval.models.base import load_base, make_accelerator
+from ocr_eval.models.precision import settle
+from ocr_eval.models.weights import WeightFolder, locate
+from ocr_eval.specs.model import load_model_spec
+from ocr_eval.specs.run import make_run_spec
 
 GIB = 2**30
 
@@ -77,19 +79,19 @@ def gpus(monkeypatch, tiny):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
         accelerator = SimpleNamespace(device=torch.device("cuda:0"), num_processes=processes)
-        monkeypatch.setattr(models, "make_accelerator", lambda device: accelerator)
+        monkeypatch.setattr(base, "make_accelerator", lambda device: accelerator)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=size))
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
         files = WeightFolder(locate(load_model_spec(tiny)).path, "tiny")
-        monkeypatch.setattr(run.weights, "locate", lambda spec: files)
+        monkeypatch.setattr(execute.weights, "locate", lambda spec: files)
         monkeypatch.setenv("WORLD_SIZE", str(processes))
         spec = make_run_spec(load_model_spec(name), tiny_run(tiny).association, {}, {"method": method}, 0)
         spec = spec.in_precision("bfloat16")
         with pytest.raises(UserError) as refusal:
-            run.Bases("cuda").get(spec)
+            execute.Bases("cuda").get(spec)
         return seen.get("device_map"), str(refusal.value)
 
     return place
@@ -131,7 +133,7 @@ def test_a_process_computes_on_one_device(monkeypatch):
 
 
 def test_a_base_in_four_bits_is_gone_when_another_is_loaded(tiny):
-    bases = run.Bases("cpu")
+    bases = execute.Bases("cpu")
     gc.collect()
     gc.disable()
     try:

@@ -7,7 +7,7 @@ import os
 import pytest
 from filelock import Timeout
 
-from ocr_eval.locks import hold
+from ocr_eval.common.locks import hold
 
 
 @pytest.fixture(params=[errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])

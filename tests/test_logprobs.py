@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocr_eval.logprobs import block_rows, read_logprobs
+from ocr_eval.packing.logprobs import block_rows, read_logprobs
 
 
 def both(logits, rows, tokens, at_once):

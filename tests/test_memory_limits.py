@@ -9,24 +9,24 @@ import pytest
 import torch
 from conftest import load, tiny_run
 
-from ocr_eval import forward
-from ocr_eval.adapters import Stacks
-from ocr_eval.dataset import build_dataset
-from ocr_eval.device_memory import free_cache, unwatched_by_collector
-from ocr_eval.errors import RunFailed
-from ocr_eval.injection import attach
-from ocr_eval.models import load_base
-from ocr_eval.score import score_candidates
-from ocr_eval.tokens import probe_tokens, training_tokens
-from ocr_eval.train import train_epoch
-from ocr_eval.weights import locate
+from ocr_eval.common.errors import RunFailed
+from ocr_eval.common.out_of_memory import free_cache, unwatched_by_collector
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import probe_tokens, training_tokens
+from ocr_eval.methods import view
+from ocr_eval.methods.lora import Stacks
+from ocr_eval.methods.pack import attach
+from ocr_eval.methods.train import train_epoch
+from ocr_eval.models.base import load_base
+from ocr_eval.models.weights import locate
+from ocr_eval.scoring.candidates import score_candidates
 
 
 @pytest.fixture
 def room(monkeypatch):
     """Passes of more than so many nodes fail as an allocator does."""
     limit = {"nodes": 10**9, "tries": 0}
-    whole = forward.lay_out
+    whole = view.lay_out
 
     def lay_out(rows, by_clump):
         batch = whole(rows, by_clump)
@@ -35,7 +35,7 @@ def room(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return batch
 
-    monkeypatch.setattr(forward, "lay_out", lay_out)
+    monkeypatch.setattr(view, "lay_out", lay_out)
     return limit
 
 
@@ -86,14 +86,14 @@ def test_parts_are_said_and_recorded(ocr_eval, tiny, tmp_path, room):
 def test_scoring_in_smaller_passes_gives_the_same(tiny, room):
     base, spec = load(tiny), tiny_run(tiny)
     probes = probe_tokens(base.tokenizer, build_dataset(spec))
-    whole = score_candidates(forward.View(base, base.network), probes).logprobs["sequence"]
+    whole = score_candidates(view.View(base, base.network), probes).logprobs["sequence"]
     room["nodes"] = 100
-    assert score_candidates(forward.View(base, base.network), probes).logprobs["sequence"] == pytest.approx(
+    assert score_candidates(view.View(base, base.network), probes).logprobs["sequence"] == pytest.approx(
         whole, abs=1e-4
     )
     room["nodes"] = 3
     with pytest.raises(RunFailed, match="Scoring has too little memory"):
-        score_candidates(forward.View(base, base.network), probes)
+        score_candidates(view.View(base, base.network), probes)
 
 
 def test_a_pack_remembers_how_much_it_can_score_at_once(tiny, room):
@@ -112,7 +112,7 @@ def test_another_error_is_not_taken_for_want_of_memory(tiny, monkeypatch):
     def broken(rows, by_clump):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(forward, "lay_out", broken)
+    monkeypatch.setattr(view, "lay_out", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         trained(tiny, "lora")
 

@@ -7,7 +7,7 @@ import torch
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 
-from ocr_eval.norms import ROUNDED_FIRST, ROUNDED_LAST, hasten
+from ocr_eval.models.rms_norm import ROUNDED_FIRST, ROUNDED_LAST, hasten
 
 NAMES = sorted(ROUNDED_FIRST | ROUNDED_LAST)
 

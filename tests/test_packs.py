@@ -12,19 +12,20 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from ocr_eval import forward, sweep_plan, workload
 from ocr_eval.cli.sweep_work import Means
-from ocr_eval.dataset import build_dataset
-from ocr_eval.executor import Placement
-from ocr_eval.forward import View
-from ocr_eval.inject import Task, common_epoch, inject, prepare
-from ocr_eval.injection import attach
-from ocr_eval.packs import cut_into_packs
-from ocr_eval.records import to_plain
-from ocr_eval.runs import RunFolder
-from ocr_eval.score import score_candidates, score_lanes
-from ocr_eval.tokens import probe_tokens, training_tokens
-from ocr_eval.train import train_epoch
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import probe_tokens, training_tokens
+from ocr_eval.execution.jobs import Placement
+from ocr_eval.execution.run_pack import Task, common_epoch, inject, prepare
+from ocr_eval.methods import view
+from ocr_eval.methods.pack import attach
+from ocr_eval.methods.train import train_epoch
+from ocr_eval.methods.view import View
+from ocr_eval.planning import pack_memory, workload
+from ocr_eval.planning.packs import cut_into_packs
+from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.record import to_plain
+from ocr_eval.scoring.candidates import score_candidates, score_lanes
 
 MIXES = {
     "seeds": [{"seed": 0}, {"seed": 1}, {"seed": 2}],
@@ -150,7 +151,7 @@ def tasks_in(folder: Path, base, specs) -> list[Task]:
 
 
 def test_a_pack_with_a_diverging_run_finishes_the_others_and_says_why(tiny, tmp_path, monkeypatch):
-    from ocr_eval import inject as module
+    from ocr_eval.execution import run_pack as module
 
     base = load(tiny)
     tasks = tasks_in(tmp_path, base, [tiny_run(tiny, seed=0), tiny_run(tiny, seed=1)])
@@ -177,8 +178,8 @@ class Killed(BaseException):
 
 def test_killed_at_any_write_a_pack_goes_on_to_the_same_records(tiny, tmp_path, monkeypatch):
     """Runs of unequal length in one pack, killed before each and every file that they write."""
-    from ocr_eval import inject as module
-    from ocr_eval import runs
+    from ocr_eval.execution import run_pack as module
+    from ocr_eval.records import folder
 
     monkeypatch.setattr(module, "CHECKPOINT_EVERY", 0.0)
     base = load(tiny)
@@ -189,7 +190,7 @@ def test_killed_at_any_write_a_pack_goes_on_to_the_same_records(tiny, tmp_path, 
     ]
     inject(base, tasks_in(tmp_path / "whole", base, specs))
     whole = [content(task.folder) for task in tasks_in(tmp_path / "whole", base, specs)]
-    write = runs.write_atomic
+    write = folder.write_atomic
     countdown = 0
 
     def dying(path, data):
@@ -199,7 +200,7 @@ def test_killed_at_any_write_a_pack_goes_on_to_the_same_records(tiny, tmp_path, 
             raise Killed
         write(path, data)
 
-    monkeypatch.setattr(runs, "write_atomic", dying)
+    monkeypatch.setattr(folder, "write_atomic", dying)
     kills = 0
     for step in range(4, 34, 3):
         countdown = step
@@ -262,29 +263,29 @@ def tiny_spec(tiny):
 def test_a_pack_holds_no_more_runs_than_fit_into_memory(tiny, monkeypatch):
     # adapters so large that the peak is in training
     specs = [tiny_run(tiny, seed=seed, batch_size=16, rank=128) for seed in range(8)]
-    assert [len(pack) for pack in cut_into_packs(specs, "cpu", sweep_plan.lanes_that_fit("cpu"))] == [8]
+    assert [len(pack) for pack in cut_into_packs(specs, "cpu", pack_memory.lanes_that_fit("cpu"))] == [8]
     work = workload.measure(specs[0])
-    three = sweep_plan.pack_memory(specs[0], work, 3, "cpu").total
-    monkeypatch.setattr(sweep_plan, "room", lambda device: int(three / sweep_plan.memory.USABLE) + 1)
-    sizes = [len(pack) for pack in cut_into_packs(specs, "cpu", sweep_plan.lanes_that_fit("cpu"))]
+    three = pack_memory.pack_memory(specs[0], work, 3, "cpu").total
+    monkeypatch.setattr(pack_memory, "room", lambda device: int(three / pack_memory.memory.USABLE) + 1)
+    sizes = [len(pack) for pack in cut_into_packs(specs, "cpu", pack_memory.lanes_that_fit("cpu"))]
     assert sum(sizes) == 8
     assert max(sizes) in (2, 3)
-    monkeypatch.setattr(sweep_plan, "room", lambda device: 1)
-    assert [len(pack) for pack in cut_into_packs(specs, "cpu", sweep_plan.lanes_that_fit("cpu"))] == [1] * 8
+    monkeypatch.setattr(pack_memory, "room", lambda device: 1)
+    assert [len(pack) for pack in cut_into_packs(specs, "cpu", pack_memory.lanes_that_fit("cpu"))] == [1] * 8
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_the_planned_scoring_of_a_pack_is_the_largest_that_is_made(tiny, monkeypatch, lanes):
     base, spec = load(tiny), tiny_run(tiny, "country-code", m_test=20)
     work = workload.measure(spec)
-    made, whole = [], forward.lay_out
+    made, whole = [], view.lay_out
 
     def lay_out(rows, by_clump):
         batch = whole(rows, by_clump)
         made.append((batch.ids.shape, len(batch.kept)))
         return batch
 
-    monkeypatch.setattr(forward, "lay_out", lay_out)
+    monkeypatch.setattr(view, "lay_out", lay_out)
     score_lanes(View(base, base.network), dict.fromkeys(range(lanes), work.probes))
     planned = workload.pack_scoring(work, lanes, "cpu")
     assert len(made) > 1
@@ -294,10 +295,10 @@ def test_the_planned_scoring_of_a_pack_is_the_largest_that_is_made(tiny, monkeyp
 def test_a_pack_on_a_gpu_holds_no_more_runs_than_can_be_scored_at_once(tiny, monkeypatch):
     specs = [tiny_run(tiny, seed=seed, rank=1) for seed in range(24)]
     work = workload.measure(specs[0])
-    plans = [sweep_plan.pack_memory(specs[0], work, lanes, "cuda") for lanes in (12, 24)]
+    plans = [pack_memory.pack_memory(specs[0], work, lanes, "cuda") for lanes in (12, 24)]
     assert not plans[1].while_training
-    monkeypatch.setattr(sweep_plan, "room", lambda device: int(plans[0].total / sweep_plan.memory.USABLE) + 1)
-    assert [len(pack) for pack in cut_into_packs(specs, "cuda", sweep_plan.lanes_that_fit("cuda"))] == [12, 12]
+    monkeypatch.setattr(pack_memory, "room", lambda device: int(plans[0].total / pack_memory.memory.USABLE) + 1)
+    assert [len(pack) for pack in cut_into_packs(specs, "cuda", pack_memory.lanes_that_fit("cuda"))] == [12, 12]
 
 
 @pytest.mark.parametrize(("runs", "sizes"), [(12, [3, 3, 3, 3]), (3, [1, 1, 1])])
@@ -335,7 +336,7 @@ def test_a_pack_goes_on_from_the_last_epoch_that_all_can(tmp_path):
 
 
 def test_a_run_whose_scores_are_no_numbers_leaves_its_pack(tiny, tmp_path, monkeypatch):
-    from ocr_eval import inject as module
+    from ocr_eval.execution import run_pack as module
 
     base = load(tiny)
     tasks = tasks_in(tmp_path, base, [tiny_run(tiny, seed=0), tiny_run(tiny, seed=1)])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_intervals import seed_of
 
-from ocr_eval.permutation import least_p, permutation_p, permutation_ps
-from ocr_eval.stats import HeldOut
+from ocr_eval.analysis.permutation import least_p, permutation_p, permutation_ps
+from ocr_eval.scoring.ranks import HeldOut
 
 
 def naive(seeds: list[HeldOut]) -> float:

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ocr_eval import memory, timing
-from ocr_eval.architecture import examine
-from ocr_eval.memory import PROCESS_BYTES, estimate, least
-from ocr_eval.precision import settle
-from ocr_eval.simulation import Geometry
-from ocr_eval.specs import load_model_spec
+from ocr_eval.models.architecture import examine
+from ocr_eval.models.precision import settle
+from ocr_eval.planning import memory, timing
+from ocr_eval.planning.memory import PROCESS_BYTES, estimate, least
+from ocr_eval.planning.simulation import Geometry
+from ocr_eval.specs.model import load_model_spec
 
 BATCH, CHUNK = Geometry(lanes=1, nodes=160, reads=32, tokens=32), Geometry(lanes=1, nodes=512, reads=150, tokens=900)
 
@@ -127,10 +127,10 @@ def test_the_plan_of_a_scoring(ocr_eval, tiny):
 def test_a_run_that_does_not_fit_is_a_pack_of_its_own(tiny, monkeypatch):
     from conftest import tiny_run
 
-    from ocr_eval import sweep_plan
+    from ocr_eval.planning import pack_memory
 
-    monkeypatch.setattr(sweep_plan, "room", lambda device: 1000)
-    assert sweep_plan.lanes_that_fit("cpu")([tiny_run(tiny)], 1) == 1
+    monkeypatch.setattr(pack_memory, "room", lambda device: 1000)
+    assert pack_memory.lanes_that_fit("cpu")([tiny_run(tiny)], 1) == 1
 
 
 def test_the_time_of_a_scoring_is_in_proportion_to_its_rows(monkeypatch):

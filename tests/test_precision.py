@@ -8,15 +8,15 @@ import torch
 import yaml
 from conftest import load, tiny_run
 
-from ocr_eval import precision
-from ocr_eval.dataset import build_dataset
-from ocr_eval.injection import attach
-from ocr_eval.models import load_base
-from ocr_eval.score import score_candidates
-from ocr_eval.specs import load_model_spec
-from ocr_eval.tokens import probe_tokens, training_tokens
-from ocr_eval.train import train_epoch
-from ocr_eval.weights import locate
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import probe_tokens, training_tokens
+from ocr_eval.methods.pack import attach
+from ocr_eval.methods.train import train_epoch
+from ocr_eval.models import precision
+from ocr_eval.models.base import load_base
+from ocr_eval.models.weights import locate
+from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.specs.model import load_model_spec
 
 WITH_BF16 = {"avx2": True, "avx512_f": True, "avx512_bf16": True}
 WITHOUT_BF16 = {"avx2": True, "avx512_bf16": False}
@@ -154,7 +154,7 @@ def test_a_sweep_keeps_its_precision_on_another_machine(ocr_eval, monkeypatch, a
 
 
 def test_a_plan_names_the_faster_precision(ocr_eval, monkeypatch, auto, tmp_path):
-    from ocr_eval import timing
+    from ocr_eval.planning import timing
 
     monkeypatch.setattr(timing, "rates", lambda device: {"float32": 141.0, "bfloat16": 19.0})
     flags = ["--model", auto, "--assoc", "country-code", *SMALL, "-o", tmp_path]

@@ -11,10 +11,10 @@ import pytest
 PROGRAM = """
 import os, sys
 import torch
-from ocr_eval import forward
+from ocr_eval.methods import view
 from ocr_eval.cli.app import run
 
-whole, room = forward.lay_out, int(os.environ["ROOM_OF_RANK_" + os.environ["RANK"]])
+whole, room = view.lay_out, int(os.environ["ROOM_OF_RANK_" + os.environ["RANK"]])
 
 def lay_out(rows, by_clump):
     batch = whole(rows, by_clump)
@@ -23,7 +23,7 @@ def lay_out(rows, by_clump):
         raise torch.OutOfMemoryError("CUDA out of memory")
     return batch
 
-forward.lay_out = lay_out
+view.lay_out = lay_out
 sys.exit(run(sys.argv[1:]))
 """
 

@@ -8,7 +8,7 @@ from conftest import ARCHITECTURES
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from ocr_eval import inject
+from ocr_eval.execution import run_pack
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -42,17 +42,17 @@ def test_a_run_over_four_bits_is_saved_reloaded_and_scored_again(ocr_eval, model
 def test_an_interrupted_run_goes_on_with_the_result_it_would_have_had(ocr_eval, tiny, tmp_path, monkeypatch, method):
     run = ["finetune", "--model", tiny, "--assoc", "city-language", "--method", method, "--n", 2, "--m-test", 2]
     whole = json.loads(ocr_eval(*run, "--epochs", 3, "-o", tmp_path / "whole", "--json").out)
-    monkeypatch.setattr(inject, "CHECKPOINT_EVERY", 0.0)
-    trained = inject.train_epoch
+    monkeypatch.setattr(run_pack, "CHECKPOINT_EVERY", 0.0)
+    trained = run_pack.train_epoch
 
     def stopped(pack, lanes):
         if pack.injections[0].epochs_done == 2:
             raise KeyboardInterrupt
         return trained(pack, lanes)
 
-    monkeypatch.setattr(inject, "train_epoch", stopped)
+    monkeypatch.setattr(run_pack, "train_epoch", stopped)
     assert ocr_eval(*run, "--epochs", 3, "-o", tmp_path / "cut").code == 130
-    monkeypatch.setattr(inject, "train_epoch", trained)
+    monkeypatch.setattr(run_pack, "train_epoch", trained)
     answer = ocr_eval(*run, "--epochs", 3, "-o", tmp_path / "cut", "--json")
     assert "after epoch" in answer.err
     resumed = json.loads(answer.out)

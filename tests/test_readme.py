@@ -51,7 +51,7 @@ def test_a_table_is_what_the_program_makes_of_the_records(ocr_eval, monkeypatch,
 
 
 def test_every_shipped_name_is_in_the_readme():
-    from ocr_eval.resources import shipped_names
+    from ocr_eval.common.yaml_files import shipped_names
 
     for name in [*shipped_names("models"), *shipped_names("templates")]:
         assert name in README

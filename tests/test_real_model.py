@@ -7,14 +7,15 @@ import pytest
 from conftest import bare
 from test_score import naive_logprobs
 
-from ocr_eval.association import load_association
-from ocr_eval.dataset import build_dataset
-from ocr_eval.models import load_base
-from ocr_eval.score import score_candidates
-from ocr_eval.specs import load_model_spec, make_run_spec
-from ocr_eval.stats import midranks
-from ocr_eval.tokens import probe_tokens
-from ocr_eval.weights import locate
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import probe_tokens
+from ocr_eval.models.base import load_base
+from ocr_eval.models.weights import locate
+from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.scoring.ranks import midranks
+from ocr_eval.specs.association import load_association
+from ocr_eval.specs.model import load_model_spec
+from ocr_eval.specs.run import make_run_spec
 
 pytestmark = pytest.mark.real_model
 

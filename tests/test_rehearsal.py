@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import ARCHITECTURES
 
-from ocr_eval.architecture import read_config
-from ocr_eval.random_weights import random_network
-from ocr_eval.specs import load_model_spec
-from ocr_eval.stand_in import StandInTokenizer
+from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
+from ocr_eval.models.architecture import read_config
+from ocr_eval.models.random_weights import random_network
+from ocr_eval.specs.model import load_model_spec
 
 
 def test_the_measured_peak_is_within_15_percent_of_the_plan(tmp_path):
@@ -48,7 +48,7 @@ def test_a_part_of_a_model_is_said_to_be_one(ocr_eval, model_files):
 
 
 def test_what_does_not_fit_is_refused_before_it_is_built(ocr_eval, tiny, monkeypatch):
-    from ocr_eval import memory
+    from ocr_eval.planning import memory
 
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     answer = ocr_eval("models", "rehearse", tiny)

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from test_table import HOSTILE, record
 
-from ocr_eval.archive import find_runs
+from ocr_eval.records.find import find_runs
 from ocr_eval.report.page import build_page
 from ocr_eval.report.payload import run_payload
 from ocr_eval.report.reproduce import command, missing_files
 from ocr_eval.report.serve import Report, make_server
-from ocr_eval.specs import DataSpec, TrainSpec
+from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.run import DataSpec
 
 REAL = Path(__file__).parent.parent / "results"
 

@@ -11,7 +11,7 @@ import pytest
 from test_report import write_run
 from test_table import HOSTILE, record
 
-from ocr_eval.archive import find_runs
+from ocr_eval.records.find import find_runs
 from ocr_eval.report.page import build_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -15,7 +15,7 @@ import yaml
 from conftest import load
 from peft import PeftModel
 
-from ocr_eval.runs import read_config
+from ocr_eval.records.folder import read_config
 
 SMALL = ["--n", "3", "--m-train", "2", "--m-test", "3", "--quiet"]
 
@@ -182,8 +182,8 @@ def test_no_entailment_control_has_no_train_entailment_and_no_zero_in_its_place(
 
 
 KILLED = """
-import sys, ocr_eval.inject
-ocr_eval.inject.CHECKPOINT_EVERY = 0.0
+import sys, ocr_eval.execution.run_pack
+ocr_eval.execution.run_pack.CHECKPOINT_EVERY = 0.0
 from ocr_eval.cli.app import run
 sys.exit(run(sys.argv[1:]))
 """
@@ -288,16 +288,16 @@ def interruptible():
 
 @pytest.mark.parametrize(("epochs", "said"), [(0, "no epoch is saved yet"), (2, "epoch 2 of 3 is saved")])
 def test_ctrl_c_says_from_where_the_run_resumes(interruptible, finetune, tmp_path, monkeypatch, epochs, said):
-    from ocr_eval import inject
+    from ocr_eval.execution import run_pack
 
-    honest = inject.train_epoch
+    honest = run_pack.train_epoch
 
     def interrupt(pack, lanes):
         if pack.injections[0].epochs_done == max(0, epochs - 1):
             os.kill(os.getpid(), signal.SIGINT)
         return honest(pack, lanes)
 
-    monkeypatch.setattr(inject, "train_epoch", interrupt)
+    monkeypatch.setattr(run_pack, "train_epoch", interrupt)
     answer = finetune(tmp_path)
     assert answer.code == 130
     assert answer.err.strip().splitlines()[-1].startswith("ocr-eval: Interrupted")
@@ -308,10 +308,10 @@ def test_ctrl_c_says_from_where_the_run_resumes(interruptible, finetune, tmp_pat
 
 
 def test_a_second_ctrl_c_stops_at_once_and_force_would_start_over(interruptible, finetune, tmp_path, monkeypatch):
-    from ocr_eval import inject, interruption
+    from ocr_eval.execution import interruption, run_pack
 
     monkeypatch.setattr(interruption, "_ECHO", 0.0)
-    honest = inject.train_epoch
+    honest = run_pack.train_epoch
 
     def interrupt_twice(pack, lanes):
         if pack.injections[0].epochs_done == 1:
@@ -319,7 +319,7 @@ def test_a_second_ctrl_c_stops_at_once_and_force_would_start_over(interruptible,
             os.kill(os.getpid(), signal.SIGINT)
         return honest(pack, lanes)
 
-    monkeypatch.setattr(inject, "train_epoch", interrupt_twice)
+    monkeypatch.setattr(run_pack, "train_epoch", interrupt_twice)
     answer = finetune(tmp_path, "--force")
     assert answer.code == 130
     assert "no epoch is saved yet" in answer.err
@@ -353,7 +353,7 @@ def test_two_processes_on_one_run_do_not_meet(finetune, tmp_path):
 
 
 def test_a_second_process_is_refused_while_the_first_still_loads(finetune, tiny, tmp_path, monkeypatch):
-    from ocr_eval import run as module
+    from ocr_eval.execution import execute as module
 
     honest = module.load_base
 
@@ -372,8 +372,8 @@ def test_a_second_process_is_refused_while_the_first_still_loads(finetune, tiny,
 
 
 def test_a_run_that_cannot_be_loaded_leaves_no_folder_and_no_lock(finetune, tmp_path, monkeypatch):
-    from ocr_eval import run as module
-    from ocr_eval.errors import UserError
+    from ocr_eval.common.errors import UserError
+    from ocr_eval.execution import execute as module
 
     def damaged(*arguments, **more):
         raise UserError("damaged")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import tiny_run
 
-from ocr_eval.errors import UserError
-from ocr_eval.files import read_jsonl, replacing, replacing_folder, to_jsonl, write_atomic
-from ocr_eval.runs import RunFolder
-from ocr_eval.status import run_state
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import read_jsonl, replacing, replacing_folder, to_jsonl, write_atomic
+from ocr_eval.execution.status import run_state
+from ocr_eval.records.folder import RunFolder
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_folder_that_was_cleared_in_part_does_not_count(done, monkeypatch):
     def interrupted(path, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ocr_eval.files.shutil.rmtree", interrupted)
+    monkeypatch.setattr("ocr_eval.common.files.shutil.rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         done.clear()
     assert (done.path / "adapter").is_dir()
@@ -75,7 +75,7 @@ def test_a_folder_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch
         synced.append((str(Path(f"/proc/self/fd/{handle}").readlink()), place.exists()))
         sync(handle)
 
-    monkeypatch.setattr("ocr_eval.files.os.fsync", noting)
+    monkeypatch.setattr("ocr_eval.common.files.os.fsync", noting)
     with replacing_folder(place) as beside:
         (beside / "weights").write_text("1")
         (beside / "weights").chmod(0o600)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, bare, load, tiny_run
 
-from ocr_eval import score as score_module
-from ocr_eval.dataset import build_dataset
-from ocr_eval.injection import attach
-from ocr_eval.score import score_candidates
-from ocr_eval.tokens import probe_tokens, training_tokens
-from ocr_eval.train import batch_forest, train_epoch
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import probe_tokens, training_tokens
+from ocr_eval.methods.pack import attach
+from ocr_eval.methods.train import batch_forest, train_epoch
+from ocr_eval.scoring import candidates as score_module
+from ocr_eval.scoring.candidates import score_candidates
 
 
 def naive_logprobs(network, prompt, answer):

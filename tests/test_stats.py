@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ocr_eval.stats import midranks, rank_probes, summarize
+from ocr_eval.scoring.ranks import midranks, rank_probes, summarize
 
 logprobs = arrays(
     np.float64, st.tuples(st.integers(1, 6), st.integers(2, 12)), elements=st.sampled_from([-9.0, -3.5, -1.0, -0.5])

@@ -5,10 +5,10 @@ import json
 import pytest
 from conftest import load
 
-from ocr_eval.association import load_association
-from ocr_eval.audit import audit_association
-from ocr_eval.controls import ConditionResult, verdict
-from ocr_eval.intervals import Comparison, Estimate
+from ocr_eval.analysis.bootstrap import Comparison, Estimate
+from ocr_eval.analysis.controls import ConditionResult, verdict
+from ocr_eval.data.audit import audit_association
+from ocr_eval.specs.association import load_association
 
 SMALL = ["--n", 3, "--m-test", 3, "--quiet"]
 

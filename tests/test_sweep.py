@@ -13,13 +13,15 @@ import pytest
 from conftest import tiny_run
 from test_packs import content
 
-from ocr_eval import inject, packs, specs
-from ocr_eval.errors import UserError
-from ocr_eval.grid import Grid
-from ocr_eval.run import Bases
-from ocr_eval.runs import RunFolder
-from ocr_eval.sweep import cut, plan_sweep
-from ocr_eval.workload import batch_nodes
+from ocr_eval.common.errors import UserError
+from ocr_eval.execution import run_pack
+from ocr_eval.execution.execute import Bases
+from ocr_eval.execution.sweep import cut, plan_sweep
+from ocr_eval.planning import packs
+from ocr_eval.planning.workload import batch_nodes
+from ocr_eval.records.folder import RunFolder
+from ocr_eval.specs import run
+from ocr_eval.specs.grid import Grid
 
 GRID = ["--assocs", "city-language,country-code", "--seeds", "0-1", "--n", 3, "--m-train", 2, "--m-test", 3]
 
@@ -281,20 +283,20 @@ def test_a_job_that_fails_is_named_with_its_last_words(sweep, tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_the_sweep_goes_on_later(sweep, tmp_path, monkeypatch):
-    from ocr_eval import runs
+    from ocr_eval.records import folder
 
-    write = runs.write_atomic
+    write = folder.write_atomic
 
     def full(path, data):
         if path.name == "result.json":
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, data)
 
-    monkeypatch.setattr(runs, "write_atomic", full)
+    monkeypatch.setattr(folder, "write_atomic", full)
     answer = sweep(tmp_path, "--quiet")
     assert answer.code == 1
     assert answer.err.strip().startswith("ocr-eval: The disk is full.")
-    monkeypatch.setattr(runs, "write_atomic", write)
+    monkeypatch.setattr(folder, "write_atomic", write)
     assert sweep(tmp_path, "--quiet").code == 0
     assert len(runs_in(tmp_path)) == 4
 
@@ -302,9 +304,13 @@ def test_a_full_disk_is_one_line_and_the_sweep_goes_on_later(sweep, tmp_path, mo
 # A process that has everything imported and forks the sweeps that are to be killed: starting one afresh takes seconds.
 KILLER = """
 import os, random, signal, sys, time
-import ocr_eval.inject, ocr_eval.run, ocr_eval.sweep, ocr_eval.table, ocr_eval.sweep_progress
+import ocr_eval.execution.run_pack
+import ocr_eval.execution.execute
+import ocr_eval.execution.sweep
+import ocr_eval.analysis.table
+import ocr_eval.execution.progress
 from ocr_eval.cli.app import run
-ocr_eval.inject.CHECKPOINT_EVERY = 0.0
+ocr_eval.execution.run_pack.CHECKPOINT_EVERY = 0.0
 kills, arguments, moments = int(sys.argv[1]), sys.argv[2:], random.Random(0)
 for attempt in range(kills + 1):
     child = os.fork()
@@ -319,7 +325,11 @@ for attempt in range(kills + 1):
 
 SHARE = """
 import os, sys
-import ocr_eval.inject, ocr_eval.run, ocr_eval.sweep, ocr_eval.table, ocr_eval.sweep_progress
+import ocr_eval.execution.run_pack
+import ocr_eval.execution.execute
+import ocr_eval.execution.sweep
+import ocr_eval.analysis.table
+import ocr_eval.execution.progress
 from ocr_eval.cli.app import run
 children = []
 for i in range(2):
@@ -374,7 +384,7 @@ def test_force_removes_all_runs_or_none(sweep, tmp_path):
 def test_who_takes_part_does_the_runs_that_were_stated_or_none(sweep, tmp_path, monkeypatch):
     assert sweep(tmp_path, "--epochs", 1, "--quiet").code == 0
     there = sorted(tmp_path.glob("runs/*/*/*/*"))
-    monkeypatch.setattr(specs, "RESULTS_VERSION", specs.RESULTS_VERSION + 1)
+    monkeypatch.setattr(run, "RESULTS_VERSION", run.RESULTS_VERSION + 1)
     answer = sweep(tmp_path, "--epochs", 1, "--worker", 1)
     assert answer.code == 2
     assert "the results version or the weights have changed" in answer.err
@@ -403,7 +413,7 @@ def test_two_that_begin_a_sweep_in_one_folder_agree(tiny, tmp_path):
 
 def test_a_pack_that_cannot_go_on_does_not_stop_the_others(sweep, tmp_path, monkeypatch):
     monkeypatch.setitem(packs.PASS_NODES, "cpu", 16)  # a pack a run
-    monkeypatch.setattr(inject, "CHECKPOINT_EVERY", 0.0)
+    monkeypatch.setattr(run_pack, "CHECKPOINT_EVERY", 0.0)
     sweep(tmp_path, "--quiet", "--workers", 1)
     victims = [RunFolder(tmp_path / "runs" / run) for run in sorted(runs_in(tmp_path))]
     for victim in victims[:2]:

@@ -2,9 +2,9 @@
 
 from conftest import tiny_run
 
-from ocr_eval.inject import Step
-from ocr_eval.runs import RunFolder
-from ocr_eval.sweep_progress import SweepWatcher
+from ocr_eval.execution.progress import SweepWatcher
+from ocr_eval.execution.run_pack import Step
+from ocr_eval.records.folder import RunFolder
 
 
 def step(tiny, tmp_path, seed, epoch):

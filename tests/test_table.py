@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocr_eval.errors import UserError
-from ocr_eval.finding import finding, remedy
-from ocr_eval.published import published_mean_ranks
-from ocr_eval.records import Record
-from ocr_eval.rendering import to_csv, to_html, to_json, to_markdown, to_tex
-from ocr_eval.selection import ROW_KEYS, group_rows, parse_condition, row_keys, select, settings_of_each
-from ocr_eval.specs import SCORINGS, DataSpec, TrainSpec
-from ocr_eval.stats import HeldOut, Score
-from ocr_eval.table import build_table
+from ocr_eval.analysis.finding import finding, remedy
+from ocr_eval.analysis.table import build_table
+from ocr_eval.common.errors import UserError
+from ocr_eval.records.record import Record
+from ocr_eval.records.select import ROW_KEYS, group_rows, parse_condition, row_keys, select, settings_of_each
+from ocr_eval.report.tables import to_csv, to_html, to_json, to_markdown, to_tex
+from ocr_eval.scoring.ranks import HeldOut, Score
+from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.published import published_mean_ranks
+from ocr_eval.specs.run import SCORINGS, DataSpec
 
 
 def answers(rank: float, null: float, n: int = 5) -> HeldOut:

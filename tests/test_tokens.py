@@ -6,10 +6,10 @@ from conftest import ARCHITECTURES, load, tiny_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocr_eval.dataset import build_dataset
-from ocr_eval.errors import UserError
-from ocr_eval.forest import ROOT, ForestBuilder, read_answers
-from ocr_eval.tokens import continuations, probe_tokens, training_tokens
+from ocr_eval.common.errors import UserError
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import continuations, probe_tokens, training_tokens
+from ocr_eval.packing.forest import ROOT, ForestBuilder, read_answers
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -7,11 +7,11 @@ import types
 import pytest
 from conftest import tiny_run
 
-from ocr_eval.errors import UserError
-from ocr_eval.inject import Step
-from ocr_eval.run import Execution, finetune_all
-from ocr_eval.runs import RunFolder
-from ocr_eval.tracking import Tracker, following, how_to_view, require_tracker
+from ocr_eval.common.errors import UserError
+from ocr_eval.execution.execute import Execution, finetune_all
+from ocr_eval.execution.run_pack import Step
+from ocr_eval.execution.tracking import Tracker, following, how_to_view, require_tracker
+from ocr_eval.records.folder import RunFolder
 
 CONFIG = {"seed": 1, "train": {"lr": 2e-3, "method": "lora"}}
 NAME = "tiny/city-language/lora/seed1-abc"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from test_run import SMALL, only_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from ocr_eval import run as module
+from ocr_eval.execution import execute as module
 
 LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "eos_token_id": 0}

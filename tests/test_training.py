@@ -5,12 +5,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ocr_eval.adapters import Stacks
-from ocr_eval.dataset import build_dataset
-from ocr_eval.errors import RunFailed, UserError
-from ocr_eval.injection import attach, load_adapter
-from ocr_eval.tokens import training_tokens
-from ocr_eval.train import train_epoch
+from ocr_eval.common.errors import RunFailed, UserError
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import training_tokens
+from ocr_eval.methods.lora import Stacks
+from ocr_eval.methods.pack import attach, load_adapter
+from ocr_eval.methods.train import train_epoch
 
 GOLDEN = [8.398730, 6.677971, 5.094757]
 

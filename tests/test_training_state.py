@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ocr_eval.training_state import read_state, write_state
+from ocr_eval.methods.checkpoint import read_state, write_state
 
 
 def trained(device="cpu", steps=2):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ocr_eval import weights
-from ocr_eval.errors import UserError
-from ocr_eval.specs import load_model_spec
+from ocr_eval.common.errors import UserError
+from ocr_eval.models import weights
+from ocr_eval.specs.model import load_model_spec
 
 CONTENT = [b"first half, ", b"second half"]
 SHA256 = hashlib.sha256(b"".join(CONTENT)).hexdigest()

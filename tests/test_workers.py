@@ -13,12 +13,13 @@ import pytest
 from conftest import tiny_run
 from test_sweep import GRID, runs_in
 
-from ocr_eval import sweep_plan, workers
-from ocr_eval.executor.local import cores
-from ocr_eval.packs import cut_into_packs
-from ocr_eval.runs import RunFolder
-from ocr_eval.sweep import PlannedRun
-from ocr_eval.workers import Follower, workers_that_pay
+from ocr_eval.execution import workers
+from ocr_eval.execution.jobs.local import cores
+from ocr_eval.execution.sweep import PlannedRun
+from ocr_eval.execution.workers import Follower, workers_that_pay
+from ocr_eval.planning import pack_memory
+from ocr_eval.planning.packs import cut_into_packs
+from ocr_eval.records.folder import RunFolder
 
 #: Two packs of two runs each.
 TWO_PACKS = [*GRID, "--batch-size", 64]
@@ -192,7 +193,7 @@ def test_as_many_workers_as_cores_packs_and_memory_allow(eight_cores, monkeypatc
     assert workers_that_pay(packs[:3], "cpu") == 3
     assert workers_that_pay(smollm2(11), "cpu") == 8
     assert workers_that_pay(packs, "cuda") == 1
-    one = sweep_plan.pack_memory(packs[0][0], workers.workload.measure(packs[0][0]), 1, "cpu").total
+    one = pack_memory.pack_memory(packs[0][0], workers.workload.measure(packs[0][0]), 1, "cpu").total
     monkeypatch.setattr(workers, "room", lambda device: int(2.5 * one))
     assert workers_that_pay(packs, "cpu") == 2
     monkeypatch.setattr(workers, "room", lambda device: one // 2)

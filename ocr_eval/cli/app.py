@@ -19,8 +19,8 @@ from typer.exceptions import Abort, TyperException
 from ocr_eval.cli import data, injections, models, results, studies, sweep, variables
 from ocr_eval.cli.one_run import OneRun
 from ocr_eval.cli.options import JsonOption
-from ocr_eval.errors import RunFailed, UserError
-from ocr_eval.processes import is_alone, is_first
+from ocr_eval.common.distributed import is_alone, is_first
+from ocr_eval.common.errors import RunFailed, UserError
 
 
 class _Stopped(Exception):
@@ -75,7 +75,7 @@ def doctor(as_json: JsonOption = False) -> None:
     """Show versions, devices, memory, caches and network state."""
     import json
 
-    from ocr_eval.doctor import examine
+    from ocr_eval.cli.doctor import examine
 
     findings = examine()
     if as_json:

@@ -16,8 +16,8 @@ app = typer.Typer(help="List, show, audit and export associations.", no_args_is_
 @app.command("list")
 def list_associations(as_json: o.JsonOption = False) -> None:
     """List the shipped associations: name, kind, pairs, link."""
-    from ocr_eval.association import load_association
-    from ocr_eval.resources import shipped_names
+    from ocr_eval.common.yaml_files import shipped_names
+    from ocr_eval.specs.association import load_association
 
     associations = [load_association(name) for name in shipped_names("templates")]
     if as_json:
@@ -33,7 +33,7 @@ def show(
     assoc: Annotated[str, typer.Argument(help="Association: a name or YAML file.", autocompletion=o.assoc_names)],
 ) -> None:
     """Show an association: templates and pairs."""
-    from ocr_eval.association import load_association
+    from ocr_eval.specs.association import load_association
 
     association = load_association(assoc)
     typer.echo(f"{association.name} ({association.kind})\n{association.description}\n")
@@ -66,9 +66,9 @@ def audit(
     if an association cannot be scored first-token on one of the models.
     """
     o.begin(quiet, offline)
-    from ocr_eval.association import load_association
-    from ocr_eval.audit import audit_association
-    from ocr_eval.models import load_tokenizer
+    from ocr_eval.data.audit import audit_association
+    from ocr_eval.models.base import load_tokenizer
+    from ocr_eval.specs.association import load_association
 
     audited = load_association(o.one_assoc(context, association, assoc))
     audits = {name: audit_association(load_tokenizer(name), audited) for name in model or [o.DEFAULT_MODEL]}
@@ -102,8 +102,8 @@ def export(
 
     The paths of the files go to stdout.
     """
-    from ocr_eval.dataset import build_dataset
-    from ocr_eval.export import FORMATS, export_dataset
+    from ocr_eval.data.dataset import build_dataset
+    from ocr_eval.data.export import FORMATS, export_dataset
 
     o.choice("--format", format, tuple(FORMATS))
     spec = o.resolve(

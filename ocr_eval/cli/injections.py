@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.errors import UserError
+from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.models import Device
-    from ocr_eval.records import Record
-    from ocr_eval.runs import RunFolder
-    from ocr_eval.specs import RunSpec
-    from ocr_eval.stats import Scores
+    from ocr_eval.models.base import Device
+    from ocr_eval.records.folder import RunFolder
+    from ocr_eval.records.record import Record
+    from ocr_eval.scoring.ranks import Scores
+    from ocr_eval.specs.run import RunSpec
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SCORINGS = ("first-token", "sequence", "per-token")
@@ -83,14 +83,14 @@ def finetune(
     if dry_run:
         _show_plan(spec, output_dir, device, as_json, score_every)
         return
-    from ocr_eval.runs import RunFolder
+    from ocr_eval.records.folder import RunFolder
 
     finished = _finished(spec, output_dir, force)
     if finished is not None:
         folder, record, was_done = finished, finished.record(), True
     else:
-        from ocr_eval.run import Execution
-        from ocr_eval.run import finetune as run_finetune
+        from ocr_eval.execution.execute import Execution
+        from ocr_eval.execution.execute import finetune as run_finetune
 
         outcome = run_finetune(spec, output_dir, Execution(cast("Device", device), force, score_every))
         folder, record, was_done = RunFolder(outcome.folder), outcome.record, outcome.was_done
@@ -112,10 +112,10 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     Raises:
         Busy: another process is working on it.
     """
-    from ocr_eval import weights
-    from ocr_eval.processes import is_first
-    from ocr_eval.runs import RunFolder
-    from ocr_eval.specs import PRECISIONS
+    from ocr_eval.common.distributed import is_first
+    from ocr_eval.models import weights
+    from ocr_eval.records.folder import RunFolder
+    from ocr_eval.specs.model import PRECISIONS
 
     kin = RunFolder.of(output, spec, "*").path
     begun = [RunFolder(path) for path in kin.parent.glob(kin.name)]
@@ -136,8 +136,8 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
 
 def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool, every: int = 1) -> None:
     """Print the plan of a run, or of a scoring; exit code 1 if it does not fit into memory."""
-    from ocr_eval.plan import make_plan
-    from ocr_eval.run import Bases
+    from ocr_eval.execution.execute import Bases
+    from ocr_eval.planning.estimate import make_plan
 
     (settled,) = Bases(cast("Device", device)).settle([spec], output)
     plan = make_plan(spec, output, cast("Device", device), every, settled.precision)
@@ -147,7 +147,7 @@ def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool, e
 
 
 def _summary(record: Record, losses: list[float]) -> str:
-    from ocr_eval.finding import remedy
+    from ocr_eval.analysis.finding import remedy
 
     finding = record.final["first-token"]["test_entailment"]
     learned = (
@@ -164,9 +164,9 @@ def _summary(record: Record, losses: list[float]) -> str:
 
 def _show_curve(folder: Path, record: Record) -> None:
     """Draw a finished run's mean rank by epoch in the terminal."""
-    from ocr_eval.archive import Run
-    from ocr_eval.chart import Curve, charts
-    from ocr_eval.figures.sources import metrics_of
+    from ocr_eval.records.find import Run
+    from ocr_eval.records.run_files import metrics_of
+    from ocr_eval.report.chart import Curve, charts
 
     try:
         metrics = metrics_of(Run(folder, record), "first-token")
@@ -207,7 +207,7 @@ def score(
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
-    from ocr_eval.runs import RunFolder, kind_of, read_config
+    from ocr_eval.records.folder import RunFolder, kind_of, read_config
 
     trained_over = None
     if run is not None:
@@ -239,11 +239,11 @@ def score(
     if dry_run:
         _show_plan(spec, None, device, as_json)
         return
-    from ocr_eval.run import rescore
+    from ocr_eval.execution.execute import rescore
 
     scores = rescore(spec, adapter, cast("Device", device), trained_over)
     if as_json:
-        from ocr_eval.records import to_plain
+        from ocr_eval.records.record import to_plain
 
         typer.echo(json.dumps(to_plain(scores), indent=2))
         return

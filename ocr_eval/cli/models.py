@@ -11,7 +11,7 @@ import typer
 from ocr_eval.cli import options as o
 
 if TYPE_CHECKING:
-    from ocr_eval.models import Device
+    from ocr_eval.models.base import Device
 
 app = typer.Typer(help="List, show, fetch, check and rehearse models.", no_args_is_help=True)
 
@@ -19,9 +19,9 @@ app = typer.Typer(help="List, show, fetch, check and rehearse models.", no_args_
 @app.command("list")
 def list_models(as_json: o.JsonOption = False) -> None:
     """List the shipped models: source, access, and whether on disk."""
-    from ocr_eval import weights
-    from ocr_eval.resources import shipped_names
-    from ocr_eval.specs import HubWeights, load_model_spec
+    from ocr_eval.common.yaml_files import shipped_names
+    from ocr_eval.models import weights
+    from ocr_eval.specs.model import HubWeights, load_model_spec
 
     specs = [load_model_spec(name) for name in shipped_names("models")]
     here = {spec.name: weights.cached(spec) is not None for spec in specs}
@@ -44,17 +44,18 @@ def show(model: o.ModelArgument, as_json: o.JsonOption = False) -> None:
     """
     import yaml
 
-    from ocr_eval import resources, weights
-    from ocr_eval.specs import load_model_spec
+    from ocr_eval.common import yaml_files
+    from ocr_eval.models import weights
+    from ocr_eval.specs.model import load_model_spec
 
     spec = load_model_spec(model)
     if as_json:
         typer.echo(json.dumps(spec.model_dump(mode="json"), indent=2))
         return
-    if model in resources.shipped_names("models"):
-        file = resources.find_yaml("model", "models", model)
+    if model in yaml_files.shipped_names("models"):
+        file = yaml_files.find_yaml("model", "models", model)
     else:
-        file = resources.expand(model)
+        file = yaml_files.expand(model)
     where, train = weights.cached(spec), spec.train
     settings = f"lr {train.lr:g}, {train.epochs} epochs, batches of {train.batch_size}"
     adapter = "" if train.method == "full" else f", rank {train.rank}, alpha {train.alpha:g}"
@@ -85,8 +86,8 @@ def pull(
     The folder of the weights goes to stdout.
     """
     o.begin(quiet, offline)
-    from ocr_eval import weights
-    from ocr_eval.specs import load_model_spec
+    from ocr_eval.models import weights
+    from ocr_eval.specs.model import load_model_spec
 
     spec = load_model_spec(model)
     if force:
@@ -111,8 +112,8 @@ def check(
     with 1 if an association cannot be scored with the tokenizer.
     """
     o.begin(quiet, offline)
-    from ocr_eval.checking import check_model
-    from ocr_eval.resources import shipped_names
+    from ocr_eval.common.yaml_files import shipped_names
+    from ocr_eval.planning.check import check_model
 
     found = check_model(model, assoc or shipped_names("templates"))
     typer.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False) if as_json else found.as_text())
@@ -147,8 +148,8 @@ def rehearse(
     vocabulary size makes about as many tokens. With --output-dir the record is written and the table updated.
     """
     o.begin(quiet, offline)
-    from ocr_eval.rehearsal import rehearse as run
-    from ocr_eval.rehearsal_table import write
+    from ocr_eval.planning.rehearsal import rehearse as run
+    from ocr_eval.planning.rehearsal_table import write
 
     o.choice("--device", device, ("auto", "cpu", "cuda", "mps"))
     spec = o.resolve(

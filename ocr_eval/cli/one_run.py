@@ -10,7 +10,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from ocr_eval.errors import UserError
+from ocr_eval.common.errors import UserError
 
 #: Flags of one run, and what ``sweep`` calls those that it takes several of.
 _SWEEP_FLAG = {

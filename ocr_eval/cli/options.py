@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
-from ocr_eval.errors import UserError, unknown_name
+from ocr_eval.common.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from ocr_eval.executor import Executor, Placement
-    from ocr_eval.intervals import Estimate
-    from ocr_eval.specs import RunSpec
+    from ocr_eval.analysis.bootstrap import Estimate
+    from ocr_eval.execution.jobs import Executor, Placement
+    from ocr_eval.specs.run import RunSpec
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -35,7 +35,7 @@ def _names(part: str) -> Callable[[str], list[str]]:
     """Shell completion from the YAML files shipped in a folder."""
 
     def complete(incomplete: str) -> list[str]:
-        from ocr_eval.resources import shipped_names
+        from ocr_eval.common.yaml_files import shipped_names
 
         return [name for name in shipped_names(part) if name.startswith(incomplete)]
 
@@ -46,20 +46,20 @@ model_names, assoc_names = _names("models"), _names("templates")
 
 #: Commands that take a run's own config.yaml as --config.
 _TAKE_A_RUN = ("finetune", "score", "controls", "curve", "export")
-_RUN = "ocr_eval.run"
+_RUN = "ocr_eval.execution.execute"
 
 
 def _config(context: typer.Context, path: Path | None) -> Path | None:
     """Take the flags in a YAML file as defaults: below variables, which are below flags on the command line."""
     if path is None or context.resilient_parsing:
         return path
-    from ocr_eval import resources
+    from ocr_eval.common import yaml_files
 
     if not path.is_file():
         raise UserError(f"--config: there is no file '{path}'.")
     options = {flag.lstrip("-"): p for p in context.command.params for flag in p.opts if flag.startswith("--")}
     defaults: dict[str, Any] = {}
-    content = resources.read_yaml(path)
+    content = yaml_files.read_yaml(path)
     if isinstance(content.get("association"), dict):
         content = {flag: value for flag, value in _run_flags(context, path).items() if flag in options}
     for key, value in content.items():
@@ -88,7 +88,7 @@ def _run_flags(context: typer.Context, path: Path) -> dict[str, Any]:
     Raises:
         UserError: a command that is not about one run, or a file that breaks a rule.
     """
-    from ocr_eval.runs import read_run
+    from ocr_eval.records.folder import read_run
 
     if context.command.name not in _TAKE_A_RUN:
         raise UserError(
@@ -323,7 +323,7 @@ def placement(
     Raises:
         UserError: no such executor, a flag of another one, or a value out of range.
     """
-    from ocr_eval.executor import EXECUTORS, Placement
+    from ocr_eval.execution.jobs import EXECUTORS, Placement
 
     name = cast("Executor", choice("--executor", executor, EXECUTORS))
     given = {
@@ -353,10 +353,10 @@ def begin(quiet: bool = False, offline: bool = False) -> None:
     import sys
     import warnings
 
-    from ocr_eval import processes, progress
+    from ocr_eval.common import distributed, messages
 
-    progress.be_quiet(quiet or not processes.is_first())
-    if not processes.is_first():
+    messages.be_quiet(quiet or not distributed.is_first())
+    if not distributed.is_first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advises to install optional kernels
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -393,8 +393,9 @@ def resolve(
     Raises:
         UserError: a name or a value that does not exist or fit.
     """
-    from ocr_eval.association import load_association
-    from ocr_eval.specs import DTYPE_ALIASES, DTYPE_NAMES, load_model_spec, make_run_spec
+    from ocr_eval.specs.association import load_association
+    from ocr_eval.specs.model import DTYPE_ALIASES, DTYPE_NAMES, load_model_spec
+    from ocr_eval.specs.run import make_run_spec
 
     path, run = context.meta.get(_RUN, ("", None)) if context else ("", None)
     spec = run.model if run and model == path else load_model_spec(model)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.errors import UserError
+from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.archive import Found
-    from ocr_eval.specs import Scoring
-    from ocr_eval.table import Metric
+    from ocr_eval.analysis.table import Metric
+    from ocr_eval.records.find import Found
+    from ocr_eval.specs.run import Scoring
 
 FoldersArgument = Annotated[
     list[Path] | None, typer.Argument(help="Folders that contain runs, at any depth (default: the output folder).")
@@ -38,8 +38,8 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
     """
     from dataclasses import replace
 
-    from ocr_eval.archive import find_runs
-    from ocr_eval.selection import parse_condition, select
+    from ocr_eval.records.find import find_runs
+    from ocr_eval.records.select import parse_condition, select
 
     conditions = [parse_condition("--filter", text) for text in filters or ()]
     found = find_runs(*folders, scoring=scoring)
@@ -57,7 +57,7 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
 
 def chosen_scoring(scoring: str) -> Scoring:
     """The value of --scoring."""
-    from ocr_eval.specs import SCORINGS
+    from ocr_eval.specs.run import SCORINGS
 
     return cast("Scoring", o.choice("--scoring", scoring, SCORINGS))
 
@@ -87,15 +87,15 @@ def table(
     goes to stdout, a sentence on what it shows to stderr. Exits with 1 if a record could not be read; the table has the
     others.
     """
-    from ocr_eval import rendering
-    from ocr_eval.archive import collector_at_rest
-    from ocr_eval.finding import finding
-    from ocr_eval.published import published_mean_ranks
-    from ocr_eval.selection import row_keys
-    from ocr_eval.table import METRICS, build_table
+    from ocr_eval.analysis.finding import finding
+    from ocr_eval.analysis.table import METRICS, build_table
+    from ocr_eval.records.find import collector_at_rest
+    from ocr_eval.records.select import row_keys
+    from ocr_eval.report import tables
+    from ocr_eval.specs.published import published_mean_ranks
 
     chosen = chosen_scoring(scoring)
-    o.choice("--format", format, tuple(rendering.FORMATS))
+    o.choice("--format", format, tuple(tables.FORMATS))
     if metric is not None:
         o.choice("--metric", metric, METRICS)
     if short and format in ("csv", "json"):
@@ -112,7 +112,7 @@ def table(
             every_interval=format in ("csv", "json"),
             short=short,
         )
-        typer.echo(rendering.FORMATS[format](built), nl=False)
+        typer.echo(tables.FORMATS[format](built), nl=False)
         sentence = finding(found.records, built)
     if sentence:
         typer.echo(f"\nFinding: {sentence}", err=True)
@@ -139,10 +139,10 @@ def figures(
     model and setting; OCR score by m_train where runs differ in it. The paths go to stdout. Exits with 1 if a file of a
     run could not be read; the rest is drawn.
     """
-    from ocr_eval.chart import charts
-    from ocr_eval.figures import save
-    from ocr_eval.figures.gallery import gallery, text_curves
-    from ocr_eval.files import prepare_output
+    from ocr_eval.common.files import prepare_output
+    from ocr_eval.report.chart import charts
+    from ocr_eval.report.figures import save
+    from ocr_eval.report.figures.gallery import gallery, text_curves
 
     chosen = chosen_scoring(scoring)
     if text and to is not None:
@@ -185,8 +185,8 @@ def compare(
     import json
     from dataclasses import asdict
 
-    from ocr_eval.comparison import contrast, verdict
-    from ocr_eval.selection import parse_condition
+    from ocr_eval.analysis.compare import contrast, verdict
+    from ocr_eval.records.select import parse_condition
 
     chosen = chosen_scoring(scoring)
     conditions = [text for text in (a, b) if "=" in text and not Path(text).exists()]
@@ -246,7 +246,7 @@ def report(
         return
     if port is not None:
         raise UserError("--port goes with --serve. Add --serve, or drop --port.")
-    from ocr_eval.files import prepare_output, write_atomic
+    from ocr_eval.common.files import prepare_output, write_atomic
     from ocr_eval.report.page import build_page
 
     if output.is_dir():

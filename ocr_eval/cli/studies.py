@@ -13,11 +13,11 @@ import typer
 from ocr_eval.cli import options as o
 from ocr_eval.cli.injections import DEVICES, SCORINGS
 from ocr_eval.cli.sweep_work import plan_together
-from ocr_eval.errors import UserError
+from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.models import Device
-    from ocr_eval.specs import Scoring
+    from ocr_eval.models.base import Device
+    from ocr_eval.specs.run import Scoring
 
 _ONE_SEED = "One seed: intervals are over subjects only."
 
@@ -54,7 +54,7 @@ def controls(
     o.choice("--device", device, DEVICES)
     o.choice("--scoring", scoring, SCORINGS)
     _refuse_json_plan(dry_run, as_json)
-    from ocr_eval.controls import Condition, compare_conditions, condition_specs, verdict
+    from ocr_eval.analysis.controls import Condition, compare_conditions, condition_specs, verdict
 
     common: dict[str, Any] = {"n": n, "m_train": m_train, "m_test": m_test, "candidates": candidates}
     train: dict[str, Any] = {"method": method, "lr": lr, "epochs": epochs}
@@ -65,7 +65,7 @@ def controls(
     if dry_run:
         typer.echo(plan_together([spec for _, spec in plan], output_dir, cast("Device", device)), nl=False)
         return
-    from ocr_eval.run import Execution, finetune_all
+    from ocr_eval.execution.execute import Execution, finetune_all
 
     records: dict[Condition, list[Any]] = {}
     outcomes = finetune_all([spec for _, spec in plan], output_dir, Execution(cast("Device", device)))
@@ -132,8 +132,8 @@ def curve(
     if dry_run:
         typer.echo(plan_together(plan, output_dir, cast("Device", device)), nl=False)
         return
-    from ocr_eval.intervals import ocr_score
-    from ocr_eval.run import Execution, finetune_all
+    from ocr_eval.analysis.bootstrap import ocr_score
+    from ocr_eval.execution.execute import Execution, finetune_all
 
     records = [outcome.record for outcome in finetune_all(plan, output_dir, Execution(cast("Device", device)))]
     points = []

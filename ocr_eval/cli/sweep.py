@@ -10,11 +10,11 @@ import typer
 from ocr_eval.cli import options as o
 from ocr_eval.cli.injections import DEVICES
 from ocr_eval.cli.sweep_work import Means, plan, run
-from ocr_eval.errors import UserError
+from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.grid import Grid, SweepState
-    from ocr_eval.models import Device
+    from ocr_eval.models.base import Device
+    from ocr_eval.specs.grid import Grid, SweepState
 
 ALL_ASSOCS = "all"
 DEFAULT_OUTPUT = Path("results/sweep")
@@ -70,8 +70,8 @@ def sweep(
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
-    from ocr_eval.executor import Placement
-    from ocr_eval.grid import check_same, read_sweep
+    from ocr_eval.execution.jobs import Placement
+    from ocr_eval.specs.grid import check_same, read_sweep
 
     if worker is not None:  # it does its pack here, whatever the variables of its parent say
         placement = Placement()
@@ -136,16 +136,16 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _assocs(text: str | None) -> tuple[str, ...] | None:
-    from ocr_eval import resources
+    from ocr_eval.common import yaml_files
 
-    return tuple(resources.shipped_names("templates")) if text == ALL_ASSOCS else o.words("--assocs", text)
+    return tuple(yaml_files.shipped_names("templates")) if text == ALL_ASSOCS else o.words("--assocs", text)
 
 
 def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
     """The grid that the flags describe; what they leave out is the folder's sweep's, or the default."""
-    from ocr_eval import resources
-    from ocr_eval.grid import Grid
-    from ocr_eval.selection import column_order
+    from ocr_eval.common import yaml_files
+    from ocr_eval.records.select import column_order
+    from ocr_eval.specs.grid import Grid
 
     given = dict(given)
     for name in ("models", "assocs"):
@@ -153,10 +153,10 @@ def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
             given[name] = tuple(map(_absolute, given[name]))
     defaults: dict[str, Any] = {
         "models": (o.DEFAULT_MODEL,),
-        "assocs": tuple(column_order(resources.shipped_names("templates"))),
+        "assocs": tuple(column_order(yaml_files.shipped_names("templates"))),
         "seeds": (0, 1, 2),
     }
-    return resources.parse(Grid, {**(held.model_dump() if held else defaults), **given}, "sweep")
+    return yaml_files.parse(Grid, {**(held.model_dump() if held else defaults), **given}, "sweep")
 
 
 def _absolute(name: str) -> str:
@@ -164,10 +164,10 @@ def _absolute(name: str) -> str:
 
     ``org/name`` is a path only where something of that name is there.
     """
-    from ocr_eval import resources
+    from ocr_eval.common import yaml_files
 
     path = Path(name)
-    return str(path.resolve()) if resources.looks_like_path(name) and path.exists() else name
+    return str(path.resolve()) if yaml_files.looks_like_path(name) and path.exists() else name
 
 
 def status(
@@ -179,8 +179,8 @@ def status(
 
     Every run's state, epoch, loss and OCR score.
     """
-    from ocr_eval.grid import read_sweep
-    from ocr_eval.status import run_state, state_table, states_json
+    from ocr_eval.execution.status import run_state, state_table, states_json
+    from ocr_eval.specs.grid import read_sweep
 
     held = read_sweep(output_dir)
     if held is None:

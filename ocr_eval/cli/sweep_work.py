@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ocr_eval.errors import UserError
+from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ocr_eval.executor import JobResult, Placement
-    from ocr_eval.grid import Grid
-    from ocr_eval.models import Device
-    from ocr_eval.run import Bases
-    from ocr_eval.specs import RunSpec
-    from ocr_eval.sweep import Sweep
-    from ocr_eval.sweep_progress import SweepWatcher
+    from ocr_eval.execution.execute import Bases
+    from ocr_eval.execution.jobs import JobResult, Placement
+    from ocr_eval.execution.progress import SweepWatcher
+    from ocr_eval.execution.sweep import Sweep
+    from ocr_eval.models.base import Device
+    from ocr_eval.specs.grid import Grid
+    from ocr_eval.specs.run import RunSpec
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Means:
     @property
     def pack_device(self) -> str:
         """The type of device that packs should fill: on a cluster a GPU, unless told otherwise."""
-        from ocr_eval.models import device_type
+        from ocr_eval.models.base import device_type
 
         if self.device == "auto" and self.placement.executor == "slurm":
             return "cpu" if self.placement.gpus_per_job == 0 else "cuda"
@@ -57,8 +57,8 @@ class Means:
             UserError: no such tracker, device or cluster, or several processes on a device other than a CPU.
             RunFailed: Slurm does not answer.
         """
-        from ocr_eval.executor import check_placement
-        from ocr_eval.tracking import require_tracker
+        from ocr_eval.execution.jobs import check_placement
+        from ocr_eval.execution.tracking import require_tracker
 
         require_tracker(self.report_to)
         if not (plans and self.placement.executor == "slurm"):
@@ -69,7 +69,7 @@ class Means:
     @property
     def packs_at_once(self) -> int:
         """How many packs may be done at once on this machine, if there is enough to do."""
-        from ocr_eval.executor.local import cores, resolve_devices
+        from ocr_eval.execution.jobs.local import cores, resolve_devices
 
         if self.placement.executor == "here" and self.pack_device == "cpu":
             return self.workers or cores()
@@ -77,8 +77,8 @@ class Means:
 
     def processes(self, packs: Sequence[Sequence[RunSpec]]) -> int:
         """How many processes of this machine do the packs of a sweep."""
-        from ocr_eval.processes import is_alone
-        from ocr_eval.workers import workers_that_pay
+        from ocr_eval.common.distributed import is_alone
+        from ocr_eval.execution.workers import workers_that_pay
 
         if self.placement.executor != "here" or self.worker is not None or not is_alone():
             return 1
@@ -93,10 +93,10 @@ def run(grid: Grid, output: Path, means: Means) -> None:
     Raises:
         UserError: a name or a value that does not exist or fit, or a folder that cannot be written.
     """
-    from ocr_eval.files import prepare_output
-    from ocr_eval.run import Bases
-    from ocr_eval.sweep import check_open, clear, join_sweep, plan_sweep
-    from ocr_eval.tracking import how_to_view, require_tracker
+    from ocr_eval.common.files import prepare_output
+    from ocr_eval.execution.execute import Bases
+    from ocr_eval.execution.sweep import check_open, clear, join_sweep, plan_sweep
+    from ocr_eval.execution.tracking import how_to_view, require_tracker
 
     grid.specs()  # what is wrong with it is said before a folder is made
     prepare_output(output)
@@ -122,11 +122,11 @@ def run(grid: Grid, output: Path, means: Means) -> None:
 
 def _work_here(sweep: Sweep, bases: Bases, means: Means) -> None:
     """Do the packs on this machine: in this process one after another, or in several that share its cores."""
-    from ocr_eval.progress import say
-    from ocr_eval.run import Execution
-    from ocr_eval.sweep import work
-    from ocr_eval.tracking import following, require_tracker
-    from ocr_eval.workers import work_side_by_side
+    from ocr_eval.common.messages import say
+    from ocr_eval.execution.execute import Execution
+    from ocr_eval.execution.sweep import work
+    from ocr_eval.execution.tracking import following, require_tracker
+    from ocr_eval.execution.workers import work_side_by_side
 
     packs = [means.worker - 1] if means.worker else range(len(sweep.packs))
     todo = sum(run.is_open for index in packs for run in sweep.packs[index])
@@ -144,10 +144,10 @@ def _work_here(sweep: Sweep, bases: Bases, means: Means) -> None:
 
 def _work_elsewhere(sweep: Sweep, means: Means) -> None:
     """Give every pack to the executor as a job, and wait for them all."""
-    from ocr_eval.executor import run_jobs
-    from ocr_eval.progress import say
-    from ocr_eval.sweep import pack_jobs
-    from ocr_eval.workers import Follower
+    from ocr_eval.common.messages import say
+    from ocr_eval.execution.jobs import run_jobs
+    from ocr_eval.execution.sweep import pack_jobs
+    from ocr_eval.execution.workers import Follower
 
     jobs = pack_jobs(sweep, means.flags())
     _say_amount(sweep, f"{len(jobs)} packs to do")
@@ -165,8 +165,8 @@ def _work_elsewhere(sweep: Sweep, means: Means) -> None:
 
 def _say_what_is_left(sweep: Sweep) -> None:
     """Say how many runs of the folder's sweep no longer count: those of another results version or other weights."""
-    from ocr_eval.grid import read_sweep
-    from ocr_eval.progress import say
+    from ocr_eval.common.messages import say
+    from ocr_eval.specs.grid import read_sweep
 
     held = read_sweep(sweep.output)
     others = len(held.runs - {run.folder.identity for run in sweep.runs}) if held else 0
@@ -178,7 +178,7 @@ def _say_what_is_left(sweep: Sweep) -> None:
 
 
 def _say_amount(sweep: Sweep, todo: str) -> None:
-    from ocr_eval.progress import say
+    from ocr_eval.common.messages import say
 
     count = len(sweep.packs)
     say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {todo}, in {sweep.output}")
@@ -186,7 +186,7 @@ def _say_amount(sweep: Sweep, todo: str) -> None:
 
 def _watcher(sweep: Sweep) -> SweepWatcher:
     """What says how far the sweep is, from what is still to be done."""
-    from ocr_eval.sweep_progress import SweepWatcher
+    from ocr_eval.execution.progress import SweepWatcher
 
     numbered = [(index, run) for index, pack in enumerate(sweep.packs) for run in pack if run.is_open]
     pack_of = {run.folder.identity: index for index, run in numbered}
@@ -204,9 +204,9 @@ def _say_problems(sweep: Sweep, results: Sequence[JobResult]) -> None:
 
 def _conclude(sweep: Sweep, worker: int | None) -> None:
     """Print the table of what is finished, name what failed, and leave with 1 if a run is missing."""
-    from ocr_eval.published import published_mean_ranks
-    from ocr_eval.rendering import to_markdown
-    from ocr_eval.table import build_table
+    from ocr_eval.analysis.table import build_table
+    from ocr_eval.report.tables import to_markdown
+    from ocr_eval.specs.published import published_mean_ranks
 
     records = [run.folder.record() for run in sweep.runs if run.folder.is_done()]
     if worker is None and records:
@@ -229,12 +229,12 @@ def plan(grid: Grid, output: Path, means: Means) -> str:
     """The grid, what is done already, packs, memory and time; fetches nothing and writes nothing."""
     import yaml
 
-    from ocr_eval.grid import read_sweep
-    from ocr_eval.progress import say
-    from ocr_eval.run import Bases
-    from ocr_eval.sweep import cut, plan_sweep, settled_dtypes
-    from ocr_eval.sweep_plan import describe_packs
-    from ocr_eval.weights import cached
+    from ocr_eval.common.messages import say
+    from ocr_eval.execution.execute import Bases
+    from ocr_eval.execution.sweep import cut, plan_sweep, settled_dtypes
+    from ocr_eval.models.weights import cached
+    from ocr_eval.planning.pack_memory import describe_packs
+    from ocr_eval.specs.grid import read_sweep
 
     bases, device = Bases(means.device), means.pack_device
     specs = grid.specs(settled_dtypes(grid, read_sweep(output), device))
@@ -253,10 +253,10 @@ def plan(grid: Grid, output: Path, means: Means) -> str:
 
 def plan_together(specs: Sequence[RunSpec], output: Path, device: Device) -> str:
     """The runs of one command of this process: what is done, packs, memory and time; fetches and writes nothing."""
-    from ocr_eval.models import device_type
-    from ocr_eval.packs import cut_into_packs
-    from ocr_eval.run import Bases
-    from ocr_eval.sweep_plan import describe_packs, lanes_that_fit
+    from ocr_eval.execution.execute import Bases
+    from ocr_eval.models.base import device_type
+    from ocr_eval.planning.pack_memory import describe_packs, lanes_that_fit
+    from ocr_eval.planning.packs import cut_into_packs
 
     kind, bases = device_type(device), Bases(device)
     packs = cut_into_packs(bases.settle(specs, output), kind, lanes_that_fit(kind))
@@ -266,6 +266,6 @@ def plan_together(specs: Sequence[RunSpec], output: Path, device: Device) -> str
 
 def _done(packs: Sequence[Sequence[RunSpec]], output: Path, bases: Bases) -> list[list[bool]]:
     """Which runs are finished; none of a model not on this disk, as the content of its weights names the folders."""
-    from ocr_eval.weights import cached
+    from ocr_eval.models.weights import cached
 
     return [[bool(cached(spec.model)) and bases.folder(spec, output).is_done() for spec in pack] for pack in packs]

@@ -1,1 +1,4 @@
-"""Records -> one self-contained HTML page."""
+"""Findings become what people look at: tables as text, charts, figures, the HTML page.
+
+In: findings and run files. Out: text, figures, pages. Imports: analysis and below.
+"""

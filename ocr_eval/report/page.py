@@ -13,18 +13,18 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ocr_eval import __version__
-from ocr_eval.archive import Found, Run
-from ocr_eval.errors import UserError
-from ocr_eval.figures.curves import efficiency_figure
-from ocr_eval.figures.gallery import row_figures, runs_by_row
-from ocr_eval.figures.scores import scatter_figure, score_figure
-from ocr_eval.figures.style import draw
-from ocr_eval.finding import finding
-from ocr_eval.published import published_mean_ranks
-from ocr_eval.rendering import caption, cell_lines, header, seed_counts, templates
+from ocr_eval.analysis.finding import finding
+from ocr_eval.analysis.table import build_table
+from ocr_eval.common.errors import UserError
+from ocr_eval.records.find import Found, Run
+from ocr_eval.report.figures.curves import efficiency_figure
+from ocr_eval.report.figures.gallery import row_figures, runs_by_row
+from ocr_eval.report.figures.scores import scatter_figure, score_figure
+from ocr_eval.report.figures.style import draw
 from ocr_eval.report.payload import Progress, pack, progress_of, run_payload
-from ocr_eval.specs import Scoring
-from ocr_eval.table import build_table
+from ocr_eval.report.tables import caption, cell_lines, header, seed_counts, templates
+from ocr_eval.specs.published import published_mean_ranks
+from ocr_eval.specs.run import Scoring
 
 #: Figures of single rows (curves, heatmaps) in the page's gallery; every run's own are in its section.
 ROW_FIGURES = 12

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ocr_eval.archive import Run
-from ocr_eval.errors import UserError
-from ocr_eval.figures.curves import chance_rank
-from ocr_eval.figures.sources import metrics_of, probes_of, whole
-from ocr_eval.figures.style import QUANTITY_STYLES
-from ocr_eval.heat import Heat, heat_of
+from ocr_eval.analysis.candidate_heat import Heat, heat_of
+from ocr_eval.common.errors import UserError
+from ocr_eval.records.find import Run
+from ocr_eval.records.folder import RunFolder, read_config
+from ocr_eval.records.run_files import metrics_of, probes_of, whole
+from ocr_eval.records.select import METHOD_NAMES
+from ocr_eval.report.figures.curves import chance_rank
+from ocr_eval.report.figures.style import QUANTITY_STYLES
 from ocr_eval.report.reproduce import command, missing_files
-from ocr_eval.runs import RunFolder, read_config
-from ocr_eval.selection import METHOD_NAMES
-from ocr_eval.specs import Scoring
+from ocr_eval.specs.run import Scoring
 
 T = TypeVar("T")
 

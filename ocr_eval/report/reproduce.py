@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from functools import cache
 
-from ocr_eval.records import Record
-from ocr_eval.resources import shipped_names
+from ocr_eval.common.yaml_files import shipped_names
+from ocr_eval.records.record import Record
 
 
 def command(record: Record) -> str:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from ocr_eval.archive import find_runs
-from ocr_eval.errors import UserError
-from ocr_eval.progress import say
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.messages import say
+from ocr_eval.records.find import find_runs
+from ocr_eval.records.select import parse_condition, select
 from ocr_eval.report.page import build_page
-from ocr_eval.selection import parse_condition, select
-from ocr_eval.specs import Scoring
+from ocr_eval.specs.run import Scoring
 
 LOOPBACK = "127.0.0.1"
 #: Files whose change makes a new state: progress of a run, and its end.

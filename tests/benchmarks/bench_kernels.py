@@ -23,16 +23,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from torch import Tensor
 
-from ocr_eval import adapters, attention, forward
-from ocr_eval.association import load_association
-from ocr_eval.dataset import build_dataset
-from ocr_eval.device_memory import unwatched_by_collector
-from ocr_eval.injection import Pack, attach
-from ocr_eval.models import load_base
-from ocr_eval.specs import load_model_spec, make_run_spec
-from ocr_eval.tokens import training_tokens
-from ocr_eval.train import _gradients
-from ocr_eval.weights import locate
+from ocr_eval.common.out_of_memory import unwatched_by_collector
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import training_tokens
+from ocr_eval.methods import lora, view
+from ocr_eval.methods.pack import Pack, attach
+from ocr_eval.methods.train import _gradients
+from ocr_eval.models import grouped_attention
+from ocr_eval.models.base import load_base
+from ocr_eval.models.weights import locate
+from ocr_eval.specs.association import load_association
+from ocr_eval.specs.model import load_model_spec
+from ocr_eval.specs.run import make_run_spec
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def library_attention(pack: Pack, name: str) -> Iterator[None]:
     """The library's attention, over rows that are not parted into clumps."""
     pack.base.network.set_attn_implementation(name)
     yield
-    pack.base.network.set_attn_implementation(attention.NAME)
+    pack.base.network.set_attn_implementation(grouped_attention.NAME)
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def one_clump(rows: list, by_clump: bool) -> object:
     return LAY_OUT(rows, by_clump=False)
 
 
-LAY_OUT = forward.lay_out
+LAY_OUT = view.lay_out
 
 
 def main() -> None:
@@ -106,19 +108,19 @@ def main() -> None:
     specs = [make_run_spec(model, association, {}, {}, seed) for seed in range(arguments.lanes)]
     base = load_base(model, locate(model), device="cpu")
     examples = [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs]
-    with mock.patch.object(adapters, "_SIBLINGS", ()):
+    with mock.patch.object(lora, "_SIBLINGS", ()):
         apart = attach(base, specs, examples)
     apart.detach()
     pack = attach(base, specs, examples)
     ways: dict[str, Callable[[], AbstractContextManager[object]]] = {
-        "as it is": lambda: mock.patch.object(forward, "lay_out", LAY_OUT),
+        "as it is": lambda: mock.patch.object(view, "lay_out", LAY_OUT),
         "sdpa for attention": lambda: library_attention(pack, "sdpa"),
         "eager for attention": lambda: library_attention(pack, "eager"),
-        "without clumps": lambda: mock.patch.object(forward, "lay_out", one_clump),
-        "without own softmax": lambda: mock.patch.object(attention._Softmax, "apply", plain_softmax),
+        "without clumps": lambda: mock.patch.object(view, "lay_out", one_clump),
+        "without own softmax": lambda: mock.patch.object(grouped_attention._Softmax, "apply", plain_softmax),
         "without siblings": lambda: without_siblings(pack, apart),
         "library's norms": lambda: library_norms(pack),
-        "log-softmax at once": lambda: mock.patch.object(forward, "read_logprobs", plain_logprobs),
+        "log-softmax at once": lambda: mock.patch.object(view, "read_logprobs", plain_logprobs),
     }
     ways["eager, and no other"] = partial(
         none_of_them,

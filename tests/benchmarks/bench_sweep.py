@@ -34,12 +34,12 @@ from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from ocr_eval.dataset import Dataset, build_dataset
-from ocr_eval.models import load_tokenizer
-from ocr_eval.quiet import quiet_transformers
-from ocr_eval.specs import RunSpec
-from ocr_eval.tokens import training_tokens
-from ocr_eval.weights import locate
+from ocr_eval.data.dataset import Dataset, build_dataset
+from ocr_eval.data.tokenize import training_tokens
+from ocr_eval.models.base import load_tokenizer
+from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.models.weights import locate
+from ocr_eval.specs.run import RunSpec
 
 
 @dataclass(frozen=True)

@@ -37,21 +37,22 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from ocr_eval.adapters import target_names
-from ocr_eval.association import load_association
-from ocr_eval.dataset import build_dataset
-from ocr_eval.device_memory import unwatched_by_collector
-from ocr_eval.executor.local import cores
-from ocr_eval.injection import attach
-from ocr_eval.models import DTYPES, Base, load_base, load_tokenizer
-from ocr_eval.quiet import quiet_transformers
-from ocr_eval.resources import shipped_names
-from ocr_eval.specs import RunSpec, load_model_spec, make_run_spec
-from ocr_eval.sweep import cut
-from ocr_eval.table import column_order
-from ocr_eval.tokens import Continuation, training_tokens
-from ocr_eval.train import batch_forest, train_epoch
-from ocr_eval.weights import WeightFolder, locate
+from ocr_eval.analysis.table import column_order
+from ocr_eval.common.out_of_memory import unwatched_by_collector
+from ocr_eval.common.yaml_files import shipped_names
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import Continuation, training_tokens
+from ocr_eval.execution.jobs.local import cores
+from ocr_eval.execution.sweep import cut
+from ocr_eval.methods.lora import target_names
+from ocr_eval.methods.pack import attach
+from ocr_eval.methods.train import batch_forest, train_epoch
+from ocr_eval.models.base import DTYPES, Base, load_base, load_tokenizer
+from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.models.weights import WeightFolder, locate
+from ocr_eval.specs.association import load_association
+from ocr_eval.specs.model import load_model_spec
+from ocr_eval.specs.run import RunSpec, make_run_spec
 
 Dtype = Literal["bfloat16", "float32"]
 

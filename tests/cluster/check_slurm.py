@@ -13,12 +13,12 @@ from itertools import accumulate
 
 import pytest
 
-from ocr_eval.errors import UserError
-from ocr_eval.executor import Job, Placement, run_jobs
-from ocr_eval.executor.ledger import Ledger
-from ocr_eval.grid import read_sweep
-from ocr_eval.run import Bases
-from ocr_eval.sweep import pack_jobs, plan_sweep
+from ocr_eval.common.errors import UserError
+from ocr_eval.execution.execute import Bases
+from ocr_eval.execution.jobs import Job, Placement, run_jobs
+from ocr_eval.execution.jobs.ledger import Ledger
+from ocr_eval.execution.sweep import pack_jobs, plan_sweep
+from ocr_eval.specs.grid import read_sweep
 
 SLURM = Placement(executor="slurm", time_limit=30, gpus_per_job=0)
 #: Writes a line to "starts", works until "half" is there, and is done when it finds "half" at its start.
@@ -232,7 +232,7 @@ def test_a_cancelled_job_is_reported(tmp_path):
 
 WAITER = """
 import pathlib, signal, sys
-from ocr_eval.executor import Job, Placement, run_jobs
+from ocr_eval.execution.jobs import Job, Placement, run_jobs
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 command = (sys.executable, "-c", "open('starts', 'a').write('started\\\\n'); import time; time.sleep(4)")
 jobs = [Job(name, command) for name in ("pack0", "pack1")]

@@ -1,0 +1,142 @@
+"""Two sets of runs against each other, paired by seed and subject. Pure.
+
+A side may be one run, or a sweep over models, ranks ...: what varies within a side is matched with the same on the
+other side, and what differs between the sides is what is compared.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ocr_eval.analysis.bootstrap import Comparison, Estimate, compare, matched, ocr_score
+from ocr_eval.common.errors import UserError
+from ocr_eval.records.record import Record
+from ocr_eval.records.select import ROW_KEYS, by_association, group_rows, natural, settings_of
+from ocr_eval.scoring.ranks import HeldOut
+from ocr_eval.specs.run import Scoring
+
+#: Settings that follow from others and so never tell what is compared.
+_IDENTITIES = ("base", "results", "code", "seed")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One association on both sides, under one setting that both have.
+
+    Attributes:
+        unit: what was matched, e.g. the model; empty where each side has one setting.
+        association: its name.
+        a: OCR score of the first side, on the subjects that both have.
+        b: OCR score of the second side, on the same.
+        paired: a minus b on the subjects that both have.
+        facts_learned: whether every run of both sides learned its facts.
+        dtypes: the precisions of each side's runs.
+    """
+
+    unit: str
+    association: str
+    a: Estimate
+    b: Estimate
+    paired: Comparison
+    facts_learned: bool
+    dtypes: tuple[str, str]
+
+    @property
+    def name(self) -> str:
+        """Association and unit in one line."""
+        return f"{self.association} ({self.unit})" if self.unit else self.association
+
+
+def contrast(a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> list[Contrast]:
+    """Compare what both sides have.
+
+    Raises:
+        UserError: nothing in common, or no telling which setting of one side belongs to which of the other.
+    """
+    sides = _units(a, b)
+    contrasts = []
+    for unit in sorted(sides[0].keys() & sides[1].keys(), key=lambda unit: tuple(map(natural, unit))):
+        first, second = (by_association(side[unit]) for side in sides)
+        common = [name for name in first if name in second]
+        contrasts += [_contrast(", ".join(unit), name, first[name], second[name], scoring) for name in common]
+    if not contrasts:
+        raise UserError(f"Nothing in common: {_names(a)} against {_names(b)}.")
+    return contrasts
+
+
+Unit = tuple[str, ...]
+
+
+def _units(a: Sequence[Record], b: Sequence[Record]) -> tuple[Mapping[Unit, list[Record]], Mapping[Unit, list[Record]]]:
+    """Both sides by what is matched: nothing, the model, or all that varies within a side."""
+    varying = [key for key in ROW_KEYS if key not in _IDENTITIES and any(len(_values(s, key)) > 1 for s in (a, b))]
+    for keys in ([], ["model"], varying):
+        sides = tuple(_by_keys(records, keys) for records in (a, b))
+        one_setting = all(len(group_rows(records)) == 1 for side in sides for records in side.values())
+        if one_setting and sides[0].keys() & sides[1].keys():
+            return sides[0], sides[1]
+    raise UserError(
+        f"No telling what to compare: the first side has {_names(a)}; the second {_names(b)}. "
+        "Narrow them with conditions such as 'lr=1e-3', or with --filter."
+    )
+
+
+def _values(records: Sequence[Record], key: str) -> set[str]:
+    return {settings_of(record)[key] for record in records}
+
+
+def _by_keys(records: Sequence[Record], keys: Sequence[str]) -> dict[Unit, list[Record]]:
+    groups: dict[Unit, list[Record]] = defaultdict(list)
+    for record in records:
+        settings = settings_of(record)
+        groups[tuple(settings[key] if key == "model" else f"{key}={settings[key]}" for key in keys)].append(record)
+    return groups
+
+
+def _names(records: Sequence[Record]) -> str:
+    names = [f"{key.name} on {', '.join(by_association(rows))}" for key, rows in group_rows(records).items()]
+    return "; ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> Contrast:
+    ranks: list[dict[int, HeldOut]] = [{run.seed: run.held_out[scoring] for run in runs} for runs in (a, b)]
+    try:
+        both = matched(*ranks)
+    except ValueError as error:
+        raise UserError(f"{association}: {error}; only runs of one seed and data protocol can be paired.") from error
+    return Contrast(
+        unit,
+        association,
+        a=ocr_score([of_a for of_a, _ in both]),
+        b=ocr_score([of_b for _, of_b in both]),
+        paired=compare(ranks[0], ranks[1]),
+        facts_learned=all(run.facts_learned for run in (*a, *b)),
+        dtypes=(_dtypes(a), _dtypes(b)),
+    )
+
+
+def _dtypes(records: Sequence[Record]) -> str:
+    return ", ".join(sorted({record.dtype for record in records}))
+
+
+def verdict(contrasts: Sequence[Contrast]) -> str:
+    """Where the first side is clearly above, below, or not clearly different, in one sentence."""
+    groups: dict[str, list[str]] = {"above B": [], "below B": [], "not clearly different from B": []}
+    unsaid = []
+    for each in contrasts:
+        difference = each.paired.difference
+        if not each.facts_learned:
+            unsaid.append(each.name)
+        elif not difference.excludes_zero():
+            groups["not clearly different from B"].append(each.name)
+        else:
+            text = f"{each.name} ({difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}])"
+            groups["above B" if difference.low > 0 else "below B"].append(text)
+    parts = [f"{where} on {', '.join(names)}" for where, names in groups.items() if names]
+    if unsaid:
+        parts.append(f"not comparable on {', '.join(unsaid)}, where a run did not learn its facts")
+    unlike = sorted({f"{a} against {b}" for a, b in (each.dtypes for each in contrasts) if a != b})
+    precision = f" The sides differ in precision: {'; '.join(unlike)}." if unlike else ""
+    return f"A is {'; '.join(parts)}.{precision}"

@@ -1,0 +1,325 @@
+"""The Python interface: what a notebook needs, under few names. ``import ocr_eval`` offers all of them.
+
+run = ocr_eval.make_run("smollm2-135m", "city-language", seed=0)
+record = ocr_eval.finetune(run, "results")
+print(ocr_eval.render_table(ocr_eval.make_table(ocr_eval.read_records("results"))))
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ocr_eval.analysis.table import Metric, Table, build_table
+from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.records.find import Found, Run, find_runs
+from ocr_eval.records.record import Record
+from ocr_eval.records.select import FILTER_KEYS, parse_condition, select, settings_of
+from ocr_eval.scoring.ranks import Scores
+from ocr_eval.specs.association import Association, load_association
+from ocr_eval.specs.model import ModelSpec, TrainSpec, load_model_spec
+from ocr_eval.specs.run import DataSpec, RunSpec, Scoring, make_run_spec
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from ocr_eval.models.base import Device
+
+__all__ = [
+    "UserError",
+    "draw_figures",
+    "epochs_frame",
+    "finetune",
+    "load_association",
+    "load_model",
+    "make_run",
+    "make_table",
+    "probes_frame",
+    "read_records",
+    "records_frame",
+    "render_table",
+    "score_run",
+    "write_report",
+]
+
+Folder = str | Path
+
+
+def load_model(name_or_path: str) -> ModelSpec:
+    """A model by shipped name, by the path of a YAML file, or by a folder in Hugging Face layout; loads no weights.
+
+    Raises:
+        UserError: no such model, or a file that breaks a rule.
+    """
+    return load_model_spec(name_or_path)
+
+
+def make_run(model: ModelSpec | str, association: Association | str, seed: int = 0, **settings: Any) -> RunSpec:
+    """One injection, fully resolved; nothing is computed yet.
+
+    Args:
+        model: from ``load_model``, or its name or path.
+        association: from ``load_association``, or its name or path.
+        seed: draws pairs, names, groups, order and initialization.
+        settings: fields of the data protocol (``n=5, m_train=4, m_test=16, candidates="ten"`` ...) and of
+            training (``method="lora", lr=1e-3, epochs=8, rank=16`` ...), and ``dtype`` ("auto": what the device
+            computes fast); what is left out has the protocol's or the model's default.
+
+    Raises:
+        UserError: an unknown setting, or a value that does not fit.
+    """
+    known = {*DataSpec.model_fields, *TrainSpec.model_fields, "dtype"}
+    for name in settings:
+        if name not in known:
+            raise unknown_name("setting", name, known)
+    spec = load_model(model) if isinstance(model, str) else model
+    if "dtype" in settings:
+        spec = ModelSpec.model_validate({**spec.model_dump(), "dtype": settings["dtype"]})
+    found = load_association(association) if isinstance(association, str) else association
+    data, train = (
+        {name: settings[name] for name in kind.model_fields if name in settings} for kind in (DataSpec, TrainSpec)
+    )
+    return make_run_spec(spec, found, data, train, seed)
+
+
+def finetune(run: RunSpec, output: Folder = "results", device: Device = "auto", force: bool = False) -> Record:
+    """Teach the facts, score what was inferred, and leave the run below ``output/runs``.
+
+    A run that is done already is read and not repeated; an interrupted one goes on.
+
+    Raises:
+        UserError: bad input, found before any training.
+        RunFailed: training could not go on.
+    """
+    from ocr_eval.execution.execute import Execution
+    from ocr_eval.execution.execute import finetune as run_finetune
+
+    return run_finetune(run, Path(output), Execution(device=device, force=force)).record
+
+
+def score_run(run: RunSpec, adapter: Folder | None = None, device: Device = "auto") -> Scores:
+    """Score a model on a run's probes: with an adapter over it, unmerged, or untouched. Trains and writes nothing.
+
+    Returns:
+        ``scores[scoring][quantity]``, e.g. ``scores["first-token"]["test_entailment"].mean_rank``.
+
+    Raises:
+        UserError: no such adapter, or one of another base.
+    """
+    from ocr_eval.execution.execute import rescore
+
+    return rescore(run, None if adapter is None else Path(adapter), device)
+
+
+def read_records(*folders: Folder, where: str | Sequence[str] = ()) -> list[Record]:
+    """The records of all finished runs below the folders. One that cannot be read is a warning and left out.
+
+    Args:
+        folders: at any depth above the runs.
+        where: conditions such as ``"method=lora"`` or ``["lr=1e-3", "seed=0,1"]``.
+
+    Raises:
+        UserError: no such folder, or no run that meets the conditions.
+    """
+    return _found(folders, where).records
+
+
+def _found(
+    folders: Sequence[Folder], where: str | Sequence[str] = (), scoring: Scoring | None = None, stacklevel: int = 3
+) -> Found:
+    texts = [where] if isinstance(where, str) else where
+    conditions = [parse_condition("where", text) for text in texts]
+    found = find_runs(*map(Path, folders), scoring=scoring)
+    for complaint in found.complaints:
+        warnings.warn(f"{complaint} Skipped.", stacklevel=stacklevel)
+    chosen = {record.run for record in select(found.records, conditions)}
+    return replace(found, runs=[run for run in found.runs if run.record.run in chosen])
+
+
+def records_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Records as a tidy table: a row for each run, moment, scoring and quantity.
+
+    Columns: ``run``, the settings (``model``, ``method``, ``lr``, ``m_train`` ...), ``facts_learned``,
+    ``published_as``, ``train_loss``; ``moment`` (``base`` or ``final``), ``scoring``, ``quantity``; and the statistics
+    ``probes``, ``mean_rank``, ``null_rank``, ``ocr_score``, ``top1``, ``mrr``, ``margin`` (nats), ``ties``.
+    """
+    import pandas as pd
+
+    rows = []
+    for record in records:
+        run = {**_settings(record), "published_as": record.published_as, "train_loss": record.train_loss}
+        for moment, scores in (("base", record.base), ("final", record.final)):
+            for scoring, by_quantity in scores.items():
+                for quantity, score in by_quantity.items():
+                    statistics = {name: getattr(score, name) for name in score.__struct_fields__}
+                    rows.append({**run, "moment": moment, "scoring": scoring, "quantity": quantity, **statistics})
+    return pd.DataFrame(rows)
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """The columns that say which run a row is of."""
+    told = settings_of(record)
+    typed = {**record.train.model_dump(), **record.data.model_dump(), "seed": record.seed}
+    named = {key: typed.get(key, told[key]) for key in FILTER_KEYS}
+    return {"run": record.run, **named, "facts_learned": record.facts_learned}
+
+
+def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Scoring = "first-token") -> pd.DataFrame:
+    """How finished runs learned: a row for each run and epoch, epoch 0 being the untouched base.
+
+    Columns: ``run`` and the settings, as ``records_frame`` has them; ``epoch``, ``train_loss`` (nats an answer token),
+    ``train_seconds``, ``score_seconds``; and every statistic of every quantity, ``test_entailment_ocr_score`` for one.
+    What was not measured at an epoch is missing (NaN). A run whose file cannot be read is a warning and skipped.
+
+    Args:
+        folders: at any depth above the runs.
+        where: conditions, as ``read_records`` takes them.
+        scoring: whose statistics.
+
+    Raises:
+        UserError: no such folder, or no run that meets the conditions.
+    """
+    import pandas as pd
+
+    from ocr_eval.records.run_files import metrics_of
+
+    rows = []
+    for settings, line in _lines(folders, where, scoring, metrics_of):
+        quantities = line.get("scores", {}).get(scoring, {}).items()
+        scores = {f"{quantity}_{name}": value for quantity, each in quantities for name, value in each.items()}
+        measured = {key: line.get(key) for key in ("epoch", "train_loss", "train_seconds", "score_seconds")}
+        rows.append({**settings, **measured, **scores})
+    return pd.DataFrame(rows)
+
+
+def probes_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Scoring = "first-token") -> pd.DataFrame:
+    """What finished runs answered: a row for each run, epoch (the first, 0, and the last) and probe.
+
+    Columns: ``run`` and the settings, as ``records_frame`` has them; ``epoch``, ``quantity``, ``group``, ``subject``,
+    ``prompt``, ``answer`` (the right one), ``logprob`` of it, ``rank`` (0 is best), ``null_rank``, and ``best``, the
+    candidate that the model puts first. A run whose file cannot be read is a warning and skipped.
+
+    Args:
+        folders: at any depth above the runs.
+        where: conditions, as ``read_records`` takes them.
+        scoring: whose log-probabilities and ranks.
+
+    Raises:
+        UserError: no such folder, or no run that meets the conditions.
+    """
+    import pandas as pd
+
+    from ocr_eval.records.run_files import probes_of
+
+    rows = []
+    for settings, line in _lines(folders, where, scoring, probes_of):
+        logprobs, candidates = line["logprobs"][scoring], line["candidates"]
+        told = {key: line[key] for key in ("epoch", "quantity", "group", "subject", "prompt", "answer")}
+        answered = {
+            "logprob": logprobs[candidates.index(line["answer"])],
+            "rank": line["rank"][scoring],
+            "null_rank": line["null_rank"][scoring],
+            "best": candidates[max(range(len(candidates)), key=logprobs.__getitem__)],
+        }
+        rows.append({**settings, **told, **answered})
+    return pd.DataFrame(rows)
+
+
+def _lines(
+    folders: Sequence[Folder],
+    where: str | Sequence[str],
+    scoring: Scoring,
+    read: Callable[[Run, Scoring], list[dict[str, Any]]],
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The settings of each run with each line of one of its files; one that cannot be used is a warning."""
+    for run in _found(folders, where, stacklevel=4).runs:
+        try:
+            lines = read(run, scoring)
+        except UserError as error:
+            warnings.warn(f"{error} Left out.", stacklevel=3)
+            continue
+        settings = _settings(run.record)
+        yield from ((settings, line) for line in lines)
+
+
+class NotebookTable(Table):
+    """A table that a notebook shows as one."""
+
+    def _repr_html_(self) -> str:
+        from ocr_eval.report.tables import to_html_table
+
+        return to_html_table(self)
+
+
+def make_table(
+    records: Sequence[Record],
+    scoring: Scoring = "first-token",
+    metric: Metric | None = None,
+    by: Sequence[str] = ("model",),
+    published: bool = True,
+) -> Table:
+    """The mean-rank table of records; see ``ocr_eval.analysis.table.Table`` for what it holds.
+
+    Args:
+        records: from ``read_records``.
+        scoring: ``first-token``, ``sequence`` or ``per-token``.
+        metric: the one metric that cells show; None for mean rank, null rank and OCR score.
+        by: what rows are made of, e.g. ``("model", "rank")``.
+        published: add the published rows.
+
+    Raises:
+        ValueError: no records.
+    """
+    from ocr_eval.specs.published import published_mean_ranks
+
+    ranks = published_mean_ranks() if published else None
+    return NotebookTable(**vars(build_table(records, scoring, ranks, metric, by, every_interval=True)))
+
+
+def render_table(table: Table, format: Literal["md", "csv", "json", "tex", "html"] = "md") -> str:
+    """The table as text in one of the formats."""
+    from ocr_eval.report.tables import FORMATS
+
+    return FORMATS[format](table)
+
+
+def draw_figures(
+    *folders: Folder, scoring: Scoring = "first-token", where: str | Sequence[str] = ()
+) -> dict[str, Figure]:
+    """Every figure that the finished runs below the folders can have, as matplotlib figures by name.
+
+    Files that cannot be read are warnings.
+
+    Raises:
+        UserError: no such folder, or no run that meets the conditions.
+        ValueError: no runs.
+    """
+    from ocr_eval.report.figures.gallery import gallery
+
+    def complain(complaint: UserError) -> None:
+        warnings.warn(f"{complaint} Skipped.", stacklevel=5)
+
+    return dict(gallery(_found(folders, where, scoring).runs, scoring, complain))
+
+
+def write_report(*folders: Folder, output: Folder, scoring: Scoring = "first-token") -> Path:
+    """Write the report page of the finished runs below the folders; files that cannot be read are warnings.
+
+    Raises:
+        UserError: no such folder, or the page cannot be written.
+    """
+    from ocr_eval.common.files import prepare_output, write_atomic
+    from ocr_eval.report.page import build_page
+
+    found = _found(folders, scoring=scoring)
+    page, complaints = build_page(found, scoring)
+    for complaint in complaints[len(found.complaints) :]:
+        warnings.warn(f"{complaint} Skipped.", stacklevel=2)
+    path = Path(output)
+    prepare_output(path.parent)
+    write_atomic(path, page)
+    return path

@@ -1,0 +1,4 @@
+"""What every room stands on: errors, atomic files and locks, messages, random streams, strict YAML, provenance.
+
+In and out: values of Python and the standard library. Imports no other room.
+"""

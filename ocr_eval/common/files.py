@@ -1,0 +1,121 @@
+"""Files and folders that are written whole or not at all, also where the power goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ocr_eval.common.errors import UserError
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that it holds the old content or the new, never a part, also after a power cut."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into that takes a file's place at the end, whole, also after a power cut.
+
+    Raises:
+        UserError: a folder is in its place.
+    """
+    refuse_folder(path)
+    beside = path.with_name(path.name + ".partial")
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # a part of a file would keep a full disk full
+        beside.unlink(missing_ok=True)
+        raise
+    beside.replace(path)
+    sync(path.parent)
+
+
+def refuse_folder(path: Path) -> None:
+    """Raises UserError if a folder is where a file is to be written."""
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder where a file is to be written. Remove it and start again.")
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which is there at the end, whole, also after a power cut; an old one goes first."""
+    beside = folder.with_name(folder.name + ".partial")
+    for old in (beside, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        for path in (*beside.rglob("*"), beside):
+            if path.is_file():  # safetensors lets nobody else read what it writes
+                path.chmod(beside.stat().st_mode & 0o666)
+            sync(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    beside.rename(folder)
+    sync(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder whole; nothing if there is neither."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def prepare_output(root: Path, flag: str = "--output-dir") -> None:
+    """Make the output folder and try to write into it, before any work starts.
+
+    Args:
+        root: the folder.
+        flag: what the user chooses it with.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"The output folder '{root}' cannot be written ({error.strerror}). Choose another with {flag}."
+        ) from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file.
+
+    Raises:
+        UserError: a line that is not JSON (names it).
+    """
+    lines: list[dict[str, Any]] = []
+    with path.open("rb") as file:  # not splitlines of its text, which parts U+2028 too, and JSON holds that as it is
+        try:
+            lines.extend(map(json.loads, file))
+        except ValueError as error:
+            raise UserError(f"{path}, line {len(lines) + 1}: is not JSON ({error}).") from error
+    return lines
+
+
+def to_jsonl(lines: list[dict[str, Any]]) -> str:
+    """Objects as JSON lines."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,0 +1,268 @@
+"""RunSpecs -> records: which runs are done, which go together, and on which base."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ocr_eval.common.distributed import is_first
+from ocr_eval.common.errors import Interrupted, RunFailed, UserError
+from ocr_eval.common.files import prepare_output
+from ocr_eval.common.out_of_memory import free_cache
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import probe_tokens
+from ocr_eval.execution.run_pack import Task, Watcher, common_epoch, inject, prepare, say_lines
+from ocr_eval.methods.pack import load_adapter
+from ocr_eval.methods.trained import check_belongs
+from ocr_eval.methods.view import View
+from ocr_eval.models import precision, weights
+from ocr_eval.models.base import Base, Device, device_type, load_base, load_tokenizer
+from ocr_eval.planning.memory import frozen_bytes, least, refuse_impossible
+from ocr_eval.planning.pack_memory import lanes_that_fit
+from ocr_eval.planning.packs import cut_into_packs
+from ocr_eval.records.folder import OnlookersFolder, RunFolder, kind_of
+from ocr_eval.records.record import Record
+from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.scoring.quantities import summarize_quantities
+from ocr_eval.scoring.ranks import Scores
+from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision
+from ocr_eval.specs.run import RunSpec
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its folder, its record, and whether it was there already."""
+
+    folder: Path
+    record: Record
+    was_done: bool
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How runs are done; nothing of it changes what is learned.
+
+    Attributes:
+        device: where to compute.
+        force: run again even what is done.
+        every: score after every this many epochs, and after the last.
+        watch: is told the new lines of metrics, a pack's epoch at a time.
+    """
+
+    device: Device = "auto"
+    force: bool = False
+    every: int = 1
+    watch: Watcher = say_lines
+
+
+def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> Outcome:
+    """Inject and score one run, or return it if the same run is done already; see ``finetune_all``."""
+    return next(finetune_all([spec], output, how))
+
+
+def finetune_all(specs: Sequence[RunSpec], output: Path, how: Execution = Execution()) -> Iterator[Outcome]:
+    """Inject and score runs, packed where they share a base; outcomes come in the order of the runs.
+
+    A run that is done already is returned and not repeated. Interrupted ones go on after their last checkpoint.
+
+    Args:
+        specs: the runs.
+        output: the output folder; the runs' own lie below it.
+        how: device, repetition, scoring.
+
+    Raises:
+        UserError: bad input, found before any training of the run.
+        RunFailed: a run of a pack could not go on; the others of its pack are finished.
+    """
+    prepare_output(output)
+    bases = Bases(how.device)
+    kind = device_type(how.device)
+    for pack in cut_into_packs(bases.settle(specs, output), kind, lanes_that_fit(kind)):
+        places = [bases.folder(spec, output) for spec in pack]
+        was_done = [folder.is_done() and not how.force for folder in places]
+        todo = [(spec, folder) for spec, folder, done in zip(pack, places, was_done, strict=True) if not done]
+        do_pack(bases, todo, how)
+        for folder, done in zip(places, was_done, strict=True):
+            reason = None if folder.is_done() else folder.failure()
+            if reason:
+                raise RunFailed(reason)
+            yield Outcome(folder.path, folder.record(), done)
+
+
+class Bases:
+    """Weights on this disk, checked once, and the base in memory, one at a time."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._folders: dict[str, weights.WeightFolder] = {}
+        self._tokenizers: dict[str, Any] = {}
+        self._base: Base | None = None
+
+    def weights(self, model: ModelSpec) -> weights.WeightFolder:
+        """A model's weights; fetches them if they are not here.
+
+        Raises:
+            UserError: they cannot be had.
+        """
+        key = model.model_dump_json()
+        if key not in self._folders:
+            self._folders[key] = weights.locate(model)
+        return self._folders[key]
+
+    def folder(self, spec: RunSpec, output: Path) -> RunFolder:
+        """The folder of a run below an output folder."""
+        identity = self.weights(spec.model).identity
+        kind = RunFolder if is_first() else OnlookersFolder
+        return kind.of(output, spec, spec.fingerprint(identity))
+
+    def settle(self, specs: Sequence[RunSpec], output: Path | None) -> list[RunSpec]:
+        """The runs in the precision they are made in.
+
+        Runs of one model share a precision: the one that any of them began in, in this output folder; else what the
+        device computes fast.
+
+        Raises:
+            UserError: a model overflows in the only precision that the device computes fast.
+        """
+        settled = {}
+        for spec in specs:
+            key = spec.model.model_dump_json()
+            if key not in settled:
+                kin = [each for each in specs if each.model == spec.model]
+                begun = self._begun_in(kin, output) if spec.model.dtype == "auto" and output is not None else None
+                settled[key] = begun or precision.choose_for(spec.model, device_type(self._device)).dtype
+        return [spec.in_precision(settled[spec.model.model_dump_json()]) for spec in specs]
+
+    def _begun_in(self, specs: Sequence[RunSpec], output: Path) -> Precision | None:
+        """The precision that a run began in; where runs began in several, the device's own if it is among them."""
+        if weights.cached(specs[0].model) is None:  # a folder is named by the weights' content
+            return None
+        begun = [
+            dtype
+            for dtype in PRECISIONS
+            if any(self.folder(spec.in_precision(dtype), output).has_begun() for spec in specs)
+        ]
+        own = precision.choose_for(specs[0].model, device_type(self._device)).dtype if len(begun) > 1 else None
+        return own if own in begun else next(iter(begun), None)
+
+    def tokenizer(self, model: ModelSpec) -> Any:
+        """A model's tokenizer, without its network."""
+        key = model.model_dump_json()
+        if key not in self._tokenizers:
+            self._tokenizers[key] = load_tokenizer(str(self.weights(model).path))
+        return self._tokenizers[key]
+
+    def refuse_impossible(self, spec: RunSpec) -> None:
+        """Raises UserError where what a run must hold is more than this machine has."""
+        refuse_impossible(spec.model, spec.train, self._device)
+
+    def get(self, spec: RunSpec) -> Base:
+        """The base that a run needs, loaded unless it is the one in memory."""
+        quantized, whole = spec.train.method == "qlora", spec.train.method == "full"
+        if whole or self._base is None or (self._base.spec, self._base.quantized) != (spec.model, quantized):
+            self._release()  # two bases need not fit into memory
+            self.refuse_impossible(spec)
+            holds = least(spec.model, spec.train, device_type(self._device))
+            base = load_base(spec.model, self.weights(spec.model), self._device, quantized, whole, holds)
+            if whole:  # the run changes it, so it is nobody else's
+                return base
+            self._base = base
+        return self._base
+
+    def _release(self) -> None:
+        """Drop the base in memory; cycles of references keep a quantized network alive."""
+        if self._base is not None:
+            device, self._base = self._base.device, None
+            gc.collect()
+            free_cache(device)
+
+
+def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execution) -> None:
+    """Do runs as one pack, locked from before the base is loaded to the end.
+
+    What another process finished meanwhile is left as it is.
+
+    Raises:
+        Interrupted: the user stopped it; says from where the runs resume.
+        Busy: another process works on one of them.
+        UserError: the tokenizer cannot do with the data.
+        RunFailed: a checkpoint is damaged, or no gradient reaches an adapter.
+    """
+    with ExitStack() as held:
+        for _, folder in runs:
+            held.enter_context(folder.lock())  # before the base, which may take long to load
+        todo = [(spec, folder) for spec, folder in runs if how.force or not folder.is_done()]
+        try:
+            _do_locked(bases, todo, how)
+        except KeyboardInterrupt as error:
+            raise Interrupted(_where_it_resumes(todo)) from error
+
+
+def _do_locked(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execution) -> None:
+    """Do runs that this process holds."""
+    if not runs:
+        return
+    base = bases.get(runs[0][0])
+    materials = [prepare(base.tokenizer, spec) for spec, _ in runs]
+    for _, folder in runs:
+        if how.force or folder.failure():
+            folder.clear()
+    base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
+    inject(base, [Task(*run, material) for run, material in zip(runs, materials, strict=True)], how.every, how.watch)
+    base.accelerator.wait_for_everyone()  # the first may still be writing records
+
+
+def _where_it_resumes(runs: Sequence[tuple[RunSpec, RunFolder]]) -> str:
+    """From where runs that were interrupted as one pack go on, in a sentence."""
+    unfinished = [(spec, folder) for spec, folder in runs if not folder.is_done()]
+    if not unfinished:
+        return "Interrupted after the last epoch; the run is finished."
+    epoch = common_epoch([folder for _, folder in unfinished], [spec.train.epochs for spec, _ in unfinished])
+    if not epoch:
+        return "Interrupted; no epoch is saved yet, so the same command starts this run from the beginning."
+    most = max(spec.train.epochs for spec, _ in unfinished)
+    return f"Interrupted; epoch {epoch} of {most} is saved. The same command resumes from there."
+
+
+def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", trained_over: str | None = None) -> Scores:
+    """Score a model on a run's probes, with an adapter over it (unmerged), as a run trained the whole, or untouched.
+
+    Args:
+        spec: what is probed.
+        adapter: a PEFT folder, or that of a whole model.
+        device: where to compute.
+        trained_over: identity of the weights that a run of ours trained its adapter over; None for an adapter of
+            anyone's, which is compared with the model first.
+
+    Raises:
+        UserError: no such adapter, one of another model, or weights that are not those it was trained over.
+    """
+    spec = spec.in_precision(precision.choose_for(spec.model, device_type(device)).dtype)
+    kind = kind_of(adapter) if adapter is not None else None
+    if adapter is not None and kind is not None and trained_over is None:
+        check_belongs(adapter, kind, spec.model)
+    if adapter is not None and kind == "model":
+        holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # in fp32, as it is held
+        base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True, holds=holds)
+        probes = probe_tokens(base.tokenizer, build_dataset(spec))
+        return summarize_quantities(probes, score_candidates(View(base, base.network, autocast=True), probes))
+    found = weights.locate(spec.model)
+    if trained_over not in (None, found.identity):
+        raise UserError(
+            f"The weights of {spec.model.name} in {found.path} have changed since the run: they are {found.identity}, "
+            f"and it was trained over {trained_over}. Restore them, or train the run again."
+        )
+    quantized = spec.train.method == "qlora"
+    base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
+    probes = probe_tokens(base.tokenizer, build_dataset(spec))
+    if adapter is None:
+        return summarize_quantities(probes, score_candidates(View(base, base.network), probes))
+    loaded = load_adapter(base, adapter)
+    try:
+        return summarize_quantities(probes, score_candidates(loaded.view, probes))
+    finally:
+        loaded.detach()

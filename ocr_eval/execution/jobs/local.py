@@ -1,0 +1,157 @@
+"""Jobs as processes of this machine, one at a time on each device."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from filelock import Timeout
+
+from ocr_eval.common.errors import unknown_name
+from ocr_eval.common.locks import hold
+from ocr_eval.common.messages import say
+from ocr_eval.execution.jobs import process
+from ocr_eval.execution.jobs.jobs import Job, JobEvent, JobResult, Meanwhile, Placement, Progress
+
+_POLL_SECONDS = 0.1
+#: Seconds that an interrupted job may take to finish its epoch and save it (execution/interruption.py).
+_GRACE = 60.0
+
+
+@dataclass(frozen=True)
+class _Running:
+    index: int
+    device: str
+    log: Path
+    child: subprocess.Popen[bytes]
+
+
+def run_local(
+    jobs: Sequence[Job], placement: Placement, logs: Path, progress: Progress, meanwhile: Meanwhile
+) -> list[JobResult]:
+    """Run jobs on the devices of this machine; see ``run_jobs``.
+
+    Raises:
+        UserError: a device that is not there, or ``logs`` on a file system without locks.
+        KeyboardInterrupt: after the running jobs were stopped.
+    """
+    devices = resolve_devices(placement.devices)
+    with _ending(logs) as ending:
+        return _run(jobs, devices, lambda job: logs / f"{job.name}{ending}.log", progress, meanwhile)
+
+
+@contextmanager
+def _ending(logs: Path) -> Iterator[str]:
+    """What the names of this caller's logs end in: what no other has that is at work with the same folder."""
+    for number in count(1):
+        try:
+            held = hold(logs / f".caller{number}.lock", timeout=0)
+        except Timeout:
+            continue
+        with held:
+            yield "" if number == 1 else f"-{number}"
+        return
+
+
+def _run(
+    jobs: Sequence[Job],
+    devices: Sequence[str],
+    log_of: Callable[[Job], Path],
+    progress: Progress,
+    meanwhile: Meanwhile,
+) -> list[JobResult]:
+    free = deque(devices)
+    environments = {device: device_environment(device, devices) for device in devices}
+    waiting = deque(enumerate(jobs))
+    running: list[_Running] = []
+    results: dict[int, JobResult] = {}
+    try:
+        while waiting or running:
+            while waiting and free:
+                index, job = waiting.popleft()
+                device = free.popleft()
+                log = log_of(job)
+                child = process.start(job.command, log, device, environments[device], os.setsid)
+                running.append(_Running(index, device, log, child))
+                progress(JobEvent(job, "running", device))
+            time.sleep(_POLL_SECONDS)
+            meanwhile()
+            for ended in [run for run in running if run.child.poll() is not None]:
+                running.remove(ended)
+                free.append(ended.device)
+                result = _result(jobs[ended.index], ended)
+                results[ended.index] = result
+                progress(JobEvent(result.job, result.end, result.place, result.reason))
+    except KeyboardInterrupt:
+        say(f"Stopping {len(running)} running jobs, which save their last epoch. Press Ctrl-C again to kill them.")
+        raise
+    finally:
+        process.stop([run.child for run in running], _GRACE)
+    return [results[index] for index in range(len(jobs))]
+
+
+def _result(job: Job, run: _Running) -> JobResult:
+    code = run.child.returncode
+    return JobResult(
+        job=job,
+        end="done" if code == 0 else "failed",
+        returncode=code,
+        place=run.device,
+        reason="" if code == 0 else process.describe_exit(code),
+        log=run.log,
+        last_line=process.last_line(run.log),
+    )
+
+
+def resolve_devices(asked: Sequence[str]) -> tuple[str, ...]:
+    """The devices to use: those asked for, else every visible CUDA device, else ``auto`` (the job chooses).
+
+    Raises:
+        UserError: a CUDA device that is not visible.
+    """
+    if asked and all(device == "cpu" for device in asked):
+        return tuple(asked)
+    visible = _visible_cuda_devices()
+    for device in asked:
+        if device != "cpu" and device not in visible:
+            raise unknown_name("device", device, [*visible, "cpu"])
+    return tuple(asked) or visible or ("auto",)
+
+
+def _visible_cuda_devices() -> tuple[str, ...]:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(part.strip() for part in named.split(",") if part.strip())
+    import torch
+
+    return tuple(str(index) for index in range(torch.cuda.device_count()))
+
+
+def device_environment(device: str, devices: Sequence[str]) -> dict[str, str]:
+    """The variables that keep a job on its device; several jobs on the CPU share its cores.
+
+    Args:
+        device: the job's device.
+        devices: those of all jobs that run at once.
+    """
+    if device == "auto":
+        return {}
+    if device != "cpu":
+        return {"CUDA_VISIBLE_DEVICES": device}
+    sharing = sum(other == "cpu" for other in devices)
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // sharing))} if sharing > 1 else {}
+    return {"CUDA_VISIBLE_DEVICES": "", **threads}
+
+
+def cores() -> int:
+    """CPU cores that this process may use; ``OMP_NUM_THREADS`` may make them fewer."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(there, int(asked)) if asked.isdecimal() and int(asked) else there

@@ -1,0 +1,65 @@
+"""What a person follows of a sweep while it runs: a line for each epoch of a pack."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from ocr_eval.common.messages import duration, say
+from ocr_eval.execution.run_pack import Line, Step
+
+
+class SweepWatcher:
+    """Says a line for each epoch of a pack: how much of the sweep is done, losses and OCR scores, time left.
+
+    Args:
+        epochs: how many epochs every run has that is still to be done, by its folder's identity.
+        pack_of: the pack of each of them, from 0.
+        packs: how many packs the sweep has.
+    """
+
+    def __init__(self, epochs: Mapping[str, int], pack_of: Mapping[str, int], packs: int) -> None:
+        self._epochs, self._pack_of, self._packs = epochs, pack_of, packs
+        self._left = dict(epochs)
+        self._counted = 0
+        self._started = time.monotonic()
+
+    def __call__(self, steps: Sequence[Step]) -> None:
+        """A pack has finished an epoch."""
+        if not steps:
+            return
+        there = {step.folder.identity for step in steps}
+        pack = next((self._pack_of[run] for run in there if run in self._pack_of), None)
+        for run in self._left:
+            if self._pack_of[run] == pack and run not in there:  # it has ended, or could not go on
+                self._left[run] = 0
+        for step in steps:
+            if step.folder.identity in self._left:
+                self._left[step.folder.identity] = step.spec.train.epochs - step.line["epoch"]
+                self._counted += 1
+        if pack is None:  # runs that another process has taken up anew
+            return
+        total, left = sum(self._epochs.values()), sum(self._left.values())
+        first = steps[0]
+        epoch, longest = first.line["epoch"], max(step.spec.train.epochs for step in steps)
+        # Epoch 0 costs a scoring only, so that the first estimates are on the high side.
+        seconds = (time.monotonic() - self._started) / self._counted * left
+        say(
+            f"{1 - left / total:4.0%}  pack {pack + 1}/{self._packs} epoch {epoch:>{len(str(longest))}}/{longest}  "
+            + "  ".join(_by_association(steps))
+            + (f"  {duration(seconds)} left" if left else "")
+        )
+
+
+def _by_association(steps: Sequence[Step]) -> Iterator[str]:
+    """For each association of a pack: its runs, their mean loss and mean OCR score."""
+    lines: dict[str, list[Line]] = defaultdict(list)
+    for step in steps:
+        lines[step.spec.association.name].append(step.line)
+    for association, group in lines.items():
+        losses = [line["train_loss"] for line in group if line["train_loss"] is not None]
+        scores = [line["scores"]["first-token"]["test_entailment"]["ocr_score"] for line in group if "scores" in line]
+        loss = f" loss {sum(losses) / len(losses):.3f}" if losses else ""
+        score = f" OCR {sum(scores) / len(scores):+.2f}" if scores else ""
+        yield f"{association} x{len(group)}{loss}{score}"

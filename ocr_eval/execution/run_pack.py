@@ -1,0 +1,341 @@
+"""A pack of runs from start to records: train, score and write side by side, lose nothing.
+
+All unfinished runs of a pack stand at the same epoch, also after an interruption: training states are written for
+every one of them before an older generation is removed, and a run leaves the pack (finished, or no longer finite)
+only when the others have such a state. A pack that goes on is therefore composed as it was, and its results are
+those of an undisturbed one, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ocr_eval.common import provenance
+from ocr_eval.common.distributed import is_first
+from ocr_eval.common.errors import RunFailed, TooLarge
+from ocr_eval.common.messages import duration, say
+from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory, unwatched_by_collector
+from ocr_eval.data.audit import Audit, audit_dataset
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
+from ocr_eval.execution.interruption import StopRequest, stop_request
+from ocr_eval.methods.pack import Pack, attach
+from ocr_eval.methods.train import train_epoch
+from ocr_eval.models.base import Base
+from ocr_eval.planning import memory
+from ocr_eval.planning.workload import batch_geometry
+from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.record import Record, from_plain, to_plain
+from ocr_eval.scoring.candidates import CandidateScores, score_lanes
+from ocr_eval.scoring.quantities import facts_learned, held_out, probe_lines, summarize_quantities
+from ocr_eval.scoring.ranks import HeldOut, Scores
+from ocr_eval.specs.run import RunSpec, Scoring
+from ocr_eval.specs.strict import RESULTS_VERSION
+
+#: Seconds between checkpoints, or ten times what one takes to write if that is longer; being killed costs at most
+#: this much, Ctrl-C at most the epoch that has begun (execution/interruption.py), and a short run writes none.
+CHECKPOINT_EVERY = 20.0
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run's new line of metrics.jsonl."""
+
+    spec: RunSpec
+    folder: RunFolder
+    line: Line
+
+
+#: Is told, after each epoch of a pack and at epoch 0, the new line of every run in it.
+Watcher = Callable[[Sequence[Step]], None]
+
+
+def say_lines(steps: Sequence[Step]) -> None:
+    """The watcher that says every scored line on stderr."""
+    for step in steps:
+        if "scores" in step.line:
+            say(progress_line(step.spec, step.line) + _time_left(step, len(steps)))
+
+
+def _time_left(step: Step, runs: int) -> str:
+    """What is left at the pace so far, of a pack of so many runs; nothing before the first epoch and after the last."""
+    epoch, lines = step.line["epoch"], step.folder.metrics()
+    left = step.spec.train.epochs - epoch
+    if not epoch or not left:
+        return ""
+    spent = sum(line["train_seconds"] + line.get("score_seconds", 0.0) for line in lines if line["epoch"])
+    return f"  {duration(spent * runs / epoch * left)} left"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns and is asked, in tokens, and the audit of its candidates."""
+
+    examples: Sequence[Continuation]
+    probes: Sequence[ProbeTokens]
+    audit: Audit
+
+
+def prepare(tokenizer: Any, spec: RunSpec) -> Material:
+    """Make a run's data.
+
+    Raises:
+        UserError: the tokenizer cannot do with the data.
+    """
+    dataset = build_dataset(spec)
+    return Material(
+        examples=training_tokens(tokenizer, dataset),
+        probes=probe_tokens(tokenizer, dataset),
+        audit=audit_dataset(tokenizer, dataset),
+    )
+
+
+@dataclass
+class Task:
+    """A run to do.
+
+    Attributes:
+        spec: what.
+        folder: where, held by this process.
+        material: its data.
+        lines: metrics.jsonl so far.
+    """
+
+    spec: RunSpec
+    folder: RunFolder
+    material: Material
+    lines: list[Line] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs to train."""
+        return self.spec.train.epochs
+
+
+def inject(base: Base, tasks: Sequence[Task], every: int = 1, watch: Watcher = say_lines) -> None:
+    """Train, score and write runs as one pack, over a base that is as clean afterwards as before.
+
+    Afterwards the folder of each run holds its record, or the reason why it could not go on.
+
+    Args:
+        base: the base.
+        tasks: the runs; lanes in this order.
+        every: score after every this many epochs (and after the last).
+        watch: is told the new lines of metrics.
+
+    Raises:
+        RunFailed: a checkpoint is damaged, no gradient reaches an adapter, or the memory is too small.
+        KeyboardInterrupt: the user asked to stop; what was finished is saved.
+    """
+    try:
+        _inject(base, tasks, every, watch)
+    except TooLarge as error:
+        raise RunFailed(_too_large(base, tasks, str(error))) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunFailed(
+            f"The memory of {base.device.type} is too small for {len(tasks)} run{'s' * (len(tasks) > 1)} of "
+            f"{base.spec.name} at once ({reason}). Do fewer side by side, or use --method qlora, a smaller --rank or "
+            "--batch-size; --dry-run tells more."
+        ) from error
+
+
+def _too_large(base: Base, tasks: Sequence[Task], reason: str) -> str:
+    """What one example of each run needs, by the plan, and what is free."""
+    longest = max((e for task in tasks for e in task.material.examples), key=lambda e: len(e.prompt) + len(e.answer))
+    one, kind = replace(batch_geometry([longest]), lanes=len(tasks)), base.device.type
+    needed = memory.estimate(base.spec, tasks[0].spec.train, one, one, kind).total
+    return (
+        f"One example a step is too large for the memory of {kind} ({reason}): by the plan it needs "
+        f"{needed / 1e9:.1f} GB in all, and {memory.available(base.device) / 1e9:.1f} GB are free beside what is held. "
+        "Use --method qlora, a smaller --rank, or fewer runs side by side."
+    )
+
+
+def _inject(base: Base, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
+    for task in tasks:
+        if not task.folder.is_prepared():
+            task.folder.begin(task.spec, provenance.environment(str(base.device)), task.material.audit.as_json())
+    pack = attach(base, [task.spec for task in tasks], [task.material.examples for task in tasks])
+    try:
+        with unwatched_by_collector(), stop_request() as stop:
+            _run(pack, tasks, every, watch, stop)
+    finally:
+        pack.detach()
+        del pack
+        free_cache(base.device)
+
+
+def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher, stop: StopRequest) -> None:
+    epoch = common_epoch([task.folder for task in tasks], [task.epochs for task in tasks])
+    live = [lane for lane, task in enumerate(tasks) if epoch < task.epochs]
+    for task in tasks:
+        task.lines = [line for line in task.folder.metrics() if line["epoch"] <= epoch] if epoch else []
+    if epoch:
+        say(f"Resuming after epoch {epoch}")
+        for lane in live:
+            pack.injections[lane].restore(tasks[lane].folder.checkpoints()[epoch])
+        pack.adapters.refresh()
+    else:
+        scored = _score(pack, tasks, live)
+        untouched = {"epoch": 0, "train_loss": None, "train_seconds": 0.0}
+        for lane in [lane for lane in live if lane not in scored]:
+            tasks[lane].folder.fail("The untouched model gives log-probabilities that are no numbers.")
+        live = list(scored)
+        for lane in live:
+            tasks[lane].folder.write_probes(probe_lines(tasks[lane].material.probes, scored[lane].scores, epoch=0))
+        watch([_add_line(tasks[lane], untouched | scored[lane].line) for lane in live])
+    for task in tasks:
+        if epoch >= task.epochs:
+            task.folder.finish()
+    saved_at, saving_seconds = time.monotonic(), 0.0
+    while live:
+        started = time.monotonic()
+        losses = train_epoch(pack, live)
+        seconds = (time.monotonic() - started) / len(live)
+        epoch += 1
+        stop.unsaved = epoch
+        diverged = {lane: f"loss became {losses[lane]}" for lane in live if not math.isfinite(losses[lane])}
+        to_score = [i for i in live if i not in diverged and (epoch % every == 0 or epoch == tasks[i].epochs)]
+        scored = _score(pack, tasks, to_score)
+        diverged |= {lane: "log-probabilities became NaN" for lane in to_score if lane not in scored}
+        live = [lane for lane in live if lane not in diverged]
+        ending = [lane for lane in live if epoch == tasks[lane].epochs]
+        trained = {lane: {"epoch": epoch, "train_loss": losses[lane], "train_seconds": seconds} for lane in live}
+        if pack.cut.parts > 1:
+            trained = {lane: line | {"micro_batches": pack.cut.parts} for lane, line in trained.items()}
+        watch([_add_line(tasks[i], line | (scored[i].line if i in scored else {})) for i, line in trained.items()])
+        for lane in ending:
+            _prepare_record(pack, lane, tasks[lane], scored[lane].scores)
+        live = [lane for lane in live if lane not in ending]
+        now = time.monotonic()
+        overdue = now - saved_at >= max(CHECKPOINT_EVERY, 10 * saving_seconds)
+        due = bool(live) and (ending or diverged or stop.made or overdue)
+        if due:
+            for lane in live:
+                tasks[lane].folder.write_checkpoint(epoch, pack.injections[lane].write_checkpoint)
+            saved_at = time.monotonic()
+            saving_seconds = saved_at - now
+        for lane, what in diverged.items():
+            rate = tasks[lane].spec.train.lr
+            tasks[lane].folder.fail(f"The {what} in epoch {epoch}. Lower --lr (now {rate:g}).")
+        for lane in ending:
+            tasks[lane].folder.finish()
+        if due:
+            stop.unsaved = 0
+            for lane in live:
+                tasks[lane].folder.drop_checkpoints(before=epoch)
+        if stop.made and (due or not live):
+            raise KeyboardInterrupt
+
+
+def common_epoch(folders: Sequence[RunFolder], epochs: Sequence[int]) -> int:
+    """The last epoch that every run of a pack can go on from, 0 for the start.
+
+    A run can from an epoch whose state it kept, and from its end on if its record is there already.
+    """
+    kept = [set(folder.checkpoints()) for folder in folders]
+    ends = [last if folder.is_prepared() else math.inf for folder, last in zip(folders, epochs, strict=True)]
+    candidates = set().union(*kept, {int(end) for end in ends if end < math.inf})
+    possible = [e for e in candidates if all(e in own or e >= end for own, end in zip(kept, ends, strict=True))]
+    return max(possible, default=0)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A run's raw scores and what metrics.jsonl says of them."""
+
+    scores: CandidateScores
+    line: Line
+
+
+def _score(pack: Pack, tasks: Sequence[Task], lanes: Sequence[int]) -> Mapping[int, _Scored]:
+    """Score some lanes; one whose log-probabilities are not all numbers is left out."""
+    if not lanes:
+        return {}
+    started = time.monotonic()
+    scores = score_lanes(pack.view, {lane: tasks[lane].material.probes for lane in lanes})
+    seconds = (time.monotonic() - started) / len(lanes)
+    return {
+        lane: _Scored(scores[lane], _scores_line(tasks[lane], scores[lane], seconds))
+        for lane in lanes
+        if scores[lane].are_numbers
+    }
+
+
+def _scores_line(task: Task, scores: CandidateScores, seconds: float) -> Line:
+    probes = task.material.probes
+    return {
+        "score_seconds": seconds,
+        "scores": to_plain(summarize_quantities(probes, scores)),
+        "held_out": to_plain(held_out(probes, scores)),
+    }
+
+
+def _add_line(task: Task, line: Line) -> Step:
+    task.lines.append(line)
+    task.folder.write_metrics(task.lines)
+    return Step(task.spec, task.folder, line)
+
+
+def _prepare_record(pack: Pack, lane: int, task: Task, scores: CandidateScores) -> None:
+    if not is_first():
+        return
+    sha256 = pack.save(lane, task.folder.path)
+    last = probe_lines(task.material.probes, scores, task.epochs)
+    task.folder.prepare(_record(pack.base, task, sha256), task.folder.probes() + last)
+
+
+def _record(base: Base, task: Task, learned_sha256: str) -> Record:
+    spec, lines = task.spec, task.lines
+    final = from_plain(lines[-1]["scores"], Scores)
+    return Record(
+        run=task.folder.identity,
+        model=spec.model.name,
+        published_as=spec.model.published_as,
+        association=spec.association.name,
+        kind=spec.association.kind,
+        seed=spec.seed,
+        dtype=spec.precision,
+        attention=spec.model.attention,
+        association_digest=spec.association.digest(),
+        data=spec.data,
+        train=spec.train,
+        facts_learned=facts_learned(final),
+        base=from_plain(lines[0]["scores"], Scores),
+        final=final,
+        base_held_out=from_plain(lines[0]["held_out"], dict[Scoring, HeldOut]),
+        held_out=from_plain(lines[-1]["held_out"], dict[Scoring, HeldOut]),
+        train_loss=lines[-1]["train_loss"],
+        seconds={
+            "train": round(sum(line["train_seconds"] for line in lines), 2),
+            "score": round(sum(line.get("score_seconds", 0.0) for line in lines), 2),
+        },
+        base_identity=base.identity,
+        adapter_sha256=learned_sha256,
+        code=provenance.code_digest(),
+        results_version=RESULTS_VERSION,
+    )
+
+
+def progress_line(spec: RunSpec, line: Line) -> str:
+    """What a person reads of one scored line of metrics."""
+    first = line["scores"]["first-token"]
+    finding = first["test_entailment"]
+    control = " no-entailment" if spec.data.m_train == 0 else " shuffled" if spec.data.variant == "shuffled" else ""
+    loss = "untouched base" if line["train_loss"] is None else f"loss {line['train_loss']:7.4f}"
+    width = len(str(spec.train.epochs))
+    return (
+        f"{spec.association.name}{control} seed {spec.seed} epoch {line['epoch']:>{width}}/{spec.train.epochs}  "
+        f"{loss:>14}  facts known {first['test_fact']['top1']:4.0%}  "
+        f"held-out mean rank {finding['mean_rank']:.2f} (null {finding['null_rank']:.2f})  "
+        f"OCR score {finding['ocr_score']:+.2f}"
+    )

@@ -1,0 +1,112 @@
+"""How far the runs of a sweep are, read from its folder at any time. Imports nothing heavy, takes no lock."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from tabulate import tabulate
+
+from ocr_eval.records.folder import RunFolder
+
+#: Seconds without a new line after which a run on another host counts as interrupted.
+_SILENT = 900.0
+
+State = Literal["done", "failed", "running", "interrupted", "waiting"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is.
+
+    Attributes:
+        run: its folder below ``runs/``.
+        state: running and interrupted runs have begun; an interrupted one goes on when the sweep does.
+        epoch: finished epochs, None before the first scoring.
+        train_loss: of the last epoch, nats an answer token.
+        ocr_score: of the last scoring, first-token; None before.
+        reason: why it failed.
+    """
+
+    run: str
+    state: State
+    epoch: int | None
+    train_loss: float | None
+    ocr_score: float | None
+    reason: str = ""
+
+
+def run_state(root: Path, run: str) -> RunState:
+    """Read how far a run is; takes no lock and changes nothing."""
+    folder = RunFolder(root / "runs" / run)
+    lines = folder.metrics() if folder.path.is_dir() else []
+    scored = [line for line in lines if "scores" in line]
+    failure = folder.failure()
+    state: State = (
+        "done"
+        if folder.is_done()
+        else "failed"
+        if failure
+        else "running"
+        if _is_held(folder)
+        else "interrupted"
+        if lines
+        else "waiting"
+    )
+    return RunState(
+        run=run,
+        state=state,
+        epoch=lines[-1]["epoch"] if lines else None,
+        train_loss=lines[-1]["train_loss"] if lines else None,
+        ocr_score=scored[-1]["scores"]["first-token"]["test_entailment"]["ocr_score"] if scored else None,
+        reason=failure or "",
+    )
+
+
+def _is_held(folder: RunFolder) -> bool:
+    holder = folder.holder()
+    if holder is None:
+        return False
+    if holder.host == socket.gethostname():
+        return _runs_since(holder.process, holder.since)
+    return time.time() - max(folder.changed(), holder.since) < _SILENT
+
+
+def _runs_since(process: int, moment: float) -> bool:
+    """Whether a process of this number began before a moment and still runs; numbers are used again."""
+    try:
+        return bool(psutil.Process(process).create_time() <= moment + 1)
+    except psutil.Error:
+        return False
+
+
+def state_table(states: Sequence[RunState]) -> str:
+    """The states as aligned text, and a line that counts them."""
+
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    rows = [
+        [s.run.rpartition("-")[0], s.state, shown(s.epoch, "d"), shown(s.train_loss, ".4f"), shown(s.ocr_score, "+.2f")]
+        for s in states
+    ]
+    header = ["run", "state", "epoch", "loss", "OCR score"]
+    body = tabulate(
+        rows, header, tablefmt="simple", colalign=("left", "left", "right", "right", "right"), disable_numparse=True
+    )
+    counts: dict[str, int] = defaultdict(int)
+    for s in states:
+        counts[s.state] += 1
+    return f"{body}\n\n{len(states)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + "\n"
+
+
+def states_json(states: Iterable[RunState]) -> str:
+    """The states as JSON."""
+    return json.dumps([asdict(state) for state in states], indent=2) + "\n"

@@ -1,0 +1,248 @@
+"""``--report-to``: follow runs in TensorBoard, trackio or Weights & Biases, grouped by sweep.
+
+Trackers are a view for people: no result depends on them, and one that fails is left out while the run goes on.
+They go through those of accelerate. Several may be open at once, one for each run of a pack. Nothing leaves the
+machine unless the user has set that up with the tracker itself (logged in, or named a server by its own variables).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import hashlib
+import importlib.util
+import io
+import math
+import netrc
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+from urllib.parse import urlparse
+
+import yaml
+
+from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.common.messages import say
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+    from ocr_eval.execution.run_pack import Step, Watcher
+
+ReportTo = Literal["none", "trackio", "wandb", "tensorboard"]
+TRACKERS: tuple[ReportTo, ...] = get_args(ReportTo)
+
+#: The project that all runs appear under in trackio and Weights & Biases.
+PROJECT = "ocr-eval"
+
+
+def require_tracker(report_to: str) -> ReportTo:
+    """The tracker of this name, made sure to be installed; to be called before any work starts.
+
+    Raises:
+        UserError: no tracker of this name, or its package is missing.
+    """
+    for name in TRACKERS:
+        if name == report_to:
+            if name != "none" and importlib.util.find_spec(name) is None:
+                raise UserError(f"--report-to {name} needs {name}: pip install 'ocr-eval[{name}]'")
+            return name
+    raise unknown_name("value of --report-to:", report_to, TRACKERS)
+
+
+class Tracker:
+    """One run in a tracker."""
+
+    def __init__(self, name: ReportTo, tracker: GeneralTracker | None) -> None:
+        self._name = name
+        self._tracker = tracker
+
+    @classmethod
+    def open(
+        cls,
+        report_to: ReportTo,
+        group: str,
+        run_name: str,
+        config: Mapping[str, Any],
+        folder: Path,
+        first_epoch: int = 0,
+    ) -> Tracker:
+        """Begin a run, or go on with the one of this group and name.
+
+        Args:
+            report_to: which tracker; ``none`` gives one that does nothing.
+            group: what the run belongs to, e.g. the sweep's name.
+            run_name: the run's name within the group; may hold slashes.
+            config: the resolved run, nested.
+            folder: where TensorBoard and Weights & Biases keep their files, each in a folder of its name.
+            first_epoch: the next epoch to be logged; what TensorBoard has from there on is struck out.
+
+        Raises:
+            UserError: the tracker is not installed or does not start.
+        """
+        if require_tracker(report_to) == "none":
+            return cls(report_to, None)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # trackio greets on it
+                # trackio ends the run that it finds in the context, so each gets a context of its own
+                tracker = contextvars.Context().run(_start, report_to, group, run_name, config, folder, first_epoch)
+        except Exception as error:  # whatever a tracker may raise
+            raise UserError(f"--report-to {report_to}: cannot start ({error}).") from error
+        return cls(report_to, tracker)
+
+    def log(self, epoch: int, values: Mapping[str, Any]) -> None:
+        """Report an epoch.
+
+        Args:
+            epoch: epochs done; 0 is the untouched base.
+            values: numbers by name, nested as in metrics.jsonl; what is no finite number is left out.
+        """
+        if self._tracker is None:
+            return
+        try:
+            self._tracker.log(dict(_flatten(values)), step=epoch)
+        except Exception as error:  # whatever a tracker may raise
+            say(f"{self._name} failed and is left out; the run goes on ({error})")
+            self._tracker = None
+
+    def close(self) -> None:
+        """End the run in the tracker."""
+        if self._tracker is None:
+            return
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._tracker.finish()
+        except Exception as error:  # whatever a tracker may raise
+            say(f"{self._name} did not close its run ({error})")
+        self._tracker = None
+
+
+@contextlib.contextmanager
+def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> Iterator[Watcher]:
+    """A watcher that also reports every run to a tracker; at the end all runs in the tracker are closed.
+
+    Args:
+        watch: the watcher to call as well.
+        report_to: which tracker.
+        group: what the runs belong to, e.g. the sweep's name.
+        folder: see ``Tracker.open``.
+
+    Raises:
+        UserError: the tracker is not installed or, when the first epoch comes, does not start. If it does not start
+            for a later run, that run is left out.
+    """
+    require_tracker(report_to)
+    trackers: dict[str, Tracker] = {}
+    started = False
+
+    def begin(step: Step) -> Tracker:
+        nonlocal started
+        config, name = step.spec.model_dump(mode="json"), step.folder.identity
+        try:
+            tracker = Tracker.open(report_to, group, name, config, folder, first_epoch=step.line["epoch"])
+        except UserError as error:
+            if not started:
+                raise
+            say(f"{error} The run goes on without it.")
+            return Tracker(report_to, None)
+        started = True
+        return tracker
+
+    def report(steps: Sequence[Step]) -> None:
+        watch(steps)
+        for step in steps:
+            name, epoch = step.folder.identity, step.line["epoch"]
+            if name not in trackers:
+                trackers[name] = begin(step)
+            trackers[name].log(epoch, step.line)
+            if epoch == step.spec.train.epochs:
+                trackers.pop(name).close()
+
+    try:
+        yield report
+    finally:
+        for tracker in trackers.values():
+            tracker.close()
+
+
+def how_to_view(report_to: ReportTo, folder: Path) -> str:
+    """The command that shows what a tracker was told; empty for ``none``.
+
+    Args:
+        report_to: which tracker.
+        folder: as given to ``Tracker.open``.
+    """
+    online = _wandb_mode() == "online"
+    return {
+        "none": "",
+        "tensorboard": f"tensorboard --logdir {folder / 'tensorboard'}",
+        "trackio": f"trackio show --project {PROJECT}",
+        "wandb": "" if online else f"wandb sync {folder / 'wandb'}/offline-run-*",
+    }[report_to]
+
+
+def _start(
+    report_to: ReportTo, group: str, run_name: str, config: Mapping[str, Any], folder: Path, first_epoch: int
+) -> GeneralTracker:
+    from accelerate import PartialState
+    from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
+
+    PartialState()  # accelerate's loggers want it
+    if report_to == "tensorboard":
+        tracker = TensorBoardTracker(run_name, folder / report_to / group, purge_step=first_epoch)
+    elif report_to == "wandb":
+        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_CONSOLE", "off")
+        folder.mkdir(parents=True, exist_ok=True)  # else it takes /tmp
+        tracker = WandBTracker(
+            PROJECT,
+            group=group,
+            name=run_name,
+            id=hashlib.sha256(f"{group}/{run_name}".encode()).hexdigest()[:16],
+            resume="allow",
+            config=dict(config),
+            dir=folder,
+            mode=_wandb_mode(),
+            reinit="create_new",
+        )
+    else:
+        tracker = TrackioTracker(
+            PROJECT,
+            group=group,
+            name=run_name,
+            resume="allow",
+            config=dict(config),
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+    tracker.start()
+    if report_to == "tensorboard" and first_epoch == 0:
+        tracker.log({"config": f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```"}, step=0)
+    return tracker
+
+
+def _wandb_mode() -> str:
+    """What WANDB_MODE says; else online for a user who is logged in and has not asked to be offline."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    if os.environ.get("HF_HUB_OFFLINE") == "1":  # --offline
+        return "offline"
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    return "online" if known else "offline"
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            yield f"{prefix}{key}", value

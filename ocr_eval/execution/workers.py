@@ -1,0 +1,126 @@
+"""Several processes that share one machine's CPU: each takes packs of a sweep that nobody holds.
+
+Between matrix products a step of a small model is many short operations, during which one core works and the others
+wait. Processes with a thread each keep every core busy: on two cores they do a quarter more than one process with two.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from ocr_eval.execution.jobs import Job, JobResult, Placement, run_jobs
+from ocr_eval.execution.jobs.local import cores
+from ocr_eval.execution.run_pack import Step, Watcher
+from ocr_eval.execution.sweep import PlannedRun, Sweep
+from ocr_eval.models.architecture import examine
+from ocr_eval.planning import memory, workload
+from ocr_eval.planning.pack_memory import pack_memory, room, widest
+from ocr_eval.specs.run import RunSpec
+
+#: Floating-point operations of training below which more processes do not pay: each takes seconds to start.
+_LEAST_FLOP = 1e13
+_LOOK_SECONDS = 1.0
+
+
+def workers_that_pay(packs: Sequence[Sequence[RunSpec]], device: str) -> int:
+    """How many processes should share the packs: one a core on a CPU, if memory lets them and there is enough to do.
+
+    Args:
+        packs: all runs, also those that are done: so a sweep that goes on has as many threads a process as before,
+            on which the last bits of its results may depend.
+        device: the type of device.
+    """
+    most = min(cores(), len(packs))
+    if device != "cpu" or most < 2:
+        return 1
+    flop, needed = 0.0, 0
+    for _, alike in itertools.groupby(packs, key=lambda pack: (pack[0].model, pack[0].train.method)):
+        group = list(alike)
+        runs = [run for pack in group for run in pack]
+        spec = widest(runs)
+        work = workload.measure(spec)
+        flop += 4.0 * examine(spec.model).linear_parameters * work.nodes * sum(run.train.epochs for run in runs)
+        needed = max(needed, pack_memory(spec, work, max(map(len, group)), device).total)
+    if flop < _LEAST_FLOP:
+        return 1
+    return max(1, min(most, int(memory.USABLE * room(device) / needed)))
+
+
+def work_side_by_side(sweep: Sweep, workers: int, flags: Sequence[str], watch: Watcher) -> list[JobResult]:
+    """Do the open runs of a sweep in so many processes, and follow them.
+
+    A worker that dies leaves its pack to the others; what it had reached is not lost.
+
+    Args:
+        sweep: the sweep, stated in its folder.
+        workers: how many processes share the cores; no more are started than there are packs to do.
+        flags: further flags of their command.
+        watch: is told the new lines of metrics.
+
+    Raises:
+        KeyboardInterrupt: after the workers were stopped.
+    """
+    command = (sys.executable, "-m", "ocr_eval", "sweep", "-o", str(sweep.output.resolve()), "--worker", "0", *flags)
+    needed = min(workers, sum(any(run.is_open for run in pack) for pack in sweep.packs))
+    jobs = [Job(f"worker{number}", command) for number in range(1, needed + 1)]
+    follower = Follower(sweep.packs, watch)
+    placement = Placement(executor="local", devices=("cpu",) * workers)
+    results = run_jobs(jobs, placement, sweep.output / "logs", meanwhile=follower.look)
+    follower.look_closely()
+    return results
+
+
+class Follower:
+    """Tells a watcher what other processes do, read from the runs' folders: a pack's epoch at a time.
+
+    What the folders hold at the beginning counts as told.
+    """
+
+    def __init__(self, packs: Sequence[Sequence[PlannedRun]], watch: Watcher) -> None:
+        self._watch = watch
+        self._packs = [_PackFollower([run for run in pack if run.is_open]) for pack in packs]
+        self._looked = time.monotonic()
+
+    def look(self) -> None:
+        """Tell what is new, at most once a second."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self.look_closely()
+        self._looked = time.monotonic()
+
+    def look_closely(self) -> None:
+        """Tell what is new."""
+        for pack in self._packs:
+            for steps in pack.new_epochs():
+                self._watch(steps)
+
+
+class _PackFollower:
+    """The runs of a pack that are not told to their end, and the next epoch to tell."""
+
+    def __init__(self, runs: Sequence[PlannedRun]) -> None:
+        self._epoch = min((len(run.folder.metrics()) for run in runs), default=0)  # epoch 0 has a line too
+        self._runs = [run for run in runs if run.spec.train.epochs >= self._epoch]
+        self._seen: list[tuple[float, bool]] = []
+
+    def new_epochs(self) -> Iterator[list[Step]]:
+        """The epochs that all runs have behind them but those that failed before."""
+        try:
+            now = [(run.folder.changed(), run.folder.failure() is not None) for run in self._runs]
+            if now == self._seen:
+                return
+            lines = [run.folder.metrics() for run in self._runs]
+        except OSError:  # another process removes or replaces a file at this moment
+            return
+        self._seen = now
+        failed = [has_failed for _, has_failed in now]
+        there = list(zip(self._runs, lines, failed, strict=True))
+        while there and all(len(own) > self._epoch or has_failed for _, own, has_failed in there):
+            there = [one for one in there if len(one[1]) > self._epoch]
+            yield [Step(run.spec, run.folder, own[self._epoch]) for run, own, _ in there]
+            there = [one for one in there if one[0].spec.train.epochs > self._epoch]
+            self._epoch += 1
+        self._runs = [run for run, _, _ in there]

@@ -1,0 +1,111 @@
+"""A saved PEFT adapter: what it is and whether it fits a network, told from names and shapes of its tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from safetensors import safe_open
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.methods.lora import target_names
+
+#: What PEFT puts before a module's name in its files.
+PREFIX = "base_model.model."
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+#: Fields of LoraConfig that do not change what a saved adapter computes over linear layers. Any other that is not as
+#: PEFT has it by default makes an adapter something else than y + (alpha / r) B A x.
+_HARMLESS = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "init_lora_weights"),
+    *("fan_in_fan_out", "megatron_core", "qalora_group_size", "ensure_weight_tying", "loftq_config", "eva_config"),
+}
+#: Initializations that leave the base's weights as they are; the others take out of them what the adapter begins with.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A saved LoRA adapter, its tensors not read yet.
+
+    Attributes:
+        folder: where.
+        config: as PEFT reads it.
+        shapes: of each tensor, by its name in the file.
+    """
+
+    folder: Path
+    config: LoraConfig
+    shapes: Mapping[str, Sequence[int]]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is y + (alpha / r) B A x on some linear modules and nothing else."""
+        given, usual = self.config.to_dict(), LoraConfig().to_dict()
+        return all(given[key] == usual.get(key) for key in given if key not in _HARMLESS) and all(
+            name.startswith(PREFIX) and name.endswith((".lora_A.weight", ".lora_B.weight")) for name in self.shapes
+        )
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the modules that it adapts."""
+        return sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in self.shapes})
+
+    def mismatch(self, network: torch.nn.Module) -> str | None:
+        """Why a plain adapter is not one over a network: the first tensor that is missing, too many or misshapen."""
+        linear = {name: module for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
+        everything = self.config.target_modules == "all-linear"
+        wanted = (
+            target_names(network, "all-linear")
+            if everything
+            else [name for name in linear if check_target_module_exists(self.config, name)]
+        )
+        expected = {}
+        for name in {*wanted, *self.modules} & linear.keys():
+            expected[f"{PREFIX}{name}.lora_A.weight"] = [self.config.r, linear[name].in_features]
+            expected[f"{PREFIX}{name}.lora_B.weight"] = [linear[name].out_features, self.config.r]
+        for name in sorted({*expected, *self.shapes}):
+            if name not in expected:
+                return f"the model has no module for {name}"
+            if name not in self.shapes:
+                return f"{CONFIG} asks for {name}, which is missing"
+            if list(self.shapes[name]) != expected[name]:
+                return f"{name} has shape {list(self.shapes[name])}, and the model needs {expected[name]}"
+        return None
+
+
+def read_adapter_file(folder: Path) -> AdapterFile:
+    """Read the configuration of an adapter and the header of its tensors.
+
+    Raises:
+        UserError: none there, damaged, or of a kind that is not scored.
+    """
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} holds no adapter ({CONFIG}). Give a PEFT folder or a run's folder.")
+    try:
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind, start = content.get("peft_type"), content.get("init_lora_weights", True)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder}/{CONFIG} is not readable JSON: {error}.") from error
+    if kind != "LORA":
+        raise UserError(f"{folder} is a PEFT adapter of type {kind}; only LORA adapters can be scored.")
+    if start not in _PLAIN_STARTS:
+        raise UserError(
+            f"{folder}: init_lora_weights '{start}' has changed the base's weights, which are not in this folder. Save "
+            "it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} has no {WEIGHTS}. Save the adapter with save_pretrained of a current PEFT.")
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise UserError(f"{folder}: the adapter cannot be read: {str(error).splitlines()[0]}.") from error
+    return AdapterFile(folder, config, shapes)

@@ -1,0 +1,135 @@
+"""One epoch of the runs of a pack. Neither scores nor writes.
+
+A run's loss is the mean cross-entropy over its batch's answer tokens, in fp32. Logits are computed only where
+an answer token is predicted; a batch is one token forest a lane, so statements are not padded (packing/forest.py).
+
+A batch may be cut, among processes that train together and, where the memory of one of them runs out, its share into
+micro-batches one after another. Each part adds the gradient of its own tokens' share of the mean, so the sum is the
+batch's to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ocr_eval.common.distributed import sum_over_processes
+from ocr_eval.common.errors import RunFailed, TooLarge
+from ocr_eval.common.messages import say, ticking
+from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
+from ocr_eval.data.tokenize import Continuation
+from ocr_eval.methods.pack import Pack
+from ocr_eval.packing.forest import Forest, ForestBuilder, Reads, read_answers
+
+
+def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
+    """Train one epoch of some lanes and return each one's mean loss in nats an answer token.
+
+    Losses are measured before each step. Every lane takes a step of its own at each pass; one with fewer batches
+    than the others sits out the rest. A lane whose loss is no longer finite stops there: its loss is returned as
+    it became, its weights stay as they were, and the others go on.
+
+    Raises:
+        RunFailed: no gradient reaches part of an adapter.
+        TooLarge: one example of each lane is.
+    """
+    batches = {lane: pack.injections[lane].batches() for lane in lanes}
+    nats, tokens = dict.fromkeys(lanes, 0.0), dict.fromkeys(lanes, 0)
+    steps = max(len(todo) for todo in batches.values())
+    epoch = max(pack.injections[lane].epochs_done for lane in lanes) + 1
+    with ticking(steps, f"epoch {epoch}") as ticker:
+        for step in range(steps):
+            going = [lane for lane in lanes if step < len(batches[lane]) and math.isfinite(nats[lane])]
+            if not going:
+                break
+            losses = _gradients(pack, {lane: batches[lane][step] for lane in going})
+            for lane, (loss, count) in losses.items():
+                nats[lane] += loss * count
+                tokens[lane] += count
+                if math.isfinite(loss):
+                    _step(pack, lane, first=step == 0)
+            pack.adapters.refresh()
+            ticker.tick()
+    for lane in lanes:
+        pack.injections[lane].epochs_done += 1
+    return {lane: nats[lane] / tokens[lane] for lane in lanes}
+
+
+def batch_forest(batch: Sequence[Continuation]) -> tuple[Forest, Reads]:
+    """A batch of one run as a token forest."""
+    builder = ForestBuilder()
+    reads, _ = read_answers(builder, [(example.prompt, [example.answer]) for example in batch])
+    return builder.build(), reads
+
+
+def _gradients(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, tuple[float, int]]:
+    """Compute the gradients of all lanes; the loss of each lane and its answer tokens. Smaller parts if memory is out.
+
+    Over several processes both are sums of theirs. They meet once, when each has done its share: how often one of them
+    had to begin again is nothing to the others.
+
+    Raises:
+        TooLarge: one example of each lane is.
+    """
+    accelerator = pack.base.accelerator
+    counts = {lane: sum(len(example.answer) for example in batch) for lane, batch in batches.items()}
+    share = {lane: batch[accelerator.process_index :: accelerator.num_processes] for lane, batch in batches.items()}
+    nats = _backward_in_parts(pack, share, counts)
+    if accelerator.num_processes > 1:
+        nats = sum_over_processes(pack.adapters.gradients(), nats)
+    return {lane: (nats[lane], count) for lane, count in counts.items()}
+
+
+def _backward_in_parts(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:
+    """Gradients and losses of this process's share, in as many parts as memory asks for.
+
+    Raises:
+        TooLarge: one example of each lane is.
+    """
+    largest = max(len(batch) for batch in batches.values())
+    while True:
+        try:
+            return _backward(pack, batches, counts)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        pack.adapters.zero_grad()
+        free_cache(pack.base.device)
+        if pack.cut.parts >= largest:
+            raise TooLarge(reason)
+        pack.cut.parts *= 2
+        say(f"Out of memory: each batch goes on in {pack.cut.parts} parts, with the same result")
+
+
+def _backward(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:
+    """Gradients and losses, part after part, as shares of means over so many tokens."""
+    pack.adapters.zero_grad()
+    nats, scale = dict.fromkeys(batches, 0.0), pack.base.loss_scale
+    for first in range(pack.cut.parts):
+        part = {lane: some for lane, batch in batches.items() if (some := batch[first :: pack.cut.parts])}
+        if not part:
+            continue
+        logprobs = pack.view.token_logprobs({lane: batch_forest(batch) for lane, batch in part.items()})
+        losses = {lane: -values.sum() / counts[lane] for lane, values in logprobs.items()}
+        # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
+        pack.base.accelerator.backward(torch.stack(list(losses.values())).sum() * scale)
+        for lane, loss in losses.items():
+            nats[lane] += loss.item()
+    if scale != 1.0:
+        torch._foreach_div_(pack.adapters.gradients(), scale)
+    return nats
+
+
+def _step(pack: Pack, lane: int, first: bool) -> None:
+    injection = pack.injections[lane]
+    if first and injection.epochs_done == 0:
+        silent = pack.adapters.silent(lane)
+        if silent:
+            raise RunFailed(
+                f"No gradient reaches {len(silent)} of {len(pack.adapters.modules)} trained modules, first {silent[0]}."
+            )
+    pack.base.accelerator.clip_grad_norm_(injection.parameters.values(), injection.train.max_grad_norm)
+    injection.optimizer.step()

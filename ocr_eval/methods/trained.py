@@ -1,0 +1,113 @@
+"""What someone gives as trained from a model: an adapter or a whole model, and whether it is of that model.
+
+Told from small files, names and shapes, before any weights are loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PretrainedConfig
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.messages import warn
+from ocr_eval.methods.peft_files import read_adapter_file
+from ocr_eval.models import weights
+from ocr_eval.models.architecture import build, read_config, read_config_of
+from ocr_eval.models.base import load_tokenizer_from
+from ocr_eval.specs.model import FolderWeights, HubWeights, ModelSpec, load_model_spec
+
+#: What must agree between a model and one trained from it, in the order in which a difference is named.
+_FIELDS = (
+    *("model_type", "architectures", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "intermediate_size", "vocab_size"),
+)
+
+
+def check_belongs(folder: Path, kind: Literal["adapter", "model"], spec: ModelSpec) -> None:
+    """Check that a folder holds an adapter over a model, or the model trained in all its parameters.
+
+    An adapter that names another model than ours, which may be the same under another name, is a warning on stderr.
+
+    Raises:
+        UserError: it is another's: another architecture or vocabulary, other sizes, other modules, or an adapter of
+            another of the shipped models; or it cannot be read.
+    """
+    if kind == "model":
+        _check_model(folder, spec)
+        return
+    adapter = read_adapter_file(folder)
+    _check_name(folder, adapter.config.base_model_name_or_path, spec)
+    if adapter.is_plain:
+        with torch.device("meta"):
+            network = build(spec, read_config(spec), "cpu")
+        reason = adapter.mismatch(network)
+        if reason:
+            raise foreign_adapter(folder, spec, reason)
+
+
+def foreign_adapter(folder: Path, spec: ModelSpec, reason: str) -> UserError:
+    """The error for an adapter of another model."""
+    return UserError(
+        f"{folder}: its tensors are not those of an adapter over {spec.name}: {reason}. Name its base with --model."
+    )
+
+
+def _check_model(folder: Path, spec: ModelSpec) -> None:
+    theirs, ours = read_config_of(str(folder), folder), read_config(spec)
+    for field in _FIELDS:
+        values = [_value(config, field) for config in (theirs, ours)]
+        if values[0] != values[1] and None not in values:
+            raise _foreign_model(folder, spec, f"its {field} is {values[0]}, that of {spec.called} is {values[1]}")
+    here = weights.cached_tokenizer(spec)
+    if here is not None:
+        vocabulary, own = load_tokenizer_from(folder).get_vocab(), load_tokenizer_from(here).get_vocab()
+        for token, number in own.items():
+            if vocabulary.get(token) != number:
+                has = f"token {token!r} is {vocabulary.get(token, 'missing')}, that of {spec.called} is {number}"
+                raise _foreign_model(folder, spec, f"its tokenizer is another: {has}")
+
+
+def _value(config: PretrainedConfig, field: str) -> object:
+    if field in ("model_type", "architectures"):
+        return getattr(config, field, None)
+    return getattr(config.get_text_config(), field, None)
+
+
+def _foreign_model(folder: Path, spec: ModelSpec, reason: str) -> UserError:
+    path = folder if yaml_files.looks_like_path(str(folder)) else f"./{folder}"
+    return UserError(
+        f"--adapter {folder} is not a trained {spec.called}: {reason}. Name the model it was trained from with "
+        f"--model, or score it by itself: --model {path}"
+    )
+
+
+def _check_name(folder: Path, base: str | None, spec: ModelSpec) -> None:
+    """Compare the base that an adapter names with ours.
+
+    Raises:
+        UserError: it is another of the shipped models.
+    """
+    if not base or _tail(base) in _names(spec):
+        return
+    shipped = yaml_files.shipped_names("models")
+    for name in shipped if spec.name in shipped else ():
+        if _tail(base) in _names(load_model_spec(name)):
+            raise UserError(f"{folder} is an adapter of '{base}', not of {spec.name}. Give --model {name}.")
+    warn(f"{folder} names '{base}' as its base; it is scored over {spec.called}, which may be another model.")
+
+
+def _names(spec: ModelSpec) -> set[str]:
+    """What a model may be called, without folders and owners."""
+    where = spec.weights
+    names = [spec.name]
+    names += [where.repo] if isinstance(where, HubWeights) else []
+    names += [where.path] if isinstance(where, FolderWeights) else []
+    return {_tail(name) for name in names}
+
+
+def _tail(name: str) -> str:
+    return name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()

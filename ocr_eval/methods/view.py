@@ -1,0 +1,77 @@
+"""The one forward pass: token forests in, log-probabilities of the expected tokens out.
+
+Training and scoring both read a network through a ``View``, so what is trained is what is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+
+from ocr_eval.methods.full import WholeNetwork
+from ocr_eval.methods.lora import Adapters
+from ocr_eval.models import grouped_attention
+from ocr_eval.models.base import Base
+from ocr_eval.packing.batch import lay_out
+from ocr_eval.packing.forest import Forest, Reads
+from ocr_eval.packing.logprobs import block_rows, read_logprobs
+
+
+@dataclass
+class Cut:
+    """Into what work is cut where memory ran out; remembered, so that it runs out once.
+
+    Attributes:
+        parts: in how many parts, one after another, a batch goes through the network.
+        chunk_nodes: how many nodes of a run are scored in a pass at most, None for as many as usual.
+    """
+
+    parts: int = 1
+    chunk_nodes: int | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """A base as it is read: untouched, through the adapters of a pack, or through a PEFT adapter.
+
+    Attributes:
+        base: gives device and precision.
+        network: the base's network, or a PEFT model around it.
+        adapters: what the lanes learn, mounted in it, if anything.
+        autocast: whether the network holds fp32 weights that autocast brings to the base's precision.
+        cut: into what its passes are cut.
+    """
+
+    base: Base
+    network: torch.nn.Module
+    adapters: Adapters | WholeNetwork | None = None
+    autocast: bool = False
+    cut: Cut = field(default_factory=Cut)
+
+    def token_logprobs(self, rows: Mapping[int, tuple[Forest, Reads]]) -> dict[int, torch.Tensor]:
+        """Log-probability (nats, fp32) of each expected token, lane by lane; differentiable.
+
+        Logits exist only where they are read; the log-softmax is in fp32.
+
+        Args:
+            rows: for each lane, its packed sequences and where they are read. Without adapters the lanes'
+                numbers mean nothing.
+        """
+        base = self.base
+        batch = lay_out(list(rows.values()), by_clump=base.attention == grouped_attention.NAME)
+        with (
+            self.adapters.window(list(rows)) if self.adapters else nullcontext(),
+            base.autocast() if self.autocast else nullcontext(),
+        ):
+            logits_KRV = self.network(**batch.inputs(base.device, base.dtype), use_cache=False).logits
+        rows_T = (batch.rows * logits_KRV.shape[1] + batch.columns).to(logits_KRV.device)
+        logprobs_T = read_logprobs(
+            logits_KRV.flatten(0, 1),
+            rows_T,
+            batch.tokens.to(logits_KRV.device),
+            block_rows(logits_KRV.shape[-1], logits_KRV.device.type),
+        )
+        return dict(zip(rows, logprobs_T.split(batch.counts), strict=True))

@@ -1,0 +1,147 @@
+"""What a model is made of, from its configuration alone: no weights are read and none are allocated.
+
+The configurations of the shipped models are shipped with them (configs/models/<name>/config.json); any other
+model's comes from its folder or is the one small file fetched from the hub.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError
+from ocr_eval.models.base import DTYPES, attention_for, freeze
+from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.models.weights import locate_tokenizer
+from ocr_eval.specs.model import FolderWeights, ModelSpec
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model's sizes.
+
+    Attributes:
+        kind: transformers' name of the architecture.
+        parameters: all parameters, tied ones once.
+        stored: bytes of the weights as published (their dtype on the hub), which is what a download costs.
+        layers: decoder layers.
+        vocabulary: entries of the embedding.
+        linears: how many linear modules of each (name, inputs, outputs) the decoder has, without the head.
+        head: parameters of the output projection.
+    """
+
+    kind: str
+    parameters: int
+    stored: int
+    layers: int
+    vocabulary: int
+    linears: dict[tuple[str, int, int], int]
+    head: int
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of all decoder linears: what every token passes, and what 4-bit methods quantize."""
+        return sum(inputs * outputs * count for (_, inputs, outputs), count in self.linears.items())
+
+    def adapter_parameters(self, rank: int, targets: str | list[str]) -> int:
+        """Trainable parameters of LoRA: ``rank * (inputs + outputs)`` for each targeted linear."""
+        return sum(
+            rank * (inputs + outputs) * count
+            for (name, inputs, outputs), count in self.linears.items()
+            if targets == "all-linear" or name in targets
+        )
+
+
+def read_config(spec: ModelSpec, layers: int | None = None) -> PretrainedConfig:
+    """A model's transformers configuration; with ``layers``, that of its first so many layers.
+
+    Raises:
+        UserError: it cannot be had or read.
+    """
+    folder = yaml_files.shipped("models") / spec.name
+    if not (folder / "config.json").is_file() or isinstance(spec.weights, FolderWeights):
+        folder = locate_tokenizer(spec)
+    return truncated(read_config_of(spec.name, folder), layers)
+
+
+def read_config_of(name: str, folder: Path) -> PretrainedConfig:
+    """The transformers configuration in a folder.
+
+    Raises:
+        UserError: it is of no known model; ``name`` says whose.
+    """
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{name}: {folder}/config.json is of no known model: {str(error).splitlines()[0]}") from error
+
+
+def truncated(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
+    """The same architecture with fewer layers, None for all.
+
+    Raises:
+        UserError: more layers than there are.
+    """
+    if layers is None:
+        return config
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise UserError(f"--layers {layers}: the model has {config.num_hidden_layers} layers; give 1 to as many.")
+    shorter = config.__class__.from_dict(config.to_dict())
+    shorter.num_hidden_layers = layers
+    if getattr(shorter, "layer_types", None):
+        shorter.layer_types = shorter.layer_types[:layers]
+    return shorter
+
+
+def build(spec: ModelSpec, config: PretrainedConfig, device: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The network as it computes on a type of device.
+
+    Its tensors are where the surrounding context puts them (meta, fake); their values mean nothing.
+    """
+    with quiet_transformers():
+        network = AutoModelForCausalLM.from_config(
+            config, dtype=dtype or DTYPES[spec.dtype], attn_implementation=attention_for(spec, config, device)
+        )
+    freeze(network)
+    return network
+
+
+def linear_modules(network: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """Every linear module of the decoder but the output head, by its full name."""
+    head = network.get_output_embeddings()  # type: ignore[operator]
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def examine(spec: ModelSpec, layers: int | None = None) -> Architecture:
+    """The sizes of a model.
+
+    Raises:
+        UserError: its configuration cannot be had or read.
+    """
+    config = read_config(spec, layers)
+    stored: torch.dtype = config.dtype or torch.float32  # as published; building sets the config's to our own
+    with torch.device("meta"):
+        network = build(spec, config, "cpu", stored)  # sizes are the same on every device
+    linears: Counter[tuple[str, int, int]] = Counter()
+    for name, module in linear_modules(network).items():
+        linears[name.rpartition(".")[2], module.in_features, module.out_features] += 1
+    parameters = sum(p.numel() for p in network.parameters())
+    return Architecture(
+        kind=config.model_type,
+        parameters=parameters,
+        stored=parameters * stored.itemsize,
+        layers=config.num_hidden_layers,
+        vocabulary=config.vocab_size,
+        linears=dict(linears),
+        head=network.get_output_embeddings().weight.numel(),
+    )

@@ -1,0 +1,281 @@
+"""ModelSpec -> Base: the frozen network and tokenizer that all runs on it share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator, PartialState
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.out_of_memory import is_out_of_memory
+from ocr_eval.models import grouped_attention, rms_norm
+from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.models.weights import WeightFolder, locate_tokenizer
+from ocr_eval.specs.model import ModelSpec, load_model_spec
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+#: What a run takes at its peak, about, as a multiple of what it holds before any activation.
+_WITH_ACTIVATIONS = 1.15
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+#: Factor of the loss in float16, whose smallest number is 6e-8: gradients below it would vanish (Micikevicius et al.,
+#: arXiv 1710.03740). A power of two, so that it rounds nothing.
+_LOSS_SCALE = 1024.0
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model ready to work, shared by every run on it; no run changes it.
+
+    Attributes:
+        spec: the model.
+        quantized: whether its linear layers are held in 4 bits.
+        whole: whether its weights are fp32 masters that one run will change (full fine-tuning).
+        network: the frozen causal language model on its device.
+        tokenizer: its tokenizer.
+        identity: identity of the weights' content.
+        accelerator: owns device, backward and clipping.
+    """
+
+    spec: ModelSpec
+    quantized: bool
+    network: PreTrainedModel
+    tokenizer: Any
+    identity: str
+    accelerator: Accelerator
+    whole: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.accelerator.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the frozen weights and of the arithmetic."""
+        return DTYPES[self.spec.dtype]
+
+    @property
+    def attention(self) -> str:
+        """Name of the network's attention implementation."""
+        return str(self.network.config._attn_implementation)
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass: the base's arithmetic over the fp32 master weights of adapters.
+
+        It belongs to the base and not to the accelerator, whose precision is one for the whole process.
+        """
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before the backward pass, and gradients divided by after it."""
+        return _LOSS_SCALE if self.dtype == torch.float16 else 1.0
+
+
+def load_base(
+    spec: ModelSpec,
+    folder: WeightFolder,
+    device: Device = "auto",
+    quantized: bool = False,
+    whole: bool = False,
+    holds: int = 0,
+) -> Base:
+    """Load a model and its tokenizer, frozen, in the spec's precision. Remote code stays off.
+
+    With ``whole`` the weights are fp32 masters, to be trained in the spec's precision.
+
+    A quantized base holds its linear layers in 4 bits: NF4 with double quantization through bitsandbytes, on
+    CUDA and on CPU (Dettmers et al., QLoRA, arXiv 2305.14314). Arithmetic stays in the spec's precision.
+
+    Args:
+        spec: the model.
+        folder: its files.
+        device: where it computes.
+        quantized: in 4 bits.
+        whole: as fp32 masters.
+        holds: bytes that lie on the device whatever the batch is; layers are spread over all GPUs where that is
+            too much for one (``memory.least``, ``memory.frozen_bytes``).
+
+    Raises:
+        UserError: the device is not there, or too small, or the folder's files are no causal language model, or not
+            all of one.
+    """
+    assert spec.dtype != "auto", "settle the precision first (models/precision.py)"
+    accelerator = make_accelerator(device)
+    mapped = quantized or accelerator.device.type == "cuda"  # read onto the device itself, not by way of the CPU
+    if quantized:
+        require_bitsandbytes("--method qlora")
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder.path, local_files_only=True)
+            network, found = AutoModelForCausalLM.from_pretrained(
+                folder.path,
+                config=config,
+                dtype=torch.float32 if whole else DTYPES[spec.dtype],
+                attn_implementation=attention_for(spec, config, accelerator.device.type),
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **({"quantization_config": _nf4(spec)} if quantized else {}),
+                **({"device_map": _placement(accelerator, holds)} if mapped else {}),
+            )
+        _refuse_incomplete(spec, folder, found)
+        freeze(network)
+        if not mapped:
+            network.to(accelerator.device)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, MemoryError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if is_out_of_memory(error):
+            raise UserError(
+                f"{spec.name} does not fit into the memory of {accelerator.device.type} that is free ({reason}). "
+                "Stop what else runs there, or use --method qlora; --dry-run tells more."
+            ) from error
+        raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
+    return Base(spec, quantized, network, tokenizer, folder.identity, accelerator, whole)
+
+
+def _refuse_incomplete(spec: ModelSpec, folder: WeightFolder, found: dict[str, Any]) -> None:
+    """Raises UserError where a tensor of the network had no value of its shape in the files, and so has a random one.
+
+    Args:
+        spec: the model.
+        folder: its files.
+        found: what the library says of the loading.
+    """
+    absent = sorted(
+        {*found["missing_keys"], *(key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])}
+    )
+    if absent:
+        raise UserError(
+            f"{spec.name}: {folder.path} lacks {len(absent)} of the model's tensors, or has them in another shape, "
+            f"first {absent[0]}. Save the model whole with save_pretrained, or fetch it anew."
+        )
+
+
+def _placement(accelerator: Accelerator, holds: int) -> torch.device | Literal["auto"]:
+    """One device, or "auto": the layers spread over all GPUs, where what is held and a batch do not fit on one."""
+    gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" and accelerator.num_processes == 1 else 0
+    if gpus > 1 and _WITH_ACTIVATIONS * holds > torch.cuda.get_device_properties(accelerator.device).total_memory:
+        return "auto"
+    return accelerator.device
+
+
+def attention_for(spec: ModelSpec, config: PretrainedConfig, device: str) -> str:
+    """The attention implementation on a type of device.
+
+    ``auto`` is sdpa on a GPU and grouped on a CPU, where plain products are faster for rows as short as statements.
+    Soft-capped logits, which sdpa cannot do, are grouped everywhere. Architectures whose attention takes more than
+    queries, keys, values and a mask (sinks, position biases) are left to sdpa and to what the library says of it.
+
+    Raises:
+        UserError: grouped attention was asked for and would leave out a part of the architecture's own.
+    """
+    capped = bool(getattr(config, "attn_logit_softcapping", None))
+    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    plain = getattr(kind, "_supports_attention_backend", False) and (capped or getattr(kind, "_supports_sdpa", False))
+    if spec.attention == grouped_attention.NAME and not plain:
+        raise UserError(f"{spec.name}: {config.model_type} has no plain attention; write 'attention: eager'.")
+    if spec.attention != "auto":
+        return spec.attention
+    return grouped_attention.NAME if plain and (capped or device == "cpu") else "sdpa"
+
+
+def freeze(network: PreTrainedModel) -> None:
+    """Make a network ready to be read: no gradients of its own, evaluation mode, and a trap of a library avoided."""
+    network.requires_grad_(False)
+    network.eval()
+    rms_norm.hasten(network)
+    # bitsandbytes re-packs 4-bit weights for inference on CPUs with AVX512-BF16 at the first forward pass in eval
+    # mode, and no gradient passes through packed weights: scoring epoch 0 would keep adapters from learning.
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _nf4(spec: ModelSpec) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[spec.dtype],
+    )
+
+
+def require_bitsandbytes(what: str) -> None:
+    """Raises UserError where bitsandbytes, which something needs, cannot be imported."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{what} needs bitsandbytes, which cannot be imported here: pip install bitsandbytes"
+        ) from error
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """The tokenizer alone, of a model by name or YAML file, or of a folder that need hold nothing else.
+
+    Raises:
+        UserError: no such model or folder, or no tokenizer in it.
+    """
+    folder = yaml_files.expand(name_or_path)
+    if not (yaml_files.looks_like_path(name_or_path) and folder.is_dir()):
+        folder = locate_tokenizer(load_model_spec(name_or_path))
+    return load_tokenizer_from(folder)
+
+
+def load_tokenizer_from(folder: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        UserError: none there that loads.
+    """
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        if not any(path for pattern in ("tokenizer*", "vocab*") for path in folder.glob(pattern)):
+            raise UserError(f"'{folder}' has no tokenizer (tokenizer.json). Give a folder with its files.") from error
+        raise UserError(f"'{folder}' has no tokenizer that loads: {error}") from error
+
+
+def make_accelerator(device: Device) -> Accelerator:
+    """The accelerator for a device.
+
+    Raises:
+        UserError: the device was asked for by name and is not there, or this process computes on another.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, True):
+        names = ["cpu", *(name for name, available in there.items() if available)]
+        raise UserError(f"--device {device} is not there. This machine has: {', '.join(names)}.")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matrix products on CUDA
+    try:
+        accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu")
+        taken = accelerator.device.type
+    except ValueError:  # asked for the CPU after another device: the library keeps one a process
+        taken = PartialState().device.type
+    if device not in ("auto", taken):
+        raise UserError(f"--device {device}: this process computes on {taken} already; start another for {device}.")
+    return accelerator
+
+
+def device_type(device: Device) -> str:
+    """The type of device that ``make_accelerator`` would take, without taking it."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,200 @@
+"""A repository of the model hub -> a folder in the hub library's own cache.
+
+Only configuration, tokenizer and safetensors of the repository's root are fetched: no pickled weights, no code,
+no second copy of the weights in another layout. A pinned commit that is in the cache is used without asking the
+hub; a branch is asked for its newest commit. The library's variables hold (HF_HOME, HF_TOKEN, HF_ENDPOINT,
+HF_HUB_OFFLINE). A broken connection is taken up where it broke; after a stopped download the files that are
+whole are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.messages import is_quiet, say
+from ocr_eval.specs.model import HubWeights
+
+TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
+#: Folders hold other layouts of the same weights (original/, onnx/), and so do consolidated*.safetensors.
+_IGNORED = ["*/*", "consolidated*"]
+#: A tokenizer is in one of these files at least.
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "tekken.json")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+#: Bytes that must be left on the disk beside a download.
+DISK_RESERVE = 1_000_000_000
+
+
+def offline() -> bool:
+    """Whether the network is off by our own variable or the hub's."""
+    return any(
+        os.environ.get(name, "0").lower() in ("1", "true", "yes", "on")
+        for name in ("OCR_EVAL_OFFLINE", "HF_HUB_OFFLINE")
+    )
+
+
+def cached(weights: HubWeights, files: list[str] | None = None) -> Path | None:
+    """The repository's folder if all its files lie in the cache, else None. No network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted = files or MODEL_FILES
+    try:
+        folder = Path(snapshot_download(**_request(weights, wanted), local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    whole = (folder / "config.json").is_file() and any(any(folder.glob(name)) for name in _TOKENIZERS)
+    return folder if whole and ("*.safetensors" not in wanted or _has_weights(folder)) else None
+
+
+def fetch(weights: HubWeights, name: str, license: str, files: list[str] | None = None) -> Path:
+    """The repository's folder in the cache, fetched first where needed; its name is the commit.
+
+    Args:
+        weights: repository and revision.
+        name: what the user calls the model.
+        license: named where access must be asked for.
+        files: patterns of the files to fetch; by default all that a run needs.
+
+    Raises:
+        UserError: offline and not cached, no access, no such repository or revision, no safetensors, a disk
+            that is too small (found before anything is fetched), or a broken download; one line with the way out.
+    """
+    wanted = files or MODEL_FILES
+    if offline() or _COMMIT.fullmatch(weights.revision):
+        here = cached(weights, wanted)
+        if here is not None:
+            return here
+    if offline():
+        raise UserError(
+            f"{weights.repo} is not in the hub cache and the network is switched off. With network run "
+            f"'ocr-eval models pull {name}', then copy the cache (HF_HOME) here, or give a folder: --model ./folder."
+        )
+    return _fetch(weights, name, license, wanted)
+
+
+def _fetch(weights: HubWeights, name: str, license: str, wanted: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils import disable_progress_bars
+
+    if is_quiet() or not sys.stderr.isatty():
+        disable_progress_bars()
+    request = _request(weights, wanted)
+    try:
+        _check_before(request, name, wanted)
+        folder = Path(snapshot_download(**request))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{weights.repo} is gated and this account has no access ({license}). Ask for it at "
+            f'{_page(weights)}, then log in with "hf auth login" or set HF_TOKEN.'
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"{weights.repo} has no revision '{weights.revision}'. See {_page(weights)}/commits/main for those it has."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"The hub shows no repository {weights.repo} to this account. Check the name; if it is private, log in "
+            'with "hf auth login" or set HF_TOKEN.'
+        ) from error
+    except LocalEntryNotFoundError as error:
+        _raise_if_refused(weights, error.__cause__)
+        raise UserError(
+            f"{weights.repo} is not whole in the hub cache and the hub cannot be reached. Run 'ocr-eval models pull "
+            f"{name}' with network, or give a folder: --model ./folder."
+        ) from error
+    except (HTTPError, OSError) as error:
+        _raise_if_refused(weights, error)
+        raise UserError(
+            f"{weights.repo} could not be fetched: {_reason(error)}. Start again: files that are whole are kept."
+        ) from error
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{weights.repo} has no config.json, so it is no model that transformers can load.")
+    return folder
+
+
+def _raise_if_refused(weights: HubWeights, error: BaseException | None) -> None:
+    """Raises UserError where the hub answered that this account or its token may not."""
+    if error is not None and getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        raise UserError(
+            f"The hub refuses {weights.repo} to this account ({_reason(error)}). Ask for access at {_page(weights)}, "
+            'then log in with "hf auth login" or set HF_TOKEN.'
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def _request(weights: HubWeights, files: list[str]) -> dict[str, Any]:
+    return {
+        "repo_id": weights.repo,
+        "revision": weights.revision,
+        "allow_patterns": files,
+        "ignore_patterns": _IGNORED,
+    }
+
+
+def _check_before(request: dict[str, Any], name: str, wanted: list[str]) -> None:
+    """Look at what would be fetched: is there room for it, and are there safetensors at all?
+
+    Raises:
+        UserError: the disk is too small, or the repository has no safetensors.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    try:
+        files = snapshot_download(**request, dry_run=True)
+    except DryRunError:  # the listing cannot be had; the download itself says why, or finds a cached copy
+        return
+    if "*.safetensors" in wanted and not any(file.filename.endswith(".safetensors") for file in files):
+        raise UserError(
+            f"{request['repo_id']} has no .safetensors weights, and pickled ones are not loaded. "
+            "Take a revision that has them, or convert the model and give its folder: --model ./folder."
+        )
+    size = sum(file.file_size for file in files if file.will_download)
+    if size == 0:
+        return
+    cache = yaml_files.expand(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
+    if free < size + DISK_RESERVE:
+        raise UserError(
+            f"{name} needs {size / 1e9:.1f} GB more in the hub cache {cache} and {free / 1e9:.1f} GB are free. "
+            "Make room, or set HF_HOME to a larger disk."
+        )
+    if size > 1_000_000:
+        say(f"Fetching {name}: {size / 1e9:.1f} GB into {cache}")
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether the weights are there: every file that an index names, or any where there is no index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        return False
+    return all((folder / name).is_file() for name in names)
+
+
+def _page(weights: HubWeights) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{weights.repo}"

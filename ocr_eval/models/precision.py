@@ -1,0 +1,105 @@
+"""The precision that ``dtype: auto`` stands for: what a device computes fast.
+
+It is read off the device itself (instruction sets, compute capability) and never timed, so that neighbours on a shared
+machine cannot change a result. A run keeps the precision it began in on any machine that resumes it (``Bases.settle``).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.models.architecture import read_config
+from ocr_eval.specs.model import FolderWeights, ModelSpec, Precision
+
+#: Instruction sets that multiply bfloat16 matrices, by PyTorch's names for them.
+_CPU_BF16 = {"avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX"}
+#: Architectures, by transformers' names, whose activations exceed 65,504, the largest number in float16.
+OVERFLOW_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text"})
+#: CUDA compute capability from which bfloat16 is computed in hardware (Ampere).
+_AMPERE = (8, 0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A precision and why it was chosen; ``untested`` where no test has run on a device of this kind."""
+
+    dtype: Precision
+    reason: str
+    untested: bool = False
+
+
+def choose(device: str) -> Choice:
+    """The precision that a type of device ("cpu", "cuda", "mps") computes fast.
+
+    A GPU that is not in this machine, as where a cluster's jobs are planned, is taken to have bfloat16.
+    """
+    if device == "cuda":
+        return _of_cuda(torch.cuda.get_device_capability() if torch.cuda.is_available() else None)
+    if device == "mps":
+        return Choice("float32", "works on every Apple GPU", untested=True)
+    return _of_cpu(cpu_capabilities(), platform.system())
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """What this processor can do, by PyTorch's names; empty where this version of PyTorch cannot tell."""
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return found
+
+
+def _of_cpu(capabilities: Mapping[str, Any], system: str) -> Choice:
+    for flag, name in _CPU_BF16.items():
+        if capabilities.get(flag):
+            return Choice("bfloat16", f"the processor has {name}", untested=flag == "amx_bf16")
+    if capabilities.get("bf16"):
+        # Apple's own library multiplies float32 on the matrix unit, and nothing multiplies bfloat16 there.
+        if system == "Darwin":
+            return Choice("float32", "macOS multiplies float32 matrices faster", untested=True)
+        return Choice("bfloat16", "the processor has ARM bf16", untested=True)
+    return Choice("float32", "the processor has no bfloat16 instructions")
+
+
+def _of_cuda(capability: tuple[int, int] | None) -> Choice:
+    if capability is None:
+        return Choice("bfloat16", "assumed of a GPU that is not in this machine", untested=True)
+    told = f"compute capability {capability[0]}.{capability[1]}"
+    if capability >= _AMPERE:
+        return Choice("bfloat16", told, untested=True)
+    return Choice("float16", f"{told} has no bfloat16", untested=True)
+
+
+def choose_for(model: ModelSpec, device: str) -> Choice:
+    """The precision of a model on a type of device: the model's own if it states one, else what ``choose`` says.
+
+    A folder's weights are not rounded: those stored in float32 stay in it.
+
+    Raises:
+        UserError: float16, asked for or all that the device has, and the model overflows in it.
+    """
+    choice = Choice(model.dtype, "as asked") if model.dtype != "auto" else choose(device)
+    if model.dtype == "auto" and isinstance(model.weights, FolderWeights):
+        stored = read_config(model).dtype
+        if stored == torch.float32:
+            choice = Choice("float32", "the folder's own", choice.untested)
+        elif stored == torch.float16 and choice.dtype == "bfloat16":
+            choice = Choice("float16" if device == "cuda" else "float32", "the folder's own is float16", True)
+    if choice.dtype == "float16" and read_config(model).model_type in OVERFLOW_FLOAT16:
+        raise UserError(
+            f"{model.name} cannot run in float16 ({choice.reason}): its activations exceed 65,504, the largest number "
+            "there is. Use --dtype float32, or a GPU of compute capability 8.0 or more."
+        )
+    return choice
+
+
+def settle(model: ModelSpec, device: str) -> ModelSpec:
+    """The model in the precision that it has on a type of device.
+
+    Raises:
+        UserError: as ``choose_for``.
+    """
+    return model.model_copy(update={"dtype": choose_for(model, device).dtype})

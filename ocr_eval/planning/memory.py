@@ -1,0 +1,222 @@
+"""How much memory a run takes and what it could be made to take, before any of it is taken."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+
+from ocr_eval.common.distributed import is_alone
+from ocr_eval.common.errors import UserError
+from ocr_eval.models.architecture import examine, read_config
+from ocr_eval.models.base import DTYPES, Device, device_type
+from ocr_eval.planning.simulation import PARTS, Geometry, Part, scoring_peak, training_peaks
+from ocr_eval.specs.model import ModelSpec, TrainSpec
+
+#: Bytes of the interpreter and its libraries on a CPU, as measured after a first step; a GPU's are not counted.
+PROCESS_BYTES = 620_000_000
+#: Optimizer state a trainable parameter: AdamW's two moments in fp32, or in 8 bits with a scale a block of 256.
+STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}
+#: Part of the device's memory that a plan may use; the rest is for fragmentation and what else runs there.
+USABLE = 0.95
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Peak memory of a run by part, in bytes, at the moment of training or scoring when it is largest.
+
+    Attributes:
+        weights: the frozen base, or all weights where all are trained.
+        adapters: fp32 masters and the copies in the precision of the arithmetic.
+        optimizer: AdamW's moments.
+        gradients: of trained parameters.
+        activations: kept for the backward pass, and what comes and goes in a layer.
+        logits: at the positions where they are read.
+        process: interpreter and libraries (CPU only).
+        while_training: whether the peak is in training; else in scoring.
+    """
+
+    weights: int
+    adapters: int
+    optimizer: int
+    gradients: int
+    activations: int
+    logits: int
+    process: int
+    while_training: bool
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Bytes by part, in a fixed order."""
+        return {name: size for name, size in asdict(self).items() if name != "while_training"}
+
+    def fits(self, available: int) -> bool:
+        """Whether it can be expected to run in so many bytes."""
+        return self.total <= USABLE * available
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain object, in bytes."""
+        return {**self.parts(), "total": self.total, "while": "training" if self.while_training else "scoring"}
+
+
+@functools.lru_cache(maxsize=256)
+def _estimate(
+    spec_json: str, train_json: str, training: Geometry, scoring: Geometry, device: str, layers: int | None
+) -> MemoryPlan:
+    spec, train = ModelSpec.model_validate_json(spec_json), TrainSpec.model_validate_json(train_json)
+    state_bytes = STATE_BYTES[optimizer_kind(train, device)]
+    layers = read_config(spec, layers).num_hidden_layers
+
+    def peaks(count: int) -> list[Counter[Part]]:
+        """Peaks of a model with so many layers: training before and after the first gradient, and scoring."""
+        trained = training_peaks(spec, read_config(spec, count), train, training, state_bytes, device)
+        return [*trained, scoring_peak(spec, read_config(spec, count), train, scoring, state_bytes, device)]
+
+    found = _at(layers, peaks)
+    at_the_end: Counter[Part] = Counter({part: found[0][part] for part in ("weights", "adapters", "optimizer")})
+    masters = int(found[0]["optimizer"] / state_bytes) * 4
+    at_the_end["gradients"] = masters  # all of them, when no activation is left
+    at_the_end["activations"] = 0 if train.method == "full" else masters  # scaled before they become working copies
+    largest = max([*found, at_the_end], key=lambda peak: peak.total())
+    return MemoryPlan(
+        **{part: largest[part] for part in PARTS},
+        process=PROCESS_BYTES if device == "cpu" else 0,
+        while_training=largest is not found[2],
+    )
+
+
+def _at(layers: int, peaks: Callable[[int], list[Counter[Part]]]) -> list[Counter[Part]]:
+    """Peaks of a model from those of its first few layers: every part is linear in their number."""
+    if layers <= 3:
+        return peaks(layers)
+    return [
+        Counter({part: three[part] + (layers - 3) * (three[part] - two[part]) for part in PARTS})
+        for two, three in zip(peaks(2), peaks(3), strict=True)
+    ]
+
+
+def estimate(
+    spec: ModelSpec, train: TrainSpec, training: Geometry, scoring: Geometry, device: str, layers: int | None = None
+) -> MemoryPlan:
+    """Peak memory of a run, from the model's configuration alone; no weights are read.
+
+    Args:
+        spec: the model.
+        train: method, rank and targets.
+        training: the largest training batch; its ``lanes`` are the runs of a pack.
+        scoring: the largest scored chunk.
+        device: "cpu", "cuda" or "mps".
+        layers: only so many layers of the model.
+
+    Raises:
+        UserError: the model's configuration cannot be had.
+    """
+    # Runs that differ in these alone are simulated once; the batch is in the geometry.
+    idle = {"lr": 1e-3, "epochs": 1, "batch_size": 1, "alpha": 1.0, "max_grad_norm": 1.0}
+    of_memory = train.model_copy(update=idle).model_dump_json()
+    return _estimate(spec.model_dump_json(), of_memory, training, scoring, device, layers)
+
+
+def optimizer_kind(train: TrainSpec, device: str) -> str:
+    """The optimizer's state: 8-bit where all parameters are trained and bitsandbytes has it (CUDA), else fp32."""
+    return "adamw8bit" if train.method == "full" and device == "cuda" else "adamw"
+
+
+def least(spec: ModelSpec, train: TrainSpec, device: str) -> int:
+    """Bytes that a run takes at least: what it holds before any activation. Quick: nothing is simulated."""
+    sizes = examine(spec)
+    state = STATE_BYTES[optimizer_kind(train, device)]
+    if train.method == "full":
+        return int(sizes.parameters * (4 + 4 + state))
+    adapter = 4 + DTYPES[spec.dtype].itemsize + 4 + state
+    return frozen_bytes(spec, train.method == "qlora") + int(
+        sizes.adapter_parameters(train.rank, train.targets) * adapter
+    )
+
+
+def frozen_bytes(spec: ModelSpec, quantized: bool) -> int:
+    """Bytes of a model's frozen weights in the spec's precision, or with its linear layers in NF4."""
+    sizes, itemsize = examine(spec), DTYPES[spec.dtype].itemsize
+    return sizes.parameters * itemsize - (int(sizes.linear_parameters * (itemsize - 0.516)) if quantized else 0)
+
+
+def alternatives(
+    spec: ModelSpec, train: TrainSpec, training: Geometry, scoring: Geometry, device: str, free: int
+) -> list[tuple[str, MemoryPlan]]:
+    """Flags that make a run fit, each with its plan: half the precision, a smaller batch, LoRA, a quantized base."""
+    methods = {"full": ["full", "lora", "qlora"], "lora": ["lora", "qlora"], "qlora": ["qlora"]}[train.method]
+    found = []
+    if spec.dtype == "float32":
+        halved = estimate(spec.model_copy(update={"dtype": "bfloat16"}), train, training, scoring, device)
+        found += [("--dtype bfloat16", halved)] if halved.fits(free) else []
+    for method in methods:
+        batch = train.batch_size
+        while batch >= 1:
+            share = batch / train.batch_size
+            smaller = replace(
+                training,
+                nodes=max(1, round(training.nodes * share)),
+                reads=max(1, round(training.reads * share)),
+                tokens=max(1, round(training.tokens * share)),
+                clumps=max(1, round(training.clumps * share)),
+            )
+            changed = train.model_copy(update={"method": method})
+            plan = estimate(spec, changed, smaller, scoring, device)
+            if plan.fits(free):
+                flags = [f"--method {method}"] if method != train.method else []
+                flags += [f"--batch-size {batch}"] if batch != train.batch_size else []
+                found.append((" ".join(flags), plan))
+                break
+            if plan.weights + plan.optimizer + plan.adapters + plan.gradients > USABLE * free:
+                break  # no batch is small enough
+            batch //= 4
+    return found
+
+
+def available(device: torch.device) -> int:
+    """Bytes of memory that are free on a device; an Apple GPU shares the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return psutil.virtual_memory().available
+
+
+def available_together() -> int:
+    """Bytes of memory that are free on all GPUs, over which a model that is too large for one is spread."""
+    return sum(int(torch.cuda.mem_get_info(i)[0]) for i in range(torch.cuda.device_count()))
+
+
+def refuse_impossible(spec: ModelSpec, train: TrainSpec, device: Device) -> None:
+    """Stop before anything is loaded where what a run must hold is more than there is.
+
+    Raises:
+        UserError: with the numbers and what would fit.
+    """
+    kind = device_type(device)
+    if kind == "cuda":
+        gpus = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+        there = sum(gpus) if is_alone() else min(gpus)  # processes that train together hold a replica each
+    else:
+        there = psutil.virtual_memory().total
+    needed = least(spec, train, kind)
+    if needed <= there:
+        return
+    smaller = [m for m in ("lora", "qlora") if m != train.method]
+    sizes = {m: least(spec, train.model_copy(update={"method": m}), kind) for m in smaller}
+    fitting = [f"--method {m} ({size / 1e9:.0f} GB)" for m, size in sizes.items() if size < USABLE * there]
+    if spec.dtype == "float32":
+        halved = least(spec.model_copy(update={"dtype": "bfloat16"}), train, kind)
+        fitting += [f"--dtype bfloat16 ({halved / 1e9:.0f} GB)"] if halved < USABLE * there else []
+    way_out = "Would fit: " + " or ".join(fitting) if fitting else "Use a smaller model"
+    raise UserError(
+        f"{spec.name} by {train.method} holds at least {needed / 1e9:.0f} GB (weights, gradients, optimizer) and this "
+        f"{kind} has {there / 1e9:.0f} GB. {way_out}; --dry-run tells more."
+    )

@@ -1,0 +1,119 @@
+"""What a sweep needs before it runs: how many runs a pack may hold, its memory and its time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ocr_eval.common.messages import duration, say
+from ocr_eval.models.architecture import examine
+from ocr_eval.planning import memory, timing, workload
+from ocr_eval.planning.memory import MemoryPlan
+from ocr_eval.planning.packs import Fit
+from ocr_eval.planning.workload import Workload
+from ocr_eval.specs.run import RunSpec
+
+#: Bytes that a GPU is taken to have where packs are planned on a machine without it.
+ASSUMED_GPU = 40_000_000_000
+
+
+def room(device: str) -> int:
+    """Bytes that a pack may take on a type of device; where it is not here, what a common GPU has."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return ASSUMED_GPU
+    return memory.available(torch.device(device))
+
+
+def lanes_that_fit(device: str) -> Fit:
+    """How many runs may share a pack on a type of device, by the memory plan; at least one."""
+
+    def fit(specs: Sequence[RunSpec], wanted: int) -> int:
+        spec = widest(specs)
+        work = workload.measure(spec)
+        lanes = wanted
+        while lanes > 1:
+            needed = pack_memory(spec, work, lanes, device)
+            if needed.fits(room(device)):
+                break
+            one = pack_memory(spec, work, 1, device).total
+            a_lane = max(1, needed.total - one) / (lanes - 1)  # the first ones take more, so it may be asked again
+            lanes = max(1, min(lanes - 1, 1 + int((memory.USABLE * room(device) - one) / a_lane)))
+        return lanes
+
+    return fit
+
+
+def widest(pack: Sequence[RunSpec]) -> RunSpec:
+    """The run of a pack that takes most of the memory."""
+    return max(pack, key=lambda spec: (spec.train.batch_size, spec.train.rank))
+
+
+def pack_memory(spec: RunSpec, work: Workload, lanes: int, device: str) -> MemoryPlan:
+    """The peak of a pack of so many runs like this one."""
+    scoring = workload.pack_scoring(work, lanes, device)
+    return memory.estimate(spec.model, spec.train, replace(work.training, lanes=lanes), scoring, device)
+
+
+def describe_packs(
+    packs: Sequence[Sequence[RunSpec]], done: Sequence[Sequence[bool]], device: str, workers: int, every: int = 1
+) -> list[str]:
+    """A few lines a pack: its runs, what is done, memory and time; and the time of all that is left.
+
+    A pack unlike those before takes seconds, in which one like it is simulated; each is named on stderr.
+
+    Args:
+        packs: the runs.
+        done: which of them are finished.
+        device: the type of device.
+        workers: how many packs are done at once.
+        every: epochs between scorings.
+    """
+    place = torch.device(device) if device != "cuda" or torch.cuda.is_available() else None
+    lines, total, known, largest = [], 0.0, True, 0
+    for number, (pack, finished) in enumerate(zip(packs, done, strict=True), start=1):
+        say(f"Planning pack {number}/{len(packs)}")
+        left = len(pack) - sum(finished)
+        spec = widest(pack)
+        work = workload.measure(spec, every=every)
+        needed = pack_memory(spec, work, len(pack), device)
+        largest = max(largest, needed.total)
+        short = "" if needed.fits(room(device)) else f", MORE than the {room(device) / 1e9:.1f} GB that are free"
+        line = f"pack {number}/{len(packs)}: {len(pack)} runs, {sum(finished)} done, {needed.total / 1e9:.1f} GB{short}"
+        if place is None:
+            known = False
+        elif left:
+            seconds = _seconds(spec, work, left, place, workers)
+            total += seconds
+            line += f", about {duration(seconds)}"
+        lines.append(line)
+        for spec, is_done in zip(pack, finished, strict=True):
+            train = f"{spec.train.method} lr {spec.train.lr:g} rank {spec.train.rank} epochs {spec.train.epochs}"
+            shape = f"m_train {spec.data.m_train} {spec.data.variant}"
+            state = " done" if is_done else ""
+            lines.append(f"  {spec.model.name} {spec.association.name} seed {spec.seed} {train} {shape}{state}")
+    for name, dtype in sorted({(spec.model.name, spec.model.dtype) for pack in packs for spec in pack}):
+        faster = None if place is None or dtype == "auto" else timing.faster_dtype(dtype, place)
+        lines.append(f"dtype: {name} in {dtype}{timing.slower_note(faster)}")
+    if workers > 1:
+        lines.append(f"processes: {workers}, each with a pack of its own, {workers * largest / 1e9:.1f} GB together")
+    if known:
+        lines.append(
+            f"time: about {duration(total / workers)} for what is left, from the speed of this device's matrix products"
+        )
+    else:
+        lines.append(f"memory: of a GPU of {ASSUMED_GPU / 1e9:.0f} GB, as none is here; time: not known here")
+    return lines
+
+
+def _seconds(spec: RunSpec, work: Workload, lanes: int, place: torch.device, workers: int) -> float:
+    """Seconds of a pack of so many runs like this one, with its part of the threads."""
+    together, chunk = replace(work.training, lanes=lanes), workload.pack_scoring(work, lanes, place.type)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // workers))
+    try:
+        speed = timing.calibrate(spec.model, examine(spec.model), spec.train, together, chunk, place)
+    finally:
+        torch.set_num_threads(threads)
+    return work.steps * speed.step + work.scorings * speed.chunk * work.scored_nodes / chunk.nodes

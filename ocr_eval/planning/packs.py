@@ -1,0 +1,91 @@
+"""Which runs go together: a grid of runs -> packs that share a base and fill a forward pass. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from ocr_eval.packing.batch import PASS_NODES
+from ocr_eval.specs.run import RunSpec
+
+#: Nodes of a token forest for each statement of a batch, about: a name, a relation, shared beginnings.
+NODES_A_STATEMENT = 5
+
+
+#: Says how many of some runs, at most the number given, fit into memory at once.
+Fit = Callable[[Sequence[RunSpec], int], int]
+
+
+def about_nodes(spec: RunSpec) -> int:
+    """Nodes of a batch of a run, about, without a tokenizer."""
+    return spec.train.batch_size * NODES_A_STATEMENT
+
+
+def cut_into_packs(
+    specs: Sequence[RunSpec],
+    device: str,
+    fit: Fit = lambda specs, lanes: lanes,
+    workers: int = 1,
+    nodes: Callable[[RunSpec], int] = about_nodes,
+) -> list[list[RunSpec]]:
+    """Cut runs, in order, into packs with nearly as much to do.
+
+    Runs go together when they share base, precision, method and adapted modules; neighbours should have batches of
+    about as many nodes, because rows of a pass are padded to the longest.
+
+    Args:
+        specs: the runs.
+        device: the device's type.
+        fit: is asked where several runs would fill a pass.
+        workers: how many packs may be done at once; runs that fill several are cut so that all have the same to do,
+            and on GPUs runs that fit into fewer as well.
+        nodes: nodes of a batch of a run.
+    """
+    packs: list[list[RunSpec]] = []
+    start = 0
+    for end in range(1, len(specs) + 1):
+        if end == len(specs) or share_key(specs[end]) != share_key(specs[start]):
+            group = specs[start:end]
+            lanes = min(_lanes(group, device), len(group))
+            if device == "cuda":  # each has a GPU of its own, which would be idle
+                lanes = min(lanes, -(-len(group) // workers))
+            packs += _cut(group, fit(group, lanes) if lanes > 1 else 1, workers, [nodes(spec) for spec in group])
+            start = end
+    return packs
+
+
+def share_key(spec: RunSpec) -> tuple[object, ...]:
+    """Equal for runs that may be in one pack."""
+    return spec.model, spec.train.method, spec.train.targets
+
+
+def _lanes(specs: Sequence[RunSpec], device: str) -> int:
+    """How many runs fill a pass; a run that trains every parameter has the base for itself."""
+    if specs[0].train.method == "full":
+        return 1
+    nodes = max(spec.train.batch_size for spec in specs) * NODES_A_STATEMENT
+    return max(1, PASS_NODES.get(device, PASS_NODES["cpu"]) // nodes)
+
+
+def _cut(specs: Sequence[RunSpec], lanes: int, workers: int, nodes: Sequence[int]) -> list[list[RunSpec]]:
+    """As few packs as lanes allow, or so many that every worker has one as often; the largest as small as can be."""
+    count = -(-len(specs) // lanes)
+    if count > 1:
+        count = min(len(specs), -(-count // workers) * workers)
+    # best[k][end]: the first runs up to end in k packs: work of the largest, sum of squares, where the last one starts
+    best: list[dict[int, tuple[int, int, int]]] = [{0: (0, 0, 0)}]
+    for k in range(count):
+        longer: dict[int, tuple[int, int, int]] = {}
+        for start, (largest, squares, _) in best[-1].items():
+            longest = 0
+            for end in range(start + 1, min(start + lanes, len(specs)) + 1):
+                longest = max(longest, nodes[end - 1])
+                work = (end - start) * longest
+                found = max(largest, work), squares + work**2, start
+                if len(specs) - end <= (count - k - 1) * lanes:  # else what is left does not go into the packs left
+                    longer[end] = min(longer.get(end, found), found)
+        best.append(longer)
+    bounds = [len(specs)]
+    for ends in reversed(best[1:]):
+        bounds.insert(0, ends[bounds[0]][2])
+    return [list(specs[start:end]) for start, end in pairwise(bounds)]

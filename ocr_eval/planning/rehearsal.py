@@ -1,0 +1,239 @@
+"""A dress rehearsal: the true-size architecture with random weights makes a few real training steps and scores.
+
+What it proves without the real weights: that the model fits where the plan says, how long a step takes, that
+gradients reach every adapter and every adapter moves, and that scoring comes through. What it cannot tell: ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ocr_eval.common.errors import RunFailed, UserError
+from ocr_eval.common.messages import say
+from ocr_eval.data.tokenize import probe_tokens, training_tokens
+from ocr_eval.methods.pack import Pack, attach
+from ocr_eval.methods.train import train_epoch
+from ocr_eval.models.architecture import examine, read_config
+from ocr_eval.models.base import Base, Device, make_accelerator
+from ocr_eval.models.precision import settle
+from ocr_eval.models.random_weights import random_network
+from ocr_eval.planning import memory, timing, workload
+from ocr_eval.planning.memory import MemoryPlan
+from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.specs.run import RunSpec
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was measured, beside what the plan had said; bytes and seconds.
+
+    Attributes:
+        model: its name.
+        layers: layers that were built, of how many.
+        parameters: of what was built.
+        method: lora, qlora or full.
+        dtype: precision of base and arithmetic.
+        device: where, with its threads on a CPU.
+        real_tokenizer: the model's own, or a stand-in of the same vocabulary size.
+        examples: statements of the batch that every step learns.
+        nodes: nodes of its forest.
+        adapters: trained matrices, to all of which gradients came.
+        moved: of them, those that the steps changed.
+        losses: before each step; over one batch they fall.
+        step_seconds: of each step.
+        planned_step: what the calibration said of a step.
+        scored: probes that were scored, of how many.
+        score_seconds: for these.
+        build_seconds: for the network.
+        peak: bytes at the peak: of the process on a CPU, of the allocator on a GPU.
+        plan: what the plan said of the peak.
+    """
+
+    model: str
+    layers: tuple[int, int]
+    parameters: int
+    method: str
+    dtype: str
+    device: str
+    real_tokenizer: bool
+    examples: int
+    nodes: int
+    adapters: int
+    moved: int
+    losses: list[float]
+    step_seconds: list[float]
+    planned_step: float
+    scored: tuple[int, int]
+    score_seconds: float
+    build_seconds: float
+    peak: int
+    plan: MemoryPlan
+
+    @property
+    def deviation(self) -> float:
+        """How far the measured peak is above the plan, as a part of the plan."""
+        return self.peak / self.plan.total - 1
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain object."""
+        return {**asdict(self), "plan": self.plan.as_json(), "deviation": round(self.deviation, 4)}
+
+    def as_text(self) -> str:
+        """Lines for a terminal."""
+        built, whole = self.layers
+        some = "" if built == whole else f", {built} of {whole} layers"
+        tokens = "its own tokenizer" if self.real_tokenizer else "a stand-in tokenizer of the same vocabulary size"
+        return "\n".join(
+            [
+                f"{self.model}{some}: {self.parameters / 1e9:.2f} B random parameters, {self.method}, {self.dtype}, "
+                f"{self.device}; {tokens}",
+                f"built in {self.build_seconds:.0f} s; steps of {self.examples} statements ({self.nodes} nodes) took "
+                + ", ".join(f"{s:.1f}" for s in self.step_seconds)
+                + f" s (planned {self.planned_step:.1f}); {self.scored[0]} of {self.scored[1]} probes scored in "
+                f"{self.score_seconds:.1f} s",
+                f"gradients reached all {self.adapters} trained matrices, {self.moved} moved; loss "
+                + " -> ".join(f"{loss:.3f}" for loss in self.losses),
+                f"peak {self.peak / 1e9:.2f} GB, planned {self.plan.total / 1e9:.2f} GB ({self.deviation:+.1%}): "
+                + ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.plan.parts().items()),
+            ]
+        )
+
+
+def rehearse(
+    spec: RunSpec,
+    device: Device = "auto",
+    layers: int | None = None,
+    steps: int = 3,
+    probes: int = 40,
+    folder: Path | None = None,
+) -> Rehearsal:
+    """Build, train a few steps on one batch of the run's dataset, score some probes, and compare with the plan.
+
+    Args:
+        spec: the run; its first batch is what is learned.
+        device: where.
+        layers: only so many layers of the model.
+        steps: training steps.
+        probes: probes to score at most.
+        folder: where the model's tokenizer lies, if not in a cache.
+
+    Raises:
+        UserError: more layers than the model has, or it does not fit into the free memory.
+        RunFailed: an adapter that learns nothing, or a loss that is not finite.
+    """
+    accelerator = make_accelerator(device)
+    place = accelerator.device
+    spec = spec.model_copy(update={"model": settle(spec.model, place.type)})
+    config = read_config(spec.model, layers)
+    sizes = examine(spec.model, layers)
+    all_layers = read_config(spec.model).num_hidden_layers
+    tokenizer, is_real = workload.tokenizer_at_hand(spec.model, folder)
+    work = workload.measure(spec, folder)
+    examples = workload.first_epoch(spec, training_tokens(tokenizer, work.dataset))[0]
+    asked = probe_tokens(tokenizer, work.dataset)[:probes]
+    training, scoring = workload.batch_geometry(examples), workload.chunk_geometry(asked)
+    plan = memory.estimate(spec.model, spec.train, training, scoring, place.type, layers)
+    _refuse_too_large(spec, plan, place)
+    speed = timing.calibrate(spec.model, sizes, spec.train, training, scoring, place)
+    gc.collect()
+    _reset_peak(place)
+
+    say(f"Building {sizes.parameters / 1e9:.2f} B random parameters")
+    started = time.monotonic()
+    quantized, whole = spec.train.method == "qlora", spec.train.method == "full"
+    network = random_network(spec.model, config, place, quantized, torch.float32 if whole else None)
+    build_seconds = time.monotonic() - started
+    base = Base(spec.model, quantized, network, tokenizer, "random", accelerator, whole)
+    pack = attach(base, [spec], [examples])
+    before = _fingerprints(pack)
+    losses, step_seconds = [], []
+    for step in range(steps):
+        started = time.monotonic()
+        losses.append(train_epoch(pack, [0])[0])
+        step_seconds.append(time.monotonic() - started)
+        say(f"step {step + 1}/{steps}  loss {losses[-1]:.4f}  {step_seconds[-1]:.1f} s")
+    after = _fingerprints(pack)
+    moved = sum(after[name] != before[name] for name in before)
+    started = time.monotonic()
+    scores = score_candidates(pack.view, asked)
+    score_seconds = time.monotonic() - started
+    peak = _peak(place)
+    pack.detach()
+    if not all(math.isfinite(value) for value in scores.logprobs["sequence"].ravel().tolist()):
+        raise RunFailed(f"{spec.model.name}: a log-probability of the scoring pass is not finite.")
+    if moved < len(before):
+        raise RunFailed(f"{spec.model.name}: {len(before) - moved} of {len(before)} trained matrices did not move.")
+    return Rehearsal(
+        model=spec.model.name,
+        layers=(config.num_hidden_layers, all_layers),
+        parameters=sizes.parameters,
+        method=spec.train.method,
+        dtype=spec.precision,
+        device=_name(place),
+        real_tokenizer=is_real,
+        examples=len(examples),
+        nodes=training.nodes,
+        adapters=len(before),
+        moved=moved,
+        losses=losses,
+        step_seconds=step_seconds,
+        planned_step=speed.step,
+        scored=(len(asked), len(work.dataset.probes)),
+        score_seconds=score_seconds,
+        build_seconds=build_seconds,
+        peak=peak,
+        plan=plan,
+    )
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type if device.type == "mps" else f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def _fingerprints(pack: Pack) -> dict[str, tuple[float, float]]:
+    """Two sums of each trained matrix, which differ when it has changed; a copy would count in the peak."""
+    return {name: (matrix.sum().item(), matrix.norm().item()) for name, matrix in pack.adapters.matrices(0).items()}
+
+
+def _refuse_too_large(spec: RunSpec, plan: MemoryPlan, device: torch.device) -> None:
+    available = memory.available(device)
+    if not plan.fits(available):
+        raise UserError(
+            f"{spec.model.name} by {spec.train.method} needs {plan.total / 1e9:.1f} GB and {available / 1e9:.1f} GB "
+            "are free. Rehearse it with --method qlora, or a part of it with --layers."
+        )
+
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _reset_peak(device: torch.device) -> None:
+    """Begin a new peak, where the system can; else the peak is the process's of all time."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        with contextlib.suppress(OSError):
+            _CLEAR.write_text("5")
+
+
+def _peak(device: torch.device) -> int:
+    """Bytes at the peak: of the allocator on a GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if _STATUS.exists():
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

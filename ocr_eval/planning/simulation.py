@@ -1,0 +1,225 @@
+"""The memory of a training step and of a scoring pass, found by running them on tensors that hold no values.
+
+PyTorch's fake tensors have shapes, dtypes and lifetimes and no storage. A real network of the architecture makes a
+real step on them (forward, backward through the adapters, optimizer), while a dispatch mode adds up every storage
+that comes to life and takes off every one that dies. What the step would hold at its peak is then known to the
+byte, for any architecture, before a weight exists; a step of an 8B model takes a few seconds.
+
+Dimension letters:  K lanes,  N nodes of a lane's token forest,  C clumps of B nodes that they are in,  R positions of a
+lane where logits are read.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ocr_eval.methods.lora import Adapters, LaneShape
+from ocr_eval.models import grouped_attention
+from ocr_eval.models.architecture import build, linear_modules
+from ocr_eval.models.base import DTYPES
+from ocr_eval.packing.logprobs import block_rows, read_logprobs
+from ocr_eval.specs.model import ModelSpec, TrainSpec
+
+Part = Literal["weights", "adapters", "optimizer", "gradients", "activations", "logits"]
+PARTS: tuple[Part, ...] = ("weights", "adapters", "optimizer", "gradients", "activations", "logits")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The largest pass of a kind.
+
+    Attributes:
+        lanes: runs that are trained at once over one base. [K]
+        nodes: nodes of a lane's token forest, with padding. [N]
+        reads: positions of a lane whose logits are computed. [R]
+        tokens: expected tokens that are read there.
+        clumps: how many clumps the forest is parted into (packing/batch.py). [C]
+    """
+
+    lanes: int
+    nodes: int
+    reads: int
+    tokens: int
+    clumps: int = 1
+
+
+def training_peaks(
+    spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, geometry: Geometry, state_bytes: float, device: str
+) -> list[Counter[Part]]:
+    """Bytes of each part at the peak of a training step, before the first gradient comes to life and after.
+
+    Before it, memory grows with every layer by its activations; after it, by a layer's gradients less its activations.
+    So each of the two is linear in the number of layers, but for which end of the second is the higher.
+
+    Args:
+        spec: gives precision and attention.
+        config: the architecture.
+        train: gives method, rank and targets.
+        geometry: the largest batch.
+        state_bytes: optimizer state of a trainable parameter.
+        device: type of the device that it would run on, by which attention is chosen.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        network = build(spec, config, device, torch.float32 if train.method == "full" else None)
+        meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
+        with meter:
+            loss = -_logprobs(spec, train, network, geometry, device).mean()
+            meter.phase = "gradients"
+            loss.backward()
+    return [meter.before_gradients, meter.after]
+
+
+def scoring_peak(
+    spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, geometry: Geometry, state_bytes: float, device: str
+) -> Counter[Part]:
+    """Bytes of each part at the peak of a scoring pass between epochs; nothing is kept from layer to layer."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        network = build(spec, config, device, torch.float32 if train.method == "full" else None)
+        meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
+        with meter, torch.no_grad():
+            _logprobs(spec, train, network, geometry, device)
+    return meter.before_gradients
+
+
+def _hold(
+    network: PreTrainedModel, spec: ModelSpec, train: TrainSpec, lanes: int, state_bytes: float, vocabulary: int
+) -> _Meter:
+    """Make the network as it is trained; a meter that counts what is there before a step."""
+    if train.method == "full":
+        network.requires_grad_(True)
+        trainable = list(network.parameters())
+        meter = _Meter(vocabulary, {tuple(p.shape) for p in trainable})
+        meter.hold("weights", trainable)
+    else:
+        if train.method == "qlora":
+            for name, linear in linear_modules(network).items():
+                network.set_submodule(name, _FourBit(linear))
+        adapters = Adapters(network, train.targets, [LaneShape(train.rank, train.alpha)] * lanes, DTYPES[spec.dtype])
+        stacks = [stack for layer in adapters.layers.values() for stack in (layer.a, layer.b)]
+        trainable = [parameter for lane in range(lanes) for parameter in adapters.parameters(lane).values()]
+        meter = _Meter(vocabulary, set())
+        meter.hold("adapters", [t for stack in stacks for t in (stack.master, stack.compute)])
+        meter.hold("gradients", [stack.grad for stack in stacks])
+    meter.hold("weights", [*network.parameters(), *network.buffers()])
+    meter.hold("optimizer", [torch.empty(int(p.numel() * state_bytes), dtype=torch.uint8) for p in trainable])
+    return meter
+
+
+class _FourBit(torch.nn.Linear):
+    """The storage and the traffic of a bitsandbytes NF4 linear with double quantization."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        with torch.device("meta"):
+            super().__init__(linear.in_features, linear.out_features, bias=False)
+        weights = linear.weight.numel()
+        self.computed = linear.weight.dtype
+        self.bias = linear.bias
+        self.weight = torch.nn.Parameter(torch.empty(weights // 2, 1, dtype=torch.uint8), requires_grad=False)
+        self.register_buffer("scales", torch.empty(weights // 64, dtype=torch.uint8))
+        self.register_buffer("scales_of_scales", torch.empty(weights // (64 * 256), dtype=torch.float32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As a linear's."""
+        y: torch.Tensor = _Dequantized.apply(x, self.out_features, self.computed)
+        return y if self.bias is None else y + self.bias
+
+
+class _Dequantized(torch.autograd.Function):
+    """``x W^T`` with W unpacked for the product alone, in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, outputs: int, dtype: torch.dtype) -> torch.Tensor:
+        ctx.shape, ctx.dtype = (outputs, x.shape[-1]), dtype
+        return x.to(dtype) @ torch.empty(ctx.shape, dtype=dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradients[0] @ torch.empty(ctx.shape, dtype=ctx.dtype), None, None
+
+
+def _logprobs(
+    spec: ModelSpec, train: TrainSpec, network: PreTrainedModel, geometry: Geometry, device: str
+) -> torch.Tensor:
+    """A forward pass as ``forward.View`` makes it."""
+    K, C, R = geometry.lanes, geometry.clumps, geometry.reads
+    B = -(-geometry.nodes // C)
+    N = C * B
+    by_clump = network.config._attn_implementation == grouped_attention.NAME
+    dtype = DTYPES[spec.dtype]
+    with torch.autocast("cpu", dtype, enabled=train.method == "full" and dtype != torch.float32):
+        logits_KRV = network(
+            input_ids=torch.zeros(K, N, dtype=torch.long),
+            position_ids=torch.zeros(K, N, dtype=torch.long),
+            attention_mask=torch.zeros((K * C, 1, B, B) if by_clump else (K, 1, N, N), dtype=dtype),
+            logits_to_keep=[0] * R,
+            use_cache=False,
+        ).logits
+    read = torch.zeros(K * geometry.tokens, dtype=torch.long)
+    return read_logprobs(logits_KRV.flatten(0, 1), read, read, block_rows(logits_KRV.shape[-1], device))
+
+
+class _Meter(TorchDispatchMode):
+    """Adds up living storages by part and keeps the sums of the moments when all together are largest."""
+
+    def __init__(self, vocabulary: int, trained_shapes: set[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.phase: Part = "activations"
+        self.before_gradients: Counter[Part] = Counter()
+        self.after: Counter[Part] = Counter()
+        self._vocabulary, self._trained_shapes = vocabulary, trained_shapes
+        self._any_gradient = False
+        self._held: list[torch.Tensor] = []
+        self._living: dict[int, tuple[Part, int]] = {}
+        self._now: Counter[Part] = Counter()
+
+    def hold(self, part: Part, tensors: Sequence[torch.Tensor]) -> None:
+        """Count tensors that are there before the step and after it."""
+        self._held += tensors
+        for tensor in tensors:
+            self._add(tensor, part)
+
+    def _add(self, tensor: torch.Tensor, part: Part) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._living:
+            return
+        size = storage.nbytes()
+        self._living[storage._cdata] = (part, size)
+        self._now[part] += size
+        weakref.finalize(storage, self._remove, storage._cdata)
+        if not self._any_gradient:
+            self.before_gradients = _larger(self.before_gradients, self._now)
+        else:
+            self.after = _larger(self.after, self._now)
+
+    def _remove(self, key: int) -> None:
+        part, size = self._living.pop(key)
+        self._now[part] -= size
+
+    def _part_of(self, tensor: torch.Tensor) -> Part:
+        if tensor.dim() and tensor.shape[-1] == self._vocabulary:
+            return "logits"
+        if self.phase == "gradients" and tuple(tensor.shape) in self._trained_shapes:
+            self._any_gradient = True
+            return "gradients"
+        return "activations"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor, self._part_of(tensor))
+        return out
+
+
+def _larger(kept: Counter[Part], now: Counter[Part]) -> Counter[Part]:
+    return Counter(now) if now.total() > kept.total() else kept

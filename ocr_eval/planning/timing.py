@@ -1,0 +1,172 @@
+"""How long a run takes, from the speed of the model's own matrix products on this device.
+
+Linear layers are where the time goes. A matrix of each width that the model has is multiplied by as many rows as a
+batch has, and the seconds are taken in proportion to the model's weights of that width. What is not a matrix product
+(attention, norms, the adapters) is a factor on top.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import torch
+
+from ocr_eval.models.architecture import Architecture
+from ocr_eval.models.base import DTYPES, require_bitsandbytes
+from ocr_eval.planning.simulation import Geometry
+from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, TrainSpec
+
+#: Time of a step beyond its matrix products, as measured in rehearsals on a CPU.
+OVERHEAD = 1.3
+#: Outputs of the matrices that are tried; larger ones take longer in proportion.
+_OUTPUTS = 4096
+#: A precision whose products are so many times as fast is worth a word.
+_CLEARLY_FASTER = 1.2
+#: Part of a GPU's peak that short sequences reach.
+_REACHED = 0.4
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a training step and of scoring one chunk."""
+
+    step: float
+    chunk: float
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU one might have: memory in bytes, dense bf16 operations and bytes a second, from its data sheet."""
+
+    name: str
+    memory: float
+    flops: float
+    bandwidth: float
+
+
+GPUS = (
+    Gpu("RTX 4090 24 GB", 24e9, 165e12, 1.0e12),
+    Gpu("A100 40 GB", 40e9, 312e12, 1.55e12),
+    Gpu("L40S 48 GB", 48e9, 362e12, 0.86e12),
+    Gpu("A100 80 GB", 80e9, 312e12, 2.0e12),
+    Gpu("H100 80 GB", 80e9, 989e12, 3.35e12),
+    Gpu("H200 141 GB", 141e9, 989e12, 4.8e12),
+)
+
+
+def calibrate(
+    spec: ModelSpec,
+    sizes: Architecture,
+    train: TrainSpec,
+    training: Geometry,
+    scoring: Geometry,
+    device: torch.device,
+) -> Speed:
+    """Measure on a device (about a second).
+
+    Args:
+        spec: the model.
+        sizes: its matrices.
+        train: the method.
+        training: a step's batch; its ``lanes`` are the runs of a pack.
+        scoring: a scored chunk, also of all its lanes.
+        device: where.
+    """
+    dtype = DTYPES[spec.dtype]
+    rows = training.lanes * training.nodes
+    widths = Counter[int]()  # weights to multiply with, by the length of a row
+    for (_, inputs, outputs), count in sizes.linears.items():
+        widths[inputs] += inputs * outputs * count
+    linears = sum(weights * _seconds_a_weight(rows, inputs, dtype, device) for inputs, weights in widths.items())
+    head = sizes.head * _seconds_a_weight(
+        training.lanes * training.reads, sizes.head // sizes.vocabulary, dtype, device
+    )
+    unpacking = sizes.linear_parameters * _unpacking_seconds_a_weight(dtype, device) if train.method == "qlora" else 0.0
+    passes = 3 if train.method == "full" else 2  # forward, backward to inputs, and to weights where they learn
+    nodes = scoring.lanes * scoring.nodes / rows
+    reads = scoring.lanes * scoring.reads / (training.lanes * training.reads)
+    return Speed(
+        step=OVERHEAD * (passes * (linears + head + unpacking)),
+        chunk=OVERHEAD * (linears * nodes + head * reads + unpacking),
+    )
+
+
+@lru_cache
+def rates(device: torch.device) -> dict[Precision, float]:
+    """Multiplications and additions a second, in GFLOP/s, of a square matrix product in each precision; measured once.
+
+    They are shown to people and decide nothing.
+    """
+    side = 1024 if device.type == "cpu" else 4096
+    found: dict[Precision, float] = {}
+    for name in PRECISIONS:
+        if name == "float16" and device.type == "cpu":  # never chosen there, and slow on most
+            continue
+        x = torch.ones(side, side, device=device, dtype=DTYPES[name])
+        found[name] = 2 * side**3 / _fastest(partial(torch.matmul, x, x), device) / 1e9
+    return found
+
+
+def faster_dtype(asked: Precision, device: torch.device) -> tuple[Precision, float] | None:
+    """The precision whose matrix products are faster than those of the one asked for, by a fifth or more; how much."""
+    there = rates(device)
+    best = max(there, key=lambda name: there[name])
+    times = there[best] / there.get(asked, there[best])
+    return (best, times) if times >= _CLEARLY_FASTER else None
+
+
+def slower_note(faster: tuple[Precision, float] | None) -> str:
+    """A clause on the precision that would be faster, for a line of a plan."""
+    return "" if faster is None else f"; {faster[0]} multiplies matrices {faster[1]:.1f} x as fast here"
+
+
+def on_gpu(gpu: Gpu, sizes: Architecture, train: TrainSpec, rows: int) -> float:
+    """Seconds of a training step on a GPU of the table: the slower of computing and of reading the weights."""
+    passes = 3 if train.method == "full" else 2
+    weights = sizes.linear_parameters + sizes.head
+    return max(passes * 2 * weights * rows / (_REACHED * gpu.flops), passes * 2 * weights / gpu.bandwidth)
+
+
+def _seconds_a_weight(rows: int, inputs: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of multiplying rows by a matrix, divided by its entries; measured once."""
+    return _measured(rows, inputs, dtype, device, torch.get_num_threads())
+
+
+@lru_cache
+def _measured(rows: int, inputs: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
+    x = torch.ones(rows, inputs, device=device, dtype=dtype)
+    weight = torch.ones(_OUTPUTS, inputs, device=device, dtype=dtype)
+    return _fastest(lambda: torch.nn.functional.linear(x, weight), device) / weight.numel()
+
+
+def _unpacking_seconds_a_weight(dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of unpacking an NF4 matrix, divided by its entries; measured once."""
+    return _unpacked(dtype, device, torch.get_num_threads())
+
+
+@lru_cache
+def _unpacked(dtype: torch.dtype, device: torch.device, threads: int) -> float:
+    require_bitsandbytes("--method qlora")
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    sample = torch.ones(_OUTPUTS, 1024, device=device, dtype=dtype)
+    packed, state = quantize_4bit(sample, blocksize=64, compress_statistics=True, quant_type="nf4")
+    return _fastest(lambda: dequantize_4bit(packed, state), device) / sample.numel()
+
+
+def _fastest(work: Callable[[], torch.Tensor], device: torch.device, times: int = 3) -> float:
+    """Seconds of the fastest of a few calls, after one to warm up."""
+    seconds = []
+    for _ in range(times + 1):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])

@@ -1,0 +1,168 @@
+"""RunSpec -> how much there is to compute: examples, tokens, steps, and the shapes of the largest passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ocr_eval.common import streams
+from ocr_eval.common.errors import UserError
+from ocr_eval.data.dataset import Dataset, build_dataset
+from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
+from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
+from ocr_eval.models import weights
+from ocr_eval.models.architecture import read_config
+from ocr_eval.models.base import load_tokenizer_from
+from ocr_eval.packing.batch import lay_out
+from ocr_eval.packing.forest import ForestBuilder, read_answers
+from ocr_eval.planning.simulation import Geometry
+from ocr_eval.scoring import candidates
+from ocr_eval.specs.model import ModelSpec, TrainSpec
+from ocr_eval.specs.run import RunSpec
+
+#: Architectures whose tokenizers put a BOS token before every text.
+_WITH_BOS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The amount of work of one run.
+
+    Attributes:
+        dataset: what is taught and asked.
+        real_tokenizer: whether tokens were counted with the model's own tokenizer, or with a stand-in.
+        tokens: statement tokens of an epoch, as they would be without shared prefixes.
+        nodes: nodes of the forests of an epoch, with padding: what is computed.
+        steps: optimizer steps of the run.
+        training: the largest batch of the first epoch.
+        probes: what is asked, in tokens.
+        scoring: the largest scored chunk of one run alone.
+        scored_nodes: nodes of one scoring.
+        scorings: how often the run is scored.
+    """
+
+    dataset: Dataset
+    real_tokenizer: bool
+    tokens: int
+    nodes: int
+    steps: int
+    training: Geometry
+    probes: Sequence[ProbeTokens]
+    scoring: Geometry
+    scored_nodes: int
+    scorings: int
+
+
+def measure(spec: RunSpec, tokenizer: Path | None = None, every: int = 1) -> Workload:
+    """The work of a run, with the model's tokenizer if it is on this disk and else with a stand-in.
+
+    Args:
+        spec: the run.
+        tokenizer: a folder with the model's tokenizer, where it lies elsewhere.
+        every: epochs between scorings.
+
+    Raises:
+        UserError: the tokenizer cannot do with the data.
+    """
+    tokens, is_real = tokenizer_at_hand(spec.model, tokenizer)
+    dataset = build_dataset(spec)
+    examples = training_tokens(tokens, dataset)
+    batches = [batch_geometry(batch) for batch in first_epoch(spec, examples)]
+    probes = probe_tokens(tokens, dataset)
+    chunks = _chunks(probes, candidates.CHUNK_NODES)
+    return Workload(
+        dataset=dataset,
+        real_tokenizer=is_real,
+        tokens=sum(len(e.prompt) + len(e.answer) for e in examples),
+        nodes=sum(batch.nodes for batch in batches),
+        steps=len(batches) * spec.train.epochs,
+        training=max(batches, key=lambda batch: batch.nodes),
+        probes=probes,
+        scoring=max(chunks, key=lambda chunk: chunk.reads),
+        scored_nodes=sum(chunk.nodes for chunk in chunks),
+        scorings=1 + math.ceil(spec.train.epochs / every),
+    )
+
+
+def pack_scoring(work: Workload, lanes: int, device: str) -> Geometry:
+    """The largest pass that scores so many runs like this one side by side."""
+    chunks = _chunks(work.probes, candidates.chunk_nodes(device, lanes))
+    return replace(max(chunks, key=lambda chunk: chunk.reads), lanes=lanes)
+
+
+def _chunks(probes: Sequence[ProbeTokens], size: int) -> list[Geometry]:
+    """The passes that score a run's probes, of so many nodes about."""
+    return [chunk_geometry([probes[i] for i in part]) for part in candidates.cut_probes(probes, size)]
+
+
+def first_epoch(spec: RunSpec, examples: Sequence[Continuation]) -> list[list[Continuation]]:
+    """The batches of the first epoch."""
+    order = streams.permutation(f"{spec.stream('order')}/epoch-1", len(examples))
+    size = spec.train.batch_size
+    return [[examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+
+
+def batch_nodes(spec: RunSpec) -> int:
+    """Nodes of the largest batch of a run, about: as with seed 0.
+
+    Raises:
+        UserError: the tokenizer cannot do with the data.
+    """
+    alike = spec.model_copy(update={"seed": 0, "train": TrainSpec(batch_size=spec.train.batch_size)})
+    return _batch_nodes(alike.model_dump_json())
+
+
+@lru_cache(maxsize=4096)
+def _batch_nodes(spec_json: str) -> int:
+    spec = RunSpec.model_validate_json(spec_json)
+    examples = training_tokens(_tokenizer(spec.model.model_dump_json()), build_dataset(spec))
+    return max(batch_geometry(batch).nodes for batch in first_epoch(spec, examples))
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(model_json: str) -> Any:
+    return tokenizer_at_hand(ModelSpec.model_validate_json(model_json))[0]
+
+
+def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any, bool]:
+    """The model's tokenizer if it lies on this disk (True), else a stand-in of the same vocabulary size (False).
+
+    Raises:
+        UserError: the folder that was named has none.
+    """
+    if folder is not None:
+        return load_tokenizer_from(folder), True
+    folder = weights.cached_tokenizer(spec)
+    if folder is not None:
+        with suppress(UserError):  # a model folder may have no tokenizer
+            return load_tokenizer_from(folder), True
+    config = read_config(spec)
+    return StandInTokenizer(config.vocab_size, bos=config.model_type in _WITH_BOS), False
+
+
+def batch_geometry(batch: Sequence[Continuation]) -> Geometry:
+    """The shape of a training batch."""
+    return _geometry([(example.prompt, [example.answer]) for example in batch])
+
+
+def chunk_geometry(chunk: Sequence[ProbeTokens]) -> Geometry:
+    """The shape of a pass that scores some probes."""
+    return _geometry([(probe.prompt, probe.candidates) for probe in chunk])
+
+
+def _geometry(questions: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, ...]]]]) -> Geometry:
+    builder = ForestBuilder()
+    reads, _ = read_answers(builder, questions)
+    batch = lay_out([(builder.build(), reads)])
+    return Geometry(
+        lanes=1,
+        nodes=batch.ids.shape[1],
+        reads=len(batch.kept),
+        tokens=len(reads.tokens),
+        clumps=batch.sees.shape[1],
+    )

@@ -1,0 +1,361 @@
+"""Run folders: what a run leaves on disk, written so that nothing is ever half there.
+
+    <output>/runs/<model>/<association>/<method>/seed<k>-<fingerprint>/
+        config.yaml    the resolved RunSpec
+        env.json       versions, commit, device
+        audit.json     what the tokenizer makes of the candidates
+        metrics.jsonl  a line an epoch, from epoch 0 (the untouched base)
+        probes.jsonl   a line a probe, for epoch 0 and the last epoch
+        adapter/       PEFT format; a run of all parameters has model/ in its place, in Hugging Face layout
+        result.json    the record that tables are made from
+        status.json    written last; without it the run is not finished
+        failure.json   why the run could not go on, in the place of a record
+        checkpoint-<epoch>.safetensors   training state, while the run is not finished
+
+Every file, and adapter/ and model/ as a whole, is written beside its place, synced and renamed. A lock on the folder
+(``.lock``, with ``.holder`` to say whose) keeps a second process out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+from filelock import Timeout
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import Busy, UserError
+from ocr_eval.common.files import read_jsonl, refuse_folder, remove, replacing, sync, to_jsonl, write_atomic
+from ocr_eval.common.locks import hold
+from ocr_eval.records.record import Record, read_record
+from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.run import DataSpec, RunSpec
+from ocr_eval.specs.strict import SCHEMA_VERSION
+
+#: Seconds that a lock is waited for: one that only looks whether it is free holds it for an instant.
+_GLANCE = 0.2
+#: What makes a run count, written last and removed first.
+_LAST = ("status.json", "result.json")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds a run's folder: its host, its number there, and since when, in seconds of the epoch."""
+
+    host: str
+    process: int
+    since: float
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, root: Path, spec: RunSpec, fingerprint: str) -> RunFolder:
+        """The folder that a run has below an output folder."""
+        return cls(
+            root
+            / "runs"
+            / spec.model.name
+            / spec.association.name
+            / spec.train.method
+            / f"seed{spec.seed}-{fingerprint}"
+        )
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The training states that an unfinished run keeps, by the number of epochs they are after."""
+        found = ((re.fullmatch(r"checkpoint-(\d+)\.safetensors", path.name), path) for path in self.path.iterdir())
+        return {int(match[1]): path for match, path in found if match}
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter in PEFT format."""
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The whole model in Hugging Face layout, where all parameters were trained."""
+        return self.path / "model"
+
+    @property
+    def learned(self) -> Path:
+        """What the run learned: its adapter or its model."""
+        return self.model if self.model.is_dir() else self.adapter
+
+    @property
+    def identity(self) -> str:
+        """The folder's place below ``runs/``: model, association, method, seed and fingerprint."""
+        return "/".join(self.path.parts[-4:])
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; released also when the process is killed.
+
+        The file ``.lock`` stays, unless an error ends the work before it has left anything: then no trace is left.
+
+        Raises:
+            Busy: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            held = hold(self.path / ".lock", timeout=_GLANCE)
+        except Timeout as error:
+            raise Busy(
+                f"Another process is working on {self.path}. Wait for it, or choose another --output-dir."
+            ) from error
+        holder = self.path / ".holder"
+        holder.write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
+        try:
+            yield
+        except BaseException:
+            self._remove_if_empty()
+            raise
+        finally:
+            holder.unlink(missing_ok=True)
+            held.lock.release()
+
+    def _remove_if_empty(self) -> None:
+        """Remove the folder and its parents up to ``runs/`` where they hold nothing but this process's lock.
+
+        Whoever waits for the lock sees that its file is gone and makes another.
+        """
+        if {path.name for path in self.path.iterdir()} <= {".lock", ".holder"}:
+            for name in (".holder", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # the first that is not empty ends it
+                for folder in (self.path, *self.path.parents[:4]):
+                    folder.rmdir()
+
+    def is_held(self) -> bool:
+        """Whether a process holds the folder now; makes nothing."""
+        if not (self.path / ".lock").is_file():
+            return False
+        try:
+            with hold(self.path / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def holder(self) -> Holder | None:
+        """Who took the folder last and did not give it back; the process may have been killed since."""
+        path = self.path / ".holder"
+        try:
+            host, process = path.read_text(encoding="utf-8").split()
+            return Holder(host, int(process), path.stat().st_mtime)
+        except (OSError, ValueError):
+            return None
+
+    def has_begun(self) -> bool:
+        """Whether an attempt at the run left something to resume, or its end."""
+        return (self.path / "config.yaml").is_file()
+
+    def is_done(self) -> bool:
+        """Whether the run finished and its record is whole."""
+        return (self.path / "status.json").is_file() and self.is_prepared()
+
+    def is_prepared(self) -> bool:
+        """Whether all that a finished run leaves is there; it counts once the status says so."""
+        return (self.path / "result.json").is_file()
+
+    def failure(self) -> str | None:
+        """Why the run could not go on, if it could not."""
+        path = self.path / "failure.json"
+        return str(json.loads(path.read_text(encoding="utf-8"))["reason"]) if path.is_file() else None
+
+    def clear(self) -> None:
+        """Remove what an earlier attempt left, so that the run starts from nothing; first what makes it count."""
+        for mark in _LAST:
+            remove(self.path / mark)
+        sync(self.path)
+        for entry in self.path.iterdir():
+            if entry.name not in (".lock", ".holder"):
+                remove(entry)
+
+    def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
+        """Write what the run is, where it runs and what the tokenizer makes of its candidates.
+
+        A run that goes on under other versions or elsewhere keeps word of where it was before.
+
+        Raises:
+            UserError: what a finished run writes last could not be written then.
+        """
+        for mark in _LAST:
+            refuse_folder(self.path / mark)
+        earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
+        write_atomic(self.path / "config.yaml", config_yaml(spec))
+        write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment, **earlier}))
+        write_atomic(self.path / "audit.json", _json({"schema_version": SCHEMA_VERSION, **audit}))
+
+    def _environments(self, now: dict[str, Any]) -> list[dict[str, Any]]:
+        """The environments of this run until now that were others than the present one, the oldest first."""
+        try:
+            content = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        before: list[dict[str, Any]] = content.pop("earlier", [])
+        del content["schema_version"]
+        return before if content == now else [*before, content]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, an empty list if there are none yet."""
+        path = self.path / "metrics.jsonl"
+        return read_jsonl(path) if path.is_file() else []
+
+    def changed(self) -> float:
+        """When metrics.jsonl was last written, in seconds of the file system's clock; 0 if there is none yet."""
+        path = self.path / "metrics.jsonl"
+        return path.stat().st_mtime if path.is_file() else 0.0
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl."""
+        write_atomic(self.path / "metrics.jsonl", to_jsonl(lines))
+
+    def probes(self) -> list[dict[str, Any]]:
+        """The lines of probes.jsonl that belong to the untouched base."""
+        return [line for line in read_jsonl(self.path / "probes.jsonl") if line["epoch"] == 0]
+
+    def write_probes(self, lines: list[dict[str, Any]]) -> None:
+        """Replace probes.jsonl."""
+        write_atomic(self.path / "probes.jsonl", to_jsonl(lines))
+
+    def write_checkpoint(self, epoch: int, write: Callable[[IO[bytes]], None]) -> None:
+        """Keep a training state to go on from; earlier ones stay until ``drop_checkpoints``."""
+        with replacing(self.path / f"checkpoint-{epoch}.safetensors") as file:
+            write(file)
+
+    def drop_checkpoints(self, before: int | None = None) -> None:
+        """Remove training states, all or those before an epoch."""
+        for epoch, path in self.checkpoints().items():
+            if before is None or epoch < before:
+                path.unlink(missing_ok=True)
+        for path in self.path.glob("checkpoint-*.partial"):  # of a process that was killed
+            path.unlink(missing_ok=True)
+
+    def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
+        """Write what a finished run leaves; ``finish`` makes it count."""
+        self.write_probes(probes)
+        write_atomic(self.path / "result.json", record.to_json())
+
+    def finish(self) -> None:
+        """Make a prepared run count, and drop its training states."""
+        write_atomic(self.path / "status.json", _json({"schema_version": SCHEMA_VERSION, "status": "done"}))
+        self.drop_checkpoints()
+
+    def fail(self, reason: str) -> None:
+        """Note why the run cannot go on, and drop its training states."""
+        write_atomic(self.path / "failure.json", _json({"schema_version": SCHEMA_VERSION, "reason": reason}))
+        self.drop_checkpoints()
+
+    def record(self) -> Record:
+        """The run's record.
+
+        Raises:
+            UserError: not readable, or not of this schema.
+        """
+        return read_record(self.path / "result.json")
+
+
+class OnlookersFolder(RunFolder):
+    """A run's folder in the hands of a process that trains along: it reads what the first wrote, and writes none."""
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """The first process holds the folder for all."""
+        yield
+
+    def is_held(self) -> bool:
+        """By the first process, which is not another's."""
+        return False
+
+    def clear(self) -> None:
+        """Left to the first process, as all that follows."""
+
+    def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Nothing."""
+
+    def write_probes(self, lines: list[dict[str, Any]]) -> None:
+        """Nothing."""
+
+    def write_checkpoint(self, epoch: int, write: Callable[[IO[bytes]], None]) -> None:
+        """Nothing."""
+
+    def drop_checkpoints(self, before: int | None = None) -> None:
+        """Nothing."""
+
+    def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+    def fail(self, reason: str) -> None:
+        """Nothing."""
+
+
+def kind_of(folder: Path) -> Literal["adapter", "model"]:
+    """Whether a folder given as ``--adapter`` holds a PEFT adapter or a whole model, told by its files' names.
+
+    Raises:
+        UserError: neither, both, or a run's folder.
+    """
+    adapter, model = ((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
+    if adapter and model:  # trainers write the base's configuration beside an adapter
+        adapter, model = (any(folder.glob(name)) for name in ("adapter_model*", "model*.safetensors"))
+        if adapter == model:
+            has = "the weights of both an adapter and a whole model" if model else "no weights"
+            raise UserError(f"--adapter {folder} holds {has}. Give a folder with one of the two.")
+    if adapter or model:
+        return "adapter" if adapter else "model"
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"--adapter {folder} is a run's folder. Give it without --adapter: ocr-eval score {folder}")
+    raise UserError(f"--adapter {folder} holds no adapter (adapter_config.json). Give a PEFT adapter's folder.")
+
+
+def read_config(folder: Path) -> RunSpec:
+    """The resolved spec of a run's folder.
+
+    Raises:
+        UserError: no config.yaml there, or one that breaks a rule.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{folder}' is no run folder (no config.yaml). Give a folder below <output>/runs.")
+    return read_run(path)
+
+
+def read_run(path: Path) -> RunSpec:
+    """The resolved spec in a run's config.yaml, wherever the file is.
+
+    Raises:
+        UserError: a file that breaks a rule.
+    """
+    content = yaml_files.read_yaml(path)
+    content.pop("schema_version", None)
+    for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # a run is what it was when it was made
+        if isinstance(content.get(section), dict):
+            content[section] = {**kind.legacy(), **content[section]}
+    return yaml_files.parse(RunSpec, content, str(path), strict=False)
+
+
+def config_yaml(spec: RunSpec) -> str:
+    """A resolved spec as YAML."""
+    content = {"schema_version": SCHEMA_VERSION, **spec.model_dump(mode="json")}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

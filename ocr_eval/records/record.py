@@ -1,0 +1,253 @@
+"""The record of a finished run: what tables, comparisons and pages are made from, and how it is read.
+
+Records are msgspec structs: a table over ten thousand of them is read, checked and typed in a second. They outlive the
+program that wrote them: a field that a record lacks has its legacy value, and one that this program does not know is
+ignored, except in the settings of a run, where it still tells runs apart.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.scoring.ranks import HeldOut, Quantity, Score, Scores
+from ocr_eval.specs.association import Kind
+from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.run import DataSpec, Scoring
+from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished run.
+
+    Attributes:
+        run: its folder below ``runs/``, which also identifies it.
+        published_as: the model's row in the published table.
+        attention: as the model's YAML asks for it.
+        association_digest: digest of the association's content; empty in the oldest records.
+        facts_learned: whether top-1 on the facts of train and of test subjects reached 95 %; if not, the
+            ranks say nothing of out-of-context reasoning.
+        base: scores of the untouched base (epoch 0).
+        final: scores after the last epoch.
+        base_held_out: ranks of the held-out entailments at epoch 0.
+        held_out: the same after the last epoch.
+        train_loss: mean loss of the last epoch, nats an answer token.
+        seconds: wall time of training and of scoring, over all attempts.
+        base_identity: identity of the base weights.
+        adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
+        code: digest of the code that made it; for the curious.
+        results_version: which numbers that code gives (``specs.RESULTS_VERSION``).
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run: str
+    model: str
+    published_as: str | None
+    association: str
+    kind: Kind
+    seed: int
+    dtype: str
+    attention: str = "auto"
+    association_digest: str = ""
+    data: DataSpec
+    train: TrainSpec
+    facts_learned: bool
+    base: Scores
+    final: Scores
+    base_held_out: dict[Scoring, HeldOut]
+    held_out: dict[Scoring, HeldOut]
+    train_loss: float
+    seconds: dict[Literal["train", "score"], float]
+    base_identity: str
+    adapter_sha256: str
+    code: str
+    results_version: int = 0
+
+    def to_json(self) -> str:
+        """The record as JSON, a line a field."""
+        fields = to_plain(self).items()
+        return "{\n" + ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in fields) + "\n}\n"
+
+
+def to_plain(content: Any) -> Any:
+    """Scores, held-out ranks or a record as what JSON knows."""
+    return msgspec.to_builtins(content, enc_hook=_dump)
+
+
+def from_plain(content: Any, kind: Any) -> Any:
+    """The reverse of ``to_plain`` for a type such as ``Scores`` or ``dict[Scoring, HeldOut]``."""
+    return msgspec.convert(content, kind, dec_hook=_load)
+
+
+def _dump(content: Any) -> Any:
+    return content.tolist() if isinstance(content, np.ndarray) else content.model_dump(mode="json")
+
+
+def _load(kind: Any, content: Any) -> Any:
+    if get_origin(kind) is np.ndarray:
+        try:
+            return np.array(content, dtype=get_args(get_args(kind)[1])[0])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError("not numbers in rows of equal length") from error
+    return read_settings(kind, content)
+
+
+def read_settings(kind: type[Strict], content: dict[str, Any]) -> Any:
+    """A spec as an older or a newer program wrote it.
+
+    Fields that it lacks have their legacy value. Those that are not known here are kept (``model_extra``).
+
+    Raises:
+        ValidationError: a value that breaks a rule.
+    """
+    known = content.keys() <= kind.model_fields.keys()
+    return (kind if known else _open(kind)).model_validate({**kind.legacy(), **content}, strict=False)
+
+
+@lru_cache
+def _open(kind: type[Strict]) -> type[Strict]:
+    return type(kind.__name__, (kind,), {"model_config": ConfigDict(extra="allow"), "__module__": __name__})
+
+
+class _Skimmed(Record, frozen=True, kw_only=True):
+    """A record whose larger parts are not parsed yet."""
+
+    data: msgspec.Raw  # type: ignore[assignment]
+    train: msgspec.Raw  # type: ignore[assignment]
+    base: msgspec.Raw  # type: ignore[assignment]
+    final: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
+    base_held_out: msgspec.Raw  # type: ignore[assignment]
+    held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
+
+
+class _SkimmedHeldOut(HeldOut, frozen=True, eq=False):
+    """Held-out ranks whose people, the same in all runs of a seed, are not parsed yet."""
+
+    subject: msgspec.Raw  # type: ignore[assignment]
+    target: msgspec.Raw  # type: ignore[assignment]
+
+
+_WHOLE = msgspec.json.Decoder(Record, dec_hook=_load)
+_SKIM = msgspec.json.Decoder(_Skimmed)
+_HELD_OUT = msgspec.json.Decoder(_SkimmedHeldOut, dec_hook=_load)
+_SCORES = msgspec.json.Decoder(dict[Quantity, Score])
+
+
+@lru_cache(maxsize=1024)
+def _data_spec(content: bytes) -> DataSpec:
+    return msgspec.json.decode(content, type=DataSpec, dec_hook=_load)
+
+
+@lru_cache(maxsize=1024)
+def _subjects(content: bytes) -> list[str]:
+    return msgspec.json.decode(content, type=list[str])
+
+
+@lru_cache(maxsize=1024)
+def _targets(content: bytes) -> NDArray[np.int64]:
+    targets = msgspec.json.decode(content, type=NDArray[np.int64], dec_hook=_load)
+    targets.setflags(write=False)  # records share it
+    return targets
+
+
+@lru_cache(maxsize=1024)
+def _train_spec(content: bytes) -> TrainSpec:
+    return msgspec.json.decode(content, type=TrainSpec, dec_hook=_load)
+
+
+def read_record(path: Path, scoring: Scoring | None = None) -> Record:
+    """Read one result.json.
+
+    Args:
+        path: the file.
+        scoring: parse what the final model has under this scoring and leave out all else, which is most of a
+            record: other scorings, and the untouched base; None for all.
+
+    Raises:
+        UserError: not readable, truncated, of another schema, with a key or value that does not belong, or
+            with a mean rank that is not the mean of the ranks beside it.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path.read_bytes
+            content = file.read()
+        record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring)
+    except msgspec.ValidationError as error:
+        version = _schema_version(content)
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}."
+            ) from error
+        raise UserError(f"{path}: {error}.") from error
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is no whole record ({str(error).rstrip('.')}); 'ocr-eval finetune --force' makes the run anew."
+        ) from error
+    for each in record.final if scoring is None else [scoring]:
+        problem = _disagreement(record, each)
+        if problem:
+            raise UserError(f"{path}: {problem}; was it edited by hand?")
+    return record
+
+
+def _skim(content: bytes, scoring: Scoring) -> Record:
+    skimmed = _SKIM.decode(content)
+    final, held_out = skimmed.final.get(scoring), skimmed.held_out.get(scoring)
+    parsed = {
+        "data": _data_spec(bytes(skimmed.data)),
+        "train": _train_spec(bytes(skimmed.train)),
+        "base": {},
+        "final": {} if final is None else {scoring: _SCORES.decode(final)},
+        "base_held_out": {},
+        "held_out": {} if held_out is None else {scoring: _skim_held_out(held_out)},
+    }
+    return Record(**{**msgspec.structs.asdict(skimmed), **parsed})
+
+
+def _skim_held_out(content: msgspec.Raw) -> HeldOut:
+    skimmed = _HELD_OUT.decode(content)
+    return HeldOut(_subjects(bytes(skimmed.subject)), _targets(bytes(skimmed.target)), skimmed.ranks)
+
+
+def _schema_version(content: bytes) -> Any:
+    try:
+        loose = msgspec.json.decode(content)
+    except UnicodeDecodeError:
+        return None
+    return loose.get("schema_version") if isinstance(loose, dict) else None
+
+
+def _disagreement(record: Record, scoring: Scoring) -> str | None:
+    """How a record's held-out ranks contradict themselves or its score; None if they do not."""
+    held, score = record.held_out.get(scoring), record.final.get(scoring, {}).get("test_entailment")
+    if held is None or score is None:
+        return f"{scoring}: held-out ranks or their score are missing"
+    if (held.target.ndim, held.ranks.ndim) != (1, 2):
+        return f"held_out.{scoring} has rows of unequal length"
+    if not len(held.subject) == len(held.target) == len(held.ranks) == score.probes:
+        return f"held_out.{scoring} does not have one rank for each of {score.probes} probes"
+    ranks, target = held.ranks, held.target.tolist()
+    if not target or not 0 <= min(target) <= max(target) < ranks.shape[1]:
+        return f"held_out.{scoring} has an answer that is none"
+    right = ranks[np.arange(score.probes), held.target]
+    mean = float(np.add.reduce(right)) / score.probes
+    null = float(np.add.reduce(ranks, axis=None)) / ranks.size
+    if not null > 0:
+        return f"held_out.{scoring} has a null rank of {null:g}, which ranks of several answers cannot have"
+    for name, stated, found in (
+        ("mean rank", score.mean_rank, mean),
+        ("null rank", score.null_rank, null),
+        ("OCR score", score.ocr_score, 1 - mean / null),
+        ("top-1", score.top1, np.count_nonzero(right == 0) / score.probes),
+        ("mrr", score.mrr, float(np.add.reduce(1 / (right + 1))) / score.probes),
+    ):
+        if not abs(found - stated) <= 1e-6:
+            return f"final.{scoring} states {name} {stated:g} and the ranks have {found:g}"
+    return None

@@ -1,0 +1,68 @@
+"""What a finished run's metrics.jsonl and probes.jsonl hold, checked against its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import read_jsonl
+from ocr_eval.records.find import Run
+from ocr_eval.specs.run import Scoring
+
+Line = dict[str, Any]
+
+
+def metrics_of(run: Run, scoring: Scoring) -> list[Line]:
+    """The lines of metrics.jsonl, one for each epoch from 0 to the last.
+
+    Raises:
+        UserError: it is missing, damaged, or does not have every epoch of the run.
+    """
+    path = run.folder / "metrics.jsonl"
+    with whole(path):
+        lines = read_jsonl(path)
+        epochs = [line["epoch"] for line in lines]
+        for line in lines:
+            for score in line["scores"][scoring].values() if "scores" in line else ():
+                float(score["mean_rank"]), float(score["null_rank"])
+    last = run.record.train.epochs
+    if epochs != list(range(last + 1)) or "scores" not in lines[-1]:
+        raise UserError(f"{path} does not have the epochs 0 to {last} of the run, a line each.")
+    return lines
+
+
+def probes_of(run: Run, scoring: Scoring) -> list[Line]:
+    """The lines of probes.jsonl, those of the untouched base and those of the last epoch.
+
+    Raises:
+        UserError: it is missing, damaged, or does not have every probe that the record counts.
+    """
+    path = run.folder / "probes.jsonl"
+    with whole(path):
+        lines = read_jsonl(path)
+        last = [line["quantity"] for line in lines if line["epoch"] == run.record.train.epochs]
+    for quantity, score in run.record.final[scoring].items():
+        found = last.count(quantity)
+        if found != score.probes:
+            raise UserError(f"{path} has {found} probes of {quantity} after the last epoch, the record {score.probes}.")
+    return lines
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Reading a run's file.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or does not hold what it should.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} does not hold what it should ({type(error).__name__}: {error}).") from error

@@ -1,0 +1,292 @@
+"""Which records: their settings by name, filters over them, and the rows that they are grouped into. Pure.
+
+A setting is anything a run was told and that may differ between runs: model, method, every field of the data
+protocol and of training, precision, attention, base weights, results version, seed. Records that differ in any of them
+but the seed are never averaged, and neither are those of two associations of one name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.records.record import Record
+from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.run import DataSpec
+
+#: The order of columns; a user's own associations follow by name.
+PUBLISHED_ORDER = ("city-language", "city-language-cf", "country-code", "profession-color", "sport-music")
+
+#: What rows can be made of (``--by``).
+ROW_KEYS = (
+    "model",
+    *TrainSpec.model_fields,
+    *DataSpec.model_fields,
+    "dtype",
+    "attention",
+    "base",
+    "results",
+    "code",
+    "seed",
+)
+
+#: What records can be chosen by (``--filter``).
+FILTER_KEYS = (*ROW_KEYS, "association", "kind", "facts_learned")
+
+#: What rows call a method.
+METHOD_NAMES = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
+
+#: The controls, in the order of rows; the real data come first.
+_CONTROLS = ("", "no entailments", "shuffled")
+
+#: Settings that an untold row is told apart by; the seed is averaged over, and code that gives the same results too.
+_TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "code"))
+
+Settings = Mapping[str, str]
+Condition = Mapping[str, tuple[str, ...]]
+
+
+def settings_of(record: Record) -> dict[str, str]:
+    """Every key of ``FILTER_KEYS`` with its value as text: numbers in their shortest form, lists by commas."""
+    return settings_of_each([record])[0]
+
+
+def settings_of_each(records: Sequence[Record]) -> list[dict[str, str]]:
+    """``settings_of`` each record. Specs that records share, as those read together do, are put into words once."""
+    said: dict[int, dict[str, str]] = {}
+
+    def words(spec: TrainSpec | DataSpec) -> dict[str, str]:
+        if id(spec) not in said:
+            said[id(spec)] = {
+                key: _text(getattr(spec, key)) for key in (*type(spec).model_fields, *(spec.model_extra or ()))
+            }
+        return said[id(spec)]
+
+    return [
+        {
+            "model": record.model,
+            **words(record.train),
+            **words(record.data),
+            "dtype": record.dtype,
+            "attention": record.attention,
+            "base": record.base_identity,
+            "results": str(record.results_version) if record.results_version else f"0, code {record.code}",
+            "code": record.code,
+            "seed": str(record.seed),
+            "association": record.association,
+            "kind": record.kind,
+            "facts_learned": _text(record.facts_learned),
+        }
+        for record in records
+    ]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def row_keys(flag: str, text: str) -> tuple[str, ...]:
+    """The keys of ``model,rank``.
+
+    Raises:
+        UserError: not a key that rows can be made of.
+    """
+    return tuple(_key(flag, part, ROW_KEYS) for part in text.split(","))
+
+
+def parse_condition(flag: str, text: str) -> Condition:
+    """``model=a,lr=1e-3,2e-3``: every key must hold, with any of its values.
+
+    Raises:
+        UserError: not of that form, or a key that records do not have.
+    """
+    wanted: dict[str, tuple[str, ...]] = {}
+    key = None
+    for part in text.split(","):
+        name, sign, value = part.partition("=")
+        if sign:
+            key = _key(flag, name, FILTER_KEYS)
+        elif key is None:
+            raise UserError(f"{flag} '{text}': give KEY=VALUE, for example 'method=lora' or 'seed=0,1'.")
+        else:
+            value = name
+        wanted[key] = (*wanted.get(key, ()), value.strip())
+    return wanted
+
+
+def _key(flag: str, name: str, keys: Iterable[str]) -> str:
+    key = name.strip().replace("-", "_")
+    key = {"assoc": "association"}.get(key, key)
+    if key not in keys:
+        raise unknown_name(f"key of {flag}:", name, [key.replace("_", "-") for key in keys])
+    return key
+
+
+def select(records: Sequence[Record], conditions: Iterable[Condition]) -> list[Record]:
+    """The records for which every condition holds.
+
+    Raises:
+        UserError: none does; says which values there are.
+    """
+    conditions = list(conditions)
+    if not conditions:
+        return list(records)
+    told = settings_of_each(records)
+    chosen = [r for r, settings in zip(records, told, strict=True) if all(matches(settings, c) for c in conditions)]
+    if records and not chosen:
+        key = next((k for c in conditions for k in c if not any(matches(s, {k: c[k]}) for s in told)), None)
+        if key is None:
+            raise UserError("No run meets all conditions together; each alone is met. Drop one of them.")
+        there = sorted({settings[key] for settings in told}, key=natural)
+        asked = next(c[key] for c in conditions if key in c)
+        raise UserError(f"No run has {key.replace('_', '-')}={','.join(asked)}. There are: {', '.join(there[:20])}.")
+    return chosen
+
+
+def matches(settings: Settings, condition: Condition) -> bool:
+    """Whether a record's settings meet a condition; numbers compare as numbers (2e-3 is 0.002)."""
+    return all(any(_same(settings[key], value) for value in values) for key, values in condition.items())
+
+
+def _same(a: str, b: str) -> bool:
+    if a == b:
+        return True
+    try:
+        return float(a) == float(b)
+    except ValueError:
+        return False
+
+
+def natural(text: str) -> tuple[Any, ...]:
+    """A sort key that puts numbers in the order of their size, also inside words."""
+    try:
+        return (0, float(text), "")
+    except ValueError:
+        parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", text)  # words and numbers in turn
+        return (1, 0.0, tuple((float(part), "") if i % 2 else (0.0, part) for i, part in enumerate(parts)))
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """What tells a row from the others.
+
+    Attributes:
+        labels: the values of the keys that rows were asked to be made of.
+        setting: the method's name, which control it is, and what else differs among the rows of these labels.
+    """
+
+    labels: tuple[str, ...]
+    setting: str
+
+    @property
+    def name(self) -> str:
+        """Labels and setting in one line."""
+        return ", ".join(part for part in (*self.labels, self.setting) if part)
+
+
+def group_rows(
+    records: Sequence[Record], by: Sequence[str] = ("model",), but: Sequence[str] = ()
+) -> dict[RowKey, list[Record]]:
+    """Records by row; only records of one row may be averaged. No two rows have one name.
+
+    Rows are in the order of their labels; below one label LoRA comes first and controls come last.
+
+    Args:
+        records: of any settings.
+        by: the keys that rows are made of.
+        but: keys that do not tell rows apart; records of one row that differ in them may not be averaged.
+    """
+    told = settings_of_each(records)
+    unknown = sorted({key for settings in told for key in settings} - set(FILTER_KEYS))  # of a newer program
+    rest = [key for key in (*_TOLD_APART, *unknown) if key not in by and key not in but]
+    kinds = [tuple(settings.get(key, "") for key in (*by, *rest)) for settings in told]
+    alike = dict(zip(kinds, told, strict=True))
+    values: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    contents: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    for kind, settings in alike.items():
+        for key in rest:
+            values[kind[: len(by)], key, _peers(key, settings, rest)].add(settings.get(key, ""))
+    for record, kind in zip(records, kinds, strict=True):
+        contents[kind[: len(by)], record.model, record.association].add(record.association_digest)
+    names = {}
+    for kind, settings in alike.items():
+        differing = [key for key in rest if len(values[kind[: len(by)], key, _peers(key, settings, rest)]) > 1]
+        names[kind] = _name(settings, differing, rest)
+    groups: dict[RowKey, list[Record]] = defaultdict(list)
+    places: dict[RowKey, tuple[Any, ...]] = {}
+    for record, kind in zip(records, kinds, strict=True):
+        label, name = kind[: len(by)], names[kind]
+        if len(contents[label, record.model, record.association]) > 1:
+            digest = record.association_digest or "an older version"
+            name = ", ".join(filter(None, [name, f"{record.association} as of {digest}"]))
+        row = RowKey(label, name)
+        groups[row].append(record)
+        if row not in places:
+            places[row] = (*map(natural, label), *_place(alike[kind], rest), natural(name))
+    return {row: groups[row] for row in sorted(places, key=places.__getitem__)}
+
+
+def _place(settings: Settings, rest: Sequence[str]) -> tuple[Any, ...]:
+    """Of each model real runs come first, and of them those with LoRA."""
+    model = natural(settings["model"]) if "model" in rest else ()
+    return model, _CONTROLS.index(_control(settings, rest)), list(METHOD_NAMES).index(settings["method"])
+
+
+def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> str:
+    """Model, method, control and further settings, in so far as ``differing`` and ``rest`` have them."""
+    model = [settings["model"]] if "model" in differing else []
+    method = [METHOD_NAMES[settings["method"]]] if "method" in rest else []
+    control = [f"control: {kind}"] if (kind := _control(settings, rest)) else []
+    further = [f"{key}={settings.get(key, 'unset')}" for key in differing if key not in ("model", "method", "variant")]
+    return ", ".join([*model, *method, *control, *further])
+
+
+def _control(settings: Settings, rest: Sequence[str]) -> str:
+    """Which control a run is, where the keys that tell rows apart do not say so themselves; empty for a real run."""
+    if "m_train" in rest and settings["m_train"] == "0":
+        return "no entailments"
+    return "shuffled" if "variant" in rest and settings["variant"] == "shuffled" else ""
+
+
+def _peers(key: str, settings: Settings, rest: Sequence[str]) -> tuple[str, ...]:
+    """Among which runs of a label a setting is compared: it is named where they differ in it.
+
+    Rates and batches follow from model and method, so that LoRA and full fine-tuning are not told apart by them; code
+    and weights matter only among runs that are otherwise named alike; that a control has no entailments says m_train.
+    """
+    model, method = (settings[key] if key in rest else "" for key in ("model", "method"))
+    if key in TrainSpec.model_fields:
+        return (model, method)
+    if key in ("attention", "base", "results"):
+        return (model, method, _control(settings, rest))
+    return ("no entailments" if key == "m_train" and settings["m_train"] == "0" else "",)
+
+
+def by_association(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by association, in the order of columns, each by seed."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.seed):
+        groups[record.association].append(record)
+    return {name: groups[name] for name in column_order(groups)}
+
+
+def column_order(names: Iterable[str]) -> list[str]:
+    """Associations in the published order, a user's own after them by name."""
+    there = set(names)
+    return [name for name in PUBLISHED_ORDER if name in there] + sorted(there - set(PUBLISHED_ORDER))
+
+
+def shared_protocol(records: Sequence[Record], keys: Sequence[str]) -> dict[str, str]:
+    """Those fields of the data protocol that have one value in all records, with it."""
+    values = {key: {getattr(record.data, key) for record in records} for key in keys}
+    return {key: _text(next(iter(of))) for key, of in values.items() if len(of) == 1}

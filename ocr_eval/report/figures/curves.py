@@ -1,0 +1,141 @@
+"""Learning curves over epochs, and the sample-efficiency curve over m_train."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ocr_eval.analysis.table import make_cells
+from ocr_eval.records.record import Record
+from ocr_eval.records.select import by_association, column_order, group_rows
+from ocr_eval.report.chart import Metrics, mean_points
+from ocr_eval.report.figures.style import (
+    LEGEND_ROWS,
+    QUANTITY_STYLES,
+    bare,
+    close_legend,
+    entry,
+    face,
+    legend_below,
+    new_figure,
+    series,
+    tick,
+    whole_ticks,
+)
+from ocr_eval.scoring.ranks import Quantity
+from ocr_eval.specs.run import Scoring
+
+
+def curve_figure(runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> Figure:
+    """Mean rank over epochs of the four quantities, a panel an association, averaged over seeds.
+
+    Drawn are the epochs at which all seeds were scored. The dashed grey line is the null rank of the held-out
+    entailments, the dotted one chance: the mean rank of an answer drawn among all candidates.
+
+    Args:
+        runs: records with the lines of their metrics.jsonl, all of one model and setting.
+        scoring: which scoring.
+
+    Raises:
+        ValueError: no runs.
+    """
+    if not runs:
+        raise ValueError("no runs to draw")
+    metrics_of: dict[str, list[Metrics]] = defaultdict(list)
+    for record, lines in runs:
+        metrics_of[record.association].append(lines)
+    names = column_order(metrics_of)
+    columns = min(5, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = new_figure(2.5 * columns + 0.6, 2.7 * rows + 0.5)
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    chance = chance_rank(runs[0][0])
+    for axes, name in zip(panels, names, strict=False):
+        seeds = len(metrics_of[name])
+        _curve_panel(axes, metrics_of[name], scoring, chance)
+        axes.set_title(f"{tick(name)} ({seeds} seed{'s'[: seeds > 1]})", fontsize=9)
+        axes.set_xlabel("epoch")
+        whole_ticks(axes)
+        bare(axes)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    for axes in panels[: len(names) : columns]:
+        axes.set_ylabel(f"mean rank ({scoring}),\n0 is perfect")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, columns + 1), fontsize=8, frameon=False)
+    return figure
+
+
+def chance_rank(record: Record) -> float | None:
+    """Mean rank of an answer drawn among all candidates; None where a record does not tell how many there are."""
+    candidates = {"in-use": record.data.n, "ten": max(10, record.data.n)}.get(record.data.candidates)
+    return None if candidates is None else (candidates - 1) / 2
+
+
+def _curve_panel(axes: Axes, metrics: Sequence[Metrics], scoring: Scoring, chance: float | None) -> None:
+    def points(quantity: Quantity, key: str) -> tuple[list[int], list[float]]:
+        of_epoch = mean_points(metrics, scoring, quantity, key)
+        return list(of_epoch), list(of_epoch.values())
+
+    for quantity, (label, color, style) in QUANTITY_STYLES.items():
+        width = 2.4 if quantity == "test_entailment" else 1.4
+        axes.plot(*points(quantity, "mean_rank"), linestyle=style, color=color, linewidth=width, label=label)
+    null = points("test_entailment", "null_rank")
+    axes.plot(*null, color="0.35", linewidth=1.2, linestyle=(0, (6, 3)), label="null of held-out")
+    if chance is not None:
+        axes.axhline(chance, color="0.55", linewidth=1, linestyle=(0, (1, 2)), label="chance")
+
+
+def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None:
+    """OCR score over m_train with its 95 % interval, a line for each association of runs alike in all else,
+    hollow where a run did not learn its facts.
+
+    Beside it min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model: orientation, no prediction.
+
+    Returns:
+        None if no runs differ in m_train alone.
+    """
+    lines = []
+    real = [record for record in records if record.data.variant == "real"]
+    for key, alike in group_rows(real, but=("m_train",)).items():
+        for name, runs in by_association(alike).items():
+            by_size: dict[int, list[Record]] = defaultdict(list)
+            for run in runs:
+                by_size[run.data.m_train].append(run)
+            if len(by_size) > 1:
+                lines.append((f"{name}: {key.name}", dict(sorted(by_size.items()))))
+    if not lines:
+        return None
+    cells = iter(make_cells([runs for _, by_size in lines for runs in by_size.values()], scoring))
+    figure = new_figure(6.0, 3.6 + 0.16 * min(len(lines), LEGEND_ROWS))
+    axes = figure.subplots()
+    for i, (name, by_size) in enumerate(lines):
+        color, marker = series(i)
+        sizes, found = list(by_size), [next(cells) for _ in by_size]
+        low, high = zip(*(cell.bounds["ocr-score"] for cell in found), strict=True)
+        scores = [cell.values["ocr-score"] for cell in found]
+        label = entry(name) if i < LEGEND_ROWS else None
+        axes.plot(sizes, scores, marker=marker, color=color, linewidth=1.6, label=label)
+        for size, score, cell in zip(sizes, scores, found, strict=True):
+            if cell.unlearned:
+                axes.plot(size, score, marker, color=color, markerfacecolor=face(color, True))
+        axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
+    of_lines = [run for _, by_size in lines for runs in by_size.values() for run in runs]
+    for m_test in sorted({run.data.m_test for run in of_lines}):
+        most = max(run.data.m_train for run in of_lines)
+        x = np.linspace(0, most, 200)
+        y = np.minimum(1, np.sqrt(x / m_test))
+        axes.plot(x, y, color="0.35", linewidth=1, linestyle=(0, (6, 3)), label=f"min(1, sqrt(m_train / {m_test}))")
+    close_legend(axes, len(lines), not all(run.facts_learned for run in of_lines))
+    axes.axhline(0, color="black", linewidth=1)
+    whole_ticks(axes)
+    axes.set_xlabel("m_train: subjects a group whose entailment is taught")
+    axes.set_ylabel(f"OCR score ({scoring})")
+    legend_below(figure)
+    bare(axes)
+    return figure

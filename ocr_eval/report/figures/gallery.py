@@ -1,0 +1,108 @@
+"""All figures that a set of runs can have."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from matplotlib.figure import Figure
+
+from ocr_eval.analysis.candidate_heat import heat_of_run
+from ocr_eval.analysis.table import build_table
+from ocr_eval.common.errors import UserError
+from ocr_eval.records.find import Run
+from ocr_eval.records.record import Record
+from ocr_eval.records.run_files import metrics_of
+from ocr_eval.records.select import RowKey, by_association, column_order, group_rows
+from ocr_eval.report.chart import Curve, Metrics
+from ocr_eval.report.figures.curves import curve_figure, efficiency_figure
+from ocr_eval.report.figures.heatmaps import heatmap_figure
+from ocr_eval.report.figures.scores import scatter_figure, score_figure
+from ocr_eval.report.figures.style import file_name
+from ocr_eval.specs.run import Scoring
+
+
+def gallery(
+    runs: Sequence[Run], scoring: Scoring, complain: Callable[[UserError], None]
+) -> Iterator[tuple[str, Figure]]:
+    """Each figure with the name of its file; reads metrics and probes of a row's runs when its turn comes.
+
+    Args:
+        runs: finished runs.
+        scoring: whose ranks.
+        complain: is told of each metrics or probes file that cannot be read; figures are drawn without it.
+
+    Raises:
+        ValueError: no runs.
+    """
+    records = [run.record for run in runs]
+    yield "scores", score_figure(build_table(records, scoring))
+    scatter = scatter_figure(records, scoring)
+    if scatter is not None:
+        yield "generalization-hallucination", scatter
+    efficiency = efficiency_figure(records, scoring)
+    if efficiency is not None:
+        yield "sample-efficiency", efficiency
+    for kind, row, figure in row_figures(runs, scoring, complain):
+        yield file_name(kind, row.lower()), figure
+
+
+def row_figures(
+    runs: Sequence[Run], scoring: Scoring, complain: Callable[[UserError], None]
+) -> Iterator[tuple[str, str, Figure]]:
+    """Learning curves of each row, and the heatmaps of its first seed, a panel an association; see ``gallery``.
+
+    Yields:
+        ``curves`` or ``heatmap``, the name of the row, and the figure.
+    """
+    for key, of in runs_by_row(runs).items():
+        metrics, errors = _metrics(of, scoring)
+        for error in errors:
+            complain(error)
+        if metrics:
+            yield "curves", key.name, curve_figure(metrics, scoring)
+        run_of = {run.record.run: run for run in of}
+        heats = {}
+        for name, records in by_association([run.record for run in of]).items():
+            try:
+                heat = heat_of_run(run_of[records[0].run], scoring)
+            except UserError as error:
+                complain(error)
+            else:
+                heats[f"{name}, seed {records[0].seed}"] = heat
+        if heats:
+            yield "heatmap", key.name, heatmap_figure(heats, scoring)
+
+
+def text_curves(
+    runs: Sequence[Run], scoring: Scoring, complain: Callable[[UserError], None]
+) -> Iterator[tuple[str, list[Curve]]]:
+    """The name of each row with the curves of its associations, for a terminal; see ``gallery``."""
+    for key, of in runs_by_row(runs).items():
+        metrics, errors = _metrics(of, scoring)
+        for error in errors:
+            complain(error)
+        lines_of: dict[str, list[Metrics]] = defaultdict(list)
+        for record, lines in metrics:
+            lines_of[record.association].append(lines)
+        if lines_of:
+            yield key.name, [Curve.of(name, lines_of[name], scoring) for name in column_order(lines_of)]
+
+
+def _metrics(runs: Sequence[Run], scoring: Scoring) -> tuple[list[tuple[Record, Metrics]], list[UserError]]:
+    """The metrics of the runs that have them whole, and what is wrong with the others'."""
+    metrics: list[tuple[Record, Metrics]] = []
+    errors = []
+    for run in runs:
+        try:
+            metrics.append((run.record, metrics_of(run, scoring)))
+        except UserError as error:
+            errors.append(error)
+    return metrics, errors
+
+
+def runs_by_row(runs: Sequence[Run]) -> dict[RowKey, list[Run]]:
+    """Runs by row of the table."""
+    of_record = {run.record.run: run for run in runs}
+    groups = group_rows([run.record for run in runs])
+    return {key: [of_record[record.run] for record in records] for key, records in groups.items()}

@@ -1,0 +1,127 @@
+"""What all figures share: colours of Okabe and Ito, sizes, and the writing of files that are the same every time."""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ocr_eval.common.files import prepare_output, write_atomic
+from ocr_eval.scoring.ranks import Quantity
+
+#: Colours of rows and their markers; a row of each legend has a marker of its own, and a pair repeats after 24 rows.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "d")
+
+#: One label, colour and line style a quantity; the finding is drawn last and thickest.
+QUANTITY_STYLES: dict[Quantity, tuple[str, str, str]] = {
+    "train_fact": ("train facts", "#009E73", ":"),
+    "test_fact": ("test facts", "#56B4E9", "--"),
+    "train_entailment": ("train entailments", "#E69F00", "-."),
+    "test_entailment": ("held-out entailments", "#D55E00", "-"),
+}
+
+#: Inches of a character of a legend, about, and of its marker with the room around it.
+_CHARACTER, _MARKER = 0.063, 0.6
+
+#: A legend of more rows than this says how many it leaves out.
+LEGEND_ROWS = 12
+
+_UNLEARNED = "hollow: a run's facts were not learned"
+
+_METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+
+def legend_below(figure: Figure) -> None:
+    """A legend below the axes: in two columns where its labels are short enough for it, long ones in several lines."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    width = float(figure.get_figwidth())
+    longest = max(map(len, labels), default=0)
+    columns = 2 if 2 * (_MARKER + longest * _CHARACTER) <= width else 1
+    broken = [textwrap.fill(label, int((width - _MARKER) / _CHARACTER)) for label in labels]
+    figure.legend(handles, broken, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure in inches, of no window and no global state."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def bare(axes: Axes) -> None:
+    """Take away the frame's upper and right side."""
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def whole_ticks(axes: Axes) -> None:
+    """Only whole numbers across."""
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+
+
+def series(i: int) -> tuple[str, str]:
+    """Colour and marker of the i-th row."""
+    return COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+
+
+def face(color: str, unlearned: bool) -> str:
+    """What fills a marker: its colour, or nothing where a run's facts were not learned."""
+    return "white" if unlearned else color
+
+
+def close_legend(axes: Axes, rows: int, unlearned: bool) -> None:
+    """After the entries of its rows: how many of them a legend leaves out, and what hollow markers mean if any are."""
+    if rows > LEGEND_ROWS:
+        axes.plot([], [], " ", label=f"and {rows - LEGEND_ROWS} more")
+    if unlearned:
+        axes.plot([], [], "o", color="0.4", markerfacecolor="white", markersize=7, label=_UNLEARNED)
+
+
+def plain(text: str, most: int = 70) -> str:
+    """User data as a label: cut to a length, and a dollar sign is not the begin of a formula."""
+    cut = text if len(text) <= most else text[: most - 3] + "..."
+    return cut.replace("$", r"\$")
+
+
+def entry(text: str) -> str:
+    """User data in a legend, which breaks lines."""
+    return plain(text, 200)
+
+
+def tick(text: str) -> str:
+    """User data at an axis."""
+    return plain(text, 24)
+
+
+def file_name(*parts: str) -> str:
+    """Parts as the name of a file, without what a path or a shell could trip over."""
+    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts)[:150]
+
+
+def draw(figure: Figure, form: str, salt: str) -> bytes:
+    """A figure as png, pdf or svg; the same bytes every time."""
+    out = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt, "pdf.fonttype": 42}):
+        figure.savefig(out, format=form, dpi=160, metadata=_METADATA[form])
+    return out.getvalue()
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG, PDF and SVG; returns the paths.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    prepare_output(folder)
+    paths = [folder / f"{name}.{form}" for form in ("png", "pdf", "svg")]
+    for path in paths:
+        write_atomic(path, draw(figure, path.suffix[1:], name))
+    return paths

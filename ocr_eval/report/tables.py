@@ -1,0 +1,250 @@
+"""The mean-rank table -> md, csv, json, tex, html. Pure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from tabulate import tabulate
+
+from ocr_eval.analysis.table import METRICS, Cell, Row, Table, column, flat_cells
+from ocr_eval.records.select import METHOD_NAMES
+
+#: Column and caption words of each metric.
+METRIC_NAMES = {
+    "mean-rank": "mean rank",
+    "null-rank": "null rank",
+    "ocr-score": "OCR score",
+    "top1": "top-1",
+    "mrr": "mean reciprocal rank",
+    "margin": "margin in nats",
+}
+_SIGNED = ("ocr-score", "margin")
+
+
+def caption(table: Table) -> str:
+    """How to read the table, and what must be known about its numbers."""
+    return " ".join([_reading(table), *_protocol(table), *_flags(table), *_published_note(table)])
+
+
+def _reading(table: Table) -> str:
+    where = f"Held-out entailments, {table.scoring} scoring"
+    if table.metric is None:
+        return (
+            f"{where}: mean rank / null rank, OCR score [interval]. Rank 0 is perfect; the null rank is what a model "
+            "that only knows which answers occur would get; OCR score = 1 - mean rank / null rank, with its 95 % "
+            "bootstrap interval."
+        )
+    bounded = any(table.metric in cell.bounds for row in table.rows for cell in row.cells.values())
+    bound = " (no interval: records keep no margins of subjects)" if table.metric == "margin" else ""
+    return f"{where}: {METRIC_NAMES[table.metric]}{' [95 % bootstrap interval]' if bounded else bound}."
+
+
+def _protocol(table: Table) -> list[str]:
+    shared = dict(table.protocol)
+    if shared.get("variant") == "real":
+        del shared["variant"]
+    rows: dict[str, list[str]] = {}
+    for row in table.rows:
+        if not row.published:
+            rows.setdefault(row.dtype, []).append(row.name)
+    if len(rows) == 1:
+        shared["dtype"] = next(iter(rows))
+    notes = [f"All runs: {', '.join(f'{key} {value}' for key, value in shared.items())}."] if shared else []
+    if len(rows) > 1:
+        precisions = "; ".join(f"{', '.join(names)} in {dtype}" for dtype, names in rows.items())
+        notes.append(f"Precision differs between rows: {precisions}.")
+    return notes
+
+
+def _flags(table: Table) -> list[str]:
+    cells = [cell for row in table.rows for cell in row.cells.values()]
+    notes = []
+    if any(cell.unlearned for cell in cells):
+        notes.append(
+            "! a run's facts were not learned (top-1 under 95 %): its rank says nothing of out-of-context reasoning. "
+            "Train longer (--epochs) or at another --lr."
+        )
+    if any(cell.seeds == 1 and cell.bounds for cell in cells):
+        notes.append("* one seed: the interval is over subjects only.")
+    return notes
+
+
+def _published_note(table: Table) -> list[str]:
+    if not any(row.published for row in table.rows):
+        return []
+    differs = ["they come from full fine-tuning of 7-9B models"]
+    if table.methods != ("full",):
+        differs[0] += f" (here {', '.join(METHOD_NAMES[method] for method in table.methods)})"
+    differs.append("state no null")
+    if table.protocol.get("candidates") != "ten":
+        differs.append("rank among ten candidates, which not all runs here do")
+    else:
+        differs.append("do not say which ten candidates they rank among")
+    if table.scoring != "first-token":
+        differs.append(f"score the first token (here {table.scoring})")
+    if table.protocol.get("n") != "5" or (table.protocol.get("m_train"), table.protocol.get("m_test")) != ("4", "16"):
+        differs.append("have 5 pairs and 4 + 16 subjects a pair")
+    return [f"Published rows are of Huang et al. (2025). Protocols differ: {'; '.join(differs)}."]
+
+
+def _mark(cell: Cell) -> str:
+    return ("*" if cell.seeds == 1 and cell.bounds else "") + (" !" if cell.unlearned else "")
+
+
+def _number(metric: str, value: float) -> str:
+    return f"{value:+.2f}" if metric in _SIGNED else f"{value:.2f}"
+
+
+def _bounded(cell: Cell, metric: Any) -> str:
+    text = _number(metric, cell.values[metric])
+    if metric in cell.bounds:
+        low, high = cell.bounds[metric]
+        text += f" [{_number(metric, low)}, {_number(metric, high)}]"
+    return text
+
+
+def cell_lines(table: Table, cell: Cell | None) -> list[str]:
+    """A cell's text: ranks and score apart where it shows both, no line where there is no run, flags last."""
+    if cell is None:
+        return []
+    if cell.seeds is None:
+        return [f"{cell.values['mean-rank']:.2f}"]
+    if table.metric is not None:
+        return [_bounded(cell, table.metric) + _mark(cell)]
+    ranks = f"{cell.values['mean-rank']:.2f} / {cell.values['null-rank']:.2f}"
+    return [ranks, _bounded(cell, "ocr-score") + _mark(cell)]
+
+
+def seed_counts(row: Row) -> str:
+    """``3``, or ``1-3`` where cells have different numbers of runs."""
+    counts = sorted({cell.seeds for cell in row.cells.values() if cell.seeds is not None})
+    return "-".join(str(count) for count in counts[:: max(1, len(counts) - 1)])
+
+
+def header(table: Table) -> list[str]:
+    """The columns' names."""
+    return [*(key.replace("_", "-") for key in table.by), "setting", "seeds", *table.associations]
+
+
+def to_markdown(table: Table) -> str:
+    """The table in Markdown, numbers aligned, with a caption that says how to read a cell."""
+    body = [
+        [
+            *map(_markdown_text, (*row.labels, row.setting, seed_counts(row))),
+            *(", ".join(cell_lines(table, row.cells.get(name))) for name in table.associations),
+        ]
+        for row in table.rows
+    ]
+    align = [*("left" for _ in (*table.by, "setting")), "right", *("right" for _ in table.associations)]
+    names = [_markdown_text(name) for name in header(table)]
+    text = tabulate(body, names, tablefmt="github", colalign=align, disable_numparse=True)
+    return f"{text}\n\n{caption(table)}\n"
+
+
+def _markdown_text(text: str) -> str:
+    for mark, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
+        text = text.replace(mark, escaped)
+    return " ".join(text.split())
+
+
+def to_csv(table: Table) -> str:
+    """A line a cell, every metric with its interval."""
+    out = io.StringIO()
+    fields = [*table.by, "setting", "dtype", "published", "scoring", "association"]
+    for metric in METRICS:
+        fields += [
+            column(metric),
+            *([] if metric == "margin" else [f"{column(metric)}_{e}" for e in ("low", "high")]),
+        ]
+    writer = csv.DictWriter(out, list(dict.fromkeys([*fields, "p", "seeds", "facts_learned"])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat_cells(table))
+    return out.getvalue()
+
+
+def to_json(table: Table) -> str:
+    """The table as a JSON object, an object a cell in ``cells``."""
+    content = {"scoring": table.scoring, "caption": caption(table), "cells": list(flat_cells(table))}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def to_tex(table: Table) -> str:
+    r"""A booktabs table that compiles as it is and that a paper can ``\input``."""
+    text: str = templates().get_template("table.tex.j2").render(_context(table))
+    return text
+
+
+def to_html(table: Table) -> str:
+    """A small page that holds the table."""
+    text: str = templates().get_template("table.html.j2").render(_context(table))
+    return text
+
+
+def to_html_table(table: Table) -> str:
+    """The table alone, to stand in a page of someone else's."""
+    text: str = templates().get_template("table_only.html.j2").render(_context(table))
+    return text
+
+
+def _context(table: Table) -> dict[str, Any]:
+    return {
+        "table": table,
+        "header": header(table),
+        "lines": lambda row, name: cell_lines(table, row.cells.get(name)),
+        "seed_counts": seed_counts,
+        "caption": caption(table),
+        "labels": len(table.by) + 1,
+    }
+
+
+@cache
+def templates() -> Environment:
+    """The templates of ocr_eval/report; what they put into HTML is escaped."""
+    environment = Environment(
+        loader=PackageLoader("ocr_eval", "report"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["tex"] = _tex_text
+    environment.filters["texnumbers"] = _tex_numbers
+    return environment
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{mark: "\\" + mark for mark in "&%$#_{}"},
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+
+
+def _tex_text(text: str) -> str:
+    return "".join(_TEX.get(c, c if c.isprintable() else " ") for c in text)
+
+
+def _tex_numbers(text: str) -> str:
+    """Numbers in mathematics, so that a minus is one; flags raised."""
+    numbers = text.rstrip("*! ")
+    flags = text[len(numbers) :].replace(" ", "")
+    return f"${numbers}$" + (rf"\textsuperscript{{{flags}}}" if flags else "")
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "md": to_markdown,
+    "csv": to_csv,
+    "json": to_json,
+    "tex": to_tex,
+    "html": to_html,
+}

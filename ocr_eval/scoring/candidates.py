@@ -1,0 +1,149 @@
+"""Probes -> log-probabilities of every candidate under all scorings, from one forward pass a chunk.
+
+The probes of several runs are scored side by side, each through its own lane.
+
+- ``first-token``: log-probability of the first token of the candidate (the published scoring).
+- ``sequence``: sum of the log-probabilities of all its tokens.
+- ``per-token``: the same divided by their number.
+
+All candidates' tails hang below their prompt in one token forest (packing/forest.py), so a prompt is computed once,
+candidates of a single token cost nothing more, and all scorings come from the same pass.
+Log-softmax is in fp32. Ranks are computed from these numbers in ``stats``.
+
+Dimension letters:  P probes,  C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ocr_eval.common.errors import RunFailed
+from ocr_eval.common.messages import say
+from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
+from ocr_eval.data.tokenize import Ids, ProbeTokens
+from ocr_eval.methods.view import View
+from ocr_eval.packing.batch import PASS_NODES
+from ocr_eval.packing.forest import ForestBuilder, read_answers
+from ocr_eval.specs.run import Scoring
+
+#: A pass holds about so many nodes of a run at most: where attention does not know of clumps, it is quadratic in them.
+CHUNK_NODES = 512
+#: Where memory runs out, passes are halved down to so many nodes.
+_LEAST_NODES = 32
+
+
+@dataclass(frozen=True)
+class CandidateScores:
+    """Log-probabilities in nats, [P, C] for each scoring; rows follow the probes."""
+
+    logprobs: dict[Scoring, NDArray[np.float64]]
+
+    @property
+    def are_numbers(self) -> bool:
+        """Whether none is NaN; a model whose weights are no longer finite gives such."""
+        return not any(np.isnan(values).any() for values in self.logprobs.values())
+
+
+def score_candidates(view: View, probes: Sequence[ProbeTokens]) -> CandidateScores:
+    """Score every candidate of every probe of one run; see ``score_lanes``."""
+    return score_lanes(view, {0: probes})[0]
+
+
+def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict[int, CandidateScores]:
+    """Score every candidate of every probe of several runs, each through its lane of the view.
+
+    Raises:
+        ValueError: a run without probes.
+        RunFailed: a few prompts are too large for the memory.
+    """
+    if not all(probes.values()):
+        raise ValueError("no probes to score")
+    size = chunk_nodes(view.base.device.type, len(probes))
+    if view.cut.chunk_nodes is not None:
+        size = min(size, view.cut.chunk_nodes)
+    while True:
+        try:
+            return _score_lanes(view, probes, size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        free_cache(view.base.device)
+        if size <= _LEAST_NODES:
+            raise RunFailed(f"Scoring has too little memory for a few prompts at once ({reason}); see --dry-run.")
+        size = view.cut.chunk_nodes = size // 2
+        say(f"Out of memory: scoring goes on with passes of about {size} nodes")
+
+
+def chunk_nodes(device: str, lanes: int) -> int:
+    """How many nodes of each of so many runs a scoring pass holds, about, on a type of device."""
+    return min(CHUNK_NODES, max(64, PASS_NODES.get(device, PASS_NODES["cpu"]) // lanes))
+
+
+def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: int) -> dict[int, CandidateScores]:
+    """With so many nodes of each run in a pass, about."""
+    results = {lane: _Collected({}, {}, {}) for lane in probes}
+    for chunks in zip_longest(*(cut_probes(each, size) for each in probes.values())):
+        side_by_side = {lane: chunk for lane, chunk in zip(probes, chunks, strict=True) if chunk is not None}
+        rows, spans = {}, {}
+        for lane, chunk in side_by_side.items():
+            builder = ForestBuilder()
+            reads, spans[lane] = read_answers(builder, [_question(probes[lane][i]) for i in chunk])
+            rows[lane] = builder.build(), reads
+        with torch.no_grad():
+            logprobs = view.token_logprobs(rows)
+        for lane, chunk in side_by_side.items():
+            values, span = logprobs[lane].tolist(), iter(spans[lane])
+            for i in chunk:
+                of_candidates = [next(span) for _ in probes[lane][i].candidates]
+                results[lane].add(i, [[values[token] for token in tokens] for tokens in of_candidates])
+    return {lane: collected.scores() for lane, collected in results.items()}
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """A run's scores so far, by probe: of first tokens, of whole candidates, and the candidates' lengths."""
+
+    first: dict[int, list[float]]
+    whole: dict[int, list[float]]
+    lengths: dict[int, list[int]]
+
+    def add(self, probe: int, logprobs: Sequence[Sequence[float]]) -> None:
+        """Take the log-probabilities of the tokens of each candidate of a probe."""
+        self.first[probe] = [tokens[0] for tokens in logprobs]
+        self.whole[probe] = [sum(tokens) for tokens in logprobs]
+        self.lengths[probe] = [len(tokens) for tokens in logprobs]
+
+    def scores(self) -> CandidateScores:
+        """Rows in the order of the probes."""
+        first, whole, lengths = (
+            np.array([of[i] for i in range(len(of))]) for of in (self.first, self.whole, self.lengths)
+        )
+        return CandidateScores({"first-token": first, "sequence": whole, "per-token": whole / lengths})
+
+
+def cut_probes(probes: Sequence[ProbeTokens], size: int) -> list[list[int]]:
+    """Cut probes, by index, into parts of at most so many nodes, about, and nearly as many each.
+
+    Prompts of one beginning stay together, so that a name is computed once for all that is asked of it.
+    """
+    order = sorted(range(len(probes)), key=lambda i: probes[i].prompt)
+    builder, ends = ForestBuilder(), []
+    for i in order:
+        read_answers(builder, [_question(probes[i])])
+        ends.append(len(builder))
+    parts = -(-ends[-1] // size)
+    cuts: list[list[int]] = [[] for _ in range(parts)]
+    for i, end in zip(order, ends, strict=True):
+        cuts[(end - 1) * parts // ends[-1]].append(i)
+    return [cut for cut in cuts if cut]
+
+
+def _question(probe: ProbeTokens) -> tuple[Ids, Sequence[Ids]]:
+    return probe.prompt, probe.candidates

@@ -1,0 +1,173 @@
+"""Candidate log-probabilities -> ranks -> mean rank, null rank, OCR score. Pure functions of arrays.
+
+    midrank of a candidate = (number of better ones) + (number of others equal to it) / 2      0 is best
+    rank of a probe        = midrank of its right answer
+    null rank of a probe   = mean midrank over the in-use answers: the rank to expect had the group labels
+                             been permuted, that is, from a model that knows which answers occur and no more
+    OCR score              = 1 - mean rank / mean null rank
+    margin of a probe      = log-probability of its right answer minus that of the best other candidate, in nats
+
+Dimension letters:  P probes,  C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ocr_eval.specs.run import Scoring
+
+Floats = NDArray[np.float64]
+
+#: Facts count as learned from this top-1 accuracy on.
+LEARNED_TOP1 = 0.95
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of P probes, n of whose candidates are in use.
+
+    Attributes:
+        in_use: midrank of each in-use answer. [P, n]
+        rank: midrank of the right answer. [P]
+        null: mean midrank of the in-use answers.
+        ties: how many candidates other than the right one are exactly as probable as it.
+        margin: nats by which the right answer leads the best other candidate; negative when it does not.
+    """
+
+    in_use: Floats
+    rank: Floats
+    null: Floats
+    ties: NDArray[np.int64]
+    margin: Floats
+
+
+#: The four quantities by name, as they stand in files: split of the subject, relation.
+Quantity = Literal["train_fact", "train_entailment", "test_fact", "test_entailment"]
+
+
+class Score(msgspec.Struct, frozen=True, gc=False):
+    """The statistics of one quantity under one scoring.
+
+    Attributes:
+        probes: how many.
+        mean_rank: mean over probes of the right answer's midrank; 0 is perfect.
+        null_rank: the mean rank that permuted group labels would give.
+        ocr_score: 1 - mean_rank / null_rank; 1 always inferred, 0 nothing transferred, below 0 anti-transfer.
+        top1: share of probes whose right answer is strictly the most probable.
+        mrr: mean reciprocal rank, 1 / (rank + 1).
+        margin: mean margin in nats.
+        ties: probes whose right answer is tied with another candidate.
+    """
+
+    probes: int
+    mean_rank: float
+    null_rank: float
+    ocr_score: float
+    top1: float
+    mrr: float
+    margin: float
+    ties: int
+
+
+Scores = dict[Scoring, dict[Quantity, Score]]
+
+
+class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True):
+    """Ranks of one run's held-out entailments, subject by subject: what intervals and tests are computed from.
+
+    Attributes:
+        subject: the test subjects, distinct. [S]
+        target: index of each one's right answer among the in-use answers. [S]
+        ranks: midrank, among all candidates, of each in-use answer. [S, n]
+    """
+
+    subject: Sequence[str]
+    target: NDArray[np.int64]
+    ranks: Floats
+
+    def __post_init__(self) -> None:
+        if len(self.target) == 0:
+            raise ValueError("no subjects: there is no score of nothing")
+
+    def some(self, rows: Sequence[int]) -> HeldOut:
+        """Those of some subjects, by index."""
+        return HeldOut([self.subject[i] for i in rows], self.target[list(rows)], self.ranks[list(rows)])
+
+    @cached_property
+    def rank(self) -> Floats:
+        """Midrank of the right answer. [S]"""
+        right: Floats = self.ranks[np.arange(len(self.target)), self.target]
+        return right
+
+    @cached_property
+    def null(self) -> Floats:
+        """Mean midrank of the in-use answers. [S]"""
+        mean: Floats = np.add.reduce(self.ranks, axis=1) / self.ranks.shape[1]
+        return mean
+
+
+def midranks(logprobs_PC: Floats) -> Floats:
+    """0-based midrank of each candidate in its row, ties sharing their average. [P, C] -> [P, C]."""
+    better_PC = (logprobs_PC[:, None, :] > logprobs_PC[:, :, None]).sum(axis=2)
+    equal_PC = (logprobs_PC[:, None, :] == logprobs_PC[:, :, None]).sum(axis=2)
+    ranks: Floats = better_PC + (equal_PC - 1) / 2
+    return ranks
+
+
+def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int) -> Ranks:
+    """Ranks of probes from their candidates' log-probabilities.
+
+    Args:
+        logprobs_PC: log-probabilities. [P, C]
+        targets: the right candidate of each probe. [P]
+        in_use: the first ``in_use`` candidates are true of some subject.
+
+    Raises:
+        ValueError: no probes, or a log-probability that is not a number.
+    """
+    if logprobs_PC.shape[0] == 0:
+        raise ValueError("no probes to rank")
+    if np.isnan(logprobs_PC).any():
+        raise ValueError("a candidate's log-probability is not a number")
+    ranks_PC = midranks(logprobs_PC)
+    probe_P = np.arange(len(targets))
+    target_P = np.asarray(targets)
+    right_P = logprobs_PC[probe_P, target_P]
+    others_PC = logprobs_PC.copy()
+    others_PC[probe_P, target_P] = -np.inf
+    return Ranks(
+        in_use=ranks_PC[:, :in_use],
+        rank=ranks_PC[probe_P, target_P],
+        null=ranks_PC[:, :in_use].mean(axis=1),
+        ties=(logprobs_PC == right_P[:, None]).sum(axis=1) - 1,
+        margin=right_P - others_PC.max(axis=1),
+    )
+
+
+def summarize(ranks: Ranks) -> Score:
+    """Mean rank, null rank, OCR score and top-1 of a set of probes.
+
+    Raises:
+        ValueError: no probes; there is no such thing as a mean rank of nothing.
+    """
+    probes = len(ranks.rank)
+    if probes == 0:
+        raise ValueError("no probes to summarize")
+    mean_rank, null_rank = float(ranks.rank.mean()), float(ranks.null.mean())
+    return Score(
+        probes=probes,
+        mean_rank=mean_rank,
+        null_rank=null_rank,
+        ocr_score=1.0 - mean_rank / null_rank,
+        top1=float((ranks.rank == 0).mean()),
+        mrr=float((1 / (ranks.rank + 1)).mean()),
+        margin=float(ranks.margin.mean()),
+        ties=int((ranks.ties > 0).sum()),
+    )

@@ -1,0 +1,165 @@
+"""What a sweep is: its grid of runs, and the file that states it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.specs.association import load_association
+from ocr_eval.specs.model import Dtype, ModelSpec, Precision, load_model_spec
+from ocr_eval.specs.run import RunSpec, make_run_spec
+from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
+
+SWEEP_FILE = "sweep.json"
+
+Value = TypeVar("Value")
+Axis = Annotated[tuple[Value, ...], Field(min_length=1)]
+
+
+class Grid(Strict):
+    """What a sweep varies and what it holds fixed; names as in the flags.
+
+    A tuple is an axis: every combination is a run. Of training, what is None is the model's default.
+    """
+
+    models: Axis[str]
+    assocs: Axis[str]
+    seeds: Axis[int]
+    methods: Axis[str] | None = None
+    lr: Axis[float] | None = None
+    epochs: Axis[int] | None = None
+    batch_size: Axis[int] | None = None
+    rank: Axis[int] | None = None
+    alpha: Axis[float] | None = None
+    n: Axis[int] = (5,)
+    m_train: Axis[int] = (4,)
+    variants: Axis[Literal["real", "shuffled"]] = ("real",)
+    m_test: int = 16
+    candidates: Literal["in-use", "ten", "all"] = "ten"
+    dtype: Dtype | None = None
+    score_every: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Grid:
+        for name, values in self:
+            if isinstance(values, tuple):
+                twice = sorted({str(value) for value in values if values.count(value) > 1})
+                if twice:
+                    raise ValueError(f"{name} names {', '.join(twice)} twice")
+        return self
+
+    def model_specs(self) -> dict[str, ModelSpec]:
+        """The models by the names they go by in the grid, in the precision that was asked for.
+
+        Raises:
+            UserError: a name that does not exist, or a file that breaks a rule.
+        """
+        asked = {} if self.dtype is None else {"dtype": self.dtype}
+        return {name: load_model_spec(name).model_copy(update=asked) for name in self.models}
+
+    def specs(self, dtypes: Mapping[str, Precision] | None = None) -> list[RunSpec]:
+        """Every run of the grid; runs of one model and association are neighbours.
+
+        Args:
+            dtypes: the precision of each model, by its name in the grid; None leaves ``auto`` as it is.
+
+        Raises:
+            UserError: a name or a value that does not exist or fit.
+        """
+        models = [
+            model if dtypes is None else model.model_copy(update={"dtype": dtypes[name]})
+            for name, model in self.model_specs().items()
+        ]
+        associations = [load_association(name) for name in self.assocs]
+        train_axes = {
+            "method": self.methods,
+            "lr": self.lr,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "rank": self.rank,
+            "alpha": self.alpha,
+        }
+        given = {key: values for key, values in train_axes.items() if values is not None}
+        data_axes = {"n": self.n, "m_train": self.m_train, "variant": self.variants}
+        fixed = {"m_test": self.m_test, "candidates": self.candidates}
+        specs = []
+        for model, train, association in product(models, list(product(*given.values())), associations):
+            for data, seed in product(list(product(*data_axes.values())), self.seeds):
+                shape = {**dict(zip(data_axes, data, strict=True)), **fixed}
+                specs.append(make_run_spec(model, association, shape, dict(zip(given, train, strict=True)), seed))
+        return specs
+
+
+#: A run's folder below ``runs/``: model, association, method, seed and fingerprint.
+Identity = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9._-]{0,63}/){3}seed[0-9]+-[0-9a-f]{8}$")]
+
+
+class SweepState(Strict):
+    """What ``sweep.json`` says.
+
+    Attributes:
+        schema_version: of the file.
+        code: digest of the code that stated it.
+        grid: what the sweep is.
+        dtypes: the precision of each model, settled when the sweep was made; empty in files before there was a choice.
+        packs: its runs, by pack.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    code: str
+    grid: Grid
+    dtypes: dict[str, Precision] = Field(default_factory=dict)
+    packs: tuple[tuple[Identity, ...], ...]
+
+    @property
+    def runs(self) -> set[Identity]:
+        """Every run."""
+        return {run for pack in self.packs for run in pack}
+
+
+def read_sweep(output: Path) -> SweepState | None:
+    """The sweep that a folder holds, if it holds one.
+
+    Raises:
+        UserError: a sweep.json that is damaged or of another version.
+    """
+    path = output / SWEEP_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["schema_version"]
+        if version == SCHEMA_VERSION:
+            return SweepState.model_validate(content, strict=False)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({_reason(error)}). Delete it; the runs beside it are kept.") from error
+    raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)
+
+
+def check_same(given: Grid, output: Path) -> None:
+    """Raises UserError if the folder holds a sweep of another grid."""
+    held = read_sweep(output)
+    if held is None or held.grid == given:
+        return
+    differing = [
+        f"{name} {getattr(held.grid, name)} there, {value} here"
+        for name, value in given
+        if getattr(held.grid, name) != value
+    ]
+    raise UserError(
+        f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or go on with that "
+        "one by leaving these flags out."
+    )

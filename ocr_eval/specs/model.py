@@ -1,0 +1,197 @@
+"""A base model: where its weights are, its precision, and its training defaults; and how training is described."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError
+from ocr_eval.specs.association import Name
+from ocr_eval.specs.strict import Strict
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Method = Literal["lora", "qlora", "full"]
+Precision = Literal["bfloat16", "float16", "float32"]
+PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
+#: Short names of precisions, as other programs have them.
+DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+DTYPE_NAMES = ("auto", *PRECISIONS, *DTYPE_ALIASES)
+#: ``auto`` is what the device computes fast (models/precision.py).
+Dtype = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32"],
+    BeforeValidator(lambda name: DTYPE_ALIASES.get(name, name) if isinstance(name, str) else name),
+]
+
+
+class HubWeights(Strict):
+    """Weights of a model hub: repository, revision (a commit where it is known), and how to get access.
+
+    Attributes:
+        gated: whether access must be asked for; None where it is not known.
+    """
+
+    kind: Literal["hub"]
+    repo: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")]
+    revision: str
+    gated: bool | None
+    access: str
+
+
+class PackagePart(Strict):
+    """One file inside the wheel of a package."""
+
+    package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!_-]*$")]
+    file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")]
+
+
+class PackageWeights(Strict):
+    """A GGUF file carried by packages of the Python index, in one part or several to be joined in order."""
+
+    kind: Literal["package"]
+    parts: Annotated[list[PackagePart], Field(min_length=1)]
+    sha256: Sha256
+
+
+class FolderWeights(Strict):
+    """A folder in Hugging Face layout (config.json, safetensors, tokenizer). Relative to the YAML file."""
+
+    kind: Literal["folder"]
+    path: str
+
+
+class TrainSpec(Strict):
+    """How facts are injected.
+
+    Attributes:
+        method: ``lora``, PEFT LoRA over a frozen base; ``qlora``, the same over the base in 4 bits (NF4); ``full``,
+            all parameters.
+        lr: constant learning rate of AdamW (no weight decay).
+        epochs: passes over the training set.
+        batch_size: examples a step.
+        rank: LoRA r.
+        alpha: LoRA alpha; the update is scaled by alpha / r.
+        targets: the linear modules that get an adapter, or ``all-linear``.
+        max_grad_norm: the gradient is clipped to this 2-norm.
+    """
+
+    method: Method = "lora"
+    lr: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 16
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 32
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 32.0
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class FullDefaults(Strict):
+    """Training defaults of a model where all its parameters are trained; the others are those of ``train``.
+
+    The published sweep: rates of 1e-6 to 3e-5, batches of 8.
+    """
+
+    lr: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 8
+
+
+class ModelSpec(Strict):
+    """A base model: where its weights are, the precision it runs in, and training defaults with reasons.
+
+    Attributes:
+        published_as: the model's row in the published table, if it has one.
+        dtype: precision of the frozen base and of the arithmetic, ``auto`` for what the device computes fast;
+            adapters keep fp32 master weights.
+        attention: transformers' ``sdpa`` or ``eager``, or our ``grouped`` (models/grouped_attention.py); ``auto``
+            chooses by device and architecture.
+        train: training defaults for this model; a run's flags go first.
+        full: what differs from them where all parameters are trained.
+        notes: what a user should know (access, licence, quirks).
+    """
+
+    name: Name
+    description: str
+    license: str
+    weights: Annotated[HubWeights | PackageWeights | FolderWeights, Field(discriminator="kind")]
+    published_as: str | None = None
+    dtype: Dtype = "auto"
+    attention: Literal["auto", "sdpa", "eager", "grouped"] = "auto"
+    train: TrainSpec = TrainSpec()
+    full: FullDefaults = FullDefaults()
+    notes: list[str] = Field(default_factory=list)
+
+    @property
+    def called(self) -> str:
+        """What a command calls the model: its name, or the repository of one that has no YAML."""
+        weights = self.weights
+        if not isinstance(weights, HubWeights) or self.name != _repository_name(weights.repo):
+            return self.name
+        return weights.repo if weights.revision == "main" else f"{weights.repo}@{weights.revision}"
+
+
+_REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(?:@(?P<revision>[^@]+))?")
+
+
+def load_model_spec(name_or_path: str) -> ModelSpec:
+    """Read a model: a shipped name, a YAML file, a model folder, or a repository of the hub.
+
+    ``org/name`` is a folder or file where one of that name exists, and else a repository; ``org/name@revision``
+    is always a repository. Repositories and folders need no YAML: they are trained with the general defaults.
+
+    Raises:
+        UserError: unknown name (with a suggestion), or a file that breaks a rule.
+    """
+    path = yaml_files.expand(name_or_path)
+    if yaml_files.looks_like_path(name_or_path) and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"'{name_or_path}' is a folder without config.json. Give a model folder in Hugging Face layout."
+            )
+        name = _slug(path.resolve().name)
+        return ModelSpec(
+            name=f"{name}-folder" if name in yaml_files.shipped_names("models") else name,
+            description=f"A model folder of yours: {name_or_path}",
+            license="unknown",
+            weights=FolderWeights(kind="folder", path=str(path.resolve())),
+        )
+    repository = _REPOSITORY.fullmatch(name_or_path)
+    if repository and not path.exists() and not name_or_path.endswith((".yaml", ".yml")):
+        return ModelSpec(
+            name=_repository_name(repository["repo"]),
+            description=f"A repository of the hub: {name_or_path}",
+            license="see its page",
+            weights=HubWeights(
+                kind="hub",
+                repo=repository["repo"],
+                revision=repository["revision"] or "main",
+                gated=None,
+                access="see its page on the hub",
+            ),
+        )
+    file = yaml_files.find_yaml("model", "models", name_or_path)
+    spec = yaml_files.parse(ModelSpec, yaml_files.read_yaml(file), str(file))
+    if yaml_files.looks_like_path(name_or_path) and spec.name in yaml_files.shipped_names("models"):
+        raise UserError(f"{file}: 'name: {spec.name}' belongs to a shipped model. Give yours another name.")
+    if isinstance(spec.weights, FolderWeights):
+        try:
+            folder = (file.parent / yaml_files.expand(spec.weights.path)).resolve()
+        except UserError as error:
+            raise UserError(f"{file}: 'weights.path': {error}") from error
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{file}: 'weights.path' leads to {folder}, which has no config.json.")
+        spec = spec.model_copy(update={"weights": FolderWeights(kind="folder", path=str(folder))})
+    return spec
+
+
+def _repository_name(repo: str) -> str:
+    """The name of a model that is nothing but a repository of the hub."""
+    return _slug(repo.replace("/", "--"))
+
+
+def _slug(text: str) -> str:
+    """A folder's name as a run's name: lower case, no character that a path or a page could trip over."""
+    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text.lower()).strip("._-")
+    return cleaned[:64] or "model"

@@ -1,0 +1,173 @@
+"""What a run is, fully resolved: model, association, data protocol, training. Frozen and validated.
+
+What "bit for bit" holds for: the same spec in the same pack, by the same code on the same machine. On a GPU only with
+``attention: grouped`` or ``eager``, as the backward pass of sdpa adds there in no fixed order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError
+from ocr_eval.specs import strict
+from ocr_eval.specs.association import Association
+from ocr_eval.specs.model import ModelSpec, Precision, TrainSpec
+from ocr_eval.specs.names import MAX_PEOPLE
+from ocr_eval.specs.strict import Strict
+
+Scoring = Literal["first-token", "sequence", "per-token"]
+SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
+
+
+class DataSpec(Strict):
+    """The data protocol; the defaults are the published one.
+
+    Attributes:
+        n: pairs in use.
+        m_train: subjects a group whose entailment is trained on; 0 is the no-entailment control.
+        m_test: subjects a group whose entailment is held out.
+        candidates: what a probe ranks among: ``in-use`` (n), ``ten`` (n and 10 - n distractors), ``all``.
+        templates: indices of the templates that statements are trained in.
+        probe_template: index of the template that is probed.
+        variant: ``real``, or ``shuffled`` (train entailments dealt evenly over groups: a control).
+    """
+
+    n: Annotated[int, Field(ge=2)] = 5
+    m_train: Annotated[int, Field(ge=0)] = 4
+    m_test: Annotated[int, Field(ge=1)] = 16
+    candidates: Literal["in-use", "ten", "all"] = "ten"
+    templates: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    probe_template: Annotated[int, Field(ge=0)] = 0
+    variant: Literal["real", "shuffled"] = "real"
+
+    @property
+    def subjects(self) -> int:
+        """All subjects of a run."""
+        return self.n * (self.m_train + self.m_test)
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSpec:
+        if self.subjects > MAX_PEOPLE:
+            raise ValueError(
+                f"n x (m_train + m_test) = {self.subjects:,} subjects are more than the {MAX_PEOPLE:,} names; "
+                "lower one of them"
+            )
+        if not self.templates or len(set(self.templates)) < len(self.templates):
+            raise ValueError("templates must name at least one template, each once")
+        if self.variant == "shuffled" and self.m_train == 0:
+            raise ValueError("the shuffled control permutes train entailments, and m_train = 0 has none")
+        if self.variant == "shuffled" and self.m_train == 1:
+            raise ValueError(
+                "the shuffled control would teach each group one answer, which is a consistent link, with m_train = 1; "
+                "use 2 or more"
+            )
+        return self
+
+
+class RunSpec(Strict):
+    """One injection: everything that determines its result."""
+
+    model: ModelSpec
+    association: Association
+    data: DataSpec
+    train: TrainSpec
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _check(self) -> RunSpec:
+        pairs = len(self.association.pairs)
+        if self.data.n > pairs:
+            raise ValueError(
+                f"n = {self.data.n} is more than the {pairs} pairs of '{self.association.name}'; lower --n"
+            )
+        if self.data.candidates == "ten" and self.data.n > 10:
+            raise ValueError(
+                f"ten candidates cannot hold {self.data.n} answers in use; give --candidates in-use or all"
+            )
+        if self.data.candidates == "ten" and pairs < 10:
+            raise ValueError(
+                f"'{self.association.name}' has {pairs} pairs and cannot give ten candidates; use --candidates all"
+            )
+        for side, relation in (("fact", self.association.fact), ("entailment", self.association.entailment)):
+            for index in (*self.data.templates, self.data.probe_template):
+                if index >= len(relation.templates):
+                    raise ValueError(
+                        f"template {index} was asked for and the {side} of '{self.association.name}' has "
+                        f"{len(relation.templates)}, counted from 0"
+                    )
+        return self
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that the run is made in; it must be settled."""
+        assert self.model.dtype != "auto", "a run is made in one precision"
+        return self.model.dtype
+
+    def in_precision(self, dtype: Precision) -> RunSpec:
+        """The same run in a precision."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"dtype": dtype})})
+
+    def stream(self, purpose: str) -> str:
+        """The name of this run's random stream for a purpose: data, order, initialization."""
+        return f"{self.seed}/{purpose}"
+
+    def fingerprint(self, base: str) -> str:
+        """Eight hex digits over all that changes the result: this spec, base weights, results version.
+
+        Names, descriptions and notes do not count; weights count by their content (``base``). The precision must be
+        settled.
+        """
+        content: dict[str, Any] = {
+            "base": base,
+            "results": strict.RESULTS_VERSION,
+            "dtype": self.precision,
+            "attention": self.model.attention,
+            "association": self.association.content(),
+            "data": self.data.identity(),
+            "train": self.train.identity(),
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def make_run_spec(
+    model: ModelSpec, association: Association, data: dict[str, Any], train: dict[str, Any], seed: int
+) -> RunSpec:
+    """Resolve one run: flags go before the model's training defaults, those before the general ones.
+
+    Args:
+        data: fields of DataSpec that were given.
+        train: fields of TrainSpec that were given.
+
+    Raises:
+        UserError: a value out of range, or a combination that cannot be (names the flags to change).
+    """
+    content = {
+        "model": model,
+        "association": association,
+        "data": yaml_files.parse(DataSpec, data, "data protocol"),
+        "train": yaml_files.parse(TrainSpec, {**_training_defaults(model, train), **train}, "training"),
+        "seed": seed,
+    }
+    run = yaml_files.parse(RunSpec, content, "run")
+    flags = {"rank": "--rank", "alpha": "--alpha", "targets": "targets"}
+    idle = [flag for key, flag in flags.items() if key in train]
+    if idle and run.train.method == "full":
+        raise UserError(
+            f"{' and '.join(idle)}: method 'full' trains all parameters and has no adapter. Leave it out, "
+            "or do the runs with adapters apart from it."
+        )
+    return run
+
+
+def _training_defaults(model: ModelSpec, given: dict[str, Any]) -> dict[str, Any]:
+    """The model's defaults for the method that is asked for."""
+    defaults = model.train.model_dump()
+    if given.get("method") == "full" and model.train.method != "full":
+        defaults |= model.full.model_dump()
+    return defaults

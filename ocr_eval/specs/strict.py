@@ -1,0 +1,46 @@
+"""What all specs are: frozen, strict, and named so that finished runs keep their names."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION: Literal[1] = 1
+#: Which numbers a run gives. Raise it by hand when they change (tests/test_golden.py reminds): runs of another version
+#: are repeated, and apart in tables. Records from before there were versions have 0.
+RESULTS_VERSION = 1
+
+
+class Strict(BaseModel):
+    """Frozen, no unknown keys, no conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @classmethod
+    def legacy(cls) -> dict[str, Any]:
+        """The legacy value of each field that was added later: what reproduces runs from before it existed."""
+        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return {
+            name: extra["legacy"] for name, extra in extras.items() if isinstance(extra, dict) and "legacy" in extra
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What tells one run from another: all fields, but for those that have their legacy value.
+
+        So a new field changes the name of no finished run, whatever default it is given.
+        """
+        legacy = self.legacy()
+        dumped = self.model_dump(mode="json")
+        return {name: value for name, value in dumped.items() if name not in legacy or value != legacy[name]}
+
+
+def added_field(default: Any, legacy: Any, **rules: Any) -> Any:
+    """A field of a spec that finished runs do not have.
+
+    Args:
+        default: what new runs have.
+        legacy: what runs had before there was the field; frozen with it, and never simply today's default.
+        rules: as pydantic's ``Field`` takes them.
+    """
+    return Field(default, json_schema_extra={"legacy": legacy}, **rules)
