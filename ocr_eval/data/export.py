@@ -15,7 +15,7 @@ from ocr_eval.data.dataset import QUANTITIES, Dataset
 
 Rows = list[dict[str, Any]]
 
-TASK_CODE = Path(__file__).with_name("data/lm_eval_task.py")
+TASK_CODE = Path(__file__).with_name("lm_eval_task.py")
 TASK_YAML = """\
 task: {task}
 custom_dataset: !function ocr_eval_task.load
