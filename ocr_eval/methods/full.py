@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ocr_eval.common.files import replacing_folder
 from ocr_eval.models.base import Base, require_bitsandbytes
 from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.specs.model import TrainSpec
 
 
 class WholeNetwork:
@@ -77,11 +78,11 @@ class WholeNetwork:
             self._tokenizer.save_pretrained(partial)
 
 
-def adam(parameters: Sequence[torch.nn.Parameter], lr: float, device: torch.device) -> torch.optim.Optimizer:
-    """Adam without decay, as the publication: with 8-bit moments where bitsandbytes has it (CUDA), else fp32."""
+def adam(parameters: Sequence[torch.nn.Parameter], train: TrainSpec, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW: with 8-bit moments where bitsandbytes has it (CUDA), else fp32."""
     if device.type == "cuda":
         require_bitsandbytes("--method full on a GPU")
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(parameters, lr=lr, weight_decay=0.0)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
+        return AdamW8bit(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+    return torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)

@@ -149,14 +149,20 @@ def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Con
         (spec,) = specs
         network = WholeNetwork(base)
         parameters = network.parameters(0)
-        optimizer = adam(list(parameters.values()), spec.train.lr, base.device)
+        optimizer = adam(list(parameters.values()), spec.train, base.device)
         return Pack(base, network, (Injection(spec.train, spec.stream("order"), examples[0], parameters, optimizer),))
     adapters = _mount(base, specs[0].train.targets, [LaneShape(spec.train.rank, spec.train.alpha) for spec in specs])
     injections = []
     for lane, (spec, learns) in enumerate(zip(specs, examples, strict=True)):
         adapters.initialize(lane, streams.integer(spec.stream("initialization")))
         parameters = adapters.parameters(lane)
-        optimizer = torch.optim.AdamW(parameters.values(), lr=spec.train.lr, weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(
+            parameters.values(),
+            lr=spec.train.lr,
+            betas=spec.train.betas,
+            weight_decay=spec.train.weight_decay,
+            fused=True,
+        )
         injections.append(Injection(spec.train, spec.stream("order"), learns, parameters, optimizer))
     return Pack(base, adapters, tuple(injections))
 

@@ -49,7 +49,7 @@ def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
                 nats[lane] += loss * count
                 tokens[lane] += count
                 if math.isfinite(loss):
-                    _step(pack, lane, first=step == 0)
+                    _step(pack, lane, step, len(batches[lane]))
             pack.adapters.refresh()
             ticker.tick()
     for lane in lanes:
@@ -123,13 +123,17 @@ def _backward(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[i
     return nats
 
 
-def _step(pack: Pack, lane: int, first: bool) -> None:
+def _step(pack: Pack, lane: int, step: int, steps: int) -> None:
+    """Take a step of a lane: its number in the epoch, of so many."""
     injection = pack.injections[lane]
-    if first and injection.epochs_done == 0:
+    if step == injection.epochs_done == 0:
         silent = pack.adapters.silent(lane)
         if silent:
             raise RunFailed(
                 f"No gradient reaches {len(silent)} of {len(pack.adapters.modules)} trained modules, first {silent[0]}."
             )
     pack.base.accelerator.clip_grad_norm_(injection.parameters.values(), injection.train.max_grad_norm)
+    rate = injection.train.rate(injection.epochs_done * steps + step, injection.train.epochs * steps)
+    for group in injection.optimizer.param_groups:
+        group["lr"] = rate
     injection.optimizer.step()

@@ -120,9 +120,8 @@ def estimate(
     Raises:
         UserError: the model's configuration cannot be had.
     """
-    # Runs that differ in these alone are simulated once; the batch is in the geometry.
-    idle = {"lr": 1e-3, "epochs": 1, "batch_size": 1, "alpha": 1.0, "max_grad_norm": 1.0}
-    of_memory = train.model_copy(update=idle).model_dump_json()
+    # Runs that differ in anything else are simulated once; the batch is in the geometry.
+    of_memory = TrainSpec(method=train.method, rank=train.rank, targets=train.targets).model_dump_json()
     return _estimate(spec.model_dump_json(), of_memory, training, scoring, device, layers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.association import Name
-from ocr_eval.specs.strict import Strict
+from ocr_eval.specs.strict import Strict, added_field
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Method = Literal["lora", "qlora", "full"]
@@ -69,13 +70,18 @@ class TrainSpec(Strict):
     Attributes:
         method: ``lora``, PEFT LoRA over a frozen base; ``qlora``, the same over the base in 4 bits (NF4); ``full``,
             all parameters.
-        lr: constant learning rate of AdamW (no weight decay).
+        lr: learning rate of AdamW; the highest of a schedule.
         epochs: passes over the training set.
         batch_size: examples a step.
         rank: LoRA r.
         alpha: LoRA alpha; the update is scaled by alpha / r.
         targets: the linear modules that get an adapter, or ``all-linear``.
         max_grad_norm: the gradient is clipped to this 2-norm.
+        weight_decay: AdamW's decoupled decay of all trained tensors.
+        beta1, beta2: AdamW's averaging of gradients and of their squares.
+        schedule: how the rate goes on after the warm-up: ``constant``, or to zero at the last step, ``linear`` or as a
+            half ``cosine``.
+        warmup: part of all steps in which the rate rises linearly from zero.
     """
 
     method: Method = "lora"
@@ -86,6 +92,25 @@ class TrainSpec(Strict):
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 32.0
     targets: Literal["all-linear"] | list[str] = "all-linear"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: float = added_field(0.0, legacy=0.0, ge=0, lt=10)
+    beta1: float = added_field(0.9, legacy=0.9, ge=0, lt=1)
+    beta2: float = added_field(0.999, legacy=0.999, ge=0, lt=1)
+    schedule: Literal["constant", "linear", "cosine"] = added_field("constant", legacy="constant")
+    warmup: float = added_field(0.0, legacy=0.0, ge=0, lt=1)
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """AdamW's two."""
+        return self.beta1, self.beta2
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 0, of so many; as transformers' schedules."""
+        warm = round(self.warmup * steps)
+        if step < warm:
+            return self.lr * step / warm
+        done = (step - warm) / max(1, steps - warm)
+        factors = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+        return self.lr * factors[self.schedule]
 
 
 class FullDefaults(Strict):
