@@ -14,7 +14,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.records.folder import read_config
 from ocr_eval.records.record import read_record, read_settings, to_plain
 from ocr_eval.records.select import group_rows
-from ocr_eval.specs import run
+from ocr_eval.specs import strict
 from ocr_eval.specs.model import TrainSpec, load_model_spec
 from ocr_eval.specs.run import DataSpec, RunSpec
 from ocr_eval.specs.strict import added_field
@@ -54,7 +54,7 @@ def test_what_changes_the_result_changes_the_name(tiny, monkeypatch):
         tiny_run(tiny, lr=3e-3).fingerprint("weights"),
         tiny_run(tiny, m_train=1).fingerprint("weights"),
     }
-    monkeypatch.setattr(run, "RESULTS_VERSION", run.RESULTS_VERSION + 1)
+    monkeypatch.setattr(strict, "RESULTS_VERSION", strict.RESULTS_VERSION + 1)
     assert len({*names, spec.fingerprint("weights")}) == 7
 
 

@@ -20,7 +20,7 @@ from ocr_eval.execution.sweep import cut, plan_sweep
 from ocr_eval.planning import packs
 from ocr_eval.planning.workload import batch_nodes
 from ocr_eval.records.folder import RunFolder
-from ocr_eval.specs import run
+from ocr_eval.specs import strict
 from ocr_eval.specs.grid import Grid
 
 GRID = ["--assocs", "city-language,country-code", "--seeds", "0-1", "--n", 3, "--m-train", 2, "--m-test", 3]
@@ -384,7 +384,7 @@ def test_force_removes_all_runs_or_none(sweep, tmp_path):
 def test_who_takes_part_does_the_runs_that_were_stated_or_none(sweep, tmp_path, monkeypatch):
     assert sweep(tmp_path, "--epochs", 1, "--quiet").code == 0
     there = sorted(tmp_path.glob("runs/*/*/*/*"))
-    monkeypatch.setattr(run, "RESULTS_VERSION", run.RESULTS_VERSION + 1)
+    monkeypatch.setattr(strict, "RESULTS_VERSION", strict.RESULTS_VERSION + 1)
     answer = sweep(tmp_path, "--epochs", 1, "--worker", 1)
     assert answer.code == 2
     assert "the results version or the weights have changed" in answer.err
