@@ -3,16 +3,18 @@
 import gc
 import json
 import platform
+import re
 
 import psutil
 import pytest
 import torch
 from conftest import load, tiny_run
 
-from ocr_eval.common.errors import RunFailed
+from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.out_of_memory import free_cache, unwatched_by_collector
 from ocr_eval.data.dataset import build_dataset
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
+from ocr_eval.execution import run_pack
 from ocr_eval.methods import view
 from ocr_eval.methods.lora import Stacks
 from ocr_eval.methods.pack import attach
@@ -61,12 +63,16 @@ def test_a_batch_in_parts_learns_the_same_to_rounding(tiny, room, method):
         assert torch.allclose(tensor, in_parts[name], atol=5e-5), name
 
 
-def test_one_example_that_is_too_large_is_a_clear_error(tiny, room):
+def test_one_example_that_is_too_large_is_a_clear_error(ocr_eval, tiny, room, tmp_path, monkeypatch):
     room["nodes"] = 2
-    with pytest.raises(
-        RunFailed, match=r"One example a step is too large .* it needs [0-9.]+ GB in all, and .* Use --method qlora"
-    ):
+    with pytest.raises(TooLarge):
         trained(tiny, "lora")
+    room["nodes"] = 10**6
+    monkeypatch.setattr(run_pack, "train_epoch", lambda pack, lanes: room.update(nodes=2) or train_epoch(pack, lanes))
+    answer = ocr_eval("finetune", "city-language", "--model", tiny, "--n", 3, "--m-test", 2, "-o", tmp_path)
+    assert answer.code == 1
+    last = answer.err.splitlines()[-1]
+    assert re.search(r"One example a step is too large .* it needs [0-9.]+ GB in all, and .* Use --method qlora", last)
 
 
 def test_parts_are_said_and_recorded(ocr_eval, tiny, tmp_path, room):
