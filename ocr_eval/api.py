@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ocr_eval.analysis.table import Metric, Table, build_table
+from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.records.find import Found, Run, find_runs
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import FILTER_KEYS, parse_condition, select, settings_of
+from ocr_eval.records.select import parse_condition, select, settings_of
 from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs.association import Association, load_association
 from ocr_eval.specs.model import ModelSpec, TrainSpec, load_model_spec
@@ -78,7 +79,7 @@ def make_run(model: ModelSpec | str, association: Association | str, seed: int =
             raise unknown_name("setting", name, known)
     spec = load_model(model) if isinstance(model, str) else model
     if "dtype" in settings:
-        spec = ModelSpec.model_validate({**spec.model_dump(), "dtype": settings["dtype"]})
+        spec = yaml_files.parse(ModelSpec, {**spec.model_dump(), "dtype": settings["dtype"]}, "settings")
     found = load_association(association) if isinstance(association, str) else association
     data, train = (
         {name: settings[name] for name in kind.model_fields if name in settings} for kind in (DataSpec, TrainSpec)
@@ -164,7 +165,7 @@ def _settings(record: Record) -> dict[str, Any]:
     """The columns that say which run a row is of."""
     told = settings_of(record)
     typed = {**record.train.model_dump(), **record.data.model_dump(), "seed": record.seed}
-    named = {key: typed.get(key, told[key]) for key in FILTER_KEYS}
+    named = {key: typed.get(key, value) for key, value in told.items()}
     return {"run": record.run, **named, "facts_learned": record.facts_learned}
 
 

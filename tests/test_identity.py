@@ -9,6 +9,7 @@ import yaml
 from conftest import tiny_run
 from test_table import record
 
+from ocr_eval.api import records_frame
 from ocr_eval.common import provenance
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.folder import read_config
@@ -28,6 +29,7 @@ class Grown(TrainSpec):
     """Training with a field that was added later, and whose default is not what there was before."""
 
     momentum: float = added_field(0.9, legacy=0.0)
+    layers: tuple[int, ...] = added_field((0,), legacy=(0,))
 
 
 def grown(spec: RunSpec, **changes: object) -> RunSpec:
@@ -77,8 +79,11 @@ def test_a_record_of_a_newer_program_is_read_and_its_settings_tell_rows_apart(tm
         content["final"]["first-token"]["test_entailment"]["spread"] = 1.0
         (tmp_path / "result.json").write_text(json.dumps(content))
         read.append(read_record(tmp_path / "result.json", scoring))
-    assert [row.setting for row in group_rows(read)] == ["LoRA, momentum=0.5", "LoRA, momentum=0.9"]
-    assert [row.setting for row in group_rows([read[0], record()])] == ["LoRA, momentum=0.5", "LoRA, momentum=unset"]
+    assert [row.setting for row in group_rows(read)] == ["LoRA, train.momentum=0.5", "LoRA, train.momentum=0.9"]
+    assert [row.setting for row in group_rows([read[0], record()])] == [
+        "LoRA, train.momentum=0.5",
+        "LoRA, train.momentum=unset",
+    ]
 
 
 def test_other_code_of_the_same_results_version_is_averaged_and_older_code_is_not():
@@ -116,3 +121,34 @@ def test_a_model_of_yours_may_not_take_a_shipped_name(model_files, tmp_path):
     shutil.copytree(folder, tmp_path / "llama3-8b")
     assert load_model_spec(str(tmp_path / "llama3-8b")).name == "llama3-8b-folder"
     assert load_model_spec(str(folder)).name == "llama"
+
+
+def test_unknown_settings_may_have_names_that_mean_something_else_here(tmp_path):
+    read = []
+    for value in ("a", "b"):
+        content = to_plain(record())
+        content["train"] |= {"dtype": value, "model": value}
+        (tmp_path / "result.json").write_text(json.dumps(content))
+        read.append(read_record(tmp_path / "result.json"))
+    rows = group_rows(read)
+    assert [row.labels for row in rows] == [("smollm2-135m",)] * 2
+    assert records_frame(read)["train.dtype"].unique().tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("settings", [None, [], 5, "x"])
+def test_settings_that_are_none_are_a_damaged_record(tmp_path, settings):
+    (tmp_path / "result.json").write_text(json.dumps(to_plain(record()) | {"train": settings}))
+    with pytest.raises(UserError, match=r"result\.json"):
+        read_record(tmp_path / "result.json", "first-token")
+
+
+def test_the_config_of_a_newer_run_says_to_upgrade(ocr_eval, tiny, tmp_path):
+    flags = ["finetune", "city-language", "--model", tiny, "--n", 3, "--m-train", 2, "--m-test", 2, "--epochs", 1]
+    assert ocr_eval(*flags, "-o", tmp_path).code == 0
+    (config,) = tmp_path.rglob("config.yaml")
+    content = yaml.safe_load(config.read_text())
+    content["train"]["momentum"] = 0.5
+    config.write_text(yaml.safe_dump(content))
+    answer = ocr_eval("score", config.parent)
+    assert answer.code == 2
+    assert "unknown key 'train.momentum'" in answer.err

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 
 import pytest
 import torch
@@ -156,7 +157,8 @@ def test_a_sweep_keeps_its_precision_on_another_machine(ocr_eval, monkeypatch, a
 def test_a_plan_names_the_faster_precision(ocr_eval, monkeypatch, auto, tmp_path):
     from ocr_eval.planning import timing
 
-    monkeypatch.setattr(timing, "rates", lambda device: {"float32": 141.0, "bfloat16": 19.0})
+    monkeypatch.setattr(timing, "rate", lambda dtype, device: {"float32": 141.0, "bfloat16": 19.0}[dtype])
+    on_processor(monkeypatch, WITHOUT_BF16)
     flags = ["--model", auto, "--assoc", "country-code", *SMALL, "-o", tmp_path]
     slow = ocr_eval("finetune", *flags, "--dtype", "bfloat16", "--dry-run")
     assert "float32 multiplies matrices 7.4 x as fast" in slow.out
@@ -197,3 +199,72 @@ def test_gradients_of_float16_are_scaled_back(tiny):
         train_epoch(pack, [0])
         found[dtype] = pack.injections[0].parameters["lora_B"].grad.clone()
     assert found["float16"] == pytest.approx(found["float32"], rel=0.05, abs=float(found["float32"].abs().max()) * 0.01)
+
+
+def test_a_run_keeps_its_precision_where_its_weights_are_still_to_be_fetched(ocr_eval, monkeypatch, auto, tmp_path):
+    from ocr_eval.models import weights
+
+    on_processor(monkeypatch, WITH_BF16)
+    flags = ["finetune", "country-code", "--model", auto, *SMALL, "-o", tmp_path / "o"]
+    assert ocr_eval(*flags).code == 0
+    on_processor(monkeypatch, WITHOUT_BF16)
+    monkeypatch.setattr(weights, "cached", lambda spec: None)
+    for path in ("status.json", "result.json"):
+        next((tmp_path / "o").rglob(path)).unlink()
+    assert ocr_eval(*flags).code == 0
+    assert [json.loads(path.read_text())["dtype"] for path in (tmp_path / "o").rglob("result.json")] == ["bfloat16"]
+
+
+def test_a_failed_run_pins_no_precision(ocr_eval, monkeypatch, auto, tmp_path):
+    on_processor(monkeypatch, WITH_BF16)
+    flags = ["finetune", "country-code", "--model", auto, *SMALL, "-o", tmp_path / "o"]
+    assert ocr_eval(*flags, "--dtype", "fp32").code == 0
+    (folder,) = {path.parent for path in (tmp_path / "o").rglob("status.json")}
+    (folder / "status.json").unlink()
+    (folder / "failure.json").write_text('{"reason": "The loss became nan."}')
+    assert json.loads(ocr_eval(*flags, "--json").out)["dtype"] == "bfloat16"
+
+
+def test_a_sweep_takes_up_what_finetune_began_and_what_its_model_now_states(ocr_eval, monkeypatch, auto, tmp_path):
+    on_processor(monkeypatch, WITH_BF16)
+    assert ocr_eval("finetune", "country-code", "--model", auto, *SMALL, "-o", tmp_path / "o").code == 0
+    on_processor(monkeypatch, WITHOUT_BF16)
+    flags = ["sweep", "--models", auto, "--assocs", "country-code", "--seeds", "0", *SMALL, "-o", tmp_path / "o"]
+    assert "0 to do" in ocr_eval(*flags).err
+    auto.write_text(auto.read_text() + "dtype: float32\n")
+    assert "1 to do" in ocr_eval(*flags).err
+
+
+def test_a_folder_that_states_no_precision_is_not_rounded(monkeypatch, auto, tmp_path):
+    on_processor(monkeypatch, WITH_BF16)
+    config = tmp_path / "stored/config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if "dtype" not in k}))
+    assert precision.choose_for(load_model_spec(str(auto)), "cpu").dtype == "float32"
+
+
+def test_a_folder_in_float16_keeps_it_where_that_is_fast_and_gemma_never_does(monkeypatch, model_files, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    on_processor(monkeypatch, WITH_BF16)
+    for name, on_gpu, on_cpu in (("llama", "float16", "float32"), ("gemma2", "bfloat16", "bfloat16")):
+        shutil.copytree(model_files[name].with_suffix(""), tmp_path / name)
+        config = tmp_path / name / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float16"}))
+        spec = load_model_spec(str(tmp_path / name))
+        assert (precision.choose_for(spec, "cuda").dtype, precision.choose_for(spec, "cpu").dtype) == (on_gpu, on_cpu)
+
+
+def test_a_plan_of_a_begun_run_does_not_ask_the_device(ocr_eval, monkeypatch, auto, tmp_path):
+    on_processor(monkeypatch, WITH_BF16)
+    flags = ["finetune", "country-code", "--model", auto, *SMALL, "-o", tmp_path / "o"]
+    assert ocr_eval(*flags).code == 0
+    on_processor(monkeypatch, WITHOUT_BF16)
+    assert "bfloat16 (as the run began)" in ocr_eval(*flags, "--dry-run").out
+
+
+@pytest.mark.parametrize("command", ["finetune", "sweep"])
+def test_an_unknown_precision_is_one_line(ocr_eval, tiny, tmp_path, command):
+    model = ["--model", tiny, "country-code"] if command == "finetune" else ["--models", tiny]
+    answer = ocr_eval(command, *model, "--dtype", "BF17", "-o", tmp_path / "o")
+    assert answer.code == 2
+    assert "Did you mean 'bf16'" in answer.err

@@ -391,7 +391,7 @@ def test_who_takes_part_does_the_runs_that_were_stated_or_none(sweep, tmp_path, 
     assert sorted(tmp_path.glob("runs/*/*/*/*")) == there
     answer = sweep(tmp_path, "--epochs", 1)
     assert answer.code == 0
-    assert "4 runs in this folder are of another results version or other weights" in answer.err
+    assert "4 runs in this folder came from another results version" in answer.err
     assert len(list(tmp_path.glob("runs/*/*/*/*"))) == 8
 
 

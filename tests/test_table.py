@@ -315,7 +315,7 @@ def test_rows_of_two_precisions_are_apart_and_the_caption_says_so():
     assert [row.setting for row in within.rows] == ["LoRA, dtype=bfloat16", "LoRA, dtype=float32"]
     across = build_table([record(model="a", dtype="float32"), record(model="b")], "first-token")
     assert [row.setting for row in across.rows] == ["LoRA", "LoRA"]
-    assert "Precision differs between rows: a, LoRA in float32; b, LoRA in bfloat16." in to_markdown(across)
+    assert "Precision differs between rows: float32 (a, LoRA), bfloat16 (b, LoRA)." in to_markdown(across)
     lines = list(csv.DictReader(io.StringIO(to_csv(build_table([record()], "first-token", by=("dtype",))))))
     assert [line["dtype"] for line in lines] == ["bfloat16"]
 

@@ -213,3 +213,26 @@ def test_a_run_over_weights_that_have_changed_since_is_refused(ocr_eval, model_f
     one_line(ocr_eval("score", folder), "have changed since", "folder:")
     (folder / "status.json").unlink()
     one_line(ocr_eval("score", folder), "not a finished run")
+
+
+@pytest.mark.usefixtures("nothing_loads")
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target_modules", None),
+        ("target_modules", "("),
+        ("base_model_name_or_path", 5),
+        ("lora_alpha", "x"),
+        ("r", "4"),
+        ("r", 0),
+    ],
+)
+def test_a_configuration_with_a_field_of_another_type_names_it(score, copied, field, value):
+    change(copied, **{field: value})
+    one_line(score(copied), f"'{field}'")
+
+
+@pytest.mark.usefixtures("nothing_loads")
+def test_a_configuration_that_is_a_list_is_refused(score, copied):
+    (copied / "adapter_config.json").write_text("[]")
+    one_line(score(copied), "not a JSON object")

@@ -61,7 +61,7 @@ class Row:
 
     Attributes:
         labels: the values of the table's ``by``.
-        setting: the row's name below its labels (see ``selection.group_rows``); ``published``.
+        setting: the row's name below its labels (see ``select.group_rows``); ``published``.
         published: whether it is a published row.
         cells: by association.
         dtype: the precision of its runs; empty in published rows.
@@ -125,7 +125,7 @@ def build_table(
         published: published mean ranks by model and association; left out where mean rank is not shown, or
             where rows are not made of models.
         metric: the one metric that cells show; None for mean rank, null rank and OCR score together.
-        by: keys of ``selection.ROW_KEYS`` that rows are made of.
+        by: keys of ``select.ROW_KEYS`` that rows are made of.
         every_interval: resample every metric and not only the one that cells show.
         short: cells show one number without its interval, the OCR score where no metric is named.
 

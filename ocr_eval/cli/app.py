@@ -104,7 +104,10 @@ def main() -> None:
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and is_alone():
         signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run())
+    code = run()
+    for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to interrupt
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -133,7 +136,7 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, Abort, _Stopped) as error:
         text = str(error) or "Interrupted. What is finished is kept; the same command resumes."
-        again = " Leave out --force then, or they start over." if "--force" in given else ""
+        again = " Leave out --force then, or finished runs start over." if "--force" in given else ""
         return _fail(text + again, INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()

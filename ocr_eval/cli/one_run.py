@@ -21,6 +21,8 @@ _SWEEP_FLAG = {
     "--variant": "--variants",
     **{flag: flag for flag in ("--lr", "--epochs", "--batch-size", "--rank", "--alpha", "--n", "--m-train")},
 }
+#: Flags that change a run and that ``sweep`` does not have, or not for a single run.
+_NOT_SWEPT = ("--templates", "--probe-template", "--config", "-C")
 _SEVERAL_NUMBERS = re.compile(r"[0-9]+-[0-9]+")
 
 
@@ -33,6 +35,8 @@ class OneRun(TyperCommand):
         Raises:
             UserError: a list in place of one value, or a flag of ``sweep``; names the sweep to run.
         """
+        if ctx.resilient_parsing or "--help" in args:  # a shell asks for completions, or a person for help
+            return super().parse_args(ctx, args)
         switches = {
             flag for parameter in self.params if getattr(parameter, "is_flag", False) for flag in parameter.opts
         }
@@ -43,7 +47,9 @@ class OneRun(TyperCommand):
                 single = next(one for one, many in _SWEEP_FLAG.items() if flag in (one, many))
                 takes = f"{flag} takes one value" if several else f"'finetune' does one run and takes {single}"
                 sweep = {option for p in ctx.parent.command.commands["sweep"].params for option in p.opts}
-                raise UserError(f"{takes}: for several, use '{_sweep(given, sweep)}'.")
+                unfit = [name for name, _ in given if name in _NOT_SWEPT]
+                without = f" (sweep has no {', '.join(unfit)})" if unfit else ""
+                raise UserError(f"{takes}: for several, use '{_sweep(given, sweep)}'{without}.")
         return super().parse_args(ctx, args)
 
 

@@ -46,7 +46,7 @@ model_names, assoc_names = _names("models"), _names("templates")
 
 #: Commands that take a run's own config.yaml as --config.
 _TAKE_A_RUN = ("finetune", "score", "controls", "curve", "export")
-_RUN = "ocr_eval.execution.execute"
+_RUN = "run of --config"
 
 
 def _config(context: typer.Context, path: Path | None) -> Path | None:
@@ -238,6 +238,18 @@ def choice(flag: str, value: str, values: tuple[str, ...]) -> str:
     return value
 
 
+def precision(name: str) -> str:
+    """A precision in full, for any name that it goes by.
+
+    Raises:
+        UserError: no such precision (with a suggestion).
+    """
+    from ocr_eval.specs.model import DTYPE_ALIASES, DTYPE_NAMES
+
+    chosen = choice("--dtype", name.lower(), DTYPE_NAMES)
+    return DTYPE_ALIASES.get(chosen, chosen)
+
+
 #: The most numbers that a list may name: more are a slip of the hand.
 _MOST_NUMBERS = 10_000
 _RANGE = re.compile(r"\s*(\d{1,18})\s*(?:-\s*(\d{1,18})\s*)?")
@@ -394,14 +406,13 @@ def resolve(
         UserError: a name or a value that does not exist or fit.
     """
     from ocr_eval.specs.association import load_association
-    from ocr_eval.specs.model import DTYPE_ALIASES, DTYPE_NAMES, load_model_spec
+    from ocr_eval.specs.model import load_model_spec
     from ocr_eval.specs.run import make_run_spec
 
     path, run = context.meta.get(_RUN, ("", None)) if context else ("", None)
     spec = run.model if run and model == path else load_model_spec(model)
     if dtype is not None:
-        name = choice("--dtype", dtype, DTYPE_NAMES)
-        spec = spec.model_copy(update={"dtype": DTYPE_ALIASES.get(name, name)})
+        spec = spec.model_copy(update={"dtype": precision(dtype)})
     association = run.association if run and assoc == path else load_association(assoc)
     data: dict[str, Any] = {
         "n": n,

@@ -126,7 +126,8 @@ def curve(
     _refuse_json_plan(dry_run, as_json)
     sizes, seed_list = o.integers("--m-train", m_train), o.integers("--seeds", seeds)
     chosen = o.one_assoc(context, association, assoc)
-    common: dict[str, Any] = {"n": n, "m_test": m_test, "candidates": candidates, "dtype": dtype, "context": context}
+    common: dict[str, Any] = {"n": n, "m_test": m_test, "candidates": candidates, "variant": "real"}
+    common |= {"dtype": dtype, "context": context}
     train: dict[str, Any] = {"method": method, "lr": lr, "epochs": epochs}
     plan = [o.resolve(model, chosen, seed, m_train=m, **common, **train) for m in sizes for seed in seed_list]
     if dry_run:

@@ -109,7 +109,7 @@ def sweep(
             "variants": o.words("--variants", variants),
             "m_test": m_test,
             "candidates": candidates,
-            "dtype": dtype,
+            "dtype": None if dtype is None else o.precision(dtype),
             "score_every": score_every,
         }
     )

@@ -172,8 +172,8 @@ def _say_what_is_left(sweep: Sweep) -> None:
     others = len(held.runs - {run.folder.identity for run in sweep.runs}) if held else 0
     if others:
         say(
-            f"{others} runs in this folder are of another results version or other weights. They stay, and all runs "
-            "are repeated beside them."
+            f"{others} run{'s' * (others > 1)} in this folder came from another results version, other weights, or a "
+            "model or association file as it was before. They stay; what is asked for now is done beside them."
         )
 
 
@@ -237,7 +237,7 @@ def plan(grid: Grid, output: Path, means: Means) -> str:
     from ocr_eval.specs.grid import read_sweep
 
     bases, device = Bases(means.device), means.pack_device
-    specs = grid.specs(settled_dtypes(grid, read_sweep(output), device))
+    specs = grid.specs(settled_dtypes(grid, read_sweep(output), output, device, bases))
     say(f"Planning {len(specs)} runs")
     if all(cached(spec.model) for spec in specs):
         sweep = plan_sweep(grid, output, device, bases, means.packs_at_once)

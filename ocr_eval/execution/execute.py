@@ -108,7 +108,7 @@ class Bases:
         Raises:
             UserError: they cannot be had.
         """
-        key = model.model_dump_json()
+        key = f"{model.name} {model.weights.model_dump_json()}"
         if key not in self._folders:
             self._folders[key] = weights.locate(model)
         return self._folders[key]
@@ -119,35 +119,38 @@ class Bases:
         kind = RunFolder if is_first() else OnlookersFolder
         return kind.of(output, spec, spec.fingerprint(identity))
 
-    def settle(self, specs: Sequence[RunSpec], output: Path | None) -> list[RunSpec]:
+    def settle(self, specs: Sequence[RunSpec], output: Path | None, device: str | None = None) -> list[RunSpec]:
         """The runs in the precision they are made in.
 
-        Runs of one model share a precision: the one that any of them began in, in this output folder; else what the
-        device computes fast.
+        Runs of one model share a precision: that of a finished one among them in this output folder, else of one that
+        can be resumed there, else what the device computes fast.
+
+        Args:
+            specs: the runs.
+            output: where they are written; None where nothing is.
+            device: the type of device; None for ours.
 
         Raises:
             UserError: a model overflows in the only precision that the device computes fast.
         """
-        settled = {}
+        kind, settled = device or device_type(self._device), {}
         for spec in specs:
             key = spec.model.model_dump_json()
             if key not in settled:
                 kin = [each for each in specs if each.model == spec.model]
-                begun = self._begun_in(kin, output) if spec.model.dtype == "auto" and output is not None else None
-                settled[key] = begun or precision.choose_for(spec.model, device_type(self._device)).dtype
+                there = self._precisions_of(kin, output) if spec.model.dtype == "auto" and output is not None else []
+                own = precision.choose_for(spec.model, kind).dtype if len(there) != 1 else there[0]
+                settled[key] = own if own in there or not there else there[0]
         return [spec.in_precision(settled[spec.model.model_dump_json()]) for spec in specs]
 
-    def _begun_in(self, specs: Sequence[RunSpec], output: Path) -> Precision | None:
-        """The precision that a run began in; where runs began in several, the device's own if it is among them."""
-        if weights.cached(specs[0].model) is None:  # a folder is named by the weights' content
-            return None
-        begun = [
-            dtype
-            for dtype in PRECISIONS
-            if any(self.folder(spec.in_precision(dtype), output).has_begun() for spec in specs)
-        ]
-        own = precision.choose_for(specs[0].model, device_type(self._device)).dtype if len(begun) > 1 else None
-        return own if own in begun else next(iter(begun), None)
+    def _precisions_of(self, specs: Sequence[RunSpec], output: Path) -> list[Precision]:
+        """The precisions in which any of some runs is finished, or where none is, can be resumed."""
+        names = {RunFolder.of(output, spec, "*").path for spec in specs}
+        if not any(RunFolder(path).has_begun() for name in names for path in name.parent.glob(name.name)):
+            return []  # a folder is named by the weights' content, which may not be here yet
+        folders = {dtype: [self.folder(spec.in_precision(dtype), output) for spec in specs] for dtype in PRECISIONS}
+        done = [dtype for dtype, places in folders.items() if any(folder.is_done() for folder in places)]
+        return done or [dtype for dtype, places in folders.items() if any(folder.has_begun() for folder in places)]
 
     def tokenizer(self, model: ModelSpec) -> Any:
         """A model's tokenizer, without its network."""
@@ -218,9 +221,9 @@ def _do_locked(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Exe
 
 def _where_it_resumes(runs: Sequence[tuple[RunSpec, RunFolder]]) -> str:
     """From where runs that were interrupted as one pack go on, in a sentence."""
-    unfinished = [(spec, folder) for spec, folder in runs if not folder.is_done()]
+    unfinished = [(spec, folder) for spec, folder in runs if not folder.is_done() and folder.failure() is None]
     if not unfinished:
-        return "Interrupted after the last epoch; the run is finished."
+        return "Interrupted; what was running is finished. The same command does what is left, if anything."
     epoch = common_epoch([folder for _, folder in unfinished], [spec.train.epochs for spec, _ in unfinished])
     if not epoch:
         return "Interrupted; no epoch is saved yet, so the same command starts this run from the beginning."

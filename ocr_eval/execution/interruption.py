@@ -35,7 +35,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.unsaved = 0
         self.made = False
-        self._at = 0.0
+        self._at = -_ECHO
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal.
@@ -43,11 +43,12 @@ class StopRequest:
         Raises:
             KeyboardInterrupt: nothing would be lost, or it is the second request.
         """
-        if self.made and time.monotonic() - self._at < _ECHO:
+        if time.monotonic() - self._at < _ECHO:
             return
+        self._at = time.monotonic()
         if self.made or not self.unsaved:
             raise KeyboardInterrupt
-        self.made, self._at = True, time.monotonic()
+        self.made = True
         with suppress(RuntimeError):  # the signal came while the very stream was written to
             print("Finishing this epoch, then saving it. Press Ctrl-C again to stop at once.", file=sys.stderr)
 

@@ -225,8 +225,9 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher, stop: St
             saved_at = time.monotonic()
             saving_seconds = saved_at - now
         for lane, what in diverged.items():
-            rate = tasks[lane].spec.train.lr
-            tasks[lane].folder.fail(f"The {what} in epoch {epoch}. Lower --lr (now {rate:g}).")
+            spec = tasks[lane].spec
+            other = ", or use --dtype float32" if spec.precision == "float16" else ""
+            tasks[lane].folder.fail(f"The {what} in epoch {epoch}. Lower --lr (now {spec.train.lr:g}){other}.")
         for lane in ending:
             tasks[lane].folder.finish()
         if due:

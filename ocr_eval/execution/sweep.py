@@ -24,7 +24,6 @@ from ocr_eval.common.messages import say
 from ocr_eval.execution.execute import Bases, Execution, do_pack
 from ocr_eval.execution.jobs import Job
 from ocr_eval.execution.run_pack import prepare
-from ocr_eval.models.precision import choose_for
 from ocr_eval.planning.pack_memory import lanes_that_fit
 from ocr_eval.planning.packs import cut_into_packs, share_key
 from ocr_eval.planning.workload import batch_nodes
@@ -59,12 +58,14 @@ class Sweep:
         grid: what it is.
         dtypes: the precision of each of its models.
         packs: its runs, cut into packs.
+        before: what the folder stated when this was laid out.
     """
 
     output: Path
     grid: Grid
     dtypes: Mapping[str, Precision]
     packs: tuple[tuple[PlannedRun, ...], ...]
+    before: SweepState | None = None
 
     @property
     def runs(self) -> list[PlannedRun]:
@@ -83,7 +84,7 @@ class Sweep:
         with hold(self.output / ".sweep.lock"):
             check_same(self.grid, self.output)
             held, runs = read_sweep(self.output), {run.folder.identity: run for run in self.runs}
-            if held is not None and held.dtypes and held.dtypes != self.dtypes:
+            if held is not None and held != self.before and held.dtypes != self.dtypes:
                 raise UserError(f"Another process has just begun the sweep in '{self.output}'. Repeat the command.")
             packs = _as_held(held, runs)
             if held is None or packs is None:
@@ -117,24 +118,34 @@ def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases, at_once: int
         UserError: a name or a value that does not exist or fit, or weights that cannot be had.
     """
     held = read_sweep(output)
-    dtypes = settled_dtypes(grid, held, device)
+    dtypes = settled_dtypes(grid, held, output, device, bases)
     planned = _planned(grid.specs(dtypes), output, bases)
     packs = _as_held(held, planned)
     if packs is None:
         run_of = {id(run.spec): run for run in planned.values()}
         cuts = cut([run.spec for run in planned.values()], device, at_once)
         packs = tuple(tuple(run_of[id(spec)] for spec in pack) for pack in cuts)
-    return Sweep(output, grid, dtypes, packs)
+    return Sweep(output, grid, dtypes, packs, held)
 
 
-def settled_dtypes(grid: Grid, held: SweepState | None, device: str) -> dict[str, Precision]:
-    """The precision of each model of a grid: as the folder's sweep has it, else what the device computes fast.
+def settled_dtypes(
+    grid: Grid, held: SweepState | None, output: Path, device: str, bases: Bases
+) -> dict[str, Precision]:
+    """The precision of each model of a grid, by its name there.
+
+    Where neither grid nor model states one, it is that of the sweep that the folder holds, else as ``Bases.settle``.
 
     Raises:
         UserError: a model overflows in the only precision that the device computes fast.
     """
     kept = held.dtypes if held is not None and held.grid == grid else {}
-    return {name: kept.get(name) or choose_for(model, device).dtype for name, model in grid.model_specs().items()}
+    specs = grid.specs()
+    return {
+        name: kept[name]
+        if name in kept and model.dtype == "auto"
+        else bases.settle([spec for spec in specs if spec.model == model], output, device)[0].precision
+        for name, model in grid.model_specs().items()
+    }
 
 
 def join_sweep(output: Path, bases: Bases) -> Sweep:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -90,9 +93,10 @@ def read_adapter_file(folder: Path) -> AdapterFile:
         raise UserError(f"{folder} holds no adapter ({CONFIG}). Give a PEFT folder or a run's folder.")
     try:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind, start = content.get("peft_type"), content.get("init_lora_weights", True)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder}/{CONFIG} is not readable JSON: {error}.") from error
+    _check_types(folder, content)
+    kind, start = content.get("peft_type"), content.get("init_lora_weights", True)
     if kind != "LORA":
         raise UserError(f"{folder} is a PEFT adapter of type {kind}; only LORA adapters can be scored.")
     if start not in _PLAIN_STARTS:
@@ -107,5 +111,30 @@ def read_adapter_file(folder: Path) -> AdapterFile:
         with safe_open(folder / WEIGHTS, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except Exception as error:
-        raise UserError(f"{folder}: the adapter cannot be read: {str(error).splitlines()[0]}.") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{folder}: the adapter cannot be read: {reason}.") from error
     return AdapterFile(folder, config, shapes)
+
+
+def _check_types(folder: Path, content: Any) -> None:
+    """Check the fields of an adapter's configuration that are worked with here; PEFT itself checks none.
+
+    Raises:
+        UserError: no JSON object, or a field of another type; names it.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{folder}/{CONFIG} is not a JSON object.")
+    targets = content.get("target_modules", [])
+    with suppress(re.error):
+        is_pattern = isinstance(targets, str) and re.compile(targets) is not None
+        fits = {
+            "r": isinstance(content.get("r", 8), int) and content.get("r", 8) > 0,
+            "lora_alpha": isinstance(content.get("lora_alpha", 8), int | float),
+            "target_modules": is_pattern or (isinstance(targets, list) and all(isinstance(t, str) for t in targets)),
+            "base_model_name_or_path": isinstance(content.get("base_model_name_or_path"), str | None),
+        }
+        wrong = next((name for name, fit in fits.items() if not fit), None)
+        if wrong is None:
+            return
+        raise UserError(f"{folder}/{CONFIG}: '{wrong}' is {content.get(wrong)!r}, which no LoRA adapter has.")
+    raise UserError(f"{folder}/{CONFIG}: 'target_modules' is {targets!r}, which is not a pattern.")

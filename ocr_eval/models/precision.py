@@ -19,8 +19,6 @@ from ocr_eval.specs.model import FolderWeights, ModelSpec, Precision
 
 #: Instruction sets that multiply bfloat16 matrices, by PyTorch's names for them.
 _CPU_BF16 = {"avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX"}
-#: Architectures, by transformers' names, whose activations exceed 65,504, the largest number in float16.
-OVERFLOW_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text"})
 #: CUDA compute capability from which bfloat16 is computed in hardware (Ampere).
 _AMPERE = (8, 0)
 
@@ -83,17 +81,25 @@ def choose_for(model: ModelSpec, device: str) -> Choice:
     """
     choice = Choice(model.dtype, "as asked") if model.dtype != "auto" else choose(device)
     if model.dtype == "auto" and isinstance(model.weights, FolderWeights):
-        stored = read_config(model).dtype
+        stored = read_config(model).dtype or torch.float32  # as transformers reads a folder that does not say
         if stored == torch.float32:
             choice = Choice("float32", "the folder's own", choice.untested)
-        elif stored == torch.float16 and choice.dtype == "bfloat16":
+        elif stored == torch.float16 and choice.dtype == "bfloat16" and not overflows_float16(model):
             choice = Choice("float16" if device == "cuda" else "float32", "the folder's own is float16", True)
-    if choice.dtype == "float16" and read_config(model).model_type in OVERFLOW_FLOAT16:
+    if choice.dtype == "float16" and overflows_float16(model):
+        instead = (
+            "float32, or a GPU of compute capability 8.0 or more" if model.dtype == "auto" else "float32 or bfloat16"
+        )
         raise UserError(
             f"{model.name} cannot run in float16 ({choice.reason}): its activations exceed 65,504, the largest number "
-            "there is. Use --dtype float32, or a GPU of compute capability 8.0 or more."
+            f"there is. Use --dtype {instead}."
         )
     return choice
+
+
+def overflows_float16(model: ModelSpec) -> bool:
+    """Whether a model's activations exceed the largest number in float16; those of the Gemma family do."""
+    return "gemma" in read_config(model).model_type
 
 
 def settle(model: ModelSpec, device: str) -> ModelSpec:

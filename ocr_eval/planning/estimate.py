@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ocr_eval.common.errors import UserError
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import Architecture, examine
 from ocr_eval.models.base import Device, make_accelerator
@@ -17,7 +19,7 @@ from ocr_eval.planning.memory import MemoryPlan
 from ocr_eval.planning.timing import Speed
 from ocr_eval.planning.workload import Workload
 from ocr_eval.records.folder import config_yaml
-from ocr_eval.specs.model import HubWeights, PackageWeights, Precision
+from ocr_eval.specs.model import HubWeights, ModelSpec, PackageWeights, Precision
 from ocr_eval.specs.run import RunSpec
 
 
@@ -175,9 +177,7 @@ def make_plan(
         UserError: the device is not there, or the model's configuration cannot be had.
     """
     place = make_accelerator(device).device
-    chosen = choose_for(spec.model, place.type)
-    if begun_in not in (None, chosen.dtype):
-        chosen = Choice(begun_in, "as the run began")
+    chosen = _chosen(spec.model, place.type, begun_in)
     spec = spec.in_precision(chosen.dtype)
     sizes, work, free = examine(spec.model), workload.measure(spec, every=every), memory.available(place)
     plan = memory.estimate(spec.model, spec.train, work.training, work.scoring, place.type)
@@ -196,8 +196,19 @@ def make_plan(
         if plan.fits(free)
         else memory.alternatives(spec.model, spec.train, work.training, work.scoring, place.type, free),
         precision=chosen,
-        faster=timing.faster_dtype(spec.precision, place),
+        faster=timing.faster_dtype(spec.model, place),
     )
+
+
+def _chosen(model: ModelSpec, device: str, begun_in: Precision | None) -> Choice:
+    """The precision of a run and why, where it may have begun in one that the device would not choose."""
+    if begun_in is None or model.dtype != "auto":
+        return choose_for(model, device)
+    with suppress(UserError):
+        chosen = choose_for(model, device)
+        if chosen.dtype == begun_in:
+            return chosen
+    return Choice(begun_in, "as the run began")
 
 
 def _source(spec: RunSpec) -> str:

@@ -93,8 +93,9 @@ def describe_packs(
             shape = f"m_train {spec.data.m_train} {spec.data.variant}"
             state = " done" if is_done else ""
             lines.append(f"  {spec.model.name} {spec.association.name} seed {spec.seed} {train} {shape}{state}")
-    for name, dtype in sorted({(spec.model.name, spec.model.dtype) for pack in packs for spec in pack}):
-        faster = None if place is None or dtype == "auto" else timing.faster_dtype(dtype, place)
+    models = {(spec.model.name, spec.precision): spec.model for pack in packs for spec in pack}
+    for (name, dtype), model in sorted(models.items()):
+        faster = None if place is None else timing.faster_dtype(model, place)
         lines.append(f"dtype: {name} in {dtype}{timing.slower_note(faster)}")
     if workers > 1:
         lines.append(f"processes: {workers}, each with a pack of its own, {workers * largest / 1e9:.1f} GB together")

@@ -17,6 +17,7 @@ import torch
 
 from ocr_eval.models.architecture import Architecture
 from ocr_eval.models.base import DTYPES, require_bitsandbytes
+from ocr_eval.models.precision import choose, overflows_float16
 from ocr_eval.planning.simulation import Geometry
 from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, TrainSpec
 
@@ -95,27 +96,31 @@ def calibrate(
     )
 
 
-@lru_cache
 def rates(device: torch.device) -> dict[Precision, float]:
-    """Multiplications and additions a second, in GFLOP/s, of a square matrix product in each precision; measured once.
+    """GFLOP/s of a square matrix product in each precision that may be chosen on a device.
 
     They are shown to people and decide nothing.
     """
+    names = PRECISIONS if device.type == "cuda" else ("bfloat16", "float32")
+    return {name: rate(name, device) for name in names}
+
+
+@lru_cache
+def rate(dtype: Precision, device: torch.device) -> float:
+    """GFLOP/s of a square matrix product; measured once."""
     side = 1024 if device.type == "cpu" else 4096
-    found: dict[Precision, float] = {}
-    for name in PRECISIONS:
-        if name == "float16" and device.type == "cpu":  # never chosen there, and slow on most
-            continue
-        x = torch.ones(side, side, device=device, dtype=DTYPES[name])
-        found[name] = 2 * side**3 / _fastest(partial(torch.matmul, x, x), device) / 1e9
-    return found
+    x = torch.ones(side, side, device=device, dtype=DTYPES[dtype])
+    return 2 * side**3 / _fastest(partial(torch.matmul, x, x), device) / 1e9
 
 
-def faster_dtype(asked: Precision, device: torch.device) -> tuple[Precision, float] | None:
-    """The precision whose matrix products are faster than those of the one asked for, by a fifth or more; how much."""
-    there = rates(device)
-    best = max(there, key=lambda name: there[name])
-    times = there[best] / there.get(asked, there[best])
+def faster_dtype(model: ModelSpec, device: torch.device) -> tuple[Precision, float] | None:
+    """What ``auto`` chooses on a device, or float32, if its products are faster than the model's by a fifth or more."""
+    assert model.dtype != "auto"
+    others = {choose(device.type).dtype, "float32"} - {model.dtype}
+    if "float16" in others and overflows_float16(model):
+        others.remove("float16")
+    best = max(others, key=lambda name: rate(name, device), default=model.dtype)
+    times = rate(best, device) / rate(model.dtype, device)
     return (best, times) if times >= _CLEARLY_FASTER else None
 
 

@@ -157,8 +157,8 @@ class RunFolder:
             return None
 
     def has_begun(self) -> bool:
-        """Whether an attempt at the run left something to resume, or its end."""
-        return (self.path / "config.yaml").is_file()
+        """Whether the run is finished or can be resumed."""
+        return (self.path / "config.yaml").is_file() and self.failure() is None
 
     def is_done(self) -> bool:
         """Whether the run finished and its record is whole."""
@@ -347,6 +347,10 @@ def read_run(path: Path) -> RunSpec:
     content.pop("schema_version", None)
     for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # a run is what it was when it was made
         if isinstance(content.get(section), dict):
+            unknown = sorted(content[section].keys() - kind.model_fields.keys())
+            if unknown:
+                key = f"{section}.{unknown[0]}"
+                raise UserError(f"{path}: unknown key '{key}'. If a newer ocr-eval wrote the file, upgrade.")
             content[section] = {**kind.legacy(), **content[section]}
     return yaml_files.parse(RunSpec, content, str(path), strict=False)
 

@@ -44,7 +44,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         base_identity: identity of the base weights.
         adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
         code: digest of the code that made it; for the curious.
-        results_version: which numbers that code gives (``specs.RESULTS_VERSION``).
+        results_version: which numbers that code gives (``strict.RESULTS_VERSION``).
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -100,14 +100,16 @@ def _load(kind: Any, content: Any) -> Any:
     return read_settings(kind, content)
 
 
-def read_settings(kind: type[Strict], content: dict[str, Any]) -> Any:
+def read_settings(kind: type[Strict], content: Any) -> Any:
     """A spec as an older or a newer program wrote it.
 
     Fields that it lacks have their legacy value. Those that are not known here are kept (``model_extra``).
 
     Raises:
-        ValidationError: a value that breaks a rule.
+        ValueError: no settings by name, or a value that breaks a rule.
     """
+    if not isinstance(content, dict):
+        raise ValueError(f"expected settings by name, got {content!r}")
     known = content.keys() <= kind.model_fields.keys()
     return (kind if known else _open(kind)).model_validate({**kind.legacy(), **content}, strict=False)
 

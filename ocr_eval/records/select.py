@@ -56,21 +56,24 @@ def settings_of(record: Record) -> dict[str, str]:
 
 
 def settings_of_each(records: Sequence[Record]) -> list[dict[str, str]]:
-    """``settings_of`` each record. Specs that records share, as those read together do, are put into words once."""
+    """``settings_of`` each record; settings of a newer program that are not known here are ``train.<key>``.
+
+    Specs that records share, as those read together do, are put into words once.
+    """
     said: dict[int, dict[str, str]] = {}
 
-    def words(spec: TrainSpec | DataSpec) -> dict[str, str]:
+    def words(section: str, spec: TrainSpec | DataSpec) -> dict[str, str]:
         if id(spec) not in said:
-            said[id(spec)] = {
-                key: _text(getattr(spec, key)) for key in (*type(spec).model_fields, *(spec.model_extra or ()))
-            }
+            unknown = {f"{section}.{key}": _text(value) for key, value in (spec.model_extra or {}).items()}
+            known = {key: _text(getattr(spec, key)) for key in type(spec).model_fields}
+            said[id(spec)] = known | unknown
         return said[id(spec)]
 
     return [
         {
             "model": record.model,
-            **words(record.train),
-            **words(record.data),
+            **words("train", record.train),
+            **words("data", record.data),
             "dtype": record.dtype,
             "attention": record.attention,
             "base": record.base_identity,

@@ -53,12 +53,17 @@ def _protocol(table: Table) -> list[str]:
     for row in table.rows:
         if not row.published:
             rows.setdefault(row.dtype, []).append(row.name)
+    told = all("dtype=" in name for names in rows.values() for name in names)  # each row says its own
     if len(rows) == 1:
         shared["dtype"] = next(iter(rows))
     notes = [f"All runs: {', '.join(f'{key} {value}' for key, value in shared.items())}."] if shared else []
-    if len(rows) > 1:
-        precisions = "; ".join(f"{', '.join(names)} in {dtype}" for dtype, names in rows.items())
-        notes.append(f"Precision differs between rows: {precisions}.")
+    if len(rows) > 1 and not told:
+        most = 6
+        precisions = [
+            f"{dtype} ({'; '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''})"
+            for dtype, names in rows.items()
+        ]
+        notes.append(f"Precision differs between rows: {', '.join(precisions)}.")
     return notes
 
 

@@ -149,13 +149,17 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
+def _said(value: object) -> object:
+    return "not given" if value is None else value
+
+
 def check_same(given: Grid, output: Path) -> None:
     """Raises UserError if the folder holds a sweep of another grid."""
     held = read_sweep(output)
     if held is None or held.grid == given:
         return
     differing = [
-        f"{name} {getattr(held.grid, name)} there, {value} here"
+        f"{name} {_said(getattr(held.grid, name))} there, {_said(value)} here"
         for name, value in given
         if getattr(held.grid, name) != value
     ]

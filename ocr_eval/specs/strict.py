@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,7 +31,7 @@ class Strict(BaseModel):
 
         So a new field changes the name of no finished run, whatever default it is given.
         """
-        legacy = self.legacy()
+        legacy = json.loads(json.dumps(self.legacy()))
         dumped = self.model_dump(mode="json")
         return {name: value for name, value in dumped.items() if name not in legacy or value != legacy[name]}
 
