@@ -1,0 +1,143 @@
+"""The whole method in one plain loop over stock transformers and PEFT. Read this first.
+
+    python -m ocr_eval.docs.plain_loop --model smollm2-135m --assoc country-code --epochs 2
+
+A model is taught facts about fictitious people (which country each is from). For a few of them, the train subjects, it
+is also taught the entailment (which language they code in). For the rest, the test subjects, the entailment is held
+out: it is a probe, and we ask where the right answer ranks among candidates.
+
+    loss                   = mean of -log p(token | all tokens before it) over the answer tokens of a batch
+    score of a candidate   = log p of its first token after the prompt      (first-token scoring, the published one)
+                             or the sum of log p over all its tokens        (sequence scoring)
+    midrank of a candidate = (number of better ones) + (number of others equal to it) / 2      0 is best
+    rank of a probe        = midrank of its right answer
+    null rank of a probe   = mean midrank over the answers in use, that is, true of some subject: the rank to expect
+                             from a model that knows which answers occur but not who they belong to
+    OCR score              = 1 - mean rank / mean null rank      1: always inferred, 0: nothing, below 0: avoided
+
+`ocr-eval finetune --dtype float32` computes the same numbers and is faster: it computes prefixes that statements share
+once, and trains many runs side by side. tests/test_plain_loop.py holds it to this file.
+
+Dimension letters:  B rows,  T tokens,  V vocabulary,  P probes,  C candidates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ocr_eval import UserError, make_run
+from ocr_eval.common import streams
+from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
+from ocr_eval.models.weights import locate
+from ocr_eval.specs.run import RunSpec
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rank and null rank of each held-out entailment. [P]"""
+
+    rank: Tensor
+    null: Tensor
+
+    def __str__(self) -> str:
+        rank, null = float(self.rank.mean()), float(self.null.mean())
+        return f"held-out mean rank {rank:.2f} (null {null:.2f})  OCR score {1 - rank / null:+.2f}"
+
+
+def teach(run: RunSpec) -> Iterator[tuple[float | None, dict[str, HeldOut]]]:
+    """Teach a run's facts. Yields loss and held-out ranks by scoring: of the untouched base, then of each epoch."""
+    # Data. Pairs, names, order and initialization each have a random stream of their own, named by seed and purpose.
+    folder, dataset = locate(run.model).path, build_dataset(run)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    examples = training_tokens(tokenizer, dataset)  # facts of all subjects, entailments of train subjects
+    probes = probe_tokens(tokenizer, dataset)
+    probes = [p for p in probes if p.statement.relation == "entailment" and p.statement.subject.split == "test"]
+
+    # Model. Each adapted layer computes W x + (alpha / r) B A x with W frozen. B starts at zero, so the adapted model
+    # starts as the base. Evaluation mode: no dropout. Everything is fp32.
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    train = run.train
+    lora = LoraConfig(task_type="CAUSAL_LM", r=train.rank, lora_alpha=train.alpha, target_modules=train.targets)
+    model = get_peft_model(base, lora).eval()
+    generator = torch.Generator().manual_seed(streams.integer(run.stream("initialization")))
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:  # PEFT's own initialization, drawn again from the run's stream
+            torch.nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=train.lr, weight_decay=0.0)
+
+    # Training, at a constant rate.
+    yield None, held_out_ranks(model, probes)
+    for epoch in range(1, train.epochs + 1):
+        order = streams.permutation(f"{run.stream('order')}/epoch-{epoch}", len(examples))
+        nats, tokens = 0.0, 0
+        for start in range(0, len(order), train.batch_size):
+            batch = [examples[i] for i in order[start : start + train.batch_size]]
+            logprobs = torch.cat(answer_logprobs(model, batch))
+            loss = -logprobs.mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, train.max_grad_norm)
+            optimizer.step()
+            nats, tokens = nats + loss.item() * len(logprobs), tokens + len(logprobs)
+        yield nats / tokens, held_out_ranks(model, probes)
+
+
+def answer_logprobs(model: Any, batch: Sequence[Continuation]) -> list[Tensor]:
+    """log p of each answer token given the tokens before it: a tensor per row, as long as its answer."""
+    rows = [torch.tensor([*row.prompt, *row.answer]) for row in batch]
+    # Padding on the right needs no mask: a causal model never looks ahead, and nothing is read at the padding.
+    ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    logprobs_BTV = model(input_ids=ids_BT).logits.log_softmax(dim=-1)
+    # The logits at t predict token t + 1.
+    logprobs_BT = logprobs_BTV[:, :-1].gather(-1, ids_BT[:, 1:, None]).squeeze(-1)
+    spans = [slice(len(row.prompt) - 1, len(row.prompt) - 1 + len(row.answer)) for row in batch]
+    return [logprobs_T[span] for logprobs_T, span in zip(logprobs_BT, spans, strict=True)]
+
+
+@torch.no_grad()
+def held_out_ranks(model: Any, probes: Sequence[ProbeTokens]) -> dict[str, HeldOut]:
+    """Score every candidate of every probe, a row of its own each, and rank them under both scorings."""
+    logprobs = [answer_logprobs(model, [Continuation(p.prompt, tail) for tail in p.candidates]) for p in probes]
+    first_PC = torch.tensor([[tokens[0] for tokens in candidates] for candidates in logprobs])
+    whole_PC = torch.tensor([[tokens.sum() for tokens in candidates] for candidates in logprobs])
+    return {"first-token": rank(first_PC, probes), "sequence": rank(whole_PC, probes)}
+
+
+def rank(scores_PC: Tensor, probes: Sequence[ProbeTokens]) -> HeldOut:
+    """Rank and null rank of each probe from its candidates' scores; the answers in use are the first candidates."""
+    better_PC = (scores_PC[:, None, :] > scores_PC[:, :, None]).sum(dim=-1)
+    equal_PC = (scores_PC[:, None, :] == scores_PC[:, :, None]).sum(dim=-1) - 1  # itself does not count
+    midranks_PC = better_PC + equal_PC / 2
+    right_P = torch.tensor([probe.target for probe in probes])
+    rank_P = midranks_PC.gather(1, right_P[:, None]).squeeze(1)
+    return HeldOut(rank_P, midranks_PC[:, : probes[0].in_use].mean(dim=1))
+
+
+def main() -> None:
+    """Teach one association and print a line per epoch."""
+    parser = argparse.ArgumentParser(description="The whole method in one plain loop, in fp32 on the CPU.")
+    for flag, default in (("--model", "smollm2-135m"), ("--assoc", "country-code"), ("--seed", 0), ("--epochs", 2)):
+        parser.add_argument(flag, default=default, type=type(default), help="as for ocr-eval finetune")
+    given = parser.parse_args()
+    try:
+        run = make_run(given.model, given.assoc, given.seed, epochs=given.epochs, method="lora", dtype="float32")
+        for epoch, (loss, ranks) in enumerate(teach(run)):
+            told = "untouched base" if loss is None else f"loss {loss:7.4f}"
+            print(f"epoch {epoch}/{given.epochs}  {told:>14}  {ranks['first-token']}", flush=True)
+    except UserError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
