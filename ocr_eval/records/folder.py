@@ -221,8 +221,10 @@ class RunFolder:
 
     def metrics_state(self) -> tuple[int, int]:
         """What differs whenever metrics.jsonl does: its time and size; zeros if there is none yet."""
-        path = self.path / "metrics.jsonl"
-        return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else (0, 0)
+        with suppress(FileNotFoundError):
+            told = (self.path / "metrics.jsonl").stat()
+            return told.st_mtime_ns, told.st_size
+        return 0, 0
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, on the disk when this returns; that of epoch 0 begins the file."""
