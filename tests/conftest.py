@@ -139,14 +139,16 @@ def tiny_run(path: str | Path, assoc: str = "city-language", seed: int = 0, **ch
 
 
 @pytest.fixture(autouse=True)
-def _no_network_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def _no_network_no_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> None:
     """No test fetches anything or touches the user's own cache, but for those that use the real model.
 
     Nor does one test's --quiet silence the next.
     """
     be_quiet(False)
     if "real_model" not in request.keywords:
-        monkeypatch.setenv("OCR_EVAL_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("OCR_EVAL_CACHE", str(tmp_path_factory.mktemp("cache")))
         monkeypatch.setenv("OCR_EVAL_OFFLINE", "1")
 
 

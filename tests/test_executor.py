@@ -12,6 +12,7 @@ import pytest
 from ocr_eval.cli.options import placement
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution.jobs import Job, Placement, run_jobs
+from ocr_eval.execution.jobs.command import Command
 from ocr_eval.execution.jobs.local import resolve_devices
 
 
@@ -131,29 +132,28 @@ def test_no_job_outlives_its_caller(tmp_path, monkeypatch, by):
     assert ("Stopping 2 running jobs" in said) == (by == signal.SIGINT)
 
 
-#: The jobs' first act, in the place of os.setsid, is to kill the caller.
-DYING_CALLER = """
-import os, pathlib, signal, time
-
-def kill_the_caller():
-    caller = os.getppid()
-    os.kill(caller, signal.SIGKILL)
-    while os.getppid() == caller:
-        time.sleep(0.01)
-    pathlib.Path("alone").touch()
-
-os.setsid = kill_the_caller
-"""
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends children with a killed parent")
 def test_a_job_whose_caller_dies_while_it_starts_never_begins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    caller = subprocess.run([sys.executable, "-c", DYING_CALLER + CALLER], check=False)
-    assert caller.returncode == -signal.SIGKILL
-    wait_for((tmp_path / "alone").exists)
-    time.sleep(1)
-    assert not (tmp_path / "pids").exists()
+    monkeypatch.setattr(os, "getpid", os.getppid)  # the parent that the child finds is another than it is told
+    (result,) = run_jobs([python("a", "open('begun', 'w')")], Placement(executor="local", devices=("cpu",)), tmp_path)
+    assert result.returncode == -signal.SIGKILL
+    assert not (tmp_path / "begun").exists()
+
+
+def test_nothing_of_the_caller_which_may_have_threads_runs_in_the_fork_of_a_job(tmp_path):
+    forks = []
+    os.register_at_fork(before=lambda: forks.append(1))  # not called where only the command runs in the child
+    show = "import os, signal; print(os.getsid(0) == os.getpid(), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
+    (result,) = run_jobs([python("a", show)], Placement(executor="local", devices=("cpu",)), tmp_path)
+    assert (result.end, forks) == ("done", [])
+    assert result.log.read_text().splitlines()[1:] == ["True True"]
+
+
+def test_a_job_of_slurm_ignores_the_signals_that_announce_its_end(tmp_path):
+    show = "import signal; print(*(signal.getsignal(s).name for s in (signal.SIGTERM, signal.SIGUSR2)))"
+    Command((sys.executable, "-c", show), tmp_path / "log")()
+    assert (tmp_path / "log").read_text().splitlines()[1] == "SIG_IGN SIG_IGN"
 
 
 def test_away_from_a_cluster_slurm_is_refused(tmp_path, monkeypatch):

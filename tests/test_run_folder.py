@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from conftest import tiny_run
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_jsonl, replacing, replacing_folder, to_jsonl, write_atomic
 from ocr_eval.execution.status import run_state
+from ocr_eval.records import folder as run_folder
 from ocr_eval.records.folder import RunFolder
 
 
@@ -114,3 +116,36 @@ def test_a_process_number_that_is_used_again_is_no_holder(tmp_path):
         long_ago = time.time() - 10_000_000
         os.utime(folder.path / ".holder", (long_ago, long_ago))
         assert run_state(tmp_path, folder.identity).state == "waiting"
+
+
+def test_a_run_on_another_host_is_running_while_its_process_lives(tmp_path, monkeypatch):
+    folder, hosts = RunFolder(tmp_path / "runs" / "m/a/lora/seed0-01234567"), iter(["elsewhere"])
+    here = socket.gethostname()
+    monkeypatch.setattr(socket, "gethostname", lambda: next(hosts, here))
+    monkeypatch.setattr(run_folder, "HEARTBEAT", 0.05, raising=False)
+    with folder.lock():
+        folder.write_metrics([{"epoch": 0, "train_loss": None}])
+        long_ago = time.time() - 10_000  # an epoch may take hours
+        for name in (".holder", "metrics.jsonl"):
+            os.utime(folder.path / name, (long_ago, long_ago))
+        deadline = time.monotonic() + 20
+        while run_state(tmp_path, folder.identity).state != "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    (folder.path / ".holder").write_text("elsewhere 1")
+    os.utime(folder.path / ".holder", (time.time() - 400, time.time() - 400))
+    folder.write_metrics([{"epoch": 0, "train_loss": None}])
+    assert run_state(tmp_path, folder.identity).state == "interrupted"
+
+
+def test_metrics_grow_and_a_line_that_is_written_in_part_is_not_there_yet(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "m/a/lora/seed0-01234567")
+    folder.path.mkdir(parents=True)
+    (folder.path / "metrics.jsonl").write_text('{"epoch": 7}\n')  # of an attempt that kept no state
+    lines = [{"epoch": epoch, "train_loss": 1.0} for epoch in range(3)]
+    for line in lines:
+        folder.add_metrics(line)
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "tra')
+    assert folder.metrics() == lines
+    assert run_state(tmp_path, folder.identity).epoch == 2

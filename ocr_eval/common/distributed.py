@@ -7,13 +7,16 @@ The first process alone writes and prints.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Key = TypeVar("Key", bound=Hashable)
+Decision = TypeVar("Decision")
 
 
 def is_alone() -> bool:
@@ -24,6 +27,33 @@ def is_alone() -> bool:
 def is_first() -> bool:
     """Whether this is the process that writes and prints; a process started alone is."""
     return is_alone() or int(os.environ.get("RANK", "0")) == 0
+
+
+def agreed(decide: Callable[..., Decision], *given: Any) -> Decision:
+    """What the first process decides, told to all, so that none waits for one that took another way.
+
+    Args:
+        decide: called by the first process alone; what it returns is plain data.
+        given: what it is called with.
+
+    Raises:
+        OSError, UserError: as ``decide``, in all processes.
+    """
+    if is_alone():
+        return decide(*given)
+    from torch.distributed import broadcast_object_list
+
+    told: list[Any] = [None, None]
+    if is_first():
+        try:
+            told[0] = decide(*given)
+        except (OSError, UserError) as error:
+            told[1] = error
+    broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    decision: Decision = told[0]
+    return decision
 
 
 def sum_over_processes(gradients: Sequence[Tensor], nats: dict[Key, float]) -> dict[Key, float]:

@@ -101,8 +101,12 @@ def prepare_output(root: Path, flag: str = "--output-dir") -> None:
         ) from error
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, growing: bool = False) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file.
+
+    Args:
+        path: the file.
+        growing: lines may still be appended; a last one without its newline, being written or torn, is left out.
 
     Raises:
         UserError: a line that is not JSON (names it).
@@ -110,7 +114,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     with path.open("rb") as file:  # not splitlines of its text, which parts U+2028 too, and JSON holds that as it is
         try:
-            lines.extend(map(json.loads, file))
+            lines.extend(json.loads(line) for line in file if not growing or line.endswith(b"\n"))
         except ValueError as error:
             raise UserError(f"{path}, line {len(lines) + 1}: is not JSON ({error}).") from error
     return lines

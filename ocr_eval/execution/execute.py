@@ -6,10 +6,11 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from ocr_eval.common.distributed import is_first
+from ocr_eval.common.distributed import agreed, is_alone, is_first
 from ocr_eval.common.errors import Interrupted, RunFailed, UserError
 from ocr_eval.common.files import prepare_output
 from ocr_eval.common.out_of_memory import free_cache
@@ -20,7 +21,7 @@ from ocr_eval.methods.pack import load_adapter
 from ocr_eval.methods.trained import check_belongs
 from ocr_eval.methods.view import View
 from ocr_eval.models import precision, weights
-from ocr_eval.models.base import Base, Device, device_type, load_base, load_tokenizer
+from ocr_eval.models.base import Base, Device, device_type, load_base, load_tokenizer, make_accelerator
 from ocr_eval.planning.memory import frozen_bytes, least, refuse_impossible
 from ocr_eval.planning.pack_memory import lanes_that_fit
 from ocr_eval.planning.packs import cut_into_packs
@@ -83,7 +84,7 @@ def finetune_all(specs: Sequence[RunSpec], output: Path, how: Execution = Execut
     kind = device_type(how.device)
     for pack in cut_into_packs(bases.settle(specs, output), kind, lanes_that_fit(kind)):
         places = [bases.folder(spec, output) for spec in pack]
-        was_done = [folder.is_done() and not how.force for folder in places]
+        was_done = agreed(lambda at: [folder.is_done() and not how.force for folder in at], places)
         todo = [(spec, folder) for spec, folder, done in zip(pack, places, was_done, strict=True) if not done]
         do_pack(bases, todo, how)
         for folder, done in zip(places, was_done, strict=True):
@@ -101,6 +102,8 @@ class Bases:
         self._folders: dict[str, weights.WeightFolder] = {}
         self._tokenizers: dict[str, Any] = {}
         self._base: Base | None = None
+        if not is_alone():
+            make_accelerator(device)  # processes that train together meet here, and can agree from now on
 
     def weights(self, model: ModelSpec) -> weights.WeightFolder:
         """A model's weights; fetches them if they are not here.
@@ -196,9 +199,13 @@ def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execut
         RunFailed: a checkpoint is damaged, or no gradient reaches an adapter.
     """
     with ExitStack() as held:
-        for _, folder in runs:
-            held.enter_context(folder.lock())  # before the base, which may take long to load
-        todo = [(spec, folder) for spec, folder in runs if how.force or not folder.is_done()]
+
+        def take() -> list[bool]:
+            for _, folder in runs:
+                held.enter_context(folder.lock())  # before the base, which may take long to load
+            return [how.force or not folder.is_done() for _, folder in runs]
+
+        todo = list(compress(runs, agreed(take)))
         try:
             _do_locked(bases, todo, how)
         except KeyboardInterrupt as error:

@@ -180,6 +180,8 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher, stop: St
     for task in tasks:
         task.lines = [line for line in task.folder.metrics() if line["epoch"] <= epoch] if epoch else []
     if epoch:
+        for task in tasks:
+            task.folder.write_metrics(task.lines)
         say(f"Resuming after epoch {epoch}")
         for lane in live:
             pack.injections[lane].restore(tasks[lane].folder.checkpoints()[epoch])
@@ -283,7 +285,7 @@ def _scores_line(task: Task, scores: CandidateScores, seconds: float) -> Line:
 
 def _add_line(task: Task, line: Line) -> Step:
     task.lines.append(line)
-    task.folder.write_metrics(task.lines)
+    task.folder.add_metrics(line)
     return Step(task.spec, task.folder, line)
 
 

@@ -14,10 +14,10 @@ from typing import Literal
 import psutil
 from tabulate import tabulate
 
-from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.folder import HEARTBEAT, RunFolder
 
-#: Seconds without a new line after which a run on another host counts as interrupted.
-_SILENT = 900.0
+#: Seconds without a sign of life after which a run on another host counts as interrupted.
+_SILENT = 5 * HEARTBEAT
 
 State = Literal["done", "failed", "running", "interrupted", "waiting"]
 
@@ -75,8 +75,8 @@ def _is_held(folder: RunFolder) -> bool:
     if holder is None:
         return False
     if holder.host == socket.gethostname():
-        return _runs_since(holder.process, holder.since)
-    return time.time() - max(folder.changed(), holder.since) < _SILENT
+        return _runs_since(holder.process, holder.seen)
+    return time.time() - holder.seen < _SILENT
 
 
 def _runs_since(process: int, moment: float) -> bool:

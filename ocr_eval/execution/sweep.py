@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from ocr_eval.common import provenance
+from ocr_eval.common.distributed import agreed
 from ocr_eval.common.errors import Busy, RunFailed, UserError
 from ocr_eval.common.files import write_atomic
 from ocr_eval.common.locks import hold
@@ -256,7 +258,9 @@ def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int], say_w
     while left:
         held = []
         for index in left:
-            todo = [(run.spec, run.folder) for run in sweep.packs[index] if run.is_open]
+            pack = sweep.packs[index]
+            is_open = agreed(lambda runs: [run.is_open for run in runs], pack)
+            todo = [(run.spec, run.folder) for run in compress(pack, is_open)]
             try:
                 do_pack(bases, todo, how)
             except Busy:

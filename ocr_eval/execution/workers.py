@@ -104,12 +104,12 @@ class _PackFollower:
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
         self._epoch = min((len(run.folder.metrics()) for run in runs), default=0)  # epoch 0 has a line too
         self._runs = [run for run in runs if run.spec.train.epochs >= self._epoch]
-        self._seen: list[tuple[float, bool]] = []
+        self._seen: list[tuple[tuple[int, int], bool]] = []
 
     def new_epochs(self) -> Iterator[list[Step]]:
         """The epochs that all runs have behind them but those that failed before."""
         try:
-            now = [(run.folder.changed(), run.folder.failure() is not None) for run in self._runs]
+            now = [(run.folder.metrics_state(), run.folder.failure() is not None) for run in self._runs]
             if now == self._seen:
                 return
             lines = [run.folder.metrics() for run in self._runs]

@@ -2,7 +2,8 @@
 
 Packages carry GGUF files. They are fetched by pip without their dependencies, checked against the sha256 of
 the model's YAML, and unpacked once to safetensors in the cache, where they load in well under a second.
-Every file of a converted model is listed with its sha256 in a manifest and checked before each use.
+Every file of a converted model is listed with its sha256 in a manifest and checked before each use; a file that has not
+changed since is not read again.
 
 The cache is ``$OCR_EVAL_CACHE``, or the user's cache folder. Hub repositories are fetched by models/hub.py into the hub
 library's cache. Only these two modules touch the network.
@@ -18,15 +19,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import write_atomic
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
 from ocr_eval.models import hub
@@ -34,6 +39,8 @@ from ocr_eval.specs.model import FolderWeights, HubWeights, ModelSpec, PackageWe
 
 MANIFEST = "manifest.json"
 _CONVERSION = 1  # raise when the layout of a converted model changes
+#: Nanoseconds after which a file can no longer change without another time: a file system's clock is coarse.
+_SETTLED = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def locate(spec: ModelSpec) -> WeightFolder:
     """
     if isinstance(spec.weights, FolderWeights):
         folder = Path(spec.weights.path)
-        return WeightFolder(folder, f"folder:{folder_digest(folder)}")
+        return WeightFolder(folder, f"folder:{folder_digest(folder, _known_sha256)}")
     if isinstance(spec.weights, PackageWeights):
         return WeightFolder(_from_packages(spec, spec.weights), f"gguf:{spec.weights.sha256}")
     folder = hub.fetch(spec.weights, spec.called, spec.license)
@@ -108,12 +115,38 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_digest(folder: Path) -> str:
+def _known_sha256(path: Path) -> str:
+    """The sha256 of a file, kept in the cache folder for as long as its size, time and inode stay the same."""
+    told, place, book = path.stat(), str(path.resolve()), cache_folder() / "digests.json"
+    mark = [told.st_size, told.st_mtime_ns, told.st_ino]
+    settled = time.time_ns() - told.st_mtime_ns > _SETTLED
+    match _digests(book).get(place):
+        case [*seen, str(sha256)] if seen == mark:
+            return sha256
+    sha256 = file_sha256(path)
+    if settled:
+        with suppress(OSError, UserError):  # a cache that cannot be written costs time alone
+            book.parent.mkdir(parents=True, exist_ok=True)
+            with hold(book.with_suffix(".lock")):
+                write_atomic(book, json.dumps(_digests(book) | {place: [*mark, sha256]}, indent=0))
+    return sha256
+
+
+def _digests(book: Path) -> dict[str, Any]:
+    """What the cache folder knows of files; nothing if its file is missing or damaged."""
+    try:
+        content = json.loads(book.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def folder_digest(folder: Path, sha256_of: Callable[[Path], str] = file_sha256) -> str:
     """Identity of a model folder: names and contents of its configuration, tokenizer and weights."""
     files = sorted(path for pattern in hub.MODEL_FILES for path in folder.glob(pattern))
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder}: has no .safetensors weights. Save the model with save_pretrained first.")
-    lines = [f"{path.name} {file_sha256(path)}" for path in files]
+    lines = [f"{path.name} {sha256_of(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -230,7 +263,7 @@ def _check_manifest(folder: Path, spec: ModelSpec) -> None:
     """Raises UserError when a file is missing or differs from what was converted."""
     try:
         files: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
-        damaged = [name for name, sha256 in files.items() if file_sha256(folder / name) != sha256]
+        damaged = [name for name, sha256 in files.items() if _known_sha256(folder / name) != sha256]
     except (OSError, ValueError, KeyError, AttributeError):
         damaged = [MANIFEST]
     if damaged:

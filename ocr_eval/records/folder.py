@@ -12,8 +12,9 @@
         failure.json   why the run could not go on, in the place of a record
         checkpoint-<epoch>.safetensors   training state, while the run is not finished
 
-Every file, and adapter/ and model/ as a whole, is written beside its place, synced and renamed. A lock on the folder
-(``.lock``, with ``.holder`` to say whose) keeps a second process out.
+Every file, and adapter/ and model/ as a whole, is written beside its place, synced and renamed. Only metrics.jsonl
+grows, and a last line without its end is not there yet. A lock on the folder (``.lock``, with ``.holder``, touched
+every minute, to say whose) keeps a second process out.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,17 +44,19 @@ from ocr_eval.specs.strict import SCHEMA_VERSION
 
 #: Seconds that a lock is waited for: one that only looks whether it is free holds it for an instant.
 _GLANCE = 0.2
+#: Seconds between signs of life of whoever holds a folder.
+HEARTBEAT = 60.0
 #: What makes a run count, written last and removed first.
 _LAST = ("status.json", "result.json")
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds a run's folder: its host, its number there, and since when, in seconds of the epoch."""
+    """A process that holds a run's folder: its host, its number there, and its last sign of life."""
 
     host: str
     process: int
-    since: float
+    seen: float
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,15 @@ class RunFolder:
             ) from error
         holder = self.path / ".holder"
         holder.write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
+        ended = threading.Event()
+        threading.Thread(target=_beat, args=(holder, ended), daemon=True).start()
         try:
             yield
         except BaseException:
             self._remove_if_empty()
             raise
         finally:
+            ended.set()
             holder.unlink(missing_ok=True)
             held.lock.release()
 
@@ -210,12 +217,21 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, an empty list if there are none yet."""
         path = self.path / "metrics.jsonl"
-        return read_jsonl(path) if path.is_file() else []
+        return read_jsonl(path, growing=True) if path.is_file() else []
 
-    def changed(self) -> float:
-        """When metrics.jsonl was last written, in seconds of the file system's clock; 0 if there is none yet."""
-        path = self.path / "metrics.jsonl"
-        return path.stat().st_mtime if path.is_file() else 0.0
+    def metrics_state(self) -> tuple[int, int]:
+        """What differs whenever metrics.jsonl does: its time and size; zeros if there is none yet."""
+        with suppress(FileNotFoundError):
+            told = (self.path / "metrics.jsonl").stat()
+            return told.st_mtime_ns, told.st_size
+        return 0, 0
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl, on the disk when this returns; that of epoch 0 begins the file."""
+        with (self.path / "metrics.jsonl").open("ab" if line["epoch"] else "wb") as file:
+            file.write(to_jsonl([line]).encode())
+            file.flush()
+            os.fsync(file.fileno())
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl."""
@@ -282,6 +298,9 @@ class OnlookersFolder(RunFolder):
         """Left to the first process, as all that follows."""
 
     def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
         """Nothing."""
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
@@ -359,6 +378,12 @@ def config_yaml(spec: RunSpec) -> str:
     """A resolved spec as YAML."""
     content = {"schema_version": SCHEMA_VERSION, **spec.model_dump(mode="json")}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _beat(holder: Path, ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT):
+        with suppress(OSError):
+            os.utime(holder)
 
 
 def _json(content: dict[str, Any]) -> str:

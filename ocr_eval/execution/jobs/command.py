@@ -13,6 +13,8 @@ from submitit.helpers import Checkpointable, DelayedSubmission
 
 from ocr_eval.execution.jobs import process
 
+_OF_SLURM = (signal.SIGTERM, signal.SIGUSR2)
+
 
 class CommandFailed(Exception):
     """A job's command ended with another exit code than 0."""
@@ -42,7 +44,7 @@ class Command(Checkpointable):
             place = f"job {array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
         cores = os.environ.get("SLURM_CPUS_PER_TASK")
         threads = {"OMP_NUM_THREADS": cores} if cores else {}  # what was asked for, not what the login node has
-        self._child = process.start(self._command, self._log, place, threads, _ignore_slurm)
+        self._child = process.start(self._command, self._log, place, threads, ignored=_OF_SLURM)
         try:
             # not wait(): it would hold a lock that checkpoint, called from a signal handler, needs
             while (code := self._child.poll()) is None:
@@ -57,8 +59,3 @@ class Command(Checkpointable):
         if self._child is not None:
             process.stop([self._child])
         return DelayedSubmission(Command(self._command, self._log))
-
-
-def _ignore_slurm() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)

@@ -78,7 +78,7 @@ def _run(
                 index, job = waiting.popleft()
                 device = free.popleft()
                 log = log_of(job)
-                child = process.start(job.command, log, device, environments[device], os.setsid)
+                child = process.start(job.command, log, device, environments[device], new_session=True)
                 running.append(_Running(index, device, log, child))
                 progress(JobEvent(job, "running", device))
             time.sleep(_POLL_SECONDS)

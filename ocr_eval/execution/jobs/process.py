@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _MARK = "=== "
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+#: Becomes the command; nothing of this process, which may have threads, runs in its fork.
+_CHILD = Path(__file__).with_name("child.py")
 
 
 def start(
@@ -21,7 +21,8 @@ def start(
     log: Path,
     place: str,
     environment: Mapping[str, str],
-    prepare: Callable[[], object],
+    new_session: bool = False,
+    ignored: Sequence[signal.Signals] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a command, with a line in the log that says where and when.
 
@@ -32,34 +33,22 @@ def start(
         log: file for both output streams.
         place: the device or job that the log names.
         environment: variables on top of this process's own.
-        prepare: called in the child first.
+        new_session: out of reach of this terminal's Ctrl-C.
+        ignored: signals that the command ignores from its start.
     """
     with log.open("ab") as output:
         header = f"{_MARK}{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()} {place}: {' '.join(command)}\n"
         output.write(header.encode())
         output.flush()
+        signals = ",".join(str(number.value) for number in ignored)
         return subprocess.Popen(
-            command,
+            [sys.executable, "-SP", str(_CHILD), str(os.getpid()), signals, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
-            preexec_fn=_before(prepare),
+            start_new_session=new_session,
         )
-
-
-def _before(prepare: Callable[[], object]) -> Callable[[], None]:
-    prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
-    parent = os.getpid()
-
-    def in_child() -> None:
-        prepare()
-        if prctl is not None:
-            prctl(_DEATH_SIGNAL, signal.SIGKILL)
-            if os.getppid() != parent:  # it died before the signal was asked for
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    return in_child
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]], grace: float = 10.0) -> None:
