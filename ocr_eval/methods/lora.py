@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ocr_eval.common.errors import UserError
+from ocr_eval.models.architecture import linear_modules
 
 #: Which lanes a batch holds, as an index of the stacks: a slice where they are neighbours (no copy is made).
 Lanes = slice | Tensor
@@ -328,10 +328,7 @@ def target_names(network: torch.nn.Module, targets: str | Sequence[str]) -> list
     Raises:
         UserError: a target that the network does not have.
     """
-    head = network.get_output_embeddings() if isinstance(network, PreTrainedModel) else None
-    linear = [
-        name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
-    ]
+    linear = list(linear_modules(network))
     if targets == "all-linear":
         return linear
     wanted = [targets] if isinstance(targets, str) else list(targets)

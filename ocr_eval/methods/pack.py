@@ -32,6 +32,14 @@ from ocr_eval.specs.model import HubWeights, TrainSpec
 from ocr_eval.specs.run import RunSpec
 
 
+def batches_of_epoch(
+    examples: Sequence[Continuation], order: str, epoch: int, batch_size: int
+) -> list[list[Continuation]]:
+    """The batches of an epoch, counted from 1; they depend on the run's order stream and the epoch only."""
+    shuffled = [examples[i] for i in streams.permutation(f"{order}/epoch-{epoch}", len(examples))]
+    return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
+
+
 @dataclass
 class Injection:
     """One run in training.
@@ -53,10 +61,8 @@ class Injection:
     epochs_done: int = 0
 
     def batches(self) -> list[list[Continuation]]:
-        """The batches of the coming epoch; depends on the run's order stream and the epoch only."""
-        order = streams.permutation(f"{self.order}/epoch-{self.epochs_done + 1}", len(self.examples))
-        size = self.train.batch_size
-        return [[self.examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+        """The batches of the coming epoch."""
+        return batches_of_epoch(self.examples, self.order, self.epochs_done + 1, self.train.batch_size)
 
     def write_checkpoint(self, file: IO[bytes]) -> None:
         """Write everything needed to go on after the last finished epoch, as safetensors."""

@@ -114,7 +114,7 @@ def build(spec: ModelSpec, config: PretrainedConfig, device: str, dtype: torch.d
 
 def linear_modules(network: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     """Every linear module of the decoder but the output head, by its full name."""
-    head = network.get_output_embeddings()  # type: ignore[operator]
+    head = network.get_output_embeddings() if isinstance(network, PreTrainedModel) else None
     return {
         name: module
         for name, module in network.named_modules()

@@ -10,11 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ocr_eval.common import streams
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.dataset import Dataset, build_dataset
 from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
+from ocr_eval.methods.pack import batches_of_epoch
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import read_config
 from ocr_eval.models.base import load_tokenizer_from
@@ -102,9 +102,7 @@ def _chunks(probes: Sequence[ProbeTokens], size: int) -> list[Geometry]:
 
 def first_epoch(spec: RunSpec, examples: Sequence[Continuation]) -> list[list[Continuation]]:
     """The batches of the first epoch."""
-    order = streams.permutation(f"{spec.stream('order')}/epoch-1", len(examples))
-    size = spec.train.batch_size
-    return [[examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+    return batches_of_epoch(examples, spec.stream("order"), 1, spec.train.batch_size)
 
 
 def batch_nodes(spec: RunSpec) -> int:
