@@ -48,6 +48,7 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     assert "ocr_eval_task.py" in run(
         "-m", "ocr_eval", "data", "export", "--assoc", "sport-music", "--format", "lm-eval", "-o", "exported"
     )
+    assert "--assoc" in run("-m", "ocr_eval.docs.plain_loop", "--help")
     assert "120 statements" in run("-m", "ocr_eval", "finetune", "--assoc", "sport-music", "--dry-run")
 
 

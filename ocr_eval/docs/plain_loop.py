@@ -1,6 +1,6 @@
 """The whole method in one plain loop over stock transformers and PEFT. Read this first.
 
-    python -m ocr_eval.docs.plain_loop --model smollm2-135m --assoc country-code --epochs 2
+    python -m ocr_eval.docs.plain_loop --model smollm2-135m --assoc country-code --epochs 2    # a few minutes
 
 A model is taught facts about fictitious people (which country each is from). For a few of them, the train subjects, it
 is also taught the entailment (which language they code in). For the rest, the test subjects, the entailment is held
@@ -15,8 +15,8 @@ out: it is a probe, and we ask where the right answer ranks among candidates.
                              from a model that knows which answers occur but not who they belong to
     OCR score              = 1 - mean rank / mean null rank      1: always inferred, 0: nothing, below 0: avoided
 
-`ocr-eval finetune --dtype float32` computes the same numbers and is faster: it computes prefixes that statements share
-once, and trains many runs side by side. tests/test_plain_loop.py holds it to this file.
+`ocr-eval finetune --dtype float32` gives the same numbers several times faster: it computes each shared prefix once. A
+sweep also trains runs side by side. A test compares both with this file.
 
 Dimension letters:  B rows,  T tokens,  V vocabulary,  P probes,  C candidates.
 """
