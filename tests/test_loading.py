@@ -79,7 +79,8 @@ def gpus(monkeypatch, tiny):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
         accelerator = SimpleNamespace(device=torch.device("cuda:0"), num_processes=processes)
-        monkeypatch.setattr(base, "make_accelerator", lambda device: accelerator)
+        for module in (base, execute):
+            monkeypatch.setattr(module, "make_accelerator", lambda device: accelerator)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=size))

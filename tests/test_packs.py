@@ -190,17 +190,28 @@ def test_killed_at_any_write_a_pack_goes_on_to_the_same_records(tiny, tmp_path, 
     ]
     inject(base, tasks_in(tmp_path / "whole", base, specs))
     whole = [content(task.folder) for task in tasks_in(tmp_path / "whole", base, specs)]
-    write = folder.write_atomic
+    write, add = folder.write_atomic, RunFolder.add_metrics
     countdown = 0
 
-    def dying(path, data):
+    def dies():
         nonlocal countdown
         countdown -= 1
-        if countdown == 0:
+        return countdown == 0
+
+    def dying(path, data):
+        if dies():
             raise Killed
         write(path, data)
 
+    def tearing(self, line):
+        if dies():
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write('{"epoch": ')
+            raise Killed
+        add(self, line)
+
     monkeypatch.setattr(folder, "write_atomic", dying)
+    monkeypatch.setattr(RunFolder, "add_metrics", tearing)
     kills = 0
     for step in range(4, 34, 3):
         countdown = step
