@@ -90,7 +90,7 @@ def make_run(model: ModelSpec | str, association: Association | str, seed: int =
 def finetune(run: RunSpec, output: Folder = "results", device: Device = "auto", force: bool = False) -> Record:
     """Teach the facts, score what was inferred, and leave the run below ``output/runs``.
 
-    A run that is done already is read and not repeated; an interrupted one goes on.
+    A run that is done already is read and not repeated; an interrupted one resumes.
 
     Raises:
         UserError: bad input, found before any training.

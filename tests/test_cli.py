@@ -72,7 +72,7 @@ def one_line(answer) -> str:
         (["models", "check", "./"], "'.' has no tokenizer (tokenizer.json). Give a folder"),
         (["sweep", "--variants", "shufled"], "'variants.0': input should be 'real' or 'shuffled', got 'shufled'."),
         (["score"], "What should be scored?"),
-        (["score", "./nowhere"], "is no run folder"),
+        (["score", "./nowhere"], "is not a run folder"),
         (["score", "./run", "--seed", "0"], "--seed does not go with a run's folder"),
         (["score", "./run", "--n", "4"], "--n does not go with"),
         (["score", "./run", "--model", "gemma3-270m"], "--model does not go with"),
@@ -193,7 +193,7 @@ def test_flags_of_a_config_file_do_not_go_with_a_runs_folder_either(ocr_eval, tm
     (tmp_path / "c.yaml").write_text("seed: 3\n")
     assert "--seed does not go with" in one_line(ocr_eval("score", tmp_path, "-C", tmp_path / "c.yaml"))
     answer = ocr_eval("score", tmp_path, OCR_EVAL_SEED="3")  # a variable is for whatever command takes it
-    assert "is no run folder" in one_line(answer)
+    assert "is not a run folder" in one_line(answer)
 
 
 def test_an_output_folder_that_cannot_be_written_is_found_first(ocr_eval, tiny, tmp_path):

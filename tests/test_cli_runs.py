@@ -37,7 +37,7 @@ def test_a_finished_run_is_shown_without_what_trains(run, tiny, tmp_path):
 def test_a_damaged_record_names_the_way_out(run, finetune, ocr_eval, tmp_path):
     whole = (run / "result.json").read_bytes()
     (run / "result.json").write_bytes(whole[:300])
-    assert "'ocr-eval finetune --force' makes the run anew" in one_line(finetune())
+    assert "Rerun it with 'ocr-eval finetune --force'" in one_line(finetune())
     answer = ocr_eval("table", tmp_path / "out")
     assert answer.code == 2
     complaint, end = answer.err.strip().splitlines()

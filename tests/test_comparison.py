@@ -91,7 +91,7 @@ def test_a_damaged_record_stops_a_comparison(ocr_eval, tmp_path):
     (a / "run0/result.json").write_text("{")
     answer = ocr_eval("compare", a, a)
     assert answer.code == 2
-    assert "run0/result.json is no whole record" in answer.err
+    assert "run0/result.json is not a valid record" in answer.err
 
 
 def test_sides_of_two_precisions_are_said_to_differ():

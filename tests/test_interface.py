@@ -59,7 +59,7 @@ def test_records_as_a_frame(tmp_path):
 def test_a_damaged_record_is_a_warning(tmp_path):
     write(tmp_path, record(), record(seed=1))
     (tmp_path / "run0/result.json").write_text("{")
-    with pytest.warns(UserWarning, match="run0/result.json is no whole record"):
+    with pytest.warns(UserWarning, match="run0/result.json is not a valid record"):
         assert len(interface.read_records(tmp_path)) == 1
 
 

@@ -28,7 +28,7 @@ class RunState:
 
     Attributes:
         run: its folder below ``runs/``.
-        state: running and interrupted runs have begun; an interrupted one goes on when the sweep does.
+        state: running and interrupted runs have begun; an interrupted one resumes when the sweep does.
         epoch: finished epochs, None before the first scoring.
         train_loss: of the last epoch, nats an answer token.
         ocr_score: of the last scoring, first-token; None before.

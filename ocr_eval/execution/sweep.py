@@ -2,7 +2,7 @@
 
 A sweep is a folder. ``sweep.json`` in it states the grid and the packs; the runs lie beside it as those of
 ``finetune`` do. Whoever works on the folder takes packs that nobody holds, so that several processes share the
-work; what is finished is not repeated, and what was interrupted goes on.
+work; what is finished is not repeated, and what was interrupted resumes.
 """
 
 from __future__ import annotations

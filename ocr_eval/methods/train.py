@@ -124,7 +124,7 @@ def _backward(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[i
 
 
 def _step(pack: Pack, lane: int, step: int, steps: int) -> None:
-    """Take a step of a lane: its number in the epoch, of so many."""
+    """Take an optimizer step of a lane: step ``step`` (from 0) out of ``steps`` in this epoch."""
     injection = pack.injections[lane]
     if step == injection.epochs_done == 0:
         silent = pack.adapters.silent(lane)

@@ -192,7 +192,7 @@ class RunFolder:
     def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
         """Write what the run is, where it runs and what the tokenizer makes of its candidates.
 
-        A run that goes on under other versions or elsewhere keeps word of where it was before.
+        A run that resumes under other versions or elsewhere keeps a note of where it was before.
 
         Raises:
             UserError: what a finished run writes last could not be written then.
@@ -352,7 +352,7 @@ def read_config(folder: Path) -> RunSpec:
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise UserError(f"'{folder}' is no run folder (no config.yaml). Give a folder below <output>/runs.")
+        raise UserError(f"'{folder}' is not a run folder (no config.yaml). Give a folder below <output>/runs.")
     return read_run(path)
 
 

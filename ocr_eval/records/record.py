@@ -190,7 +190,7 @@ def read_record(path: Path, scoring: Scoring | None = None) -> Record:
         raise UserError(f"{path}: {error}.") from error
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} is no whole record ({str(error).rstrip('.')}); 'ocr-eval finetune --force' makes the run anew."
+            f"{path} is not a valid record ({str(error).rstrip('.')}). Rerun it with 'ocr-eval finetune --force'."
         ) from error
     for each in record.final if scoring is None else [scoring]:
         problem = _disagreement(record, each)

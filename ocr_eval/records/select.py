@@ -51,14 +51,14 @@ Condition = Mapping[str, tuple[str, ...]]
 
 
 def settings_of(record: Record) -> dict[str, str]:
-    """Every key of ``FILTER_KEYS`` with its value as text: numbers in their shortest form, lists by commas."""
+    """Every key of ``FILTER_KEYS`` with its value as text: numbers in their shortest form, lists comma-separated."""
     return settings_of_each([record])[0]
 
 
 def settings_of_each(records: Sequence[Record]) -> list[dict[str, str]]:
     """``settings_of`` each record; settings of a newer program that are not known here are ``train.<key>``.
 
-    Specs that records share, as those read together do, are put into words once.
+    Specs that records share, as those read together do, are converted to text once.
     """
     said: dict[int, dict[str, str]] = {}
 

@@ -79,8 +79,8 @@ class TrainSpec(Strict):
         max_grad_norm: the gradient is clipped to this 2-norm.
         weight_decay: AdamW's decoupled decay of all trained tensors.
         beta1, beta2: AdamW's averaging of gradients and of their squares.
-        schedule: how the rate goes on after the warm-up: ``constant``, or to zero at the last step, ``linear`` or as a
-            half ``cosine``.
+        schedule: the course of the rate after the warm-up: ``constant``, or falling to zero at the last step, ``linear``
+            or as a half ``cosine``.
         warmup: part of all steps in which the rate rises linearly from zero.
     """
 
@@ -104,7 +104,7 @@ class TrainSpec(Strict):
         return self.beta1, self.beta2
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step, counted from 0, of so many; as transformers' schedules."""
+        """The learning rate of a step (from 0) out of ``steps``, as in transformers' schedules."""
         warm = round(self.warmup * steps)
         if step < warm:
             return self.lr * step / warm
