@@ -79,8 +79,8 @@ class TrainSpec(Strict):
         max_grad_norm: the gradient is clipped to this 2-norm.
         weight_decay: AdamW's decoupled decay of all trained tensors.
         beta1, beta2: AdamW's averaging of gradients and of their squares.
-        schedule: the course of the rate after the warm-up: ``constant``, or falling to zero at the last step, ``linear``
-            or as a half ``cosine``.
+        schedule: the course of the rate after the warm-up: ``constant``, or falling to zero at the last step, either
+            ``linear`` or as a half ``cosine``.
         warmup: part of all steps in which the rate rises linearly from zero.
     """
 
