@@ -421,7 +421,7 @@ def resolve(
         "candidates": choice("--candidates", candidates, ("in-use", "ten", "all")),
         "probe_template": probe_template,
         "variant": None if variant is None else choice("--variant", variant, ("real", "shuffled")),
-        "templates": None if templates is None else _template_indices(templates, len(association.fact.templates)),
+        "templates": None if templates is None else _template_indices(templates, association.wordings),
     }
     data = {key: value for key, value in data.items() if value is not None}
     given = {key: value for key, value in train.items() if value is not None}

@@ -19,8 +19,8 @@ from ocr_eval.common.distributed import is_first
 from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.messages import duration, say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory, unwatched_by_collector
-from ocr_eval.data.audit import Audit, audit_dataset
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data import task as data
+from ocr_eval.data.audit import Audit, audit_task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.execution.interruption import StopRequest, stop_request
 from ocr_eval.methods.pack import Pack, attach
@@ -75,8 +75,9 @@ def _time_left(step: Step, runs: int) -> str:
 
 @dataclass(frozen=True)
 class Material:
-    """What a run learns and is asked, in tokens, and the audit of its candidates."""
+    """What a run learns and is asked, also in tokens, and the audit of its candidates."""
 
+    task: data.Task
     examples: Sequence[Continuation]
     probes: Sequence[ProbeTokens]
     audit: Audit
@@ -88,11 +89,12 @@ def prepare(tokenizer: Any, spec: RunSpec) -> Material:
     Raises:
         UserError: the tokenizer cannot do with the data.
     """
-    dataset = build_dataset(spec)
+    task = data.build_task(spec)
     return Material(
-        examples=training_tokens(tokenizer, dataset),
-        probes=probe_tokens(tokenizer, dataset),
-        audit=audit_dataset(tokenizer, dataset),
+        task=task,
+        examples=training_tokens(tokenizer, task),
+        probes=probe_tokens(tokenizer, task),
+        audit=audit_task(tokenizer, task),
     )
 
 
@@ -193,7 +195,7 @@ def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher, stop: St
             tasks[lane].folder.fail("The untouched model gives log-probabilities that are no numbers.")
         live = list(scored)
         for lane in live:
-            tasks[lane].folder.write_probes(probe_lines(tasks[lane].material.probes, scored[lane].scores, epoch=0))
+            tasks[lane].folder.write_probes(probe_lines(tasks[lane].material.task, scored[lane].scores, epoch=0))
         watch([_add_line(tasks[lane], untouched | scored[lane].line) for lane in live])
     for task in tasks:
         if epoch >= task.epochs:
@@ -275,11 +277,11 @@ def _score(pack: Pack, tasks: Sequence[Task], lanes: Sequence[int]) -> Mapping[i
 
 
 def _scores_line(task: Task, scores: CandidateScores, seconds: float) -> Line:
-    probes = task.material.probes
+    asked = task.material.task
     return {
         "score_seconds": seconds,
-        "scores": to_plain(summarize_quantities(probes, scores)),
-        "held_out": to_plain(held_out(probes, scores)),
+        "scores": to_plain(summarize_quantities(asked, scores)),
+        "held_out": to_plain(held_out(asked, scores)),
     }
 
 
@@ -293,12 +295,12 @@ def _prepare_record(pack: Pack, lane: int, task: Task, scores: CandidateScores) 
     if not is_first():
         return
     sha256 = pack.save(lane, task.folder.path)
-    last = probe_lines(task.material.probes, scores, task.epochs)
+    last = probe_lines(task.material.task, scores, task.epochs)
     task.folder.prepare(_record(pack.base, task, sha256), task.folder.probes() + last)
 
 
 def _record(base: Base, task: Task, learned_sha256: str) -> Record:
-    spec, lines = task.spec, task.lines
+    spec, lines, quantities = task.spec, task.lines, task.material.task.quantities
     final = from_plain(lines[-1]["scores"], Scores)
     return Record(
         run=task.folder.identity,
@@ -310,9 +312,11 @@ def _record(base: Base, task: Task, learned_sha256: str) -> Record:
         dtype=spec.precision,
         attention=spec.model.attention,
         association_digest=spec.association.digest(),
+        structure=spec.association.structure,
+        quantities=quantities,
         data=spec.data,
         train=spec.train,
-        facts_learned=facts_learned(final),
+        facts_learned=facts_learned(quantities, final),
         base=from_plain(lines[0]["scores"], Scores),
         final=final,
         base_held_out=from_plain(lines[0]["held_out"], dict[Scoring, HeldOut]),
