@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import tabulate
 
 from ocr_eval.analysis.table import METRICS, Cell, Row, Table, column, flat_cells
-from ocr_eval.records.select import METHOD_NAMES
+from ocr_eval.methods.method import label_of
 
 #: Column and caption words of each metric.
 METRIC_NAMES = {
@@ -84,8 +84,9 @@ def _published_note(table: Table) -> list[str]:
     if not any(row.published for row in table.rows):
         return []
     differs = ["they come from full fine-tuning of 7-9B models"]
-    if table.methods != ("full",):
-        differs[0] += f" (here {', '.join(METHOD_NAMES[method] for method in table.methods)})"
+    ours = [label_of(method) for method in table.methods]
+    if ours != [label_of("full")]:
+        differs[0] += f" (here {', '.join(ours)})"
     differs.append("state no null")
     if table.protocol.get("candidates") != "ten":
         differs.append("rank among ten candidates, which not all runs here do")
