@@ -104,7 +104,8 @@ def test_a_packed_run_is_a_plain_loop_over_stock_peft(architecture, model_files,
         assert losses[lane] == pytest.approx(nats / tokens, abs=1e-5)
         stock.save_pretrained(tmp_path / f"stock-{lane}/adapter")
         start, ours, theirs = (
-            load_file(tmp_path / f"{name}-{lane}/adapter/adapter_model.safetensors") for name in ("start", "end", "stock")
+            load_file(tmp_path / f"{name}-{lane}/adapter/adapter_model.safetensors")
+            for name in ("start", "end", "stock")
         )
         assert ours.keys() == theirs.keys()
         for name in theirs:  # of single elements whose gradient is nearly zero, Adam's first steps know only the sign

@@ -53,12 +53,14 @@ class Execution:
         force: run again even what is done.
         every: score after every this many epochs, and after the last.
         watch: is told the new lines of metrics, a pack's epoch at a time.
+        measures: what else to measure at the end; None for what is measured by default.
     """
 
     device: Device = "auto"
     force: bool = False
     every: int = 1
     watch: Watcher = say_lines
+    measures: tuple[str, ...] | None = None
 
 
 def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> Outcome:
@@ -228,7 +230,8 @@ def _do_locked(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Exe
         if how.force or folder.failure():
             folder.clear()
     base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
-    inject(base, [LiveRun(*run, material) for run, material in zip(runs, materials, strict=True)], how.every, how.watch)
+    live = [LiveRun(*run, material) for run, material in zip(runs, materials, strict=True)]
+    inject(base, live, how.every, how.watch, how.measures)
     base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 

@@ -24,6 +24,7 @@ from ocr_eval.data.audit import Audit, audit_dataset
 from ocr_eval.data.dataset import build_dataset
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.execution.interruption import StopRequest, stop_request
+from ocr_eval.measures.measure import Trained, take_measures
 from ocr_eval.methods.method import Pack
 from ocr_eval.methods.pack import attach
 from ocr_eval.models.base import Base
@@ -119,7 +120,13 @@ class LiveRun:
         return self.spec.train.epochs
 
 
-def inject(base: Base, runs: Sequence[LiveRun], every: int = 1, watch: Watcher = say_lines) -> None:
+def inject(
+    base: Base,
+    runs: Sequence[LiveRun],
+    every: int = 1,
+    watch: Watcher = say_lines,
+    measures: Sequence[str] | None = None,
+) -> None:
     """Train, score and write runs as one pack, over a base that is as clean afterwards as before.
 
     Afterwards the folder of each run holds its record, or the reason why it could not go on.
@@ -129,13 +136,14 @@ def inject(base: Base, runs: Sequence[LiveRun], every: int = 1, watch: Watcher =
         runs: the runs; lanes in this order.
         every: score after every this many epochs (and after the last).
         watch: is told the new lines of metrics.
+        measures: what else to measure at the end; None for what is measured by default.
 
     Raises:
         RunFailed: a checkpoint is damaged, no gradient reaches an adapter, or the memory is too small.
         KeyboardInterrupt: the user asked to stop; what was finished is saved.
     """
     try:
-        _inject(base, runs, every, watch)
+        _inject(base, runs, every, watch, measures)
     except TooLarge as error:
         raise RunFailed(_too_large(base, runs, str(error))) from error
     except (RuntimeError, MemoryError) as error:
@@ -161,21 +169,28 @@ def _too_large(base: Base, runs: Sequence[LiveRun], reason: str) -> str:
     )
 
 
-def _inject(base: Base, runs: Sequence[LiveRun], every: int, watch: Watcher) -> None:
+def _inject(base: Base, runs: Sequence[LiveRun], every: int, watch: Watcher, measures: Sequence[str] | None) -> None:
     for run in runs:
         if not run.folder.is_prepared():
             run.folder.begin(run.spec, provenance.environment(str(base.device)), run.material.audit.as_json())
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
     try:
         with unwatched_by_collector(), stop_request() as stop:
-            _run(pack, runs, every, watch, stop)
+            _run(pack, runs, every, watch, measures, stop)
     finally:
         pack.detach()
         del pack
         free_cache(base.device)
 
 
-def _run(pack: Pack, runs: Sequence[LiveRun], every: int, watch: Watcher, stop: StopRequest) -> None:
+def _run(
+    pack: Pack,
+    runs: Sequence[LiveRun],
+    every: int,
+    watch: Watcher,
+    measures: Sequence[str] | None,
+    stop: StopRequest,
+) -> None:
     epoch = common_epoch([run.folder for run in runs], [run.epochs for run in runs])
     live = [lane for lane, run in enumerate(runs) if epoch < run.epochs]
     for run in runs:
@@ -220,7 +235,7 @@ def _run(pack: Pack, runs: Sequence[LiveRun], every: int, watch: Watcher, stop: 
         }
         watch([_add_line(runs[i], line | (scored[i].line if i in scored else {})) for i, line in trained.items()])
         for lane in ending:
-            _prepare_record(pack, lane, runs[lane], scored[lane].scores)
+            _prepare_record(pack, lane, runs[lane], scored[lane].scores, measures)
         live = [lane for lane in live if lane not in ending]
         now = time.monotonic()
         overdue = now - saved_at >= max(CHECKPOINT_EVERY, 10 * saving_seconds)
@@ -293,15 +308,18 @@ def _add_line(run: LiveRun, line: Line) -> Step:
     return Step(run.spec, run.folder, line)
 
 
-def _prepare_record(pack: Pack, lane: int, run: LiveRun, scores: CandidateScores) -> None:
+def _prepare_record(
+    pack: Pack, lane: int, run: LiveRun, scores: CandidateScores, measures: Sequence[str] | None
+) -> None:
     if not is_first():
         return
+    found = take_measures(measures, Trained(run.spec, pack, lane, run.material.probes, scores))
     sha256 = pack.save(lane, run.folder.path)
     last = probe_lines(run.material.probes, scores, run.epochs)
-    run.folder.prepare(_record(pack.base, run, sha256), run.folder.probes() + last)
+    run.folder.prepare(_record(pack.base, run, sha256, found), run.folder.probes() + last)
 
 
-def _record(base: Base, run: LiveRun, learned_sha256: str) -> Record:
+def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, dict[str, Any]]) -> Record:
     spec, lines = run.spec, run.lines
     final = from_plain(lines[-1]["scores"], Scores)
     return Record(
@@ -330,6 +348,7 @@ def _record(base: Base, run: LiveRun, learned_sha256: str) -> Record:
         adapter_sha256=learned_sha256,
         code=provenance.code_digest(),
         results_version=RESULTS_VERSION,
+        measures=measures,
     )
 
 

@@ -11,22 +11,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import torch
 
 from ocr_eval.common import streams
 from ocr_eval.common.errors import RunFailed
 from ocr_eval.data.tokenize import Continuation
-from ocr_eval.methods.adapters import Factors
+from ocr_eval.methods.adapters import Adapters, Factors
 from ocr_eval.methods.changes import WeightChange
 from ocr_eval.methods.checkpoint import read_state, write_state
 from ocr_eval.methods.method import Pack, method_of
 from ocr_eval.methods.prevention import Prevention, preventions_of
 from ocr_eval.methods.train import train_epoch
 from ocr_eval.methods.view import Cut, View
+from ocr_eval.methods.whole import WholeNetwork
 from ocr_eval.models.base import Base, require_bitsandbytes
-from ocr_eval.specs.model import ModelSpec, TrainSpec
+from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import RunSpec
 
 
@@ -38,48 +39,8 @@ def batches_of_epoch(
     return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
 
 
-class Trainable(Protocol):
-    """What the lanes of a pack train: their adapters, or the network itself."""
-
-    @property
-    def modules(self) -> list[str]:
-        """Names of what is trained."""
-
-    def parameters(self, lane: int) -> dict[str, torch.nn.Parameter]:
-        """The fp32 tensors that a lane's optimizer changes, each with its gradient."""
-
-    def factors(self, lane: int) -> list[Factors]:
-        """The adapters of a lane; empty where it has none."""
-
-    def matrices(self, lane: int) -> dict[str, torch.Tensor]:
-        """Every trained matrix of a lane by name."""
-
-    def changes(self, lane: int) -> Iterator[WeightChange]:
-        """How each matrix was changed."""
-
-    def silent(self, lane: int) -> list[str]:
-        """What no gradient of the last pass reached; empty when all learn."""
-
-    def gradients(self) -> list[torch.Tensor]:
-        """The gradients of all lanes."""
-
-    def zero_grad(self) -> None:
-        """Forget them."""
-
-    def refresh(self) -> None:
-        """Take over what the optimizer changed into what computes."""
-
-    def window(self, lanes: Sequence[int]) -> AbstractContextManager[None]:
-        """Within it, row i of a batch goes through what lane ``lanes[i]`` has learned."""
-
-    def bare(self) -> AbstractContextManager[None]:
-        """Within it, every row goes through the base alone."""
-
-    def unmount(self) -> None:
-        """Leave the network."""
-
-    def save(self, lane: int, folder: Path, model: ModelSpec) -> str:
-        """Write what a lane learned as ``adapter/`` or ``model/``; the sha256 of the weights."""
+#: What the lanes of a pack train: their adapters, or the network itself.
+Trainable = Adapters | WholeNetwork
 
 
 @dataclass

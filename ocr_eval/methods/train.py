@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -117,15 +118,33 @@ def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts
         part = {lane: some for lane, batch in batches.items() if (some := batch[first :: pack.cut.parts])}
         if not part:
             continue
-        logprobs = pack.view().token_logprobs({lane: batch_forest(batch) for lane, batch in part.items()})
+        with ExitStack() as hooks:
+            for prevention in pack.learners[min(part)].preventions:  # alike in all lanes where they touch the network
+                hooks.enter_context(prevention.forward(pack.base.network))
+            logprobs = pack.view().token_logprobs({lane: batch_forest(batch) for lane, batch in part.items()})
         losses = {lane: -values.sum() / counts[lane] for lane, values in logprobs.items()}
         # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
         pack.base.accelerator.backward(torch.stack(list(losses.values())).sum() * scale)
         for lane, loss in losses.items():
             nats[lane] += loss.item()
+    for lane in batches:
+        _add_penalties(pack, lane)
     if scale != 1.0:
         torch._foreach_div_(pack.adapters.gradients(), scale)
     return nats
+
+
+def _add_penalties(pack: GradientPack, lane: int) -> None:
+    """Add the gradients of the terms that a lane's preventions add to its loss."""
+
+    def read(examples: Sequence[Continuation], trained: bool) -> torch.Tensor:
+        return pack.view(trained).token_logprobs({lane: batch_forest(examples)})[lane]
+
+    if pack.base.accelerator.process_index == 0:  # gradients are summed over processes
+        for prevention in pack.learners[lane].preventions:
+            term = prevention.loss(pack.learners[lane], read)
+            if term is not None:
+                pack.base.accelerator.backward(term * pack.base.loss_scale)
 
 
 def _step(pack: GradientPack, lane: int, step: int, steps: int) -> None:
