@@ -18,6 +18,7 @@ class Full:
     """One run, which has the network for itself."""
 
     label = "full fine-tuning"
+    about = "Every parameter is trained"
     needs = Needs(whole=True)
     ignores = frozenset({"rank", "alpha", "targets"})
     lighter = ("lora", "qlora")

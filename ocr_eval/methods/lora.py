@@ -20,6 +20,7 @@ class Lora:
     """An adapter a run; runs of one base and one set of adapted modules train side by side."""
 
     label = "LoRA"
+    about = "Low-rank adapters over a frozen base (Hu et al., arXiv 2106.09685)"
     needs = Needs()
     ignores: frozenset[str] = frozenset()
     lighter: tuple[str, ...] = ("qlora",)

@@ -93,6 +93,7 @@ class Method(Protocol):
 
     Attributes:
         label: what tables call it.
+        about: one line on what it is, with its source.
         needs: what it needs of the base.
         ignores: settings of TrainSpec that have no effect on it; they are rejected.
         lighter: methods that need less memory, the nearest first; suggested where this one does not fit.
@@ -100,6 +101,7 @@ class Method(Protocol):
     """
 
     label: str
+    about: str
     needs: Needs
     ignores: frozenset[str]
     lighter: tuple[str, ...]

@@ -32,12 +32,14 @@ class Prevention:
     """Does nothing; what a prevention overrides is called in every run that names it.
 
     Attributes:
+        about: one line on what it does, with its source.
         Settings: a pydantic model of its settings.
         needs_adapters: whether it works on low-rank adapters, and so not with full fine-tuning.
         knows_relation: whether it uses the unwanted relation itself; tables mark such rows.
         settings: those of this run.
     """
 
+    about: ClassVar[str] = ""
     Settings: ClassVar[type[BaseModel]] = NoSettings
     needs_adapters: ClassVar[bool] = False
     knows_relation: ClassVar[bool] = False

@@ -10,6 +10,7 @@ class QLora(Lora):
     """As LoRA, and the base computes from NF4 weights."""
 
     label = "QLoRA"
+    about = "LoRA over a base in 4 bits, NF4 (Dettmers et al., arXiv 2305.14314)"
     needs = Needs(quantized=True)
     lighter = ()
 

@@ -30,6 +30,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
 class ProductDecay(Prevention):
     """Adds the penalty's gradient at each step."""
 
+    about = "Frobenius penalty on the change of each matrix, in place of one on its factors"
     Settings = Settings
     needs_adapters = True
 

@@ -27,6 +27,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
 class ScaleAfter(Prevention):
     """Multiplies every B by one factor."""
 
+    about = "The adapter scaled after training to a given Frobenius norm: the baseline of every penalty"
     Settings = Settings
     needs_adapters = True
 
