@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ocr_eval.analysis.table import Metric, Table, build_table
+from ocr_eval.analysis.table import Metric, Table, build_table, column, measured
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.records.find import Found, Run, find_runs
@@ -146,13 +146,15 @@ def records_frame(records: Sequence[Record]) -> pd.DataFrame:
 
     Columns: ``run``, the settings (``model``, ``method``, ``lr``, ``m_train`` ...), ``facts_learned``,
     ``published_as``, ``train_loss``; ``moment`` (``base`` or ``final``), ``scoring``, ``quantity``; and the statistics
-    ``probes``, ``mean_rank``, ``null_rank``, ``ocr_score``, ``top1``, ``mrr``, ``margin`` (nats), ``ties``.
+    ``probes``, ``mean_rank``, ``null_rank``, ``ocr_score``, ``top1``, ``mrr``, ``margin`` (nats), ``ties``. What
+    measures found has columns of its own, ``weight_change_frobenius`` for one.
     """
     import pandas as pd
 
     rows = []
     for record in records:
         run = {**_settings(record), "published_as": record.published_as, "train_loss": record.train_loss}
+        run |= {column(name): value for name, value in measured(record).items()}
         for moment, scores in (("base", record.base), ("final", record.final)):
             for scoring, by_quantity in scores.items():
                 for quantity, score in by_quantity.items():

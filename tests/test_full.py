@@ -27,7 +27,7 @@ def packed(path, **changes):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_parameter_of_every_architecture_learns_as_in_a_plain_loop(architecture, model_files):
     pack = packed(model_files[architecture])
-    (injection,) = pack.injections
+    (injection,) = pack.learners
     plain = AutoModelForCausalLM.from_pretrained(model_files[architecture].with_suffix(""), attn_implementation="eager")
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
     expected = []
@@ -77,8 +77,8 @@ def test_a_checkpoint_goes_on_bit_for_bit(tiny, tmp_path):
     losses = [train_epoch(undisturbed, [0])[0] for _ in range(3)]
     train_epoch(interrupted, [0])
     with (tmp_path / "c.safetensors").open("wb") as file:
-        interrupted.injections[0].write_checkpoint(file)
-    resumed.injections[0].restore(tmp_path / "c.safetensors")
+        interrupted.write_state(0, file)
+    resumed.read_state(0, tmp_path / "c.safetensors")
     assert [train_epoch(resumed, [0])[0] for _ in range(2)] == losses[1:]
     for name, tensor in undisturbed.adapters.matrices(0).items():
         assert torch.equal(tensor, resumed.adapters.matrices(0)[name])

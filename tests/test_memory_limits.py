@@ -14,10 +14,9 @@ from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.out_of_memory import free_cache, unwatched_by_collector
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
-from ocr_eval.execution import run_pack
 from ocr_eval.methods import view
-from ocr_eval.methods.lora import Stacks
-from ocr_eval.methods.pack import attach
+from ocr_eval.methods.adapters import Stacks
+from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.methods.train import train_epoch
 from ocr_eval.models.base import load_base
 from ocr_eval.models.weights import locate
@@ -68,7 +67,7 @@ def test_one_example_that_is_too_large_is_a_clear_error(ocr_eval, tiny, room, tm
     with pytest.raises(TooLarge):
         trained(tiny, "lora")
     room["nodes"] = 10**6
-    monkeypatch.setattr(run_pack, "train_epoch", lambda pack, lanes: room.update(nodes=2) or train_epoch(pack, lanes))
+    monkeypatch.setattr(GradientPack, "step", lambda pack, lanes: room.update(nodes=2) or train_epoch(pack, lanes))
     answer = ocr_eval("finetune", "city-language", "--model", tiny, "--n", 3, "--m-test", 2, "-o", tmp_path)
     assert answer.code == 1
     last = answer.err.splitlines()[-1]
@@ -107,10 +106,10 @@ def test_a_pack_remembers_how_much_it_can_score_at_once(tiny, room):
     pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
     probes = probe_tokens(base.tokenizer, build_task(spec))
     room["nodes"] = 100
-    score_candidates(pack.view, probes)
+    score_candidates(pack.view(), probes)
     tries = room["tries"]
     assert tries > 0
-    score_candidates(pack.view, probes)
+    score_candidates(pack.view(), probes)
     assert room["tries"] == tries
 
 

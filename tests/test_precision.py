@@ -181,9 +181,9 @@ def test_float16_learns_what_float32_learns(tiny, method):
         base = load_base(spec.model, locate(spec.model), "cpu", whole=method == "full")
         dataset = build_task(spec)
         pack = attach(base, [spec], [training_tokens(base.tokenizer, dataset)])
-        assert all(p.dtype == torch.float32 for p in pack.injections[0].parameters.values())
+        assert all(p.dtype == torch.float32 for p in pack.learners[0].parameters.values())
         losses[dtype] = [train_epoch(pack, [0])[0] for _ in range(2)]
-        scores[dtype] = score_candidates(pack.view, probe_tokens(base.tokenizer, dataset)).logprobs["sequence"]
+        scores[dtype] = score_candidates(pack.view(), probe_tokens(base.tokenizer, dataset)).logprobs["sequence"]
     assert losses["float16"] == pytest.approx(losses["float32"], rel=0.02)
     assert scores["float16"] == pytest.approx(scores["float32"], abs=0.3)
 
@@ -194,10 +194,10 @@ def test_gradients_of_float16_are_scaled_back(tiny):
         spec = tiny_run(tiny, rank=4).in_precision(dtype)
         base = load_base(spec.model, locate(spec.model), "cpu")
         pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
-        pack.injections[0].optimizer.step = lambda: None  # keep the first gradient, unclipped
+        pack.learners[0].optimizer.step = lambda: None  # keep the first gradient, unclipped
         base.accelerator.clip_grad_norm_ = lambda *_: None
         train_epoch(pack, [0])
-        found[dtype] = pack.injections[0].parameters["lora_B"].grad.clone()
+        found[dtype] = pack.learners[0].parameters["lora_B"].grad.clone()
     assert found["float16"] == pytest.approx(found["float32"], rel=0.05, abs=float(found["float32"].abs().max()) * 0.01)
 
 

@@ -32,7 +32,7 @@ def test_every_step_of_a_run_has_its_rate_also_after_it_resumes(tiny):
     for first in (0, 2):
         base = load(tiny)
         pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
-        (injection,) = pack.injections
+        (injection,) = pack.learners
         injection.epochs_done, steps = first, len(injection.batches())
         injection.optimizer.step = lambda own=injection: seen.append(own.optimizer.param_groups[0]["lr"])
         for _ in range(2):
@@ -46,7 +46,7 @@ def test_decay_and_betas_are_adamws(tiny):
     spec = tiny_run(tiny, weight_decay=0.1, beta1=0.8, beta2=0.95, rank=4)
     base = load(tiny)
     pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
-    (injection,) = pack.injections
+    (injection,) = pack.learners
     plain = {name: torch.nn.Parameter(p.detach().clone()) for name, p in injection.parameters.items()}
     theirs = torch.optim.AdamW(plain.values(), lr=spec.train.lr, betas=(0.8, 0.95), weight_decay=0.1, foreach=False)
     ours = injection.optimizer.step
@@ -68,7 +68,7 @@ def test_lanes_of_one_pack_decay_apart(tiny):
     base = load(tiny)
     pack = attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
     train_epoch(pack, [0, 1])
-    norms = [injection.parameters["lora_A"].norm().item() for injection in pack.injections]
+    norms = [injection.parameters["lora_A"].norm().item() for injection in pack.learners]
     assert norms[1] < 0.9 * norms[0]
 
 

@@ -43,9 +43,9 @@ def test_scores_under_an_adapter_are_those_of_the_adapted_model(tiny):
     dataset = build_task(spec)
     pack = attach(base, [spec], [training_tokens(base.tokenizer, dataset)])
     probes = probe_tokens(base.tokenizer, dataset)
-    before = score_candidates(pack.view, probes)
+    before = score_candidates(pack.view(), probes)
     train_epoch(pack, [0])
-    after = score_candidates(pack.view, probes)
+    after = score_candidates(pack.view(), probes)
     assert not np.allclose(before.logprobs["sequence"], after.logprobs["sequence"])
     tokens = naive_logprobs(base.network, probes[0].prompt, probes[0].candidates[1])
     assert after.logprobs["sequence"][0, 1] == pytest.approx(sum(tokens), abs=1e-4)
@@ -59,12 +59,12 @@ def test_an_adapter_over_a_quantized_base_is_scored_as_it_is(architecture, model
     dataset = build_task(spec)
     pack = attach(base, [spec], [training_tokens(base.tokenizer, dataset)])
     frozen = {name: p.clone() for name, p in base.network.named_parameters()}
-    score_candidates(pack.view, probe_tokens(base.tokenizer, dataset)[:1])  # must not re-pack the base
+    score_candidates(pack.view(), probe_tokens(base.tokenizer, dataset)[:1])  # must not re-pack the base
     losses = [train_epoch(pack, [0])[0] for _ in range(2)]
     assert losses[1] < losses[0]
     assert all(torch.equal(p, frozen[name]) for name, p in base.network.named_parameters())
     probes = probe_tokens(base.tokenizer, dataset)[:3]
-    scores = score_candidates(pack.view, probes)
+    scores = score_candidates(pack.view(), probes)
     for row, probe in enumerate(probes):
         for column, ids in enumerate(probe.candidates):
             tokens = naive_logprobs(base.network, probe.prompt, ids)

@@ -208,6 +208,7 @@ def score(
     """
     o.begin(quiet, offline)
     o.choice("--device", device, DEVICES)
+    from ocr_eval.common.registry import METHODS
     from ocr_eval.records.folder import RunFolder, kind_of, read_config
 
     trained_over = None
@@ -222,8 +223,11 @@ def score(
     elif assoc is None:
         raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
     else:
-        if adapter is not None and kind_of(adapter) == "adapter" and method == "full":
-            raise UserError("--method full has no adapter. Leave one of the two out; an adapter's is lora or qlora.")
+        is_adapter = adapter is not None and kind_of(adapter) == "adapter"
+        if is_adapter and method is not None and METHODS.choose(method).thing.needs.whole:
+            raise UserError(
+                f"--method {method} has no adapter. Leave one of the two out, or name the adapter's method."
+            )
         spec = o.resolve(
             model,
             assoc,

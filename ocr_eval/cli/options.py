@@ -405,6 +405,8 @@ def resolve(
     Raises:
         UserError: a name or a value that does not exist or fit.
     """
+    from ocr_eval.common.registry import METHODS
+    from ocr_eval.methods.method import method_of
     from ocr_eval.specs.association import load_association
     from ocr_eval.specs.model import load_model_spec
     from ocr_eval.specs.run import make_run_spec
@@ -427,7 +429,10 @@ def resolve(
     given = {key: value for key, value in train.items() if value is not None}
     if run is None:
         return make_run_spec(spec, association, data, given, seed)
-    if run.train.method == "full" != given.get("method", "full"):  # rates and batches of full training suit no adapter
+    method = METHODS.choose(given.get("method", run.train.method)).thing
+    if (
+        method_of(run.train).needs.whole and not method.needs.whole
+    ):  # rates and batches of full training suit no adapter
         given = {"lr": spec.train.lr, "batch_size": spec.train.batch_size, **given}
     defaults = spec.model_copy(update={"train": run.train})
     described = make_run_spec(defaults, association, {**run.data.model_dump(), **data}, given, seed)

@@ -13,7 +13,6 @@ from ocr_eval.cli import options as o
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.analysis.table import Metric
     from ocr_eval.records.find import Found
     from ocr_eval.specs.run import Scoring
 
@@ -30,7 +29,7 @@ FilterOption = Annotated[
 _PORT = 8765
 
 
-def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None) -> Found:
+def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None, measure: str | None = None) -> Found:
     """The runs below the folders that pass the filters; names skipped records on stderr.
 
     Raises:
@@ -42,7 +41,7 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
     from ocr_eval.records.select import parse_condition, select
 
     conditions = [parse_condition("--filter", text) for text in filters or ()]
-    found = find_runs(*folders, scoring=scoring)
+    found = find_runs(*folders, scoring=scoring, measure=measure)
     gc.freeze()  # records stay; let the collector not walk over ten thousand of them
     for complaint in found.complaints:
         typer.echo(f"ocr-eval: {complaint} Skipped.", err=True)
@@ -68,7 +67,9 @@ def table(
     scoring: o.ScoringOption = "first-token",
     metric: Annotated[
         str | None,
-        o.option("--metric", help="One metric per cell: mean-rank, null-rank, ocr-score, top1, mrr or margin."),
+        o.option(
+            "--metric", help="One metric per cell: mean-rank, null-rank, ocr-score, top1, mrr, margin or MEASURE.KEY"
+        ),
     ] = None,
     by: Annotated[str, o.option("--by", help="What defines a row: 'model', 'model,rank', 'm-train', 'seed' ...")] = (
         "model"
@@ -88,7 +89,7 @@ def table(
     others.
     """
     from ocr_eval.analysis.finding import finding
-    from ocr_eval.analysis.table import METRICS, build_table
+    from ocr_eval.analysis.table import build_table
     from ocr_eval.records.find import collector_at_rest
     from ocr_eval.records.select import row_keys
     from ocr_eval.report import tables
@@ -96,18 +97,17 @@ def table(
 
     chosen = chosen_scoring(scoring)
     o.choice("--format", format, tuple(tables.FORMATS))
-    if metric is not None:
-        o.choice("--metric", metric, METRICS)
     if short and format in ("csv", "json"):
         raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
     keys = row_keys("--by", by)
     with collector_at_rest():
-        found = find(folders or [output_dir], chosen, filters)
+        measure = metric.partition(".")[0] if metric and "." in metric else None
+        found = find(folders or [output_dir], chosen, filters, measure)
         built = build_table(
             found.records,
             chosen,
             published_mean_ranks() if published else None,
-            cast("Metric | None", metric),
+            metric,
             keys,
             every_interval=format in ("csv", "json"),
             short=short,

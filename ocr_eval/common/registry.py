@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -81,11 +81,11 @@ class Registry(Generic[T]):
     def _load(self, name: str) -> T:
         if name in self._shipped:
             module, _, attribute = self._shipped[name].partition(":")
-            return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
+            return cast("T", getattr(import_module(module), attribute))
         if name not in self._installed:
             raise unknown_name(self.noun, name, self.names())
         try:
-            return self._installed[name].load()  # type: ignore[no-any-return]
+            return cast("T", self._installed[name].load())
         except Exception as error:
             raise UserError(
                 f"The {self.noun} '{name}' of {self._source(name)} cannot be imported: {type(error).__name__}: {error}"

@@ -16,8 +16,9 @@ from ocr_eval.common.files import prepare_output
 from ocr_eval.common.out_of_memory import free_cache
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
-from ocr_eval.execution.run_pack import Task, Watcher, common_epoch, inject, prepare, say_lines
-from ocr_eval.methods.pack import load_adapter
+from ocr_eval.execution.run_pack import LiveRun, Watcher, common_epoch, inject, prepare, say_lines
+from ocr_eval.methods.loaded import load_adapter
+from ocr_eval.methods.method import method_of
 from ocr_eval.methods.trained import check_belongs
 from ocr_eval.methods.view import View
 from ocr_eval.models import precision, weights
@@ -52,12 +53,14 @@ class Execution:
         force: run again even what is done.
         every: score after every this many epochs, and after the last.
         watch: is told the new lines of metrics, a pack's epoch at a time.
+        measures: what else to measure at the end; None for what is measured by default.
     """
 
     device: Device = "auto"
     force: bool = False
     every: int = 1
     watch: Watcher = say_lines
+    measures: tuple[str, ...] | None = None
 
 
 def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> Outcome:
@@ -168,13 +171,18 @@ class Bases:
 
     def get(self, spec: RunSpec) -> Base:
         """The base that a run needs, loaded unless it is the one in memory."""
-        quantized, whole = spec.train.method == "qlora", spec.train.method == "full"
-        if whole or self._base is None or (self._base.spec, self._base.quantized) != (spec.model, quantized):
+        needs = method_of(spec.train).needs
+        if (
+            needs.whole
+            or self._base is None
+            or (self._base.spec, self._base.quantized) != (spec.model, needs.quantized)
+        ):
             self._release()  # two bases need not fit into memory
             self.refuse_impossible(spec)
             holds = least(spec.model, spec.train, device_type(self._device))
-            base = load_base(spec.model, self.weights(spec.model), self._device, quantized, whole, holds)
-            if whole:  # the run changes it, so it is nobody else's
+            files = self.weights(spec.model)
+            base = load_base(spec.model, files, self._device, needs.quantized, needs.whole, holds)
+            if needs.whole:  # the run changes it, so it is nobody else's
                 return base
             self._base = base
         return self._base
@@ -222,7 +230,8 @@ def _do_locked(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Exe
         if how.force or folder.failure():
             folder.clear()
     base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
-    inject(base, [Task(*run, material) for run, material in zip(runs, materials, strict=True)], how.every, how.watch)
+    live = [LiveRun(*run, material) for run, material in zip(runs, materials, strict=True)]
+    inject(base, live, how.every, how.watch, how.measures)
     base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 
@@ -267,7 +276,7 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
             f"The weights of {spec.model.name} in {found.path} have changed since the run: they are {found.identity}, "
             f"and it was trained over {trained_over}. Restore them, or train the run again."
         )
-    quantized = spec.train.method == "qlora"
+    quantized = method_of(spec.train).needs.quantized
     base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
     probes = probe_tokens(base.tokenizer, task)
     if adapter is None:

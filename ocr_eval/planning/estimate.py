@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ocr_eval.common.errors import UserError
+from ocr_eval.methods.method import method_of
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import Architecture, examine
 from ocr_eval.models.base import Device, make_accelerator
@@ -64,7 +65,7 @@ class Plan:
         train = self.spec.train
         return (
             self.sizes.parameters
-            if train.method == "full"
+            if method_of(train).needs.whole
             else self.sizes.adapter_parameters(train.rank, train.targets)
         )
 
@@ -100,7 +101,7 @@ class Plan:
                 f"training: {held} statements, {spec.train.epochs} epochs, {work.steps} steps",
                 f"tokens:   {work.tokens:,} an epoch, in {work.nodes:,} nodes, {largest}"
                 + ("" if work.real_tokenizer else " (counted with a stand-in: the tokenizer is not on this disk)"),
-                f"output:   {self.output}/runs/{spec.model.name}/{spec.association.name}/{spec.train.method}/",
+                f"output:   {self.output}/runs/{spec.model.name}/{spec.association.name}/{spec.train.method_name}/",
             ]
         scorings = f"at each of {work.scorings} scorings" if self.output is not None else "once"
         when = "training" if self.memory.while_training else "scoring"

@@ -20,12 +20,13 @@ import torch
 from ocr_eval.common.errors import RunFailed, UserError
 from ocr_eval.common.messages import say
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
-from ocr_eval.methods.pack import Pack, attach
-from ocr_eval.methods.train import train_epoch
+from ocr_eval.methods.method import method_of
+from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.models.architecture import examine, read_config
 from ocr_eval.models.base import Base, Device, make_accelerator
 from ocr_eval.models.precision import settle
 from ocr_eval.models.random_weights import random_network
+from ocr_eval.models.weights import WeightFolder
 from ocr_eval.planning import memory, timing, workload
 from ocr_eval.planning.memory import MemoryPlan
 from ocr_eval.scoring.candidates import score_candidates
@@ -149,22 +150,25 @@ def rehearse(
 
     say(f"Building {sizes.parameters / 1e9:.2f} B random parameters")
     started = time.monotonic()
-    quantized, whole = spec.train.method == "qlora", spec.train.method == "full"
-    network = random_network(spec.model, config, place, quantized, torch.float32 if whole else None)
+    needs = method_of(spec.train).needs
+    network = random_network(spec.model, config, place, needs.quantized, torch.float32 if needs.whole else None)
     build_seconds = time.monotonic() - started
-    base = Base(spec.model, quantized, network, tokenizer, "random", accelerator, whole)
+    files = WeightFolder(Path(), "random")
+    base = Base(spec.model, needs.quantized, network, tokenizer, files, accelerator, needs.whole)
     pack = attach(base, [spec], [examples])
+    if not isinstance(pack, GradientPack):
+        raise UserError(f"Method '{spec.train.method_name}' takes no training steps that could be rehearsed.")
     before = _fingerprints(pack)
     losses, step_seconds = [], []
     for step in range(steps):
         started = time.monotonic()
-        losses.append(train_epoch(pack, [0])[0])
+        losses.append(pack.step([0])[0])
         step_seconds.append(time.monotonic() - started)
         say(f"step {step + 1}/{steps}  loss {losses[-1]:.4f}  {step_seconds[-1]:.1f} s")
     after = _fingerprints(pack)
     moved = sum(after[name] != before[name] for name in before)
     started = time.monotonic()
-    scores = score_candidates(pack.view, asked)
+    scores = score_candidates(pack.view(), asked)
     score_seconds = time.monotonic() - started
     peak = _peak(place)
     pack.detach()
@@ -201,7 +205,7 @@ def _name(device: torch.device) -> str:
     return device.type if device.type == "mps" else f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def _fingerprints(pack: Pack) -> dict[str, tuple[float, float]]:
+def _fingerprints(pack: GradientPack) -> dict[str, tuple[float, float]]:
     """Two sums of each trained matrix, which differ when it has changed; a copy would count in the peak."""
     return {name: (matrix.sum().item(), matrix.norm().item()) for name, matrix in pack.adapters.matrices(0).items()}
 

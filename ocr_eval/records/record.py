@@ -48,6 +48,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         base_identity: identity of the base weights.
         adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
         code: digest of the code that made it; for the curious.
+        measures: what else was measured, by measure: numbers at the top, and details below them.
         results_version: which numbers that code gives (``strict.RESULTS_VERSION``).
     """
 
@@ -76,6 +77,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     adapter_sha256: str
     code: str
     results_version: int = 0
+    measures: dict[str, dict[str, Any]] = {}
 
     def finding(self, scoring: Scoring) -> Score:
         """The statistics of the finding after the last epoch.
@@ -143,6 +145,7 @@ class _Skimmed(Record, frozen=True, kw_only=True):
     final: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
     base_held_out: msgspec.Raw  # type: ignore[assignment]
     held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
+    measures: dict[str, msgspec.Raw] = {}  # type: ignore[assignment]
 
 
 class _SkimmedHeldOut(HeldOut, frozen=True, eq=False):
@@ -157,6 +160,7 @@ _WHOLE = msgspec.json.Decoder(Record, dec_hook=_load)
 _SKIM = msgspec.json.Decoder(_Skimmed)
 _HELD_OUT = msgspec.json.Decoder(_SkimmedHeldOut, dec_hook=_load)
 _SCORES = msgspec.json.Decoder(dict[str, Score])
+_MEASURE = msgspec.json.Decoder(dict[str, Any])
 
 
 @lru_cache(maxsize=1024)
@@ -186,13 +190,14 @@ def _train_spec(content: bytes) -> TrainSpec:
     return msgspec.json.decode(content, type=TrainSpec, dec_hook=_load)
 
 
-def read_record(path: Path, scoring: Scoring | None = None) -> Record:
+def read_record(path: Path, scoring: Scoring | None = None, measure: str | None = None) -> Record:
     """Read one result.json.
 
     Args:
         path: the file.
         scoring: parse what the final model has under this scoring and leave out all else, which is most of a
             record: other scorings, and the untouched base; None for all.
+        measure: of the measures, parse this one, if a scoring is named.
 
     Raises:
         UserError: not readable, truncated, of another schema, with a key or value that does not belong, or
@@ -201,7 +206,7 @@ def read_record(path: Path, scoring: Scoring | None = None) -> Record:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path.read_bytes
             content = file.read()
-        record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring)
+        record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring, measure)
     except msgspec.ValidationError as error:
         version = _schema_version(content)
         if version != SCHEMA_VERSION:
@@ -220,7 +225,7 @@ def read_record(path: Path, scoring: Scoring | None = None) -> Record:
     return record
 
 
-def _skim(content: bytes, scoring: Scoring) -> Record:
+def _skim(content: bytes, scoring: Scoring, measure: str | None) -> Record:
     skimmed = _SKIM.decode(content)
     final, held_out = skimmed.final.get(scoring), skimmed.held_out.get(scoring)
     parsed = {
@@ -231,6 +236,7 @@ def _skim(content: bytes, scoring: Scoring) -> Record:
         "final": {} if final is None else {scoring: _SCORES.decode(final)},
         "base_held_out": {},
         "held_out": {} if held_out is None else {scoring: _skim_held_out(held_out)},
+        "measures": {name: _MEASURE.decode(found) for name, found in skimmed.measures.items() if name == measure},
     }
     return Record(**{**msgspec.structs.asdict(skimmed), **parsed})
 

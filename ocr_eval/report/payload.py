@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from ocr_eval.analysis.candidate_heat import Heat, heat_of
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import the_finding
+from ocr_eval.methods.method import label_of
 from ocr_eval.records.find import Run
 from ocr_eval.records.folder import RunFolder, read_config
 from ocr_eval.records.run_files import metrics_of, probes_of, whole
-from ocr_eval.records.select import METHOD_NAMES
 from ocr_eval.report.figures.curves import chance_rank
 from ocr_eval.report.figures.style import drawn
 from ocr_eval.report.reproduce import command, missing_files
@@ -139,5 +139,5 @@ def progress_of(folder: Path) -> Progress | None:
         done = max((line["epoch"] for line in RunFolder(folder).metrics()), default=0)
     except (UserError, KeyError, OSError):
         return None
-    name = f"{spec.model.name}, {spec.association.name}, {METHOD_NAMES[spec.train.method]}, seed {spec.seed}"
+    name = f"{spec.model.name}, {spec.association.name}, {label_of(spec.train.method)}, seed {spec.seed}"
     return Progress(name, done, spec.train.epochs)

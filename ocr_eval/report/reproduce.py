@@ -6,6 +6,7 @@ import shlex
 from functools import cache
 
 from ocr_eval.common.yaml_files import shipped_names
+from ocr_eval.methods.method import method_of
 from ocr_eval.records.record import Record
 
 
@@ -30,7 +31,7 @@ def command(record: Record) -> str:
         "lr": f"{train.lr:g}",
         "epochs": train.epochs,
         "batch-size": train.batch_size,
-        **({"rank": train.rank, "alpha": f"{train.alpha:g}"} if train.method in ("lora", "qlora") else {}),
+        **({} if "rank" in method_of(train).ignores else {"rank": train.rank, "alpha": f"{train.alpha:g}"}),
         "dtype": record.dtype,
     }
     return shlex.join(["ocr-eval", "finetune", *(word for key, value in flags.items() for word in _flag(key, value))])

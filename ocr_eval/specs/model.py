@@ -14,7 +14,8 @@ from ocr_eval.specs.association import Name
 from ocr_eval.specs.strict import Strict, added_field
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Method = Literal["lora", "qlora", "full"]
+#: A thing behind a door with its settings: ``name:setting=value`` (common/registry.py).
+Chosen = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}(:[a-z0-9_]+=[^:=\s]+)*$")]
 Precision = Literal["bfloat16", "float16", "float32"]
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
 #: Short names of precisions, as other programs have them.
@@ -69,7 +70,7 @@ class TrainSpec(Strict):
 
     Attributes:
         method: ``lora``, PEFT LoRA over a frozen base; ``qlora``, the same over the base in 4 bits (NF4); ``full``,
-            all parameters.
+            all parameters; or another that ``ocr-eval methods list`` names.
         lr: learning rate of AdamW; the highest of a schedule.
         epochs: passes over the training set.
         batch_size: examples a step.
@@ -82,9 +83,10 @@ class TrainSpec(Strict):
         schedule: the course of the rate after the warm-up: ``constant``, or falling to zero at the last step, either
             ``linear`` or as a half ``cosine``.
         warmup: part of all steps in which the rate rises linearly from zero.
+        prevent: preventions with their settings, in the order in which they are applied.
     """
 
-    method: Method = "lora"
+    method: Chosen = "lora"
     lr: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 16
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = 32
@@ -97,6 +99,12 @@ class TrainSpec(Strict):
     beta2: float = added_field(0.999, legacy=0.999, ge=0, lt=1)
     schedule: Literal["constant", "linear", "cosine"] = added_field("constant", legacy="constant")
     warmup: float = added_field(0.0, legacy=0.0, ge=0, lt=1)
+    prevent: tuple[Chosen, ...] = added_field((), legacy=())
+
+    @property
+    def method_name(self) -> str:
+        """The method without its settings."""
+        return self.method.partition(":")[0]
 
     @property
     def betas(self) -> tuple[float, float]:

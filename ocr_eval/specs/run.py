@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import METHODS, PREVENTIONS
 from ocr_eval.specs import strict
 from ocr_eval.specs.association import Association, association_type
 from ocr_eval.specs.model import ModelSpec, Precision, TrainSpec
@@ -139,27 +140,45 @@ def make_run_spec(
     Raises:
         UserError: a value out of range, or a combination that cannot be (names the flags to change).
     """
+    chosen = _chosen({"method": model.train.method, "prevent": model.train.prevent, **train})
     content = {
         "model": model,
         "association": association,
         "data": yaml_files.parse(DataSpec, data, "data protocol"),
-        "train": yaml_files.parse(TrainSpec, {**_training_defaults(model, train), **train}, "training"),
+        "train": yaml_files.parse(TrainSpec, {**_training_defaults(model, chosen), **train, **chosen}, "training"),
         "seed": seed,
     }
     run = yaml_files.parse(RunSpec, content, "run")
-    flags = {"rank": "--rank", "alpha": "--alpha", "targets": "targets"}
-    idle = [flag for key, flag in flags.items() if key in train]
-    if idle and run.train.method == "full":
+    idle = [f"--{key.replace('_', '-')}" for key in train if key in METHODS.get(run.train.method_name).ignores]
+    if idle:
         raise UserError(
-            f"{' and '.join(idle)}: method 'full' trains all parameters and has no adapter. Leave it out, "
-            "or do the runs with adapters apart from it."
+            f"{' and '.join(idle)}: method '{run.train.method_name}' has no use for it. Leave it out, or do the runs "
+            "of other methods apart from it."
         )
     return run
 
 
-def _training_defaults(model: ModelSpec, given: dict[str, Any]) -> dict[str, Any]:
+def _chosen(train: dict[str, Any]) -> dict[str, Any]:
+    """Method and preventions with all their settings, checked.
+
+    Raises:
+        UserError: one that is not installed, a setting that does not fit, or a prevention that the method cannot have.
+    """
+    method = METHODS.choose(train["method"])
+    preventions = [PREVENTIONS.choose(text) for text in train["prevent"]]
+    for each in preventions:
+        if each.thing.needs_adapters and method.thing.needs.whole:
+            raise UserError(
+                f"Prevention '{each.name}' works on low-rank adapters, and method '{method.name}' has none. "
+                "Use --method lora, or leave it out."
+            )
+    return {"method": str(method), "prevent": tuple(map(str, preventions))}
+
+
+def _training_defaults(model: ModelSpec, chosen: dict[str, Any]) -> dict[str, Any]:
     """The model's defaults for the method that is asked for."""
     defaults = model.train.model_dump()
-    if given.get("method") == "full" and model.train.method != "full":
+    whole, usually = (METHODS.choose(name).thing.needs.whole for name in (chosen["method"], model.train.method))
+    if whole and not usually:
         defaults |= model.full.model_dump()
     return defaults

@@ -44,9 +44,9 @@ from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import Continuation, training_tokens
 from ocr_eval.execution.jobs.local import cores
 from ocr_eval.execution.sweep import cut
-from ocr_eval.methods.lora import target_names
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import batch_forest, train_epoch
+from ocr_eval.models.architecture import target_names
 from ocr_eval.models.base import DTYPES, Base, load_base, load_tokenizer
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import WeightFolder, locate
@@ -273,7 +273,7 @@ def useful_flop(epochs: int, seeds: int, dtype: Dtype) -> tuple[float, int]:
     flop, tokens = 0.0, 0
     for each in specs:
         pack = attach(base, [each], [training_tokens(base.tokenizer, build_task(each))])
-        for batch in pack.injections[0].batches():
+        for batch in pack.learners[0].batches():
             forest, reads = batch_forest(batch)
             flop += len(forest.ids) * (4 * frozen + 6 * adapters) + len(reads.nodes) * 4 * head
             tokens += sum(len(example.prompt) + len(example.answer) for example in batch)
