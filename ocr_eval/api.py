@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from msgspec.structs import asdict
 
 from ocr_eval.analysis.table import Metric, Table, build_table, column, measured
 from ocr_eval.common import yaml_files
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 Folder = str | Path
+Line = TypeVar("Line")
 
 
 def load_model(name_or_path: str) -> ModelSpec:
@@ -158,7 +161,7 @@ def records_frame(records: Sequence[Record]) -> pd.DataFrame:
         for moment, scores in (("base", record.base), ("final", record.final)):
             for scoring, by_quantity in scores.items():
                 for quantity, score in by_quantity.items():
-                    statistics = {name: getattr(score, name) for name in score.__struct_fields__}
+                    statistics = asdict(score)
                     rows.append({**run, "moment": moment, "scoring": scoring, "quantity": quantity, **statistics})
     return pd.DataFrame(rows)
 
@@ -192,9 +195,9 @@ def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
 
     rows = []
     for settings, line in _lines(folders, where, scoring, metrics_of):
-        quantities = line.get("scores", {}).get(scoring, {}).items()
-        scores = {f"{quantity}_{name}": value for quantity, each in quantities for name, value in each.items()}
-        measured = {key: line.get(key) for key in ("epoch", "train_loss", "train_seconds", "score_seconds")}
+        quantities = {} if line.scores is None else line.scores[scoring]
+        scores = {f"{quantity}_{name}": v for quantity, each in quantities.items() for name, v in asdict(each).items()}
+        measured = {key: getattr(line, key) for key in ("epoch", "train_loss", "train_seconds", "score_seconds")}
         rows.append({**settings, **measured, **scores})
     return pd.DataFrame(rows)
 
@@ -236,8 +239,8 @@ def _lines(
     folders: Sequence[Folder],
     where: str | Sequence[str],
     scoring: Scoring,
-    read: Callable[[Run, Scoring], list[dict[str, Any]]],
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    read: Callable[[Run, Scoring], list[Line]],
+) -> Iterator[tuple[dict[str, Any], Line]]:
     """The settings of each run with each line of one of its files; one that cannot be used is a warning."""
     for run in _found(folders, where, stacklevel=4).runs:
         try:

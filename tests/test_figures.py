@@ -13,7 +13,9 @@ from ocr_eval.analysis.candidate_heat import heat_of
 from ocr_eval.analysis.table import build_table
 from ocr_eval.api import draw_figures
 from ocr_eval.data.pairs import QUANTITIES
+from ocr_eval.records.metrics import MetricsLine
 from ocr_eval.report.figures import curve_figure, efficiency_figure, heatmap_figure, save, scatter_figure, score_figure
+from ocr_eval.scoring.ranks import Score
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.published import published_mean_ranks
 from ocr_eval.specs.run import DataSpec
@@ -102,9 +104,9 @@ def test_curves_are_drawn_in_the_terminal_too(ocr_eval, tmp_path):
 
 def scored(epoch, rank):
     """A line of metrics of an epoch that was scored, its null a rank above."""
-    score = {"mean_rank": rank, "null_rank": rank + 1}
-    names = ("train_fact", "train_entailment", "test_fact", "test_entailment")
-    return {"epoch": epoch, "scores": {"first-token": dict.fromkeys(names, score)}}
+    score = Score(probes=9, mean_rank=rank, null_rank=rank + 1, ocr_score=0.5, top1=0.5, mrr=0.5, margin=0.5, ties=0)
+    names = (quantity.name for quantity in QUANTITIES)
+    return MetricsLine(epoch=epoch, scores={"first-token": dict.fromkeys(names, score)})
 
 
 def curves_of(figure) -> dict[str, list[list[float]]]:
@@ -114,8 +116,8 @@ def curves_of(figure) -> dict[str, list[list[float]]]:
 
 def test_curves_show_the_four_quantities_and_the_null_averaged_over_seeds():
     runs = [
-        (record(), [scored(0, 2.0), {"epoch": 1, "train_loss": 1.0}, scored(2, 1.0)]),
-        (record(seed=1), [scored(0, 4.0), {"epoch": 1, "train_loss": 1.0}, scored(2, 2.0)]),
+        (record(), [scored(0, 2.0), MetricsLine(epoch=1, train_loss=1.0), scored(2, 1.0)]),
+        (record(seed=1), [scored(0, 4.0), MetricsLine(epoch=1, train_loss=1.0), scored(2, 2.0)]),
     ]
     figure = curve_figure(runs, "first-token")
     drawn = curves_of(figure)

@@ -14,6 +14,7 @@ import pytest
 from test_table import HOSTILE, record
 
 from ocr_eval.records.find import find_runs
+from ocr_eval.records.metrics import MetricsLine, metrics_text
 from ocr_eval.report.page import build_page
 from ocr_eval.report.payload import run_payload
 from ocr_eval.report.reproduce import command, missing_files
@@ -33,8 +34,8 @@ def write_run(folder: Path, made) -> Path:
     (folder / "config.yaml").write_text(f"model: {json.dumps(made.model)}\n")
     (folder / "env.json").write_text('{"python": "3"}')
     last = made.train.epochs
-    scores = {"scores": {"first-token": {"test_entailment": {"mean_rank": 0.5, "null_rank": 2.0}}}}
-    write_lines(folder / "metrics.jsonl", [{"epoch": e} | (scores if e in (0, last) else {}) for e in range(last + 1)])
+    scored = [made.final if e in (0, last) else None for e in range(last + 1)]
+    (folder / "metrics.jsonl").write_text(metrics_text([MetricsLine(epoch=e, scores=s) for e, s in enumerate(scored)]))
     prompts = [("test_fact", HOSTILE), *(("test_entailment", f"{HOSTILE} {i} speaks") for i in range(40))]
     probes = [
         {
@@ -93,7 +94,7 @@ def test_the_page_holds_every_run_and_loads_nothing(ocr_eval, runs, tmp_path):
     assert "default-src 'none'" in html.unescape(page)
     first = opened(page)[0]
     assert first["command"].startswith("ocr-eval finetune --model ./m.yaml --assoc city-language --seed 1")
-    assert first["curves"]["lines"][0]["points"] == [[0, 0.5], [16, 0.5]]
+    assert first["curves"]["lines"][0]["points"] == [[0, 0.2], [16, 0.2]]
     assert first["probes"]["rows"][0]["logp"] == [-2000, -1000, -3000]
     assert (first["probes"]["rows"][0]["before"], first["probes"]["rows"][0]["rank"]) == (2.0, 1.0)
     assert len(first["probes"]["rows"]) == 41

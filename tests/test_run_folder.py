@@ -15,6 +15,7 @@ from ocr_eval.common.files import read_jsonl, replacing, replacing_folder, to_js
 from ocr_eval.execution.status import run_state
 from ocr_eval.records import folder as run_folder
 from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.metrics import MetricsLine
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_a_run_on_another_host_is_running_while_its_process_lives(tmp_path, monk
     monkeypatch.setattr(socket, "gethostname", lambda: next(hosts, here))
     monkeypatch.setattr(run_folder, "HEARTBEAT", 0.05, raising=False)
     with folder.lock():
-        folder.write_metrics([{"epoch": 0, "train_loss": None}])
+        folder.write_metrics([MetricsLine(epoch=0)])
         long_ago = time.time() - 10_000  # an epoch may take hours
         for name in (".holder", "metrics.jsonl"):
             os.utime(folder.path / name, (long_ago, long_ago))
@@ -134,7 +135,7 @@ def test_a_run_on_another_host_is_running_while_its_process_lives(tmp_path, monk
             time.sleep(0.05)
     (folder.path / ".holder").write_text("elsewhere 1")
     os.utime(folder.path / ".holder", (time.time() - 400, time.time() - 400))
-    folder.write_metrics([{"epoch": 0, "train_loss": None}])
+    folder.write_metrics([MetricsLine(epoch=0)])
     assert run_state(tmp_path, folder.identity).state == "interrupted"
 
 
@@ -142,7 +143,7 @@ def test_metrics_grow_and_a_line_that_is_written_in_part_is_not_there_yet(tmp_pa
     folder = RunFolder(tmp_path / "runs" / "m/a/lora/seed0-01234567")
     folder.path.mkdir(parents=True)
     (folder.path / "metrics.jsonl").write_text('{"epoch": 7}\n')  # of an attempt that kept no state
-    lines = [{"epoch": epoch, "train_loss": 1.0} for epoch in range(3)]
+    lines = [MetricsLine(epoch=epoch, train_loss=1.0, notes={"parts": epoch}) for epoch in range(3)]
     for line in lines:
         folder.add_metrics(line)
     with (folder.path / "metrics.jsonl").open("a") as file:

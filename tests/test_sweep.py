@@ -64,7 +64,7 @@ def test_a_swept_run_is_the_run_alone(sweep, ocr_eval, tiny, tmp_path):
     )
     (solo,) = (path.parent for path in (tmp_path / "solo").glob("**/result.json"))
     packed = RunFolder(tmp_path / "sweep" / solo.relative_to(tmp_path / "solo"))
-    losses = [[line["train_loss"] for line in folder.metrics()][1:] for folder in (RunFolder(solo), packed)]
+    losses = [[line.train_loss for line in folder.metrics()][1:] for folder in (RunFolder(solo), packed)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 

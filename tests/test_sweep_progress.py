@@ -1,16 +1,19 @@
 """The lines that a person follows of a sweep."""
 
+import numpy as np
 from conftest import tiny_run
 
 from ocr_eval.execution.progress import SweepWatcher
 from ocr_eval.execution.run_pack import Step
 from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.metrics import MetricsLine
+from ocr_eval.scoring.ranks import HeldOut
 
 
 def step(tiny, tmp_path, seed, epoch):
     spec = tiny_run(tiny, seed=seed, epochs=2)
-    scores = {"first-token": {"test_entailment": {"ocr_score": 0.5}}}
-    line = {"epoch": epoch, "train_loss": 1.0 if epoch else None, "scores": scores}
+    held_out = {"first-token": HeldOut(["a", "b"], np.array([0, 1]), np.array([[1.0, 2.0], [1.0, 0.0]]))}
+    line = MetricsLine(epoch=epoch, train_loss=1.0 if epoch else None, held_out=held_out)
     return Step(spec, RunFolder.of(tmp_path, spec, "01234567"), line)
 
 

@@ -12,6 +12,7 @@ from ocr_eval.execution.execute import Execution, finetune_all
 from ocr_eval.execution.run_pack import Step
 from ocr_eval.execution.tracking import Tracker, following, how_to_view, require_tracker
 from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.metrics import MetricsLine
 
 CONFIG = {"seed": 1, "train": {"lr": 2e-3, "method": "lora"}}
 NAME = "tiny/city-language/lora/seed1-abc"
@@ -180,7 +181,11 @@ def test_the_runs_of_a_pack_are_followed_and_closed(stand_in, tiny, tmp_path):
 def test_a_tracker_that_fails_to_start_for_a_later_run_stops_nothing(stand_in, tiny, tmp_path, capfd):
     module, told = stand_in("trackio"), []
     steps = [
-        Step(tiny_run(tiny, seed=seed), RunFolder.of(tmp_path, tiny_run(tiny, seed=seed), "01234567"), {"epoch": 0})
+        Step(
+            tiny_run(tiny, seed=seed),
+            RunFolder.of(tmp_path, tiny_run(tiny, seed=seed), "01234567"),
+            MetricsLine(epoch=0),
+        )
         for seed in (0, 1)
     ]
     with following(told.append, "trackio", "sweep", tmp_path) as watch:
@@ -195,7 +200,7 @@ def test_a_tracker_that_fails_to_start_for_a_later_run_stops_nothing(stand_in, t
 def test_a_tracker_that_does_not_start_at_all_is_an_error(stand_in, tiny, tmp_path):
     module, spec = stand_in("trackio"), tiny_run(tiny)
     module.init = lambda **settings: 1 / 0
-    step = Step(spec, RunFolder.of(tmp_path, spec, "01234567"), {"epoch": 0})
+    step = Step(spec, RunFolder.of(tmp_path, spec, "01234567"), MetricsLine(epoch=0))
     with (
         pytest.raises(UserError, match="cannot start"),
         following(lambda steps: None, "trackio", "s", tmp_path) as watch,

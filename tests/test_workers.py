@@ -20,6 +20,7 @@ from ocr_eval.execution.workers import Follower, workers_that_pay
 from ocr_eval.planning import pack_memory
 from ocr_eval.planning.packs import cut_into_packs
 from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.metrics import MetricsLine
 
 #: Two packs of two runs each.
 TWO_PACKS = [*GRID, "--batch-size", 64]
@@ -122,7 +123,7 @@ def planned(tiny: str, root: Path, seed: int, epochs: int) -> PlannedRun:
 
 
 def grow(run: PlannedRun, lines: int) -> None:
-    run.folder.write_metrics([{"epoch": epoch} for epoch in range(lines)])
+    run.folder.write_metrics([MetricsLine(epoch=epoch) for epoch in range(lines)])
 
 
 def test_a_follower_tells_an_epoch_once_all_runs_of_a_pack_have_it(tiny, tmp_path):
@@ -131,7 +132,7 @@ def test_a_follower_tells_an_epoch_once_all_runs_of_a_pack_have_it(tiny, tmp_pat
     told: list[list[tuple[int, int]]] = []
     follower = Follower(
         [[short, long, failing]],
-        lambda steps: told.append([(step.spec.seed, step.line["epoch"]) for step in steps]),
+        lambda steps: told.append([(step.spec.seed, step.line.epoch) for step in steps]),
     )
     follower.look_closely()
     grow(short, 2)
@@ -155,7 +156,7 @@ def test_a_follower_goes_on_with_a_pack_that_was_killed_while_a_run_ended(tiny, 
     for run in (short, long):
         grow(run, 3)  # the short one has all its lines and no mark that it is finished
     told: list[list[int]] = []
-    follower = Follower([[short, long]], lambda steps: told.append([step.line["epoch"] for step in steps]))
+    follower = Follower([[short, long]], lambda steps: told.append([step.line.epoch for step in steps]))
     grow(long, 5)
     follower.look_closely()
     assert told == [[3], [4]]
@@ -164,7 +165,7 @@ def test_a_follower_goes_on_with_a_pack_that_was_killed_while_a_run_ended(tiny, 
 def test_a_file_that_is_gone_at_the_wrong_moment_is_read_again(tiny, tmp_path, monkeypatch):
     run = planned(tiny, tmp_path, 0, 3)
     told: list[int] = []
-    follower = Follower([[run]], lambda steps: told.extend(step.line["epoch"] for step in steps))
+    follower = Follower([[run]], lambda steps: told.extend(step.line.epoch for step in steps))
     grow(run, 1)
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "metrics", lambda folder: (_ for _ in ()).throw(FileNotFoundError()))

@@ -97,7 +97,7 @@ def finetune(
     if as_json:
         typer.echo(record.to_json(), nl=False)
         return
-    typer.echo(_summary(record, [line["train_loss"] for line in folder.metrics()[1:]]))
+    typer.echo(_summary(record, [line.train_loss for line in folder.metrics() if line.train_loss is not None]))
     if not quiet:
         _show_curve(folder.path, record)
     typer.echo(f"{'done before' if was_done else 'written to'}: {folder.path}")

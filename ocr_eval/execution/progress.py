@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from ocr_eval.common.messages import duration, say
-from ocr_eval.execution.run_pack import Line, Step
+from ocr_eval.execution.run_pack import Step
+from ocr_eval.records.metrics import MetricsLine
 
 
 class SweepWatcher:
@@ -36,13 +37,13 @@ class SweepWatcher:
                 self._left[run] = 0
         for step in steps:
             if step.folder.identity in self._left:
-                self._left[step.folder.identity] = step.spec.train.epochs - step.line["epoch"]
+                self._left[step.folder.identity] = step.spec.train.epochs - step.line.epoch
                 self._counted += 1
         if pack is None:  # runs that another process has taken up anew
             return
         total, left = sum(self._epochs.values()), sum(self._left.values())
         first = steps[0]
-        epoch, longest = first.line["epoch"], max(step.spec.train.epochs for step in steps)
+        epoch, longest = first.line.epoch, max(step.spec.train.epochs for step in steps)
         # Epoch 0 costs a scoring only, so that the first estimates are on the high side.
         seconds = (time.monotonic() - self._started) / self._counted * left
         say(
@@ -54,12 +55,12 @@ class SweepWatcher:
 
 def _by_association(steps: Sequence[Step]) -> Iterator[str]:
     """For each association of a pack: its runs, their mean loss and mean OCR score."""
-    lines: dict[str, list[Line]] = defaultdict(list)
+    lines: dict[str, list[MetricsLine]] = defaultdict(list)
     for step in steps:
         lines[step.spec.association.name].append(step.line)
     for association, group in lines.items():
-        losses = [line["train_loss"] for line in group if line["train_loss"] is not None]
-        scores = [line["scores"]["first-token"]["test_entailment"]["ocr_score"] for line in group if "scores" in line]
+        losses = [line.train_loss for line in group if line.train_loss is not None]
+        scores = [line.held_out["first-token"].ocr_score for line in group if line.held_out is not None]
         loss = f" loss {sum(losses) / len(losses):.3f}" if losses else ""
         score = f" OCR {sum(scores) / len(scores):+.2f}" if scores else ""
         yield f"{association} x{len(group)}{loss}{score}"

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace as replace_fields
+
 from ocr_eval.common import provenance
 from ocr_eval.common.distributed import is_first
 from ocr_eval.common.errors import RunFailed, TooLarge
@@ -31,27 +33,30 @@ from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
 from ocr_eval.records.folder import RunFolder
-from ocr_eval.records.record import Record, from_plain, to_plain
+from ocr_eval.records.metrics import MetricsLine
+from ocr_eval.records.record import Record
 from ocr_eval.scoring.candidates import CandidateScores, score_lanes
 from ocr_eval.scoring.quantities import facts_learned, held_out, probe_lines, summarize_quantities
-from ocr_eval.scoring.ranks import HeldOut, Scores
-from ocr_eval.specs.run import RunSpec, Scoring
+from ocr_eval.specs.run import RunSpec
 from ocr_eval.specs.strict import RESULTS_VERSION
 
 #: Seconds between checkpoints, or ten times what one takes to write if that is longer; being killed costs at most
 #: this much, Ctrl-C at most the epoch that has begun (execution/interruption.py), and a short run writes none.
 CHECKPOINT_EVERY = 20.0
 
-Line = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Step:
-    """A run's new line of metrics.jsonl."""
+    """A run's new line of metrics.jsonl.
+
+    Attributes:
+        quantities: what it is asked; not known of a run in another process.
+    """
 
     spec: RunSpec
     folder: RunFolder
-    line: Line
+    line: MetricsLine
+    quantities: Sequence[data.Quantity] = ()
 
 
 #: Is told, after each epoch of a pack and at epoch 0, the new line of every run in it.
@@ -61,17 +66,17 @@ Watcher = Callable[[Sequence[Step]], None]
 def say_lines(steps: Sequence[Step]) -> None:
     """The watcher that says every scored line on stderr."""
     for step in steps:
-        if "scores" in step.line:
-            say(progress_line(step.spec, step.line) + _time_left(step, len(steps)))
+        if step.line.scores is not None:
+            say(progress_line(step) + _time_left(step, len(steps)))
 
 
 def _time_left(step: Step, runs: int) -> str:
     """What is left at the pace so far, of a pack of so many runs; nothing before the first epoch and after the last."""
-    epoch, lines = step.line["epoch"], step.folder.metrics()
+    epoch, lines = step.line.epoch, step.folder.metrics()
     left = step.spec.train.epochs - epoch
     if not epoch or not left:
         return ""
-    spent = sum(line["train_seconds"] + line.get("score_seconds", 0.0) for line in lines if line["epoch"])
+    spent = sum(line.seconds for line in lines if line.epoch)
     return f"  {duration(spent * runs / epoch * left)} left"
 
 
@@ -114,7 +119,7 @@ class LiveRun:
     spec: RunSpec
     folder: RunFolder
     material: Material
-    lines: list[Line] = field(default_factory=list)
+    lines: list[MetricsLine] = field(default_factory=list)
 
     @property
     def epochs(self) -> int:
@@ -196,7 +201,7 @@ def _run(
     epoch = common_epoch([run.folder for run in runs], [run.epochs for run in runs])
     live = [lane for lane, run in enumerate(runs) if epoch < run.epochs]
     for run in runs:
-        run.lines = [line for line in run.folder.metrics() if line["epoch"] <= epoch] if epoch else []
+        run.lines = [line for line in run.folder.metrics() if line.epoch <= epoch] if epoch else []
     if epoch:
         for run in runs:
             run.folder.write_metrics(run.lines)
@@ -205,13 +210,12 @@ def _run(
             pack.read_state(lane, runs[lane].folder.checkpoints()[epoch])
     else:
         scored = _score(pack, runs, live)
-        untouched = {"epoch": 0, "train_loss": None, "train_seconds": 0.0}
         for lane in [lane for lane in live if lane not in scored]:
             runs[lane].folder.fail("The untouched model gives log-probabilities that are no numbers.")
         live = list(scored)
         for lane in live:
             runs[lane].folder.write_probes(probe_lines(runs[lane].material.task, scored[lane].scores, epoch=0))
-        watch([_add_line(runs[lane], untouched | scored[lane].line) for lane in live])
+        watch([_add_line(runs[lane], MetricsLine(epoch=0), scored[lane]) for lane in live])
     for run in runs:
         if epoch >= run.epochs:
             run.folder.finish()
@@ -231,11 +235,8 @@ def _run(
         diverged |= {lane: "log-probabilities became NaN" for lane in to_score if lane not in scored}
         live = [lane for lane in live if lane not in diverged]
         ending = [lane for lane in live if epoch == runs[lane].epochs]
-        trained = {
-            lane: {"epoch": epoch, "train_loss": losses[lane], "train_seconds": seconds, **pack.notes()}
-            for lane in live
-        }
-        watch([_add_line(runs[i], line | (scored[i].line if i in scored else {})) for i, line in trained.items()])
+        trained = MetricsLine(epoch=epoch, train_seconds=seconds, notes=pack.notes())
+        watch([_add_line(runs[i], replace_fields(trained, train_loss=losses[i]), scored.get(i)) for i in live])
         for lane in ending:
             _prepare_record(pack, lane, runs[lane], scored[lane].scores, measures)
         live = [lane for lane in live if lane not in ending]
@@ -275,10 +276,10 @@ def common_epoch(folders: Sequence[RunFolder], epochs: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class _Scored:
-    """A run's raw scores and what metrics.jsonl says of them."""
+    """A run's raw scores and how long they took."""
 
     scores: CandidateScores
-    line: Line
+    seconds: float
 
 
 def _score(pack: Pack, runs: Sequence[LiveRun], lanes: Sequence[int]) -> Mapping[int, _Scored]:
@@ -288,26 +289,21 @@ def _score(pack: Pack, runs: Sequence[LiveRun], lanes: Sequence[int]) -> Mapping
     started = time.monotonic()
     scores = score_lanes(pack.view(), {lane: runs[lane].material.probes for lane in lanes})
     seconds = (time.monotonic() - started) / len(lanes)
-    return {
-        lane: _Scored(scores[lane], _scores_line(runs[lane], scores[lane], seconds))
-        for lane in lanes
-        if scores[lane].are_numbers
-    }
+    return {lane: _Scored(scores[lane], seconds) for lane in lanes if scores[lane].are_numbers}
 
 
-def _scores_line(run: LiveRun, scores: CandidateScores, seconds: float) -> Line:
+def _add_line(run: LiveRun, line: MetricsLine, scored: _Scored | None) -> Step:
     asked = run.material.task
-    return {
-        "score_seconds": seconds,
-        "scores": to_plain(summarize_quantities(asked, scores)),
-        "held_out": to_plain(held_out(asked, scores)),
-    }
-
-
-def _add_line(run: LiveRun, line: Line) -> Step:
+    if scored is not None:
+        line = replace_fields(
+            line,
+            score_seconds=scored.seconds,
+            scores=summarize_quantities(asked, scored.scores),
+            held_out=held_out(asked, scored.scores),
+        )
     run.lines.append(line)
     run.folder.add_metrics(line)
-    return Step(run.spec, run.folder, line)
+    return Step(run.spec, run.folder, line, asked.quantities)
 
 
 def _prepare_record(
@@ -323,7 +319,10 @@ def _prepare_record(
 
 def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, dict[str, Any]]) -> Record:
     spec, lines, quantities = run.spec, run.lines, run.material.task.quantities
-    final = from_plain(lines[-1]["scores"], Scores)
+    first, last = lines[0], lines[-1]
+    assert first.scores is not None is not first.held_out
+    assert last.scores is not None is not last.held_out
+    assert last.train_loss is not None
     return Record(
         run=run.folder.identity,
         model=spec.model.name,
@@ -338,15 +337,15 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
         quantities=quantities,
         data=spec.data,
         train=spec.train,
-        facts_learned=facts_learned(quantities, final),
-        base=from_plain(lines[0]["scores"], Scores),
-        final=final,
-        base_held_out=from_plain(lines[0]["held_out"], dict[Scoring, HeldOut]),
-        held_out=from_plain(lines[-1]["held_out"], dict[Scoring, HeldOut]),
-        train_loss=lines[-1]["train_loss"],
+        facts_learned=facts_learned(quantities, last.scores),
+        base=first.scores,
+        final=last.scores,
+        base_held_out=first.held_out,
+        held_out=last.held_out,
+        train_loss=last.train_loss,
         seconds={
-            "train": round(sum(line["train_seconds"] for line in lines), 2),
-            "score": round(sum(line.get("score_seconds", 0.0) for line in lines), 2),
+            "train": round(sum(line.train_seconds for line in lines), 2),
+            "score": round(sum(line.score_seconds or 0.0 for line in lines), 2),
         },
         base_identity=base.identity,
         adapter_sha256=learned_sha256,
@@ -356,16 +355,19 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
     )
 
 
-def progress_line(spec: RunSpec, line: Line) -> str:
-    """What a person reads of one scored line of metrics."""
-    first = line["scores"]["first-token"]
-    finding = first["test_entailment"]
+def progress_line(step: Step) -> str:
+    """What a person reads of a scored line of metrics."""
+    spec, line = step.spec, step.line
+    assert line.scores is not None
+    scores = line.scores["first-token"]
+    premises = [scores[q.name].top1 for q in step.quantities if q.role == "premise" and q.name in scores]
+    finding = scores[data.the_finding(step.quantities).name]
     control = " no-entailment" if spec.data.m_train == 0 else " shuffled" if spec.data.variant == "shuffled" else ""
-    loss = "untouched base" if line["train_loss"] is None else f"loss {line['train_loss']:7.4f}"
+    loss = "untouched base" if line.train_loss is None else f"loss {line.train_loss:7.4f}"
+    known = f"facts known {min(premises):4.0%}  " if premises else ""
     width = len(str(spec.train.epochs))
     return (
-        f"{spec.association.name}{control} seed {spec.seed} epoch {line['epoch']:>{width}}/{spec.train.epochs}  "
-        f"{loss:>14}  facts known {first['test_fact']['top1']:4.0%}  "
-        f"held-out mean rank {finding['mean_rank']:.2f} (null {finding['null_rank']:.2f})  "
-        f"OCR score {finding['ocr_score']:+.2f}"
+        f"{spec.association.name}{control} seed {spec.seed} epoch {line.epoch:>{width}}/{spec.train.epochs}  "
+        f"{loss:>14}  {known}held-out mean rank {finding.mean_rank:.2f} (null {finding.null_rank:.2f})  "
+        f"OCR score {finding.ocr_score:+.2f}"
     )

@@ -47,7 +47,7 @@ def run_state(root: Path, run: str) -> RunState:
     """Read how far a run is; takes no lock and changes nothing."""
     folder = RunFolder(root / "runs" / run)
     lines = folder.metrics() if folder.path.is_dir() else []
-    scored = [line for line in lines if "scores" in line]
+    held_out = [line.held_out for line in lines if line.held_out is not None]
     failure = folder.failure()
     state: State = (
         "done"
@@ -63,9 +63,9 @@ def run_state(root: Path, run: str) -> RunState:
     return RunState(
         run=run,
         state=state,
-        epoch=lines[-1]["epoch"] if lines else None,
-        train_loss=lines[-1]["train_loss"] if lines else None,
-        ocr_score=scored[-1]["scores"]["first-token"]["test_entailment"]["ocr_score"] if scored else None,
+        epoch=lines[-1].epoch if lines else None,
+        train_loss=lines[-1].train_loss if lines else None,
+        ocr_score=held_out[-1]["first-token"].ocr_score if held_out else None,
         reason=failure or "",
     )
 

@@ -140,7 +140,7 @@ def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> 
         nonlocal started
         config, name = step.spec.model_dump(mode="json"), step.folder.identity
         try:
-            tracker = Tracker.open(report_to, group, name, config, folder, first_epoch=step.line["epoch"])
+            tracker = Tracker.open(report_to, group, name, config, folder, first_epoch=step.line.epoch)
         except UserError as error:
             if not started:
                 raise
@@ -152,10 +152,10 @@ def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> 
     def report(steps: Sequence[Step]) -> None:
         watch(steps)
         for step in steps:
-            name, epoch = step.folder.identity, step.line["epoch"]
+            name, epoch = step.folder.identity, step.line.epoch
             if name not in trackers:
                 trackers[name] = begin(step)
-            trackers[name].log(epoch, step.line)
+            trackers[name].log(epoch, step.line.as_json())
             if epoch == step.spec.train.epochs:
                 trackers.pop(name).close()
 

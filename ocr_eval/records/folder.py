@@ -24,7 +24,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import Busy, UserError
 from ocr_eval.common.files import read_jsonl, refuse_folder, remove, replacing, sync, to_jsonl, write_atomic
 from ocr_eval.common.locks import hold
+from ocr_eval.records.metrics import MetricsLine, metrics_text, read_metrics
 from ocr_eval.records.record import Record, read_record
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import DataSpec, RunSpec
@@ -214,10 +215,10 @@ class RunFolder:
         del content["schema_version"]
         return before if content == now else [*before, content]
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[MetricsLine]:
         """The lines of metrics.jsonl, an empty list if there are none yet."""
         path = self.path / "metrics.jsonl"
-        return read_jsonl(path, growing=True) if path.is_file() else []
+        return read_metrics(path, growing=True) if path.is_file() else []
 
     def metrics_state(self) -> tuple[int, int]:
         """What differs whenever metrics.jsonl does: its time and size; zeros if there is none yet."""
@@ -226,16 +227,16 @@ class RunFolder:
             return told.st_mtime_ns, told.st_size
         return 0, 0
 
-    def add_metrics(self, line: dict[str, Any]) -> None:
+    def add_metrics(self, line: MetricsLine) -> None:
         """Append a line to metrics.jsonl, on the disk when this returns; that of epoch 0 begins the file."""
-        with (self.path / "metrics.jsonl").open("ab" if line["epoch"] else "wb") as file:
-            file.write(to_jsonl([line]).encode())
+        with (self.path / "metrics.jsonl").open("ab" if line.epoch else "wb") as file:
+            file.write(metrics_text([line]).encode())
             file.flush()
             os.fsync(file.fileno())
 
-    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+    def write_metrics(self, lines: Sequence[MetricsLine]) -> None:
         """Replace metrics.jsonl."""
-        write_atomic(self.path / "metrics.jsonl", to_jsonl(lines))
+        write_atomic(self.path / "metrics.jsonl", metrics_text(lines))
 
     def probes(self) -> list[dict[str, Any]]:
         """The lines of probes.jsonl that belong to the untouched base."""
@@ -300,10 +301,10 @@ class OnlookersFolder(RunFolder):
     def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
         """Nothing."""
 
-    def add_metrics(self, line: dict[str, Any]) -> None:
+    def add_metrics(self, line: MetricsLine) -> None:
         """Nothing."""
 
-    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+    def write_metrics(self, lines: Sequence[MetricsLine]) -> None:
         """Nothing."""
 
     def write_probes(self, lines: list[dict[str, Any]]) -> None:

@@ -98,16 +98,16 @@ def to_plain(content: Any) -> Any:
     return msgspec.to_builtins(content, enc_hook=_dump)
 
 
-def from_plain(content: Any, kind: Any) -> Any:
-    """The reverse of ``to_plain`` for a type such as ``Scores`` or ``dict[Scoring, HeldOut]``."""
-    return msgspec.convert(content, kind, dec_hook=_load)
-
-
 def _dump(content: Any) -> Any:
     return content.tolist() if isinstance(content, np.ndarray) else content.model_dump(mode="json")
 
 
-def _load(kind: Any, content: Any) -> Any:
+def load_plain(kind: Any, content: Any) -> Any:
+    """msgspec's hook for what it does not know: arrays and settings.
+
+    Raises:
+        ValueError: not what the kind should hold.
+    """
     if get_origin(kind) is np.ndarray:
         try:
             return np.array(content, dtype=get_args(get_args(kind)[1])[0])
@@ -156,16 +156,16 @@ class _SkimmedHeldOut(HeldOut, frozen=True, eq=False):
     unit: msgspec.Raw = msgspec.Raw(b"[]")  # type: ignore[assignment]
 
 
-_WHOLE = msgspec.json.Decoder(Record, dec_hook=_load)
+_WHOLE = msgspec.json.Decoder(Record, dec_hook=load_plain)
 _SKIM = msgspec.json.Decoder(_Skimmed)
-_HELD_OUT = msgspec.json.Decoder(_SkimmedHeldOut, dec_hook=_load)
+_HELD_OUT = msgspec.json.Decoder(_SkimmedHeldOut, dec_hook=load_plain)
 _SCORES = msgspec.json.Decoder(dict[str, Score])
 _MEASURE = msgspec.json.Decoder(dict[str, Any])
 
 
 @lru_cache(maxsize=1024)
 def _data_spec(content: bytes) -> DataSpec:
-    return msgspec.json.decode(content, type=DataSpec, dec_hook=_load)
+    return msgspec.json.decode(content, type=DataSpec, dec_hook=load_plain)
 
 
 @lru_cache(maxsize=1024)
@@ -180,14 +180,14 @@ def _words(content: bytes) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _targets(content: bytes) -> NDArray[np.int64]:
-    targets = msgspec.json.decode(content, type=NDArray[np.int64], dec_hook=_load)
+    targets = msgspec.json.decode(content, type=NDArray[np.int64], dec_hook=load_plain)
     targets.setflags(write=False)  # records share it
     return targets
 
 
 @lru_cache(maxsize=1024)
 def _train_spec(content: bytes) -> TrainSpec:
-    return msgspec.json.decode(content, type=TrainSpec, dec_hook=_load)
+    return msgspec.json.decode(content, type=TrainSpec, dec_hook=load_plain)
 
 
 def read_record(path: Path, scoring: Scoring | None = None, measure: str | None = None) -> Record:

@@ -10,12 +10,13 @@ from typing import Any
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_jsonl
 from ocr_eval.records.find import Run
+from ocr_eval.records.metrics import MetricsLine, read_metrics
 from ocr_eval.specs.run import Scoring
 
 Line = dict[str, Any]
 
 
-def metrics_of(run: Run, scoring: Scoring) -> list[Line]:
+def metrics_of(run: Run, scoring: Scoring) -> list[MetricsLine]:
     """The lines of metrics.jsonl, one for each epoch from 0 to the last.
 
     Raises:
@@ -23,13 +24,10 @@ def metrics_of(run: Run, scoring: Scoring) -> list[Line]:
     """
     path = run.folder / "metrics.jsonl"
     with whole(path):
-        lines = read_jsonl(path)
-        epochs = [line["epoch"] for line in lines]
-        for line in lines:
-            for score in line["scores"][scoring].values() if "scores" in line else ():
-                float(score["mean_rank"]), float(score["null_rank"])
+        lines = read_metrics(path)
     last = run.record.train.epochs
-    if epochs != list(range(last + 1)) or "scores" not in lines[-1]:
+    scored = all(line.scores is None or scoring in line.scores for line in lines)
+    if [line.epoch for line in lines] != list(range(last + 1)) or lines[-1].scores is None or not scored:
         raise UserError(f"{path} does not have the epochs 0 to {last} of the run, a line each.")
     return lines
 

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TextIO
+from typing import TextIO
 
+from ocr_eval.records.metrics import MetricsLine
 from ocr_eval.specs.run import Scoring
 
-Metrics = Sequence[Mapping[str, Any]]
+Metrics = Sequence[MetricsLine]
 
 #: A mark for each curve and one for its null; what joins marks; the frame.
 _Glyphs = tuple[tuple[str, str], str, str]
@@ -46,8 +47,8 @@ def mean_points(metrics: Sequence[Metrics], scoring: Scoring, quantity: str, key
     """
     of_runs = []
     for lines in metrics:
-        scores = {line["epoch"]: line.get("scores", {}).get(scoring, {}).get(quantity) for line in lines}
-        of_runs.append({epoch: float(score[key]) for epoch, score in scores.items() if score is not None})
+        scores = {line.epoch: line.scores[scoring].get(quantity) for line in lines if line.scores is not None}
+        of_runs.append({epoch: float(getattr(score, key)) for epoch, score in scores.items() if score is not None})
     return {e: sum(run[e] for run in of_runs) / len(of_runs) for e in sorted(set.intersection(*map(set, of_runs)))}
 
 

@@ -68,10 +68,10 @@ def _text(path: Path) -> str:
 
 
 def _curves(run: Run, scoring: Scoring) -> dict[str, Any]:
-    of = [(line["epoch"], line["scores"][scoring]) for line in metrics_of(run, scoring) if "scores" in line]
+    of = [(line.epoch, line.scores[scoring]) for line in metrics_of(run, scoring) if line.scores is not None]
 
     def series(quantity: str, key: str) -> list[list[float]]:
-        return [[epoch, round(scores[quantity][key], 4)] for epoch, scores in of if quantity in scores]
+        return [[epoch, round(getattr(scores[quantity], key), 4)] for epoch, scores in of if quantity in scores]
 
     lines_of = [
         {"name": curve.label, "quantity": curve.name, "color": curve.color, "points": series(curve.name, "mean_rank")}
@@ -136,7 +136,7 @@ def progress_of(folder: Path) -> Progress | None:
     """How far an unfinished run is; None if its files do not tell."""
     try:
         spec = read_config(folder)
-        done = max((line["epoch"] for line in RunFolder(folder).metrics()), default=0)
+        done = max((line.epoch for line in RunFolder(folder).metrics()), default=0)
     except (UserError, KeyError, OSError):
         return None
     name = f"{spec.model.name}, {spec.association.name}, {label_of(spec.train.method)}, seed {spec.seed}"

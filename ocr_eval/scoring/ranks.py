@@ -121,6 +121,11 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
         mean: Floats = np.add.reduce(self.ranks, axis=1) / self.ranks.shape[1]
         return mean
 
+    @property
+    def ocr_score(self) -> float:
+        """1 - mean rank / mean null rank."""
+        return float(1 - self.rank.mean() / self.null.mean())
+
 
 def midranks(logprobs_PC: Floats) -> Floats:
     """0-based midrank of each candidate in its row, ties sharing their average. [P, C] -> [P, C]."""

@@ -1,0 +1,85 @@
+"""The lines of metrics.jsonl: what is known of a run after each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import to_jsonl
+from ocr_eval.records.record import load_plain, to_plain
+from ocr_eval.scoring.ranks import HeldOut, Scores
+from ocr_eval.specs.run import Scoring
+
+
+class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One epoch of a run.
+
+    Attributes:
+        epoch: epochs done; 0 is the untouched base.
+        train_loss: mean loss of the epoch, nats an answer token; None at epoch 0.
+        train_seconds: wall time of its training, the run's share of its pack's.
+        notes: what else the method mentions, by name.
+        score_seconds: wall time of its scoring; None, as what follows, where it was not scored.
+        scores: the statistics of each quantity.
+        held_out: ranks of the finding.
+    """
+
+    epoch: int
+    train_loss: float | None = None
+    train_seconds: float = 0.0
+    notes: dict[str, Any] = {}
+    score_seconds: float | None = None
+    scores: Scores | None = None
+    held_out: dict[Scoring, HeldOut] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain object, the notes among its keys; what was not measured is left out."""
+        told = to_plain(self)
+        notes = told.pop("notes")
+        return {
+            key: value for key, value in (told | notes).items() if value is not None or key in ("train_loss", *notes)
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training and scoring."""
+        return self.train_seconds + (self.score_seconds or 0.0)
+
+
+_LINE = msgspec.json.Decoder(MetricsLine, dec_hook=load_plain)
+_FIELDS = MetricsLine.__struct_fields__
+_KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def read_metrics(path: Path, growing: bool = False) -> list[MetricsLine]:
+    """The lines of a metrics.jsonl.
+
+    Args:
+        path: the file.
+        growing: lines may still be appended; a last one without its newline, being written or torn, is left out.
+
+    Raises:
+        UserError: a line that is not one of metrics (names it).
+    """
+    lines: list[MetricsLine] = []
+    with path.open("rb") as file:
+        try:
+            lines.extend(_read(line) for line in file if not growing or line.endswith(b"\n"))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}, line {len(lines) + 1}: is not a line of metrics ({error}).") from error
+    return lines
+
+
+def _read(content: bytes) -> MetricsLine:
+    line = _LINE.decode(content)
+    notes = {key: msgspec.json.decode(value) for key, value in _KEYS.decode(content).items() if key not in _FIELDS}
+    return msgspec.structs.replace(line, notes=notes) if notes else line
+
+
+def metrics_text(lines: Sequence[MetricsLine]) -> str:
+    """The lines as metrics.jsonl has them."""
+    return to_jsonl([line.as_json() for line in lines])
