@@ -164,7 +164,7 @@ def _usage_problem(error: TyperException) -> str:
             flag = f"{flag}' in '{context.params.get('config')}"
         elif source is not None and source.name == "ENVIRONMENT":
             flag = str(error.param.envvar)
-        text = f"Invalid value for '{flag}': {given!r}. {error.message}"
+        text = f"Invalid value for '{flag}': {given!r}. {error.message.removeprefix('Value error, ')}"
     return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See '{context.command_path} --help'."
 
 
