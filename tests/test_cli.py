@@ -79,8 +79,8 @@ def one_line(answer) -> str:
         (["score", "./run", "--assoc", "country-code"], "--assoc does not go with"),
         (["score", "./run", "--adapter", "./run"], "--adapter does not go with"),
         (["score", "--assoc", "country-code", "--adapter", "./nowhere"], "--adapter nowhere holds no adapter"),
-        (["table", "-o", "./nowhere"], "There is no folder"),
-        (["table", "-o", "."], "No finished run"),
+        (["table", "./nowhere"], "There is no folder"),
+        (["table", "."], "No finished run"),
         (["data", "show", "sport-musik"], "Did you mean 'sport-music'?"),
         (["models", "pull", "llama-8b"], "Did you mean 'llama3-8b'?"),
     ],
@@ -294,7 +294,7 @@ def test_without_arguments_the_help_is_shown(ocr_eval, command):
     answer = ocr_eval(*command)
     assert answer.code == 2
     assert answer.err.startswith("Usage: ")
-    assert "Commands:" in answer.err
+    assert ("Commands:" if command else "Teach:") in answer.err
 
 
 def test_help_imports_nothing_heavy():

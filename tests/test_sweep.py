@@ -214,14 +214,14 @@ def test_data_that_a_tokenizer_cannot_do_with_is_found_before_any_run(sweep, tmp
 
 
 def test_status_says_how_far_every_run_is(sweep, ocr_eval, tmp_path):
-    assert ocr_eval("status", "-o", tmp_path).code == 2
+    assert ocr_eval("status", tmp_path).code == 2
     sweep(tmp_path, "--quiet")
     done, failed, stopped, waiting = (RunFolder(tmp_path / "runs" / run) for run in runs_in(tmp_path))
     for folder in (failed, stopped):
         (folder.path / "status.json").unlink()
     failed.fail("The loss became nan in epoch 2.")
     waiting.clear()
-    answer = ocr_eval("status", "-o", tmp_path, "--json")
+    answer = ocr_eval("status", tmp_path, "--json")
     assert answer.code == 0
     states = json.loads(answer.out)
     assert [state["state"] for state in states] == ["done", "failed", "interrupted", "waiting"]
@@ -229,9 +229,9 @@ def test_status_says_how_far_every_run_is(sweep, ocr_eval, tmp_path):
     assert states[0]["train_loss"] == pytest.approx(done.record().train_loss)
     assert states[3]["epoch"] is states[3]["ocr_score"] is None
     with stopped.lock():
-        assert "3  " in ocr_eval("status", "-o", tmp_path).out
-        assert [s["state"] for s in json.loads(ocr_eval("status", "-o", tmp_path, "--json").out)][2] == "running"
-    assert "4 runs: 1 done, 1 failed, 1 interrupted, 1 waiting" in ocr_eval("status", "-o", tmp_path).out
+        assert "3  " in ocr_eval("status", tmp_path).out
+        assert [s["state"] for s in json.loads(ocr_eval("status", tmp_path, "--json").out)][2] == "running"
+    assert "4 runs: 1 done, 1 failed, 1 interrupted, 1 waiting" in ocr_eval("status", tmp_path).out
 
 
 def test_a_failed_run_is_named_and_not_tried_again_but_the_rest_is(sweep, tmp_path):
@@ -435,7 +435,7 @@ def test_a_damaged_sweep_file_is_one_line(sweep, ocr_eval, tmp_path, packs):
     content = json.loads((tmp_path / "sweep.json").read_text())
     text = json.dumps({**content, "packs": "PACKS"}).replace('"PACKS"', packs)
     (tmp_path / "sweep.json").write_text(text)
-    answer = ocr_eval("status", "-o", tmp_path)
+    answer = ocr_eval("status", tmp_path)
     assert answer.code == 2
     assert "sweep.json is damaged (packs" in answer.err
     assert len(answer.err.strip().splitlines()) == 1

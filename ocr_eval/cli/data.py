@@ -1,10 +1,11 @@
-"""``data list``, ``data show``, ``data audit`` and ``data export``."""
+"""``data list``, ``data show``, ``data candidates`` and ``data export``."""
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +13,7 @@ from ocr_eval.cli import options as o
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.specs.run import DataSpec
 
-app = typer.Typer(help="List, show, audit and export associations.", no_args_is_help=True)
+app = typer.Typer(help="List, show, check and export associations.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -49,7 +50,7 @@ def show(
 
 
 @app.command()
-def audit(
+def candidates(
     context: typer.Context,
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
@@ -81,6 +82,13 @@ def audit(
             typer.echo(found.as_text(f"{audited.name} on {name}"))
     if not all(found.first_token_scorable for found in audits.values()):
         raise typer.Exit(1)
+
+
+@app.command("audit", hidden=True)
+@functools.wraps(candidates)
+def _audit(context: typer.Context, **given: Any) -> None:
+    o.warn("'data audit' is now 'data candidates'.")
+    candidates(context=context, **given)
 
 
 @app.command()

@@ -126,6 +126,27 @@ ScoreEveryOption = Annotated[int, option("--score-every", min=1, help="Score eve
 ReportToOption = Annotated[str, option("--report-to", help="Tracker: none, trackio, wandb or tensorboard.")]
 ScoringOption = Annotated[str, option("--scoring", help="first-token (as published), sequence or per-token.")]
 
+_READ = "Folders that contain runs, at any depth (default: $OCR_EVAL_OUTPUT_DIR, else results)."
+RunsArgument = Annotated[
+    list[Path] | None, typer.Argument(metavar="RUNS", help=_READ, envvar="OCR_EVAL_OUTPUT_DIR", show_envvar=False)
+]
+#: Where runs are read was an option until 0.1; it goes with the version after.
+FormerOption = Annotated[Path | None, typer.Option("--output-dir", "-o", hidden=True)]
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    typer.echo(f"ocr-eval: {text}", err=True)
+
+
+def places(context: typer.Context, runs: list[Path] | None, former: Path | None = None) -> list[Path]:
+    """The folders where a command reads runs: its argument ``runs``, or what an option said formerly."""
+    source = context.get_parameter_source("runs")
+    if former is not None:
+        warn(f"'{context.command_path}' now takes folders of runs as arguments: give '{former}' without -o.")
+        return runs if runs and source is not None and source.name == "COMMANDLINE" else [former]
+    return runs or [DEFAULT_OUTPUT]
+
 
 @dataclass(frozen=True)
 class Machine:

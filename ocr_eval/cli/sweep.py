@@ -118,7 +118,17 @@ def _absolute(name: str) -> str:
 
 
 def status(
-    output_dir: o.OutputOption = DEFAULT_OUTPUT,
+    context: typer.Context,
+    runs: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="SWEEP",
+            help="Folder of the sweep (default: $OCR_EVAL_OUTPUT_DIR, else results/sweep).",
+            envvar="OCR_EVAL_OUTPUT_DIR",
+            show_envvar=False,
+        ),
+    ] = None,
+    former: o.FormerOption = None,
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
@@ -129,10 +139,11 @@ def status(
     from ocr_eval.execution.status import run_state, state_table, states_json
     from ocr_eval.specs.grid import read_sweep
 
-    held = read_sweep(output_dir)
+    (folder,) = o.places(context, [runs or DEFAULT_OUTPUT], former)
+    held = read_sweep(folder)
     if held is None:
-        raise UserError(f"'{output_dir}' contains no sweep (no sweep.json). Name its folder with --output-dir.")
-    states = [run_state(output_dir, run) for pack in held.packs for run in pack]
+        raise UserError(f"'{folder}' contains no sweep (no sweep.json). Name its folder: ocr-eval status FOLDER.")
+    states = [run_state(folder, run) for pack in held.packs for run in pack]
     typer.echo(states_json(states) if as_json else state_table(states), nl=False)
     for state in states:
         if state.reason:
