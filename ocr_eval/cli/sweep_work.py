@@ -247,9 +247,8 @@ def plan(grid: Grid, output: Path, means: Means) -> str:
         packs = cut(specs, device, means.packs_at_once)
     packed = describe_packs(packs, _done(packs, output, bases), device, means.processes(packs), grid.score_every)
     lines = [f"output: {output}", *packed]
-    flags = {key.replace("_", "-"): value for key, value in grid.model_dump(mode="json").items() if value is not None}
     comments = "".join(f"# {line}\n" for line in lines)
-    return comments + yaml.safe_dump(flags, sort_keys=False, default_flow_style=None, width=110)
+    return comments + yaml.safe_dump(grid.flags(), sort_keys=False, default_flow_style=None, width=110)
 
 
 def plan_together(specs: Sequence[RunSpec], output: Path, device: Device) -> str:

@@ -16,7 +16,7 @@ RESULTS_VERSION = 1
 class Strict(BaseModel):
     """Frozen, no unknown keys, no conversions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
     @classmethod
     def legacy(cls) -> dict[str, Any]:
