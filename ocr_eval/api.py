@@ -86,10 +86,17 @@ def make_run(model: ModelSpec | str, association: Association | str, seed: int =
     return make_run_spec(spec, found, section("data", settings), section("train", settings), seed)
 
 
-def finetune(run: RunSpec, output: Folder = "results", device: Device = "auto", force: bool = False) -> Record:
+def finetune(
+    run: RunSpec,
+    output: Folder = "results",
+    device: Device = "auto",
+    force: bool = False,
+    measures: Sequence[str] | None = None,
+) -> Record:
     """Teach the facts, score what was inferred, and leave the run below ``output/runs``.
 
-    A run that is done already is read and not repeated; an interrupted one resumes.
+    A run that is done already is read and not repeated; an interrupted one resumes. ``measures`` names what else to
+    measure when it ends; None for what is cheap.
 
     Raises:
         UserError: bad input, found before any training.
@@ -98,7 +105,8 @@ def finetune(run: RunSpec, output: Folder = "results", device: Device = "auto", 
     from ocr_eval.execution.execute import Execution
     from ocr_eval.execution.execute import finetune as run_finetune
 
-    return run_finetune(run, Path(output), Execution(device=device, force=force)).record
+    how = Execution(device=device, force=force, measures=None if measures is None else tuple(measures))
+    return run_finetune(run, Path(output), how).record
 
 
 def score_run(run: RunSpec, adapter: Folder | None = None, device: Device = "auto") -> Scores:

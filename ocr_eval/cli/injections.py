@@ -32,17 +32,18 @@ def finetune(
     machine: o.Machine,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     score_every: o.ScoreEveryOption = 1,
+    measures: o.MeasuresOption = None,
     force: o.ForceOption = False,
     dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Teach a model an association's facts and score what it infers.
+    """Teach a model an association and score what it infers.
 
     Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
     also takes the config.yaml of a run, which repeats that run; flags given beside it win.
     """
-    device = machine.begin()
+    device, asked = machine.begin(), o.measures(measures)
     spec = o.resolve(context, model, o.one_assoc(context, association, assoc), settings)
     if dry_run:
         _show_plan(spec, output_dir, device, as_json, score_every)
@@ -56,8 +57,11 @@ def finetune(
         from ocr_eval.execution.execute import Execution
         from ocr_eval.execution.execute import finetune as run_finetune
 
-        outcome = run_finetune(spec, output_dir, Execution(device, force, score_every))
+        outcome = run_finetune(spec, output_dir, Execution(device, force, score_every, measures=asked))
         folder, record, was_done = RunFolder(outcome.folder), outcome.record, outcome.was_done
+    missing = [name for name in asked or () if name not in record.measures] if was_done else []
+    if missing:
+        o.warn(f"This run finished without {', '.join(missing)}. Rerun it with --force to measure.")
     if as_json:
         typer.echo(record.to_json(), nl=False)
         return

@@ -123,6 +123,10 @@ QuietOption = Annotated[bool, option("--quiet", "-q", help="No progress on stder
 DryRunOption = Annotated[bool, option("--dry-run", help="Print the plan with memory and time, and stop.")]
 ForceOption = Annotated[bool, option("--force", help="Rerun even if a finished run exists.")]
 ScoreEveryOption = Annotated[int, option("--score-every", min=1, help="Score every so many epochs.")]
+MeasuresOption = Annotated[
+    str | None,
+    option("--measures", help="What else to measure: 'a,b' from 'measures list', or none (default: what is cheap)."),
+]
 ReportToOption = Annotated[str, option("--report-to", help="Tracker: none, trackio, wandb or tensorboard.")]
 ScoringOption = Annotated[str, option("--scoring", help="first-token (as published), sequence or per-token.")]
 
@@ -256,6 +260,20 @@ def scoring(name: str) -> Scoring:
     from ocr_eval.specs.run import SCORINGS
 
     return cast("Scoring", choice("--scoring", name, SCORINGS))
+
+
+def measures(text: str | None) -> tuple[str, ...] | None:
+    """Names of measures, none of them for ``none``, None for None.
+
+    Raises:
+        UserError: no measure of that name.
+    """
+    from ocr_eval.common.registry import MEASURES
+
+    names = () if text == "none" else words("--measures", text)
+    for name in names or ():
+        MEASURES.get(name)
+    return names
 
 
 def words(flag: str, text: str | None) -> tuple[str, ...] | None:

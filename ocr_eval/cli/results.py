@@ -126,7 +126,7 @@ def figures(
     ] = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Draw figures of finished runs as PNG, PDF and SVG, or as text.
+    """Draw figures of finished runs: PNG, PDF and SVG, or text.
 
     OCR scores by association; generalization against hallucination; learning curves and candidate heatmaps of each
     model and setting; OCR score by m_train where runs differ in it. The paths go to stdout. Exits with 1 if a file of a
