@@ -38,7 +38,8 @@ A value comes from the first of these that states it:
 
 `sweep` takes several values of each setting, except of `--dtype`, and runs every combination. Values are
 comma-separated; ranges of whole numbers are `1-4,8`. Entries of one value are joined by `+`: `--templates 0,0+2,all` is
-three choices of templates, `--targets all-linear,q_proj+v_proj` two of modules.
+three choices of templates, `--targets all-linear,q_proj+v_proj` two of modules. A command of one run takes `0,2` for
+`0+2` too.
 
 ```sh
 ocr-eval sweep --assocs country-code --seeds 0 --m-train 2,4 --schedule constant,cosine --dry-run
