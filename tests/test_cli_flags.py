@@ -34,7 +34,7 @@ def planned(answer) -> RunSpec:
 
 
 def test_every_flag_has_the_variable_of_its_name():
-    without = {"--help", "--version", "--worker", "--install-completion", "--show-completion"}
+    without = {"--help", "--version", "--install-completion", "--show-completion"}
     ours = [ROOT, *(each for name, top in ROOT.commands.items() if name != "toy" for each in commands(top))]
     flags = [parameter for command in ours for parameter in command.params if parameter.opts[0].startswith("--")]
     flags = [flag for flag in flags if not flag.hidden]

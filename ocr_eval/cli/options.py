@@ -12,13 +12,14 @@ import typer
 
 from ocr_eval.cli.spec_flags import Given, flag_of, option
 from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.specs.run import SCORINGS, Scoring
 from ocr_eval.specs.settings import section
 
 if TYPE_CHECKING:
     from ocr_eval.analysis.bootstrap import Estimate
     from ocr_eval.execution.jobs import Executor, Placement
     from ocr_eval.models.base import Device
-    from ocr_eval.specs.run import RunSpec, Scoring
+    from ocr_eval.specs.run import RunSpec
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_OUTPUT = Path("results")
@@ -115,7 +116,6 @@ AssocOption = Annotated[str | None, option("--assoc", help=_ASSOC_HELP, autocomp
 ModelsOption = Annotated[str | None, option("--models", help="Comma-separated models (default: smollm2-135m).")]
 AssocsOption = Annotated[str | None, option("--assocs", help="Comma-separated associations (default: all shipped).")]
 
-DeviceOption = Annotated[str, option("--device", help="auto, cpu, cuda or mps.")]
 OfflineOption = Annotated[bool, option("--offline", help="Stay off the network; fail if a file has to be fetched.")]
 OutputOption = Annotated[Path, option("--output-dir", "-o", help="Output folder; runs are in its runs/.")]
 JsonOption = Annotated[bool, option("--json", help="Print the result as JSON.")]
@@ -134,7 +134,7 @@ _READ = "Folders that contain runs, at any depth (default: $OCR_EVAL_OUTPUT_DIR,
 RunsArgument = Annotated[
     list[Path] | None, typer.Argument(metavar="RUNS", help=_READ, envvar="OCR_EVAL_OUTPUT_DIR", show_envvar=False)
 ]
-#: Where runs are read was an option until 0.1; it goes with the version after.
+#: The former spelling of RUNS, for one version.
 FormerOption = Annotated[Path | None, typer.Option("--output-dir", "-o", hidden=True)]
 
 
@@ -156,7 +156,7 @@ def places(context: typer.Context, runs: list[Path] | None, former: Path | None 
 class Machine:
     """On what a command computes, and what it says meanwhile."""
 
-    device: DeviceOption = "auto"
+    device: Annotated[str, option("--device", help="auto, cpu, cuda or mps.")] = "auto"
     offline: OfflineOption = False
     quiet: QuietOption = False
 
@@ -257,9 +257,7 @@ def scoring(name: str) -> Scoring:
     Raises:
         UserError: no such scoring (with a suggestion).
     """
-    from ocr_eval.specs.run import SCORINGS
-
-    return cast("Scoring", choice("--scoring", name, SCORINGS))
+    return cast(Scoring, choice("--scoring", name, SCORINGS))
 
 
 def measures(text: str | None) -> tuple[str, ...] | None:

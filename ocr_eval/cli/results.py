@@ -139,7 +139,7 @@ def figures(
 
     chosen = o.scoring(scoring)
     if to is not None and not runs and next(to.rglob("result.json"), None) is not None:
-        former, to = to, None  # until 0.1, -o was where runs are read
+        former, to = to, None  # for one version: -o was where runs are read
     if text and to is not None:
         raise UserError("--to has no effect with --text, which writes no files. Drop one of them.")
     folders = o.places(context, runs, former)

@@ -41,8 +41,9 @@ def sweep(
     dry_run: o.DryRunOption = False,
     worker: Annotated[
         int | None,
-        typer.Option(
-            help="Run one pack of the folder's sweep, by its number from 1; 0: all that no other process runs."
+        option(
+            "--worker",
+            help="Run one pack of the folder's sweep, by its number from 1; 0: all that no other process runs.",
         ),
     ] = None,
     config: o.ConfigOption = None,

@@ -93,7 +93,10 @@ class TrainSpec(Strict):
         0.0, legacy=0.0, ge=0, lt=1, description="Fraction of steps over which the rate rises linearly from zero."
     )
     prevent: tuple[Chosen, ...] = added_field(
-        (), legacy=(), description="Preventions, applied in this order: 'product-decay:strength=0.01+...', or 'none'."
+        (),
+        legacy=(),
+        words=["none"],
+        description="Preventions, applied in this order: 'product-decay:strength=0.01+...', or 'none'.",
     )
 
     @property

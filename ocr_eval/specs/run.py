@@ -37,7 +37,9 @@ class DataSpec(Strict):
         "ten", description="What a probe ranks: the n answers in use, those and 10 - n distractors (ten), or all."
     )
     templates: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), description="Templates to train on, counted from 0: '0', '0+2' (both) or 'all'."
+        (0,),
+        description="Templates to train on, counted from 0: '0', '0+2' (both) or 'all'.",
+        json_schema_extra={"words": ["all"]},  # what a flag may say, and make_run_spec resolves
     )
     probe_template: int = Field(0, ge=0, description="Template to probe with.")
     variant: Literal["real", "shuffled"] = Field(

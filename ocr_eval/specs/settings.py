@@ -23,8 +23,6 @@ from ocr_eval.specs.run import DataSpec, RunSpec
 
 #: What a sweep calls what it takes several of, where a run has one.
 PLURAL = {"model": "models", "assoc": "assocs", "seed": "seeds", "method": "methods", "variant": "variants"}
-#: Words that stand for a list of entries.
-_WORDS = {"templates": "all", "prevent": "none"}
 #: The most values of an axis: more are a slip of the hand.
 _MOST_VALUES = 10_000
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -60,15 +58,19 @@ class Setting:
         return self.text(self.field.default) if self.section == "data" else "the model's"
 
     @property
+    def _extra(self) -> dict[str, Any]:
+        extra = self.field.json_schema_extra
+        return extra if isinstance(extra, dict) else {}
+
+    @property
     def _kinds(self) -> tuple[Any, ...]:
         return self.field.annotation, *get_args(self.field.annotation)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that it can be; empty if it is a number or a name."""
-        if self.name in _WORDS:
-            return (_WORDS[self.name],)
-        return tuple(chain.from_iterable(get_args(kind) for kind in self._kinds if get_origin(kind) is Literal))
+        """The words that state a value; empty if it is a number or a name."""
+        literals = chain.from_iterable(get_args(kind) for kind in self._kinds if get_origin(kind) is Literal)
+        return *literals, *self._extra.get("words", ())
 
     @property
     def is_list(self) -> bool:
@@ -101,7 +103,8 @@ class Setting:
         """The type of a value, rules included."""
         kind, rules = self.field.annotation, self.field.metadata
         kind = Annotated[(kind, *rules)] if rules else kind  # type: ignore[assignment]
-        return Literal[_WORDS[self.name]] | kind if self.name in _WORDS else kind
+        words = self._extra.get("words")
+        return Literal[tuple(words)] | kind if words else kind
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
@@ -147,15 +150,15 @@ class Setting:
 
     def text(self, value: Any) -> str:
         """The text that states a value."""
-        return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        return "+".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
     def _problem(self, said: str, error: ValidationError) -> str:
-        if self.words and not self.is_list:
+        if self.is_list:
+            return str(self.field.description)
+        if self.words:
             close = difflib.get_close_matches(said, self.words, n=1)
             return f"{f'Did you mean {close[0]!r}? ' if close else ''}Choose from {', '.join(self.words)}."
-        if self.name == "templates":
-            return "Give indices like '0' or '0+2', or 'all'."
-        return f"{error.errors()[0]['msg']}."
+        return f"{error.errors()[0]['msg'].removeprefix('Value error, ')}."
 
 
 def _of(section: Section, kind: Any, *names: str) -> dict[str, Setting]:
