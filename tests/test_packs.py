@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from ocr_eval.cli.sweep_work import Means
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.execution.jobs import Placement
 from ocr_eval.execution.run_pack import LiveRun, common_epoch, inject, prepare
@@ -36,7 +36,7 @@ MIXES = {
 
 
 def packed(base, specs):
-    return attach(base, specs, [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs])
+    return attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
 
 
 def trained(base, specs):
@@ -117,7 +117,7 @@ def test_scores_of_a_pack_are_those_of_each_run_alone(tiny):
     specs = [tiny_run(tiny, "country-code"), tiny_run(tiny, "sport-music", seed=1, m_test=4)]
     pack = packed(base, specs)
     train_epoch(pack, [0, 1])
-    probes = {lane: probe_tokens(base.tokenizer, build_dataset(spec)) for lane, spec in enumerate(specs)}
+    probes = {lane: probe_tokens(base.tokenizer, build_task(spec)) for lane, spec in enumerate(specs)}
     together = score_lanes(pack.view(), probes)
     pack.detach()
     for lane, spec in enumerate(specs):

@@ -9,7 +9,7 @@ from conftest import load, tiny_run
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import PREVENTIONS
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.prevention import Prevention
@@ -19,7 +19,7 @@ from ocr_eval.specs.run import make_run_spec
 
 
 def packed(base, *specs):
-    return attach(base, specs, [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs])
+    return attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
 
 
 def prevented(tiny, *prevent, **train):
@@ -118,7 +118,7 @@ def test_a_term_of_the_loss_can_hold_the_model_to_the_untouched_base(tiny, door)
         pack = packed(base, spec)
         pack.step([0])
         before = pack.view(trained=False)
-        probes = probe_tokens(base.tokenizer, build_dataset(spec))
+        probes = probe_tokens(base.tokenizer, build_task(spec))
         after, untouched = (score_candidates(view, probes).logprobs["sequence"] for view in (pack.view(), before))
         moved[prevent] = abs(after - untouched).mean()
         pack.detach()
@@ -147,6 +147,6 @@ def test_hooks_of_the_forward_pass_are_there_in_training_and_gone_after(tiny, do
     pack.step([0])
     steps = len(pack.learners[0].batches())
     assert entered == [base.network, None] * steps
-    score_candidates(pack.view(), probe_tokens(base.tokenizer, build_dataset(spec)))
+    score_candidates(pack.view(), probe_tokens(base.tokenizer, build_task(spec)))
     assert len(entered) == 2 * steps
     pack.detach()

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ocr_eval.common.errors import RunFailed, UserError
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
 from ocr_eval.methods.adapters import Stacks
 from ocr_eval.methods.loaded import load_adapter
@@ -20,7 +20,7 @@ def injected(path, epochs, **changes):
     """A pack of one after some epochs, its injection, and the losses."""
     base = load(path)
     spec = tiny_run(path, **changes)
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
     return pack, pack.learners[0], [train_epoch(pack, [0])[0] for _ in range(epochs)]
 
 
@@ -46,7 +46,7 @@ def test_every_architecture_learns_and_its_base_stays_as_it_was(architecture, mo
     base = load(model_files[architecture])
     before = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
     spec = tiny_run(model_files[architecture])
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
     losses = [train_epoch(pack, [0])[0] for _ in range(3)]
     assert losses[-1] < losses[0]
     adapted = {name.rpartition(".")[2] for name in pack.adapters.layers}
@@ -62,7 +62,7 @@ def test_two_runs_over_one_base_are_what_each_is_alone(tiny):
     losses = []
     for seed in (0, 1):
         spec = tiny_run(tiny, seed=seed)
-        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
         losses.append([train_epoch(pack, [0])[0] for _ in range(2)])
         pack.detach()
     assert losses == [injected(tiny, 2)[2], injected(tiny, 2, seed=1)[2]]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ocr_eval.analysis import bootstrap
 from ocr_eval.analysis.permutation import least_p, permutation_ps
 from ocr_eval.common.errors import unknown_name
+from ocr_eval.data.task import the_finding
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import by_association, column_order, group_rows, shared_protocol
 from ocr_eval.scoring.ranks import Score
@@ -93,6 +94,7 @@ class Table:
         rows: the project's own rows, then the published ones.
         protocol: the data protocol that all runs share, by key.
         methods: the injection methods of the runs.
+        findings: the names of the quantities that are shown.
     """
 
     scoring: Scoring
@@ -102,6 +104,7 @@ class Table:
     rows: tuple[Row, ...]
     protocol: Mapping[str, str]
     methods: tuple[str, ...]
+    findings: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy frame: a row for each cell, with the columns of the csv format."""
@@ -164,6 +167,7 @@ def build_table(
         rows=tuple(rows),
         protocol=shared_protocol(records, _PROTOCOL),
         methods=tuple(sorted({record.train.method for record in records})),
+        findings=tuple(sorted({the_finding(record.quantities).name for record in records})),
     )
 
 
@@ -187,7 +191,7 @@ def make_cells(
     ps = permutation_ps(ranks)
     return [
         Cell(
-            values=_values([run.final[scoring]["test_entailment"] for run in runs]) | _measured(runs),
+            values=_values([run.finding(scoring) for run in runs]) | _measured(runs),
             bounds={metric: (estimate.low, estimate.high) for metric, estimate in of.items()},
             p=p,
             least_p=least_p(of_seeds),

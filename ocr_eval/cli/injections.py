@@ -117,7 +117,7 @@ def _show_plan(spec: RunSpec, output: Path | None, device: Device, as_json: bool
 def _summary(record: Record, losses: list[float]) -> str:
     from ocr_eval.analysis.finding import remedy
 
-    finding = record.final["first-token"]["test_entailment"]
+    finding = record.finding("first-token")
     learned = (
         "facts learned"
         if record.facts_learned
@@ -132,6 +132,7 @@ def _summary(record: Record, losses: list[float]) -> str:
 
 def _show_curve(folder: Path, record: Record) -> None:
     """Draw a finished run's mean rank by epoch in the terminal."""
+    from ocr_eval.data.task import the_finding
     from ocr_eval.records.find import Run
     from ocr_eval.records.run_files import metrics_of
     from ocr_eval.report.chart import Curve, charts
@@ -141,7 +142,7 @@ def _show_curve(folder: Path, record: Record) -> None:
     except UserError as error:
         typer.echo(f"ocr-eval: {error} No curve is drawn.", err=True)
         return
-    curve = Curve.of(record.association, [metrics], "first-token")
+    curve = Curve.of(record.association, [metrics], "first-token", the_finding(record.quantities).name)
     typer.echo(f"\n{charts([curve], sys.stdout)}\n")
 
 

@@ -14,7 +14,7 @@ from ocr_eval.common.distributed import agreed, is_alone, is_first
 from ocr_eval.common.errors import Interrupted, RunFailed, UserError
 from ocr_eval.common.files import prepare_output
 from ocr_eval.common.out_of_memory import free_cache
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.execution.run_pack import LiveRun, Watcher, common_epoch, inject, prepare, say_lines
 from ocr_eval.methods.loaded import load_adapter
@@ -262,13 +262,14 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
     """
     spec = spec.in_precision(precision.choose_for(spec.model, device_type(device)).dtype)
     kind = kind_of(adapter) if adapter is not None else None
+    task = build_task(spec)
     if adapter is not None and kind is not None and trained_over is None:
         check_belongs(adapter, kind, spec.model)
     if adapter is not None and kind == "model":
         holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # in fp32, as it is held
         base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True, holds=holds)
-        probes = probe_tokens(base.tokenizer, build_dataset(spec))
-        return summarize_quantities(probes, score_candidates(View(base, base.network, autocast=True), probes))
+        probes = probe_tokens(base.tokenizer, task)
+        return summarize_quantities(task, score_candidates(View(base, base.network, autocast=True), probes))
     found = weights.locate(spec.model)
     if trained_over not in (None, found.identity):
         raise UserError(
@@ -277,11 +278,11 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
         )
     quantized = method_of(spec.train).needs.quantized
     base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
-    probes = probe_tokens(base.tokenizer, build_dataset(spec))
+    probes = probe_tokens(base.tokenizer, task)
     if adapter is None:
-        return summarize_quantities(probes, score_candidates(View(base, base.network), probes))
+        return summarize_quantities(task, score_candidates(View(base, base.network), probes))
     loaded = load_adapter(base, adapter)
     try:
-        return summarize_quantities(probes, score_candidates(loaded.view, probes))
+        return summarize_quantities(task, score_candidates(loaded.view, probes))
     finally:
         loaded.detach()

@@ -20,8 +20,8 @@ from ocr_eval.common.distributed import is_first
 from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.messages import duration, say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory, unwatched_by_collector
-from ocr_eval.data.audit import Audit, audit_dataset
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data import task as data
+from ocr_eval.data.audit import Audit, audit_task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.execution.interruption import StopRequest, stop_request
 from ocr_eval.measures.measure import Trained, take_measures
@@ -77,8 +77,9 @@ def _time_left(step: Step, runs: int) -> str:
 
 @dataclass(frozen=True)
 class Material:
-    """What a run learns and is asked, in tokens, and the audit of its candidates."""
+    """What a run learns and is asked, also in tokens, and the audit of its candidates."""
 
+    task: data.Task
     examples: Sequence[Continuation]
     probes: Sequence[ProbeTokens]
     audit: Audit
@@ -90,11 +91,12 @@ def prepare(tokenizer: Any, spec: RunSpec) -> Material:
     Raises:
         UserError: the tokenizer cannot do with the data.
     """
-    dataset = build_dataset(spec)
+    task = data.build_task(spec)
     return Material(
-        examples=training_tokens(tokenizer, dataset),
-        probes=probe_tokens(tokenizer, dataset),
-        audit=audit_dataset(tokenizer, dataset),
+        task=task,
+        examples=training_tokens(tokenizer, task),
+        probes=probe_tokens(tokenizer, task),
+        audit=audit_task(tokenizer, task),
     )
 
 
@@ -208,7 +210,7 @@ def _run(
             runs[lane].folder.fail("The untouched model gives log-probabilities that are no numbers.")
         live = list(scored)
         for lane in live:
-            runs[lane].folder.write_probes(probe_lines(runs[lane].material.probes, scored[lane].scores, epoch=0))
+            runs[lane].folder.write_probes(probe_lines(runs[lane].material.task, scored[lane].scores, epoch=0))
         watch([_add_line(runs[lane], untouched | scored[lane].line) for lane in live])
     for run in runs:
         if epoch >= run.epochs:
@@ -294,11 +296,11 @@ def _score(pack: Pack, runs: Sequence[LiveRun], lanes: Sequence[int]) -> Mapping
 
 
 def _scores_line(run: LiveRun, scores: CandidateScores, seconds: float) -> Line:
-    probes = run.material.probes
+    asked = run.material.task
     return {
         "score_seconds": seconds,
-        "scores": to_plain(summarize_quantities(probes, scores)),
-        "held_out": to_plain(held_out(probes, scores)),
+        "scores": to_plain(summarize_quantities(asked, scores)),
+        "held_out": to_plain(held_out(asked, scores)),
     }
 
 
@@ -315,12 +317,12 @@ def _prepare_record(
         return
     found = take_measures(measures, Trained(run.spec, pack, lane, run.material.probes, scores))
     sha256 = pack.save(lane, run.folder.path)
-    last = probe_lines(run.material.probes, scores, run.epochs)
+    last = probe_lines(run.material.task, scores, run.epochs)
     run.folder.prepare(_record(pack.base, run, sha256, found), run.folder.probes() + last)
 
 
 def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, dict[str, Any]]) -> Record:
-    spec, lines = run.spec, run.lines
+    spec, lines, quantities = run.spec, run.lines, run.material.task.quantities
     final = from_plain(lines[-1]["scores"], Scores)
     return Record(
         run=run.folder.identity,
@@ -332,9 +334,11 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
         dtype=spec.precision,
         attention=spec.model.attention,
         association_digest=spec.association.digest(),
+        structure=spec.association.structure,
+        quantities=quantities,
         data=spec.data,
         train=spec.train,
-        facts_learned=facts_learned(final),
+        facts_learned=facts_learned(quantities, final),
         base=from_plain(lines[0]["scores"], Scores),
         final=final,
         base_held_out=from_plain(lines[0]["held_out"], dict[Scoring, HeldOut]),

@@ -84,14 +84,14 @@ class Plan:
     def as_text(self) -> str:
         """The resolved spec as YAML, below the plan as comments."""
         spec, work = self.spec, self.work
-        held = len(work.dataset.train)
+        held, probes = len(work.task.train), work.task.probes
         largest = f"{work.training.nodes} in the largest batch"
         lines = [
             f"model:    {spec.model.name}, {self.sizes.kind}, {self.sizes.parameters / 1e9:.2f} B parameters",
             f"source:   {_source(spec)}",
             f"licence:  {spec.model.license}; {_access(spec)}",
             f"weights:  {_weights(spec, self.sizes)}",
-            f"subjects: {len(work.dataset.subjects)} in {spec.data.n} groups",
+            f"subjects: {len({p.subject for p in probes})} in {len({p.unit for p in probes})} groups",
         ]
         if self.output is not None:
             kind = memory.optimizer_kind(spec.train, self.device.type)
@@ -107,7 +107,7 @@ class Plan:
         when = "training" if self.memory.while_training else "scoring"
         parts = ", ".join(f"{name} {_gb(size)}" for name, size in self.memory.parts().items() if size)
         lines += [
-            f"probes:   {len(work.dataset.probes)} {scorings}",
+            f"probes:   {len(probes)} {scorings}",
             f"device:   {self.device.type}; {_gb(self.available)} of memory free",
             f"dtype:    {spec.model.dtype} ({self.precision.reason}){timing.slower_note(self.faster)}",
             f"memory:   {_gb(self.memory.total)} at the peak, in {when}: {parts}",
@@ -148,7 +148,7 @@ class Plan:
             "dtype": self.spec.model.dtype,
             "dtype_reason": self.precision.reason,
             "faster_dtype": self.faster and self.faster[0],
-            "statements": len(self.work.dataset.train),
+            "statements": len(self.work.task.train),
             "tokens": self.work.tokens,
             "nodes": self.work.nodes,
             "real_tokenizer": self.work.real_tokenizer,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import resource
 import sys
 import time
@@ -140,8 +139,8 @@ def rehearse(
     all_layers = read_config(spec.model).num_hidden_layers
     tokenizer, is_real = workload.tokenizer_at_hand(spec.model, folder)
     work = workload.measure(spec, folder)
-    examples = workload.first_epoch(spec, training_tokens(tokenizer, work.dataset))[0]
-    asked = probe_tokens(tokenizer, work.dataset)[:probes]
+    examples = workload.first_epoch(spec, training_tokens(tokenizer, work.task))[0]
+    asked = probe_tokens(tokenizer, work.task)[:probes]
     training, scoring = workload.batch_geometry(examples), workload.chunk_geometry(asked)
     plan = memory.estimate(spec.model, spec.train, training, scoring, place.type, layers)
     _refuse_too_large(spec, plan, place)
@@ -173,8 +172,8 @@ def rehearse(
     score_seconds = time.monotonic() - started
     peak = _peak(place)
     pack.detach()
-    if not all(math.isfinite(value) for value in scores.logprobs["sequence"].ravel().tolist()):
-        raise RunFailed(f"{spec.model.name}: a log-probability of the scoring pass is not finite.")
+    if not scores.are_numbers:
+        raise RunFailed(f"{spec.model.name}: a log-probability of the scoring pass is not a number.")
     if moved < len(before):
         raise RunFailed(f"{spec.model.name}: {len(before) - moved} of {len(before)} trained matrices did not move.")
     return Rehearsal(
@@ -192,7 +191,7 @@ def rehearse(
         losses=losses,
         step_seconds=step_seconds,
         planned_step=speed.step,
-        scored=(len(asked), len(work.dataset.probes)),
+        scored=(len(asked), len(work.task.probes)),
         score_seconds=score_seconds,
         build_seconds=build_seconds,
         peak=peak,

@@ -24,6 +24,13 @@ METRIC_NAMES = {
     "mrr": "mean reciprocal rank",
     "margin": "margin in nats",
 }
+#: What the quantities of pairs are called; others have their own names.
+QUANTITY_NAMES = {
+    "train_fact": "train facts",
+    "test_fact": "test facts",
+    "train_entailment": "train entailments",
+    "test_entailment": "held-out entailments",
+}
 _SIGNED = ("ocr-score", "margin")
 
 
@@ -32,8 +39,14 @@ def caption(table: Table) -> str:
     return " ".join([_reading(table), *_protocol(table), *_flags(table), *_published_note(table)])
 
 
+def findings(table: Table) -> str:
+    """What is ranked, to begin a sentence."""
+    names = " and ".join(QUANTITY_NAMES.get(name, name) for name in table.findings)
+    return names[0].upper() + names[1:]
+
+
 def _reading(table: Table) -> str:
-    where = f"Held-out entailments, {table.scoring} scoring"
+    where = f"{findings(table)}, {table.scoring} scoring"
     if table.metric is None:
         return (
             f"{where}: mean rank / null rank, OCR score [interval]. Rank 0 is perfect; the null rank is what a model "

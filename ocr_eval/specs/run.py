@@ -10,13 +10,13 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS, PREVENTIONS
 from ocr_eval.specs import strict
-from ocr_eval.specs.association import Association
+from ocr_eval.specs.association import Association, association_type
 from ocr_eval.specs.model import ModelSpec, Precision, TrainSpec
 from ocr_eval.specs.names import MAX_PEOPLE
 from ocr_eval.specs.strict import Strict
@@ -70,37 +70,29 @@ class DataSpec(Strict):
         return self
 
 
+def _with_structure(value: Any) -> Any:
+    """An association as its structure reads it, where a file of ours gives its fields."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        kind = association_type(value)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return kind.model_validate(value, strict=False)
+
+
 class RunSpec(Strict):
     """One injection: everything that determines its result."""
 
     model: ModelSpec
-    association: Association
+    association: Annotated[SerializeAsAny[Association], BeforeValidator(_with_structure)]
     data: DataSpec
     train: TrainSpec
     seed: int = Field(ge=0, description="Seed of pairs, names, groups, order and initialization.")
 
     @model_validator(mode="after")
     def _check(self) -> RunSpec:
-        pairs = len(self.association.pairs)
-        if self.data.n > pairs:
-            raise ValueError(
-                f"n = {self.data.n} is more than the {pairs} pairs of '{self.association.name}'; lower --n"
-            )
-        if self.data.candidates == "ten" and self.data.n > 10:
-            raise ValueError(
-                f"ten candidates cannot hold {self.data.n} answers in use; give --candidates in-use or all"
-            )
-        if self.data.candidates == "ten" and pairs < 10:
-            raise ValueError(
-                f"'{self.association.name}' has {pairs} pairs and cannot give ten candidates; use --candidates all"
-            )
-        for side, relation in (("fact", self.association.fact), ("entailment", self.association.entailment)):
-            for index in (*self.data.templates, self.data.probe_template):
-                if index >= len(relation.templates):
-                    raise ValueError(
-                        f"template {index} was asked for and the {side} of '{self.association.name}' has "
-                        f"{len(relation.templates)}, counted from 0"
-                    )
+        self.association.check(self.data)
         return self
 
     @property
@@ -149,7 +141,7 @@ def make_run_spec(
         UserError: a value out of range, or a combination that cannot be (names the flags to change).
     """
     if data.get("templates") == "all":
-        data = {**data, "templates": tuple(range(len(association.fact.templates)))}
+        data = {**data, "templates": tuple(range(association.wordings))}
     chosen = _chosen({"method": model.train.method, "prevent": model.train.prevent, **train})
     content = {
         "model": model,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ocr_eval.common.out_of_memory import unwatched_by_collector
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
 from ocr_eval.methods import adapters, view
 from ocr_eval.methods.pack import GradientPack, attach
@@ -107,7 +107,7 @@ def main() -> None:
     association = load_association("country-code")
     specs = [make_run_spec(model, association, {}, {}, seed) for seed in range(arguments.lanes)]
     base = load_base(model, locate(model), device="cpu")
-    examples = [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs]
+    examples = [training_tokens(base.tokenizer, build_task(spec)) for spec in specs]
     with mock.patch.object(adapters, "_SIBLINGS", ()):
         apart = attach(base, specs, examples)
     apart.detach()
