@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.association import Name
-from ocr_eval.specs.strict import Strict, added_field
+from ocr_eval.specs.strict import FromList, Strict, added_field
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 #: A thing behind a door with its settings: ``name:setting=value`` (common/registry.py).
@@ -53,7 +53,7 @@ class PackageWeights(Strict):
     """A GGUF file carried by packages of the Python index, in one part or several to be joined in order."""
 
     kind: Literal["package"]
-    parts: Annotated[list[PackagePart], Field(min_length=1)]
+    parts: Annotated[tuple[PackagePart, ...], Field(min_length=1), FromList]
     sha256: Sha256
 
 
@@ -62,6 +62,9 @@ class FolderWeights(Strict):
 
     kind: Literal["folder"]
     path: str
+
+
+Weights = HubWeights | PackageWeights | FolderWeights
 
 
 class TrainSpec(Strict):
@@ -75,7 +78,7 @@ class TrainSpec(Strict):
     batch_size: int = Field(32, ge=1, le=100_000, description="Statements per step.")
     rank: int = Field(16, ge=1, le=4096, description="LoRA rank r.")
     alpha: float = Field(32.0, gt=0, le=1e6, description="LoRA alpha: the update is scaled by alpha / r.")
-    targets: Literal["all-linear"] | list[str] = Field(
+    targets: Annotated[Literal["all-linear"] | tuple[str, ...], FromList] = Field(
         "all-linear", description="Linear modules that get an adapter: 'q_proj+v_proj', or 'all-linear'."
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping: the largest 2-norm of a step's gradient.")
@@ -92,7 +95,7 @@ class TrainSpec(Strict):
     warmup: float = added_field(
         0.0, legacy=0.0, ge=0, lt=1, description="Fraction of steps over which the rate rises linearly from zero."
     )
-    prevent: tuple[Chosen, ...] = added_field(
+    prevent: Annotated[tuple[Chosen, ...], FromList] = added_field(
         (),
         legacy=(),
         words=["none"],
@@ -135,7 +138,7 @@ class ModelSpec(Strict):
     name: Name
     description: str
     license: str
-    weights: Annotated[HubWeights | PackageWeights | FolderWeights, Field(discriminator="kind")]
+    weights: Annotated[Weights, Field(discriminator="kind")]
     published_as: str | None = Field(None, description="The model's row in the published table.")
     dtype: Dtype = Field("auto", description="Precision of base and arithmetic; auto is what the device computes fast.")
     attention: Literal["auto", "sdpa", "eager", "grouped"] = Field(
@@ -143,7 +146,9 @@ class ModelSpec(Strict):
     )
     train: TrainSpec = Field(TrainSpec(), description="Training defaults; a run's flags go first.")
     full: FullDefaults = Field(FullDefaults(), description="What differs where all parameters are trained.")
-    notes: list[str] = Field(default_factory=list, description="What a user should know: access, licence, quirks.")
+    notes: Annotated[tuple[str, ...], FromList] = Field(
+        (), description="What a user should know: access, licence, quirks."
+    )
 
     @property
     def called(self) -> str:

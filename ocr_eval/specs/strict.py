@@ -6,12 +6,20 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 SCHEMA_VERSION: Literal[1] = 1
 #: Which numbers a run gives. Raise it by hand when they change (tests/test_golden.py reminds): runs of another version
 #: are repeated, and apart in tables. Records from before there were versions have 0.
 RESULTS_VERSION = 1
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+#: Lets a field of tuples take the lists of YAML and of callers, so that specs hash.
+FromList = BeforeValidator(_as_tuple)
 
 
 class Strict(BaseModel):
