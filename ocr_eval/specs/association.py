@@ -11,10 +11,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
+from ocr_eval.specs.strict import Strict
 
 Kind = Literal["causal", "spurious", "counterfactual"]
 Word = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"^\S(.*\S)?$")]
@@ -23,11 +24,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 NAME_SLOT, ANSWER_SLOT = "{name}", "{answer}"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Relation(_Strict):
+class Relation(Strict):
     """One relation: paraphrase templates of a statement; the first is the published form."""
 
     templates: Annotated[list[Word], Field(min_length=1)]
@@ -50,7 +47,7 @@ class Relation(_Strict):
         return self.templates[template].removesuffix(" " + ANSWER_SLOT).replace(NAME_SLOT, subject)
 
 
-class Association(_Strict):
+class Association(Strict):
     """The two relations with templates, the pairs (b_i, c_i), and the kind of the link.
 
     ``pairs`` is a list of (fact answer b_i, entailment answer c_i). In YAML it is the mapping ``b: c``.
@@ -87,7 +84,7 @@ class Association(_Strict):
         return [pair[side] for pair in self.pairs]
 
 
-class _OwnFile(_Strict):
+class _OwnFile(Strict):
     """An association that states its pairs."""
 
     name: Name
@@ -98,14 +95,14 @@ class _OwnFile(_Strict):
     pairs: Annotated[dict[Word, Word], Field(min_length=2)]
 
 
-class _Derivation(_Strict):
+class _Derivation(Strict):
     """Pair i takes the parent's entailment answer at position ``permutation[i]``."""
 
     parent: Annotated[str, StringConstraints(min_length=1)]
     permutation: list[int]
 
 
-class _DerivedFile(_Strict):
+class _DerivedFile(Strict):
     """An association that is a parent with its entailment answers permuted."""
 
     name: Name
