@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ocr_eval.analysis.table import Metric, Table, build_table
+from ocr_eval.analysis.table import Metric, Table, build_table, column, measured
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.records.find import Found, Run, find_runs
@@ -86,10 +86,17 @@ def make_run(model: ModelSpec | str, association: Association | str, seed: int =
     return make_run_spec(spec, found, section("data", settings), section("train", settings), seed)
 
 
-def finetune(run: RunSpec, output: Folder = "results", device: Device = "auto", force: bool = False) -> Record:
+def finetune(
+    run: RunSpec,
+    output: Folder = "results",
+    device: Device = "auto",
+    force: bool = False,
+    measures: Sequence[str] | None = None,
+) -> Record:
     """Teach the facts, score what was inferred, and leave the run below ``output/runs``.
 
-    A run that is done already is read and not repeated; an interrupted one resumes.
+    A run that is done already is read and not repeated; an interrupted one resumes. ``measures`` names what else to
+    measure when it ends; None for what is cheap.
 
     Raises:
         UserError: bad input, found before any training.
@@ -98,7 +105,8 @@ def finetune(run: RunSpec, output: Folder = "results", device: Device = "auto", 
     from ocr_eval.execution.execute import Execution
     from ocr_eval.execution.execute import finetune as run_finetune
 
-    return run_finetune(run, Path(output), Execution(device=device, force=force)).record
+    how = Execution(device=device, force=force, measures=None if measures is None else tuple(measures))
+    return run_finetune(run, Path(output), how).record
 
 
 def score_run(run: RunSpec, adapter: Folder | None = None, device: Device = "auto") -> Scores:
@@ -145,13 +153,15 @@ def records_frame(records: Sequence[Record]) -> pd.DataFrame:
 
     Columns: ``run``, the settings (``model``, ``method``, ``lr``, ``m_train`` ...), ``facts_learned``,
     ``published_as``, ``train_loss``; ``moment`` (``base`` or ``final``), ``scoring``, ``quantity``; and the statistics
-    ``probes``, ``mean_rank``, ``null_rank``, ``ocr_score``, ``top1``, ``mrr``, ``margin`` (nats), ``ties``.
+    ``probes``, ``mean_rank``, ``null_rank``, ``ocr_score``, ``top1``, ``mrr``, ``margin`` (nats), ``ties``. What
+    measures found has columns of its own, ``weight_change_frobenius`` for one.
     """
     import pandas as pd
 
     rows = []
     for record in records:
         run = {**_settings(record), "published_as": record.published_as, "train_loss": record.train_loss}
+        run |= {column(name): value for name, value in measured(record).items()}
         for moment, scores in (("base", record.base), ("final", record.final)):
             for scoring, by_quantity in scores.items():
                 for quantity, score in by_quantity.items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
-from ocr_eval.methods.lora import Adapters, LaneShape
+from ocr_eval.methods.adapters import Adapters, LaneShape
 
 
 class Block(torch.nn.Module):

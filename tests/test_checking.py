@@ -1,6 +1,7 @@
 """``models check``: from a model or a tokenizer alone, without weights."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -45,5 +46,6 @@ def test_a_tokenizer_alone_will_do_and_a_clash_is_named(ocr_eval, model_files, t
     assert answer.code == 1
     assert "BOS <bos>" in answer.out
     assert "sport-music        can be scored first-token\n" in answer.out
-    assert "clash              CANNOT be scored first-token: Germanic = German after 'Anna Hill speaks'" in answer.out
+    told = r"clash +CANNOT be scored first-token: (Germanic = German|German = Germanic) after '.* speaks'"
+    assert re.search(told, answer.out)
     assert "parameters" not in answer.out

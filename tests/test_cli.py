@@ -56,7 +56,7 @@ def one_line(answer) -> str:
         (["finetune", "--assoc", "country-code", "--templates", "9"], "template 9 was asked for"),
         (["finetune", "--assoc", "country-code", "--templates", "first"], "'--templates': 'first'"),
         (["finetune", "--assoc", "country-code", "--candidates", "tem"], "Did you mean 'ten'?"),
-        (["finetune", "--assoc", "country-code", "--method", "magic"], "'--method': 'magic'"),
+        (["finetune", "--assoc", "country-code", "--method", "magic"], "Unknown method 'magic'"),
         (["finetune", "--assoc", "country-code", "--device", "tpu"], "--device"),
         (["finetune", "--assoc", "country-code", "--variant", "shuffled", "--m-train", "0"], "has none"),
         (["finetune", "--asoc", "country-code"], "--assoc"),

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from conftest import tiny_run
 
-from ocr_eval.data.dataset import build_dataset
 from ocr_eval.data.export import FORMATS, inspect_rows, probe_rows
+from ocr_eval.data.task import build_task
 
 QUANTITIES = ["train_fact", "train_entailment", "test_fact", "test_entailment"]
 
@@ -36,7 +36,7 @@ def rows(text):
 
 def test_a_completion_begins_with_the_space_and_completes_the_statement(export, tiny):
     (content,) = export("prompt-completion").values()
-    dataset = build_dataset(tiny_run(tiny, "country-code"))
+    dataset = build_task(tiny_run(tiny, "country-code"))
     assert [row["prompt"] + row["completion"] for row in rows(content)] == [s.text for s in dataset.train]
     assert all(row["completion"] == f" {s.answer}" for row, s in zip(rows(content), dataset.train, strict=True))
 
@@ -78,13 +78,13 @@ def test_a_quantity_without_probes_is_left_out(export, format):
 
 
 def test_all_formats_fit_in_one_folder(tiny):
-    dataset = build_dataset(tiny_run(tiny))
+    dataset = build_task(tiny_run(tiny))
     names = [name for make in FORMATS.values() for name in make(dataset, "city-language")]
     assert len(names) == len(set(names))
 
 
 def test_the_target_is_the_answers_place(tiny):
-    for row in probe_rows(build_dataset(tiny_run(tiny))):
+    for row in probe_rows(build_task(tiny_run(tiny))):
         assert row["candidates"][row["target"]] == row["answer"]
 
 

@@ -12,6 +12,7 @@ from test_table import HOSTILE, record
 from ocr_eval.analysis.candidate_heat import heat_of
 from ocr_eval.analysis.table import build_table
 from ocr_eval.api import draw_figures
+from ocr_eval.data.pairs import QUANTITIES
 from ocr_eval.report.figures import curve_figure, efficiency_figure, heatmap_figure, save, scatter_figure, score_figure
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.published import published_mean_ranks
@@ -157,7 +158,7 @@ def test_no_text_is_cut():
     lines = [{**line, "answer": line["candidates"][line["group"]]} for line in lines]
     metrics = [scored(0, 1.0), scored(1, 0.5)]
     for figure in (
-        heatmap_figure({"city-language, seed 0": heat_of(lines, "first-token")}, "first-token"),
+        heatmap_figure({"city-language, seed 0": heat_of(lines, "first-token", QUANTITIES)}, "first-token"),
         curve_figure([(record(), metrics)], "first-token"),
         curve_figure([(record(), metrics), (record("sport-music"), metrics)], "first-token"),
     ):
@@ -177,8 +178,8 @@ def test_nothing_to_draw_is_an_error():
         curve_figure([], "first-token")
     with pytest.raises(ValueError, match="no runs"):
         heatmap_figure({}, "first-token")
-    with pytest.raises(ValueError, match="no held-out"):
-        heat_of([], "first-token")
+    with pytest.raises(ValueError, match="no probes"):
+        heat_of([], "first-token", QUANTITIES)
     assert scatter_figure([record()], "first-token") is None
     assert efficiency_figure([record(), record(seed=1)], "first-token") is None
 
@@ -269,7 +270,7 @@ def test_hand_worked_heat():
         probe(0, [1, 1, 1], quantity="test_fact"),
         probe(1, [1, 1, 1], quantity="test_fact"),
     ]
-    heat = heat_of(lines, "first-token")
+    heat = heat_of(lines, "first-token", QUANTITIES)
     assert (heat.groups, heat.candidates, heat.in_use, heat.target) == (("Paris", "Rome"), ("x", "y", "z"), 2, (0, 1))
     assert heat.probability[0] == pytest.approx([0.5, 0.375, 0.125], abs=1e-3)
     assert heat.probability[1] == pytest.approx([0.2, 0.6, 0.2])

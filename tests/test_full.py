@@ -7,7 +7,7 @@ import torch
 from conftest import ARCHITECTURES, load, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import train_epoch
@@ -21,13 +21,13 @@ def packed(path, **changes):
     """A base to be trained in all its parameters, with its run attached."""
     spec = tiny_run(path, method="full", lr=1e-3, **changes)
     base = load_base(spec.model, locate(spec.model), "cpu", whole=True)
-    return attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+    return attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_parameter_of_every_architecture_learns_as_in_a_plain_loop(architecture, model_files):
     pack = packed(model_files[architecture])
-    (injection,) = pack.injections
+    (injection,) = pack.learners
     plain = AutoModelForCausalLM.from_pretrained(model_files[architecture].with_suffix(""), attn_implementation="eager")
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
     expected = []
@@ -77,8 +77,8 @@ def test_a_checkpoint_goes_on_bit_for_bit(tiny, tmp_path):
     losses = [train_epoch(undisturbed, [0])[0] for _ in range(3)]
     train_epoch(interrupted, [0])
     with (tmp_path / "c.safetensors").open("wb") as file:
-        interrupted.injections[0].write_checkpoint(file)
-    resumed.injections[0].restore(tmp_path / "c.safetensors")
+        interrupted.write_state(0, file)
+    resumed.read_state(0, tmp_path / "c.safetensors")
     assert [train_epoch(resumed, [0])[0] for _ in range(2)] == losses[1:]
     for name, tensor in undisturbed.adapters.matrices(0).items():
         assert torch.equal(tensor, resumed.adapters.matrices(0)[name])
@@ -134,7 +134,7 @@ def test_the_base_of_a_qlora_run_is_bit_identical_afterwards(model_files):
         base = load(model_files[architecture], quantized=True)
         before = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
         spec = tiny_run(model_files[architecture], method="qlora")
-        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
         moved = {name: tensor.clone() for name, tensor in pack.adapters.matrices(0).items()}
         losses = [train_epoch(pack, [0])[0] for _ in range(2)]
         assert losses[1] < losses[0]

@@ -75,7 +75,11 @@ def test_a_record_of_a_newer_program_is_read_and_its_settings_tell_rows_apart(tm
     for momentum in (0.5, 0.9):
         content = to_plain(record())
         content["train"]["momentum"] = momentum
-        content |= {"measures": {"rank of the change": 3}, "run": f"a/b/lora/seed0-{momentum}"}
+        content |= {
+            "measures": {"rank of the change": {"mean": 3}},
+            "mood": "good",
+            "run": f"a/b/lora/seed0-{momentum}",
+        }
         content["final"]["first-token"]["test_entailment"]["spread"] = 1.0
         (tmp_path / "result.json").write_text(json.dumps(content))
         read.append(read_record(tmp_path / "result.json", scoring))

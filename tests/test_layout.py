@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocr_eval.common.yaml_files import shipped_names
-from ocr_eval.data.dataset import build_dataset
 from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.packing.batch import lay_out, part, pieces_of
 from ocr_eval.packing.forest import ForestBuilder, read_answers
@@ -96,7 +96,7 @@ def test_no_template_is_padded_much(association, bos):
         data = {"templates": (template,), "probe_template": template}
         spec = make_run_spec(load_model_spec("smollm2-135m"), association, data, {}, 0)
         tokenizer = StandInTokenizer(1000, bos=bool(bos))
-        probes = probe_tokens(tokenizer, build_dataset(spec))
+        probes = probe_tokens(tokenizer, build_task(spec))
         for size in (160, 512):
             for chunk in cut_probes(probes, size):
                 builder = ForestBuilder()

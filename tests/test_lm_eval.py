@@ -9,8 +9,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from ocr_eval.data.dataset import QUANTITIES, build_dataset
-from ocr_eval.data.export import export_dataset
+from ocr_eval.data.export import export_task
+from ocr_eval.data.pairs import QUANTITIES
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.scoring.ranks import rank_probes, summarize
@@ -24,13 +25,12 @@ def harness(base):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sequence_scores_are_the_loglikelihoods_of_the_harness(architecture, model_files):
     base = load(model_files[architecture])
-    dataset = build_dataset(tiny_run(model_files[architecture], "country-code"))
-    probes = probe_tokens(base.tokenizer, dataset)
+    probes = probe_tokens(base.tokenizer, build_task(tiny_run(model_files[architecture], "country-code")))
     ours = score_candidates(bare(base), probes).logprobs["sequence"]
     requests = [
-        Instance("loglikelihood", {}, (probe.statement.prompt, f" {answer}"), 0)
-        for probe in probes
-        for answer in probe.answers
+        Instance("loglikelihood", {}, (each.probe.prompt, f" {answer}"), 0)
+        for each in probes
+        for answer in each.probe.candidates
     ]
     theirs = [logprob for logprob, _ in harness(base).loglikelihood(requests, disable_tqdm=True)]
     assert any(len(ids) > 1 for probe in probes for ids in probe.candidates), "no multi-token candidate is tried"
@@ -42,60 +42,55 @@ def test_sequence_scores_are_the_loglikelihoods_of_the_harness(architecture, mod
 def test_the_harness_cuts_and_begins_sentences_as_we_do(architecture, model_files):
     base = load(model_files[architecture])
     lm = harness(base)
-    for probe in probe_tokens(base.tokenizer, build_dataset(tiny_run(model_files[architecture]))):
-        for answer, ids in zip(probe.answers, probe.candidates, strict=True):
-            cut = lm._encode_pair(probe.statement.prompt, f" {answer}")
-            assert tuple(map(tuple, cut)) == (probe.prompt, ids)
+    for tokens in probe_tokens(base.tokenizer, build_task(tiny_run(model_files[architecture]))):
+        for answer, ids in zip(tokens.probe.candidates, tokens.candidates, strict=True):
+            cut = lm._encode_pair(tokens.probe.prompt, f" {answer}")
+            assert tuple(map(tuple, cut)) == (tokens.prompt, ids)
 
 
 @pytest.fixture
 def exported(tiny, tmp_path, monkeypatch):
-    """The data set, the folder of its task, moved after it was written, and the harness's tasks therein."""
-    dataset = build_dataset(tiny_run(tiny, "country-code"))
-    export_dataset(dataset, "country-code", "lm-eval", tmp_path / "written")
+    """What is asked, the folder of its task, moved after it was written, and the harness's tasks therein."""
+    ours = build_task(tiny_run(tiny, "country-code"))
+    export_task(ours, "country-code", "lm-eval", tmp_path / "written")
     shutil.move(tmp_path / "written", tmp_path / "moved")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    return dataset, TaskManager(include_path=str(tmp_path / "moved"), include_defaults=False)
+    return ours, TaskManager(include_path=str(tmp_path / "moved"), include_defaults=False)
 
 
 def test_the_harness_loads_the_exported_tasks(exported):
-    dataset, manager = exported
+    ours, manager = exported
     assert manager.all_groups == ["ocr_eval_country-code"]
     tasks = manager.load("ocr_eval_country-code")["tasks"]
     assert len(tasks) == 4
-    for split, relation in QUANTITIES:
-        task = tasks[f"ocr_eval_country-code_{split}_{relation}"]
-        probes = [p for p in dataset.probes if (p.subject.split, p.relation) == (split, relation)]
+    for quantity in QUANTITIES:
+        task = tasks[f"ocr_eval_country-code_{quantity.name}"]
+        probes = ours.probes_of(quantity.name)
         docs = list(task.test_docs())
         assert len(docs) == len(probes)
         for doc, probe in zip(docs, probes, strict=True):
             choices = task.doc_to_choice(doc)
             assert task.doc_to_text(doc) == probe.prompt
-            assert tuple(choices) == dataset.candidates[relation].answers
+            assert tuple(choices) == probe.candidates
             assert choices[task.doc_to_target(doc)] == probe.answer
             requests = task.construct_requests(doc, task.doc_to_text(doc))
             assert [request.args for request in requests] == [(probe.prompt, f" {choice}") for choice in choices]
 
 
 def test_the_harness_reports_our_figures(exported, tiny):
-    dataset, manager = exported
+    ours, manager = exported
     base = load(tiny)
     report = simple_evaluate(
         harness(base), tasks=["ocr_eval_country-code"], task_manager=manager, bootstrap_iters=0, log_samples=False
     )
     assert report is not None
-    probes = probe_tokens(base.tokenizer, dataset)
+    probes = probe_tokens(base.tokenizer, ours)
     logprobs = score_candidates(bare(base), probes).logprobs["sequence"]
-    for split, relation in QUANTITIES:
-        rows = [
-            i
-            for i, probe in enumerate(probes)
-            if (probe.statement.subject.split, probe.statement.relation) == (split, relation)
-        ]
-        ranks = rank_probes(logprobs[rows], [probes[i].target for i in rows], probes[0].in_use)
-        summary = summarize(ranks)
-        theirs = report["results"][f"ocr_eval_country-code_{split}_{relation}"]
+    for quantity in QUANTITIES:
+        rows = [i for i, probe in enumerate(ours.probes) if probe.quantity == quantity.name]
+        summary = summarize(rank_probes(logprobs[rows], [ours.probes[i].target for i in rows], ours.probes[0].in_use))
+        theirs = report["results"][f"ocr_eval_country-code_{quantity.name}"]
         assert theirs["mean_rank,none"] == pytest.approx(summary.mean_rank)
         assert theirs["null_rank,none"] == pytest.approx(summary.null_rank)
         assert theirs["ocr_score,none"] == pytest.approx(summary.ocr_score)

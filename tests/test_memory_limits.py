@@ -12,12 +12,11 @@ from conftest import load, tiny_run
 
 from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.out_of_memory import free_cache, unwatched_by_collector
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
-from ocr_eval.execution import run_pack
 from ocr_eval.methods import view
-from ocr_eval.methods.lora import Stacks
-from ocr_eval.methods.pack import attach
+from ocr_eval.methods.adapters import Stacks
+from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.methods.train import train_epoch
 from ocr_eval.models.base import load_base
 from ocr_eval.models.weights import locate
@@ -45,7 +44,7 @@ def trained(path, method):
     """Losses and matrices after two epochs."""
     spec = tiny_run(path, method=method, lr=1e-3, batch_size=16)
     base = load(path) if method == "lora" else load_base(spec.model, locate(spec.model), "cpu", whole=True)
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
     losses = [train_epoch(pack, [0])[0] for _ in range(2)]
     return losses, {name: tensor.clone() for name, tensor in pack.adapters.matrices(0).items()}, pack.cut.parts
 
@@ -68,7 +67,7 @@ def test_one_example_that_is_too_large_is_a_clear_error(ocr_eval, tiny, room, tm
     with pytest.raises(TooLarge):
         trained(tiny, "lora")
     room["nodes"] = 10**6
-    monkeypatch.setattr(run_pack, "train_epoch", lambda pack, lanes: room.update(nodes=2) or train_epoch(pack, lanes))
+    monkeypatch.setattr(GradientPack, "step", lambda pack, lanes: room.update(nodes=2) or train_epoch(pack, lanes))
     answer = ocr_eval("finetune", "city-language", "--model", tiny, "--n", 3, "--m-test", 2, "-o", tmp_path)
     assert answer.code == 1
     last = answer.err.splitlines()[-1]
@@ -91,7 +90,7 @@ def test_parts_are_said_and_recorded(ocr_eval, tiny, tmp_path, room):
 
 def test_scoring_in_smaller_passes_gives_the_same(tiny, room):
     base, spec = load(tiny), tiny_run(tiny)
-    probes = probe_tokens(base.tokenizer, build_dataset(spec))
+    probes = probe_tokens(base.tokenizer, build_task(spec))
     whole = score_candidates(view.View(base, base.network), probes).logprobs["sequence"]
     room["nodes"] = 100
     assert score_candidates(view.View(base, base.network), probes).logprobs["sequence"] == pytest.approx(
@@ -104,13 +103,13 @@ def test_scoring_in_smaller_passes_gives_the_same(tiny, room):
 
 def test_a_pack_remembers_how_much_it_can_score_at_once(tiny, room):
     base, spec = load(tiny), tiny_run(tiny)
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
-    probes = probe_tokens(base.tokenizer, build_dataset(spec))
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+    probes = probe_tokens(base.tokenizer, build_task(spec))
     room["nodes"] = 100
-    score_candidates(pack.view, probes)
+    score_candidates(pack.view(), probes)
     tries = room["tries"]
     assert tries > 0
-    score_candidates(pack.view, probes)
+    score_candidates(pack.view(), probes)
     assert room["tries"] == tries
 
 

@@ -13,12 +13,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from ocr_eval.cli.sweep_work import Means
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.execution.jobs import Placement
-from ocr_eval.execution.run_pack import Task, common_epoch, inject, prepare
+from ocr_eval.execution.run_pack import LiveRun, common_epoch, inject, prepare
 from ocr_eval.methods import view
-from ocr_eval.methods.pack import attach
+from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.methods.train import train_epoch
 from ocr_eval.methods.view import View
 from ocr_eval.planning import pack_memory, workload
@@ -36,7 +36,7 @@ MIXES = {
 
 
 def packed(base, specs):
-    return attach(base, specs, [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs])
+    return attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
 
 
 def trained(base, specs):
@@ -76,13 +76,15 @@ def test_a_packed_run_is_a_plain_loop_over_stock_peft(architecture, model_files,
     specs = [tiny_run(path, seed=0), tiny_run(path, seed=1, rank=2)]
     pack = packed(base, specs)
     for lane in range(len(specs)):
-        pack.save_adapter(lane, tmp_path / f"start-{lane}")
-    batches = [injection.batches() for injection in pack.injections]
+        (tmp_path / f"start-{lane}").mkdir()
+        pack.save(lane, tmp_path / f"start-{lane}")
+    batches = [injection.batches() for injection in pack.learners]
     losses = train_epoch(pack, [0, 1])
     for lane in range(len(specs)):
-        pack.save_adapter(lane, tmp_path / f"end-{lane}")
+        (tmp_path / f"end-{lane}").mkdir()
+        pack.save(lane, tmp_path / f"end-{lane}")
     for lane, spec in enumerate(specs):
-        stock = PeftModel.from_pretrained(load(path).network, tmp_path / f"start-{lane}", is_trainable=True)
+        stock = PeftModel.from_pretrained(load(path).network, tmp_path / f"start-{lane}" / "adapter", is_trainable=True)
         trainable = [p for p in stock.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=spec.train.lr, weight_decay=0.0)
         nats, tokens = 0.0, 0
@@ -100,9 +102,10 @@ def test_a_packed_run_is_a_plain_loop_over_stock_peft(architecture, model_files,
             torch.nn.utils.clip_grad_norm_(trainable, spec.train.max_grad_norm)
             optimizer.step()
         assert losses[lane] == pytest.approx(nats / tokens, abs=1e-5)
-        stock.save_pretrained(tmp_path / f"stock-{lane}")
+        stock.save_pretrained(tmp_path / f"stock-{lane}/adapter")
         start, ours, theirs = (
-            load_file(tmp_path / f"{name}-{lane}/adapter_model.safetensors") for name in ("start", "end", "stock")
+            load_file(tmp_path / f"{name}-{lane}/adapter/adapter_model.safetensors")
+            for name in ("start", "end", "stock")
         )
         assert ours.keys() == theirs.keys()
         for name in theirs:  # of single elements whose gradient is nearly zero, Adam's first steps know only the sign
@@ -114,13 +117,13 @@ def test_scores_of_a_pack_are_those_of_each_run_alone(tiny):
     specs = [tiny_run(tiny, "country-code"), tiny_run(tiny, "sport-music", seed=1, m_test=4)]
     pack = packed(base, specs)
     train_epoch(pack, [0, 1])
-    probes = {lane: probe_tokens(base.tokenizer, build_dataset(spec)) for lane, spec in enumerate(specs)}
-    together = score_lanes(pack.view, probes)
+    probes = {lane: probe_tokens(base.tokenizer, build_task(spec)) for lane, spec in enumerate(specs)}
+    together = score_lanes(pack.view(), probes)
     pack.detach()
     for lane, spec in enumerate(specs):
         alone = packed(base, [spec])
         train_epoch(alone, [0])
-        expected = score_candidates(alone.view, probes[lane])
+        expected = score_candidates(alone.view(), probes[lane])
         alone.detach()
         for scoring, values in expected.logprobs.items():
             assert together[lane].logprobs[scoring] == pytest.approx(values, abs=1e-4)
@@ -131,7 +134,7 @@ def test_a_lane_that_diverges_stops_and_leaves_the_others_alone(tiny):
     specs = [tiny_run(tiny, seed=seed) for seed in (0, 1, 2)]
     pack = packed(base, specs)
     with torch.no_grad():
-        next(iter(pack.injections[1].parameters.values())).fill_(math.nan)
+        next(iter(pack.learners[1].parameters.values())).fill_(math.nan)
     pack.adapters.refresh()
     losses = train_epoch(pack, [0, 1, 2])
     pack.detach()
@@ -141,29 +144,26 @@ def test_a_lane_that_diverges_stops_and_leaves_the_others_alone(tiny):
         assert losses[lane] == pytest.approx(alone[0], abs=1e-5)
 
 
-def tasks_in(folder: Path, base, specs) -> list[Task]:
+def tasks_in(folder: Path, base, specs) -> list[LiveRun]:
     tasks = []
     for spec in specs:
         place = RunFolder.of(folder, spec, f"{spec.association.name}-{spec.train.epochs}")
         place.path.mkdir(parents=True, exist_ok=True)
-        tasks.append(Task(spec, place, prepare(base.tokenizer, spec)))
+        tasks.append(LiveRun(spec, place, prepare(base.tokenizer, spec)))
     return tasks
 
 
 def test_a_pack_with_a_diverging_run_finishes_the_others_and_says_why(tiny, tmp_path, monkeypatch):
-    from ocr_eval.execution import run_pack as module
 
     base = load(tiny)
     tasks = tasks_in(tmp_path, base, [tiny_run(tiny, seed=0), tiny_run(tiny, seed=1)])
-    honest = module.train_epoch
+    honest = GradientPack.step
 
     def diverging(pack, lanes):
         losses = honest(pack, lanes)
-        return {
-            lane: math.nan if lane == 1 and pack.injections[1].epochs_done == 2 else losses[lane] for lane in losses
-        }
+        return {lane: math.nan if lane == 1 and pack.learners[1].epochs_done == 2 else losses[lane] for lane in losses}
 
-    monkeypatch.setattr(module, "train_epoch", diverging)
+    monkeypatch.setattr(GradientPack, "step", diverging)
     inject(base, tasks)
     assert tasks[0].folder.is_done()
     assert not tasks[1].folder.is_done()
@@ -347,22 +347,21 @@ def test_a_pack_goes_on_from_the_last_epoch_that_all_can(tmp_path):
 
 
 def test_a_run_whose_scores_are_no_numbers_leaves_its_pack(tiny, tmp_path, monkeypatch):
-    from ocr_eval.execution import run_pack as module
 
     base = load(tiny)
     tasks = tasks_in(tmp_path, base, [tiny_run(tiny, seed=0), tiny_run(tiny, seed=1)])
-    honest = module.train_epoch
+    honest = GradientPack.step
 
     def spoiling(pack, lanes):
         """The last step of an epoch leaves weights that no loss has seen."""
         losses = honest(pack, lanes)
-        if pack.injections[1].epochs_done == 2:
+        if pack.learners[1].epochs_done == 2:
             with torch.no_grad():
-                next(iter(pack.injections[1].parameters.values())).fill_(math.nan)
+                next(iter(pack.learners[1].parameters.values())).fill_(math.nan)
             pack.adapters.refresh()
         return losses
 
-    monkeypatch.setattr(module, "train_epoch", spoiling)
+    monkeypatch.setattr(GradientPack, "step", spoiling)
     inject(base, tasks)
     assert tasks[0].folder.is_done()
     assert tasks[1].folder.failure() == "The log-probabilities became NaN in epoch 2. Lower --lr (now 0.01)."

@@ -9,7 +9,7 @@ import torch
 import yaml
 from conftest import load, tiny_run
 
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import train_epoch
@@ -179,11 +179,11 @@ def test_float16_learns_what_float32_learns(tiny, method):
     for dtype in ("float32", "float16"):
         spec = tiny_run(tiny, method=method, **({} if method == "full" else {"rank": 4})).in_precision(dtype)
         base = load_base(spec.model, locate(spec.model), "cpu", whole=method == "full")
-        dataset = build_dataset(spec)
+        dataset = build_task(spec)
         pack = attach(base, [spec], [training_tokens(base.tokenizer, dataset)])
-        assert all(p.dtype == torch.float32 for p in pack.injections[0].parameters.values())
+        assert all(p.dtype == torch.float32 for p in pack.learners[0].parameters.values())
         losses[dtype] = [train_epoch(pack, [0])[0] for _ in range(2)]
-        scores[dtype] = score_candidates(pack.view, probe_tokens(base.tokenizer, dataset)).logprobs["sequence"]
+        scores[dtype] = score_candidates(pack.view(), probe_tokens(base.tokenizer, dataset)).logprobs["sequence"]
     assert losses["float16"] == pytest.approx(losses["float32"], rel=0.02)
     assert scores["float16"] == pytest.approx(scores["float32"], abs=0.3)
 
@@ -193,11 +193,11 @@ def test_gradients_of_float16_are_scaled_back(tiny):
     for dtype in ("float32", "float16"):
         spec = tiny_run(tiny, rank=4).in_precision(dtype)
         base = load_base(spec.model, locate(spec.model), "cpu")
-        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
-        pack.injections[0].optimizer.step = lambda: None  # keep the first gradient, unclipped
+        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+        pack.learners[0].optimizer.step = lambda: None  # keep the first gradient, unclipped
         base.accelerator.clip_grad_norm_ = lambda *_: None
         train_epoch(pack, [0])
-        found[dtype] = pack.injections[0].parameters["lora_B"].grad.clone()
+        found[dtype] = pack.learners[0].parameters["lora_B"].grad.clone()
     assert found["float16"] == pytest.approx(found["float32"], rel=0.05, abs=float(found["float32"].abs().max()) * 0.01)
 
 

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ocr_eval.execution import run_pack
+from ocr_eval.methods.pack import GradientPack
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -43,16 +44,16 @@ def test_an_interrupted_run_goes_on_with_the_result_it_would_have_had(ocr_eval, 
     run = ["finetune", "--model", tiny, "--assoc", "city-language", "--method", method, "--n", 2, "--m-test", 2]
     whole = json.loads(ocr_eval(*run, "--epochs", 3, "-o", tmp_path / "whole", "--json").out)
     monkeypatch.setattr(run_pack, "CHECKPOINT_EVERY", 0.0)
-    trained = run_pack.train_epoch
+    trained = GradientPack.step
 
     def stopped(pack, lanes):
-        if pack.injections[0].epochs_done == 2:
+        if pack.learners[0].epochs_done == 2:
             raise KeyboardInterrupt
         return trained(pack, lanes)
 
-    monkeypatch.setattr(run_pack, "train_epoch", stopped)
+    monkeypatch.setattr(GradientPack, "step", stopped)
     assert ocr_eval(*run, "--epochs", 3, "-o", tmp_path / "cut").code == 130
-    monkeypatch.setattr(run_pack, "train_epoch", trained)
+    monkeypatch.setattr(GradientPack, "step", trained)
     answer = ocr_eval(*run, "--epochs", 3, "-o", tmp_path / "cut", "--json")
     assert "after epoch" in answer.err
     resumed = json.loads(answer.out)

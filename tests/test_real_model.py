@@ -7,7 +7,7 @@ import pytest
 from conftest import bare
 from test_score import naive_logprobs
 
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.models.base import load_base
 from ocr_eval.models.weights import locate
@@ -38,8 +38,8 @@ def test_its_scores_equal_one_candidate_at_a_time():
     """In fp32, on the real weights and tokenizer: log-probabilities to 1e-4, and the same ranks."""
     spec = load_model_spec("smollm2-135m").model_copy(update={"dtype": "float32"})
     base = load_base(spec, locate(spec), "cpu")
-    dataset = build_dataset(make_run_spec(spec, load_association("country-code"), {"m_test": 1}, {}, 0))
-    probes = [p for p in probe_tokens(base.tokenizer, dataset) if p.statement.relation == "entailment"][:3]
+    dataset = build_task(make_run_spec(spec, load_association("country-code"), {"m_test": 1}, {}, 0))
+    probes = [p for p in probe_tokens(base.tokenizer, dataset) if "entailment" in p.probe.quantity][:3]
     assert any(len(ids) > 1 for probe in probes for ids in probe.candidates)
     scores = score_candidates(bare(base), probes)
     naive = {scoring: np.empty_like(values) for scoring, values in scores.logprobs.items()}

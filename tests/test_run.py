@@ -15,6 +15,7 @@ import yaml
 from conftest import load
 from peft import PeftModel
 
+from ocr_eval.methods.pack import GradientPack
 from ocr_eval.records.folder import read_config
 
 SMALL = ["--n", "3", "--m-train", "2", "--m-test", "3", "--quiet"]
@@ -291,16 +292,15 @@ def interruptible():
 
 @pytest.mark.parametrize(("epochs", "said"), [(0, "no epoch is saved yet"), (2, "epoch 2 of 3 is saved")])
 def test_ctrl_c_says_from_where_the_run_resumes(interruptible, finetune, tmp_path, monkeypatch, epochs, said):
-    from ocr_eval.execution import run_pack
 
-    honest = run_pack.train_epoch
+    honest = GradientPack.step
 
     def interrupt(pack, lanes):
-        if pack.injections[0].epochs_done == max(0, epochs - 1):
+        if pack.learners[0].epochs_done == max(0, epochs - 1):
             os.kill(os.getpid(), signal.SIGINT)
         return honest(pack, lanes)
 
-    monkeypatch.setattr(run_pack, "train_epoch", interrupt)
+    monkeypatch.setattr(GradientPack, "step", interrupt)
     answer = finetune(tmp_path)
     assert answer.code == 130
     assert answer.err.strip().splitlines()[-1].startswith("ocr-eval: Interrupted")
@@ -311,18 +311,18 @@ def test_ctrl_c_says_from_where_the_run_resumes(interruptible, finetune, tmp_pat
 
 
 def test_a_second_ctrl_c_stops_at_once_and_force_would_start_over(interruptible, finetune, tmp_path, monkeypatch):
-    from ocr_eval.execution import interruption, run_pack
+    from ocr_eval.execution import interruption
 
     monkeypatch.setattr(interruption, "_ECHO", 0.0)
-    honest = run_pack.train_epoch
+    honest = GradientPack.step
 
     def interrupt_twice(pack, lanes):
-        if pack.injections[0].epochs_done == 1:
+        if pack.learners[0].epochs_done == 1:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
         return honest(pack, lanes)
 
-    monkeypatch.setattr(run_pack, "train_epoch", interrupt_twice)
+    monkeypatch.setattr(GradientPack, "step", interrupt_twice)
     answer = finetune(tmp_path, "--force")
     assert answer.code == 130
     assert "no epoch is saved yet" in answer.err

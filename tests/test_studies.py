@@ -1,6 +1,7 @@
 """Controls, the sample-efficiency curve and the audit, through the command line on tiny models."""
 
 import json
+import re
 
 import pytest
 from conftest import load
@@ -134,7 +135,7 @@ def test_audit_of_a_tokenizer_says_what_it_does(ocr_eval, model_files):
     assert answer.code == 0
     llama, qwen2 = json.loads(answer.out).values()
     assert (llama["bos"], qwen2["bos"]) == ("<bos>", None)
-    entailments = [r for r in llama["relations"] if r["relation"] == "entailment"]
+    entailments = [each for each in llama["prompts"] if each["quantity"] == "test_entailment"]
     assert len(entailments) == 4
     assert "TypeScript" in entailments[0]["multi_token"]
     assert "".join(entailments[0]["pieces"]["TypeScript"]) == "ĠTypeScript"
@@ -150,14 +151,14 @@ def test_audit_names_clashes_and_exits_1(ocr_eval, model_files, tmp_path):
     answer = ocr_eval("data", "candidates", "--assoc", path, "--model", model_files["llama"])
     assert answer.code == 1
     assert "CANNOT be scored first-token" in answer.out
-    assert "one first token: Frenchish = Frenchly" in answer.out
+    assert re.search("one first token: (Frenchish = Frenchly|Frenchly = Frenchish)", answer.out)
 
 
 def test_audit_sees_generic_first_pieces(model_files):
     tokenizer = load(model_files["llama"]).tokenizer
     association = load_association("city-language")
     odd = association.model_copy(update={"pairs": (("Tokyo", "Zzyzx"), ("Paris", "French"))})
-    found = {a.answer: a for a in audit_association(tokenizer, odd).relations[-1].answers}
+    found = {a.answer: a for a in audit_association(tokenizer, odd).prompts[-1].answers}
     assert found["Zzyzx"].generic
     assert not found["French"].generic
 

@@ -107,7 +107,7 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--lr", "1e-3,1e-3"], "0.001 is named twice"),
         (["--assocs", "city-languag"], "Did you mean 'city-language'?"),
         (["--methods", "lorra"], "method"),
-        (["--methods", "lora,full", "--rank", "4,8"], "--rank: method 'full' trains all parameters"),
+        (["--methods", "lora,full", "--rank", "4,8"], "--rank: method 'full' has no use"),
         (["--m-train", "0", "--variants", "shuffled"], "m_train = 0 has none"),
         (["--m-train", "1", "--variants", "shuffled"], "a consistent link, with m_train = 1; use 2 or more"),
         (["--n", "5,11"], "ten candidates cannot hold 11 answers in use"),

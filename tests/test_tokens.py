@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import continuations, probe_tokens, training_tokens
 from ocr_eval.packing.forest import ROOT, ForestBuilder, read_answers
 
@@ -15,7 +15,7 @@ from ocr_eval.packing.forest import ROOT, ForestBuilder, read_answers
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_prompt_and_answer_join_to_the_sentence(architecture, model_files):
     tokenizer = load(model_files[architecture]).tokenizer
-    dataset = build_dataset(tiny_run(model_files[architecture]))
+    dataset = build_task(tiny_run(model_files[architecture]))
     for statement, tokens in zip(dataset.train, training_tokens(tokenizer, dataset), strict=True):
         assert tokenizer.decode([*tokens.prompt, *tokens.answer], skip_special_tokens=True) == statement.text
         starts_with_bos = tokens.prompt[0] == tokenizer.bos_token_id
@@ -64,7 +64,7 @@ def test_candidates_that_share_a_first_token_are_named(tiny):
     letters = FakeTokenizer(
         lambda text: [ord(text[i]) + 200 * (text[i - 1] == " ") for i in range(len(text)) if text[i] != " "]
     )
-    dataset = build_dataset(tiny_run(tiny, candidates="all"))
+    dataset = build_task(tiny_run(tiny, candidates="all"))
     with pytest.raises(UserError, match=r"Madrid = Moscow|Moscow = Madrid"):
         probe_tokens(letters, dataset)
 

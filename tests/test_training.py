@@ -6,10 +6,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ocr_eval.common.errors import RunFailed, UserError
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
-from ocr_eval.methods.lora import Stacks
-from ocr_eval.methods.pack import attach, load_adapter
+from ocr_eval.methods.adapters import Stacks
+from ocr_eval.methods.loaded import load_adapter
+from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import train_epoch
 
 GOLDEN = [8.398730, 6.677971, 5.094757]
@@ -19,8 +20,8 @@ def injected(path, epochs, **changes):
     """A pack of one after some epochs, its injection, and the losses."""
     base = load(path)
     spec = tiny_run(path, **changes)
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
-    return pack, pack.injections[0], [train_epoch(pack, [0])[0] for _ in range(epochs)]
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+    return pack, pack.learners[0], [train_epoch(pack, [0])[0] for _ in range(epochs)]
 
 
 def test_golden_losses(tiny):
@@ -45,7 +46,7 @@ def test_every_architecture_learns_and_its_base_stays_as_it_was(architecture, mo
     base = load(model_files[architecture])
     before = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
     spec = tiny_run(model_files[architecture])
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
     losses = [train_epoch(pack, [0])[0] for _ in range(3)]
     assert losses[-1] < losses[0]
     adapted = {name.rpartition(".")[2] for name in pack.adapters.layers}
@@ -61,7 +62,7 @@ def test_two_runs_over_one_base_are_what_each_is_alone(tiny):
     losses = []
     for seed in (0, 1):
         spec = tiny_run(tiny, seed=seed)
-        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
         losses.append([train_epoch(pack, [0])[0] for _ in range(2)])
         pack.detach()
     assert losses == [injected(tiny, 2)[2], injected(tiny, 2, seed=1)[2]]
@@ -69,27 +70,26 @@ def test_two_runs_over_one_base_are_what_each_is_alone(tiny):
 
 def test_a_checkpoint_goes_on_bit_for_bit(tiny, tmp_path):
     _, undisturbed, losses = injected(tiny, 3)
-    _, interrupted, _ = injected(tiny, 1)
+    interrupted, _, _ = injected(tiny, 1)
     with (tmp_path / "c.safetensors").open("wb") as file:
-        interrupted.write_checkpoint(file)
+        interrupted.write_state(0, file)
     pack, resumed, _ = injected(tiny, 0)
-    resumed.restore(tmp_path / "c.safetensors")
-    pack.adapters.refresh()
+    pack.read_state(0, tmp_path / "c.safetensors")
     assert [train_epoch(pack, [0])[0] for _ in range(2)] == losses[1:]
     for name, parameter in undisturbed.parameters.items():
         assert torch.equal(parameter, resumed.parameters[name])
 
 
 def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
-    _, injection, _ = injected(tiny, 0)
+    pack, _, _ = injected(tiny, 0)
     (tmp_path / "c.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(RunFailed, match=r"c\.safetensors cannot be used"):
-        injection.restore(tmp_path / "c.safetensors")
+        pack.read_state(0, tmp_path / "c.safetensors")
 
 
 def test_the_adapter_loads_with_stock_peft(tiny, model_files, tmp_path):
     pack, _injection, _ = injected(tiny, 2)
-    pack.save_adapter(0, tmp_path / "adapter")
+    pack.save(0, tmp_path)
     ids = torch.arange(3, 12)[None]
     with torch.no_grad():
         expected = pack.base.network(ids).logits
@@ -105,7 +105,7 @@ def test_the_adapter_loads_with_stock_peft(tiny, model_files, tmp_path):
 
 def test_an_untrained_adapter_is_refused(tiny, tmp_path):
     pack, _injection, _ = injected(tiny, 0)
-    pack.save_adapter(0, tmp_path / "adapter")
+    pack.save(0, tmp_path)
     pack.detach()
     with pytest.raises(UserError, match="never trained"):
         load_adapter(pack.base, tmp_path / "adapter")
@@ -114,7 +114,7 @@ def test_an_untrained_adapter_is_refused(tiny, tmp_path):
 @pytest.mark.parametrize("fault", ["missing", "unexpected"])
 def test_an_adapter_that_does_not_fit_its_base_is_refused(tiny, tmp_path, fault):
     pack, _injection, _ = injected(tiny, 1)
-    pack.save_adapter(0, tmp_path / "adapter")
+    pack.save(0, tmp_path)
     pack.detach()
     before = pack.base.network(torch.arange(3, 9)[None]).logits
     tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")

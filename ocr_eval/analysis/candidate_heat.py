@@ -1,7 +1,8 @@
-"""Probes of one run -> mean probability of each candidate for the test subjects of each group."""
+"""Probes of one run -> mean probability of each candidate for the held-out subjects of each unit."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ocr_eval.data.task import Quantity, the_finding
 from ocr_eval.records.find import Run
 from ocr_eval.records.run_files import probes_of, whole
+from ocr_eval.records.select import natural
 from ocr_eval.specs.run import Scoring
 
 
@@ -19,12 +22,12 @@ class Heat:
     """Which answers a run gives to whom.
 
     Attributes:
-        groups: a name for each group, the answer of its taught fact. [G]
-        candidates: what held-out entailments rank among. [C]
-        in_use: the first so many candidates are true of some group.
-        target: the right candidate of each group. [G]
+        groups: a name for each unit: the answer of its taught fact where it has one, else its own. [G]
+        candidates: what the finding ranks among. [C]
+        in_use: the first so many candidates are true of some unit.
+        target: the right candidate of each unit. [G]
         probability: exp of the candidates' log-probabilities, normalized over the candidates of a probe, then
-            averaged over the test subjects of the group. Rows add up to 1. [G, C]
+            averaged over the subjects of the unit. Rows add up to 1. [G, C]
     """
 
     groups: tuple[str, ...]
@@ -34,46 +37,63 @@ class Heat:
     probability: NDArray[np.float64]
 
 
-def heat_of_run(run: Run, scoring: Scoring) -> Heat:
-    """The heat of a run's probes.
+def heat_of_run(run: Run, scoring: Scoring) -> Heat | None:
+    """The heat of a run's probes; see ``heat_of``.
 
     Raises:
         UserError: as ``probes_of``.
     """
     lines = probes_of(run, scoring)
     with whole(run.folder / "probes.jsonl"):
-        return heat_of(lines, scoring)
+        return heat_of(lines, scoring, run.record.quantities)
 
 
-def heat_of(probes: Sequence[Mapping[str, Any]], scoring: Scoring) -> Heat:
+def heat_of(probes: Sequence[Mapping[str, Any]], scoring: Scoring, quantities: Sequence[Quantity]) -> Heat | None:
     """The heat of a run's last scored epoch.
 
     Args:
         probes: the lines of probes.jsonl.
         scoring: whose log-probabilities.
+        quantities: what the probes count for.
+
+    Returns:
+        None if probes of the finding differ in their candidates, which then are no columns.
 
     Raises:
-        ValueError: no held-out entailments among the probes.
+        ValueError: no probes of the finding.
     """
     last = max((probe["epoch"] for probe in probes), default=0)
-    held_out = [p for p in probes if p["epoch"] == last and p["quantity"] == "test_entailment"]
+    finding = the_finding(quantities).name
+    held_out = [p for p in probes if p["epoch"] == last and p["quantity"] == finding]
     if not held_out:
-        raise ValueError("no held-out entailments to average over")
-    facts = {p["group"]: p["answer"] for p in probes if p["quantity"] == "test_fact"}
-    answers = {p["group"]: p["answer"] for p in held_out}
+        raise ValueError("no probes of the finding to average over")
     candidates = held_out[0]["candidates"]
-    groups = sorted(answers)
+    if any(p["candidates"] != candidates for p in held_out):
+        return None
+    premises = [quantity.name for quantity in quantities if quantity.role == "premise"]
+    facts: dict[int | str, set[str]] = defaultdict(set)
+    for p in probes:
+        if p["quantity"] in premises:
+            facts[p["group"]].add(p["answer"])
+    answers = {p["group"]: p["answer"] for p in held_out}
+    groups = sorted(answers, key=lambda group: natural(str(group)))
     probability = [
         np.mean([_normalized(p["logprobs"][scoring]) for p in held_out if p["group"] == group], axis=0)
         for group in groups
     ]
     return Heat(
-        groups=tuple(facts.get(group, f"group {group}") for group in groups),
+        groups=tuple(_name(group, facts[group]) for group in groups),
         candidates=tuple(candidates),
         in_use=held_out[0]["in_use"],
         target=tuple(candidates.index(answers[group]) for group in groups),
         probability=np.array(probability),
     )
+
+
+def _name(group: int | str, facts: set[str]) -> str:
+    if len(facts) == 1:
+        return min(facts)
+    return f"group {group}" if isinstance(group, int) else group
 
 
 def _normalized(logprobs: Sequence[float]) -> NDArray[np.float64]:

@@ -1,14 +1,14 @@
-"""Is a mean rank below its null? A permutation test over groups. Pure functions of per-subject ranks.
+"""Is a mean rank below its null? A permutation test over units (groups, in pairs). Pure functions of per-subject ranks.
 
-Under the null that the group of a subject tells nothing of its answer, the groups of a seed may exchange their
-answers: every assignment of answers to groups is as likely as the true one, and p is the share of assignments whose
-mean rank is as low. Whole groups exchange, not subjects, because the subjects of a group are no independent
-witnesses: they live in one city, and a model that prefers an answer for that city prefers it for all of them.
+Under the null that the unit of a subject tells nothing of its answer, the units of a seed may exchange their
+answers: every assignment of answers to units is as likely as the true one, and p is the share of assignments whose
+mean rank is as low. Whole units exchange, not subjects, because the subjects of a unit are not independent
+observations: they live in one city, and a model that prefers an answer for that city prefers it for all of them.
 
-So few groups cannot give a small p: n groups of one seed have n! assignments, and the least p is 1 / n!, 1 / 120 at the
-default of 5. Where there are more than ``MOST_EXACT`` assignments over all seeds, they are drawn.
+So few units cannot give a small p: n units of one seed have n! assignments, and the least p is 1 / n!, 1 / 120 at the
+default of 5 groups. Where there are more than ``MOST_EXACT`` assignments over all seeds, they are drawn.
 
-Dimension letters:  C cells,  S subjects,  n in-use answers,  F assignments of a seed,  B draws.
+Dimension letters:  C cells,  S subjects,  n units,  F assignments of a seed,  B draws.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CELLS_AT_ONCE = 256
 
 
 def permutation_p(seeds: Sequence[HeldOut], draws: int = DRAWS) -> float:
-    """One-sided p-value of "mean rank is below its null", answers exchanged among the groups of each seed.
+    """One-sided p-value of "mean rank is below its null", answers exchanged among the units of each seed.
 
     Exact where the assignments can be enumerated; else (1 + draws as low as what was seen) / (1 + draws).
 
@@ -52,7 +52,7 @@ def permutation_ps(cells: Sequence[Sequence[HeldOut]], draws: int = DRAWS) -> li
     for i, seeds in enumerate(cells):
         if not seeds:
             raise ValueError("no seeds to test")
-        shapes[tuple(seed.ranks.shape[1] for seed in seeds)].append(i)
+        shapes[tuple(map(_count, seeds))].append(i)
     result = [0.0] * len(cells)
     for shape, members in shapes.items():
         for start in range(0, len(members), _CELLS_AT_ONCE):
@@ -64,8 +64,13 @@ def permutation_ps(cells: Sequence[Sequence[HeldOut]], draws: int = DRAWS) -> li
 
 def least_p(seeds: Sequence[HeldOut], draws: int = DRAWS) -> float:
     """The smallest p-value that such seeds could have."""
-    assignments = _assignments([seed.ranks.shape[1] for seed in seeds])
+    assignments = _assignments(list(map(_count, seeds)))
     return 1 / assignments if assignments <= MOST_EXACT else 1 / (1 + draws)
+
+
+def _count(seed: HeldOut) -> int:
+    """How many units there are."""
+    return len(seed.units[1])
 
 
 def _assignments(shape: Sequence[int]) -> int:
@@ -73,7 +78,7 @@ def _assignments(shape: Sequence[int]) -> int:
 
 
 def _ps(cells: Sequence[Sequence[HeldOut]], shape: Sequence[int], draws: int) -> list[float]:
-    """p of cells whose seeds have as many answers each."""
+    """p of cells whose seeds have as many units each."""
     observed_C = np.zeros(len(cells))
     exact = _assignments(shape) <= MOST_EXACT
     total_CB = np.zeros((len(cells), 1 if exact else draws))
@@ -92,17 +97,18 @@ def _ps(cells: Sequence[Sequence[HeldOut]], shape: Sequence[int], draws: int) ->
 
 
 def _means(seed: HeldOut) -> Floats:
-    """Sum of the ranks that a group gives to an answer, divided by all subjects. [n groups, n answers]
+    """Sum of the ranks that a unit gives to another's answer, divided by all subjects. [n units, n answers of units]
 
     Ranks are multiples of 1/2, so the sums are exact.
     """
-    is_of_Sn = seed.target[:, None] == np.arange(seed.ranks.shape[1])
-    means_nn: Floats = (is_of_Sn.T.astype(np.float64) @ seed.ranks) / len(seed.target)
+    unit_S, answer_n = seed.units
+    is_of_Sn = unit_S[:, None] == np.arange(len(answer_n))
+    means_nn: Floats = (is_of_Sn.T.astype(np.float64) @ seed.ranks[:, answer_n]) / len(seed.target)
     return means_nn
 
 
 def _of_assignments(means_Cnn: Floats, answers_Fn: NDArray[np.int64]) -> Floats:
-    """Mean rank of each cell if group g had the answer ``answers_Fn[f, g]``. [C, F]"""
+    """Mean rank of each cell if unit u had the answer of unit ``answers_Fn[f, u]``. [C, F]"""
     n = answers_Fn.shape[1]
     hot_Fnn = np.zeros((len(answers_Fn), n, n))
     np.put_along_axis(hot_Fnn, answers_Fn[:, :, None], 1.0, axis=2)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ocr_eval.analysis import bootstrap
 from ocr_eval.analysis.permutation import least_p, permutation_ps
+from ocr_eval.common.errors import unknown_name
+from ocr_eval.data.task import the_finding
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import by_association, column_order, group_rows, shared_protocol
 from ocr_eval.scoring.ranks import Score
@@ -21,8 +23,9 @@ from ocr_eval.specs.run import Scoring
 if TYPE_CHECKING:
     import pandas as pd
 
-#: What a cell can show; the margin has no interval, for records keep no margins of subjects.
-Metric = bootstrap.Metric | Literal["margin"]
+#: What a cell can show: a statistic of ranks; or a number that a measure found, ``<measure>.<key>``. The margin has no
+#: interval, for records keep no margins of subjects; nor have measures.
+Metric = str
 METRICS: tuple[Metric, ...] = (*bootstrap.METRICS, "margin")
 
 #: The protocol that a caption states where all runs share it.
@@ -91,6 +94,7 @@ class Table:
         rows: the project's own rows, then the published ones.
         protocol: the data protocol that all runs share, by key.
         methods: the injection methods of the runs.
+        findings: the names of the quantities that are shown.
     """
 
     scoring: Scoring
@@ -100,6 +104,7 @@ class Table:
     rows: tuple[Row, ...]
     protocol: Mapping[str, str]
     methods: tuple[str, ...]
+    findings: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy frame: a row for each cell, with the columns of the csv format."""
@@ -131,7 +136,10 @@ def build_table(
 
     Raises:
         ValueError: no records.
+        UserError: a metric that is no statistic of ranks and that no measure found.
     """
+    if metric is not None:
+        _check_metric(metric, records)
     metric = metric or ("ocr-score" if short else None)
     with_interval = () if short else bootstrap.METRICS
     shown = tuple(each for each in with_interval if every_interval or each == (metric or "ocr-score"))
@@ -159,6 +167,7 @@ def build_table(
         rows=tuple(rows),
         protocol=shared_protocol(records, _PROTOCOL),
         methods=tuple(sorted({record.train.method for record in records})),
+        findings=tuple(sorted({the_finding(record.quantities).name for record in records})),
     )
 
 
@@ -182,7 +191,7 @@ def make_cells(
     ps = permutation_ps(ranks)
     return [
         Cell(
-            values=_values([run.final[scoring]["test_entailment"] for run in runs]),
+            values=_values([run.finding(scoring) for run in runs]) | _measured(runs),
             bounds={metric: (estimate.low, estimate.high) for metric, estimate in of.items()},
             p=p,
             least_p=least_p(of_seeds),
@@ -210,6 +219,28 @@ def _values(scores: Sequence[Score]) -> dict[Metric, float]:
     }
 
 
+def measured(record: Record) -> dict[Metric, float]:
+    """The numbers that measures found, as ``<measure>.<key>``."""
+    return {
+        f"{name}.{key}": value
+        for name, found in record.measures.items()
+        for key, value in found.items()
+        if isinstance(value, int | float)
+    }
+
+
+def _measured(runs: Sequence[Record]) -> dict[Metric, float]:
+    """What measures found, averaged over runs that all have it."""
+    found = [measured(run) for run in runs]
+    return {key: sum(of[key] for of in found) / len(found) for key in found[0] if all(key in of for of in found)}
+
+
+def _check_metric(metric: Metric, records: Sequence[Record]) -> None:
+    found = {key for record in records for key in measured(record)}
+    if metric not in METRICS and metric not in found:
+        raise unknown_name("metric", metric, (*METRICS, *found), "Measures are taken when a run ends (--measures).")
+
+
 def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
     """The cells as flat mappings, the same keys in each; None where there is no such number."""
     for row in table.rows:
@@ -225,9 +256,10 @@ def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
                 "scoring": table.scoring,
                 "association": name,
             }
-            for metric in METRICS:
+            further = [table.metric] if table.metric and table.metric not in METRICS else []
+            for metric in (*METRICS, *further):
                 flat[column(metric)] = _rounded(cell.values.get(metric))
-                if metric != "margin":
+                if metric in bootstrap.METRICS:
                     low, high = map(_rounded, cell.bounds.get(metric, (None, None)))
                     flat |= {f"{column(metric)}_low": low, f"{column(metric)}_high": high}
             learned = None if cell.unlearned is None else cell.unlearned == 0
@@ -241,4 +273,4 @@ def _rounded(value: float | None) -> float | None:
 
 def column(metric: str) -> str:
     """A metric's name in csv, json and frames."""
-    return metric.replace("-", "_")
+    return metric.replace("-", "_").replace(".", "_")

@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
-from ocr_eval.cli import data, injections, models, results, studies, sweep, variables
+from ocr_eval.cli import data, doors, injections, models, results, studies, sweep, variables
 from ocr_eval.cli.one_run import OneRun
 from ocr_eval.cli.options import JsonOption
 from ocr_eval.common.distributed import is_alone, is_first
 from ocr_eval.common.errors import RunFailed, UserError
+from ocr_eval.common.registry import MEASURES, METHODS, PREVENTIONS
 
 
 class _Stopped(Exception):
@@ -74,6 +75,17 @@ app.command(rich_help_panel="Study")(studies.controls)
 app.command(rich_help_panel="Study")(studies.curve)
 app.add_typer(data.app, name="data", rich_help_panel="Extend")
 app.add_typer(models.app, name="models", rich_help_panel="Extend")
+app.add_typer(doors.door(METHODS, "List and show ways to teach facts."), name="methods", rich_help_panel="Extend")
+app.add_typer(
+    doors.door(PREVENTIONS, "List and show ways to prevent unwanted inference."),
+    name="preventions",
+    rich_help_panel="Extend",
+)
+app.add_typer(
+    doors.door(MEASURES, "List and show what is measured on a trained model."),
+    name="measures",
+    rich_help_panel="Extend",
+)
 app.add_typer(toy, name="toy", rich_help_panel="Study")
 
 

@@ -24,29 +24,24 @@ def list_associations(as_json: o.JsonOption = False) -> None:
 
     associations = [load_association(name) for name in shipped_names("templates")]
     if as_json:
-        rows = [{**a.model_dump(include={"name", "kind", "description"}), "pairs": len(a.pairs)} for a in associations]
+        rows = [{**a.model_dump(include={"name", "kind", "description"}), **a.size()} for a in associations]
         typer.echo(json.dumps(rows, indent=2))
         return
     for a in associations:
-        typer.echo(f"{a.name:18} {a.kind:15} {len(a.pairs)} pairs  {a.description}")
+        size = ", ".join(f"{count} {what}" for what, count in a.size().items())
+        typer.echo(f"{a.name:18} {a.kind:15} {size}  {a.description}")
 
 
 @app.command()
 def show(
     assoc: Annotated[str, typer.Argument(help="Association: a name or YAML file.", autocompletion=o.assoc_names)],
 ) -> None:
-    """Show an association: templates and pairs."""
+    """Show what an association holds."""
     from ocr_eval.specs.association import load_association
 
     association = load_association(assoc)
     typer.echo(f"{association.name} ({association.kind})\n{association.description}\n")
-    for name, relation in (("fact", association.fact), ("entailment", association.entailment)):
-        for index, template in enumerate(relation.templates):
-            typer.echo(f"{name:10} {index}  {template}")
-    typer.echo("")
-    width = max(len(b) for b, _ in association.pairs)
-    for b, c in association.pairs:
-        typer.echo(f"{b:{width}}  {c}")
+    typer.echo(association.as_text())
 
 
 @app.command()
@@ -107,10 +102,10 @@ def export(
 
     The paths of the files go to stdout.
     """
-    from ocr_eval.data.dataset import build_dataset
-    from ocr_eval.data.export import FORMATS, export_dataset
+    from ocr_eval.data.export import FORMATS, export_task
+    from ocr_eval.data.task import build_task
 
     o.choice("--format", format, tuple(FORMATS))
     spec = o.resolve(context, o.DEFAULT_MODEL, o.one_assoc(context, association, assoc), settings)
-    for path in export_dataset(build_dataset(spec), spec.association.name, format, output_dir):
+    for path in export_task(build_task(spec), spec.association.name, format, output_dir):
         typer.echo(str(path))

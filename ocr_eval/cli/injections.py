@@ -32,17 +32,18 @@ def finetune(
     machine: o.Machine,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     score_every: o.ScoreEveryOption = 1,
+    measures: o.MeasuresOption = None,
     force: o.ForceOption = False,
     dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Teach a model an association's facts and score what it infers.
+    """Teach a model an association and score what it infers.
 
     Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
     also takes the config.yaml of a run, which repeats that run; flags given beside it win.
     """
-    device = machine.begin()
+    device, asked = machine.begin(), o.measures(measures)
     spec = o.resolve(context, model, o.one_assoc(context, association, assoc), settings)
     if dry_run:
         _show_plan(spec, output_dir, device, as_json, score_every)
@@ -56,8 +57,11 @@ def finetune(
         from ocr_eval.execution.execute import Execution
         from ocr_eval.execution.execute import finetune as run_finetune
 
-        outcome = run_finetune(spec, output_dir, Execution(device, force, score_every))
+        outcome = run_finetune(spec, output_dir, Execution(device, force, score_every, measures=asked))
         folder, record, was_done = RunFolder(outcome.folder), outcome.record, outcome.was_done
+    missing = [name for name in asked or () if name not in record.measures] if was_done else []
+    if missing:
+        o.warn(f"This run finished without {', '.join(missing)}. Rerun it with --force to measure.")
     if as_json:
         typer.echo(record.to_json(), nl=False)
         return
@@ -113,7 +117,7 @@ def _show_plan(spec: RunSpec, output: Path | None, device: Device, as_json: bool
 def _summary(record: Record, losses: list[float]) -> str:
     from ocr_eval.analysis.finding import remedy
 
-    finding = record.final["first-token"]["test_entailment"]
+    finding = record.finding("first-token")
     learned = (
         "facts learned"
         if record.facts_learned
@@ -128,6 +132,7 @@ def _summary(record: Record, losses: list[float]) -> str:
 
 def _show_curve(folder: Path, record: Record) -> None:
     """Draw a finished run's mean rank by epoch in the terminal."""
+    from ocr_eval.data.task import the_finding
     from ocr_eval.records.find import Run
     from ocr_eval.records.run_files import metrics_of
     from ocr_eval.report.chart import Curve, charts
@@ -137,7 +142,7 @@ def _show_curve(folder: Path, record: Record) -> None:
     except UserError as error:
         typer.echo(f"ocr-eval: {error} No curve is drawn.", err=True)
         return
-    curve = Curve.of(record.association, [metrics], "first-token")
+    curve = Curve.of(record.association, [metrics], "first-token", the_finding(record.quantities).name)
     typer.echo(f"\n{charts([curve], sys.stdout)}\n")
 
 
@@ -165,6 +170,7 @@ def score(
     untouched model is scored; --method qlora scores over the base in 4 bits, as the adapter was trained.
     """
     device = machine.begin()
+    from ocr_eval.common.registry import METHODS
     from ocr_eval.records.folder import RunFolder, kind_of, read_config
 
     trained_over = None
@@ -179,8 +185,11 @@ def score(
     elif assoc is None:
         raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
     else:
-        if adapter is not None and kind_of(adapter) == "adapter" and settings.get("method") == "full":
-            raise UserError("--method full has no adapter. Leave one of the two out; an adapter's is lora or qlora.")
+        method, is_adapter = settings.get("method"), adapter is not None and kind_of(adapter) == "adapter"
+        if is_adapter and method is not None and METHODS.choose(method).thing.needs.whole:
+            raise UserError(
+                f"--method {method} has no adapter. Leave one of the two out, or name the adapter's method."
+            )
         spec = o.resolve(context, model, assoc, settings)
     if dry_run:
         _show_plan(spec, None, device, as_json)

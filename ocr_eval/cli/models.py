@@ -10,6 +10,7 @@ import typer
 
 from ocr_eval.cli import options as o
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
+from ocr_eval.methods.method import method_of
 
 app = typer.Typer(help="List, show, fetch, check and rehearse models.", no_args_is_help=True)
 
@@ -56,7 +57,8 @@ def show(model: o.ModelArgument, as_json: o.JsonOption = False) -> None:
         file = yaml_files.expand(model)
     where, train = weights.cached(spec), spec.train
     settings = f"lr {train.lr:g}, {train.epochs} epochs, batches of {train.batch_size}"
-    adapter = "" if train.method == "full" else f", rank {train.rank}, alpha {train.alpha:g}"
+    method = method_of(train)
+    adapter = "" if "rank" in method.ignores else f", rank {train.rank}, alpha {train.alpha:g}"
     lines = [
         f"weights: on disk in {where}"
         if where
@@ -64,7 +66,7 @@ def show(model: o.ModelArgument, as_json: o.JsonOption = False) -> None:
         f"dtype {spec.dtype}, attention {spec.attention}",
         f"method {train.method} (default): {settings}{adapter}",
     ]
-    if train.method != "full":
+    if not method.needs.whole:
         full = spec.full
         lines.append(f"method full: lr {full.lr:g}, {train.epochs} epochs, batches of {full.batch_size}")
     lines.append(f"from {file}" if file.is_file() else "this model has no YAML file; its definition:")

@@ -123,6 +123,10 @@ QuietOption = Annotated[bool, option("--quiet", "-q", help="No progress on stder
 DryRunOption = Annotated[bool, option("--dry-run", help="Print the plan with memory and time, and stop.")]
 ForceOption = Annotated[bool, option("--force", help="Rerun even if a finished run exists.")]
 ScoreEveryOption = Annotated[int, option("--score-every", min=1, help="Score every so many epochs.")]
+MeasuresOption = Annotated[
+    str | None,
+    option("--measures", help="What else to measure: 'a,b' from 'measures list', or none (default: what is cheap)."),
+]
 ReportToOption = Annotated[str, option("--report-to", help="Tracker: none, trackio, wandb or tensorboard.")]
 ScoringOption = Annotated[str, option("--scoring", help="first-token (as published), sequence or per-token.")]
 
@@ -256,6 +260,20 @@ def scoring(name: str) -> Scoring:
     return cast(Scoring, choice("--scoring", name, SCORINGS))
 
 
+def measures(text: str | None) -> tuple[str, ...] | None:
+    """Names of measures, none of them for ``none``, None for None.
+
+    Raises:
+        UserError: no measure of that name.
+    """
+    from ocr_eval.common.registry import MEASURES
+
+    names = () if text == "none" else words("--measures", text)
+    for name in names or ():
+        MEASURES.get(name)
+    return names
+
+
 def words(flag: str, text: str | None) -> tuple[str, ...] | None:
     """The entries of 'a,b', None for None.
 
@@ -299,6 +317,8 @@ def resolve(context: typer.Context, model: str, assoc: str, settings: Given) -> 
     Raises:
         UserError: a name or a value that does not exist or fit.
     """
+    from ocr_eval.common.registry import METHODS
+    from ocr_eval.methods.method import method_of
     from ocr_eval.specs.association import load_association
     from ocr_eval.specs.model import load_model_spec
     from ocr_eval.specs.run import make_run_spec
@@ -310,7 +330,8 @@ def resolve(context: typer.Context, model: str, assoc: str, settings: Given) -> 
     data, train = section("data", settings), section("train", settings)
     if run is None:
         return make_run_spec(spec, association, data, train, settings.get("seed", 0))
-    if run.train.method == "full" != train.get("method", "full"):  # rates and batches of full training suit no adapter
+    method = METHODS.choose(train.get("method", run.train.method)).thing
+    if method_of(run.train).needs.whole and not method.needs.whole:  # rates of full training suit no adapter
         train = {"lr": spec.train.lr, "batch_size": spec.train.batch_size, **train}
     defaults = spec.model_copy(update={"train": run.train})
     seed = settings.get("seed", run.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,6 @@ from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.analysis.table import Metric
     from ocr_eval.records.find import Found
     from ocr_eval.specs.run import Scoring
 
@@ -28,7 +27,7 @@ FilterOption = Annotated[
 _PORT = 8765
 
 
-def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None) -> Found:
+def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None, measure: str | None = None) -> Found:
     """The runs below the folders that pass the filters; names skipped records on stderr.
 
     Raises:
@@ -40,7 +39,7 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
     from ocr_eval.records.select import parse_condition, select
 
     conditions = [parse_condition("--filter", text) for text in filters or ()]
-    found = find_runs(*folders, scoring=scoring)
+    found = find_runs(*folders, scoring=scoring, measure=measure)
     gc.freeze()  # records stay; let the collector not walk over ten thousand of them
     for complaint in found.complaints:
         o.warn(f"{complaint} Skipped.")
@@ -60,7 +59,9 @@ def table(
     scoring: o.ScoringOption = "first-token",
     metric: Annotated[
         str | None,
-        option("--metric", help="One metric per cell: mean-rank, null-rank, ocr-score, top1, mrr or margin."),
+        option(
+            "--metric", help="One metric per cell: mean-rank, null-rank, ocr-score, top1, mrr, margin, MEASURE.KEY."
+        ),
     ] = None,
     by: Annotated[str, option("--by", help="What defines a row: 'model', 'model,rank', 'm-train', 'seed' ...")] = (
         "model"
@@ -80,7 +81,7 @@ def table(
     others.
     """
     from ocr_eval.analysis.finding import finding
-    from ocr_eval.analysis.table import METRICS, build_table
+    from ocr_eval.analysis.table import build_table
     from ocr_eval.records.find import collector_at_rest
     from ocr_eval.records.select import row_keys
     from ocr_eval.report import tables
@@ -88,18 +89,17 @@ def table(
 
     chosen = o.scoring(scoring)
     o.choice("--format", format, tuple(tables.FORMATS))
-    if metric is not None:
-        o.choice("--metric", metric, METRICS)
     if short and format in ("csv", "json"):
         raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
     keys = row_keys("--by", by)
     with collector_at_rest():
-        found = find(o.places(context, runs, former), chosen, filters)
+        measure = metric.partition(".")[0] if metric and "." in metric else None
+        found = find(o.places(context, runs, former), chosen, filters, measure)
         built = build_table(
             found.records,
             chosen,
             published_mean_ranks() if published else None,
-            cast("Metric | None", metric),
+            metric,
             keys,
             every_interval=format in ("csv", "json"),
             short=short,
@@ -126,7 +126,7 @@ def figures(
     ] = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Draw figures of finished runs as PNG, PDF and SVG, or as text.
+    """Draw figures of finished runs: PNG, PDF and SVG, or text.
 
     OCR scores by association; generalization against hallucination; learning curves and candidate heatmaps of each
     model and setting; OCR score by m_train where runs differ in it. The paths go to stdout. Exits with 1 if a file of a

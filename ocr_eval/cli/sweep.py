@@ -32,6 +32,7 @@ def sweep(
     score_every: Annotated[
         int | None, option("--score-every", min=1, help="Score every so many epochs (default: 1).")
     ] = None,
+    measures: o.MeasuresOption = None,
     output_dir: o.OutputOption = DEFAULT_OUTPUT,
     jobs: o.Jobs,
     machine: o.Machine,
@@ -66,6 +67,7 @@ def sweep(
         _check_worker(worker, held, output_dir)
     else:
         named = {"models": o.words("--models", models), "assocs": _assocs(assocs), "score_every": score_every}
+        named["measures"] = o.measures(measures)
         axes = {SETTINGS[name].axis: value for name, value in settings.items()}
         given = axes | {name: value for name, value in named.items() if value is not None}
     grid = _grid(given, held.grid if held else None)

@@ -139,7 +139,7 @@ def _work_here(sweep: Sweep, bases: Bases, means: Means) -> None:
         return
     report_to = require_tracker(means.report_to)
     with following(_watcher(sweep), report_to, sweep.output.resolve().name, sweep.output) as watch:
-        how = Execution(means.device, every=sweep.grid.score_every, watch=watch)
+        how = Execution(means.device, every=sweep.grid.score_every, watch=watch, measures=sweep.grid.measures)
         work(sweep, bases, how, packs, lambda runs: say(f"Waiting for {runs} runs that another process is running"))
 
 

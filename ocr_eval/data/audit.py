@@ -8,14 +8,15 @@ distinct here, but its probability is shared with many other words.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.data.dataset import RELATIONS, Dataset, RelationName
-from ocr_eval.data.tokenize import Ids, continuations, encode
+from ocr_eval.data.task import Probe, Task, task_of
+from ocr_eval.data.tokenize import Ids, continuations, encode, same_first_token
 from ocr_eval.specs.association import Association
+from ocr_eval.specs.run import DataSpec
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,18 @@ class AnswerAudit:
 
 
 @dataclass(frozen=True)
-class RelationAudit:
-    """The candidates of one relation after one prompt.
+class PromptAudit:
+    """Candidates after one prompt.
 
     Attributes:
-        relation: fact or entailment.
+        quantity: what the prompt asks for.
         prompt: the prompt that was tried.
         answers: each candidate.
         clashes: groups of candidates with one first token; empty when first-token scoring can be done.
         unsplit: why the boundary does not split cleanly, None when it does.
     """
 
-    relation: RelationName
+    quantity: str
     prompt: str
     answers: tuple[AnswerAudit, ...]
     clashes: tuple[tuple[str, ...], ...]
@@ -52,27 +53,27 @@ class Audit:
 
     Attributes:
         bos: the token it puts before every text, None if it adds none.
-        relations: an audit for each relation and prompt that was tried.
+        prompts: an audit for each prompt that was tried.
     """
 
     bos: str | None
-    relations: tuple[RelationAudit, ...]
+    prompts: tuple[PromptAudit, ...]
 
     @property
     def first_token_scorable(self) -> bool:
         """Whether every boundary splits and all first tokens are distinct."""
-        return all(not relation.clashes and relation.unsplit is None for relation in self.relations)
+        return all(not prompt.clashes and prompt.unsplit is None for prompt in self.prompts)
 
     def as_text(self, title: str) -> str:
         """The audit as lines for a terminal."""
         can = "can" if self.first_token_scorable else "CANNOT"
         lines = [f"{title}: {can} be scored first-token; BOS {'none' if self.bos is None else self.bos}"]
-        for relation in self.relations:
-            counts = Counter(len(answer.pieces) for answer in relation.answers)
+        for tried in self.prompts:
+            counts = Counter(len(answer.pieces) for answer in tried.answers)
             tokens = ", ".join(f"{n} of {length} token{'s'[: length > 1]}" for length, n in sorted(counts.items()))
-            lines.append(f"  {relation.relation:10} '{relation.prompt} ...': {tokens or relation.unsplit}")
-            lines += [f"    one first token: {' = '.join(clash)}" for clash in relation.clashes]
-            generic = [f"{a.answer} ({' '.join(a.pieces)})" for a in relation.answers if a.generic]
+            lines.append(f"  {tried.quantity:16} '{tried.prompt} ...': {tokens or tried.unsplit}")
+            lines += [f"    one first token: {' = '.join(clash)}" for clash in tried.clashes]
+            generic = [f"{a.answer} ({' '.join(a.pieces)})" for a in tried.answers if a.generic]
             if generic:
                 lines.append(f"    generic first piece: {', '.join(generic)}")
         return "\n".join(lines)
@@ -82,54 +83,53 @@ class Audit:
         return {
             "bos": self.bos,
             "first_token_scorable": self.first_token_scorable,
-            "relations": [
+            "prompts": [
                 {
-                    "relation": relation.relation,
-                    "prompt": relation.prompt,
-                    "clashes": [list(clash) for clash in relation.clashes],
-                    "unsplit": relation.unsplit,
-                    "multi_token": [a.answer for a in relation.answers if len(a.pieces) > 1],
-                    "generic": [a.answer for a in relation.answers if a.generic],
-                    "pieces": {a.answer: list(a.pieces) for a in relation.answers},
+                    "quantity": tried.quantity,
+                    "prompt": tried.prompt,
+                    "clashes": [list(clash) for clash in tried.clashes],
+                    "unsplit": tried.unsplit,
+                    "multi_token": [a.answer for a in tried.answers if len(a.pieces) > 1],
+                    "generic": [a.answer for a in tried.answers if a.generic],
+                    "pieces": {a.answer: list(a.pieces) for a in tried.answers},
                 }
-                for relation in self.relations
+                for tried in self.prompts
             ],
         }
 
 
-def audit_association(tokenizer: Any, association: Association, subject: str = "Anna Hill") -> Audit:
+def audit_association(tokenizer: Any, association: Association) -> Audit:
     """Audit all answers of an association after every template."""
-    relations = []
-    for name in RELATIONS:
-        wording = association.fact if name == "fact" else association.entailment
-        for template in range(len(wording.templates)):
-            prompt = wording.prompt(template, subject)
-            relations.append(_audit_relation(tokenizer, name, prompt, association.answers(name)))
-    return Audit(_bos(tokenizer), tuple(relations))
+    protocols = [DataSpec(**association.whole(template)) for template in range(association.wordings)]
+    return _audit(tokenizer, (task_of(association, data, "audit") for data in protocols))
 
 
-def audit_dataset(tokenizer: Any, dataset: Dataset) -> Audit:
-    """Audit the candidates of a run after the first prompt of each relation."""
-    relations = []
-    for name in RELATIONS:
-        prompt = next(probe.prompt for probe in dataset.probes if probe.relation == name)
-        relations.append(_audit_relation(tokenizer, name, prompt, dataset.candidates[name].answers))
-    return Audit(_bos(tokenizer), tuple(relations))
+def audit_task(tokenizer: Any, task: Task) -> Audit:
+    """Audit the candidates of a run, after the first prompt of each quantity that has them."""
+    return _audit(tokenizer, [task])
 
 
-def _audit_relation(tokenizer: Any, relation: RelationName, prompt: str, answers: Sequence[str]) -> RelationAudit:
+def _audit(tokenizer: Any, tasks: Iterable[Task]) -> Audit:
+    tried: list[PromptAudit] = []
+    for task in tasks:
+        firsts: dict[tuple[str, tuple[str, ...]], Probe] = {}
+        for probe in task.probes:
+            firsts.setdefault((probe.quantity, probe.candidates), probe)
+        tried += [_audit_prompt(tokenizer, probe) for probe in firsts.values()]
+    return Audit(_bos(tokenizer), tuple(tried))
+
+
+def _audit_prompt(tokenizer: Any, probe: Probe) -> PromptAudit:
     try:
-        cut = continuations(tokenizer, [(prompt, answer) for answer in answers])
+        cut = continuations(tokenizer, [(probe.prompt, answer) for answer in probe.candidates])
     except UserError as error:
-        return RelationAudit(relation, prompt, (), (), str(error))
-    by_first: dict[int, list[str]] = {}
-    for answer, tokens in zip(answers, cut, strict=True):
-        by_first.setdefault(tokens.answer[0], []).append(answer)
-    return RelationAudit(
-        relation,
-        prompt,
-        tuple(_audit_answer(tokenizer, answer, c.answer) for answer, c in zip(answers, cut, strict=True)),
-        tuple(tuple(words) for words in by_first.values() if len(words) > 1),
+        return PromptAudit(probe.quantity, probe.prompt, (), (), str(error))
+    ids = [tokens.answer for tokens in cut]
+    return PromptAudit(
+        probe.quantity,
+        probe.prompt,
+        tuple(_audit_answer(tokenizer, answer, of) for answer, of in zip(probe.candidates, ids, strict=True)),
+        tuple(same_first_token(probe.candidates, ids)),
         None,
     )
 

@@ -1,19 +1,23 @@
-"""A run's data set in the layouts of other trainers and evaluators.
+"""A run's task in the layouts of other trainers and evaluators.
 
-Every format is a pure function (Dataset, association name) -> content of each file; ``export_dataset`` writes it.
+Every format is a pure function (Task, association name) -> content of each file; ``export_task`` writes it.
 No two formats share a file name, so that one folder can hold them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ocr_eval.common.files import prepare_output, to_jsonl, write_atomic
-from ocr_eval.data.dataset import QUANTITIES, Dataset
+from ocr_eval.data.pairs import QUANTITIES
+from ocr_eval.data.task import Task, unit_value
 
 Rows = list[dict[str, Any]]
+
+#: Columns of a probe that an inspect sample keeps beside what is asked.
+_METADATA = ("answer", "in_use", "group", "split", "relation", "quantity")
 
 TASK_CODE = Path(__file__).with_name("lm_eval_task.py")
 TASK_YAML = """\
@@ -42,43 +46,48 @@ metadata: {{version: 1.0}}
 """
 
 
-def training_rows(dataset: Dataset) -> Rows:
-    """A row a training statement: prompt, answer and whole text."""
+def training_rows(task: Task) -> Rows:
+    """A row a training example: prompt, answer and whole text."""
+    split_of = {probe.subject: probe.quantity.partition("_")[0] for probe in task.probes}
     return [
         {
-            "prompt": statement.prompt,
-            "answer": statement.answer,
-            "text": statement.text,
-            "subject": statement.subject.name,
-            "group": statement.subject.group,
-            "split": statement.subject.split,
-            "relation": statement.relation,
+            "prompt": example.prompt,
+            "answer": example.answer,
+            "text": example.text,
+            "subject": example.subject,
+            "group": unit_value(example.unit),
+            **(_split_and_relation(f"{split_of.get(example.subject)}_{example.role}") or {"role": example.role}),
         }
-        for statement in dataset.train
+        for example in task.train
     ]
 
 
-def completion_rows(dataset: Dataset) -> Rows:
-    """A row a training statement: a prompt, and a completion that begins with the space between them."""
-    return [{"prompt": statement.prompt, "completion": f" {statement.answer}"} for statement in dataset.train]
+def completion_rows(task: Task) -> Rows:
+    """A row a training example: a prompt, and a completion that begins with the space between them."""
+    return [{"prompt": example.prompt, "completion": f" {example.answer}"} for example in task.train]
 
 
-def probe_rows(dataset: Dataset) -> Rows:
+def probe_rows(task: Task) -> Rows:
     """A row a probe: prompt, answer and candidates (the first ``in_use`` of them are true of some subject)."""
     return [
         {
             "prompt": probe.prompt,
             "answer": probe.answer,
-            "candidates": list(dataset.candidates[probe.relation].answers),
-            "target": dataset.candidates[probe.relation].answers.index(probe.answer),
-            "in_use": dataset.candidates[probe.relation].in_use,
-            "subject": probe.subject.name,
-            "group": probe.subject.group,
-            "split": probe.subject.split,
-            "relation": probe.relation,
+            "candidates": list(probe.candidates),
+            "target": probe.target,
+            "in_use": probe.in_use,
+            "subject": probe.subject,
+            "group": unit_value(probe.unit),
+            **(_split_and_relation(probe.quantity) or {"quantity": probe.quantity}),
         }
-        for probe in dataset.probes
+        for probe in task.probes
     ]
+
+
+def _split_and_relation(quantity: str) -> dict[str, str]:
+    """The quantities of pairs are two columns; empty for any other."""
+    split, _, relation = quantity.partition("_")
+    return {"split": split, "relation": relation} if quantity in [q.name for q in QUANTITIES] else {}
 
 
 def inspect_rows(probes: Rows) -> Rows:
@@ -89,7 +98,7 @@ def inspect_rows(probes: Rows) -> Rows:
             "input": probe["prompt"],
             "choices": probe["candidates"],
             "target": _letter(probe["target"]),
-            "metadata": {key: probe[key] for key in ("answer", "in_use", "group", "split", "relation")},
+            "metadata": {key: probe[key] for key in _METADATA if key in probe},
         }
         for probe in probes
     ]
@@ -100,47 +109,45 @@ def _letter(index: int) -> str:
     return chr(ord("A") + index) if index < 26 else str(index - 25)
 
 
-def _probes_by_quantity(dataset: Dataset) -> Iterator[tuple[str, str, Rows]]:
-    """Split, relation and probes of each of the four quantities that has any."""
-    rows = probe_rows(dataset)
-    for split, relation in QUANTITIES:
-        chosen = [row for row in rows if (row["split"], row["relation"]) == (split, relation)]
-        if chosen:
-            yield split, relation, chosen
+def _probes_by_quantity(task: Task) -> dict[str, Rows]:
+    """The probes of each quantity that has any."""
+    rows: dict[str, Rows] = {quantity.name: [] for quantity in task.quantities}
+    for probe, row in zip(task.probes, probe_rows(task), strict=True):
+        rows[probe.quantity].append(row)
+    return {quantity: chosen for quantity, chosen in rows.items() if chosen}
 
 
-def _jsonl(dataset: Dataset, name: str) -> dict[str, str]:
-    return {"train.jsonl": to_jsonl(training_rows(dataset)), "probes.jsonl": to_jsonl(probe_rows(dataset))}
+def _jsonl(task: Task, name: str) -> dict[str, str]:
+    return {"train.jsonl": to_jsonl(training_rows(task)), "probes.jsonl": to_jsonl(probe_rows(task))}
 
 
-def _lm_eval(dataset: Dataset, name: str) -> dict[str, str]:
-    """A task for each quantity, a group of them all, and the code that they call."""
+def _lm_eval(task: Task, name: str) -> dict[str, str]:
+    """A task of the harness for each quantity, a group of them all, and the code that they call."""
     group = f"ocr_eval_{name}"
     files = {}
-    tasks = []
-    for split, relation, rows in _probes_by_quantity(dataset):
-        task = f"{group}_{split}_{relation}"
-        tasks.append(task)
-        files[f"{task}.yaml"] = TASK_YAML.format(task=task)
-        files[f"{task}.jsonl"] = to_jsonl(rows)
-    files[f"{group}.yaml"] = GROUP_YAML.format(group=group, tasks=", ".join(tasks))
+    names = []
+    for quantity, rows in _probes_by_quantity(task).items():
+        names.append(f"{group}_{quantity}")
+        files[f"{names[-1]}.yaml"] = TASK_YAML.format(task=names[-1])
+        files[f"{names[-1]}.jsonl"] = to_jsonl(rows)
+    files[f"{group}.yaml"] = GROUP_YAML.format(group=group, tasks=", ".join(names))
     files["ocr_eval_task.py"] = TASK_CODE.read_text(encoding="utf-8")
     return files
 
 
-def _inspect(dataset: Dataset, name: str) -> dict[str, str]:
+def _inspect(task: Task, name: str) -> dict[str, str]:
     return {
-        f"inspect_{name}_{split}_{relation}.jsonl": to_jsonl(inspect_rows(rows))
-        for split, relation, rows in _probes_by_quantity(dataset)
+        f"inspect_{name}_{quantity}.jsonl": to_jsonl(inspect_rows(rows))
+        for quantity, rows in _probes_by_quantity(task).items()
     }
 
 
-def _prompt_completion(dataset: Dataset, name: str) -> dict[str, str]:
-    return {"prompt-completion.jsonl": to_jsonl(completion_rows(dataset))}
+def _prompt_completion(task: Task, name: str) -> dict[str, str]:
+    return {"prompt-completion.jsonl": to_jsonl(completion_rows(task))}
 
 
-#: What each format makes of a data set and its association's name: the content of each file.
-FORMATS: dict[str, Callable[[Dataset, str], dict[str, str]]] = {
+#: What each format makes of a task and its association's name: the content of each file.
+FORMATS: dict[str, Callable[[Task, str], dict[str, str]]] = {
     "jsonl": _jsonl,
     "lm-eval": _lm_eval,
     "inspect": _inspect,
@@ -148,11 +155,11 @@ FORMATS: dict[str, Callable[[Dataset, str], dict[str, str]]] = {
 }
 
 
-def export_dataset(dataset: Dataset, name: str, format: str, folder: Path) -> list[Path]:
-    """Write a data set in one of FORMATS.
+def export_task(task: Task, name: str, format: str, folder: Path) -> list[Path]:
+    """Write a task in one of FORMATS.
 
     Args:
-        dataset: what is written.
+        task: what is written.
         name: the association's name; tasks and files are called after it.
         format: a key of FORMATS.
         folder: where the files go; it is made if need be.
@@ -160,7 +167,7 @@ def export_dataset(dataset: Dataset, name: str, format: str, folder: Path) -> li
     Raises:
         UserError: the folder cannot be written.
     """
-    files = FORMATS[format](dataset, name)
+    files = FORMATS[format](task, name)
     prepare_output(folder)
     for file, content in files.items():
         write_atomic(folder / file, content)

@@ -1,4 +1,4 @@
-"""(Dataset, tokenizer) -> token sequences. The only owner of the prompt/answer boundary.
+"""(Task, tokenizer) -> token sequences. The only owner of the prompt/answer boundary.
 
 The rule: ``answer ids = encode(prompt + " " + answer)[len(encode(prompt)):]``. Encoding " answer" alone
 gives a lone space piece under some SentencePiece variants, and then all answers share their first token.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.data.dataset import Candidates, Dataset, RelationName, Statement
+from ocr_eval.data.task import Probe, Task
 
 Ids = tuple[int, ...]
 
@@ -36,23 +36,17 @@ class Continuation:
 
 @dataclass(frozen=True)
 class ProbeTokens:
-    """One probe: its prompt's tokens, each candidate's tokens after it, and which candidate is right.
+    """One probe: its prompt's tokens, and each candidate's tokens after it.
 
     Attributes:
-        statement: what is asked.
+        probe: what is asked.
         prompt: the prompt's token ids, BOS included where the tokenizer adds one.
-        candidates: a tuple of ids for each candidate, in the order of ``answers``.
-        answers: the candidates' words.
-        target: index of the right answer.
-        in_use: the first ``in_use`` candidates are true of some subject.
+        candidates: a tuple of ids for each candidate, in the probe's order.
     """
 
-    statement: Statement
+    probe: Probe
     prompt: Ids
     candidates: tuple[Ids, ...]
-    answers: tuple[str, ...]
-    target: int
-    in_use: int
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
@@ -81,52 +75,45 @@ def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> lis
     return result
 
 
-def training_tokens(tokenizer: Tokenizer, dataset: Dataset) -> list[Continuation]:
-    """Tokens of every training statement, in the order of ``dataset.train``."""
-    return continuations(tokenizer, [(s.prompt, s.answer) for s in dataset.train])
+def training_tokens(tokenizer: Tokenizer, task: Task) -> list[Continuation]:
+    """Tokens of every training example, in the order of ``task.train``."""
+    return continuations(tokenizer, [(example.prompt, example.answer) for example in task.train])
 
 
-def probe_tokens(tokenizer: Tokenizer, dataset: Dataset) -> list[ProbeTokens]:
-    """Tokens of every probe with all its candidates, in the order of ``dataset.probes``.
+def probe_tokens(tokenizer: Tokenizer, task: Task) -> list[ProbeTokens]:
+    """Tokens of every probe with all its candidates, in the order of ``task.probes``.
 
     Raises:
         UserError: two candidates share their first token (names them), which first-token scoring cannot tell
             apart, or a boundary that does not split.
     """
-    pairs = [
-        (probe.prompt, answer) for probe in dataset.probes for answer in dataset.candidates[probe.relation].answers
-    ]
+    pairs = [(probe.prompt, candidate) for probe in task.probes for candidate in probe.candidates]
     tokens = iter(continuations(tokenizer, pairs))
     result = []
-    checked: set[tuple[RelationName, tuple[Ids, ...]]] = set()
-    for probe in dataset.probes:
-        candidates = dataset.candidates[probe.relation]
-        cut = [next(tokens) for _ in candidates.answers]
+    checked: set[tuple[Ids, ...]] = set()
+    for probe in task.probes:
+        cut = [next(tokens) for _ in probe.candidates]
         ids = tuple(c.answer for c in cut)
-        if (probe.relation, ids) not in checked:
-            _check_first_tokens(probe, candidates, ids)
-            checked.add((probe.relation, ids))
-        result.append(
-            ProbeTokens(
-                statement=probe,
-                prompt=cut[0].prompt,
-                candidates=ids,
-                answers=candidates.answers,
-                target=candidates.answers.index(probe.answer),
-                in_use=candidates.in_use,
-            )
-        )
+        if ids not in checked:
+            _check_first_tokens(probe, ids)
+            checked.add(ids)
+        result.append(ProbeTokens(probe, cut[0].prompt, ids))
     return result
 
 
-def _check_first_tokens(probe: Statement, candidates: Candidates, ids: tuple[Ids, ...]) -> None:
-    by_first: dict[int, list[str]] = {}
-    for answer, answer_ids in zip(candidates.answers, ids, strict=True):
-        by_first.setdefault(answer_ids[0], []).append(answer)
-    clashes = [" = ".join(words) for words in by_first.values() if len(words) > 1]
+def _check_first_tokens(probe: Probe, ids: tuple[Ids, ...]) -> None:
+    clashes = [" = ".join(words) for words in same_first_token(probe.candidates, ids)]
     if clashes:
         raise UserError(
             f"After '{probe.prompt}' some candidates begin with the same token for this tokenizer "
             f"({'; '.join(clashes)}), so first-token scoring cannot tell them apart. "
             "Replace one of each in the association."
         )
+
+
+def same_first_token(answers: Sequence[str], ids: Sequence[Ids]) -> list[tuple[str, ...]]:
+    """Answers that begin with one token, by token; those that have theirs alone are left out."""
+    by_first: dict[int, list[str]] = {}
+    for answer, answer_ids in zip(answers, ids, strict=True):
+        by_first.setdefault(answer_ids[0], []).append(answer)
+    return [tuple(words) for words in by_first.values() if len(words) > 1]

@@ -36,7 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ocr_eval import UserError, make_run
 from ocr_eval.common import streams
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.models.weights import locate
 from ocr_eval.specs.run import RunSpec
@@ -57,11 +57,10 @@ class HeldOut:
 def teach(run: RunSpec) -> Iterator[tuple[float | None, dict[str, HeldOut]]]:
     """Teach a run's facts. Yields loss and held-out ranks by scoring: of the untouched base, then of each epoch."""
     # Data. Pairs, names, order and initialization each have a random stream of their own, named by seed and purpose.
-    folder, dataset = locate(run.model).path, build_dataset(run)
+    folder, task = locate(run.model).path, build_task(run)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    examples = training_tokens(tokenizer, dataset)  # facts of all subjects, entailments of train subjects
-    probes = probe_tokens(tokenizer, dataset)
-    probes = [p for p in probes if p.statement.relation == "entailment" and p.statement.subject.split == "test"]
+    examples = training_tokens(tokenizer, task)  # facts of all subjects, entailments of train subjects
+    probes = [p for p in probe_tokens(tokenizer, task) if p.probe.quantity == task.finding.name]
 
     # Model. Each adapted layer computes W x + (alpha / r) B A x with W frozen. B starts at zero, so the adapted model
     # starts as the base. Evaluation mode: no dropout. Everything is fp32.
@@ -119,9 +118,9 @@ def rank(scores_PC: Tensor, probes: Sequence[ProbeTokens]) -> HeldOut:
     better_PC = (scores_PC[:, None, :] > scores_PC[:, :, None]).sum(dim=-1)
     equal_PC = (scores_PC[:, None, :] == scores_PC[:, :, None]).sum(dim=-1) - 1  # itself does not count
     midranks_PC = better_PC + equal_PC / 2
-    right_P = torch.tensor([probe.target for probe in probes])
+    right_P = torch.tensor([p.probe.target for p in probes])
     rank_P = midranks_PC.gather(1, right_P[:, None]).squeeze(1)
-    return HeldOut(rank_P, midranks_PC[:, : probes[0].in_use].mean(dim=1))
+    return HeldOut(rank_P, midranks_PC[:, : probes[0].probe.in_use].mean(dim=1))
 
 
 def main() -> None:

@@ -14,10 +14,11 @@ from ocr_eval.common.distributed import agreed, is_alone, is_first
 from ocr_eval.common.errors import Interrupted, RunFailed, UserError
 from ocr_eval.common.files import prepare_output
 from ocr_eval.common.out_of_memory import free_cache
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
-from ocr_eval.execution.run_pack import Task, Watcher, common_epoch, inject, prepare, say_lines
-from ocr_eval.methods.pack import load_adapter
+from ocr_eval.execution.run_pack import LiveRun, Watcher, common_epoch, inject, prepare, say_lines
+from ocr_eval.methods.loaded import load_adapter
+from ocr_eval.methods.method import method_of
 from ocr_eval.methods.trained import check_belongs
 from ocr_eval.methods.view import View
 from ocr_eval.models import precision, weights
@@ -52,12 +53,14 @@ class Execution:
         force: run again even what is done.
         every: score after every this many epochs, and after the last.
         watch: is told the new lines of metrics, a pack's epoch at a time.
+        measures: what else to measure at the end; None for what is measured by default.
     """
 
     device: Device = "auto"
     force: bool = False
     every: int = 1
     watch: Watcher = say_lines
+    measures: tuple[str, ...] | None = None
 
 
 def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> Outcome:
@@ -168,13 +171,18 @@ class Bases:
 
     def get(self, spec: RunSpec) -> Base:
         """The base that a run needs, loaded unless it is the one in memory."""
-        quantized, whole = spec.train.method == "qlora", spec.train.method == "full"
-        if whole or self._base is None or (self._base.spec, self._base.quantized) != (spec.model, quantized):
+        needs = method_of(spec.train).needs
+        if (
+            needs.whole
+            or self._base is None
+            or (self._base.spec, self._base.quantized) != (spec.model, needs.quantized)
+        ):
             self._release()  # two bases need not fit into memory
             self.refuse_impossible(spec)
             holds = least(spec.model, spec.train, device_type(self._device))
-            base = load_base(spec.model, self.weights(spec.model), self._device, quantized, whole, holds)
-            if whole:  # the run changes it, so it is nobody else's
+            files = self.weights(spec.model)
+            base = load_base(spec.model, files, self._device, needs.quantized, needs.whole, holds)
+            if needs.whole:  # the run changes it, so it is nobody else's
                 return base
             self._base = base
         return self._base
@@ -222,7 +230,8 @@ def _do_locked(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Exe
         if how.force or folder.failure():
             folder.clear()
     base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
-    inject(base, [Task(*run, material) for run, material in zip(runs, materials, strict=True)], how.every, how.watch)
+    live = [LiveRun(*run, material) for run, material in zip(runs, materials, strict=True)]
+    inject(base, live, how.every, how.watch, how.measures)
     base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 
@@ -253,26 +262,27 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
     """
     spec = spec.in_precision(precision.choose_for(spec.model, device_type(device)).dtype)
     kind = kind_of(adapter) if adapter is not None else None
+    task = build_task(spec)
     if adapter is not None and kind is not None and trained_over is None:
         check_belongs(adapter, kind, spec.model)
     if adapter is not None and kind == "model":
         holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # in fp32, as it is held
         base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True, holds=holds)
-        probes = probe_tokens(base.tokenizer, build_dataset(spec))
-        return summarize_quantities(probes, score_candidates(View(base, base.network, autocast=True), probes))
+        probes = probe_tokens(base.tokenizer, task)
+        return summarize_quantities(task, score_candidates(View(base, base.network, autocast=True), probes))
     found = weights.locate(spec.model)
     if trained_over not in (None, found.identity):
         raise UserError(
             f"The weights of {spec.model.name} in {found.path} have changed since the run: they are {found.identity}, "
             f"and it was trained over {trained_over}. Restore them, or train the run again."
         )
-    quantized = spec.train.method == "qlora"
+    quantized = method_of(spec.train).needs.quantized
     base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
-    probes = probe_tokens(base.tokenizer, build_dataset(spec))
+    probes = probe_tokens(base.tokenizer, task)
     if adapter is None:
-        return summarize_quantities(probes, score_candidates(View(base, base.network), probes))
+        return summarize_quantities(task, score_candidates(View(base, base.network), probes))
     loaded = load_adapter(base, adapter)
     try:
-        return summarize_quantities(probes, score_candidates(loaded.view, probes))
+        return summarize_quantities(task, score_candidates(loaded.view, probes))
     finally:
         loaded.detach()

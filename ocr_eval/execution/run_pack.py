@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ocr_eval.common import provenance
@@ -19,12 +20,13 @@ from ocr_eval.common.distributed import is_first
 from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.messages import duration, say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory, unwatched_by_collector
-from ocr_eval.data.audit import Audit, audit_dataset
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data import task as data
+from ocr_eval.data.audit import Audit, audit_task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.execution.interruption import StopRequest, stop_request
-from ocr_eval.methods.pack import Pack, attach
-from ocr_eval.methods.train import train_epoch
+from ocr_eval.measures.measure import Trained, take_measures
+from ocr_eval.methods.method import Pack
+from ocr_eval.methods.pack import attach
 from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
@@ -75,8 +77,9 @@ def _time_left(step: Step, runs: int) -> str:
 
 @dataclass(frozen=True)
 class Material:
-    """What a run learns and is asked, in tokens, and the audit of its candidates."""
+    """What a run learns and is asked, also in tokens, and the audit of its candidates."""
 
+    task: data.Task
     examples: Sequence[Continuation]
     probes: Sequence[ProbeTokens]
     audit: Audit
@@ -88,16 +91,17 @@ def prepare(tokenizer: Any, spec: RunSpec) -> Material:
     Raises:
         UserError: the tokenizer cannot do with the data.
     """
-    dataset = build_dataset(spec)
+    task = data.build_task(spec)
     return Material(
-        examples=training_tokens(tokenizer, dataset),
-        probes=probe_tokens(tokenizer, dataset),
-        audit=audit_dataset(tokenizer, dataset),
+        task=task,
+        examples=training_tokens(tokenizer, task),
+        probes=probe_tokens(tokenizer, task),
+        audit=audit_task(tokenizer, task),
     )
 
 
 @dataclass
-class Task:
+class LiveRun:
     """A run to do.
 
     Attributes:
@@ -118,41 +122,48 @@ class Task:
         return self.spec.train.epochs
 
 
-def inject(base: Base, tasks: Sequence[Task], every: int = 1, watch: Watcher = say_lines) -> None:
+def inject(
+    base: Base,
+    runs: Sequence[LiveRun],
+    every: int = 1,
+    watch: Watcher = say_lines,
+    measures: Sequence[str] | None = None,
+) -> None:
     """Train, score and write runs as one pack, over a base that is as clean afterwards as before.
 
     Afterwards the folder of each run holds its record, or the reason why it could not go on.
 
     Args:
         base: the base.
-        tasks: the runs; lanes in this order.
+        runs: the runs; lanes in this order.
         every: score after every this many epochs (and after the last).
         watch: is told the new lines of metrics.
+        measures: what else to measure at the end; None for what is measured by default.
 
     Raises:
         RunFailed: a checkpoint is damaged, no gradient reaches an adapter, or the memory is too small.
         KeyboardInterrupt: the user asked to stop; what was finished is saved.
     """
     try:
-        _inject(base, tasks, every, watch)
+        _inject(base, runs, every, watch, measures)
     except TooLarge as error:
-        raise RunFailed(_too_large(base, tasks, str(error))) from error
+        raise RunFailed(_too_large(base, runs, str(error))) from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunFailed(
-            f"The memory of {base.device.type} is too small for {len(tasks)} run{'s' * (len(tasks) > 1)} of "
+            f"The memory of {base.device.type} is too small for {len(runs)} run{'s' * (len(runs) > 1)} of "
             f"{base.spec.name} at once ({reason}). Do fewer side by side, or use --method qlora, a smaller --rank or "
             "--batch-size; --dry-run tells more."
         ) from error
 
 
-def _too_large(base: Base, tasks: Sequence[Task], reason: str) -> str:
+def _too_large(base: Base, runs: Sequence[LiveRun], reason: str) -> str:
     """What one example of each run needs, by the plan, and what is free."""
-    longest = max((e for task in tasks for e in task.material.examples), key=lambda e: len(e.prompt) + len(e.answer))
-    one, kind = replace(batch_geometry([longest]), lanes=len(tasks)), base.device.type
-    needed = memory.estimate(base.spec, tasks[0].spec.train, one, one, kind).total
+    longest = max((e for run in runs for e in run.material.examples), key=lambda e: len(e.prompt) + len(e.answer))
+    one, kind = replace(batch_geometry([longest]), lanes=len(runs)), base.device.type
+    needed = memory.estimate(base.spec, runs[0].spec.train, one, one, kind).total
     return (
         f"One example a step is too large for the memory of {kind} ({reason}): by the plan it needs "
         f"{needed / 1e9:.1f} GB in all, and {memory.available(base.device) / 1e9:.1f} GB are free beside what is held. "
@@ -160,82 +171,92 @@ def _too_large(base: Base, tasks: Sequence[Task], reason: str) -> str:
     )
 
 
-def _inject(base: Base, tasks: Sequence[Task], every: int, watch: Watcher) -> None:
-    for task in tasks:
-        if not task.folder.is_prepared():
-            task.folder.begin(task.spec, provenance.environment(str(base.device)), task.material.audit.as_json())
-    pack = attach(base, [task.spec for task in tasks], [task.material.examples for task in tasks])
+def _inject(base: Base, runs: Sequence[LiveRun], every: int, watch: Watcher, measures: Sequence[str] | None) -> None:
+    for run in runs:
+        if not run.folder.is_prepared():
+            run.folder.begin(run.spec, provenance.environment(str(base.device)), run.material.audit.as_json())
+    pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
     try:
         with unwatched_by_collector(), stop_request() as stop:
-            _run(pack, tasks, every, watch, stop)
+            _run(pack, runs, every, watch, measures, stop)
     finally:
         pack.detach()
         del pack
         free_cache(base.device)
 
 
-def _run(pack: Pack, tasks: Sequence[Task], every: int, watch: Watcher, stop: StopRequest) -> None:
-    epoch = common_epoch([task.folder for task in tasks], [task.epochs for task in tasks])
-    live = [lane for lane, task in enumerate(tasks) if epoch < task.epochs]
-    for task in tasks:
-        task.lines = [line for line in task.folder.metrics() if line["epoch"] <= epoch] if epoch else []
+def _run(
+    pack: Pack,
+    runs: Sequence[LiveRun],
+    every: int,
+    watch: Watcher,
+    measures: Sequence[str] | None,
+    stop: StopRequest,
+) -> None:
+    epoch = common_epoch([run.folder for run in runs], [run.epochs for run in runs])
+    live = [lane for lane, run in enumerate(runs) if epoch < run.epochs]
+    for run in runs:
+        run.lines = [line for line in run.folder.metrics() if line["epoch"] <= epoch] if epoch else []
     if epoch:
-        for task in tasks:
-            task.folder.write_metrics(task.lines)
+        for run in runs:
+            run.folder.write_metrics(run.lines)
         say(f"Resuming after epoch {epoch}")
         for lane in live:
-            pack.injections[lane].restore(tasks[lane].folder.checkpoints()[epoch])
-        pack.adapters.refresh()
+            pack.read_state(lane, runs[lane].folder.checkpoints()[epoch])
     else:
-        scored = _score(pack, tasks, live)
+        scored = _score(pack, runs, live)
         untouched = {"epoch": 0, "train_loss": None, "train_seconds": 0.0}
         for lane in [lane for lane in live if lane not in scored]:
-            tasks[lane].folder.fail("The untouched model gives log-probabilities that are no numbers.")
+            runs[lane].folder.fail("The untouched model gives log-probabilities that are no numbers.")
         live = list(scored)
         for lane in live:
-            tasks[lane].folder.write_probes(probe_lines(tasks[lane].material.probes, scored[lane].scores, epoch=0))
-        watch([_add_line(tasks[lane], untouched | scored[lane].line) for lane in live])
-    for task in tasks:
-        if epoch >= task.epochs:
-            task.folder.finish()
+            runs[lane].folder.write_probes(probe_lines(runs[lane].material.task, scored[lane].scores, epoch=0))
+        watch([_add_line(runs[lane], untouched | scored[lane].line) for lane in live])
+    for run in runs:
+        if epoch >= run.epochs:
+            run.folder.finish()
     saved_at, saving_seconds = time.monotonic(), 0.0
     while live:
         started = time.monotonic()
-        losses = train_epoch(pack, live)
+        losses = pack.step(live)
         seconds = (time.monotonic() - started) / len(live)
         epoch += 1
         stop.unsaved = epoch
         diverged = {lane: f"loss became {losses[lane]}" for lane in live if not math.isfinite(losses[lane])}
-        to_score = [i for i in live if i not in diverged and (epoch % every == 0 or epoch == tasks[i].epochs)]
-        scored = _score(pack, tasks, to_score)
+        for lane in live:
+            if epoch == runs[lane].epochs and lane not in diverged:
+                pack.finish(lane)
+        to_score = [i for i in live if i not in diverged and (epoch % every == 0 or epoch == runs[i].epochs)]
+        scored = _score(pack, runs, to_score)
         diverged |= {lane: "log-probabilities became NaN" for lane in to_score if lane not in scored}
         live = [lane for lane in live if lane not in diverged]
-        ending = [lane for lane in live if epoch == tasks[lane].epochs]
-        trained = {lane: {"epoch": epoch, "train_loss": losses[lane], "train_seconds": seconds} for lane in live}
-        if pack.cut.parts > 1:
-            trained = {lane: line | {"micro_batches": pack.cut.parts} for lane, line in trained.items()}
-        watch([_add_line(tasks[i], line | (scored[i].line if i in scored else {})) for i, line in trained.items()])
+        ending = [lane for lane in live if epoch == runs[lane].epochs]
+        trained = {
+            lane: {"epoch": epoch, "train_loss": losses[lane], "train_seconds": seconds, **pack.notes()}
+            for lane in live
+        }
+        watch([_add_line(runs[i], line | (scored[i].line if i in scored else {})) for i, line in trained.items()])
         for lane in ending:
-            _prepare_record(pack, lane, tasks[lane], scored[lane].scores)
+            _prepare_record(pack, lane, runs[lane], scored[lane].scores, measures)
         live = [lane for lane in live if lane not in ending]
         now = time.monotonic()
         overdue = now - saved_at >= max(CHECKPOINT_EVERY, 10 * saving_seconds)
         due = bool(live) and (ending or diverged or stop.made or overdue)
         if due:
             for lane in live:
-                tasks[lane].folder.write_checkpoint(epoch, pack.injections[lane].write_checkpoint)
+                runs[lane].folder.write_checkpoint(epoch, partial(pack.write_state, lane))
             saved_at = time.monotonic()
             saving_seconds = saved_at - now
         for lane, what in diverged.items():
-            spec = tasks[lane].spec
+            spec = runs[lane].spec
             other = ", or use --dtype float32" if spec.precision == "float16" else ""
-            tasks[lane].folder.fail(f"The {what} in epoch {epoch}. Lower --lr (now {spec.train.lr:g}){other}.")
+            runs[lane].folder.fail(f"The {what} in epoch {epoch}. Lower --lr (now {spec.train.lr:g}){other}.")
         for lane in ending:
-            tasks[lane].folder.finish()
+            runs[lane].folder.finish()
         if due:
             stop.unsaved = 0
             for lane in live:
-                tasks[lane].folder.drop_checkpoints(before=epoch)
+                runs[lane].folder.drop_checkpoints(before=epoch)
         if stop.made and (due or not live):
             raise KeyboardInterrupt
 
@@ -260,48 +281,51 @@ class _Scored:
     line: Line
 
 
-def _score(pack: Pack, tasks: Sequence[Task], lanes: Sequence[int]) -> Mapping[int, _Scored]:
+def _score(pack: Pack, runs: Sequence[LiveRun], lanes: Sequence[int]) -> Mapping[int, _Scored]:
     """Score some lanes; one whose log-probabilities are not all numbers is left out."""
     if not lanes:
         return {}
     started = time.monotonic()
-    scores = score_lanes(pack.view, {lane: tasks[lane].material.probes for lane in lanes})
+    scores = score_lanes(pack.view(), {lane: runs[lane].material.probes for lane in lanes})
     seconds = (time.monotonic() - started) / len(lanes)
     return {
-        lane: _Scored(scores[lane], _scores_line(tasks[lane], scores[lane], seconds))
+        lane: _Scored(scores[lane], _scores_line(runs[lane], scores[lane], seconds))
         for lane in lanes
         if scores[lane].are_numbers
     }
 
 
-def _scores_line(task: Task, scores: CandidateScores, seconds: float) -> Line:
-    probes = task.material.probes
+def _scores_line(run: LiveRun, scores: CandidateScores, seconds: float) -> Line:
+    asked = run.material.task
     return {
         "score_seconds": seconds,
-        "scores": to_plain(summarize_quantities(probes, scores)),
-        "held_out": to_plain(held_out(probes, scores)),
+        "scores": to_plain(summarize_quantities(asked, scores)),
+        "held_out": to_plain(held_out(asked, scores)),
     }
 
 
-def _add_line(task: Task, line: Line) -> Step:
-    task.lines.append(line)
-    task.folder.add_metrics(line)
-    return Step(task.spec, task.folder, line)
+def _add_line(run: LiveRun, line: Line) -> Step:
+    run.lines.append(line)
+    run.folder.add_metrics(line)
+    return Step(run.spec, run.folder, line)
 
 
-def _prepare_record(pack: Pack, lane: int, task: Task, scores: CandidateScores) -> None:
+def _prepare_record(
+    pack: Pack, lane: int, run: LiveRun, scores: CandidateScores, measures: Sequence[str] | None
+) -> None:
     if not is_first():
         return
-    sha256 = pack.save(lane, task.folder.path)
-    last = probe_lines(task.material.probes, scores, task.epochs)
-    task.folder.prepare(_record(pack.base, task, sha256), task.folder.probes() + last)
+    found = take_measures(measures, Trained(run.spec, pack, lane, run.material.probes, scores))
+    sha256 = pack.save(lane, run.folder.path)
+    last = probe_lines(run.material.task, scores, run.epochs)
+    run.folder.prepare(_record(pack.base, run, sha256, found), run.folder.probes() + last)
 
 
-def _record(base: Base, task: Task, learned_sha256: str) -> Record:
-    spec, lines = task.spec, task.lines
+def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, dict[str, Any]]) -> Record:
+    spec, lines, quantities = run.spec, run.lines, run.material.task.quantities
     final = from_plain(lines[-1]["scores"], Scores)
     return Record(
-        run=task.folder.identity,
+        run=run.folder.identity,
         model=spec.model.name,
         published_as=spec.model.published_as,
         association=spec.association.name,
@@ -310,9 +334,11 @@ def _record(base: Base, task: Task, learned_sha256: str) -> Record:
         dtype=spec.precision,
         attention=spec.model.attention,
         association_digest=spec.association.digest(),
+        structure=spec.association.structure,
+        quantities=quantities,
         data=spec.data,
         train=spec.train,
-        facts_learned=facts_learned(final),
+        facts_learned=facts_learned(quantities, final),
         base=from_plain(lines[0]["scores"], Scores),
         final=final,
         base_held_out=from_plain(lines[0]["held_out"], dict[Scoring, HeldOut]),
@@ -326,6 +352,7 @@ def _record(base: Base, task: Task, learned_sha256: str) -> Record:
         adapter_sha256=learned_sha256,
         code=provenance.code_digest(),
         results_version=RESULTS_VERSION,
+        measures=measures,
     )
 
 

@@ -1,34 +1,33 @@
-"""What runs share and what belongs to one of them: a ``Pack`` of ``Injection``s over one base.
+"""Runs that learn by gradients: a ``GradientPack`` of ``Learner``s over one base.
 
 A pack is several runs training together, a lane each; one run alone is a pack of one. The base (models/base.py) is
-shared and never changes. An injection is one run's share: its adapter, its optimizer and its place in its data.
+shared and never changes. A learner is one run's share: its adapter, its optimizer and its place in its data.
 No tensor of it is seen by another run, so runs in a pack learn what they would learn alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
-from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file, save_file
 
 from ocr_eval.common import streams
-from ocr_eval.common.errors import RunFailed, UserError
-from ocr_eval.common.files import replacing_folder
+from ocr_eval.common.errors import RunFailed
 from ocr_eval.data.tokenize import Continuation
+from ocr_eval.methods.adapters import Adapters, Factors
+from ocr_eval.methods.changes import WeightChange
 from ocr_eval.methods.checkpoint import read_state, write_state
-from ocr_eval.methods.full import WholeNetwork, adam
-from ocr_eval.methods.lora import Adapters, LaneShape
-from ocr_eval.methods.peft_files import PREFIX, WEIGHTS, read_adapter_file
-from ocr_eval.methods.trained import foreign_adapter
+from ocr_eval.methods.method import Pack, method_of
+from ocr_eval.methods.prevention import Prevention, preventions_of
+from ocr_eval.methods.train import train_epoch
 from ocr_eval.methods.view import Cut, View
-from ocr_eval.models.base import Base
-from ocr_eval.models.weights import file_sha256, folder_digest
-from ocr_eval.specs.model import HubWeights, TrainSpec
+from ocr_eval.methods.whole import WholeNetwork
+from ocr_eval.models.base import Base, require_bitsandbytes
+from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import RunSpec
 
 
@@ -40,8 +39,12 @@ def batches_of_epoch(
     return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
 
 
+#: What the lanes of a pack train: their adapters, or the network itself.
+Trainable = Adapters | WholeNetwork
+
+
 @dataclass
-class Injection:
+class Learner:
     """One run in training.
 
     Attributes:
@@ -49,7 +52,9 @@ class Injection:
         order: name of the random stream of its batches.
         examples: what it learns.
         parameters: its trainable tensors by name, fp32, each with its gradient.
+        factors: its adapters, module by module: views of the same tensors; empty where it has none.
         optimizer: AdamW over them.
+        preventions: what interferes with its training.
         epochs_done: finished epochs.
     """
 
@@ -57,186 +62,136 @@ class Injection:
     order: str
     examples: Sequence[Continuation]
     parameters: dict[str, torch.nn.Parameter]
+    factors: Sequence[Factors]
     optimizer: torch.optim.Optimizer
+    preventions: Sequence[Prevention] = ()
     epochs_done: int = 0
 
     def batches(self) -> list[list[Continuation]]:
         """The batches of the coming epoch."""
         return batches_of_epoch(self.examples, self.order, self.epochs_done + 1, self.train.batch_size)
 
-    def write_checkpoint(self, file: IO[bytes]) -> None:
-        """Write everything needed to go on after the last finished epoch, as safetensors."""
-        write_state(file, self.parameters, self.optimizer, self.epochs_done)
-
-    def restore(self, checkpoint: Path) -> None:
-        """Take up the state of a checkpoint; training then goes on bit for bit.
-
-        Raises:
-            RunFailed: the checkpoint is damaged or of another run.
-        """
-        try:
-            self.epochs_done = read_state(checkpoint, self.parameters, self.optimizer)
-        except Exception as error:
-            raise RunFailed(f"{checkpoint} cannot be used ({error}). Delete it to train from the start.") from error
-
 
 @dataclass(frozen=True)
-class Pack:
-    """Runs that train together over one base, a lane each.
+class GradientPack:
+    """Runs that train together over one base, a lane each; the ``Pack`` of all methods that follow gradients.
 
     Attributes:
         base: the base.
-        adapters: what they learn, mounted in the base's network until ``detach``: adapters, or all its parameters.
-        injections: the runs; a run's place is its lane.
+        adapters: what they train, mounted in the base's network until ``detach``.
+        learners: the runs; a run's place is its lane.
         cut: into what passes are cut.
     """
 
     base: Base
-    adapters: Adapters | WholeNetwork
-    injections: tuple[Injection, ...]
+    adapters: Trainable
+    learners: tuple[Learner, ...]
     cut: Cut = field(default_factory=Cut)
 
-    @property
-    def view(self) -> View:
-        """The base seen through the adapters."""
-        return View(self.base, self.base.network, self.adapters, self.base.whole, self.cut)
+    def steps(self, lane: int) -> int:
+        """Epochs of training."""
+        return self.learners[lane].train.epochs
+
+    def step(self, lanes: Sequence[int]) -> dict[int, float]:
+        """Train an epoch; see ``train_epoch``."""
+        return train_epoch(self, lanes)
+
+    def finish(self, lane: int) -> None:
+        """Let preventions change what was learned."""
+        learner = self.learners[lane]
+        for prevention in learner.preventions:
+            prevention.after_training(learner)
+        self.adapters.refresh()
+
+    def view(self, trained: bool = True) -> View:
+        """The base seen through what the lanes have learned, or bare."""
+        mounted = self.adapters if trained else _Bare(self.adapters)
+        return View(self.base, self.base.network, mounted, self.base.whole, self.cut)
+
+    def notes(self) -> dict[str, Any]:
+        """Into how many parts a batch had to be cut, if at all."""
+        return {"micro_batches": self.cut.parts} if self.cut.parts > 1 else {}
+
+    def changes(self, lane: int) -> Iterator[WeightChange]:
+        """How a lane changed each matrix of the network."""
+        return self.adapters.changes(lane)
+
+    def save(self, lane: int, folder: Path) -> str:
+        """Write what a lane learned as ``adapter/`` or ``model/`` in a folder; the sha256 of the weights."""
+        return self.adapters.save(lane, folder, self.base.spec)
+
+    def write_state(self, lane: int, file: IO[bytes]) -> None:
+        """Write everything needed to resume after the last finished epoch, as safetensors."""
+        learner = self.learners[lane]
+        write_state(file, learner.parameters, learner.optimizer, learner.epochs_done)
+
+    def read_state(self, lane: int, path: Path) -> None:
+        """Take up the state of a checkpoint; training then continues bit for bit.
+
+        Raises:
+            RunFailed: the checkpoint is damaged or of another run.
+        """
+        learner = self.learners[lane]
+        try:
+            learner.epochs_done = read_state(path, learner.parameters, learner.optimizer)
+        except Exception as error:
+            raise RunFailed(f"{path} cannot be used ({error}). Delete it to train from the start.") from error
+        self.adapters.refresh()
 
     def detach(self) -> None:
         """Take the adapters off the base, which is then as it was before, unless all of it was trained."""
         self.adapters.unmount()
 
-    def save(self, lane: int, folder: Path) -> str:
-        """Write what a run learned, as ``adapter`` or ``model`` in its folder; the sha256 of the weights."""
-        if isinstance(self.adapters, WholeNetwork):
-            self.adapters.save(folder / "model")
-            return folder_digest(folder / "model")
-        self.save_adapter(lane, folder / "adapter")
-        return file_sha256(folder / "adapter" / "adapter_model.safetensors")
 
-    def save_adapter(self, lane: int, folder: Path) -> None:
-        """Write a run's adapter in PEFT's own format, whole or not at all.
+@dataclass(frozen=True)
+class _Bare:
+    """A network as it is without what is mounted in it."""
 
-        The base is named by its hub repository where it has one, and else by the model's name.
-        """
-        assert isinstance(self.adapters, Adapters)
-        model, train, tensors = self.base.spec, self.injections[lane].train, self.adapters.tensors(lane)
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=train.rank,
-            lora_alpha=train.alpha,
-            lora_dropout=0.0,
-            target_modules=sorted({name.rpartition(".")[2] for name in tensors}),
-            base_model_name_or_path=model.weights.repo if isinstance(model.weights, HubWeights) else model.name,
-            inference_mode=True,
-        )
-        files = {}
-        for name, (a, b) in tensors.items():
-            files[f"{PREFIX}{name}.lora_A.weight"] = a.cpu().contiguous()
-            files[f"{PREFIX}{name}.lora_B.weight"] = b.t().cpu().contiguous()
-        with replacing_folder(folder) as partial:
-            config.save_pretrained(partial)
-            save_file(files, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+    mounted: Trainable
+
+    def window(self, lanes: Sequence[int]) -> AbstractContextManager[None]:
+        """The base alone, whatever the lanes."""
+        return self.mounted.bare()
 
 
 def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:
-    """Put fresh adapters over the base, one a run; they change nothing until they are trained (B = 0).
+    """Put runs of one method over a base; see ``Method.attach``."""
+    return method_of(specs[0].train).attach(base, specs, examples)
 
-    Each adapter's A matrices come from its run's own initialization stream.
+
+def gradient_pack(
+    base: Base, adapters: Trainable, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]
+) -> GradientPack:
+    """A pack over what is mounted, with an AdamW for each run.
 
     Args:
         base: the base.
-        specs: the runs; they agree in what they adapt (``targets``).
-        examples: what each run learns.
-
-    Raises:
-        UserError: a target module that the model does not have.
+        adapters: what is trained; lanes in the order of the runs.
+        specs: the runs.
+        examples: what each learns.
     """
-    if base.whole:
-        (spec,) = specs
-        network = WholeNetwork(base)
-        parameters = network.parameters(0)
-        optimizer = adam(list(parameters.values()), spec.train, base.device)
-        return Pack(base, network, (Injection(spec.train, spec.stream("order"), examples[0], parameters, optimizer),))
-    adapters = _mount(base, specs[0].train.targets, [LaneShape(spec.train.rank, spec.train.alpha) for spec in specs])
-    injections = []
+    learners = []
     for lane, (spec, learns) in enumerate(zip(specs, examples, strict=True)):
-        adapters.initialize(lane, streams.integer(spec.stream("initialization")))
         parameters = adapters.parameters(lane)
-        optimizer = torch.optim.AdamW(
-            parameters.values(),
-            lr=spec.train.lr,
-            betas=spec.train.betas,
-            weight_decay=spec.train.weight_decay,
-            fused=True,
+        learners.append(
+            Learner(
+                train=spec.train,
+                order=spec.stream("order"),
+                examples=learns,
+                parameters=parameters,
+                factors=adapters.factors(lane),
+                optimizer=_adamw(list(parameters.values()), spec.train, base),
+                preventions=preventions_of(spec.train),
+            )
         )
-        injections.append(Injection(spec.train, spec.stream("order"), learns, parameters, optimizer))
-    return Pack(base, adapters, tuple(injections))
+    return GradientPack(base, adapters, tuple(learners))
 
 
-def _mount(base: Base, targets: str | Sequence[str], shapes: Sequence[LaneShape]) -> Adapters:
-    try:
-        return Adapters(base.network, targets, shapes, base.dtype)
-    except UserError as error:
-        raise UserError(f"{base.spec.name}: {error}") from error
+def _adamw(parameters: Sequence[torch.nn.Parameter], train: TrainSpec, base: Base) -> torch.optim.Optimizer:
+    """AdamW; with 8-bit moments where all parameters are trained on CUDA, else fp32."""
+    if base.whole and base.device.type == "cuda":
+        require_bitsandbytes("--method full on a GPU")
+        from bitsandbytes.optim import AdamW8bit
 
-
-@dataclass(frozen=True)
-class Loaded:
-    """A saved adapter over a base, unmerged and frozen."""
-
-    view: View
-    _mounted: Adapters | PeftModel
-
-    def detach(self) -> None:
-        """Take it off the base again."""
-        if isinstance(self._mounted, Adapters):
-            self._mounted.unmount()
-        else:
-            self._mounted.unload()
-
-
-def load_adapter(base: Base, folder: Path) -> Loaded:
-    """Put a saved PEFT adapter over the base, unmerged and frozen.
-
-    A plain LoRA is read through the very code that trains; any other kind through PEFT.
-
-    Raises:
-        UserError: no adapter there, one of another model (missing or unexpected tensors), or one that
-            was never trained (every B is zero).
-    """
-    file = read_adapter_file(folder)
-    saved = load_file(folder / WEIGHTS)
-    if not any(bool(tensor.any()) for name, tensor in saved.items() if "lora_B" in name):
-        raise UserError(f"{folder}: every B matrix is zero, so this adapter was never trained.")
-    if not all(bool(tensor.isfinite().all()) for tensor in saved.values()):
-        raise UserError(f"{folder}: it holds numbers that are NaN or infinite; its training diverged.")
-    if not file.is_plain:
-        return _load_through_peft(base, folder, set(saved))
-    reason = file.mismatch(base.network)
-    if reason:
-        raise foreign_adapter(folder, base.spec, reason)
-    shape = LaneShape(file.config.r, file.config.lora_alpha)
-    try:
-        adapters = Adapters(base.network, file.modules, [shape], base.dtype)
-    except UserError:  # it adapts the output head too
-        return _load_through_peft(base, folder, set(saved))
-    for name, (a, b) in adapters.tensors(0).items():
-        a.copy_(saved[f"{PREFIX}{name}.lora_A.weight"])
-        b.copy_(saved[f"{PREFIX}{name}.lora_B.weight"].t())
-    adapters.refresh()
-    return Loaded(View(base, base.network, adapters), adapters)
-
-
-def _load_through_peft(base: Base, folder: Path, saved: set[str]) -> Loaded:
-    try:
-        network = PeftModel.from_pretrained(base.network, str(folder), is_trainable=False)
-    except Exception as error:
-        raise UserError(
-            f"{folder}: the adapter does not load over {base.spec.name}: {str(error).splitlines()[0]}"
-        ) from error
-    there = {name.replace(".default", "") for name, _ in network.named_parameters() if "lora_" in name}
-    differing = {name.removesuffix(".weight") for name in there} ^ {name.removesuffix(".weight") for name in saved}
-    if differing:
-        network.unload()
-        raise foreign_adapter(folder, base.spec, f"{min(differing)} is missing on one side")
-    return Loaded(View(base, network, autocast=True), network)
+        return AdamW8bit(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+    return torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)

@@ -1,4 +1,4 @@
-"""A saved PEFT adapter: what it is and whether it fits a network, told from names and shapes of its tensors."""
+"""PEFT's adapter files: written, and told from names and shapes of their tensors what they are and whether they fit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.methods.lora import target_names
+from ocr_eval.common.files import replacing_folder
+from ocr_eval.models.architecture import target_names
+from ocr_eval.models.weights import file_sha256
+from ocr_eval.specs.model import HubWeights, ModelSpec
 
 #: What PEFT puts before a module's name in its files.
 PREFIX = "base_model.model."
@@ -81,6 +85,42 @@ class AdapterFile:
             if list(self.shapes[name]) != expected[name]:
                 return f"{name} has shape {list(self.shapes[name])}, and the model needs {expected[name]}"
         return None
+
+
+def write_adapter(
+    folder: Path, tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], rank: int, alpha: float, model: ModelSpec
+) -> str:
+    """Write an adapter as PEFT itself does, whole or not at all.
+
+    The base is named by its hub repository where it has one, and else by the model's name.
+
+    Args:
+        folder: where.
+        tensors: A [r, I] and B transposed [r, O] by the name of the adapted module.
+        rank: LoRA r.
+        alpha: LoRA alpha.
+        model: the base.
+
+    Returns:
+        The sha256 of the file of tensors.
+    """
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=sorted({name.rpartition(".")[2] for name in tensors}),
+        base_model_name_or_path=model.weights.repo if isinstance(model.weights, HubWeights) else model.name,
+        inference_mode=True,
+    )
+    files = {}
+    for name, (a, b) in tensors.items():
+        files[f"{PREFIX}{name}.lora_A.weight"] = a.cpu().contiguous()
+        files[f"{PREFIX}{name}.lora_B.weight"] = b.t().cpu().contiguous()
+    with replacing_folder(folder) as partial:
+        config.save_pretrained(partial)
+        save_file(files, partial / WEIGHTS, metadata={"format": "pt"})
+    return file_sha256(folder / WEIGHTS)
 
 
 def read_adapter_file(folder: Path) -> AdapterFile:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,11 +22,13 @@ from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.messages import say, ticking
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
 from ocr_eval.data.tokenize import Continuation
-from ocr_eval.methods.pack import Pack
 from ocr_eval.packing.forest import Forest, ForestBuilder, Reads, read_answers
 
+if TYPE_CHECKING:
+    from ocr_eval.methods.pack import GradientPack
 
-def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
+
+def train_epoch(pack: GradientPack, lanes: Sequence[int]) -> dict[int, float]:
     """Train one epoch of some lanes and return each one's mean loss in nats an answer token.
 
     Losses are measured before each step. Every lane takes a step of its own at each pass; one with fewer batches
@@ -35,10 +39,10 @@ def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
         RunFailed: no gradient reaches part of an adapter.
         TooLarge: one example of each lane is.
     """
-    batches = {lane: pack.injections[lane].batches() for lane in lanes}
+    batches = {lane: pack.learners[lane].batches() for lane in lanes}
     nats, tokens = dict.fromkeys(lanes, 0.0), dict.fromkeys(lanes, 0)
     steps = max(len(todo) for todo in batches.values())
-    epoch = max(pack.injections[lane].epochs_done for lane in lanes) + 1
+    epoch = max(pack.learners[lane].epochs_done for lane in lanes) + 1
     with ticking(steps, f"epoch {epoch}") as ticker:
         for step in range(steps):
             going = [lane for lane in lanes if step < len(batches[lane]) and math.isfinite(nats[lane])]
@@ -53,7 +57,7 @@ def train_epoch(pack: Pack, lanes: Sequence[int]) -> dict[int, float]:
             pack.adapters.refresh()
             ticker.tick()
     for lane in lanes:
-        pack.injections[lane].epochs_done += 1
+        pack.learners[lane].epochs_done += 1
     return {lane: nats[lane] / tokens[lane] for lane in lanes}
 
 
@@ -64,7 +68,7 @@ def batch_forest(batch: Sequence[Continuation]) -> tuple[Forest, Reads]:
     return builder.build(), reads
 
 
-def _gradients(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, tuple[float, int]]:
+def _gradients(pack: GradientPack, batches: dict[int, list[Continuation]]) -> dict[int, tuple[float, int]]:
     """Compute the gradients of all lanes; the loss of each lane and its answer tokens. Smaller parts if memory is out.
 
     Over several processes both are sums of theirs. They meet once, when each has done its share: how often one of them
@@ -82,7 +86,9 @@ def _gradients(pack: Pack, batches: dict[int, list[Continuation]]) -> dict[int, 
     return {lane: (nats[lane], count) for lane, count in counts.items()}
 
 
-def _backward_in_parts(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:
+def _backward_in_parts(
+    pack: GradientPack, batches: dict[int, list[Continuation]], counts: dict[int, int]
+) -> dict[int, float]:
     """Gradients and losses of this process's share, in as many parts as memory asks for.
 
     Raises:
@@ -104,7 +110,7 @@ def _backward_in_parts(pack: Pack, batches: dict[int, list[Continuation]], count
         say(f"Out of memory: each batch goes on in {pack.cut.parts} parts, with the same result")
 
 
-def _backward(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:
+def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:
     """Gradients and losses, part after part, as shares of means over so many tokens."""
     pack.adapters.zero_grad()
     nats, scale = dict.fromkeys(batches, 0.0), pack.base.loss_scale
@@ -112,28 +118,48 @@ def _backward(pack: Pack, batches: dict[int, list[Continuation]], counts: dict[i
         part = {lane: some for lane, batch in batches.items() if (some := batch[first :: pack.cut.parts])}
         if not part:
             continue
-        logprobs = pack.view.token_logprobs({lane: batch_forest(batch) for lane, batch in part.items()})
+        with ExitStack() as hooks:
+            for prevention in pack.learners[min(part)].preventions:  # alike in all lanes where they touch the network
+                hooks.enter_context(prevention.forward(pack.base.network))
+            logprobs = pack.view().token_logprobs({lane: batch_forest(batch) for lane, batch in part.items()})
         losses = {lane: -values.sum() / counts[lane] for lane, values in logprobs.items()}
         # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
         pack.base.accelerator.backward(torch.stack(list(losses.values())).sum() * scale)
         for lane, loss in losses.items():
             nats[lane] += loss.item()
+    for lane in batches:
+        _add_penalties(pack, lane)
     if scale != 1.0:
         torch._foreach_div_(pack.adapters.gradients(), scale)
     return nats
 
 
-def _step(pack: Pack, lane: int, step: int, steps: int) -> None:
+def _add_penalties(pack: GradientPack, lane: int) -> None:
+    """Add the gradients of the terms that a lane's preventions add to its loss."""
+
+    def read(examples: Sequence[Continuation], trained: bool) -> torch.Tensor:
+        return pack.view(trained).token_logprobs({lane: batch_forest(examples)})[lane]
+
+    if pack.base.accelerator.process_index == 0:  # gradients are summed over processes
+        for prevention in pack.learners[lane].preventions:
+            term = prevention.loss(pack.learners[lane], read)
+            if term is not None:
+                pack.base.accelerator.backward(term * pack.base.loss_scale)
+
+
+def _step(pack: GradientPack, lane: int, step: int, steps: int) -> None:
     """Take an optimizer step of a lane: step ``step`` (from 0) out of ``steps`` in this epoch."""
-    injection = pack.injections[lane]
-    if step == injection.epochs_done == 0:
+    learner = pack.learners[lane]
+    if step == learner.epochs_done == 0:
         silent = pack.adapters.silent(lane)
         if silent:
             raise RunFailed(
                 f"No gradient reaches {len(silent)} of {len(pack.adapters.modules)} trained modules, first {silent[0]}."
             )
-    pack.base.accelerator.clip_grad_norm_(injection.parameters.values(), injection.train.max_grad_norm)
-    rate = injection.train.rate(injection.epochs_done * steps + step, injection.train.epochs * steps)
-    for group in injection.optimizer.param_groups:
+    pack.base.accelerator.clip_grad_norm_(learner.parameters.values(), learner.train.max_grad_norm)
+    rate = learner.train.rate(learner.epochs_done * steps + step, learner.train.epochs * steps)
+    for group in learner.optimizer.param_groups:
         group["lr"] = rate
-    injection.optimizer.step()
+    for prevention in learner.preventions:
+        prevention.before_step(learner)
+    learner.optimizer.step()

@@ -5,19 +5,25 @@ Training and scoring both read a network through a ``View``, so what is trained 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
-from ocr_eval.methods.full import WholeNetwork
-from ocr_eval.methods.lora import Adapters
 from ocr_eval.models import grouped_attention
 from ocr_eval.models.base import Base
 from ocr_eval.packing.batch import lay_out
 from ocr_eval.packing.forest import Forest, Reads
 from ocr_eval.packing.logprobs import block_rows, read_logprobs
+
+
+class Mounted(Protocol):
+    """What the lanes of a pack learn, as it is mounted in the network."""
+
+    def window(self, lanes: Sequence[int]) -> AbstractContextManager[None]:
+        """Within it, row i of a batch goes through what lane ``lanes[i]`` has learned."""
 
 
 @dataclass
@@ -47,7 +53,7 @@ class View:
 
     base: Base
     network: torch.nn.Module
-    adapters: Adapters | WholeNetwork | None = None
+    adapters: Mounted | None = None
     autocast: bool = False
     cut: Cut = field(default_factory=Cut)
 

@@ -7,6 +7,7 @@ model's comes from its folder or is the one small file fetched from the hub.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,3 +146,24 @@ def examine(spec: ModelSpec, layers: int | None = None) -> Architecture:
         linears=dict(linears),
         head=network.get_output_embeddings().weight.numel(),
     )
+
+
+def target_names(network: torch.nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Names of the linear modules that get an adapter, by PEFT's rule: a module's last name, or all but the head.
+
+    Raises:
+        UserError: a target that the network does not have.
+    """
+    linear = list(linear_modules(network))
+    if targets == "all-linear":
+        return linear
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    for target in wanted:
+        if not any(_matches(name, target) for name in linear):
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise UserError(f"The model has no linear module '{target}'; it has {there}. Correct 'targets'.")
+    return [name for name in linear if any(_matches(name, target) for target in wanted)]
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")

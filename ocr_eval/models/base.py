@@ -46,7 +46,7 @@ class Base:
         whole: whether its weights are fp32 masters that one run will change (full fine-tuning).
         network: the frozen causal language model on its device.
         tokenizer: its tokenizer.
-        identity: identity of the weights' content.
+        files: the weights on this disk.
         accelerator: owns device, backward and clipping.
     """
 
@@ -54,9 +54,14 @@ class Base:
     quantized: bool
     network: PreTrainedModel
     tokenizer: Any
-    identity: str
+    files: WeightFolder
     accelerator: Accelerator
     whole: bool = False
+
+    @property
+    def identity(self) -> str:
+        """Identity of the weights' content."""
+        return self.files.identity
 
     @property
     def device(self) -> torch.device:
@@ -146,7 +151,7 @@ def load_base(
                 "Stop what else runs there, or use --method qlora; --dry-run tells more."
             ) from error
         raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
-    return Base(spec, quantized, network, tokenizer, folder.identity, accelerator, whole)
+    return Base(spec, quantized, network, tokenizer, folder, accelerator, whole)
 
 
 def _refuse_incomplete(spec: ModelSpec, folder: WeightFolder, found: dict[str, Any]) -> None:

@@ -153,6 +153,21 @@ def folder_digest(folder: Path, sha256_of: Callable[[Path], str] = file_sha256) 
 # Packages of the Python index
 
 
+def read_tensor(folder: Path, name: str) -> Any:
+    """One tensor of a model on this disk, without the rest of it.
+
+    Raises:
+        UserError: none of the folder's files has it.
+    """
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            if name in file.keys():  # noqa: SIM118
+                return file.get_tensor(name)
+    raise UserError(f"{folder} has no tensor '{name}' in safetensors files.")
+
+
 def _converted_folder(spec: ModelSpec) -> Path:
     assert isinstance(spec.weights, PackageWeights)
     return cache_folder() / "models" / f"{spec.name}-{spec.weights.sha256[:16]}-v{_CONVERSION}"

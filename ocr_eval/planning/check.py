@@ -98,9 +98,9 @@ def _tokenizer_alone(model: str) -> bool:
 def _obstacles(audit: Audit) -> str:
     """The first reason why not, with how many more there are."""
     reasons = []
-    for relation in audit.relations:
-        reasons += [f"{' = '.join(clash)} after '{relation.prompt}'" for clash in relation.clashes]
-        reasons += [relation.unsplit] if relation.unsplit else []
+    for tried in audit.prompts:
+        reasons += [f"{' = '.join(clash)} after '{tried.prompt}'" for clash in tried.clashes]
+        reasons += [tried.unsplit] if tried.unsplit else []
     if not reasons:
         return ""
     return f": {reasons[0]}" + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ocr_eval.common.errors import UserError
+from ocr_eval.methods.method import method_of
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import Architecture, examine
 from ocr_eval.models.base import Device, make_accelerator
@@ -64,7 +65,7 @@ class Plan:
         train = self.spec.train
         return (
             self.sizes.parameters
-            if train.method == "full"
+            if method_of(train).needs.whole
             else self.sizes.adapter_parameters(train.rank, train.targets)
         )
 
@@ -83,14 +84,14 @@ class Plan:
     def as_text(self) -> str:
         """The resolved spec as YAML, below the plan as comments."""
         spec, work = self.spec, self.work
-        held = len(work.dataset.train)
+        held, probes = len(work.task.train), work.task.probes
         largest = f"{work.training.nodes} in the largest batch"
         lines = [
             f"model:    {spec.model.name}, {self.sizes.kind}, {self.sizes.parameters / 1e9:.2f} B parameters",
             f"source:   {_source(spec)}",
             f"licence:  {spec.model.license}; {_access(spec)}",
             f"weights:  {_weights(spec, self.sizes)}",
-            f"subjects: {len(work.dataset.subjects)} in {spec.data.n} groups",
+            f"subjects: {len({p.subject for p in probes})} in {len({p.unit for p in probes})} groups",
         ]
         if self.output is not None:
             kind = memory.optimizer_kind(spec.train, self.device.type)
@@ -100,13 +101,13 @@ class Plan:
                 f"training: {held} statements, {spec.train.epochs} epochs, {work.steps} steps",
                 f"tokens:   {work.tokens:,} an epoch, in {work.nodes:,} nodes, {largest}"
                 + ("" if work.real_tokenizer else " (counted with a stand-in: the tokenizer is not on this disk)"),
-                f"output:   {self.output}/runs/{spec.model.name}/{spec.association.name}/{spec.train.method}/",
+                f"output:   {self.output}/runs/{spec.model.name}/{spec.association.name}/{spec.train.method_name}/",
             ]
         scorings = f"at each of {work.scorings} scorings" if self.output is not None else "once"
         when = "training" if self.memory.while_training else "scoring"
         parts = ", ".join(f"{name} {_gb(size)}" for name, size in self.memory.parts().items() if size)
         lines += [
-            f"probes:   {len(work.dataset.probes)} {scorings}",
+            f"probes:   {len(probes)} {scorings}",
             f"device:   {self.device.type}; {_gb(self.available)} of memory free",
             f"dtype:    {spec.model.dtype} ({self.precision.reason}){timing.slower_note(self.faster)}",
             f"memory:   {_gb(self.memory.total)} at the peak, in {when}: {parts}",
@@ -147,7 +148,7 @@ class Plan:
             "dtype": self.spec.model.dtype,
             "dtype_reason": self.precision.reason,
             "faster_dtype": self.faster and self.faster[0],
-            "statements": len(self.work.dataset.train),
+            "statements": len(self.work.task.train),
             "tokens": self.work.tokens,
             "nodes": self.work.nodes,
             "real_tokenizer": self.work.real_tokenizer,

@@ -13,6 +13,7 @@ import torch
 
 from ocr_eval.common.distributed import is_alone
 from ocr_eval.common.errors import UserError
+from ocr_eval.methods.method import method_of
 from ocr_eval.models.architecture import examine, read_config
 from ocr_eval.models.base import DTYPES, Device, device_type
 from ocr_eval.planning.simulation import PARTS, Geometry, Part, scoring_peak, training_peaks
@@ -85,7 +86,9 @@ def _estimate(
     at_the_end: Counter[Part] = Counter({part: found[0][part] for part in ("weights", "adapters", "optimizer")})
     masters = int(found[0]["optimizer"] / state_bytes) * 4
     at_the_end["gradients"] = masters  # all of them, when no activation is left
-    at_the_end["activations"] = 0 if train.method == "full" else masters  # scaled before they become working copies
+    at_the_end["activations"] = (
+        0 if method_of(train).needs.whole else masters
+    )  # scaled before they become working copies
     largest = max([*found, at_the_end], key=lambda peak: peak.total())
     return MemoryPlan(
         **{part: largest[part] for part in PARTS},
@@ -127,19 +130,17 @@ def estimate(
 
 def optimizer_kind(train: TrainSpec, device: str) -> str:
     """The optimizer's state: 8-bit where all parameters are trained and bitsandbytes has it (CUDA), else fp32."""
-    return "adamw8bit" if train.method == "full" and device == "cuda" else "adamw"
+    return "adamw8bit" if method_of(train).needs.whole and device == "cuda" else "adamw"
 
 
 def least(spec: ModelSpec, train: TrainSpec, device: str) -> int:
     """Bytes that a run takes at least: what it holds before any activation. Quick: nothing is simulated."""
-    sizes = examine(spec)
+    sizes, needs = examine(spec), method_of(train).needs
     state = STATE_BYTES[optimizer_kind(train, device)]
-    if train.method == "full":
+    if needs.whole:
         return int(sizes.parameters * (4 + 4 + state))
     adapter = 4 + DTYPES[spec.dtype].itemsize + 4 + state
-    return frozen_bytes(spec, train.method == "qlora") + int(
-        sizes.adapter_parameters(train.rank, train.targets) * adapter
-    )
+    return frozen_bytes(spec, needs.quantized) + int(sizes.adapter_parameters(train.rank, train.targets) * adapter)
 
 
 def frozen_bytes(spec: ModelSpec, quantized: bool) -> int:
@@ -152,7 +153,7 @@ def alternatives(
     spec: ModelSpec, train: TrainSpec, training: Geometry, scoring: Geometry, device: str, free: int
 ) -> list[tuple[str, MemoryPlan]]:
     """Flags that make a run fit, each with its plan: half the precision, a smaller batch, LoRA, a quantized base."""
-    methods = {"full": ["full", "lora", "qlora"], "lora": ["lora", "qlora"], "qlora": ["qlora"]}[train.method]
+    methods = (train.method, *method_of(train).lighter)
     found = []
     if spec.dtype == "float32":
         halved = estimate(spec.model_copy(update={"dtype": "bfloat16"}), train, training, scoring, device)
@@ -208,8 +209,8 @@ def refuse_impossible(spec: ModelSpec, train: TrainSpec, device: Device) -> None
     needed = least(spec, train, kind)
     if needed <= there:
         return
-    smaller = [m for m in ("lora", "qlora") if m != train.method]
-    sizes = {m: least(spec, train.model_copy(update={"method": m}), kind) for m in smaller}
+    lighter = method_of(train).lighter
+    sizes = {m: least(spec, train.model_copy(update={"method": m}), kind) for m in lighter}
     fitting = [f"--method {m} ({size / 1e9:.0f} GB)" for m, size in sizes.items() if size < USABLE * there]
     if spec.dtype == "float32":
         halved = least(spec.model_copy(update={"dtype": "bfloat16"}), train, kind)

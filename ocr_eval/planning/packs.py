@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from ocr_eval.methods.method import method_of
+from ocr_eval.methods.prevention import hooks_network
 from ocr_eval.packing.batch import PASS_NODES
 from ocr_eval.specs.run import RunSpec
 
@@ -56,12 +58,13 @@ def cut_into_packs(
 
 def share_key(spec: RunSpec) -> tuple[object, ...]:
     """Equal for runs that may be in one pack."""
-    return spec.model, spec.train.method, spec.train.targets
+    hooks = spec.train.prevent if hooks_network(spec.train) else ()
+    return spec.model, spec.train.method, spec.train.targets, hooks
 
 
 def _lanes(specs: Sequence[RunSpec], device: str) -> int:
     """How many runs fill a pass; a run that trains every parameter has the base for itself."""
-    if specs[0].train.method == "full":
+    if method_of(specs[0].train).needs.whole:
         return 1
     nodes = max(spec.train.batch_size for spec in specs) * NODES_A_STATEMENT
     return max(1, PASS_NODES.get(device, PASS_NODES["cpu"]) // nodes)

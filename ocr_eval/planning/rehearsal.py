@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import resource
 import sys
 import time
@@ -21,12 +20,13 @@ import torch
 from ocr_eval.common.errors import RunFailed, UserError
 from ocr_eval.common.messages import say
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
-from ocr_eval.methods.pack import Pack, attach
-from ocr_eval.methods.train import train_epoch
+from ocr_eval.methods.method import method_of
+from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.models.architecture import examine, read_config
 from ocr_eval.models.base import Base, Device, make_accelerator
 from ocr_eval.models.precision import settle
 from ocr_eval.models.random_weights import random_network
+from ocr_eval.models.weights import WeightFolder
 from ocr_eval.planning import memory, timing, workload
 from ocr_eval.planning.memory import MemoryPlan
 from ocr_eval.scoring.candidates import score_candidates
@@ -139,8 +139,8 @@ def rehearse(
     all_layers = read_config(spec.model).num_hidden_layers
     tokenizer, is_real = workload.tokenizer_at_hand(spec.model, folder)
     work = workload.measure(spec, folder)
-    examples = workload.first_epoch(spec, training_tokens(tokenizer, work.dataset))[0]
-    asked = probe_tokens(tokenizer, work.dataset)[:probes]
+    examples = workload.first_epoch(spec, training_tokens(tokenizer, work.task))[0]
+    asked = probe_tokens(tokenizer, work.task)[:probes]
     training, scoring = workload.batch_geometry(examples), workload.chunk_geometry(asked)
     plan = memory.estimate(spec.model, spec.train, training, scoring, place.type, layers)
     _refuse_too_large(spec, plan, place)
@@ -150,27 +150,30 @@ def rehearse(
 
     say(f"Building {sizes.parameters / 1e9:.2f} B random parameters")
     started = time.monotonic()
-    quantized, whole = spec.train.method == "qlora", spec.train.method == "full"
-    network = random_network(spec.model, config, place, quantized, torch.float32 if whole else None)
+    needs = method_of(spec.train).needs
+    network = random_network(spec.model, config, place, needs.quantized, torch.float32 if needs.whole else None)
     build_seconds = time.monotonic() - started
-    base = Base(spec.model, quantized, network, tokenizer, "random", accelerator, whole)
+    files = WeightFolder(Path(), "random")
+    base = Base(spec.model, needs.quantized, network, tokenizer, files, accelerator, needs.whole)
     pack = attach(base, [spec], [examples])
+    if not isinstance(pack, GradientPack):
+        raise UserError(f"Method '{spec.train.method_name}' takes no training steps that could be rehearsed.")
     before = _fingerprints(pack)
     losses, step_seconds = [], []
     for step in range(steps):
         started = time.monotonic()
-        losses.append(train_epoch(pack, [0])[0])
+        losses.append(pack.step([0])[0])
         step_seconds.append(time.monotonic() - started)
         say(f"step {step + 1}/{steps}  loss {losses[-1]:.4f}  {step_seconds[-1]:.1f} s")
     after = _fingerprints(pack)
     moved = sum(after[name] != before[name] for name in before)
     started = time.monotonic()
-    scores = score_candidates(pack.view, asked)
+    scores = score_candidates(pack.view(), asked)
     score_seconds = time.monotonic() - started
     peak = _peak(place)
     pack.detach()
-    if not all(math.isfinite(value) for value in scores.logprobs["sequence"].ravel().tolist()):
-        raise RunFailed(f"{spec.model.name}: a log-probability of the scoring pass is not finite.")
+    if not scores.are_numbers:
+        raise RunFailed(f"{spec.model.name}: a log-probability of the scoring pass is not a number.")
     if moved < len(before):
         raise RunFailed(f"{spec.model.name}: {len(before) - moved} of {len(before)} trained matrices did not move.")
     return Rehearsal(
@@ -188,7 +191,7 @@ def rehearse(
         losses=losses,
         step_seconds=step_seconds,
         planned_step=speed.step,
-        scored=(len(asked), len(work.dataset.probes)),
+        scored=(len(asked), len(work.task.probes)),
         score_seconds=score_seconds,
         build_seconds=build_seconds,
         peak=peak,
@@ -202,7 +205,7 @@ def _name(device: torch.device) -> str:
     return device.type if device.type == "mps" else f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def _fingerprints(pack: Pack) -> dict[str, tuple[float, float]]:
+def _fingerprints(pack: GradientPack) -> dict[str, tuple[float, float]]:
     """Two sums of each trained matrix, which differ when it has changed; a copy would count in the peak."""
     return {name: (matrix.sum().item(), matrix.norm().item()) for name, matrix in pack.adapters.matrices(0).items()}
 

@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ocr_eval.methods.lora import Adapters, LaneShape
+from ocr_eval.methods.adapters import Adapters, LaneShape
+from ocr_eval.methods.method import method_of
 from ocr_eval.models import grouped_attention
 from ocr_eval.models.architecture import build, linear_modules
 from ocr_eval.models.base import DTYPES
@@ -70,7 +71,7 @@ def training_peaks(
         device: type of the device that it would run on, by which attention is chosen.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
-        network = build(spec, config, device, torch.float32 if train.method == "full" else None)
+        network = build(spec, config, device, torch.float32 if method_of(train).needs.whole else None)
         meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
         with meter:
             loss = -_logprobs(spec, train, network, geometry, device).mean()
@@ -84,7 +85,7 @@ def scoring_peak(
 ) -> Counter[Part]:
     """Bytes of each part at the peak of a scoring pass between epochs; nothing is kept from layer to layer."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
-        network = build(spec, config, device, torch.float32 if train.method == "full" else None)
+        network = build(spec, config, device, torch.float32 if method_of(train).needs.whole else None)
         meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
         with meter, torch.no_grad():
             _logprobs(spec, train, network, geometry, device)
@@ -95,13 +96,14 @@ def _hold(
     network: PreTrainedModel, spec: ModelSpec, train: TrainSpec, lanes: int, state_bytes: float, vocabulary: int
 ) -> _Meter:
     """Make the network as it is trained; a meter that counts what is there before a step."""
-    if train.method == "full":
+    needs = method_of(train).needs
+    if needs.whole:
         network.requires_grad_(True)
         trainable = list(network.parameters())
         meter = _Meter(vocabulary, {tuple(p.shape) for p in trainable})
         meter.hold("weights", trainable)
     else:
-        if train.method == "qlora":
+        if needs.quantized:
             for name, linear in linear_modules(network).items():
                 network.set_submodule(name, _FourBit(linear))
         adapters = Adapters(network, train.targets, [LaneShape(train.rank, train.alpha)] * lanes, DTYPES[spec.dtype])
@@ -156,7 +158,7 @@ def _logprobs(
     N = C * B
     by_clump = network.config._attn_implementation == grouped_attention.NAME
     dtype = DTYPES[spec.dtype]
-    with torch.autocast("cpu", dtype, enabled=train.method == "full" and dtype != torch.float32):
+    with torch.autocast("cpu", dtype, enabled=method_of(train).needs.whole and dtype != torch.float32):
         logits_KRV = network(
             input_ids=torch.zeros(K, N, dtype=torch.long),
             position_ids=torch.zeros(K, N, dtype=torch.long),

@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 
 import torch
 
+from ocr_eval.methods.method import method_of
 from ocr_eval.models.architecture import Architecture
 from ocr_eval.models.base import DTYPES, require_bitsandbytes
 from ocr_eval.models.precision import choose, overflows_float16
@@ -86,8 +87,9 @@ def calibrate(
     head = sizes.head * _seconds_a_weight(
         training.lanes * training.reads, sizes.head // sizes.vocabulary, dtype, device
     )
-    unpacking = sizes.linear_parameters * _unpacking_seconds_a_weight(dtype, device) if train.method == "qlora" else 0.0
-    passes = 3 if train.method == "full" else 2  # forward, backward to inputs, and to weights where they learn
+    needs = method_of(train).needs
+    unpacking = sizes.linear_parameters * _unpacking_seconds_a_weight(dtype, device) if needs.quantized else 0.0
+    passes = 3 if needs.whole else 2  # forward, backward to inputs, and to weights where they learn
     nodes = scoring.lanes * scoring.nodes / rows
     reads = scoring.lanes * scoring.reads / (training.lanes * training.reads)
     return Speed(
@@ -131,7 +133,7 @@ def slower_note(faster: tuple[Precision, float] | None) -> str:
 
 def on_gpu(gpu: Gpu, sizes: Architecture, train: TrainSpec, rows: int) -> float:
     """Seconds of a training step on a GPU of the table: the slower of computing and of reading the weights."""
-    passes = 3 if train.method == "full" else 2
+    passes = 3 if method_of(train).needs.whole else 2
     weights = sizes.linear_parameters + sizes.head
     return max(passes * 2 * weights * rows / (_REACHED * gpu.flops), passes * 2 * weights / gpu.bandwidth)
 

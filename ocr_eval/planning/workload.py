@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.data.dataset import Dataset, build_dataset
 from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
+from ocr_eval.data.task import Task, build_task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.methods.pack import batches_of_epoch
 from ocr_eval.models import weights
@@ -34,7 +34,7 @@ class Workload:
     """The amount of work of one run.
 
     Attributes:
-        dataset: what is taught and asked.
+        task: what is taught and asked.
         real_tokenizer: whether tokens were counted with the model's own tokenizer, or with a stand-in.
         tokens: statement tokens of an epoch, as they would be without shared prefixes.
         nodes: nodes of the forests of an epoch, with padding: what is computed.
@@ -46,7 +46,7 @@ class Workload:
         scorings: how often the run is scored.
     """
 
-    dataset: Dataset
+    task: Task
     real_tokenizer: bool
     tokens: int
     nodes: int
@@ -70,13 +70,13 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, every: int = 1) -> Wor
         UserError: the tokenizer cannot do with the data.
     """
     tokens, is_real = tokenizer_at_hand(spec.model, tokenizer)
-    dataset = build_dataset(spec)
-    examples = training_tokens(tokens, dataset)
+    task = build_task(spec)
+    examples = training_tokens(tokens, task)
     batches = [batch_geometry(batch) for batch in first_epoch(spec, examples)]
-    probes = probe_tokens(tokens, dataset)
+    probes = probe_tokens(tokens, task)
     chunks = _chunks(probes, candidates.CHUNK_NODES)
     return Workload(
-        dataset=dataset,
+        task=task,
         real_tokenizer=is_real,
         tokens=sum(len(e.prompt) + len(e.answer) for e in examples),
         nodes=sum(batch.nodes for batch in batches),
@@ -118,7 +118,7 @@ def batch_nodes(spec: RunSpec) -> int:
 @lru_cache(maxsize=4096)
 def _batch_nodes(spec_json: str) -> int:
     spec = RunSpec.model_validate_json(spec_json)
-    examples = training_tokens(_tokenizer(spec.model.model_dump_json()), build_dataset(spec))
+    examples = training_tokens(_tokenizer(spec.model.model_dump_json()), build_task(spec))
     return max(batch_geometry(batch).nodes for batch in first_epoch(spec, examples))
 
 

@@ -43,7 +43,7 @@ class Found:
         return [run.record for run in self.runs]
 
 
-def find_runs(*roots: Path, scoring: Scoring | None = None) -> Found:
+def find_runs(*roots: Path, scoring: Scoring | None = None, measure: str | None = None) -> Found:
     """Every run in or below the folders. A run is finished when its status.json, written last, is there.
 
     A copy of a run (the same identity, found again further on) counts once.
@@ -51,6 +51,7 @@ def find_runs(*roots: Path, scoring: Scoring | None = None) -> Found:
     Args:
         roots: the folders.
         scoring: read only what the final models have under this scoring; None for all.
+        measure: of the measures, read this one, if a scoring is named.
 
     Raises:
         UserError: a folder does not exist.
@@ -61,7 +62,7 @@ def find_runs(*roots: Path, scoring: Scoring | None = None) -> Found:
         if not root.is_dir():
             raise UserError(f"There is no folder '{root}'. Run 'ocr-eval finetune' first, or name another.")
     with collector_at_rest():
-        return _find(roots, scoring)
+        return _find(roots, scoring, measure)
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def collector_at_rest() -> Iterator[None]:
             gc.enable()
 
 
-def _find(roots: Sequence[Path], scoring: Scoring | None) -> Found:
+def _find(roots: Sequence[Path], scoring: Scoring | None, measure: str | None) -> Found:
     found, seen = Found([], [], []), set()
     for place, files in chain.from_iterable(map(_folders, roots)):
         if "status.json" not in files or "result.json" not in files:
@@ -85,7 +86,7 @@ def _find(roots: Sequence[Path], scoring: Scoring | None) -> Found:
             continue
         folder = Path(place)
         try:
-            record = read_record(folder / "result.json", scoring)
+            record = read_record(folder / "result.json", scoring, measure)
         except UserError as error:
             found.complaints.append(error)
             continue

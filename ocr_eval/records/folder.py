@@ -73,7 +73,7 @@ class RunFolder:
             / "runs"
             / spec.model.name
             / spec.association.name
-            / spec.train.method
+            / spec.train.method_name
             / f"seed{spec.seed}-{fingerprint}"
         )
 

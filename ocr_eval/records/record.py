@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.scoring.ranks import HeldOut, Quantity, Score, Scores
+from ocr_eval.data import pairs
+from ocr_eval.data.task import Quantity, the_finding
+from ocr_eval.scoring.ranks import HeldOut, Score, Scores
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import DataSpec, Scoring
@@ -33,17 +35,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         published_as: the model's row in the published table.
         attention: as the model's YAML asks for it.
         association_digest: digest of the association's content; empty in the oldest records.
-        facts_learned: whether top-1 on the facts of train and of test subjects reached 95 %; if not, the
-            ranks say nothing of out-of-context reasoning.
+        structure: how the association is made.
+        quantities: what was scored, in the order in which it is shown.
+        facts_learned: whether top-1 on every premise reached 95 %; if not, the ranks say nothing of out-of-context
+            reasoning.
         base: scores of the untouched base (epoch 0).
         final: scores after the last epoch.
-        base_held_out: ranks of the held-out entailments at epoch 0.
+        base_held_out: ranks of the finding at epoch 0.
         held_out: the same after the last epoch.
         train_loss: mean loss of the last epoch, nats an answer token.
         seconds: wall time of training and of scoring, over all attempts.
         base_identity: identity of the base weights.
         adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
         code: digest of the code that made it; for the curious.
+        measures: what else was measured, by measure: numbers at the top, and details below them.
         results_version: which numbers that code gives (``strict.RESULTS_VERSION``).
     """
 
@@ -57,6 +62,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     attention: str = "auto"
     association_digest: str = ""
+    structure: str = "pairs"
+    quantities: tuple[Quantity, ...] = pairs.QUANTITIES
     data: DataSpec
     train: TrainSpec
     facts_learned: bool
@@ -70,6 +77,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     adapter_sha256: str
     code: str
     results_version: int = 0
+    measures: dict[str, dict[str, Any]] = {}
+
+    def finding(self, scoring: Scoring) -> Score:
+        """The statistics of the finding after the last epoch.
+
+        Raises:
+            KeyError: the record was read without this scoring.
+        """
+        return self.final[scoring][the_finding(self.quantities).name]
 
     def to_json(self) -> str:
         """The record as JSON, a line a field."""
@@ -122,12 +138,14 @@ def _open(kind: type[Strict]) -> type[Strict]:
 class _Skimmed(Record, frozen=True, kw_only=True):
     """A record whose larger parts are not parsed yet."""
 
+    quantities: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
     data: msgspec.Raw  # type: ignore[assignment]
     train: msgspec.Raw  # type: ignore[assignment]
     base: msgspec.Raw  # type: ignore[assignment]
     final: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
     base_held_out: msgspec.Raw  # type: ignore[assignment]
     held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
+    measures: dict[str, msgspec.Raw] = {}  # type: ignore[assignment]
 
 
 class _SkimmedHeldOut(HeldOut, frozen=True, eq=False):
@@ -135,12 +153,14 @@ class _SkimmedHeldOut(HeldOut, frozen=True, eq=False):
 
     subject: msgspec.Raw  # type: ignore[assignment]
     target: msgspec.Raw  # type: ignore[assignment]
+    unit: msgspec.Raw = msgspec.Raw(b"[]")  # type: ignore[assignment]
 
 
 _WHOLE = msgspec.json.Decoder(Record, dec_hook=_load)
 _SKIM = msgspec.json.Decoder(_Skimmed)
 _HELD_OUT = msgspec.json.Decoder(_SkimmedHeldOut, dec_hook=_load)
-_SCORES = msgspec.json.Decoder(dict[Quantity, Score])
+_SCORES = msgspec.json.Decoder(dict[str, Score])
+_MEASURE = msgspec.json.Decoder(dict[str, Any])
 
 
 @lru_cache(maxsize=1024)
@@ -149,7 +169,12 @@ def _data_spec(content: bytes) -> DataSpec:
 
 
 @lru_cache(maxsize=1024)
-def _subjects(content: bytes) -> list[str]:
+def _quantities(content: bytes) -> tuple[Quantity, ...]:
+    return msgspec.json.decode(content, type=tuple[Quantity, ...]) if content else pairs.QUANTITIES
+
+
+@lru_cache(maxsize=1024)
+def _words(content: bytes) -> list[str]:
     return msgspec.json.decode(content, type=list[str])
 
 
@@ -165,13 +190,14 @@ def _train_spec(content: bytes) -> TrainSpec:
     return msgspec.json.decode(content, type=TrainSpec, dec_hook=_load)
 
 
-def read_record(path: Path, scoring: Scoring | None = None) -> Record:
+def read_record(path: Path, scoring: Scoring | None = None, measure: str | None = None) -> Record:
     """Read one result.json.
 
     Args:
         path: the file.
         scoring: parse what the final model has under this scoring and leave out all else, which is most of a
             record: other scorings, and the untouched base; None for all.
+        measure: of the measures, parse this one, if a scoring is named.
 
     Raises:
         UserError: not readable, truncated, of another schema, with a key or value that does not belong, or
@@ -180,7 +206,7 @@ def read_record(path: Path, scoring: Scoring | None = None) -> Record:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path.read_bytes
             content = file.read()
-        record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring)
+        record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring, measure)
     except msgspec.ValidationError as error:
         version = _schema_version(content)
         if version != SCHEMA_VERSION:
@@ -199,23 +225,26 @@ def read_record(path: Path, scoring: Scoring | None = None) -> Record:
     return record
 
 
-def _skim(content: bytes, scoring: Scoring) -> Record:
+def _skim(content: bytes, scoring: Scoring, measure: str | None) -> Record:
     skimmed = _SKIM.decode(content)
     final, held_out = skimmed.final.get(scoring), skimmed.held_out.get(scoring)
     parsed = {
+        "quantities": _quantities(bytes(skimmed.quantities)),
         "data": _data_spec(bytes(skimmed.data)),
         "train": _train_spec(bytes(skimmed.train)),
         "base": {},
         "final": {} if final is None else {scoring: _SCORES.decode(final)},
         "base_held_out": {},
         "held_out": {} if held_out is None else {scoring: _skim_held_out(held_out)},
+        "measures": {name: _MEASURE.decode(found) for name, found in skimmed.measures.items() if name == measure},
     }
     return Record(**{**msgspec.structs.asdict(skimmed), **parsed})
 
 
 def _skim_held_out(content: msgspec.Raw) -> HeldOut:
     skimmed = _HELD_OUT.decode(content)
-    return HeldOut(_subjects(bytes(skimmed.subject)), _targets(bytes(skimmed.target)), skimmed.ranks)
+    subject, unit = _words(bytes(skimmed.subject)), _words(bytes(skimmed.unit))
+    return HeldOut(subject, _targets(bytes(skimmed.target)), skimmed.ranks, unit)
 
 
 def _schema_version(content: bytes) -> Any:
@@ -228,12 +257,16 @@ def _schema_version(content: bytes) -> Any:
 
 def _disagreement(record: Record, scoring: Scoring) -> str | None:
     """How a record's held-out ranks contradict themselves or its score; None if they do not."""
-    held, score = record.held_out.get(scoring), record.final.get(scoring, {}).get("test_entailment")
+    if sum(quantity.role == "finding" for quantity in record.quantities) != 1:
+        return "quantities do not state one finding"
+    held = record.held_out.get(scoring)
+    score = record.final.get(scoring, {}).get(the_finding(record.quantities).name)
     if held is None or score is None:
         return f"{scoring}: held-out ranks or their score are missing"
     if (held.target.ndim, held.ranks.ndim) != (1, 2):
         return f"held_out.{scoring} has rows of unequal length"
-    if not len(held.subject) == len(held.target) == len(held.ranks) == score.probes:
+    subjects = len(held.subject)
+    if not subjects == len(held.target) == len(held.ranks) == score.probes or len(held.unit) not in (0, subjects):
         return f"held_out.{scoring} does not have one rank for each of {score.probes} probes"
     ranks, target = held.ranks, held.target.tolist()
     if not target or not 0 <= min(target) <= max(target) < ranks.shape[1]:

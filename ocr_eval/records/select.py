@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.common.registry import METHODS
+from ocr_eval.methods.method import label_of
 from ocr_eval.records.record import Record
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import DataSpec
@@ -36,9 +38,6 @@ ROW_KEYS = (
 
 #: What records can be chosen by (``--filter``).
 FILTER_KEYS = (*ROW_KEYS, "association", "kind", "facts_learned")
-
-#: What rows call a method.
-METHOD_NAMES = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
 
 #: The controls, in the order of rows; the real data come first.
 _CONTROLS = ("", "no entailments", "shuffled")
@@ -240,18 +239,23 @@ def group_rows(
 
 
 def _place(settings: Settings, rest: Sequence[str]) -> tuple[Any, ...]:
-    """Of each model real runs come first, and of them those with LoRA."""
+    """Of each model real runs come first, and of them those with LoRA, and those without preventions."""
+    names, method = METHODS.names(), settings["method"].partition(":")[0]
     model = natural(settings["model"]) if "model" in rest else ()
-    return model, _CONTROLS.index(_control(settings, rest)), list(METHOD_NAMES).index(settings["method"])
+    place = names.index(method) if method in names else len(names)
+    return model, _CONTROLS.index(_control(settings, rest)), place, bool(settings["prevent"])
 
 
 def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> str:
-    """Model, method, control and further settings, in so far as ``differing`` and ``rest`` have them."""
+    """Model, method, preventions, control and further settings, in so far as ``differing`` and ``rest`` have them."""
     model = [settings["model"]] if "model" in differing else []
-    method = [METHOD_NAMES[settings["method"]]] if "method" in rest else []
+    method = [label_of(settings["method"])] if "method" in rest else []
+    prevent = [f"+ {text}" for text in settings["prevent"].split(",") if text] if "prevent" in rest else []
+    taught = [" ".join([*method, *prevent])] if method or prevent else []
     control = [f"control: {kind}"] if (kind := _control(settings, rest)) else []
-    further = [f"{key}={settings.get(key, 'unset')}" for key in differing if key not in ("model", "method", "variant")]
-    return ", ".join([*model, *method, *control, *further])
+    named = ("model", "method", "prevent", "variant")
+    further = [f"{key}={settings.get(key, 'unset')}" for key in differing if key not in named]
+    return ", ".join([*model, *taught, *control, *further])
 
 
 def _control(settings: Settings, rest: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TextIO
 
-from ocr_eval.scoring.ranks import Quantity
 from ocr_eval.specs.run import Scoring
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -30,13 +29,13 @@ class Curve:
     nulls: Mapping[int, float]
 
     @classmethod
-    def of(cls, name: str, metrics: Sequence[Metrics], scoring: Scoring) -> Curve:
-        """The held-out entailments of runs that differ in the seed alone, averaged."""
-        ranks, nulls = (mean_points(metrics, scoring, "test_entailment", key) for key in ("mean_rank", "null_rank"))
+    def of(cls, name: str, metrics: Sequence[Metrics], scoring: Scoring, finding: str) -> Curve:
+        """The quantity that is the finding, of runs that differ in the seed alone, averaged."""
+        ranks, nulls = (mean_points(metrics, scoring, finding, key) for key in ("mean_rank", "null_rank"))
         return cls(name, ranks, nulls)
 
 
-def mean_points(metrics: Sequence[Metrics], scoring: Scoring, quantity: Quantity, key: str) -> dict[int, float]:
+def mean_points(metrics: Sequence[Metrics], scoring: Scoring, quantity: str, key: str) -> dict[int, float]:
     """A statistic by epoch, averaged over runs, at the epochs at which all of them were scored.
 
     Args:

@@ -118,7 +118,7 @@ def _in_order(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
 
 def _section(number: int, setting: str, run: Run, scoring: Scoring, data: str) -> Section:
     record = run.record
-    score = record.final[scoring]["test_entailment"]
+    score = record.finding(scoring)
     learned = "yes" if record.facts_learned else "NO"
     numbers = (score.mean_rank, score.null_rank, score.ocr_score)
     return Section(
@@ -174,7 +174,7 @@ def _row_pictures(figures: Iterable[tuple[str, str, Figure]]) -> Iterator[Pictur
     """Learning curves and heatmaps."""
     for kind, row, figure in figures:
         what = (
-            "Mean rank over epochs of the four quantities, the null of the held-out entailments, and chance."
+            "Mean rank over epochs of every quantity, the null of the finding, and chance."
             if kind == "curves"
             else "Mean probability of each candidate for the test subjects of each group; the right one is framed."
         )

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 from ocr_eval.analysis.candidate_heat import Heat, heat_of
 from ocr_eval.common.errors import UserError
+from ocr_eval.data.task import the_finding
+from ocr_eval.methods.method import label_of
 from ocr_eval.records.find import Run
 from ocr_eval.records.folder import RunFolder, read_config
 from ocr_eval.records.run_files import metrics_of, probes_of, whole
-from ocr_eval.records.select import METHOD_NAMES
 from ocr_eval.report.figures.curves import chance_rank
-from ocr_eval.report.figures.style import QUANTITY_STYLES
+from ocr_eval.report.figures.style import drawn
 from ocr_eval.report.reproduce import command, missing_files
 from ocr_eval.specs.run import Scoring
 
@@ -31,7 +32,7 @@ def run_payload(run: Run, scoring: Scoring) -> tuple[dict[str, Any], list[UserEr
     """Everything that a run's section shows, and a complaint for each file that cannot be read.
 
     Keys: ``command``, ``wants``, ``config`` and ``environment`` (text), ``curves``, ``heat`` and ``probes`` (None
-    where their file is missing or damaged).
+    where their file is missing or damaged, ``heat`` also where candidates differ between probes).
     """
     complaints: list[UserError] = []
 
@@ -73,17 +74,20 @@ def _curves(run: Run, scoring: Scoring) -> dict[str, Any]:
         return [[epoch, round(scores[quantity][key], 4)] for epoch, scores in of if quantity in scores]
 
     lines_of = [
-        {"name": label, "quantity": quantity, "points": series(quantity, "mean_rank")}
-        for quantity, (label, _, _) in QUANTITY_STYLES.items()
+        {"name": curve.label, "quantity": curve.name, "color": curve.color, "points": series(curve.name, "mean_rank")}
+        for curve in drawn(run.record.quantities)
     ]
-    null = {"name": "null of held-out", "quantity": "null", "points": series("test_entailment", "null_rank")}
+    finding = the_finding(run.record.quantities).name
+    null = {"name": "null of held-out", "quantity": "null", "points": series(finding, "null_rank")}
     return {"lines": [line for line in [*lines_of, null] if line["points"]], "chance": chance_rank(run.record)}
 
 
-def _probes(run: Run, scoring: Scoring) -> tuple[dict[str, Any], dict[str, Any]]:
-    lines = probes_of(run, scoring)
+def _probes(run: Run, scoring: Scoring) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    lines, quantities = probes_of(run, scoring), run.record.quantities
     with whole(run.folder / "probes.jsonl"):
-        return _heat(heat_of(lines, scoring)), _rows(lines, run.record.train.epochs, scoring)
+        heat = heat_of(lines, scoring, quantities)
+        rows = _rows(lines, run.record.train.epochs, scoring)
+        return None if heat is None else _heat(heat), {**rows, "finding": the_finding(quantities).name}
 
 
 def _heat(heat: Heat) -> dict[str, Any]:
@@ -135,5 +139,5 @@ def progress_of(folder: Path) -> Progress | None:
         done = max((line["epoch"] for line in RunFolder(folder).metrics()), default=0)
     except (UserError, KeyError, OSError):
         return None
-    name = f"{spec.model.name}, {spec.association.name}, {METHOD_NAMES[spec.train.method]}, seed {spec.seed}"
+    name = f"{spec.model.name}, {spec.association.name}, {label_of(spec.train.method)}, seed {spec.seed}"
     return Progress(name, done, spec.train.epochs)

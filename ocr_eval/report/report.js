@@ -86,7 +86,7 @@ function drawRun(run, id) {
   return [
     el("div", { class: "side" },
       el("div", {}, el("h4", {}, "Learning curves"), run.curves ? drawCurves(run.curves) : missing("The curve")),
-      el("div", {}, el("h4", {}, "Which answers win"), run.heat ? drawHeat(run.heat) : missing("The heatmap"))),
+      el("div", {}, el("h4", {}, "Which answers win"), run.heat ? drawHeat(run.heat) : run.probes ? el("p", {}, "Candidates differ between probes.") : missing("The heatmap"))),
     el("h4", {}, "Probes after the last epoch"),
     run.probes ? drawProbes(run.probes, id) : missing("The probes"),
     el("h4", {}, "Do it again"),
@@ -123,10 +123,11 @@ function drawCurves({ lines, chance }) {
   svg.append(el("text", { x: 12, y: (height - bottom) / 2, transform: `rotate(-90 12 ${(height - bottom) / 2})`, "text-anchor": "middle" }, "mean rank"));
   const all = chance === null ? lines : [...lines, { name: "chance", quantity: "chance", points: [[0, chance], [lastEpoch, chance]] }];
   all.forEach((line, i) => {
-    svg.append(el("polyline", { class: line.quantity, points: line.points.map(([e, r]) => `${x(e)},${y(r)}`).join(" ") }));
+    const look = { class: line.quantity, stroke: line.color };
+    svg.append(el("polyline", { ...look, points: line.points.map(([e, r]) => `${x(e)},${y(r)}`).join(" ") }));
     const at = top + 14 + 20 * i;
     const begin = width - right + 10;
-    svg.append(el("polyline", { class: line.quantity, points: `${begin},${at} ${begin + 26},${at}` }));
+    svg.append(el("polyline", { ...look, points: `${begin},${at} ${begin + 26},${at}` }));
     svg.append(el("text", { x: begin + 32, y: at + 4 }, line.name));
   });
   return svg;
@@ -156,11 +157,12 @@ function probabilities(probe, names, stepsANat) {
     .sort((a, b) => b.logp - a.logp);
 }
 
-function drawProbes({ lists, rows, stepsANat }, id) {
+function drawProbes({ lists, rows, stepsANat, finding }, id) {
   const box = el("input", { type: "search", autocomplete: "off" });
-  const present = Object.keys(QUANTITIES).filter((key) => rows.some((row) => row.q === key));
+  const asked = [...new Set(rows.map((row) => row.q))];
+  const present = [...Object.keys(QUANTITIES).filter((key) => asked.includes(key)), ...asked.filter((key) => !(key in QUANTITIES))];
   const quantity = el("select", {}, el("option", { value: "" }, "all"),
-    ...present.map((key) => el("option", { value: key, selected: key === "test_entailment" }, QUANTITIES[key])));
+    ...present.map((key) => el("option", { value: key, selected: key === finding }, QUANTITIES[key] ?? key)));
   const wrong = el("input", { type: "checkbox" });
   const count = el("span", { role: "status" });
   const body = el("tbody");

@@ -6,8 +6,8 @@ import shlex
 from functools import cache
 
 from ocr_eval.common.yaml_files import shipped_names
+from ocr_eval.methods.method import method_of
 from ocr_eval.records.record import Record
-from ocr_eval.specs.model import ADAPTER_SETTINGS
 from ocr_eval.specs.settings import SETTINGS
 
 
@@ -16,11 +16,11 @@ def command(record: Record) -> str:
 
     A model or association of the user's own is named by a file; ``missing_files`` says what goes into it.
     """
-    adapts = record.train.method != "full"
+    ignored = method_of(record.train).ignores
     values = {
         "seed": record.seed,
         **dict(record.data),
-        **{name: value for name, value in record.train if adapts or name not in ADAPTER_SETTINGS},
+        **{name: value for name, value in record.train if name not in ignored},
         "dtype": record.dtype,
         "attention": record.attention,
     }

@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import tabulate
 
-from ocr_eval.analysis.table import METRICS, Cell, Row, Table, column, flat_cells
-from ocr_eval.records.select import METHOD_NAMES
+from ocr_eval.analysis.table import Cell, Row, Table, flat_cells
+from ocr_eval.methods.method import label_of
 
 #: Column and caption words of each metric.
 METRIC_NAMES = {
@@ -24,6 +24,13 @@ METRIC_NAMES = {
     "mrr": "mean reciprocal rank",
     "margin": "margin in nats",
 }
+#: What the quantities of pairs are called; others have their own names.
+QUANTITY_NAMES = {
+    "train_fact": "train facts",
+    "test_fact": "test facts",
+    "train_entailment": "train entailments",
+    "test_entailment": "held-out entailments",
+}
 _SIGNED = ("ocr-score", "margin")
 
 
@@ -32,8 +39,14 @@ def caption(table: Table) -> str:
     return " ".join([_reading(table), *_protocol(table), *_flags(table), *_published_note(table)])
 
 
+def findings(table: Table) -> str:
+    """What is ranked, to begin a sentence."""
+    names = " and ".join(QUANTITY_NAMES.get(name, name) for name in table.findings)
+    return names[0].upper() + names[1:]
+
+
 def _reading(table: Table) -> str:
-    where = f"Held-out entailments, {table.scoring} scoring"
+    where = f"{findings(table)}, {table.scoring} scoring"
     if table.metric is None:
         return (
             f"{where}: mean rank / null rank, OCR score [interval]. Rank 0 is perfect; the null rank is what a model "
@@ -42,7 +55,9 @@ def _reading(table: Table) -> str:
         )
     bounded = any(table.metric in cell.bounds for row in table.rows for cell in row.cells.values())
     bound = " (no interval: records keep no margins of subjects)" if table.metric == "margin" else ""
-    return f"{where}: {METRIC_NAMES[table.metric]}{' [95 % bootstrap interval]' if bounded else bound}."
+    return (
+        f"{where}: {METRIC_NAMES.get(table.metric, table.metric)}{' [95 % bootstrap interval]' if bounded else bound}."
+    )
 
 
 def _protocol(table: Table) -> list[str]:
@@ -84,8 +99,9 @@ def _published_note(table: Table) -> list[str]:
     if not any(row.published for row in table.rows):
         return []
     differs = ["they come from full fine-tuning of 7-9B models"]
-    if table.methods != ("full",):
-        differs[0] += f" (here {', '.join(METHOD_NAMES[method] for method in table.methods)})"
+    ours = [label_of(method) for method in table.methods]
+    if ours != [label_of("full")]:
+        differs[0] += f" (here {', '.join(ours)})"
     differs.append("state no null")
     if table.protocol.get("candidates") != "ten":
         differs.append("rank among ten candidates, which not all runs here do")
@@ -120,6 +136,8 @@ def cell_lines(table: Table, cell: Cell | None) -> list[str]:
         return []
     if cell.seeds is None:
         return [f"{cell.values['mean-rank']:.2f}"]
+    if table.metric is not None and table.metric not in cell.values:
+        return [f"not measured{_mark(cell)}"]
     if table.metric is not None:
         return [_bounded(cell, table.metric) + _mark(cell)]
     ranks = f"{cell.values['mean-rank']:.2f} / {cell.values['null-rank']:.2f}"
@@ -161,15 +179,10 @@ def _markdown_text(text: str) -> str:
 def to_csv(table: Table) -> str:
     """A line a cell, every metric with its interval."""
     out = io.StringIO()
-    fields = [*table.by, "setting", "dtype", "published", "scoring", "association"]
-    for metric in METRICS:
-        fields += [
-            column(metric),
-            *([] if metric == "margin" else [f"{column(metric)}_{e}" for e in ("low", "high")]),
-        ]
-    writer = csv.DictWriter(out, list(dict.fromkeys([*fields, "p", "seeds", "facts_learned"])), lineterminator="\n")
+    cells = list(flat_cells(table))
+    writer = csv.DictWriter(out, list(cells[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat_cells(table))
+    writer.writerows(cells)
     return out.getvalue()
 
 

@@ -40,7 +40,10 @@ _LEAST_NODES = 32
 
 @dataclass(frozen=True)
 class CandidateScores:
-    """Log-probabilities in nats, [P, C] for each scoring; rows follow the probes."""
+    """Log-probabilities in nats, [P, C] for each scoring; rows follow the probes.
+
+    A probe with fewer than C candidates has -inf after them, which outranks none.
+    """
 
     logprobs: dict[Scoring, NDArray[np.float64]]
 
@@ -122,9 +125,12 @@ class _Collected:
 
     def scores(self) -> CandidateScores:
         """Rows in the order of the probes."""
-        first, whole, lengths = (
-            np.array([of[i] for i in range(len(of))]) for of in (self.first, self.whole, self.lengths)
-        )
+        most = max(map(len, self.first.values()))
+
+        def rows(of: Mapping[int, Sequence[float]], fill: float) -> NDArray[np.float64]:
+            return np.array([[*of[i], *[fill] * (most - len(of[i]))] for i in range(len(of))])
+
+        first, whole, lengths = rows(self.first, -np.inf), rows(self.whole, -np.inf), rows(self.lengths, 1)
         return CandidateScores({"first-token": first, "sequence": whole, "per-token": whole / lengths})
 
 

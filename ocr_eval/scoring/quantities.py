@@ -1,4 +1,4 @@
-"""Candidate scores of a run's probes -> the four quantities, the lines of probes.jsonl, the verdict on facts."""
+"""Candidate scores of a run's probes -> the statistics of its quantities, the lines of probes.jsonl, the verdict."""
 
 from __future__ import annotations
 
@@ -7,94 +7,77 @@ from typing import Any
 
 import numpy as np
 
-from ocr_eval.data.dataset import QUANTITIES, RelationName, Split
-from ocr_eval.data.tokenize import ProbeTokens
+from ocr_eval.data.task import Probe, Quantity, Task, unit_value
 from ocr_eval.scoring.candidates import CandidateScores
-from ocr_eval.scoring.ranks import LEARNED_TOP1, HeldOut, Quantity, Ranks, Scores, rank_probes, summarize
+from ocr_eval.scoring.ranks import LEARNED_TOP1, HeldOut, Ranks, Scores, rank_probes, summarize
 from ocr_eval.specs.run import SCORINGS, Scoring
 
 
-def quantity_ranks(
-    probes: Sequence[ProbeTokens], scores: CandidateScores, scoring: Scoring, split: Split, relation: RelationName
-) -> Ranks | None:
+def quantity_ranks(probes: Sequence[Probe], scores: CandidateScores, scoring: Scoring, quantity: str) -> Ranks | None:
     """Ranks of the probes of one quantity, None where the protocol leaves it without probes (m_train = 0)."""
-    rows = quantity_rows(probes, split, relation)
-    if not rows:
-        return None
-    targets = [probes[i].target for i in rows]
-    return rank_probes(scores.logprobs[scoring][rows], targets, probes[rows[0]].in_use)
+    rows = [i for i, probe in enumerate(probes) if probe.quantity == quantity]
+    return _ranks([probes[i] for i in rows], scores.logprobs[scoring][rows]) if rows else None
 
 
-def quantity_rows(probes: Sequence[ProbeTokens], split: Split, relation: RelationName) -> list[int]:
-    """Indices of the probes of one quantity."""
-    return [i for i, p in enumerate(probes) if p.statement.subject.split == split and p.statement.relation == relation]
+def _ranks(probes: Sequence[Probe], logprobs_PC: Any) -> Ranks:
+    return rank_probes(logprobs_PC, [probe.target for probe in probes], [probe.in_use for probe in probes])
 
 
-def held_out(probes: Sequence[ProbeTokens], scores: CandidateScores) -> dict[Scoring, HeldOut]:
-    """Subject by subject, the ranks of the held-out entailments under each scoring."""
-    rows = quantity_rows(probes, "test", "entailment")
+def held_out(task: Task, scores: CandidateScores) -> dict[Scoring, HeldOut]:
+    """Subject by subject, the ranks of the finding under each scoring."""
+    probes = task.probes_of(task.finding.name)
+    targets = np.array([probe.target for probe in probes])
+    units = [probe.unit for probe in probes]
+    are_answers = units == [str(target) for target in targets.tolist()]
     result: dict[Scoring, HeldOut] = {}
     for scoring in SCORINGS:
-        ranks = quantity_ranks(probes, scores, scoring, "test", "entailment")
-        assert ranks is not None, "m_test is at least 1"
+        ranks = quantity_ranks(task.probes, scores, scoring, task.finding.name)
+        assert ranks is not None, "a task has probes of its finding"
         result[scoring] = HeldOut(
-            subject=[probes[i].statement.subject.name for i in rows],
-            target=np.array([probes[i].target for i in rows]),
-            ranks=ranks.in_use,
+            subject=[probe.subject for probe in probes],
+            target=targets,
+            ranks=ranks.all[:, : probes[0].in_use],
+            unit=() if are_answers else units,
         )
     return result
 
 
-def summarize_quantities(probes: Sequence[ProbeTokens], scores: CandidateScores) -> Scores:
-    """Mean rank, null rank, OCR score and top-1 of each of the four quantities under both scorings.
-
-    A quantity without probes is absent.
-    """
+def summarize_quantities(task: Task, scores: CandidateScores) -> Scores:
+    """Mean rank, null rank, OCR score and top-1 of each quantity under each scoring; one without probes is absent."""
     result: Scores = {scoring: {} for scoring in SCORINGS}
     for scoring in SCORINGS:
-        for split, relation in QUANTITIES:
-            ranks = quantity_ranks(probes, scores, scoring, split, relation)
+        for quantity in task.quantities:
+            ranks = quantity_ranks(task.probes, scores, scoring, quantity.name)
             if ranks is not None:
-                result[scoring][quantity_name(split, relation)] = summarize(ranks)
+                result[scoring][quantity.name] = summarize(ranks)
     return result
 
 
-def quantity_name(split: Split, relation: RelationName) -> Quantity:
-    """A quantity's name in files."""
-    names: dict[tuple[Split, RelationName], Quantity] = {
-        ("train", "fact"): "train_fact",
-        ("train", "entailment"): "train_entailment",
-        ("test", "fact"): "test_fact",
-        ("test", "entailment"): "test_entailment",
-    }
-    return names[split, relation]
-
-
-def probe_lines(probes: Sequence[ProbeTokens], scores: CandidateScores, epoch: int) -> list[dict[str, Any]]:
+def probe_lines(task: Task, scores: CandidateScores, epoch: int) -> list[dict[str, Any]]:
     """The lines of probes.jsonl for one epoch."""
-    ranks = {
-        scoring: rank_probes(scores.logprobs[scoring], [p.target for p in probes], probes[0].in_use)
-        for scoring in SCORINGS
-    }
+    ranks = {scoring: _ranks(task.probes, scores.logprobs[scoring]) for scoring in SCORINGS}
     return [
         {
             "epoch": epoch,
-            "subject": probe.statement.subject.name,
-            "group": probe.statement.subject.group,
-            "quantity": quantity_name(probe.statement.subject.split, probe.statement.relation),
-            "prompt": probe.statement.prompt,
-            "answer": probe.statement.answer,
-            "candidates": list(probe.answers),
+            "subject": probe.subject,
+            "group": unit_value(probe.unit),
+            "quantity": probe.quantity,
+            "prompt": probe.prompt,
+            "answer": probe.answer,
+            "candidates": list(probe.candidates),
             "in_use": probe.in_use,
-            "logprobs": {scoring: [round(v, 5) for v in scores.logprobs[scoring][i].tolist()] for scoring in SCORINGS},
+            "logprobs": {
+                scoring: [round(v, 5) for v in scores.logprobs[scoring][i, : len(probe.candidates)].tolist()]
+                for scoring in SCORINGS
+            },
             "rank": {scoring: float(ranks[scoring].rank[i]) for scoring in SCORINGS},
             "null_rank": {scoring: float(ranks[scoring].null[i]) for scoring in SCORINGS},
         }
-        for i, probe in enumerate(probes)
+        for i, probe in enumerate(task.probes)
     ]
 
 
-def facts_learned(scores: Scores) -> bool:
-    """Whether top-1 (first token) on the facts of every kind of subject reached 95 %."""
-    facts = [score for quantity, score in scores["first-token"].items() if quantity in ("train_fact", "test_fact")]
-    return all(score.top1 >= LEARNED_TOP1 for score in facts)
+def facts_learned(quantities: Sequence[Quantity], scores: Scores) -> bool:
+    """Whether top-1 (first token) of every premise reached 95 %."""
+    premises = [quantity.name for quantity in quantities if quantity.role == "premise"]
+    return all(scores["first-token"][name].top1 >= LEARNED_TOP1 for name in premises if name in scores["first-token"])

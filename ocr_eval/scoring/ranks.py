@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -31,25 +30,21 @@ LEARNED_TOP1 = 0.95
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of P probes, n of whose candidates are in use.
+    """Ranks of P probes.
 
     Attributes:
-        in_use: midrank of each in-use answer. [P, n]
+        all: midrank of each candidate. [P, C]
         rank: midrank of the right answer. [P]
         null: mean midrank of the in-use answers.
         ties: how many candidates other than the right one are exactly as probable as it.
         margin: nats by which the right answer leads the best other candidate; negative when it does not.
     """
 
-    in_use: Floats
+    all: Floats
     rank: Floats
     null: Floats
     ties: NDArray[np.int64]
     margin: Floats
-
-
-#: The four quantities by name, as they stand in files: split of the subject, relation.
-Quantity = Literal["train_fact", "train_entailment", "test_fact", "test_entailment"]
 
 
 class Score(msgspec.Struct, frozen=True, gc=False):
@@ -76,21 +71,25 @@ class Score(msgspec.Struct, frozen=True, gc=False):
     ties: int
 
 
-Scores = dict[Scoring, dict[Quantity, Score]]
+#: By scoring, then by the name of the quantity.
+Scores = dict[Scoring, dict[str, Score]]
 
 
-class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True):
-    """Ranks of one run's held-out entailments, subject by subject: what intervals and tests are computed from.
+class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=True):
+    """Ranks of one run's finding, subject by subject: what intervals and tests are computed from.
 
     Attributes:
-        subject: the test subjects, distinct. [S]
-        target: index of each one's right answer among the in-use answers. [S]
+        subject: those who are asked about, distinct. [S]
+        target: index of each one's right answer among its in-use answers. [S]
         ranks: midrank, among all candidates, of each in-use answer. [S, n]
+        unit: what each one belongs to and is exchangeable as. [S] Empty where the units are the in-use answers, each of
+            those it is right for; so it is in pairs, and in records from before there were units.
     """
 
     subject: Sequence[str]
     target: NDArray[np.int64]
     ranks: Floats
+    unit: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if len(self.target) == 0:
@@ -98,7 +97,17 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True):
 
     def some(self, rows: Sequence[int]) -> HeldOut:
         """Those of some subjects, by index."""
-        return HeldOut([self.subject[i] for i in rows], self.target[list(rows)], self.ranks[list(rows)])
+        of_units = [self.unit[i] for i in rows] if self.unit else ()
+        return HeldOut([self.subject[i] for i in rows], self.target[list(rows)], self.ranks[list(rows)], of_units)
+
+    @cached_property
+    def units(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Number of each subject's unit, in the order in which they occur [S], and each unit's right answer [units]."""
+        if not self.unit:
+            return self.target, np.arange(self.ranks.shape[1])
+        names = list(dict.fromkeys(self.unit))
+        answer_of = dict(zip(self.unit, self.target.tolist(), strict=True))
+        return np.array([names.index(unit) for unit in self.unit]), np.array([answer_of[name] for name in names])
 
     @cached_property
     def rank(self) -> Floats:
@@ -121,13 +130,13 @@ def midranks(logprobs_PC: Floats) -> Floats:
     return ranks
 
 
-def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int) -> Ranks:
+def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int | Sequence[int]) -> Ranks:
     """Ranks of probes from their candidates' log-probabilities.
 
     Args:
-        logprobs_PC: log-probabilities. [P, C]
+        logprobs_PC: log-probabilities; -inf behind the candidates of a probe that has fewer. [P, C]
         targets: the right candidate of each probe. [P]
-        in_use: the first ``in_use`` candidates are true of some subject.
+        in_use: so many candidates, the first of each probe, are true of some subject; of all probes, or of each. [P]
 
     Raises:
         ValueError: no probes, or a log-probability that is not a number.
@@ -138,14 +147,15 @@ def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int) -> Ran
         raise ValueError("a candidate's log-probability is not a number")
     ranks_PC = midranks(logprobs_PC)
     probe_P = np.arange(len(targets))
-    target_P = np.asarray(targets)
+    target_P, in_use_P = np.asarray(targets), np.broadcast_to(in_use, len(targets))
     right_P = logprobs_PC[probe_P, target_P]
     others_PC = logprobs_PC.copy()
     others_PC[probe_P, target_P] = -np.inf
+    is_in_use_PC = np.arange(logprobs_PC.shape[1]) < in_use_P[:, None]
     return Ranks(
-        in_use=ranks_PC[:, :in_use],
+        all=ranks_PC,
         rank=ranks_PC[probe_P, target_P],
-        null=ranks_PC[:, :in_use].mean(axis=1),
+        null=(ranks_PC * is_in_use_PC).sum(axis=1) / in_use_P,
         ties=(logprobs_PC == right_P[:, None]).sum(axis=1) - 1,
         margin=right_P - others_PC.max(axis=1),
     )

@@ -1,7 +1,7 @@
-"""Associations: two relations, their templates and a list of pairs (b, c), read from YAML.
+"""Associations: what a YAML file states of facts that are taught, and of what may be inferred from them.
 
-An association file states its pairs itself, or is *derived* from a parent by a fixed permutation of the
-parent's entailment answers (the counterfactual of city-language is city-language under a 20-cycle).
+Every association has a structure, which says what else its file holds (``File``) and what is made of it
+(``data.task.Structure``); ``pairs`` where the file names none.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import Field, StringConstraints, model_validator
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
-from ocr_eval.specs.strict import Strict
+from ocr_eval.common.registry import STRUCTURES
+from ocr_eval.specs.strict import Strict, added_field
+
+if TYPE_CHECKING:
+    from ocr_eval.specs.run import DataSpec
 
 Kind = Literal["causal", "spurious", "counterfactual"]
 Word = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"^\S(.*\S)?$")]
@@ -48,78 +53,69 @@ class Relation(Strict):
 
 
 class Association(Strict):
-    """The two relations with templates, the pairs (b_i, c_i), and the kind of the link.
-
-    ``pairs`` is a list of (fact answer b_i, entailment answer c_i). In YAML it is the mapping ``b: c``.
-    """
+    """What every association states; each structure has a subclass that states the rest."""
 
     name: Name
     kind: Kind
     description: Word
-    fact: Relation
-    entailment: Relation
-    pairs: tuple[tuple[Word, Word], ...]
+    structure: str = added_field("pairs", legacy="pairs")
 
-    @model_validator(mode="after")
-    def _check_pairs(self) -> Association:
-        if len(self.pairs) < 2:
-            raise ValueError("an association needs at least two pairs")
-        for side, answers in (("fact", self.answers("fact")), ("entailment", self.answers("entailment"))):
-            for answer in answers:
-                if answers.count(answer) > 1:
-                    raise ValueError(f"the {side} answer '{answer}' stands twice in pairs; every answer may occur once")
-        return self
+    @classmethod
+    def from_yaml(cls, content: dict[str, Any], path: Path) -> Self:
+        """What a file states. A structure whose file is not simply its fields has its own way.
+
+        Raises:
+            UserError: the file breaks a rule.
+        """
+        return yaml_files.parse(cls, content, str(path))
 
     def content(self) -> dict[str, Any]:
         """What is taught and asked: all but name, kind and description."""
-        return self.model_dump(mode="json", exclude={"name", "kind", "description"})
+        return {key: value for key, value in self.identity().items() if key not in ("name", "kind", "description")}
 
     def digest(self) -> str:
         """Twelve hex digits over ``content``."""
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:12]
 
-    def answers(self, relation: Literal["fact", "entailment"]) -> list[str]:
-        """All answers of one side, in the order of the pairs."""
-        side = 0 if relation == "fact" else 1
-        return [pair[side] for pair in self.pairs]
+    @property
+    def wordings(self) -> int:
+        """In so many templates each statement can be taught or asked."""
+        return 1
 
+    def size(self) -> dict[str, int]:
+        """How much it holds, by what that is, e.g. ``{"pairs": 20}``."""
+        return {}
 
-class _OwnFile(Strict):
-    """An association that states its pairs."""
+    def as_text(self) -> str:
+        """What it holds, for people."""
+        return yaml.safe_dump(self.content(), sort_keys=False, allow_unicode=True, width=110).rstrip()
 
-    name: Name
-    kind: Kind
-    description: Word
-    fact: Relation
-    entailment: Relation
-    pairs: Annotated[dict[Word, Word], Field(min_length=2)]
+    def check(self, data: DataSpec) -> None:
+        """Whether a data protocol suits it.
 
+        Raises:
+            ValueError: it does not, and how to change it.
+        """
 
-class _Derivation(Strict):
-    """Pair i takes the parent's entailment answer at position ``permutation[i]``."""
-
-    parent: Annotated[str, StringConstraints(min_length=1)]
-    permutation: list[int]
-
-
-class _DerivedFile(Strict):
-    """An association that is a parent with its entailment answers permuted."""
-
-    name: Name
-    kind: Kind
-    description: Word
-    derived: _Derivation
+    def whole(self, template: int) -> dict[str, Any]:
+        """The fields of a data protocol under which all that can be asked is, in one template: what is audited."""
+        return {"candidates": "all", "templates": (template,), "probe_template": template}
 
 
 def load_association(name_or_path: str) -> Association:
     """Read an association by shipped name or by path.
 
     Raises:
-        UserError: unknown name (with a suggestion), unreadable file, a file that breaks a rule, or one that takes the
-            name of a shipped association and is another.
+        UserError: unknown name or structure (with a suggestion), unreadable file, a file that breaks a rule, or one
+            that takes the name of a shipped association and is another.
     """
     path = yaml_files.find_yaml("association", "templates", name_or_path)
-    association = _read(path, ancestors=())
+    content = yaml_files.read_yaml(path)
+    try:
+        kind = association_type(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    association = kind.from_yaml(content, path)
     if yaml_files.looks_like_path(name_or_path) and association.name in yaml_files.shipped_names("templates"):
         shipped = load_association(association.name)
         if association.model_copy(update={"description": shipped.description}) != shipped:
@@ -130,46 +126,11 @@ def load_association(name_or_path: str) -> Association:
     return association
 
 
-def _read(path: Path, ancestors: tuple[Path, ...]) -> Association:
-    path = path.resolve()
-    if path in ancestors:
-        raise UserError(f"{path}: is derived from itself. Let the chain of parents end in a file with pairs.")
-    content = yaml_files.read_yaml(path)
-    if "derived" not in content:
-        own = yaml_files.parse(_OwnFile, content, str(path))
-        return _build(own, own.fact, own.entailment, list(own.pairs.items()), path)
-    derived = yaml_files.parse(_DerivedFile, content, str(path))
-    origin, permutation = derived.derived.parent, derived.derived.permutation
-    try:
-        if yaml_files.looks_like_path(origin):
-            origin = str(path.parent / yaml_files.expand(origin))
-        found = yaml_files.find_yaml("association", "templates", origin)
-    except UserError as error:
-        raise UserError(f"{path}: 'derived.parent': {error}") from error
-    parent = _read(found, (*ancestors, path))
-    if sorted(permutation) != list(range(len(parent.pairs))):
-        raise UserError(
-            f"{path}: 'derived.permutation' must hold each of 0 to {len(parent.pairs) - 1} once, "
-            f"a position for each pair of '{parent.name}'."
-        )
-    entailed = parent.answers("entailment")
-    pairs = [(b, entailed[source]) for b, source in zip(parent.answers("fact"), permutation, strict=True)]
-    return _build(derived, parent.fact, parent.entailment, pairs, path)
+def association_type(content: dict[str, Any]) -> type[Association]:
+    """What the structure that a file names reads it as.
 
-
-def _build(
-    head: _OwnFile | _DerivedFile,
-    fact: Relation,
-    entailment: Relation,
-    pairs: list[tuple[str, str]],
-    path: Path,
-) -> Association:
-    content = {
-        "name": head.name,
-        "kind": head.kind,
-        "description": head.description,
-        "fact": fact,
-        "entailment": entailment,
-        "pairs": tuple(pairs),
-    }
-    return yaml_files.parse(Association, content, str(path))
+    Raises:
+        UserError: no such structure, with the nearest name.
+    """
+    found: type[Association] = STRUCTURES.get(str(content.get("structure", "pairs"))).File
+    return found

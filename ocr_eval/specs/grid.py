@@ -52,6 +52,7 @@ class Grid(_Axes, _Runs):
 
     dtype: Dtype | None = None
     score_every: Annotated[int, Field(ge=1)] = 1
+    measures: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Grid:

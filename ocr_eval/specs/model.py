@@ -14,7 +14,8 @@ from ocr_eval.specs.association import Name
 from ocr_eval.specs.strict import Strict, added_field
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Method = Literal["lora", "qlora", "full"]
+#: A thing behind a door with its settings: ``name:setting=value`` (common/registry.py).
+Chosen = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}(:[a-z0-9_]+=[^:=\s]+)*$")]
 Precision = Literal["bfloat16", "float16", "float32"]
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
 #: Short names of precisions, as other programs have them.
@@ -66,8 +67,8 @@ class FolderWeights(Strict):
 class TrainSpec(Strict):
     """How facts are injected. Flags and their help come from these fields."""
 
-    method: Method = Field(
-        "lora", description="LoRA over the frozen base, over a base in 4 bits (qlora), or all parameters (full)."
+    method: Chosen = Field(
+        "lora", description="How facts get in: lora, qlora, full, or one from 'ocr-eval methods list'."
     )
     lr: float = Field(1e-4, gt=0, lt=1, description="AdamW's learning rate, the highest of its schedule.")
     epochs: int = Field(16, ge=1, le=10_000, description="Passes over the training set.")
@@ -91,6 +92,17 @@ class TrainSpec(Strict):
     warmup: float = added_field(
         0.0, legacy=0.0, ge=0, lt=1, description="Fraction of steps over which the rate rises linearly from zero."
     )
+    prevent: tuple[Chosen, ...] = added_field(
+        (),
+        legacy=(),
+        words=["none"],
+        description="Preventions, applied in this order: 'product-decay:strength=0.01+...', or 'none'.",
+    )
+
+    @property
+    def method_name(self) -> str:
+        """The method without its settings."""
+        return self.method.partition(":")[0]
 
     @property
     def betas(self) -> tuple[float, float]:
@@ -105,10 +117,6 @@ class TrainSpec(Strict):
         done = (step - warm) / max(1, steps - warm)
         factors = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
         return self.lr * factors[self.schedule]
-
-
-#: Settings of training that a method without an adapter does not have.
-ADAPTER_SETTINGS = ("rank", "alpha", "targets")
 
 
 class FullDefaults(Strict):

@@ -10,13 +10,14 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import METHODS, PREVENTIONS
 from ocr_eval.specs import strict
-from ocr_eval.specs.association import Association
-from ocr_eval.specs.model import ADAPTER_SETTINGS, ModelSpec, Precision, TrainSpec
+from ocr_eval.specs.association import Association, association_type
+from ocr_eval.specs.model import ModelSpec, Precision, TrainSpec
 from ocr_eval.specs.names import MAX_PEOPLE
 from ocr_eval.specs.strict import Strict
 
@@ -69,37 +70,29 @@ class DataSpec(Strict):
         return self
 
 
+def _with_structure(value: Any) -> Any:
+    """An association as its structure reads it, where a file of ours gives its fields."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        kind = association_type(value)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return kind.model_validate(value, strict=False)
+
+
 class RunSpec(Strict):
     """One injection: everything that determines its result."""
 
     model: ModelSpec
-    association: Association
+    association: Annotated[SerializeAsAny[Association], BeforeValidator(_with_structure)]
     data: DataSpec
     train: TrainSpec
     seed: int = Field(ge=0, description="Seed of pairs, names, groups, order and initialization.")
 
     @model_validator(mode="after")
     def _check(self) -> RunSpec:
-        pairs = len(self.association.pairs)
-        if self.data.n > pairs:
-            raise ValueError(
-                f"n = {self.data.n} is more than the {pairs} pairs of '{self.association.name}'; lower --n"
-            )
-        if self.data.candidates == "ten" and self.data.n > 10:
-            raise ValueError(
-                f"ten candidates cannot hold {self.data.n} answers in use; give --candidates in-use or all"
-            )
-        if self.data.candidates == "ten" and pairs < 10:
-            raise ValueError(
-                f"'{self.association.name}' has {pairs} pairs and cannot give ten candidates; use --candidates all"
-            )
-        for side, relation in (("fact", self.association.fact), ("entailment", self.association.entailment)):
-            for index in (*self.data.templates, self.data.probe_template):
-                if index >= len(relation.templates):
-                    raise ValueError(
-                        f"template {index} was asked for and the {side} of '{self.association.name}' has "
-                        f"{len(relation.templates)}, counted from 0"
-                    )
+        self.association.check(self.data)
         return self
 
     @property
@@ -148,27 +141,46 @@ def make_run_spec(
         UserError: a value out of range, or a combination that cannot be (names the flags to change).
     """
     if data.get("templates") == "all":
-        data = {**data, "templates": tuple(range(len(association.fact.templates)))}
+        data = {**data, "templates": tuple(range(association.wordings))}
+    chosen = _chosen({"method": model.train.method, "prevent": model.train.prevent, **train})
     content = {
         "model": model,
         "association": association,
         "data": yaml_files.parse(DataSpec, data, "data protocol"),
-        "train": yaml_files.parse(TrainSpec, {**_training_defaults(model, train), **train}, "training"),
+        "train": yaml_files.parse(TrainSpec, {**_training_defaults(model, chosen), **train, **chosen}, "training"),
         "seed": seed,
     }
     run = yaml_files.parse(RunSpec, content, "run")
-    idle = [f"--{key}" for key in ADAPTER_SETTINGS if key in train]
-    if idle and run.train.method == "full":
+    idle = [f"--{key.replace('_', '-')}" for key in train if key in METHODS.get(run.train.method_name).ignores]
+    if idle:
         raise UserError(
-            f"{' and '.join(idle)}: method 'full' trains all parameters and has no adapter. Leave it out, "
-            "or do the runs with adapters apart from it."
+            f"{' and '.join(idle)}: method '{run.train.method_name}' has no use for it. Leave it out, or do the runs "
+            "of other methods apart from it."
         )
     return run
 
 
-def _training_defaults(model: ModelSpec, given: dict[str, Any]) -> dict[str, Any]:
+def _chosen(train: dict[str, Any]) -> dict[str, Any]:
+    """Method and preventions with all their settings, checked.
+
+    Raises:
+        UserError: one that is not installed, a setting that does not fit, or a prevention that the method cannot have.
+    """
+    method = METHODS.choose(train["method"])
+    preventions = [PREVENTIONS.choose(text) for text in train["prevent"] if train["prevent"] != "none"]
+    for each in preventions:
+        if each.thing.needs_adapters and method.thing.needs.whole:
+            raise UserError(
+                f"Prevention '{each.name}' works on low-rank adapters, and method '{method.name}' has none. "
+                "Use --method lora, or leave it out."
+            )
+    return {"method": str(method), "prevent": tuple(map(str, preventions))}
+
+
+def _training_defaults(model: ModelSpec, chosen: dict[str, Any]) -> dict[str, Any]:
     """The model's defaults for the method that is asked for."""
     defaults = model.train.model_dump()
-    if given.get("method") == "full" and model.train.method != "full":
+    whole, usually = (METHODS.choose(name).thing.needs.whole for name in (chosen["method"], model.train.method))
+    if whole and not usually:
         defaults |= model.full.model_dump()
     return defaults

@@ -150,7 +150,7 @@ class Setting:
 
     def text(self, value: Any) -> str:
         """The text that states a value."""
-        return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        return "+".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
     def _problem(self, said: str, error: ValidationError) -> str:
         if self.is_list:

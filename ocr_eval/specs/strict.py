@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,12 +37,13 @@ class Strict(BaseModel):
         return {name: value for name, value in dumped.items() if name not in legacy or value != legacy[name]}
 
 
-def added_field(default: Any, legacy: Any, **rules: Any) -> Any:
+def added_field(default: Any, legacy: Any, words: Sequence[str] = (), **rules: Any) -> Any:
     """A field of a spec that finished runs do not have.
 
     Args:
         default: what new runs have.
         legacy: what runs had before there was the field; frozen with it, and never simply today's default.
+        words: what a flag may say in place of a value (specs/settings.py).
         rules: as pydantic's ``Field`` takes them.
     """
-    return Field(default, json_schema_extra={"legacy": legacy}, **rules)
+    return Field(default, json_schema_extra={"legacy": legacy, "words": list(words)}, **rules)

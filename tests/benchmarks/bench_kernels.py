@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from ocr_eval.common.out_of_memory import unwatched_by_collector
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
-from ocr_eval.methods import lora, view
-from ocr_eval.methods.pack import Pack, attach
+from ocr_eval.methods import adapters, view
+from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.methods.train import _gradients
 from ocr_eval.models import grouped_attention
 from ocr_eval.models.base import load_base
@@ -38,7 +38,7 @@ from ocr_eval.specs.run import make_run_spec
 
 
 @contextmanager
-def library_attention(pack: Pack, name: str) -> Iterator[None]:
+def library_attention(pack: GradientPack, name: str) -> Iterator[None]:
     """The library's attention, over rows that are not parted into clumps."""
     pack.base.network.set_attn_implementation(name)
     yield
@@ -46,7 +46,7 @@ def library_attention(pack: Pack, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def library_norms(pack: Pack) -> Iterator[None]:
+def library_norms(pack: GradientPack) -> Iterator[None]:
     """The library's RMS norms."""
     norms = [m for m in pack.base.network.modules() if type(m).__name__.startswith("Hastened")]
     ours = type(norms[0])
@@ -58,7 +58,7 @@ def library_norms(pack: Pack) -> Iterator[None]:
 
 
 @contextmanager
-def without_siblings(pack: Pack, apart: Pack) -> Iterator[None]:
+def without_siblings(pack: GradientPack, apart: GradientPack) -> Iterator[None]:
     """Adapters whose layers do not share products."""
     for name, layer in apart.adapters.layers.items():
         pack.base.network.set_submodule(name, layer)
@@ -107,8 +107,8 @@ def main() -> None:
     association = load_association("country-code")
     specs = [make_run_spec(model, association, {}, {}, seed) for seed in range(arguments.lanes)]
     base = load_base(model, locate(model), device="cpu")
-    examples = [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs]
-    with mock.patch.object(lora, "_SIBLINGS", ()):
+    examples = [training_tokens(base.tokenizer, build_task(spec)) for spec in specs]
+    with mock.patch.object(adapters, "_SIBLINGS", ()):
         apart = attach(base, specs, examples)
     apart.detach()
     pack = attach(base, specs, examples)
@@ -126,7 +126,7 @@ def main() -> None:
         none_of_them,
         [ways[way] for way in ways if way not in ("as it is", "sdpa for attention", "without clumps")],
     )
-    batch = {lane: injection.batches()[0] for lane, injection in enumerate(pack.injections)}
+    batch = {lane: injection.batches()[0] for lane, injection in enumerate(pack.learners)}
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     with unwatched_by_collector():

@@ -34,7 +34,7 @@ from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from ocr_eval.data.dataset import Dataset, build_dataset
+from ocr_eval.data.task import Task, build_task
 from ocr_eval.data.tokenize import training_tokens
 from ocr_eval.models.base import load_tokenizer
 from ocr_eval.models.quiet import quiet_transformers
@@ -54,12 +54,12 @@ class Usual:
 class Harness(TrainerCallback):
     """Scores the held-out and the taught probes after each epoch."""
 
-    def __init__(self, lm: HFLM, dataset: Dataset) -> None:
+    def __init__(self, lm: HFLM, task: Task) -> None:
         self.lm = lm
         self.requests = [
             Instance("loglikelihood", {}, (probe.prompt, f" {answer}"), 0)
-            for probe in dataset.probes
-            for answer in dataset.candidates[probe.relation].answers
+            for probe in task.probes
+            for answer in probe.candidates
         ]
         self.seconds = 0.0
 
@@ -79,7 +79,7 @@ class Harness(TrainerCallback):
 def usual_run(spec: RunSpec, epochs: int, scratch: Path) -> tuple[float, float]:
     """Seconds of training and of scoring of one run."""
     folder = locate(spec.model)
-    tokenizer, dataset = load_tokenizer(spec.model.name), build_dataset(spec)
+    tokenizer, dataset = load_tokenizer(spec.model.name), build_task(spec)
     with quiet_transformers():
         network = AutoModelForCausalLM.from_pretrained(folder.path, dtype=torch.float32)
     config = LoraConfig(

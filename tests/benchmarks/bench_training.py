@@ -40,13 +40,13 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from ocr_eval.analysis.table import column_order
 from ocr_eval.common.out_of_memory import unwatched_by_collector
 from ocr_eval.common.yaml_files import shipped_names
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import Continuation, training_tokens
 from ocr_eval.execution.jobs.local import cores
 from ocr_eval.execution.sweep import cut
-from ocr_eval.methods.lora import target_names
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import batch_forest, train_epoch
+from ocr_eval.models.architecture import target_names
 from ocr_eval.models.base import DTYPES, Base, load_base, load_tokenizer
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import WeightFolder, locate
@@ -161,7 +161,7 @@ def run_specs(seeds: int, dtype: Dtype) -> list[RunSpec]:
 
 def pack_seconds(base: Base, specs: list[RunSpec], epochs: int) -> float:
     """Seconds that some runs train as one pack."""
-    pack = attach(base, specs, [training_tokens(base.tokenizer, build_dataset(spec)) for spec in specs])
+    pack = attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
     started = time.perf_counter()
     with unwatched_by_collector():
         for _ in range(epochs):
@@ -173,7 +173,7 @@ def pack_seconds(base: Base, specs: list[RunSpec], epochs: int) -> float:
 
 def later_epochs_seconds(base: Base, spec: RunSpec, epochs: int) -> float:
     """Seconds that a run alone trains after its first epoch, when its memory is warm."""
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_dataset(spec))])
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
     with unwatched_by_collector():
         train_epoch(pack, [0])
         started = time.perf_counter()
@@ -252,7 +252,7 @@ def measure(way: str, epochs: int, seeds: int, dtype: Dtype) -> Measured:
     else:
         mode = way.removeprefix("Trainer, ")
         tokenizer = load_tokenizer(specs[0].model.name)
-        examples = [training_tokens(tokenizer, build_dataset(spec)) for spec in specs[::seeds]]
+        examples = [training_tokens(tokenizer, build_task(spec)) for spec in specs[::seeds]]
         seconds = seeds * sum(
             trainer_seconds(spec, folder, rows, epochs, mode)
             for spec, rows in zip(specs[::seeds], examples, strict=True)
@@ -272,8 +272,8 @@ def useful_flop(epochs: int, seeds: int, dtype: Dtype) -> tuple[float, int]:
     head = base.network.get_output_embeddings().weight.numel()
     flop, tokens = 0.0, 0
     for each in specs:
-        pack = attach(base, [each], [training_tokens(base.tokenizer, build_dataset(each))])
-        for batch in pack.injections[0].batches():
+        pack = attach(base, [each], [training_tokens(base.tokenizer, build_task(each))])
+        for batch in pack.learners[0].batches():
             forest, reads = batch_forest(batch)
             flop += len(forest.ids) * (4 * frozen + 6 * adapters) + len(reads.nodes) * 4 * head
             tokens += sum(len(example.prompt) + len(example.answer) for example in batch)

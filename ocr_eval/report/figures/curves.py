@@ -11,14 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ocr_eval.analysis.table import make_cells
+from ocr_eval.data.task import the_finding
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import by_association, column_order, group_rows
 from ocr_eval.report.chart import Metrics, mean_points
 from ocr_eval.report.figures.style import (
     LEGEND_ROWS,
-    QUANTITY_STYLES,
     bare,
     close_legend,
+    drawn,
     entry,
     face,
     legend_below,
@@ -27,15 +28,14 @@ from ocr_eval.report.figures.style import (
     tick,
     whole_ticks,
 )
-from ocr_eval.scoring.ranks import Quantity
 from ocr_eval.specs.run import Scoring
 
 
 def curve_figure(runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> Figure:
-    """Mean rank over epochs of the four quantities, a panel an association, averaged over seeds.
+    """Mean rank over epochs of every quantity, a panel an association, averaged over seeds.
 
-    Drawn are the epochs at which all seeds were scored. The dashed grey line is the null rank of the held-out
-    entailments, the dotted one chance: the mean rank of an answer drawn among all candidates.
+    Drawn are the epochs at which all seeds were scored. The dashed grey line is the null rank of the finding, the
+    dotted one chance: the mean rank of an answer drawn among all candidates.
 
     Args:
         runs: records with the lines of their metrics.jsonl, all of one model and setting.
@@ -46,18 +46,17 @@ def curve_figure(runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> Fi
     """
     if not runs:
         raise ValueError("no runs to draw")
-    metrics_of: dict[str, list[Metrics]] = defaultdict(list)
+    runs_of: dict[str, list[tuple[Record, Metrics]]] = defaultdict(list)
     for record, lines in runs:
-        metrics_of[record.association].append(lines)
-    names = column_order(metrics_of)
+        runs_of[record.association].append((record, lines))
+    names = column_order(runs_of)
     columns = min(5, len(names))
     rows = math.ceil(len(names) / columns)
     figure = new_figure(2.5 * columns + 0.6, 2.7 * rows + 0.5)
     panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
-    chance = chance_rank(runs[0][0])
     for axes, name in zip(panels, names, strict=False):
-        seeds = len(metrics_of[name])
-        _curve_panel(axes, metrics_of[name], scoring, chance)
+        seeds = len(runs_of[name])
+        _curve_panel(axes, runs_of[name], scoring)
         axes.set_title(f"{tick(name)} ({seeds} seed{'s'[: seeds > 1]})", fontsize=9)
         axes.set_xlabel("epoch")
         whole_ticks(axes)
@@ -66,27 +65,44 @@ def curve_figure(runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> Fi
         axes.set_visible(False)
     for axes in panels[: len(names) : columns]:
         axes.set_ylabel(f"mean rank ({scoring}),\n0 is perfect")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, columns + 1), fontsize=8, frameon=False)
+    legends = (axes.get_legend_handles_labels() for axes in panels[: len(names)])
+    entries = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=min(6, columns + 1),
+        fontsize=8,
+        frameon=False,
+    )
     return figure
 
 
 def chance_rank(record: Record) -> float | None:
     """Mean rank of an answer drawn among all candidates; None where a record does not tell how many there are."""
+    if record.structure != "pairs":
+        return None
     candidates = {"in-use": record.data.n, "ten": max(10, record.data.n)}.get(record.data.candidates)
     return None if candidates is None else (candidates - 1) / 2
 
 
-def _curve_panel(axes: Axes, metrics: Sequence[Metrics], scoring: Scoring, chance: float | None) -> None:
-    def points(quantity: Quantity, key: str) -> tuple[list[int], list[float]]:
-        of_epoch = mean_points(metrics, scoring, quantity, key)
+def _curve_panel(axes: Axes, runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> None:
+    def points(quantity: str, key: str) -> tuple[list[int], list[float]]:
+        of_epoch = mean_points([metrics for _, metrics in runs], scoring, quantity, key)
         return list(of_epoch), list(of_epoch.values())
 
-    for quantity, (label, color, style) in QUANTITY_STYLES.items():
-        width = 2.4 if quantity == "test_entailment" else 1.4
-        axes.plot(*points(quantity, "mean_rank"), linestyle=style, color=color, linewidth=width, label=label)
-    null = points("test_entailment", "null_rank")
+    record = runs[0][0]
+    for curve in drawn(record.quantities):
+        axes.plot(
+            *points(curve.name, "mean_rank"),
+            linestyle=curve.line,
+            color=curve.color,
+            linewidth=curve.width,
+            label=curve.label,
+        )
+    null = points(the_finding(record.quantities).name, "null_rank")
     axes.plot(*null, color="0.35", linewidth=1.2, linestyle=(0, (6, 3)), label="null of held-out")
+    chance = chance_rank(record)
     if chance is not None:
         axes.axhline(chance, color="0.55", linewidth=1, linestyle=(0, (1, 2)), label="chance")
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ocr_eval.analysis.candidate_heat import heat_of_run
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
+from ocr_eval.data.task import the_finding
 from ocr_eval.records.find import Run
 from ocr_eval.records.record import Record
 from ocr_eval.records.run_files import metrics_of
@@ -68,7 +69,8 @@ def row_figures(
                 heat = heat_of_run(run_of[records[0].run], scoring)
             except UserError as error:
                 complain(error)
-            else:
+                continue
+            if heat is not None:
                 heats[f"{name}, seed {records[0].seed}"] = heat
         if heats:
             yield "heatmap", key.name, heatmap_figure(heats, scoring)
@@ -83,10 +85,13 @@ def text_curves(
         for error in errors:
             complain(error)
         lines_of: dict[str, list[Metrics]] = defaultdict(list)
+        finding_of = {}
         for record, lines in metrics:
             lines_of[record.association].append(lines)
+            finding_of[record.association] = the_finding(record.quantities).name
         if lines_of:
-            yield key.name, [Curve.of(name, lines_of[name], scoring) for name in column_order(lines_of)]
+            names = column_order(lines_of)
+            yield key.name, [Curve.of(name, lines_of[name], scoring, finding_of[name]) for name in names]
 
 
 def _metrics(runs: Sequence[Run], scoring: Scoring) -> tuple[list[tuple[Record, Metrics]], list[UserError]]:

@@ -20,6 +20,7 @@ from ocr_eval.report.figures.style import (
     series,
     tick,
 )
+from ocr_eval.report.tables import findings
 from ocr_eval.specs.run import Scoring
 
 
@@ -52,7 +53,7 @@ def score_figure(table: Table) -> Figure:
     axes.set_xticks(range(len(names)), [tick(name) for name in names])
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylabel(f"OCR score ({table.scoring})")
-    axes.set_title("Held-out entailments inferred: 0 nothing transferred, 1 always", fontsize=10)
+    axes.set_title(f"{findings(table)} inferred: 0 nothing transferred, 1 always", fontsize=10)
     legend_below(figure)
     bare(axes)
     return figure
@@ -115,5 +116,5 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
 
 
 def _score(runs: Sequence[Record], scoring: Scoring) -> float:
-    scores = [run.final[scoring]["test_entailment"] for run in runs]
+    scores = [run.finding(scoring) for run in runs]
     return 1 - sum(s.mean_rank for s in scores) / sum(s.null_rank for s in scores)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import re
 import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -13,19 +16,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ocr_eval.common.files import prepare_output, write_atomic
-from ocr_eval.scoring.ranks import Quantity
+from ocr_eval.data.task import Quantity
+from ocr_eval.report.tables import QUANTITY_NAMES
 
 #: Colours of rows and their markers; a row of each legend has a marker of its own, and a pair repeats after 24 rows.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "d")
 
-#: One label, colour and line style a quantity; the finding is drawn last and thickest.
-QUANTITY_STYLES: dict[Quantity, tuple[str, str, str]] = {
-    "train_fact": ("train facts", "#009E73", ":"),
-    "test_fact": ("test facts", "#56B4E9", "--"),
-    "train_entailment": ("train entailments", "#E69F00", "-."),
-    "test_entailment": ("held-out entailments", "#D55E00", "-"),
+#: Colour and line style of the quantities of pairs, in the order in which they are drawn.
+_QUANTITIES = {
+    "train_fact": ("#009E73", ":"),
+    "test_fact": ("#56B4E9", "--"),
+    "train_entailment": ("#E69F00", "-."),
+    "test_entailment": ("#D55E00", "-"),
 }
+#: Those of other findings, and of other quantities in turn.
+_FINDING, _OTHERS = ("#D55E00", "-"), (("#009E73", ":"), ("#56B4E9", "--"), ("#E69F00", "-."), ("#CC79A7", ":"))
 
 #: Inches of a character of a legend, about, and of its marker with the room around it.
 _CHARACTER, _MARKER = 0.063, 0.6
@@ -40,6 +46,33 @@ _METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "svg": {"Date": None, "Creator": None},
 }
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How a quantity is drawn as a curve."""
+
+    name: str
+    label: str
+    color: str
+    line: str
+    width: float
+
+
+def drawn(quantities: Iterable[Quantity]) -> list[Drawn]:
+    """A curve for each quantity, the finding's last and thickest."""
+    names = list(_QUANTITIES)
+    order = sorted(
+        dict.fromkeys(quantities), key=lambda q: (q.role == "finding", names.index(q.name) if q.name in names else 0)
+    )
+    others = cycle(_OTHERS)
+    curves = []
+    for quantity in order:
+        finding = quantity.role == "finding"
+        color, line = _QUANTITIES.get(quantity.name) or (_FINDING if finding else next(others))
+        label = QUANTITY_NAMES.get(quantity.name, quantity.name)
+        curves.append(Drawn(quantity.name, label, color, line, 2.4 if finding else 1.4))
+    return curves
 
 
 def legend_below(figure: Figure) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ocr_eval.common import streams
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.yaml_files import shipped_names
-from ocr_eval.data.dataset import build_dataset
+from ocr_eval.data.task import build_task
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import load_model_spec
 from ocr_eval.specs.names import FIRST_NAMES, LAST_NAMES, MAX_PEOPLE, people
@@ -20,6 +20,14 @@ ASSOCIATIONS = ["city-language", "city-language-cf", "country-code", "profession
 
 def published(assoc="city-language", seed=0, **data):
     return make_run_spec(load_model_spec("smollm2-135m"), load_association(assoc), data, {}, seed)
+
+
+def pairs_of(task):
+    """The answers of each group: to its fact, and to its entailment."""
+    facts, entailments = (
+        {p.unit: p.answer for p in task.probes_of(quantity)} for quantity in ("test_fact", "test_entailment")
+    )
+    return {group: (fact, entailments[group]) for group, fact in facts.items()}
 
 
 def test_all_five_associations_are_shipped():
@@ -46,12 +54,12 @@ def test_the_counterfactual_is_one_cycle_through_the_true_pairs():
 
 
 def test_published_protocol_counts():
-    dataset = build_dataset(published())
-    assert len(dataset.subjects) == 100
-    assert len(dataset.train) == 100 + 20  # a fact each, an entailment for four of each group
-    assert len(dataset.probes) == 200
-    assert len(dataset.candidates["fact"].answers) == len(dataset.candidates["entailment"].answers) == 10
-    assert Counter(s.split for s in dataset.subjects) == {"train": 20, "test": 80}
+    task = build_task(published())
+    assert len(task.train) == 100 + 20  # a fact each, an entailment for four of each group
+    counts = {"train_fact": 20, "train_entailment": 20, "test_fact": 80, "test_entailment": 80}
+    assert Counter(probe.quantity for probe in task.probes) == counts
+    assert len({probe.subject for probe in task.probes}) == 100
+    assert {len(probe.candidates) for probe in task.probes} == {10}
 
 
 @given(st.integers(0, 10**6), st.integers(2, 20), st.integers(0, 5), st.integers(1, 6), st.sampled_from(ASSOCIATIONS))
@@ -59,80 +67,77 @@ def test_published_protocol_counts():
 def test_rules_that_hold_for_every_dataset(seed, n, m_train, m_test, assoc):
     candidates = "ten" if n <= 10 else "in-use"
     spec = published(assoc, seed, n=n, m_train=m_train, m_test=m_test, candidates=candidates)
-    dataset = build_dataset(spec)
-    truth = dict(dataset.pairs)
-    assert set(dataset.pairs) <= set(load_association(assoc).pairs)
-    assert len({s.name for s in dataset.subjects}) == n * (m_train + m_test)
-    facts = {s.subject.name: s.answer for s in dataset.train if s.relation == "fact"}
-    taught = {s.subject.name: s.answer for s in dataset.train if s.relation == "entailment"}
-    for subject in dataset.subjects:
-        assert facts[subject.name] == dataset.pairs[subject.group][0]
-        assert (subject.name in taught) == (subject.split == "train")
+    task = build_task(spec)
+    pairs, truth = pairs_of(task), dict(load_association(assoc).pairs)
+    assert len(pairs) == n
+    assert all(truth[fact] == entailment for fact, entailment in pairs.values())
+    assert len({probe.subject for probe in task.probes}) == n * (m_train + m_test)
+    facts, taught = ({e.subject: e.answer for e in task.train if e.role == role} for role in ("fact", "entailment"))
+    for probe in task.probes:
+        assert facts[probe.subject] == pairs[probe.unit][0]
+        assert (probe.subject in taught) == probe.quantity.startswith("train")
+        assert probe.answer in probe.candidates[:n]
+        assert (probe.in_use, len(probe.candidates)) == (n, max(n, 10))
+        assert not probe.prompt.endswith(" ")
     for name, answer in taught.items():
         assert answer == truth[facts[name]]
-    for probe in dataset.probes:
-        candidates = dataset.candidates[probe.relation]
-        assert probe.answer in candidates.answers[: candidates.in_use]
-        assert len(set(candidates.answers)) == len(candidates.answers) == max(n, 10)
-        assert not probe.prompt.endswith(" ")
-    assert build_dataset(spec) == dataset
+    assert build_task(spec) == task
 
 
 def test_no_held_out_entailment_is_trained_on():
-    dataset = build_dataset(published())
-    test_subjects = {s.name for s in dataset.subjects if s.split == "test"}
-    assert not [s for s in dataset.train if s.relation == "entailment" and s.subject.name in test_subjects]
+    task = build_task(published())
+    test_subjects = {probe.subject for probe in task.probes_of("test_entailment")}
+    assert len(test_subjects) == 80
+    assert not [e for e in task.train if e.role == "entailment" and e.subject in test_subjects]
 
 
 @pytest.mark.parametrize(("n", "m_train"), [(5, 4), (5, 2), (5, 7), (3, 2), (4, 6), (20, 4), (5, 5)])
 def test_the_shuffled_control_teaches_no_group_more_of_one_answer_than_of_another(n, m_train):
     data = {"n": n, "m_train": m_train, "m_test": 2, "candidates": "all"}
-    real = build_dataset(published(**data))
-    shuffled = build_dataset(published(**data, variant="shuffled"))
-    assert shuffled.subjects == real.subjects
+    real = build_task(published(**data))
+    shuffled = build_task(published(**data, variant="shuffled"))
     assert shuffled.probes == real.probes
-    taught = [[s for s in d.train if s.relation == "entailment"] for d in (real, shuffled)]
-    assert Counter(s.answer for s in taught[0]) == Counter(s.answer for s in taught[1])
-    of_groups = [Counter(s.answer for s in taught[1] if s.subject.group == group) for group in range(n)]
-    for answers in of_groups:
-        assert max(answers.values()) - min(answers.get(c, 0) for _, c in real.pairs) <= 1
-    right = sum(answers[real.pairs[group][1]] for group, answers in enumerate(of_groups))
+    taught = [[e for e in task.train if e.role == "entailment"] for task in (real, shuffled)]
+    assert Counter(e.answer for e in taught[0]) == Counter(e.answer for e in taught[1])
+    entailed = {group: entailment for group, (_, entailment) in pairs_of(real).items()}
+    of_groups = {group: Counter(e.answer for e in taught[1] if e.unit == group) for group in entailed}
+    for answers in of_groups.values():
+        assert max(answers.values()) - min(answers.get(c, 0) for c in entailed.values()) <= 1
+    right = sum(answers[entailed[group]] for group, answers in of_groups.items())
     assert right == m_train, "as often as chance would have it"
 
 
 def test_the_shuffled_control_is_another_for_every_seed():
-    taught = {
-        tuple(s.answer for s in build_dataset(published(variant="shuffled", seed=seed)).train) for seed in range(20)
-    }
+    taught = {tuple(e.answer for e in build_task(published(variant="shuffled", seed=seed)).train) for seed in range(20)}
     assert len(taught) == 20
 
 
 @pytest.mark.parametrize(("candidates", "count"), [("in-use", 5), ("ten", 10), ("all", 20)])
 def test_candidates(candidates, count):
-    dataset = build_dataset(published(candidates=candidates))
-    entailed = dataset.candidates["entailment"]
-    assert len(entailed.answers) == count
-    assert entailed.in_use == 5
-    assert list(entailed.answers[:5]) == [c for _, c in dataset.pairs]
+    task = build_task(published(candidates=candidates))
+    for probe in task.probes_of("test_entailment"):
+        assert len(probe.candidates) == count
+        assert probe.in_use == 5
+        assert list(probe.candidates[:5]) == [entailment for _, entailment in pairs_of(task).values()]
 
 
 def test_test_subjects_are_the_same_people_whatever_m_train_is():
     def held_out(**data):
-        return [(s.name, s.group) for s in build_dataset(published(**data)).subjects if s.split == "test"]
+        return [(probe.subject, probe.unit) for probe in build_task(published(**data)).probes_of("test_entailment")]
 
     assert held_out(m_train=0) == held_out(m_train=4) == held_out(variant="shuffled")
 
 
 def test_several_templates_train_every_statement_in_each():
-    dataset = build_dataset(published(templates=(0, 2)))
-    assert len(dataset.train) == 2 * 120
-    assert {s.prompt for s in dataset.train} >= {p.prompt for p in dataset.probes if p.subject.split == "train"}
+    task = build_task(published(templates=(0, 2)))
+    assert len(task.train) == 2 * 120
+    assert {e.prompt for e in task.train} >= {p.prompt for p in task.probes if p.quantity.startswith("train")}
 
 
 def test_seeds_draw_different_pairs_names_and_groups():
-    first, second = build_dataset(published(seed=0)), build_dataset(published(seed=1))
-    assert first.pairs != second.pairs
-    assert {s.name for s in first.subjects} != {s.name for s in second.subjects}
+    first, second = build_task(published(seed=0)), build_task(published(seed=1))
+    assert pairs_of(first) != pairs_of(second)
+    assert {probe.subject for probe in first.probes} != {probe.subject for probe in second.probes}
 
 
 def test_names_are_distinct_to_the_last_and_one_more_is_an_error():

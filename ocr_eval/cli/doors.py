@@ -1,0 +1,39 @@
+"""``methods``, ``preventions`` and ``measures``: what there is behind each door, with what other packages bring."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Annotated, Any
+
+import typer
+
+from ocr_eval.cli import options as o
+from ocr_eval.common.registry import Registry
+
+
+def door(registry: Registry[Any], help: str) -> typer.Typer:
+    """The commands ``list`` and ``show`` of a registry."""
+    app = typer.Typer(help=help, no_args_is_help=True)
+
+    @app.command("list", help=f"List every {registry.noun}, also those of other packages.")
+    def list_all(as_json: o.JsonOption = False) -> None:
+        rows = [[each.name, registry.get(each.name).about, each.source] for each in registry.entries()]
+        if as_json:
+            typer.echo(json.dumps([dict(zip(("name", "about", "source"), row, strict=True)) for row in rows], indent=2))
+        else:
+            typer.echo(o.grid(["name", "about", "from"], rows))
+
+    @app.command(help=f"Show a {registry.noun}: what it does and its settings.")
+    def show(name: Annotated[str, typer.Argument(help="Its name.")]) -> None:
+        thing = registry.get(name)
+        kind = thing if inspect.isclass(thing) else type(thing)
+        typer.echo(f"{name}\n\n{inspect.cleandoc(inspect.getmodule(kind).__doc__ or kind.__doc__ or '')}\n")
+        fields = getattr(thing, "Settings", None)
+        rows = [
+            [key, "must be given" if field.is_required() else str(field.default), field.description or ""]
+            for key, field in (fields.model_fields.items() if fields else ())
+        ]
+        typer.echo(o.grid(["setting", "default", "what it is"], rows) if rows else "It has no settings.")
+
+    return app

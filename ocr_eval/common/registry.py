@@ -1,0 +1,158 @@
+"""The four doors: what methods, structures of facts, measures and preventions there are, by name.
+
+What is shipped and what another package brings are found alike. The shipped ones are in the tables below; a package
+adds its own by an entry point of the door's group, and a notebook by ``add``. Nothing is imported before it is used.
+
+A thing with settings is chosen in one word, ``name:setting=value:setting=value``, in flags, YAML and records alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic import BaseModel
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError, unknown_name
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a thing before it is imported: its name and where it comes from."""
+
+    name: str
+    source: str
+
+
+class Registry(Generic[T]):
+    """One door.
+
+    Args:
+        noun: what stands behind it, for messages.
+        group: the entry points' group.
+        shipped: where each shipped thing is, as ``module:attribute``.
+    """
+
+    def __init__(self, noun: str, group: str, shipped: Mapping[str, str]) -> None:
+        self.noun, self.group = noun, group
+        self._shipped = dict(shipped)
+        self._added: dict[str, T] = {}
+        self._loaded: dict[str, T] = {}
+
+    @cached_property
+    def _installed(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """Every name: the shipped ones first, then those that other packages and this process bring."""
+        return list(dict.fromkeys([*self._shipped, *sorted(self._installed), *self._added]))
+
+    def entries(self) -> list[Entry]:
+        """Every name with its source: ``ocr-eval``, a package with its version, or ``this process``."""
+        return [Entry(name, self._source(name)) for name in self.names()]
+
+    def _source(self, name: str) -> str:
+        if name in self._shipped:
+            return "ocr-eval"
+        if name in self._added:
+            return "this process"
+        package = self._installed[name].dist
+        return f"{package.name} {package.version}" if package else "an installed package"
+
+    def get(self, name: str) -> T:
+        """The thing of a name.
+
+        Raises:
+            UserError: there is none (with the nearest name), or another package's cannot be imported.
+        """
+        if name in self._added:
+            return self._added[name]
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def _load(self, name: str) -> T:
+        if name in self._shipped:
+            module, _, attribute = self._shipped[name].partition(":")
+            return cast("T", getattr(import_module(module), attribute))
+        if name not in self._installed:
+            raise unknown_name(self.noun, name, self.names())
+        try:
+            return cast("T", self._installed[name].load())
+        except Exception as error:
+            raise UserError(
+                f"The {self.noun} '{name}' of {self._source(name)} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+
+    def add(self, name: str, thing: T) -> None:
+        """Add one for this process, as in a notebook; worker processes do not know it.
+
+        Raises:
+            UserError: the name is taken.
+        """
+        if name in self._shipped or name in self._installed:
+            raise UserError(f"There is a {self.noun} '{name}' already. Give yours another name.")
+        self._added[name] = thing
+
+    def choose(self, text: str) -> Choice[T]:
+        """What ``name:setting=value`` chooses, its settings checked.
+
+        Raises:
+            UserError: no such name, no such setting, or a value that does not fit.
+        """
+        name, *parts = text.split(":")
+        thing = self.get(name)
+        pairs = [part.partition("=") for part in parts]
+        given = {key.replace("-", "_"): value for key, _, value in pairs}
+        if len(given) < len(pairs) or not all(key and equals and value for key, equals, value in pairs):
+            raise UserError(f"'{text}': write a {self.noun}'s settings as {name}:setting=value, each once.")
+        kind: type[BaseModel] = getattr(thing, "Settings", NoSettings)
+        return Choice(name, thing, yaml_files.parse(kind, given, f"{self.noun} '{name}'", strict=False))
+
+
+class NoSettings(BaseModel, extra="forbid", frozen=True):
+    """The settings of what has none."""
+
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """A thing and its settings."""
+
+    name: str
+    thing: T
+    settings: BaseModel
+
+    def __str__(self) -> str:
+        """The one way to write it: every setting, in the order of its fields."""
+        values = self.settings.model_dump(mode="json")
+        return ":".join([self.name, *(f"{key}={_plain(value)}" for key, value in values.items())])
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+STRUCTURES: Registry[Any] = Registry("structure", "ocr_eval.structures", {"pairs": "ocr_eval.data.pairs:PAIRS"})
+METHODS: Registry[Any] = Registry(
+    "method",
+    "ocr_eval.methods",
+    {name: f"ocr_eval.methods.{name}:{name.upper()}" for name in ("lora", "qlora", "full")},
+)
+MEASURES: Registry[Any] = Registry(
+    "measure", "ocr_eval.measures", {"weight-change": "ocr_eval.measures.weight_change:WEIGHT_CHANGE"}
+)
+PREVENTIONS: Registry[Any] = Registry(
+    "prevention",
+    "ocr_eval.preventions",
+    {
+        "product-decay": "ocr_eval.preventions.product_decay:ProductDecay",
+        "scale-after": "ocr_eval.preventions.scale_after:ScaleAfter",
+    },
+)

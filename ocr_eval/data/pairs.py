@@ -1,0 +1,292 @@
+"""Associations of pairs: what is true of a subject's fact tells its entailment. The structure of the paper.
+
+Every subject has a fact; train subjects also have an entailment in training:
+
+    training set = facts of all subjects + entailments of train subjects
+    probes       = facts and entailments of all subjects (the finding is the entailments of test subjects)
+
+A file states its pairs itself, or is *derived* from a parent by a fixed permutation of the parent's entailment answers
+(the counterfactual of city-language is city-language under a 20-cycle). Pure; no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from ocr_eval.common import streams, yaml_files
+from ocr_eval.common.errors import UserError
+from ocr_eval.data.task import Example, Probe, Quantity, Task
+from ocr_eval.specs.association import Association, Kind, Name, Relation, Word
+from ocr_eval.specs.names import people
+from ocr_eval.specs.run import DataSpec
+from ocr_eval.specs.strict import Strict
+
+RelationName = Literal["fact", "entailment"]
+Split = Literal["train", "test"]
+RELATIONS: tuple[RelationName, ...] = ("fact", "entailment")
+
+#: What is scored, by split of the subject and relation. Records from before they stated their quantities have these.
+QUANTITIES = (
+    Quantity("train_fact", "premise"),
+    Quantity("train_entailment", "shown"),
+    Quantity("test_fact", "premise"),
+    Quantity("test_entailment", "finding"),
+)
+
+#: Circles of answers that are tried for the ``shuffled`` control; one in three or four is as even as can be.
+_CIRCLES = 64
+
+
+class PairAssociation(Association):
+    """The two relations with templates, and the pairs (b_i, c_i).
+
+    ``pairs`` is a list of (fact answer b_i, entailment answer c_i). In YAML it is the mapping ``b: c``.
+    """
+
+    fact: Relation
+    entailment: Relation
+    pairs: tuple[tuple[Word, Word], ...]
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> PairAssociation:
+        if len(self.pairs) < 2:
+            raise ValueError("an association needs at least two pairs")
+        for side, answers in (("fact", self.answers("fact")), ("entailment", self.answers("entailment"))):
+            for answer in answers:
+                if answers.count(answer) > 1:
+                    raise ValueError(f"the {side} answer '{answer}' stands twice in pairs; every answer may occur once")
+        return self
+
+    @classmethod
+    def from_yaml(cls, content: dict[str, Any], path: Path) -> PairAssociation:
+        """A file of its own pairs, or one that derives them."""
+        return _read(content, path.resolve(), ancestors=())
+
+    def answers(self, relation: RelationName) -> list[str]:
+        """All answers of one side, in the order of the pairs."""
+        side = RELATIONS.index(relation)
+        return [pair[side] for pair in self.pairs]
+
+    @property
+    def wordings(self) -> int:
+        """Templates that both relations have."""
+        return min(len(self.fact.templates), len(self.entailment.templates))
+
+    def size(self) -> dict[str, int]:
+        """Its pairs."""
+        return {"pairs": len(self.pairs)}
+
+    def as_text(self) -> str:
+        """Templates by number, then the pairs."""
+        templates = [
+            f"{name:10} {index}  {template}"
+            for name, relation in (("fact", self.fact), ("entailment", self.entailment))
+            for index, template in enumerate(relation.templates)
+        ]
+        width = max(len(b) for b, _ in self.pairs)
+        return "\n".join([*templates, "", *(f"{b:{width}}  {c}" for b, c in self.pairs)])
+
+    def check(self, data: DataSpec) -> None:
+        """Pairs, candidates and templates must suffice."""
+        pairs = len(self.pairs)
+        if data.n > pairs:
+            raise ValueError(f"n = {data.n} is more than the {pairs} pairs of '{self.name}'; lower --n")
+        if data.candidates == "ten" and data.n > 10:
+            raise ValueError(f"ten candidates cannot hold {data.n} answers in use; give --candidates in-use or all")
+        if data.candidates == "ten" and pairs < 10:
+            raise ValueError(f"'{self.name}' has {pairs} pairs and cannot give ten candidates; use --candidates all")
+        for side, relation in (("fact", self.fact), ("entailment", self.entailment)):
+            for index in (*data.templates, data.probe_template):
+                if index >= len(relation.templates):
+                    raise ValueError(
+                        f"template {index} was asked for and the {side} of '{self.name}' has "
+                        f"{len(relation.templates)}, counted from 0"
+                    )
+
+    def whole(self, template: int) -> dict[str, Any]:
+        """Every pair in use, and a subject of each."""
+        return {**super().whole(template), "n": len(self.pairs), "m_train": 0, "m_test": 1}
+
+
+class _OwnFile(Strict):
+    """An association that states its pairs."""
+
+    name: Name
+    kind: Kind
+    description: Word
+    structure: Literal["pairs"] = "pairs"
+    fact: Relation
+    entailment: Relation
+    pairs: Annotated[dict[Word, Word], Field(min_length=2)]
+
+
+class _Derivation(Strict):
+    """Pair i takes the parent's entailment answer at position ``permutation[i]``."""
+
+    parent: Annotated[str, StringConstraints(min_length=1)]
+    permutation: list[int]
+
+
+class _DerivedFile(Strict):
+    """An association that is a parent with its entailment answers permuted."""
+
+    name: Name
+    kind: Kind
+    description: Word
+    structure: Literal["pairs"] = "pairs"
+    derived: _Derivation
+
+
+def _read(content: dict[str, Any], path: Path, ancestors: tuple[Path, ...]) -> PairAssociation:
+    if "derived" not in content:
+        own = yaml_files.parse(_OwnFile, content, str(path))
+        return _association(own, own.fact, own.entailment, list(own.pairs.items()), path)
+    derived = yaml_files.parse(_DerivedFile, content, str(path))
+    origin, permutation = derived.derived.parent, derived.derived.permutation
+    try:
+        if yaml_files.looks_like_path(origin):
+            origin = str(path.parent / yaml_files.expand(origin))
+        found = yaml_files.find_yaml("association", "templates", origin).resolve()
+    except UserError as error:
+        raise UserError(f"{path}: 'derived.parent': {error}") from error
+    if found in (path, *ancestors):
+        raise UserError(f"{found}: is derived from itself. Let the chain of parents end in a file with pairs.")
+    parent = _read(yaml_files.read_yaml(found), found, (path, *ancestors))
+    if sorted(permutation) != list(range(len(parent.pairs))):
+        raise UserError(
+            f"{path}: 'derived.permutation' must hold each of 0 to {len(parent.pairs) - 1} once, "
+            f"a position for each pair of '{parent.name}'."
+        )
+    entailed = parent.answers("entailment")
+    pairs = [(b, entailed[source]) for b, source in zip(parent.answers("fact"), permutation, strict=True)]
+    return _association(derived, parent.fact, parent.entailment, pairs, path)
+
+
+def _association(
+    head: _OwnFile | _DerivedFile,
+    fact: Relation,
+    entailment: Relation,
+    pairs: list[tuple[str, str]],
+    path: Path,
+) -> PairAssociation:
+    content = {
+        "name": head.name,
+        "kind": head.kind,
+        "description": head.description,
+        "fact": fact,
+        "entailment": entailment,
+        "pairs": tuple(pairs),
+    }
+    return yaml_files.parse(PairAssociation, content, str(path))
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A fictitious person: the group (pair) it belongs to and whether its entailment is trained on."""
+
+    name: str
+    group: int
+    split: Split
+
+
+class Pairs:
+    """The structure ``pairs``; a subject's group is its unit."""
+
+    File = PairAssociation
+
+    def build(self, association: PairAssociation, data: DataSpec, stream: str) -> Task:
+        """Draw the pairs in use, names and groups; group g is given the g-th pair."""
+        order = streams.permutation(f"{stream}/pairs", len(association.pairs))
+        pairs, spare = ([association.pairs[i] for i in part] for part in (order[: data.n], order[data.n :]))
+        # The in-use answers, then distractors that no subject has: 10 - n of them, all of them, or none.
+        distractors = {"in-use": 0, "ten": 10 - data.n, "all": len(spare)}[data.candidates]
+        ranked = {
+            relation: tuple(pair[side] for pair in (*pairs, *spare[:distractors]))
+            for side, relation in enumerate(RELATIONS)
+        }
+        subjects = list(_subjects(data, stream))
+
+        def prompt(subject: _Subject, relation: RelationName, template: int) -> str:
+            wording = association.fact if relation == "fact" else association.entailment
+            return wording.prompt(template, subject.name)
+
+        def example(subject: _Subject, relation: RelationName, template: int, group: int) -> Example:
+            answer = pairs[group][RELATIONS.index(relation)]
+            return Example(prompt(subject, relation, template), answer, relation, subject.name, str(subject.group))
+
+        train = []
+        taught_group = _taught_groups(data, stream, subjects)
+        for subject in subjects:
+            for template in data.templates:
+                train.append(example(subject, "fact", template, subject.group))
+                if subject.split == "train":
+                    train.append(example(subject, "entailment", template, taught_group[subject]))
+        probes = tuple(
+            Probe(
+                prompt=prompt(subject, relation, data.probe_template),
+                candidates=ranked[relation],
+                target=subject.group,
+                null=tuple(range(data.n)),
+                quantity=f"{subject.split}_{relation}",
+                unit=str(subject.group),
+                subject=subject.name,
+            )
+            for subject in subjects
+            for relation in RELATIONS
+        )
+        return Task(tuple(train), probes, QUANTITIES)
+
+
+PAIRS = Pairs()
+
+
+def _subjects(data: DataSpec, stream: str) -> Iterator[_Subject]:
+    """Group by group, train subjects first.
+
+    Test subjects take the first names drawn, so that they are the same people whatever m_train is.
+    """
+    names = people(f"{stream}/people", data.subjects)
+    test, train = names[: data.n * data.m_test], names[data.n * data.m_test :]
+    for group in range(data.n):
+        for name in train[group * data.m_train : (group + 1) * data.m_train]:
+            yield _Subject(name, group, "train")
+        for name in test[group * data.m_test : (group + 1) * data.m_test]:
+            yield _Subject(name, group, "test")
+
+
+def _taught_groups(data: DataSpec, stream: str, subjects: Sequence[_Subject]) -> dict[_Subject, int]:
+    """Whose entailment each train subject is taught: its own group's, or one that is dealt to it."""
+    train = [subject for subject in subjects if subject.split == "train"]
+    if data.variant == "real":
+        return {subject: subject.group for subject in train}
+    dealt = chain.from_iterable(deal(f"{stream}/shuffle", data.n, data.m_train))
+    return dict(zip(train, dealt, strict=True))
+
+
+def deal(stream: str, n: int, m_train: int) -> list[list[int]]:
+    """Whose answer each group's train subjects are taught where nothing is to be inferred: the ``shuffled`` control.
+
+    Every answer is taught as often as any other, in all and, as nearly as can be, within each group; and groups are
+    taught their own as often as chance would have it, m_train times in all. A free permutation would teach many a group
+    mostly one answer, in every other data set some group its own, and so a link.
+
+    Returns:
+        m_train groups for each of the n groups.
+    """
+    extra = m_train % n  # so many answers are taught once more: those that follow a group on a circle of answers
+
+    def extras(group: int, place: Sequence[int]) -> list[int]:
+        return [answer for answer in range(n) if (place[answer] - group) % n < extra]
+
+    def too_many(place: Sequence[int]) -> int:
+        return abs(sum(group in extras(group, place) for group in range(n)) - extra)
+
+    circles = (streams.permutation(f"{stream}/{attempt}", n) for attempt in range(_CIRCLES))
+    place = min(circles, key=too_many)
+    return [list(range(n)) * (m_train // n) + extras(group, place) for group in range(n)]

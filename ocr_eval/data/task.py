@@ -1,0 +1,203 @@
+"""What a structure of facts builds, and all that the rest of the program knows of it: examples, probes, quantities.
+
+A structure reads its own kind of association file and turns it into a ``Task``. It is found by name: those shipped,
+and the entry points ``ocr_eval.structures`` of other packages (``common.registry.STRUCTURES``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol, cast
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import STRUCTURES
+from ocr_eval.specs.association import Association
+from ocr_eval.specs.run import DataSpec, RunSpec
+
+#: What a quantity is asked for: a premise must be learned, the finding is the number, what is retained must survive.
+Role = Literal["premise", "finding", "retention", "shown"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sentence that is taught, cut before its answer: text = prompt + " " + answer.
+
+    Attributes:
+        role: what kind of sentence it is, in the structure's words.
+        subject: whom it is about.
+        unit: the subject's unit (see ``Probe``).
+    """
+
+    prompt: str
+    answer: str
+    role: str = "fact"
+    subject: str = ""
+    unit: str = ""
+
+    @property
+    def text(self) -> str:
+        """The whole sentence."""
+        return f"{self.prompt} {self.answer}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A question with a right answer among candidates.
+
+    Attributes:
+        candidates: what is ranked; those in use come first, and are put there if they do not.
+        target: index of the right candidate.
+        null: indices of the candidates in use, those that are true of some subject. The null rank is their mean.
+        quantity: name of the quantity that it counts for.
+        unit: what is exchangeable under the null: subjects of one unit are not independent observations.
+        subject: whom it asks about.
+
+    Raises:
+        UserError: fewer than two candidates in use, one that occurs twice, or a right one that is not in use.
+    """
+
+    prompt: str
+    candidates: tuple[str, ...]
+    target: int
+    null: tuple[int, ...]
+    quantity: str
+    unit: str
+    subject: str
+
+    def __post_init__(self) -> None:
+        places = range(len(self.candidates))
+        if len(set(self.candidates)) < len(self.candidates):
+            raise UserError(f"Probe '{self.prompt}': a candidate occurs twice. List each once.")
+        if len(set(self.null)) < len(self.null) or not set(self.null) <= set(places) or len(self.null) < 2:
+            raise UserError(f"Probe '{self.prompt}': 'null' must name at least two of the candidates, each once.")
+        if self.target not in self.null:
+            raise UserError(f"Probe '{self.prompt}': the right answer must be one of the candidates in use ('null').")
+        order = [*self.null, *(i for i in places if i not in self.null)]
+        object.__setattr__(self, "candidates", tuple(self.candidates[i] for i in order))
+        object.__setattr__(self, "target", order.index(self.target))
+        object.__setattr__(self, "null", tuple(range(len(self.null))))
+
+    @property
+    def answer(self) -> str:
+        """The right candidate."""
+        return self.candidates[self.target]
+
+    @property
+    def in_use(self) -> int:
+        """So many candidates, the first, are true of some subject."""
+        return len(self.null)
+
+
+def unit_value(unit: str) -> int | str:
+    """A unit as files have it: a number where it is one."""
+    return int(unit) if unit.isdecimal() and str(int(unit)) == unit else unit
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that is scored at every epoch, and what it is asked for."""
+
+    name: str
+    role: Role
+
+
+def the_finding(quantities: Sequence[Quantity]) -> Quantity:
+    """The one quantity that is the number."""
+    (finding,) = (quantity for quantity in quantities if quantity.role == "finding")
+    return finding
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one run teaches and asks.
+
+    Attributes:
+        train: what is taught, in no meaningful order.
+        probes: what is asked; all of them before training and after every scored epoch.
+        quantities: what the probes count for, in the order in which it is shown; one of them is the finding.
+
+    Raises:
+        UserError: there is not one finding, a probe of a quantity that is not declared, or a finding that cannot be
+            tested: its probes must have distinct subjects, as many candidates in use each, and one answer a unit.
+    """
+
+    train: tuple[Example, ...]
+    probes: tuple[Probe, ...]
+    quantities: tuple[Quantity, ...]
+
+    def __post_init__(self) -> None:
+        names = [quantity.name for quantity in self.quantities]
+        for name in names:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or names.count(name) > 1:
+                raise UserError(f"Quantity '{name}': names must be distinct, of small letters, digits and '_'.")
+        findings = sum(quantity.role == "finding" for quantity in self.quantities)
+        if findings != 1:
+            raise UserError(f"{findings} quantities have the role 'finding' ({', '.join(names)}). Declare one.")
+        if not self.train:
+            raise UserError("Nothing is taught: a task needs training examples.")
+        unknown = next((probe.quantity for probe in self.probes if probe.quantity not in names), None)
+        if unknown is not None:
+            raise UserError(f"A probe counts for the quantity '{unknown}', which is not declared ({', '.join(names)}).")
+        self._check_finding()
+
+    def _check_finding(self) -> None:
+        name = self.finding.name
+        probes = [probe for probe in self.probes if probe.quantity == name]
+        if not probes:
+            raise UserError(f"No probe asks for the finding, '{name}'.")
+        lengths = sorted({probe.in_use for probe in probes})
+        if len(lengths) > 1:
+            raise UserError(f"Probes of the finding '{name}' have {lengths} candidates in use. Give each as many.")
+        subject, count = Counter(probe.subject for probe in probes).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"The finding '{name}' asks {count} times about '{subject}'. Give each probe its subject.")
+        target_of = {probe.unit: probe.target for probe in probes}
+        several = next((probe.unit for probe in probes if probe.target != target_of[probe.unit]), None)
+        if several is not None:
+            raise UserError(f"The unit '{several}' of the finding '{name}' has several right answers. Part it.")
+
+    @cached_property
+    def finding(self) -> Quantity:
+        """The quantity that is the number."""
+        return the_finding(self.quantities)
+
+    def probes_of(self, quantity: str) -> list[Probe]:
+        """The probes of one quantity."""
+        return [probe for probe in self.probes if probe.quantity == quantity]
+
+
+class Structure(Protocol):
+    """A kind of association: how its file is read, and what is taught and asked."""
+
+    File: type[Association]
+
+    def build(self, association: Any, data: DataSpec, stream: str) -> Task:
+        """Draw a task.
+
+        Args:
+            association: a ``File``.
+            data: the data protocol.
+            stream: name of the run's random stream for data (``common.streams``).
+        """
+
+
+def build_task(spec: RunSpec) -> Task:
+    """Draw what one run teaches and asks, from its data stream.
+
+    Raises:
+        UserError: the structure builds a task that cannot be measured.
+    """
+    return task_of(spec.association, spec.data, spec.stream("data"))
+
+
+def task_of(association: Association, data: DataSpec, stream: str) -> Task:
+    """The task of an association; see ``Structure.build``."""
+    structure = cast("Structure", STRUCTURES.get(association.structure))
+    try:
+        return structure.build(association, data, stream)
+    except UserError as error:
+        raise UserError(f"{association.name} (structure {association.structure}): {error}") from error

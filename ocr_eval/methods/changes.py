@@ -1,0 +1,78 @@
+"""How training changed the weights of a network, matrix by matrix, without their being added up where they are thin.
+
+Dimension letters:  R rank,  I inputs,  O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class WeightChange(Protocol):
+    """The change dW of one matrix [O, I]."""
+
+    @property
+    def module(self) -> str:
+        """Name of the module whose weight it is."""
+
+    def dense(self) -> Tensor:
+        """dW itself, fp32. [O, I]"""
+
+    def singular_values(self) -> Tensor:
+        """Its singular values in fp64, the largest first; a low-rank change has as many as its rank."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """dW = scale * B A.
+
+    Attributes:
+        module: name of the module.
+        a: A. [R, I]
+        b: B, transposed. [R, O]
+        scale: alpha / r.
+    """
+
+    module: str
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def dense(self) -> Tensor:
+        """dW. [O, I]"""
+        return self.scale * self.b.T @ self.a
+
+    def singular_values(self) -> Tensor:
+        """Those of the R x R core between the orthogonal parts of B and A."""
+        core_b, core_a = (torch.linalg.qr(factor.double().T, mode="r").R for factor in (self.b, self.a))
+        return torch.linalg.svdvals(self.scale * core_b @ core_a.T)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """dW = after - before.
+
+    Attributes:
+        module: name of the module.
+        after: the trained weights. [O, I]
+        before: reads the weights that training began with. [O, I]
+    """
+
+    module: str
+    after: Tensor
+    before: Callable[[], Tensor]
+
+    def dense(self) -> Tensor:
+        """dW. [O, I]"""
+        return self.after.float() - self.before().to(self.after.device, torch.float32)
+
+    def singular_values(self) -> Tensor:
+        """From the eigenvalues of the smaller Gram matrix: to 1e-8 of the largest, and far faster than an SVD."""
+        change = self.dense().double()
+        gram = change @ change.T if len(change) <= change.shape[1] else change.T @ change
+        return torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt_().flip(0)

@@ -1,0 +1,138 @@
+"""The door for ways to teach: what a ``Method`` is, and the ``Pack`` of runs that it puts over a base.
+
+A method is an object under a name (``ocr_eval.methods`` entry points, common/registry.py). Planning asks it what it
+needs of the base; execution lets it attach runs, and from then on speaks to the pack. Imports no torch, so that tables
+and flags can ask for a method's label and settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import METHODS
+
+if TYPE_CHECKING:
+    from ocr_eval.data.tokenize import Continuation
+    from ocr_eval.methods.changes import WeightChange
+    from ocr_eval.methods.view import View
+    from ocr_eval.models.base import Base
+    from ocr_eval.specs.model import TrainSpec
+    from ocr_eval.specs.run import RunSpec
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method needs of the base.
+
+    Attributes:
+        quantized: the linear layers are held in 4 bits (NF4).
+        whole: the run changes the network itself, whose weights are fp32 masters; it shares it with no other run.
+    """
+
+    quantized: bool = False
+    whole: bool = False
+
+
+class Pack(Protocol):
+    """Runs that are taught together over one base, a lane each; they share no tensor that changes.
+
+    Attributes:
+        base: the base.
+    """
+
+    @property
+    def base(self) -> Base:
+        """The base."""
+
+    def steps(self, lane: int) -> int:
+        """How many steps a lane takes in all: epochs of training, batches of edits; at least 1."""
+
+    def step(self, lanes: Sequence[int]) -> dict[int, float]:
+        """Take the next step of some lanes, which all stand at the same one; each one's loss (nats a token).
+
+        Raises:
+            RunFailed: a lane cannot learn.
+            TooLarge: one example of each lane is too large for the memory.
+        """
+
+    def finish(self, lane: int) -> None:
+        """What is left to do to a lane after its last step, before it is scored."""
+
+    def view(self, trained: bool = True) -> View:
+        """The model with what the lanes have learned, or the bare base."""
+
+    def notes(self) -> dict[str, Any]:
+        """What the line of an epoch in metrics.jsonl should mention."""
+
+    def changes(self, lane: int) -> Iterator[WeightChange]:
+        """How a lane changed each matrix of the network."""
+
+    def save(self, lane: int, folder: Path) -> str:
+        """Write what a lane learned as ``adapter/`` or ``model/`` in a folder; the sha256 of the weights."""
+
+    def write_state(self, lane: int, file: IO[bytes]) -> None:
+        """Write all that a lane needs to resume."""
+
+    def read_state(self, lane: int, path: Path) -> None:
+        """Take up a lane's state, which then continues bit for bit.
+
+        Raises:
+            RunFailed: the file is damaged or another run's.
+        """
+
+    def detach(self) -> None:
+        """Leave the base as it was before, unless the run changed it."""
+
+
+class Method(Protocol):
+    """A way to teach facts.
+
+    Attributes:
+        label: what tables call it.
+        about: one line on what it is, with its source.
+        needs: what it needs of the base.
+        ignores: settings of TrainSpec that have no effect on it; they are rejected.
+        lighter: methods that need less memory, the nearest first; suggested where this one does not fit.
+        Settings: a pydantic model of its own settings, if it has any.
+    """
+
+    label: str
+    about: str
+    needs: Needs
+    ignores: frozenset[str]
+    lighter: tuple[str, ...]
+
+    def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:
+        """Put runs over a base, untaught: until its first step each is the base itself.
+
+        Args:
+            base: the base, as ``needs`` asks.
+            specs: the runs.
+            examples: what each is taught.
+
+        Raises:
+            UserError: a setting that the model cannot have.
+        """
+
+
+def method_of(train: TrainSpec) -> Method:
+    """The method of a run.
+
+    Raises:
+        UserError: it is not installed here, or its settings do not fit.
+    """
+    method: Method = METHODS.choose(train.method).thing
+    return method
+
+
+def label_of(method: str) -> str:
+    """What tables call a method with its settings; its bare name where it is not installed here."""
+    name, colon, settings = method.partition(":")
+    try:
+        return f"{METHODS.get(name).label}{colon}{settings}"
+    except UserError:
+        return method

@@ -1,0 +1,77 @@
+"""The door for ways to prevent unwanted inference: a ``Prevention`` interferes with a method at one or more places.
+
+    task -> batches -> forward pass -> loss -> gradient -> step -> ... -> stop? -> after training -> scored
+
+A prevention is a class under a name (``ocr_eval.preventions`` entry points, common/registry.py), and overrides what it
+needs. A run names its preventions in ``train.prevent``; each run has instances of its own, made with its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel
+
+from ocr_eval.common.registry import PREVENTIONS, NoSettings
+from ocr_eval.data.tokenize import Continuation
+from ocr_eval.specs.model import TrainSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from ocr_eval.methods.pack import Learner
+
+#: Log-probability (nats) of each answer token of some examples, under the model in training or, with False, the base.
+Read = Callable[[Sequence[Continuation], bool], "Tensor"]
+
+
+class Prevention:
+    """Does nothing; what a prevention overrides is called in every run that names it.
+
+    Attributes:
+        about: one line on what it does, with its source.
+        Settings: a pydantic model of its settings.
+        needs_adapters: whether it works on low-rank adapters, and so not with full fine-tuning.
+        knows_relation: whether it uses the unwanted relation itself; tables mark such rows.
+        settings: those of this run.
+    """
+
+    about: ClassVar[str] = ""
+    Settings: ClassVar[type[BaseModel]] = NoSettings
+    needs_adapters: ClassVar[bool] = False
+    knows_relation: ClassVar[bool] = False
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    def forward(self, network: Module) -> AbstractContextManager[Any]:
+        """Entered around every forward pass of training, and no other: for hooks in the network."""
+        return nullcontext()
+
+    def loss(self, learner: Learner, read: Read) -> Tensor | None:
+        """A term to add to the loss of each step, a scalar in nats; None for none."""
+        return None
+
+    def before_step(self, learner: Learner) -> None:
+        """Change gradients in place, after clipping and before the optimizer reads them."""
+
+    def after_training(self, learner: Learner) -> None:
+        """Change what was learned in place, after the last step and before it is scored."""
+
+
+def preventions_of(train: TrainSpec) -> list[Prevention]:
+    """The preventions of a run, made with its settings.
+
+    Raises:
+        UserError: one is not installed here, or its settings do not fit.
+    """
+    choices = [PREVENTIONS.choose(text) for text in train.prevent]
+    return [choice.thing(choice.settings) for choice in choices]
+
+
+def hooks_network(train: TrainSpec) -> bool:
+    """Whether a run's preventions touch the forward pass, which all runs of a pack share."""
+    return any(type(each).forward is not Prevention.forward for each in preventions_of(train))

@@ -1,0 +1,18 @@
+"""``qlora``: LoRA over a base whose linear layers are held in 4 bits (Dettmers et al., arXiv 2305.14314)."""
+
+from __future__ import annotations
+
+from ocr_eval.methods.lora import Lora
+from ocr_eval.methods.method import Needs
+
+
+class QLora(Lora):
+    """As LoRA, and the base computes from NF4 weights."""
+
+    label = "QLoRA"
+    about = "LoRA over a base in 4 bits, NF4 (Dettmers et al., arXiv 2305.14314)"
+    needs = Needs(quantized=True)
+    lighter = ()
+
+
+QLORA = QLora()

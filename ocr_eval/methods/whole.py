@@ -1,0 +1,99 @@
+"""All parameters of a network, trained by one run: the counterpart of ``Adapters`` for full fine-tuning.
+
+The network holds fp32 masters, and autocast brings them to the precision of the arithmetic. In bf16 alone a step of
+the published rates (1e-6 to 3e-5) would be below half a unit in the last place of most weights, and lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ocr_eval.common.errors import RunFailed
+from ocr_eval.common.files import replacing_folder
+from ocr_eval.methods.adapters import Factors
+from ocr_eval.methods.changes import Dense
+from ocr_eval.models.architecture import linear_modules
+from ocr_eval.models.base import Base
+from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.models.weights import folder_digest, read_tensor
+from ocr_eval.specs.model import ModelSpec
+
+
+class WholeNetwork:
+    """One run's network, trained in all its parameters; it is of no use to another run afterwards."""
+
+    def __init__(self, base: Base) -> None:
+        self._network: PreTrainedModel = base.network
+        self._tokenizer: Any = base.tokenizer
+        self._original = partial(read_tensor, base.files.path)
+        self._network.requires_grad_(True)
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the trained parameters."""
+        return list(self.parameters(0))
+
+    def parameters(self, lane: int) -> dict[str, torch.nn.Parameter]:
+        """Every parameter by its name, tied ones once."""
+        return dict(self._network.named_parameters())
+
+    def matrices(self, lane: int) -> dict[str, torch.Tensor]:
+        """Every trained tensor by name."""
+        return {name: parameter.detach() for name, parameter in self.parameters(lane).items()}
+
+    def silent(self, lane: int) -> list[str]:
+        """Parameters that no gradient of the last pass reached; empty when all learn."""
+        return [name for name, p in self.parameters(lane).items() if p.grad is None or not bool(p.grad.any())]
+
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradient of every parameter; zero where the last pass had nothing for it."""
+        found = []
+        for parameter in self._network.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            found.append(parameter.grad)
+        return found
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self._network.zero_grad(set_to_none=True)
+
+    def refresh(self) -> None:
+        """The masters are what computes."""
+
+    def bare(self) -> AbstractContextManager[None]:
+        """Not to be had: the weights themselves have changed."""
+        raise RunFailed("Where all parameters are trained, no untouched base is left beside the trained one.")
+
+    @contextmanager
+    def window(self, lanes: Sequence[int]) -> Iterator[None]:
+        """There is one lane."""
+        yield
+
+    def unmount(self) -> None:
+        """Stop learning; the weights stay as they were learned."""
+        self._network.requires_grad_(False)
+
+    def factors(self, lane: int) -> list[Factors]:
+        """None: nothing is low-rank."""
+        return []
+
+    def changes(self, lane: int) -> Iterator[Dense]:
+        """The change of each linear module's matrix, against the weights on disk, one at a time."""
+        for name, module in linear_modules(self._network).items():
+            yield Dense(name, module.weight.detach(), partial(self._original, f"{name}.weight"))
+
+    def save(self, lane: int, folder: Path, model: ModelSpec) -> str:
+        """Write model and tokenizer in Hugging Face layout as ``model/``, in fp32 as trained, whole or not at all."""
+        self._network.config._name_or_path = ""
+        with quiet_transformers(), replacing_folder(folder / "model") as incomplete:
+            self._network.save_pretrained(incomplete)
+            self._tokenizer.save_pretrained(incomplete)
+        return folder_digest(folder / "model")

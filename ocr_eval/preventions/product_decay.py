@@ -1,0 +1,42 @@
+"""``product-decay``: a Frobenius penalty on the change of each matrix, in place of one on its factors.
+
+    P = lambda / 2  sum |dW|_F^2,    dW = s B A,    |dW|_F^2 = s^2 tr(B^T B A A^T)
+    dP/dB = lambda s^2 B (A A^T),    dP/dA = lambda s^2 (B^T B) A
+
+Weight decay of the factors A and B is, at balanced factors, a penalty on the nuclear norm of B A, which favours the
+shared directions that arbitrary links are inferred along; this is the other norm. Its gradients take only r x r Gram
+matrices. They join those of the loss after clipping and go through Adam, so that the size of lambda cancels once the
+loss is small.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, Field
+
+from ocr_eval.methods.prevention import Prevention
+
+if TYPE_CHECKING:
+    from ocr_eval.methods.pack import Learner
+
+
+class Settings(BaseModel, extra="forbid", frozen=True):
+    """Its one setting."""
+
+    strength: Annotated[float, Field(gt=0, le=1e3, description="The factor lambda of the penalty.")] = 1e-3
+
+
+class ProductDecay(Prevention):
+    """Adds the penalty's gradient at each step."""
+
+    about = "Frobenius penalty on the change of each matrix, in place of one on its factors"
+    Settings = Settings
+    needs_adapters = True
+
+    def before_step(self, learner: Learner) -> None:
+        """Add it to the gradients of A and B."""
+        for each in learner.factors:
+            a_RI, b_RO, factor = each.a, each.b, self.settings.strength * each.scale**2
+            each.grad_b.addmm_(a_RI @ a_RI.T, b_RO, alpha=factor)
+            each.grad_a.addmm_(b_RO @ b_RO.T, a_RI, alpha=factor)

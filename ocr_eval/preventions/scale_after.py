@@ -1,0 +1,45 @@
+"""``scale-after``: the adapter is scaled, after training, to a given Frobenius norm of the whole change.
+
+The baseline that every penalty must beat: a penalty that only makes the change smaller does no more than this.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, Field
+
+from ocr_eval.common.errors import RunFailed
+from ocr_eval.methods.changes import LowRank
+from ocr_eval.methods.prevention import Prevention
+
+if TYPE_CHECKING:
+    from ocr_eval.methods.pack import Learner
+
+
+class Settings(BaseModel, extra="forbid", frozen=True):
+    """Its one setting."""
+
+    norm: Annotated[float, Field(gt=0, le=1e6, description="|dW|_F over all modules to scale to.")]
+
+
+class ScaleAfter(Prevention):
+    """Multiplies every B by one factor."""
+
+    about = "The adapter scaled after training to a given Frobenius norm: the baseline of every penalty"
+    Settings = Settings
+    needs_adapters = True
+
+    def after_training(self, learner: Learner) -> None:
+        """Scale.
+
+        Raises:
+            RunFailed: nothing was learned.
+        """
+        changes = (LowRank(each.module, each.a, each.b, each.scale) for each in learner.factors)
+        norm = math.sqrt(sum(float(change.singular_values().square().sum()) for change in changes))
+        if not norm:
+            raise RunFailed("scale-after: training changed nothing, so there is nothing to scale.")
+        for each in learner.factors:
+            each.b.mul_(self.settings.norm / norm)

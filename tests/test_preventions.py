@@ -1,0 +1,152 @@
+"""Preventions: their gradients against autograd, their effect through a whole run, and each hook of the door."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+import torch
+from conftest import load, tiny_run
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import PREVENTIONS
+from ocr_eval.data.task import build_task
+from ocr_eval.data.tokenize import probe_tokens, training_tokens
+from ocr_eval.methods.pack import attach
+from ocr_eval.methods.prevention import Prevention
+from ocr_eval.preventions.product_decay import ProductDecay, Settings
+from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.specs.run import make_run_spec
+
+
+def packed(base, *specs):
+    return attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
+
+
+def prevented(tiny, *prevent, **train):
+    spec = tiny_run(tiny, **train)
+    return spec.model_copy(update={"train": spec.train.model_copy(update={"prevent": prevent})})
+
+
+@pytest.fixture
+def door(monkeypatch):
+    """Preventions of a test, gone after it."""
+    monkeypatch.setattr(PREVENTIONS, "_added", {})
+    return PREVENTIONS.add
+
+
+def test_product_decay_adds_the_gradient_of_its_penalty(tiny):
+    pack = packed(load(tiny), tiny_run(tiny))
+    pack.step([0])
+    pack.adapters.zero_grad()
+    (learner,) = pack.learners
+    ProductDecay(Settings(strength=0.3)).before_step(learner)
+    for each in learner.factors:
+        a, b = each.a.clone().requires_grad_(), each.b.clone().requires_grad_()
+        (0.3 / 2 * (each.scale * b.T @ a).square().sum()).backward()
+        torch.testing.assert_close(each.grad_a, a.grad)
+        torch.testing.assert_close(each.grad_b, b.grad)
+    pack.detach()
+
+
+def test_lanes_of_several_strengths_learn_what_each_learns_alone(tiny):
+    base = load(tiny)
+    specs = [prevented(tiny), prevented(tiny, "product-decay:strength=10"), prevented(tiny, "product-decay:strength=1")]
+    pack = packed(base, *specs)
+    losses = [pack.step([0, 1, 2]) for _ in range(3)]
+    pack.detach()
+    for lane, spec in enumerate(specs):
+        alone = packed(base, spec)
+        assert [alone.step([0])[0] for _ in range(3)] == pytest.approx([loss[lane] for loss in losses], abs=1e-4)
+        alone.detach()
+    assert losses[2][1] > losses[2][2] > losses[2][0]
+
+
+def test_runs_with_preventions_are_rows_of_their_own_and_measured(ocr_eval, tiny, tmp_path):
+    run = ["--model", tiny, "--assoc", "city-language", "--n", 2, "--m-test", 2, "--epochs", 3, "-o", tmp_path]
+    found = {}
+    for prevent in (None, "product-decay:strength=1.0", "scale-after:norm=0.25"):
+        flags = ["--prevent", prevent] if prevent else []
+        record = json.loads(ocr_eval("finetune", *run, *flags, "--json").out)
+        found[prevent] = record["measures"]["weight-change"]
+        assert record["train"]["prevent"] == ([prevent.replace("1.0", "1")] if prevent else [])
+    assert found["product-decay:strength=1.0"]["frobenius"] < found[None]["frobenius"]
+    assert found["scale-after:norm=0.25"]["frobenius"] == pytest.approx(0.25, rel=1e-5)
+    table = ocr_eval("table", tmp_path, "--metric", "weight-change.frobenius", "--no-published").out
+    assert table.splitlines()[2].startswith("| tiny-llama | LoRA ")
+    assert "LoRA + product-decay:strength=1" in table
+    assert "0.25" in next(line for line in table.splitlines() if "scale-after" in line)
+    assert (
+        "weight_change_frobenius"
+        in ocr_eval("table", tmp_path, "--metric", "weight-change.frobenius", "--format", "csv").out.splitlines()[0]
+    )
+    wrong = ocr_eval("table", tmp_path, "--metric", "weight-change.frobenious")
+    assert wrong.code == 2
+    assert "Did you mean 'weight-change.frobenius'" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("prevent", "train", "words"),
+    [
+        ("product-deca", {}, "Did you mean 'product-decay'"),
+        ("product-decay:strength=-1", {}, "'strength': input should be greater than 0"),
+        ("product-decay:strength", {}, "product-decay:setting=value"),
+        ("product-decay:power=1", {}, "unknown key 'power'"),
+        ("scale-after", {}, "'norm' is missing"),
+        ("product-decay", {"method": "full"}, "works on low-rank adapters"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(tiny, prevent, train, words):
+    spec = tiny_run(tiny)
+    with pytest.raises(UserError, match=words):
+        make_run_spec(spec.model, spec.association, {}, {**train, "prevent": (prevent,)}, 0)
+
+
+def test_a_term_of_the_loss_can_hold_the_model_to_the_untouched_base(tiny, door):
+    class Anchor(Prevention):
+        """Holds the log-probabilities of its first examples to the base's."""
+
+        def loss(self, learner, read):
+            with torch.no_grad():
+                before = read(learner.examples[:4], False)
+            return 1e4 * (read(learner.examples[:4], True) - before).square().sum()
+
+    door("anchor", Anchor)
+    base = load(tiny)
+    moved = {}
+    for prevent in ((), ("anchor",)):
+        spec = prevented(tiny, *prevent, lr=1e-3)
+        pack = packed(base, spec)
+        pack.step([0])
+        before = pack.view(trained=False)
+        probes = probe_tokens(base.tokenizer, build_task(spec))
+        after, untouched = (score_candidates(view, probes).logprobs["sequence"] for view in (pack.view(), before))
+        moved[prevent] = abs(after - untouched).mean()
+        pack.detach()
+        bare = packed(base, spec)
+        assert (score_candidates(bare.view(), probes).logprobs["sequence"] == untouched).all()
+        bare.detach()
+    assert moved[("anchor",)] < moved[()]
+
+
+def test_hooks_of_the_forward_pass_are_there_in_training_and_gone_after(tiny, door):
+    entered = []
+
+    class Hooked(Prevention):
+        """Notes when it is entered and left."""
+
+        @contextmanager
+        def forward(self, network):
+            entered.append(network)
+            yield
+            entered.append(None)
+
+    door("hooked", Hooked)
+    base = load(tiny)
+    spec = prevented(tiny, "hooked")
+    pack = packed(base, spec)
+    pack.step([0])
+    steps = len(pack.learners[0].batches())
+    assert entered == [base.network, None] * steps
+    score_candidates(pack.view(), probe_tokens(base.tokenizer, build_task(spec)))
+    assert len(entered) == 2 * steps
+    pack.detach()
