@@ -15,6 +15,7 @@ from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
 from ocr_eval.data.task import Task, build_task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.methods.pack import batches_of_epoch
+from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import read_config
 from ocr_eval.models.base import load_tokenizer_from
@@ -70,7 +71,7 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, every: int = 1) -> Wor
         UserError: the tokenizer cannot do with the data.
     """
     tokens, is_real = tokenizer_at_hand(spec.model, tokenizer)
-    task = build_task(spec)
+    task = task_of_run(spec)
     examples = training_tokens(tokens, task)
     batches = [batch_geometry(batch) for batch in first_epoch(spec, examples)]
     probes = probe_tokens(tokens, task)
