@@ -34,7 +34,9 @@ def list_associations(as_json: o.JsonOption = False) -> None:
 
 @app.command()
 def show(
-    assoc: Annotated[str, typer.Argument(help="Association: a name or YAML file.", autocompletion=o.assoc_names)],
+    assoc: Annotated[
+        str, typer.Argument(metavar="ASSOC", help="Association: a name or YAML file.", autocompletion=o.assoc_names)
+    ],
 ) -> None:
     """Show what an association holds."""
     from ocr_eval.specs.association import load_association

@@ -154,7 +154,9 @@ _SCORED = ("seed", "n", "m_train", "m_test", "candidates", "probe_template", "me
 def score(
     context: typer.Context,
     *,
-    run: Annotated[Path | None, typer.Argument(help="Folder of a run whose adapter to score again.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Folder of a run whose adapter to score again.")
+    ] = None,
     adapter: Annotated[Path | None, option("--adapter", help="Folder of a PEFT adapter; --model is its base.")] = None,
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,

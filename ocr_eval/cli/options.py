@@ -107,7 +107,7 @@ ConfigOption = Annotated[
 _MODEL_HELP = "Model: a name ('ocr-eval models list'), YAML file, folder or org/name."
 _ASSOC_HELP = "Association: a name ('ocr-eval data list') or YAML file."
 ModelOption = Annotated[str, option("--model", help=_MODEL_HELP, autocompletion=model_names)]
-ModelArgument = Annotated[str, typer.Argument(help=_MODEL_HELP, autocompletion=model_names)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=model_names)]
 AssocArgument = Annotated[
     str | None,
     typer.Argument(metavar="ASSOC", help="The association; the same as --assoc.", autocompletion=assoc_names),

@@ -166,8 +166,10 @@ def figures(
 
 def compare(
     context: typer.Context,
-    a: Annotated[str, typer.Argument(help="A run's folder, a folder of runs, or a condition such as 'lr=1e-3'.")],
-    b: Annotated[str, typer.Argument(help="The same, to compare with.")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="A run's folder, a folder of runs, or a condition such as 'lr=1e-3'.")
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same, to compare with.")],
     runs: o.RunsArgument = None,
     former: o.FormerOption = None,
     scoring: o.ScoringOption = "first-token",

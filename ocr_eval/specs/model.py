@@ -144,8 +144,8 @@ class ModelSpec(Strict):
     attention: Literal["auto", "sdpa", "eager", "grouped"] = Field(
         "auto", description="transformers' sdpa or eager, or our grouped; auto chooses by device and architecture."
     )
-    train: TrainSpec = Field(TrainSpec(), description="Training defaults; a run's flags go first.")
-    full: FullDefaults = Field(FullDefaults(), description="What differs where all parameters are trained.")
+    train: TrainSpec = Field(default_factory=TrainSpec, description="Training defaults; a run's flags go first.")
+    full: FullDefaults = Field(default_factory=FullDefaults, description="What differs under full fine-tuning.")
     notes: Annotated[tuple[str, ...], FromList] = Field(
         (), description="What a user should know: access, licence, quirks."
     )
