@@ -16,7 +16,7 @@ demo: $(VENV)/.ready
 	@$(BIN)/ocr-eval table $(DEMO)
 	@echo
 	@$(BIN)/ocr-eval figures $(DEMO) --text
-	@$(BIN)/ocr-eval report $(DEMO) --output $(DEMO)/report.html >/dev/null
+	@$(BIN)/ocr-eval report $(DEMO) -o $(DEMO)/report.html >/dev/null
 	@echo "Every run, curve and probe: open $(DEMO)/report.html in a browser."
 
 test: lint
@@ -44,6 +44,7 @@ browser:
 # The pages of documentation that are generated; a test says when they are old.
 docs: $(VENV)/.ready
 	$(BIN)/python -m ocr_eval.cli.reference > ocr_eval/docs/commands.md
+	$(BIN)/python -m ocr_eval.cli.reference settings > ocr_eval/docs/settings.md
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -95,7 +96,7 @@ results-shown: $(VENV)/.ready
 define show
 mkdir -p $(1) && for form in md csv json tex html; do \
   $(BIN)/ocr-eval table $(2) --format $$form > $(1)/table.$$form || exit 1; \
-done && $(BIN)/ocr-eval figures $(2) --to $(1)/figures && $(BIN)/ocr-eval report $(2) -o $(1)/report.html
+done && $(BIN)/ocr-eval figures $(2) -o $(1)/figures && $(BIN)/ocr-eval report $(2) -o $(1)/report.html
 endef
 
 # The five large models at true size with random weights, in bf16 and in NF4, plan against measured (about 30 minutes on

@@ -23,8 +23,9 @@ from ocr_eval.records.record import Record
 from ocr_eval.records.select import parse_condition, select, settings_of
 from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs.association import Association, load_association
-from ocr_eval.specs.model import ModelSpec, TrainSpec, load_model_spec
-from ocr_eval.specs.run import DataSpec, RunSpec, Scoring, make_run_spec
+from ocr_eval.specs.model import ModelSpec, load_model_spec
+from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec
+from ocr_eval.specs.settings import SETTINGS, section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,30 +71,35 @@ def make_run(model: ModelSpec | str, association: Association | str, seed: int =
         association: from ``load_association``, or its name or path.
         seed: draws pairs, names, groups, order and initialization.
         settings: fields of the data protocol (``n=5, m_train=4, m_test=16, candidates="ten"`` ...) and of
-            training (``method="lora", lr=1e-3, epochs=8, rank=16`` ...), and ``dtype`` ("auto": what the device
-            computes fast); what is left out has the protocol's or the model's default.
+            training (``method="lora", lr=1e-3, epochs=8, rank=16`` ...), and of the model ``dtype`` and
+            ``attention``; what is left out has the protocol's or the model's default.
 
     Raises:
         UserError: an unknown setting, or a value that does not fit.
     """
-    known = {*DataSpec.model_fields, *TrainSpec.model_fields, "dtype"}
+    known = SETTINGS.keys() - {"seed"}
     for name in settings:
         if name not in known:
             raise unknown_name("setting", name, known)
     spec = load_model(model) if isinstance(model, str) else model
-    if "dtype" in settings:
-        spec = yaml_files.parse(ModelSpec, {**spec.model_dump(), "dtype": settings["dtype"]}, "settings")
+    of_model = section("model", settings)
+    if of_model:
+        spec = yaml_files.parse(ModelSpec, {**spec.model_dump(), **of_model}, "settings")
     found = load_association(association) if isinstance(association, str) else association
-    data, train = (
-        {name: settings[name] for name in kind.model_fields if name in settings} for kind in (DataSpec, TrainSpec)
-    )
-    return make_run_spec(spec, found, data, train, seed)
+    return make_run_spec(spec, found, section("data", settings), section("train", settings), seed)
 
 
-def finetune(run: RunSpec, output: Folder = "results", device: Device = "auto", force: bool = False) -> Record:
+def finetune(
+    run: RunSpec,
+    output: Folder = "results",
+    device: Device = "auto",
+    force: bool = False,
+    measures: Sequence[str] | None = None,
+) -> Record:
     """Teach the facts, score what was inferred, and leave the run below ``output/runs``.
 
-    A run that is done already is read and not repeated; an interrupted one resumes.
+    A run that is done already is read and not repeated; an interrupted one resumes. ``measures`` names what else to
+    measure when it ends; None for what is cheap.
 
     Raises:
         UserError: bad input, found before any training.
@@ -102,7 +108,8 @@ def finetune(run: RunSpec, output: Folder = "results", device: Device = "auto", 
     from ocr_eval.execution.execute import Execution
     from ocr_eval.execution.execute import finetune as run_finetune
 
-    return run_finetune(run, Path(output), Execution(device=device, force=force)).record
+    how = Execution(device=device, force=force, measures=None if measures is None else tuple(measures))
+    return run_finetune(run, Path(output), how).record
 
 
 def score_run(run: RunSpec, adapter: Folder | None = None, device: Device = "auto") -> Scores:

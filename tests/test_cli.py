@@ -49,12 +49,12 @@ def one_line(answer) -> str:
         (["finetune", "--assoc", "country-code", "--method", "full", "--alpha", "4"], "--alpha: method 'full'"),
         (["report", "--port", "0"], "--port goes with --serve"),
         (["finetune", "--assoc", "country-code", "--m-test", "999999"], "lower one of them"),
-        (["finetune", "--assoc", "country-code", "--m-test", "0"], "'m_test'"),
-        (["finetune", "--assoc", "country-code", "--lr", "-1"], "'lr'"),
+        (["finetune", "--assoc", "country-code", "--m-test", "0"], "'--m-test': '0'"),
+        (["finetune", "--assoc", "country-code", "--lr", "-1"], "'--lr': '-1'"),
         (["finetune", "--assoc", "country-code", "--lr", "fast"], "'--lr'"),
-        (["finetune", "--assoc", "country-code", "--epochs", "0"], "'epochs'"),
+        (["finetune", "--assoc", "country-code", "--epochs", "0"], "'--epochs': '0'"),
         (["finetune", "--assoc", "country-code", "--templates", "9"], "template 9 was asked for"),
-        (["finetune", "--assoc", "country-code", "--templates", "first"], "give indices"),
+        (["finetune", "--assoc", "country-code", "--templates", "first"], "'--templates': 'first'"),
         (["finetune", "--assoc", "country-code", "--candidates", "tem"], "Did you mean 'ten'?"),
         (["finetune", "--assoc", "country-code", "--method", "magic"], "Unknown method 'magic'"),
         (["finetune", "--assoc", "country-code", "--device", "tpu"], "--device"),
@@ -70,7 +70,7 @@ def one_line(answer) -> str:
         (["models", "check", "~nobody-of-this-name/m"], "no home folder of that name is known"),
         (["finetune", "--assoc", "~nobody-of-this-name/a.yaml"], "no home folder of that name is known"),
         (["models", "check", "./"], "'.' has no tokenizer (tokenizer.json). Give a folder"),
-        (["sweep", "--variants", "shufled"], "'variants.0': input should be 'real' or 'shuffled', got 'shufled'."),
+        (["sweep", "--variants", "shufled"], "Did you mean 'shuffled'?"),
         (["score"], "What should be scored?"),
         (["score", "./nowhere"], "is not a run folder"),
         (["score", "./run", "--seed", "0"], "--seed does not go with a run's folder"),
@@ -79,8 +79,8 @@ def one_line(answer) -> str:
         (["score", "./run", "--assoc", "country-code"], "--assoc does not go with"),
         (["score", "./run", "--adapter", "./run"], "--adapter does not go with"),
         (["score", "--assoc", "country-code", "--adapter", "./nowhere"], "--adapter nowhere holds no adapter"),
-        (["table", "-o", "./nowhere"], "There is no folder"),
-        (["table", "-o", "."], "No finished run"),
+        (["table", "./nowhere"], "There is no folder"),
+        (["table", "."], "No finished run"),
         (["data", "show", "sport-musik"], "Did you mean 'sport-music'?"),
         (["models", "pull", "llama-8b"], "Did you mean 'llama3-8b'?"),
     ],
@@ -294,7 +294,7 @@ def test_without_arguments_the_help_is_shown(ocr_eval, command):
     answer = ocr_eval(*command)
     assert answer.code == 2
     assert answer.err.startswith("Usage: ")
-    assert "Commands:" in answer.err
+    assert ("Commands:" if command else "Teach:") in answer.err
 
 
 def test_help_imports_nothing_heavy():

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,10 @@ def planned(answer) -> RunSpec:
 
 
 def test_every_flag_has_the_variable_of_its_name():
-    without = {"--help", "--version", "--worker", "--install-completion", "--show-completion"}
+    without = {"--help", "--version", "--install-completion", "--show-completion"}
     ours = [ROOT, *(each for name, top in ROOT.commands.items() if name != "toy" for each in commands(top))]
     flags = [parameter for command in ours for parameter in command.params if parameter.opts[0].startswith("--")]
+    flags = [flag for flag in flags if not flag.hidden]
     assert len(flags) > 150
     for flag in flags:
         expected = "OCR_EVAL_" + flag.opts[0][2:].replace("-", "_").upper()
@@ -89,7 +91,7 @@ def test_ways_to_name_the_association(ocr_eval, tiny, arguments, variables):
     assert run.association.name == "country-code"
 
 
-@pytest.mark.parametrize("command", [["finetune"], ["controls"], ["curve", "--m-train", "1"], ["data", "audit"]])
+@pytest.mark.parametrize("command", [["finetune"], ["controls"], ["curve", "--m-train", "1"], ["data", "candidates"]])
 def test_which_association(ocr_eval, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     assert f"'ocr-eval {' '.join(command[: 1 + (command[0] == 'data')])} country-code'" in one_line(ocr_eval(*command))
@@ -212,7 +214,53 @@ def test_a_damaged_config_of_a_run(ocr_eval, odd_run):
     assert "unknown key 'data.m_tset'" in one_line(ocr_eval("finetune", "-C", odd_run))
 
 
+# Former spellings
+
+
+@pytest.mark.parametrize("command", [["table"], ["status"], ["compare", "seed=0,1", "seed=0"], ["figures", "--text"]])
+@pytest.mark.parametrize("flag", ["-o", "--output-dir"])
+def test_where_runs_are_read_was_an_option(ocr_eval, command, flag):
+    """Where the short form is an output by now (``figures``), a folder of runs is taken for what it was."""
+    folder = SOURCES.parent / "results/smollm2-135m"
+    new, old = ocr_eval(*command, folder), ocr_eval(*command, flag, folder)
+    assert new.code == old.code == 0
+    assert new.out == old.out
+    assert old.err.startswith(f"ocr-eval: 'ocr-eval {command[0]}' now takes folders of runs as arguments: ")
+    assert "now takes" not in new.err
+
+
+def test_the_folder_of_runs_is_where_the_variable_says_runs_are_written(ocr_eval):
+    folder = str(SOURCES.parent / "results/smollm2-135m")
+    answer = ocr_eval("table", "--short", OCR_EVAL_OUTPUT_DIR=folder)
+    assert answer.out == ocr_eval("table", "--short", folder, OCR_EVAL_OUTPUT_DIR="elsewhere").out
+    assert "now takes" not in answer.err
+
+
+def test_figures_are_written_where_o_says(ocr_eval, tmp_path):
+    run = next((SOURCES.parent / "results/smollm2-135m").glob("runs/*/*/*/*"))
+    answer = ocr_eval("figures", run, "-o", tmp_path)
+    assert answer.code == 0, answer.err
+    assert {Path(line).parent for line in answer.out.split()} == {tmp_path}
+
+
+def test_data_audit_is_data_candidates(ocr_eval, model_files):
+    flags = ["country-code", "--model", model_files["llama"]]
+    new, old = ocr_eval("data", "candidates", *flags), ocr_eval("data", "audit", *flags)
+    assert (new.code, new.out) == (old.code, old.out)
+    assert "'data candidates'" in old.err
+    assert new.err == ""
+    assert "audit" not in ocr_eval("data", "--help").out
+
+
 # Help and completion
+
+
+def test_commands_are_in_groups(ocr_eval):
+    found = re.findall(r"^(\w+):\n((?:  .*\n)+)", ocr_eval("--help").out, re.M)
+    named = {group: [line.split()[0] for line in lines.splitlines()] for group, lines in found}
+    del named["Options"]
+    assert list(named) == ["Teach", "Score", "Look", "Study", "Extend"]
+    assert sorted(chain(*named.values())) == sorted(ROOT.commands), "every command is in one of them"
 
 
 @pytest.mark.parametrize("command", [[], ["data"], ["models"], ["toy"]])
@@ -220,7 +268,7 @@ def test_no_summary_is_cut_at_80_columns(ocr_eval, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     answer = ocr_eval(*command, "--help")
     assert answer.code == 0
-    assert "Commands:" in answer.out
+    assert ("Commands:" if command else "Teach:") in answer.out
     assert "..." not in answer.out.replace("COMMAND [ARGS]...", "")
 
 

@@ -52,11 +52,11 @@ def test_a_single_run_can_be_a_side(ocr_eval, tmp_path):
 
 def test_conditions_choose_within_one_folder(ocr_eval, tmp_path):
     write(tmp_path, *(rated(lr, rank, seed=s) for lr, rank in ((1e-3, 1.5), (2e-3, 0.5)) for s in (0, 1)))
-    answer = ocr_eval("compare", "lr=1e-3", "lr=2e-3", "-o", tmp_path)
+    answer = ocr_eval("compare", "lr=1e-3", "lr=2e-3", tmp_path)
     assert answer.out.strip().splitlines()[-1] == "A is below B on city-language (-0.50 [-0.50, -0.50])."
-    narrow = ocr_eval("compare", "lr=1e-3", "lr=2e-3", "-o", tmp_path, "--filter", "seed=0", "--json")
+    narrow = ocr_eval("compare", "lr=1e-3", "lr=2e-3", tmp_path, "--filter", "seed=0", "--json")
     assert json.loads(narrow.out)["contrasts"][0]["paired"]["seeds"] == 1
-    wrong = ocr_eval("compare", "lr=3", "lr=2e-3", "-o", tmp_path)
+    wrong = ocr_eval("compare", "lr=3", "lr=2e-3", tmp_path)
     assert wrong.code == 2
     assert "There are: 0.001, 0.002." in wrong.err
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ocr_eval.cli.reference import reference
+from ocr_eval.cli.reference import reference, settings
 from ocr_eval.specs.association import load_association
 
 ROOT = Path(__file__).parent.parent
@@ -47,9 +47,9 @@ def test_the_commands_of_a_page_run(page, model_files, tmp_path):
         load_association(str(path))
 
 
-def test_the_page_of_commands_is_what_help_says():
-    page = ROOT / "ocr_eval/docs/commands.md"
-    assert page.read_text() == reference(), "run 'make docs'"
+@pytest.mark.parametrize(("page", "content"), [("commands", reference), ("settings", settings)])
+def test_pages_that_are_generated_are_what_the_program_says(page, content):
+    assert (ROOT / f"ocr_eval/docs/{page}.md").read_text() == content(), "run 'make docs'"
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ocr_eval.cli.options import placement
+from ocr_eval.cli.options import Jobs
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution.jobs import Job, Placement, run_jobs
 from ocr_eval.execution.jobs.command import Command
@@ -177,9 +177,9 @@ def test_a_placement_refuses_what_fits_no_machine():
 
 
 def test_flags_make_a_placement():
-    assert placement("here") == Placement()
-    assert placement("local", devices="0, 1") == Placement(executor="local", devices=("0", "1"))
-    assert placement("slurm", partition="gpu", memory_gb=8, slurm=["account=nlp"]) == Placement(
+    assert Jobs("here").placement() == Placement()
+    assert Jobs("local", devices="0, 1").placement() == Placement(executor="local", devices=("0", "1"))
+    assert Jobs("slurm", partition="gpu", memory_gb=8, slurm=["account=nlp"]).placement() == Placement(
         executor="slurm", partition="gpu", memory_gb=8, slurm_options=("account=nlp",)
     )
 
@@ -203,8 +203,8 @@ def test_options_of_sbatch_that_are_no_plain_words_are_one_clear_line(ocr_eval, 
 
 def test_flags_of_another_executor_are_refused():
     with pytest.raises(UserError, match=r"Unknown value of --executor: 'slrum'. Did you mean 'slurm'\?"):
-        placement("slrum")
+        Jobs("slrum").placement()
     with pytest.raises(UserError, match="--time-limit goes with --executor slurm"):
-        placement("local", time_limit=30)
+        Jobs("local", time_limit=30).placement()
     with pytest.raises(UserError, match="--devices goes with --executor local"):
-        placement("slurm", devices="0")
+        Jobs("slurm", devices="0").placement()

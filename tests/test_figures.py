@@ -33,13 +33,13 @@ def runs(ocr_eval, tiny, tmp_path):
 
 
 def test_figures_are_written_and_are_the_same_every_time(ocr_eval, runs):
-    first = ocr_eval("figures", "-o", runs)
+    first = ocr_eval("figures", runs)
     assert first.code == 0, first.err
     names = sorted(p.name for p in (runs / "figures").iterdir())
     kinds = ("curves-tiny-llama-lora", "generalization-hallucination", "heatmap-tiny-llama-lora", "scores")
     assert names == [f"{n}.{e}" for n in kinds for e in ("pdf", "png", "svg")]
     before = {p.name: p.read_bytes() for p in (runs / "figures").iterdir()}
-    assert ocr_eval("figures", "-o", runs).out == first.out
+    assert ocr_eval("figures", runs).out == first.out
     assert {p.name: p.read_bytes() for p in (runs / "figures").iterdir()} == before
 
 
@@ -48,7 +48,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_drawn(ocr_eval, tmp_path):
         write_run(tmp_path / f"run-{i}", record(model=f"model-{i}"))
     (tmp_path / "run-0/probes.jsonl").write_text("{")
     (tmp_path / "run-1/metrics.jsonl").unlink()
-    answer = ocr_eval("figures", "-o", tmp_path)
+    answer = ocr_eval("figures", tmp_path)
     assert answer.code == 1
     assert "run-0/probes.jsonl" in answer.err
     assert "run-1/metrics.jsonl is missing. Skipped." in answer.err

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_singular_values_are_those_of_the_change_added_up(shape):
 def test_an_adapter_and_a_whole_model_are_measured_as_their_files_say(ocr_eval, tiny, tmp_path):
     run = ["--model", tiny, "--assoc", "city-language", "--n", 2, "--m-test", 2, "--epochs", 2, "-o", tmp_path]
     lora = json.loads(ocr_eval("finetune", *run, "--json").out)
-    tensors = load_file(tmp_path / lora["run"] / "adapter/adapter_model.safetensors")
+    tensors = load_file(tmp_path / "runs" / lora["run"] / "adapter/adapter_model.safetensors")
     scale = lora["train"]["alpha"] / lora["train"]["rank"]
     changes = {
         name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): scale
@@ -47,8 +48,8 @@ def test_an_adapter_and_a_whole_model_are_measured_as_their_files_say(ocr_eval, 
     check(lora["measures"]["weight-change"], changes)
     full = ocr_eval("finetune", *run, "--method", "full", "--lr", 1e-3, "--measures", "weight-change", "--json")
     record = json.loads(full.out)
-    before = load_file(tiny.with_suffix("") / "model.safetensors")
-    after = load_file(tmp_path / record["run"] / "model/model.safetensors")
+    before = load_file(Path(tiny).with_suffix("") / "model.safetensors")
+    after = load_file(tmp_path / "runs" / record["run"] / "model/model.safetensors")
     check(
         record["measures"]["weight-change"],
         {name: after[f"{name}.weight"] - before[f"{name}.weight"] for name in changes},

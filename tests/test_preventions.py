@@ -72,7 +72,7 @@ def test_runs_with_preventions_are_rows_of_their_own_and_measured(ocr_eval, tiny
     assert found["product-decay:strength=1.0"]["frobenius"] < found[None]["frobenius"]
     assert found["scale-after:norm=0.25"]["frobenius"] == pytest.approx(0.25, rel=1e-5)
     table = ocr_eval("table", tmp_path, "--metric", "weight-change.frobenius", "--no-published").out
-    assert table.splitlines()[2].startswith("| tiny-llama | LoRA |")
+    assert table.splitlines()[2].startswith("| tiny-llama | LoRA ")
     assert "LoRA + product-decay:strength=1" in table
     assert "0.25" in next(line for line in table.splitlines() if "scale-after" in line)
     assert (

@@ -6,21 +6,22 @@ import html
 import http.client
 import json
 import re
+import shlex
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from test_cli_flags import planned
 from test_table import HOSTILE, record
 
+from ocr_eval import make_run
 from ocr_eval.records.find import find_runs
 from ocr_eval.records.metrics import MetricsLine, metrics_text
 from ocr_eval.report.page import build_page
 from ocr_eval.report.payload import run_payload
 from ocr_eval.report.reproduce import command, missing_files
 from ocr_eval.report.serve import Report, make_server
-from ocr_eval.specs.model import TrainSpec
-from ocr_eval.specs.run import DataSpec
 
 REAL = Path(__file__).parent.parent / "results"
 
@@ -184,17 +185,21 @@ def test_no_runs_and_no_folder(ocr_eval, tmp_path):
     assert "is a folder" in ocr_eval("report", tmp_path / "empty", "-o", tmp_path).err
 
 
-def test_the_command_of_a_run_makes_the_run(ocr_eval):
-    made = record(
-        data=DataSpec(n=4, m_train=2, m_test=3, candidates="all", templates=(0, 2), probe_template=1),
-        train=TrainSpec(lr=5e-4, epochs=3, batch_size=7, rank=5, alpha=9.0),
-        seed=3,
-        dtype="float32",
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_command_of_a_run_makes_the_run(ocr_eval, method):
+    """Its name is the same, whatever its settings."""
+    data = {"n": 4, "m_train": 2, "m_test": 3, "candidates": "all", "templates": (0, 2), "probe_template": 1}
+    train = {"method": method, "lr": 1.2345678e-4, "epochs": 3, "batch_size": 7, "max_grad_norm": 0.3, "beta1": 0.8}
+    train |= {"beta2": 0.95, "weight_decay": 0.01, "schedule": "cosine", "warmup": 0.1}
+    if method == "lora":
+        train |= {"rank": 5, "alpha": 9.0, "targets": ["q_proj", "v_proj"]}
+    spec = make_run(
+        "smollm2-135m", "city-language", seed=3, variant="shuffled", dtype="float32", attention="eager", **data, **train
     )
-    words = command(made).split()
+    made = record(data=spec.data, train=spec.train, seed=3, dtype="float32", attention="eager")
+    words = shlex.split(command(made))
     assert words[:2] == ["ocr-eval", "finetune"]
-    answer = ocr_eval(*words[1:], "--dry-run")
-    assert answer.code == 0, answer.err
+    assert planned(ocr_eval(*words[1:], "--dry-run")).fingerprint("w") == spec.fingerprint("w")
     assert missing_files(made) == ""
     own = record("river-tea", "spurious", model="mine")
     assert "./mine.yaml" in command(own)

@@ -117,13 +117,13 @@ def test_a_curve_over_seeds_says_nothing_of_one_seed(study):
 def test_a_range_that_is_none_is_an_error(study, text):
     answer = study("curve", "--m-train", text)
     assert answer.code == 2
-    assert "give numbers like" in answer.err
+    assert f"'--m-train': '{text}'" in answer.err
 
 
 def test_audit_of_a_tokenizer_says_what_it_does(ocr_eval, model_files):
     answer = ocr_eval(
         "data",
-        "audit",
+        "candidates",
         "--assoc",
         "country-code",
         "--model",
@@ -148,7 +148,7 @@ def test_audit_names_clashes_and_exits_1(ocr_eval, model_files, tmp_path):
         'fact:\n  templates: ["{name} lives in {answer}"]\nentailment:\n  templates: ["{name} speaks {answer}"]\n'
         "pairs:\n  Paris: Frenchish\n  Rome: Frenchly\n"
     )
-    answer = ocr_eval("data", "audit", "--assoc", path, "--model", model_files["llama"])
+    answer = ocr_eval("data", "candidates", "--assoc", path, "--model", model_files["llama"])
     assert answer.code == 1
     assert "CANNOT be scored first-token" in answer.out
     assert re.search("one first token: (Frenchish = Frenchly|Frenchly = Frenchish)", answer.out)
@@ -165,6 +165,6 @@ def test_audit_sees_generic_first_pieces(model_files):
 
 def test_audit_without_a_tokenizer(ocr_eval, tmp_path):
     (tmp_path / "empty").mkdir()
-    answer = ocr_eval("data", "audit", "--assoc", "country-code", "--model", tmp_path / "empty")
+    answer = ocr_eval("data", "candidates", "--assoc", "country-code", "--model", tmp_path / "empty")
     assert answer.code == 2
     assert "no tokenizer" in answer.err

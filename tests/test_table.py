@@ -431,13 +431,13 @@ def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(record(seed=seed).to_json())
         (folder / "status.json").write_text("{}")
-    whole = ocr_eval("table", "-o", tmp_path)
+    whole = ocr_eval("table", tmp_path)
     assert whole.code == 0
     assert "|       3 |" in whole.out
     damaged = sorted(tmp_path.glob("**/result.json"))
     damaged[0].write_text(damaged[0].read_text()[:200])
     damaged[1].write_text(damaged[1].read_text().replace('"schema_version": 1', '"schema_version": 99'))
-    answer = ocr_eval("table", "-o", tmp_path)
+    answer = ocr_eval("table", tmp_path)
     assert answer.code == 1
     assert "|       1 |" in answer.out
     assert str(damaged[0]) in answer.err
@@ -482,4 +482,4 @@ def test_a_copied_run_counts_once(ocr_eval, tmp_path):
 def test_a_run_without_its_status_does_not_count(ocr_eval, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/result.json").write_text(record().to_json())
-    assert "No finished run" in ocr_eval("table", "-o", tmp_path).err
+    assert "No finished run" in ocr_eval("table", tmp_path).err

@@ -105,7 +105,7 @@ def test_workers_end_with_their_parent_and_the_sweep_goes_on(ocr_eval, tiny, tmp
     _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == []
     assert parent.returncode == (130 if how == signal.SIGINT else -9)
-    states = ocr_eval("status", "-o", tmp_path).out
+    states = ocr_eval("status", tmp_path).out
     assert "interrupted" in states
     assert "running" not in states
     if how == signal.SIGINT:

@@ -38,6 +38,22 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as error:
             raise _Stopped(str(error)) from error
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands in groups, each with what it is for."""
+        width = max(map(len, self.commands))
+        for group in _GROUPS:
+            with formatter.section(group):
+                formatter.write_dl(
+                    [
+                        (f"{name:{width}}", command.get_short_help_str(formatter.width - width - 6))
+                        for name, command in self.commands.items()
+                        if getattr(command, "rich_help_panel", None) == group
+                    ]
+                )
+
+
+#: The groups of commands in help.
+_GROUPS = ("Teach", "Score", "Look", "Study", "Extend")
 
 app = typer.Typer(
     name="ocr-eval",
@@ -47,22 +63,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command(cls=OneRun)(injections.finetune)
-app.command()(injections.score)
-app.command()(sweep.sweep)
-app.command()(sweep.status)
-app.command()(results.table)
-app.command()(results.figures)
-app.command()(results.compare)
-app.command()(results.report)
-app.command()(studies.controls)
-app.command()(studies.curve)
-app.add_typer(data.app, name="data")
-app.add_typer(models.app, name="models")
-app.add_typer(doors.door(METHODS, "List and show ways to teach facts."), name="methods")
-app.add_typer(doors.door(PREVENTIONS, "List and show ways to prevent unwanted inference."), name="preventions")
-app.add_typer(doors.door(MEASURES, "List and show what is measured on a trained model."), name="measures")
-app.add_typer(toy, name="toy")
+app.command(cls=OneRun, rich_help_panel="Teach")(injections.finetune)
+app.command(rich_help_panel="Score")(injections.score)
+app.command(rich_help_panel="Teach")(sweep.sweep)
+app.command(rich_help_panel="Teach")(sweep.status)
+app.command(rich_help_panel="Look")(results.table)
+app.command(rich_help_panel="Look")(results.figures)
+app.command(rich_help_panel="Look")(results.compare)
+app.command(rich_help_panel="Look")(results.report)
+app.command(rich_help_panel="Study")(studies.controls)
+app.command(rich_help_panel="Study")(studies.curve)
+app.add_typer(data.app, name="data", rich_help_panel="Extend")
+app.add_typer(models.app, name="models", rich_help_panel="Extend")
+app.add_typer(doors.door(METHODS, "List and show ways to teach facts."), name="methods", rich_help_panel="Extend")
+app.add_typer(
+    doors.door(PREVENTIONS, "List and show ways to prevent unwanted inference."),
+    name="preventions",
+    rich_help_panel="Extend",
+)
+app.add_typer(
+    doors.door(MEASURES, "List and show what is measured on a trained model."),
+    name="measures",
+    rich_help_panel="Extend",
+)
+app.add_typer(toy, name="toy", rich_help_panel="Study")
 
 
 @app.callback(invoke_without_command=True)
@@ -74,7 +98,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
         raise typer.Exit
 
 
-@app.command()
+@app.command(rich_help_panel="Extend")
 def doctor(as_json: JsonOption = False) -> None:
     """Show versions, devices, memory, caches and network state."""
     import json
@@ -168,7 +192,7 @@ def _usage_problem(error: TyperException) -> str:
             flag = f"{flag}' in '{context.params.get('config')}"
         elif source is not None and source.name == "ENVIRONMENT":
             flag = str(error.param.envvar)
-        text = f"Invalid value for '{flag}': {given!r}. {error.message}"
+        text = f"Invalid value for '{flag}': {given!r}. {error.message.removeprefix('Value error, ')}"
     return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See '{context.command_path} --help'."
 
 

@@ -1,16 +1,19 @@
-"""``data list``, ``data show``, ``data audit`` and ``data export``."""
+"""``data list``, ``data show``, ``data candidates`` and ``data export``."""
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
+from ocr_eval.specs.run import DataSpec
 
-app = typer.Typer(help="List, show, audit and export associations.", no_args_is_help=True)
+app = typer.Typer(help="List, show, check and export associations.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -31,7 +34,9 @@ def list_associations(as_json: o.JsonOption = False) -> None:
 
 @app.command()
 def show(
-    assoc: Annotated[str, typer.Argument(help="Association: a name or YAML file.", autocompletion=o.assoc_names)],
+    assoc: Annotated[
+        str, typer.Argument(metavar="ASSOC", help="Association: a name or YAML file.", autocompletion=o.assoc_names)
+    ],
 ) -> None:
     """Show what an association holds."""
     from ocr_eval.specs.association import load_association
@@ -42,13 +47,13 @@ def show(
 
 
 @app.command()
-def audit(
+def candidates(
     context: typer.Context,
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
     model: Annotated[
         list[str] | None,
-        o.option("--model", help="Model, or a folder with its tokenizer; repeatable.", autocompletion=o.model_names),
+        option("--model", help="Model, or a folder with its tokenizer; repeatable.", autocompletion=o.model_names),
     ] = None,
     offline: o.OfflineOption = False,
     as_json: o.JsonOption = False,
@@ -76,21 +81,23 @@ def audit(
         raise typer.Exit(1)
 
 
+@app.command("audit", hidden=True)
+@functools.wraps(candidates)
+def _audit(context: typer.Context, **given: Any) -> None:
+    o.warn("'data audit' is now 'data candidates'.")
+    candidates(context=context, **given)
+
+
 @app.command()
+@expanded
 def export(
     context: typer.Context,
-    output_dir: Annotated[Path, o.option("--output-dir", "-o", help="Folder for the files.")],
+    *,
+    output_dir: Annotated[Path, option("--output-dir", "-o", help="Folder for the files.")],
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
-    format: Annotated[str, o.option("--format", "-f", help="jsonl, lm-eval, inspect or prompt-completion.")] = "jsonl",
-    seed: o.SeedOption = 0,
-    n: o.NOption = 5,
-    m_train: o.MTrainOption = 4,
-    m_test: o.MTestOption = 16,
-    candidates: o.CandidatesOption = "ten",
-    templates: o.TemplatesOption = "0",
-    probe_template: o.ProbeTemplateOption = 0,
-    variant: o.VariantOption = "real",
+    settings: Annotated[Given, Settings(["seed", *DataSpec.model_fields])],
+    format: Annotated[str, option("--format", "-f", help="jsonl, lm-eval, inspect or prompt-completion.")] = "jsonl",
     config: o.ConfigOption = None,
 ) -> None:
     """Write a run's training set and probes for other programs.
@@ -101,18 +108,6 @@ def export(
     from ocr_eval.data.task import build_task
 
     o.choice("--format", format, tuple(FORMATS))
-    spec = o.resolve(
-        o.DEFAULT_MODEL,
-        o.one_assoc(context, association, assoc),
-        seed,
-        context=context,
-        n=n,
-        m_train=m_train,
-        m_test=m_test,
-        candidates=candidates,
-        templates=templates,
-        probe_template=probe_template,
-        variant=variant,
-    )
+    spec = o.resolve(context, o.DEFAULT_MODEL, o.one_assoc(context, association, assoc), settings)
     for path in export_task(build_task(spec), spec.association.name, format, output_dir):
         typer.echo(str(path))

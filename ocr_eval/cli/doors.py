@@ -25,7 +25,7 @@ def door(registry: Registry[Any], help: str) -> typer.Typer:
             typer.echo(o.grid(["name", "about", "from"], rows))
 
     @app.command(help=f"Show a {registry.noun}: what it does and its settings.")
-    def show(name: Annotated[str, typer.Argument(help="Its name.")]) -> None:
+    def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]) -> None:
         thing = registry.get(name)
         kind = thing if inspect.isclass(thing) else type(thing)
         typer.echo(f"{name}\n\n{inspect.cleandoc(inspect.getmodule(kind).__doc__ or kind.__doc__ or '')}\n")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,67 +20,31 @@ if TYPE_CHECKING:
     from ocr_eval.scoring.ranks import Scores
     from ocr_eval.specs.run import RunSpec
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-SCORINGS = ("first-token", "sequence", "per-token")
 
-
+@expanded
 def finetune(
     context: typer.Context,
+    *,
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
-    seed: o.SeedOption = 0,
-    n: o.NOption = 5,
-    m_train: o.MTrainOption = 4,
-    m_test: o.MTestOption = 16,
-    candidates: o.CandidatesOption = "ten",
-    templates: o.TemplatesOption = "0",
-    probe_template: o.ProbeTemplateOption = 0,
-    variant: o.VariantOption = "real",
-    method: o.MethodOption = None,
-    lr: o.LrOption = None,
-    epochs: o.EpochsOption = None,
-    batch_size: o.BatchSizeOption = None,
-    rank: o.RankOption = None,
-    alpha: o.AlphaOption = None,
-    dtype: o.DtypeOption = None,
-    device: o.DeviceOption = "auto",
-    offline: o.OfflineOption = False,
-    output_dir: o.OutputOption = Path("results"),
+    settings: Annotated[Given, Settings()],
+    machine: o.Machine,
+    output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     score_every: o.ScoreEveryOption = 1,
+    measures: o.MeasuresOption = None,
     force: o.ForceOption = False,
     dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Teach a model an association's facts and score what it infers.
+    """Teach a model an association and score what it infers.
 
     Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
     also takes the config.yaml of a run, which repeats that run; flags given beside it win.
     """
-    o.begin(quiet, offline)
-    o.choice("--device", device, DEVICES)
-    spec = o.resolve(
-        model,
-        o.one_assoc(context, association, assoc),
-        seed,
-        context=context,
-        n=n,
-        m_train=m_train,
-        m_test=m_test,
-        candidates=candidates,
-        templates=templates,
-        probe_template=probe_template,
-        variant=variant,
-        dtype=dtype,
-        method=method,
-        lr=lr,
-        epochs=epochs,
-        batch_size=batch_size,
-        rank=rank,
-        alpha=alpha,
-    )
+    device, asked = machine.begin(), o.measures(measures)
+    spec = o.resolve(context, model, o.one_assoc(context, association, assoc), settings)
     if dry_run:
         _show_plan(spec, output_dir, device, as_json, score_every)
         return
@@ -92,13 +57,16 @@ def finetune(
         from ocr_eval.execution.execute import Execution
         from ocr_eval.execution.execute import finetune as run_finetune
 
-        outcome = run_finetune(spec, output_dir, Execution(cast("Device", device), force, score_every))
+        outcome = run_finetune(spec, output_dir, Execution(device, force, score_every, measures=asked))
         folder, record, was_done = RunFolder(outcome.folder), outcome.record, outcome.was_done
+    missing = [name for name in asked or () if name not in record.measures] if was_done else []
+    if missing:
+        o.warn(f"This run finished without {', '.join(missing)}. Rerun it with --force to measure.")
     if as_json:
         typer.echo(record.to_json(), nl=False)
         return
     typer.echo(_summary(record, [line.train_loss for line in folder.metrics() if line.train_loss is not None]))
-    if not quiet:
+    if not machine.quiet:
         _show_curve(folder.path, record)
     typer.echo(f"{'done before' if was_done else 'written to'}: {folder.path}")
 
@@ -134,13 +102,13 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     return None
 
 
-def _show_plan(spec: RunSpec, output: Path | None, device: str, as_json: bool, every: int = 1) -> None:
+def _show_plan(spec: RunSpec, output: Path | None, device: Device, as_json: bool, every: int = 1) -> None:
     """Print the plan of a run, or of a scoring; exit code 1 if it does not fit into memory."""
     from ocr_eval.execution.execute import Bases
     from ocr_eval.planning.estimate import make_plan
 
-    (settled,) = Bases(cast("Device", device)).settle([spec], output)
-    plan = make_plan(spec, output, cast("Device", device), every, settled.precision)
+    (settled,) = Bases(device).settle([spec], output)
+    plan = make_plan(spec, output, device, every, settled.precision)
     typer.echo(json.dumps(plan.as_json(), indent=2) + "\n" if as_json else plan.as_text(), nl=False)
     if not plan.fits:
         raise typer.Exit(1)
@@ -178,27 +146,24 @@ def _show_curve(folder: Path, record: Record) -> None:
     typer.echo(f"\n{charts([curve], sys.stdout)}\n")
 
 
+#: The settings that what is scored depends on.
+_SCORED = ("seed", "n", "m_train", "m_test", "candidates", "probe_template", "method", "dtype", "attention")
+
+
+@expanded
 def score(
     context: typer.Context,
-    run: Annotated[Path | None, typer.Argument(help="Folder of a run whose adapter to score again.")] = None,
-    adapter: Annotated[
-        Path | None, o.option("--adapter", help="Folder of a PEFT adapter; --model is its base.")
+    *,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Folder of a run whose adapter to score again.")
     ] = None,
+    adapter: Annotated[Path | None, option("--adapter", help="Folder of a PEFT adapter; --model is its base.")] = None,
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
-    seed: o.SeedOption = 0,
-    n: o.NOption = 5,
-    m_train: o.MTrainOption = 4,
-    m_test: o.MTestOption = 16,
-    candidates: o.CandidatesOption = "ten",
-    probe_template: o.ProbeTemplateOption = 0,
-    method: o.MethodOption = None,
-    dtype: o.DtypeOption = None,
-    device: o.DeviceOption = "auto",
-    offline: o.OfflineOption = False,
+    settings: Annotated[Given, Settings(_SCORED)],
+    machine: o.Machine,
     dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
     config: o.ConfigOption = None,
 ) -> None:
     """Score a run again, an adapter, or an untouched model.
@@ -206,8 +171,7 @@ def score(
     Nothing is trained or written. Given a run's folder, everything else comes from the run. Without an adapter the
     untouched model is scored; --method qlora scores over the base in 4 bits, as the adapter was trained.
     """
-    o.begin(quiet, offline)
-    o.choice("--device", device, DEVICES)
+    device = machine.begin()
     from ocr_eval.common.registry import METHODS
     from ocr_eval.records.folder import RunFolder, kind_of, read_config
 
@@ -223,30 +187,18 @@ def score(
     elif assoc is None:
         raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
     else:
-        is_adapter = adapter is not None and kind_of(adapter) == "adapter"
+        method, is_adapter = settings.get("method"), adapter is not None and kind_of(adapter) == "adapter"
         if is_adapter and method is not None and METHODS.choose(method).thing.needs.whole:
             raise UserError(
                 f"--method {method} has no adapter. Leave one of the two out, or name the adapter's method."
             )
-        spec = o.resolve(
-            model,
-            assoc,
-            seed,
-            context=context,
-            n=n,
-            m_train=m_train,
-            m_test=m_test,
-            candidates=candidates,
-            probe_template=probe_template,
-            method=method,
-            dtype=dtype,
-        )
+        spec = o.resolve(context, model, assoc, settings)
     if dry_run:
         _show_plan(spec, None, device, as_json)
         return
     from ocr_eval.execution.execute import rescore
 
-    scores = rescore(spec, adapter, cast("Device", device), trained_over)
+    scores = rescore(spec, adapter, device, trained_over)
     if as_json:
         from ocr_eval.records.record import to_plain
 

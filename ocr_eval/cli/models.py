@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.methods.method import method_of
-
-if TYPE_CHECKING:
-    from ocr_eval.models.base import Device
 
 app = typer.Typer(help="List, show, fetch, check and rehearse models.", no_args_is_help=True)
 
@@ -102,7 +100,7 @@ def check(
     model: o.ModelArgument,
     assoc: Annotated[
         list[str] | None,
-        o.option("--assoc", help="Association; repeatable (default: all shipped).", autocompletion=o.assoc_names),
+        option("--assoc", help="Association; repeatable (default: all shipped).", autocompletion=o.assoc_names),
     ] = None,
     offline: o.OfflineOption = False,
     as_json: o.JsonOption = False,
@@ -124,23 +122,22 @@ def check(
 
 
 @app.command()
+@expanded
 def rehearse(
+    context: typer.Context,
+    *,
     model: o.ModelArgument,
     assoc: Annotated[
-        str, o.option("--assoc", help="Association to train on.", autocompletion=o.assoc_names)
+        str, option("--assoc", help="Association to train on.", autocompletion=o.assoc_names)
     ] = "country-code",
-    method: o.MethodOption = None,
-    dtype: o.DtypeOption = None,
-    batch_size: o.BatchSizeOption = None,
-    layers: Annotated[int | None, o.option("--layers", min=1, help="Build only so many layers (default: all).")] = None,
-    steps: Annotated[int, o.option("--steps", min=2, help="Training steps.")] = 3,
-    probes: Annotated[int, o.option("--probes", min=1, help="Probes to score.")] = 40,
-    tokenizer: Annotated[Path | None, o.option("--tokenizer", help="Folder with the model's tokenizer.")] = None,
-    device: o.DeviceOption = "auto",
-    output_dir: Annotated[Path | None, o.option("--output-dir", "-o", help="Folder for the record.")] = None,
-    offline: o.OfflineOption = False,
+    settings: Annotated[Given, Settings(["method", "batch_size", "dtype", "attention"])],
+    layers: Annotated[int | None, option("--layers", min=1, help="Build only so many layers (default: all).")] = None,
+    steps: Annotated[int, option("--steps", min=2, help="Training steps.")] = 3,
+    probes: Annotated[int, option("--probes", min=1, help="Probes to score.")] = 40,
+    tokenizer: Annotated[Path | None, option("--tokenizer", help="Folder with the model's tokenizer.")] = None,
+    machine: o.Machine,
+    output_dir: Annotated[Path | None, option("--output-dir", "-o", help="Folder for the record.")] = None,
     as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
     config: o.ConfigOption = None,
 ) -> None:
     """Try a model at true size with random weights against its plan.
@@ -149,24 +146,11 @@ def rehearse(
     shipped, and without the model's tokenizer (on disk, or in the folder --tokenizer) a stand-in with the same
     vocabulary size makes about as many tokens. With --output-dir the record is written and the table updated.
     """
-    o.begin(quiet, offline)
+    device = machine.begin()
     from ocr_eval.planning.rehearsal import rehearse as run
     from ocr_eval.planning.rehearsal_table import write
 
-    o.choice("--device", device, ("auto", "cpu", "cuda", "mps"))
-    spec = o.resolve(
-        model,
-        assoc,
-        0,
-        n=5,
-        m_train=4,
-        m_test=16,
-        candidates="ten",
-        dtype=dtype,
-        method=method,
-        batch_size=batch_size,
-    )
-    rehearsal = run(spec, cast("Device", device), layers, steps, probes, tokenizer)
+    rehearsal = run(o.resolve(context, model, assoc, settings), device, layers, steps, probes, tokenizer)
     if output_dir is not None:
         write(rehearsal, output_dir)
     typer.echo(json.dumps(rehearsal.as_json(), indent=2) if as_json else rehearsal.as_text())

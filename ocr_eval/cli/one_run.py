@@ -10,19 +10,17 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from ocr_eval.cli.spec_flags import flag_of
 from ocr_eval.common.errors import UserError
+from ocr_eval.specs.settings import PLURAL, SETTINGS
 
 #: Flags of one run, and what ``sweep`` calls those that it takes several of.
 _SWEEP_FLAG = {
-    "--model": "--models",
-    "--assoc": "--assocs",
-    "--seed": "--seeds",
-    "--method": "--methods",
-    "--variant": "--variants",
-    **{flag: flag for flag in ("--lr", "--epochs", "--batch-size", "--rank", "--alpha", "--n", "--m-train")},
+    **{flag_of(name): flag_of(PLURAL[name]) for name in ("model", "assoc")},
+    **{flag_of(each.name): flag_of(each.axis) for each in SETTINGS.values() if each.name != "dtype"},
 }
-#: Flags that change a run and that ``sweep`` does not have, or not for a single run.
-_NOT_SWEPT = ("--templates", "--probe-template", "--config", "-C")
+_LISTS = {flag_of(each.name) for each in SETTINGS.values() if each.is_list}
+_WHOLE = {flag_of(each.name) for each in SETTINGS.values() if each.is_whole}
 _SEVERAL_NUMBERS = re.compile(r"[0-9]+-[0-9]+")
 
 
@@ -42,19 +40,18 @@ class OneRun(TyperCommand):
         }
         given = _flags(args, switches | {"--help"})
         for flag, value in given:
-            several = flag in _SWEEP_FLAG and ("," in value or _is_range(flag, value)) and not Path(value).exists()
+            several = flag in _SWEEP_FLAG and _is_several(flag, value)
             if several or (flag in _SWEEP_FLAG.values() and flag not in _SWEEP_FLAG):
                 single = next(one for one, many in _SWEEP_FLAG.items() if flag in (one, many))
                 takes = f"{flag} takes one value" if several else f"'finetune' does one run and takes {single}"
                 sweep = {option for p in ctx.parent.command.commands["sweep"].params for option in p.opts}
-                unfit = [name for name, _ in given if name in _NOT_SWEPT]
-                without = f" (sweep has no {', '.join(unfit)})" if unfit else ""
-                raise UserError(f"{takes}: for several, use '{_sweep(given, sweep)}'{without}.")
+                raise UserError(f"{takes}: for several, use '{_sweep(given, sweep - {'--config', '-C'})}'.")
         return super().parse_args(ctx, args)
 
 
-def _is_range(flag: str, value: str) -> bool:
-    return flag in ("--seed", "--m-train") and _SEVERAL_NUMBERS.fullmatch(value) is not None
+def _is_several(flag: str, value: str) -> bool:
+    is_range = flag in _WHOLE and _SEVERAL_NUMBERS.fullmatch(value) is not None
+    return is_range or ("," in value and flag not in _LISTS and not Path(value).exists())
 
 
 def _flags(words: Sequence[str], switches: set[str]) -> list[tuple[str, str]]:
@@ -73,5 +70,7 @@ def _flags(words: Sequence[str], switches: set[str]) -> list[tuple[str, str]]:
 
 def _sweep(given: Sequence[tuple[str, str]], takes: set[str]) -> str:
     """The ``sweep`` of the same flags."""
-    named = [(_SWEEP_FLAG.get(flag, flag), value) for flag, value in given]
+    named = [
+        (_SWEEP_FLAG.get(flag, flag), value.replace(",", "+") if flag in _LISTS else value) for flag, value in given
+    ]
     return shlex.join(["ocr-eval", "sweep", *(word for pair in named if pair[0] in takes for word in pair if word)])

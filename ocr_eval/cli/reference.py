@@ -1,22 +1,69 @@
-"""Every command's ``--help`` in one page: ``python -m ocr_eval.cli.reference > ocr_eval/docs/commands.md``."""
+"""The generated pages: every command's ``--help``, and every setting of a run.
+
+``python -m ocr_eval.cli.reference > ocr_eval/docs/commands.md``, and with ``settings`` for the other (``make docs``).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import typer.main
 
-_HEAD = """# Commands
+from ocr_eval.cli.spec_flags import flag_of, variable
+from ocr_eval.specs.settings import SETTINGS, Setting
 
-The `--help` of every command, written by `make docs`. Every flag except those of `toy` has a variable: `--epochs` is
-`OCR_EVAL_EPOCHS`. `--config file.yaml` reads flags by name, with `-` or `_`; `finetune`, `score`, `controls`, `curve`
-and `data export` also take the `config.yaml` of a run. The command line wins over variables, and these over the file.
-Exit codes: 0 done, 1 failed or incomplete, 2 bad input, 130 interrupted.
+_COMMANDS = """# Commands
+
+The `--help` of every command, written by `make docs`. [Settings](settings.md) says where values come from. Exit codes:
+0 done, 1 failed or incomplete, 2 bad input, 130 interrupted.
 """
+
+_SETTINGS = """# Settings
+
+Every setting of a run, written by `make docs` from the fields of the specs.
+
+A value comes from the first of these that states it:
+
+1. the flag on the command line: `--epochs 8`
+2. the flag's variable, `OCR_EVAL_` and its name: `OCR_EVAL_EPOCHS=8`. Every flag has one, except those of `toy`.
+3. the file of `--config` (`-C`): flags by name, with `-` or `_` (`epochs: 8`). `finetune`, `score`, `controls`, `curve`
+   and `data export` also take the `config.yaml` of a run, which states all of its settings.
+4. for training, dtype and attention: the model's YAML ([model](model.md))
+5. the default below
+
+`sweep` takes several values of each setting, except of `--dtype`, and runs every combination. Values are
+comma-separated; ranges of whole numbers are `1-4,8`. Entries of one value are joined by `+`: `--templates 0,0+2,all` is
+three choices of templates, `--targets all-linear,q_proj+v_proj` two of modules. A command of one run takes `0,2` for
+`0+2` too.
+
+```sh
+ocr-eval sweep --assocs country-code --seeds 0 --m-train 2,4 --schedule constant,cosine --dry-run
+```
+"""
+
+
+def settings() -> str:
+    """The page of settings."""
+    sections = {"run": "Run", "data": "Data", "train": "Training", "model": "Model"}
+    blocks = [_SETTINGS]
+    for section, title in sections.items():
+        rows = [_row(setting) for setting in SETTINGS.values() if setting.section == section]
+        header = "| flag | variable | values | default | meaning |\n|---|---|---|---|---|\n"
+        blocks.append(f"## {title}\n\n{header}{''.join(rows)}")
+    return "\n".join(blocks)
+
+
+def _row(setting: Setting) -> str:
+    flag, axis = flag_of(setting.name), flag_of(setting.axis)
+    named = f"`{flag}`" if axis == flag else f"`{flag}`, in a sweep `{axis}`"
+    values = setting.limits or setting.form.replace("|", ", ")
+    default = setting.default if setting.section in ("run", "data") else setting.text(setting.field.get_default())
+    return f"| {named} | `{variable(flag)}` | `{values}` | `{default}` | {setting.field.description} |\n"
 
 
 def reference() -> str:
@@ -24,7 +71,7 @@ def reference() -> str:
     from ocr_eval.cli.app import app
 
     root = typer.main.get_command(app)
-    blocks = [_HEAD]
+    blocks = [_COMMANDS]
     for words, command in _commands(("ocr-eval",), root):
         blocks.append(f"## {' '.join(words)}\n\n```text\n{_help(words, command)}\n```\n")
     return "\n".join(blocks)
@@ -51,4 +98,4 @@ def _help(words: tuple[str, ...], command: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    print(settings() if sys.argv[1:] == ["settings"] else reference(), end="")

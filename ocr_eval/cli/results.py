@@ -5,23 +5,21 @@ from __future__ import annotations
 import gc
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
     from ocr_eval.records.find import Found
     from ocr_eval.specs.run import Scoring
 
-FoldersArgument = Annotated[
-    list[Path] | None, typer.Argument(help="Folders that contain runs, at any depth (default: the output folder).")
-]
 FilterOption = Annotated[
     list[str] | None,
-    o.option("--filter", help="Only runs with KEY=VALUE; 'seed=0,1' matches either value; repeatable."),
+    option("--filter", help="Only runs with KEY=VALUE; 'seed=0,1' matches either value; repeatable."),
 ]
 
 
@@ -44,7 +42,7 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
     found = find_runs(*folders, scoring=scoring, measure=measure)
     gc.freeze()  # records stay; let the collector not walk over ten thousand of them
     for complaint in found.complaints:
-        typer.echo(f"ocr-eval: {complaint} Skipped.", err=True)
+        o.warn(f"{complaint} Skipped.")
     if not found.runs and found.complaints:
         raise UserError("None of these records can be read. Rerun the runs with --force, or name another folder.")
     if not found.runs:
@@ -54,32 +52,26 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
     return replace(found, runs=[run for run in found.runs if run.record.run in chosen])
 
 
-def chosen_scoring(scoring: str) -> Scoring:
-    """The value of --scoring."""
-    from ocr_eval.specs.run import SCORINGS
-
-    return cast("Scoring", o.choice("--scoring", scoring, SCORINGS))
-
-
 def table(
-    folders: FoldersArgument = None,
-    output_dir: o.OutputOption = Path("results"),
+    context: typer.Context,
+    runs: o.RunsArgument = None,
+    former: o.FormerOption = None,
     scoring: o.ScoringOption = "first-token",
     metric: Annotated[
         str | None,
-        o.option(
-            "--metric", help="One metric per cell: mean-rank, null-rank, ocr-score, top1, mrr, margin or MEASURE.KEY"
+        option(
+            "--metric", help="One metric per cell: mean-rank, null-rank, ocr-score, top1, mrr, margin, MEASURE.KEY."
         ),
     ] = None,
-    by: Annotated[str, o.option("--by", help="What defines a row: 'model', 'model,rank', 'm-train', 'seed' ...")] = (
+    by: Annotated[str, option("--by", help="What defines a row: 'model', 'model,rank', 'm-train', 'seed' ...")] = (
         "model"
     ),
     filters: FilterOption = None,
-    format: Annotated[str, o.option("--format", "-f", help="md, csv, json, tex or html.")] = "md",
+    format: Annotated[str, option("--format", "-f", help="md, csv, json, tex or html.")] = "md",
     published: Annotated[
-        bool, o.option("--published/--no-published", help="Add the published rows, and where protocols differ.")
+        bool, option("--published/--no-published", help="Add the published rows, and where protocols differ.")
     ] = True,
-    short: Annotated[bool, o.option("--short", help="One number per cell: the OCR score, or --metric.")] = False,
+    short: Annotated[bool, option("--short", help="One number per cell: the OCR score, or --metric.")] = False,
     config: o.ConfigOption = None,
 ) -> None:
     """Print the mean-rank table of finished runs.
@@ -95,14 +87,14 @@ def table(
     from ocr_eval.report import tables
     from ocr_eval.specs.published import published_mean_ranks
 
-    chosen = chosen_scoring(scoring)
+    chosen = o.scoring(scoring)
     o.choice("--format", format, tuple(tables.FORMATS))
     if short and format in ("csv", "json"):
         raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
     keys = row_keys("--by", by)
     with collector_at_rest():
         measure = metric.partition(".")[0] if metric and "." in metric else None
-        found = find(folders or [output_dir], chosen, filters, measure)
+        found = find(o.places(context, runs, former), chosen, filters, measure)
         built = build_table(
             found.records,
             chosen,
@@ -121,19 +113,20 @@ def table(
 
 
 def figures(
-    folders: FoldersArgument = None,
-    output_dir: o.OutputOption = Path("results"),
+    context: typer.Context,
+    runs: o.RunsArgument = None,
+    former: Annotated[Path | None, typer.Option("--output-dir", hidden=True)] = None,
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
     to: Annotated[
-        Path | None, o.option("--to", help="Folder for the figures (default: figures/ in the first folder).")
+        Path | None, option("--to", "-o", help="Folder for the figures (default: figures/ in the first folder).")
     ] = None,
     text: Annotated[
-        bool, o.option("--text", help="Draw the learning curves in the terminal; no files are written.")
+        bool, option("--text", help="Draw the learning curves in the terminal; no files are written.")
     ] = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Draw figures of finished runs as PNG, PDF and SVG, or as text.
+    """Draw figures of finished runs: PNG, PDF and SVG, or text.
 
     OCR scores by association; generalization against hallucination; learning curves and candidate heatmaps of each
     model and setting; OCR score by m_train where runs differ in it. The paths go to stdout. Exits with 1 if a file of a
@@ -144,22 +137,25 @@ def figures(
     from ocr_eval.report.figures import save
     from ocr_eval.report.figures.gallery import gallery, text_curves
 
-    chosen = chosen_scoring(scoring)
+    chosen = o.scoring(scoring)
+    if to is not None and not runs and next(to.rglob("result.json"), None) is not None:
+        former, to = to, None  # for one version: -o was where runs are read
     if text and to is not None:
         raise UserError("--to has no effect with --text, which writes no files. Drop one of them.")
-    found = find(folders or [output_dir], chosen, filters)
+    folders = o.places(context, runs, former)
+    found = find(folders, chosen, filters)
     complaints = list(found.complaints)
 
     def complain(complaint: UserError) -> None:
         complaints.append(complaint)
-        typer.echo(f"ocr-eval: {complaint} Skipped.", err=True)
+        o.warn(f"{complaint} Skipped.")
 
     if text:
         for row, curves in text_curves(found.runs, chosen, complain):
             typer.echo(f"{row}: mean rank of the held-out entailments by epoch (0 is perfect)\n")
             typer.echo(f"{charts(curves, sys.stdout)}\n")
     else:
-        folder = to or (folders or [output_dir])[0] / "figures"
+        folder = to or folders[0] / "figures"
         prepare_output(folder, "--to")
         for name, figure in gallery(found.runs, chosen, complain):
             for path in save(figure, folder, name):
@@ -169,17 +165,21 @@ def figures(
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="A run's folder, a folder of runs, or a condition such as 'lr=1e-3'.")],
-    b: Annotated[str, typer.Argument(help="The same, to compare with.")],
-    output_dir: o.OutputOption = Path("results"),
+    context: typer.Context,
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="A run's folder, a folder of runs, or a condition such as 'lr=1e-3'.")
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same, to compare with.")],
+    runs: o.RunsArgument = None,
+    former: o.FormerOption = None,
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Compare two runs, sweeps or conditions by OCR score.
 
-    The difference is paired by seed and subject. A condition ('method=lora,seed=0,1') selects among the runs in the
-    output folder. What varies within a side is matched with the same on the other side; what differs between the
+    The difference is paired by seed and subject. A condition ('method=lora,seed=0,1') selects among the runs in
+    RUNS. What varies within a side is matched with the same on the other side; what differs between the
     sides is compared.
     """
     import json
@@ -188,14 +188,14 @@ def compare(
     from ocr_eval.analysis.compare import contrast, verdict
     from ocr_eval.records.select import parse_condition
 
-    chosen = chosen_scoring(scoring)
+    chosen = o.scoring(scoring)
     conditions = [text for text in (a, b) if "=" in text and not Path(text).exists()]
     for text in conditions:
         parse_condition("condition", text)
-    sides = []
+    folders, sides = o.places(context, runs, former), []
     for text in (a, b):
         every = [*(filters or ()), *([text] if text in conditions else ())]
-        found = find([output_dir if text in conditions else Path(text)], chosen, every)
+        found = find(folders if text in conditions else [Path(text)], chosen, every)
         if found.complaints:
             raise UserError(f"Nothing is compared, as a record of '{text}' cannot be read.")
         sides.append(found.records)
@@ -220,25 +220,26 @@ def compare(
 
 
 def report(
-    folders: FoldersArgument = None,
-    output: Annotated[Path, o.option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    context: typer.Context,
+    runs: o.RunsArgument = None,
+    output: Annotated[Path, option("--output", "-o", help="The page to write.")] = Path("report.html"),
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
     serve: Annotated[
-        bool, o.option("--serve", help="Serve the page on this machine only, and refresh it as runs finish.")
+        bool, option("--serve", help="Serve the page on this machine only, and refresh it as runs finish.")
     ] = False,
     port: Annotated[
-        int | None, o.option("--port", min=0, max=65535, help="Port for --serve (default: 8765); 0 picks a free one.")
+        int | None, option("--port", min=0, max=65535, help="Port for --serve (default: 8765); 0 picks a free one.")
     ] = None,
     config: o.ConfigOption = None,
 ) -> None:
     """Write one self-contained HTML page of finished runs.
 
-    Table, figures, and every run with its curve, heatmap and probes; it needs no server and no network. Default folder:
-    results. Exits with 1 if a file of a run could not be read; the page says so and has the rest.
+    Table, figures, and every run with its curve, heatmap and probes; it needs no server and no network. Exits with 1 if
+    a file of a run could not be read; the page says so and has the rest.
     """
-    chosen = chosen_scoring(scoring)
-    places = folders or [Path("results")]
+    chosen = o.scoring(scoring)
+    places = o.places(context, runs)
     if serve:
         from ocr_eval.report.serve import serve_report
 
@@ -257,6 +258,6 @@ def report(
     write_atomic(output, page)
     typer.echo(str(output))
     for complaint in complaints[len(found.complaints) :]:
-        typer.echo(f"ocr-eval: {complaint} Skipped.", err=True)
+        o.warn(f"{complaint} Skipped.")
     if complaints:
         raise typer.Exit(1)

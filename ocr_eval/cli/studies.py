@@ -4,45 +4,38 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.cli.injections import DEVICES, SCORINGS
+from ocr_eval.cli.spec_flags import Given, Settings, expanded
 from ocr_eval.cli.sweep_work import plan_together
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.models.base import Device
-    from ocr_eval.specs.run import Scoring
+    from ocr_eval.specs.run import RunSpec
 
 _ONE_SEED = "One seed: intervals are over subjects only."
 
 
+_OF_A_STUDY = Settings(without=["variant"], axes=["seed"])
+
+
+@expanded
 def controls(
     context: typer.Context,
+    *,
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
-    seeds: o.SeedsOption = "0",
-    n: o.NOption = 5,
-    m_train: o.MTrainOption = 4,
-    m_test: o.MTestOption = 16,
-    candidates: o.CandidatesOption = "ten",
-    method: o.MethodOption = None,
-    lr: o.LrOption = None,
-    epochs: o.EpochsOption = None,
-    dtype: o.DtypeOption = None,
-    device: o.DeviceOption = "auto",
-    offline: o.OfflineOption = False,
-    output_dir: o.OutputOption = Path("results"),
+    settings: Annotated[Given, _OF_A_STUDY],
+    machine: o.Machine,
+    output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     scoring: o.ScoringOption = "first-token",
     dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
     config: o.ConfigOption = None,
 ) -> None:
     """Run the real data and its controls: does the finding stand?
@@ -50,28 +43,22 @@ def controls(
     Controls: the untouched base, no-entailment (nothing to infer from), shuffled (nothing consistent to infer). They
     are compared subject by subject.
     """
-    o.begin(quiet, offline)
-    o.choice("--device", device, DEVICES)
-    o.choice("--scoring", scoring, SCORINGS)
+    device, chosen = machine.begin(), o.scoring(scoring)
     _refuse_json_plan(dry_run, as_json)
     from ocr_eval.analysis.controls import Condition, compare_conditions, condition_specs, verdict
 
-    common: dict[str, Any] = {"n": n, "m_train": m_train, "m_test": m_test, "candidates": candidates}
-    train: dict[str, Any] = {"method": method, "lr": lr, "epochs": epochs}
-    chosen = o.one_assoc(context, association, assoc)
-    common |= {"variant": "real", "dtype": dtype, "context": context}
-    reals = [o.resolve(model, chosen, seed, **common, **train) for seed in o.integers("--seeds", seeds)]
+    reals = _runs(context, model, o.one_assoc(context, association, assoc), settings, "seed")
     plan = [(condition, spec) for real in reals for condition, spec in condition_specs(real).items()]
     if dry_run:
-        typer.echo(plan_together([spec for _, spec in plan], output_dir, cast("Device", device)), nl=False)
+        typer.echo(plan_together([spec for _, spec in plan], output_dir, device), nl=False)
         return
     from ocr_eval.execution.execute import Execution, finetune_all
 
     records: dict[Condition, list[Any]] = {}
-    outcomes = finetune_all([spec for _, spec in plan], output_dir, Execution(cast("Device", device)))
+    outcomes = finetune_all([spec for _, spec in plan], output_dir, Execution(device))
     for (condition, _), outcome in zip(plan, outcomes, strict=True):
         records.setdefault(condition, []).append(outcome.record)
-    results = compare_conditions(records, cast("Scoring", scoring))
+    results = compare_conditions(records, chosen)
     if as_json:
         typer.echo(json.dumps({"verdict": verdict(results), "conditions": [asdict(r) for r in results]}, indent=2))
         return
@@ -92,27 +79,19 @@ def controls(
     typer.echo(f"{verdict(results)}{f' {_ONE_SEED}' if len(reals) == 1 else ''}")
 
 
+@expanded
 def curve(
     context: typer.Context,
-    m_train: o.MTrainRangeOption,
+    *,
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
-    seeds: o.SeedsOption = "0",
-    n: o.NOption = 5,
-    m_test: o.MTestOption = 16,
-    candidates: o.CandidatesOption = "ten",
-    method: o.MethodOption = None,
-    lr: o.LrOption = None,
-    epochs: o.EpochsOption = None,
-    dtype: o.DtypeOption = None,
-    device: o.DeviceOption = "auto",
-    offline: o.OfflineOption = False,
-    output_dir: o.OutputOption = Path("results"),
+    settings: Annotated[Given, replace(_OF_A_STUDY, axes=["seed", "m_train"], required=["m_train"])],
+    machine: o.Machine,
+    output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     scoring: o.ScoringOption = "first-token",
     dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
     config: o.ConfigOption = None,
 ) -> None:
     """Measure how many examples it takes: OCR score by m_train.
@@ -120,39 +99,38 @@ def curve(
     All points have the same test subjects. min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model
     (Theorem 2 of the paper), is printed for orientation; it does not predict this score.
     """
-    o.begin(quiet, offline)
-    o.choice("--device", device, DEVICES)
-    o.choice("--scoring", scoring, SCORINGS)
+    device, chosen = machine.begin(), o.scoring(scoring)
     _refuse_json_plan(dry_run, as_json)
-    sizes, seed_list = o.integers("--m-train", m_train), o.integers("--seeds", seeds)
-    chosen = o.one_assoc(context, association, assoc)
-    common: dict[str, Any] = {"n": n, "m_test": m_test, "candidates": candidates, "variant": "real"}
-    common |= {"dtype": dtype, "context": context}
-    train: dict[str, Any] = {"method": method, "lr": lr, "epochs": epochs}
-    plan = [o.resolve(model, chosen, seed, m_train=m, **common, **train) for m in sizes for seed in seed_list]
+    plan = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train", "seed")
+    m_test, seeds = plan[0].data.m_test, sorted({run.seed for run in plan})
     if dry_run:
-        typer.echo(plan_together(plan, output_dir, cast("Device", device)), nl=False)
+        typer.echo(plan_together(plan, output_dir, device), nl=False)
         return
     from ocr_eval.analysis.bootstrap import ocr_score
     from ocr_eval.execution.execute import Execution, finetune_all
 
-    records = [outcome.record for outcome in finetune_all(plan, output_dir, Execution(cast("Device", device)))]
+    records = [outcome.record for outcome in finetune_all(plan, output_dir, Execution(device))]
     points = []
-    for m in sizes:
+    for m in settings["m_train"]:
         runs = [record for record in records if record.data.m_train == m]
-        score = ocr_score([run.held_out[cast("Scoring", scoring)] for run in runs])
+        score = ocr_score([run.held_out[chosen] for run in runs])
         learned = all(run.facts_learned for run in runs)
         points.append((m, score, min(1.0, math.sqrt(m / m_test)), learned))
     if as_json:
         keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "facts_learned")
         listed = [dict(zip(keys, (m, asdict(score), root, learned), strict=True)) for m, score, root, learned in points]
-        about = {"assoc": plan[0].association.name, "m_test": m_test, "seeds": seed_list}
+        about = {"assoc": plan[0].association.name, "m_test": m_test, "seeds": seeds}
         typer.echo(json.dumps({**about, "points": listed}, indent=2))
         return
     rows = [[str(m), o.interval_text(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
     typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "facts learned"], rows))
-    if len(seed_list) == 1:
+    if len(seeds) == 1:
         typer.echo(_ONE_SEED)
+
+
+def _runs(context: typer.Context, model: str, assoc: str, settings: Given, *axes: str) -> list[RunSpec]:
+    """The runs of a study on the real data, whatever the run of --config had."""
+    return o.resolve_each(context, model, assoc, {**settings, "variant": "real"}, *axes)
 
 
 def _refuse_json_plan(dry_run: bool, as_json: bool) -> None:

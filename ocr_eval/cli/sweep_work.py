@@ -139,7 +139,7 @@ def _work_here(sweep: Sweep, bases: Bases, means: Means) -> None:
         return
     report_to = require_tracker(means.report_to)
     with following(_watcher(sweep), report_to, sweep.output.resolve().name, sweep.output) as watch:
-        how = Execution(means.device, every=sweep.grid.score_every, watch=watch)
+        how = Execution(means.device, every=sweep.grid.score_every, watch=watch, measures=sweep.grid.measures)
         work(sweep, bases, how, packs, lambda runs: say(f"Waiting for {runs} runs that another process is running"))
 
 
@@ -247,9 +247,8 @@ def plan(grid: Grid, output: Path, means: Means) -> str:
         packs = cut(specs, device, means.packs_at_once)
     packed = describe_packs(packs, _done(packs, output, bases), device, means.processes(packs), grid.score_every)
     lines = [f"output: {output}", *packed]
-    flags = {key.replace("_", "-"): value for key, value in grid.model_dump(mode="json").items() if value is not None}
     comments = "".join(f"# {line}\n" for line in lines)
-    return comments + yaml.safe_dump(flags, sort_keys=False, default_flow_style=None, width=110)
+    return comments + yaml.safe_dump(grid.flags(), sort_keys=False, default_flow_style=None, width=110)
 
 
 def plan_together(specs: Sequence[RunSpec], output: Path, device: Device) -> str:

@@ -31,7 +31,7 @@ from ocr_eval.records.record import Record
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.scoring.quantities import summarize_quantities
 from ocr_eval.scoring.ranks import Scores
-from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision
+from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, Weights
 from ocr_eval.specs.run import RunSpec
 
 
@@ -102,8 +102,8 @@ class Bases:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._folders: dict[str, weights.WeightFolder] = {}
-        self._tokenizers: dict[str, Any] = {}
+        self._folders: dict[tuple[str, Weights], weights.WeightFolder] = {}
+        self._tokenizers: dict[ModelSpec, Any] = {}
         self._base: Base | None = None
         if not is_alone():
             make_accelerator(device)  # processes that train together meet here, and can agree from now on
@@ -114,7 +114,7 @@ class Bases:
         Raises:
             UserError: they cannot be had.
         """
-        key = f"{model.name} {model.weights.model_dump_json()}"
+        key = model.name, model.weights
         if key not in self._folders:
             self._folders[key] = weights.locate(model)
         return self._folders[key]
@@ -139,15 +139,14 @@ class Bases:
         Raises:
             UserError: a model overflows in the only precision that the device computes fast.
         """
-        kind, settled = device or device_type(self._device), {}
+        kind, settled = device or device_type(self._device), dict[ModelSpec, Precision]()
         for spec in specs:
-            key = spec.model.model_dump_json()
-            if key not in settled:
+            if spec.model not in settled:
                 kin = [each for each in specs if each.model == spec.model]
                 there = self._precisions_of(kin, output) if spec.model.dtype == "auto" and output is not None else []
                 own = precision.choose_for(spec.model, kind).dtype if len(there) != 1 else there[0]
-                settled[key] = own if own in there or not there else there[0]
-        return [spec.in_precision(settled[spec.model.model_dump_json()]) for spec in specs]
+                settled[spec.model] = own if own in there or not there else there[0]
+        return [spec.in_precision(settled[spec.model]) for spec in specs]
 
     def _precisions_of(self, specs: Sequence[RunSpec], output: Path) -> list[Precision]:
         """The precisions in which any of some runs is finished, or where none is, can be resumed."""
@@ -160,10 +159,9 @@ class Bases:
 
     def tokenizer(self, model: ModelSpec) -> Any:
         """A model's tokenizer, without its network."""
-        key = model.model_dump_json()
-        if key not in self._tokenizers:
-            self._tokenizers[key] = load_tokenizer(str(self.weights(model).path))
-        return self._tokenizers[key]
+        if model not in self._tokenizers:
+            self._tokenizers[model] = load_tokenizer(str(self.weights(model).path))
+        return self._tokenizers[model]
 
     def refuse_impossible(self, spec: RunSpec) -> None:
         """Raises UserError where what a run must hold is more than this machine has."""

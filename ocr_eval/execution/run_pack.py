@@ -22,13 +22,14 @@ from ocr_eval.common.distributed import is_first
 from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.messages import duration, say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory, unwatched_by_collector
-from ocr_eval.data import task as data
 from ocr_eval.data.audit import Audit, audit_task
+from ocr_eval.data.task import Quantity, Task, the_finding
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.execution.interruption import StopRequest, stop_request
 from ocr_eval.measures.measure import Trained, take_measures
 from ocr_eval.methods.method import Pack
 from ocr_eval.methods.pack import attach
+from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
@@ -56,7 +57,7 @@ class Step:
     spec: RunSpec
     folder: RunFolder
     line: MetricsLine
-    quantities: Sequence[data.Quantity] = ()
+    quantities: Sequence[Quantity] = ()
 
 
 #: Is told, after each epoch of a pack and at epoch 0, the new line of every run in it.
@@ -84,7 +85,7 @@ def _time_left(step: Step, runs: int) -> str:
 class Material:
     """What a run learns and is asked, also in tokens, and the audit of its candidates."""
 
-    task: data.Task
+    task: Task
     examples: Sequence[Continuation]
     probes: Sequence[ProbeTokens]
     audit: Audit
@@ -96,7 +97,7 @@ def prepare(tokenizer: Any, spec: RunSpec) -> Material:
     Raises:
         UserError: the tokenizer cannot do with the data.
     """
-    task = data.build_task(spec)
+    task = task_of_run(spec)
     return Material(
         task=task,
         examples=training_tokens(tokenizer, task),
@@ -361,7 +362,7 @@ def progress_line(step: Step) -> str:
     assert line.scores is not None
     scores = line.scores["first-token"]
     premises = [scores[q.name].top1 for q in step.quantities if q.role == "premise" and q.name in scores]
-    finding = scores[data.the_finding(step.quantities).name]
+    finding = scores[the_finding(step.quantities).name]
     control = " no-entailment" if spec.data.m_train == 0 else " shuffled" if spec.data.variant == "shuffled" else ""
     loss = "untouched base" if line.train_loss is None else f"loss {line.train_loss:7.4f}"
     known = f"facts known {min(premises):4.0%}  " if premises else ""

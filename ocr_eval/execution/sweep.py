@@ -141,11 +141,10 @@ def settled_dtypes(
         UserError: a model overflows in the only precision that the device computes fast.
     """
     kept = held.dtypes if held is not None and held.grid == grid else {}
-    specs = grid.specs()
     return {
         name: kept[name]
         if name in kept and model.dtype == "auto"
-        else bases.settle([spec for spec in specs if spec.model == model], output, device)[0].precision
+        else bases.settle(grid.model_copy(update={"models": (name,)}).specs(), output, device)[0].precision
         for name, model in grid.model_specs().items()
     }
 

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
+from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import PREVENTIONS, NoSettings
+from ocr_eval.data.task import Task, build_task
 from ocr_eval.data.tokenize import Continuation
 from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.run import RunSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +50,10 @@ class Prevention:
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
+    def task(self, task: Task) -> Task:
+        """Change what is taught; probes stay as they are."""
+        return task
+
     def forward(self, network: Module) -> AbstractContextManager[Any]:
         """Entered around every forward pass of training, and no other: for hooks in the network."""
         return nullcontext()
@@ -60,6 +67,22 @@ class Prevention:
 
     def after_training(self, learner: Learner) -> None:
         """Change what was learned in place, after the last step and before it is scored."""
+
+
+def task_of_run(spec: RunSpec) -> Task:
+    """What a run teaches and asks, as its preventions leave it.
+
+    Raises:
+        UserError: the structure builds a task that cannot be measured, or a prevention changes the probes.
+    """
+    task = built = build_task(spec)
+    for prevention in preventions_of(spec.train):
+        task = prevention.task(task)
+    if (task.probes, task.quantities) != (built.probes, built.quantities):
+        raise UserError(
+            f"{' and '.join(spec.train.prevent)}: a prevention may change what is taught and not the probes."
+        )
+    return task
 
 
 def preventions_of(train: TrainSpec) -> list[Prevention]:

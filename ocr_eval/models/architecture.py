@@ -49,7 +49,7 @@ class Architecture:
         """Weights of all decoder linears: what every token passes, and what 4-bit methods quantize."""
         return sum(inputs * outputs * count for (_, inputs, outputs), count in self.linears.items())
 
-    def adapter_parameters(self, rank: int, targets: str | list[str]) -> int:
+    def adapter_parameters(self, rank: int, targets: str | Sequence[str]) -> int:
         """Trainable parameters of LoRA: ``rank * (inputs + outputs)`` for each targeted linear."""
         return sum(
             rank * (inputs + outputs) * count

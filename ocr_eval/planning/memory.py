@@ -71,9 +71,8 @@ class MemoryPlan:
 
 @functools.lru_cache(maxsize=256)
 def _estimate(
-    spec_json: str, train_json: str, training: Geometry, scoring: Geometry, device: str, layers: int | None
+    spec: ModelSpec, train: TrainSpec, training: Geometry, scoring: Geometry, device: str, layers: int | None
 ) -> MemoryPlan:
-    spec, train = ModelSpec.model_validate_json(spec_json), TrainSpec.model_validate_json(train_json)
     state_bytes = STATE_BYTES[optimizer_kind(train, device)]
     layers = read_config(spec, layers).num_hidden_layers
 
@@ -124,8 +123,8 @@ def estimate(
         UserError: the model's configuration cannot be had.
     """
     # Runs that differ in anything else are simulated once; the batch is in the geometry.
-    of_memory = TrainSpec(method=train.method, rank=train.rank, targets=train.targets).model_dump_json()
-    return _estimate(spec.model_dump_json(), of_memory, training, scoring, device, layers)
+    of_memory = TrainSpec(method=train.method, rank=train.rank, targets=train.targets)
+    return _estimate(spec, of_memory, training, scoring, device, layers)
 
 
 def optimizer_kind(train: TrainSpec, device: str) -> str:

@@ -15,6 +15,7 @@ from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
 from ocr_eval.data.task import Task, build_task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.methods.pack import batches_of_epoch
+from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import read_config
 from ocr_eval.models.base import load_tokenizer_from
@@ -70,7 +71,7 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, every: int = 1) -> Wor
         UserError: the tokenizer cannot do with the data.
     """
     tokens, is_real = tokenizer_at_hand(spec.model, tokenizer)
-    task = build_task(spec)
+    task = task_of_run(spec)
     examples = training_tokens(tokens, task)
     batches = [batch_geometry(batch) for batch in first_epoch(spec, examples)]
     probes = probe_tokens(tokens, task)
@@ -111,20 +112,18 @@ def batch_nodes(spec: RunSpec) -> int:
     Raises:
         UserError: the tokenizer cannot do with the data.
     """
-    alike = spec.model_copy(update={"seed": 0, "train": TrainSpec(batch_size=spec.train.batch_size)})
-    return _batch_nodes(alike.model_dump_json())
+    return _batch_nodes(spec.model_copy(update={"seed": 0, "train": TrainSpec(batch_size=spec.train.batch_size)}))
 
 
 @lru_cache(maxsize=4096)
-def _batch_nodes(spec_json: str) -> int:
-    spec = RunSpec.model_validate_json(spec_json)
-    examples = training_tokens(_tokenizer(spec.model.model_dump_json()), build_task(spec))
+def _batch_nodes(spec: RunSpec) -> int:
+    examples = training_tokens(_tokenizer(spec.model), build_task(spec))
     return max(batch_geometry(batch).nodes for batch in first_epoch(spec, examples))
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(model_json: str) -> Any:
-    return tokenizer_at_hand(ModelSpec.model_validate_json(model_json))[0]
+def _tokenizer(model: ModelSpec) -> Any:
+    return tokenizer_at_hand(model)[0]
 
 
 def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any, bool]:

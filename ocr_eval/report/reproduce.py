@@ -8,6 +8,7 @@ from functools import cache
 from ocr_eval.common.yaml_files import shipped_names
 from ocr_eval.methods.method import method_of
 from ocr_eval.records.record import Record
+from ocr_eval.specs.settings import SETTINGS
 
 
 def command(record: Record) -> str:
@@ -15,26 +16,21 @@ def command(record: Record) -> str:
 
     A model or association of the user's own is named by a file; ``missing_files`` says what goes into it.
     """
-    data, train = record.data, record.train
-    flags = {
+    ignored = method_of(record.train).ignores
+    values = {
+        "seed": record.seed,
+        **dict(record.data),
+        **{name: value for name, value in record.train if name not in ignored},
+        "dtype": record.dtype,
+        "attention": record.attention,
+    }
+    named = {
         "model": _shipped_or_file("models", record.model),
         "assoc": _shipped_or_file("templates", record.association),
-        "seed": record.seed,
-        "n": data.n,
-        "m-train": data.m_train,
-        "m-test": data.m_test,
-        "candidates": data.candidates,
-        "templates": ",".join(map(str, data.templates)),
-        "probe-template": data.probe_template,
-        "variant": data.variant,
-        "method": train.method,
-        "lr": f"{train.lr:g}",
-        "epochs": train.epochs,
-        "batch-size": train.batch_size,
-        **({} if "rank" in method_of(train).ignores else {"rank": train.rank, "alpha": f"{train.alpha:g}"}),
-        "dtype": record.dtype,
+        **{name: setting.text(values[name]) for name, setting in SETTINGS.items() if name in values},
     }
-    return shlex.join(["ocr-eval", "finetune", *(word for key, value in flags.items() for word in _flag(key, value))])
+    flags = (word for name, text in named.items() for word in (f"--{name.replace('_', '-')}", text))
+    return shlex.join(["ocr-eval", "finetune", *flags])
 
 
 def missing_files(record: Record) -> str:
@@ -48,10 +44,6 @@ def missing_files(record: Record) -> str:
         if name not in _names(part)
     ]
     return f"It wants {' and '.join(wanted)}." if wanted else ""
-
-
-def _flag(key: str, value: object) -> tuple[str, str]:
-    return f"--{key}", str(value)
 
 
 def _shipped_or_file(part: str, name: str) -> str:

@@ -17,7 +17,7 @@ from pydantic import Field, StringConstraints, model_validator
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import STRUCTURES
-from ocr_eval.specs.strict import Strict, added_field
+from ocr_eval.specs.strict import FromList, Strict, added_field
 
 if TYPE_CHECKING:
     from ocr_eval.specs.run import DataSpec
@@ -32,7 +32,7 @@ NAME_SLOT, ANSWER_SLOT = "{name}", "{answer}"
 class Relation(Strict):
     """One relation: paraphrase templates of a statement; the first is the published form."""
 
-    templates: Annotated[list[Word], Field(min_length=1)]
+    templates: Annotated[tuple[Word, ...], Field(min_length=1), FromList]
 
     @model_validator(mode="after")
     def _check_templates(self) -> Relation:

@@ -6,44 +6,53 @@ import json
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from types import GenericAlias
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, create_model, model_validator
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import Dtype, ModelSpec, Precision, load_model_spec
-from ocr_eval.specs.run import RunSpec, make_run_spec
+from ocr_eval.specs.run import DataSpec, RunSpec, make_run_spec
+from ocr_eval.specs.settings import AXES, PLURAL, Section, Setting
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
 
 SWEEP_FILE = "sweep.json"
 
-Value = TypeVar("Value")
-Axis = Annotated[tuple[Value, ...], Field(min_length=1)]
+
+def _axis(values: Any) -> Any:
+    """Values of a file or a caller as an axis: one alone is an axis too, and whole numbers are in order."""
+    if not isinstance(values, list | tuple):
+        return (values,)
+    return tuple(sorted(values)) if all(type(value) is int for value in values) else tuple(values)
 
 
-class Grid(Strict):
+def _field(setting: Setting) -> Any:
+    several: Any = GenericAlias(tuple, (setting.type, ...))
+    kind: Any = Annotated[(several, Field(min_length=1), BeforeValidator(_axis))]
+    return (kind, (setting.field.default,)) if setting.section == "data" else (kind | None, None)
+
+
+class _Runs(Strict):
+    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    assocs: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_axis)]
+
+
+_Axes: Any = create_model("_Axes", __base__=_Runs, **{name: _field(setting) for name, setting in AXES.items()})
+
+
+class Grid(_Axes, _Runs):
     """What a sweep varies and what it holds fixed; names as in the flags.
 
-    A tuple is an axis: every combination is a run. Of training, what is None is the model's default.
+    Every setting of data and training, and attention, is an axis: every combination is a run. Of training, what is None
+    is the model's default.
     """
 
-    models: Axis[str]
-    assocs: Axis[str]
-    seeds: Axis[int]
-    methods: Axis[str] | None = None
-    lr: Axis[float] | None = None
-    epochs: Axis[int] | None = None
-    batch_size: Axis[int] | None = None
-    rank: Axis[int] | None = None
-    alpha: Axis[float] | None = None
-    n: Axis[int] = (5,)
-    m_train: Axis[int] = (4,)
-    variants: Axis[Literal["real", "shuffled"]] = ("real",)
-    m_test: int = 16
-    candidates: Literal["in-use", "ten", "all"] = "ten"
     dtype: Dtype | None = None
     score_every: Annotated[int, Field(ge=1)] = 1
+    measures: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Grid:
@@ -53,6 +62,12 @@ class Grid(Strict):
                 if twice:
                     raise ValueError(f"{name} names {', '.join(twice)} twice")
         return self
+
+    def flags(self) -> dict[str, Any]:
+        """The grid as a file of flags has it."""
+        dumped = self.model_dump(mode="json", exclude_none=True)
+        lists = {name: [AXES[name].text(value) for value in dumped[name]] for name in dumped if name in _LISTS}
+        return {name.replace("_", "-"): value for name, value in (dumped | lists).items()}
 
     def model_specs(self) -> dict[str, ModelSpec]:
         """The models by the names they go by in the grid, in the precision that was asked for.
@@ -77,24 +92,21 @@ class Grid(Strict):
             for name, model in self.model_specs().items()
         ]
         associations = [load_association(name) for name in self.assocs]
-        train_axes = {
-            "method": self.methods,
-            "lr": self.lr,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "rank": self.rank,
-            "alpha": self.alpha,
-        }
-        given = {key: values for key, values in train_axes.items() if values is not None}
-        data_axes = {"n": self.n, "m_train": self.m_train, "variant": self.variants}
-        fixed = {"m_test": self.m_test, "candidates": self.candidates}
-        specs = []
-        for model, train, association in product(models, list(product(*given.values())), associations):
-            for data, seed in product(list(product(*data_axes.values())), self.seeds):
-                shape = {**dict(zip(data_axes, data, strict=True)), **fixed}
-                specs.append(make_run_spec(model, association, shape, dict(zip(given, train, strict=True)), seed))
-        return specs
+        attention, train, data = (self._combinations(part) for part in ("model", "train", "data"))
+        return [
+            make_run_spec(model.model_copy(update=of_model), association, of_data, of_train, seed)
+            for model, of_model, of_train, association in product(models, attention, train, associations)
+            for of_data, seed in product(data, self.seeds)
+        ]
 
+    def _combinations(self, section: Section) -> list[dict[str, Any]]:
+        """Every combination of the settings of a section that are given."""
+        axes = {setting.name: getattr(self, name) for name, setting in AXES.items() if setting.section == section}
+        given = {name: values for name, values in axes.items() if values is not None}
+        return [dict(zip(given, values, strict=True)) for values in product(*given.values())]
+
+
+_LISTS = [name for name, setting in AXES.items() if setting.is_list]
 
 #: A run's folder below ``runs/``: model, association, method, seed and fingerprint.
 Identity = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9._-]{0,63}/){3}seed[0-9]+-[0-9a-f]{8}$")]
@@ -136,7 +148,8 @@ def read_sweep(output: Path) -> SweepState | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["schema_version"]
         if version == SCHEMA_VERSION:
-            return SweepState.model_validate(content, strict=False)
+            older = {PLURAL.get(name, name): value for name, value in DataSpec.legacy().items()}
+            return SweepState.model_validate({**content, "grid": {**older, **content["grid"]}}, strict=False)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({_reason(error)}). Delete it; the runs beside it are kept.") from error
     raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")

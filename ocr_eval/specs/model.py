@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.association import Name
-from ocr_eval.specs.strict import Strict, added_field
+from ocr_eval.specs.strict import FromList, Strict, added_field
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 #: A thing behind a door with its settings: ``name:setting=value`` (common/registry.py).
@@ -20,11 +20,10 @@ Precision = Literal["bfloat16", "float16", "float32"]
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
 #: Short names of precisions, as other programs have them.
 DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
-DTYPE_NAMES = ("auto", *PRECISIONS, *DTYPE_ALIASES)
 #: ``auto`` is what the device computes fast (models/precision.py).
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"],
-    BeforeValidator(lambda name: DTYPE_ALIASES.get(name, name) if isinstance(name, str) else name),
+    BeforeValidator(lambda name: DTYPE_ALIASES.get(name.lower(), name.lower()) if isinstance(name, str) else name),
 ]
 
 
@@ -54,7 +53,7 @@ class PackageWeights(Strict):
     """A GGUF file carried by packages of the Python index, in one part or several to be joined in order."""
 
     kind: Literal["package"]
-    parts: Annotated[list[PackagePart], Field(min_length=1)]
+    parts: Annotated[tuple[PackagePart, ...], Field(min_length=1), FromList]
     sha256: Sha256
 
 
@@ -65,41 +64,43 @@ class FolderWeights(Strict):
     path: str
 
 
+Weights = HubWeights | PackageWeights | FolderWeights
+
+
 class TrainSpec(Strict):
-    """How facts are injected.
+    """How facts are injected. Flags and their help come from these fields."""
 
-    Attributes:
-        method: ``lora``, PEFT LoRA over a frozen base; ``qlora``, the same over the base in 4 bits (NF4); ``full``,
-            all parameters; or another that ``ocr-eval methods list`` names.
-        lr: learning rate of AdamW; the highest of a schedule.
-        epochs: passes over the training set.
-        batch_size: examples a step.
-        rank: LoRA r.
-        alpha: LoRA alpha; the update is scaled by alpha / r.
-        targets: the linear modules that get an adapter, or ``all-linear``.
-        max_grad_norm: the gradient is clipped to this 2-norm.
-        weight_decay: AdamW's decoupled decay of all trained tensors.
-        beta1, beta2: AdamW's averaging of gradients and of their squares.
-        schedule: the course of the rate after the warm-up: ``constant``, or falling to zero at the last step, either
-            ``linear`` or as a half ``cosine``.
-        warmup: part of all steps in which the rate rises linearly from zero.
-        prevent: preventions with their settings, in the order in which they are applied.
-    """
-
-    method: Chosen = "lora"
-    lr: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = 16
-    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 32
-    rank: Annotated[int, Field(ge=1, le=4096)] = 16
-    alpha: Annotated[float, Field(gt=0, le=1e6)] = 32.0
-    targets: Literal["all-linear"] | list[str] = "all-linear"
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    weight_decay: float = added_field(0.0, legacy=0.0, ge=0, lt=10)
-    beta1: float = added_field(0.9, legacy=0.9, ge=0, lt=1)
-    beta2: float = added_field(0.999, legacy=0.999, ge=0, lt=1)
-    schedule: Literal["constant", "linear", "cosine"] = added_field("constant", legacy="constant")
-    warmup: float = added_field(0.0, legacy=0.0, ge=0, lt=1)
-    prevent: tuple[Chosen, ...] = added_field((), legacy=())
+    method: Chosen = Field(
+        "lora", description="How facts get in: lora, qlora, full, or one from 'ocr-eval methods list'."
+    )
+    lr: float = Field(1e-4, gt=0, lt=1, description="AdamW's learning rate, the highest of its schedule.")
+    epochs: int = Field(16, ge=1, le=10_000, description="Passes over the training set.")
+    batch_size: int = Field(32, ge=1, le=100_000, description="Statements per step.")
+    rank: int = Field(16, ge=1, le=4096, description="LoRA rank r.")
+    alpha: float = Field(32.0, gt=0, le=1e6, description="LoRA alpha: the update is scaled by alpha / r.")
+    targets: Annotated[Literal["all-linear"] | tuple[str, ...], FromList] = Field(
+        "all-linear", description="Linear modules that get an adapter: 'q_proj+v_proj', or 'all-linear'."
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping: the largest 2-norm of a step's gradient.")
+    weight_decay: float = added_field(
+        0.0, legacy=0.0, ge=0, lt=10, description="AdamW's decoupled decay of all trained tensors."
+    )
+    beta1: float = added_field(0.9, legacy=0.9, ge=0, lt=1, description="AdamW's averaging of gradients.")
+    beta2: float = added_field(0.999, legacy=0.999, ge=0, lt=1, description="AdamW's averaging of squared gradients.")
+    schedule: Literal["constant", "linear", "cosine"] = added_field(
+        "constant",
+        legacy="constant",
+        description="Learning rate after the warm-up: constant, or falling to zero at the last step.",
+    )
+    warmup: float = added_field(
+        0.0, legacy=0.0, ge=0, lt=1, description="Fraction of steps over which the rate rises linearly from zero."
+    )
+    prevent: Annotated[tuple[Chosen, ...], FromList] = added_field(
+        (),
+        legacy=(),
+        words=["none"],
+        description="Preventions, applied in this order: 'product-decay:strength=0.01+...', or 'none'.",
+    )
 
     @property
     def method_name(self) -> str:
@@ -132,29 +133,22 @@ class FullDefaults(Strict):
 
 
 class ModelSpec(Strict):
-    """A base model: where its weights are, the precision it runs in, and training defaults with reasons.
-
-    Attributes:
-        published_as: the model's row in the published table, if it has one.
-        dtype: precision of the frozen base and of the arithmetic, ``auto`` for what the device computes fast;
-            adapters keep fp32 master weights.
-        attention: transformers' ``sdpa`` or ``eager``, or our ``grouped`` (models/grouped_attention.py); ``auto``
-            chooses by device and architecture.
-        train: training defaults for this model; a run's flags go first.
-        full: what differs from them where all parameters are trained.
-        notes: what a user should know (access, licence, quirks).
-    """
+    """A base model: where its weights are, the precision it runs in, and training defaults with reasons."""
 
     name: Name
     description: str
     license: str
-    weights: Annotated[HubWeights | PackageWeights | FolderWeights, Field(discriminator="kind")]
-    published_as: str | None = None
-    dtype: Dtype = "auto"
-    attention: Literal["auto", "sdpa", "eager", "grouped"] = "auto"
-    train: TrainSpec = TrainSpec()
-    full: FullDefaults = FullDefaults()
-    notes: list[str] = Field(default_factory=list)
+    weights: Annotated[Weights, Field(discriminator="kind")]
+    published_as: str | None = Field(None, description="The model's row in the published table.")
+    dtype: Dtype = Field("auto", description="Precision of base and arithmetic; auto is what the device computes fast.")
+    attention: Literal["auto", "sdpa", "eager", "grouped"] = Field(
+        "auto", description="transformers' sdpa or eager, or our grouped; auto chooses by device and architecture."
+    )
+    train: TrainSpec = Field(default_factory=TrainSpec, description="Training defaults; a run's flags go first.")
+    full: FullDefaults = Field(default_factory=FullDefaults, description="What differs under full fine-tuning.")
+    notes: Annotated[tuple[str, ...], FromList] = Field(
+        (), description="What a user should know: access, licence, quirks."
+    )
 
     @property
     def called(self) -> str:

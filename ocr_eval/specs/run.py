@@ -26,25 +26,25 @@ SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
 
 
 class DataSpec(Strict):
-    """The data protocol; the defaults are the published one.
+    """The data protocol; the defaults are the published one. Flags and their help come from these fields."""
 
-    Attributes:
-        n: pairs in use.
-        m_train: subjects a group whose entailment is trained on; 0 is the no-entailment control.
-        m_test: subjects a group whose entailment is held out.
-        candidates: what a probe ranks among: ``in-use`` (n), ``ten`` (n and 10 - n distractors), ``all``.
-        templates: indices of the templates that statements are trained in.
-        probe_template: index of the template that is probed.
-        variant: ``real``, or ``shuffled`` (train entailments dealt evenly over groups: a control).
-    """
-
-    n: Annotated[int, Field(ge=2)] = 5
-    m_train: Annotated[int, Field(ge=0)] = 4
-    m_test: Annotated[int, Field(ge=1)] = 16
-    candidates: Literal["in-use", "ten", "all"] = "ten"
-    templates: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    probe_template: Annotated[int, Field(ge=0)] = 0
-    variant: Literal["real", "shuffled"] = "real"
+    n: int = Field(5, ge=2, description="Pairs in use.")
+    m_train: int = Field(
+        4, ge=0, description="Subjects per group whose entailment is taught; 0 is the no-entailment control."
+    )
+    m_test: int = Field(16, ge=1, description="Subjects per group whose entailment is held out.")
+    candidates: Literal["in-use", "ten", "all"] = Field(
+        "ten", description="What a probe ranks: the n answers in use, those and 10 - n distractors (ten), or all."
+    )
+    templates: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,),
+        description="Templates to train on, counted from 0: '0', '0+2' (both) or 'all'.",
+        json_schema_extra={"words": ["all"]},  # what a flag may say, and make_run_spec resolves
+    )
+    probe_template: int = Field(0, ge=0, description="Template to probe with.")
+    variant: Literal["real", "shuffled"] = Field(
+        "real", description="The real data, or the control with train entailments shuffled evenly over groups."
+    )
 
     @property
     def subjects(self) -> int:
@@ -88,7 +88,7 @@ class RunSpec(Strict):
     association: Annotated[SerializeAsAny[Association], BeforeValidator(_with_structure)]
     data: DataSpec
     train: TrainSpec
-    seed: Annotated[int, Field(ge=0)]
+    seed: int = Field(ge=0, description="Seed of pairs, names, groups, order and initialization.")
 
     @model_validator(mode="after")
     def _check(self) -> RunSpec:
@@ -134,12 +134,14 @@ def make_run_spec(
     """Resolve one run: flags go before the model's training defaults, those before the general ones.
 
     Args:
-        data: fields of DataSpec that were given.
+        data: fields of DataSpec that were given; ``templates`` may be "all" of the association's.
         train: fields of TrainSpec that were given.
 
     Raises:
         UserError: a value out of range, or a combination that cannot be (names the flags to change).
     """
+    if data.get("templates") == "all":
+        data = {**data, "templates": tuple(range(association.wordings))}
     chosen = _chosen({"method": model.train.method, "prevent": model.train.prevent, **train})
     content = {
         "model": model,
@@ -165,7 +167,7 @@ def _chosen(train: dict[str, Any]) -> dict[str, Any]:
         UserError: one that is not installed, a setting that does not fit, or a prevention that the method cannot have.
     """
     method = METHODS.choose(train["method"])
-    preventions = [PREVENTIONS.choose(text) for text in train["prevent"]]
+    preventions = [PREVENTIONS.choose(text) for text in train["prevent"] if train["prevent"] != "none"]
     for each in preventions:
         if each.thing.needs_adapters and method.thing.needs.whole:
             raise UserError(

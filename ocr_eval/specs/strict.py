@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 SCHEMA_VERSION: Literal[1] = 1
 #: Which numbers a run gives. Raise it by hand when they change (tests/test_golden.py reminds): runs of another version
@@ -13,10 +14,18 @@ SCHEMA_VERSION: Literal[1] = 1
 RESULTS_VERSION = 1
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+#: Lets a field of tuples take the lists of YAML and of callers, so that specs hash.
+FromList = BeforeValidator(_as_tuple)
+
+
 class Strict(BaseModel):
     """Frozen, no unknown keys, no conversions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
     @classmethod
     def legacy(cls) -> dict[str, Any]:
@@ -36,12 +45,13 @@ class Strict(BaseModel):
         return {name: value for name, value in dumped.items() if name not in legacy or value != legacy[name]}
 
 
-def added_field(default: Any, legacy: Any, **rules: Any) -> Any:
+def added_field(default: Any, legacy: Any, words: Sequence[str] = (), **rules: Any) -> Any:
     """A field of a spec that finished runs do not have.
 
     Args:
         default: what new runs have.
         legacy: what runs had before there was the field; frozen with it, and never simply today's default.
+        words: what a flag may say in place of a value (specs/settings.py).
         rules: as pydantic's ``Field`` takes them.
     """
-    return Field(default, json_schema_extra={"legacy": legacy}, **rules)
+    return Field(default, json_schema_extra={"legacy": legacy, "words": list(words)}, **rules)

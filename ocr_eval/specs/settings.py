@@ -1,0 +1,182 @@
+"""Every setting of a run and its text: what flags, variables, files of flags and the axes of sweeps are made from.
+
+A setting is a field of a spec, described there. Entries of one value are joined by ``+`` (``q_proj+v_proj``), values of
+an axis are separated by commas (``0,0+2,all``), and whole numbers may be ranges (``1-4,8``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from ocr_eval.specs.model import ModelSpec, TrainSpec
+from ocr_eval.specs.run import DataSpec, RunSpec
+
+#: What a sweep calls what it takes several of, where a run has one.
+PLURAL = {"model": "models", "assoc": "assocs", "seed": "seeds", "method": "methods", "variant": "variants"}
+#: The most values of an axis: more are a slip of the hand.
+_MOST_VALUES = 10_000
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+_RANGE = re.compile(r"(\d{1,18})\s*-\s*(\d{1,18})")
+
+Section = Literal["data", "train", "model", "run"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a spec as text.
+
+    Attributes:
+        name: of the field.
+        section: whose field it is.
+        field: its type, rules, default and description.
+    """
+
+    name: str
+    section: Section
+    field: FieldInfo
+
+    @property
+    def axis(self) -> str:
+        """What a sweep calls it."""
+        return PLURAL.get(self.name, self.name)
+
+    @property
+    def default(self) -> str:
+        """Its default as text; of training and of a model it is in the model's definition."""
+        if self.section == "run":
+            return "0"
+        return self.text(self.field.default) if self.section == "data" else "the model's"
+
+    @property
+    def _extra(self) -> dict[str, Any]:
+        extra = self.field.json_schema_extra
+        return extra if isinstance(extra, dict) else {}
+
+    @property
+    def _kinds(self) -> tuple[Any, ...]:
+        return self.field.annotation, *get_args(self.field.annotation)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that state a value; empty if it is a number or a name."""
+        literals = chain.from_iterable(get_args(kind) for kind in self._kinds if get_origin(kind) is Literal)
+        return *literals, *self._extra.get("words", ())
+
+    @property
+    def is_list(self) -> bool:
+        """Whether one value has several entries."""
+        return any(get_origin(kind) in (tuple, list) for kind in self._kinds)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a whole number, of which an axis may name ranges."""
+        return self.field.annotation is int
+
+    @property
+    def form(self) -> str:
+        """What a value looks like, for help: ``<int>``, ``lora|qlora|full``."""
+        if self.words and not self.is_list:
+            return "|".join(self.words)
+        return "<list>" if self.is_list else f"<{getattr(self.field.annotation, '__name__', 'str')}>"
+
+    @property
+    def limits(self) -> str:
+        """The range of a number, such as ``0<=x<1``; empty if it has none."""
+        found = {key: getattr(rule, key) for rule in self.field.metadata for key in _SIGNS if hasattr(rule, key)}
+        if len(found) == 2:
+            (low, least), (high, most) = sorted(found.items())
+            return f"{least:,g}{_SIGNS[low].replace('>', '<')}x{_SIGNS[high]}{most:,g}"
+        return "".join(f"x{_SIGNS[key]}{bound:,g}" for key, bound in found.items())
+
+    @cached_property
+    def type(self) -> Any:
+        """The type of a value, rules included."""
+        kind, rules = self.field.annotation, self.field.metadata
+        kind = Annotated[(kind, *rules)] if rules else kind  # type: ignore[assignment]
+        words = self._extra.get("words")
+        return Literal[tuple(words)] | kind if words else kind
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.type)
+
+    def parse(self, text: object) -> Any:
+        """The value that a text states.
+
+        Raises:
+            ValueError: it states none; says what is wrong.
+        """
+        said = str(text).strip()
+        entries = said if not self.is_list or said in self.words else re.split(r"\s*[+,]\s*", said)
+        if not said or not all(entries):
+            raise ValueError("An entry is empty.")
+        try:
+            return self._adapter.validate_python(entries)
+        except ValidationError as error:
+            raise ValueError(self._problem(said, error)) from error
+
+    def parse_axis(self, text: object) -> tuple[Any, ...]:
+        """The values of ``a,b``, those of whole numbers in order.
+
+        Raises:
+            ValueError: an entry that states no value, a value twice, or too many.
+        """
+        values: list[Any] = []
+        for part in str(text).split(","):
+            span = _RANGE.fullmatch(part.strip()) if self.is_whole else None
+            if span is None:
+                values.append(self.parse(part))
+                continue
+            first, last = int(span[1]), int(span[2])
+            if last < first:
+                raise ValueError(f"The range {part.strip()} ends before it begins.")
+            if len(values) + last - first >= _MOST_VALUES:
+                raise ValueError(f"More than {_MOST_VALUES:,} values: give fewer.")
+            values += map(self.parse, range(first, last + 1))
+        twice = next((text for text, count in Counter(map(self.text, values)).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is named twice.")
+        return tuple(sorted(values) if self.is_whole else values)
+
+    def text(self, value: Any) -> str:
+        """The text that states a value."""
+        return "+".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+
+    def _problem(self, said: str, error: ValidationError) -> str:
+        if self.is_list:
+            return str(self.field.description)
+        if self.words:
+            close = difflib.get_close_matches(said, self.words, n=1)
+            return f"{f'Did you mean {close[0]!r}? ' if close else ''}Choose from {', '.join(self.words)}."
+        return f"{error.errors()[0]['msg'].removeprefix('Value error, ')}."
+
+
+def _of(section: Section, kind: Any, *names: str) -> dict[str, Setting]:
+    return {name: Setting(name, section, kind.model_fields[name]) for name in names or kind.model_fields}
+
+
+#: Every setting of a run by name, besides its model and association.
+SETTINGS: Mapping[str, Setting] = {
+    **_of("run", RunSpec, "seed"),
+    **_of("data", DataSpec),
+    **_of("train", TrainSpec),
+    **_of("model", ModelSpec, "dtype", "attention"),
+}
+
+#: Those that a sweep varies, by what it calls them, besides models, associations and seeds; precision is one for all.
+AXES: Mapping[str, Setting] = {each.axis: each for each in SETTINGS.values() if each.name not in ("seed", "dtype")}
+
+
+def section(name: Section, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some settings that belong to a section."""
+    return {key: value for key, value in settings.items() if SETTINGS[key].section == name}
