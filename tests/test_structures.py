@@ -54,7 +54,7 @@ class Staff:
             place = i % data.n
             department, head = heads[place]
             asked = {"unit": department, "subject": name}
-            train.append(Example(f"{name} works in", department, "fact", name, department))
+            train.append(Example(f"{name} works in", department, role="fact", subject=name, unit=department))
             departments, bosses = (tuple(pair[side] for pair in heads) for side in (0, 1))
             in_use = tuple(range(data.n))
             probes += [

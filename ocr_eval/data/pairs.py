@@ -218,7 +218,8 @@ class Pairs:
 
         def example(subject: _Subject, relation: RelationName, template: int, group: int) -> Example:
             answer = pairs[group][RELATIONS.index(relation)]
-            return Example(prompt(subject, relation, template), answer, relation, subject.name, str(subject.group))
+            asked = prompt(subject, relation, template)
+            return Example(asked, answer, role=relation, subject=subject.name, unit=str(subject.group))
 
         train = []
         taught_group = _taught_groups(data, stream, subjects)

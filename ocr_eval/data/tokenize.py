@@ -8,7 +8,7 @@ Whether a BOS token is added is what the tokenizer does when asked to encode, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ocr_eval.common.errors import UserError
@@ -28,10 +28,11 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt's tokens and those of one answer after it; neither is empty."""
+    """A prompt's tokens and those of one answer after it; neither is empty. The weight is an example's."""
 
     prompt: Ids
     answer: Ids
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> lis
 
 def training_tokens(tokenizer: Tokenizer, task: Task) -> list[Continuation]:
     """Tokens of every training example, in the order of ``task.train``."""
-    return continuations(tokenizer, [(example.prompt, example.answer) for example in task.train])
+    cut = continuations(tokenizer, [(example.prompt, example.answer) for example in task.train])
+    return [replace(tokens, weight=example.weight) for tokens, example in zip(cut, task.train, strict=True)]
 
 
 def probe_tokens(tokenizer: Tokenizer, task: Task) -> list[ProbeTokens]:

@@ -1,7 +1,8 @@
 """One epoch of the runs of a pack. Neither scores nor writes.
 
-A run's loss is the mean cross-entropy over its batch's answer tokens, in fp32. Logits are computed only where
-an answer token is predicted; a batch is one token forest a lane, so statements are not padded (packing/forest.py).
+A run's loss is the mean cross-entropy over its batch's answer tokens, each times its example's weight, in fp32. Logits
+are computed only where an answer token is predicted; a batch is one token forest a lane, so statements are not padded
+(packing/forest.py).
 
 A batch may be cut, among processes that train together and, where the memory of one of them runs out, its share into
 micro-batches one after another. Each part adds the gradient of its own tokens' share of the mean, so the sum is the
@@ -122,7 +123,7 @@ def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts
             for prevention in pack.learners[min(part)].preventions:  # alike in all lanes where they touch the network
                 hooks.enter_context(prevention.forward(pack.base.network))
             logprobs = pack.view().token_logprobs({lane: batch_forest(batch) for lane, batch in part.items()})
-        losses = {lane: -values.sum() / counts[lane] for lane, values in logprobs.items()}
+        losses = {lane: -_weighted(values, part[lane]).sum() / counts[lane] for lane, values in logprobs.items()}
         # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
         pack.base.accelerator.backward(torch.stack(list(losses.values())).sum() * scale)
         for lane, loss in losses.items():
@@ -132,6 +133,13 @@ def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts
     if scale != 1.0:
         torch._foreach_div_(pack.adapters.gradients(), scale)
     return nats
+
+
+def _weighted(logprobs_T: torch.Tensor, batch: Sequence[Continuation]) -> torch.Tensor:
+    """The log-probability of each answer token, times its example's weight."""
+    if all(example.weight == 1.0 for example in batch):
+        return logprobs_T
+    return logprobs_T * logprobs_T.new_tensor([example.weight for example in batch for _ in example.answer])
 
 
 def _add_penalties(pack: GradientPack, lane: int) -> None:
