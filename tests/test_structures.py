@@ -135,6 +135,10 @@ def test_the_commands_know_it(ocr_eval, staff, tiny):
     planned = ocr_eval("finetune", staff, "--model", tiny, "--n", 4, "--m-test", 2, "--dry-run")
     assert "12 statements" in planned.out
     assert "8 in 4 groups" in planned.out
+    sweep = ocr_eval(
+        "sweep", "--assocs", staff, "--models", tiny, "--n", 4, "--m-test", 2, "--seeds", "0,1", "--dry-run"
+    )
+    assert sweep.code == 0, sweep.err
     refused = ocr_eval("finetune", staff, "--model", tiny, "--n", 5, "--dry-run")
     assert (refused.code, "4 departments" in refused.err) == (2, True)
 
