@@ -8,7 +8,7 @@ The probes of several runs are scored side by side, each through its own lane.
 
 All candidates' tails hang below their prompt in one token forest (packing/forest.py), so a prompt is computed once,
 candidates of a single token cost nothing more, and all scorings come from the same pass.
-Log-softmax is in fp32. Ranks are computed from these numbers in ``stats``.
+Log-softmax is in fp32. Ranks are computed from these numbers in ``ranks``.
 
 Dimension letters:  P probes,  C candidates.
 """
