@@ -11,7 +11,7 @@ import pytest
 
 PAGE = (Path(__file__).parent.parent / "ocr_eval/docs/extend.md").read_text()
 BLOCKS = dict(re.findall(r"```(?:python|toml|yaml)\n# (\S+)\n(.*?)```", PAGE, re.S))
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
 
 
 @pytest.fixture(scope="module")
