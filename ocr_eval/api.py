@@ -103,7 +103,7 @@ def finetune(
 
     Raises:
         UserError: bad input, found before any training.
-        RunFailed: training could not go on.
+        RunFailed: training failed.
     """
     from ocr_eval.execution.execute import Execution
     from ocr_eval.execution.execute import finetune as run_finetune

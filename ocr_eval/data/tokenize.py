@@ -70,7 +70,7 @@ def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> lis
         if not prompt_ids or whole[: len(prompt_ids)] != prompt_ids or len(whole) == len(prompt_ids):
             raise UserError(
                 f"This tokenizer does not split '{prompt} {answer}' between prompt and answer: the prompt's tokens "
-                f"are no prefix of the sentence's. Reword the template so that a plain word stands before the answer."
+                f"are not a prefix of the sentence's. Reword the template to have a plain word before the answer."
             )
         result.append(Continuation(prompt_ids, whole[len(prompt_ids) :]))
     return result

@@ -2,7 +2,7 @@
 
 All unfinished runs of a pack stand at the same epoch, also after an interruption: training states are written for
 every one of them before an older generation is removed, and a run leaves the pack (finished, or no longer finite)
-only when the others have such a state. A pack that goes on is therefore composed as it was, and its results are
+only when the others have such a state. A resumed pack is therefore composed as it was, and its results are
 those of an undisturbed one, bit for bit.
 """
 
@@ -72,7 +72,7 @@ def say_lines(steps: Sequence[Step]) -> None:
 
 
 def _time_left(step: Step, runs: int) -> str:
-    """What is left at the pace so far, of a pack of so many runs; nothing before the first epoch and after the last."""
+    """What is left of a pack of ``runs`` runs at the pace so far; nothing before the first epoch and after the last."""
     epoch, lines = step.line.epoch, step.folder.metrics()
     left = step.spec.train.epochs - epoch
     if not epoch or not left:
@@ -137,13 +137,13 @@ def inject(
 ) -> None:
     """Train, score and write runs as one pack, over a base that is as clean afterwards as before.
 
-    Afterwards the folder of each run holds its record, or the reason why it could not go on.
+    Afterwards the folder of each run holds its record, or the reason why it failed.
 
     Args:
         base: the base.
         runs: the runs; lanes in this order.
         every: score after every this many epochs (and after the last).
-        watch: is told the new lines of metrics.
+        watch: receives the new lines of metrics.
         measures: what else to measure at the end; None for what is measured by default.
 
     Raises:
@@ -212,7 +212,7 @@ def _run(
     else:
         scored = _score(pack, runs, live)
         for lane in [lane for lane in live if lane not in scored]:
-            runs[lane].folder.fail("The untouched model gives log-probabilities that are no numbers.")
+            runs[lane].folder.fail("The base model returns NaN log-probabilities.")
         live = list(scored)
         for lane in live:
             runs[lane].folder.write_probes(probe_lines(runs[lane].material.task, scored[lane].scores, epoch=0))
@@ -264,7 +264,7 @@ def _run(
 
 
 def common_epoch(folders: Sequence[RunFolder], epochs: Sequence[int]) -> int:
-    """The last epoch that every run of a pack can go on from, 0 for the start.
+    """The last epoch that every run of a pack can resume from, 0 for the start.
 
     A run can from an epoch whose state it kept, and from its end on if its record is there already.
     """

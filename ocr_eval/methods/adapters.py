@@ -61,7 +61,7 @@ class Stacks:
 
     @classmethod
     def zeros(cls, lanes: int, size: int, dtype: torch.dtype, device: torch.device) -> Stacks:
-        """All zero, for so many elements a lane."""
+        """All zero, with ``size`` elements a lane."""
         master = torch.zeros(lanes, size, device=device)
         return cls(master, torch.zeros_like(master), master.to(dtype))
 

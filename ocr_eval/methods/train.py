@@ -34,7 +34,7 @@ def train_epoch(pack: GradientPack, lanes: Sequence[int]) -> dict[int, float]:
 
     Losses are measured before each step. Every lane takes a step of its own at each pass; one with fewer batches
     than the others sits out the rest. A lane whose loss is no longer finite stops there: its loss is returned as
-    it became, its weights stay as they were, and the others go on.
+    it became, its weights stay as they were, and the others continue.
 
     Raises:
         RunFailed: no gradient reaches part of an adapter.
@@ -108,11 +108,11 @@ def _backward_in_parts(
         if pack.cut.parts >= largest:
             raise TooLarge(reason)
         pack.cut.parts *= 2
-        say(f"Out of memory: each batch goes on in {pack.cut.parts} parts, with the same result")
+        say(f"Out of memory: each batch is now done in {pack.cut.parts} parts, with the same result")
 
 
 def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:
-    """Gradients and losses, part after part, as shares of means over so many tokens."""
+    """Gradients and losses, part after part, as shares of means over ``counts`` tokens."""
     pack.adapters.zero_grad()
     nats, scale = dict.fromkeys(batches, 0.0), pack.base.loss_scale
     for first in range(pack.cut.parts):

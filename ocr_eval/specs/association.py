@@ -82,7 +82,7 @@ class Association(Strict):
 
     @property
     def wordings(self) -> int:
-        """In so many templates each statement can be taught or asked."""
+        """How many templates each statement can be taught or asked in."""
         return 1
 
     def size(self) -> dict[str, int]:

@@ -177,6 +177,6 @@ def check_same(given: Grid, output: Path) -> None:
         if getattr(held.grid, name) != value
     ]
     raise UserError(
-        f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or go on with that "
-        "one by leaving these flags out."
+        f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or leave these "
+        "flags out to resume that one."
     )
