@@ -162,7 +162,7 @@ class Deaf(Stacks):
 def test_an_adapter_that_gradients_do_not_reach_stops_the_run(tiny):
     pack, _, _ = injected(tiny, 0)
     layer = next(iter(pack.adapters.layers.values()))
-    layer.siblings.bs[0] = Deaf(layer.b.master, layer.b.grad, layer.b.compute)
+    layer.b = Deaf(layer.b.master, layer.b.grad, layer.b.compute)
     with pytest.raises(
         RunFailed, match=r"No gradient reaches 1 of 14 trained modules, first model\.layers\.0\.self_attn\.q_proj\."
     ):

@@ -22,7 +22,7 @@ from transformers import (
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.out_of_memory import is_out_of_memory
-from ocr_eval.models import grouped_attention, rms_norm
+from ocr_eval.models import grouped_attention
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import WeightFolder, locate_tokenizer
 from ocr_eval.specs.model import ModelSpec, load_model_spec
@@ -204,7 +204,6 @@ def freeze(network: PreTrainedModel) -> None:
     """Make a network ready to be read: no gradients of its own, evaluation mode, and a trap of a library avoided."""
     network.requires_grad_(False)
     network.eval()
-    rms_norm.hasten(network)
     # bitsandbytes re-packs 4-bit weights for inference on CPUs with AVX512-BF16 at the first forward pass in eval
     # mode, and no gradient passes through packed weights: scoring epoch 0 would keep adapters from learning.
     for module in network.modules():
