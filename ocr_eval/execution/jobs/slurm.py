@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from filelock import Timeout
 from submitit import SlurmExecutor, SlurmJob
@@ -104,8 +105,8 @@ def _attach(jobs: Sequence[Job], folder: Path, name: str) -> dict[str, _Submitte
     attached = {}
     for handle in handles:
         if handle.job_id not in broken:
-            job = by_name.get(handle.submission().function.log.stem)
-            if job is not None:
+            command = cast(Command, handle.submission().function)
+            if (job := by_name.get(command.log.stem)) is not None:
                 attached[job.name] = _Submitted(job, handle.job_id)
     arrays = {job_id.partition("_")[0] for job_id in live}
     for path in folder.iterdir():
