@@ -1,6 +1,5 @@
 """Where memory runs out a batch goes on in parts with the same result; what cannot go on says why."""
 
-import gc
 import json
 import platform
 import re
@@ -11,7 +10,7 @@ import torch
 from conftest import load, tiny_run
 
 from ocr_eval.common.errors import RunFailed, TooLarge
-from ocr_eval.common.out_of_memory import free_cache, unwatched_by_collector
+from ocr_eval.common.out_of_memory import free_cache
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods import view
@@ -146,16 +145,3 @@ def test_freed_memory_goes_back_to_the_system():
     free_cache(torch.device("cpu"))
     assert psutil.Process().memory_info().rss < before - 200_000_000
     assert len(held) == 100
-
-
-def test_the_collector_watches_everything_again_after_a_run_that_failed():
-    before = gc.get_freeze_count()
-
-    def fail():
-        with unwatched_by_collector():
-            assert gc.get_freeze_count() > before
-            raise RunFailed("no gradient")
-
-    with pytest.raises(RunFailed):
-        fail()
-    assert gc.get_freeze_count() == before

@@ -62,6 +62,6 @@ def ticking(total: int, label: str) -> Iterator[Ticker]:
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 1 or not seconds else f"{seconds:.2f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -21,7 +21,7 @@ from ocr_eval.common import provenance
 from ocr_eval.common.distributed import is_first
 from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.messages import duration, say
-from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory, unwatched_by_collector
+from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
 from ocr_eval.data.audit import Audit, audit_task
 from ocr_eval.data.task import Quantity, Task, the_finding
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
@@ -183,7 +183,7 @@ def _inject(base: Base, runs: Sequence[LiveRun], every: int, watch: Watcher, mea
             run.folder.begin(run.spec, provenance.environment(str(base.device)), run.material.audit.as_json())
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
     try:
-        with unwatched_by_collector(), stop_request() as stop:
+        with stop_request() as stop:
             _run(pack, runs, every, watch, measures, stop)
     finally:
         pack.detach()

@@ -190,7 +190,7 @@ def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpe
         else:
             kin.append(spec)
     ordered = [spec for group in groups for spec in sorted(group, key=batch_nodes)]
-    return cut_into_packs(ordered, device, lanes_that_fit(device), at_once, batch_nodes)
+    return cut_into_packs(ordered, device, lanes_that_fit(device), at_once)
 
 
 def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:
