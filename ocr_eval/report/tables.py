@@ -100,7 +100,7 @@ def _published_note(table: Table) -> list[str]:
         return []
     differs = ["they come from full fine-tuning of 7-9B models"]
     ours = [label_of(method) for method in table.methods]
-    if ours != [label_of("full")]:
+    if ours != ["full fine-tuning"]:
         differs[0] += f" (here {', '.join(ours)})"
     differs.append("state no null")
     if table.protocol.get("candidates") != "ten":
