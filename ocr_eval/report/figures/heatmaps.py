@@ -29,7 +29,8 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
     columns = min(3, len(heats))
     rows = math.ceil(len(heats) / columns)
     most = max(len(heat.candidates) for heat in heats.values())
-    figure = new_figure((0.36 * most + 1.3) * columns, (0.34 * _groups(heats) + 1.5) * rows)
+    groups = max(len(heat.groups) for heat in heats.values())
+    figure = new_figure((0.36 * most + 1.3) * columns, (0.34 * groups + 1.5) * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (title, heat) in zip(list(panels), heats.items(), strict=False):
         image = axes.imshow(heat.probability, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -37,16 +38,8 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
             axes.add_patch(_frame(target, row))
         for (row, column), value in np.ndenumerate(heat.probability):
             if value >= 0.10:
-                color = "white" if value > 0.55 else "black"
-                axes.text(
-                    column,
-                    row,
-                    "1" if value >= 0.95 else f"{value:.1f}"[1:],
-                    ha="center",
-                    va="center",
-                    fontsize=6.5,
-                    color=color,
-                )
+                text, color = "1" if value >= 0.95 else f"{value:.1f}"[1:], "white" if value > 0.55 else "black"
+                axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
         axes.set_xticks(range(len(heat.candidates)), map(tick, heat.candidates), rotation=55, ha="right", fontsize=7)
         axes.set_yticks(range(len(heat.groups)), map(tick, heat.groups), fontsize=7)
         axes.axvline(heat.in_use - 0.5, color="0.4", linewidth=1, linestyle=":")
@@ -57,10 +50,6 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
     bar = figure.colorbar(image, ax=figure.axes[: len(heats)], shrink=0.8)
     bar.set_label(f"probability among\ncandidates ({scoring})", fontsize=8)
     return figure
-
-
-def _groups(heats: Mapping[str, Heat]) -> int:
-    return max(len(heat.groups) for heat in heats.values())
 
 
 def _frame(x: float, y: float) -> Rectangle:
