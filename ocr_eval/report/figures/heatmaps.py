@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ocr_eval.analysis.candidate_heat import Heat
-from ocr_eval.report.figures.style import new_figure, plain, tick
+from ocr_eval.report.figures.style import panels, plain, tick
 from ocr_eval.specs.run import Scoring
 
 
@@ -26,13 +25,10 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
     """
     if not heats:
         raise ValueError("no runs to draw")
-    columns = min(3, len(heats))
-    rows = math.ceil(len(heats) / columns)
     most = max(len(heat.candidates) for heat in heats.values())
     groups = max(len(heat.groups) for heat in heats.values())
-    figure = new_figure((0.36 * most + 1.3) * columns, (0.34 * groups + 1.5) * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (title, heat) in zip(list(panels), heats.items(), strict=False):
+    figure, grid = panels(len(heats), 3, (0.36 * most + 1.3, 0.34 * groups + 1.5))
+    for axes, (title, heat) in zip(grid, heats.items(), strict=True):
         image = axes.imshow(heat.probability, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for row, target in enumerate(heat.target):
             axes.add_patch(_frame(target, row))
@@ -44,10 +40,8 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
         axes.set_yticks(range(len(heat.groups)), map(tick, heat.groups), fontsize=7)
         axes.axvline(heat.in_use - 0.5, color="0.4", linewidth=1, linestyle=":")
         axes.set_title(plain(title), fontsize=9)
-    for axes in figure.axes[len(heats) :]:
-        axes.set_visible(False)
     figure.supylabel("taught fact of the group", fontsize=8)
-    bar = figure.colorbar(image, ax=figure.axes[: len(heats)], shrink=0.8)
+    bar = figure.colorbar(image, ax=grid, shrink=0.8)
     bar.set_label(f"probability among\ncandidates ({scoring})", fontsize=8)
     return figure
 
