@@ -17,8 +17,7 @@ from filelock import Timeout
 from ocr_eval.common.errors import unknown_name
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
-from ocr_eval.execution.jobs import process
-from ocr_eval.execution.jobs.jobs import End, Job, JobEvent, JobResult, Meanwhile, Placement, Progress
+from ocr_eval.execution.jobs import End, Job, JobEvent, JobResult, Meanwhile, Placement, Progress, process
 
 _POLL_SECONDS = 0.1
 #: Seconds that an interrupted job may take to finish its epoch and save it (execution/interruption.py).
