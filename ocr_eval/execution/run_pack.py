@@ -19,7 +19,7 @@ from msgspec.structs import replace as replace_fields
 
 from ocr_eval.common import provenance
 from ocr_eval.common.distributed import is_first
-from ocr_eval.common.errors import RunFailed, TooLarge
+from ocr_eval.common.errors import RunFailed, TooLarge, reason_of
 from ocr_eval.common.messages import duration, say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
 from ocr_eval.data.audit import Audit, audit_task
@@ -157,7 +157,7 @@ def inject(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error)
         raise RunFailed(
             f"The memory of {base.device.type} is too small for {len(runs)} run{'s' * (len(runs) > 1)} of "
             f"{base.spec.name} at once ({reason}). Do fewer side by side, or use --method qlora, a smaller --rank or "

@@ -20,7 +20,7 @@ import torch
 
 from ocr_eval.common.distributed import sum_over_processes
 from ocr_eval.common.errors import RunFailed, TooLarge
-from ocr_eval.common.messages import say, ticking
+from ocr_eval.common.messages import progress_bar, say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
 from ocr_eval.data.tokenize import Continuation
 from ocr_eval.packing.forest import Forest, ForestBuilder, Reads, read_answers
@@ -44,7 +44,7 @@ def train_epoch(pack: GradientPack, lanes: Sequence[int]) -> dict[int, float]:
     nats, tokens = dict.fromkeys(lanes, 0.0), dict.fromkeys(lanes, 0)
     steps = max(len(todo) for todo in batches.values())
     epoch = max(pack.learners[lane].epochs_done for lane in lanes) + 1
-    with ticking(steps, f"epoch {epoch}") as ticker:
+    with progress_bar(steps, f"epoch {epoch}") as bar:
         for step in range(steps):
             going = [lane for lane in lanes if step < len(batches[lane]) and math.isfinite(nats[lane])]
             if not going:
@@ -56,7 +56,7 @@ def train_epoch(pack: GradientPack, lanes: Sequence[int]) -> dict[int, float]:
                 if math.isfinite(loss):
                     _step(pack, lane, step, len(batches[lane]))
             pack.adapters.refresh()
-            ticker.tick()
+            bar.update()
     for lane in lanes:
         pack.learners[lane].epochs_done += 1
     return {lane: nats[lane] / tokens[lane] for lane in lanes}

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ocr_eval.common import yaml_files
-from ocr_eval.common.errors import UserError
+from ocr_eval.common.errors import UserError, reason_of
 from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models import grouped_attention
 from ocr_eval.models.quiet import quiet_transformers
@@ -144,7 +144,7 @@ def load_base(
         if not mapped:
             network.to(accelerator.device)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, MemoryError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error)
         if is_out_of_memory(error):
             raise UserError(
                 f"{spec.name} does not fit into the memory of {accelerator.device.type} that is free ({reason}). "

@@ -194,23 +194,24 @@ def to_json(table: Table) -> str:
 
 def to_tex(table: Table) -> str:
     r"""A booktabs table that compiles as it is and that a paper can ``\input``."""
-    text: str = templates().get_template("table.tex.j2").render(_context(table))
+    text: str = templates().get_template("table.tex.j2").render(context(table))
     return text
 
 
 def to_html(table: Table) -> str:
     """A small page that holds the table."""
-    text: str = templates().get_template("table.html.j2").render(_context(table))
+    text: str = templates().get_template("table.html.j2").render(context(table))
     return text
 
 
 def to_html_table(table: Table) -> str:
     """The table alone, to stand in a page of someone else's."""
-    text: str = templates().get_template("table_only.html.j2").render(_context(table))
+    text: str = templates().get_template("table_only.html.j2").render(context(table))
     return text
 
 
-def _context(table: Table) -> dict[str, Any]:
+def context(table: Table) -> dict[str, Any]:
+    """What the templates of a table need."""
     return {
         "table": table,
         "header": header(table),

@@ -21,10 +21,9 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from ocr_eval.common.errors import RunFailed, UserError
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
-from ocr_eval.execution.jobs import process
+from ocr_eval.execution.jobs import End, Job, JobEvent, JobResult, Meanwhile, Placement, Progress, process
 from ocr_eval.execution.jobs import slurm_queue as queue
 from ocr_eval.execution.jobs.command import Command
-from ocr_eval.execution.jobs.jobs import End, Job, JobEvent, JobResult, Meanwhile, Placement, Progress
 
 #: Seconds between two questions to Slurm: few while something happens, more while nothing does.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
