@@ -103,7 +103,7 @@ def finetune(
 
     Raises:
         UserError: bad input, found before any training.
-        RunFailed: training could not go on.
+        RunFailed: training failed.
     """
     from ocr_eval.execution.execute import Execution
     from ocr_eval.execution.execute import finetune as run_finetune
@@ -313,10 +313,11 @@ def draw_figures(
     """
     from ocr_eval.report.figures.gallery import gallery
 
-    def complain(complaint: UserError) -> None:
-        warnings.warn(f"{complaint} Skipped.", stacklevel=5)
-
-    return dict(gallery(_found(folders, where, scoring).runs, scoring, complain))
+    complaints: list[UserError] = []
+    figures = dict(gallery(_found(folders, where, scoring).runs, scoring, complaints.append))
+    for complaint in complaints:
+        warnings.warn(f"{complaint} Skipped.", stacklevel=2)
+    return figures
 
 
 def write_report(*folders: Folder, output: Folder, scoring: Scoring = "first-token") -> Path:

@@ -2,7 +2,6 @@
 
 import gc
 import weakref
-from contextlib import suppress
 
 import pytest
 import torch
@@ -78,13 +77,9 @@ def adapted_copies(adapters, lane):
     return {name: [t.clone().requires_grad_() for t in pair] for name, pair in adapters.tensors(lane).items()}
 
 
-def test_nothing_of_a_pack_outlives_it_and_nothing_of_a_pass_that_failed():
+def test_nothing_of_a_pack_outlives_it():
     network = Block().requires_grad_(False)
     adapters = Adapters(network, "all-linear", [LaneShape(2, 4.0)], torch.float32)
-    x = torch.randn(1, 3, 5)
-    with suppress(ZeroDivisionError), adapters.window([0]):
-        network.gate_proj(x) / (1 // 0)
-    assert network.gate_proj.siblings._input is None
     held = weakref.ref(network.gate_proj.a.master)
     gc.disable()
     try:

@@ -1,17 +1,22 @@
 """The page "extend" is a package: installed and used, it opens every door without a patch."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parent.parent / "ocr_eval/docs/extend.md").read_text()
+from ocr_eval.common.registry import MEASURES, METHODS, PREVENTIONS
+
+PACKAGE = Path(__file__).parent.parent / "ocr_eval"
+PAGE = (PACKAGE / "docs/extend.md").read_text()
 BLOCKS = dict(re.findall(r"```(?:python|toml|yaml)\n# (\S+)\n(.*?)```", PAGE, re.S))
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +88,19 @@ def test_what_the_package_brings_is_listed_run_recorded_and_shown(outside, tiny)
 
 def test_without_the_package_its_runs_are_still_shown(outside, ocr_eval):
     assert "lora-fa + late-layers:first=1" in ocr_eval("table", outside / "out").out
+
+
+def test_nothing_outside_a_door_branches_on_what_is_behind_it():
+    names = {name for registry in (METHODS, MEASURES, PREVENTIONS) for name in registry.names()}
+    behind = ("methods", "preventions", "measures", "docs")
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE).parts[0] in behind:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            matched = [node.value] if isinstance(node, ast.MatchValue) else []
+            for each in chain.from_iterable(ast.walk(operand) for operand in (*compared, *matched)):
+                if isinstance(each, ast.Constant) and each.value in names:
+                    found.append(f"{path.name}:{node.lineno} {each.value}")
+    assert not found

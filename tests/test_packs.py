@@ -1,6 +1,5 @@
 """Packed training against its definition: the same run alone, and a plain loop over stock PEFT."""
 
-import itertools
 import math
 from pathlib import Path
 
@@ -232,23 +231,6 @@ def content(folder: RunFolder) -> dict[str, object]:
     lines = [{k: v for k, v in line.as_json().items() if not k.endswith("_seconds")} for line in folder.metrics()]
     record = {k: v for k, v in to_plain(folder.record()).items() if k not in ("seconds", "run")}
     return {"metrics": lines, "record": record, "probes": (folder.path / "probes.jsonl").read_text()}
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(1, 4), st.integers(1, 3))
-def test_packs_are_cut_so_that_the_largest_is_as_small_as_can_be(tiny_spec, nodes, lanes, workers):
-    specs = [tiny_spec(1, seed) for seed in range(len(nodes))]
-    packs = cut_into_packs(
-        specs, "cpu", lambda specs, wanted: min(wanted, lanes), workers, lambda spec: nodes[spec.seed]
-    )
-    assert [spec for pack in packs for spec in pack] == specs
-
-    def largest(cut):
-        return max(len(part) * max(nodes[i] for i in part) for part in cut)
-
-    bounds = itertools.combinations(range(1, len(specs)), len(packs) - 1)
-    cuts = [[range(a, b) for a, b in itertools.pairwise((0, *inner, len(specs)))] for inner in bounds]
-    possible = [largest(cut) for cut in cuts if all(len(part) <= lanes for part in cut)]
-    assert largest([[spec.seed for spec in pack] for pack in packs]) == min(possible)
 
 
 @given(st.integers(1, 60), st.integers(1, 70))

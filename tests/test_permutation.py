@@ -51,6 +51,31 @@ def test_certain_inference_has_the_least_p_there_is():
     assert permutation_p(three, draws=500) == least_p(three, draws=500) == pytest.approx(1 / 501)
 
 
+def test_units_exchange_their_answers_whole_and_may_share_one():
+    rng = np.random.default_rng(3)
+    answer_of = {"d": 0, "a": 1, "c": 0, "b": 2}
+    unit = ["d", "a", "c", "b", "a", "d", "b"]
+    target = np.array([answer_of[name] for name in unit])
+    seed = HeldOut(list("1234567"), target, rng.integers(0, 4, size=(7, 3)).astype(float), unit)
+
+    def mean(answers):
+        now = dict(zip(answer_of, answers, strict=True))
+        return np.mean([seed.ranks[i, now[name]] for i, name in enumerate(unit)])
+
+    assigned = [mean(answers) for answers in permutations(answer_of.values())]
+    assert 0 < np.mean(np.array(assigned) <= mean(answer_of.values()) + 1e-9) < 1
+    assert permutation_p([seed]) == np.mean(np.array(assigned) <= mean(answer_of.values()) + 1e-9)
+    right = np.where(np.arange(3) == target[:, None], 0.0, 1.0)
+    assert permutation_p([HeldOut(seed.subject, target, right, unit)]) == least_p([seed]) == 2 / 24
+
+
+def test_units_that_are_the_answers_need_not_be_stated():
+    seed = favouring(np.random.default_rng(1))
+    stated = HeldOut(seed.subject, seed.target, seed.ranks, [str(t) for t in seed.target])
+    assert permutation_p([seed]) == permutation_p([stated])
+    assert least_p([seed]) == least_p([stated])
+
+
 def test_ties_count_as_low():
     for subjects in range(2, 30):
         ranks = np.full((subjects, 3), 1.5)

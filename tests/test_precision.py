@@ -269,6 +269,6 @@ def test_a_plan_of_a_begun_run_does_not_ask_the_device(ocr_eval, monkeypatch, au
 @pytest.mark.parametrize("command", ["finetune", "sweep"])
 def test_an_unknown_precision_is_one_line(ocr_eval, tiny, tmp_path, command):
     model = ["--model", tiny, "country-code"] if command == "finetune" else ["--models", tiny]
-    answer = ocr_eval(command, *model, "--dtype", "BF17", "-o", tmp_path / "o")
+    answer = ocr_eval(command, *model, "--dtype", "float23", "-o", tmp_path / "o")
     assert answer.code == 2
-    assert "Did you mean 'bf16'" in answer.err
+    assert "Did you mean 'float32'" in answer.err

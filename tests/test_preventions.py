@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from ocr_eval.common.registry import PREVENTIONS
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.pack import attach
-from ocr_eval.methods.prevention import Prevention
+from ocr_eval.methods.prevention import Prevention, task_of_run
 from ocr_eval.preventions.product_decay import ProductDecay, Settings
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.specs.run import make_run_spec
@@ -150,3 +151,25 @@ def test_hooks_of_the_forward_pass_are_there_in_training_and_gone_after(tiny, do
     score_candidates(pack.view(), probe_tokens(base.tokenizer, build_task(spec)))
     assert len(entered) == 2 * steps
     pack.detach()
+
+
+def test_what_is_taught_may_change_and_what_is_asked_may_not(tiny, door):
+    class FactsAlone(Prevention):
+        """Teaches no entailment."""
+
+        def task(self, task):
+            return replace(task, train=tuple(example for example in task.train if example.role == "fact"))
+
+    class EasierProbes(Prevention):
+        """Asks less."""
+
+        def task(self, task):
+            return replace(task, probes=task.probes[1:])
+
+    door("facts-alone", FactsAlone)
+    door("easier-probes", EasierProbes)
+    taught = task_of_run(prevented(tiny, "facts-alone"))
+    assert {example.role for example in task_of_run(prevented(tiny)).train} == {"fact", "entailment"}
+    assert {example.role for example in taught.train} == {"fact"}
+    with pytest.raises(UserError, match="not the probes"):
+        task_of_run(prevented(tiny, "easier-probes"))

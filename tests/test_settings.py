@@ -41,7 +41,7 @@ def test_every_field_is_a_flag_and_an_axis_and_described_once(name):
         ("epochs", "8,1-3", (1, 2, 3, 8)),
         ("lr", "1e-3, 2e-3", (1e-3, 2e-3)),
         ("templates", "0,0+2,all", ((0,), (0, 2), "all")),
-        ("targets", "all-linear,q_proj+v_proj", ("all-linear", ["q_proj", "v_proj"])),
+        ("targets", "all-linear,q_proj+v_proj", ("all-linear", ("q_proj", "v_proj"))),
         ("schedule", "cosine", ("cosine",)),
         ("dtype", "BF16", ("bfloat16",)),
     ],
@@ -74,7 +74,7 @@ def test_flags_of_training_and_attention_reach_the_run(ocr_eval, tiny):
     run = planned(ocr_eval("finetune", "country-code", "--model", tiny, *given.split(), "--dry-run"))
     assert run.model.attention == "eager"
     assert run.data.templates == tuple(range(len(run.association.fact.templates)))
-    assert run.train.targets == ["q_proj", "v_proj"]
+    assert run.train.targets == ("q_proj", "v_proj")
     assert (run.train.max_grad_norm, run.train.weight_decay, run.train.betas) == (0.5, 0.1, (0.8, 0.9))
     assert (run.train.schedule, run.train.warmup) == ("cosine", 0.25)
 

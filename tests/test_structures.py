@@ -54,7 +54,7 @@ class Staff:
             place = i % data.n
             department, head = heads[place]
             asked = {"unit": department, "subject": name}
-            train.append(Example(f"{name} works in", department, "fact", name, department))
+            train.append(Example(f"{name} works in", department, role="fact", subject=name, unit=department))
             departments, bosses = (tuple(pair[side] for pair in heads) for side in (0, 1))
             in_use = tuple(range(data.n))
             probes += [
@@ -135,6 +135,10 @@ def test_the_commands_know_it(ocr_eval, staff, tiny):
     planned = ocr_eval("finetune", staff, "--model", tiny, "--n", 4, "--m-test", 2, "--dry-run")
     assert "12 statements" in planned.out
     assert "8 in 4 groups" in planned.out
+    sweep = ocr_eval(
+        "sweep", "--assocs", staff, "--models", tiny, "--n", 4, "--m-test", 2, "--seeds", "0,1", "--dry-run"
+    )
+    assert sweep.code == 0, sweep.err
     refused = ocr_eval("finetune", staff, "--model", tiny, "--n", 5, "--dry-run")
     assert (refused.code, "4 departments" in refused.err) == (2, True)
 

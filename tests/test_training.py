@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import ARCHITECTURES, load, tiny_run
@@ -22,6 +24,23 @@ def injected(path, epochs, **changes):
     spec = tiny_run(path, **changes)
     pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
     return pack, pack.learners[0], [train_epoch(pack, [0])[0] for _ in range(epochs)]
+
+
+def test_the_loss_honours_the_weights_of_examples(tiny):
+    spec = tiny_run(tiny, batch_size=64)
+
+    def loss(weight):
+        base = load(tiny)
+        task = build_task(spec)
+        weighted = (replace(example, weight=float(weight(i))) for i, example in enumerate(task.train))
+        tokens = training_tokens(base.tokenizer, replace(task, train=tuple(weighted)))
+        return train_epoch(attach(base, [spec], [tokens]), [0])[0]
+
+    whole = loss(lambda i: 1)
+    assert loss(lambda i: 2) == pytest.approx(2 * whole)
+    even, odd = (loss(lambda i, rest=rest: i % 2 == rest) for rest in (0, 1))
+    assert even + odd == pytest.approx(whole)
+    assert even != pytest.approx(odd)
 
 
 def test_golden_losses(tiny):
@@ -143,7 +162,7 @@ class Deaf(Stacks):
 def test_an_adapter_that_gradients_do_not_reach_stops_the_run(tiny):
     pack, _, _ = injected(tiny, 0)
     layer = next(iter(pack.adapters.layers.values()))
-    layer.siblings.bs[0] = Deaf(layer.b.master, layer.b.grad, layer.b.compute)
+    layer.b = Deaf(layer.b.master, layer.b.grad, layer.b.compute)
     with pytest.raises(
         RunFailed, match=r"No gradient reaches 1 of 14 trained modules, first model\.layers\.0\.self_attn\.q_proj\."
     ):

@@ -49,7 +49,7 @@ def condition_specs(real: RunSpec) -> dict[Condition, RunSpec]:
     """The runs that the conditions of one seed need; the base needs none of its own.
 
     Raises:
-        UserError: m_train is 0 already, so that there is nothing to shuffle.
+        UserError: m_train is 0 already: nothing to shuffle.
     """
     return {
         "real": real,

@@ -91,7 +91,7 @@ def _count(kind: Kind, cells: Sequence[Cell]) -> str:
 
 
 def _can_tell(cell: Cell) -> bool:
-    """Whether any ranks of so many groups and seeds could be significant."""
+    """Whether any ranks of this many groups and seeds could be significant."""
     assert cell.least_p is not None
     return cell.least_p <= SIGNIFICANT
 

@@ -14,7 +14,7 @@ Dimension letters:  C cells,  S subjects,  n units,  F assignments of a seed,  B
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import permutations
 
@@ -63,9 +63,14 @@ def permutation_ps(cells: Sequence[Sequence[HeldOut]], draws: int = DRAWS) -> li
 
 
 def least_p(seeds: Sequence[HeldOut], draws: int = DRAWS) -> float:
-    """The smallest p-value that such seeds could have."""
+    """The smallest p-value that such seeds could have; units that have one answer exchange nothing."""
     assignments = _assignments(list(map(_count, seeds)))
-    return 1 / assignments if assignments <= MOST_EXACT else 1 / (1 + draws)
+    return math.prod(map(_alike, seeds)) / assignments if assignments <= MOST_EXACT else 1 / (1 + draws)
+
+
+def _alike(seed: HeldOut) -> int:
+    """How many assignments of a seed are the true one."""
+    return math.prod(map(math.factorial, Counter(seed.units[1].tolist()).values())) if seed.unit else 1
 
 
 def _count(seed: HeldOut) -> int:

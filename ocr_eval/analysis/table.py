@@ -136,7 +136,7 @@ def build_table(
 
     Raises:
         ValueError: no records.
-        UserError: a metric that is no statistic of ranks and that no measure found.
+        UserError: a metric that is neither a statistic of ranks nor found by any measure.
     """
     if metric is not None:
         _check_metric(metric, records)

@@ -148,7 +148,7 @@ def rehearse(
     """
     device = machine.begin()
     from ocr_eval.planning.rehearsal import rehearse as run
-    from ocr_eval.planning.rehearsal_table import write
+    from ocr_eval.planning.rehearsal import write
 
     rehearsal = run(o.resolve(context, model, assoc, settings), device, layers, steps, probes, tokenizer)
     if output_dir is not None:

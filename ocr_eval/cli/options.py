@@ -233,6 +233,7 @@ class MeansFlags(Jobs, Machine):
     measures: MeasuresOption = None
     report_to: ReportToOption = "none"
     force: ForceOption = False
+    dry_run: DryRunOption = False
 
 
 def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:

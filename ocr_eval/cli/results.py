@@ -82,7 +82,6 @@ def table(
     """
     from ocr_eval.analysis.finding import finding
     from ocr_eval.analysis.table import build_table
-    from ocr_eval.records.find import collector_at_rest
     from ocr_eval.records.select import row_keys
     from ocr_eval.report import tables
     from ocr_eval.specs.published import published_mean_ranks
@@ -92,20 +91,19 @@ def table(
     if short and format in ("csv", "json"):
         raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
     keys = row_keys("--by", by)
-    with collector_at_rest():
-        measure = metric.partition(".")[0] if metric and "." in metric else None
-        found = find(o.places(context, runs, former), chosen, filters, measure)
-        built = build_table(
-            found.records,
-            chosen,
-            published_mean_ranks() if published else None,
-            metric,
-            keys,
-            every_interval=format in ("csv", "json"),
-            short=short,
-        )
-        typer.echo(tables.FORMATS[format](built), nl=False)
-        sentence = finding(found.records, built)
+    measure = metric.partition(".")[0] if metric and "." in metric else None
+    found = find(o.places(context, runs, former), chosen, filters, measure)
+    built = build_table(
+        found.records,
+        chosen,
+        published_mean_ranks() if published else None,
+        metric,
+        keys,
+        every_interval=format in ("csv", "json"),
+        short=short,
+    )
+    typer.echo(tables.FORMATS[format](built), nl=False)
+    sentence = finding(found.records, built)
     if sentence:
         typer.echo(f"\nFinding: {sentence}", err=True)
     if found.complaints:

@@ -38,7 +38,6 @@ def controls(
     means: Means,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     scoring: o.ScoringOption = "first-token",
-    dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
@@ -53,7 +52,7 @@ def controls(
 
     reals = _runs(context, model, o.one_assoc(context, association, assoc), settings, "seed")
     specs = [spec for real in reals for spec in condition_specs(real).values()]
-    records = _study("controls", specs, output_dir, means, dry_run, as_json)
+    records = _study("controls", specs, output_dir, means, as_json)
     results = compare_conditions(records, chosen)
     if as_json:
         typer.echo(json.dumps({"verdict": verdict(results), "conditions": [asdict(r) for r in results]}, indent=2))
@@ -86,7 +85,6 @@ def curve(
     means: Means,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     scoring: o.ScoringOption = "first-token",
-    dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
@@ -99,7 +97,7 @@ def curve(
     chosen = o.scoring(scoring)
     specs = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train", "seed")
     m_test, seeds = specs[0].data.m_test, sorted({run.seed for run in specs})
-    records = _study("curve", specs, output_dir, means, dry_run, as_json)
+    records = _study("curve", specs, output_dir, means, as_json)
     from ocr_eval.analysis.bootstrap import ocr_score
 
     points = []
@@ -125,22 +123,20 @@ def _runs(context: typer.Context, model: str, assoc: str, settings: Given, *axes
     return o.resolve_each(context, model, assoc, {**settings, "variant": "real"}, *axes)
 
 
-def _study(
-    kind: str, specs: Sequence[RunSpec], output: Path, means: Means, dry_run: bool, as_json: bool
-) -> list[Record]:
+def _study(kind: str, specs: Sequence[RunSpec], output: Path, means: Means, as_json: bool) -> list[Record]:
     """Do the runs of a study; their records by seed.
 
     Raises:
         UserError: bad input, found before any run.
         typer.Exit: a run is missing, or only the plan was asked for.
     """
-    if dry_run and as_json:
+    if means.dry_run and as_json:
         raise UserError("--json does not go with --dry-run here: the plan of several runs is text. Drop one of them.")
-    means.check(plans=dry_run)
+    means.check()
     from ocr_eval.execution.sweep import study_name
 
     name = study_name(f"{kind}-{specs[0].association.name}", specs)
-    if dry_run:
+    if means.dry_run:
         typer.echo("\n".join(plan(specs, output, means, name)))
         raise typer.Exit
     runs = carry_out(specs, output, means, name)

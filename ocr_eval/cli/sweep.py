@@ -31,7 +31,6 @@ def sweep(
     settings: Annotated[Given, _SWEPT],
     output_dir: o.OutputOption = DEFAULT_OUTPUT,
     means: Means,
-    dry_run: o.DryRunOption = False,
     worker: Annotated[
         int | None,
         option(
@@ -57,23 +56,23 @@ def sweep(
     from ocr_eval.specs.grid import check_same, read_sweep
 
     if worker is not None:
-        if dry_run:
+        if means.dry_run:
             raise UserError("--dry-run does not go with --worker, which runs what is planned already. Drop one.")
-        take_part(output_dir, study, worker, means)
+        take_part(output_dir, study or "", worker, means)
         return
     if study is not None:
         raise UserError("--study goes with --worker. To run a study, use its own command.")
     held = read_sweep(output_dir)
-    named = {"models": o.words("--models", models), "assocs": _assocs(assocs), "score_every": means.score_every}
-    named["measures"] = o.measures(means.measures)
-    axes = {SETTINGS[name].axis: value for name, value in settings.items()}
-    given = axes | {name: value for name, value in named.items() if value is not None}
+    given: dict[str, Any] = {"models": o.words("--models", models), "assocs": _assocs(assocs)}
+    given |= {"score_every": means.score_every, "measures": o.measures(means.measures)}
+    given |= {SETTINGS[name].axis: value for name, value in settings.items()}
+    given = {name: value for name, value in given.items() if value is not None}
     grid = _grid(given, held.grid if held else None)
     check_same(grid, held, output_dir)
     means = means.of(grid)
-    means.check(plans=dry_run)
+    means.check()
     specs = grid.specs()
-    if dry_run:
+    if means.dry_run:
         comments = "".join(f"# {line}\n" for line in plan(specs, output_dir, means))
         flags = yaml.safe_dump(grid.flags(), sort_keys=False, default_flow_style=None, width=110)
         typer.echo(comments + flags, nl=False)

@@ -50,11 +50,8 @@ class Means(o.MeansFlags):
         measures = None if grid.measures is None else ",".join(grid.measures) or "none"
         return replace(self, score_every=self.score_every or grid.score_every, measures=self.measures or measures)
 
-    def check(self, plans: bool) -> None:
-        """Look, before anything is written, whether the means are there.
-
-        Args:
-            plans: whether runs are only planned, for which no cluster is needed.
+    def check(self) -> None:
+        """Look, before anything is written, whether the means are there; a plan needs no cluster.
 
         Raises:
             UserError: no such tracker, measure, device or cluster, flags that do not go together, or several processes
@@ -67,7 +64,7 @@ class Means(o.MeansFlags):
         require_tracker(self.report_to)
         o.measures(self.measures)
         placement = self.placement()
-        if not (plans and self.executor == "slurm"):
+        if not (self.dry_run and self.executor == "slurm"):
             check_placement(placement)
         if self.workers is not None and self.workers > 1 and self.pack_device != "cpu":
             raise UserError(f"--workers {self.workers}: several processes share the cores of a CPU; a GPU takes one.")
@@ -94,7 +91,7 @@ class Means(o.MeansFlags):
 
 
 def carry_out(
-    specs: Sequence[RunSpec], output: Path, means: Means, study: str | None = None, grid: Grid | None = None
+    specs: Sequence[RunSpec], output: Path, means: Means, study: str = "", grid: Grid | None = None
 ) -> list[PlannedRun]:
     """Do what is left of some runs, as the sweep of a folder or a study there.
 
@@ -114,7 +111,6 @@ def carry_out(
     prepare_output(output)
     bases = Bases(means.place)
     sweep = plan_sweep(specs, output, means.pack_device, bases, means.packs_at_once, study, grid)
-    _say_what_is_left(sweep)
     check_open(sweep, bases, here=means.executor != "slurm")
     sweep = sweep.stated()
     if means.force:
@@ -130,7 +126,7 @@ def carry_out(
     return sweep.runs
 
 
-def take_part(output: Path, study: str | None, pack: int, means: Means) -> None:
+def take_part(output: Path, study: str, pack: int, means: Means) -> None:
     """Do one pack of what a folder states, by its number from 1, or with 0 all that no other process does.
 
     Raises:
@@ -189,8 +185,8 @@ def _work_in_jobs(sweep: Sweep, means: Means, processes: int) -> None:
             o.warn(result.problem())
 
 
-def _say_what_is_left(sweep: Sweep) -> None:
-    """Say how many runs of the folder's sweep no longer count: those of another results version or other weights."""
+def _say_amount(sweep: Sweep, packs: Sequence[int], how: str = "") -> None:
+    """Say how much there is to do, and how many runs the folder states that no longer count."""
     from ocr_eval.common.messages import say
 
     others = len(sweep.before.runs - {run.folder.identity for run in sweep.runs}) if sweep.before else 0
@@ -199,11 +195,6 @@ def _say_what_is_left(sweep: Sweep) -> None:
             f"{others} run{'s' * (others > 1)} in this folder came from another results version, other weights, or a "
             "model or association file as it was before. They stay; what is asked for now is done beside them."
         )
-
-
-def _say_amount(sweep: Sweep, packs: Sequence[int], how: str = "") -> None:
-    from ocr_eval.common.messages import say
-
     count, todo = len(sweep.packs), sum(run.is_open for index in packs for run in sweep.packs[index])
     say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {todo} to do{how}, in {sweep.output}")
 
@@ -226,18 +217,17 @@ def report_missing(runs: Sequence[PlannedRun], resumes: bool = True) -> None:
         resumes: whether the same command does those that have no reason.
     """
     missing = [run for run in runs if not run.folder.is_done()]
-    reasons = [(run.folder.identity, run.folder.failure()) for run in missing]
-    for name, reason in reasons:
-        if reason:
-            o.warn(f"{name}: {reason}")
-    unexplained = sum(reason is None for _, reason in reasons)
+    for run in missing:
+        if reason := run.folder.failure():
+            o.warn(f"{run.folder.identity}: {reason}")
+    unexplained = sum(run.is_open for run in missing)
     if unexplained and resumes:
         o.warn(f"{unexplained} runs are not finished. The same command resumes them.")
     if missing:
         raise typer.Exit(1)
 
 
-def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str | None = None) -> list[str]:
+def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") -> list[str]:
     """What is done already of some runs, packs, memory and time; fetches nothing and writes nothing."""
     from ocr_eval.common.messages import say
     from ocr_eval.execution.execute import Bases

@@ -32,6 +32,12 @@ class TooLarge(Exception):
     """One example a lane does not fit into the memory; its text is the library's reason."""
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
 def unknown_name(kind: str, name: str, available: Iterable[str], fix: str = "") -> UserError:
     """The error for a name that is not there: the name, the closest one, and what exists.
 

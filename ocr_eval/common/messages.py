@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _quiet = False
 
@@ -31,37 +33,17 @@ def warn(line: str) -> None:
     print(f"ocr-eval: warning: {line}", file=sys.stderr, flush=True)
 
 
-class Ticker:
-    """A counter that a terminal shows as a bar; elsewhere it is silent."""
+def progress_bar(total: int, label: str) -> tqdm[NoReturn]:
+    """A bar for a ``with``, to ``update()`` once a unit of work: on a terminal only, and gone afterwards."""
+    from tqdm import tqdm
 
-    def __init__(self, total: int, label: str) -> None:
-        from tqdm import tqdm
-
-        hidden = _quiet or not sys.stderr.isatty()
-        self._bar = tqdm(total=total, desc=label, file=sys.stderr, disable=hidden, leave=False)
-
-    def tick(self) -> None:
-        """One unit of work is done."""
-        self._bar.update(1)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.close()
-
-
-@contextmanager
-def ticking(total: int, label: str) -> Iterator[Ticker]:
-    """A ticker that is gone afterwards, whatever happens."""
-    ticker = Ticker(total, label)
-    try:
-        yield ticker
-    finally:
-        ticker.close()
+    hidden = _quiet or not sys.stderr.isatty()
+    return tqdm(total=total, desc=label, file=sys.stderr, disable=hidden, leave=False)
 
 
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s" if seconds >= 1 or not seconds else f"{seconds:.2f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -1,11 +1,9 @@
-"""When a device has no more memory, how what was freed is given back, and what the collector looks at."""
+"""When a device has no more memory, and how what was freed is given back."""
 
 from __future__ import annotations
 
 import ctypes
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import torch
 
@@ -34,18 +32,3 @@ def free_cache(device: torch.device) -> None:
     elif device.type == "cpu":
         with suppress(OSError, AttributeError):  # glibc alone has it, and keeps freed pieces between living ones
             ctypes.CDLL(None).malloc_trim(0)
-
-
-@contextmanager
-def unwatched_by_collector() -> Iterator[None]:
-    """Within it the garbage collector leaves alone what was there before: all libraries and the network.
-
-    A step makes many short-lived Python objects, after which the collector walks through all old ones in vain: about a
-    thirtieth of a CPU's time in training. What is made meanwhile it collects as ever.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

@@ -218,7 +218,8 @@ class Pairs:
 
         def example(subject: _Subject, relation: RelationName, template: int, group: int) -> Example:
             answer = pairs[group][RELATIONS.index(relation)]
-            return Example(prompt(subject, relation, template), answer, relation, subject.name, str(subject.group))
+            asked = prompt(subject, relation, template)
+            return Example(asked, answer, role=relation, subject=subject.name, unit=str(subject.group))
 
         train = []
         taught_group = _taught_groups(data, stream, subjects)
@@ -279,7 +280,7 @@ def deal(stream: str, n: int, m_train: int) -> list[list[int]]:
     Returns:
         m_train groups for each of the n groups.
     """
-    extra = m_train % n  # so many answers are taught once more: those that follow a group on a circle of answers
+    extra = m_train % n  # how many answers are taught once more: those that follow a group on a circle of answers
 
     def extras(group: int, place: Sequence[int]) -> list[int]:
         return [answer for answer in range(n) if (place[answer] - group) % n < extra]

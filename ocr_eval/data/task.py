@@ -27,6 +27,7 @@ class Example:
     """A sentence that is taught, cut before its answer: text = prompt + " " + answer.
 
     Attributes:
+        weight: factor of its tokens' share in the loss.
         role: what kind of sentence it is, in the structure's words.
         subject: whom it is about.
         unit: the subject's unit (see ``Probe``).
@@ -34,6 +35,7 @@ class Example:
 
     prompt: str
     answer: str
+    weight: float = 1.0
     role: str = "fact"
     subject: str = ""
     unit: str = ""

@@ -8,7 +8,7 @@ Whether a BOS token is added is what the tokenizer does when asked to encode, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ocr_eval.common.errors import UserError
@@ -28,10 +28,11 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt's tokens and those of one answer after it; neither is empty."""
+    """A prompt's tokens and those of one answer after it; neither is empty. The weight is an example's."""
 
     prompt: Ids
     answer: Ids
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> lis
         if not prompt_ids or whole[: len(prompt_ids)] != prompt_ids or len(whole) == len(prompt_ids):
             raise UserError(
                 f"This tokenizer does not split '{prompt} {answer}' between prompt and answer: the prompt's tokens "
-                f"are no prefix of the sentence's. Reword the template so that a plain word stands before the answer."
+                f"are not a prefix of the sentence's. Reword the template to have a plain word before the answer."
             )
         result.append(Continuation(prompt_ids, whole[len(prompt_ids) :]))
     return result
@@ -77,7 +78,8 @@ def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> lis
 
 def training_tokens(tokenizer: Tokenizer, task: Task) -> list[Continuation]:
     """Tokens of every training example, in the order of ``task.train``."""
-    return continuations(tokenizer, [(example.prompt, example.answer) for example in task.train])
+    cut = continuations(tokenizer, [(example.prompt, example.answer) for example in task.train])
+    return [replace(tokens, weight=example.weight) for tokens, example in zip(cut, task.train, strict=True)]
 
 
 def probe_tokens(tokenizer: Tokenizer, task: Task) -> list[ProbeTokens]:

@@ -93,8 +93,7 @@ def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> Outco
     was_done = agreed(lambda: folder.is_done() and not how.force)
     if not was_done:
         do_pack(bases, [PlannedRun(spec, folder)], how)
-    reason = None if folder.is_done() else folder.failure()
-    if reason:
+    if not folder.is_done() and (reason := folder.failure()):
         raise RunFailed(reason)
     return Outcome(folder.path, folder.record(), was_done)
 

@@ -2,7 +2,7 @@
 
 All unfinished runs of a pack stand at the same epoch, also after an interruption: training states are written for
 every one of them before an older generation is removed, and a run leaves the pack (finished, or no longer finite)
-only when the others have such a state. A pack that goes on is therefore composed as it was, and its results are
+only when the others have such a state. A resumed pack is therefore composed as it was, and its results are
 those of an undisturbed one, bit for bit.
 """
 
@@ -19,9 +19,9 @@ from msgspec.structs import replace as replace_fields
 
 from ocr_eval.common import provenance
 from ocr_eval.common.distributed import is_first
-from ocr_eval.common.errors import RunFailed, TooLarge
+from ocr_eval.common.errors import RunFailed, TooLarge, reason_of
 from ocr_eval.common.messages import duration, say
-from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory, unwatched_by_collector
+from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
 from ocr_eval.data.audit import Audit, audit_task
 from ocr_eval.data.task import Quantity, Task, the_finding
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
@@ -72,7 +72,7 @@ def say_lines(steps: Sequence[Step]) -> None:
 
 
 def _time_left(step: Step, runs: int) -> str:
-    """What is left at the pace so far, of a pack of so many runs; nothing before the first epoch and after the last."""
+    """What is left of a pack of ``runs`` runs at the pace so far; nothing before the first epoch and after the last."""
     epoch, lines = step.line.epoch, step.folder.metrics()
     left = step.spec.train.epochs - epoch
     if not epoch or not left:
@@ -137,13 +137,13 @@ def inject(
 ) -> None:
     """Train, score and write runs as one pack, over a base that is as clean afterwards as before.
 
-    Afterwards the folder of each run holds its record, or the reason why it could not go on.
+    Afterwards the folder of each run holds its record, or the reason why it failed.
 
     Args:
         base: the base.
         runs: the runs; lanes in this order.
         every: score after every this many epochs (and after the last).
-        watch: is told the new lines of metrics.
+        watch: receives the new lines of metrics.
         measures: what else to measure at the end; None for what is measured by default.
 
     Raises:
@@ -157,7 +157,7 @@ def inject(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error)
         raise RunFailed(
             f"The memory of {base.device.type} is too small for {len(runs)} run{'s' * (len(runs) > 1)} of "
             f"{base.spec.name} at once ({reason}). Do fewer side by side, or use --method qlora, a smaller --rank or "
@@ -183,7 +183,7 @@ def _inject(base: Base, runs: Sequence[LiveRun], every: int, watch: Watcher, mea
             run.folder.begin(run.spec, provenance.environment(str(base.device)), run.material.audit.as_json())
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
     try:
-        with unwatched_by_collector(), stop_request() as stop:
+        with stop_request() as stop:
             _run(pack, runs, every, watch, measures, stop)
     finally:
         pack.detach()
@@ -212,7 +212,7 @@ def _run(
     else:
         scored = _score(pack, runs, live)
         for lane in [lane for lane in live if lane not in scored]:
-            runs[lane].folder.fail("The untouched model gives log-probabilities that are no numbers.")
+            runs[lane].folder.fail("The base model returns NaN log-probabilities.")
         live = list(scored)
         for lane in live:
             runs[lane].folder.write_probes(probe_lines(runs[lane].material.task, scored[lane].scores, epoch=0))
@@ -264,7 +264,7 @@ def _run(
 
 
 def common_epoch(folders: Sequence[RunFolder], epochs: Sequence[int]) -> int:
-    """The last epoch that every run of a pack can go on from, 0 for the start.
+    """The last epoch that every run of a pack can resume from, 0 for the start.
 
     A run can from an epoch whose state it kept, and from its end on if its record is there already.
     """

@@ -15,7 +15,7 @@ import psutil
 from tabulate import tabulate
 
 from ocr_eval.records.folder import HEARTBEAT, RunFolder
-from ocr_eval.specs.grid import read_sweep, stated_in
+from ocr_eval.specs.grid import read_all
 
 #: Seconds without a sign of life after which a run on another host counts as interrupted.
 _SILENT = 5 * HEARTBEAT
@@ -52,14 +52,8 @@ def run_states(root: Path) -> list[RunState]:
     Raises:
         UserError: a file that is damaged or of another version.
     """
-    held = {study: read_sweep(root, study) for study in stated_in(root)}
-    return [
-        _run_state(root, run, study or "")
-        for study, each in held.items()
-        if each
-        for pack in each.packs
-        for run in pack
-    ]
+    stated = read_all(root).items()
+    return [_run_state(root, run, study) for study, held in stated for pack in held.packs for run in pack]
 
 
 def _run_state(root: Path, run: str, study: str) -> RunState:

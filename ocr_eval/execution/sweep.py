@@ -44,14 +44,14 @@ class Sweep:
     Attributes:
         output: the folder.
         packs: its runs, cut into packs.
-        study: the study's name; None for the folder's sweep.
+        study: the study's name; empty for the folder's sweep.
         grid: how its runs were written, if as a grid.
         before: what the folder stated when this was laid out.
     """
 
     output: Path
     packs: tuple[tuple[PlannedRun, ...], ...]
-    study: str | None = None
+    study: str = ""
     grid: Grid | None = None
     before: SweepState | None = None
 
@@ -85,16 +85,14 @@ class Sweep:
                 raise UserError(f"Another process has just begun a sweep in '{self.output}'. Repeat the command.")
             sweep = self if packs is None else replace(self, packs=packs)
             if packs is None or not (held and held.specs):
-                write_atomic(file, sweep._state().model_dump_json(indent=2) + "\n")
+                state = SweepState(
+                    code=provenance.code_digest(),
+                    grid=self.grid,
+                    packs=tuple(tuple(run.folder.identity for run in pack) for pack in sweep.packs),
+                    specs={run.folder.identity: run.spec.model_dump(mode="json") for run in sweep.runs},
+                )
+                write_atomic(file, state.model_dump_json(indent=2) + "\n")
         return sweep
-
-    def _state(self) -> SweepState:
-        return SweepState(
-            code=provenance.code_digest(),
-            grid=self.grid,
-            packs=tuple(tuple(run.folder.identity for run in pack) for pack in self.packs),
-            specs={run.folder.identity: run.spec.model_dump(mode="json") for run in self.runs},
-        )
 
     def worker(self, pack: int, flags: Sequence[str]) -> tuple[str, ...]:
         """The command of a process that does one pack, by its number from 1, or with 0 all that nobody else does."""
@@ -117,7 +115,7 @@ def plan_sweep(
     device: str,
     bases: Bases,
     at_once: int = 1,
-    study: str | None = None,
+    study: str = "",
     grid: Grid | None = None,
 ) -> Sweep:
     """Lay runs out as packs and folders; fetches weights that are not here.
@@ -130,7 +128,7 @@ def plan_sweep(
         device: the type of device that a pack should fill.
         bases: where weights are found.
         at_once: how many packs are to be done at once.
-        study: the name of the study that they are; None for the folder's sweep.
+        study: the name of the study that they are; empty for the folder's sweep.
         grid: how the runs of a sweep were written.
 
     Raises:
@@ -145,7 +143,7 @@ def plan_sweep(
     return Sweep(output, packs, study, grid, held)
 
 
-def join_sweep(output: Path, study: str | None, bases: Bases) -> Sweep:
+def join_sweep(output: Path, study: str, bases: Bases) -> Sweep:
     """The sweep or study that a folder states, to take part in it.
 
     Raises:
@@ -189,7 +187,7 @@ def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpe
     """
     group = {key: number for number, key in enumerate(dict.fromkeys(map(share_key, specs)))}
     ordered = sorted(specs, key=lambda spec: (group[share_key(spec)], batch_nodes(spec)))
-    return cut_into_packs(ordered, device, lanes_that_fit(device), at_once, batch_nodes)
+    return cut_into_packs(ordered, device, lanes_that_fit(device), at_once)
 
 
 def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:

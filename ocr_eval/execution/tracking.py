@@ -1,7 +1,7 @@
 """``--report-to``: follow runs in TensorBoard, trackio or Weights & Biases, grouped by sweep.
 
-Trackers are a view for people: no result depends on them, and one that fails is left out while the run goes on.
-They go through those of accelerate. Several may be open at once, one for each run of a pack. Nothing leaves the
+Trackers are a view for people: no result depends on them, and if one fails it is disabled and the run continues.
+They are accelerate's. Several may be open at once, one for each run of a pack. Nothing leaves the
 machine unless the user has set that up with the tracker itself (logged in, or named a server by its own variables).
 """
 
@@ -68,7 +68,7 @@ class Tracker:
         folder: Path,
         first_epoch: int = 0,
     ) -> Tracker:
-        """Begin a run, or go on with the one of this group and name.
+        """Begin a run, or resume the one of this group and name.
 
         Args:
             report_to: which tracker; ``none`` gives one that does nothing.
@@ -96,14 +96,14 @@ class Tracker:
 
         Args:
             epoch: epochs done; 0 is the untouched base.
-            values: numbers by name, nested as in metrics.jsonl; what is no finite number is left out.
+            values: numbers by name, nested as in metrics.jsonl; what is not a finite number is skipped.
         """
         if self._tracker is None:
             return
         try:
             self._tracker.log(dict(_flatten(values)), step=epoch)
         except Exception as error:  # whatever a tracker may raise
-            say(f"{self._name} failed and is left out; the run goes on ({error})")
+            say(f"{self._name} failed and is disabled; the run continues ({error})")
             self._tracker = None
 
     def close(self) -> None:
@@ -129,25 +129,21 @@ def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> 
         folder: see ``Tracker.open``.
 
     Raises:
-        UserError: the tracker is not installed or, when the first epoch comes, does not start. If it does not start
-            for a later run, that run is left out.
+        UserError: the tracker is not installed or, at the first epoch, does not start. If it does not start for a
+            later run, that run is not tracked.
     """
     require_tracker(report_to)
     trackers: dict[str, Tracker] = {}
-    started = False
 
     def begin(step: Step) -> Tracker:
-        nonlocal started
-        config, name = step.spec.model_dump(mode="json"), step.folder.identity
+        config = step.spec.model_dump(mode="json")
         try:
-            tracker = Tracker.open(report_to, group, name, config, folder, first_epoch=step.line.epoch)
+            return Tracker.open(report_to, group, step.folder.identity, config, folder, first_epoch=step.line.epoch)
         except UserError as error:
-            if not started:
+            if not trackers:
                 raise
-            say(f"{error} The run goes on without it.")
+            say(f"{error} The run continues without it.")
             return Tracker(report_to, None)
-        started = True
-        return tracker
 
     def report(steps: Sequence[Step]) -> None:
         watch(steps)
@@ -157,7 +153,7 @@ def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> 
                 trackers[name] = begin(step)
             trackers[name].log(epoch, step.line.as_json())
             if epoch == step.spec.train.epochs:
-                trackers.pop(name).close()
+                trackers[name].close()
 
     try:
         yield report
@@ -167,18 +163,17 @@ def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> 
 
 
 def how_to_view(report_to: ReportTo, folder: Path) -> str:
-    """The command that shows what a tracker was told; empty for ``none``.
+    """The command that shows a tracker's runs; empty for ``none``.
 
     Args:
         report_to: which tracker.
         folder: as given to ``Tracker.open``.
     """
-    online = _wandb_mode() == "online"
     return {
         "none": "",
         "tensorboard": f"tensorboard --logdir {folder / 'tensorboard'}",
         "trackio": f"trackio show --project {PROJECT}",
-        "wandb": "" if online else f"wandb sync {folder / 'wandb'}/offline-run-*",
+        "wandb": "" if _wandb_mode() == "online" else f"wandb sync {folder / 'wandb'}/offline-run-*",
     }[report_to]
 
 
@@ -189,35 +184,17 @@ def _start(
     from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
     PartialState()  # accelerate's loggers want it
+    run = {"group": group, "name": run_name, "resume": "allow", "config": dict(config)}
     if report_to == "tensorboard":
         tracker = TensorBoardTracker(run_name, folder / report_to / group, purge_step=first_epoch)
     elif report_to == "wandb":
-        os.environ.setdefault("WANDB_SILENT", "true")
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        os.environ.setdefault("WANDB_CONSOLE", "off")
+        for variable, value in (("SILENT", "true"), ("ERROR_REPORTING", "false"), ("CONSOLE", "off")):
+            os.environ.setdefault(f"WANDB_{variable}", value)
         folder.mkdir(parents=True, exist_ok=True)  # else it takes /tmp
-        tracker = WandBTracker(
-            PROJECT,
-            group=group,
-            name=run_name,
-            id=hashlib.sha256(f"{group}/{run_name}".encode()).hexdigest()[:16],
-            resume="allow",
-            config=dict(config),
-            dir=folder,
-            mode=_wandb_mode(),
-            reinit="create_new",
-        )
+        identity = hashlib.sha256(f"{group}/{run_name}".encode()).hexdigest()[:16]
+        tracker = WandBTracker(PROJECT, **run, id=identity, dir=folder, mode=_wandb_mode(), reinit="create_new")
     else:
-        tracker = TrackioTracker(
-            PROJECT,
-            group=group,
-            name=run_name,
-            resume="allow",
-            config=dict(config),
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
+        tracker = TrackioTracker(PROJECT, **run, embed=False, auto_log_gpu=False, auto_log_cpu=False)
     tracker.start()
     if report_to == "tensorboard" and first_epoch == 0:
         tracker.log({"config": f"```yaml\n{yaml.safe_dump(dict(config), sort_keys=False)}```"}, step=0)

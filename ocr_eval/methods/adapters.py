@@ -2,20 +2,18 @@
 
     y_k = W x_k + s_k B_k (A_k x_k)          k: lane, that is run; W frozen and shared (Hu et al., arXiv 2106.09685)
 
-The base's matrix products see the rows of all lanes at once; the thin products with A and B are batched over lanes,
-and those with A over the layers that read the same input. Lanes share no trainable tensor, so every lane learns exactly
-what it would learn alone, and each has its own rank, scale and optimizer. PEFT reads and writes the same files
-(``methods/peft_files.py``).
+The base's matrix products see the rows of all lanes at once; the thin products with A and B are batched over lanes.
+Lanes share no trainable tensor, so every lane learns exactly what it would learn alone, and each has its own rank,
+scale and optimizer. PEFT reads and writes the same files (``methods/peft_files.py``).
 
-Dimension letters:  K lanes,  N nodes a lane,  I inputs,  O outputs,  R the largest rank,  G layers of one input,
-Q = G * R.
+Dimension letters:  K lanes,  N nodes a lane,  I inputs,  O outputs,  R the largest rank.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +59,7 @@ class Stacks:
 
     @classmethod
     def zeros(cls, lanes: int, size: int, dtype: torch.dtype, device: torch.device) -> Stacks:
-        """All zero, for so many elements a lane."""
+        """All zero, with ``size`` elements a lane."""
         master = torch.zeros(lanes, size, device=device)
         return cls(master, torch.zeros_like(master), master.to(dtype))
 
@@ -86,6 +84,13 @@ class Stacks:
             self.grad.index_add_(0, lanes, grad.to(self.grad.dtype))
 
 
+@dataclass
+class Window:
+    """Which lanes the next batch holds; None for the bare base."""
+
+    lanes: Lanes | None
+
+
 class LaneLinear(torch.nn.Module):
     """A frozen linear layer with the adapters of K lanes.
 
@@ -93,126 +98,62 @@ class LaneLinear(torch.nn.Module):
         base: the layer.
         a: A of each lane, zero rows where a lane's rank is smaller. [K, R, I]
         b: B of each lane, transposed. [K, R, O]
-        siblings: the layers that read the same input, of which this is one.
+        scales: alpha / r of each lane. [K, 1, 1]
+        window: which lanes its input is of; one for all layers.
     """
 
-    def __init__(self, base: torch.nn.Linear, a: Stacks, b: Stacks, siblings: Siblings) -> None:
+    def __init__(self, base: torch.nn.Linear, a: Stacks, b: Stacks, scales: Tensor, window: Window) -> None:
         super().__init__()
-        self.base, self.a, self.b, self.siblings = base, a, b, siblings
-        self._index = siblings.add(base, b)
+        self.base, self.a, self.b, self.scales, self.window = base, a, b, scales, window
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows of the selected lanes through the base and each through its own adapter. [K, N, I] -> [K, N, O]."""
-        return self.siblings.output(self._index, x)
-
-
-class Siblings:
-    """Adapted layers that read the same input, as query, key and value projections do; or one that has its own.
-
-    The first that is asked computes for all, so that the products with A, which are thin, are one for all of them,
-    and so is the gradient of the input.
-
-    Attributes:
-        bases: the layers.
-        a: A of each lane, layer after layer. [K, G * R, I] for G layers
-        bs: B of each lane, transposed, of every layer. [K, R, O]
-        scales: alpha / r of each lane. [K, 1, 1]
-        lanes: which lanes the next batch holds; None for the bare base.
-    """
-
-    def __init__(self, a: Stacks, scales: Tensor) -> None:
-        self.bases: list[torch.nn.Linear] = []
-        self.a, self.scales = a, scales
-        self.bs: list[Stacks] = []
-        self.lanes: Lanes | None = slice(0, len(scales))
-        self._input: Tensor | None = None
-        self._outputs: dict[int, Tensor] = {}
-
-    def add(self, base: torch.nn.Linear, b: Stacks) -> int:
-        """Take in another layer; its index."""
-        self.bases.append(base)
-        self.bs.append(b)
-        return len(self.bases) - 1
-
-    def output(self, index: int, x: Tensor) -> Tensor:
-        """What a layer makes of an input; what the others make of it is kept until they are asked."""
-        if self.lanes is None:
-            bare: Tensor = self.bases[index](x)
-            return bare
-        if self._input is not x or index not in self._outputs:
-            # A quantized layer, or one that is moved from device to device, computes and differentiates for itself;
-            # what it returns may not be changed in place.
-            plain = all(type(base) is torch.nn.Linear and not hasattr(base, "_hf_hook") for base in self.bases)
-            given = [] if plain else [base(x).clone() for base in self.bases]
-            self._input, self._outputs = x, dict(enumerate(_LowRankUpdates.apply(x, _ANCHOR, self, *given)))
-        y = self._outputs.pop(index)
-        if not self._outputs:
-            self._input = None
+        lanes = self.window.lanes
+        if lanes is None:
+            y: Tensor = self.base(x)
+            return y
+        # A quantized layer, or one that is moved from device to device, computes and differentiates for itself;
+        # what it returns may not be changed in place.
+        plain = type(self.base) is torch.nn.Linear and not hasattr(self.base, "_hf_hook")
+        y = _LowRankUpdate.apply(x, _ANCHOR, self, lanes, *([] if plain else [self.base(x).clone()]))
         return y
-
-    def forget(self) -> None:
-        """Drop what is kept of the last input."""
-        self._input = None
-        self._outputs = {}
 
 
 #: Takes no value and no gradient: it makes autograd call ``backward`` where neither y nor x needs a gradient.
 _ANCHOR = torch.zeros((), requires_grad=True)
 
 
-class _LowRankUpdates(torch.autograd.Function):
-    """y + (s x A^T) B^T lane by lane for sibling layers; gradients of A and B go to the layers' own buffers.
+class _LowRankUpdate(torch.autograd.Function):
+    """y + (s x A^T) B^T lane by lane; gradients of A and B go to the layer's own buffers.
 
     y = x W^T is computed here, or given and changed in place.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, siblings: Siblings, *given: Tensor) -> Any:
-        bases, lanes = siblings.bases, siblings.lanes
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: LaneLinear, lanes: Lanes, *given: Tensor) -> Any:
         # A model spread over several devices has its adapters on the first; on one device nothing is moved.
-        a_KQI, *bs_KRO = (stacks.compute[lanes].to(x.device) for stacks in (siblings.a, *siblings.bs))
-        scales = siblings.scales[lanes].to(x.device)
-        h_KNQ = torch.bmm(x, a_KQI.transpose(1, 2)).mul_(scales)
-        ctx.siblings, ctx.lanes, ctx.is_given = siblings, lanes, bool(given)
-        ctx.save_for_backward(x, h_KNQ, scales, a_KQI, *bs_KRO)
+        a_KRI, b_KRO, scales = (t[lanes].to(x.device) for t in (layer.a.compute, layer.b.compute, layer.scales))
+        h_KNR = torch.bmm(x, a_KRI.transpose(1, 2)).mul_(scales)
+        ctx.layer, ctx.lanes, ctx.is_given = layer, lanes, bool(given)
+        ctx.save_for_backward(x, h_KNR, scales, a_KRI, b_KRO)
         ctx.mark_dirty(*given)
-        ys = given or [torch.nn.functional.linear(x, base.weight, base.bias) for base in bases]
-        hs_KNR = h_KNQ.chunk(len(bases), dim=-1)
-        return tuple(y.baddbmm_(h_KNR, b_KRO) for y, h_KNR, b_KRO in zip(ys, hs_KNR, bs_KRO, strict=True))
+        y = given[0] if given else torch.nn.functional.linear(x, layer.base.weight, layer.base.bias)
+        return y.baddbmm_(h_KNR, b_KRO)
 
     @staticmethod
-    def backward(ctx: Any, *dys_KNO: Any) -> Any:
-        x_KNI, h_KNQ, scales, a_KQI, *bs_KRO = ctx.saved_tensors
-        bases, bs = ctx.siblings.bases, ctx.siblings.bs
-        for b, h_KNR, dy_KNO in zip(bs, h_KNQ.chunk(len(bs), dim=-1), dys_KNO, strict=True):
-            b.add_gradient(ctx.lanes, torch.bmm(h_KNR.transpose(1, 2), dy_KNO))
-        dhs_KNR = [torch.bmm(dy, b_KRO.transpose(1, 2)) for dy, b_KRO in zip(dys_KNO, bs_KRO, strict=True)]
-        dh_KNQ = torch.cat(dhs_KNR, dim=-1).mul_(scales)
-        ctx.siblings.a.add_gradient(ctx.lanes, torch.bmm(dh_KNQ.transpose(1, 2), x_KNI))
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (dy_KNO,) = gradients
+        x_KNI, h_KNR, scales, a_KRI, b_KRO = ctx.saved_tensors
+        ctx.layer.b.add_gradient(ctx.lanes, torch.bmm(h_KNR.transpose(1, 2), dy_KNO))
+        dh_KNR = torch.bmm(dy_KNO, b_KRO.transpose(1, 2)).mul_(scales)
+        ctx.layer.a.add_gradient(ctx.lanes, torch.bmm(dh_KNR.transpose(1, 2), x_KNI))
         if not ctx.needs_input_grad[0]:
             dx_KNI = None
         elif ctx.is_given:
-            dx_KNI = torch.bmm(dh_KNQ, a_KQI)
+            dx_KNI = torch.bmm(dh_KNR, a_KRI)
         else:
-            dx_KNI = dys_KNO[0] @ bases[0].weight
-            for base, dy_KNO in zip(bases[1:], dys_KNO[1:], strict=True):
-                dx_KNI.flatten(0, 1).addmm_(dy_KNO.flatten(0, 1), base.weight)
-            dx_KNI.baddbmm_(dh_KNQ, a_KQI)
-        return dx_KNI, None, None, *(dys_KNO if ctx.is_given else ())
-
-
-#: Last names of modules that read the same input.
-_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-
-
-def _families(linear: Mapping[str, torch.nn.Linear]) -> list[list[str]]:
-    """Names of modules by their common input, in order."""
-    families: dict[tuple[object, ...], list[str]] = {}
-    for name, module in linear.items():
-        parent, _, last = name.rpartition(".")
-        kin = next((kin for kin in _SIBLINGS if last in kin), name)
-        families.setdefault((parent, kin, module.in_features), []).append(name)
-    return list(families.values())
+            dx_KNI = (dy_KNO @ ctx.layer.base.weight).baddbmm_(dh_KNR, a_KRI)
+        return dx_KNI, None, None, None, *(dy_KNO for _ in range(ctx.is_given))
 
 
 @dataclass(frozen=True)
@@ -260,19 +201,15 @@ class Adapters:
         self._a = Stacks.zeros(len(shapes), rank * inputs, dtype, device)
         self._b = Stacks.zeros(len(shapes), rank * outputs, dtype, device)
         scales = torch.tensor([shape.scale for shape in shapes], device=device)[:, None, None]
+        self._window = Window(slice(0, len(shapes)))
         self.layers: dict[str, LaneLinear] = {}
-        self._siblings: list[Siblings] = []
         start_a = start_b = 0
-        for family in _families(linear):
-            width = linear[family[0]].in_features
-            siblings = Siblings(self._a.part(start_a, len(family) * rank, width), scales)
-            self._siblings.append(siblings)
-            for name in family:
-                module = linear[name]
-                a, b = self._a.part(start_a, rank, width), self._b.part(start_b, rank, module.out_features)
-                self.layers[name] = LaneLinear(module, a, b, siblings)
-                network.set_submodule(name, self.layers[name])
-                start_a, start_b = start_a + rank * width, start_b + rank * module.out_features
+        for name, module in linear.items():
+            a = self._a.part(start_a, rank, module.in_features)
+            b = self._b.part(start_b, rank, module.out_features)
+            self.layers[name] = LaneLinear(module, a, b, scales, self._window)
+            network.set_submodule(name, self.layers[name])
+            start_a, start_b = start_a + rank * module.in_features, start_b + rank * module.out_features
 
     @property
     def modules(self) -> list[str]:
@@ -359,21 +296,11 @@ class Adapters:
         """Within it, row i of a batch goes through the adapter of ``lanes[i]``."""
         first, last = lanes[0], lanes[-1]
         neighbours = list(lanes) == list(range(first, last + 1))
-        with self._read_through(
-            slice(first, last + 1) if neighbours else torch.tensor(lanes, device=self._a.master.device)
-        ):
-            yield
-
-    def bare(self) -> AbstractContextManager[None]:
-        """Within it, every row goes through the base alone."""
-        return self._read_through(None)
+        self._window.lanes = slice(first, last + 1) if neighbours else torch.tensor(lanes, device=self._a.master.device)
+        yield
 
     @contextmanager
-    def _read_through(self, lanes: Lanes | None) -> Iterator[None]:
-        for siblings in self._siblings:
-            siblings.lanes = lanes
-        try:
-            yield
-        finally:
-            for siblings in self._siblings:
-                siblings.forget()
+    def bare(self) -> Iterator[None]:
+        """Within it, every row goes through the base alone."""
+        self._window.lanes = None
+        yield

@@ -21,7 +21,7 @@ Parameters = Mapping[str, torch.nn.Parameter]
 
 
 def write_state(file: IO[bytes], parameters: Parameters, optimizer: torch.optim.Optimizer, epochs_done: int) -> None:
-    """Write all that is needed to go on after an epoch: parameters and their optimizer's state."""
+    """Write what resuming after an epoch needs: parameters and their optimizer's state."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"parameter/{name}"] = parameter.detach()

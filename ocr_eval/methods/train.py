@@ -1,7 +1,8 @@
 """One epoch of the runs of a pack. Neither scores nor writes.
 
-A run's loss is the mean cross-entropy over its batch's answer tokens, in fp32. Logits are computed only where
-an answer token is predicted; a batch is one token forest a lane, so statements are not padded (packing/forest.py).
+A run's loss is the mean cross-entropy over its batch's answer tokens, each times its example's weight, in fp32. Logits
+are computed only where an answer token is predicted; a batch is one token forest a lane, so statements are not padded
+(packing/forest.py).
 
 A batch may be cut, among processes that train together and, where the memory of one of them runs out, its share into
 micro-batches one after another. Each part adds the gradient of its own tokens' share of the mean, so the sum is the
@@ -19,7 +20,7 @@ import torch
 
 from ocr_eval.common.distributed import sum_over_processes
 from ocr_eval.common.errors import RunFailed, TooLarge
-from ocr_eval.common.messages import say, ticking
+from ocr_eval.common.messages import progress_bar, say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
 from ocr_eval.data.tokenize import Continuation
 from ocr_eval.packing.forest import Forest, ForestBuilder, Reads, read_answers
@@ -33,7 +34,7 @@ def train_epoch(pack: GradientPack, lanes: Sequence[int]) -> dict[int, float]:
 
     Losses are measured before each step. Every lane takes a step of its own at each pass; one with fewer batches
     than the others sits out the rest. A lane whose loss is no longer finite stops there: its loss is returned as
-    it became, its weights stay as they were, and the others go on.
+    it became, its weights stay as they were, and the others continue.
 
     Raises:
         RunFailed: no gradient reaches part of an adapter.
@@ -43,7 +44,7 @@ def train_epoch(pack: GradientPack, lanes: Sequence[int]) -> dict[int, float]:
     nats, tokens = dict.fromkeys(lanes, 0.0), dict.fromkeys(lanes, 0)
     steps = max(len(todo) for todo in batches.values())
     epoch = max(pack.learners[lane].epochs_done for lane in lanes) + 1
-    with ticking(steps, f"epoch {epoch}") as ticker:
+    with progress_bar(steps, f"epoch {epoch}") as bar:
         for step in range(steps):
             going = [lane for lane in lanes if step < len(batches[lane]) and math.isfinite(nats[lane])]
             if not going:
@@ -55,7 +56,7 @@ def train_epoch(pack: GradientPack, lanes: Sequence[int]) -> dict[int, float]:
                 if math.isfinite(loss):
                     _step(pack, lane, step, len(batches[lane]))
             pack.adapters.refresh()
-            ticker.tick()
+            bar.update()
     for lane in lanes:
         pack.learners[lane].epochs_done += 1
     return {lane: nats[lane] / tokens[lane] for lane in lanes}
@@ -107,11 +108,11 @@ def _backward_in_parts(
         if pack.cut.parts >= largest:
             raise TooLarge(reason)
         pack.cut.parts *= 2
-        say(f"Out of memory: each batch goes on in {pack.cut.parts} parts, with the same result")
+        say(f"Out of memory: each batch is now done in {pack.cut.parts} parts, with the same result")
 
 
 def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:
-    """Gradients and losses, part after part, as shares of means over so many tokens."""
+    """Gradients and losses, part after part, as shares of means over ``counts`` tokens."""
     pack.adapters.zero_grad()
     nats, scale = dict.fromkeys(batches, 0.0), pack.base.loss_scale
     for first in range(pack.cut.parts):
@@ -122,7 +123,7 @@ def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts
             for prevention in pack.learners[min(part)].preventions:  # alike in all lanes where they touch the network
                 hooks.enter_context(prevention.forward(pack.base.network))
             logprobs = pack.view().token_logprobs({lane: batch_forest(batch) for lane, batch in part.items()})
-        losses = {lane: -values.sum() / counts[lane] for lane, values in logprobs.items()}
+        losses = {lane: -_weighted(values, part[lane]).sum() / counts[lane] for lane, values in logprobs.items()}
         # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
         pack.base.accelerator.backward(torch.stack(list(losses.values())).sum() * scale)
         for lane, loss in losses.items():
@@ -132,6 +133,13 @@ def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts
     if scale != 1.0:
         torch._foreach_div_(pack.adapters.gradients(), scale)
     return nats
+
+
+def _weighted(logprobs_T: torch.Tensor, batch: Sequence[Continuation]) -> torch.Tensor:
+    """The log-probability of each answer token, times its example's weight."""
+    if all(example.weight == 1.0 for example in batch):
+        return logprobs_T
+    return logprobs_T * logprobs_T.new_tensor([example.weight for example in batch for _ in example.answer])
 
 
 def _add_penalties(pack: GradientPack, lane: int) -> None:

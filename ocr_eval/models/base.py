@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from ocr_eval.common import yaml_files
-from ocr_eval.common.errors import UserError
+from ocr_eval.common.errors import UserError, reason_of
 from ocr_eval.common.out_of_memory import is_out_of_memory
-from ocr_eval.models import grouped_attention, rms_norm
+from ocr_eval.models import grouped_attention
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import WeightFolder, locate_tokenizer
 from ocr_eval.specs.model import ModelSpec, load_model_spec
@@ -144,7 +144,7 @@ def load_base(
         if not mapped:
             network.to(accelerator.device)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, MemoryError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error)
         if is_out_of_memory(error):
             raise UserError(
                 f"{spec.name} does not fit into the memory of {accelerator.device.type} that is free ({reason}). "
@@ -204,7 +204,6 @@ def freeze(network: PreTrainedModel) -> None:
     """Make a network ready to be read: no gradients of its own, evaluation mode, and a trap of a library avoided."""
     network.requires_grad_(False)
     network.eval()
-    rms_norm.hasten(network)
     # bitsandbytes re-packs 4-bit weights for inference on CPUs with AVX512-BF16 at the first forward pass in eval
     # mode, and no gradient passes through packed weights: scoring epoch 0 would keep adapters from learning.
     for module in network.modules():

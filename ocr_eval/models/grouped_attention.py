@@ -3,7 +3,7 @@
 The library repeats each key-value head for every query head that reads it, and scales, masks and converts the scores
 in a tensor of their own each time. Here the queries of a group (grouped-query attention, Ainslie et al., arXiv
 2305.13245) are stacked as rows of one product with their key-value head, the query is scaled in place of the scores,
-which are many more, and the softmax keeps no fp32 copy. The function is the same, its rounding in bf16 is not.
+which are many more. The function is the same, its rounding in bf16 is not.
 
 Importing this module makes it known to transformers as the attention implementation ``grouped``.
 
@@ -65,27 +65,9 @@ def grouped_attention(
     if attention_mask is not None:
         # One mask for all groups' rows, not a view of the scores by group: in place of a view, autograd copies.
         scores_KVRM.add_(attention_mask[..., :M].repeat(1, 1, H // V, 1))
-    weights_KVRM = torch.nn.functional.dropout(_Softmax.apply(scores_KVRM), dropout, module.training)
-    read_KVRD = weights_KVRM @ value
+    weights_KVRM = scores_KVRM.softmax(dim=-1, dtype=torch.float32).to(scores_KVRM.dtype)
+    read_KVRD = torch.nn.functional.dropout(weights_KVRM, dropout, module.training) @ value
     return read_KVRD.view(K, H, N, -1).transpose(1, 2).contiguous(), None
-
-
-class _Softmax(torch.autograd.Function):
-    """Softmax over the last dimension, in fp32 and kept in the precision of the scores.
-
-    Torch's own on bf16 takes twice as long on a CPU where rows are not whole vectors.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor) -> Tensor:
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
-        ctx.save_for_backward(weights)
-        return weights
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (weights,) = ctx.saved_tensors
-        return torch._softmax_backward_data(gradients[0], weights, -1, weights.dtype)
 
 
 def _clumps_as_rows(x: Tensor, clumps: int) -> Tensor:

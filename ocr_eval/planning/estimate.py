@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.messages import duration
 from ocr_eval.methods.method import method_of
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import Architecture, examine
@@ -111,10 +112,10 @@ class Plan:
             f"device:   {self.device.type}; {_gb(self.available)} of memory free",
             f"dtype:    {spec.model.dtype} ({self.precision.reason}){timing.slower_note(self.faster)}",
             f"memory:   {_gb(self.memory.total)} at the peak, in {when}: {parts}",
-            f"time:     about {_duration(self.seconds)}: {_duration(self.speed.step)} a step and "
-            f"{_duration(self.scoring_seconds)} a scoring, from the speed of this device's matrix products"
+            f"time:     about {duration(self.seconds)}: {duration(self.speed.step)} a step and "
+            f"{duration(self.scoring_seconds)} a scoring, from the speed of this device's matrix products"
             if self.output is not None
-            else f"time:     about {_duration(self.seconds)}, from the speed of this device's matrix products",
+            else f"time:     about {duration(self.seconds)}, from the speed of this device's matrix products",
         ]
         if not self.fits:
             lines += self._refusal()
@@ -127,7 +128,7 @@ class Plan:
         gpus = [gpu for gpu in timing.GPUS if needed <= memory.USABLE * gpu.memory]
         if gpus and self.device.type != "cuda":
             step = timing.on_gpu(gpus[0], self.sizes, self.spec.train, self.work.training.nodes)
-            lines.append(f"would:    a {gpus[0].name}, at about {_duration(step)} a step")
+            lines.append(f"would:    a {gpus[0].name}, at about {duration(step)} a step")
         return lines
 
     def as_json(self) -> dict[str, Any]:
@@ -238,11 +239,3 @@ def _weights(spec: RunSpec, sizes: Architecture) -> str:
 
 def _gb(size: int | float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e9:.2f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds:.2f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

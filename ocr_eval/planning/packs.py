@@ -18,30 +18,23 @@ NODES_A_STATEMENT = 5
 Fit = Callable[[Sequence[RunSpec], int], int]
 
 
-def about_nodes(spec: RunSpec) -> int:
-    """Nodes of a batch of a run, about, without a tokenizer."""
-    return spec.train.batch_size * NODES_A_STATEMENT
-
-
 def cut_into_packs(
     specs: Sequence[RunSpec],
     device: str,
     fit: Fit = lambda specs, lanes: lanes,
     workers: int = 1,
-    nodes: Callable[[RunSpec], int] = about_nodes,
 ) -> list[list[RunSpec]]:
-    """Cut runs, in order, into packs with nearly as much to do.
+    """Cut runs, in order, into packs of nearly the same number of runs.
 
-    Runs go together when they share base, precision, method and adapted modules; neighbours should have batches of
-    about as many nodes, because rows of a pass are padded to the longest.
+    Runs go together when they share base, precision, method and adapted modules. Neighbours should have batches of
+    about as many nodes, because rows of a pass are padded to the longest, and the smallest should come first.
 
     Args:
         specs: the runs.
         device: the device's type.
-        fit: is asked where several runs would fill a pass.
+        fit: called where several runs would fill a pass.
         workers: how many packs may be done at once; runs that fill several are cut so that all have the same to do,
             and on GPUs runs that fit into fewer as well.
-        nodes: nodes of a batch of a run.
     """
     packs: list[list[RunSpec]] = []
     start = 0
@@ -51,7 +44,7 @@ def cut_into_packs(
             lanes = min(_lanes(group, device), len(group))
             if device == "cuda":  # each has a GPU of its own, which would be idle
                 lanes = min(lanes, -(-len(group) // workers))
-            packs += _cut(group, fit(group, lanes) if lanes > 1 else 1, workers, [nodes(spec) for spec in group])
+            packs += _cut(group, fit(group, lanes) if lanes > 1 else 1, workers)
             start = end
     return packs
 
@@ -70,25 +63,11 @@ def _lanes(specs: Sequence[RunSpec], device: str) -> int:
     return max(1, PASS_NODES.get(device, PASS_NODES["cpu"]) // nodes)
 
 
-def _cut(specs: Sequence[RunSpec], lanes: int, workers: int, nodes: Sequence[int]) -> list[list[RunSpec]]:
-    """As few packs as lanes allow, or so many that every worker has one as often; the largest as small as can be."""
+def _cut(specs: Sequence[RunSpec], lanes: int, workers: int) -> list[list[RunSpec]]:
+    """As few packs as lanes allow, or so many that every worker has one as often; the first may have a run more."""
     count = -(-len(specs) // lanes)
     if count > 1:
         count = min(len(specs), -(-count // workers) * workers)
-    # best[k][end]: the first runs up to end in k packs: work of the largest, sum of squares, where the last one starts
-    best: list[dict[int, tuple[int, int, int]]] = [{0: (0, 0, 0)}]
-    for k in range(count):
-        longer: dict[int, tuple[int, int, int]] = {}
-        for start, (largest, squares, _) in best[-1].items():
-            longest = 0
-            for end in range(start + 1, min(start + lanes, len(specs)) + 1):
-                longest = max(longest, nodes[end - 1])
-                work = (end - start) * longest
-                found = max(largest, work), squares + work**2, start
-                if len(specs) - end <= (count - k - 1) * lanes:  # else what is left does not go into the packs left
-                    longer[end] = min(longer.get(end, found), found)
-        best.append(longer)
-    bounds = [len(specs)]
-    for ends in reversed(best[1:]):
-        bounds.insert(0, ends[bounds[0]][2])
+    size, more = divmod(len(specs), count)
+    bounds = [k * size + min(k, more) for k in range(count + 1)]
     return [list(specs[start:end]) for start, end in pairwise(bounds)]

@@ -1,13 +1,14 @@
 """A dress rehearsal: the true-size architecture with random weights makes a few real training steps and scores.
 
 What it proves without the real weights: that the model fits where the plan says, how long a step takes, that
-gradients reach every adapter and every adapter moves, and that scoring comes through. What it cannot tell: ranks.
+gradients reach every adapter and every adapter moves, and that scoring works. What it cannot tell: ranks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import resource
 import sys
 import time
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 
 from ocr_eval.common.errors import RunFailed, UserError
+from ocr_eval.common.files import prepare_output, write_atomic
 from ocr_eval.common.messages import say
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.method import method_of
@@ -125,7 +128,7 @@ def rehearse(
         layers: only so many layers of the model.
         steps: training steps.
         probes: probes to score at most.
-        folder: where the model's tokenizer lies, if not in a cache.
+        folder: where the model's tokenizer is, if not in a cache.
 
     Raises:
         UserError: more layers than the model has, or it does not fit into the free memory.
@@ -197,6 +200,55 @@ def rehearse(
         peak=peak,
         plan=plan,
     )
+
+
+_INTRODUCTION = """# Rehearsals: plan against measured
+
+True-size architectures with random weights: a few training steps on one batch of country-code (32 statements), then a
+part of the probes scored. The peak is the process's own (a GPU's: the allocator's), with interpreter and libraries;
+*planned* is what `--dry-run` says from the configuration alone. Seconds are of the fastest step, beside what the
+calibration predicted just before; other work on the machine lengthens both. Written by `ocr-eval models rehearse MODEL
+--method METHOD --output-dir FOLDER`.
+
+"""
+
+
+def write(rehearsal: Rehearsal, folder: Path) -> Path:
+    """Write a rehearsal's record and renew the table of all in the folder (``rehearsals.md``); the record's path.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    prepare_output(folder)
+    built, whole = rehearsal.layers
+    part = "" if built == whole else f"-{built}layers"
+    path = folder / f"{rehearsal.model}-{rehearsal.method}-{rehearsal.dtype}{part}.json"
+    write_atomic(path, json.dumps(rehearsal.as_json(), indent=2) + "\n")
+    rows = [_row(json.loads(record.read_text())) for record in sorted(folder.glob("*.json"))]
+    table = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    write_atomic(folder / "rehearsals.md", f"{_INTRODUCTION}{table}\n")
+    return path
+
+
+def _row(record: dict[str, Any]) -> dict[str, str]:
+    """A record as a line of the table, by column."""
+    built, whole = record["layers"]
+    return {
+        "model": record["model"],
+        "layers": str(built) if built == whole else f"{built} of {whole}",
+        "method": f"{record['method']}, {record['dtype']}",
+        "tokenizer": "its own" if record["real_tokenizer"] else "stand-in",
+        "GB planned": f"{record['plan']['total'] / 1e9:.2f}",
+        "GB at peak": f"{record['peak'] / 1e9:.2f}",
+        "deviation": f"{record['deviation']:+.1%}",
+        "s a step": f"{min(record['step_seconds']):.1f}",
+        "planned s": f"{record['planned_step']:.1f}",
+        "nodes": str(record["nodes"]),
+        "probes scored": "{} of {}".format(*record["scored"]),
+        "in s": f"{record['score_seconds']:.1f}",
+        "matrices moved": f"{record['moved']} of {record['adapters']}",
+        "loss": f"{record['losses'][0]:.2f} -> {record['losses'][-1]:.2f}",
+    }
 
 
 def _name(device: torch.device) -> str:

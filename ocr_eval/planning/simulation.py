@@ -54,42 +54,39 @@ class Geometry:
     clumps: int = 1
 
 
-def training_peaks(
-    spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, geometry: Geometry, state_bytes: float, device: str
+def peaks(
+    spec: ModelSpec,
+    config: PretrainedConfig,
+    train: TrainSpec,
+    geometry: Geometry,
+    state_bytes: float,
+    device: str,
+    training: bool,
 ) -> list[Counter[Part]]:
-    """Bytes of each part at the peak of a training step, before the first gradient comes to life and after.
+    """Bytes of each part at the peak of a training step or of a scoring pass.
 
-    Before it, memory grows with every layer by its activations; after it, by a layer's gradients less its activations.
-    So each of the two is linear in the number of layers, but for which end of the second is the higher.
+    Of training there are two peaks, before the first gradient comes to life and after. Before it, memory grows with
+    every layer by its activations; after it, by a layer's gradients less its activations. So each of the two is linear
+    in the number of layers. In scoring nothing is kept from layer to layer.
 
     Args:
         spec: gives precision and attention.
         config: the architecture.
         train: gives method, rank and targets.
-        geometry: the largest batch.
+        geometry: the largest batch or scored chunk.
         state_bytes: optimizer state of a trainable parameter.
         device: type of the device that it would run on, by which attention is chosen.
+        training: a step; else a scoring pass.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         network = build(spec, config, device, torch.float32 if method_of(train).needs.whole else None)
         meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
-        with meter:
-            loss = -_logprobs(spec, train, network, geometry, device).mean()
-            meter.phase = "gradients"
-            loss.backward()
-    return [meter.before_gradients, meter.after]
-
-
-def scoring_peak(
-    spec: ModelSpec, config: PretrainedConfig, train: TrainSpec, geometry: Geometry, state_bytes: float, device: str
-) -> Counter[Part]:
-    """Bytes of each part at the peak of a scoring pass between epochs; nothing is kept from layer to layer."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
-        network = build(spec, config, device, torch.float32 if method_of(train).needs.whole else None)
-        meter = _hold(network, spec, train, geometry.lanes, state_bytes, config.vocab_size)
-        with meter, torch.no_grad():
-            _logprobs(spec, train, network, geometry, device)
-    return meter.before_gradients
+        with meter, torch.set_grad_enabled(training):
+            logprobs = _logprobs(spec, train, network, geometry, device)
+            if training:
+                meter.phase = "gradients"
+                (-logprobs.mean()).backward()
+    return [meter.before_gradients, meter.after] if training else [meter.before_gradients]
 
 
 def _hold(

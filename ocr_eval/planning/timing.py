@@ -78,17 +78,15 @@ def calibrate(
         scoring: a scored chunk, also of all its lanes.
         device: where.
     """
-    dtype = DTYPES[spec.dtype]
+    on = DTYPES[spec.dtype], device, torch.get_num_threads()
     rows = training.lanes * training.nodes
     widths = Counter[int]()  # weights to multiply with, by the length of a row
     for (_, inputs, outputs), count in sizes.linears.items():
         widths[inputs] += inputs * outputs * count
-    linears = sum(weights * _seconds_a_weight(rows, inputs, dtype, device) for inputs, weights in widths.items())
-    head = sizes.head * _seconds_a_weight(
-        training.lanes * training.reads, sizes.head // sizes.vocabulary, dtype, device
-    )
+    linears = sum(weights * _seconds_a_weight(rows, inputs, *on) for inputs, weights in widths.items())
+    head = sizes.head * _seconds_a_weight(training.lanes * training.reads, sizes.head // sizes.vocabulary, *on)
     needs = method_of(train).needs
-    unpacking = sizes.linear_parameters * _unpacking_seconds_a_weight(dtype, device) if needs.quantized else 0.0
+    unpacking = sizes.linear_parameters * _unpacking_seconds_a_weight(*on) if needs.quantized else 0.0
     passes = 3 if needs.whole else 2  # forward, backward to inputs, and to weights where they learn
     nodes = scoring.lanes * scoring.nodes / rows
     reads = scoring.lanes * scoring.reads / (training.lanes * training.reads)
@@ -138,25 +136,17 @@ def on_gpu(gpu: Gpu, sizes: Architecture, train: TrainSpec, rows: int) -> float:
     return max(passes * 2 * weights * rows / (_REACHED * gpu.flops), passes * 2 * weights / gpu.bandwidth)
 
 
-def _seconds_a_weight(rows: int, inputs: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of multiplying rows by a matrix, divided by its entries; measured once."""
-    return _measured(rows, inputs, dtype, device, torch.get_num_threads())
-
-
 @lru_cache
-def _measured(rows: int, inputs: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
+def _seconds_a_weight(rows: int, inputs: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
+    """Seconds of multiplying rows by a matrix, divided by its entries; measured once for a number of threads."""
     x = torch.ones(rows, inputs, device=device, dtype=dtype)
     weight = torch.ones(_OUTPUTS, inputs, device=device, dtype=dtype)
     return _fastest(lambda: torch.nn.functional.linear(x, weight), device) / weight.numel()
 
 
-def _unpacking_seconds_a_weight(dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of unpacking an NF4 matrix, divided by its entries; measured once."""
-    return _unpacked(dtype, device, torch.get_num_threads())
-
-
 @lru_cache
-def _unpacked(dtype: torch.dtype, device: torch.device, threads: int) -> float:
+def _unpacking_seconds_a_weight(dtype: torch.dtype, device: torch.device, threads: int) -> float:
+    """Seconds of unpacking an NF4 matrix, divided by its entries; measured once for a number of threads."""
     require_bitsandbytes("--method qlora")
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 

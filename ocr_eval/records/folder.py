@@ -283,8 +283,15 @@ class RunFolder:
         return read_record(self.path / "result.json")
 
 
+def _nothing(self: RunFolder, *given: Any, **named: Any) -> None:
+    """Left to the first process."""
+
+
 class OnlookersFolder(RunFolder):
     """A run's folder in the hands of a process that trains along: it reads what the first wrote, and writes none."""
+
+    clear = begin = add_metrics = write_metrics = write_probes = write_checkpoint = _nothing
+    drop_checkpoints = prepare = finish = fail = _nothing
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -294,36 +301,6 @@ class OnlookersFolder(RunFolder):
     def is_held(self) -> bool:
         """By the first process, which is not another's."""
         return False
-
-    def clear(self) -> None:
-        """Left to the first process, as all that follows."""
-
-    def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def add_metrics(self, line: MetricsLine) -> None:
-        """Nothing."""
-
-    def write_metrics(self, lines: Sequence[MetricsLine]) -> None:
-        """Nothing."""
-
-    def write_probes(self, lines: list[dict[str, Any]]) -> None:
-        """Nothing."""
-
-    def write_checkpoint(self, epoch: int, write: Callable[[IO[bytes]], None]) -> None:
-        """Nothing."""
-
-    def drop_checkpoints(self, before: int | None = None) -> None:
-        """Nothing."""
-
-    def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
-        """Nothing."""
-
-    def finish(self) -> None:
-        """Nothing."""
-
-    def fail(self, reason: str) -> None:
-        """Nothing."""
 
 
 def kind_of(folder: Path) -> Literal["adapter", "model"]:

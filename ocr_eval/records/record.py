@@ -243,7 +243,7 @@ def _skim(content: bytes, scoring: Scoring, measure: str | None) -> Record:
 
 def _skim_held_out(content: msgspec.Raw) -> HeldOut:
     skimmed = _HELD_OUT.decode(content)
-    subject, unit = _words(bytes(skimmed.subject)), _words(bytes(skimmed.unit))
+    subject, unit = _words(bytes(skimmed.subject)), _words(bytes(skimmed.unit)) or ()
     return HeldOut(subject, _targets(bytes(skimmed.target)), skimmed.ranks, unit)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
@@ -17,12 +17,10 @@ from ocr_eval.analysis.finding import finding
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.find import Found, Run
-from ocr_eval.report.figures.curves import efficiency_figure
-from ocr_eval.report.figures.gallery import row_figures, runs_by_row
-from ocr_eval.report.figures.scores import scatter_figure, score_figure
+from ocr_eval.report.figures.gallery import overall_figures, row_figures, runs_by_row
 from ocr_eval.report.figures.style import draw
-from ocr_eval.report.payload import Progress, pack, progress_of, run_payload
-from ocr_eval.report.tables import caption, cell_lines, header, seed_counts, templates
+from ocr_eval.report.payload import pack, progress_of, run_payload
+from ocr_eval.report.tables import context, templates
 from ocr_eval.specs.published import published_mean_ranks
 from ocr_eval.specs.run import Scoring
 
@@ -58,6 +56,23 @@ class Section:
     data: str
 
 
+#: Title and text of the figures of all runs together, and the text of those of a row.
+_OVERALL = {
+    "scores": (
+        "OCR score by association",
+        "0: nothing transferred, 1: always inferred; bars are 95 % intervals. The table has the numbers.",
+    ),
+    "generalization-hallucination": (
+        "Generalization against hallucination",
+        "OCR score over true links, across, and over arbitrary ones, up. Small marks are seeds.",
+    ),
+    "sample-efficiency": ("Sample efficiency", "OCR score by m_train, with 95 % intervals."),
+}
+_OF_ROWS = {
+    "curves": "Mean rank over epochs of every quantity, the null of the finding, and chance.",
+    "heatmap": "Mean probability of each candidate for the test subjects of each group; the right one is framed.",
+}
+
 RUN_COLUMNS = ("association", "model", "setting", "seed", "mean rank", "null rank", "OCR score", "facts learned")
 _NUMBERS = ("seed", "mean rank", "null rank", "OCR score")
 
@@ -66,7 +81,7 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
     """The page of all runs, and a complaint for each of their files that cannot be read.
 
     Args:
-        found: the runs, and those still going on.
+        found: the runs, and those not finished.
         scoring: whose ranks.
         token: the state that the page shows, when it is served and should watch for another; None in a file.
     """
@@ -78,7 +93,11 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
         sections.append(_section(number, key_setting, run, scoring, pack(content)))
     css, js = (files("ocr_eval.report").joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     of_rows = row_figures(found.runs, scoring, lambda _: None)  # the sections complain of the same files
-    pictures = [*_pictures(found.runs, scoring), *_row_pictures(islice(of_rows, ROW_FIGURES))]
+    overall = overall_figures(found.records, scoring) if found.runs else ()
+    pictures = [_picture(*_OVERALL[name], figure) for name, figure in overall]
+    pictures += [
+        _picture(f"{kind.capitalize()}: {row}", _OF_ROWS[kind], f) for kind, row, f in islice(of_rows, ROW_FIGURES)
+    ]
     table = build_table(found.records, scoring, published_mean_ranks()) if found.runs else None
     text = (
         templates()
@@ -92,18 +111,13 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
             scoring=scoring,
             counts=_counts(found),
             finding=finding(found.records, table) if table else "",
-            table=table,
-            header=header(table) if table else [],
-            labels=len(table.by) + 1 if table else 0,
-            caption=caption(table) if table else "",
-            lines=lambda row, name: cell_lines(table, row.cells.get(name)) if table else [],
-            seed_counts=seed_counts,
+            **(context(table) if table else {"table": None}),
             pictures=pictures,
             row_figures=ROW_FIGURES if next(of_rows, None) else None,
             run_columns=RUN_COLUMNS,
             numbers=_NUMBERS,
             sections=sections,
-            going_on=_going_on(found),
+            going_on=[progress for folder in found.unfinished if (progress := progress_of(folder))],
             complaints=[str(complaint) for complaint in complaints],
         )
     )
@@ -139,46 +153,6 @@ def _counts(found: Found) -> str:
 
     models, associations = ({getattr(r, key) for r in found.records} for key in ("model", "association"))
     return f"{several(len(found.runs), 'run')} of {several(len(models), 'model')} on {len(associations)} associations"
-
-
-def _going_on(found: Found) -> list[Progress]:
-    return [progress for progress in map(progress_of, found.unfinished) if progress is not None]
-
-
-def _pictures(runs: Sequence[Run], scoring: Scoring) -> Iterator[Picture]:
-    """Figures of all runs together."""
-    if not runs:
-        return
-    records = [run.record for run in runs]
-    yield _picture(
-        "OCR score by association",
-        "0: nothing transferred, 1: always inferred; bars are 95 % intervals. The table has the numbers.",
-        score_figure(build_table(records, scoring)),
-    )
-    optional = (
-        (
-            "Generalization against hallucination",
-            "OCR score over true links, across, and over arbitrary ones, up. Small marks are seeds.",
-            scatter_figure(records, scoring),
-        ),
-        (
-            "Sample efficiency",
-            "OCR score by m_train, with 95 % intervals.",
-            efficiency_figure(records, scoring),
-        ),
-    )
-    yield from (_picture(title, text, figure) for title, text, figure in optional if figure is not None)
-
-
-def _row_pictures(figures: Iterable[tuple[str, str, Figure]]) -> Iterator[Picture]:
-    """Learning curves and heatmaps."""
-    for kind, row, figure in figures:
-        what = (
-            "Mean rank over epochs of every quantity, the null of the finding, and chance."
-            if kind == "curves"
-            else "Mean probability of each candidate for the test subjects of each group; the right one is framed."
-        )
-        yield _picture(f"{kind.capitalize()}: {row}", what, figure)
 
 
 def _picture(title: str, text: str, figure: Figure) -> Picture:

@@ -100,7 +100,7 @@ def _published_note(table: Table) -> list[str]:
         return []
     differs = ["they come from full fine-tuning of 7-9B models"]
     ours = [label_of(method) for method in table.methods]
-    if ours != [label_of("full")]:
+    if ours != ["full fine-tuning"]:
         differs[0] += f" (here {', '.join(ours)})"
     differs.append("state no null")
     if table.protocol.get("candidates") != "ten":
@@ -194,23 +194,24 @@ def to_json(table: Table) -> str:
 
 def to_tex(table: Table) -> str:
     r"""A booktabs table that compiles as it is and that a paper can ``\input``."""
-    text: str = templates().get_template("table.tex.j2").render(_context(table))
+    text: str = templates().get_template("table.tex.j2").render(context(table))
     return text
 
 
 def to_html(table: Table) -> str:
     """A small page that holds the table."""
-    text: str = templates().get_template("table.html.j2").render(_context(table))
+    text: str = templates().get_template("table.html.j2").render(context(table))
     return text
 
 
 def to_html_table(table: Table) -> str:
     """The table alone, to stand in a page of someone else's."""
-    text: str = templates().get_template("table_only.html.j2").render(_context(table))
+    text: str = templates().get_template("table_only.html.j2").render(context(table))
     return text
 
 
-def _context(table: Table) -> dict[str, Any]:
+def context(table: Table) -> dict[str, Any]:
+    """What the templates of a table need."""
     return {
         "table": table,
         "header": header(table),

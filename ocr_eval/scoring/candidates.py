@@ -8,7 +8,7 @@ The probes of several runs are scored side by side, each through its own lane.
 
 All candidates' tails hang below their prompt in one token forest (packing/forest.py), so a prompt is computed once,
 candidates of a single token cost nothing more, and all scorings come from the same pass.
-Log-softmax is in fp32. Ranks are computed from these numbers in ``stats``.
+Log-softmax is in fp32. Ranks are computed from these numbers in ``ranks``.
 
 Dimension letters:  P probes,  C candidates.
 """
@@ -32,9 +32,9 @@ from ocr_eval.packing.batch import PASS_NODES
 from ocr_eval.packing.forest import ForestBuilder, read_answers
 from ocr_eval.specs.run import Scoring
 
-#: A pass holds about so many nodes of a run at most: where attention does not know of clumps, it is quadratic in them.
+#: Nodes of a run that a pass holds at most, about: where attention does not know of clumps, it is quadratic in them.
 CHUNK_NODES = 512
-#: Where memory runs out, passes are halved down to so many nodes.
+#: Where memory runs out, passes are halved down to this many nodes.
 _LEAST_NODES = 32
 
 
@@ -49,7 +49,7 @@ class CandidateScores:
 
     @property
     def are_numbers(self) -> bool:
-        """Whether none is NaN; a model whose weights are no longer finite gives such."""
+        """Whether none is NaN; a model whose weights are no longer finite gives NaN."""
         return not any(np.isnan(values).any() for values in self.logprobs.values())
 
 
@@ -81,16 +81,16 @@ def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict
         if size <= _LEAST_NODES:
             raise RunFailed(f"Scoring has too little memory for a few prompts at once ({reason}); see --dry-run.")
         size = view.cut.chunk_nodes = size // 2
-        say(f"Out of memory: scoring goes on with passes of about {size} nodes")
+        say(f"Out of memory: scoring continues in passes of about {size} nodes")
 
 
 def chunk_nodes(device: str, lanes: int) -> int:
-    """How many nodes of each of so many runs a scoring pass holds, about, on a type of device."""
+    """How many nodes of each run a scoring pass holds, about, with ``lanes`` runs on a type of device."""
     return min(CHUNK_NODES, max(64, PASS_NODES.get(device, PASS_NODES["cpu"]) // lanes))
 
 
 def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: int) -> dict[int, CandidateScores]:
-    """With so many nodes of each run in a pass, about."""
+    """With about ``size`` nodes of each run in a pass."""
     results = {lane: _Collected({}, {}, {}) for lane in probes}
     for chunks in zip_longest(*(cut_probes(each, size) for each in probes.values())):
         side_by_side = {lane: chunk for lane, chunk in zip(probes, chunks, strict=True) if chunk is not None}
@@ -135,7 +135,7 @@ class _Collected:
 
 
 def cut_probes(probes: Sequence[ProbeTokens], size: int) -> list[list[int]]:
-    """Cut probes, by index, into parts of at most so many nodes, about, and nearly as many each.
+    """Cut probes, by index, into nearly equal parts of at most about ``size`` nodes.
 
     Prompts of one beginning stay together, so that a name is computed once for all that is asked of it.
     """

@@ -28,7 +28,7 @@ def held_out(task: Task, scores: CandidateScores) -> dict[Scoring, HeldOut]:
     probes = task.probes_of(task.finding.name)
     targets = np.array([probe.target for probe in probes])
     units = [probe.unit for probe in probes]
-    are_answers = units == [str(target) for target in targets.tolist()]
+    are_answers = units == [str(target) for target in targets.tolist()] and len(set(units)) == probes[0].in_use
     result: dict[Scoring, HeldOut] = {}
     for scoring in SCORINGS:
         ranks = quantity_ranks(task.probes, scores, scoring, task.finding.name)

@@ -93,7 +93,7 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
 
     def __post_init__(self) -> None:
         if len(self.target) == 0:
-            raise ValueError("no subjects: there is no score of nothing")
+            raise ValueError("no subjects to score")
 
     def some(self, rows: Sequence[int]) -> HeldOut:
         """Those of some subjects, by index."""

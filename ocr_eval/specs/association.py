@@ -60,6 +60,9 @@ class Association(Strict):
     description: Word
     structure: str = added_field("pairs", legacy="pairs")
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # a structure may have fields that do not hash
+
     @classmethod
     def from_yaml(cls, content: dict[str, Any], path: Path) -> Self:
         """What a file states. A structure whose file is not simply its fields has its own way.
@@ -79,7 +82,7 @@ class Association(Strict):
 
     @property
     def wordings(self) -> int:
-        """In so many templates each statement can be taught or asked."""
+        """How many templates each statement can be taught or asked in."""
         return 1
 
     def size(self) -> dict[str, int]:

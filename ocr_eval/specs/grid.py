@@ -118,19 +118,19 @@ class SweepState(Strict):
         return {run for pack in self.packs for run in pack}
 
 
-def state_file(output: Path, study: str | None = None) -> Path:
-    """The file that states the sweep of a folder, or a study there."""
-    return output / f"studies/{study}.json" if study else output / "sweep.json"
+def state_file(output: Path, study: str = "") -> Path:
+    """The file that states a study of a folder, or without a name the folder's sweep."""
+    return output / (f"studies/{study}.json" if study else "sweep.json")
 
 
-def stated_in(output: Path) -> list[str | None]:
-    """What a folder states: its sweep (None) if it has one, then its studies by name."""
-    sweep: list[str | None] = [None] if state_file(output).is_file() else []
-    return sweep + sorted(path.stem for path in output.glob("studies/*.json"))
+def read_all(output: Path) -> dict[str, SweepState]:
+    """What a folder states: its sweep, without a name, and its studies by name."""
+    names = ["", *sorted(path.stem for path in output.glob("studies/*.json"))]
+    return {name: held for name in names if (held := read_sweep(output, name))}
 
 
-def read_sweep(output: Path, study: str | None = None) -> SweepState | None:
-    """The sweep that a folder states, or a study of this name there; None if there is none.
+def read_sweep(output: Path, study: str = "") -> SweepState | None:
+    """The sweep that a folder states, or the study of this name there; None if there is none.
 
     Raises:
         UserError: a file that is damaged or of another version.
@@ -174,6 +174,6 @@ def check_same(given: Grid, state: SweepState | None, output: Path) -> None:
         if getattr(held, name) != value
     ]
     raise UserError(
-        f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or go on with that "
-        "one by leaving these flags out."
+        f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or leave these "
+        "flags out to resume that one."
     )

@@ -180,7 +180,7 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
         name = _slug(path.resolve().name)
         return ModelSpec(
             name=f"{name}-folder" if name in yaml_files.shipped_names("models") else name,
-            description=f"A model folder of yours: {name_or_path}",
+            description=f"Your own model folder: {name_or_path}",
             license="unknown",
             weights=FolderWeights(kind="folder", path=str(path.resolve())),
         )

@@ -23,10 +23,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from torch import Tensor
 
-from ocr_eval.common.out_of_memory import unwatched_by_collector
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
-from ocr_eval.methods import adapters, view
+from ocr_eval.methods import view
 from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.methods.train import _gradients
 from ocr_eval.models import grouped_attention
@@ -43,33 +42,6 @@ def library_attention(pack: GradientPack, name: str) -> Iterator[None]:
     pack.base.network.set_attn_implementation(name)
     yield
     pack.base.network.set_attn_implementation(grouped_attention.NAME)
-
-
-@contextmanager
-def library_norms(pack: GradientPack) -> Iterator[None]:
-    """The library's RMS norms."""
-    norms = [m for m in pack.base.network.modules() if type(m).__name__.startswith("Hastened")]
-    ours = type(norms[0])
-    for module in norms:
-        module.__class__ = ours.__mro__[2]
-    yield
-    for module in norms:
-        module.__class__ = ours
-
-
-@contextmanager
-def without_siblings(pack: GradientPack, apart: GradientPack) -> Iterator[None]:
-    """Adapters whose layers do not share products."""
-    for name, layer in apart.adapters.layers.items():
-        pack.base.network.set_submodule(name, layer)
-    yield
-    for name, layer in pack.adapters.layers.items():
-        pack.base.network.set_submodule(name, layer)
-
-
-def plain_softmax(scores: Tensor) -> Tensor:
-    """The library's, differentiated by autograd."""
-    return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
 def plain_logprobs(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
@@ -108,18 +80,12 @@ def main() -> None:
     specs = [make_run_spec(model, association, {}, {}, seed) for seed in range(arguments.lanes)]
     base = load_base(model, locate(model), device="cpu")
     examples = [training_tokens(base.tokenizer, build_task(spec)) for spec in specs]
-    with mock.patch.object(adapters, "_SIBLINGS", ()):
-        apart = attach(base, specs, examples)
-    apart.detach()
     pack = attach(base, specs, examples)
     ways: dict[str, Callable[[], AbstractContextManager[object]]] = {
         "as it is": lambda: mock.patch.object(view, "lay_out", LAY_OUT),
         "sdpa for attention": lambda: library_attention(pack, "sdpa"),
         "eager for attention": lambda: library_attention(pack, "eager"),
         "without clumps": lambda: mock.patch.object(view, "lay_out", one_clump),
-        "without own softmax": lambda: mock.patch.object(grouped_attention._Softmax, "apply", plain_softmax),
-        "without siblings": lambda: without_siblings(pack, apart),
-        "library's norms": lambda: library_norms(pack),
         "log-softmax at once": lambda: mock.patch.object(view, "read_logprobs", plain_logprobs),
     }
     ways["eager, and no other"] = partial(
@@ -129,14 +95,12 @@ def main() -> None:
     batch = {lane: injection.batches()[0] for lane, injection in enumerate(pack.learners)}
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    with unwatched_by_collector():
-        for _ in range(arguments.rounds + 1):  # the first warms up
-            for way, changed in ways.items():
-                used = apart if way in ("without siblings", "eager, and no other") else pack
-                with changed():
-                    started = clock()
-                    _gradients(used, batch)
-                    seconds[way].append(clock() - started)
+    for _ in range(arguments.rounds + 1):  # the first warms up
+        for way, changed in ways.items():
+            with changed():
+                started = clock()
+                _gradients(pack, batch)
+                seconds[way].append(clock() - started)
     best = {way: min(times[1:]) for way, times in seconds.items()}
     print(f"{arguments.dtype}, {torch.backends.cpu.get_cpu_capability()}, {arguments.lanes} lanes, ", end="")
     print(f"{arguments.threads} threads, best of {arguments.rounds}: {best['as it is']:.3f} s a step")

@@ -38,7 +38,6 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from ocr_eval.analysis.table import column_order
-from ocr_eval.common.out_of_memory import unwatched_by_collector
 from ocr_eval.common.yaml_files import shipped_names
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import Continuation, training_tokens
@@ -163,9 +162,8 @@ def pack_seconds(base: Base, specs: list[RunSpec], epochs: int) -> float:
     """Seconds that some runs train as one pack."""
     pack = attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
     started = time.perf_counter()
-    with unwatched_by_collector():
-        for _ in range(epochs):
-            train_epoch(pack, range(len(specs)))
+    for _ in range(epochs):
+        train_epoch(pack, range(len(specs)))
     seconds = time.perf_counter() - started
     pack.detach()
     return seconds
@@ -174,12 +172,11 @@ def pack_seconds(base: Base, specs: list[RunSpec], epochs: int) -> float:
 def later_epochs_seconds(base: Base, spec: RunSpec, epochs: int) -> float:
     """Seconds that a run alone trains after its first epoch, when its memory is warm."""
     pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
-    with unwatched_by_collector():
+    train_epoch(pack, [0])
+    started = time.perf_counter()
+    for _ in range(epochs):
         train_epoch(pack, [0])
-        started = time.perf_counter()
-        for _ in range(epochs):
-            train_epoch(pack, [0])
-        seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     pack.detach()
     return seconds
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 from itertools import accumulate
 
 import pytest
+from submitit.core.utils import JobPaths
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution.execute import Bases
 from ocr_eval.execution.jobs import Job, Placement, run_jobs
-from ocr_eval.execution.jobs.ledger import Ledger
 from ocr_eval.execution.sweep import pack_jobs, plan_sweep
 from ocr_eval.specs.grid import read_sweep
 
@@ -50,6 +50,10 @@ def in_front_of(program, script, folder, monkeypatch):
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+def in_the_queue():
+    return subprocess.check_output(["squeue", "--noheader"])
 
 
 def wait_for(condition, seconds=60):
@@ -89,8 +93,7 @@ def test_when_the_second_array_is_refused_the_first_is_cancelled(tmp_path, monke
     jobs = [python(f"pack{k}", "import time; time.sleep(600)") for k in range(5)]
     with pytest.raises(UserError, match="Slurm refuses the jobs: too many"):
         run_jobs(jobs, SLURM, tmp_path / "logs")
-    (left,) = json.loads((tmp_path / "logs/slurm/submissions.json").read_text())["submissions"]
-    wait_for(lambda: not subprocess.check_output(["squeue", "--noheader", f"--name={left['name']}"]))
+    wait_for(lambda: not in_the_queue())
 
 
 def test_jobs_whose_arrays_cannot_keep_to_the_number_at_once_are_refused(tmp_path):
@@ -155,11 +158,10 @@ def test_a_time_limit_that_the_partition_never_grants_is_refused_at_once(tmp_pat
         run_jobs([python("pack", "pass")], Placement(executor="slurm", time_limit=90), tmp_path / "logs")
 
 
-def test_a_refused_submission_leaves_nothing(tmp_path, capfd):
+def test_a_refused_submission_leaves_nothing_in_the_queue(tmp_path, capfd):
     with pytest.raises(UserError, match=r"Slurm refuses the jobs: .*node configuration is not available"):
         run_jobs([python("pack", "pass")], Placement(executor="slurm", gpus_per_job=3), tmp_path / "logs")
-    assert {path.name for path in (tmp_path / "logs/slurm").iterdir()} == {".lock", "submissions.json"}
-    assert json.loads((tmp_path / "logs/slurm/submissions.json").read_text())["submissions"] == []
+    assert not in_the_queue()
     assert "sbatch" not in capfd.readouterr().err
 
 
@@ -262,43 +264,39 @@ def test_processes_that_start_together_submit_once(tmp_path):
 
 
 def test_a_submission_that_was_cut_short_is_cleared_away_and_made_anew(tmp_path, monkeypatch):
-    work = "import time; say = open('{0}', 'a', buffering=1); first = say.tell() == 0; say.write('in\\n')"
-    work += "; time.sleep(60 if first else 0); say.write('out\\n')"
-    jobs = [python(name, work.format(name)) for name in ("a", "b")]
+    jobs = [python(name, f"open('{name}', 'a').write('done')") for name in ("a", "b")]
     with monkeypatch.context() as patch:
 
-        def power_cut(*_):
+        def power_cut(*_, **__):
             raise SystemExit
 
-        patch.setattr(Ledger, "complete", power_cut)
+        patch.setattr(JobPaths, "move_temporary_file", power_cut)
         with pytest.raises(SystemExit):
             run_jobs(jobs, SLURM, tmp_path / "logs")
-    wait_for(lambda: all((tmp_path / name).exists() for name in ("a", "b")))
+    assert in_the_queue()
     assert [result.end for result in run_jobs(jobs, SLURM, tmp_path / "logs")] == ["done", "done"]
-    assert [(tmp_path / name).read_text().split() for name in ("a", "b")] == [["in", "in", "out"]] * 2
+    assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["done", "done"]
 
 
-def test_the_files_of_a_submission_go_a_day_after_it_is_over(tmp_path):
-    def submissions():
-        return {path.name for path in (tmp_path / "logs/slurm").glob("ocr-eval-*")}
-
+def test_the_files_of_a_job_go_a_day_after_it_has_ended(tmp_path):
     def run():
-        before = submissions()
-        run_jobs([python("pack", "pass")], SLURM, tmp_path / "logs")
-        (new,) = submissions() - before
-        return new
+        (result,) = run_jobs([python("pack", "pass")], SLURM, tmp_path / "logs")
+        return result.place.partition("_")[0]
+
+    def ids():
+        return {path.name.partition("_")[0] for path in (tmp_path / "logs/slurm").glob("[0-9]*")}
 
     old, recent = run(), run()
     yesterday = time.time() - 25 * 3600
-    os.utime(tmp_path / "logs/slurm" / old, (yesterday, yesterday))
-    assert submissions() == {old, recent}
+    for path in (tmp_path / "logs/slurm").glob(f"{old}_*"):
+        os.utime(path, (yesterday, yesterday))
+    assert ids() == {old, recent}
     new = run()
-    assert submissions() == {recent, new}
+    assert ids() == {recent, new}
     assert (tmp_path / "logs/pack.log").is_file()
 
 
-@pytest.mark.parametrize("cut_short", [False, True])
-def test_a_copied_folder_has_jobs_of_its_own_and_leaves_those_of_the_original(tmp_path, cut_short):
+def test_a_copied_folder_has_jobs_of_its_own_and_leaves_those_of_the_original(tmp_path):
     original, copy = tmp_path / "original", tmp_path / "copy"
     work = (
         "import pathlib, time\npathlib.Path('first').touch()\n"
@@ -311,11 +309,6 @@ def test_a_copied_folder_has_jobs_of_its_own_and_leaves_those_of_the_original(tm
     watcher.start()
     wait_for((tmp_path / "first").exists)
     shutil.copytree(original, copy)
-    if cut_short:
-        ledger = copy / "slurm/submissions.json"
-        content = json.loads(ledger.read_text())
-        content["submissions"][0]["ids"] = []
-        ledger.write_text(json.dumps(content))
     (own,) = run_jobs([python("pack", "open('second', 'w')")], SLURM, copy)
     assert own.end == "done"
     assert (tmp_path / "second").exists()

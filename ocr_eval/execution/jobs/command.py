@@ -30,7 +30,7 @@ class Command(Checkpointable):
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self._command = tuple(command)
-        self._log = log
+        self.log = log
         self._child: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> None:
@@ -44,7 +44,7 @@ class Command(Checkpointable):
             place = f"job {array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
         cores = os.environ.get("SLURM_CPUS_PER_TASK")
         threads = {"OMP_NUM_THREADS": cores} if cores else {}  # what was asked for, not what the login node has
-        self._child = process.start(self._command, self._log, place, threads, ignored=_OF_SLURM)
+        self._child = process.start(self._command, self.log, place, threads, ignored=_OF_SLURM)
         try:
             # not wait(): it would hold a lock that checkpoint, called from a signal handler, needs
             while (code := self._child.poll()) is None:
@@ -55,7 +55,7 @@ class Command(Checkpointable):
             raise CommandFailed(f"exit code {code}")
 
     def checkpoint(self) -> DelayedSubmission:
-        """Stop the command; what it has finished lies in its files."""
+        """Stop the command; what it has finished is in its files."""
         if self._child is not None:
             process.stop([self._child])
-        return DelayedSubmission(Command(self._command, self._log))
+        return DelayedSubmission(Command(self._command, self.log))

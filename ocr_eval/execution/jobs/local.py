@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -17,8 +17,7 @@ from filelock import Timeout
 from ocr_eval.common.errors import unknown_name
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
-from ocr_eval.execution.jobs import process
-from ocr_eval.execution.jobs.jobs import Job, JobEvent, JobResult, Meanwhile, Placement, Progress
+from ocr_eval.execution.jobs import End, Job, JobEvent, JobResult, Meanwhile, Placement, Progress, process
 
 _POLL_SECONDS = 0.1
 #: Seconds that an interrupted job may take to finish its epoch and save it (execution/interruption.py).
@@ -27,10 +26,17 @@ _GRACE = 60.0
 
 @dataclass(frozen=True)
 class _Running:
-    index: int
+    job: Job
     device: str
     log: Path
     child: subprocess.Popen[bytes]
+
+    def result(self) -> JobResult:
+        """How it has ended."""
+        code = self.child.returncode
+        reason = "" if code == 0 else process.describe_exit(code)
+        end: End = "done" if code == 0 else "failed"
+        return JobResult(self.job, end, code, self.device, reason, self.log, process.last_line(self.log))
 
 
 def run_local(
@@ -43,13 +49,36 @@ def run_local(
         KeyboardInterrupt: after the running jobs were stopped.
     """
     devices = resolve_devices(placement.devices)
+    free, waiting = deque(devices), deque(jobs)
+    running: list[_Running] = []
+    results: dict[str, JobResult] = {}
     with _ending(logs) as ending:
-        return _run(jobs, devices, lambda job: logs / f"{job.name}{ending}.log", progress, meanwhile)
+        try:
+            while waiting or running:
+                while waiting and free:
+                    job, device = waiting.popleft(), free.popleft()
+                    log, environment = logs / f"{job.name}{ending}.log", device_environment(device, devices)
+                    child = process.start(job.command, log, device, environment, new_session=True)
+                    running.append(_Running(job, device, log, child))
+                    progress(JobEvent(job, "running", device))
+                time.sleep(_POLL_SECONDS)
+                meanwhile()
+                for ended in [run for run in running if run.child.poll() is not None]:
+                    running.remove(ended)
+                    free.append(ended.device)
+                    result = results[ended.job.name] = ended.result()
+                    progress(JobEvent(result.job, result.end, result.place, result.reason))
+        except KeyboardInterrupt:
+            say(f"Stopping {len(running)} running jobs, which save their last epoch. Press Ctrl-C again to kill them.")
+            raise
+        finally:
+            process.stop([run.child for run in running], _GRACE)
+    return [results[job.name] for job in jobs]
 
 
 @contextmanager
 def _ending(logs: Path) -> Iterator[str]:
-    """What the names of this caller's logs end in: what no other has that is at work with the same folder."""
+    """What the names of this caller's logs end in, which no other caller at work with the same folder has."""
     for number in count(1):
         try:
             held = hold(logs / f".caller{number}.lock", timeout=0)
@@ -58,56 +87,6 @@ def _ending(logs: Path) -> Iterator[str]:
         with held:
             yield "" if number == 1 else f"-{number}"
         return
-
-
-def _run(
-    jobs: Sequence[Job],
-    devices: Sequence[str],
-    log_of: Callable[[Job], Path],
-    progress: Progress,
-    meanwhile: Meanwhile,
-) -> list[JobResult]:
-    free = deque(devices)
-    environments = {device: device_environment(device, devices) for device in devices}
-    waiting = deque(enumerate(jobs))
-    running: list[_Running] = []
-    results: dict[int, JobResult] = {}
-    try:
-        while waiting or running:
-            while waiting and free:
-                index, job = waiting.popleft()
-                device = free.popleft()
-                log = log_of(job)
-                child = process.start(job.command, log, device, environments[device], new_session=True)
-                running.append(_Running(index, device, log, child))
-                progress(JobEvent(job, "running", device))
-            time.sleep(_POLL_SECONDS)
-            meanwhile()
-            for ended in [run for run in running if run.child.poll() is not None]:
-                running.remove(ended)
-                free.append(ended.device)
-                result = _result(jobs[ended.index], ended)
-                results[ended.index] = result
-                progress(JobEvent(result.job, result.end, result.place, result.reason))
-    except KeyboardInterrupt:
-        say(f"Stopping {len(running)} running jobs, which save their last epoch. Press Ctrl-C again to kill them.")
-        raise
-    finally:
-        process.stop([run.child for run in running], _GRACE)
-    return [results[index] for index in range(len(jobs))]
-
-
-def _result(job: Job, run: _Running) -> JobResult:
-    code = run.child.returncode
-    return JobResult(
-        job=job,
-        end="done" if code == 0 else "failed",
-        returncode=code,
-        place=run.device,
-        reason="" if code == 0 else process.describe_exit(code),
-        log=run.log,
-        last_line=process.last_line(run.log),
-    )
 
 
 def resolve_devices(asked: Sequence[str]) -> tuple[str, ...]:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import math
+import os
 import re
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
+from filelock import Timeout
 from submitit import SlurmExecutor, SlurmJob
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from ocr_eval.common.errors import RunFailed, UserError
+from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
-from ocr_eval.execution.jobs import process
+from ocr_eval.execution.jobs import End, Job, JobEvent, JobResult, Meanwhile, Placement, Progress, process
 from ocr_eval.execution.jobs import slurm_queue as queue
 from ocr_eval.execution.jobs.command import Command
-from ocr_eval.execution.jobs.jobs import End, Job, JobEvent, JobResult, Meanwhile, Placement, Progress
-from ocr_eval.execution.jobs.ledger import Ledger, Submission
 
 #: Seconds between two questions to Slurm: few while something happens, more while nothing does.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
@@ -29,7 +31,9 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
 _RESULT_PATIENCE = 15.0
 #: Seconds that cancelled jobs may take to be gone; Slurm itself kills them after KillWait, 30 s by default.
 _CANCEL_PATIENCE = 120.0
-#: Seconds that the files of a submission stay after the last result, for processes that still watch it.
+#: Seconds to wait for another process that is submitting.
+_SUBMIT_PATIENCE = 120.0
+#: Seconds that the files of a job stay after it has ended, for processes that still watch it.
 _KEEP = 24 * 3600.0
 _DEFAULT_MINUTES = 240
 _ENDS: dict[str, End] = {"TIMEOUT": "timeout", "DEADLINE": "timeout", "CANCELLED": "cancelled", "REVOKED": "cancelled"}
@@ -41,11 +45,10 @@ class _Submitted:
 
     job: Job
     id: str
-    submission: Submission
 
 
 def check_slurm(placement: Placement) -> None:
-    """Look whether there is a Slurm that has room for such jobs.
+    """Check that there is a Slurm that has room for such jobs.
 
     Raises:
         UserError: no Slurm here, no such partition, or one that is not open for so long.
@@ -61,79 +64,75 @@ def run_slurm(
     """Submit the jobs that are not in Slurm already, and wait for all of them; see ``run_jobs``.
 
     Raises:
-        UserError: no Slurm here, no such partition, or Slurm refuses the jobs.
+        UserError: no Slurm here, no such partition, Slurm refuses the jobs, or another process has been submitting
+            for two minutes.
         RunFailed: Slurm does not answer.
-        KeyboardInterrupt: the jobs go on.
+        KeyboardInterrupt: the jobs continue.
     """
     queue.require_slurm()
-    folder = (logs / "slurm").absolute()
+    folder = (logs / "slurm").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(folder)
-    with ledger.locked():
-        submitted = _attach(jobs, ledger)
-        _clear_away(folder, ledger)
-        fresh = [job for job in jobs if job.name not in submitted]
-        if submitted:
-            say(f"In Slurm already: {_ids(list(submitted.values()))}")
-        if fresh:
-            added = _submit(fresh, placement, logs.absolute(), folder, ledger)
-            submitted |= added
-            say(f"Submitted to Slurm: {_ids(list(added.values()))}")
-    in_order = [submitted[job.name] for job in jobs]
-    return _Watch(in_order, logs, folder, progress).wait(meanwhile)
+    # The name that all jobs of this folder have in Slurm: those of a copied folder, or of another user, have another.
+    name = "ocr-eval-" + hashlib.sha256(f"{os.getuid()} {folder}".encode()).hexdigest()[:12]
+    try:
+        with hold(folder / ".lock", timeout=_SUBMIT_PATIENCE):
+            submitted = _attach(jobs, folder, name)
+            if submitted:
+                say(f"In Slurm already: {_ids(list(submitted.values()))}")
+            fresh = [job for job in jobs if job.name not in submitted]
+            if fresh:
+                added = _submit(fresh, placement, logs.resolve(), folder, name)
+                submitted |= added
+                say(f"Submitted to Slurm: {_ids(list(added.values()))}")
+    except Timeout as error:
+        raise UserError(f"Another process is submitting the jobs of '{folder}'. Try again later.") from error
+    return _Watch([submitted[job.name] for job in jobs], logs, folder, name, progress).wait(meanwhile)
 
 
-def _attach(jobs: Sequence[Job], ledger: Ledger) -> dict[str, _Submitted]:
-    """Those of the jobs that Slurm still has, by name; submissions that are over are struck from the ledger."""
-    found = queue.find_jobs(submission.name for submission in ledger.submissions)
-    live = {job_id for job_id, entry in found.items() if entry.live}
+def _attach(jobs: Sequence[Job], folder: Path, name: str) -> dict[str, _Submitted]:
+    """Those of the jobs that Slurm still has, by name; submitit's files of jobs that ended a day ago are removed.
+
+    Raises:
+        RunFailed: jobs of a submission that was cut short do not go away.
+    """
+    live = [job_id for job_id, entry in queue.find_jobs(name).items() if entry.live]
+    handles = [SlurmJob[None](folder, job_id) for job_id in live]
+    broken = [handle.job_id for handle in handles if not handle.paths.submitted_pickle.is_file()]
+    if broken:  # their submitter died before it had written what they do
+        _cancel(broken, name)
     by_name = {job.name: job for job in jobs}
     attached = {}
-    over = []
-    for submission in ledger.submissions:
-        if not submission.ids:
-            _cancel_unfinished_submission(submission, live)
-        for name, job_id in zip(submission.jobs, submission.ids, strict=False):
-            if job_id in live and name in by_name:
-                attached[name] = _Submitted(by_name[name], job_id, submission)
-        if not live.intersection(submission.ids):
-            over.append(submission.name)
-    ledger.forget(over)
+    for handle in handles:
+        if handle.job_id not in broken:
+            command = cast(Command, handle.submission().function)
+            if (job := by_name.get(command.log.stem)) is not None:
+                attached[job.name] = _Submitted(job, handle.job_id)
+    arrays = {job_id.partition("_")[0] for job_id in live}
+    for path in folder.iterdir():
+        if path.name.partition("_")[0] not in {".lock", *arrays} and time.time() - path.lstat().st_mtime > _KEEP:
+            path.unlink(missing_ok=True)
     return attached
 
 
-def _clear_away(folder: Path, ledger: Ledger) -> None:
-    """Remove the files of submissions that are over, once nobody reads them any more."""
-    kept = {submission.name for submission in ledger.submissions}
-    for own in folder.glob("ocr-eval-*"):
-        if own.name not in kept and time.time() - own.stat().st_mtime > _KEEP:
-            shutil.rmtree(own, ignore_errors=True)
-
-
-def _cancel_unfinished_submission(submission: Submission, live: set[str]) -> None:
-    """Clear away what a process left that died while it submitted: its jobs may lack their files.
+def _cancel(ids: Sequence[str], name: str) -> None:
+    """Cancel jobs and wait until they are gone.
 
     Raises:
         RunFailed: they do not go away.
     """
     deadline = time.monotonic() + _CANCEL_PATIENCE
-    queue.cancel([submission.name])
-    while any(entry.live for entry in queue.find_jobs([submission.name]).values()):
+    queue.cancel(ids)
+    while any(entry.live for job_id, entry in queue.find_jobs(name).items() if job_id in ids):
         if time.monotonic() > deadline:
-            raise RunFailed(
-                f"Jobs named {submission.name} of a submission that was cut short are still in Slurm; "
-                f"'scancel --name={submission.name}' cancels them."
-            )
+            raise RunFailed(f"A submission was cut short and its jobs are still in Slurm; cancel {' '.join(ids)}.")
         time.sleep(_SHORTEST_PAUSE)
 
 
-def _submit(
-    jobs: Sequence[Job], placement: Placement, logs: Path, folder: Path, ledger: Ledger
-) -> dict[str, _Submitted]:
+def _submit(jobs: Sequence[Job], placement: Placement, logs: Path, folder: Path, name: str) -> dict[str, _Submitted]:
     """Submit jobs as few arrays of about one length, which share the number of jobs that run at once.
 
     Raises:
-        UserError: Slurm refuses them, or the arrays are too many to share that number; nothing is left behind.
+        UserError: Slurm refuses them, or the arrays are too many to share that number; nothing is left in Slurm.
     """
     arrays = math.ceil(len(jobs) / queue.longest_array())
     if arrays > placement.parallel:
@@ -144,39 +143,19 @@ def _submit(
     submitted: dict[str, _Submitted] = {}
     for k in range(arrays):
         part = jobs[len(jobs) * k // arrays : len(jobs) * (k + 1) // arrays]
+        executor = SlurmExecutor(folder, max_num_timeout=placement.max_requeues)
         share = replace(placement, parallel=(placement.parallel + k) // arrays)
+        executor.update_parameters(job_name=name, **_parameters(share))
+        commands = [Command(job.command, logs / f"{job.name}.log") for job in part]
         try:
-            submitted |= _submit_array(part, share, logs, folder, ledger)
-        except UserError:
-            queue.cancel(sorted({one.submission.name for one in submitted.values()}))
-            raise
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+                handles = executor.submit_array(commands)
+        except (FailedJobError, FailedSubmissionError) as error:
+            queue.cancel([one.id for one in submitted.values()])
+            complaint = str(error).strip().replace("sbatch: error: ", "").replace("\n", "; ")
+            raise UserError(f"Slurm refuses the jobs: {complaint}") from error
+        submitted |= {job.name: _Submitted(job, handle.job_id) for job, handle in zip(part, handles, strict=True)}
     return submitted
-
-
-def _submit_array(
-    jobs: Sequence[Job], placement: Placement, logs: Path, folder: Path, ledger: Ledger
-) -> dict[str, _Submitted]:
-    """Submit jobs as one array.
-
-    Raises:
-        UserError: Slurm refuses them; nothing of them is left behind.
-    """
-    parameters = _parameters(placement)
-    submission = ledger.begin([job.name for job in jobs])
-    own = folder / submission.name
-    executor = SlurmExecutor(own, max_num_timeout=placement.max_requeues)
-    executor.update_parameters(job_name=submission.name, **parameters)
-    commands = [Command(job.command, logs / f"{job.name}.log") for job in jobs]
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
-            handles = executor.submit_array(commands)
-    except (FailedJobError, FailedSubmissionError) as error:
-        ledger.forget([submission.name])
-        shutil.rmtree(own, ignore_errors=True)
-        complaint = str(error).strip().replace("sbatch: error: ", "").replace("\n", "; ")
-        raise UserError(f"Slurm refuses the jobs: {complaint}") from error
-    submission = ledger.complete(submission, [handle.job_id for handle in handles])
-    return {job.name: _Submitted(job, handle.job_id, submission) for job, handle in zip(jobs, handles, strict=True)}
 
 
 def _parameters(placement: Placement) -> dict[str, object]:
@@ -217,9 +196,11 @@ def _parameters(placement: Placement) -> dict[str, object]:
 class _Watch:
     """Waits for jobs in Slurm."""
 
-    def __init__(self, submitted: Sequence[_Submitted], logs: Path, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self, submitted: Sequence[_Submitted], logs: Path, folder: Path, name: str, progress: Progress
+    ) -> None:
         self._submitted = submitted
-        self._logs, self._folder = logs, folder
+        self._logs, self._folder, self._name = logs, folder, name
         self._progress = progress
         self._seen: dict[str, tuple[str, str]] = {}
         self._results: dict[str, JobResult] = {}
@@ -247,7 +228,7 @@ class _Watch:
         """Ask Slurm once; whether anything has changed."""
         left = [one for one in self._submitted if one.id not in self._results]
         try:
-            found = queue.find_jobs({one.submission.name for one in left})
+            found = queue.find_jobs(self._name)
         except RunFailed as error:
             if not self._silent:
                 say(f"{error}; asking again")
@@ -257,7 +238,7 @@ class _Watch:
         before = dict(self._seen)
         for one in left:
             entry = found.get(one.id)
-            if entry is None and not self._handle(one).paths.result_pickle.is_file():
+            if entry is None and not SlurmJob[None](self._folder, one.id).paths.result_pickle.is_file():
                 entry = queue.find_accounted(one.id)
             if entry is not None and entry.live:
                 self._tell(one, {"PENDING": "queued"}.get(entry.state, entry.state.lower()), entry.reason)
@@ -272,9 +253,6 @@ class _Watch:
             self._seen[one.id] = (state, reason)
             self._progress(JobEvent(one.job, state, one.id, reason))
 
-    def _handle(self, one: _Submitted) -> SlurmJob[None]:
-        return SlurmJob(self._folder / one.submission.name, one.id)
-
     def _result(self, one: _Submitted, state: str) -> JobResult:
         """How a job ended that Slurm has done with.
 
@@ -282,7 +260,7 @@ class _Watch:
             one: the job.
             state: Slurm's word for it, empty if it has forgotten the job.
         """
-        handle = self._handle(one)
+        handle = SlurmJob[None](self._folder, one.id)
         error = _error_of(handle, _RESULT_PATIENCE if state == "COMPLETED" else 1.0)
         end: End
         code: int | None = None

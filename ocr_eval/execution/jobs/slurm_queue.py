@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ocr_eval.common.errors import RunFailed, UserError, unknown_name
@@ -91,17 +91,14 @@ def longest_array() -> int:
     return max(1, int(limit[1])) if limit else 1  # 0: no arrays on this cluster
 
 
-def find_jobs(names: Iterable[str]) -> dict[str, QueueEntry]:
+def find_jobs(name: str) -> dict[str, QueueEntry]:
     """The jobs of this name that the controller remembers, by id (``12`` or ``12_0``); finished ones for a while.
 
     Raises:
         RunFailed: Slurm does not answer.
     """
-    wanted = ",".join(names)
-    if not wanted:
-        return {}
     entries = {}
-    answer = _ask("squeue", "--noheader", "--array", "--states=all", f"--name={wanted}", "--format=%i|%T|%r")
+    answer = _ask("squeue", "--noheader", "--array", "--states=all", f"--name={name}", "--format=%i|%T|%r")
     for line in answer.splitlines():
         job_id, state, reason = line.strip().split("|", 2)
         entries[job_id] = QueueEntry(state, "" if reason == "None" else reason)
@@ -117,14 +114,14 @@ def find_accounted(job_id: str) -> QueueEntry | None:
     return QueueEntry(answer.split()[0], "") if answer.split() else None
 
 
-def cancel(names: Sequence[str]) -> None:
-    """Cancel every job submitted under these names.
+def cancel(ids: Sequence[str]) -> None:
+    """Cancel jobs by their ids.
 
     Raises:
         RunFailed: Slurm does not answer.
     """
-    for name in names:
-        _ask("scancel", f"--name={name}")
+    if ids:
+        _ask("scancel", *ids)
 
 
 def _ask(*command: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -24,6 +23,7 @@ from ocr_eval.report.figures.style import (
     face,
     legend_below,
     new_figure,
+    panels,
     series,
     tick,
     whole_ticks,
@@ -51,30 +51,20 @@ def curve_figure(runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> Fi
         runs_of[record.association].append((record, lines))
     names = column_order(runs_of)
     columns = min(5, len(names))
-    rows = math.ceil(len(names) / columns)
-    figure = new_figure(2.5 * columns + 0.6, 2.7 * rows + 0.5)
-    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
-    for axes, name in zip(panels, names, strict=False):
+    figure, grid = panels(len(names), columns, (2.5, 2.7), (0.6, 0.5), share_y=True)
+    for axes, name in zip(grid, names, strict=True):
         seeds = len(runs_of[name])
         _curve_panel(axes, runs_of[name], scoring)
         axes.set_title(f"{tick(name)} ({seeds} seed{'s'[: seeds > 1]})", fontsize=9)
         axes.set_xlabel("epoch")
         whole_ticks(axes)
         bare(axes)
-    for axes in panels[len(names) :]:
-        axes.set_visible(False)
-    for axes in panels[: len(names) : columns]:
+    for axes in grid[::columns]:
         axes.set_ylabel(f"mean rank ({scoring}),\n0 is perfect")
-    legends = (axes.get_legend_handles_labels() for axes in panels[: len(names)])
+    legends = (axes.get_legend_handles_labels() for axes in grid)
     entries = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
-    figure.legend(
-        entries.values(),
-        entries.keys(),
-        loc="outside lower center",
-        ncols=min(6, columns + 1),
-        fontsize=8,
-        frameon=False,
-    )
+    ncols = min(6, columns + 1)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols, fontsize=8, frameon=False)
     return figure
 
 

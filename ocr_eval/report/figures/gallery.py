@@ -31,21 +31,27 @@ def gallery(
     Args:
         runs: finished runs.
         scoring: whose ranks.
-        complain: is told of each metrics or probes file that cannot be read; figures are drawn without it.
+        complain: called for each metrics or probes file that cannot be read; figures are drawn without it.
 
     Raises:
         ValueError: no runs.
     """
-    records = [run.record for run in runs]
-    yield "scores", score_figure(build_table(records, scoring))
-    scatter = scatter_figure(records, scoring)
-    if scatter is not None:
-        yield "generalization-hallucination", scatter
-    efficiency = efficiency_figure(records, scoring)
-    if efficiency is not None:
-        yield "sample-efficiency", efficiency
+    yield from overall_figures([run.record for run in runs], scoring)
     for kind, row, figure in row_figures(runs, scoring, complain):
         yield file_name(kind, row.lower()), figure
+
+
+def overall_figures(records: Sequence[Record], scoring: Scoring) -> Iterator[tuple[str, Figure]]:
+    """The figures of all runs together, those that their records allow, by name.
+
+    Raises:
+        ValueError: no records.
+    """
+    yield "scores", score_figure(build_table(records, scoring))
+    if scatter := scatter_figure(records, scoring):
+        yield "generalization-hallucination", scatter
+    if efficiency := efficiency_figure(records, scoring):
+        yield "sample-efficiency", efficiency
 
 
 def row_figures(
@@ -57,10 +63,7 @@ def row_figures(
         ``curves`` or ``heatmap``, the name of the row, and the figure.
     """
     for key, of in runs_by_row(runs).items():
-        metrics, errors = _metrics(of, scoring)
-        for error in errors:
-            complain(error)
-        if metrics:
+        if metrics := list(_metrics(of, scoring, complain)):
             yield "curves", key.name, curve_figure(metrics, scoring)
         run_of = {run.record.run: run for run in of}
         heats = {}
@@ -81,12 +84,9 @@ def text_curves(
 ) -> Iterator[tuple[str, list[Curve]]]:
     """The name of each row with the curves of its associations, for a terminal; see ``gallery``."""
     for key, of in runs_by_row(runs).items():
-        metrics, errors = _metrics(of, scoring)
-        for error in errors:
-            complain(error)
         lines_of: dict[str, list[Metrics]] = defaultdict(list)
         finding_of = {}
-        for record, lines in metrics:
+        for record, lines in _metrics(of, scoring, complain):
             lines_of[record.association].append(lines)
             finding_of[record.association] = the_finding(record.quantities).name
         if lines_of:
@@ -94,16 +94,15 @@ def text_curves(
             yield key.name, [Curve.of(name, lines_of[name], scoring, finding_of[name]) for name in names]
 
 
-def _metrics(runs: Sequence[Run], scoring: Scoring) -> tuple[list[tuple[Record, Metrics]], list[UserError]]:
-    """The metrics of the runs that have them whole, and what is wrong with the others'."""
-    metrics: list[tuple[Record, Metrics]] = []
-    errors = []
+def _metrics(
+    runs: Sequence[Run], scoring: Scoring, complain: Callable[[UserError], None]
+) -> Iterator[tuple[Record, Metrics]]:
+    """The metrics of the runs that have them whole."""
     for run in runs:
         try:
-            metrics.append((run.record, metrics_of(run, scoring)))
+            yield run.record, metrics_of(run, scoring)
         except UserError as error:
-            errors.append(error)
-    return metrics, errors
+            complain(error)
 
 
 def runs_by_row(runs: Sequence[Run]) -> dict[RowKey, list[Run]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ocr_eval.analysis.candidate_heat import Heat
-from ocr_eval.report.figures.style import new_figure, plain, tick
+from ocr_eval.report.figures.style import panels, plain, tick
 from ocr_eval.specs.run import Scoring
 
 
@@ -26,41 +25,25 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
     """
     if not heats:
         raise ValueError("no runs to draw")
-    columns = min(3, len(heats))
-    rows = math.ceil(len(heats) / columns)
     most = max(len(heat.candidates) for heat in heats.values())
-    figure = new_figure((0.36 * most + 1.3) * columns, (0.34 * _groups(heats) + 1.5) * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (title, heat) in zip(list(panels), heats.items(), strict=False):
+    groups = max(len(heat.groups) for heat in heats.values())
+    figure, grid = panels(len(heats), 3, (0.36 * most + 1.3, 0.34 * groups + 1.5))
+    for axes, (title, heat) in zip(grid, heats.items(), strict=True):
         image = axes.imshow(heat.probability, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for row, target in enumerate(heat.target):
             axes.add_patch(_frame(target, row))
         for (row, column), value in np.ndenumerate(heat.probability):
             if value >= 0.10:
-                color = "white" if value > 0.55 else "black"
-                axes.text(
-                    column,
-                    row,
-                    "1" if value >= 0.95 else f"{value:.1f}"[1:],
-                    ha="center",
-                    va="center",
-                    fontsize=6.5,
-                    color=color,
-                )
+                text, color = "1" if value >= 0.95 else f"{value:.1f}"[1:], "white" if value > 0.55 else "black"
+                axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
         axes.set_xticks(range(len(heat.candidates)), map(tick, heat.candidates), rotation=55, ha="right", fontsize=7)
         axes.set_yticks(range(len(heat.groups)), map(tick, heat.groups), fontsize=7)
         axes.axvline(heat.in_use - 0.5, color="0.4", linewidth=1, linestyle=":")
         axes.set_title(plain(title), fontsize=9)
-    for axes in figure.axes[len(heats) :]:
-        axes.set_visible(False)
     figure.supylabel("taught fact of the group", fontsize=8)
-    bar = figure.colorbar(image, ax=figure.axes[: len(heats)], shrink=0.8)
+    bar = figure.colorbar(image, ax=grid, shrink=0.8)
     bar.set_label(f"probability among\ncandidates ({scoring})", fontsize=8)
     return figure
-
-
-def _groups(heats: Mapping[str, Heat]) -> int:
-    return max(len(heat.groups) for heat in heats.values())
 
 
 def _frame(x: float, y: float) -> Rectangle:

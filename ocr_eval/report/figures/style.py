@@ -90,6 +90,19 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def panels(
+    count: int, across: int, size: tuple[float, float], beside: tuple[float, float] = (0, 0), share_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` axes, at most ``across`` a row; inches of one, and of what is beside and below all."""
+    columns = min(across, count)
+    rows = -(-count // columns)
+    figure = new_figure(size[0] * columns + beside[0], size[1] * rows + beside[1])
+    axes = list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
+    for unused in axes[count:]:
+        unused.set_visible(False)
+    return figure, axes[:count]
+
+
 def bare(axes: Axes) -> None:
     """Take away the frame's upper and right side."""
     axes.spines[["top", "right"]].set_visible(False)
