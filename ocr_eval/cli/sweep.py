@@ -126,7 +126,7 @@ def status(
         Path | None,
         typer.Argument(
             metavar="SWEEP",
-            help="Folder of the sweep (default: $OCR_EVAL_OUTPUT_DIR, else results/sweep).",
+            help="Folder of the sweep or studies (default: $OCR_EVAL_OUTPUT_DIR, else results/sweep).",
             envvar="OCR_EVAL_OUTPUT_DIR",
             show_envvar=False,
         ),
@@ -135,9 +135,9 @@ def status(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Show the progress of a folder's sweep and studies, also while they run.
+    """Show the progress of a folder's sweep and studies.
 
-    Every run's state, epoch, loss and OCR score.
+    Every run's state, epoch, loss and OCR score, also while they run.
     """
     from ocr_eval.execution.status import run_states, state_table, states_json
 

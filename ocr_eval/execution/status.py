@@ -53,11 +53,11 @@ def run_states(root: Path) -> list[RunState]:
         UserError: a file that is damaged or of another version.
     """
     stated = read_all(root).items()
-    return [_run_state(root, run, study) for study, held in stated for pack in held.packs for run in pack]
+    return [run_state(root, run, study) for study, held in stated for pack in held.packs for run in pack]
 
 
-def _run_state(root: Path, run: str, study: str) -> RunState:
-    """Read how far a run is; takes no lock and changes nothing."""
+def run_state(root: Path, run: str, study: str = "") -> RunState:
+    """Read how far a run of a sweep or study is; takes no lock and changes nothing."""
     folder = RunFolder(root / "runs" / run)
     lines = folder.metrics() if folder.path.is_dir() else []
     held_out = [line.held_out for line in lines if line.held_out is not None]
