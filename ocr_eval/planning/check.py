@@ -76,7 +76,7 @@ def check_model(model: str, associations: Sequence[str]) -> Check:
     """Check a model by shipped name, YAML file, folder or hub repository, without its weights.
 
     Raises:
-        UserError: no such model or association, or no tokenizer to be had.
+        UserError: no such model or association, or no tokenizer for it.
     """
     tokenizer = load_tokenizer(model)
     audits = {}

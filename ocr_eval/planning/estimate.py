@@ -37,7 +37,7 @@ class Plan:
         device: where it would be computed.
         available: bytes of memory that are free there.
         memory: the peak by part.
-        speed: seconds of a step and of a scored chunk on that device.
+        speed: seconds per step and per scored chunk on that device.
         alternatives: flags that would make it fit, each with its peak; empty where it fits.
         precision: why it computes in the precision that it does.
         faster: another precision and how many times as fast its matrix products are here; None where none is.
@@ -94,7 +94,7 @@ class Plan:
         scorings, each = "once", ""
         if self.output is not None:
             scorings = f"at each of {work.scorings} scorings"
-            each = f": {duration(self.speed.step)} a step and {duration(self.scoring_seconds)} a scoring"
+            each = f": {duration(self.speed.step)} per step and {duration(self.scoring_seconds)} per scoring"
             kind = memory.optimizer_kind(spec.train, self.device.type)
             lines += [
                 f"method:   {spec.train.method}, {self.trainable:,} trainable parameters "
@@ -124,7 +124,7 @@ class Plan:
         gpus = [gpu for gpu in timing.GPUS if needed <= memory.USABLE * gpu.memory]
         if gpus and self.device.type != "cuda":
             step = timing.on_gpu(gpus[0], self.sizes, self.spec.train, self.work.training.nodes)
-            lines.append(f"would:    a {gpus[0].name}, at about {duration(step)} a step")
+            lines.append(f"would:    a {gpus[0].name}, at about {duration(step)} per step")
         return lines
 
     def as_json(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def make_plan(
     ``begun_in`` is the precision that the run has begun in, if it has.
 
     Raises:
-        UserError: the device is not there, or the model's configuration cannot be had.
+        UserError: the device is not available, or the model's configuration is not.
     """
     place = make_accelerator(device).device
     chosen = _chosen(spec.model, place.type, begun_in)

@@ -122,7 +122,7 @@ def estimate(
         layers: only the first ``layers`` of the model.
 
     Raises:
-        UserError: the model's configuration cannot be had.
+        UserError: the model's configuration is not available.
     """
     # Runs that differ in anything else are simulated once; the batch is in the geometry.
     of_memory = TrainSpec(method=train.method, rank=train.rank, targets=train.targets)

@@ -37,8 +37,8 @@ class Workload:
     Attributes:
         task: what is taught and asked.
         real_tokenizer: whether tokens were counted with the model's own tokenizer, or with a stand-in.
-        tokens: statement tokens of an epoch, as they would be without shared prefixes.
-        nodes: nodes of the forests of an epoch, with padding: what is computed.
+        tokens: statement tokens per epoch, as they would be without shared prefixes.
+        nodes: nodes of the forests per epoch, with padding: what is computed.
         steps: optimizer steps of the run.
         training: the largest batch of the first epoch.
         probes: what is asked, in tokens.

@@ -4,16 +4,16 @@
         config.yaml    the resolved RunSpec
         env.json       versions, commit, device
         audit.json     what the tokenizer makes of the candidates
-        metrics.jsonl  a line an epoch, from epoch 0 (the untouched base)
-        probes.jsonl   a line a probe, for epoch 0 and the last epoch
+        metrics.jsonl  a line per epoch, from epoch 0 (the untouched base)
+        probes.jsonl   a line per probe, for epoch 0 and the last epoch
         adapter/       PEFT format; a run of all parameters has model/ in its place, in Hugging Face layout
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
-        failure.json   why the run could not go on, in the place of a record
+        failure.json   why the run failed, in place of a record
         checkpoint-<epoch>.safetensors   training state, while the run is not finished
 
 Every file, and adapter/ and model/ as a whole, is written beside its place, synced and renamed. Only metrics.jsonl
-grows, and a last line without its end is not there yet. A lock on the folder (``.lock``, with ``.holder``, touched
+grows, and a last line without its end does not count yet. A lock on the folder (``.lock``, with ``.holder``, touched
 every minute, to say whose) keeps a second process out.
 """
 
@@ -176,7 +176,7 @@ class RunFolder:
         return (self.path / "result.json").is_file()
 
     def failure(self) -> str | None:
-        """Why the run could not go on, if it could not."""
+        """Why the run failed, if it did."""
         path = self.path / "failure.json"
         return str(json.loads(path.read_text(encoding="utf-8"))["reason"]) if path.is_file() else None
 
@@ -246,7 +246,7 @@ class RunFolder:
         write_atomic(self.path / "probes.jsonl", to_jsonl(lines))
 
     def write_checkpoint(self, epoch: int, write: Callable[[IO[bytes]], None]) -> None:
-        """Keep a training state to go on from; earlier ones stay until ``drop_checkpoints``."""
+        """Keep a training state to resume from; earlier ones stay until ``drop_checkpoints``."""
         with replacing(self.path / f"checkpoint-{epoch}.safetensors") as file:
             write(file)
 
@@ -269,7 +269,7 @@ class RunFolder:
         self.drop_checkpoints()
 
     def fail(self, reason: str) -> None:
-        """Note why the run cannot go on, and drop its training states."""
+        """Note why the run failed, and drop its training states."""
         write_atomic(self.path / "failure.json", _json({"schema_version": SCHEMA_VERSION, "reason": reason}))
         self.drop_checkpoints()
 

@@ -1,6 +1,6 @@
 """Which records: their settings by name, filters over them, and the rows that they are grouped into. Pure.
 
-A setting is anything a run was told and that may differ between runs: model, method, every field of the data
+A setting is anything that may differ between runs: model, method, every field of the data
 protocol and of training, precision, attention, base weights, results version, seed. Records that differ in any of them
 but the seed are never averaged, and neither are those of two associations of one name.
 """
@@ -42,7 +42,7 @@ FILTER_KEYS = (*ROW_KEYS, "association", "kind", "facts_learned")
 #: The controls, in the order of rows; the real data come first.
 _CONTROLS = ("", "no entailments", "shuffled")
 
-#: Settings that an untold row is told apart by; the seed is averaged over, and code that gives the same results too.
+#: Settings that tell rows apart where none are named; seeds are averaged over, and code that gives the same results.
 _TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "code"))
 
 Settings = Mapping[str, str]

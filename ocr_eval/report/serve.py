@@ -1,6 +1,6 @@
 """The report of a folder that is still being filled, served to this machine only.
 
-The page asks for ``/state`` now and then and loads itself again when what lies in the folders has changed.
+The page asks for ``/state`` now and then and reloads when the folders' content has changed.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def make_server(report: Report, port: int) -> ThreadingHTTPServer:
             self.wfile.write(content)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Requests are no news."""
+            """Requests are not logged."""
 
     try:
         return ThreadingHTTPServer((LOOPBACK, port), Handler)
