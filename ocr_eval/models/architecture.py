@@ -45,6 +45,11 @@ class Architecture:
     head: int
 
     @property
+    def modules(self) -> list[str]:
+        """Names of the decoder's linear modules."""
+        return list(dict.fromkeys(name for name, _, _ in self.linears))
+
+    @property
     def linear_parameters(self) -> int:
         """Weights of all decoder linears: what every token passes, and what 4-bit methods quantize."""
         return sum(inputs * outputs * count for (_, inputs, outputs), count in self.linears.items())

@@ -68,14 +68,8 @@ class RunFolder:
     @classmethod
     def of(cls, root: Path, spec: RunSpec, fingerprint: str) -> RunFolder:
         """The folder that a run has below an output folder."""
-        return cls(
-            root
-            / "runs"
-            / spec.model.name
-            / spec.association.name
-            / spec.train.method_name
-            / f"seed{spec.seed}-{fingerprint}"
-        )
+        names = spec.model.name, spec.association.name, spec.train.method_name, f"seed{spec.seed}-{fingerprint}"
+        return cls(root.joinpath("runs", *names))
 
     def checkpoints(self) -> dict[int, Path]:
         """The training states that an unfinished run keeps, by the number of epochs they are after."""
@@ -201,8 +195,12 @@ class RunFolder:
             refuse_folder(self.path / mark)
         earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
         write_atomic(self.path / "config.yaml", config_yaml(spec))
-        write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment, **earlier}))
-        write_atomic(self.path / "audit.json", _json({"schema_version": SCHEMA_VERSION, **audit}))
+        self._write("env.json", environment | earlier)
+        self._write("audit.json", audit)
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2, ensure_ascii=False)
+        write_atomic(self.path / name, text + "\n")
 
     def _environments(self, now: dict[str, Any]) -> list[dict[str, Any]]:
         """The environments of this run until now that were others than the present one, the oldest first."""
@@ -265,12 +263,12 @@ class RunFolder:
 
     def finish(self) -> None:
         """Make a prepared run count, and drop its training states."""
-        write_atomic(self.path / "status.json", _json({"schema_version": SCHEMA_VERSION, "status": "done"}))
+        self._write("status.json", {"status": "done"})
         self.drop_checkpoints()
 
     def fail(self, reason: str) -> None:
         """Note why the run failed, and drop its training states."""
-        write_atomic(self.path / "failure.json", _json({"schema_version": SCHEMA_VERSION, "reason": reason}))
+        self._write("failure.json", {"reason": reason})
         self.drop_checkpoints()
 
     def record(self) -> Record:
@@ -361,7 +359,3 @@ def _beat(holder: Path, ended: threading.Event) -> None:
     while not ended.wait(HEARTBEAT):
         with suppress(OSError):
             os.utime(holder)
-
-
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
