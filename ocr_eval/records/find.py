@@ -1,4 +1,4 @@
-"""Finished runs below a folder: where each lies, its record, and what could not be read."""
+"""Finished runs below a folder: where each is, its record, and what could not be read."""
 
 from __future__ import annotations
 
