@@ -30,9 +30,11 @@ from transformers import (
 from ocr_eval.cli.app import run
 from ocr_eval.common.messages import be_quiet
 from ocr_eval.common.yaml_files import shipped_names
+from ocr_eval.execution.execute import Bases, Execution, PlannedRun, do_pack
 from ocr_eval.methods.view import View
 from ocr_eval.models.base import Base, load_base
 from ocr_eval.models.weights import locate
+from ocr_eval.records.folder import RunFolder
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import load_model_spec
 from ocr_eval.specs.names import FIRST_NAMES, LAST_NAMES
@@ -136,6 +138,14 @@ def tiny_run(path: str | Path, assoc: str = "city-language", seed: int = 0, **ch
     for key, value in changes.items():
         (data if key in ("n", "m_train", "m_test", "candidates", "variant", "templates") else train)[key] = value
     return make_run_spec(load_model_spec(str(path)), load_association(assoc), data, train, seed)
+
+
+def as_a_pack(specs: list[RunSpec], output: Path, how: Execution) -> list[RunFolder]:
+    """Do runs side by side; their folders."""
+    bases = Bases(how.device)
+    runs = [PlannedRun(spec, bases.folder(spec, output)) for spec in bases.settle(specs, output)]
+    do_pack(bases, runs, how)
+    return [run.folder for run in runs]
 
 
 @pytest.fixture(autouse=True)

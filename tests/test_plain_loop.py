@@ -4,11 +4,11 @@ import runpy
 import sys
 
 import pytest
-from conftest import ARCHITECTURES, tiny_run
+from conftest import ARCHITECTURES, as_a_pack, tiny_run
 
 import ocr_eval as interface
 from ocr_eval.docs import plain_loop
-from ocr_eval.execution.execute import Execution, finetune_all
+from ocr_eval.execution.execute import Execution
 
 SCORINGS = ("first-token", "sequence")
 
@@ -17,7 +17,7 @@ SCORINGS = ("first-token", "sequence")
 def test_runs_side_by_side_learn_and_infer_what_the_plain_loop_does(architecture, model_files, tmp_path):
     path = model_files[architecture]
     specs = [tiny_run(path, m_test=8), tiny_run(path, "country-code", seed=1, rank=2, batch_size=5)]
-    packed = [outcome.record.run for outcome in finetune_all(specs, tmp_path, Execution(device="cpu"))]
+    packed = [folder.record().run for folder in as_a_pack(specs, tmp_path, Execution(device="cpu"))]
     frames = {scoring: interface.epochs_frame(tmp_path, scoring=scoring).groupby("run") for scoring in SCORINGS}
     probes = {scoring: interface.probes_frame(tmp_path, scoring=scoring).groupby("run") for scoring in SCORINGS}
     for spec, run in zip(specs, packed, strict=True):

@@ -16,6 +16,7 @@ from ocr_eval.methods.train import train_epoch
 from ocr_eval.models import precision
 from ocr_eval.models.base import load_base
 from ocr_eval.models.weights import locate
+from ocr_eval.records.folder import RunFolder
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.specs.model import load_model_spec
 
@@ -136,19 +137,22 @@ def test_a_run_and_its_controls_keep_their_precision_on_another_machine(ocr_eval
     assert [record["dtype"] for record in records] == ["bfloat16"] * 3
 
 
-def test_a_sweep_keeps_its_precision_on_another_machine(ocr_eval, monkeypatch, auto, tmp_path):
+@pytest.mark.parametrize("names_its_runs", [True, False], ids=["now", "an older file"])
+def test_a_sweep_keeps_its_precision_on_another_machine(ocr_eval, monkeypatch, auto, tmp_path, names_its_runs):
     on_processor(monkeypatch, WITH_BF16)
     flags = ["--models", auto, "--assocs", "country-code", "--seeds", "0-1", "--n", 3, "--m-train", 2, "--m-test", 2]
     assert ocr_eval("sweep", *flags, "--epochs", 1, "-o", tmp_path).code == 0
     state = json.loads((tmp_path / "sweep.json").read_text())
-    assert set(state["dtypes"].values()) == {"bfloat16"}
-    for record in list(tmp_path.rglob("status.json"))[:1]:
-        record.unlink()
-        (record.parent / "result.json").unlink()
+    assert {spec["model"]["dtype"] for spec in state["specs"].values()} == {"bfloat16"}
+    for folder in [path.parent for path in tmp_path.rglob("status.json")]:
+        RunFolder(folder).clear()
+    if not names_its_runs:
+        older = {key: value for key, value in state.items() if key != "specs"} | {"dtypes": {auto: "bfloat16"}}
+        (tmp_path / "sweep.json").write_text(json.dumps(older))
     on_processor(monkeypatch, WITHOUT_BF16)
     again = ocr_eval("sweep", "-o", tmp_path)
     assert again.code == 0, again.err
-    assert "1 to do" in again.err
+    assert "2 to do" in again.err
     assert {json.loads(path.read_text())["dtype"] for path in tmp_path.rglob("result.json")} == {"bfloat16"}
     fresh = ocr_eval("sweep", *flags, "--epochs", 1, "-o", tmp_path / "fresh", "--dry-run")
     assert "in float32" in fresh.out

@@ -5,10 +5,14 @@ import re
 
 import pytest
 from conftest import load
+from test_packs import content
 
 from ocr_eval.analysis.bootstrap import Comparison, Estimate
 from ocr_eval.analysis.controls import ConditionResult, verdict
 from ocr_eval.data.audit import audit_association
+from ocr_eval.execution import run_pack
+from ocr_eval.planning import pack_memory
+from ocr_eval.records.folder import RunFolder
 from ocr_eval.specs.association import load_association
 
 SMALL = ["--n", 3, "--m-test", 3, "--quiet"]
@@ -74,6 +78,113 @@ def test_controls_reuse_runs_that_are_done(study, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*/*/result.json")}
     study("controls", "--m-train", 2, "--epochs", 1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*/*/result.json")} == before
+
+
+def records(output):
+    """What every run below a folder states, by its place there."""
+    runs = [RunFolder(path.parent) for path in output.glob("runs/*/*/*/*/status.json")]
+    return {run.identity: content(run) for run in runs}
+
+
+@pytest.mark.parametrize("means", [["--workers", 2], ["--executor", "local", "--devices", "cpu,cpu"]])
+def test_a_study_in_several_processes_leaves_what_one_process_leaves(ocr_eval, tiny, tmp_path, means):
+    flags = ["controls", "country-code", "--model", tiny, "--n", 3, "--m-train", 2, "--m-test", 3, "--batch-size", 128]
+    one = ocr_eval(*flags, "--workers", 1, "-o", tmp_path / "one")
+    several = ocr_eval(*flags, *means, "--score-every", 2, "-o", tmp_path / "several")
+    assert (one.code, several.code) == (0, 0), several.err
+    assert "3 runs in 3 packs, 3 to do in " in several.err
+    assert "pack 3/3 epoch 3/3" in several.err
+    assert several.out == one.out
+    scored = [
+        [line["epoch"] for line in run["metrics"] if "scores" in line] for run in records(tmp_path / "several").values()
+    ]
+    assert scored == [[0, 2, 3]] * 3
+
+
+@pytest.fixture
+def interrupted(study, tmp_path, monkeypatch):
+    """Controls of two seeds that Ctrl-C stopped in the third epoch, all in one pack."""
+    monkeypatch.setattr(run_pack, "CHECKPOINT_EVERY", 0.0)
+    add = RunFolder.add_metrics
+
+    def stop(folder, line):
+        if line.epoch == 3:
+            raise KeyboardInterrupt
+        add(folder, line)
+
+    command = ["controls", "--m-train", 2, "--seeds", "0-1", "--epochs", 4, "--workers", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "add_metrics", stop)
+        assert study(*command).code == 130
+    monkeypatch.setattr(pack_memory, "room", lambda device: 1)  # cut now, each run would be a pack
+    (state,) = (tmp_path / "studies").iterdir()
+    packs = json.loads(state.read_text())["packs"]
+    assert [len(pack) for pack in packs] == [6]
+    return command, state, packs[0]
+
+
+def test_an_interrupted_study_resumes_in_its_packs(interrupted, study, ocr_eval, tiny, tmp_path, monkeypatch):
+    command, state, pack = interrupted
+    before = state.read_text()
+    assert "6 interrupted" in ocr_eval("status", tmp_path).out
+    assert run_pack.common_epoch([RunFolder(tmp_path / "runs" / run) for run in pack], [4] * 6) == 2
+    assert study(*command).code == 0
+    assert state.read_text() == before
+    finished = records(tmp_path)
+    monkeypatch.setattr(pack_memory, "room", lambda device: 10**12)
+    assert ocr_eval(*command, "--model", tiny, "--assoc", "country-code", "-o", tmp_path / "whole", *SMALL).code == 0
+    assert finished == records(tmp_path / "whole")
+
+
+def test_a_run_of_a_study_that_failed_holds_up_no_other(interrupted, study, ocr_eval, tmp_path):
+    command, _, pack = interrupted
+    failed, *others = (RunFolder(tmp_path / "runs" / run) for run in pack)
+    failed.fail("The loss became nan in epoch 3.")
+    first_losses = [folder.metrics()[1].train_loss for folder in others]
+    first_seconds = [folder.metrics()[1].train_seconds for folder in others]
+    answer = study(*command, "--json")
+    assert (answer.code, answer.out) == (1, "")
+    assert "The loss became nan in epoch 3." in answer.err
+    assert all(folder.is_done() for folder in others)
+    assert [folder.metrics()[1].train_loss for folder in others] == first_losses
+    assert [folder.metrics()[1].train_seconds for folder in others] == first_seconds, "epoch 1 was not done again"
+    assert study(*command).code == 1
+    assert not failed.is_done()
+    assert study(*command, "--force").code == 0
+
+
+def test_studies_sweeps_and_single_runs_share_a_folder(study, ocr_eval, tiny, tmp_path):
+    runs = ["--epochs", 1, "--m-train"]
+    assert study("finetune", *runs, 2).code == 0
+    shared = ["--model", tiny, "--assoc", "country-code", "-o", tmp_path, "--n", 3, "--m-test", 3]
+    assert "3 runs in 1 pack, 2 to do" in ocr_eval("controls", *shared, *runs, 2).err
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert len(before) == 3
+    assert "3 runs in 1 pack, 1 to do" in ocr_eval("curve", *shared, *runs, "0-2").err
+    swept = ["--models", tiny, "--assocs", "country-code", "--seeds", 0, *shared[4:], *runs, "1-2"]
+    assert "2 runs in 1 pack, 0 to do" in ocr_eval("sweep", *swept).err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(tmp_path.rglob("result.json"))) == 4
+    states = json.loads(ocr_eval("status", tmp_path, "--json").out)
+    assert {state["state"] for state in states} == {"done"}
+    studies = [state["study"] for state in states]
+    assert [name.rpartition("-")[0] for name in dict.fromkeys(studies)] == [
+        "",
+        "controls-country-code",
+        "curve-country-code",
+    ]
+    assert [studies.count(name) for name in dict.fromkeys(studies)] == [2, 3, 3]
+    text = ocr_eval("status", tmp_path).out
+    assert all(f"\n{name}\n" in text for name in studies if name)
+    assert text.count("runs: ") == 3
+
+
+def test_measures_of_a_study_are_taken(study, tmp_path):
+    assert study("controls", "--m-train", 2, "--epochs", 1, "--measures", "none").code == 0
+    assert [run["record"]["measures"] for run in records(tmp_path).values()] == [{}] * 3
+    answer = study("controls", "--m-train", 2, "--epochs", 1, "--measures", "no-such")
+    assert answer.code == 2
+    assert "no-such" in answer.err
 
 
 @pytest.mark.parametrize(

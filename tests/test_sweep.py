@@ -116,7 +116,6 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--seeds", "2-0"], "ends before it begins"),
         (["--seeds", "0-2,1"], "1 is named twice"),
         (["--seeds", "0-999999999"], "More than 10,000"),
-        (["--worker", "9"], "contains no sweep to take part in"),
         (["--executor", "local", "--devices", "cpux"], "Did you mean 'cpu'?"),
         (["--executor", "local", "--devices", "cpu,99"], "Unknown device '99'"),
         (["--partition", "gpu"], "--partition goes with --executor slurm"),
@@ -155,9 +154,24 @@ def test_a_name_is_no_path_also_where_a_folder_is_called_so(ocr_eval, tiny, tmp_
 def test_a_worker_asks_for_a_pack_that_is_there(sweep, tmp_path):
     sweep(tmp_path, "--epochs", 1, "--quiet")
     for number in (-1, 2):
-        answer = sweep(tmp_path, "--worker", number, "--dry-run")
+        answer = sweep(tmp_path, "--worker", number)
         assert answer.code == 2
         assert f"--worker {number}: this sweep has packs 1 to 1" in answer.err
+    for flags, complaint in (
+        (["--worker", 1, "--dry-run"], "--dry-run does not go with --worker"),
+        (["--worker", 1, "--study", "controls-city"], "no sweep to take part in"),
+        (["--study", "controls-city"], "--study goes with --worker"),
+    ):
+        answer = sweep(tmp_path, *flags)
+        assert answer.code == 2
+        assert complaint in answer.err
+
+
+def test_nobody_takes_part_where_no_sweep_is(sweep, tmp_path):
+    answer = sweep(tmp_path / "out", "--worker", 9)
+    assert answer.code == 2
+    assert "no sweep to take part in" in answer.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_plan_shows_the_packs_that_the_folder_holds(sweep, tmp_path):
@@ -262,7 +276,7 @@ def test_packs_as_jobs_of_this_machine_leave_what_one_process_leaves(sweep, tmp_
         "tensorboard",
     )
     assert answer.code == 0, answer.err
-    assert "2 packs to do" in answer.err
+    assert "4 to do in 2 jobs" in answer.err
     # a thread a process, as here: the last bits of fp32 products depend on it
     assert runs_in(tmp_path / "local") == runs_in(tmp_path / "here")
     assert len(list((tmp_path / "local/logs").glob("pack*.log"))) == 2
@@ -395,10 +409,31 @@ def test_who_takes_part_does_the_runs_that_were_stated_or_none(sweep, tmp_path, 
     assert len(list(tmp_path.glob("runs/*/*/*/*"))) == 8
 
 
+def test_a_sweep_that_an_older_version_stated_is_joined_and_goes_on(sweep, ocr_eval, tmp_path):
+    """Its file says what its runs are by the grid alone."""
+    assert sweep(tmp_path, "--epochs", 1, "--score-every", 2, "--quiet").code == 0
+    state = json.loads((tmp_path / "sweep.json").read_text())
+    specs, whole = state.pop("specs"), runs_in(tmp_path)
+    state["dtypes"] = {state["grid"]["models"][0]: "float32"}
+    state["packs"] = [[run] for pack in state["packs"] for run in pack]
+    (tmp_path / "sweep.json").write_text(json.dumps(state))
+    for run in whole:
+        RunFolder(tmp_path / "runs" / run).clear()
+    assert ocr_eval("sweep", "-o", tmp_path, "--worker", 1, "--quiet").code == 0
+    answer = ocr_eval("sweep", "-o", tmp_path, "--workers", 1)
+    assert answer.code == 0, answer.err
+    assert "4 runs in 4 packs, 3 to do" in answer.err
+    assert runs_in(tmp_path).keys() == whole.keys()
+    again = json.loads((tmp_path / "sweep.json").read_text())
+    assert again["packs"] == state["packs"]
+    assert again["specs"] == specs
+    assert again["grid"]["score_every"] == 2
+
+
 def test_two_that_begin_a_sweep_in_one_folder_agree(tiny, tmp_path):
     def planned(seeds, at_once):
         grid = Grid(models=(tiny,), assocs=("city-language",), seeds=seeds, n=(3,), m_train=(2,), m_test=3)
-        return plan_sweep(grid, tmp_path, "cpu", Bases("cpu"), at_once)
+        return plan_sweep(grid.specs(), tmp_path, "cpu", Bases("cpu"), at_once, grid=grid)
 
     one, other, another = planned((0, 1), 1), planned((0, 1), 1), planned((0, 1, 2), 1)
     other = replace(other, packs=tuple((run,) for pack in other.packs for run in pack))

@@ -5,10 +5,10 @@ import sys
 import types
 
 import pytest
-from conftest import tiny_run
+from conftest import as_a_pack, tiny_run
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.execution.execute import Execution, finetune_all
+from ocr_eval.execution.execute import Execution
 from ocr_eval.execution.run_pack import Step
 from ocr_eval.execution.tracking import Tracker, following, how_to_view, require_tracker
 from ocr_eval.records.folder import RunFolder
@@ -169,9 +169,9 @@ def test_the_runs_of_a_pack_are_followed_and_closed(stand_in, tiny, tmp_path):
     specs = [tiny_run(tiny, seed=seed, epochs=2 + seed) for seed in (0, 1)]
     seen = []
     with following(seen.append, "trackio", "my-sweep", tmp_path) as watch:
-        outcomes = list(finetune_all(specs, tmp_path, Execution(watch=watch)))
+        folders = as_a_pack(specs, tmp_path, Execution(watch=watch))
     opened = [entry["name"] for entry in told if isinstance(entry, dict)]
-    assert opened == [outcome.record.run for outcome in outcomes]
+    assert opened == [folder.record().run for folder in folders]
     assert sorted(entry[0] for entry in told if isinstance(entry, tuple)) == [0, 0, 1, 1, 2, 2, 3]
     assert told.count("finished") == 2
     assert len(seen) == 4

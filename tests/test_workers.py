@@ -14,8 +14,8 @@ from conftest import tiny_run
 from test_sweep import GRID, runs_in
 
 from ocr_eval.execution import workers
+from ocr_eval.execution.execute import PlannedRun
 from ocr_eval.execution.jobs.local import cores
-from ocr_eval.execution.sweep import PlannedRun
 from ocr_eval.execution.workers import Follower, workers_that_pay
 from ocr_eval.planning import pack_memory
 from ocr_eval.planning.packs import cut_into_packs

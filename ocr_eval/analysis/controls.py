@@ -63,22 +63,24 @@ def _changed(spec: RunSpec, **data: object) -> RunSpec:
     return spec.model_copy(update={"data": changed})
 
 
-def compare_conditions(records: Mapping[Condition, Sequence[Record]], scoring: Scoring) -> list[ConditionResult]:
+def compare_conditions(runs: Sequence[Record], scoring: Scoring) -> list[ConditionResult]:
     """The real condition and its three controls.
 
     Args:
-        records: runs of ``real``, ``no-entailment`` and ``shuffled``, a record a seed.
+        runs: those of ``condition_specs``, for each seed.
         scoring: which scoring.
 
     Raises:
         ValueError: a condition without runs.
     """
+    records: dict[Condition, list[Record]] = {"real": [], "no-entailment": [], "shuffled": []}
+    for run in runs:
+        taught: Condition = "real" if run.data.m_train else "no-entailment"
+        records["shuffled" if run.data.variant == "shuffled" else taught].append(run)
     ranks: dict[Condition, dict[int, HeldOut]] = {
-        "real": {run.seed: run.held_out[scoring] for run in records["real"]},
-        "base": {run.seed: run.base_held_out[scoring] for run in records["real"]},
+        condition: {run.seed: run.held_out[scoring] for run in own} for condition, own in records.items()
     }
-    for condition in ("no-entailment", "shuffled"):
-        ranks[condition] = {run.seed: run.held_out[scoring] for run in records[condition]}
+    ranks["base"] = {run.seed: run.base_held_out[scoring] for run in records["real"]}
     return [_result(condition, ranks, records) for condition in ("real", *CONTROLS)]
 
 

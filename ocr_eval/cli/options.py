@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -210,7 +210,8 @@ class Jobs:
         from ocr_eval.execution.jobs import EXECUTORS, Placement
 
         name = cast("Executor", choice("--executor", self.executor, EXECUTORS))
-        given = {key: value for key, value in vars(self).items() if value not in (None, (), []) and key != "executor"}
+        values = {each.name: getattr(self, each.name) for each in fields(Jobs) if each.name != "executor"}
+        given = {key: value for key, value in values.items() if value not in (None, (), [])}
         for key in given:
             owner = {"workers": "here", "devices": "local"}.get(key, "slurm")
             if name != owner:
@@ -220,6 +221,19 @@ class Jobs:
         if self.devices is not None:
             given["devices"] = tuple(part.strip() for part in self.devices.split(",") if part.strip())
         return Placement(executor=name, slurm_options=slurm_options, **given)
+
+
+@dataclass(frozen=True)
+class MeansFlags(Jobs, Machine):
+    """How a command does several runs; nothing of it changes what is learned."""
+
+    score_every: Annotated[
+        int | None, option("--score-every", min=1, help="Score every so many epochs (default: 1).")
+    ] = None
+    measures: MeasuresOption = None
+    report_to: ReportToOption = "none"
+    force: ForceOption = False
+    dry_run: DryRunOption = False
 
 
 def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:

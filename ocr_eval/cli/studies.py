@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ocr_eval.cli import options as o
 from ocr_eval.cli.spec_flags import Given, Settings, expanded
-from ocr_eval.cli.sweep_work import plan_together
+from ocr_eval.cli.sweep_work import Means, carry_out, plan, report_missing
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ocr_eval.records.record import Record
     from ocr_eval.specs.run import RunSpec
 
 _ONE_SEED = "One seed: intervals are over subjects only."
@@ -31,10 +35,9 @@ def controls(
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, _OF_A_STUDY],
-    machine: o.Machine,
+    means: Means,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     scoring: o.ScoringOption = "first-token",
-    dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
@@ -43,21 +46,13 @@ def controls(
     Controls: the untouched base, no-entailment (nothing to infer from), shuffled (nothing consistent to infer). They
     are compared subject by subject.
     """
-    device, chosen = machine.begin(), o.scoring(scoring)
-    _refuse_json_plan(dry_run, as_json)
-    from ocr_eval.analysis.controls import Condition, compare_conditions, condition_specs, verdict
+    means.begin()
+    chosen = o.scoring(scoring)
+    from ocr_eval.analysis.controls import compare_conditions, condition_specs, verdict
 
     reals = _runs(context, model, o.one_assoc(context, association, assoc), settings, "seed")
-    plan = [(condition, spec) for real in reals for condition, spec in condition_specs(real).items()]
-    if dry_run:
-        typer.echo(plan_together([spec for _, spec in plan], output_dir, device), nl=False)
-        return
-    from ocr_eval.execution.execute import Execution, finetune_all
-
-    records: dict[Condition, list[Any]] = {}
-    outcomes = finetune_all([spec for _, spec in plan], output_dir, Execution(device))
-    for (condition, _), outcome in zip(plan, outcomes, strict=True):
-        records.setdefault(condition, []).append(outcome.record)
+    specs = [spec for real in reals for spec in condition_specs(real).values()]
+    records = _study("controls", specs, output_dir, means, as_json)
     results = compare_conditions(records, chosen)
     if as_json:
         typer.echo(json.dumps({"verdict": verdict(results), "conditions": [asdict(r) for r in results]}, indent=2))
@@ -87,10 +82,9 @@ def curve(
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, replace(_OF_A_STUDY, axes=["seed", "m_train"], required=["m_train"])],
-    machine: o.Machine,
+    means: Means,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     scoring: o.ScoringOption = "first-token",
-    dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
@@ -99,17 +93,13 @@ def curve(
     All points have the same test subjects. min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model
     (Theorem 2 of the paper), is printed for orientation; it does not predict this score.
     """
-    device, chosen = machine.begin(), o.scoring(scoring)
-    _refuse_json_plan(dry_run, as_json)
-    plan = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train", "seed")
-    m_test, seeds = plan[0].data.m_test, sorted({run.seed for run in plan})
-    if dry_run:
-        typer.echo(plan_together(plan, output_dir, device), nl=False)
-        return
+    means.begin()
+    chosen = o.scoring(scoring)
+    specs = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train", "seed")
+    m_test, seeds = specs[0].data.m_test, sorted({run.seed for run in specs})
+    records = _study("curve", specs, output_dir, means, as_json)
     from ocr_eval.analysis.bootstrap import ocr_score
-    from ocr_eval.execution.execute import Execution, finetune_all
 
-    records = [outcome.record for outcome in finetune_all(plan, output_dir, Execution(device))]
     points = []
     for m in settings["m_train"]:
         runs = [record for record in records if record.data.m_train == m]
@@ -119,7 +109,7 @@ def curve(
     if as_json:
         keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "facts_learned")
         listed = [dict(zip(keys, (m, asdict(score), root, learned), strict=True)) for m, score, root, learned in points]
-        about = {"assoc": plan[0].association.name, "m_test": m_test, "seeds": seeds}
+        about = {"assoc": specs[0].association.name, "m_test": m_test, "seeds": seeds}
         typer.echo(json.dumps({**about, "points": listed}, indent=2))
         return
     rows = [[str(m), o.interval_text(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
@@ -133,7 +123,22 @@ def _runs(context: typer.Context, model: str, assoc: str, settings: Given, *axes
     return o.resolve_each(context, model, assoc, {**settings, "variant": "real"}, *axes)
 
 
-def _refuse_json_plan(dry_run: bool, as_json: bool) -> None:
-    """Raises UserError where a plan is asked for as JSON."""
-    if dry_run and as_json:
+def _study(kind: str, specs: Sequence[RunSpec], output: Path, means: Means, as_json: bool) -> list[Record]:
+    """Do the runs of a study; their records by seed.
+
+    Raises:
+        UserError: bad input, found before any run.
+        typer.Exit: a run is missing, or only the plan was asked for.
+    """
+    if means.dry_run and as_json:
         raise UserError("--json does not go with --dry-run here: the plan of several runs is text. Drop one of them.")
+    means.check()
+    from ocr_eval.execution.sweep import study_name
+
+    name = study_name(f"{kind}-{specs[0].association.name}", specs)
+    if means.dry_run:
+        typer.echo("\n".join(plan(specs, output, means, name)))
+        raise typer.Exit
+    runs = carry_out(specs, output, means, name)
+    report_missing(runs)
+    return sorted((run.folder.record() for run in runs), key=lambda record: record.seed)

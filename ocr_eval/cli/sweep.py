@@ -9,12 +9,12 @@ import typer
 
 from ocr_eval.cli import options as o
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
-from ocr_eval.cli.sweep_work import Means, plan, run
+from ocr_eval.cli.sweep_work import Means, carry_out, plan, report_missing, take_part
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.settings import AXES, SETTINGS
 
 if TYPE_CHECKING:
-    from ocr_eval.specs.grid import Grid, SweepState
+    from ocr_eval.specs.grid import Grid
 
 ALL_ASSOCS = "all"
 DEFAULT_OUTPUT = Path("results/sweep")
@@ -29,22 +29,17 @@ def sweep(
     models: o.ModelsOption = None,
     assocs: o.AssocsOption = None,
     settings: Annotated[Given, _SWEPT],
-    score_every: Annotated[
-        int | None, option("--score-every", min=1, help="Score every so many epochs (default: 1).")
-    ] = None,
-    measures: o.MeasuresOption = None,
     output_dir: o.OutputOption = DEFAULT_OUTPUT,
-    jobs: o.Jobs,
-    machine: o.Machine,
-    report_to: o.ReportToOption = "none",
-    force: o.ForceOption = False,
-    dry_run: o.DryRunOption = False,
+    means: Means,
     worker: Annotated[
         int | None,
         option(
             "--worker",
             help="Run one pack of the folder's sweep, by its number from 1; 0: all that no other process runs.",
         ),
+    ] = None,
+    study: Annotated[
+        str | None, option("--study", help="With --worker: take part in this study of the folder, not in its sweep.")
     ] = None,
     config: o.ConfigOption = None,
 ) -> None:
@@ -55,37 +50,42 @@ def sweep(
     seeds 0-2. Runs that share a base are trained side by side. Rerunning resumes; in a folder that already contains a
     sweep no flags are needed. Several processes may work on one folder.
     """
-    device = machine.begin()
-    from ocr_eval.execution.jobs import Placement
+    means.begin()
+    import yaml
+
     from ocr_eval.specs.grid import check_same, read_sweep
 
-    # a worker does its pack here, whatever the variables of its parent say
-    placement = Placement() if worker is not None else jobs.placement()
-    held = read_sweep(output_dir)
-    given: dict[str, Any] = {}
     if worker is not None:
-        _check_worker(worker, held, output_dir)
-    else:
-        named = {"models": o.words("--models", models), "assocs": _assocs(assocs), "score_every": score_every}
-        named["measures"] = o.measures(measures)
-        axes = {SETTINGS[name].axis: value for name, value in settings.items()}
-        given = axes | {name: value for name, value in named.items() if value is not None}
-    grid = _grid(given, held.grid if held else None)
-    check_same(grid, output_dir)
-    means = Means(device, placement, jobs.workers, report_to, machine.offline, force, worker)
-    means.check(plans=dry_run)
-    if dry_run:
-        typer.echo(plan(grid, output_dir, means), nl=False)
+        if means.dry_run:
+            raise UserError("--dry-run does not go with --worker, which runs what is planned already. Drop one.")
+        take_part(output_dir, study or "", worker, means)
         return
-    run(grid, output_dir, means)
+    if study is not None:
+        raise UserError("--study goes with --worker. To run a study, use its own command.")
+    held = read_sweep(output_dir)
+    given: dict[str, Any] = {"models": o.words("--models", models), "assocs": _assocs(assocs)}
+    given |= {"score_every": means.score_every, "measures": o.measures(means.measures)}
+    given |= {SETTINGS[name].axis: value for name, value in settings.items()}
+    given = {name: value for name, value in given.items() if value is not None}
+    grid = _grid(given, held.grid if held else None)
+    check_same(grid, held, output_dir)
+    means = means.of(grid)
+    means.check()
+    specs = grid.specs()
+    if means.dry_run:
+        comments = "".join(f"# {line}\n" for line in plan(specs, output_dir, means))
+        flags = yaml.safe_dump(grid.flags(), sort_keys=False, default_flow_style=None, width=110)
+        typer.echo(comments + flags, nl=False)
+        return
+    from ocr_eval.analysis.table import build_table
+    from ocr_eval.report.tables import to_markdown
+    from ocr_eval.specs.published import published_mean_ranks
 
-
-def _check_worker(worker: int, held: SweepState | None, output: Path) -> None:
-    """Raises UserError if a folder has no sweep to take part in, or one without this pack."""
-    if held is None:
-        raise UserError(f"'{output}' contains no sweep to take part in (no sweep.json).")
-    if not 0 <= worker <= len(held.packs):
-        raise UserError(f"--worker {worker}: this sweep has packs 1 to {len(held.packs)}; 0 means all of them.")
+    runs = carry_out(specs, output_dir, means, grid=grid)
+    records = [run.folder.record() for run in runs if run.folder.is_done()]
+    if records:
+        typer.echo(to_markdown(build_table(records, "first-token", published_mean_ranks())), nl=False)
+    report_missing(runs)
 
 
 def _assocs(text: str | None) -> tuple[str, ...] | None:
@@ -126,7 +126,7 @@ def status(
         Path | None,
         typer.Argument(
             metavar="SWEEP",
-            help="Folder of the sweep (default: $OCR_EVAL_OUTPUT_DIR, else results/sweep).",
+            help="Folder of the sweep or studies (default: $OCR_EVAL_OUTPUT_DIR, else results/sweep).",
             envvar="OCR_EVAL_OUTPUT_DIR",
             show_envvar=False,
         ),
@@ -135,19 +135,16 @@ def status(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Show the progress of a sweep, also while it runs.
+    """Show the progress of a folder's sweep and studies.
 
-    Every run's state, epoch, loss and OCR score.
+    Every run's state, epoch, loss and OCR score, also while they run.
     """
-    from ocr_eval.execution.status import run_state, state_table, states_json
-    from ocr_eval.specs.grid import read_sweep
+    from ocr_eval.execution.status import run_states, state_table, states_json
 
     (folder,) = o.places(context, [runs or DEFAULT_OUTPUT], former)
-    held = read_sweep(folder)
-    if held is None:
+    states = run_states(folder)
+    if not states:
         raise UserError(f"'{folder}' contains no sweep (no sweep.json). Name its folder: ocr-eval status FOLDER.")
-    states = [run_state(folder, run) for pack in held.packs for run in pack]
     typer.echo(states_json(states) if as_json else state_table(states), nl=False)
-    for state in states:
-        if state.reason:
-            typer.echo(f"{state.run}: {state.reason}", err=True)
+    for run, reason in {state.run: state.reason for state in states if state.reason}.items():
+        typer.echo(f"{run}: {reason}", err=True)

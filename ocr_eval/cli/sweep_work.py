@@ -1,20 +1,20 @@
-"""A sweep by the means that the flags name: in this process, in several of this machine, or as jobs elsewhere."""
+"""Runs done by the means that the flags name: in this process, in several of this machine, or as jobs elsewhere."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import typer
 
+from ocr_eval.cli import options as o
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ocr_eval.execution.execute import Bases
-    from ocr_eval.execution.jobs import JobResult, Placement
+    from ocr_eval.execution.execute import Bases, PlannedRun
     from ocr_eval.execution.progress import SweepWatcher
     from ocr_eval.execution.sweep import Sweep
     from ocr_eval.models.base import Device
@@ -22,47 +22,50 @@ if TYPE_CHECKING:
     from ocr_eval.specs.run import RunSpec
 
 
-@dataclass(frozen=True)
-class Means:
-    """By what means a sweep is done; nothing of it changes what is learned."""
+class Means(o.MeansFlags):
+    """By what means runs are done, as the flags name them."""
 
-    device: Device
-    placement: Placement
-    workers: int | None
-    report_to: str
-    offline: bool
-    force: bool
-    worker: int | None
+    @property
+    def place(self) -> Device:
+        """Where this process computes."""
+        return cast("Device", self.device)
 
     @property
     def pack_device(self) -> str:
         """The type of device that packs should fill: on a cluster a GPU, unless told otherwise."""
         from ocr_eval.models.base import device_type
 
-        if self.device == "auto" and self.placement.executor == "slurm":
-            return "cpu" if self.placement.gpus_per_job == 0 else "cuda"
-        return device_type(self.device)
+        if self.device == "auto" and self.executor == "slurm":
+            return "cpu" if self.gpus_per_job == 0 else "cuda"
+        return device_type(self.place)
 
     def flags(self) -> list[str]:
         """The same means as flags of a worker's command."""
-        return ["--device", self.device, "--report-to", self.report_to, *(["--offline"] if self.offline else [])]
+        flags = ["--device", self.device, "--report-to", self.report_to, "--score-every", str(self.score_every or 1)]
+        flags += ["--measures", self.measures] if self.measures is not None else []
+        return [*flags, "--offline"] if self.offline else flags
 
-    def check(self, plans: bool) -> None:
-        """Look, before anything is written, whether the means are there.
+    def of(self, grid: Grid) -> Means:
+        """The means with what a grid says of scoring and measures."""
+        measures = None if grid.measures is None else ",".join(grid.measures) or "none"
+        return replace(self, score_every=self.score_every or grid.score_every, measures=self.measures or measures)
 
-        Args:
-            plans: whether the sweep is only planned, for which no cluster is needed.
+    def check(self) -> None:
+        """Look, before anything is written, whether the means are there; a plan needs no cluster.
 
         Raises:
-            UserError: no such tracker, device or cluster, or several processes on a device other than a CPU.
+            UserError: no such tracker, measure, device or cluster, flags that do not go together, or several processes
+                on a device other than a CPU.
             RunFailed: Slurm does not answer.
         """
         from ocr_eval.execution.jobs import check_placement
         from ocr_eval.execution.tracking import require_tracker
 
         require_tracker(self.report_to)
-        if not (plans and self.placement.executor == "slurm"):
-            check_placement(self.placement)
+        o.measures(self.measures)
+        placement = self.placement()
+        if not (self.dry_run and self.executor == "slurm"):
+            check_placement(placement)
         if self.workers is not None and self.workers > 1 and self.pack_device != "cpu":
             raise UserError(f"--workers {self.workers}: several processes share the cores of a CPU; a GPU takes one.")
 
@@ -71,118 +74,129 @@ class Means:
         """How many packs may be done at once on this machine, if there is enough to do."""
         from ocr_eval.execution.jobs.local import cores, resolve_devices
 
-        if self.placement.executor == "here" and self.pack_device == "cpu":
+        if self.executor == "here" and self.pack_device == "cpu":
             return self.workers or cores()
-        return len(resolve_devices(self.placement.devices)) if self.placement.executor == "local" else 1
+        return len(resolve_devices(self.placement().devices)) if self.executor == "local" else 1
 
     def processes(self, packs: Sequence[Sequence[RunSpec]]) -> int:
-        """How many processes of this machine do the packs of a sweep."""
+        """How many processes of this machine do the packs."""
         from ocr_eval.common.distributed import is_alone
         from ocr_eval.execution.workers import workers_that_pay
 
-        if self.placement.executor != "here" or self.worker is not None or not is_alone():
+        if self.executor != "here" or not is_alone():
             return 1
         if self.workers is None:
             return workers_that_pay(packs, self.pack_device)
         return min(self.workers, len(packs))
 
 
-def run(grid: Grid, output: Path, means: Means) -> None:
-    """Do what is left of a sweep, print its table, and leave with 1 if a run is missing.
+def carry_out(
+    specs: Sequence[RunSpec], output: Path, means: Means, study: str = "", grid: Grid | None = None
+) -> list[PlannedRun]:
+    """Do what is left of some runs, as the sweep of a folder or a study there.
+
+    Returns:
+        Every run; one that could not go on, or that was left, is not done.
 
     Raises:
-        UserError: a name or a value that does not exist or fit, or a folder that cannot be written.
+        UserError: data that a tokenizer cannot do with, weights that cannot be had, a folder that cannot be written or
+            holds another sweep.
     """
     from ocr_eval.common.distributed import agreed
     from ocr_eval.common.files import prepare_output
     from ocr_eval.execution.execute import Bases
-    from ocr_eval.execution.sweep import check_open, clear, join_sweep, plan_sweep
+    from ocr_eval.execution.sweep import check_open, clear, plan_sweep
     from ocr_eval.execution.tracking import how_to_view, require_tracker
 
-    grid.specs()  # what is wrong with it is said before a folder is made
     prepare_output(output)
-    bases = Bases(means.device)
-    if means.worker is None:
-        sweep = plan_sweep(grid, output, means.pack_device, bases, means.packs_at_once)
-        _say_what_is_left(sweep)
-        check_open(sweep, bases, here=means.placement.executor != "slurm")
-        sweep = sweep.stated()
-        if means.force:
-            agreed(clear, sweep)
+    bases = Bases(means.place)
+    sweep = plan_sweep(specs, output, means.pack_device, bases, means.packs_at_once, study, grid)
+    check_open(sweep, bases, here=means.executor != "slurm")
+    sweep = sweep.stated()
+    if means.force:
+        agreed(clear, sweep)
+    processes = means.processes([[run.spec for run in pack] for pack in sweep.packs])
+    if means.executor == "here" and processes == 1:
+        _work_here(sweep, bases, means, range(len(sweep.packs)))
     else:
-        sweep = join_sweep(output, bases)
-    if means.placement.executor == "here":
-        _work_here(sweep, bases, means)
-    else:
-        _work_elsewhere(sweep, means)
+        _work_in_jobs(sweep, means, processes)
     view = how_to_view(require_tracker(means.report_to), output)
-    if view and means.worker is None:
+    if view:
         typer.echo(f"To view the runs: {view}", err=True)
-    _conclude(sweep, means.worker)
+    return sweep.runs
 
 
-def _work_here(sweep: Sweep, bases: Bases, means: Means) -> None:
-    """Do the packs on this machine: in this process one after another, or in several that share its cores."""
-    from ocr_eval.common.messages import say
+def take_part(output: Path, study: str, pack: int, means: Means) -> None:
+    """Do one pack of what a folder states, by its number from 1, or with 0 all that no other process does.
+
+    Raises:
+        UserError: the folder states no such pack, or its runs would now be others.
+    """
+    from ocr_eval.execution.execute import Bases
+    from ocr_eval.execution.sweep import join_sweep
+    from ocr_eval.execution.tracking import require_tracker
+
+    require_tracker(means.report_to)
+    bases = Bases(means.place)
+    sweep = join_sweep(output, study, bases)
+    if not 0 <= pack <= len(sweep.packs):
+        raise UserError(f"--worker {pack}: this sweep has packs 1 to {len(sweep.packs)}; 0 means all of them.")
+    means = means if sweep.grid is None else means.of(sweep.grid)
+    packs = [pack - 1] if pack else range(len(sweep.packs))
+    _work_here(sweep, bases, means, packs)
+    report_missing([run for index in packs for run in sweep.packs[index]], resumes=False)
+
+
+def _work_here(sweep: Sweep, bases: Bases, means: Means, packs: Sequence[int]) -> None:
+    """Do packs in this process, one after another."""
     from ocr_eval.execution.execute import Execution
     from ocr_eval.execution.sweep import work
     from ocr_eval.execution.tracking import following, require_tracker
-    from ocr_eval.execution.workers import work_side_by_side
 
-    packs = [means.worker - 1] if means.worker else range(len(sweep.packs))
-    todo = sum(run.is_open for index in packs for run in sweep.packs[index])
-    processes = means.processes([[run.spec for run in pack] for pack in sweep.packs])
-    beside = f" in {processes} processes" if processes > 1 and todo else ""
-    _say_amount(sweep, f"{todo} to do{beside}")
-    if processes > 1:
-        _say_problems(sweep, work_side_by_side(sweep, processes, means.flags(), _watcher(sweep)))
-        return
-    report_to = require_tracker(means.report_to)
-    with following(_watcher(sweep), report_to, sweep.output.resolve().name, sweep.output) as watch:
-        how = Execution(means.device, every=sweep.grid.score_every, watch=watch, measures=sweep.grid.measures)
-        work(sweep, bases, how, packs, lambda runs: say(f"Waiting for {runs} runs that another process is running"))
+    _say_amount(sweep, packs)
+    with following(_watcher(sweep), require_tracker(means.report_to), sweep.name, sweep.output) as watch:
+        how = Execution(means.place, every=means.score_every or 1, watch=watch, measures=o.measures(means.measures))
+        work(sweep, bases, how, packs)
 
 
-def _work_elsewhere(sweep: Sweep, means: Means) -> None:
-    """Give every pack to the executor as a job, and wait for them all."""
+def _work_in_jobs(sweep: Sweep, means: Means, processes: int) -> None:
+    """Do the packs in so many processes that share this CPU, or each as a job of the executor."""
     from ocr_eval.common.messages import say
-    from ocr_eval.execution.jobs import run_jobs
-    from ocr_eval.execution.sweep import pack_jobs
+    from ocr_eval.execution.jobs import JobEvent, Placement, run_jobs
+    from ocr_eval.execution.sweep import pack_jobs, worker_jobs
     from ocr_eval.execution.workers import Follower
 
-    jobs = pack_jobs(sweep, means.flags())
-    _say_amount(sweep, f"{len(jobs)} packs to do")
+    here = means.executor == "here"
+    jobs = worker_jobs(sweep, processes, means.flags()) if here else pack_jobs(sweep, means.flags())
+    placement = Placement(executor="local", devices=("cpu",) * processes) if here else means.placement()
+    how = f" in {len(jobs)} {'processes' if here else 'jobs'}" if len(jobs) > 1 else ""
+    _say_amount(sweep, range(len(sweep.packs)), how)
     follower = Follower(sweep.packs, _watcher(sweep))
-    results = run_jobs(
-        jobs,
-        means.placement,
-        sweep.output / "logs",
-        lambda event: say(" ".join(filter(None, [event.job.name, event.state, event.place, event.reason]))),
-        follower.look,
-    )
+
+    def tell(event: JobEvent) -> None:
+        if not here:
+            say(" ".join(filter(None, [event.job.name, event.state, event.place, event.reason])))
+
+    results = run_jobs(jobs, placement, sweep.output / "logs", tell, follower.look)
     follower.look_closely()
-    _say_problems(sweep, results)
+    explained = all(run.folder.is_done() or run.folder.failure() for run in sweep.runs)
+    for result in results:
+        if result.end != "done" and not (explained and result.returncode == 1):  # its runs themselves say why
+            o.warn(result.problem())
 
 
-def _say_what_is_left(sweep: Sweep) -> None:
-    """Say how many runs of the folder's sweep no longer count: those of another results version or other weights."""
+def _say_amount(sweep: Sweep, packs: Sequence[int], how: str = "") -> None:
+    """Say how much there is to do, and how many runs the folder states that no longer count."""
     from ocr_eval.common.messages import say
-    from ocr_eval.specs.grid import read_sweep
 
-    held = read_sweep(sweep.output)
-    others = len(held.runs - {run.folder.identity for run in sweep.runs}) if held else 0
+    others = len(sweep.before.runs - {run.folder.identity for run in sweep.runs}) if sweep.before else 0
     if others:
         say(
             f"{others} run{'s' * (others > 1)} in this folder came from another results version, other weights, or a "
             "model or association file as it was before. They stay; what is asked for now is done beside them."
         )
-
-
-def _say_amount(sweep: Sweep, todo: str) -> None:
-    from ocr_eval.common.messages import say
-
-    count = len(sweep.packs)
-    say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {todo}, in {sweep.output}")
+    count, todo = len(sweep.packs), sum(run.is_open for index in packs for run in sweep.packs[index])
+    say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {todo} to do{how}, in {sweep.output}")
 
 
 def _watcher(sweep: Sweep) -> SweepWatcher:
@@ -195,77 +209,38 @@ def _watcher(sweep: Sweep) -> SweepWatcher:
     return SweepWatcher(epochs, pack_of, len(sweep.packs))
 
 
-def _say_problems(sweep: Sweep, results: Sequence[JobResult]) -> None:
-    """Name the jobs that failed, but for a job whose runs themselves say why they could not go on."""
-    explained = all(run.folder.is_done() or run.folder.failure() for run in sweep.runs)
-    for result in results:
-        if result.end != "done" and not (explained and result.returncode == 1):
-            typer.echo(f"ocr-eval: {result.problem()}", err=True)
+def report_missing(runs: Sequence[PlannedRun], resumes: bool = True) -> None:
+    """Say why runs are missing, and leave with 1 if one is.
 
-
-def _conclude(sweep: Sweep, worker: int | None) -> None:
-    """Print the table of what is finished, name what failed, and leave with 1 if a run is missing."""
-    from ocr_eval.analysis.table import build_table
-    from ocr_eval.report.tables import to_markdown
-    from ocr_eval.specs.published import published_mean_ranks
-
-    records = [run.folder.record() for run in sweep.runs if run.folder.is_done()]
-    if worker is None and records:
-        table = build_table(records, "first-token", published_mean_ranks())
-        typer.echo(to_markdown(table), nl=False)
-    missing = [run for run in (sweep.packs[worker - 1] if worker else sweep.runs) if not run.folder.is_done()]
-    unexplained = 0
+    Args:
+        runs: the runs.
+        resumes: whether the same command does those that have no reason.
+    """
+    missing = [run for run in runs if not run.folder.is_done()]
     for run in missing:
-        reason = run.folder.failure()
-        if reason:
-            typer.echo(f"ocr-eval: {run.folder.identity}: {reason}", err=True)
-        unexplained += reason is None
-    if unexplained and worker is None:
-        typer.echo(f"ocr-eval: {unexplained} runs are not finished. The same command resumes them.", err=True)
+        if reason := run.folder.failure():
+            o.warn(f"{run.folder.identity}: {reason}")
+    unexplained = sum(run.is_open for run in missing)
+    if unexplained and resumes:
+        o.warn(f"{unexplained} runs are not finished. The same command resumes them.")
     if missing:
         raise typer.Exit(1)
 
 
-def plan(grid: Grid, output: Path, means: Means) -> str:
-    """The grid, what is done already, packs, memory and time; fetches nothing and writes nothing."""
-    import yaml
-
+def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") -> list[str]:
+    """What is done already of some runs, packs, memory and time; fetches nothing and writes nothing."""
     from ocr_eval.common.messages import say
     from ocr_eval.execution.execute import Bases
-    from ocr_eval.execution.sweep import cut, plan_sweep, settled_dtypes
+    from ocr_eval.execution.sweep import cut, plan_sweep
     from ocr_eval.models.weights import cached
     from ocr_eval.planning.pack_memory import describe_packs
-    from ocr_eval.specs.grid import read_sweep
 
-    bases, device = Bases(means.device), means.pack_device
-    specs = grid.specs(settled_dtypes(grid, read_sweep(output), output, device, bases))
+    bases, device = Bases(means.place), means.pack_device
     say(f"Planning {len(specs)} runs")
     if all(cached(spec.model) for spec in specs):
-        sweep = plan_sweep(grid, output, device, bases, means.packs_at_once)
+        sweep = plan_sweep(specs, output, device, bases, means.packs_at_once, study)
         packs = [[run.spec for run in pack] for pack in sweep.packs]
-    else:
-        packs = cut(specs, device, means.packs_at_once)
-    packed = describe_packs(packs, _done(packs, output, bases), device, means.processes(packs), grid.score_every)
-    lines = [f"output: {output}", *packed]
-    comments = "".join(f"# {line}\n" for line in lines)
-    return comments + yaml.safe_dump(grid.flags(), sort_keys=False, default_flow_style=None, width=110)
-
-
-def plan_together(specs: Sequence[RunSpec], output: Path, device: Device) -> str:
-    """The runs of one command of this process: what is done, packs, memory and time; fetches and writes nothing."""
-    from ocr_eval.execution.execute import Bases
-    from ocr_eval.models.base import device_type
-    from ocr_eval.planning.pack_memory import describe_packs, lanes_that_fit
-    from ocr_eval.planning.packs import cut_into_packs
-
-    kind, bases = device_type(device), Bases(device)
-    packs = cut_into_packs(bases.settle(specs, output), kind, lanes_that_fit(kind))
-    lines = [f"output: {output}", *describe_packs(packs, _done(packs, output, bases), kind, workers=1)]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _done(packs: Sequence[Sequence[RunSpec]], output: Path, bases: Bases) -> list[list[bool]]:
-    """Which runs are finished; none of a model not on this disk, as the content of its weights names the folders."""
-    from ocr_eval.models.weights import cached
-
-    return [[bool(cached(spec.model)) and bases.folder(spec, output).is_done() for spec in pack] for pack in packs]
+    else:  # which runs have begun is known by the weights' content
+        packs = cut(bases.settle(specs, None, device), device, means.packs_at_once)
+    done = [[bool(cached(spec.model)) and bases.folder(spec, output).is_done() for spec in pack] for pack in packs]
+    return [f"output: {output}", *describe_packs(packs, done, device, means.processes(packs), means.score_every or 1)]

@@ -1,9 +1,9 @@
-"""RunSpecs -> records: which runs are done, which go together, and on which base."""
+"""RunSpecs -> records: one run, or a pack of them, in the precision and over the base that they need."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import compress
@@ -24,8 +24,6 @@ from ocr_eval.methods.view import View
 from ocr_eval.models import precision, weights
 from ocr_eval.models.base import Base, Device, device_type, load_base, load_tokenizer, make_accelerator
 from ocr_eval.planning.memory import frozen_bytes, least, refuse_impossible
-from ocr_eval.planning.pack_memory import lanes_that_fit
-from ocr_eval.planning.packs import cut_into_packs
 from ocr_eval.records.folder import OnlookersFolder, RunFolder, kind_of
 from ocr_eval.records.record import Record
 from ocr_eval.scoring.candidates import score_candidates
@@ -33,6 +31,19 @@ from ocr_eval.scoring.quantities import summarize_quantities
 from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, Weights
 from ocr_eval.specs.run import RunSpec
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run and its folder."""
+
+    spec: RunSpec
+    folder: RunFolder
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is still to be done: neither finished nor known to fail."""
+        return not self.folder.is_done() and self.folder.failure() is None
 
 
 @dataclass(frozen=True)
@@ -64,37 +75,27 @@ class Execution:
 
 
 def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> Outcome:
-    """Inject and score one run, or return it if the same run is done already; see ``finetune_all``."""
-    return next(finetune_all([spec], output, how))
-
-
-def finetune_all(specs: Sequence[RunSpec], output: Path, how: Execution = Execution()) -> Iterator[Outcome]:
-    """Inject and score runs, packed where they share a base; outcomes come in the order of the runs.
-
-    A run that is done already is returned and not repeated. Interrupted ones go on after their last checkpoint.
+    """Inject and score one run. One that is done already is returned; an interrupted one resumes.
 
     Args:
-        specs: the runs.
-        output: the output folder; the runs' own lie below it.
+        spec: the run.
+        output: the output folder; the run's own lies below it.
         how: device, repetition, scoring.
 
     Raises:
-        UserError: bad input, found before any training of the run.
-        RunFailed: a run of a pack could not go on; the others of its pack are finished.
+        UserError: bad input, found before any training.
+        RunFailed: it could not go on.
     """
     prepare_output(output)
     bases = Bases(how.device)
-    kind = device_type(how.device)
-    for pack in cut_into_packs(bases.settle(specs, output), kind, lanes_that_fit(kind)):
-        places = [bases.folder(spec, output) for spec in pack]
-        was_done = agreed(lambda at: [folder.is_done() and not how.force for folder in at], places)
-        todo = [(spec, folder) for spec, folder, done in zip(pack, places, was_done, strict=True) if not done]
-        do_pack(bases, todo, how)
-        for folder, done in zip(places, was_done, strict=True):
-            reason = None if folder.is_done() else folder.failure()
-            if reason:
-                raise RunFailed(reason)
-            yield Outcome(folder.path, folder.record(), done)
+    (spec,) = bases.settle([spec], output)
+    folder = bases.folder(spec, output)
+    was_done = agreed(lambda: folder.is_done() and not how.force)
+    if not was_done:
+        do_pack(bases, [PlannedRun(spec, folder)], how)
+    if not folder.is_done() and (reason := folder.failure()):
+        raise RunFailed(reason)
+    return Outcome(folder.path, folder.record(), was_done)
 
 
 class Bases:
@@ -125,16 +126,19 @@ class Bases:
         kind = RunFolder if is_first() else OnlookersFolder
         return kind.of(output, spec, spec.fingerprint(identity))
 
-    def settle(self, specs: Sequence[RunSpec], output: Path | None, device: str | None = None) -> list[RunSpec]:
+    def settle(
+        self, specs: Sequence[RunSpec], output: Path | None, device: str | None = None, stated: Collection[str] = ()
+    ) -> list[RunSpec]:
         """The runs in the precision they are made in.
 
-        Runs of one model share a precision: that of a finished one among them in this output folder, else of one that
-        can be resumed there, else what the device computes fast.
+        Runs of one model share a precision: that in which they are stated in this output folder, else of a finished
+        one among them there, else of one that can be resumed, else what the device computes fast.
 
         Args:
             specs: the runs.
             output: where they are written; None where nothing is.
             device: the type of device; None for ours.
+            stated: the runs that a sweep states there, by their folders' identity.
 
         Raises:
             UserError: a model overflows in the only precision that the device computes fast.
@@ -143,19 +147,21 @@ class Bases:
         for spec in specs:
             if spec.model not in settled:
                 kin = [each for each in specs if each.model == spec.model]
-                there = self._precisions_of(kin, output) if spec.model.dtype == "auto" and output is not None else []
+                there = self._precisions_of(kin, output, stated) if output and spec.model.dtype == "auto" else []
                 own = precision.choose_for(spec.model, kind).dtype if len(there) != 1 else there[0]
                 settled[spec.model] = own if own in there or not there else there[0]
         return [spec.in_precision(settled[spec.model]) for spec in specs]
 
-    def _precisions_of(self, specs: Sequence[RunSpec], output: Path) -> list[Precision]:
-        """The precisions in which any of some runs is finished, or where none is, can be resumed."""
+    def _precisions_of(self, specs: Sequence[RunSpec], output: Path, stated: Collection[str]) -> list[Precision]:
+        """The precisions in which any of some runs is stated, or where none is, finished, or else can be resumed."""
         names = {RunFolder.of(output, spec, "*").path for spec in specs}
-        if not any(RunFolder(path).has_begun() for name in names for path in name.parent.glob(name.name)):
+        begun = any(RunFolder(path).has_begun() for name in names for path in name.parent.glob(name.name))
+        if not (begun or stated):
             return []  # a folder is named by the weights' content, which may not be here yet
         folders = {dtype: [self.folder(spec.in_precision(dtype), output) for spec in specs] for dtype in PRECISIONS}
-        done = [dtype for dtype, places in folders.items() if any(folder.is_done() for folder in places)]
-        return done or [dtype for dtype, places in folders.items() if any(folder.has_begun() for folder in places)]
+        tests = (lambda folder: folder.identity in stated, RunFolder.is_done, RunFolder.has_begun)
+        found = ([dtype for dtype, places in folders.items() if any(map(test, places))] for test in tests)
+        return next(filter(None, found), [])
 
     def tokenizer(self, model: ModelSpec) -> Any:
         """A model's tokenizer, without its network."""
@@ -193,7 +199,7 @@ class Bases:
             free_cache(device)
 
 
-def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execution) -> None:
+def do_pack(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None:
     """Do runs as one pack, locked from before the base is loaded to the end.
 
     What another process finished meanwhile is left as it is.
@@ -207,9 +213,9 @@ def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execut
     with ExitStack() as held:
 
         def take() -> list[bool]:
-            for _, folder in runs:
-                held.enter_context(folder.lock())  # before the base, which may take long to load
-            return [how.force or not folder.is_done() for _, folder in runs]
+            for run in runs:
+                held.enter_context(run.folder.lock())  # before the base, which may take long to load
+            return [how.force or not run.folder.is_done() for run in runs]
 
         todo = list(compress(runs, agreed(take)))
         try:
@@ -218,30 +224,29 @@ def do_pack(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execut
             raise Interrupted(_where_it_resumes(todo)) from error
 
 
-def _do_locked(bases: Bases, runs: Sequence[tuple[RunSpec, RunFolder]], how: Execution) -> None:
+def _do_locked(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None:
     """Do runs that this process holds."""
     if not runs:
         return
-    base = bases.get(runs[0][0])
-    materials = [prepare(base.tokenizer, spec) for spec, _ in runs]
-    for _, folder in runs:
-        if how.force or folder.failure():
-            folder.clear()
+    base = bases.get(runs[0].spec)
+    live = [LiveRun(run.spec, run.folder, prepare(base.tokenizer, run.spec)) for run in runs]
+    for run in runs:
+        if how.force or run.folder.failure():
+            run.folder.clear()
     base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
-    live = [LiveRun(*run, material) for run, material in zip(runs, materials, strict=True)]
     inject(base, live, how.every, how.watch, how.measures)
     base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 
-def _where_it_resumes(runs: Sequence[tuple[RunSpec, RunFolder]]) -> str:
+def _where_it_resumes(runs: Sequence[PlannedRun]) -> str:
     """From where runs that were interrupted as one pack go on, in a sentence."""
-    unfinished = [(spec, folder) for spec, folder in runs if not folder.is_done() and folder.failure() is None]
+    unfinished = [run for run in runs if run.is_open]
     if not unfinished:
         return "Interrupted; what was running is finished. The same command does what is left, if anything."
-    epoch = common_epoch([folder for _, folder in unfinished], [spec.train.epochs for spec, _ in unfinished])
+    epoch = common_epoch([run.folder for run in unfinished], [run.spec.train.epochs for run in unfinished])
     if not epoch:
         return "Interrupted; no epoch is saved yet, so the same command starts this run from the beginning."
-    most = max(spec.train.epochs for spec, _ in unfinished)
+    most = max(run.spec.train.epochs for run in unfinished)
     return f"Interrupted; epoch {epoch} of {most} is saved. The same command resumes from there."
 
 

@@ -15,6 +15,7 @@ import psutil
 from tabulate import tabulate
 
 from ocr_eval.records.folder import HEARTBEAT, RunFolder
+from ocr_eval.specs.grid import read_all
 
 #: Seconds without a sign of life after which a run on another host counts as interrupted.
 _SILENT = 5 * HEARTBEAT
@@ -28,6 +29,7 @@ class RunState:
 
     Attributes:
         run: its folder below ``runs/``.
+        study: the study that needs it, empty for the folder's sweep.
         state: running and interrupted runs have begun; an interrupted one resumes when the sweep does.
         epoch: finished epochs, None before the first scoring.
         train_loss: of the last epoch, nats an answer token.
@@ -36,6 +38,7 @@ class RunState:
     """
 
     run: str
+    study: str
     state: State
     epoch: int | None
     train_loss: float | None
@@ -43,8 +46,18 @@ class RunState:
     reason: str = ""
 
 
-def run_state(root: Path, run: str) -> RunState:
-    """Read how far a run is; takes no lock and changes nothing."""
+def run_states(root: Path) -> list[RunState]:
+    """How far every run is that a folder states, of its sweep and of each study; one that several need is in each.
+
+    Raises:
+        UserError: a file that is damaged or of another version.
+    """
+    stated = read_all(root).items()
+    return [run_state(root, run, study) for study, held in stated for pack in held.packs for run in pack]
+
+
+def run_state(root: Path, run: str, study: str = "") -> RunState:
+    """Read how far a run of a sweep or study is; takes no lock and changes nothing."""
     folder = RunFolder(root / "runs" / run)
     lines = folder.metrics() if folder.path.is_dir() else []
     held_out = [line.held_out for line in lines if line.held_out is not None]
@@ -62,6 +75,7 @@ def run_state(root: Path, run: str) -> RunState:
     )
     return RunState(
         run=run,
+        study=study,
         state=state,
         epoch=lines[-1].epoch if lines else None,
         train_loss=lines[-1].train_loss if lines else None,
@@ -88,6 +102,13 @@ def _runs_since(process: int, moment: float) -> bool:
 
 
 def state_table(states: Sequence[RunState]) -> str:
+    """A table for the sweep and for each study, under its name."""
+    studies = dict.fromkeys(state.study for state in states)
+    tables = {study: _table([state for state in states if state.study == study]) for study in studies}
+    return "\n".join((f"{study}\n" if study else "") + table for study, table in tables.items())
+
+
+def _table(states: Sequence[RunState]) -> str:
     """The states as aligned text, and a line that counts them."""
 
     def shown(value: float | None, form: str) -> str:

@@ -1,8 +1,9 @@
-"""A sweep at work: its grid cut into packs, done by one process or many, never lost.
+"""A sweep at work: runs cut into packs, done by one process or many, never lost.
 
-A sweep is a folder. ``sweep.json`` in it states the grid and the packs; the runs lie beside it as those of
-``finetune`` do. Whoever works on the folder takes packs that nobody holds, so that several processes share the
-work; what is finished is not repeated, and what was interrupted resumes.
+A sweep is a list of runs in a folder, and a file there that states them: what each is, and which go together.
+``sweep.json`` states the sweep of a grid, ``studies/NAME.json`` the runs of a study; the runs lie beside it as those
+of ``finetune`` do, and whoever needs the same run shares it. Whoever works on the folder takes packs that nobody holds,
+so that several processes share the work; what is finished is not repeated, and what was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -10,28 +11,26 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any
 
 from ocr_eval.common import provenance
 from ocr_eval.common.distributed import agreed
 from ocr_eval.common.errors import Busy, RunFailed, UserError
 from ocr_eval.common.files import write_atomic
 from ocr_eval.common.locks import hold
-from ocr_eval.common.messages import say
-from ocr_eval.execution.execute import Bases, Execution, do_pack
+from ocr_eval.common.messages import say, warn
+from ocr_eval.execution.execute import Bases, Execution, PlannedRun, do_pack
 from ocr_eval.execution.jobs import Job
 from ocr_eval.execution.run_pack import prepare
 from ocr_eval.planning.pack_memory import lanes_that_fit
 from ocr_eval.planning.packs import cut_into_packs, share_key
 from ocr_eval.planning.workload import batch_nodes
-from ocr_eval.records.folder import RunFolder
-from ocr_eval.specs.grid import SWEEP_FILE, Grid, SweepState, check_same, read_sweep
-from ocr_eval.specs.model import Precision
+from ocr_eval.records.folder import parse_run
+from ocr_eval.specs.grid import Grid, SweepState, check_same, read_sweep, state_file
 from ocr_eval.specs.run import RunSpec
 
 #: Seconds between looks at packs that another process holds.
@@ -39,40 +38,32 @@ _PATIENCE = 2.0
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """A run of a sweep and its folder."""
-
-    spec: RunSpec
-    folder: RunFolder
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it is still to be done: neither finished nor known to fail."""
-        return not self.folder.is_done() and self.folder.failure() is None
-
-
-@dataclass(frozen=True)
 class Sweep:
-    """A sweep in its folder.
+    """A sweep or study in its folder.
 
     Attributes:
         output: the folder.
-        grid: what it is.
-        dtypes: the precision of each of its models.
         packs: its runs, cut into packs.
+        study: the study's name; empty for the folder's sweep.
+        grid: how its runs were written, if as a grid.
         before: what the folder stated when this was laid out.
     """
 
     output: Path
-    grid: Grid
-    dtypes: Mapping[str, Precision]
     packs: tuple[tuple[PlannedRun, ...], ...]
+    study: str = ""
+    grid: Grid | None = None
     before: SweepState | None = None
 
     @property
     def runs(self) -> list[PlannedRun]:
         """Every run."""
         return [run for pack in self.packs for run in pack]
+
+    @property
+    def name(self) -> str:
+        """What its runs are grouped under."""
+        return self.study or self.output.resolve().name
 
     def stated(self) -> Sweep:
         """State the sweep in its folder, so that others can take part and look on.
@@ -83,18 +74,94 @@ class Sweep:
         Raises:
             UserError: another process has begun another sweep in the folder.
         """
+        file = state_file(self.output, self.study)
+        file.parent.mkdir(parents=True, exist_ok=True)
         with hold(self.output / ".sweep.lock"):
-            check_same(self.grid, self.output)
-            held, runs = read_sweep(self.output), {run.folder.identity: run for run in self.runs}
-            if held is not None and held != self.before and held.dtypes != self.dtypes:
-                raise UserError(f"Another process has just begun the sweep in '{self.output}'. Repeat the command.")
-            packs = _as_held(held, runs)
-            if held is None or packs is None:
-                names = tuple(tuple(run.folder.identity for run in pack) for pack in self.packs)
-                state = SweepState(code=provenance.code_digest(), grid=self.grid, dtypes=dict(self.dtypes), packs=names)
-                write_atomic(self.output / SWEEP_FILE, state.model_dump_json(indent=2) + "\n")
-                return self
-        return replace(self, packs=packs)
+            held = read_sweep(self.output, self.study)
+            if self.grid is not None:
+                check_same(self.grid, held, self.output)
+            packs = _as_held(held, {run.folder.identity: run for run in self.runs})
+            if packs is None and held != self.before:
+                raise UserError(f"Another process has just begun a sweep in '{self.output}'. Repeat the command.")
+            sweep = self if packs is None else replace(self, packs=packs)
+            if packs is None or not (held and held.specs):
+                state = SweepState(
+                    code=provenance.code_digest(),
+                    grid=self.grid,
+                    packs=tuple(tuple(run.folder.identity for run in pack) for pack in sweep.packs),
+                    specs={run.folder.identity: run.spec.model_dump(mode="json") for run in sweep.runs},
+                )
+                write_atomic(file, state.model_dump_json(indent=2) + "\n")
+        return sweep
+
+    def worker(self, pack: int, flags: Sequence[str]) -> tuple[str, ...]:
+        """The command of a process that does one pack, by its number from 1, or with 0 all that nobody else does."""
+        study = ["--study", self.study] if self.study else []
+        output = str(self.output.resolve())
+        return (sys.executable, "-m", "ocr_eval", "sweep", "-o", output, *study, "--worker", str(pack), *flags)
+
+
+def study_name(kind: str, specs: Iterable[RunSpec]) -> str:
+    """A name that these runs have as a study of a kind, in whatever precision they will be made."""
+    parts = [
+        (s.model.name, s.model.dtype, s.association.name, s.in_precision("float32").fingerprint("")) for s in specs
+    ]
+    return f"{kind}-{hashlib.sha256(repr(sorted(parts)).encode()).hexdigest()[:8]}"
+
+
+def plan_sweep(
+    specs: Sequence[RunSpec],
+    output: Path,
+    device: str,
+    bases: Bases,
+    at_once: int = 1,
+    study: str = "",
+    grid: Grid | None = None,
+) -> Sweep:
+    """Lay runs out as packs and folders; fetches weights that are not here.
+
+    A folder that states these very runs keeps their packs and precision, whatever device looks at it.
+
+    Args:
+        specs: the runs.
+        output: the folder.
+        device: the type of device that a pack should fill.
+        bases: where weights are found.
+        at_once: how many packs are to be done at once.
+        study: the name of the study that they are; empty for the folder's sweep.
+        grid: how the runs of a sweep were written.
+
+    Raises:
+        UserError: weights that cannot be had, or a model that overflows in the device's only fast precision.
+    """
+    held = read_sweep(output, study)
+    planned = _planned(bases.settle(specs, output, device, held.runs if held else ()), output, bases)
+    packs = _as_held(held, planned)
+    if packs is None:
+        runs = {run.spec: run for run in planned.values()}
+        packs = tuple(tuple(runs[spec] for spec in pack) for pack in cut(list(runs), device, at_once))
+    return Sweep(output, packs, study, grid, held)
+
+
+def join_sweep(output: Path, study: str, bases: Bases) -> Sweep:
+    """The sweep or study that a folder states, to take part in it.
+
+    Raises:
+        UserError: it states none, or its runs would now be others.
+    """
+    held = read_sweep(output, study)
+    if held is None:
+        raise UserError(f"There is no sweep to take part in: no {state_file(output, study)}.")
+    specs = [parse_run(content, state_file(output, study)) for content in held.specs.values()]
+    if not specs and held.grid is not None:  # stated before files said what each run is
+        specs = bases.settle(held.grid.specs(), output, stated=held.runs)
+    packs = _as_held(held, _planned(specs, output, bases))
+    if packs is None:
+        raise UserError(
+            f"Since the sweep in '{output}' was stated, the results version or the weights have changed. "
+            "Start the sweep's command again."
+        )
+    return Sweep(output, packs, study, held.grid, held)
 
 
 def _as_held(held: SweepState | None, runs: Mapping[str, PlannedRun]) -> tuple[tuple[PlannedRun, ...], ...] | None:
@@ -102,70 +169,6 @@ def _as_held(held: SweepState | None, runs: Mapping[str, PlannedRun]) -> tuple[t
     if held is None or held.runs != set(runs):
         return None
     return tuple(tuple(runs[name] for name in pack) for pack in held.packs)
-
-
-def plan_sweep(grid: Grid, output: Path, device: str, bases: Bases, at_once: int = 1) -> Sweep:
-    """Lay a grid out as packs and folders; fetches weights that are not here.
-
-    A folder that holds this very sweep keeps its packs, whatever device looks at it.
-
-    Args:
-        grid: what to sweep over.
-        output: the folder.
-        device: the type of device that a pack should fill.
-        bases: where weights are found.
-        at_once: how many packs are to be done at once.
-
-    Raises:
-        UserError: a name or a value that does not exist or fit, or weights that cannot be had.
-    """
-    held = read_sweep(output)
-    dtypes = settled_dtypes(grid, held, output, device, bases)
-    planned = _planned(grid.specs(dtypes), output, bases)
-    packs = _as_held(held, planned)
-    if packs is None:
-        run_of = {id(run.spec): run for run in planned.values()}
-        cuts = cut([run.spec for run in planned.values()], device, at_once)
-        packs = tuple(tuple(run_of[id(spec)] for spec in pack) for pack in cuts)
-    return Sweep(output, grid, dtypes, packs, held)
-
-
-def settled_dtypes(
-    grid: Grid, held: SweepState | None, output: Path, device: str, bases: Bases
-) -> dict[str, Precision]:
-    """The precision of each model of a grid, by its name there.
-
-    Where neither grid nor model states one, it is that of the sweep that the folder holds, else as ``Bases.settle``.
-
-    Raises:
-        UserError: a model overflows in the only precision that the device computes fast.
-    """
-    kept = held.dtypes if held is not None and held.grid == grid else {}
-    return {
-        name: kept[name]
-        if name in kept and model.dtype == "auto"
-        else bases.settle(grid.model_copy(update={"models": (name,)}).specs(), output, device)[0].precision
-        for name, model in grid.model_specs().items()
-    }
-
-
-def join_sweep(output: Path, bases: Bases) -> Sweep:
-    """The sweep that a folder states, to take part in it.
-
-    Raises:
-        UserError: it states none, or its runs would now be others.
-    """
-    held = read_sweep(output)
-    if held is None:
-        raise UserError(f"'{output}' contains no sweep to take part in (no {SWEEP_FILE}).")
-    runs = {} if not held.dtypes else _planned(held.grid.specs(held.dtypes), output, bases)
-    packs = _as_held(held, runs)
-    if packs is None:
-        raise UserError(
-            f"Since the sweep in '{output}' was stated, the results version or the weights have changed. "
-            "Start the sweep's command again."
-        )
-    return Sweep(output, held.grid, held.dtypes, packs)
 
 
 def _planned(specs: Sequence[RunSpec], output: Path, bases: Bases) -> dict[str, PlannedRun]:
@@ -182,14 +185,8 @@ def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpe
     Raises:
         UserError: the tokenizer cannot do with the data of a run.
     """
-    groups: list[list[RunSpec]] = []
-    for spec in specs:
-        kin = next((group for group in groups if share_key(group[0]) == share_key(spec)), None)
-        if kin is None:
-            groups.append([spec])
-        else:
-            kin.append(spec)
-    ordered = [spec for group in groups for spec in sorted(group, key=batch_nodes)]
+    group = {key: number for number, key in enumerate(dict.fromkeys(map(share_key, specs)))}
+    ordered = sorted(specs, key=lambda spec: (group[share_key(spec)], batch_nodes(spec)))
     return cut_into_packs(ordered, device, lanes_that_fit(device), at_once)
 
 
@@ -200,14 +197,21 @@ def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:
         sweep: the sweep, stated in its folder.
         flags: further flags of the command.
     """
-    output = sweep.output.resolve()
     jobs = []
     for number, pack in enumerate(sweep.packs, start=1):
         if any(run.is_open for run in pack):
             content = hashlib.sha256("".join(run.folder.identity for run in pack).encode()).hexdigest()[:6]
-            command = (sys.executable, "-m", "ocr_eval", "sweep", "-o", str(output), "--worker", str(number), *flags)
-            jobs.append(Job(f"pack{number}-{content}", command))
+            jobs.append(Job(f"pack{number}-{content}", sweep.worker(number, flags)))
     return jobs
+
+
+def worker_jobs(sweep: Sweep, workers: int, flags: Sequence[str]) -> list[Job]:
+    """Jobs that take packs until none is left, no more than there are packs with an open run.
+
+    One that dies leaves its pack to the others; what it had reached is not lost.
+    """
+    needed = min(workers, sum(any(run.is_open for run in pack) for pack in sweep.packs))
+    return [Job(f"worker{number}", sweep.worker(0, flags)) for number in range(1, needed + 1)]
 
 
 def clear(sweep: Sweep) -> None:
@@ -241,7 +245,7 @@ def check_open(sweep: Sweep, bases: Bases, here: bool) -> None:
                 bases.refuse_impossible(run.spec)
 
 
-def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int], say_waiting: Callable[[int], Any]) -> None:
+def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int]) -> None:
     """Do packs of a sweep until none of them is left open; those that another process holds are waited for.
 
     A pack that cannot go on is left, its reason said, and the others are done.
@@ -251,7 +255,6 @@ def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int], say_w
         bases: where bases are loaded.
         how: device, repetition, scoring.
         packs: which packs.
-        say_waiting: told once the number of runs that another process holds, when only such are left.
     """
     left, waiting = list(packs), False
     while left:
@@ -259,16 +262,16 @@ def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int], say_w
         for index in left:
             pack = sweep.packs[index]
             is_open = agreed(lambda runs: [run.is_open for run in runs], pack)
-            todo = [(run.spec, run.folder) for run in compress(pack, is_open)]
             try:
-                do_pack(bases, todo, how)
+                do_pack(bases, list(compress(pack, is_open)), how)
             except Busy:
                 held.append(index)
             except (RunFailed, UserError) as error:
-                say(f"Pack {index + 1} cannot go on: {error}")
+                warn(f"Pack {index + 1} cannot go on: {error}")
         if held == left:
             if not waiting:
-                say_waiting(sum(run.is_open for index in held for run in sweep.packs[index]))
+                count = sum(run.is_open for index in held for run in sweep.packs[index])
+                say(f"Waiting for {count} runs that another process is running")
                 waiting = True
             time.sleep(_PATIENCE)
         left = held

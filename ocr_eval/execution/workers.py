@@ -7,14 +7,12 @@ wait. Processes with a thread each keep every core busy: on two cores they do a 
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from ocr_eval.execution.jobs import Job, JobResult, Placement, run_jobs
+from ocr_eval.execution.execute import PlannedRun
 from ocr_eval.execution.jobs.local import cores
 from ocr_eval.execution.run_pack import Step, Watcher
-from ocr_eval.execution.sweep import PlannedRun, Sweep
 from ocr_eval.models.architecture import examine
 from ocr_eval.planning import memory, workload
 from ocr_eval.planning.pack_memory import pack_memory, room, widest
@@ -47,30 +45,6 @@ def workers_that_pay(packs: Sequence[Sequence[RunSpec]], device: str) -> int:
     if flop < _LEAST_FLOP:
         return 1
     return max(1, min(most, int(memory.USABLE * room(device) / needed)))
-
-
-def work_side_by_side(sweep: Sweep, workers: int, flags: Sequence[str], watch: Watcher) -> list[JobResult]:
-    """Do the open runs of a sweep in several processes, and follow them.
-
-    A worker that dies leaves its pack to the others; what it had reached is not lost.
-
-    Args:
-        sweep: the sweep, stated in its folder.
-        workers: how many processes share the cores; no more are started than there are packs to do.
-        flags: further flags of their command.
-        watch: receives the new lines of metrics.
-
-    Raises:
-        KeyboardInterrupt: after the workers were stopped.
-    """
-    command = (sys.executable, "-m", "ocr_eval", "sweep", "-o", str(sweep.output.resolve()), "--worker", "0", *flags)
-    needed = min(workers, sum(any(run.is_open for run in pack) for pack in sweep.packs))
-    jobs = [Job(f"worker{number}", command) for number in range(1, needed + 1)]
-    follower = Follower(sweep.packs, watch)
-    placement = Placement(executor="local", devices=("cpu",) * workers)
-    results = run_jobs(jobs, placement, sweep.output / "logs", meanwhile=follower.look)
-    follower.look_closely()
-    return results
 
 
 class Follower:

@@ -338,7 +338,15 @@ def read_run(path: Path) -> RunSpec:
     Raises:
         UserError: a file that breaks a rule.
     """
-    content = yaml_files.read_yaml(path)
+    return parse_run(yaml_files.read_yaml(path), path)
+
+
+def parse_run(content: dict[str, Any], path: Path) -> RunSpec:
+    """The resolved spec that a file of ours holds.
+
+    Raises:
+        UserError: content that breaks a rule.
+    """
     content.pop("schema_version", None)
     for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # a run is what it was when it was made
         if isinstance(content.get(section), dict):

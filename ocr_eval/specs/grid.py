@@ -1,9 +1,8 @@
-"""What a sweep is: its grid of runs, and the file that states it. Imports nothing heavy."""
+"""What states a sweep: the grid that its runs are written as, and the file in its folder. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from types import GenericAlias
@@ -13,12 +12,10 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationError,
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.association import load_association
-from ocr_eval.specs.model import Dtype, ModelSpec, Precision, load_model_spec
+from ocr_eval.specs.model import Dtype, load_model_spec
 from ocr_eval.specs.run import DataSpec, RunSpec, make_run_spec
 from ocr_eval.specs.settings import AXES, PLURAL, Section, Setting
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
-
-SWEEP_FILE = "sweep.json"
 
 
 def _axis(values: Any) -> Any:
@@ -69,28 +66,14 @@ class Grid(_Axes, _Runs):
         lists = {name: [AXES[name].text(value) for value in dumped[name]] for name in dumped if name in _LISTS}
         return {name.replace("_", "-"): value for name, value in (dumped | lists).items()}
 
-    def model_specs(self) -> dict[str, ModelSpec]:
-        """The models by the names they go by in the grid, in the precision that was asked for.
-
-        Raises:
-            UserError: a name that does not exist, or a file that breaks a rule.
-        """
-        asked = {} if self.dtype is None else {"dtype": self.dtype}
-        return {name: load_model_spec(name).model_copy(update=asked) for name in self.models}
-
-    def specs(self, dtypes: Mapping[str, Precision] | None = None) -> list[RunSpec]:
-        """Every run of the grid; runs of one model and association are neighbours.
-
-        Args:
-            dtypes: the precision of each model, by its name in the grid; None leaves ``auto`` as it is.
+    def specs(self) -> list[RunSpec]:
+        """Every run of the grid, in the precision that was asked for; runs of one model and association are neighbours.
 
         Raises:
             UserError: a name or a value that does not exist or fit.
         """
-        models = [
-            model if dtypes is None else model.model_copy(update={"dtype": dtypes[name]})
-            for name, model in self.model_specs().items()
-        ]
+        asked = {} if self.dtype is None else {"dtype": self.dtype}
+        models = [load_model_spec(name).model_copy(update=asked) for name in self.models]
         associations = [load_association(name) for name in self.assocs]
         attention, train, data = (self._combinations(part) for part in ("model", "train", "data"))
         return [
@@ -113,21 +96,21 @@ Identity = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9._-]{0,63
 
 
 class SweepState(Strict):
-    """What ``sweep.json`` says.
+    """What the file of a sweep or study says.
 
     Attributes:
         schema_version: of the file.
         code: digest of the code that stated it.
-        grid: what the sweep is.
-        dtypes: the precision of each model, settled when the sweep was made; empty in files before there was a choice.
+        grid: how ``sweep`` wrote its runs; None of a study.
         packs: its runs, by pack.
+        specs: what each of them is, in its settled precision; empty in files of before, whose grid says it.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     code: str
-    grid: Grid
-    dtypes: dict[str, Precision] = Field(default_factory=dict)
+    grid: Grid | None = None
     packs: tuple[tuple[Identity, ...], ...]
+    specs: dict[Identity, dict[str, Any]] = Field(default_factory=dict)
 
     @property
     def runs(self) -> set[Identity]:
@@ -135,21 +118,35 @@ class SweepState(Strict):
         return {run for pack in self.packs for run in pack}
 
 
-def read_sweep(output: Path) -> SweepState | None:
-    """The sweep that a folder holds, if it holds one.
+def state_file(output: Path, study: str = "") -> Path:
+    """The file that states a study of a folder, or without a name the folder's sweep."""
+    return output / (f"studies/{study}.json" if study else "sweep.json")
+
+
+def read_all(output: Path) -> dict[str, SweepState]:
+    """What a folder states: its sweep, without a name, and its studies by name."""
+    names = ["", *sorted(path.stem for path in output.glob("studies/*.json"))]
+    return {name: held for name in names if (held := read_sweep(output, name))}
+
+
+def read_sweep(output: Path, study: str = "") -> SweepState | None:
+    """The sweep that a folder states, or the study of this name there; None if there is none.
 
     Raises:
-        UserError: a sweep.json that is damaged or of another version.
+        UserError: a file that is damaged or of another version.
     """
-    path = output / SWEEP_FILE
+    path = state_file(output, study)
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["schema_version"]
         if version == SCHEMA_VERSION:
-            older = {PLURAL.get(name, name): value for name, value in DataSpec.legacy().items()}
-            return SweepState.model_validate({**content, "grid": {**older, **content["grid"]}}, strict=False)
+            content.pop("dtypes", None)  # of before; the names of the runs hold it too
+            if content.get("grid") is not None:
+                older = {PLURAL.get(name, name): value for name, value in DataSpec.legacy().items()}
+                content["grid"] = {**older, **content["grid"]}
+            return SweepState.model_validate(content, strict=False)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({_reason(error)}). Delete it; the runs beside it are kept.") from error
     raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
@@ -166,15 +163,15 @@ def _said(value: object) -> object:
     return "not given" if value is None else value
 
 
-def check_same(given: Grid, output: Path) -> None:
-    """Raises UserError if the folder holds a sweep of another grid."""
-    held = read_sweep(output)
-    if held is None or held.grid == given:
+def check_same(given: Grid, state: SweepState | None, output: Path) -> None:
+    """Raises UserError if what a folder states is a sweep of another grid."""
+    held = state and state.grid
+    if not held or held == given:
         return
     differing = [
-        f"{name} {_said(getattr(held.grid, name))} there, {_said(value)} here"
+        f"{name} {_said(getattr(held, name))} there, {_said(value)} here"
         for name, value in given
-        if getattr(held.grid, name) != value
+        if getattr(held, name) != value
     ]
     raise UserError(
         f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or leave these "

@@ -342,7 +342,8 @@ def test_a_sweep_that_is_requeued_ends_as_one_that_was_left_alone(tmp_path, mode
     seen = set()
     (tmp_path / "there").mkdir()
     grid = read_sweep(tmp_path / "here").grid
-    jobs = pack_jobs(plan_sweep(grid, tmp_path / "there", "cpu", Bases("cpu")).stated(), [])
+    sweep = plan_sweep(grid.specs(), tmp_path / "there", "cpu", Bases("cpu"), grid=grid)
+    jobs = pack_jobs(sweep.stated(), [])
     results = run_jobs(jobs, SLURM, tmp_path / "there/logs", requeue)
     assert [result.end for result in results] == ["done", "done"], results
     assert len(seen) == 2
