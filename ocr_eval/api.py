@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 from ocr_eval.analysis.table import Metric, Table, build_table, column, measured
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, unknown_name
-from ocr_eval.records.find import Found, Run, find_runs
+from ocr_eval.records.find import FinishedRun, Found, find_runs
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import parse_condition, select, settings_of
 from ocr_eval.scoring.ranks import Scores
@@ -109,7 +109,7 @@ def finetune(
     from ocr_eval.execution.execute import finetune as run_finetune
 
     how = Execution(device=device, force=force, measures=None if measures is None else tuple(measures))
-    return run_finetune(run, Path(output), how).record
+    return run_finetune(run, Path(output), how)[0].record
 
 
 def score_run(run: RunSpec, adapter: Folder | None = None, device: Device = "auto") -> Scores:
@@ -246,7 +246,7 @@ def _lines(
     folders: Sequence[Folder],
     where: str | Sequence[str],
     scoring: Scoring,
-    read: Callable[[Run, Scoring], list[Line]],
+    read: Callable[[FinishedRun, Scoring], list[Line]],
 ) -> Iterator[tuple[dict[str, Any], Line]]:
     """The settings of each run with each line of one of its files; one that cannot be used is a warning."""
     for run in _found(folders, where, stacklevel=4).runs:

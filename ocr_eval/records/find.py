@@ -14,7 +14,7 @@ from ocr_eval.specs.run import Scoring
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run on disk."""
 
     folder: Path
@@ -31,7 +31,7 @@ class Found:
         unfinished: folders of runs that have begun and not finished.
     """
 
-    runs: list[Run]
+    runs: list[FinishedRun]
     complaints: list[UserError]
     unfinished: list[Path]
 
@@ -73,7 +73,7 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measure: str | None 
             continue
         if record.run not in seen:
             seen.add(record.run)
-            found.runs.append(Run(folder, record))
+            found.runs.append(FinishedRun(folder, record))
     return found
 
 
