@@ -81,7 +81,8 @@ def describe_packs(
             line += f", about {duration(seconds)}"
         lines.append(line)
         for spec, is_done in zip(pack, finished, strict=True):
-            train = f"{spec.train.method} lr {spec.train.lr:g} rank {spec.train.rank} epochs {spec.train.epochs}"
+            taught = " + ".join([spec.train.method, *spec.train.prevent])
+            train = f"{taught} lr {spec.train.lr:g} rank {spec.train.rank} epochs {spec.train.epochs}"
             shape = f"m_train {spec.data.m_train} {spec.data.variant}"
             run = f"{spec.model.name} {spec.association.name} seed {spec.seed} {train} {shape}"
             lines.append(f"  {run}{' done' if is_done else ''}")
