@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -20,7 +19,7 @@ from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.records.find import FinishedRun, Found, find_runs
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import parse_condition, select, settings_of
+from ocr_eval.records.select import parse_condition, settings_of
 from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs.association import Association, load_association
 from ocr_eval.specs.model import ModelSpec, load_model_spec
@@ -147,8 +146,7 @@ def _found(
     found = find_runs(*map(Path, folders), scoring=scoring)
     for complaint in found.complaints:
         warnings.warn(f"{complaint} Skipped.", stacklevel=stacklevel)
-    chosen = {record.run for record in select(found.records, conditions)}
-    return replace(found, runs=[run for run in found.runs if run.record.run in chosen])
+    return found.where(conditions)
 
 
 def records_frame(records: Sequence[Record]) -> pd.DataFrame:

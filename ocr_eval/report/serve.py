@@ -15,7 +15,7 @@ from pathlib import Path
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import say
 from ocr_eval.records.find import find_runs
-from ocr_eval.records.select import parse_condition, select
+from ocr_eval.records.select import parse_condition
 from ocr_eval.report.page import build_page
 from ocr_eval.specs.run import Scoring
 
@@ -52,10 +52,7 @@ class Report:
         with self._making:
             state = self.state()
             if self._made is None or self._made[0] != state:
-                found = find_runs(*self._folders, scoring=self._scoring)
-                if found.runs:
-                    chosen = {record.run for record in select(found.records, self._conditions)}
-                    found.runs[:] = [run for run in found.runs if run.record.run in chosen]
+                found = find_runs(*self._folders, scoring=self._scoring).where(self._conditions)
                 self._made = state, build_page(found, self._scoring, token=state)[0].encode()
             return self._made[1]
 
