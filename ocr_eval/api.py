@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -18,9 +17,9 @@ from msgspec.structs import asdict
 from ocr_eval.analysis.table import Metric, Table, build_table, column, measured
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, unknown_name
-from ocr_eval.records.find import Found, Run, find_runs
+from ocr_eval.records.find import FinishedRun, Found, find_runs
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import parse_condition, select, settings_of
+from ocr_eval.records.select import parse_condition, settings_of
 from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs.association import Association, load_association
 from ocr_eval.specs.model import ModelSpec, load_model_spec
@@ -109,7 +108,7 @@ def finetune(
     from ocr_eval.execution.execute import finetune as run_finetune
 
     how = Execution(device=device, force=force, measures=None if measures is None else tuple(measures))
-    return run_finetune(run, Path(output), how).record
+    return run_finetune(run, Path(output), how)[0].record
 
 
 def score_run(run: RunSpec, adapter: Folder | None = None, device: Device = "auto") -> Scores:
@@ -147,8 +146,7 @@ def _found(
     found = find_runs(*map(Path, folders), scoring=scoring)
     for complaint in found.complaints:
         warnings.warn(f"{complaint} Skipped.", stacklevel=stacklevel)
-    chosen = {record.run for record in select(found.records, conditions)}
-    return replace(found, runs=[run for run in found.runs if run.record.run in chosen])
+    return found.where(conditions)
 
 
 def records_frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -246,7 +244,7 @@ def _lines(
     folders: Sequence[Folder],
     where: str | Sequence[str],
     scoring: Scoring,
-    read: Callable[[Run, Scoring], list[Line]],
+    read: Callable[[FinishedRun, Scoring], list[Line]],
 ) -> Iterator[tuple[dict[str, Any], Line]]:
     """The settings of each run with each line of one of its files; one that cannot be used is a warning."""
     for run in _found(folders, where, stacklevel=4).runs:

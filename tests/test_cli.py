@@ -101,7 +101,7 @@ def test_bad_input(ocr_eval, tmp_path, monkeypatch, arguments, said):
         (("{name} lives in {answer}", "He lives in {answer}"), "must hold {name} exactly once"),
         (("{name} lives in {answer}", "{name} of {town} lives in {answer}"), "a placeholder other than"),
         (("Paris: French", "Paris: Japanese"), "'Japanese' stands twice"),
-        (("Paris: French", "Tokyo: French"), "line 11: 'Tokyo' stands twice"),
+        (("Paris: French", "Tokyo: French"), "line 11: 'Tokyo' is repeated"),
         (("French", "No"), "boolean"),
         (("Paris", "on"), "a key of 'pairs' is read as the boolean true; quote the word"),
         (("Paris", "7"), "a key of 'pairs' is read as the number 7; quote it"),

@@ -14,7 +14,7 @@ from ocr_eval.analysis.finding import finding, remedy
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import ROW_KEYS, group_rows, parse_condition, row_keys, select, settings_of_each
+from ocr_eval.records.select import ROW_KEYS, group_rows, parse_condition, row_keys, select, settings_of
 from ocr_eval.report.tables import to_csv, to_html, to_json, to_markdown, to_tex
 from ocr_eval.scoring.ranks import HeldOut, Score
 from ocr_eval.specs.model import TrainSpec
@@ -185,7 +185,7 @@ def test_no_two_rows_have_one_name(runs, by):
     ]
     told_apart = [key for key in ROW_KEYS if key != "seed"]
     for group in group_rows(records, tuple(sorted(by))).values():
-        assert len({tuple(settings[key] for key in told_apart) for settings in settings_of_each(group)}) == 1
+        assert len({tuple(settings[key] for key in told_apart) for settings in map(settings_of, group)}) == 1
         assert len({each.association_digest for each in group}) == 1
 
 

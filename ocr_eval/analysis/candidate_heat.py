@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocr_eval.data.task import Quantity, the_finding
-from ocr_eval.records.find import Run
+from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.run_files import probes_of, whole
 from ocr_eval.records.select import natural
 from ocr_eval.specs.run import Scoring
@@ -37,7 +37,7 @@ class Heat:
     probability: NDArray[np.float64]
 
 
-def heat_of_run(run: Run, scoring: Scoring) -> Heat | None:
+def heat_of_run(run: FinishedRun, scoring: Scoring) -> Heat | None:
     """The heat of a run's probes; see ``heat_of``.
 
     Raises:

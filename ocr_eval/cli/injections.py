@@ -57,8 +57,8 @@ def finetune(
         from ocr_eval.execution.execute import Execution
         from ocr_eval.execution.execute import finetune as run_finetune
 
-        outcome = run_finetune(spec, output_dir, Execution(device, force, score_every, measures=asked))
-        folder, record, was_done = RunFolder(outcome.folder), outcome.record, outcome.was_done
+        done, was_done = run_finetune(spec, output_dir, Execution(device, force, score_every, measures=asked))
+        folder, record = RunFolder(done.folder), done.record
     missing = [name for name in asked or () if name not in record.measures] if was_done else []
     if missing:
         o.warn(f"This run finished without {', '.join(missing)}. Rerun it with --force to measure.")
@@ -133,12 +133,12 @@ def _summary(record: Record, losses: list[float]) -> str:
 def _show_curve(folder: Path, record: Record) -> None:
     """Draw a finished run's mean rank by epoch in the terminal."""
     from ocr_eval.data.task import the_finding
-    from ocr_eval.records.find import Run
+    from ocr_eval.records.find import FinishedRun
     from ocr_eval.records.run_files import metrics_of
     from ocr_eval.report.chart import Curve, charts
 
     try:
-        metrics = metrics_of(Run(folder, record), "first-token")
+        metrics = metrics_of(FinishedRun(folder, record), "first-token")
     except UserError as error:
         typer.echo(f"ocr-eval: {error} No curve is drawn.", err=True)
         return

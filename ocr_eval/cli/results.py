@@ -33,10 +33,8 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
     Raises:
         UserError: no such folder, no finished run in it, or none that passes.
     """
-    from dataclasses import replace
-
     from ocr_eval.records.find import find_runs
-    from ocr_eval.records.select import parse_condition, select
+    from ocr_eval.records.select import parse_condition
 
     conditions = [parse_condition("--filter", text) for text in filters or ()]
     found = find_runs(*folders, scoring=scoring, measure=measure)
@@ -48,8 +46,7 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
     if not found.runs:
         where = ", ".join(f"'{folder}'" for folder in folders)
         raise UserError(f"No finished run below {where}. Run 'ocr-eval finetune --assoc city-language' first.")
-    chosen = {record.run for record in select(found.records, conditions)}
-    return replace(found, runs=[run for run in found.runs if run.record.run in chosen])
+    return found.where(conditions)
 
 
 def table(

@@ -39,7 +39,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str], fix: str = "") -> UserError:
-    """The error for a name that is not there: the name, the closest one, and what exists.
+    """The error for an unknown name: the name, the closest one, and what exists.
 
     Args:
         kind: what was looked for, e.g. ``"model"``.

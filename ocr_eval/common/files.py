@@ -106,7 +106,7 @@ def read_jsonl(path: Path, growing: bool = False) -> list[dict[str, Any]]:
 
     Args:
         path: the file.
-        growing: lines may still be appended; a last one without its newline, being written or torn, is left out.
+        growing: lines may still be appended; a last one without its newline, being written or torn, is skipped.
 
     Raises:
         UserError: a line that is not JSON (names it).

@@ -17,7 +17,7 @@ def hold(path: Path, timeout: float = -1) -> AcquireReturnProxy[FileLock]:
 
     Args:
         path: the file; it stays, for removing it could let two processes hold two files of that name.
-        timeout: seconds to wait while another process holds it; below 0: for ever.
+        timeout: seconds to wait while another process holds it; below 0: forever.
 
     Raises:
         filelock.Timeout: another process holds it still.

@@ -1,4 +1,4 @@
-"""Where shipped files lie (checkout or wheel), and the strict reading of YAML.
+"""Where shipped files are (checkout or wheel), and the strict reading of YAML.
 
 This is the only module that knows the layout of the repository. YAML is safe-loaded; repeated keys are
 refused here, unknown keys and wrong types by the pydantic model that a file is parsed into.
@@ -86,7 +86,7 @@ def _no_repeated_keys(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[H
         if not isinstance(key, Hashable):
             raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"'{key}' is repeated", key_node.start_mark)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 

@@ -24,8 +24,8 @@ from ocr_eval.methods.view import View
 from ocr_eval.models import precision, weights
 from ocr_eval.models.base import Base, Device, device_type, load_base, load_tokenizer, make_accelerator
 from ocr_eval.planning.memory import frozen_bytes, least, refuse_impossible
+from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.folder import OnlookersFolder, RunFolder, kind_of
-from ocr_eval.records.record import Record
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.scoring.quantities import summarize_quantities
 from ocr_eval.scoring.ranks import Scores
@@ -47,15 +47,6 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A finished run: its folder, its record, and whether it was there already."""
-
-    folder: Path
-    record: Record
-    was_done: bool
-
-
-@dataclass(frozen=True)
 class Execution:
     """How runs are done; nothing of it changes what is learned.
 
@@ -74,7 +65,7 @@ class Execution:
     measures: tuple[str, ...] | None = None
 
 
-def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> Outcome:
+def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> tuple[FinishedRun, bool]:
     """Inject and score one run. One that is done already is returned; an interrupted one resumes.
 
     Args:
@@ -82,9 +73,12 @@ def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> Outco
         output: the output folder; the run's own lies below it.
         how: device, repetition, scoring.
 
+    Returns:
+        The run, and whether it was done before.
+
     Raises:
         UserError: bad input, found before any training.
-        RunFailed: it could not go on.
+        RunFailed: training failed.
     """
     prepare_output(output)
     bases = Bases(how.device)
@@ -95,7 +89,7 @@ def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> Outco
         do_pack(bases, [PlannedRun(spec, folder)], how)
     if not folder.is_done() and (reason := folder.failure()):
         raise RunFailed(reason)
-    return Outcome(folder.path, folder.record(), was_done)
+    return FinishedRun(folder.path, folder.record()), was_done
 
 
 class Bases:

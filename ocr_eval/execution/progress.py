@@ -33,13 +33,13 @@ class SweepWatcher:
         there = {step.folder.identity for step in steps}
         pack = next((self._pack_of[run] for run in there if run in self._pack_of), None)
         for run in self._left:
-            if self._pack_of[run] == pack and run not in there:  # it has ended, or could not go on
+            if self._pack_of[run] == pack and run not in there:  # it has ended or failed
                 self._left[run] = 0
         for step in steps:
             if step.folder.identity in self._left:
                 self._left[step.folder.identity] = step.spec.train.epochs - step.line.epoch
                 self._counted += 1
-        if pack is None:  # runs that another process has taken up anew
+        if pack is None:  # runs that another process has restarted
             return
         total, left = sum(self._epochs.values()), sum(self._left.values())
         first = steps[0]

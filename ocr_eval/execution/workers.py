@@ -1,4 +1,4 @@
-"""Several processes that share one machine's CPU: each takes packs of a sweep that nobody holds.
+"""Several processes that share one machine's CPU: each takes packs of a sweep that no process holds.
 
 Between matrix products a step of a small model is many short operations, during which one core works and the others
 wait. Processes with a thread each keep every core busy: on two cores they do a quarter more than one process with two.
@@ -27,7 +27,7 @@ def workers_that_pay(packs: Sequence[Sequence[RunSpec]], device: str) -> int:
     """How many processes should share the packs: one a core on a CPU, if memory lets them and there is enough to do.
 
     Args:
-        packs: all runs, also those that are done: so a sweep that goes on has as many threads a process as before,
+        packs: all runs, also those that are done: so a resumed sweep has as many threads per process as before,
             on which the last bits of its results may depend.
         device: the type of device.
     """
@@ -50,7 +50,7 @@ def workers_that_pay(packs: Sequence[Sequence[RunSpec]], device: str) -> int:
 class Follower:
     """Tells a watcher what other processes do, read from the runs' folders: a pack's epoch at a time.
 
-    What the folders hold at the beginning counts as told.
+    What the folders hold at the beginning is not reported.
     """
 
     def __init__(self, packs: Sequence[Sequence[PlannedRun]], watch: Watcher) -> None:
@@ -59,7 +59,7 @@ class Follower:
         self._looked = time.monotonic()
 
     def look(self) -> None:
-        """Tell what is new, at most once a second."""
+        """Report what is new, at most once a second."""
         if time.monotonic() - self._looked < _LOOK_SECONDS:
             return
         self.look_closely()
@@ -73,7 +73,7 @@ class Follower:
 
 
 class _PackFollower:
-    """The runs of a pack that are not told to their end, and the next epoch to tell."""
+    """The runs of a pack that are not reported to their end, and the next epoch to report."""
 
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
         self._epoch = min((len(run.folder.metrics()) for run in runs), default=0)  # epoch 0 has a line too

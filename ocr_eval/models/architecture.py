@@ -45,6 +45,11 @@ class Architecture:
     head: int
 
     @property
+    def modules(self) -> list[str]:
+        """Names of the decoder's linear modules."""
+        return list(dict.fromkeys(name for name, _, _ in self.linears))
+
+    @property
     def linear_parameters(self) -> int:
         """Weights of all decoder linears: what every token passes, and what 4-bit methods quantize."""
         return sum(inputs * outputs * count for (_, inputs, outputs), count in self.linears.items())
@@ -59,10 +64,10 @@ class Architecture:
 
 
 def read_config(spec: ModelSpec, layers: int | None = None) -> PretrainedConfig:
-    """A model's transformers configuration; with ``layers``, that of its first so many layers.
+    """A model's transformers configuration; with ``layers``, that of its first ``layers`` layers.
 
     Raises:
-        UserError: it cannot be had or read.
+        UserError: it is not available or not readable.
     """
     folder = yaml_files.shipped("models") / spec.name
     if not (folder / "config.json").is_file() or isinstance(spec.weights, FolderWeights):
@@ -127,7 +132,7 @@ def examine(spec: ModelSpec, layers: int | None = None) -> Architecture:
     """The sizes of a model.
 
     Raises:
-        UserError: its configuration cannot be had or read.
+        UserError: its configuration is not available or not readable.
     """
     config = read_config(spec, layers)
     stored: torch.dtype = config.dtype or torch.float32  # as published; building sets the config's to our own

@@ -112,12 +112,11 @@ def load_base(
         device: where it computes.
         quantized: in 4 bits.
         whole: as fp32 masters.
-        holds: bytes that lie on the device whatever the batch is; layers are spread over all GPUs where that is
+        holds: bytes on the device whatever the batch is; layers are spread over all GPUs where that is
             too much for one (``memory.least``, ``memory.frozen_bytes``).
 
     Raises:
-        UserError: the device is not there, or too small, or the folder's files are no causal language model, or not
-            all of one.
+        UserError: the device is not available or too small, or the files are not a whole causal language model.
     """
     assert spec.dtype != "auto", "settle the precision first (models/precision.py)"
     accelerator = make_accelerator(device)
@@ -168,7 +167,7 @@ def _refuse_incomplete(spec: ModelSpec, folder: WeightFolder, found: dict[str, A
     if absent:
         raise UserError(
             f"{spec.name}: {folder.path} lacks {len(absent)} of the model's tensors, or has them in another shape, "
-            f"first {absent[0]}. Save the model whole with save_pretrained, or fetch it anew."
+            f"first {absent[0]}. Save the model whole with save_pretrained, or fetch it again."
         )
 
 
@@ -261,12 +260,12 @@ def make_accelerator(device: Device) -> Accelerator:
     """The accelerator for a device.
 
     Raises:
-        UserError: the device was asked for by name and is not there, or this process computes on another.
+        UserError: the device was asked for by name and is not available, or this process computes on another.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device, True):
         names = ["cpu", *(name for name, available in there.items() if available)]
-        raise UserError(f"--device {device} is not there. This machine has: {', '.join(names)}.")
+        raise UserError(f"--device {device} is not available. This machine has: {', '.join(names)}.")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matrix products on CUDA
     try:
         accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu")

@@ -121,7 +121,7 @@ def _fetch(weights: HubWeights, name: str, license: str, wanted: list[str]) -> P
             f"{weights.repo} could not be fetched: {reason_of(error)}. Start again: files that are whole are kept."
         ) from error
     if not (folder / "config.json").is_file():
-        raise UserError(f"{weights.repo} has no config.json, so it is no model that transformers can load.")
+        raise UserError(f"{weights.repo} has no config.json, so transformers cannot load it.")
     return folder
 
 
@@ -154,7 +154,7 @@ def _check_before(request: dict[str, Any], name: str, wanted: list[str]) -> None
 
     try:
         files = snapshot_download(**request, dry_run=True)
-    except DryRunError:  # the listing cannot be had; the download itself says why, or finds a cached copy
+    except DryRunError:  # the listing is not available; the download itself says why, or finds a cached copy
         return
     if "*.safetensors" in wanted and not any(file.filename.endswith(".safetensors") for file in files):
         raise UserError(

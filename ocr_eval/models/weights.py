@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +79,7 @@ def locate(spec: ModelSpec) -> WeightFolder:
     """
     folder = _located(spec, hub.MODEL_FILES)
     if isinstance(spec.weights, FolderWeights):
-        return WeightFolder(folder, f"folder:{folder_digest(folder, _known_sha256)}")
+        return WeightFolder(folder, f"folder:{folder_digest(folder)}")
     if isinstance(spec.weights, PackageWeights):
         return WeightFolder(folder, f"gguf:{spec.weights.sha256}")
     return WeightFolder(folder, f"hub:{spec.weights.repo}@{folder.name}")
@@ -104,7 +103,7 @@ def _located(spec: ModelSpec, files: list[str]) -> Path:
 
 
 def remove(spec: ModelSpec) -> None:
-    """Delete the converted weights of a packaged model from the cache, so that the next use fetches them anew."""
+    """Delete the converted weights of a packaged model from the cache, so that the next use fetches them again."""
     if isinstance(spec.weights, PackageWeights):
         with _lock(spec):
             shutil.rmtree(_converted_folder(spec), ignore_errors=True)
@@ -142,12 +141,12 @@ def _digests(book: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def folder_digest(folder: Path, sha256_of: Callable[[Path], str] = file_sha256) -> str:
+def folder_digest(folder: Path) -> str:
     """Identity of a model folder: names and contents of its configuration, tokenizer and weights."""
     files = sorted(path for pattern in hub.MODEL_FILES for path in folder.glob(pattern))
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder}: has no .safetensors weights. Save the model with save_pretrained first.")
-    lines = [f"{path.name} {sha256_of(path)}" for path in files]
+    lines = [f"{path.name} {_known_sha256(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -278,5 +277,5 @@ def _check_manifest(folder: Path, spec: ModelSpec) -> None:
     if damaged:
         raise UserError(
             f"{folder / damaged[0]} is damaged or missing (its sha256 is not the one it was saved with). "
-            f"Fetch it anew with: ocr-eval models pull {spec.name} --force"
+            f"Fetch it again with: ocr-eval models pull {spec.name} --force"
         )

@@ -40,11 +40,10 @@ class Check:
     def as_text(self) -> str:
         """Lines for a terminal."""
         lines = []
-        if self.architecture is not None:
-            modules = " ".join(dict.fromkeys(name for name, _, _ in self.architecture.linears))
+        if (sizes := self.architecture) is not None:
             lines.append(
-                f"{self.model}: {self.architecture.kind}, {self.architecture.parameters / 1e9:.2f} B parameters in "
-                f"{self.architecture.layers} layers, {self.attention} attention; linear modules: {modules}"
+                f"{self.model}: {sizes.kind}, {sizes.parameters / 1e9:.2f} B parameters in {sizes.layers} layers, "
+                f"{self.attention} attention; linear modules: {' '.join(sizes.modules)}"
             )
         bos = next(iter(self.audits.values())).bos
         lines.append(f"{self.model}: tokenizer of {self.vocabulary:,} entries, BOS {'none' if bos is None else bos}")
@@ -64,7 +63,7 @@ class Check:
                 "parameters": architecture.parameters,
                 "layers": architecture.layers,
                 "attention": self.attention,
-                "linear_modules": list(dict.fromkeys(name for name, _, _ in architecture.linears)),
+                "linear_modules": architecture.modules,
             },
             "vocabulary": self.vocabulary,
             "scorable": self.scorable,
@@ -76,7 +75,7 @@ def check_model(model: str, associations: Sequence[str]) -> Check:
     """Check a model by shipped name, YAML file, folder or hub repository, without its weights.
 
     Raises:
-        UserError: no such model or association, or no tokenizer to be had.
+        UserError: no such model or association, or no tokenizer for it.
     """
     tokenizer = load_tokenizer(model)
     audits = {}

@@ -37,7 +37,7 @@ class Plan:
         device: where it would be computed.
         available: bytes of memory that are free there.
         memory: the peak by part.
-        speed: seconds of a step and of a scored chunk on that device.
+        speed: seconds per step and per scored chunk on that device.
         alternatives: flags that would make it fit, each with its peak; empty where it fits.
         precision: why it computes in the precision that it does.
         faster: another precision and how many times as fast its matrix products are here; None where none is.
@@ -57,18 +57,16 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the memory that is free will do."""
+        """Whether the free memory is enough."""
         return self.memory.fits(self.available)
 
     @property
     def trainable(self) -> int:
         """Parameters that learn."""
         train = self.spec.train
-        return (
-            self.sizes.parameters
-            if method_of(train).needs.whole
-            else self.sizes.adapter_parameters(train.rank, train.targets)
-        )
+        if method_of(train).needs.whole:
+            return self.sizes.parameters
+        return self.sizes.adapter_parameters(train.rank, train.targets)
 
     @property
     def scoring_seconds(self) -> float:
@@ -85,37 +83,35 @@ class Plan:
     def as_text(self) -> str:
         """The resolved spec as YAML, below the plan as comments."""
         spec, work = self.spec, self.work
-        held, probes = len(work.task.train), work.task.probes
-        largest = f"{work.training.nodes} in the largest batch"
+        probes, here = work.task.probes, weights.cached(spec.model)
         lines = [
             f"model:    {spec.model.name}, {self.sizes.kind}, {self.sizes.parameters / 1e9:.2f} B parameters",
             f"source:   {_source(spec)}",
             f"licence:  {spec.model.license}; {_access(spec)}",
-            f"weights:  {_weights(spec, self.sizes)}",
+            f"weights:  {here or f'not on this disk, about {_gb(self.sizes.stored)} would be fetched'}",
             f"subjects: {len({p.subject for p in probes})} in {len({p.unit for p in probes})} groups",
         ]
+        scorings, each = "once", ""
         if self.output is not None:
+            scorings = f"at each of {work.scorings} scorings"
+            each = f": {duration(self.speed.step)} per step and {duration(self.scoring_seconds)} per scoring"
             kind = memory.optimizer_kind(spec.train, self.device.type)
             lines += [
                 f"method:   {spec.train.method}, {self.trainable:,} trainable parameters "
                 f"({self.trainable / self.sizes.parameters:.2%}), {kind}",
-                f"training: {held} statements, {spec.train.epochs} epochs, {work.steps} steps",
-                f"tokens:   {work.tokens:,} an epoch, in {work.nodes:,} nodes, {largest}"
+                f"training: {len(work.task.train)} statements, {spec.train.epochs} epochs, {work.steps} steps",
+                f"tokens:   {work.tokens:,} per epoch, in {work.nodes:,} nodes, at most {work.training.nodes} per batch"
                 + ("" if work.real_tokenizer else " (counted with a stand-in: the tokenizer is not on this disk)"),
                 f"output:   {self.output}/runs/{spec.model.name}/{spec.association.name}/{spec.train.method_name}/",
             ]
-        scorings = f"at each of {work.scorings} scorings" if self.output is not None else "once"
-        when = "training" if self.memory.while_training else "scoring"
+        when = self.memory.as_json()["while"]
         parts = ", ".join(f"{name} {_gb(size)}" for name, size in self.memory.parts().items() if size)
         lines += [
             f"probes:   {len(probes)} {scorings}",
             f"device:   {self.device.type}; {_gb(self.available)} of memory free",
             f"dtype:    {spec.model.dtype} ({self.precision.reason}){timing.slower_note(self.faster)}",
             f"memory:   {_gb(self.memory.total)} at the peak, in {when}: {parts}",
-            f"time:     about {duration(self.seconds)}: {duration(self.speed.step)} a step and "
-            f"{duration(self.scoring_seconds)} a scoring, from the speed of this device's matrix products"
-            if self.output is not None
-            else f"time:     about {duration(self.seconds)}, from the speed of this device's matrix products",
+            f"time:     about {duration(self.seconds)}{each}, from the speed of this device's matrix products",
         ]
         if not self.fits:
             lines += self._refusal()
@@ -128,19 +124,19 @@ class Plan:
         gpus = [gpu for gpu in timing.GPUS if needed <= memory.USABLE * gpu.memory]
         if gpus and self.device.type != "cuda":
             step = timing.on_gpu(gpus[0], self.sizes, self.spec.train, self.work.training.nodes)
-            lines.append(f"would:    a {gpus[0].name}, at about {duration(step)} a step")
+            lines.append(f"would:    a {gpus[0].name}, at about {duration(step)} per step")
         return lines
 
     def as_json(self) -> dict[str, Any]:
         """A plain object; bytes and seconds."""
-        source = self.spec.model.weights
+        hub = self.spec.model.weights if isinstance(self.spec.model.weights, HubWeights) else None
         return {
             "model": self.spec.model.name,
             "parameters": self.sizes.parameters,
-            "repository": source.repo if isinstance(source, HubWeights) else None,
-            "revision": source.revision if isinstance(source, HubWeights) else None,
+            "repository": hub and hub.repo,
+            "revision": hub and hub.revision,
             "license": self.spec.model.license,
-            "gated": source.gated if isinstance(source, HubWeights) else False,
+            "gated": hub.gated if hub else False,
             "on_disk": weights.cached(self.spec.model) is not None,
             "download_bytes": self.sizes.stored,
             "method": self.spec.train.method,
@@ -166,17 +162,12 @@ class Plan:
 def make_plan(
     spec: RunSpec, output: Path | None, device: Device = "auto", every: int = 1, begun_in: Precision | None = None
 ) -> Plan:
-    """Plan a run that is scored every so many epochs, or with ``output`` None the scoring of one.
+    """Plan a run that is scored every ``every`` epochs, or with ``output`` None the scoring of one.
 
-    Args:
-        spec: the run.
-        output: where it would be written.
-        device: where it would be computed.
-        every: epochs between scorings.
-        begun_in: the precision that the run has begun in, if it has.
+    ``begun_in`` is the precision that the run has begun in, if it has.
 
     Raises:
-        UserError: the device is not there, or the model's configuration cannot be had.
+        UserError: the device is not available, or the model's configuration is not.
     """
     place = make_accelerator(device).device
     chosen = _chosen(spec.model, place.type, begun_in)
@@ -228,13 +219,6 @@ def _access(spec: RunSpec) -> str:
         return "open"
     kind = {True: "gated", False: "open", None: "access unknown"}[source.gated]
     return f"{kind}: {source.access}"
-
-
-def _weights(spec: RunSpec, sizes: Architecture) -> str:
-    here = weights.cached(spec.model)
-    if here is not None:
-        return str(here)
-    return f"not on this disk, about {_gb(sizes.stored)} would be fetched"
 
 
 def _gb(size: int | float) -> str:

@@ -61,7 +61,7 @@ class MemoryPlan:
         return {name: size for name, size in asdict(self).items() if name != "while_training"}
 
     def fits(self, available: int) -> bool:
-        """Whether it can be expected to run in so many bytes."""
+        """Whether it can be expected to run in ``available`` bytes."""
         return self.total <= USABLE * available
 
     def as_json(self) -> dict[str, Any]:
@@ -119,10 +119,10 @@ def estimate(
         training: the largest training batch; its ``lanes`` are the runs of a pack.
         scoring: the largest scored chunk.
         device: "cpu", "cuda" or "mps".
-        layers: only so many layers of the model.
+        layers: only the first ``layers`` of the model.
 
     Raises:
-        UserError: the model's configuration cannot be had.
+        UserError: the model's configuration is not available.
     """
     # Runs that differ in anything else are simulated once; the batch is in the geometry.
     of_memory = TrainSpec(method=train.method, rank=train.rank, targets=train.targets)

@@ -51,7 +51,7 @@ def widest(pack: Sequence[RunSpec]) -> RunSpec:
 
 
 def pack_memory(spec: RunSpec, work: Workload, lanes: int, device: str) -> MemoryPlan:
-    """The peak of a pack of so many runs like this one."""
+    """The peak of a pack of ``lanes`` runs like this one."""
     scoring = workload.pack_scoring(work, lanes, device)
     return memory.estimate(spec.model, spec.train, replace(work.training, lanes=lanes), scoring, device)
 
@@ -59,19 +59,13 @@ def pack_memory(spec: RunSpec, work: Workload, lanes: int, device: str) -> Memor
 def describe_packs(
     packs: Sequence[Sequence[RunSpec]], done: Sequence[Sequence[bool]], device: str, workers: int, every: int = 1
 ) -> list[str]:
-    """A few lines a pack: its runs, what is done, memory and time; and the time of all that is left.
+    """A few lines per pack: its runs, which are ``done``, memory and time; and the time of all that is left.
 
-    A pack unlike those before takes seconds, in which one like it is simulated; each is named on stderr.
-
-    Args:
-        packs: the runs.
-        done: which of them are finished.
-        device: the type of device.
-        workers: how many packs are done at once.
-        every: epochs between scorings.
+    A pack unlike those before takes seconds, in which one like it is simulated; each is named on stderr. ``workers``
+    is how many packs are done at once, ``every`` the epochs between scorings.
     """
     place = torch.device(device) if device != "cuda" or torch.cuda.is_available() else None
-    lines, total, known, largest = [], 0.0, True, 0
+    lines, total, largest = [], 0.0, 0
     for number, (pack, finished) in enumerate(zip(packs, done, strict=True), start=1):
         say(f"Planning pack {number}/{len(packs)}")
         left = len(pack) - sum(finished)
@@ -81,35 +75,31 @@ def describe_packs(
         largest = max(largest, needed.total)
         short = "" if needed.fits(room(device)) else f", MORE than the {room(device) / 1e9:.1f} GB that are free"
         line = f"pack {number}/{len(packs)}: {len(pack)} runs, {sum(finished)} done, {needed.total / 1e9:.1f} GB{short}"
-        if place is None:
-            known = False
-        elif left:
+        if place is not None and left:
             seconds = _seconds(spec, work, left, place, workers)
             total += seconds
             line += f", about {duration(seconds)}"
         lines.append(line)
         for spec, is_done in zip(pack, finished, strict=True):
-            train = f"{spec.train.method} lr {spec.train.lr:g} rank {spec.train.rank} epochs {spec.train.epochs}"
+            taught = " + ".join([spec.train.method, *spec.train.prevent])
+            train = f"{taught} lr {spec.train.lr:g} rank {spec.train.rank} epochs {spec.train.epochs}"
             shape = f"m_train {spec.data.m_train} {spec.data.variant}"
-            state = " done" if is_done else ""
-            lines.append(f"  {spec.model.name} {spec.association.name} seed {spec.seed} {train} {shape}{state}")
+            run = f"{spec.model.name} {spec.association.name} seed {spec.seed} {train} {shape}"
+            lines.append(f"  {run}{' done' if is_done else ''}")
     models = {(spec.model.name, spec.precision): spec.model for pack in packs for spec in pack}
     for (name, dtype), model in sorted(models.items()):
         faster = None if place is None else timing.faster_dtype(model, place)
         lines.append(f"dtype: {name} in {dtype}{timing.slower_note(faster)}")
     if workers > 1:
         lines.append(f"processes: {workers}, each with a pack of its own, {workers * largest / 1e9:.1f} GB together")
-    if known:
-        lines.append(
-            f"time: about {duration(total / workers)} for what is left, from the speed of this device's matrix products"
-        )
-    else:
-        lines.append(f"memory: of a GPU of {ASSUMED_GPU / 1e9:.0f} GB, as none is here; time: not known here")
-    return lines
+    if place is None:
+        return [*lines, f"memory: of a GPU of {ASSUMED_GPU / 1e9:.0f} GB, as none is here; time: not known here"]
+    left_over = f"{duration(total / workers)} for what is left"
+    return [*lines, f"time: about {left_over}, from the speed of this device's matrix products"]
 
 
 def _seconds(spec: RunSpec, work: Workload, lanes: int, place: torch.device, workers: int) -> float:
-    """Seconds of a pack of so many runs like this one, with its part of the threads."""
+    """Seconds of a pack of ``lanes`` runs like this one, with its part of the threads."""
     together, chunk = replace(work.training, lanes=lanes), workload.pack_scoring(work, lanes, place.type)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))

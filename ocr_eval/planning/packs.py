@@ -64,7 +64,7 @@ def _lanes(specs: Sequence[RunSpec], device: str) -> int:
 
 
 def _cut(specs: Sequence[RunSpec], lanes: int, workers: int) -> list[list[RunSpec]]:
-    """As few packs as lanes allow, or so many that every worker has one as often; the first may have a run more."""
+    """As few packs as lanes allow, or a multiple of the workers; the first packs may have one run more."""
     count = -(-len(specs) // lanes)
     if count > 1:
         count = min(len(specs), -(-count // workers) * workers)

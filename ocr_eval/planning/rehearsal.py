@@ -6,7 +6,6 @@ gradients reach every adapter and every adapter moves, and that scoring works. W
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import resource
@@ -54,7 +53,7 @@ class Rehearsal:
         moved: of them, those that the steps changed.
         losses: before each step; over one batch they fall.
         step_seconds: of each step.
-        planned_step: what the calibration said of a step.
+        planned_step: what the calibration predicted for it.
         scored: probes that were scored, of how many.
         score_seconds: for these.
         build_seconds: for the network.
@@ -125,7 +124,7 @@ def rehearse(
     Args:
         spec: the run; its first batch is what is learned.
         device: where.
-        layers: only so many layers of the model.
+        layers: only the first ``layers`` of the model.
         steps: training steps.
         probes: probes to score at most.
         folder: where the model's tokenizer is, if not in a cache.
@@ -149,7 +148,8 @@ def rehearse(
     _refuse_too_large(spec, plan, place)
     speed = timing.calibrate(spec.model, sizes, spec.train, training, scoring, place)
     gc.collect()
-    _reset_peak(place)
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place)
 
     say(f"Building {sizes.parameters / 1e9:.2f} B random parameters")
     started = time.monotonic()
@@ -271,24 +271,13 @@ def _refuse_too_large(spec: RunSpec, plan: MemoryPlan, device: torch.device) -> 
         )
 
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def _reset_peak(device: torch.device) -> None:
-    """Begin a new peak, where the system can; else the peak is the process's of all time."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif _CLEAR.exists():
-        with contextlib.suppress(OSError):
-            _CLEAR.write_text("5")
-
-
 def _peak(device: torch.device) -> int:
     """Bytes at the peak: of the allocator on a GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if _STATUS.exists():
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss counts the parent's memory too
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

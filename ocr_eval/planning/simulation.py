@@ -2,8 +2,8 @@
 
 PyTorch's fake tensors have shapes, dtypes and lifetimes and no storage. A real network of the architecture makes a
 real step on them (forward, backward through the adapters, optimizer), while a dispatch mode adds up every storage
-that comes to life and takes off every one that dies. What the step would hold at its peak is then known to the
-byte, for any architecture, before a weight exists; a step of an 8B model takes a few seconds.
+that is allocated and subtracts every one that is freed. The step's peak is then known to the byte, for any
+architecture, before a weight exists.
 
 Dimension letters:  K lanes,  N nodes of a lane's token forest,  C clumps of B nodes that they are in,  R positions of a
 lane where logits are read.
@@ -75,7 +75,7 @@ def peaks(
         train: gives method, rank and targets.
         geometry: the largest batch or scored chunk.
         state_bytes: optimizer state of a trainable parameter.
-        device: type of the device that it would run on, by which attention is chosen.
+        device: type of the device that chooses the attention.
         training: a step; else a scoring pass.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):

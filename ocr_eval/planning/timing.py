@@ -26,7 +26,7 @@ from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, TrainSpec
 OVERHEAD = 1.3
 #: Outputs of the matrices that are tried; larger ones take longer in proportion.
 _OUTPUTS = 4096
-#: A precision whose products are so many times as fast is worth a word.
+#: A precision is mentioned if its products are this many times as fast.
 _CLEARLY_FASTER = 1.2
 #: Part of a GPU's peak that short sequences reach.
 _REACHED = 0.4
@@ -68,16 +68,7 @@ def calibrate(
     scoring: Geometry,
     device: torch.device,
 ) -> Speed:
-    """Measure on a device (about a second).
-
-    Args:
-        spec: the model.
-        sizes: its matrices.
-        train: the method.
-        training: a step's batch; its ``lanes`` are the runs of a pack.
-        scoring: a scored chunk, also of all its lanes.
-        device: where.
-    """
+    """Measure a step on the batch ``training`` and the chunk ``scoring``, both of all their lanes (about a second)."""
     on = DTYPES[spec.dtype], device, torch.get_num_threads()
     rows = training.lanes * training.nodes
     widths = Counter[int]()  # weights to multiply with, by the length of a row
@@ -97,10 +88,7 @@ def calibrate(
 
 
 def rates(device: torch.device) -> dict[Precision, float]:
-    """GFLOP/s of a square matrix product in each precision that may be chosen on a device.
-
-    They are shown to people and decide nothing.
-    """
+    """GFLOP/s of a square matrix product in each precision that may be chosen on a device; they decide nothing."""
     names = PRECISIONS if device.type == "cuda" else ("bfloat16", "float32")
     return {name: rate(name, device) for name in names}
 

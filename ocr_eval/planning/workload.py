@@ -37,8 +37,8 @@ class Workload:
     Attributes:
         task: what is taught and asked.
         real_tokenizer: whether tokens were counted with the model's own tokenizer, or with a stand-in.
-        tokens: statement tokens of an epoch, as they would be without shared prefixes.
-        nodes: nodes of the forests of an epoch, with padding: what is computed.
+        tokens: statement tokens per epoch, as they would be without shared prefixes.
+        nodes: nodes of the forests per epoch, with padding: what is computed.
         steps: optimizer steps of the run.
         training: the largest batch of the first epoch.
         probes: what is asked, in tokens.
@@ -64,11 +64,11 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, every: int = 1) -> Wor
 
     Args:
         spec: the run.
-        tokenizer: a folder with the model's tokenizer, where it lies elsewhere.
+        tokenizer: a folder with the model's tokenizer, where it is elsewhere.
         every: epochs between scorings.
 
     Raises:
-        UserError: the tokenizer cannot do with the data.
+        UserError: the tokenizer cannot encode the data.
     """
     tokens, is_real = tokenizer_at_hand(spec.model, tokenizer)
     task = task_of_run(spec)
@@ -91,13 +91,13 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, every: int = 1) -> Wor
 
 
 def pack_scoring(work: Workload, lanes: int, device: str) -> Geometry:
-    """The largest pass that scores so many runs like this one side by side."""
+    """The largest pass that scores ``lanes`` runs like this one side by side."""
     chunks = _chunks(work.probes, candidates.chunk_nodes(device, lanes))
     return replace(max(chunks, key=lambda chunk: chunk.reads), lanes=lanes)
 
 
 def _chunks(probes: Sequence[ProbeTokens], size: int) -> list[Geometry]:
-    """The passes that score a run's probes, of so many nodes about."""
+    """The passes that score a run's probes, of about ``size`` nodes."""
     return [chunk_geometry([probes[i] for i in part]) for part in candidates.cut_probes(probes, size)]
 
 
@@ -127,7 +127,7 @@ def _tokenizer(model: ModelSpec) -> Any:
 
 
 def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any, bool]:
-    """The model's tokenizer if it lies on this disk (True), else a stand-in of the same vocabulary size (False).
+    """The model's tokenizer if it is on this disk (True), else a stand-in of the same vocabulary size (False).
 
     Raises:
         UserError: the folder that was named has none.

@@ -1,20 +1,21 @@
-"""Finished runs below a folder: where each lies, its record, and what could not be read."""
+"""Finished runs below a folder: where each is, its record, and what could not be read."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record, read_record
+from ocr_eval.records.select import Condition, select
 from ocr_eval.specs.run import Scoring
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run on disk."""
 
     folder: Path
@@ -31,7 +32,7 @@ class Found:
         unfinished: folders of runs that have begun and not finished.
     """
 
-    runs: list[Run]
+    runs: list[FinishedRun]
     complaints: list[UserError]
     unfinished: list[Path]
 
@@ -39,6 +40,15 @@ class Found:
     def records(self) -> list[Record]:
         """The records of the runs."""
         return [run.record for run in self.runs]
+
+    def where(self, conditions: Sequence[Condition]) -> Found:
+        """With only the runs for which every condition holds.
+
+        Raises:
+            UserError: there are runs, but none of these.
+        """
+        chosen = {record.run for record in select(self.records, conditions)}
+        return replace(self, runs=[run for run in self.runs if run.record.run in chosen])
 
 
 def find_runs(*roots: Path, scoring: Scoring | None = None, measure: str | None = None) -> Found:
@@ -73,7 +83,7 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measure: str | None 
             continue
         if record.run not in seen:
             seen.add(record.run)
-            found.runs.append(Run(folder, record))
+            found.runs.append(FinishedRun(folder, record))
     return found
 
 

@@ -4,16 +4,16 @@
         config.yaml    the resolved RunSpec
         env.json       versions, commit, device
         audit.json     what the tokenizer makes of the candidates
-        metrics.jsonl  a line an epoch, from epoch 0 (the untouched base)
-        probes.jsonl   a line a probe, for epoch 0 and the last epoch
+        metrics.jsonl  a line per epoch, from epoch 0 (the untouched base)
+        probes.jsonl   a line per probe, for epoch 0 and the last epoch
         adapter/       PEFT format; a run of all parameters has model/ in its place, in Hugging Face layout
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
-        failure.json   why the run could not go on, in the place of a record
+        failure.json   why the run failed, in place of a record
         checkpoint-<epoch>.safetensors   training state, while the run is not finished
 
 Every file, and adapter/ and model/ as a whole, is written beside its place, synced and renamed. Only metrics.jsonl
-grows, and a last line without its end is not there yet. A lock on the folder (``.lock``, with ``.holder``, touched
+grows, and a last line without its end does not count yet. A lock on the folder (``.lock``, with ``.holder``, touched
 every minute, to say whose) keeps a second process out.
 """
 
@@ -69,14 +69,8 @@ class RunFolder:
     @classmethod
     def of(cls, root: Path, spec: RunSpec, fingerprint: str) -> RunFolder:
         """The folder that a run has below an output folder."""
-        return cls(
-            root
-            / "runs"
-            / spec.model.name
-            / spec.association.name
-            / spec.train.method_name
-            / f"seed{spec.seed}-{fingerprint}"
-        )
+        names = spec.model.name, spec.association.name, spec.train.method_name, f"seed{spec.seed}-{fingerprint}"
+        return cls(root.joinpath("runs", *names))
 
     def checkpoints(self) -> dict[int, Path]:
         """The training states that an unfinished run keeps, by the number of epochs they are after."""
@@ -177,7 +171,7 @@ class RunFolder:
         return (self.path / "result.json").is_file()
 
     def failure(self) -> str | None:
-        """Why the run could not go on, if it could not."""
+        """Why the run failed, if it did."""
         path = self.path / "failure.json"
         return str(json.loads(path.read_text(encoding="utf-8"))["reason"]) if path.is_file() else None
 
@@ -202,8 +196,12 @@ class RunFolder:
             refuse_folder(self.path / mark)
         earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
         write_atomic(self.path / "config.yaml", config_yaml(spec))
-        write_atomic(self.path / "env.json", _json({"schema_version": SCHEMA_VERSION, **environment, **earlier}))
-        write_atomic(self.path / "audit.json", _json({"schema_version": SCHEMA_VERSION, **audit}))
+        self._write("env.json", environment | earlier)
+        self._write("audit.json", audit)
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2, ensure_ascii=False)
+        write_atomic(self.path / name, text + "\n")
 
     def _environments(self, now: dict[str, Any]) -> list[dict[str, Any]]:
         """The environments of this run until now that were others than the present one, the oldest first."""
@@ -247,7 +245,7 @@ class RunFolder:
         write_atomic(self.path / "probes.jsonl", to_jsonl(lines))
 
     def write_checkpoint(self, epoch: int, write: Callable[[IO[bytes]], None]) -> None:
-        """Keep a training state to go on from; earlier ones stay until ``drop_checkpoints``."""
+        """Keep a training state to resume from; earlier ones stay until ``drop_checkpoints``."""
         with replacing(self.path / f"checkpoint-{epoch}.safetensors") as file:
             write(file)
 
@@ -266,12 +264,12 @@ class RunFolder:
 
     def finish(self) -> None:
         """Make a prepared run count, and drop its training states."""
-        write_atomic(self.path / "status.json", _json({"schema_version": SCHEMA_VERSION, "status": "done"}))
+        self._write("status.json", {"status": "done"})
         self.drop_checkpoints()
 
     def fail(self, reason: str) -> None:
-        """Note why the run cannot go on, and drop its training states."""
-        write_atomic(self.path / "failure.json", _json({"schema_version": SCHEMA_VERSION, "reason": reason}))
+        """Note why the run failed, and drop its training states."""
+        self._write("failure.json", {"reason": reason})
         self.drop_checkpoints()
 
     def record(self) -> Record:
@@ -370,7 +368,3 @@ def _beat(holder: Path, ended: threading.Event) -> None:
     while not ended.wait(HEARTBEAT):
         with suppress(OSError):
             os.utime(holder)
-
-
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -9,14 +9,14 @@ from typing import Any
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_jsonl
-from ocr_eval.records.find import Run
+from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.metrics import MetricsLine, read_metrics
 from ocr_eval.specs.run import Scoring
 
 Line = dict[str, Any]
 
 
-def metrics_of(run: Run, scoring: Scoring) -> list[MetricsLine]:
+def metrics_of(run: FinishedRun, scoring: Scoring) -> list[MetricsLine]:
     """The lines of metrics.jsonl, one for each epoch from 0 to the last.
 
     Raises:
@@ -32,7 +32,7 @@ def metrics_of(run: Run, scoring: Scoring) -> list[MetricsLine]:
     return lines
 
 
-def probes_of(run: Run, scoring: Scoring) -> list[Line]:
+def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:
     """The lines of probes.jsonl, those of the untouched base and those of the last epoch.
 
     Raises:

@@ -1,6 +1,6 @@
 """Which records: their settings by name, filters over them, and the rows that they are grouped into. Pure.
 
-A setting is anything a run was told and that may differ between runs: model, method, every field of the data
+A setting is anything that may differ between runs: model, method, every field of the data
 protocol and of training, precision, attention, base weights, results version, seed. Records that differ in any of them
 but the seed are never averaged, and neither are those of two associations of one name.
 """
@@ -42,7 +42,7 @@ FILTER_KEYS = (*ROW_KEYS, "association", "kind", "facts_learned")
 #: The controls, in the order of rows; the real data come first.
 _CONTROLS = ("", "no entailments", "shuffled")
 
-#: Settings that an untold row is told apart by; the seed is averaged over, and code that gives the same results too.
+#: Settings that tell rows apart where none are named; seeds are averaged over, and code that gives the same results.
 _TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "code"))
 
 Settings = Mapping[str, str]
@@ -50,41 +50,29 @@ Condition = Mapping[str, tuple[str, ...]]
 
 
 def settings_of(record: Record) -> dict[str, str]:
-    """Every key of ``FILTER_KEYS`` with its value as text: numbers in their shortest form, lists comma-separated."""
-    return settings_of_each([record])[0]
+    """Every key of ``FILTER_KEYS`` with its value as text: numbers in their shortest form, lists comma-separated.
 
-
-def settings_of_each(records: Sequence[Record]) -> list[dict[str, str]]:
-    """``settings_of`` each record; settings of a newer program that are not known here are ``train.<key>``.
-
-    Specs that records share, as those read together do, are converted to text once.
+    Settings of a newer program that are not known here are ``train.<key>``.
     """
-    said: dict[int, dict[str, str]] = {}
+    return {
+        "model": record.model,
+        **_words("train", record.train),
+        **_words("data", record.data),
+        "dtype": record.dtype,
+        "attention": record.attention,
+        "base": record.base_identity,
+        "results": str(record.results_version) if record.results_version else f"0, code {record.code}",
+        "code": record.code,
+        "seed": str(record.seed),
+        "association": record.association,
+        "kind": record.kind,
+        "facts_learned": _text(record.facts_learned),
+    }
 
-    def words(section: str, spec: TrainSpec | DataSpec) -> dict[str, str]:
-        if id(spec) not in said:
-            unknown = {f"{section}.{key}": _text(value) for key, value in (spec.model_extra or {}).items()}
-            known = {key: _text(getattr(spec, key)) for key in type(spec).model_fields}
-            said[id(spec)] = known | unknown
-        return said[id(spec)]
 
-    return [
-        {
-            "model": record.model,
-            **words("train", record.train),
-            **words("data", record.data),
-            "dtype": record.dtype,
-            "attention": record.attention,
-            "base": record.base_identity,
-            "results": str(record.results_version) if record.results_version else f"0, code {record.code}",
-            "code": record.code,
-            "seed": str(record.seed),
-            "association": record.association,
-            "kind": record.kind,
-            "facts_learned": _text(record.facts_learned),
-        }
-        for record in records
-    ]
+def _words(section: str, spec: TrainSpec | DataSpec) -> dict[str, str]:
+    unknown = {f"{section}.{key}": _text(value) for key, value in (spec.model_extra or {}).items()}
+    return {key: _text(getattr(spec, key)) for key in type(spec).model_fields} | unknown
 
 
 def _text(value: Any) -> str:
@@ -143,7 +131,7 @@ def select(records: Sequence[Record], conditions: Iterable[Condition]) -> list[R
     conditions = list(conditions)
     if not conditions:
         return list(records)
-    told = settings_of_each(records)
+    told = [settings_of(record) for record in records]
     chosen = [r for r, settings in zip(records, told, strict=True) if all(matches(settings, c) for c in conditions)]
     if records and not chosen:
         key = next((k for c in conditions for k in c if not any(matches(s, {k: c[k]}) for s in told)), None)
@@ -208,7 +196,7 @@ def group_rows(
         by: the keys that rows are made of.
         but: keys that do not tell rows apart; records of one row that differ in them may not be averaged.
     """
-    told = settings_of_each(records)
+    told = [settings_of(record) for record in records]
     unknown = sorted({key for settings in told for key in settings} - set(FILTER_KEYS))  # of a newer program
     rest = [key for key in (*_TOLD_APART, *unknown) if key not in by and key not in but]
     kinds = [tuple(settings.get(key, "") for key in (*by, *rest)) for settings in told]

@@ -16,7 +16,7 @@ from ocr_eval import __version__
 from ocr_eval.analysis.finding import finding
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
-from ocr_eval.records.find import Found, Run
+from ocr_eval.records.find import FinishedRun, Found
 from ocr_eval.report.figures.gallery import overall_figures, row_figures, runs_by_row
 from ocr_eval.report.figures.style import draw
 from ocr_eval.report.payload import pack, progress_of, run_payload
@@ -124,13 +124,13 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
     return text, complaints
 
 
-def _in_order(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
+def _in_order(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, FinishedRun]]:
     for key, of in runs_by_row(runs).items():
         for run in sorted(of, key=lambda run: (run.record.association, run.record.seed)):
             yield key.setting, run
 
 
-def _section(number: int, setting: str, run: Run, scoring: Scoring, data: str) -> Section:
+def _section(number: int, setting: str, run: FinishedRun, scoring: Scoring, data: str) -> Section:
     record = run.record
     score = record.finding(scoring)
     learned = "yes" if record.facts_learned else "NO"

@@ -14,7 +14,7 @@ from ocr_eval.analysis.candidate_heat import Heat, heat_of
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import the_finding
 from ocr_eval.methods.method import label_of
-from ocr_eval.records.find import Run
+from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.folder import RunFolder, read_config
 from ocr_eval.records.run_files import metrics_of, probes_of, whole
 from ocr_eval.report.figures.curves import chance_rank
@@ -28,7 +28,7 @@ T = TypeVar("T")
 _STEPS_A_NAT = 1000
 
 
-def run_payload(run: Run, scoring: Scoring) -> tuple[dict[str, Any], list[UserError]]:
+def run_payload(run: FinishedRun, scoring: Scoring) -> tuple[dict[str, Any], list[UserError]]:
     """Everything that a run's section shows, and a complaint for each file that cannot be read.
 
     Keys: ``command``, ``wants``, ``config`` and ``environment`` (text), ``curves``, ``heat`` and ``probes`` (None
@@ -67,7 +67,7 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
 
 
-def _curves(run: Run, scoring: Scoring) -> dict[str, Any]:
+def _curves(run: FinishedRun, scoring: Scoring) -> dict[str, Any]:
     of = [(line.epoch, line.scores[scoring]) for line in metrics_of(run, scoring) if line.scores is not None]
 
     def series(quantity: str, key: str) -> list[list[float]]:
@@ -82,7 +82,7 @@ def _curves(run: Run, scoring: Scoring) -> dict[str, Any]:
     return {"lines": [line for line in [*lines_of, null] if line["points"]], "chance": chance_rank(run.record)}
 
 
-def _probes(run: Run, scoring: Scoring) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+def _probes(run: FinishedRun, scoring: Scoring) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     lines, quantities = probes_of(run, scoring), run.record.quantities
     with whole(run.folder / "probes.jsonl"):
         heat = heat_of(lines, scoring, quantities)

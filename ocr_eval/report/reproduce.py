@@ -34,7 +34,7 @@ def command(record: Record) -> str:
 
 
 def missing_files(record: Record) -> str:
-    """Which files the command wants that are not shipped, and where their content stands; empty if none."""
+    """Which files the command wants that are not shipped, and where their content is; empty if none."""
     wanted = [
         f"./{name}.yaml (the section '{section}' of the configuration)"
         for part, name, section in (

@@ -1,6 +1,6 @@
 """The report of a folder that is still being filled, served to this machine only.
 
-The page asks for ``/state`` now and then and loads itself again when what lies in the folders has changed.
+The page asks for ``/state`` now and then and reloads when the folders' content has changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import say
 from ocr_eval.records.find import find_runs
-from ocr_eval.records.select import parse_condition, select
+from ocr_eval.records.select import parse_condition
 from ocr_eval.report.page import build_page
 from ocr_eval.specs.run import Scoring
 
@@ -52,10 +52,7 @@ class Report:
         with self._making:
             state = self.state()
             if self._made is None or self._made[0] != state:
-                found = find_runs(*self._folders, scoring=self._scoring)
-                if found.runs:
-                    chosen = {record.run for record in select(found.records, self._conditions)}
-                    found.runs[:] = [run for run in found.runs if run.record.run in chosen]
+                found = find_runs(*self._folders, scoring=self._scoring).where(self._conditions)
                 self._made = state, build_page(found, self._scoring, token=state)[0].encode()
             return self._made[1]
 
@@ -69,7 +66,8 @@ def make_server(report: Report, port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.headers.get("Host") not in _hosts(self.server.server_port):  # type: ignore[attr-defined]
+            port = self.server.server_port  # type: ignore[attr-defined]
+            if self.headers.get("Host") not in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
                 # another site's page in this browser could reach the port under a name of its own
                 self._answer(403, b"This report is served to this machine only.\n", "text/plain")
             elif self.path == "/":
@@ -96,16 +94,12 @@ def make_server(report: Report, port: int) -> ThreadingHTTPServer:
             self.wfile.write(content)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Requests are no news."""
+            """Requests are not logged."""
 
     try:
         return ThreadingHTTPServer((LOOPBACK, port), Handler)
     except OSError as error:
         raise UserError(f"Port {port} cannot be used ({error.strerror}). Choose another with --port.") from error
-
-
-def _hosts(port: int) -> tuple[str, ...]:
-    return f"{LOOPBACK}:{port}", f"localhost:{port}"
 
 
 def serve_report(folders: Sequence[Path], scoring: Scoring, port: int, filters: Sequence[str] = ()) -> None:

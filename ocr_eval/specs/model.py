@@ -6,7 +6,7 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
@@ -15,7 +15,7 @@ from ocr_eval.specs.strict import FromList, Strict, added_field
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 #: A thing behind a door with its settings: ``name:setting=value`` (common/registry.py).
-Chosen = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}(:[a-z0-9_]+=[^:=\s]+)*$")]
+Chosen = Annotated[str, AfterValidator(lambda text: _checked(text))]
 Precision = Literal["bfloat16", "float16", "float32"]
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
 #: Short names of precisions, as other programs have them.
@@ -25,6 +25,12 @@ Dtype = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"],
     BeforeValidator(lambda name: DTYPE_ALIASES.get(name.lower(), name.lower()) if isinstance(name, str) else name),
 ]
+
+
+def _checked(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}(:[a-z0-9_]+=[^:=\s]+)*", text):
+        raise ValueError("Write it as NAME or NAME:setting=value")
+    return text
 
 
 class HubWeights(Strict):

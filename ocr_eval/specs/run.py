@@ -169,6 +169,8 @@ def _chosen(train: dict[str, Any]) -> dict[str, Any]:
     method = METHODS.choose(train["method"])
     preventions = [PREVENTIONS.choose(text) for text in train["prevent"] if train["prevent"] != "none"]
     for each in preventions:
+        if sum(other.name == each.name for other in preventions) > 1:
+            raise UserError(f"Prevention '{each.name}' is named twice. Name it once.")
         if each.thing.needs_adapters and method.thing.needs.whole:
             raise UserError(
                 f"Prevention '{each.name}' works on low-rank adapters, and method '{method.name}' has none. "

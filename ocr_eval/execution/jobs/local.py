@@ -45,7 +45,7 @@ def run_local(
     """Run jobs on the devices of this machine; see ``run_jobs``.
 
     Raises:
-        UserError: a device that is not there, or ``logs`` on a file system without locks.
+        UserError: a device that is not available, or ``logs`` on a file system without locks.
         KeyboardInterrupt: after the running jobs were stopped.
     """
     devices = resolve_devices(placement.devices)

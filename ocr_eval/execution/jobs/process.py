@@ -26,7 +26,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a command, with a line in the log that says where and when.
 
-    On Linux it does not outlive this process, even one that is killed; elsewhere it then goes on to its end.
+    On Linux it does not outlive this process, even one that is killed; elsewhere it then runs to its end.
 
     Args:
         command: program and arguments.

@@ -1,4 +1,4 @@
-"""Jobs of a Slurm cluster, submitted through submitit as an array, or several where one may not be so long."""
+"""Jobs of a Slurm cluster, submitted through submitit as an array, or several where the cluster limits its length."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _parameters(placement: Placement) -> dict[str, object]:
         # Slurm would take the jobs and never start them
         raise UserError(
             f"--time-limit {placement.time_limit}: partition '{partition.name}' allows {partition.minutes} minutes. "
-            "Give that or less; a job that needs more is queued again and goes on."
+            "Give that or less; a job that needs more is requeued and resumes."
         )
     minutes = placement.time_limit or min(_DEFAULT_MINUTES, longest)
     gpus = int(partition.has_gpus) if placement.gpus_per_job is None else placement.gpus_per_job
@@ -220,7 +220,7 @@ class _Watch:
         except KeyboardInterrupt:
             left = [one for one in self._submitted if one.id not in self._results]
             arrays = " ".join(sorted({one.id.split("_")[0] for one in left}))
-            say(f"The jobs go on in Slurm: {_ids(left)}. The same command watches them again.")
+            say(f"The jobs continue in Slurm: {_ids(left)}. The same command watches them again.")
             say(f"To cancel them: scancel {arrays}")
             raise
 

@@ -11,7 +11,7 @@ from ocr_eval.analysis.candidate_heat import heat_of_run
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import the_finding
-from ocr_eval.records.find import Run
+from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.record import Record
 from ocr_eval.records.run_files import metrics_of
 from ocr_eval.records.select import RowKey, by_association, column_order, group_rows
@@ -24,7 +24,7 @@ from ocr_eval.specs.run import Scoring
 
 
 def gallery(
-    runs: Sequence[Run], scoring: Scoring, complain: Callable[[UserError], None]
+    runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[UserError], None]
 ) -> Iterator[tuple[str, Figure]]:
     """Each figure with the name of its file; reads metrics and probes of a row's runs when its turn comes.
 
@@ -55,7 +55,7 @@ def overall_figures(records: Sequence[Record], scoring: Scoring) -> Iterator[tup
 
 
 def row_figures(
-    runs: Sequence[Run], scoring: Scoring, complain: Callable[[UserError], None]
+    runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[UserError], None]
 ) -> Iterator[tuple[str, str, Figure]]:
     """Learning curves of each row, and the heatmaps of its first seed, a panel an association; see ``gallery``.
 
@@ -80,7 +80,7 @@ def row_figures(
 
 
 def text_curves(
-    runs: Sequence[Run], scoring: Scoring, complain: Callable[[UserError], None]
+    runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[UserError], None]
 ) -> Iterator[tuple[str, list[Curve]]]:
     """The name of each row with the curves of its associations, for a terminal; see ``gallery``."""
     for key, of in runs_by_row(runs).items():
@@ -95,7 +95,7 @@ def text_curves(
 
 
 def _metrics(
-    runs: Sequence[Run], scoring: Scoring, complain: Callable[[UserError], None]
+    runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[UserError], None]
 ) -> Iterator[tuple[Record, Metrics]]:
     """The metrics of the runs that have them whole."""
     for run in runs:
@@ -105,7 +105,7 @@ def _metrics(
             complain(error)
 
 
-def runs_by_row(runs: Sequence[Run]) -> dict[RowKey, list[Run]]:
+def runs_by_row(runs: Sequence[FinishedRun]) -> dict[RowKey, list[FinishedRun]]:
     """Runs by row of the table."""
     of_record = {run.record.run: run for run in runs}
     groups = group_rows([run.record for run in runs])

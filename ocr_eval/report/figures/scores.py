@@ -63,7 +63,7 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
     """Generalization against hallucination: each row's OCR score over true links and over arbitrary ones.
 
     A large marker is a row with the 95 % intervals of both scores, a small one a seed of it, hollow where a run did
-    not learn its facts. On the diagonal a model cannot tell a true link from an arbitrary one. Controls are left out.
+    not learn its facts. On the diagonal a model cannot tell a true link from an arbitrary one. Controls are skipped.
 
     Returns:
         None if no row has runs of both kinds.

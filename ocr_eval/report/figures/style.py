@@ -36,7 +36,7 @@ _FINDING, _OTHERS = ("#D55E00", "-"), (("#009E73", ":"), ("#56B4E9", "--"), ("#E
 #: Inches of a character of a legend, about, and of its marker with the room around it.
 _CHARACTER, _MARKER = 0.063, 0.6
 
-#: A legend of more rows than this says how many it leaves out.
+#: A legend of more rows than this says how many it omits.
 LEGEND_ROWS = 12
 
 _UNLEARNED = "hollow: a run's facts were not learned"
@@ -124,7 +124,7 @@ def face(color: str, unlearned: bool) -> str:
 
 
 def close_legend(axes: Axes, rows: int, unlearned: bool) -> None:
-    """After the entries of its rows: how many of them a legend leaves out, and what hollow markers mean if any are."""
+    """After the entries of its rows: how many of them a legend omits, and what hollow markers mean if any are."""
     if rows > LEGEND_ROWS:
         axes.plot([], [], " ", label=f"and {rows - LEGEND_ROWS} more")
     if unlearned:
