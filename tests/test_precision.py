@@ -147,7 +147,7 @@ def test_a_sweep_keeps_its_precision_on_another_machine(ocr_eval, monkeypatch, a
     for folder in [path.parent for path in tmp_path.rglob("status.json")]:
         RunFolder(folder).clear()
     if not names_its_runs:
-        older = {key: value for key, value in state.items() if key != "specs"} | {"dtypes": {auto: "bfloat16"}}
+        older = {key: value for key, value in state.items() if key != "specs"} | {"dtypes": {str(auto): "bfloat16"}}
         (tmp_path / "sweep.json").write_text(json.dumps(older))
     on_processor(monkeypatch, WITHOUT_BF16)
     again = ocr_eval("sweep", "-o", tmp_path)
