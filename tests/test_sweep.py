@@ -13,6 +13,7 @@ import pytest
 from conftest import tiny_run
 from test_packs import content
 
+from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution import run_pack
 from ocr_eval.execution.execute import Bases
@@ -428,6 +429,22 @@ def test_a_sweep_that_an_older_version_stated_is_joined_and_goes_on(sweep, ocr_e
     assert again["packs"] == state["packs"]
     assert again["specs"] == specs
     assert again["grid"]["score_every"] == 2
+
+
+def test_a_worker_does_what_was_stated_even_if_a_file_is_gone(ocr_eval, tiny, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    text = (yaml_files.shipped("templates") / "country-code.yaml").read_text()
+    mine.write_text(text.replace("name: country-code", "name: mine"))
+    data = ["--seeds", 0, "--n", 3, "--m-train", 2, "--m-test", 3, "--epochs", 1]
+    output = tmp_path / "out"
+    assert ocr_eval("sweep", "--models", tiny, "--assocs", mine, *data, "-o", output, "--quiet").code == 0
+    (run,), whole = runs_in(output), runs_in(output)
+    RunFolder(output / "runs" / run).clear()
+    mine.unlink()
+    assert ocr_eval("sweep", "-o", output).code == 2
+    answer = ocr_eval("sweep", "-o", output, "--worker", 1)
+    assert answer.code == 0, answer.err
+    assert runs_in(output) == whole
 
 
 def test_two_that_begin_a_sweep_in_one_folder_agree(tiny, tmp_path):
