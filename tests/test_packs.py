@@ -62,7 +62,7 @@ def test_a_packed_run_is_the_run_alone(tiny, mix):
         (alone_losses,), (alone,) = trained(base, [spec])
         assert losses[lane] == pytest.approx(alone_losses, abs=1e-5)
         for name, tensor in alone.items():
-            assert (tensors[lane][name] - tensor).norm() <= 1e-5 * tensor.norm(), name
+            assert (tensors[lane][name] - tensor).norm() <= 2e-5 * tensor.norm(), name
             # Adam makes a step of any gradient, also of one that is rounding alone: 1 % of a step of 1e-2
             assert torch.allclose(tensors[lane][name], tensor, atol=1e-4), name
 

@@ -263,9 +263,9 @@ class RunFolder:
         write_atomic(self.path / "result.json", record.to_json())
 
     def finish(self) -> None:
-        """Make a prepared run count, and drop its training states."""
-        self._write("status.json", {"status": "done"})
+        """Drop the training states of a prepared run, which needs none to resume, and make it count."""
         self.drop_checkpoints()
+        self._write("status.json", {"status": "done"})
 
     def fail(self, reason: str) -> None:
         """Note why the run failed, and drop its training states."""
