@@ -21,6 +21,6 @@ TOLERANCE = {"lora": 2e-3, "qlora": 2e-2, "full": 2e-3}
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_numbers_are_those_of_this_results_version(tiny, tmp_path, method):
     spec = tiny_run(tiny, method=method, epochs=4)
-    record = finetune(spec, tmp_path, Execution("cpu")).record
+    record = finetune(spec, tmp_path, Execution("cpu"))[0].record
     found = record.train_loss, record.final["first-token"]["test_entailment"].margin
     assert found == pytest.approx(GOLDEN[method], rel=TOLERANCE[method])

@@ -74,5 +74,5 @@ def test_lanes_of_one_pack_decay_apart(tiny):
 
 def test_a_record_has_the_settings_and_full_training_takes_them(tiny, tmp_path):
     spec = tiny_run(tiny, method="full", schedule="cosine", weight_decay=0.01, epochs=2, m_test=1)
-    record = finetune(spec, tmp_path, Execution("cpu")).record
+    record = finetune(spec, tmp_path, Execution("cpu"))[0].record
     assert (record.train.schedule, record.train.weight_decay) == ("cosine", 0.01)
