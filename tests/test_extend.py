@@ -86,8 +86,14 @@ def test_what_the_package_brings_is_listed_run_recorded_and_shown(outside, tiny)
     call("report", "out", "--output", "page.html")
 
 
-def test_without_the_package_its_runs_are_still_shown(outside, ocr_eval):
+def test_without_the_package_its_runs_are_still_shown(outside, ocr_eval, tmp_path):
     assert "lora-fa + late-layers:first=1" in ocr_eval("table", outside / "out").out
+    assert ocr_eval("report", outside / "out", "--output", tmp_path / "page.html").code == 0
+    assert "lora-fa" in (tmp_path / "page.html").read_text()
+    (run,) = (outside / "out").rglob("config.yaml")
+    refused = ocr_eval("finetune", "-C", run, "-o", tmp_path)
+    assert refused.code == 2
+    assert "lora-fa" in refused.err
 
 
 def test_nothing_outside_a_door_branches_on_what_is_behind_it():

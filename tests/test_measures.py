@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ocr_eval.common.registry import MEASURES
 from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.changes import Dense, LowRank
 
@@ -65,3 +66,49 @@ def check(measured, changes):
         assert spectral == pytest.approx(float(values[name].max()), rel=1e-3)
     assert measured["frobenius"] == pytest.approx(math.hypot(*(float(v.norm()) for v in values.values())), rel=1e-5)
     assert measured["nuclear"] == pytest.approx(sum(float(v.sum()) for v in values.values()), rel=1e-3)
+
+
+@pytest.fixture
+def door(monkeypatch):
+    """Measures of a test, gone after it."""
+    monkeypatch.setattr(MEASURES, "_added", {})
+    return MEASURES.add
+
+
+class Taken:
+    about = "What a test says"
+
+    def __init__(self, take):
+        self.take = take
+
+    def by_default(self, needs):
+        return True
+
+
+def fails(trained):
+    raise ValueError("out of ink")
+
+
+def test_a_measure_that_fails_or_finds_no_plain_number_costs_no_run(ocr_eval, tiny, tmp_path, door):
+    door("broken", Taken(fails))
+    door("endless", Taken(lambda trained: {"length": math.nan}))
+    door("foreign", Taken(lambda trained: {"length": torch.ones(1)}))
+    door("fine", Taken(lambda trained: {"length": 3}))
+    run = ["--model", tiny, "--assoc", "city-language", "--n", 2, "--m-test", 2, "--epochs", 1, "-o", tmp_path]
+    answer = ocr_eval("finetune", *run, "--json")
+    assert answer.code == 0
+    assert set(json.loads(answer.out)["measures"]) == {"fine", "weight-change"}
+    assert "no measure 'broken': out of ink" in answer.err
+    assert "no measure 'endless'" in answer.err
+    assert "'fine'" not in answer.err
+    again = ocr_eval("finetune", *run, "--measures", "weight-change,nothing")
+    assert again.code == 2
+    assert "Unknown measure 'nothing'" in again.err
+
+
+def test_finished_runs_without_a_measure_say_so(ocr_eval, tiny, tmp_path, door):
+    run = ["--model", tiny, "--m-test", 2, "--epochs", 1, "-o", tmp_path, "--seeds", "0", "--n", 2]
+    assert ocr_eval("sweep", "--models", *run[1:], "--assocs", "city-language", "--measures", "none").code == 0
+    again = ocr_eval("sweep", "-o", tmp_path, "--measures", "weight-change")
+    assert again.code == 0
+    assert "1 finished runs lack the measure 'weight-change'" in again.err

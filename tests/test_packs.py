@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from ocr_eval.cli.sweep_work import Means
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
+from ocr_eval.execution import run_pack
 from ocr_eval.execution.run_pack import LiveRun, common_epoch, inject, prepare
 from ocr_eval.methods import view
 from ocr_eval.methods.pack import GradientPack, attach
@@ -347,3 +348,27 @@ def test_a_run_whose_scores_are_no_numbers_leaves_its_pack(tiny, tmp_path, monke
     assert tasks[0].folder.is_done()
     assert tasks[1].folder.failure() == "The log-probabilities became NaN in epoch 2. Lower --lr (now 0.01)."
     assert not tasks[1].folder.is_done()
+
+
+def test_a_pack_that_starts_over_forgets_how_far_its_runs_came_in_another(tiny, tmp_path, monkeypatch):
+    base, specs = load(tiny), [tiny_run(tiny, seed=0, epochs=4), tiny_run(tiny, "country-code", epochs=4)]
+    honest = GradientPack.step
+    monkeypatch.setattr(run_pack, "CHECKPOINT_EVERY", 0.0)
+
+    def killed_after(epochs, *some):
+        def step(pack, lanes):
+            if pack.learners[0].epochs_done == epochs:
+                raise Killed
+            return honest(pack, lanes)
+
+        monkeypatch.setattr(GradientPack, "step", step)
+        with pytest.raises(Killed):
+            inject(base, tasks_in(tmp_path, base, some))
+
+    killed_after(3, specs[0])
+    killed_after(1, *specs)
+    monkeypatch.setattr(GradientPack, "step", honest)
+    alone = tasks_in(tmp_path, base, specs[:1])
+    assert list(alone[0].folder.checkpoints()) == [1]
+    inject(base, alone)
+    assert [line.epoch for line in alone[0].folder.metrics()] == [0, 1, 2, 3, 4]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import load, tiny_run
 
-from ocr_eval.common.errors import UserError
+from ocr_eval.common.errors import RunFailed, UserError
 from ocr_eval.common.registry import PREVENTIONS
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
@@ -173,3 +173,38 @@ def test_what_is_taught_may_change_and_what_is_asked_may_not(tiny, door):
     assert {example.role for example in taught.train} == {"fact"}
     with pytest.raises(UserError, match="not the probes"):
         task_of_run(prevented(tiny, "easier-probes"))
+
+
+def test_a_prevention_that_fails_at_the_end_fails_its_run_alone(ocr_eval, tiny, tmp_path, door):
+    class Spoiler(Prevention):
+        """Cannot finish."""
+
+        def after_training(self, learner):
+            raise RunFailed("nothing to scale")
+
+    door("spoiler", Spoiler)
+    run = ["--models", tiny, "--assocs", "city-language", "--n", 2, "--m-test", 2, "--epochs", 1, "--seeds", 0]
+    answer = ocr_eval("sweep", *run, "--prevent", "none,spoiler", "--workers", 1, "-o", tmp_path)
+    assert answer.code == 1
+    assert "nothing to scale" in answer.err
+    assert len(list(tmp_path.rglob("status.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("product-decay", "product-decay:strength=0.001"),
+        ("product-decay:strength=1e-7", "product-decay:strength=1e-07"),
+        ("product-decay:strength=0.00123456789", "product-decay:strength=0.00123456789"),
+        ("scale-after:norm=1e6", "scale-after:norm=1000000"),
+        ("scale-after:norm=0.5", "scale-after:norm=0.5"),
+    ],
+)
+def test_settings_are_written_in_one_way_that_reads_back(given, said):
+    assert str(PREVENTIONS.choose(given)) == said
+    assert str(PREVENTIONS.choose(said)) == said
+
+
+def test_a_name_that_no_flag_could_say_is_refused(door):
+    with pytest.raises(UserError, match="use small letters"):
+        door("My_Prevention", Prevention)

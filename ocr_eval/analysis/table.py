@@ -1,4 +1,4 @@
-"""Records -> the mean-rank table. Pure; ``rendering`` writes it down, ``finding`` says it in a sentence.
+"""Records -> the mean-rank table. Pure; ``report.tables`` writes it down, ``finding`` says it in a sentence.
 
 A row is a model under one setting (method, data protocol, training, precision, code); runs of different
 settings are never averaged. A cell is one association over the row's seeds.

@@ -105,9 +105,9 @@ def export(
     The paths of the files go to stdout.
     """
     from ocr_eval.data.export import FORMATS, export_task
-    from ocr_eval.data.task import build_task
+    from ocr_eval.methods.prevention import task_of_run
 
     o.choice("--format", format, tuple(FORMATS))
     spec = o.resolve(context, o.DEFAULT_MODEL, o.one_assoc(context, association, assoc), settings)
-    for path in export_task(build_task(spec), spec.association.name, format, output_dir):
+    for path in export_task(task_of_run(spec), spec.association.name, format, output_dir):
         typer.echo(str(path))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import Registry
 
 
@@ -18,7 +19,7 @@ def door(registry: Registry[Any], help: str) -> typer.Typer:
 
     @app.command("list", help=f"List every {registry.noun}, also those of other packages.")
     def list_all(as_json: o.JsonOption = False) -> None:
-        rows = [[each.name, registry.get(each.name).about, each.source] for each in registry.entries()]
+        rows = [[each.name, _about(registry, each.name), each.source] for each in registry.entries()]
         if as_json:
             typer.echo(json.dumps([dict(zip(("name", "about", "source"), row, strict=True)) for row in rows], indent=2))
         else:
@@ -37,3 +38,11 @@ def door(registry: Registry[Any], help: str) -> typer.Typer:
         typer.echo(o.grid(["setting", "default", "what it is"], rows) if rows else "It has no settings.")
 
     return app
+
+
+def _about(registry: Registry[Any], name: str) -> str:
+    """One line on a thing, or why another package's cannot be imported."""
+    try:
+        return str(registry.get(name).about)
+    except UserError as error:
+        return str(error)

@@ -331,8 +331,7 @@ def resolve(context: typer.Context, model: str, assoc: str, settings: Given) -> 
     Raises:
         UserError: a name or a value that does not exist or fit.
     """
-    from ocr_eval.common.registry import METHODS
-    from ocr_eval.methods.method import method_of
+    from ocr_eval.methods.method import ignored_by
     from ocr_eval.specs.association import load_association
     from ocr_eval.specs.model import load_model_spec
     from ocr_eval.specs.run import make_run_spec
@@ -344,8 +343,8 @@ def resolve(context: typer.Context, model: str, assoc: str, settings: Given) -> 
     data, train = section("data", settings), section("train", settings)
     if run is None:
         return make_run_spec(spec, association, data, train, settings.get("seed", 0))
-    method = METHODS.choose(train.get("method", run.train.method)).thing
-    if method_of(run.train).needs.whole and not method.needs.whole:  # rates of full training suit no adapter
+    kept = train.get("method", run.train.method) == run.train.method
+    if not kept and "rank" in ignored_by(run.train):  # rates of full training suit no adapter
         train = {"lr": spec.train.lr, "batch_size": spec.train.batch_size, **train}
     defaults = spec.model_copy(update={"train": run.train})
     seed = settings.get("seed", run.seed)

@@ -60,10 +60,12 @@ def settings() -> str:
 
 def _row(setting: Setting) -> str:
     flag, axis = flag_of(setting.name), flag_of(setting.axis)
-    named = f"`{flag}`" if axis == flag else f"`{flag}`, in a sweep `{axis}`"
+    named, set_by = (
+        f"`{each(flag)}`" if axis == flag else f"`{each(flag)}`, in a sweep `{each(axis)}`" for each in (str, variable)
+    )
     values = setting.limits or setting.form.replace("|", ", ")
     default = setting.default if setting.section in ("run", "data") else setting.text(setting.field.get_default())
-    return f"| {named} | `{variable(flag)}` | `{values}` | `{default}` | {setting.field.description} |\n"
+    return f"| {named} | {set_by} | `{values}` | `{default}` | {setting.field.description} |\n"
 
 
 def reference() -> str:

@@ -111,7 +111,7 @@ def carry_out(
     prepare_output(output)
     bases = Bases(means.place)
     sweep = plan_sweep(specs, output, means.pack_device, bases, means.packs_at_once, study, grid)
-    check_open(sweep, bases, here=means.executor != "slurm")
+    check_open(sweep, bases, here=means.executor != "slurm", all_again=means.force)
     sweep = sweep.stated()
     if means.force:
         agreed(clear, sweep)
@@ -123,6 +123,11 @@ def carry_out(
     view = how_to_view(require_tracker(means.report_to), output)
     if view:
         typer.echo(f"To view the runs: {view}", err=True)
+    done = [run.folder.record() for run in sweep.runs if run.folder.is_done()]
+    for name in o.measures(means.measures) or ():
+        without = sum(name not in record.measures for record in done)
+        if without:
+            o.warn(f"{without} finished runs lack the measure '{name}'. Rerun them with --force to take it.")
     return sweep.runs
 
 

@@ -8,6 +8,7 @@ A thing with settings is chosen in one word, ``name:setting=value:setting=value`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,8 +96,10 @@ class Registry(Generic[T]):
         """Add one for this process, as in a notebook; worker processes do not know it.
 
         Raises:
-            UserError: the name is taken.
+            UserError: the name is taken, or cannot be written in a flag.
         """
+        if not re.fullmatch("[a-z0-9][a-z0-9-]*", name):
+            raise UserError(f"A {self.noun} cannot be called '{name}': use small letters, digits and '-'.")
         if name in self._shipped or name in self._installed:
             raise UserError(f"There is a {self.noun} '{name}' already. Give yours another name.")
         self._added[name] = thing
@@ -132,11 +135,15 @@ class Choice(Generic[T]):
     def __str__(self) -> str:
         """The one way to write it: every setting, in the order of its fields."""
         values = self.settings.model_dump(mode="json")
-        return ":".join([self.name, *(f"{key}={_plain(value)}" for key, value in values.items())])
+        given = {key: value for key, value in values.items() if value is not None}
+        return ":".join([self.name, *(f"{key}={_plain(value)}" for key, value in given.items())])
 
 
 def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value as text; a number with all its digits, and without a '+', which joins entries."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return repr(value).replace("e+", "e") if isinstance(value, float) else str(value)
 
 
 STRUCTURES: Registry[Any] = Registry("structure", "ocr_eval.structures", {"pairs": "ocr_eval.data.pairs:PAIRS"})

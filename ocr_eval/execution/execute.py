@@ -17,6 +17,7 @@ from ocr_eval.common.out_of_memory import free_cache
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.execution.run_pack import LiveRun, Watcher, common_epoch, inject, prepare, say_lines
+from ocr_eval.measures.measure import find_measures
 from ocr_eval.methods.loaded import load_adapter
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.trained import check_belongs
@@ -222,13 +223,14 @@ def _do_locked(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None
     """Do runs that this process holds."""
     if not runs:
         return
+    measures = find_measures(how.measures, method_of(runs[0].spec.train).needs)
     base = bases.get(runs[0].spec)
     live = [LiveRun(run.spec, run.folder, prepare(base.tokenizer, run.spec)) for run in runs]
     for run in runs:
         if how.force or run.folder.failure():
             run.folder.clear()
     base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
-    inject(base, live, how.every, how.watch, how.measures)
+    inject(base, live, how.every, how.watch, measures)
     base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 

@@ -26,7 +26,7 @@ from ocr_eval.data.audit import Audit, audit_task
 from ocr_eval.data.task import Quantity, Task, the_finding
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.execution.interruption import StopRequest, stop_request
-from ocr_eval.measures.measure import Trained, take_measures
+from ocr_eval.measures.measure import Measure, Trained, take_measures
 from ocr_eval.methods.method import Pack
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.prevention import task_of_run
@@ -133,7 +133,7 @@ def inject(
     runs: Sequence[LiveRun],
     every: int = 1,
     watch: Watcher = say_lines,
-    measures: Sequence[str] | None = None,
+    measures: Mapping[str, Measure] | None = None,
 ) -> None:
     """Train, score and write runs as one pack, over a base that is as clean afterwards as before.
 
@@ -144,14 +144,14 @@ def inject(
         runs: the runs; lanes in this order.
         every: score after every this many epochs (and after the last).
         watch: receives the new lines of metrics.
-        measures: what else to measure at the end; None for what is measured by default.
+        measures: what else to measure at the end.
 
     Raises:
         RunFailed: a checkpoint is damaged, no gradient reaches an adapter, or the memory is too small.
         KeyboardInterrupt: the user asked to stop; what was finished is saved.
     """
     try:
-        _inject(base, runs, every, watch, measures)
+        _inject(base, runs, every, watch, measures or {})
     except TooLarge as error:
         raise RunFailed(_too_large(base, runs, str(error))) from error
     except (RuntimeError, MemoryError) as error:
@@ -177,7 +177,7 @@ def _too_large(base: Base, runs: Sequence[LiveRun], reason: str) -> str:
     )
 
 
-def _inject(base: Base, runs: Sequence[LiveRun], every: int, watch: Watcher, measures: Sequence[str] | None) -> None:
+def _inject(base: Base, runs: Sequence[LiveRun], every: int, watch: Watcher, measures: Mapping[str, Measure]) -> None:
     for run in runs:
         if not run.folder.is_prepared():
             run.folder.begin(run.spec, provenance.environment(str(base.device)), run.material.audit.as_json())
@@ -196,12 +196,13 @@ def _run(
     runs: Sequence[LiveRun],
     every: int,
     watch: Watcher,
-    measures: Sequence[str] | None,
+    measures: Mapping[str, Measure],
     stop: StopRequest,
 ) -> None:
     epoch = common_epoch([run.folder for run in runs], [run.epochs for run in runs])
     live = [lane for lane, run in enumerate(runs) if epoch < run.epochs]
     for run in runs:
+        run.folder.drop_checkpoints(after=epoch)  # of a pack of other runs, which came further
         run.lines = [line for line in run.folder.metrics() if line.epoch <= epoch] if epoch else []
     if epoch:
         for run in runs:
@@ -228,9 +229,13 @@ def _run(
         epoch += 1
         stop.unsaved = epoch
         diverged = {lane: f"loss became {losses[lane]}" for lane in live if not math.isfinite(losses[lane])}
-        for lane in live:
-            if epoch == runs[lane].epochs and lane not in diverged:
+        failed = {}
+        for lane in [lane for lane in live if epoch == runs[lane].epochs and lane not in diverged]:
+            try:
                 pack.finish(lane)
+            except RunFailed as error:
+                failed[lane] = str(error)
+        live = [lane for lane in live if lane not in failed]
         to_score = [i for i in live if i not in diverged and (epoch % every == 0 or epoch == runs[i].epochs)]
         scored = _score(pack, runs, to_score)
         diverged |= {lane: "log-probabilities became NaN" for lane in to_score if lane not in scored}
@@ -243,7 +248,7 @@ def _run(
         live = [lane for lane in live if lane not in ending]
         now = time.monotonic()
         overdue = now - saved_at >= max(CHECKPOINT_EVERY, 10 * saving_seconds)
-        due = bool(live) and (ending or diverged or stop.made or overdue)
+        due = bool(live) and (ending or diverged or failed or stop.made or overdue)
         if due:
             for lane in live:
                 runs[lane].folder.write_checkpoint(epoch, partial(pack.write_state, lane))
@@ -253,6 +258,8 @@ def _run(
             spec = runs[lane].spec
             other = ", or use --dtype float32" if spec.precision == "float16" else ""
             runs[lane].folder.fail(f"The {what} in epoch {epoch}. Lower --lr (now {spec.train.lr:g}){other}.")
+        for lane, reason in failed.items():
+            runs[lane].folder.fail(reason)
         for lane in ending:
             runs[lane].folder.finish()
         if due:
@@ -308,7 +315,7 @@ def _add_line(run: LiveRun, line: MetricsLine, scored: _Scored | None) -> Step:
 
 
 def _prepare_record(
-    pack: Pack, lane: int, run: LiveRun, scores: CandidateScores, measures: Sequence[str] | None
+    pack: Pack, lane: int, run: LiveRun, scores: CandidateScores, measures: Mapping[str, Measure]
 ) -> None:
     if not is_first():
         return

@@ -114,9 +114,11 @@ def _table(states: Sequence[RunState]) -> str:
     def shown(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
+    names = [s.run.rpartition("-")[0] for s in states]  # without the fingerprint, where that is enough
+    names = [s.run if names.count(name) > 1 else name for s, name in zip(states, names, strict=True)]
     rows = [
-        [s.run.rpartition("-")[0], s.state, shown(s.epoch, "d"), shown(s.train_loss, ".4f"), shown(s.ocr_score, "+.2f")]
-        for s in states
+        [name, s.state, shown(s.epoch, "d"), shown(s.train_loss, ".4f"), shown(s.ocr_score, "+.2f")]
+        for s, name in zip(states, names, strict=True)
     ]
     header = ["run", "state", "epoch", "loss", "OCR score"]
     body = tabulate(

@@ -227,19 +227,20 @@ def clear(sweep: Sweep) -> None:
             run.folder.clear()
 
 
-def check_open(sweep: Sweep, bases: Bases, here: bool) -> None:
-    """Look, before any run starts, whether every open one can be done.
+def check_open(sweep: Sweep, bases: Bases, here: bool, all_again: bool = False) -> None:
+    """Look, before any run starts or is removed, whether every open one can be done.
 
     Args:
         sweep: the sweep.
         bases: where weights and tokenizers are found.
         here: whether they are done on this machine.
+        all_again: whether finished runs are to be repeated.
 
     Raises:
         UserError: the tokenizer cannot do with the data of a run, or it is too large for this machine.
     """
     for run in sweep.runs:
-        if run.is_open:
+        if all_again or run.is_open:
             prepare(bases.tokenizer(run.spec.model), run.spec)
             if here:
                 bases.refuse_impossible(run.spec)

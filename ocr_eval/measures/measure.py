@@ -6,16 +6,17 @@ the record under its name; numbers at the top can be shown in tables as ``--metr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ocr_eval.common.errors import RunFailed, UserError
+from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import warn
 from ocr_eval.common.registry import MEASURES
 from ocr_eval.data.tokenize import ProbeTokens
 from ocr_eval.methods.changes import WeightChange
-from ocr_eval.methods.method import Needs, Pack, method_of
+from ocr_eval.methods.method import Needs, Pack
 from ocr_eval.methods.view import View
 from ocr_eval.scoring.candidates import CandidateScores
 from ocr_eval.specs.run import RunSpec
@@ -64,28 +65,42 @@ class Measure(Protocol):
         """Measure a run.
 
         Returns:
-            Plain data for JSON; numbers at the top are what tables show.
+            Plain data for JSON, numbers finite; those at the top are what tables show.
 
         Raises:
-            RunFailed, UserError: it cannot be measured on this run, which says why and is kept without it.
+            Exception: it cannot be measured on this run, which is kept without it; the text says why.
         """
 
 
-def take_measures(asked: Sequence[str] | None, trained: Trained) -> dict[str, dict[str, Any]]:
-    """What measures find; one that cannot be taken is absent, with a warning where it was asked for.
+def find_measures(asked: Sequence[str] | None, needs: Needs) -> dict[str, Measure]:
+    """Measures by name: those that were asked for, or for None those that are taken by default.
 
-    Args:
-        asked: names of measures; None for those that are taken by default.
-        trained: the run.
+    Raises:
+        UserError: one that was asked for is not there or cannot be imported; others that cannot are a warning.
     """
-    needs, found = method_of(trained.spec.train).needs, {}
-    for name in MEASURES.names() if asked is None else asked:
-        measure: Measure = MEASURES.get(name)
-        if asked is None and not measure.by_default(needs):
-            continue
+    if asked is not None:
+        return {name: MEASURES.get(name) for name in asked}
+    found: dict[str, Measure] = {}
+    for name in MEASURES.names():
         try:
-            found[name] = measure.take(trained)
-        except (RunFailed, UserError) as error:
-            if asked is not None:
-                warn(f"{trained.spec.association.name} seed {trained.spec.seed}: no measure '{name}': {error}")
+            measure: Measure = MEASURES.get(name)
+        except UserError as error:
+            warn(f"{error} It is not taken.")
+            continue
+        if measure.by_default(needs):
+            found[name] = measure
+    return found
+
+
+def take_measures(measures: Mapping[str, Measure], trained: Trained) -> dict[str, dict[str, Any]]:
+    """What measures find. One that fails, or finds what JSON cannot hold, is a warning and absent: the run is kept."""
+    found = {}
+    for name, measure in measures.items():
+        try:
+            taken = measure.take(trained)
+            json.dumps(taken, allow_nan=False)
+            found[name] = taken
+        except Exception as error:  # of a package that we know nothing of
+            reason = str(error) or type(error).__name__
+            warn(f"{trained.spec.association.name} seed {trained.spec.seed}: no measure '{name}': {reason}")
     return found

@@ -49,7 +49,7 @@ class LowRank:
 
     def singular_values(self) -> Tensor:
         """Those of the R x R core between the orthogonal parts of B and A."""
-        core_b, core_a = (torch.linalg.qr(factor.double().T, mode="r").R for factor in (self.b, self.a))
+        core_b, core_a = (torch.linalg.qr(factor.cpu().double().T, mode="r").R for factor in (self.b, self.a))
         return torch.linalg.svdvals(self.scale * core_b @ core_a.T)
 
 
@@ -73,6 +73,7 @@ class Dense:
 
     def singular_values(self) -> Tensor:
         """From the eigenvalues of the smaller Gram matrix: to 1e-8 of the largest, and far faster than an SVD."""
-        change = self.dense().double()
+        change = self.dense()
+        change = change.double() if change.device.type == "cuda" else change.cpu().double()  # MPS has no fp64
         gram = change @ change.T if len(change) <= change.shape[1] else change.T @ change
         return torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt_().flip(0)

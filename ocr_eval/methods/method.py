@@ -48,11 +48,8 @@ class Pack(Protocol):
     def base(self) -> Base:
         """The base."""
 
-    def steps(self, lane: int) -> int:
-        """How many steps a lane takes in all: epochs of training, batches of edits; at least 1."""
-
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
-        """Take the next step of some lanes, which all stand at the same one; each one's loss (nats a token).
+        """Take the next of ``train.epochs`` steps of some lanes, all at the same one; each one's loss (nats a token).
 
         Raises:
             RunFailed: a lane cannot learn.
@@ -127,6 +124,14 @@ def method_of(train: TrainSpec) -> Method:
     """
     method: Method = METHODS.choose(train.method).thing
     return method
+
+
+def ignored_by(train: TrainSpec) -> frozenset[str]:
+    """Settings that have no effect on a run's method; none are known of one that is not installed here."""
+    try:
+        return method_of(train).ignores
+    except UserError:
+        return frozenset()
 
 
 def label_of(method: str) -> str:

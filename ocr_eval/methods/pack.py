@@ -88,10 +88,6 @@ class GradientPack:
     learners: tuple[Learner, ...]
     cut: Cut = field(default_factory=Cut)
 
-    def steps(self, lane: int) -> int:
-        """Epochs of training."""
-        return self.learners[lane].train.epochs
-
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
         """Train an epoch; see ``train_epoch``."""
         return train_epoch(self, lanes)

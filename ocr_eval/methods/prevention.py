@@ -38,14 +38,12 @@ class Prevention:
         about: one line on what it does, with its source.
         Settings: a pydantic model of its settings.
         needs_adapters: whether it works on low-rank adapters, and so not with full fine-tuning.
-        knows_relation: whether it uses the unwanted relation itself; tables mark such rows.
         settings: those of this run.
     """
 
     about: ClassVar[str] = ""
     Settings: ClassVar[type[BaseModel]] = NoSettings
     needs_adapters: ClassVar[bool] = False
-    knows_relation: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -55,11 +53,17 @@ class Prevention:
         return task
 
     def forward(self, network: Module) -> AbstractContextManager[Any]:
-        """Entered around every forward pass of training, and no other: for hooks in the network."""
+        """Entered around every forward pass of training, and no other: for hooks in the network.
+
+        A run that overrides this shares its passes with no other.
+        """
         return nullcontext()
 
     def loss(self, learner: Learner, read: Read) -> Tensor | None:
-        """A term to add to the loss of each step, a scalar in nats; None for none."""
+        """A term to add to the loss of each step, a scalar in nats; None for none.
+
+        Of several processes that train together the first alone calls it.
+        """
         return None
 
     def before_step(self, learner: Learner) -> None:

@@ -82,6 +82,8 @@ def _gradients(pack: GradientPack, batches: dict[int, list[Continuation]]) -> di
     counts = {lane: sum(len(example.answer) for example in batch) for lane, batch in batches.items()}
     share = {lane: batch[accelerator.process_index :: accelerator.num_processes] for lane, batch in batches.items()}
     nats = _backward_in_parts(pack, share, counts)
+    for lane in batches:
+        _add_penalties(pack, lane)
     if accelerator.num_processes > 1:
         nats = sum_over_processes(pack.adapters.gradients(), nats)
     return {lane: (nats[lane], count) for lane, count in counts.items()}
@@ -120,7 +122,7 @@ def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts
         if not part:
             continue
         with ExitStack() as hooks:
-            for prevention in pack.learners[min(part)].preventions:  # alike in all lanes where they touch the network
+            for prevention in pack.learners[min(part)].preventions:  # a run that hooks the network is alone
                 hooks.enter_context(prevention.forward(pack.base.network))
             logprobs = pack.view().token_logprobs({lane: batch_forest(batch) for lane, batch in part.items()})
         losses = {lane: -_weighted(values, part[lane]).sum() / counts[lane] for lane, values in logprobs.items()}
@@ -128,8 +130,6 @@ def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts
         pack.base.accelerator.backward(torch.stack(list(losses.values())).sum() * scale)
         for lane, loss in losses.items():
             nats[lane] += loss.item()
-    for lane in batches:
-        _add_penalties(pack, lane)
     if scale != 1.0:
         torch._foreach_div_(pack.adapters.gradients(), scale)
     return nats
@@ -151,8 +151,8 @@ def _add_penalties(pack: GradientPack, lane: int) -> None:
     if pack.base.accelerator.process_index == 0:  # gradients are summed over processes
         for prevention in pack.learners[lane].preventions:
             term = prevention.loss(pack.learners[lane], read)
-            if term is not None:
-                pack.base.accelerator.backward(term * pack.base.loss_scale)
+            if term is not None and term.requires_grad:
+                pack.base.accelerator.backward(term)
 
 
 def _step(pack: GradientPack, lane: int, step: int, steps: int) -> None:

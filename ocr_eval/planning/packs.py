@@ -51,8 +51,8 @@ def cut_into_packs(
 
 def share_key(spec: RunSpec) -> tuple[object, ...]:
     """Equal for runs that may be in one pack."""
-    hooks = spec.train.prevent if hooks_network(spec.train) else ()
-    return spec.model, spec.train.method, spec.train.targets, hooks
+    alone = spec if hooks_network(spec.train) else None
+    return spec.model, spec.train.method, spec.train.targets, alone
 
 
 def _lanes(specs: Sequence[RunSpec], device: str) -> int:

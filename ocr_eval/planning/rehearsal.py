@@ -222,7 +222,7 @@ def write(rehearsal: Rehearsal, folder: Path) -> Path:
     prepare_output(folder)
     built, whole = rehearsal.layers
     part = "" if built == whole else f"-{built}layers"
-    path = folder / f"{rehearsal.model}-{rehearsal.method}-{rehearsal.dtype}{part}.json"
+    path = folder / f"{rehearsal.model}-{rehearsal.method.partition(':')[0]}-{rehearsal.dtype}{part}.json"
     write_atomic(path, json.dumps(rehearsal.as_json(), indent=2) + "\n")
     rows = [_row(json.loads(record.read_text())) for record in sorted(folder.glob("*.json"))]
     table = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)

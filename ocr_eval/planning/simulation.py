@@ -149,7 +149,7 @@ class _Dequantized(torch.autograd.Function):
 def _logprobs(
     spec: ModelSpec, train: TrainSpec, network: PreTrainedModel, geometry: Geometry, device: str
 ) -> torch.Tensor:
-    """A forward pass as ``forward.View`` makes it."""
+    """A forward pass as ``methods.view.View`` makes it."""
     K, C, R = geometry.lanes, geometry.clumps, geometry.reads
     B = -(-geometry.nodes // C)
     N = C * B

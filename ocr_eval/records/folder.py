@@ -20,6 +20,7 @@ every minute, to say whose) keeps a second process out.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
@@ -249,10 +250,10 @@ class RunFolder:
         with replacing(self.path / f"checkpoint-{epoch}.safetensors") as file:
             write(file)
 
-    def drop_checkpoints(self, before: int | None = None) -> None:
-        """Remove training states, all or those before an epoch."""
+    def drop_checkpoints(self, before: float = math.inf, after: float = -math.inf) -> None:
+        """Remove training states: all, or those before or after an epoch."""
         for epoch, path in self.checkpoints().items():
-            if before is None or epoch < before:
+            if after < epoch < before:
                 path.unlink(missing_ok=True)
         for path in self.path.glob("checkpoint-*.partial"):  # of a process that was killed
             path.unlink(missing_ok=True)

@@ -82,7 +82,7 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def row_keys(flag: str, text: str) -> tuple[str, ...]:
@@ -238,7 +238,7 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
     """Model, method, preventions, control and further settings, in so far as ``differing`` and ``rest`` have them."""
     model = [settings["model"]] if "model" in differing else []
     method = [label_of(settings["method"])] if "method" in rest else []
-    prevent = [f"+ {text}" for text in settings["prevent"].split(",") if text] if "prevent" in rest else []
+    prevent = [f"+ {text}" for text in settings["prevent"].split("+") if text] if "prevent" in rest else []
     taught = [" ".join([*method, *prevent])] if method or prevent else []
     control = [f"control: {kind}"] if (kind := _control(settings, rest)) else []
     named = ("model", "method", "prevent", "variant")

@@ -6,7 +6,7 @@ import shlex
 from functools import cache
 
 from ocr_eval.common.yaml_files import shipped_names
-from ocr_eval.methods.method import method_of
+from ocr_eval.methods.method import ignored_by
 from ocr_eval.records.record import Record
 from ocr_eval.specs.settings import SETTINGS
 
@@ -16,7 +16,7 @@ def command(record: Record) -> str:
 
     A model or association of the user's own is named by a file; ``missing_files`` says what goes into it.
     """
-    ignored = method_of(record.train).ignores
+    ignored = ignored_by(record.train)
     values = {
         "seed": record.seed,
         **dict(record.data),

@@ -64,7 +64,8 @@ class Grid(_Axes, _Runs):
         """The grid as a file of flags has it."""
         dumped = self.model_dump(mode="json", exclude_none=True)
         lists = {name: [AXES[name].text(value) for value in dumped[name]] for name in dumped if name in _LISTS}
-        return {name.replace("_", "-"): value for name, value in (dumped | lists).items()}
+        measures = {} if self.measures is None else {"measures": ",".join(self.measures) or "none"}
+        return {name.replace("_", "-"): value for name, value in (dumped | lists | measures).items()}
 
     def specs(self) -> list[RunSpec]:
         """Every run of the grid, in the precision that was asked for; runs of one model and association are neighbours.
@@ -166,12 +167,13 @@ def _said(value: object) -> object:
 def check_same(given: Grid, state: SweepState | None, output: Path) -> None:
     """Raises UserError if what a folder states is a sweep of another grid."""
     held = state and state.grid
-    if not held or held == given:
+    aside = {"measures": given.measures}  # nothing of what is learned depends on it
+    if not held or held.model_copy(update=aside) == given:
         return
     differing = [
         f"{name} {_said(getattr(held, name))} there, {_said(value)} here"
         for name, value in given
-        if getattr(held, name) != value
+        if getattr(held, name) != value and name not in aside
     ]
     raise UserError(
         f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or leave these "

@@ -29,7 +29,7 @@ Dtype = Annotated[
 
 def _checked(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}(:[a-z0-9_]+=[^:=\s]+)*", text):
-        raise ValueError("Write it as NAME or NAME:setting=value")
+        raise ValueError("Write it as NAME or NAME:setting=value, names in small letters")
     return text
 
 

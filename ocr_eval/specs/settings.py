@@ -153,12 +153,13 @@ class Setting:
         return "+".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
     def _problem(self, said: str, error: ValidationError) -> str:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         if self.is_list:
-            return str(self.field.description)
+            return f"{reason}. {self.field.description}"
         if self.words:
             close = difflib.get_close_matches(said, self.words, n=1)
             return f"{f'Did you mean {close[0]!r}? ' if close else ''}Choose from {', '.join(self.words)}."
-        return f"{error.errors()[0]['msg'].removeprefix('Value error, ')}."
+        return f"{reason}."
 
 
 def _of(section: Section, kind: Any, *names: str) -> dict[str, Setting]:

@@ -46,7 +46,7 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env={**{name: value for name, value in os.environ.items() if name != "OCR_EVAL_CONFIG"}, **environment},
             start_new_session=new_session,
         )
 
