@@ -64,6 +64,7 @@ def test_what_the_package_brings_is_listed_run_recorded_and_shown(outside, tiny)
     for door, name in (("methods", "lora-fa"), ("measures", "candidate-mass"), ("preventions", "late-layers")):
         assert f"{name} " in call(door, "list")
         assert json.loads(call(door, "list", "--json"))[-1]["source"] == "my-ocr 1.0"
+    assert "reworded (my-ocr 1.0)" in call("data", "list")
     assert "The first layer that may change." in call("preventions", "show", "late-layers")
     for command in COMMANDS:
         call(*command.split()[1:])

@@ -75,6 +75,8 @@ def test_runs_with_preventions_are_rows_of_their_own_and_measured(ocr_eval, tiny
     table = ocr_eval("table", tmp_path, "--metric", "weight-change.frobenius", "--no-published").out
     assert table.splitlines()[2].startswith("| tiny-llama | LoRA ")
     assert "LoRA + product-decay:strength=1" in table
+    assert "weight-change.frobenius of the trained model" in table
+    assert "Held-out" not in table
     assert "0.25" in next(line for line in table.splitlines() if "scale-after" in line)
     assert (
         "weight_change_frobenius"

@@ -18,7 +18,11 @@ app = typer.Typer(help="List, show, check and export associations.", no_args_is_
 
 @app.command("list")
 def list_associations(as_json: o.JsonOption = False) -> None:
-    """List the shipped associations: name, kind, pairs, link."""
+    """List the shipped associations, and structures of facts.
+
+    For each association: name, kind, size, link. Structures of other packages are listed too.
+    """
+    from ocr_eval.common.registry import STRUCTURES
     from ocr_eval.common.yaml_files import shipped_names
     from ocr_eval.specs.association import load_association
 
@@ -30,6 +34,8 @@ def list_associations(as_json: o.JsonOption = False) -> None:
     for a in associations:
         size = ", ".join(f"{count} {what}" for what, count in a.size().items())
         typer.echo(f"{a.name:18} {a.kind:15} {size}  {a.description}")
+    structures = ", ".join(f"{entry.name} ({entry.source})" for entry in STRUCTURES.entries())
+    typer.echo(f"\nStructures that 'structure:' in a file may name: {structures}")
 
 
 @app.command()

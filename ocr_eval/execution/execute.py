@@ -55,7 +55,7 @@ class Execution:
         device: where to compute.
         force: run again even what is done.
         every: score after every this many epochs, and after the last.
-        watch: is told the new lines of metrics, a pack's epoch at a time.
+        watch: receives the new lines of metrics, a pack's epoch at a time.
         measures: what else to measure at the end; None for what is measured by default.
     """
 

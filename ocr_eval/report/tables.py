@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import tabulate
 
-from ocr_eval.analysis.table import Cell, Row, Table, flat_cells
+from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
 from ocr_eval.methods.method import label_of
 
 #: Column and caption words of each metric.
@@ -52,6 +52,10 @@ def _reading(table: Table) -> str:
             f"{where}: mean rank / null rank, OCR score [interval]. Rank 0 is perfect; the null rank is what a model "
             "that only knows which answers occur would get; OCR score = 1 - mean rank / null rank, with its 95 % "
             "bootstrap interval."
+        )
+    if table.metric not in METRICS:
+        return (
+            f"{table.metric} of the trained model, averaged over seeds; it depends on no scoring and has no interval."
         )
     bounded = any(table.metric in cell.bounds for row in table.rows for cell in row.cells.values())
     bound = " (no interval: records keep no margins of subjects)" if table.metric == "margin" else ""

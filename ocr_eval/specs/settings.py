@@ -1,7 +1,7 @@
 """Every setting of a run and its text: what flags, variables, files of flags and the axes of sweeps are made from.
 
 A setting is a field of a spec, described there. Entries of one value are joined by ``+`` (``q_proj+v_proj``), values of
-an axis are separated by commas (``0,0+2,all``), and whole numbers may be ranges (``1-4,8``).
+an axis are comma-separated (``0,0+2,all``), and whole numbers may be ranges (``1-4,8``).
 """
 
 from __future__ import annotations

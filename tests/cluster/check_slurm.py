@@ -312,7 +312,7 @@ def test_a_copied_folder_has_jobs_of_its_own_and_leaves_those_of_the_original(tm
     (own,) = run_jobs([python("pack", "open('second', 'w')")], SLURM, copy)
     assert own.end == "done"
     assert (tmp_path / "second").exists()
-    assert watcher.is_alive(), "the original's job goes on"
+    assert watcher.is_alive(), "the original's job continues"
     (tmp_path / "end").touch()
     watcher.join()
     assert [result.end for result in results] == ["done"]

@@ -155,8 +155,8 @@ def train(
 def sweep(
     context: typer.Context,
     over: Annotated[str, typer.Option(help="d_h, m_train, seed, decay or init (its scale).")] = "d_h",
-    values: Annotated[str | None, typer.Option(help="Values, separated by commas.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas. [default: 0,1,2]")] = None,
+    values: Annotated[str | None, typer.Option(help="Comma-separated values.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Comma-separated seeds. [default: 0,1,2]")] = None,
     param: o.Param = "factorized",
     n: o.Pairs = 20,
     m_train: o.MTrain = 1,
@@ -279,7 +279,7 @@ def check(
 @reported
 def open_questions(
     question: Annotated[str, typer.Option(help="kq, softmax, mlp, optimizer, mitigation, delay, or all.")] = "all",
-    seeds: Annotated[str, typer.Option(help="2 to 10 seeds, separated by commas.")] = "0,1,2,3,4",
+    seeds: Annotated[str, typer.Option(help="2 to 10 comma-separated seeds.")] = "0,1,2,3,4",
     as_json: o.AsJson = False,
     output: o.Output = None,
 ) -> None:

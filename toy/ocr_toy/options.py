@@ -69,12 +69,12 @@ def run_spec(options: dict[str, Any]) -> "RunSpec":
 
 
 def numbers(text: str, name: str) -> list[float]:
-    """Numbers separated by commas. Raises ToyError for anything else."""
+    """Comma-separated numbers. Raises ToyError for anything else."""
     return _split(text, float, f"{name} = {text}: not numbers; separate numbers by commas, as in 1e-3,0.1")
 
 
 def whole(text: str, name: str) -> list[int]:
-    """Whole numbers separated by commas. Raises ToyError for anything else."""
+    """Comma-separated whole numbers. Raises ToyError for anything else."""
     return _split(text, int, f"{name} = {text}: not whole numbers; separate them by commas, as in 0,1,2")
 
 
