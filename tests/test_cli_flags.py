@@ -146,7 +146,7 @@ def odd_run(model_files, tmp_path, ocr_eval) -> Path:
     flags += " --variant shuffled --method lora --lr 3e-3 --epochs 2 --batch-size 5 --rank 2 --alpha 3"
     run = ["--model", model_files["llama"], "--assoc", tmp_path / "own.yaml", *flags.split(), "--dry-run"]
     spec = planned(ocr_eval("finetune", *run))
-    train = spec.train.model_copy(update={"targets": ["q_proj", "v_proj"], "max_grad_norm": 0.5})
+    train = spec.train.model_copy(update={"targets": ("q_proj", "v_proj"), "max_grad_norm": 0.5})
     model = spec.model.model_copy(update={"attention": "eager", "dtype": "bfloat16", "name": "gone"})
     (tmp_path / "own.yaml").unlink()
     path = tmp_path / "kept.yaml"
