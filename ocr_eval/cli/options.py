@@ -134,22 +134,11 @@ _READ = "Folders that contain runs, at any depth (default: $OCR_EVAL_OUTPUT_DIR,
 RunsArgument = Annotated[
     list[Path] | None, typer.Argument(metavar="RUNS", help=_READ, envvar="OCR_EVAL_OUTPUT_DIR", show_envvar=False)
 ]
-#: The former spelling of RUNS, for one version.
-FormerOption = Annotated[Path | None, typer.Option("--output-dir", "-o", hidden=True)]
 
 
 def warn(text: str) -> None:
     """One line on stderr."""
     typer.echo(f"ocr-eval: {text}", err=True)
-
-
-def places(context: typer.Context, runs: list[Path] | None, former: Path | None = None) -> list[Path]:
-    """The folders where a command reads runs: its argument ``runs``, or what an option said formerly."""
-    source = context.get_parameter_source("runs")
-    if former is not None:
-        warn(f"'{context.command_path}' now takes folders of runs as arguments: give '{former}' without -o.")
-        return runs if runs and source is not None and source.name == "COMMANDLINE" else [former]
-    return runs or [DEFAULT_OUTPUT]
 
 
 @dataclass(frozen=True)
