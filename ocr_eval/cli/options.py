@@ -293,7 +293,6 @@ def words(flag: str, text: str | None) -> tuple[str, ...] | None:
 
 def begin(quiet: bool = False, offline: bool = False) -> None:
     """Switches that must be set before any library is imported."""
-    import logging
     import os
     import sys
     import warnings
@@ -303,7 +302,6 @@ def begin(quiet: bool = False, offline: bool = False) -> None:
     messages.be_quiet(quiet or not distributed.is_first())
     if not distributed.is_first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advises to install optional kernels
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
