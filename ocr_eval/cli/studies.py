@@ -47,13 +47,12 @@ def controls(
     are compared subject by subject.
     """
     means.begin()
-    chosen = o.scoring(scoring)
     from ocr_eval.analysis.controls import compare_conditions, condition_specs, verdict
 
     reals = _runs(context, model, o.one_assoc(context, association, assoc), settings, "seed")
     specs = [spec for real in reals for spec in condition_specs(real).values()]
     records = _study("controls", specs, output_dir, means, as_json)
-    results = compare_conditions(records, chosen)
+    results = compare_conditions(records, scoring)
     if as_json:
         typer.echo(json.dumps({"verdict": verdict(results), "conditions": [asdict(r) for r in results]}, indent=2))
         return
@@ -94,7 +93,6 @@ def curve(
     (Theorem 2 of the paper), is printed for orientation; it does not predict this score.
     """
     means.begin()
-    chosen = o.scoring(scoring)
     specs = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train", "seed")
     m_test, seeds = specs[0].data.m_test, sorted({run.seed for run in specs})
     records = _study("curve", specs, output_dir, means, as_json)
@@ -103,7 +101,7 @@ def curve(
     points = []
     for m in settings["m_train"]:
         runs = [record for record in records if record.data.m_train == m]
-        score = ocr_score([run.held_out[chosen] for run in runs])
+        score = ocr_score([run.held_out[scoring] for run in runs])
         learned = all(run.facts_learned for run in runs)
         points.append((m, score, min(1.0, math.sqrt(m / m_test)), learned))
     if as_json:
