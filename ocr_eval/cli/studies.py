@@ -64,14 +64,14 @@ def controls(
             f"{result.null_rank:.2f}",
             o.interval_text(result.score),
             f"{result.p:.2g}",
-            o.interval_text(result.against.difference) if result.against else "",
-            {None: "-", True: "yes", False: "NO"}[result.facts_learned],
+            o.interval_text(result.against.value) if result.against else "",
+            {None: "-", True: "yes", False: "NO"}[result.premises_hold],
         ]
         for result in results
     ]
     header = ["condition", "mean rank", "null", "OCR score", "p", "real minus this", "facts learned"]
     typer.echo(o.grid(header, rows))
-    typer.echo(f"{verdict(results)}{f' {_ONE_SEED}' if len(reals) == 1 else ''}")
+    typer.echo(verdict(results))
 
 
 @expanded
@@ -98,16 +98,17 @@ def curve(
     specs = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train", "seed")
     m_test, seeds = specs[0].data.m_test, sorted({run.seed for run in specs})
     records = _study("curve", specs, output_dir, means, as_json)
-    from ocr_eval.analysis.bootstrap import ocr_score
+    from ocr_eval.analysis.intervals import ocr_score
+    from ocr_eval.records.select import ranks_by_seed
 
     points = []
     for m in settings["m_train"]:
         runs = [record for record in records if record.data.m_train == m]
-        score = ocr_score([run.held_out[chosen] for run in runs])
-        learned = all(run.facts_learned for run in runs)
+        score = ocr_score(list(ranks_by_seed(runs, chosen).values()))
+        learned = all(run.premises_hold for run in runs)
         points.append((m, score, min(1.0, math.sqrt(m / m_test)), learned))
     if as_json:
-        keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "facts_learned")
+        keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "premises_hold")
         listed = [dict(zip(keys, (m, asdict(score), root, learned), strict=True)) for m, score, root, learned in points]
         about = {"assoc": specs[0].association.name, "m_test": m_test, "seeds": seeds}
         typer.echo(json.dumps({**about, "points": listed}, indent=2))
