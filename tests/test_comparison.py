@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from test_table import answers, record
+from test_table import record
 
 from ocr_eval.analysis.compare import contrast, verdict
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.model import TrainSpec
-from ocr_eval.specs.run import SCORINGS
 
 
 def write(root: Path, *records) -> Path:
