@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -85,13 +84,6 @@ def candidates(
             typer.echo(found.as_text(f"{audited.name} on {name}"))
     if not all(found.first_token_scorable for found in audits.values()):
         raise typer.Exit(1)
-
-
-@app.command("audit", hidden=True)
-@functools.wraps(candidates)
-def _audit(context: typer.Context, **given: Any) -> None:
-    o.warn("'data audit' is now 'data candidates'.")
-    candidates(context=context, **given)
 
 
 @app.command()

@@ -134,22 +134,11 @@ _READ = "Folders that contain runs, at any depth (default: $OCR_EVAL_OUTPUT_DIR,
 RunsArgument = Annotated[
     list[Path] | None, typer.Argument(metavar="RUNS", help=_READ, envvar="OCR_EVAL_OUTPUT_DIR", show_envvar=False)
 ]
-#: The former spelling of RUNS, for one version.
-FormerOption = Annotated[Path | None, typer.Option("--output-dir", "-o", hidden=True)]
 
 
 def warn(text: str) -> None:
     """One line on stderr."""
     typer.echo(f"ocr-eval: {text}", err=True)
-
-
-def places(context: typer.Context, runs: list[Path] | None, former: Path | None = None) -> list[Path]:
-    """The folders where a command reads runs: its argument ``runs``, or what an option said formerly."""
-    source = context.get_parameter_source("runs")
-    if former is not None:
-        warn(f"'{context.command_path}' now takes folders of runs as arguments: give '{former}' without -o.")
-        return runs if runs and source is not None and source.name == "COMMANDLINE" else [former]
-    return runs or [DEFAULT_OUTPUT]
 
 
 @dataclass(frozen=True)
@@ -185,18 +174,19 @@ class Jobs:
     devices: Annotated[str | None, option("--devices", help="local: '0,1' or 'cpu,cpu' (default: every GPU).")] = None
     partition: Annotated[str | None, option("--partition", help="slurm: partition (default: the cluster's).")] = None
     time_limit: Annotated[
-        int | None, option("--time-limit", help="slurm: minutes until a job is requeued to resume (default: 240).")
+        int | None,
+        option("--time-limit", min=1, help="slurm: minutes until a job is requeued to resume (default: 240)."),
     ] = None
     gpus_per_job: Annotated[
-        int | None, option("--gpus-per-job", help="slurm: GPUs per job (default: 1 if the partition has any).")
+        int | None, option("--gpus-per-job", min=0, help="slurm: GPUs per job (default: 1 if the partition has any).")
     ] = None
     cpus_per_job: Annotated[
-        int | None, option("--cpus-per-job", help="slurm: CPU cores per job (default: the cluster's).")
+        int | None, option("--cpus-per-job", min=1, help="slurm: CPU cores per job (default: the cluster's).")
     ] = None
     memory_gb: Annotated[
-        float | None, option("--memory-gb", help="slurm: memory per job, in GB (default: the cluster's).")
+        float | None, option("--memory-gb", min=0.001, help="slurm: memory per job, in GB (default: the cluster's).")
     ] = None
-    parallel: Annotated[int | None, option("--parallel", help="slurm: most jobs at once (default: 256).")] = None
+    parallel: Annotated[int | None, option("--parallel", min=1, help="slurm: most jobs at once (default: 256).")] = None
     slurm: Annotated[
         list[str] | None, option("--slurm", help="slurm: any sbatch option, e.g. 'account=nlp'; repeatable.")
     ] = None
@@ -205,22 +195,21 @@ class Jobs:
         """Where the jobs run.
 
         Raises:
-            UserError: no such executor, a flag of another one, or a value out of range.
+            UserError: no such executor, or a flag of another one.
         """
         from ocr_eval.execution.jobs import EXECUTORS, Placement
 
         name = cast("Executor", choice("--executor", self.executor, EXECUTORS))
         values = {each.name: getattr(self, each.name) for each in fields(Jobs) if each.name != "executor"}
-        given = {key: value for key, value in values.items() if value not in (None, (), [])}
+        given = {key: value for key, value in values.items() if value not in (None, [])}
         for key in given:
             owner = {"workers": "here", "devices": "local"}.get(key, "slurm")
             if name != owner:
                 raise UserError(f"{flag_of(key)} goes with --executor {owner}, not with '{name}'.")
         given.pop("workers", None)
-        slurm_options = tuple(given.pop("slurm", ()))
         if self.devices is not None:
-            given["devices"] = tuple(part.strip() for part in self.devices.split(",") if part.strip())
-        return Placement(executor=name, slurm_options=slurm_options, **given)
+            given["devices"] = words("--devices", self.devices)
+        return Placement(executor=name, **{**given, "slurm": tuple(self.slurm or ())})
 
 
 @dataclass(frozen=True)

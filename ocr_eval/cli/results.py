@@ -50,9 +50,7 @@ def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None
 
 
 def table(
-    context: typer.Context,
     runs: o.RunsArgument = None,
-    former: o.FormerOption = None,
     scoring: o.ScoringOption = "first-token",
     metric: Annotated[
         str | None,
@@ -90,7 +88,7 @@ def table(
         raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
     keys = row_keys("--by", by)
     measure = metric.partition(".")[0] if metric and "." in metric else None
-    found = find(o.places(context, runs, former), chosen, filters, measure)
+    found = find(runs or [o.DEFAULT_OUTPUT], chosen, filters, measure)
     built = build_table(
         found.records,
         chosen,
@@ -109,9 +107,7 @@ def table(
 
 
 def figures(
-    context: typer.Context,
     runs: o.RunsArgument = None,
-    former: Annotated[Path | None, typer.Option("--output-dir", hidden=True)] = None,
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
     to: Annotated[
@@ -134,11 +130,9 @@ def figures(
     from ocr_eval.report.figures.gallery import gallery, text_curves
 
     chosen = o.scoring(scoring)
-    if to is not None and not runs and next(to.rglob("result.json"), None) is not None:
-        former, to = to, None  # for one version: -o was where runs are read
     if text and to is not None:
         raise UserError("--to has no effect with --text, which writes no files. Drop one of them.")
-    folders = o.places(context, runs, former)
+    folders = runs or [o.DEFAULT_OUTPUT]
     found = find(folders, chosen, filters)
     complaints = list(found.complaints)
 
@@ -161,13 +155,11 @@ def figures(
 
 
 def compare(
-    context: typer.Context,
     a: Annotated[
         str, typer.Argument(metavar="A", help="A run's folder, a folder of runs, or a condition such as 'lr=1e-3'.")
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="The same, to compare with.")],
     runs: o.RunsArgument = None,
-    former: o.FormerOption = None,
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
     as_json: o.JsonOption = False,
@@ -188,7 +180,7 @@ def compare(
     conditions = [text for text in (a, b) if "=" in text and not Path(text).exists()]
     for text in conditions:
         parse_condition("condition", text)
-    folders, sides = o.places(context, runs, former), []
+    folders, sides = runs or [o.DEFAULT_OUTPUT], []
     for text in (a, b):
         every = [*(filters or ()), *([text] if text in conditions else ())]
         found = find(folders if text in conditions else [Path(text)], chosen, every)
@@ -216,7 +208,6 @@ def compare(
 
 
 def report(
-    context: typer.Context,
     runs: o.RunsArgument = None,
     output: Annotated[Path, option("--output", "-o", help="The page to write.")] = Path("report.html"),
     scoring: o.ScoringOption = "first-token",
@@ -235,7 +226,7 @@ def report(
     a file of a run could not be read; the page says so and has the rest.
     """
     chosen = o.scoring(scoring)
-    places = o.places(context, runs)
+    places = runs or [o.DEFAULT_OUTPUT]
     if serve:
         from ocr_eval.report.serve import serve_report
 
