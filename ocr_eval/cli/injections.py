@@ -118,7 +118,7 @@ def _summary(record: Record, losses: list[float]) -> str:
     from ocr_eval.analysis.finding import remedy
     from ocr_eval.report.tables import QUANTITY_NAMES
 
-    finding, learned = record.finding("first-token"), "facts learned"
+    finding, learned = record.finding("first-token"), "learned what it was taught"
     if not record.premises_hold:
         least = min(record.premises, key=record.premises.__getitem__)
         name = QUANTITY_NAMES.get(least, least).upper()

@@ -203,7 +203,7 @@ def compare(
         ]
         for each in contrasts
     ]
-    typer.echo(o.grid(["association", "A", "B", "A minus B", "subjects", "seeds", "premises hold"], rows))
+    typer.echo(o.grid(["association", "A", "B", "A minus B", "subjects", "seeds", "learned"], rows))
     typer.echo(verdict(contrasts))
 
 

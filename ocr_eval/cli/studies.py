@@ -69,7 +69,7 @@ def controls(
         ]
         for result in results
     ]
-    header = ["condition", "mean rank", "null", "OCR score", "p", "real minus this", "facts learned"]
+    header = ["condition", "mean rank", "null", "OCR score", "p", "real minus this", "learned"]
     typer.echo(o.grid(header, rows))
     typer.echo(verdict(results))
 
@@ -114,7 +114,7 @@ def curve(
         typer.echo(json.dumps({**about, "points": listed}, indent=2))
         return
     rows = [[str(m), o.interval_text(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
-    typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "facts learned"], rows))
+    typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "learned"], rows))
     if len(seeds) == 1:
         typer.echo(_ONE_SEED)
 
