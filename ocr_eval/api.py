@@ -150,7 +150,7 @@ def _found(
 def records_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Records as a tidy table: a row for each run, moment, scoring and quantity.
 
-    Columns: ``run``, the settings (``model``, ``method``, ``lr``, ``m_train`` ...), ``facts_learned``,
+    Columns: ``run``, the settings (``model``, ``method``, ``lr``, ``m_train`` ...), ``premises_hold``,
     ``published_as``, ``train_loss``; ``moment`` (``base`` or ``final``), ``scoring``, ``quantity``; and the statistics
     ``probes``, ``mean_rank``, ``null_rank``, ``ocr_score``, ``top1``, ``mrr``, ``margin`` (nats), ``ties``. What
     measures found has columns of its own, ``weight_change_frobenius`` for one.
@@ -174,7 +174,7 @@ def _settings(record: Record) -> dict[str, Any]:
     told = settings_of(record)
     typed = {**record.train.model_dump(), **record.data.model_dump(), "seed": record.seed}
     named = {key: typed.get(key, value) for key, value in told.items()}
-    return {"run": record.run, **named, "facts_learned": record.facts_learned}
+    return {"run": record.run, **named, "premises_hold": record.premises_hold}
 
 
 def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Scoring = "first-token") -> pd.DataFrame:

@@ -25,24 +25,27 @@ def rated(lr, rank, **changes):
 
 
 def test_two_folders_paired_by_seed_and_subject(ocr_eval, tmp_path):
-    a = write(tmp_path / "a", *(rated(1e-3, 0.5, seed=s) for s in (0, 1)))
-    b = write(tmp_path / "b", *(rated(2e-3, 1.0, seed=s) for s in (0, 1)))
+    a = write(tmp_path / "a", *(rated(1e-3, 0.5, seed=s) for s in range(6)))
+    b = write(tmp_path / "b", *(rated(2e-3, 1.0, seed=s) for s in range(6)))
     answer = ocr_eval("compare", a, b, "--json")
     assert answer.code == 0, answer.err
     (found,) = json.loads(answer.out)["contrasts"]
-    assert (found["paired"]["subjects"], found["paired"]["seeds"]) == (80, 2)
+    assert (found["paired"]["subjects"], found["paired"]["seeds"]) == (240, 6)
     assert found["a"]["value"] == pytest.approx(0.75)
-    assert found["paired"]["difference"]["value"] == pytest.approx(0.25)
+    assert found["paired"]["value"]["value"] == pytest.approx(0.25)
     lines = ocr_eval("compare", a, b).out.strip().splitlines()
-    assert lines[-1] == "A is above B on city-language (+0.25 [+0.25, +0.25])."
+    assert lines[-1] == "A is above B on city-language (+0.25)."
     alike = ocr_eval("compare", a, a).out.strip().splitlines()
-    assert alike[-1] == "A is not clearly different from B on city-language."
+    assert alike[-1] == "A is not shown to differ from B on city-language."
+    few = ocr_eval("compare", a, b, "--filter", "seed=0,1,2")
+    assert "No verdict on city-language: 3 seeds" in few.out
+    assert "--seeds 0-5" in few.out
 
 
 def test_both_sides_and_their_difference_are_of_the_same_subjects():
     many = [rated(1e-3, 0.1, seed=0), rated(1e-3, 1.9, seed=1)]
     (found,) = contrast(many, [rated(2e-3, 0.1, seed=0)], "first-token")
-    assert (found.a.value, found.b.value, found.paired.difference.value) == pytest.approx((0.95, 0.95, 0.0))
+    assert (found.a.value, found.b.value, found.paired.value.value) == pytest.approx((0.95, 0.95, 0.0))
 
 
 def test_a_single_run_can_be_a_side(ocr_eval, tmp_path):
@@ -51,9 +54,9 @@ def test_a_single_run_can_be_a_side(ocr_eval, tmp_path):
 
 
 def test_conditions_choose_within_one_folder(ocr_eval, tmp_path):
-    write(tmp_path, *(rated(lr, rank, seed=s) for lr, rank in ((1e-3, 1.5), (2e-3, 0.5)) for s in (0, 1)))
+    write(tmp_path, *(rated(lr, rank, seed=s) for lr, rank in ((1e-3, 1.5), (2e-3, 0.5)) for s in range(6)))
     answer = ocr_eval("compare", "lr=1e-3", "lr=2e-3", tmp_path)
-    assert answer.out.strip().splitlines()[-1] == "A is below B on city-language (-0.50 [-0.50, -0.50])."
+    assert answer.out.strip().splitlines()[-1] == "A is below B on city-language (-0.50)."
     narrow = ocr_eval("compare", "lr=1e-3", "lr=2e-3", tmp_path, "--filter", "seed=0", "--json")
     assert json.loads(narrow.out)["contrasts"][0]["paired"]["seeds"] == 1
     wrong = ocr_eval("compare", "lr=3", "lr=2e-3", tmp_path)
@@ -83,7 +86,7 @@ def test_what_cannot_be_matched_is_refused():
 
 def test_runs_that_did_not_learn_decide_nothing():
     sentence = verdict(contrast([record(rank=0.1)], [record(learned=False)], "first-token"))
-    assert sentence == "A is not comparable on city-language, where a run did not learn its facts."
+    assert sentence == "A is not comparable on city-language, where a run did not learn what it was taught."
 
 
 def test_a_damaged_record_stops_a_comparison(ocr_eval, tmp_path):
@@ -92,6 +95,19 @@ def test_a_damaged_record_stops_a_comparison(ocr_eval, tmp_path):
     answer = ocr_eval("compare", a, a)
     assert answer.code == 2
     assert "run0/result.json is not a valid record" in answer.err
+
+
+def test_groups_that_do_not_pair_are_one_line(ocr_eval, tmp_path):
+    a = write(tmp_path / "a", record())
+    b = write(tmp_path / "b", record(n=4))
+    answer = ocr_eval("compare", a, b)
+    assert answer.code == 2
+    assert "5 answers in use and 4" in answer.err
+
+
+def test_sides_of_two_results_versions_are_said_to_differ():
+    sentence = verdict(contrast([record(rank=0.1, results_version=1)], [record(results_version=2)], "first-token"))
+    assert "results version (1 against 2)" in sentence
 
 
 def test_sides_of_two_precisions_are_said_to_differ():

@@ -12,7 +12,7 @@ from test_table import HOSTILE, record
 from ocr_eval.analysis.candidate_heat import heat_of
 from ocr_eval.analysis.table import build_table
 from ocr_eval.api import draw_figures
-from ocr_eval.data.pairs import QUANTITIES
+from ocr_eval.data.pairs import quantities
 from ocr_eval.records.metrics import MetricsLine
 from ocr_eval.report.figures import curve_figure, efficiency_figure, heatmap_figure, save, scatter_figure, score_figure
 from ocr_eval.scoring.ranks import Score
@@ -105,7 +105,7 @@ def test_curves_are_drawn_in_the_terminal_too(ocr_eval, tmp_path):
 def scored(epoch, rank):
     """A line of metrics of an epoch that was scored, its null a rank above."""
     score = Score(probes=9, mean_rank=rank, null_rank=rank + 1, ocr_score=0.5, top1=0.5, mrr=0.5, margin=0.5, ties=0)
-    names = (quantity.name for quantity in QUANTITIES)
+    names = (quantity.name for quantity in quantities(DataSpec()))
     return MetricsLine(epoch=epoch, scores={"first-token": dict.fromkeys(names, score)})
 
 
@@ -160,7 +160,7 @@ def test_no_text_is_cut():
     lines = [{**line, "answer": line["candidates"][line["group"]]} for line in lines]
     metrics = [scored(0, 1.0), scored(1, 0.5)]
     for figure in (
-        heatmap_figure({"city-language, seed 0": heat_of(lines, "first-token", QUANTITIES)}, "first-token"),
+        heatmap_figure({"city-language, seed 0": heat_of(lines, "first-token", quantities(DataSpec()))}, "first-token"),
         curve_figure([(record(), metrics)], "first-token"),
         curve_figure([(record(), metrics), (record("sport-music"), metrics)], "first-token"),
     ):
@@ -181,7 +181,7 @@ def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="no runs"):
         heatmap_figure({}, "first-token")
     with pytest.raises(ValueError, match="no probes"):
-        heat_of([], "first-token", QUANTITIES)
+        heat_of([], "first-token", quantities(DataSpec()))
     assert scatter_figure([record()], "first-token") is None
     assert efficiency_figure([record(), record(seed=1)], "first-token") is None
 
@@ -213,7 +213,7 @@ def test_what_did_not_learn_its_facts_is_hollow_and_the_legend_says_so():
             efficiency_figure(sizes, "first-token"),
         ]
 
-    hollow = "hollow: a run's facts were not learned"
+    hollow = "hollow: a run did not learn what it was taught"
     for figure in figures(learned=True):
         assert not any(is_hollow for _, is_hollow in points_of(figure))
         assert hollow not in legend_of(figure)
@@ -272,7 +272,7 @@ def test_hand_worked_heat():
         probe(0, [1, 1, 1], quantity="test_fact"),
         probe(1, [1, 1, 1], quantity="test_fact"),
     ]
-    heat = heat_of(lines, "first-token", QUANTITIES)
+    heat = heat_of(lines, "first-token", quantities(DataSpec()))
     assert (heat.groups, heat.candidates, heat.in_use, heat.target) == (("Paris", "Rome"), ("x", "y", "z"), 2, (0, 1))
     assert heat.probability[0] == pytest.approx([0.5, 0.375, 0.125], abs=1e-3)
     assert heat.probability[1] == pytest.approx([0.2, 0.6, 0.2])

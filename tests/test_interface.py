@@ -48,12 +48,17 @@ def test_records_as_a_frame(tmp_path):
     records = interface.read_records(tmp_path, where="lr=2e-3")
     assert len(records) == 2
     frame = interface.records_frame(records)
-    assert len(frame) == 2 * 2 * 3
-    assert frame.lr.tolist() == [2e-3] * 12
+    assert len(frame) == 2 * 2 * 3 * 2
+    assert frame.lr.tolist() == [2e-3] * 24
     assert sorted(set(frame.moment)) == ["base", "final"]
-    assert frame.query("seed == 1 and moment == 'final' and scoring == 'sequence'").mean_rank.item() == 0.5
+    assert (
+        frame.query(
+            "seed == 1 and moment == 'final' and scoring == 'sequence' and quantity == 'test_entailment'"
+        ).mean_rank.item()
+        == 0.5
+    )
     table = interface.make_table(records, metric="mrr", by=("model", "lr"))
-    assert "0.67" in interface.render_table(table)
+    assert "0.83 [" in interface.render_table(table)
 
 
 def test_a_damaged_record_is_a_warning(tmp_path):

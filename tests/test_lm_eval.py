@@ -10,11 +10,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from ocr_eval.data.export import export_task
-from ocr_eval.data.pairs import QUANTITIES
+from ocr_eval.data.pairs import quantities
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.scoring.ranks import rank_probes, summarize
+from ocr_eval.specs.run import DataSpec
 
 
 def harness(base):
@@ -64,7 +65,7 @@ def test_the_harness_loads_the_exported_tasks(exported):
     assert manager.all_groups == ["ocr_eval_country-code"]
     tasks = manager.load("ocr_eval_country-code")["tasks"]
     assert len(tasks) == 4
-    for quantity in QUANTITIES:
+    for quantity in quantities(DataSpec()):
         task = tasks[f"ocr_eval_country-code_{quantity.name}"]
         probes = ours.probes_of(quantity.name)
         docs = list(task.test_docs())
@@ -87,7 +88,7 @@ def test_the_harness_reports_our_figures(exported, tiny):
     assert report is not None
     probes = probe_tokens(base.tokenizer, ours)
     logprobs = score_candidates(bare(base), probes).logprobs["sequence"]
-    for quantity in QUANTITIES:
+    for quantity in quantities(DataSpec()):
         rows = [i for i, probe in enumerate(ours.probes) if probe.quantity == quantity.name]
         summary = summarize(rank_probes(logprobs[rows], [ours.probes[i].target for i in rows], ours.probes[0].in_use))
         theirs = report["results"][f"ocr_eval_country-code_{quantity.name}"]

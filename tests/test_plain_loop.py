@@ -26,9 +26,9 @@ def test_runs_side_by_side_learn_and_infer_what_the_plain_loop_does(architecture
         assert losses[1:] == pytest.approx([loss for loss, _ in plain[1:]], rel=1e-4)
         for scoring in SCORINGS:
             epochs = frames[scoring].get_group(run)
-            for statistic in ("rank", "null"):
+            for statistic in ("rank", "null", "score"):
                 means = [float(getattr(ranks[scoring], statistic).mean()) for _, ranks in plain]
-                name = {"rank": "mean_rank", "null": "null_rank"}[statistic]
+                name = {"rank": "mean_rank", "null": "null_rank", "score": "ocr_score"}[statistic]
                 assert epochs[f"test_entailment_{name}"].tolist() == pytest.approx(means, abs=1e-6)
             asked = probes[scoring].get_group(run).query("quantity == 'test_entailment'")
             for epoch in (0, spec.train.epochs):

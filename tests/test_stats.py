@@ -1,10 +1,11 @@
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ocr_eval.scoring.ranks import midranks, rank_probes, summarize
+from ocr_eval.scoring.ranks import Score, midranks, rank_probes, summarize
 
 logprobs = arrays(
     np.float64, st.tuples(st.integers(1, 6), st.integers(2, 12)), elements=st.sampled_from([-9.0, -3.5, -1.0, -0.5])
@@ -52,11 +53,28 @@ def test_hand_worked_case():
     assert summary.probes == 3
     assert summary.mean_rank == pytest.approx(1.0)
     assert summary.null_rank == pytest.approx(3.5 / 3)
-    assert summary.ocr_score == pytest.approx(1 - 3 / 3.5)
+    assert ranks.in_use.tolist() == [1.0, 0.0, 0.5]  # of the two in use, in the third row tied
+    assert summary.in_use_rank == pytest.approx(0.5)
+    assert summary.ocr_score == pytest.approx(1 - 0.5 / 0.5)
     assert summary.top1 == pytest.approx(1 / 3)
     assert summary.mrr == pytest.approx((1 / 2.5 + 1 + 1 / 2.5) / 3)
     assert summary.margin == pytest.approx((np.log(0.4) + np.log(3)) / 3)
     assert summary.ties == 2
+
+
+def test_distractors_move_no_score():
+    """Nor does how likely the answers in use are beside them, which moves mean rank and null."""
+    rng = np.random.default_rng(0)
+    in_use, targets = rng.normal(size=(8, 5)), [i % 5 for i in range(8)]
+    alone = summarize(rank_probes(in_use, targets, in_use=5))
+    for shift in (-5.0, 0.0, 5.0):
+        among = summarize(rank_probes(np.hstack([in_use + shift, rng.normal(size=(8, 5))]), targets, in_use=5))
+        assert (among.ocr_score, among.in_use_rank) == (alone.ocr_score, alone.in_use_rank)
+
+
+def test_scores_from_before_in_use_ranks_state_no_ocr_score():
+    old = b'{"probes":1,"mean_rank":1,"null_rank":2,"ocr_score":0.5,"top1":0,"mrr":0.5,"margin":0,"ties":0}'
+    assert msgspec.json.decode(old, type=Score).ocr_score is None
 
 
 @given(st.integers(2, 10), st.integers(0, 5), st.randoms(use_true_random=False))

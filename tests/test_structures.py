@@ -88,7 +88,7 @@ def test_a_structure_goes_from_its_file_to_table_page_and_export(run, tmp_path):
     assert record.structure == "staff"
     assert set(record.final["first-token"]) == {"department", "boss", "reports"}
     assert record.finding("first-token") == record.final["first-token"]["boss"]
-    assert not record.facts_learned, "two epochs are too few"
+    assert not record.premises_hold, "two epochs are too few"
 
     (read,) = ocr_eval.read_records(tmp_path / "out")
     assert read.to_json() == record.to_json()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ocr_eval.analysis.finding import finding, remedy
 from ocr_eval.analysis.table import build_table
@@ -23,25 +24,40 @@ from ocr_eval.specs.run import SCORINGS, DataSpec
 
 
 def answers(rank: float, null: float, n: int = 5) -> HeldOut:
-    """Forty subjects, n answers in use: the right one at ``rank``, the others where the mean is ``null``."""
-    target = np.arange(40) % n
-    ranks = np.full((40, n), (n * null - rank) / (n - 1))
-    ranks[np.arange(40), target] = rank
+    """Forty subjects, n answers in use whose mean rank is ``null``, and ``rank`` that of the right one.
+
+    So many infer it (or avoid it, where ``rank`` is above ``null``), and the others rank it in the middle, that
+    the OCR score is 1 - rank / null, as nearly as one of forty can make it.
+    """
+    target, middle = np.arange(40) % n, (n - 1) // 2
+    ranks = np.array([np.roll(np.arange(n), t - middle) for t in target], dtype=float)
+    score = 1 - rank / null
+    for i in range(round(40 * abs(score))):
+        ranks[i] = np.roll(np.arange(n)[:: 1 if score > 0 else -1], target[i])
+    ranks *= 2 * null / (n - 1)
+    ranks[39, target[39]] += 40 * rank - ranks[np.arange(40), target].sum()
+    ranks[39, (target[39] + 1) % n] += ranks.shape[1] * 40 * null - ranks.sum()
     return HeldOut(subject=[f"s{i}" for i in range(40)], target=target, ranks=ranks)
 
 
-def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.0, learned=True, **changes) -> Record:
+def record(
+    association="city-language", kind="causal", seed=0, rank=0.5, null=2.0, learned=True, n=5, **changes
+) -> Record:
+    """A finished run whose held-out answers rank so among n in use, which learned its facts, or half of them."""
+    held = answers(rank, null, n)
     score = Score(
         probes=40,
         mean_rank=rank,
         null_rank=null,
-        ocr_score=1 - rank / null,
-        top1=float(rank == 0),
-        mrr=1 / (rank + 1),
+        top1=float((held.rank == 0).mean()),
+        mrr=float((1 / (held.rank + 1)).mean()),
         margin=1.0,
         ties=0,
+        in_use_rank=float(held.in_use_rank.mean()),
+        ocr_score=held.ocr_score,
     )
-    scores = {scoring: {"test_entailment": score} for scoring in SCORINGS}
+    fact = replace(score, probes=1, top1=1.0 if learned else 0.5)
+    scores = {scoring: {"test_fact": fact, "test_entailment": score} for scoring in SCORINGS}
     values = {
         "run": f"m/{association}/lora/seed{seed}",
         "model": "smollm2-135m",
@@ -52,11 +68,10 @@ def record(association="city-language", kind="causal", seed=0, rank=0.5, null=2.
         "dtype": "bfloat16",
         "data": DataSpec(),
         "train": TrainSpec(),
-        "facts_learned": learned,
         "base": scores,
         "final": scores,
         "base_held_out": {},
-        "held_out": {scoring: answers(rank, null) for scoring in SCORINGS},
+        "held_out": dict.fromkeys(SCORINGS, held),
         "train_loss": 0.1,
         "seconds": {"train": 1.0, "score": 1.0},
         "base_identity": "gguf:0",
@@ -79,16 +94,71 @@ def test_what_was_not_learned_says_what_to_change(losses, said):
     assert said in remedy(losses, TrainSpec(lr=1e-3))
 
 
-def test_a_cell_is_the_mean_over_seeds_and_its_score_that_of_the_means():
+def test_a_cell_is_the_mean_over_seeds():
     table = build_table([record(seed=0, rank=0.2), record(seed=1, rank=0.6, null=3.0)], "first-token", {})
     (row,) = table.rows
     cell = row.cells["city-language"]
     assert cell.values["mean-rank"] == pytest.approx(0.4)
     assert cell.values["null-rank"] == pytest.approx(2.5)
-    assert cell.values["ocr-score"] == pytest.approx(1 - 0.4 / 2.5)
-    assert cell.bounds["ocr-score"] == pytest.approx((0.8, 0.9))
+    assert cell.values["ocr-score"] == pytest.approx((0.9 + 0.8) / 2)
+    low, high = cell.bounds["ocr-score"]
+    assert (low, high) == (pytest.approx(0.85 - 12.7062 * 0.05, abs=0.2), 1.0)
     assert cell.seeds == 2
-    assert "0.40 / 2.50, +0.84 [+0.80, +0.90]" in to_markdown(table)
+    assert "0.40 / 2.50, +0.85 [" in to_markdown(table)
+
+
+def test_trainings_of_one_data_set_are_one_seed():
+    runs = [record(seed=seed, run=f"{seed}-{i}", rank=rank) for i, rank in enumerate((0.2, 0.6)) for seed in range(3)]
+    (row,) = build_table(runs, "first-token", {}).rows
+    cell = row.cells["city-language"]
+    assert (cell.seeds, cell.values["mean-rank"]) == (3, pytest.approx(0.4))
+    alone = [record(seed=seed, rank=0.4) for seed in range(3)]
+    assert cell.p == build_table(alone, "first-token", {}).rows[0].cells["city-language"].p
+
+
+CONTROL = DataSpec(variant="no-entailment")
+
+
+def test_lift_is_over_the_control_of_the_same_settings():
+    fast = TrainSpec(lr=1e-3)
+    runs = [
+        *(record(seed=seed, rank=0.2) for seed in range(6)),
+        *(record(seed=seed, rank=1.2, data=CONTROL) for seed in range(6)),
+        *(record(seed=seed, rank=0.2, train=fast) for seed in range(6)),
+        record("sport-music", "spurious", data=CONTROL),
+    ]
+    table = build_table(runs, "first-token", metric="lift")
+    shown = {row.setting: row.cells["city-language"] for row in table.rows}
+    assert shown["LoRA, lr=0.0001"].values["lift"] == pytest.approx(0.5)
+    assert shown["LoRA, lr=0.0001"].lift.p == 2 / 64
+    assert "lift" not in shown["LoRA, lr=0.001"].values
+    assert "| +0.50 [" in to_markdown(table)
+    assert re.search(r"no control \|", to_markdown(table))
+    (cell,) = [c for c in json.loads(to_json(table))["cells"] if c["lift"] is not None]
+    assert (cell["lift"], cell["lift_p"], cell["test_fact_top1"]) == (0.5, 0.03125, 1.0)
+    assert cell["lift_low"] <= 0.5 <= cell["lift_high"]
+
+
+def test_older_controls_without_train_subjects_serve_where_there_is_no_other():
+    old = [record(seed=seed, rank=2.0, data=NONE) for seed in range(2)]
+    new = [record(seed=seed, rank=1.0, data=CONTROL) for seed in range(2)]
+    real = [record(seed=seed, rank=0.0) for seed in range(2)]
+    for controls, lift in ((old, 1.0), (old + new, 0.5)):
+        row = build_table([*real, *controls], "first-token").rows[0]
+        assert row.cells["city-language"].values["lift"] == pytest.approx(lift)
+
+
+def test_p_is_corrected_for_the_cells_that_are_counted():
+    """Five seeds of each: the least p of one is what 2,000 draws can give, and is doubled for two cells."""
+    names = {"city-language": 0.1, "country-code": 0.3, "sport-music": 0.0}
+    runs = [record(a, rank=rank, seed=s, learned=a != "sport-music") for a, rank in names.items() for s in range(5)]
+    cells = build_table(runs, "first-token").rows[0].cells
+    assert cells["city-language"].p_holm == pytest.approx(2 * cells["city-language"].p)
+    assert cells["sport-music"].p_holm is None
+    text = to_markdown(build_table(runs, "first-token"))
+    assert "* inferred: p at most 0.05, corrected for 2 cells (Holm)" in text
+    assert re.search(r"\+0.95 \[[^]]*\]\* ", text)
+    assert "|          0.0005 |" in to_markdown(build_table(runs, "first-token", metric="p"))
 
 
 def test_runs_of_different_settings_are_never_averaged():
@@ -114,13 +184,15 @@ def rows(*records, **options) -> list[str]:
 
 
 def test_rows_are_called_by_method_and_control_and_lora_comes_first():
-    runs = [record(data=data, train=train) for data in (SHUFFLED, NONE, REAL) for train in (FULL, LORA)]
+    runs = [record(data=data, train=train) for data in (SHUFFLED, NONE, CONTROL, REAL) for train in (FULL, LORA)]
     assert rows(*runs, record(train=TrainSpec(method="qlora"))) == [
         "LoRA",
         "QLoRA",
         "full fine-tuning",
         "LoRA, control: no entailments",
         "full fine-tuning, control: no entailments",
+        "LoRA, control: no train subjects",
+        "full fine-tuning, control: no train subjects",
         "LoRA, control: shuffled",
         "full fine-tuning, control: shuffled",
     ]
@@ -136,12 +208,12 @@ def test_a_setting_is_named_only_where_rows_differ_in_it():
     # A control at another rate than the real runs is no control of theirs, and says so.
     assert rows(record(), record(train=fast, data=NONE)) == [
         "LoRA, lr=0.0001",
-        "LoRA, control: no entailments, lr=0.001",
+        "LoRA, control: no train subjects, lr=0.001",
     ]
     assert rows(record(), record(data=DataSpec(m_train=1)), record(data=NONE)) == [
         "LoRA, m_train=1",
         "LoRA, m_train=4",
-        "LoRA, control: no entailments",
+        "LoRA, control: no train subjects",
     ]
     # Code that differs between methods is not told: no number is compared by it.
     assert rows(record(), record(train=FULL, code="def")) == ["LoRA", "full fine-tuning"]
@@ -191,9 +263,9 @@ def test_no_two_rows_have_one_name(runs, by):
 
 def test_facts_not_learned_are_flagged_and_explained():
     text = to_markdown(build_table([record(learned=False)], "first-token", {}))
-    assert "+0.75 [+0.75, +0.75]* !" in text
-    assert "! a run's facts were not learned" in text
-    assert "* one seed" in text
+    assert "+0.75 !" in text
+    assert "! a run did not learn what it was taught" in text
+    assert "One seed has no interval." in text
     assert "!" not in to_markdown(build_table([record()], "first-token", {}))
 
 
@@ -258,18 +330,28 @@ def said(records, **options) -> str:
 
 
 def test_the_finding_in_one_sentence():
-    sentence = said([record(rank=0.1), record("country-code", "spurious", rank=1.5)])
-    assert (
-        "city-language (a true link) it generalized: the held-out answer ranks 0.10 where 2.00 is the null" in sentence
-    )
+    sentence = said([record(rank=0.1), record("country-code", "spurious", rank=1.0)])
+    assert "city-language (a true link) it generalized, or knew it before: the held-out answer ranks 0.10" in sentence
     assert "country-code (an arbitrary link) it hallucinated" in sentence
+    assert sentence.count("no control to compare with") == 2
     assert "it did not clearly hallucinate" in said([record("country-code", "spurious", rank=2.0)])
     assert "city-language-cf (a false link) it hallucinated" in said([record("city-language-cf", "counterfactual")])
     assert "nothing can be said" in said([record(learned=False)])
     some = said([record(rank=0.1), record(seed=1, rank=1.9, learned=False)])
-    assert (
-        "leaving out 1 of 2 runs that did not learn their facts, it generalized: the held-out answer ranks 0.10" in some
-    )
+    assert "leaving out 1 of 2 runs that did not learn what they were taught, it generalized" in some
+    assert "the held-out answer ranks 0.10" in some
+
+
+def test_what_was_known_before_is_no_generalization():
+    real, none = ([record(seed=s, rank=rank) for s in range(6)] for rank in (0.1, 0.1))
+    known = [replace(run, data=CONTROL) for run in none]
+    assert "it inferred, and did not clearly generalize" in said([*real, *known])
+    taught = [record(seed=s, rank=2.0, data=CONTROL) for s in range(6)]
+    assert "it generalized: " in said([*real, *taught])
+    assert "+0.95 over no entailments, p 0.031" in said([*real, *taught])
+    few = said([*real[:3], *taught[:3]])
+    assert "it inferred: " in few
+    assert "no verdict from 3 seeds" in few
 
 
 def test_too_few_groups_are_no_finding_either_way():
@@ -297,15 +379,16 @@ def test_the_finding_of_several_rows_counts_cells_and_leaves_controls_out():
         record("y", "spurious", model="a", data=shuffled, rank=2.0),
     ]
     assert said(records) == (
-        "over a true link 2 of 2 cells generalized (p at most 0.05); over an arbitrary link 2 of 3 cells "
-        "hallucinated (p at most 0.05) (1 more had runs that did not learn their facts)."
+        "over a true link 2 of 2 cells inferred (p at most 0.05 after Holm), no control to compare with; over an "
+        "arbitrary link 2 of 3 cells inferred (p at most 0.05 after Holm), no control to compare with (1 more had runs "
+        "that did not learn what they were taught)."
     )
     unlearned = [record("y", "spurious", model=model, rank=0.0, learned=False) for model in "ab"]
     assert said([record(), *unlearned]).endswith(
-        "; over an arbitrary link nothing can be said (2 had runs that did not learn their facts)."
+        "; over an arbitrary link nothing can be said (2 had runs that did not learn what they were taught)."
     )
     only = [record(), record(data=shuffled, rank=2.0)]
-    assert "it generalized: the held-out answer ranks 0.50" in said(only)
+    assert "it generalized, or knew it before: the held-out answer ranks 0.50" in said(only)
 
 
 def test_rows_of_two_precisions_are_apart_and_the_caption_says_so():
@@ -323,9 +406,9 @@ def test_rows_of_two_precisions_are_apart_and_the_caption_says_so():
 def test_one_metric_a_cell_with_its_interval():
     half = record(seed=0, rank=0.0), record(seed=1, rank=1.0)
     for metric, shown in (
-        ("mean-rank", "0.50 [0.00, 1.00]"),
+        ("mean-rank", "0.50 [0.00, 6.85]"),  # 0.5 +- 12.706 x 0.5, and no rank is below 0
         ("null-rank", "2.00 [2.00, 2.00]"),
-        ("ocr-score", "+0.75 [+0.50, +1.00]"),
+        ("ocr-score", "+0.75 [-1.00, +1.00]"),
         ("margin", "+1.00 |"),
     ):
         text = to_markdown(build_table(half, "first-token", published_mean_ranks(), metric=metric))
@@ -338,7 +421,6 @@ def test_a_short_table_has_one_number_a_cell():
     text = to_markdown(build_table(runs, "first-token", published_mean_ranks(), short=True))
     assert re.search(r"\| LoRA +\| +1 \| +\+0.75 \| +\+0.25 ! \|", text)
     assert "[" not in text
-    assert "* one seed" not in text
     assert "gemma-2-9b" not in text  # its OCR scores are not known
     ranks = to_markdown(build_table(runs, "first-token", published_mean_ranks(), "mean-rank", short=True))
     assert re.search(r"\| LoRA +\| +1 \| +0.50 \|", ranks)
@@ -418,9 +500,11 @@ def test_the_tex_table_is_whole():
         "\\toprule",
         "\\bottomrule",
         "\\begin{tabular}{llrrrrrr}",
-        "$+0.75 [+0.75, +0.75]$\\textsuperscript{*}",
+        "$+0.75$",
     ):
         assert part in text
+    seeds = [record(seed=seed, rank=0.0) for seed in range(3)]
+    assert "$+1.00 [+1.00, +1.00]$\\textsuperscript{*}" in to_tex(build_table(seeds, "first-token"))
     body = text[text.index("\\toprule") : text.index("\\bottomrule")]
     assert {line.count("&") for line in body.splitlines() if "&" in line} == {7}
 
@@ -450,10 +534,10 @@ def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
         (('"mean_rank": 0.5', '"mean_rank": 0.1'), "states mean rank 0.1 and the ranks have 0.5"),
         (('"mean_rank": 0.5', '"mean_rank": "good"'), "Expected `float`, got `str`"),
         (('"seed":', '"sead":'), "seed"),
-        (("[[0.5, 2.375,", "[[0.5,"), "rows of equal length"),
-        (("[[0.5, 2.375,", "[[0.5, null,"), "edited by hand"),
-        (('"top1": 0.0', '"top1": 0.9'), "states top-1 0.9 and the ranks have 0"),
-        (('"mrr": 0.66', '"mrr": 0.76'), "states mrr"),
+        (("[[0.0, 1.0,", "[[0.0,"), "rows of equal length"),
+        (("[[0.0, 1.0,", "[[0.0, null,"), "edited by hand"),
+        (('"top1": 0.75', '"top1": 0.9'), "states top-1 0.9 and the ranks have 0.75"),
+        (('"mrr": 0.8', '"mrr": 0.7'), "states mrr"),
         (('"ocr_score": 0.75', '"ocr_score": 0.85'), "states OCR score 0.85 and the ranks have 0.75"),
         (('"target": [0,', f'"target": [{10**30},'), "not numbers in rows"),
     ],

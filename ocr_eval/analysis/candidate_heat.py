@@ -82,7 +82,7 @@ def heat_of(probes: Sequence[Mapping[str, Any]], scoring: Scoring, quantities: S
         for group in groups
     ]
     return Heat(
-        groups=tuple(_name(group, facts[group]) for group in groups),
+        groups=tuple(_name(group, facts[group] - {answers[group]}) for group in groups),
         candidates=tuple(candidates),
         in_use=held_out[0]["in_use"],
         target=tuple(candidates.index(answers[group]) for group in groups),

@@ -1,4 +1,4 @@
-"""Two sets of runs against each other, paired by seed and subject. Pure.
+"""Two sets of runs against each other, paired by seed. Pure.
 
 A side may be one run, or a sweep over models, ranks ...: what varies within a side is matched with the same on the
 other side, and what differs between the sides is what is compared.
@@ -10,11 +10,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ocr_eval.analysis.bootstrap import Comparison, Estimate, compare, matched, ocr_score
+from ocr_eval.analysis.difference import Difference, difference, matched, too_few, verdicts
+from ocr_eval.analysis.intervals import Estimate, ocr_score
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import ROW_KEYS, by_association, group_rows, natural, settings_of
-from ocr_eval.scoring.ranks import HeldOut
+from ocr_eval.records.select import ROW_KEYS, by_association, group_rows, natural, ranks_by_seed, settings_of
 from ocr_eval.specs.run import Scoring
 
 #: Settings that follow from others and so never tell what is compared.
@@ -30,18 +30,18 @@ class Contrast:
         association: its name.
         a: OCR score of the first side, on the subjects that both have.
         b: OCR score of the second side, on the same.
-        paired: a minus b on the subjects that both have.
-        facts_learned: whether every run of both sides learned its facts.
-        dtypes: the precisions of each side's runs.
+        paired: a minus b, seed by seed, on the subjects that both have.
+        premises_hold: whether every run of both sides learned what it was taught.
+        unlike: what the sides differ in besides what is compared: precision, or the version of the program's numbers.
     """
 
     unit: str
     association: str
     a: Estimate
     b: Estimate
-    paired: Comparison
-    facts_learned: bool
-    dtypes: tuple[str, str]
+    paired: Difference
+    premises_hold: bool
+    unlike: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -101,9 +101,10 @@ def _names(records: Sequence[Record]) -> str:
 
 
 def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> Contrast:
-    ranks: list[dict[int, HeldOut]] = [{run.seed: run.held_out[scoring] for run in runs} for runs in (a, b)]
+    ranks = [ranks_by_seed(runs, scoring) for runs in (a, b)]
     try:
         both = matched(*ranks)
+        paired = difference(*ranks)
     except ValueError as error:
         raise UserError(f"{association}: {error}; only runs of one seed and data protocol can be paired.") from error
     return Contrast(
@@ -111,32 +112,33 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
         association,
         a=ocr_score([of_a for of_a, _ in both]),
         b=ocr_score([of_b for _, of_b in both]),
-        paired=compare(ranks[0], ranks[1]),
-        facts_learned=all(run.facts_learned for run in (*a, *b)),
-        dtypes=(_dtypes(a), _dtypes(b)),
+        paired=paired,
+        premises_hold=all(run.premises_hold for run in (*a, *b)),
+        unlike=tuple(
+            f"{name} ({' against '.join(sides)})"
+            for name, key in (("precision", "dtype"), ("results version", "results"))
+            if len(set(sides := [", ".join(sorted(_values(runs, key))) for runs in (a, b)])) > 1
+        ),
     )
 
 
-def _dtypes(records: Sequence[Record]) -> str:
-    return ", ".join(sorted({record.dtype for record in records}))
-
-
 def verdict(contrasts: Sequence[Contrast]) -> str:
-    """Where the first side is clearly above, below, or not clearly different, in one sentence."""
-    groups: dict[str, list[str]] = {"above B": [], "below B": [], "not clearly different from B": []}
-    unsaid = []
-    for each in contrasts:
-        difference = each.paired.difference
-        if not each.facts_learned:
-            unsaid.append(each.name)
-        elif not difference.excludes_zero():
-            groups["not clearly different from B"].append(each.name)
-        else:
-            text = f"{each.name} ({difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}])"
-            groups["above B" if difference.low > 0 else "below B"].append(text)
-    parts = [f"{where} on {', '.join(names)}" for where, names in groups.items() if names]
+    """Where the first side is above the second, below, or neither is shown, in one sentence; p corrected for all."""
+    told = [each for each in contrasts if each.premises_hold]
+    groups: dict[int | None, list[str]] = {1: [], -1: [], 0: [], None: []}
+    for each, sign in zip(told, verdicts([each.paired for each in told]), strict=True):
+        value = each.paired.value
+        groups[sign].append(f"{each.name} ({value.value:+.2f})" if sign else each.name)
+    words = {1: "above B", -1: "below B", 0: "not shown to differ from B"}
+    parts = [f"{words[sign]} on {', '.join(groups[sign])}" for sign in (1, -1, 0) if groups[sign]]
+    unsaid = [each.name for each in contrasts if not each.premises_hold]
     if unsaid:
-        parts.append(f"not comparable on {', '.join(unsaid)}, where a run did not learn its facts")
-    unlike = sorted({f"{a} against {b}" for a, b in (each.dtypes for each in contrasts) if a != b})
-    precision = f" The sides differ in precision: {'; '.join(unlike)}." if unlike else ""
-    return f"A is {'; '.join(parts)}.{precision}"
+        parts.append(f"not comparable on {', '.join(unsaid)}, where a run did not learn what it was taught")
+    sentences = [f"A is {'; '.join(parts)}."] if parts else []
+    if groups[None]:
+        seeds = min(each.paired.seeds for each in told)
+        sentences.append(f"No verdict on {', '.join(groups[None])}: {too_few(seeds, len(told))}.")
+    unlike = sorted({what for each in contrasts for what in each.unlike})
+    if unlike:
+        sentences.append(f"The sides also differ in {' and '.join(unlike)}.")
+    return " ".join(sentences)

@@ -1,21 +1,22 @@
 """Does a finding stand? The real data against its controls, on the same test subjects. Pure.
 
 base             the untouched model (epoch 0 of the real runs)
-no-entailment    m_train = 0: facts alone are taught, so there is nothing to infer from
+no-entailment    the same people and facts, and no entailments: nothing to infer from
 shuffled         train entailments dealt evenly over groups: nothing to infer
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ocr_eval.analysis.bootstrap import Comparison, Estimate, compare, ocr_score
-from ocr_eval.analysis.permutation import permutation_p
+from ocr_eval.analysis.difference import Difference, difference, too_few, verdicts
+from ocr_eval.analysis.intervals import Estimate, ocr_score
+from ocr_eval.analysis.significance import SIGNIFICANT, inference_ps
 from ocr_eval.common import yaml_files
 from ocr_eval.records.record import Record
-from ocr_eval.scoring.ranks import HeldOut
+from ocr_eval.records.select import by_seed, ranks_by_seed
 from ocr_eval.specs.run import DataSpec, RunSpec, Scoring
 
 Condition = Literal["real", "base", "no-entailment", "shuffled"]
@@ -29,11 +30,11 @@ class ConditionResult:
     Attributes:
         condition: which.
         score: OCR score with its interval.
-        p: permutation p-value of "mean rank is below its null".
+        p: p-value of "nothing was inferred".
         mean_rank: mean over seeds.
         null_rank: mean over seeds.
-        facts_learned: whether every run learned its facts; None for the untouched base.
-        against: the real condition minus this one, paired by subject; None for the real one.
+        premises_hold: whether every run learned what it was taught; None for the untouched base.
+        against: the real condition minus this one, paired by seed; None for the real one.
     """
 
     condition: Condition
@@ -41,8 +42,8 @@ class ConditionResult:
     p: float
     mean_rank: float
     null_rank: float
-    facts_learned: bool | None
-    against: Comparison | None
+    premises_hold: bool | None
+    against: Difference | None
 
 
 def condition_specs(real: RunSpec) -> dict[Condition, RunSpec]:
@@ -53,13 +54,13 @@ def condition_specs(real: RunSpec) -> dict[Condition, RunSpec]:
     """
     return {
         "real": real,
-        "no-entailment": _changed(real, m_train=0, variant="real"),
-        "shuffled": _changed(real, variant="shuffled"),
+        "no-entailment": _changed(real, "no-entailment"),
+        "shuffled": _changed(real, "shuffled"),
     }
 
 
-def _changed(spec: RunSpec, **data: object) -> RunSpec:
-    changed = yaml_files.parse(DataSpec, {**spec.data.model_dump(), **data}, "controls")
+def _changed(spec: RunSpec, variant: str) -> RunSpec:
+    changed = yaml_files.parse(DataSpec, {**spec.data.model_dump(), "variant": variant}, "controls")
     return spec.model_copy(update={"data": changed})
 
 
@@ -71,48 +72,48 @@ def compare_conditions(runs: Sequence[Record], scoring: Scoring) -> list[Conditi
         scoring: which scoring.
 
     Raises:
-        ValueError: a condition without runs.
+        ValueError: a condition without runs, or conditions whose seeds or groups do not pair.
     """
-    records: dict[Condition, list[Record]] = {"real": [], "no-entailment": [], "shuffled": []}
-    for run in runs:
-        taught: Condition = "real" if run.data.m_train else "no-entailment"
-        records["shuffled" if run.data.variant == "shuffled" else taught].append(run)
-    ranks: dict[Condition, dict[int, HeldOut]] = {
-        condition: {run.seed: run.held_out[scoring] for run in own} for condition, own in records.items()
-    }
-    ranks["base"] = {run.seed: run.base_held_out[scoring] for run in records["real"]}
-    return [_result(condition, ranks, records) for condition in ("real", *CONTROLS)]
-
-
-def _result(
-    condition: Condition,
-    ranks: Mapping[Condition, Mapping[int, HeldOut]],
-    records: Mapping[Condition, Sequence[Record]],
-) -> ConditionResult:
-    seeds = [ranks[condition][seed] for seed in sorted(ranks[condition])]
-    return ConditionResult(
-        condition=condition,
-        score=ocr_score(seeds),
-        p=permutation_p(seeds),
-        mean_rank=sum(float(seed.rank.mean()) for seed in seeds) / len(seeds),
-        null_rank=sum(float(seed.null.mean()) for seed in seeds) / len(seeds),
-        facts_learned=None if condition == "base" else all(run.facts_learned for run in records[condition]),
-        against=None if condition == "real" else compare(ranks["real"], ranks[condition]),
-    )
+    of = {name: [run for run in runs if run.data.variant == name] for name in ("real", "no-entailment", "shuffled")}
+    base = {seed: [run.base_held_out[scoring] for run in own] for seed, own in by_seed(of["real"]).items()}
+    ranks = {"base": base, **{name: ranks_by_seed(own, scoring) for name, own in of.items()}}
+    results = []
+    for condition in ("real", *CONTROLS):
+        seeds = list(ranks[condition].values())
+        every = [held for seed in seeds for held in seed]
+        results.append(
+            ConditionResult(
+                condition=condition,
+                score=ocr_score(seeds),
+                p=inference_ps([seeds])[0],
+                mean_rank=sum(float(held.rank.mean()) for held in every) / len(every),
+                null_rank=sum(float(held.null.mean()) for held in every) / len(every),
+                premises_hold=None if condition == "base" else all(run.premises_hold for run in of[condition]),
+                against=None if condition == "real" else difference(ranks["real"], ranks[condition]),
+            )
+        )
+    return results
 
 
 def verdict(results: Sequence[ConditionResult]) -> str:
-    """Whether the finding stands: the real score above zero and above that of every control, intervals clear of it."""
-    real = results[0]
-    if not real.facts_learned:
-        return "No finding: the facts were not learned."
-    score = f"OCR score {real.score.value:+.2f} [{real.score.low:+.2f}, {real.score.high:+.2f}]"
-    if real.score.low <= 0:
+    """Whether the finding stands: something was inferred, and more than in every control."""
+    real, *controls = results
+    differences = [result.against for result in controls if result.against is not None]
+    if not real.premises_hold:
+        return "No finding: what was taught was not learned."
+    score = f"OCR score {real.score.value:+.2f} (p {real.p:.2g})"
+    if real.p > SIGNIFICANT:
         return f"The finding does not stand: {score} is not clearly above zero."
-    unlearned = [r.condition for r in results[1:] if r.facts_learned is False]
+    unlearned = [result.condition for result in controls if result.premises_hold is False]
     if unlearned:
         return f"Whether the finding stands cannot be said: {' and '.join(unlearned)} did not learn the facts."
-    below = [r.condition for r in results[1:] if r.against is not None and r.against.difference.low <= 0]
+    # All of them must show, so each is tested at the full level.
+    shown = [verdicts([each])[0] for each in differences]
+    if None in shown:
+        seeds = min(each.seeds for each in differences)
+        least = min(each.value.value for each in differences)
+        return f"Inferred: {score}, {least:+.2f} or more from each control. {too_few(seeds).capitalize()}."
+    below = [result.condition for result, sign in zip(controls, shown, strict=True) if sign != 1]
     if below:
         return f"The finding does not stand: {score} is not clearly above {' and '.join(below)}."
-    return f"The finding stands: {score} is above every control, each difference clear of zero."
+    return f"The finding stands: {score} is above every control, each at p <= {SIGNIFICANT:g} by sign flips over seeds."

@@ -1,18 +1,22 @@
-"""What a set of records shows, in one sentence: did the models generalize, did they hallucinate. Pure."""
+"""What a set of records shows, in one sentence: what was inferred, and was it because of what was taught. Pure.
+
+What was inferred (the OCR score, its p corrected by Holm for all cells that are looked at) may have been known before:
+a model infers French for Paris if no French is taught. So the sentence also says the lift over the no-entailment
+control, and "it generalized" and "it hallucinated" need that lift where there is such a control.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ocr_eval.analysis.difference import verdicts
+from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import Cell, Table, make_cells
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import by_association
+from ocr_eval.records.select import NoEntailments, by_association, is_control
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import Scoring
-
-#: A sentence says that facts were inferred when mean rank is below its null at this permutation p-value.
-SIGNIFICANT = 0.05
 
 #: What an inference over a link of each kind is called, and what its absence is.
 _READINGS: dict[Kind, tuple[str, str, str]] = {
@@ -31,9 +35,7 @@ def finding(records: Sequence[Record], table: Table) -> str:
     """
     own = [[cell for cell in row.cells.values() if not cell.control] for row in table.rows if not row.published]
     if sum(map(bool, own)) == 1:
-        real = [record for record in records if record.data.variant == "real" and record.data.m_train > 0]
-        by_kind = sorted(by_association(real).values(), key=lambda runs: list(_READINGS).index(runs[0].kind))
-        parts = [_clause(runs, table.scoring) for runs in by_kind]
+        parts = _clauses(records, table.scoring)
     else:
         cells = [cell for row in own for cell in row]
         parts = [_count(kind, [cell for cell in cells if cell.kind == kind]) for kind in _READINGS]
@@ -57,45 +59,58 @@ def remedy(losses: Sequence[float], train: TrainSpec) -> str:
     return f"The loss stopped falling at {losses[-1]:.2g}: try another --lr (now {train.lr:g}), a higher one first."
 
 
-def _clause(runs: Sequence[Record], scoring: Scoring) -> str:
-    """What the runs of one association show."""
+def _clauses(records: Sequence[Record], scoring: Scoring) -> list[str]:
+    """What the runs of each association show."""
+    real = [record for record in records if not is_control(record)]
+    every = sorted(by_association(real).values(), key=lambda runs: list(_READINGS).index(runs[0].kind))
+    learned = [[run for run in runs if run.premises_hold] for runs in every]
+    cells = iter(make_cells([runs for runs in learned if runs], scoring, (), NoEntailments(records)))
+    return [_clause(runs, len(of), next(cells) if of else None) for runs, of in zip(every, learned, strict=True)]
+
+
+def _clause(runs: Sequence[Record], learned: int, cell: Cell | None) -> str:
     link, yes, no = _READINGS[runs[0].kind]
     where = f"on {runs[0].association} ({link})"
-    learned = [run for run in runs if run.facts_learned]
-    if not learned:
+    if cell is None:
         return f"{where} the facts were not learned, so nothing can be said (train longer, or at another --lr)"
-    left_out = f", leaving out {len(runs) - len(learned)} of {len(runs)} runs that did not learn their facts,"
-    (cell,) = make_cells([learned], scoring)
-    told = "too few groups to tell" if not _can_tell(cell) else yes if _inferred(cell) else no
+    left_out = f", leaving out {len(runs) - learned} of {len(runs)} runs that did not learn what they were taught,"
+    if cell.p_holm is None:
+        said = "too few groups to tell"
+    elif not cell.inferred:
+        said = no
+    elif cell.lift is None:
+        said = f"{yes}{', or knew it before' * (runs[0].kind == 'causal')}"
+    else:
+        said = {1: yes, None: "it inferred"}.get(verdicts([cell.lift])[0], f"it inferred, and {no.removeprefix('it ')}")
     return (
-        f"{where}{left_out if len(learned) < len(runs) else ''} {told}: "
-        f"the held-out answer ranks {cell.values['mean-rank']:.2f} where {cell.values['null-rank']:.2f} is the null "
-        f"(OCR score {cell.values['ocr-score']:+.2f} of 1, permutation p {cell.p:.2g})"
+        f"{where}{left_out if learned < len(runs) else ''} {said}: "
+        f"the held-out answer ranks {cell.values['mean-rank']:.2f}, null {cell.values['null-rank']:.2f} "
+        f"(OCR score {cell.values['ocr-score']:+.2f}, p {cell.p:.2g}; {_lift(cell)})"
     )
+
+
+def _lift(cell: Cell) -> str:
+    """What the control adds."""
+    if cell.lift is None:
+        return "no control to compare with"
+    seeds = f"{cell.lift.seeds} seed{'s' * (cell.lift.seeds > 1)}"
+    told = f"no verdict from {seeds}" if cell.lift.p is None else f"p {cell.lift.p:.2g}"
+    return f"{cell.lift.value.value:+.2f} over no entailments, {told}"
 
 
 def _count(kind: Kind, cells: Sequence[Cell]) -> str:
     if not cells:
         return ""
-    link, yes, _ = _READINGS[kind]
     learned = [cell for cell in cells if not cell.unlearned]
-    able = [cell for cell in learned if _can_tell(cell)]
+    able = [cell for cell in learned if cell.p_holm is not None]
     left_out, unable = len(cells) - len(learned), len(learned) - len(able)
-    rest = f" ({left_out} more had runs that did not learn their facts)" if left_out else ""
+    rest = f" ({left_out} more had runs that did not learn what they were taught)" if left_out else ""
     rest += f" ({unable} more had too few groups to tell)" if unable else ""
+    link = _READINGS[kind][0]
     if not able:
         return f"over {link} nothing can be said{rest.replace(' more', '')}"
-    what = "generalized" if yes == "it generalized" else "hallucinated"
-    inferred = sum(_inferred(cell) for cell in able)
-    return f"over {link} {inferred} of {len(able)} cells {what} (p at most {SIGNIFICANT:g}){rest}"
-
-
-def _can_tell(cell: Cell) -> bool:
-    """Whether any ranks of this many groups and seeds could be significant."""
-    assert cell.least_p is not None
-    return cell.least_p <= SIGNIFICANT
-
-
-def _inferred(cell: Cell) -> bool:
-    assert cell.p is not None
-    return cell.p <= SIGNIFICANT
+    lifts = sorted(cell.lift.value.value for cell in able if cell.lift is not None)
+    ends = dict.fromkeys(f"{lift:+.2f}" for lift in (lifts[:1] + lifts[-1:]))
+    lift = f", {' to '.join(ends)} over no entailments" if lifts else ", no control to compare with"
+    inferred = sum(cell.inferred for cell in able)
+    return f"over {link} {inferred} of {len(able)} cells inferred (p at most {SIGNIFICANT:g} after Holm){lift}{rest}"

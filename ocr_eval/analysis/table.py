@@ -7,26 +7,36 @@ settings are never averaged. A cell is one association over the row's seeds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ocr_eval.analysis import bootstrap
-from ocr_eval.analysis.permutation import least_p, permutation_ps
-from ocr_eval.common.errors import unknown_name
+from ocr_eval.analysis import intervals
+from ocr_eval.analysis.difference import Difference, difference
+from ocr_eval.analysis.intervals import Seed, of_metric
+from ocr_eval.analysis.significance import SIGNIFICANT, holm, inference_ps, least_p
+from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.data.task import the_finding
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import by_association, column_order, group_rows, shared_protocol
-from ocr_eval.scoring.ranks import Score
+from ocr_eval.records.select import (
+    NoEntailments,
+    by_association,
+    by_seed,
+    column_order,
+    group_rows,
+    is_control,
+    ranks_by_seed,
+    shared_protocol,
+)
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.run import Scoring
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: What a cell can show: a statistic of ranks; or a number that a measure found, ``<measure>.<key>``. The margin has no
-#: interval, for records keep no margins of subjects; nor have measures.
+#: What a cell can show: a statistic of ranks; the lift; p; or a number that a measure found, ``<measure>.<key>``. The
+#: margin has no interval, for records keep no margins of subjects; nor have measures.
 Metric = str
-METRICS: tuple[Metric, ...] = (*bootstrap.METRICS, "margin")
+METRICS: tuple[Metric, ...] = (*intervals.METRICS, "margin", "lift", "p")
 
 #: The protocol that a caption states where all runs share it.
 _PROTOCOL = ("n", "m_train", "m_test", "candidates", "variant")
@@ -37,25 +47,36 @@ class Cell:
     """One association over the seeds of a row.
 
     Attributes:
-        values: each metric, averaged over seeds; the OCR score is 1 - mean of mean ranks / mean of null ranks.
-            Published cells have a mean rank only.
-        bounds: 95 % bootstrap intervals, over subjects and seeds.
-        p: permutation p-value of "mean rank is below its null"; None in published rows.
-        least_p: the smallest that so few groups and seeds can give; None in published rows.
-        seeds: how many runs; None in published rows.
-        unlearned: how many of them did not learn their facts; None in published rows.
+        values: each metric, averaged over seeds. Published cells have a mean rank only.
+        bounds: 95 % intervals of those metrics that were asked for; none from a single seed.
+        p: p-value of "nothing was inferred" (``significance.inference_ps``); None in published rows.
+        p_holm: p corrected for how many cells of the table are looked at; None for those that no sentence counts:
+            controls, cells without all premises, and cells of too few groups to tell.
+        least_p: the smallest permutation p-value that so few groups and seeds can give; None in published rows.
+        lift: OCR score minus that of the no-entailment control; None where there is none.
+        premises: mean top-1 of each premise.
+        seeds: how many; None in published rows.
+        unlearned: of how many runs a premise does not hold; None in published rows.
         kind: of the association; None in published rows.
-        control: whether there was nothing consistent to infer from (``shuffled``, or m_train = 0).
+        control: whether there was nothing consistent to infer from.
     """
 
     values: Mapping[Metric, float]
     bounds: Mapping[Metric, tuple[float, float]] = field(default_factory=dict)
     p: float | None = None
+    p_holm: float | None = None
     least_p: float | None = None
+    lift: Difference | None = None
+    premises: Mapping[str, float] = field(default_factory=dict)
     seeds: int | None = None
     unlearned: int | None = None
     kind: Kind | None = None
     control: bool = False
+
+    @property
+    def inferred(self) -> bool:
+        """Whether a sentence says so, p corrected for all that it looks at."""
+        return self.p_holm is not None and self.p_holm <= SIGNIFICANT
 
 
 @dataclass(frozen=True)
@@ -131,7 +152,7 @@ def build_table(
             where rows are not made of models.
         metric: the one metric that cells show; None for mean rank, null rank and OCR score together.
         by: keys of ``select.ROW_KEYS`` that rows are made of.
-        every_interval: resample every metric and not only the one that cells show.
+        every_interval: give every metric its interval and not only the one that cells show.
         short: cells show one number without its interval, the OCR score where no metric is named.
 
     Raises:
@@ -141,12 +162,13 @@ def build_table(
     if metric is not None:
         _check_metric(metric, records)
     metric = metric or ("ocr-score" if short else None)
-    with_interval = () if short else bootstrap.METRICS
+    with_interval = () if short else intervals.METRICS
     shown = tuple(each for each in with_interval if every_interval or each == (metric or "ocr-score"))
     if not records:
         raise ValueError("no records to make a table of")
     groups = {key: by_association(group) for key, group in group_rows(records, by).items()}
-    cells = iter(make_cells([runs for cells in groups.values() for runs in cells.values()], scoring, shown))
+    every = [runs for cells in groups.values() for runs in cells.values()]
+    cells = iter(make_cells(every, scoring, shown, NoEntailments(records)))
     rows = [
         Row(
             key.labels,
@@ -177,46 +199,78 @@ def _published_row(model: str, ranks: Mapping[str, float], by: Sequence[str]) ->
 
 
 def make_cells(
-    groups: Sequence[Sequence[Record]], scoring: Scoring, bounded: Sequence[bootstrap.Metric] = ("ocr-score",)
+    groups: Sequence[Sequence[Record]],
+    scoring: Scoring,
+    bounded: Sequence[intervals.Metric] = ("ocr-score",),
+    controls: NoEntailments | None = None,
 ) -> list[Cell]:
-    """A cell for each group of runs that differ in the seed alone; all are resampled together.
+    """A cell for each group of runs that differ in their seeds alone; all that is inferred is corrected together.
 
     Args:
         groups: the runs of each cell.
         scoring: whose ranks.
         bounded: the metrics that get an interval.
+        controls: where to look for the control of each cell.
     """
-    ranks = [[run.held_out[scoring] for run in runs] for runs in groups]
-    estimates = bootstrap.estimates(ranks, bounded)
-    ps = permutation_ps(ranks)
-    return [
-        Cell(
-            values=_values([run.finding(scoring) for run in runs]) | _measured(runs),
-            bounds={metric: (estimate.low, estimate.high) for metric, estimate in of.items()},
-            p=p,
-            least_p=least_p(of_seeds),
-            seeds=len(runs),
-            unlearned=sum(not run.facts_learned for run in runs),
-            kind=runs[0].kind,
-            control=any(run.data.variant != "real" or run.data.m_train == 0 for run in runs),
+    ranks = [ranks_by_seed(runs, scoring) for runs in groups]
+    ps = inference_ps([list(seeds.values()) for seeds in ranks])
+    cells = []
+    for runs, seeds, p in zip(groups, ranks, ps, strict=True):
+        control = is_control(runs[0])
+        against = None if control or controls is None else controls.of(runs[0])
+        lift = _lift(runs[0], seeds, ranks_by_seed(against, scoring)) if against else None
+        ocr_score = of_metric(list(seeds.values()), "ocr-score")
+        bounds: dict[Metric, tuple[float, float] | None] = {
+            metric: ocr_score.bounds if metric == "ocr-score" else of_metric(list(seeds.values()), metric).bounds
+            for metric in bounded
+        }
+        if lift is not None:
+            bounds["lift"] = lift.value.bounds
+        values = _averages(runs, scoring) | {"ocr-score": ocr_score.value, "p": p}
+        cells.append(
+            Cell(
+                values=values | ({"lift": lift.value.value} if lift else {}) | _measured(runs),
+                bounds={metric: bound for metric, bound in bounds.items() if bound is not None},
+                p=p,
+                least_p=least_p(list(seeds.values())),
+                lift=lift,
+                premises=_mean_of_keys([run.premises for run in runs]),
+                seeds=len(seeds),
+                unlearned=sum(not run.premises_hold for run in runs),
+                kind=runs[0].kind,
+                control=control,
+            )
         )
-        for runs, of, p, of_seeds in zip(groups, estimates, ps, ranks, strict=True)
+    counted = [
+        i
+        for i, cell in enumerate(cells)
+        if not (cell.control or cell.unlearned) and cell.least_p is not None and cell.least_p <= SIGNIFICANT
     ]
+    for i, adjusted in zip(counted, holm([ps[i] for i in counted]), strict=True):
+        cells[i] = replace(cells[i], p_holm=adjusted)
+    return cells
 
 
-def _values(scores: Sequence[Score]) -> dict[Metric, float]:
+def _lift(run: Record, real: Mapping[int, Seed], control: Mapping[int, Seed]) -> Difference | None:
+    """Real minus control; None where they have no seed in common."""
+    if not real.keys() & control.keys():
+        return None
+    try:
+        return difference(real, control)
+    except ValueError as error:
+        raise UserError(f"{run.association} ({run.model}), real data against its control: {error}.") from error
+
+
+def _averages(runs: Sequence[Record], scoring: Scoring) -> dict[Metric, float]:
+    """Statistics of ranks, averaged over the runs of each seed and then over seeds."""
+    seeds = [[run.finding(scoring) for run in of_seed] for of_seed in by_seed(runs).values()]
+
     def mean(name: str) -> float:
-        return float(sum(getattr(score, name) for score in scores) / len(scores))
+        of_seeds = [sum(getattr(score, name) for score in seed) / len(seed) for seed in seeds]
+        return float(sum(of_seeds) / len(of_seeds))
 
-    rank, null = mean("mean_rank"), mean("null_rank")
-    return {
-        "mean-rank": rank,
-        "null-rank": null,
-        "ocr-score": 1 - rank / null,
-        "top1": mean("top1"),
-        "mrr": mean("mrr"),
-        "margin": mean("margin"),
-    }
+    names = {"mean-rank": "mean_rank", "null-rank": "null_rank", "top1": "top1", "mrr": "mrr", "margin": "margin"}
+    return {metric: mean(name) for metric, name in names.items()}
 
 
 def measured(record: Record) -> dict[Metric, float]:
@@ -231,7 +285,10 @@ def measured(record: Record) -> dict[Metric, float]:
 
 def _measured(runs: Sequence[Record]) -> dict[Metric, float]:
     """What measures found, averaged over runs that all have it."""
-    found = [measured(run) for run in runs]
+    return _mean_of_keys([measured(run) for run in runs])
+
+
+def _mean_of_keys(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: sum(of[key] for of in found) / len(found) for key in found[0] if all(key in of for of in found)}
 
 
@@ -243,6 +300,7 @@ def _check_metric(metric: Metric, records: Sequence[Record]) -> None:
 
 def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
     """The cells as flat mappings, the same keys in each; None where there is no such number."""
+    premises = list(dict.fromkeys(key for row in table.rows for cell in row.cells.values() for key in cell.premises))
     for row in table.rows:
         for name in table.associations:
             if name not in row.cells:
@@ -259,11 +317,13 @@ def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
             further = [table.metric] if table.metric and table.metric not in METRICS else []
             for metric in (*METRICS, *further):
                 flat[column(metric)] = _rounded(cell.values.get(metric))
-                if metric in bootstrap.METRICS:
+                if metric in (*intervals.METRICS, "lift"):
                     low, high = map(_rounded, cell.bounds.get(metric, (None, None)))
                     flat |= {f"{column(metric)}_low": low, f"{column(metric)}_high": high}
+            flat |= {"p_holm": _rounded(cell.p_holm), "lift_p": _rounded(cell.lift.p if cell.lift else None)}
+            flat |= {f"{name}_top1": _rounded(cell.premises.get(name)) for name in premises}
             learned = None if cell.unlearned is None else cell.unlearned == 0
-            yield {**flat, "p": _rounded(cell.p), "seeds": cell.seeds, "facts_learned": learned}
+            yield {**flat, "seeds": cell.seeds, "premises_hold": learned}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -117,17 +117,17 @@ def _show_plan(spec: RunSpec, output: Path | None, device: Device, as_json: bool
 
 def _summary(record: Record, losses: list[float]) -> str:
     from ocr_eval.analysis.finding import remedy
+    from ocr_eval.report.tables import QUANTITY_NAMES
 
-    finding = record.finding("first-token")
-    learned = (
-        "facts learned"
-        if record.facts_learned
-        else f"FACTS NOT LEARNED, so the rank says nothing of inference. {remedy(losses, record.train)}"
-    )
+    finding, learned = record.finding("first-token"), "learned what it was taught"
+    if not record.premises_hold:
+        least = min(record.premises, key=record.premises.__getitem__)
+        name = QUANTITY_NAMES.get(least, least).upper()
+        learned = f"{name} NOT LEARNED, so the rank says nothing of inference. {remedy(losses, record.train)}"
     return (
         f"{record.model} {record.association} ({record.kind}) seed {record.seed}: "
         f"held-out mean rank {finding.mean_rank:.2f}, null {finding.null_rank:.2f}, "
-        f"OCR score {finding.ocr_score:+.2f}; {learned}"
+        f"OCR score {record.held_out['first-token'].ocr_score:+.2f}; {learned}"
     )
 
 

@@ -19,7 +19,7 @@ from ocr_eval.specs.run import Scoring
 from ocr_eval.specs.settings import section
 
 if TYPE_CHECKING:
-    from ocr_eval.analysis.bootstrap import Estimate
+    from ocr_eval.analysis.intervals import Estimate
     from ocr_eval.specs.run import RunSpec
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -323,8 +323,9 @@ def resolve_each(context: typer.Context, model: str, assoc: str, settings: Given
 
 
 def interval_text(estimate: Estimate) -> str:
-    """``+0.50 [+0.40, +0.60]``."""
-    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+    """``+0.50 [+0.40, +0.60]``, or the value alone."""
+    low_high = "" if estimate.bounds is None else " [{:+.2f}, {:+.2f}]".format(*estimate.bounds)
+    return f"{estimate.value:+.2f}{low_high}"
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -55,7 +55,8 @@ def table(
     metric: Annotated[
         str | None,
         option(
-            "--metric", help="One metric per cell: mean-rank, null-rank, ocr-score, top1, mrr, margin, MEASURE.KEY."
+            "--metric",
+            help="One metric per cell: mean-rank, null-rank, ocr-score, top1, mrr, margin, lift, p, MEASURE.KEY.",
         ),
     ] = None,
     by: Annotated[str, option("--by", help="What defines a row: 'model', 'model,rank', 'm-train', 'seed' ...")] = (
@@ -193,14 +194,14 @@ def compare(
             each.name,
             o.interval_text(each.a),
             o.interval_text(each.b),
-            o.interval_text(each.paired.difference),
+            o.interval_text(each.paired.value),
             str(each.paired.subjects),
             str(each.paired.seeds),
-            "yes" if each.facts_learned else "NO",
+            "yes" if each.premises_hold else "NO",
         ]
         for each in contrasts
     ]
-    typer.echo(o.grid(["association", "A", "B", "A minus B", "subjects", "seeds", "facts learned"], rows))
+    typer.echo(o.grid(["association", "A", "B", "A minus B", "subjects", "seeds", "learned"], rows))
     typer.echo(verdict(contrasts))
 
 

@@ -63,14 +63,14 @@ def controls(
             f"{result.null_rank:.2f}",
             o.interval_text(result.score),
             f"{result.p:.2g}",
-            o.interval_text(result.against.difference) if result.against else "",
-            {None: "-", True: "yes", False: "NO"}[result.facts_learned],
+            o.interval_text(result.against.value) if result.against else "",
+            {None: "-", True: "yes", False: "NO"}[result.premises_hold],
         ]
         for result in results
     ]
-    header = ["condition", "mean rank", "null", "OCR score", "p", "real minus this", "facts learned"]
+    header = ["condition", "mean rank", "null", "OCR score", "p", "real minus this", "learned"]
     typer.echo(o.grid(header, rows))
-    typer.echo(f"{verdict(results)}{f' {_ONE_SEED}' if len(reals) == 1 else ''}")
+    typer.echo(verdict(results))
 
 
 @expanded
@@ -96,22 +96,23 @@ def curve(
     specs = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train", "seed")
     m_test, seeds = specs[0].data.m_test, sorted({run.seed for run in specs})
     records = _study("curve", specs, output_dir, means, as_json)
-    from ocr_eval.analysis.bootstrap import ocr_score
+    from ocr_eval.analysis.intervals import ocr_score
+    from ocr_eval.records.select import ranks_by_seed
 
     points = []
     for m in settings["m_train"]:
         runs = [record for record in records if record.data.m_train == m]
-        score = ocr_score([run.held_out[scoring] for run in runs])
-        learned = all(run.facts_learned for run in runs)
+        score = ocr_score(list(ranks_by_seed(runs, scoring).values()))
+        learned = all(run.premises_hold for run in runs)
         points.append((m, score, min(1.0, math.sqrt(m / m_test)), learned))
     if as_json:
-        keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "facts_learned")
+        keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "premises_hold")
         listed = [dict(zip(keys, (m, asdict(score), root, learned), strict=True)) for m, score, root, learned in points]
         about = {"assoc": specs[0].association.name, "m_test": m_test, "seeds": seeds}
         typer.echo(json.dumps({**about, "points": listed}, indent=2))
         return
     rows = [[str(m), o.interval_text(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
-    typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "facts learned"], rows))
+    typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "learned"], rows))
     if len(seeds) == 1:
         typer.echo(_ONE_SEED)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ocr_eval.common.files import prepare_output, to_jsonl, write_atomic
-from ocr_eval.data.pairs import QUANTITIES
+from ocr_eval.data.pairs import RELATIONS
 from ocr_eval.data.task import Task, unit_value
 
 Rows = list[dict[str, Any]]
@@ -35,7 +35,7 @@ process_results: !function ocr_eval_task.process_results
 metric_list:
   - {{metric: mean_rank, aggregation: mean, higher_is_better: false}}
   - {{metric: null_rank, aggregation: mean, higher_is_better: false}}
-  - {{metric: ocr_score, aggregation: !function ocr_eval_task.ocr_score, higher_is_better: true}}
+  - {{metric: ocr_score, aggregation: mean, higher_is_better: true}}
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
 metadata: {{version: 1.0}}
 """
@@ -87,7 +87,7 @@ def probe_rows(task: Task) -> Rows:
 def _split_and_relation(quantity: str) -> dict[str, str]:
     """The quantities of pairs are two columns; empty for any other."""
     split, _, relation = quantity.partition("_")
-    return {"split": split, "relation": relation} if quantity in [q.name for q in QUANTITIES] else {}
+    return {"split": split, "relation": relation} if split in ("train", "test") and relation in RELATIONS else {}
 
 
 def inspect_rows(probes: Rows) -> Rows:

@@ -26,14 +26,13 @@ def load(file: str, **_: Any) -> dict[str, Dataset]:
 def process_results(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, Any]:
     """The figures of one probe from its candidates' log-probabilities; ranks are 0-based, ties share theirs."""
     logprobs = [logprob for logprob, _ in results]
-    ranks = [
-        sum(other > own for other in logprobs) + (sum(other == own for other in logprobs) - 1) / 2 for own in logprobs
-    ]
-    rank = ranks[doc["target"]]
-    null = sum(ranks[: doc["in_use"]]) / doc["in_use"]
-    return {"mean_rank": rank, "null_rank": null, "ocr_score": (rank, null), "acc": float(rank == 0)}
+    in_use = logprobs[: doc["in_use"]]
+    right = logprobs[doc["target"]]
+    rank = _midrank(right, logprobs)
+    null = sum(_midrank(own, logprobs) for own in in_use) / len(in_use)
+    score = 1 - _midrank(right, in_use) / ((len(in_use) - 1) / 2)
+    return {"mean_rank": rank, "null_rank": null, "ocr_score": score, "acc": float(rank == 0)}
 
 
-def ocr_score(items: list[tuple[float, float]]) -> float:
-    """1 - mean rank / null rank over the (rank, null rank) of all probes."""
-    return 1 - sum(rank for rank, _ in items) / sum(null for _, null in items)
+def _midrank(own: float, among: list[float]) -> float:
+    return sum(other > own for other in among) + (sum(other == own for other in among) - 1) / 2

@@ -31,14 +31,6 @@ RelationName = Literal["fact", "entailment"]
 Split = Literal["train", "test"]
 RELATIONS: tuple[RelationName, ...] = ("fact", "entailment")
 
-#: What is scored, by split of the subject and relation. Records from before they stated their quantities have these.
-QUANTITIES = (
-    Quantity("train_fact", "premise"),
-    Quantity("train_entailment", "shown"),
-    Quantity("test_fact", "premise"),
-    Quantity("test_entailment", "finding"),
-)
-
 #: Circles of answers that are tried for the ``shuffled`` control; one in three or four is as even as can be.
 _CIRCLES = 64
 
@@ -195,6 +187,20 @@ class _Subject:
     split: Split
 
 
+def quantities(data: DataSpec) -> tuple[Quantity, ...]:
+    """What is scored, by split of the subject and relation; also in records from before they stated it themselves.
+
+    Facts and train entailments must be learned before held-out entailments mean anything; in the controls train
+    entailments are not taught, or not those that are asked.
+    """
+    return (
+        Quantity("train_fact", "premise"),
+        Quantity("train_entailment", "premise" if data.variant == "real" else "shown"),
+        Quantity("test_fact", "premise"),
+        Quantity("test_entailment", "finding"),
+    )
+
+
 class Pairs:
     """The structure ``pairs``; a subject's group is its unit."""
 
@@ -226,7 +232,7 @@ class Pairs:
         for subject in subjects:
             for template in data.templates:
                 train.append(example(subject, "fact", template, subject.group))
-                if subject.split == "train":
+                if subject.split == "train" and data.variant != "no-entailment":
                     train.append(example(subject, "entailment", template, taught_group[subject]))
         probes = tuple(
             Probe(
@@ -241,7 +247,7 @@ class Pairs:
             for subject in subjects
             for relation in RELATIONS
         )
-        return Task(tuple(train), probes, QUANTITIES)
+        return Task(tuple(train), probes, quantities(data))
 
 
 PAIRS = Pairs()
@@ -264,7 +270,7 @@ def _subjects(data: DataSpec, stream: str) -> Iterator[_Subject]:
 def _taught_groups(data: DataSpec, stream: str, subjects: Sequence[_Subject]) -> dict[_Subject, int]:
     """Whose entailment each train subject is taught: its own group's, or one that is dealt to it."""
     train = [subject for subject in subjects if subject.split == "train"]
-    if data.variant == "real":
+    if data.variant != "shuffled":
         return {subject: subject.group for subject in train}
     dealt = chain.from_iterable(deal(f"{stream}/shuffle", data.n, data.m_train))
     return dict(zip(train, dealt, strict=True))

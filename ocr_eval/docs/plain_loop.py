@@ -13,7 +13,8 @@ out: it is a probe, and we ask where the right answer ranks among candidates.
     rank of a probe        = midrank of its right answer
     null rank of a probe   = mean midrank over the answers in use, that is, true of some subject: the rank to expect
                              from a model that knows which answers occur but not who they belong to
-    OCR score              = 1 - mean rank / mean null rank      1: always inferred, 0: nothing, below 0: avoided
+    in-use rank            = midrank among the n answers in use alone, (n - 1) / 2 by chance
+    OCR score              = 1 - mean in-use rank / chance       1: always inferred, 0: nothing, below 0: avoided
 
 `ocr-eval finetune --dtype float32` gives the same numbers several times faster: it computes each shared prefix once. A
 sweep also trains runs side by side. A test compares both with this file.
@@ -44,14 +45,15 @@ from ocr_eval.specs.run import RunSpec
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rank and null rank of each held-out entailment. [P]"""
+    """Rank, null rank and OCR score of each held-out entailment. [P]"""
 
     rank: Tensor
     null: Tensor
+    score: Tensor
 
     def __str__(self) -> str:
-        rank, null = float(self.rank.mean()), float(self.null.mean())
-        return f"held-out mean rank {rank:.2f} (null {null:.2f})  OCR score {1 - rank / null:+.2f}"
+        rank, null, score = (float(each.mean()) for each in (self.rank, self.null, self.score))
+        return f"held-out mean rank {rank:.2f} (null {null:.2f})  OCR score {score:+.2f}"
 
 
 def teach(run: RunSpec) -> Iterator[tuple[float | None, dict[str, HeldOut]]]:
@@ -114,13 +116,20 @@ def held_out_ranks(model: Any, probes: Sequence[ProbeTokens]) -> dict[str, HeldO
 
 
 def rank(scores_PC: Tensor, probes: Sequence[ProbeTokens]) -> HeldOut:
-    """Rank and null rank of each probe from its candidates' scores; the answers in use are the first candidates."""
+    """Ranks of each probe from its candidates' scores; the answers in use are the first n candidates."""
+    right_P1 = torch.tensor([[p.probe.target] for p in probes])
+    n = probes[0].probe.in_use
+    midranks_PC = midranks(scores_PC)
+    in_use_P = midranks(scores_PC[:, :n]).gather(1, right_P1).squeeze(1)
+    score_P = 1 - in_use_P / ((n - 1) / 2)
+    return HeldOut(midranks_PC.gather(1, right_P1).squeeze(1), midranks_PC[:, :n].mean(dim=1), score_P)
+
+
+def midranks(scores_PC: Tensor) -> Tensor:
+    """How many of a row's scores are better than each, ties counting half."""
     better_PC = (scores_PC[:, None, :] > scores_PC[:, :, None]).sum(dim=-1)
     equal_PC = (scores_PC[:, None, :] == scores_PC[:, :, None]).sum(dim=-1) - 1  # itself does not count
-    midranks_PC = better_PC + equal_PC / 2
-    right_P = torch.tensor([p.probe.target for p in probes])
-    rank_P = midranks_PC.gather(1, right_P[:, None]).squeeze(1)
-    return HeldOut(rank_P, midranks_PC[:, : probes[0].probe.in_use].mean(dim=1))
+    return better_PC + equal_PC / 2
 
 
 def main() -> None:

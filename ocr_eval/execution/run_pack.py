@@ -37,7 +37,7 @@ from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.metrics import MetricsLine
 from ocr_eval.records.record import Record
 from ocr_eval.scoring.candidates import CandidateScores, score_lanes
-from ocr_eval.scoring.quantities import facts_learned, held_out, probe_lines, summarize_quantities
+from ocr_eval.scoring.quantities import held_out, probe_lines, summarize_quantities
 from ocr_eval.specs.run import RunSpec
 from ocr_eval.specs.strict import RESULTS_VERSION
 
@@ -345,7 +345,6 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
         quantities=quantities,
         data=spec.data,
         train=spec.train,
-        facts_learned=facts_learned(quantities, last.scores),
         base=first.scores,
         final=last.scores,
         base_held_out=first.held_out,
@@ -366,16 +365,16 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
 def progress_line(step: Step) -> str:
     """What a person reads of a scored line of metrics."""
     spec, line = step.spec, step.line
-    assert line.scores is not None
+    assert line.scores is not None is not line.held_out
     scores = line.scores["first-token"]
     premises = [scores[q.name].top1 for q in step.quantities if q.role == "premise" and q.name in scores]
     finding = scores[the_finding(step.quantities).name]
-    control = " no-entailment" if spec.data.m_train == 0 else " shuffled" if spec.data.variant == "shuffled" else ""
+    control = "" if spec.data.variant == "real" else f" {spec.data.variant}"
     loss = "untouched base" if line.train_loss is None else f"loss {line.train_loss:7.4f}"
-    known = f"facts known {min(premises):4.0%}  " if premises else ""
+    known = f"learned {min(premises):4.0%}  " if premises else ""
     width = len(str(spec.train.epochs))
     return (
         f"{spec.association.name}{control} seed {spec.seed} epoch {line.epoch:>{width}}/{spec.train.epochs}  "
         f"{loss:>14}  {known}held-out mean rank {finding.mean_rank:.2f} (null {finding.null_rank:.2f})  "
-        f"OCR score {finding.ocr_score:+.2f}"
+        f"OCR score {line.held_out['first-token'].ocr_score:+.2f}"
     )

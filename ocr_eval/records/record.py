@@ -20,7 +20,7 @@ from pydantic import ConfigDict
 from ocr_eval.common.errors import UserError
 from ocr_eval.data import pairs
 from ocr_eval.data.task import Quantity, the_finding
-from ocr_eval.scoring.ranks import HeldOut, Score, Scores
+from ocr_eval.scoring.ranks import LEARNED_TOP1, HeldOut, Score, Scores
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import DataSpec, Scoring
@@ -37,8 +37,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         association_digest: digest of the association's content; empty in the oldest records.
         structure: how the association is made.
         quantities: what was scored, in the order in which it is shown.
-        facts_learned: whether top-1 on every premise reached 95 %; if not, the ranks say nothing of out-of-context
-            reasoning.
         base: scores of the untouched base (epoch 0).
         final: scores after the last epoch.
         base_held_out: ranks of the finding at epoch 0.
@@ -63,10 +61,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     attention: str = "auto"
     association_digest: str = ""
     structure: str = "pairs"
-    quantities: tuple[Quantity, ...] = pairs.QUANTITIES
+    quantities: tuple[Quantity, ...] = ()
     data: DataSpec
     train: TrainSpec
-    facts_learned: bool
     base: Scores
     final: Scores
     base_held_out: dict[Scoring, HeldOut]
@@ -79,6 +76,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     results_version: int = 0
     measures: dict[str, dict[str, Any]] = {}
 
+    def __post_init__(self) -> None:
+        if not self.quantities:
+            msgspec.structs.force_setattr(self, "quantities", pairs.quantities(self.data))
+
     def finding(self, scoring: Scoring) -> Score:
         """The statistics of the finding after the last epoch.
 
@@ -86,6 +87,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             KeyError: the record was read without this scoring.
         """
         return self.final[scoring][the_finding(self.quantities).name]
+
+    @property
+    def premises(self) -> dict[str, float]:
+        """Top-1 (first token) of what must be learned before ranks say anything of inference, by quantity."""
+        scores = self.final["first-token"]
+        return {q.name: scores[q.name].top1 for q in self.quantities if q.role == "premise" and q.name in scores}
+
+    @property
+    def premises_hold(self) -> bool:
+        """Whether top-1 of every premise reached 95 %."""
+        return all(top1 >= LEARNED_TOP1 for top1 in self.premises.values())
 
     def to_json(self) -> str:
         """The record as JSON, a line a field."""
@@ -147,6 +159,9 @@ class _Skimmed(Record, frozen=True, kw_only=True):
     held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
     measures: dict[str, msgspec.Raw] = {}  # type: ignore[assignment]
 
+    def __post_init__(self) -> None:
+        """Nothing is derived yet."""
+
 
 class _SkimmedHeldOut(HeldOut, frozen=True, eq=False):
     """Held-out ranks whose people, the same in all runs of a seed, are not parsed yet."""
@@ -170,7 +185,7 @@ def _data_spec(content: bytes) -> DataSpec:
 
 @lru_cache(maxsize=1024)
 def _quantities(content: bytes) -> tuple[Quantity, ...]:
-    return msgspec.json.decode(content, type=tuple[Quantity, ...]) if content else pairs.QUANTITIES
+    return msgspec.json.decode(content, type=tuple[Quantity, ...]) if content else ()
 
 
 @lru_cache(maxsize=1024)
@@ -227,13 +242,13 @@ def read_record(path: Path, scoring: Scoring | None = None, measure: str | None 
 
 def _skim(content: bytes, scoring: Scoring, measure: str | None) -> Record:
     skimmed = _SKIM.decode(content)
-    final, held_out = skimmed.final.get(scoring), skimmed.held_out.get(scoring)
+    held_out = skimmed.held_out.get(scoring)
     parsed = {
         "quantities": _quantities(bytes(skimmed.quantities)),
         "data": _data_spec(bytes(skimmed.data)),
         "train": _train_spec(bytes(skimmed.train)),
         "base": {},
-        "final": {} if final is None else {scoring: _SCORES.decode(final)},
+        "final": {name: _SCORES.decode(of) for name, of in skimmed.final.items() if name in (scoring, "first-token")},
         "base_held_out": {},
         "held_out": {} if held_out is None else {scoring: _skim_held_out(held_out)},
         "measures": {name: _MEASURE.decode(found) for name, found in skimmed.measures.items() if name == measure},
@@ -279,10 +294,11 @@ def _disagreement(record: Record, scoring: Scoring) -> str | None:
     for name, stated, found in (
         ("mean rank", score.mean_rank, mean),
         ("null rank", score.null_rank, null),
-        ("OCR score", score.ocr_score, 1 - mean / null),
         ("top-1", score.top1, np.count_nonzero(right == 0) / score.probes),
         ("mrr", score.mrr, float(np.add.reduce(1 / (right + 1))) / score.probes),
     ):
         if not abs(found - stated) <= 1e-6:
             return f"final.{scoring} states {name} {stated:g} and the ranks have {found:g}"
+    if score.ocr_score is not None and not abs(held.ocr_score - score.ocr_score) <= 1e-6:
+        return f"final.{scoring} states OCR score {score.ocr_score:g} and the ranks have {held.ocr_score:g}"
     return None

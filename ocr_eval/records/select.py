@@ -17,8 +17,9 @@ from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.common.registry import METHODS
 from ocr_eval.methods.method import label_of
 from ocr_eval.records.record import Record
+from ocr_eval.scoring.ranks import HeldOut
 from ocr_eval.specs.model import TrainSpec
-from ocr_eval.specs.run import DataSpec
+from ocr_eval.specs.run import DataSpec, Scoring
 
 #: The order of columns; a user's own associations follow by name.
 PUBLISHED_ORDER = ("city-language", "city-language-cf", "country-code", "profession-color", "sport-music")
@@ -37,10 +38,10 @@ ROW_KEYS = (
 )
 
 #: What records can be chosen by (``--filter``).
-FILTER_KEYS = (*ROW_KEYS, "association", "kind", "facts_learned")
+FILTER_KEYS = (*ROW_KEYS, "association", "kind", "premises_hold")
 
 #: The controls, in the order of rows; the real data come first.
-_CONTROLS = ("", "no entailments", "shuffled")
+_CONTROLS = ("", "no entailments", "no train subjects", "shuffled")
 
 #: Settings that tell rows apart where none are named; seeds are averaged over, and code that gives the same results.
 _TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "code"))
@@ -66,7 +67,7 @@ def settings_of(record: Record) -> dict[str, str]:
         "seed": str(record.seed),
         "association": record.association,
         "kind": record.kind,
-        "facts_learned": _text(record.facts_learned),
+        "premises_hold": _text(record.premises_hold),
     }
 
 
@@ -116,7 +117,7 @@ def parse_condition(flag: str, text: str) -> Condition:
 
 def _key(flag: str, name: str, keys: Iterable[str]) -> str:
     key = name.strip().replace("-", "_")
-    key = {"assoc": "association"}.get(key, key)
+    key = {"assoc": "association", "facts_learned": "premises_hold"}.get(key, key)
     if key not in keys:
         raise unknown_name(f"key of {flag}:", name, [key.replace("_", "-") for key in keys])
     return key
@@ -249,22 +250,68 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
 def _control(settings: Settings, rest: Sequence[str]) -> str:
     """Which control a run is, where the keys that tell rows apart do not say so themselves; empty for a real run."""
     if "m_train" in rest and settings["m_train"] == "0":
-        return "no entailments"
-    return "shuffled" if "variant" in rest and settings["variant"] == "shuffled" else ""
+        return "no train subjects"
+    names = {"no-entailment": "no entailments", "shuffled": "shuffled"}
+    return names.get(settings["variant"], "") if "variant" in rest else ""
 
 
 def _peers(key: str, settings: Settings, rest: Sequence[str]) -> tuple[str, ...]:
     """Among which runs of a label a setting is compared: it is named where they differ in it.
 
     Rates and batches follow from model and method, so that LoRA and full fine-tuning are not told apart by them; code
-    and weights matter only among runs that are otherwise named alike; that a control has no entailments says m_train.
+    and weights matter only among runs that are otherwise named alike; a control without train subjects is named so.
     """
     model, method = (settings[key] if key in rest else "" for key in ("model", "method"))
     if key in TrainSpec.model_fields:
         return (model, method)
     if key in ("attention", "base", "results"):
         return (model, method, _control(settings, rest))
-    return ("no entailments" if key == "m_train" and settings["m_train"] == "0" else "",)
+    return ("no train subjects" if key == "m_train" and settings["m_train"] == "0" else "",)
+
+
+def by_seed(runs: Sequence[Record]) -> dict[int, list[Record]]:
+    """The runs of each seed, which have its data in common and differ in their train seed, if in anything."""
+    groups: dict[int, list[Record]] = defaultdict(list)
+    for run in runs:
+        groups[run.seed].append(run)
+    return {seed: groups[seed] for seed in sorted(groups)}
+
+
+def ranks_by_seed(runs: Sequence[Record], scoring: Scoring) -> dict[int, list[HeldOut]]:
+    """What intervals and tests are made of: the ranks of the runs of each seed."""
+    return {seed: [run.held_out[scoring] for run in of_seed] for seed, of_seed in by_seed(runs).items()}
+
+
+def is_control(record: Record) -> bool:
+    """Whether there was nothing consistent to infer from."""
+    return record.data.variant != "real" or record.data.m_train == 0
+
+
+class NoEntailments:
+    """The no-entailment controls among some records, to be found by a run that they are the control of.
+
+    Such a control has all settings of the run but the variant. From before there was that variant, it may be a run with
+    ``m_train`` = 0, which also lacks the train subjects; it is taken where there is no other.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._runs: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+        for record in records:
+            if record.data.variant == "no-entailment" or record.data.m_train == 0:
+                self._runs[_but_control(record, bool(record.data.m_train))].append(record)
+
+    def of(self, run: Record) -> list[Record]:
+        """The controls of a run and of its other seeds; none where they were not made."""
+        if not self._runs:
+            return []
+        return self._runs.get(_but_control(run, True)) or self._runs.get(_but_control(run, False), [])
+
+
+def _but_control(record: Record, m_train: bool) -> tuple[Any, ...]:
+    settings = settings_of(record)
+    alike = set(_TOLD_APART) - ({"variant"} if m_train else {"variant", "m_train"})
+    told = tuple(sorted((key, value) for key, value in settings.items() if key in alike or key not in FILTER_KEYS))
+    return m_train, record.association, record.association_digest, told
 
 
 def by_association(records: Sequence[Record]) -> dict[str, list[Record]]:

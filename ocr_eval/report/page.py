@@ -73,7 +73,7 @@ _OF_ROWS = {
     "heatmap": "Mean probability of each candidate for the test subjects of each group; the right one is framed.",
 }
 
-RUN_COLUMNS = ("association", "model", "setting", "seed", "mean rank", "null rank", "OCR score", "facts learned")
+RUN_COLUMNS = ("association", "model", "setting", "seed", "mean rank", "null rank", "OCR score", "learned")
 _NUMBERS = ("seed", "mean rank", "null rank", "OCR score")
 
 
@@ -133,8 +133,8 @@ def _in_order(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, FinishedRun]]:
 def _section(number: int, setting: str, run: FinishedRun, scoring: Scoring, data: str) -> Section:
     record = run.record
     score = record.finding(scoring)
-    learned = "yes" if record.facts_learned else "NO"
-    numbers = (score.mean_rank, score.null_rank, score.ocr_score)
+    learned = "yes" if record.premises_hold else "NO"
+    numbers = (score.mean_rank, score.null_rank, record.held_out[scoring].ocr_score)
     return Section(
         number,
         cells=(
@@ -142,7 +142,7 @@ def _section(number: int, setting: str, run: FinishedRun, scoring: Scoring, data
             *(f"{numbers[0]:.2f}", f"{numbers[1]:.2f}", f"{numbers[2]:+.2f}", learned),
         ),
         sort_by=(record.association, record.model, setting, record.seed, *numbers, learned),
-        learned=record.facts_learned,
+        learned=record.premises_hold,
         data=data,
     )
 

@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import tabulate
 
+from ocr_eval.analysis.intervals import METRICS as _INTERVALS
+from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
 from ocr_eval.methods.method import label_of
 
@@ -23,6 +25,8 @@ METRIC_NAMES = {
     "top1": "top-1",
     "mrr": "mean reciprocal rank",
     "margin": "margin in nats",
+    "lift": "lift: OCR score minus that of the no-entailment control",
+    "p": "p-value of 'nothing was inferred'",
 }
 #: What the quantities of pairs are called; others have their own names.
 QUANTITY_NAMES = {
@@ -31,7 +35,7 @@ QUANTITY_NAMES = {
     "train_entailment": "train entailments",
     "test_entailment": "held-out entailments",
 }
-_SIGNED = ("ocr-score", "margin")
+_SIGNED = ("ocr-score", "margin", "lift")
 
 
 def caption(table: Table) -> str:
@@ -49,9 +53,9 @@ def _reading(table: Table) -> str:
     where = f"{findings(table)}, {table.scoring} scoring"
     if table.metric is None:
         return (
-            f"{where}: mean rank / null rank, OCR score [interval]. Rank 0 is perfect; the null rank is what a model "
-            "that only knows which answers occur would get; OCR score = 1 - mean rank / null rank, with its 95 % "
-            "bootstrap interval."
+            f"{where}: mean rank / null rank, OCR score [95 % interval]. Rank 0 is perfect; the null rank is what a "
+            "model that only knows which answers occur would get. OCR score = 1 - mean rank / chance, both among the "
+            "answers in use alone: 0 nothing inferred, 1 always. Intervals are for new seeds (Student's t)."
         )
     if table.metric not in METRICS:
         return (
@@ -59,9 +63,7 @@ def _reading(table: Table) -> str:
         )
     bounded = any(table.metric in cell.bounds for row in table.rows for cell in row.cells.values())
     bound = " (no interval: records keep no margins of subjects)" if table.metric == "margin" else ""
-    return (
-        f"{where}: {METRIC_NAMES.get(table.metric, table.metric)}{' [95 % bootstrap interval]' if bounded else bound}."
-    )
+    return f"{where}: {METRIC_NAMES[table.metric]}{' [95 % interval]' if bounded else bound}."
 
 
 def _protocol(table: Table) -> list[str]:
@@ -89,13 +91,16 @@ def _protocol(table: Table) -> list[str]:
 def _flags(table: Table) -> list[str]:
     cells = [cell for row in table.rows for cell in row.cells.values()]
     notes = []
+    counted = sum(cell.p_holm is not None for cell in cells)
+    if any("*" in _mark(table, cell) for cell in cells):
+        notes.append(f"* inferred: p at most {SIGNIFICANT:g}, corrected for {counted} cells (Holm).")
     if any(cell.unlearned for cell in cells):
         notes.append(
-            "! a run's facts were not learned (top-1 under 95 %): its rank says nothing of out-of-context reasoning. "
-            "Train longer (--epochs) or at another --lr."
+            "! a run did not learn what it was taught (top-1 under 95 %): its rank says nothing of out-of-context "
+            "reasoning. Train longer (--epochs) or at another --lr."
         )
-    if any(cell.seeds == 1 and cell.bounds for cell in cells):
-        notes.append("* one seed: the interval is over subjects only.")
+    if table.metric in (None, *_INTERVALS) and any(cell.seeds == 1 for cell in cells):
+        notes.append("One seed has no interval.")
     return notes
 
 
@@ -118,11 +123,15 @@ def _published_note(table: Table) -> list[str]:
     return [f"Published rows are of Huang et al. (2025). Protocols differ: {'; '.join(differs)}."]
 
 
-def _mark(cell: Cell) -> str:
-    return ("*" if cell.seeds == 1 and cell.bounds else "") + (" !" if cell.unlearned else "")
+def _mark(table: Table, cell: Cell) -> str:
+    """``*`` beside ranks and scores that show inference (what one seed shows is of that training alone), ``!``."""
+    star = cell.inferred and (cell.seeds or 0) > 1 and table.metric in (None, *_INTERVALS)
+    return "*" * star + " !" * bool(cell.unlearned)
 
 
 def _number(metric: str, value: float) -> str:
+    if metric == "p":
+        return f"{value:.2g}"
     return f"{value:+.2f}" if metric in _SIGNED else f"{value:.2f}"
 
 
@@ -141,11 +150,11 @@ def cell_lines(table: Table, cell: Cell | None) -> list[str]:
     if cell.seeds is None:
         return [f"{cell.values['mean-rank']:.2f}"]
     if table.metric is not None and table.metric not in cell.values:
-        return [f"not measured{_mark(cell)}"]
+        return [f"{'no control' if table.metric == 'lift' else 'not measured'}{_mark(table, cell)}"]
     if table.metric is not None:
-        return [_bounded(cell, table.metric) + _mark(cell)]
+        return [_bounded(cell, table.metric) + _mark(table, cell)]
     ranks = f"{cell.values['mean-rank']:.2f} / {cell.values['null-rank']:.2f}"
-    return [ranks, _bounded(cell, "ocr-score") + _mark(cell)]
+    return [ranks, _bounded(cell, "ocr-score") + _mark(table, cell)]
 
 
 def seed_counts(row: Row) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ocr_eval.data.task import Probe, Quantity, Task, unit_value
+from ocr_eval.data.task import Probe, Task, unit_value
 from ocr_eval.scoring.candidates import CandidateScores
-from ocr_eval.scoring.ranks import LEARNED_TOP1, HeldOut, Ranks, Scores, rank_probes, summarize
+from ocr_eval.scoring.ranks import HeldOut, Ranks, Scores, rank_probes, summarize
 from ocr_eval.specs.run import SCORINGS, Scoring
 
 
@@ -75,9 +75,3 @@ def probe_lines(task: Task, scores: CandidateScores, epoch: int) -> list[dict[st
         }
         for i, probe in enumerate(task.probes)
     ]
-
-
-def facts_learned(quantities: Sequence[Quantity], scores: Scores) -> bool:
-    """Whether top-1 (first token) of every premise reached 95 %."""
-    premises = [quantity.name for quantity in quantities if quantity.role == "premise"]
-    return all(scores["first-token"][name].top1 >= LEARNED_TOP1 for name in premises if name in scores["first-token"])

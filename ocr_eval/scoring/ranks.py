@@ -4,7 +4,12 @@
     rank of a probe        = midrank of its right answer
     null rank of a probe   = mean midrank over the in-use answers: the rank to expect had the group labels
                              been permuted, that is, from a model that knows which answers occur and no more
-    OCR score              = 1 - mean rank / mean null rank
+    in-use rank            = midrank of the right answer among the n in-use answers alone; its null is (n - 1) / 2
+    OCR score              = 1 - mean in-use rank / null of it
+
+Mean rank and null rank are those of the published table, among all candidates. The OCR score leaves distractors out:
+among ten candidates the null depends on what a run was taught (it falls as the answers in use become likely), so a
+quotient of the two would change its denominator from one condition to the next.
     margin of a probe      = log-probability of its right answer minus that of the best other candidate, in nats
 
 Dimension letters:  P probes,  C candidates.
@@ -35,7 +40,9 @@ class Ranks:
     Attributes:
         all: midrank of each candidate. [P, C]
         rank: midrank of the right answer. [P]
-        null: mean midrank of the in-use answers.
+        null: mean midrank of the in-use answers. [P]
+        in_use: midrank of the right answer among the in-use answers alone. [P]
+        in_use_null: what that would be by chance, (in-use answers - 1) / 2. [P]
         ties: how many candidates other than the right one are exactly as probable as it.
         margin: nats by which the right answer leads the best other candidate; negative when it does not.
     """
@@ -43,6 +50,8 @@ class Ranks:
     all: Floats
     rank: Floats
     null: Floats
+    in_use: Floats
+    in_use_null: Floats
     ties: NDArray[np.int64]
     margin: Floats
 
@@ -54,21 +63,28 @@ class Score(msgspec.Struct, frozen=True, gc=False):
         probes: how many.
         mean_rank: mean over probes of the right answer's midrank; 0 is perfect.
         null_rank: the mean rank that permuted group labels would give.
-        ocr_score: 1 - mean_rank / null_rank; 1 always inferred, 0 nothing transferred, below 0 anti-transfer.
         top1: share of probes whose right answer is strictly the most probable.
         mrr: mean reciprocal rank, 1 / (rank + 1).
         margin: mean margin in nats.
         ties: probes whose right answer is tied with another candidate.
+        in_use_rank: mean in-use rank; None in scores from before there were any.
+        ocr_score: 1 - in_use_rank / its null; 1 always inferred, 0 nothing transferred, below 0 anti-transfer. None in
+            those older scores, whose files state another quotient under this name.
     """
 
     probes: int
     mean_rank: float
     null_rank: float
-    ocr_score: float
     top1: float
     mrr: float
     margin: float
     ties: int
+    in_use_rank: float | None = None
+    ocr_score: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.in_use_rank is None:
+            msgspec.structs.force_setattr(self, "ocr_score", None)
 
 
 #: By scoring, then by the name of the quantity.
@@ -121,10 +137,34 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
         mean: Floats = np.add.reduce(self.ranks, axis=1) / self.ranks.shape[1]
         return mean
 
+    @cached_property
+    def in_use(self) -> Floats:
+        """Midrank of each in-use answer among them alone. [S, n]"""
+        return midranks(-self.ranks)
+
+    @cached_property
+    def in_use_rank(self) -> Floats:
+        """In-use rank of the right answer. [S]"""
+        return _place(self.ranks, self.rank)
+
+    @property
+    def scores(self) -> Floats:
+        """OCR score of each subject, whose mean is that of the run. [S]"""
+        scores: Floats = 1 - self.in_use_rank / ((self.ranks.shape[1] - 1) / 2)
+        return scores
+
     @property
     def ocr_score(self) -> float:
-        """1 - mean rank / mean null rank."""
-        return float(1 - self.rank.mean() / self.null.mean())
+        """1 - mean in-use rank / ((n - 1) / 2)."""
+        return float(self.scores.mean())
+
+
+def _place(ranks_PC: Floats, right_P: Floats) -> Floats:
+    """Midrank, among the columns, of the one that has the given rank. [P]"""
+    better_P = (ranks_PC < right_P[:, None]).sum(axis=1)
+    equal_P = (ranks_PC == right_P[:, None]).sum(axis=1)
+    place: Floats = better_P + (equal_P - 1) / 2
+    return place
 
 
 def midranks(logprobs_PC: Floats) -> Floats:
@@ -157,10 +197,13 @@ def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int | Seque
     others_PC = logprobs_PC.copy()
     others_PC[probe_P, target_P] = -np.inf
     is_in_use_PC = np.arange(logprobs_PC.shape[1]) < in_use_P[:, None]
+    rank_P = ranks_PC[probe_P, target_P]
     return Ranks(
         all=ranks_PC,
-        rank=ranks_PC[probe_P, target_P],
+        rank=rank_P,
         null=(ranks_PC * is_in_use_PC).sum(axis=1) / in_use_P,
+        in_use=_place(np.where(is_in_use_PC, ranks_PC, np.inf), rank_P),
+        in_use_null=(in_use_P - 1) / 2,
         ties=(logprobs_PC == right_P[:, None]).sum(axis=1) - 1,
         margin=right_P - others_PC.max(axis=1),
     )
@@ -175,14 +218,14 @@ def summarize(ranks: Ranks) -> Score:
     probes = len(ranks.rank)
     if probes == 0:
         raise ValueError("no probes to summarize")
-    mean_rank, null_rank = float(ranks.rank.mean()), float(ranks.null.mean())
     return Score(
         probes=probes,
-        mean_rank=mean_rank,
-        null_rank=null_rank,
-        ocr_score=1.0 - mean_rank / null_rank,
+        mean_rank=float(ranks.rank.mean()),
+        null_rank=float(ranks.null.mean()),
         top1=float((ranks.rank == 0).mean()),
         mrr=float((1 / (ranks.rank + 1)).mean()),
         margin=float(ranks.margin.mean()),
         ties=int((ranks.ties > 0).sum()),
+        in_use_rank=float(ranks.in_use.mean()),
+        ocr_score=float(1 - ranks.in_use.mean() / ranks.in_use_null.mean()),
     )

@@ -29,9 +29,7 @@ class DataSpec(Strict):
     """The data protocol; the defaults are the published one. Flags and their help come from these fields."""
 
     n: int = Field(5, ge=2, description="Pairs in use.")
-    m_train: int = Field(
-        4, ge=0, description="Subjects per group whose entailment is taught; 0 is the no-entailment control."
-    )
+    m_train: int = Field(4, ge=0, description="Subjects per group whose entailment is taught (train subjects).")
     m_test: int = Field(16, ge=1, description="Subjects per group whose entailment is held out.")
     candidates: Literal["in-use", "ten", "all"] = Field(
         "ten", description="What a probe ranks: the n answers in use, those and 10 - n distractors (ten), or all."
@@ -42,8 +40,10 @@ class DataSpec(Strict):
         json_schema_extra={"words": ["all"]},  # what a flag may say, and make_run_spec resolves
     )
     probe_template: int = Field(0, ge=0, description="Template to probe with.")
-    variant: Literal["real", "shuffled"] = Field(
-        "real", description="The real data, or the control with train entailments shuffled evenly over groups."
+    variant: Literal["real", "no-entailment", "shuffled"] = Field(
+        "real",
+        description="The real data, or a control: no-entailment (the same people and facts, no entailment is taught), "
+        "shuffled (train entailments dealt evenly over groups).",
     )
 
     @property
@@ -60,8 +60,8 @@ class DataSpec(Strict):
             )
         if not self.templates or len(set(self.templates)) < len(self.templates):
             raise ValueError("templates must name at least one template, each once")
-        if self.variant == "shuffled" and self.m_train == 0:
-            raise ValueError("the shuffled control permutes train entailments, and m_train = 0 has none")
+        if self.variant != "real" and self.m_train == 0:
+            raise ValueError(f"the {self.variant} control changes train entailments, and m_train = 0 has none")
         if self.variant == "shuffled" and self.m_train == 1:
             raise ValueError(
                 "the shuffled control would teach each group one answer, which is a consistent link, with m_train = 1; "

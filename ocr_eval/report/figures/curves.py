@@ -99,7 +99,7 @@ def _curve_panel(axes: Axes, runs: Sequence[tuple[Record, Metrics]], scoring: Sc
 
 def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None:
     """OCR score over m_train with its 95 % interval, a line for each association of runs alike in all else,
-    hollow where a run did not learn its facts.
+    hollow where a run did not learn what it was taught.
 
     Beside it min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model: orientation, no prediction.
 
@@ -123,21 +123,21 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
     for i, (name, by_size) in enumerate(lines):
         color, marker = series(i)
         sizes, found = list(by_size), [next(cells) for _ in by_size]
-        low, high = zip(*(cell.bounds["ocr-score"] for cell in found), strict=True)
         scores = [cell.values["ocr-score"] for cell in found]
         label = entry(name) if i < LEGEND_ROWS else None
         axes.plot(sizes, scores, marker=marker, color=color, linewidth=1.6, label=label)
         for size, score, cell in zip(sizes, scores, found, strict=True):
+            if "ocr-score" in cell.bounds:
+                axes.plot([size, size], cell.bounds["ocr-score"], color=color, linewidth=3, alpha=0.35)
             if cell.unlearned:
                 axes.plot(size, score, marker, color=color, markerfacecolor=face(color, True))
-        axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
     of_lines = [run for _, by_size in lines for runs in by_size.values() for run in runs]
     for m_test in sorted({run.data.m_test for run in of_lines}):
         most = max(run.data.m_train for run in of_lines)
         x = np.linspace(0, most, 200)
         y = np.minimum(1, np.sqrt(x / m_test))
         axes.plot(x, y, color="0.35", linewidth=1, linestyle=(0, (6, 3)), label=f"min(1, sqrt(m_train / {m_test}))")
-    close_legend(axes, len(lines), not all(run.facts_learned for run in of_lines))
+    close_legend(axes, len(lines), not all(run.premises_hold for run in of_lines))
     axes.axhline(0, color="black", linewidth=1)
     whole_ticks(axes)
     axes.set_xlabel("m_train: subjects a group whose entailment is taught")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ocr_eval.analysis.table import Table, make_cells
+from ocr_eval.analysis.intervals import WITHIN, Units, averaged, estimate, units_of
+from ocr_eval.analysis.table import Table
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import group_rows
+from ocr_eval.records.select import by_association, by_seed, group_rows, is_control, ranks_by_seed
 from ocr_eval.report.figures.style import (
     LEGEND_ROWS,
     bare,
@@ -25,7 +27,7 @@ from ocr_eval.specs.run import Scoring
 
 
 def score_figure(table: Table) -> Figure:
-    """OCR score of each association with its 95 % interval, a marker for each row of the table.
+    """OCR score of each association with its 95 % interval over seeds, a marker for each row of the table.
 
     Raises:
         ValueError: the table has no row of the project's own.
@@ -41,7 +43,8 @@ def score_figure(table: Table) -> Figure:
         color, marker = series(i)
         for name, cell in row.cells.items():
             x = names.index(name) + (i - (len(rows) - 1) / 2) * step
-            axes.plot([x, x], cell.bounds["ocr-score"], color=color, linewidth=2, solid_capstyle="butt")
+            if "ocr-score" in cell.bounds:
+                axes.plot([x, x], cell.bounds["ocr-score"], color=color, linewidth=2, solid_capstyle="butt")
             filled = face(color, bool(cell.unlearned))
             axes.plot(x, cell.values["ocr-score"], marker, color=color, markerfacecolor=filled, markersize=7)
         if i < LEGEND_ROWS:
@@ -62,44 +65,44 @@ def score_figure(table: Table) -> Figure:
 def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None:
     """Generalization against hallucination: each row's OCR score over true links and over arbitrary ones.
 
-    A large marker is a row with the 95 % intervals of both scores, a small one a seed of it, hollow where a run did
-    not learn its facts. On the diagonal a model cannot tell a true link from an arbitrary one. Controls are skipped.
+    A large marker is a row with the 95 % intervals of both scores over seeds, a small one a seed of it, hollow where a
+    run did not learn what it was taught. A seed's score is the mean over its associations of a kind, which have their
+    people in common. On the diagonal a model cannot tell a true link from an arbitrary one. Controls are skipped.
 
     Returns:
         None if no row has runs of both kinds.
     """
-    real = [record for record in records if record.data.variant == "real" and record.data.m_train > 0]
     rows = []
-    for key, runs in group_rows(real).items():
+    for key, runs in group_rows([record for record in records if not is_control(record)]).items():
         kinds = [[run for run in runs if run.kind == kind] for kind in ("causal", "spurious")]
         if all(kinds):
             rows.append((key.name, kinds))
     if not rows:
         return None
-    cells = iter(make_cells([runs for _, kinds in rows for runs in kinds], scoring))
     figure = new_figure(5.2, 4.6 + 0.16 * min(len(rows), LEGEND_ROWS))
     axes = figure.subplots()
-    lowest = 0.0
+    lowest, all_learned = 0.0, True
     for i, (name, kinds) in enumerate(rows):
         color, marker = series(i)
-        across, up = next(cells), next(cells)
-        for seed in sorted({run.seed for run in kinds[0]} & {run.seed for run in kinds[1]}):
-            of_seed = [[run for run in runs if run.seed == seed] for runs in kinds]
-            point = [_score(runs, scoring) for runs in of_seed]
-            filled = face(color, not all(run.facts_learned for runs in of_seed for run in runs))
+        across, up = (_by_seed(runs, scoring) for runs in kinds)
+        for seed in across.keys() & up.keys():
+            filled = face(color, not (across[seed].learned and up[seed].learned))
+            point = (across[seed].score.mean, up[seed].score.mean)
             axes.plot(*point, marker, color=color, markerfacecolor=filled, markersize=3.5, alpha=0.55)
             lowest = min(lowest, *point)
-        x, y = (cell.values["ocr-score"] for cell in (across, up))
-        axes.plot(across.bounds["ocr-score"], [y, y], color=color, linewidth=1.6)
-        axes.plot([x, x], up.bounds["ocr-score"], color=color, linewidth=1.6)
-        unlearned = bool(across.unlearned or up.unlearned)
-        edge = color if unlearned else "white"
-        axes.plot(x, y, marker, markersize=9, markerfacecolor=face(color, unlearned), markeredgecolor=edge)
+        x, y = (estimate([each.score for each in of.values()], WITHIN["ocr-score"]) for of in (across, up))
+        if x.bounds and y.bounds:
+            axes.plot(x.bounds, [y.value, y.value], color=color, linewidth=1.6)
+            axes.plot([x.value, x.value], y.bounds, color=color, linewidth=1.6)
+        learned = all(each.learned for of in (across, up) for each in of.values())
+        all_learned &= learned
+        edge = "white" if learned else color
+        axes.plot(
+            x.value, y.value, marker, markersize=9, markerfacecolor=face(color, not learned), markeredgecolor=edge
+        )
         if i < LEGEND_ROWS:
             axes.plot([], [], marker, color=color, markersize=7, label=entry(name))
-        lowest = min(lowest, across.bounds["ocr-score"][0], up.bounds["ocr-score"][0])
-    unlearned_runs = any(not run.facts_learned for _, kinds in rows for runs in kinds for run in runs)
-    close_legend(axes, len(rows), unlearned_runs)
+    close_legend(axes, len(rows), not all_learned)
     axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=":")
     label = "on this line: no telling true from arbitrary"
     axes.text(0.5, 0.51, label, ha="center", va="bottom", rotation=45, rotation_mode="anchor", fontsize=7, color="0.35")
@@ -115,6 +118,17 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
     return figure
 
 
-def _score(runs: Sequence[Record], scoring: Scoring) -> float:
-    scores = [run.finding(scoring) for run in runs]
-    return 1 - sum(s.mean_rank for s in scores) / sum(s.null_rank for s in scores)
+@dataclass(frozen=True)
+class _Seed:
+    """A row's score over the links of one kind in one seed."""
+
+    score: Units
+    learned: bool
+
+
+def _by_seed(runs: Sequence[Record], scoring: Scoring) -> dict[int, _Seed]:
+    found = {}
+    for seed, of_seed in by_seed(runs).items():
+        scores = [units_of(ranks_by_seed(own, scoring)[seed]) for own in by_association(of_seed).values()]
+        found[seed] = _Seed(averaged(scores), all(run.premises_hold for run in of_seed))
+    return found

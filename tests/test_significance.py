@@ -4,10 +4,21 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+from scipy import stats
+from simulated import Study
 from test_intervals import seed_of
 
-from ocr_eval.analysis.permutation import least_p, permutation_p, permutation_ps
+from ocr_eval.analysis.significance import detectable, holm, inference_ps, least_p, permutation_ps, sign_flip_p
 from ocr_eval.scoring.ranks import HeldOut
+
+
+def permutation_p(runs: list[HeldOut], draws: int = 2000) -> float:
+    """Of a cell with a run a seed."""
+    return permutation_ps([[[run] for run in runs]], draws)[0]
+
+
+def least(runs: list[HeldOut], draws: int = 2000) -> float:
+    return least_p([[run] for run in runs], draws)
 
 
 def naive(seeds: list[HeldOut]) -> float:
@@ -16,7 +27,7 @@ def naive(seeds: list[HeldOut]) -> float:
     def mean(assigned):
         return np.mean(
             [
-                np.mean([seed.ranks[i, answers[group]] for i, group in enumerate(seed.target)])
+                np.mean([seed.in_use[i, answers[group]] for i, group in enumerate(seed.target)])
                 for seed, answers in zip(seeds, assigned, strict=True)
             ]
         )
@@ -41,14 +52,14 @@ def favouring(rng, n=5, subjects=16, follow=0.8) -> HeldOut:
 def test_two_groups_cannot_give_less_than_a_half():
     ranks = HeldOut(["a", "b", "c"], np.array([0, 1, 1]), np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]))
     assert permutation_p([ranks]) == 0.5
-    assert least_p([ranks]) == 0.5
+    assert least([ranks]) == 0.5
 
 
 def test_certain_inference_has_the_least_p_there_is():
     rng = np.random.default_rng(2)
     one, three = [seed_of(rng, infer=1.0)], [seed_of(rng, infer=1.0) for _ in range(3)]
-    assert permutation_p(one) == least_p(one) == pytest.approx(1 / 120)
-    assert permutation_p(three, draws=500) == least_p(three, draws=500) == pytest.approx(1 / 501)
+    assert permutation_p(one) == least(one) == pytest.approx(1 / 120)
+    assert permutation_p(three, draws=500) == least(three, draws=500) == pytest.approx(1 / 501)
 
 
 def test_units_exchange_their_answers_whole_and_may_share_one():
@@ -60,20 +71,20 @@ def test_units_exchange_their_answers_whole_and_may_share_one():
 
     def mean(answers):
         now = dict(zip(answer_of, answers, strict=True))
-        return np.mean([seed.ranks[i, now[name]] for i, name in enumerate(unit)])
+        return np.mean([seed.in_use[i, now[name]] for i, name in enumerate(unit)])
 
     assigned = [mean(answers) for answers in permutations(answer_of.values())]
     assert 0 < np.mean(np.array(assigned) <= mean(answer_of.values()) + 1e-9) < 1
     assert permutation_p([seed]) == np.mean(np.array(assigned) <= mean(answer_of.values()) + 1e-9)
     right = np.where(np.arange(3) == target[:, None], 0.0, 1.0)
-    assert permutation_p([HeldOut(seed.subject, target, right, unit)]) == least_p([seed]) == 2 / 24
+    assert permutation_p([HeldOut(seed.subject, target, right, unit)]) == least([seed]) == 2 / 24
 
 
 def test_units_that_are_the_answers_need_not_be_stated():
     seed = favouring(np.random.default_rng(1))
     stated = HeldOut(seed.subject, seed.target, seed.ranks, [str(t) for t in seed.target])
     assert permutation_p([seed]) == permutation_p([stated])
-    assert least_p([seed]) == least_p([stated])
+    assert least([seed]) == least([stated])
 
 
 def test_ties_count_as_low():
@@ -108,10 +119,69 @@ def test_it_keeps_its_level_where_a_groups_subjects_all_err_alike():
 
 def test_a_cell_among_others_has_the_p_it_has_alone():
     rng = np.random.default_rng(10)
-    cells = [[seed_of(rng, subjects=20, n=n) for n in shape] for shape in ((5,), (3, 4), (5,), (5, 5, 5), (4, 3))]
-    assert permutation_ps(cells, 300) == [permutation_p(cell, 300) for cell in cells]
+    cells = [[[seed_of(rng, subjects=20, n=n)] for n in shape] for shape in ((5,), (3, 4), (5,), (5, 5, 5), (4, 3))]
+    for test in (permutation_ps, inference_ps):
+        assert test(cells, 300) == [test([cell], 300)[0] for cell in cells]
+
+
+def test_two_trainings_of_one_data_set_are_no_further_evidence():
+    """Their groups exchange answers together, so twice the same run has the p of one."""
+    seed = favouring(np.random.default_rng(6))
+    assert permutation_ps([[[seed, seed]]]) == permutation_ps([[[seed]]])
+    assert least_p([[seed, seed]]) == least_p([[seed]])
+
+
+def test_from_two_seeds_on_seeds_must_agree_too():
+    """Inference in one seed of three is real there, and says little of a fourth."""
+    rng = np.random.default_rng(7)
+    seeds = [[seed_of(rng, infer=infer)] for infer in (1.0, 0.0, 0.0)]
+    assert permutation_ps([seeds])[0] < 0.01
+    assert inference_ps([seeds])[0] > 0.1
+    assert inference_ps([seeds[:1]])[0] == permutation_ps([seeds[:1]])[0]
+
+
+@pytest.mark.parametrize("together", [0.0, 0.8])
+@pytest.mark.parametrize("seed_sd", [0.0, 0.2])
+def test_nothing_is_seldom_called_inferred(together, seed_sd):
+    rng = np.random.default_rng(8)
+    study = Study(0.0, seed_sd, together)
+    ps = inference_ps([study.seeds(rng, 3) for _ in range(500)], draws=500)
+    assert np.mean(np.array(ps) <= 0.05) <= 0.06
+
+
+def test_hand_worked_sign_flips():
+    """Six differences of one sign: 2 of 64 assignments are as extreme. With one of the other sign and least size, 4."""
+    assert sign_flip_p([1, 2, 3, 4, 5, 6]) == 2 / 64
+    assert sign_flip_p([-1, 2, 3, 4, 5, 6]) == 4 / 64
+    assert sign_flip_p([0.0] * 6) == 1.0
+    assert sign_flip_p([1.0] * 5) is None
+
+
+def test_sign_flips_are_those_of_scipy():
+    values = np.random.default_rng(9).normal(0.3, 1, size=9)
+    theirs = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert sign_flip_p(values) == pytest.approx(theirs)
+    many = np.tile(values, 3)
+    drawn = stats.permutation_test((many,), np.mean, permutation_type="samples", n_resamples=20_000, rng=1).pvalue
+    assert sign_flip_p(many, draws=20_000) == pytest.approx(drawn, abs=0.01)
+
+
+def test_hand_worked_holm():
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.6, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_least_difference_is_detected_about_four_times_in_five():
+    """Paired runs that each move by 0.15, apart by what is said to be detectable, tested by t over seeds."""
+    rng = np.random.default_rng(10)
+    for seeds in (3, 6, 12):
+        apart = rng.normal(detectable(seeds, 0.15), 0.15 * np.sqrt(2), size=(4000, seeds))
+        detected = stats.ttest_1samp(apart, 0, axis=1).pvalue <= 0.05
+        assert 0.75 <= detected.mean() <= 0.86
+    assert detectable(1) is None
 
 
 def test_no_seeds_is_an_error():
     with pytest.raises(ValueError, match="no seeds"):
-        permutation_p([])
+        permutation_ps([[]])

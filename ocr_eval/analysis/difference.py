@@ -1,0 +1,112 @@
+"""Two conditions on the same subjects, paired by seed. Pure functions of per-subject ranks.
+
+What moves a training moves all its groups, so the run is the unit: a seed gives one difference of OCR scores, its
+interval is that of ``intervals.estimate`` over seeds, and its p-value flips their signs (``significance.sign_flip_p``).
+From fewer than six seeds there is a difference and no verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ocr_eval.analysis.intervals import Estimate, Seed, estimate, units_of
+from ocr_eval.analysis.significance import SIGNIFICANT, holm, seeds_needed, sign_flip_p
+from ocr_eval.scoring.ranks import HeldOut
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Condition A minus condition B.
+
+    Attributes:
+        value: difference of OCR scores, with its interval.
+        p: two-sided p-value; None from fewer than six seeds.
+        seeds: seeds that both have.
+        subjects: subjects that both have, over all seeds.
+    """
+
+    value: Estimate
+    p: float | None
+    seeds: int
+    subjects: int
+
+
+def verdicts(differences: Sequence[Difference]) -> list[int | None]:
+    """Of each, 1 where A is above B, -1 where it is below, 0 where neither is shown; p corrected for all by Holm.
+
+    None where even the clearest difference of so few seeds would show nothing.
+    """
+    able = [i for i, each in enumerate(differences) if each.seeds >= seeds_needed(len(differences))]
+    found: list[int | None] = [None] * len(differences)
+    ps = holm([each.p if each.p is not None else 1.0 for each in differences])
+    for i in able:
+        found[i] = 0 if ps[i] > SIGNIFICANT else 1 if differences[i].value.value > 0 else -1
+    return found
+
+
+def too_few(seeds: int, comparisons: int = 1) -> str:
+    """Why so few seeds give no verdict between conditions."""
+    needed = seeds_needed(comparisons)
+    of = f" in {comparisons} comparisons" if comparisons > 1 else ""
+    return (
+        f"{seeds} seed{'s' * (seeds > 1)} cannot decide on a difference{of}: it takes {needed} (--seeds 0-{needed - 1})"
+    )
+
+
+def difference(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> Difference:
+    """Compare two conditions on the seeds and subjects that both have.
+
+    Args:
+        a: the runs of each seed.
+        b: the same of the other condition.
+
+    Raises:
+        ValueError: they have no seed and subject in common, or their groups do not pair.
+    """
+    pairs = matched(a, b)
+    apart = [units_of(of_a) - units_of(of_b) for of_a, of_b in pairs]
+    return Difference(
+        value=estimate(apart),
+        p=sign_flip_p([units.mean for units in apart]),
+        seeds=len(pairs),
+        subjects=sum(len(of_a[0].subject) for of_a, _ in pairs),
+    )
+
+
+def matched(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> list[tuple[Seed, Seed]]:
+    """Both conditions' runs, cut to the subjects that both have, seed by seed and in one order.
+
+    Raises:
+        ValueError: no seed and subject in common, or groups that do not pair.
+    """
+    pairs: list[tuple[Seed, Seed]] = []
+    for seed in sorted(a.keys() & b.keys()):
+        runs = [*a[seed], *b[seed]]
+        there = [set(run.subject) for run in runs]
+        common = [name for name in runs[0].subject if all(name in names for names in there)]
+        if common:
+            cut = [_of(run, common) for run in runs]
+            _check_groups(seed, cut)
+            pairs.append((cut[: len(a[seed])], cut[len(a[seed]) :]))
+    if not pairs:
+        raise ValueError("the two conditions have no seed and subject in common")
+    return pairs
+
+
+def _of(run: HeldOut, names: Sequence[str]) -> HeldOut:
+    if list(run.subject) == list(names):
+        return run
+    row = {name: i for i, name in enumerate(run.subject)}
+    return run.some([row[name] for name in names])
+
+
+def _check_groups(seed: int, runs: Sequence[HeldOut]) -> None:
+    """That every run has the same answers in use and the same subjects in a group."""
+    first = runs[0]
+    for run in runs[1:]:
+        in_use = first.ranks.shape[1], run.ranks.shape[1]
+        if in_use[0] != in_use[1]:
+            raise ValueError(f"their groups do not pair: seed {seed} has {in_use[0]} answers in use and {in_use[1]}")
+        if first.target.tolist() != run.target.tolist() or list(first.unit) != list(run.unit):
+            raise ValueError(f"their groups do not pair: seed {seed} puts the same people into other groups")

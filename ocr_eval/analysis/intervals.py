@@ -1,0 +1,179 @@
+"""Means over seeds with their intervals. Pure functions of per-subject ranks.
+
+The estimand is what a new seed would give on average: other pairs, other people, another training. So the seed is the
+unit: a value is the mean of one number per seed, and its interval is Student's t over seeds,
+
+    mean +- t(S - 1, 97.5 %) * max(s_between / sqrt(S), s_within / sqrt(S n))
+
+s_between is the standard deviation of the seeds' numbers. Estimated from three seeds it is often small by luck, so the
+standard error is not taken below what the n groups of a seed show by themselves (s_within is the standard deviation
+among groups of a seed, whose subjects are not independent: they live in one city). One seed has no interval. How often
+such an interval holds the truth is simulated in tests/benchmarks/bench_claims.py.
+
+Runs that share a seed's data (several train seeds) are averaged first: they are one seed.
+
+Dimension letters:  S seeds,  n units (groups, in pairs).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+
+from ocr_eval.scoring.ranks import Floats, HeldOut
+
+LEVEL = 0.95
+
+#: What can be computed from the ranks of each subject, and so has an interval.
+Metric = Literal["mean-rank", "null-rank", "ocr-score", "top1", "mrr"]
+_OF_SUBJECTS: Mapping[Metric, Callable[[HeldOut], Floats]] = {
+    "mean-rank": lambda held: held.rank,
+    "null-rank": lambda held: held.null,
+    "ocr-score": lambda held: held.scores,
+    "top1": lambda held: (held.rank == 0).astype(np.float64),
+    "mrr": lambda held: 1 / (held.rank + 1),
+}
+METRICS: tuple[Metric, ...] = tuple(_OF_SUBJECTS)
+#: What each can be at all.
+WITHIN: Mapping[Metric, tuple[float, float]] = {
+    "mean-rank": (0, math.inf),
+    "null-rank": (0, math.inf),
+    "ocr-score": (-1, 1),
+    "top1": (0, 1),
+    "mrr": (0, 1),
+}
+
+#: The ranks of one seed: those of its runs, which differ in the train seed alone.
+Seed = Sequence[HeldOut]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its interval at ``LEVEL``; without one where there is a single seed."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval, if there is one."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Units:
+    """A metric in one seed, by unit.
+
+    Attributes:
+        values: mean over the subjects of each unit. [n]
+        weights: each unit's share of the subjects; they sum to 1. [n]
+    """
+
+    values: Floats
+    weights: Floats
+
+    @property
+    def mean(self) -> float:
+        """Mean over subjects."""
+        return float(self.values @ self.weights)
+
+    @property
+    def variance(self) -> float:
+        """Variance of the mean, the units drawn anew; 0 where a single unit shows none."""
+        n = len(self.values)
+        deviations = self.weights * (self.values - self.mean)
+        return float(deviations @ deviations) * n / (n - 1) if n > 1 else 0.0
+
+    def __sub__(self, other: Units) -> Units:
+        return Units(self.values - other.values, self.weights)
+
+
+def units_of(seed: Seed, metric: Metric = "ocr-score") -> Units:
+    """A metric in one seed by unit, averaged over its runs.
+
+    Raises:
+        ValueError: no runs, or runs that do not ask the same subjects.
+    """
+    if not seed:
+        raise ValueError("no runs of a seed")
+    if any(list(run.subject) != list(seed[0].subject) for run in seed[1:]):
+        raise ValueError("runs of one seed ask different subjects")
+    values_S = sum(_OF_SUBJECTS[metric](run) for run in seed) / len(seed)
+    unit_S = seed[0].units[0]
+    subjects_n = np.bincount(unit_S)
+    there = subjects_n > 0  # an answer in use may have no test subject among those that are compared
+    return Units((np.bincount(unit_S, values_S)[there] / subjects_n[there]), subjects_n[there] / len(unit_S))
+
+
+def averaged(several: Sequence[Units]) -> Units:
+    """The mean of several values of one seed, unit by unit where they have as many units, else as one unit."""
+    if len({len(units.values) for units in several}) > 1:
+        return Units(np.array([np.mean([units.mean for units in several])]), np.ones(1))
+    values, weights = (np.mean([getattr(units, name) for units in several], axis=0) for name in ("values", "weights"))
+    return Units(values, weights)
+
+
+def estimate(seeds: Sequence[Units], within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """Mean over seeds and its interval.
+
+    Args:
+        seeds: the values of each seed.
+        within: what a value can be at all; an interval ends there.
+
+    Raises:
+        ValueError: no seeds.
+    """
+    if not seeds:
+        raise ValueError("no seeds to average")
+    means = np.array([seed.mean for seed in seeds])
+    value = float(means.mean())
+    if len(seeds) == 1:
+        return Estimate(value)
+    error = math.sqrt(max(means.var(ddof=1), np.mean([seed.variance for seed in seeds])) / len(seeds))
+    half = t_quantile(len(seeds) - 1, (1 + LEVEL) / 2) * error
+    return Estimate(value, max(value - half, within[0]), min(value + half, within[1]))
+
+
+def ocr_score(seeds: Sequence[Seed]) -> Estimate:
+    """OCR score over seeds with its interval.
+
+    Raises:
+        ValueError: no seeds.
+    """
+    return of_metric(seeds, "ocr-score")
+
+
+def of_metric(seeds: Sequence[Seed], metric: Metric) -> Estimate:
+    """A metric over seeds with its interval.
+
+    Raises:
+        ValueError: no seeds.
+    """
+    return estimate([units_of(seed, metric) for seed in seeds], WITHIN[metric])
+
+
+def above_zero(seeds: Sequence[Units]) -> float:
+    """One-sided p-value, by Student's t over seeds, of "the mean over seeds is at most zero"; 1 from a single seed."""
+    means = np.array([seed.mean for seed in seeds])
+    if len(means) < 2:
+        return 1.0
+    error = means.std(ddof=1) / math.sqrt(len(means))
+    if error == 0:
+        return 0.0 if means.mean() > 0 else 1.0
+    from scipy.special import stdtr
+
+    return float(stdtr(len(means) - 1, -means.mean() / error))
+
+
+@cache
+def t_quantile(degrees: int, p: float) -> float:
+    """Quantile of Student's t."""
+    from scipy.special import stdtrit  # a third of a second, and a single seed needs none
+
+    return float(stdtrit(degrees, p))
