@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ocr_eval.cli.options import Jobs
+from ocr_eval.cli.means import Jobs
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution.jobs import Job, Placement, run_jobs
 from ocr_eval.execution.jobs.local import resolve_devices

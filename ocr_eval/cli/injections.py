@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.common.errors import UserError
 
@@ -29,7 +30,7 @@ def finetune(
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings()],
-    machine: o.Machine,
+    machine: Machine,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     score_every: o.ScoreEveryOption = 1,
     measures: o.MeasuresOption = None,
@@ -162,7 +163,7 @@ def score(
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings(_SCORED)],
-    machine: o.Machine,
+    machine: Machine,
     dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,

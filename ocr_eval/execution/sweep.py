@@ -28,7 +28,6 @@ from ocr_eval.execution.jobs import Job
 from ocr_eval.execution.run_pack import prepare
 from ocr_eval.planning.pack_memory import lanes_that_fit
 from ocr_eval.planning.packs import cut_into_packs, share_key
-from ocr_eval.planning.workload import batch_nodes
 from ocr_eval.records.folder import parse_run
 from ocr_eval.specs.grid import Grid, SweepState, check_same, read_sweep, state_file
 from ocr_eval.specs.run import RunSpec
@@ -180,13 +179,10 @@ def _planned(specs: Sequence[RunSpec], output: Path, bases: Bases) -> dict[str, 
 def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpec]]:
     """The packs of a sweep for a type of device, with as much to do for each of those that are done at once.
 
-    Runs of a pack have batches of about as many nodes, so that few rows are padding.
-
-    Raises:
-        UserError: the tokenizer cannot do with the data of a run.
+    Runs of a pack have batches of about as many statements, so that few rows are padding.
     """
     group = {key: number for number, key in enumerate(dict.fromkeys(map(share_key, specs)))}
-    ordered = sorted(specs, key=lambda spec: (group[share_key(spec)], batch_nodes(spec)))
+    ordered = sorted(specs, key=lambda spec: (group[share_key(spec)], spec.train.batch_size))
     return cut_into_packs(ordered, device, lanes_that_fit(device), at_once)
 
 

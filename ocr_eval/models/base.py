@@ -23,8 +23,9 @@ from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, reason_of
 from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models import grouped_attention
+from ocr_eval.models.hub import TOKENIZER_FILES
 from ocr_eval.models.quiet import quiet_transformers
-from ocr_eval.models.weights import WeightFolder, locate_tokenizer
+from ocr_eval.models.weights import WeightFolder, located
 from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
 
 #: What a run takes at its peak, about, as a multiple of what it holds before any activation.
@@ -236,7 +237,7 @@ def load_tokenizer(name_or_path: str) -> Any:
     """
     folder = yaml_files.expand(name_or_path)
     if not (yaml_files.looks_like_path(name_or_path) and folder.is_dir()):
-        folder = locate_tokenizer(load_model_spec(name_or_path))
+        folder = located(load_model_spec(name_or_path), TOKENIZER_FILES)
     return load_tokenizer_from(folder)
 
 

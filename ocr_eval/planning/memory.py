@@ -13,6 +13,7 @@ import torch
 
 from ocr_eval.common.distributed import is_alone
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import METHODS, SHIPPED
 from ocr_eval.methods.method import method_of
 from ocr_eval.models.architecture import examine, read_config
 from ocr_eval.models.base import DTYPES, device_type
@@ -129,6 +130,15 @@ def estimate(
     return _estimate(spec, of_memory, training, scoring, device, layers)
 
 
+def note(train: TrainSpec) -> str:
+    """A clause for plans of a method from elsewhere: it is planned as if it were one of ours of the same needs."""
+    name = train.method.partition(":")[0]
+    if METHODS.source(name) == SHIPPED:
+        return ""
+    taken_for = "full fine-tuning" if method_of(train).needs.whole else "LoRA"
+    return f"; the plan does not know '{name}' and takes it for {taken_for}"
+
+
 def optimizer_kind(train: TrainSpec, device: str) -> str:
     """The optimizer's state: 8-bit where all parameters are trained and bitsandbytes has it (CUDA), else fp32."""
     return "adamw8bit" if method_of(train).needs.whole and device == "cuda" else "adamw"
@@ -205,14 +215,9 @@ def refuse_impossible(spec: ModelSpec, train: TrainSpec, device: Device) -> None
     needed = least(spec, train, kind)
     if needed <= there:
         return
-    lighter = method_of(train).lighter
-    sizes = {m: least(spec, train.model_copy(update={"method": m}), kind) for m in lighter}
-    fitting = [f"--method {m} ({size / 1e9:.0f} GB)" for m, size in sizes.items() if size < USABLE * there]
-    if spec.dtype == "float32":
-        halved = least(spec.model_copy(update={"dtype": "bfloat16"}), train, kind)
-        fitting += [f"--dtype bfloat16 ({halved / 1e9:.0f} GB)"] if halved < USABLE * there else []
-    way_out = "Would fit: " + " or ".join(fitting) if fitting else "Use a smaller model"
+    ways = [f"--method {method}" for method in method_of(train).lighter]
+    ways += ["--dtype bfloat16"] if spec.dtype == "float32" else []
     raise UserError(
         f"{spec.name} by {train.method} holds at least {needed / 1e9:.0f} GB (weights, gradients, optimizer) and this "
-        f"{kind} has {there / 1e9:.0f} GB. {way_out}; --dry-run tells more."
+        f"{kind} has {there / 1e9:.0f} GB. Use {', '.join([*ways, 'or a smaller model'])}; --dry-run tells what fits."
     )

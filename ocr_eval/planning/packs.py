@@ -27,7 +27,7 @@ def cut_into_packs(
     """Cut runs, in order, into packs of nearly the same number of runs.
 
     Runs go together when they share base, precision, method and adapted modules. Neighbours should have batches of
-    about as many nodes, because rows of a pass are padded to the longest, and the smallest should come first.
+    about one size, because rows of a pass are padded to the longest, and the smallest should come first.
 
     Args:
         specs: the runs.
