@@ -14,10 +14,10 @@ from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.models.base import Device
     from ocr_eval.records.folder import RunFolder
     from ocr_eval.records.record import Record
     from ocr_eval.scoring.ranks import Scores
+    from ocr_eval.specs.model import Device
     from ocr_eval.specs.run import RunSpec
 
 
@@ -43,10 +43,11 @@ def finetune(
     Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
     also takes the config.yaml of a run, which repeats that run; flags given beside it win.
     """
-    device, asked = machine.begin(), o.measures(measures)
+    asked = o.measures(measures)
+    machine.begin()
     spec = o.resolve(context, model, o.one_assoc(context, association, assoc), settings)
     if dry_run:
-        _show_plan(spec, output_dir, device, as_json, score_every)
+        _show_plan(spec, output_dir, machine.device, as_json, score_every)
         return
     from ocr_eval.records.folder import RunFolder
 
@@ -57,7 +58,7 @@ def finetune(
         from ocr_eval.execution.execute import Execution
         from ocr_eval.execution.execute import finetune as run_finetune
 
-        done, was_done = run_finetune(spec, output_dir, Execution(device, force, score_every, measures=asked))
+        done, was_done = run_finetune(spec, output_dir, Execution(machine.device, force, score_every, measures=asked))
         folder, record = RunFolder(done.folder), done.record
     missing = [name for name in asked or () if name not in record.measures] if was_done else []
     if missing:
@@ -171,7 +172,7 @@ def score(
     Nothing is trained or written. Given a run's folder, everything else comes from the run. Without an adapter the
     untouched model is scored; --method qlora scores over the base in 4 bits, as the adapter was trained.
     """
-    device = machine.begin()
+    machine.begin()
     from ocr_eval.common.registry import METHODS
     from ocr_eval.records.folder import RunFolder, kind_of, read_config
 
@@ -194,11 +195,11 @@ def score(
             )
         spec = o.resolve(context, model, assoc, settings)
     if dry_run:
-        _show_plan(spec, None, device, as_json)
+        _show_plan(spec, None, machine.device, as_json)
         return
     from ocr_eval.execution.execute import rescore
 
-    scores = rescore(spec, adapter, device, trained_over)
+    scores = rescore(spec, adapter, machine.device, trained_over)
     if as_json:
         from ocr_eval.records.record import to_plain
 
