@@ -13,6 +13,7 @@ import typer
 from ocr_eval.cli.spec_flags import Given, flag_of, option
 from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.specs.run import SCORINGS, Scoring
+from ocr_eval.specs.schedule import is_schedule
 from ocr_eval.specs.settings import section
 
 if TYPE_CHECKING:
@@ -122,7 +123,16 @@ JsonOption = Annotated[bool, option("--json", help="Print the result as JSON.")]
 QuietOption = Annotated[bool, option("--quiet", "-q", help="No progress on stderr.")]
 DryRunOption = Annotated[bool, option("--dry-run", help="Print the plan with memory and time, and stop.")]
 ForceOption = Annotated[bool, option("--force", help="Rerun even if a finished run exists.")]
-ScoreEveryOption = Annotated[int, option("--score-every", min=1, help="Score every so many epochs.")]
+ScoreAtOption = Annotated[
+    str | None,
+    option(
+        "--score-at",
+        help="After which epochs to score all probes: doubling (1, 2, 4, 8 ...), every, every:5, last, or '1,3,12'; "
+        "always at 0, at the last, and when what is taught is first learned.  [default: doubling]",
+    ),
+]
+#: The former spelling of ``--score-at every:N``, for one version.
+ScoreEveryOption = Annotated[int | None, option("--score-every", min=1, hidden=True, help="Now --score-at.")]
 MeasuresOption = Annotated[
     str | None,
     option("--measures", help="What else to measure: 'a,b' from 'measures list', or none (default: what is cheap)."),
@@ -227,13 +237,16 @@ class Jobs:
 class MeansFlags(Jobs, Machine):
     """How a command does several runs; nothing of it changes what is learned."""
 
-    score_every: Annotated[
-        int | None, option("--score-every", min=1, help="Score every so many epochs (default: 1).")
-    ] = None
+    score_at: ScoreAtOption = None
+    score_every: ScoreEveryOption = None
     measures: MeasuresOption = None
     report_to: ReportToOption = "none"
     force: ForceOption = False
     dry_run: DryRunOption = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "score_at", score_at(self.score_at, self.score_every))
+        object.__setattr__(self, "score_every", None)
 
 
 def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:
@@ -272,6 +285,20 @@ def scoring(name: str) -> Scoring:
         UserError: no such scoring (with a suggestion).
     """
     return cast(Scoring, choice("--scoring", name, SCORINGS))
+
+
+def score_at(text: str | None, every: int | None) -> str | None:
+    """The value of --score-at, or what the former --score-every says, with a warning.
+
+    Raises:
+        UserError: not a schedule.
+    """
+    if every is not None:
+        warn(f"--score-every is now --score-at: give --score-at every:{every}.")
+        return text or f"every:{every}"
+    if text is not None and not is_schedule(text):
+        raise UserError(f"--score-at '{text}': give doubling, every, every:5, last, or epochs such as '1,3,12'.")
+    return text
 
 
 def measures(text: str | None) -> tuple[str, ...] | None:
