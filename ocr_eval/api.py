@@ -198,8 +198,9 @@ def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
 
     rows = []
     for settings, line in _lines(folders, where, scoring, metrics_of):
-        quantities = {} if line.scores is None else line.scores[scoring]
-        scores = {f"{quantity}_{name}": v for quantity, each in quantities.items() for name, v in asdict(each).items()}
+        scores = {
+            f"{quantity}_{name}": v for quantity, each in line.of(scoring).items() for name, v in asdict(each).items()
+        }
         measured = {key: getattr(line, key) for key in ("epoch", "train_loss", "train_seconds", "score_seconds")}
         rows.append({**settings, **measured, **scores})
     return pd.DataFrame(rows)

@@ -16,6 +16,7 @@ from ocr_eval.execution.jobs import Executor, Placement
 from ocr_eval.execution.tracking import ReportTo
 from ocr_eval.specs.model import Device
 from ocr_eval.specs.run import Scoring
+from ocr_eval.specs.schedule import is_schedule
 from ocr_eval.specs.settings import section
 
 if TYPE_CHECKING:
@@ -123,7 +124,14 @@ JsonOption = Annotated[bool, option("--json", help="Print the result as JSON.")]
 QuietOption = Annotated[bool, option("--quiet", "-q", help="No progress on stderr.")]
 DryRunOption = Annotated[bool, option("--dry-run", help="Print the plan with memory and time, and stop.")]
 ForceOption = Annotated[bool, option("--force", help="Rerun even if a finished run exists.")]
-ScoreEveryOption = Annotated[int, option("--score-every", min=1, help="Score every so many epochs.")]
+ScoreAtOption = Annotated[
+    str | None,
+    option(
+        "--score-at",
+        help="After which epochs to score all probes: doubling (1, 2, 4, 8 ...), every, every:5, last, or '1,3,12'; "
+        "always at 0, at the last, and when what is taught is first learned.  [default: doubling]",
+    ),
+]
 MeasuresOption = Annotated[
     str | None,
     option("--measures", help="What else to measure: 'a,b' from 'measures list', or none (default: what is cheap)."),
@@ -208,13 +216,14 @@ class Jobs:
 class MeansFlags(Jobs, Machine):
     """How a command does several runs; nothing of it changes what is learned."""
 
-    score_every: Annotated[
-        int | None, option("--score-every", min=1, help="Score every so many epochs (default: 1).")
-    ] = None
+    score_at: ScoreAtOption = None
     measures: MeasuresOption = None
     report_to: Annotated[ReportTo, option("--report-to", help="Tracker that follows the runs.")] = "none"
     force: ForceOption = False
     dry_run: DryRunOption = False
+
+    def __post_init__(self) -> None:
+        score_at(self.score_at)
 
 
 def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:
@@ -233,6 +242,17 @@ def one_assoc(context: typer.Context, argument: str | None, flag: str | None) ->
             "list' shows those shipped."
         )
     return chosen
+
+
+def score_at(text: str | None) -> str | None:
+    """The value of --score-at.
+
+    Raises:
+        UserError: not a schedule.
+    """
+    if text is not None and not is_schedule(text):
+        raise UserError(f"--score-at '{text}': give doubling, every, every:5, last, or epochs such as '1,3,12'.")
+    return text
 
 
 def measures(text: str | None) -> tuple[str, ...] | None:

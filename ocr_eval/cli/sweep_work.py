@@ -9,6 +9,7 @@ import typer
 
 from ocr_eval.cli import options as o
 from ocr_eval.common.errors import UserError
+from ocr_eval.specs import schedule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,16 +34,21 @@ class Means(o.MeansFlags):
             return "cpu" if self.gpus_per_job == 0 else "cuda"
         return device_type(self.device)
 
+    @property
+    def scored_at(self) -> str:
+        """After which epochs all probes are scored."""
+        return self.score_at or schedule.DEFAULT
+
     def flags(self) -> list[str]:
         """The same means as flags of a worker's command."""
-        flags = ["--device", self.device, "--report-to", self.report_to, "--score-every", str(self.score_every or 1)]
+        flags = ["--device", self.device, "--report-to", self.report_to, "--score-at", self.scored_at]
         flags += ["--measures", self.measures] if self.measures is not None else []
         return [*flags, "--offline"] if self.offline else flags
 
     def of(self, grid: Grid) -> Means:
         """The means with what a grid says of scoring and measures."""
         measures = None if grid.measures is None else ",".join(grid.measures) or "none"
-        return replace(self, score_every=self.score_every or grid.score_every, measures=self.measures or measures)
+        return replace(self, score_at=self.score_at or grid.score_at, measures=self.measures or measures)
 
     def check(self) -> None:
         """Look, before anything is written, whether the means are there; a plan needs no cluster.
@@ -154,7 +160,7 @@ def _work_here(sweep: Sweep, bases: Bases, means: Means, packs: Sequence[int]) -
 
     _say_amount(sweep, packs)
     with following(_watcher(sweep), means.report_to, sweep.name, sweep.output) as watch:
-        how = Execution(means.device, every=means.score_every or 1, watch=watch, measures=o.measures(means.measures))
+        how = Execution(means.device, score_at=means.scored_at, watch=watch, measures=o.measures(means.measures))
         work(sweep, bases, how, packs)
 
 
@@ -242,4 +248,4 @@ def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") 
     else:  # which runs have begun is known by the weights' content
         packs = cut(bases.settle(specs, None, device), device, means.packs_at_once)
     done = [[bool(cached(spec.model)) and bases.folder(spec, output).is_done() for spec in pack] for pack in packs]
-    return [f"output: {output}", *describe_packs(packs, done, device, means.processes(packs), means.score_every or 1)]
+    return [f"output: {output}", *describe_packs(packs, done, device, means.processes(packs), means.scored_at)]
