@@ -142,15 +142,6 @@ def test_what_never_learns_is_never_matched(finetune, tmp_path):
     assert [len(line["scores"]) for line in found["metrics"]] == [3, 1, 1, 3]
 
 
-def test_the_former_spelling_of_the_schedule_works_with_a_warning(finetune, tmp_path):
-    answer = finetune(tmp_path / "former", "--score-every", 2)
-    assert answer.code == 0
-    assert "--score-at every:2" in answer.err
-    finetune(tmp_path / "new", "--score-at", "every:2")
-    assert content(only_run(tmp_path / "former")) == content(only_run(tmp_path / "new"))
-    assert "--score-every" not in finetune(tmp_path / "new").err
-
-
 @pytest.mark.parametrize("schedule", ["often", "every:0", "0", "1,,2", "3-5", ""])
 def test_what_is_no_schedule_is_refused(finetune, tmp_path, schedule):
     answer = finetune(tmp_path, "--score-at", schedule)
