@@ -372,9 +372,10 @@ def _prepare_record(
 ) -> None:
     if not is_first():
         return
-    found = take_measures(measures, Trained(run.spec, pack, lane, run.material.probes, scores))
+    asked = run.material
+    found = take_measures(measures, Trained(run.spec, pack, lane, asked.task.quantities, asked.probes, scores))
     sha256 = pack.save(lane, run.folder.path)
-    last = probe_lines(run.material.task, scores, run.epochs)
+    last = probe_lines(asked.task, scores, run.epochs)
     run.folder.prepare(_record(pack.base, run, sha256, found), run.folder.probes() + last)
 
 

@@ -40,6 +40,25 @@ def read_logprobs(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: 
     return logprobs_T
 
 
+@torch.no_grad()
+def read_ranks(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
+    """Midrank of each expected token in the whole vocabulary, 0 for the best, and its log-probability. [T, 2]
+
+    Takes what ``read_logprobs`` does; ranks are those of the logits, in their own precision.
+    """
+    ranks = []
+    for start in range(0, len(rows_T), at_once):
+        rows, tokens = rows_T[start : start + at_once], tokens_T[start : start + at_once]
+        block = logits_SV[rows]
+        own = block.gather(1, tokens[:, None])
+        ranks.append((block > own).sum(dim=1) + ((block == own).sum(dim=1) - 1) / 2)
+    return torch.stack([torch.cat(ranks), read_logprobs(logits_SV, rows_T, tokens_T, at_once)], dim=1)
+
+
+#: What reads expected tokens off logits.
+Reader = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
 class _ReadLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
