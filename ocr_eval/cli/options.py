@@ -12,8 +12,8 @@ import typer
 
 from ocr_eval.cli.spec_flags import Given, flag_of, option
 from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.specs import schedule
 from ocr_eval.specs.run import SCORINGS, Scoring
-from ocr_eval.specs.schedule import is_schedule
 from ocr_eval.specs.settings import section
 
 if TYPE_CHECKING:
@@ -296,9 +296,7 @@ def score_at(text: str | None, every: int | None) -> str | None:
     if every is not None:
         warn(f"--score-every is now --score-at: give --score-at every:{every}.")
         return text or f"every:{every}"
-    if text is not None and not is_schedule(text):
-        raise UserError(f"--score-at '{text}': give doubling, every, every:5, last, or epochs such as '1,3,12'.")
-    return text
+    return None if text is None else schedule.checked(text, "--score-at")
 
 
 def measures(text: str | None) -> tuple[str, ...] | None:
