@@ -23,15 +23,13 @@ from ocr_eval.records.select import parse_condition, settings_of
 from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs import schedule
 from ocr_eval.specs.association import Association, load_association
-from ocr_eval.specs.model import ModelSpec, load_model_spec
+from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
 from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec
 from ocr_eval.specs.settings import SETTINGS, section
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-    from ocr_eval.models.base import Device
 
 __all__ = [
     "UserError",

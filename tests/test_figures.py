@@ -213,7 +213,7 @@ def test_what_did_not_learn_its_facts_is_hollow_and_the_legend_says_so():
             efficiency_figure(sizes, "first-token"),
         ]
 
-    hollow = "hollow: a run's facts were not learned"
+    hollow = "hollow: a run did not learn what it was taught"
     for figure in figures(learned=True):
         assert not any(is_hollow for _, is_hollow in points_of(figure))
         assert hollow not in legend_of(figure)

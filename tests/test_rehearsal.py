@@ -42,8 +42,8 @@ def test_qlora_is_rehearsed_on_every_architecture(ocr_eval, model_files, tmp_pat
 def test_a_part_of_a_model_is_said_to_be_one(ocr_eval, model_files):
     answer = ocr_eval("models", "rehearse", model_files["llama"], "--layers", 1, "--steps", 2)
     assert answer.code == 0, answer.err
-    assert "1 of 2 layers" in answer.out
-    assert "its own tokenizer" in answer.out
+    assert "1 of 2" in answer.out
+    assert "its own" in answer.out
     assert "has 2 layers" in ocr_eval("models", "rehearse", model_files["llama"], "--layers", 3).err
 
 

@@ -121,6 +121,7 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--executor", "local", "--devices", "cpu,99"], "Unknown device '99'"),
         (["--partition", "gpu"], "--partition goes with --executor slurm"),
         (["--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
+        (["--executor", "slrum"], "Did you mean 'slurm'?"),
     ],
 )
 def test_bad_input_is_one_line_and_starts_nothing(sweep, tmp_path, monkeypatch, flags, complaint):

@@ -39,7 +39,8 @@ _OF_SUBJECTS: Mapping[Metric, Callable[[HeldOut], Floats]] = {
     "mrr": lambda held: 1 / (held.rank + 1),
 }
 METRICS: tuple[Metric, ...] = tuple(_OF_SUBJECTS)
-_WITHIN: Mapping[Metric, tuple[float, float]] = {
+#: What each can be at all.
+WITHIN: Mapping[Metric, tuple[float, float]] = {
     "mean-rank": (0, math.inf),
     "null-rank": (0, math.inf),
     "ocr-score": (-1, 1),
@@ -154,7 +155,7 @@ def of_metric(seeds: Sequence[Seed], metric: Metric) -> Estimate:
     Raises:
         ValueError: no seeds.
     """
-    return estimate([units_of(seed, metric) for seed in seeds], _WITHIN[metric])
+    return estimate([units_of(seed, metric) for seed in seeds], WITHIN[metric])
 
 
 def above_zero(seeds: Sequence[Units]) -> float:

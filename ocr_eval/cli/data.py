@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
@@ -87,13 +86,6 @@ def candidates(
         raise typer.Exit(1)
 
 
-@app.command("audit", hidden=True)
-@functools.wraps(candidates)
-def _audit(context: typer.Context, **given: Any) -> None:
-    o.warn("'data audit' is now 'data candidates'.")
-    candidates(context=context, **given)
-
-
 @app.command()
 @expanded
 def export(
@@ -103,17 +95,18 @@ def export(
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
     settings: Annotated[Given, Settings(["seed", *DataSpec.model_fields])],
-    format: Annotated[str, option("--format", "-f", help="jsonl, lm-eval, inspect or prompt-completion.")] = "jsonl",
+    format: Annotated[
+        Literal["jsonl", "lm-eval", "inspect", "prompt-completion"], option("--format", "-f", help="Of the files.")
+    ] = "jsonl",
     config: o.ConfigOption = None,
 ) -> None:
     """Write a run's training set and probes for other programs.
 
     The paths of the files go to stdout.
     """
-    from ocr_eval.data.export import FORMATS, export_task
+    from ocr_eval.data.export import export_task
     from ocr_eval.methods.prevention import task_of_run
 
-    o.choice("--format", format, tuple(FORMATS))
     spec = o.resolve(context, o.DEFAULT_MODEL, o.one_assoc(context, association, assoc), settings)
     for path in export_task(task_of_run(spec), spec.association.name, format, output_dir):
         typer.echo(str(path))

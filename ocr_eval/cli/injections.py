@@ -15,10 +15,10 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.specs import schedule
 
 if TYPE_CHECKING:
-    from ocr_eval.models.base import Device
     from ocr_eval.records.folder import RunFolder
     from ocr_eval.records.record import Record
     from ocr_eval.scoring.ranks import Scores
+    from ocr_eval.specs.model import Device
     from ocr_eval.specs.run import RunSpec
 
 
@@ -33,7 +33,6 @@ def finetune(
     machine: o.Machine,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     score_at: o.ScoreAtOption = None,
-    score_every: o.ScoreEveryOption = None,
     measures: o.MeasuresOption = None,
     force: o.ForceOption = False,
     dry_run: o.DryRunOption = False,
@@ -45,11 +44,12 @@ def finetune(
     Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
     also takes the config.yaml of a run, which repeats that run; flags given beside it win.
     """
-    device, asked = machine.begin(), o.measures(measures)
-    scored = o.score_at(score_at, score_every) or schedule.DEFAULT
+    asked = o.measures(measures)
+    machine.begin()
+    scored = o.score_at(score_at) or schedule.DEFAULT
     spec = o.resolve(context, model, o.one_assoc(context, association, assoc), settings)
     if dry_run:
-        _show_plan(spec, output_dir, device, as_json, scored)
+        _show_plan(spec, output_dir, machine.device, as_json, scored)
         return
     from ocr_eval.records.folder import RunFolder
 
@@ -60,7 +60,7 @@ def finetune(
         from ocr_eval.execution.execute import Execution
         from ocr_eval.execution.execute import finetune as run_finetune
 
-        done, was_done = run_finetune(spec, output_dir, Execution(device, force, scored, measures=asked))
+        done, was_done = run_finetune(spec, output_dir, Execution(machine.device, force, scored, measures=asked))
         folder, record = RunFolder(done.folder), done.record
     missing = [name for name in asked or () if name not in record.measures] if was_done else []
     if missing:
@@ -123,7 +123,7 @@ def _summary(record: Record, losses: list[float]) -> str:
     from ocr_eval.analysis.finding import remedy
     from ocr_eval.report.tables import QUANTITY_NAMES
 
-    finding, learned = record.finding("first-token"), "facts learned"
+    finding, learned = record.finding("first-token"), "learned what it was taught"
     if not record.premises_hold:
         least = min(record.premises, key=record.premises.__getitem__)
         name = QUANTITY_NAMES.get(least, least).upper()
@@ -176,7 +176,7 @@ def score(
     Nothing is trained or written. Given a run's folder, everything else comes from the run. Without an adapter the
     untouched model is scored; --method qlora scores over the base in 4 bits, as the adapter was trained.
     """
-    device = machine.begin()
+    machine.begin()
     from ocr_eval.common.registry import METHODS
     from ocr_eval.records.folder import RunFolder, kind_of, read_config
 
@@ -199,11 +199,11 @@ def score(
             )
         spec = o.resolve(context, model, assoc, settings)
     if dry_run:
-        _show_plan(spec, None, device, as_json)
+        _show_plan(spec, None, machine.device, as_json)
         return
     from ocr_eval.execution.execute import rescore
 
-    scores = rescore(spec, adapter, device, trained_over)
+    scores = rescore(spec, adapter, machine.device, trained_over)
     if as_json:
         from ocr_eval.records.record import to_plain
 

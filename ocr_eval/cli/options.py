@@ -6,20 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ocr_eval.cli.spec_flags import Given, flag_of, option
 from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.execution.jobs import Executor, Placement
+from ocr_eval.execution.tracking import ReportTo
 from ocr_eval.specs import schedule
-from ocr_eval.specs.run import SCORINGS, Scoring
+from ocr_eval.specs.model import Device
+from ocr_eval.specs.run import Scoring
 from ocr_eval.specs.settings import section
 
 if TYPE_CHECKING:
     from ocr_eval.analysis.intervals import Estimate
-    from ocr_eval.execution.jobs import Executor, Placement
-    from ocr_eval.models.base import Device
     from ocr_eval.specs.run import RunSpec
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -131,21 +132,16 @@ ScoreAtOption = Annotated[
         "always at 0, at the last, and when what is taught is first learned.  [default: doubling]",
     ),
 ]
-#: The former spelling of ``--score-at every:N``, for one version.
-ScoreEveryOption = Annotated[int | None, option("--score-every", min=1, hidden=True, help="Now --score-at.")]
 MeasuresOption = Annotated[
     str | None,
     option("--measures", help="What else to measure: 'a,b' from 'measures list', or none (default: what is cheap)."),
 ]
-ReportToOption = Annotated[str, option("--report-to", help="Tracker: none, trackio, wandb or tensorboard.")]
-ScoringOption = Annotated[str, option("--scoring", help="first-token (as published), sequence or per-token.")]
+ScoringOption = Annotated[Scoring, option("--scoring", help="Whose ranks; first-token is as published.")]
 
 _READ = "Folders that contain runs, at any depth (default: $OCR_EVAL_OUTPUT_DIR, else results)."
 RunsArgument = Annotated[
     list[Path] | None, typer.Argument(metavar="RUNS", help=_READ, envvar="OCR_EVAL_OUTPUT_DIR", show_envvar=False)
 ]
-#: The former spelling of RUNS, for one version.
-FormerOption = Annotated[Path | None, typer.Option("--output-dir", "-o", hidden=True)]
 
 
 def warn(text: str) -> None:
@@ -153,31 +149,17 @@ def warn(text: str) -> None:
     typer.echo(f"ocr-eval: {text}", err=True)
 
 
-def places(context: typer.Context, runs: list[Path] | None, former: Path | None = None) -> list[Path]:
-    """The folders where a command reads runs: its argument ``runs``, or what an option said formerly."""
-    source = context.get_parameter_source("runs")
-    if former is not None:
-        warn(f"'{context.command_path}' now takes folders of runs as arguments: give '{former}' without -o.")
-        return runs if runs and source is not None and source.name == "COMMANDLINE" else [former]
-    return runs or [DEFAULT_OUTPUT]
-
-
 @dataclass(frozen=True)
 class Machine:
     """On what a command computes, and what it says meanwhile."""
 
-    device: Annotated[str, option("--device", help="auto, cpu, cuda or mps.")] = "auto"
+    device: Annotated[Device, option("--device", help="Where to compute.")] = "auto"
     offline: OfflineOption = False
     quiet: QuietOption = False
 
-    def begin(self) -> Device:
-        """Set the switches that must be set before any library is imported.
-
-        Raises:
-            UserError: no such device.
-        """
+    def begin(self) -> None:
+        """Set the switches that must be set before any library is imported."""
         begin(self.quiet, self.offline)
-        return cast("Device", choice("--device", self.device, ("auto", "cpu", "cuda", "mps")))
 
 
 @dataclass(frozen=True)
@@ -185,7 +167,7 @@ class Jobs:
     """Where a command's jobs run; flags that were not given are None."""
 
     executor: Annotated[
-        str,
+        Executor,
         option("--executor", help="here: this device; local: a process per device; slurm: a cluster job per pack."),
     ] = "here"
     workers: Annotated[
@@ -195,18 +177,19 @@ class Jobs:
     devices: Annotated[str | None, option("--devices", help="local: '0,1' or 'cpu,cpu' (default: every GPU).")] = None
     partition: Annotated[str | None, option("--partition", help="slurm: partition (default: the cluster's).")] = None
     time_limit: Annotated[
-        int | None, option("--time-limit", help="slurm: minutes until a job is requeued to resume (default: 240).")
+        int | None,
+        option("--time-limit", min=1, help="slurm: minutes until a job is requeued to resume (default: 240)."),
     ] = None
     gpus_per_job: Annotated[
-        int | None, option("--gpus-per-job", help="slurm: GPUs per job (default: 1 if the partition has any).")
+        int | None, option("--gpus-per-job", min=0, help="slurm: GPUs per job (default: 1 if the partition has any).")
     ] = None
     cpus_per_job: Annotated[
-        int | None, option("--cpus-per-job", help="slurm: CPU cores per job (default: the cluster's).")
+        int | None, option("--cpus-per-job", min=1, help="slurm: CPU cores per job (default: the cluster's).")
     ] = None
     memory_gb: Annotated[
-        float | None, option("--memory-gb", help="slurm: memory per job, in GB (default: the cluster's).")
+        float | None, option("--memory-gb", min=0.001, help="slurm: memory per job, in GB (default: the cluster's).")
     ] = None
-    parallel: Annotated[int | None, option("--parallel", help="slurm: most jobs at once (default: 256).")] = None
+    parallel: Annotated[int | None, option("--parallel", min=1, help="slurm: most jobs at once (default: 256).")] = None
     slurm: Annotated[
         list[str] | None, option("--slurm", help="slurm: any sbatch option, e.g. 'account=nlp'; repeatable.")
     ] = None
@@ -215,22 +198,18 @@ class Jobs:
         """Where the jobs run.
 
         Raises:
-            UserError: no such executor, a flag of another one, or a value out of range.
+            UserError: a flag of another executor.
         """
-        from ocr_eval.execution.jobs import EXECUTORS, Placement
-
-        name = cast("Executor", choice("--executor", self.executor, EXECUTORS))
         values = {each.name: getattr(self, each.name) for each in fields(Jobs) if each.name != "executor"}
-        given = {key: value for key, value in values.items() if value not in (None, (), [])}
+        given = {key: value for key, value in values.items() if value not in (None, [])}
         for key in given:
             owner = {"workers": "here", "devices": "local"}.get(key, "slurm")
-            if name != owner:
-                raise UserError(f"{flag_of(key)} goes with --executor {owner}, not with '{name}'.")
+            if self.executor != owner:
+                raise UserError(f"{flag_of(key)} goes with --executor {owner}, not with '{self.executor}'.")
         given.pop("workers", None)
-        slurm_options = tuple(given.pop("slurm", ()))
         if self.devices is not None:
-            given["devices"] = tuple(part.strip() for part in self.devices.split(",") if part.strip())
-        return Placement(executor=name, slurm_options=slurm_options, **given)
+            given["devices"] = words("--devices", self.devices)
+        return Placement(executor=self.executor, **{**given, "slurm": tuple(self.slurm or ())})
 
 
 @dataclass(frozen=True)
@@ -238,15 +217,13 @@ class MeansFlags(Jobs, Machine):
     """How a command does several runs; nothing of it changes what is learned."""
 
     score_at: ScoreAtOption = None
-    score_every: ScoreEveryOption = None
     measures: MeasuresOption = None
-    report_to: ReportToOption = "none"
+    report_to: Annotated[ReportTo, option("--report-to", help="Tracker that follows the runs.")] = "none"
     force: ForceOption = False
     dry_run: DryRunOption = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "score_at", score_at(self.score_at, self.score_every))
-        object.__setattr__(self, "score_every", None)
+        score_at(self.score_at)
 
 
 def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:
@@ -267,35 +244,12 @@ def one_assoc(context: typer.Context, argument: str | None, flag: str | None) ->
     return chosen
 
 
-def choice(flag: str, value: str, values: tuple[str, ...]) -> str:
-    """A value out of a few.
-
-    Raises:
-        UserError: another value (with a suggestion).
-    """
-    if value not in values:
-        raise unknown_name(f"value of {flag}:", value, values)
-    return value
-
-
-def scoring(name: str) -> Scoring:
-    """The value of --scoring.
-
-    Raises:
-        UserError: no such scoring (with a suggestion).
-    """
-    return cast(Scoring, choice("--scoring", name, SCORINGS))
-
-
-def score_at(text: str | None, every: int | None) -> str | None:
-    """The value of --score-at, or what the former --score-every says, with a warning.
+def score_at(text: str | None) -> str | None:
+    """The value of --score-at.
 
     Raises:
         UserError: not a schedule.
     """
-    if every is not None:
-        warn(f"--score-every is now --score-at: give --score-at every:{every}.")
-        return text or f"every:{every}"
     return None if text is None else schedule.checked(text, "--score-at")
 
 
@@ -329,7 +283,6 @@ def words(flag: str, text: str | None) -> tuple[str, ...] | None:
 
 def begin(quiet: bool = False, offline: bool = False) -> None:
     """Switches that must be set before any library is imported."""
-    import logging
     import os
     import sys
     import warnings
@@ -339,7 +292,6 @@ def begin(quiet: bool = False, offline: bool = False) -> None:
     messages.be_quiet(quiet or not distributed.is_first())
     if not distributed.is_first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advises to install optional kernels
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

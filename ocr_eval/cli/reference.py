@@ -5,15 +5,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import typer.main
+from typer.testing import CliRunner
 
+from ocr_eval.cli import variables
 from ocr_eval.cli.spec_flags import flag_of, variable
 from ocr_eval.specs.settings import SETTINGS, Setting
 
@@ -72,31 +69,12 @@ def reference() -> str:
     """The page, the same on every machine."""
     from ocr_eval.cli.app import app
 
-    root = typer.main.get_command(app)
     blocks = [_COMMANDS]
-    for words, command in _commands(("ocr-eval",), root):
-        blocks.append(f"## {' '.join(words)}\n\n```text\n{_help(words, command)}\n```\n")
+    for words, _ in variables.commands(typer.main.get_command(app), "ocr-eval"):
+        told = CliRunner().invoke(app, [*words.split()[1:], "--help"], prog_name="ocr-eval", terminal_width=78)
+        lines = "\n".join(line.rstrip() for line in told.output.strip().splitlines())
+        blocks.append(f"## {words}\n\n```text\n{lines}\n```\n")
     return "\n".join(blocks)
-
-
-def _commands(words: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    yield words, command
-    for name, sub in getattr(command, "commands", {}).items():
-        yield from _commands((*words, name), sub)
-
-
-def _help(words: tuple[str, ...], command: Any) -> str:
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "80"
-    out = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out):
-            command.main(["--help"], prog_name=" ".join(words), standalone_mode=False)
-    finally:
-        os.environ.pop("COLUMNS")
-        if before is not None:
-            os.environ["COLUMNS"] = before
-    return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
 
 
 if __name__ == "__main__":

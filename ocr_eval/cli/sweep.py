@@ -121,7 +121,6 @@ def _absolute(name: str) -> str:
 
 
 def status(
-    context: typer.Context,
     runs: Annotated[
         Path | None,
         typer.Argument(
@@ -131,7 +130,6 @@ def status(
             show_envvar=False,
         ),
     ] = None,
-    former: o.FormerOption = None,
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
@@ -141,7 +139,7 @@ def status(
     """
     from ocr_eval.execution.status import run_states, state_table, states_json
 
-    (folder,) = o.places(context, [runs or DEFAULT_OUTPUT], former)
+    folder = runs or DEFAULT_OUTPUT
     states = run_states(folder)
     if not states:
         raise UserError(f"'{folder}' contains no sweep (no sweep.json). Name its folder: ocr-eval status FOLDER.")

@@ -31,12 +31,12 @@ def warnings(root: Any) -> list[str]:
 
 def variables(root: Any) -> set[str]:
     """Every variable that a command reads, without the prefix."""
-    found = (parameter.envvar for command in commands(root) for parameter in command.params)
+    found = (parameter.envvar for _, command in commands(root) for parameter in command.params)
     return WITHOUT_FLAG | {envvar.removeprefix(PREFIX) for envvar in found if envvar}
 
 
-def commands(command: Any) -> Iterator[Any]:
-    """A command and all commands below it."""
-    yield command
-    for sub in getattr(command, "commands", {}).values():
-        yield from commands(sub)
+def commands(command: Any, words: str = "") -> Iterator[tuple[str, Any]]:
+    """A command and all commands below it, each after the words that call it."""
+    yield words, command
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from commands(sub, f"{words} {name}")

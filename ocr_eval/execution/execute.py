@@ -23,7 +23,7 @@ from ocr_eval.methods.method import method_of
 from ocr_eval.methods.trained import check_belongs
 from ocr_eval.methods.view import View
 from ocr_eval.models import precision, weights
-from ocr_eval.models.base import Base, Device, device_type, load_base, load_tokenizer, make_accelerator
+from ocr_eval.models.base import Base, device_type, load_base, load_tokenizer, make_accelerator
 from ocr_eval.planning.memory import frozen_bytes, least, refuse_impossible
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.folder import OnlookersFolder, RunFolder, kind_of
@@ -31,7 +31,7 @@ from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.scoring.quantities import summarize_quantities
 from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs import schedule
-from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, Weights
+from ocr_eval.specs.model import PRECISIONS, Device, ModelSpec, Precision, Weights
 from ocr_eval.specs.run import RunSpec
 
 

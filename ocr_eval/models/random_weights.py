@@ -1,8 +1,4 @@
-"""A true-size network with random weights, in place of the real ones, without ever holding it twice.
-
-The network is made on the meta device and filled matrix by matrix. All matrices are cut from one pool of random
-numbers, each from another start, so that an 8B model is built in seconds and its memory never exceeds its final size.
-"""
+"""A true-size network with random weights, in place of the real ones, without ever holding it twice."""
 
 from __future__ import annotations
 
@@ -16,8 +12,8 @@ from ocr_eval.models.architecture import build, linear_modules
 from ocr_eval.models.base import DTYPES
 from ocr_eval.specs.model import ModelSpec
 
-#: Numbers in the pool, and between the starts of two matrices in it.
-_POOL, _STRIDE = 1 << 24, 397 * 64 * 256
+#: So many random numbers are drawn and used over and over: drawing those of an 8B model would take over a minute.
+_DRAWN = 1 << 24
 
 
 def random_network(
@@ -31,48 +27,28 @@ def random_network(
     with torch.device("meta"):
         network = build(spec, config, device.type, dtype)
     std = getattr(config, "initializer_range", 0.02)
-    pool = torch.randn(_POOL, generator=torch.Generator().manual_seed(0)).mul_(std).to(dtype).to(device)
+    numbers = torch.randn(_DRAWN, generator=torch.Generator().manual_seed(0)).mul_(std).to(device, dtype)
     if quantized:
-        _quantize_linears(network, pool, dtype)
-    made: dict[int, torch.nn.Parameter] = {}  # tied parameters are one object
-    for module in network.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_meta:
-                if id(parameter) not in made:
-                    made[id(parameter)] = _filled(parameter, pool, len(made) * _STRIDE)
-                module.register_parameter(name, made[id(parameter)])
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_meta:
-                module.register_buffer(name, torch.empty_like(buffer, device=device), persistent=False)
-    for module in network.modules():
-        if not hasattr(module, "quant_state"):
-            network._init_weights(module)
+        _quantize_linears(network, numbers)
+    plain = [module for module in network.modules() if not hasattr(module, "quant_state")]
+    for module in plain:
+        module.to_empty(device=device, recurse=False)
+    network.tie_weights()
+    for module in plain:
+        for parameter in module.parameters(recurse=False):
+            if parameter.dim() > 1:
+                _fill(parameter, numbers)
+                parameter._is_hf_initialized = True  # and so left as it is
+        network._init_weights(module)
     return network
 
 
-def _filled(parameter: torch.nn.Parameter, pool: torch.Tensor, start: int) -> torch.nn.Parameter:
-    """A matrix from the pool; a vector is zero until the architecture's own initialization makes it otherwise."""
-    if parameter.dim() > 1:
-        value = _cut(pool, parameter.numel(), start).view(parameter.shape)
-    else:
-        value = torch.zeros(parameter.shape, dtype=parameter.dtype, device=pool.device)
-    filled = torch.nn.Parameter(value, requires_grad=False)
-    filled._is_hf_initialized = parameter.dim() > 1  # type: ignore[attr-defined]  # transformers asks it
-    return filled
+def _fill(matrix: torch.Tensor, numbers: torch.Tensor) -> None:
+    for part in matrix.view(-1).split(len(numbers)):
+        part.copy_(numbers[: len(part)])
 
 
-def _cut(pool: torch.Tensor, count: int, start: int) -> torch.Tensor:
-    """``count`` entries of the pool from ``start`` on, beginning again at its end."""
-    out = torch.empty(count, dtype=pool.dtype, device=pool.device)
-    start, done = start % len(pool), 0
-    while done < count:
-        piece = pool[start : start + count - done]
-        out[done : done + len(piece)] = piece
-        start, done = 0, done + len(piece)
-    return out
-
-
-def _quantize_linears(network: PreTrainedModel, pool: torch.Tensor, dtype: torch.dtype) -> None:
+def _quantize_linears(network: PreTrainedModel, numbers: torch.Tensor) -> None:
     """Put an NF4 module with double quantization in the place of every linear but the head.
 
     Matrices of one shape have the same values, each its own memory: quantizing takes seconds a billion weights.
@@ -84,14 +60,16 @@ def _quantize_linears(network: PreTrainedModel, pool: torch.Tensor, dtype: torch
     for name, linear in linear_modules(network).items():
         shape = linear.weight.shape
         if shape not in quantized:
-            matrix = _cut(pool, shape.numel(), 0).view(shape)
+            matrix = numbers.new_empty(shape)
+            _fill(matrix, numbers)
             quantized[shape] = quantize_4bit(matrix, blocksize=64, compress_statistics=True, quant_type="nf4")
         packed, state = copy.deepcopy(quantized[shape])
         with torch.device("meta"):
-            module = Linear4bit(
-                linear.in_features, linear.out_features, linear.bias is not None, dtype, quant_type="nf4"
-            )
+            module = Linear4bit(linear.in_features, linear.out_features, False, numbers.dtype, quant_type="nf4")
         module.weight = Params4bit(packed, quant_state=state, quant_type="nf4", bnb_quantized=True, module=module)
         module.quant_state = state
+        if linear.bias is not None:
+            bias = torch.zeros(linear.out_features, dtype=numbers.dtype, device=numbers.device)
+            module.bias = torch.nn.Parameter(bias, requires_grad=False)
         module.support_avx512bf16_for_cpu = False  # as models.freeze says
         network.set_submodule(name, module)

@@ -14,7 +14,7 @@ from ocr_eval.common.messages import duration
 from ocr_eval.methods.method import method_of
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import Architecture, examine
-from ocr_eval.models.base import Device, make_accelerator
+from ocr_eval.models.base import make_accelerator
 from ocr_eval.models.precision import Choice, choose_for
 from ocr_eval.planning import memory, timing, workload
 from ocr_eval.planning.memory import MemoryPlan
@@ -22,7 +22,7 @@ from ocr_eval.planning.timing import Speed
 from ocr_eval.planning.workload import Workload
 from ocr_eval.records.folder import config_yaml
 from ocr_eval.specs import schedule
-from ocr_eval.specs.model import HubWeights, ModelSpec, PackageWeights, Precision
+from ocr_eval.specs.model import Device, HubWeights, ModelSpec, PackageWeights, Precision
 from ocr_eval.specs.run import RunSpec
 
 

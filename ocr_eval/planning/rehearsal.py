@@ -25,13 +25,14 @@ from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.models.architecture import examine, read_config
-from ocr_eval.models.base import Base, Device, make_accelerator
+from ocr_eval.models.base import Base, make_accelerator
 from ocr_eval.models.precision import settle
 from ocr_eval.models.random_weights import random_network
 from ocr_eval.models.weights import WeightFolder
 from ocr_eval.planning import memory, timing, workload
 from ocr_eval.planning.memory import MemoryPlan
 from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.specs.model import Device
 from ocr_eval.specs.run import RunSpec
 
 
@@ -45,7 +46,7 @@ class Rehearsal:
         parameters: of what was built.
         method: lora, qlora or full.
         dtype: precision of base and arithmetic.
-        device: where, with its threads on a CPU.
+        device: where, a GPU by its name.
         real_tokenizer: the model's own, or a stand-in of the same vocabulary size.
         examples: statements of the batch that every step learns.
         nodes: nodes of its forest.
@@ -92,23 +93,9 @@ class Rehearsal:
 
     def as_text(self) -> str:
         """Lines for a terminal."""
-        built, whole = self.layers
-        some = "" if built == whole else f", {built} of {whole} layers"
-        tokens = "its own tokenizer" if self.real_tokenizer else "a stand-in tokenizer of the same vocabulary size"
-        return "\n".join(
-            [
-                f"{self.model}{some}: {self.parameters / 1e9:.2f} B random parameters, {self.method}, {self.dtype}, "
-                f"{self.device}; {tokens}",
-                f"built in {self.build_seconds:.0f} s; steps of {self.examples} statements ({self.nodes} nodes) took "
-                + ", ".join(f"{s:.1f}" for s in self.step_seconds)
-                + f" s (planned {self.planned_step:.1f}); {self.scored[0]} of {self.scored[1]} probes scored in "
-                f"{self.score_seconds:.1f} s",
-                f"gradients reached all {self.adapters} trained matrices, {self.moved} moved; loss "
-                + " -> ".join(f"{loss:.3f}" for loss in self.losses),
-                f"peak {self.peak / 1e9:.2f} GB, planned {self.plan.total / 1e9:.2f} GB ({self.deviation:+.1%}): "
-                + ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.plan.parts().items()),
-            ]
-        )
+        parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.plan.parts().items())
+        lines = {**_row(self.as_json()), "planned parts": f"{parts} GB", "device": self.device}
+        return "\n".join(f"{name:15} {value}" for name, value in lines.items())
 
 
 def rehearse(
@@ -136,16 +123,19 @@ def rehearse(
     accelerator = make_accelerator(device)
     place = accelerator.device
     spec = spec.model_copy(update={"model": settle(spec.model, place.type)})
-    config = read_config(spec.model, layers)
-    sizes = examine(spec.model, layers)
-    all_layers = read_config(spec.model).num_hidden_layers
+    config, sizes = read_config(spec.model, layers), examine(spec.model, layers)
     tokenizer, is_real = workload.tokenizer_at_hand(spec.model, folder)
     work = workload.measure(spec, folder)
     examples = workload.first_epoch(spec, training_tokens(tokenizer, work.task))[0]
     asked = probe_tokens(tokenizer, work.task)[:probes]
     training, scoring = workload.batch_geometry(examples), workload.chunk_geometry(asked)
     plan = memory.estimate(spec.model, spec.train, training, scoring, place.type, layers)
-    _refuse_too_large(spec, plan, place)
+    free = memory.available(place)
+    if not plan.fits(free):
+        raise UserError(
+            f"{spec.model.name} by {spec.train.method} needs {plan.total / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
+            "free. Rehearse it with --method qlora, or a part of it with --layers."
+        )
     speed = timing.calibrate(spec.model, sizes, spec.train, training, scoring, place)
     gc.collect()
     if place.type == "cuda":
@@ -161,15 +151,13 @@ def rehearse(
     pack = attach(base, [spec], [examples])
     if not isinstance(pack, GradientPack):
         raise UserError(f"Method '{spec.train.method_name}' takes no training steps that could be rehearsed.")
-    before = _fingerprints(pack)
-    losses, step_seconds = [], []
+    before, losses, step_seconds = _fingerprints(pack), [], []
     for step in range(steps):
         started = time.monotonic()
         losses.append(pack.step([0])[0])
         step_seconds.append(time.monotonic() - started)
         say(f"step {step + 1}/{steps}  loss {losses[-1]:.4f}  {step_seconds[-1]:.1f} s")
-    after = _fingerprints(pack)
-    moved = sum(after[name] != before[name] for name in before)
+    moved = sum(after != before for after, before in zip(_fingerprints(pack), before, strict=True))
     started = time.monotonic()
     scores = score_candidates(pack.view(), asked)
     score_seconds = time.monotonic() - started
@@ -181,11 +169,13 @@ def rehearse(
         raise RunFailed(f"{spec.model.name}: {len(before) - moved} of {len(before)} trained matrices did not move.")
     return Rehearsal(
         model=spec.model.name,
-        layers=(config.num_hidden_layers, all_layers),
+        layers=(sizes.layers, examine(spec.model).layers),
         parameters=sizes.parameters,
         method=spec.train.method,
         dtype=spec.precision,
-        device=_name(place),
+        device=torch.cuda.get_device_name(place)
+        if place.type == "cuda"
+        else f"{place}, {torch.get_num_threads()} threads",
         real_tokenizer=is_real,
         examples=len(examples),
         nodes=training.nodes,
@@ -213,8 +203,8 @@ calibration predicted just before; other work on the machine lengthens both. Wri
 """
 
 
-def write(rehearsal: Rehearsal, folder: Path) -> Path:
-    """Write a rehearsal's record and renew the table of all in the folder (``rehearsals.md``); the record's path.
+def write(rehearsal: Rehearsal, folder: Path) -> None:
+    """Write a rehearsal's record and renew the table of all in the folder (``rehearsals.md``).
 
     Raises:
         UserError: the folder cannot be written.
@@ -222,12 +212,11 @@ def write(rehearsal: Rehearsal, folder: Path) -> Path:
     prepare_output(folder)
     built, whole = rehearsal.layers
     part = "" if built == whole else f"-{built}layers"
-    path = folder / f"{rehearsal.model}-{rehearsal.method.partition(':')[0]}-{rehearsal.dtype}{part}.json"
-    write_atomic(path, json.dumps(rehearsal.as_json(), indent=2) + "\n")
+    name = f"{rehearsal.model}-{rehearsal.method.partition(':')[0]}-{rehearsal.dtype}{part}.json"
+    write_atomic(folder / name, json.dumps(rehearsal.as_json(), indent=2) + "\n")
     rows = [_row(json.loads(record.read_text())) for record in sorted(folder.glob("*.json"))]
     table = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
     write_atomic(folder / "rehearsals.md", f"{_INTRODUCTION}{table}\n")
-    return path
 
 
 def _row(record: dict[str, Any]) -> dict[str, str]:
@@ -251,24 +240,9 @@ def _row(record: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return device.type if device.type == "mps" else f"{device.type}, {torch.get_num_threads()} threads"
-
-
-def _fingerprints(pack: GradientPack) -> dict[str, tuple[float, float]]:
+def _fingerprints(pack: GradientPack) -> list[tuple[float, float]]:
     """Two sums of each trained matrix, which differ when it has changed; a copy would count in the peak."""
-    return {name: (matrix.sum().item(), matrix.norm().item()) for name, matrix in pack.adapters.matrices(0).items()}
-
-
-def _refuse_too_large(spec: RunSpec, plan: MemoryPlan, device: torch.device) -> None:
-    available = memory.available(device)
-    if not plan.fits(available):
-        raise UserError(
-            f"{spec.model.name} by {spec.train.method} needs {plan.total / 1e9:.1f} GB and {available / 1e9:.1f} GB "
-            "are free. Rehearse it with --method qlora, or a part of it with --layers."
-        )
+    return [(matrix.sum().item(), matrix.norm().item()) for matrix in pack.adapters.matrices(0).values()]
 
 
 def _peak(device: torch.device) -> int:

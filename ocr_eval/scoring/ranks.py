@@ -157,9 +157,10 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
     @cached_property
     def in_use_rank(self) -> Floats:
         """In-use rank of the right answer. [S]"""
-        return _place(self.ranks, self.rank)
+        right: Floats = self.in_use[np.arange(len(self.target)), self.target]
+        return right
 
-    @property
+    @cached_property
     def scores(self) -> Floats:
         """OCR score of each subject, whose mean is that of the run. [S]"""
         scores: Floats = 1 - self.in_use_rank / ((self.ranks.shape[1] - 1) / 2)

@@ -12,11 +12,10 @@ from dataclasses import replace
 from itertools import accumulate
 
 import pytest
-from submitit.core.utils import JobPaths
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution.execute import Bases
-from ocr_eval.execution.jobs import Job, Placement, run_jobs
+from ocr_eval.execution.jobs import Job, Placement, run_jobs, slurm
 from ocr_eval.execution.sweep import pack_jobs, plan_sweep
 from ocr_eval.specs.grid import read_sweep
 
@@ -63,43 +62,34 @@ def wait_for(condition, seconds=60):
         time.sleep(0.1)
 
 
-def test_an_array_of_jobs_comes_back_in_order_with_its_logs(tmp_path):
+def test_jobs_come_back_in_order_with_its_logs(tmp_path):
     events = []
     jobs = [python(f"pack{k}", f"print('this is', {k})") for k in range(3)]
     results = run_jobs(jobs, SLURM, tmp_path / "logs", events.append)
     assert [result.job for result in results] == jobs
     assert [(result.end, result.returncode) for result in results] == [("done", 0)] * 3
-    assert len({result.place.split("_")[0] for result in results}) == 1, "one array"
     for k in range(3):
         assert (tmp_path / f"logs/pack{k}.log").read_text().splitlines()[-1] == f"this is {k}"
     last = {event.job.name: event.state for event in events}
     assert last == {"pack0": "done", "pack1": "done", "pack2": "done"}
 
 
-def test_more_jobs_than_an_array_may_have_share_several(tmp_path):
+def test_no_more_jobs_than_allowed_run_at_once(tmp_path):
     work = "import time; say = open('turns', 'a', buffering=1).write; say('in\\n'); time.sleep(2); say('out\\n')"
-    jobs = [python(f"pack{k}", work) for k in range(8)]
-    results = run_jobs(jobs, replace(SLURM, parallel=3), tmp_path / "logs")
+    jobs = [python(f"pack{k}", work) for k in range(6)]
+    results = run_jobs(jobs, replace(SLURM, parallel=2), tmp_path / "logs")
     assert [(result.job, result.end) for result in results] == [(job, "done") for job in jobs]
-    arrays = [result.place.split("_")[0] for result in results]
-    assert [arrays.count(array) for array in dict.fromkeys(arrays)] == [4, 4]
     steps = [1 if turn == "in" else -1 for turn in (tmp_path / "turns").read_text().split()]
-    assert max(accumulate(steps)) <= 3, "at once, of all arrays"
+    assert max(accumulate(steps)) == 2
 
 
-def test_when_the_second_array_is_refused_the_first_is_cancelled(tmp_path, monkeypatch):
+def test_when_the_second_job_is_refused_the_first_is_cancelled(tmp_path, monkeypatch):
     once = "[ ! -e submitted ] || { echo 'sbatch: error: too many' >&2; exit 1; }; touch submitted"
     in_front_of("sbatch", once, tmp_path, monkeypatch)
-    jobs = [python(f"pack{k}", "import time; time.sleep(600)") for k in range(5)]
+    jobs = [python(f"pack{k}", "import time; time.sleep(600)") for k in range(2)]
     with pytest.raises(UserError, match="Slurm refuses the jobs: too many"):
         run_jobs(jobs, SLURM, tmp_path / "logs")
     wait_for(lambda: not in_the_queue())
-
-
-def test_jobs_whose_arrays_cannot_keep_to_the_number_at_once_are_refused(tmp_path):
-    jobs = [python(f"pack{k}", "pass") for k in range(9)]
-    with pytest.raises(UserError, match=r"--parallel 2: 9 jobs are 3 arrays on this cluster.* Give 3 or more"):
-        run_jobs(jobs, replace(SLURM, parallel=2), tmp_path / "logs")
 
 
 def test_a_job_gets_what_the_placement_asks_for(tmp_path):
@@ -117,7 +107,7 @@ def test_a_job_gets_what_the_placement_asks_for(tmp_path):
         cpus_per_job=2,
         memory_gb=0.5,
         parallel=1,
-        slurm_options=("--comment=by hand",),
+        slurm=("--comment=by hand",),
     )
     jobs = [python("pack0", show), python("pack1", show)]
     results = run_jobs(jobs, placement, tmp_path / "a log")
@@ -166,7 +156,7 @@ def test_a_refused_submission_leaves_nothing_in_the_queue(tmp_path, capfd):
 
 
 def by_signal(job_id):
-    subprocess.run(["scancel", "--signal=USR2", job_id], check=True)
+    subprocess.run(["scancel", "--batch", "--signal=USR2", job_id], check=True)
 
 
 def by_requeue(job_id):
@@ -194,8 +184,9 @@ def test_an_interrupted_job_is_queued_again_and_goes_on(tmp_path, interrupt):
     assert (tmp_path / "starts").read_text() == "started\n" * 2
 
 
-def test_a_job_that_reaches_its_time_limit_too_often_is_reported(tmp_path):
-    placement = Placement(executor="slurm", time_limit=1, max_requeues=0, gpus_per_job=0)
+def test_a_job_that_reaches_its_time_limit_too_often_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "REQUEUES", 0)
+    placement = replace(SLURM, time_limit=1)
     work = "import time; print('epoch 3', flush=True); time.sleep(600)"
     (result,) = run_jobs([python("pack", work)], placement, tmp_path / "logs")
     assert (result.end, result.returncode) == ("timeout", None)
@@ -248,7 +239,7 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_finds_them(tmp_path):
     wait_for((tmp_path / "starts").exists)
     first.send_signal(signal.SIGINT)
     said = first.communicate()[1]
-    assert "The jobs continue in Slurm: job" in said
+    assert "The jobs continue in Slurm: jobs" in said
     assert "To cancel them: scancel" in said
     second = subprocess.run([sys.executable, "-c", WAITER], capture_output=True, text=True, check=True)
     assert "In Slurm already: job" in second.stderr
@@ -261,39 +252,6 @@ def test_processes_that_start_together_submit_once(tmp_path):
     waiters = [subprocess.Popen([sys.executable, "-c", WAITER], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [waiter.communicate()[0].split() for waiter in waiters] == [["done", "done"]] * 3
     assert (tmp_path / "starts").read_text() == "started\n" * 2
-
-
-def test_a_submission_that_was_cut_short_is_cleared_away_and_made_anew(tmp_path, monkeypatch):
-    jobs = [python(name, f"open('{name}', 'a').write('done')") for name in ("a", "b")]
-    with monkeypatch.context() as patch:
-
-        def power_cut(*_, **__):
-            raise SystemExit
-
-        patch.setattr(JobPaths, "move_temporary_file", power_cut)
-        with pytest.raises(SystemExit):
-            run_jobs(jobs, SLURM, tmp_path / "logs")
-    assert in_the_queue()
-    assert [result.end for result in run_jobs(jobs, SLURM, tmp_path / "logs")] == ["done", "done"]
-    assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["done", "done"]
-
-
-def test_the_files_of_a_job_go_a_day_after_it_has_ended(tmp_path):
-    def run():
-        (result,) = run_jobs([python("pack", "pass")], SLURM, tmp_path / "logs")
-        return result.place.partition("_")[0]
-
-    def ids():
-        return {path.name.partition("_")[0] for path in (tmp_path / "logs/slurm").glob("[0-9]*")}
-
-    old, recent = run(), run()
-    yesterday = time.time() - 25 * 3600
-    for path in (tmp_path / "logs/slurm").glob(f"{old}_*"):
-        os.utime(path, (yesterday, yesterday))
-    assert ids() == {old, recent}
-    new = run()
-    assert ids() == {recent, new}
-    assert (tmp_path / "logs/pack.log").is_file()
 
 
 def test_a_copied_folder_has_jobs_of_its_own_and_leaves_those_of_the_original(tmp_path):

@@ -110,7 +110,6 @@ ReturnToService=2
 JobRequeue=0
 KillWait=5
 MinJobAge=86400
-MaxArraySize=4
 MailProg=/bin/true
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool

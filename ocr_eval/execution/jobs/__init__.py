@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Literal, get_args
-
-from ocr_eval.common.errors import UserError
+from typing import Literal
 
 Executor = Literal["here", "local", "slurm"]
-EXECUTORS: tuple[Executor, ...] = get_args(Executor)
 #: How a job ended. ``lost``: Slurm no longer knows the job and it left no result.
 End = Literal["done", "failed", "timeout", "cancelled", "lost"]
 
@@ -25,43 +20,29 @@ End = Literal["done", "failed", "timeout", "cancelled", "lost"]
 class Placement:
     """Where jobs run and what each may use.
 
-    Raises:
-        UserError: a value that fits no machine.
+    Attributes:
+        executor: ``here`` is left to the caller.
+        devices: local: one job at a time on each; CUDA devices as nvidia-smi numbers them, or "cpu". Empty: all that
+            are visible.
+        partition: Slurm: None is the cluster's default.
+        time_limit: Slurm: minutes until a job is stopped and queued again, to resume where it was; None is four hours,
+            or what the partition allows if that is less.
+        gpus_per_job: Slurm: None is one where the partition has any.
+        cpus_per_job: Slurm: cores of a job; None is the cluster's default.
+        memory_gb: Slurm: memory of a job; None is the cluster's default.
+        parallel: Slurm: jobs that run at once at most.
+        slurm: further options of sbatch, "account=nlp" or "exclusive"; they win over those above.
     """
 
     executor: Executor = "here"
-    #: Local: one job at a time on each; CUDA devices as nvidia-smi numbers them, or "cpu". Empty: all that are visible.
     devices: tuple[str, ...] = ()
-    #: Slurm: the partition; None is the cluster's default.
     partition: str | None = None
-    #: Slurm: minutes until a job is stopped and queued again, to resume where it was; None is four hours, or what the
-    #: partition allows if that is less.
     time_limit: int | None = None
-    #: Slurm: how often a job that reaches its time limit is queued again before it counts as timed out.
-    max_requeues: int = 10
-    #: Slurm: GPUs of a job; None is one where the partition has any.
     gpus_per_job: int | None = None
-    #: Slurm: CPU cores of a job; None is the cluster's default.
     cpus_per_job: int | None = None
-    #: Slurm: memory of a job in GB; None is the cluster's default.
     memory_gb: float | None = None
-    #: Slurm: jobs that run at once at most.
     parallel: int = 256
-    #: Slurm: further options of sbatch, "account=nlp" or "exclusive"; they win over those above.
-    slurm_options: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        smallest = {
-            "time-limit": (self.time_limit, 1),
-            "max-requeues": (self.max_requeues, 0),
-            "gpus-per-job": (self.gpus_per_job, 0),
-            "cpus-per-job": (self.cpus_per_job, 1),
-            "memory-gb": (self.memory_gb, 0.001),
-            "parallel": (self.parallel, 1),
-        }
-        for flag, (value, least) in smallest.items():
-            if value is not None and value < least:
-                raise UserError(f"--{flag} {value}: must be at least {least}.")
+    slurm: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,12 +111,12 @@ def check_placement(placement: Placement) -> None:
         UserError: the devices, the partition or the cluster do not exist.
         RunFailed: Slurm does not answer.
     """
-    if placement.executor == "local":
-        from ocr_eval.execution.jobs.local import resolve_devices
+    from ocr_eval.execution.jobs import local, slurm
 
-        resolve_devices(placement.devices)
+    if placement.executor == "local":
+        local.resolve_devices(placement.devices)
     elif placement.executor == "slurm":
-        _slurm().check_slurm(placement)
+        slurm.check_slurm(placement)
 
 
 def run_jobs(
@@ -169,23 +150,8 @@ def run_jobs(
     if not jobs:
         return []
     logs.mkdir(parents=True, exist_ok=True)
-    if placement.executor == "local":
-        from ocr_eval.execution.jobs.local import run_local
+    from ocr_eval.execution.jobs.local import run_local
+    from ocr_eval.execution.jobs.slurm import run_slurm
 
-        return run_local(jobs, placement, logs, progress, meanwhile)
-    results: list[JobResult] = _slurm().run_slurm(jobs, placement, logs, progress, meanwhile)
-    return results
-
-
-def _slurm() -> ModuleType:
-    """The module that speaks to Slurm.
-
-    Raises:
-        UserError: submitit is not installed.
-    """
-    try:
-        return import_module("ocr_eval.execution.jobs.slurm")
-    except ModuleNotFoundError as error:
-        if error.name != "submitit":
-            raise
-        raise UserError("--executor slurm needs submitit: pip install 'ocr-eval[cluster]'") from error
+    run = run_local if placement.executor == "local" else run_slurm
+    return run(jobs, placement, logs, progress, meanwhile)

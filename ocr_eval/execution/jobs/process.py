@@ -22,7 +22,6 @@ def start(
     place: str,
     environment: Mapping[str, str],
     new_session: bool = False,
-    ignored: Sequence[signal.Signals] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a command, with a line in the log that says where and when.
 
@@ -34,15 +33,13 @@ def start(
         place: the device or job that the log names.
         environment: variables on top of this process's own.
         new_session: out of reach of this terminal's Ctrl-C.
-        ignored: signals that the command ignores from its start.
     """
     with log.open("ab") as output:
         header = f"{_MARK}{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()} {place}: {' '.join(command)}\n"
         output.write(header.encode())
         output.flush()
-        signals = ",".join(str(number.value) for number in ignored)
         return subprocess.Popen(
-            [sys.executable, "-SP", str(_CHILD), str(os.getpid()), signals, *command],
+            [sys.executable, "-SP", str(_CHILD), str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

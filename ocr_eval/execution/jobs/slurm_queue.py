@@ -1,11 +1,10 @@
-"""What Slurm says: partitions, and the states of jobs by the name they were submitted under."""
+"""Slurm's own commands: partitions, submission, and the states of jobs by the names they were submitted under."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ocr_eval.common.errors import RunFailed, UserError, unknown_name
@@ -18,8 +17,9 @@ FINAL_STATES = frozenset(
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """A job in Slurm: its state, in Slurm's word, and why it waits or ended, if there is a reason."""
+    """A job in Slurm: its name, its state in Slurm's word, and why it waits or ended, if there is a reason."""
 
+    name: str
     state: str
     reason: str
 
@@ -31,7 +31,7 @@ class QueueEntry:
 
 def require_slurm() -> None:
     """Raise a UserError if this machine cannot submit jobs."""
-    missing = [program for program in ("sbatch", "srun", "squeue", "scancel") if shutil.which(program) is None]
+    missing = [program for program in ("sbatch", "squeue", "scancel") if shutil.which(program) is None]
     if missing:
         raise UserError(
             f"--executor slurm: there is no '{missing[0]}' on PATH. Start it on a login node of the cluster, "
@@ -81,27 +81,31 @@ def _minutes(limit: str) -> int | None:
     return int(days or 0) * 1440 + hours * 60 + minutes
 
 
-def longest_array() -> int:
-    """How many jobs one array may have.
+def submit(script: str, flags: Sequence[str]) -> str:
+    """Submit a script; the id of its job.
 
     Raises:
+        UserError: Slurm refuses it.
         RunFailed: Slurm does not answer.
     """
-    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
-    return max(1, int(limit[1])) if limit else 1  # 0: no arrays on this cluster
+    done = _run(["sbatch", "--parsable", *flags], script)
+    if done.returncode != 0:
+        complaint = done.stderr.strip().replace("sbatch: error: ", "").replace("\n", "; ")
+        raise UserError(f"Slurm refuses the jobs: {complaint}")
+    return done.stdout.strip().partition(";")[0]
 
 
-def find_jobs(name: str) -> dict[str, QueueEntry]:
-    """The jobs of this name that the controller remembers, by id (``12`` or ``12_0``); finished ones for a while.
+def find_jobs(names: Iterable[str]) -> dict[str, QueueEntry]:
+    """The jobs of these names that the controller remembers, by id; finished ones for a while.
 
     Raises:
         RunFailed: Slurm does not answer.
     """
     entries = {}
-    answer = _ask("squeue", "--noheader", "--array", "--states=all", f"--name={name}", "--format=%i|%T|%r")
+    answer = _ask("squeue", "--noheader", "--states=all", f"--name={','.join(names)}", "--format=%i|%j|%T|%r")
     for line in answer.splitlines():
-        job_id, state, reason = line.strip().split("|", 2)
-        entries[job_id] = QueueEntry(state, "" if reason == "None" else reason)
+        job_id, name, state, reason = line.strip().split("|", 3)
+        entries[job_id] = QueueEntry(name, state, "" if reason == "None" else reason)
     return entries
 
 
@@ -111,7 +115,7 @@ def find_accounted(job_id: str) -> QueueEntry | None:
         answer = _ask("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job_id}")
     except RunFailed:
         return None
-    return QueueEntry(answer.split()[0], "") if answer.split() else None
+    return QueueEntry("", answer.split()[0], "") if answer.split() else None
 
 
 def cancel(ids: Sequence[str]) -> None:
@@ -125,10 +129,14 @@ def cancel(ids: Sequence[str]) -> None:
 
 
 def _ask(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RunFailed(f"Slurm does not answer: {command[0]}: {error}") from error
+    done = _run(command)
     if done.returncode != 0:
         raise RunFailed(f"Slurm does not answer: {command[0]}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
+
+
+def _run(command: Sequence[str], script: str = "") -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, input=script, capture_output=True, text=True, check=False, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RunFailed(f"Slurm does not answer: {command[0]}: {error}") from error

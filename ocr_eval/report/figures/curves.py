@@ -127,11 +127,10 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
         label = entry(name) if i < LEGEND_ROWS else None
         axes.plot(sizes, scores, marker=marker, color=color, linewidth=1.6, label=label)
         for size, score, cell in zip(sizes, scores, found, strict=True):
+            if "ocr-score" in cell.bounds:
+                axes.plot([size, size], cell.bounds["ocr-score"], color=color, linewidth=3, alpha=0.35)
             if cell.unlearned:
                 axes.plot(size, score, marker, color=color, markerfacecolor=face(color, True))
-        bounds = {size: cell.bounds["ocr-score"] for size, cell in zip(sizes, found, strict=True) if cell.bounds}
-        low, high = ([bound[i] for bound in bounds.values()] for i in (0, 1))
-        axes.fill_between(list(bounds), low, high, color=color, alpha=0.15, linewidth=0)
     of_lines = [run for _, by_size in lines for runs in by_size.values() for run in runs]
     for m_test in sorted({run.data.m_test for run in of_lines}):
         most = max(run.data.m_train for run in of_lines)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ocr_eval.analysis.intervals import Units, averaged, estimate, units_of
+from ocr_eval.analysis.intervals import WITHIN, Units, averaged, estimate, units_of
 from ocr_eval.analysis.table import Table
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import by_association, by_seed, group_rows, is_control, ranks_by_seed
@@ -90,7 +90,7 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
             point = (across[seed].score.mean, up[seed].score.mean)
             axes.plot(*point, marker, color=color, markerfacecolor=filled, markersize=3.5, alpha=0.55)
             lowest = min(lowest, *point)
-        x, y = (estimate([each.score for each in of.values()]) for of in (across, up))
+        x, y = (estimate([each.score for each in of.values()], WITHIN["ocr-score"]) for of in (across, up))
         if x.bounds and y.bounds:
             axes.plot(x.bounds, [y.value, y.value], color=color, linewidth=1.6)
             axes.plot([x.value, x.value], y.bounds, color=color, linewidth=1.6)

@@ -39,7 +39,7 @@ _CHARACTER, _MARKER = 0.063, 0.6
 #: A legend of more rows than this says how many it omits.
 LEGEND_ROWS = 12
 
-_UNLEARNED = "hollow: a run's facts were not learned"
+_UNLEARNED = "hollow: a run did not learn what it was taught"
 
 _METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
@@ -119,7 +119,7 @@ def series(i: int) -> tuple[str, str]:
 
 
 def face(color: str, unlearned: bool) -> str:
-    """What fills a marker: its colour, or nothing where a run's facts were not learned."""
+    """What fills a marker: its colour, or nothing where a run did not learn what it was taught."""
     return "white" if unlearned else color
 
 
