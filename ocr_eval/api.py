@@ -21,6 +21,7 @@ from ocr_eval.records.find import FinishedRun, Found, find_runs
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import parse_condition, settings_of
 from ocr_eval.scoring.ranks import Scores
+from ocr_eval.specs import schedule
 from ocr_eval.specs.association import Association, load_association
 from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
 from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec
@@ -92,11 +93,13 @@ def finetune(
     device: Device = "auto",
     force: bool = False,
     measures: Sequence[str] | None = None,
+    score_at: str = schedule.DEFAULT,
 ) -> Record:
     """Teach the facts, score what was inferred, and leave the run below ``output/runs``.
 
     A run that is done already is read and not repeated; an interrupted one resumes. ``measures`` names what else to
-    measure when it ends; None for what is cheap.
+    measure when it ends; None for what is cheap. ``score_at`` says after which epochs all probes are scored
+    (``doubling``, ``every``, ``every:5``, ``last`` or ``"1,3,12"``).
 
     Raises:
         UserError: bad input, found before any training.
@@ -105,7 +108,8 @@ def finetune(
     from ocr_eval.execution.execute import Execution
     from ocr_eval.execution.execute import finetune as run_finetune
 
-    how = Execution(device=device, force=force, measures=None if measures is None else tuple(measures))
+    asked, scored = None if measures is None else tuple(measures), schedule.checked(score_at, "score_at")
+    how = Execution(device=device, force=force, measures=asked, score_at=scored)
     return run_finetune(run, Path(output), how)[0].record
 
 

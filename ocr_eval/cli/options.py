@@ -14,9 +14,9 @@ from ocr_eval.cli.spec_flags import Given, flag_of, option
 from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.execution.jobs import Executor, Placement
 from ocr_eval.execution.tracking import ReportTo
+from ocr_eval.specs import schedule
 from ocr_eval.specs.model import Device
 from ocr_eval.specs.run import Scoring
-from ocr_eval.specs.schedule import is_schedule
 from ocr_eval.specs.settings import section
 
 if TYPE_CHECKING:
@@ -250,9 +250,7 @@ def score_at(text: str | None) -> str | None:
     Raises:
         UserError: not a schedule.
     """
-    if text is not None and not is_schedule(text):
-        raise UserError(f"--score-at '{text}': give doubling, every, every:5, last, or epochs such as '1,3,12'.")
-    return text
+    return None if text is None else schedule.checked(text, "--score-at")
 
 
 def measures(text: str | None) -> tuple[str, ...] | None:

@@ -20,7 +20,7 @@ from pydantic import ConfigDict
 from ocr_eval.common.errors import UserError
 from ocr_eval.data import pairs
 from ocr_eval.data.task import Quantity, the_finding
-from ocr_eval.scoring.ranks import HeldOut, Score, Scores, premises, premises_hold
+from ocr_eval.scoring.ranks import Floats, HeldOut, Score, Scores, premises, premises_hold
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import DataSpec, Scoring
@@ -33,12 +33,12 @@ class Matched(msgspec.Struct, frozen=True):
     Attributes:
         epoch: which.
         scores: the statistics of each quantity.
-        held_out: ranks of the finding.
+        ranks: of the finding; of whom and of which answers is what ``Record.held_out`` says.
     """
 
     epoch: int
     scores: Scores
-    held_out: dict[Scoring, HeldOut]
+    ranks: dict[Scoring, Floats]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
