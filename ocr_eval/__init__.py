@@ -6,6 +6,7 @@ that neither ``import ocr_eval`` nor ``ocr-eval --help`` waits for torch.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
         score_run,
         write_report,
     )
+
+# bitsandbytes advises everyone who imports it to install kernels that it does without.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

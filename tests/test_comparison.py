@@ -105,6 +105,11 @@ def test_groups_that_do_not_pair_are_one_line(ocr_eval, tmp_path):
     assert "5 answers in use and 4" in answer.err
 
 
+def test_sides_of_two_results_versions_are_said_to_differ():
+    sentence = verdict(contrast([record(rank=0.1, results_version=1)], [record(results_version=2)], "first-token"))
+    assert "results version (1 against 2)" in sentence
+
+
 def test_sides_of_two_precisions_are_said_to_differ():
     sentence = verdict(contrast([record(rank=0.1, dtype="float32")], [record(dtype="bfloat16")], "first-token"))
     assert "float32 against bfloat16" in sentence

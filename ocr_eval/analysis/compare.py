@@ -32,7 +32,7 @@ class Contrast:
         b: OCR score of the second side, on the same.
         paired: a minus b, seed by seed, on the subjects that both have.
         premises_hold: whether every run of both sides learned what it was taught.
-        dtypes: the precisions of each side's runs.
+        unlike: what the sides differ in besides what is compared: precision, or the version of the program's numbers.
     """
 
     unit: str
@@ -41,7 +41,7 @@ class Contrast:
     b: Estimate
     paired: Difference
     premises_hold: bool
-    dtypes: tuple[str, str]
+    unlike: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -114,12 +114,12 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
         b=ocr_score([of_b for _, of_b in both]),
         paired=paired,
         premises_hold=all(run.premises_hold for run in (*a, *b)),
-        dtypes=(_dtypes(a), _dtypes(b)),
+        unlike=tuple(
+            f"{name} ({' against '.join(sides)})"
+            for name, key in (("precision", "dtype"), ("results version", "results"))
+            if len(set(sides := [", ".join(sorted(_values(runs, key))) for runs in (a, b)])) > 1
+        ),
     )
-
-
-def _dtypes(records: Sequence[Record]) -> str:
-    return ", ".join(sorted({record.dtype for record in records}))
 
 
 def verdict(contrasts: Sequence[Contrast]) -> str:
@@ -138,7 +138,7 @@ def verdict(contrasts: Sequence[Contrast]) -> str:
     if groups[None]:
         seeds = min(each.paired.seeds for each in told)
         sentences.append(f"No verdict on {', '.join(groups[None])}: {too_few(seeds, len(told))}.")
-    unlike = sorted({f"{a} against {b}" for a, b in (each.dtypes for each in contrasts) if a != b})
+    unlike = sorted({what for each in contrasts for what in each.unlike})
     if unlike:
-        sentences.append(f"The sides differ in precision: {'; '.join(unlike)}.")
+        sentences.append(f"The sides also differ in {' and '.join(unlike)}.")
     return " ".join(sentences)

@@ -46,13 +46,12 @@ def controls(
     are compared subject by subject.
     """
     means.begin()
-    chosen = o.scoring(scoring)
     from ocr_eval.analysis.controls import compare_conditions, condition_specs, verdict
 
     reals = _runs(context, model, o.one_assoc(context, association, assoc), settings)
     specs = [spec for real in reals for spec in condition_specs(real).values()]
     records = _study("controls", specs, output_dir, means, as_json)
-    results = compare_conditions(records, chosen)
+    results = compare_conditions(records, scoring)
     if as_json:
         typer.echo(json.dumps({"verdict": verdict(results), "conditions": [asdict(r) for r in results]}, indent=2))
         return
@@ -68,7 +67,7 @@ def controls(
         ]
         for result in results
     ]
-    header = ["condition", "mean rank", "null", "OCR score", "p", "real minus this", "facts learned"]
+    header = ["condition", "mean rank", "null", "OCR score", "p", "real minus this", "learned"]
     typer.echo(o.grid(header, rows))
     typer.echo(verdict(results))
 
@@ -93,7 +92,6 @@ def curve(
     (Theorem 2 of the paper), is printed for orientation; it does not predict this score.
     """
     means.begin()
-    chosen = o.scoring(scoring)
     specs = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train")
     m_test, seeds = specs[0].data.m_test, sorted({run.seed for run in specs})
     records = _study("curve", specs, output_dir, means, as_json)
@@ -103,7 +101,7 @@ def curve(
     points = []
     for m in settings["m_train"]:
         runs = [record for record in records if record.data.m_train == m]
-        score = ocr_score(list(ranks_by_seed(runs, chosen).values()))
+        score = ocr_score(list(ranks_by_seed(runs, scoring).values()))
         learned = all(run.premises_hold for run in runs)
         points.append((m, score, min(1.0, math.sqrt(m / m_test)), learned))
     if as_json:
@@ -113,7 +111,7 @@ def curve(
         typer.echo(json.dumps({**about, "points": listed}, indent=2))
         return
     rows = [[str(m), o.interval_text(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
-    typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "facts learned"], rows))
+    typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "learned"], rows))
     if len(seeds) == 1:
         typer.echo(f"One seed has no interval: give several, for example --seeds {o.THREE_SEEDS}.")
 

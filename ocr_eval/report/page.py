@@ -73,7 +73,7 @@ _OF_ROWS = {
     "heatmap": "Mean probability of each candidate for the test subjects of each group; the right one is framed.",
 }
 
-RUN_COLUMNS = ("association", "model", "setting", "seed", "mean rank", "null rank", "OCR score", "facts learned")
+RUN_COLUMNS = ("association", "model", "setting", "seed", "mean rank", "null rank", "OCR score", "learned")
 _NUMBERS = ("seed", "mean rank", "null rank", "OCR score")
 
 

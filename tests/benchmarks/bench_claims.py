@@ -45,6 +45,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     header = ["seeds", "together", "sd", "score", "interval holds", "width", "inferred", "by permutation alone"]
     print(tabulate(one_condition(rng, studies), header, tablefmt="github"), flush=True)
+    header = ["together", "sd", "score", *INTERVALS]
+    print("\n" + tabulate(intervals(rng, studies), header, tablefmt="github"), flush=True)
     header = [
         "seeds",
         "together",
