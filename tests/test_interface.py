@@ -74,7 +74,7 @@ def finished(tiny, tmp_path_factory):
     from ocr_eval.cli.app import run
 
     output = tmp_path_factory.mktemp("frames")
-    flags = ["--epochs", "3", "--score-every", "2", "--n", "3", "--m-train", "2", "--m-test", "3", "--quiet"]
+    flags = ["--epochs", "3", "--score-at", "every:2", "--n", "3", "--m-train", "2", "--m-test", "3", "--quiet"]
     run(["sweep", "--models", tiny, "--assocs", "city-language", "--seeds", "0-1", *flags, "-o", str(output)])
     return output
 
@@ -85,6 +85,7 @@ def test_epochs_as_a_frame(finished):
     assert set(frame.seed) == {1}
     assert frame.train_loss.isna().tolist() == [True, False, False, False]
     assert frame.test_entailment_ocr_score.isna().tolist() == [False, True, False, False]
+    assert not frame.train_fact_top1.isna().any()  # a premise is scored until all of them hold
     (record,) = interface.read_records(finished, where="seed=1")
     score = record.final["sequence"]["test_fact"]
     last = interface.epochs_frame(finished, where="seed=1", scoring="sequence").iloc[-1]

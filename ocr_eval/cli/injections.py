@@ -13,6 +13,7 @@ from ocr_eval.cli import options as o
 from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.common.errors import UserError
+from ocr_eval.specs import schedule
 
 if TYPE_CHECKING:
     from ocr_eval.records.folder import RunFolder
@@ -32,7 +33,7 @@ def finetune(
     settings: Annotated[Given, Settings()],
     machine: Machine,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
-    score_every: o.ScoreEveryOption = 1,
+    score_at: o.ScoreAtOption = None,
     measures: o.MeasuresOption = None,
     force: o.ForceOption = False,
     dry_run: o.DryRunOption = False,
@@ -46,9 +47,10 @@ def finetune(
     """
     asked = o.measures(measures)
     machine.begin()
+    scored = o.score_at(score_at) or schedule.DEFAULT
     spec = o.resolve(context, model, o.one_assoc(context, association, assoc), settings)
     if dry_run:
-        _show_plan(spec, output_dir, machine.device, as_json, score_every)
+        _show_plan(spec, output_dir, machine.device, as_json, scored)
         return
     from ocr_eval.records.folder import RunFolder
 
@@ -59,7 +61,7 @@ def finetune(
         from ocr_eval.execution.execute import Execution
         from ocr_eval.execution.execute import finetune as run_finetune
 
-        done, was_done = run_finetune(spec, output_dir, Execution(machine.device, force, score_every, measures=asked))
+        done, was_done = run_finetune(spec, output_dir, Execution(machine.device, force, scored, measures=asked))
         folder, record = RunFolder(done.folder), done.record
     missing = [name for name in asked or () if name not in record.measures] if was_done else []
     if missing:
@@ -104,13 +106,15 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     return None
 
 
-def _show_plan(spec: RunSpec, output: Path | None, device: Device, as_json: bool, every: int = 1) -> None:
+def _show_plan(
+    spec: RunSpec, output: Path | None, device: Device, as_json: bool, score_at: str = schedule.DEFAULT
+) -> None:
     """Print the plan of a run, or of a scoring; exit code 1 if it does not fit into memory."""
     from ocr_eval.execution.execute import Bases
     from ocr_eval.planning.estimate import make_plan
 
     (settled,) = Bases(device).settle([spec], output)
-    plan = make_plan(spec, output, device, every, settled.precision)
+    plan = make_plan(spec, output, device, score_at, settled.precision)
     typer.echo(json.dumps(plan.as_json(), indent=2) + "\n" if as_json else plan.as_text(), nl=False)
     if not plan.fits:
         raise typer.Exit(1)
@@ -126,7 +130,7 @@ def _summary(record: Record, losses: list[float]) -> str:
         name = QUANTITY_NAMES.get(least, least).upper()
         learned = f"{name} NOT LEARNED, so the rank says nothing of inference. {remedy(losses, record.train)}"
     return (
-        f"{record.model} {record.association} ({record.kind}) seed {record.seed}: "
+        f"{record.model} {record.association} ({record.kind}) seed {record.seeds}: "
         f"held-out mean rank {finding.mean_rank:.2f}, null {finding.null_rank:.2f}, "
         f"OCR score {record.held_out['first-token'].ocr_score:+.2f}; {learned}"
     )
@@ -207,7 +211,7 @@ def score(
         typer.echo(json.dumps(to_plain(scores), indent=2))
         return
     what = f"{spec.model.name}{'' if adapter is None else ' with ' + str(adapter)}"
-    typer.echo(f"{what}, {spec.association.name}, seed {spec.seed}")
+    typer.echo(f"{what}, {spec.association.name}, seed {spec.seeds}")
     typer.echo(_score_lines(scores))
 
 

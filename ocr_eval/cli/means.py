@@ -10,6 +10,7 @@ from ocr_eval.cli.spec_flags import flag_of, option
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution.jobs import Executor, Placement
 from ocr_eval.execution.tracking import ReportTo
+from ocr_eval.specs import schedule
 from ocr_eval.specs.model import Device
 
 if TYPE_CHECKING:
@@ -83,21 +84,27 @@ class Jobs:
 class Means(Jobs, Machine):
     """How a command does several runs; nothing of it changes what is learned."""
 
-    score_every: Annotated[
-        int | None, option("--score-every", min=1, help="Score every so many epochs (default: 1).")
-    ] = None
+    score_at: o.ScoreAtOption = None
     measures: o.MeasuresOption = None
     report_to: Annotated[ReportTo, option("--report-to", help="Tracker that follows the runs.")] = "none"
     force: o.ForceOption = False
     dry_run: o.DryRunOption = False
 
+    def __post_init__(self) -> None:
+        o.score_at(self.score_at)
+
+    @property
+    def scored_at(self) -> str:
+        """After which epochs all probes are scored."""
+        return self.score_at or schedule.DEFAULT
+
     def flags(self) -> list[str]:
         """The same means as flags of a worker's command."""
-        flags = ["--device", self.device, "--report-to", self.report_to, "--score-every", str(self.score_every or 1)]
+        flags = ["--device", self.device, "--report-to", self.report_to, "--score-at", self.scored_at]
         flags += ["--measures", self.measures] if self.measures is not None else []
         return [*flags, "--offline"] if self.offline else flags
 
     def of(self, grid: Grid) -> Means:
         """The means with what a grid says of scoring and measures."""
         measures = None if grid.measures is None else ",".join(grid.measures) or "none"
-        return replace(self, score_every=self.score_every or grid.score_every, measures=self.measures or measures)
+        return replace(self, score_at=self.score_at or grid.score_at, measures=self.measures or measures)

@@ -11,6 +11,7 @@ import typer
 
 from ocr_eval.cli.spec_flags import Given, option
 from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.specs import schedule
 from ocr_eval.specs.run import Scoring
 from ocr_eval.specs.settings import section
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_OUTPUT = Path("results")
+#: The seeds of commands that compare runs.
+THREE_SEEDS = "0-2"
 
 
 def _names(part: str) -> Callable[[str], list[str]]:
@@ -37,7 +40,7 @@ model_names, assoc_names = _names("models"), _names("templates")
 
 #: Commands that take a run's own config.yaml as --config.
 _TAKE_A_RUN = ("finetune", "score", "controls", "curve", "export")
-_RUN = "run of --config"
+RUN = "run of --config"
 
 
 def _config(context: typer.Context, path: Path | None) -> Path | None:
@@ -87,7 +90,7 @@ def _run_flags(context: typer.Context, path: Path) -> dict[str, Any]:
             "to 'ocr-eval finetune', or give a file of flags by name."
         )
     run = read_run(path)
-    context.meta[_RUN] = (str(path), run)
+    context.meta[RUN] = (str(path), run)
     return {"model": str(path), "assoc": str(path)}
 
 
@@ -119,7 +122,14 @@ JsonOption = Annotated[bool, option("--json", help="Print the result as JSON.")]
 QuietOption = Annotated[bool, option("--quiet", "-q", help="No progress on stderr.")]
 DryRunOption = Annotated[bool, option("--dry-run", help="Print the plan with memory and time, and stop.")]
 ForceOption = Annotated[bool, option("--force", help="Rerun even if a finished run exists.")]
-ScoreEveryOption = Annotated[int, option("--score-every", min=1, help="Score every so many epochs.")]
+ScoreAtOption = Annotated[
+    str | None,
+    option(
+        "--score-at",
+        help="After which epochs to score all probes: doubling (1, 2, 4, 8 ...), every, every:5, last, or '1,3,12'; "
+        "always at 0, at the last, and when what is taught is first learned.  [default: doubling]",
+    ),
+]
 MeasuresOption = Annotated[
     str | None,
     option("--measures", help="What else to measure: 'a,b' from 'measures list', or none (default: what is cheap)."),
@@ -153,6 +163,15 @@ def one_assoc(context: typer.Context, argument: str | None, flag: str | None) ->
             "list' shows those shipped."
         )
     return chosen
+
+
+def score_at(text: str | None) -> str | None:
+    """The value of --score-at.
+
+    Raises:
+        UserError: not a schedule.
+    """
+    return None if text is None else schedule.checked(text, "--score-at")
 
 
 def measures(text: str | None) -> tuple[str, ...] | None:
@@ -213,21 +232,21 @@ def resolve(context: typer.Context, model: str, assoc: str, settings: Given) -> 
     from ocr_eval.methods.method import ignored_by
     from ocr_eval.specs.association import load_association
     from ocr_eval.specs.model import load_model_spec
-    from ocr_eval.specs.run import make_run_spec
+    from ocr_eval.specs.run import make_run_spec, run_seeds
 
-    path, run = context.meta.get(_RUN, ("", None))
+    path, run = context.meta.get(RUN, ("", None))
     spec = run.model if run and model == path else load_model_spec(model)
     spec = spec.model_copy(update=section("model", settings))
     association = run.association if run and assoc == path else load_association(assoc)
     data, train = section("data", settings), section("train", settings)
     if run is None:
-        return make_run_spec(spec, association, data, train, settings.get("seed", 0))
+        return make_run_spec(spec, association, data, train, *run_seeds(section("run", settings)))
     kept = train.get("method", run.train.method) == run.train.method
     if not kept and "rank" in ignored_by(run.train):  # rates of full training suit no adapter
         train = {"lr": spec.train.lr, "batch_size": spec.train.batch_size, **train}
     defaults = spec.model_copy(update={"train": run.train})
-    seed = settings.get("seed", run.seed)
-    described = make_run_spec(defaults, association, {**run.data.model_dump(), **data}, train, seed)
+    seeds = run_seeds(section("run", settings), run.seed, run.train_seed)
+    described = make_run_spec(defaults, association, {**run.data.model_dump(), **data}, train, *seeds)
     return described.model_copy(update={"model": spec})
 
 

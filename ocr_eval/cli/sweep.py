@@ -20,7 +20,7 @@ ALL_ASSOCS = "all"
 DEFAULT_OUTPUT = Path("results/sweep")
 
 
-_SWEPT = Settings(axes=["seed", *(setting.name for setting in AXES.values())], defaults={"seed": "0-2"})
+_SWEPT = Settings(axes=[setting.name for setting in AXES.values()], defaults={"seed": o.THREE_SEEDS})
 
 
 @expanded
@@ -66,7 +66,7 @@ def sweep(
         raise UserError("--study goes with --worker. To run a study, use its own command.")
     held = read_sweep(output_dir)
     given: dict[str, Any] = {"models": o.words("--models", models), "assocs": _assocs(assocs)}
-    given |= {"score_every": means.score_every, "measures": o.measures(means.measures)}
+    given |= {"score_at": means.score_at, "measures": o.measures(means.measures)}
     given |= {SETTINGS[name].axis: value for name, value in settings.items()}
     given = {name: value for name, value in given.items() if value is not None}
     grid = _grid(given, held.grid if held else None)
@@ -108,9 +108,12 @@ def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
     defaults: dict[str, Any] = {
         "models": (o.DEFAULT_MODEL,),
         "assocs": tuple(column_order(yaml_files.shipped_names("templates"))),
-        "seeds": (0, 1, 2),
+        "seeds": SETTINGS["seed"].parse_axis(o.THREE_SEEDS),
     }
-    return yaml_files.parse(Grid, {**(held.model_dump() if held else defaults), **given, **paths}, "sweep")
+    left_out = held.model_dump() if held else defaults
+    if given.keys() >= {"data_seed", "train_seed"}:
+        del left_out["seeds"]
+    return yaml_files.parse(Grid, {**left_out, **given, **paths}, "sweep")
 
 
 def _absolute(name: str) -> str:

@@ -129,7 +129,7 @@ def _work_here(sweep: Sweep, bases: Bases, means: Means, packs: Sequence[int]) -
     """Do packs in this process, one after another."""
     _say_amount(sweep, packs)
     with following(_watcher(sweep), means.report_to, sweep.name, sweep.output) as watch:
-        how = Execution(means.device, every=means.score_every or 1, watch=watch, measures=o.measures(means.measures))
+        how = Execution(means.device, score_at=means.scored_at, watch=watch, measures=o.measures(means.measures))
         work(sweep, bases, how, packs)
 
 
@@ -202,4 +202,4 @@ def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") 
     else:  # which runs have begun is known by the weights' content
         packs = cut(bases.settle(specs, None, device), device, packs_at_once(means))
     done = [[bool(cached(spec.model)) and bases.folder(spec, output).is_done() for spec in pack] for pack in packs]
-    return [f"output: {output}", *describe_packs(packs, done, device, _processes(means, packs), means.score_every or 1)]
+    return [f"output: {output}", *describe_packs(packs, done, device, _processes(means, packs), means.scored_at)]

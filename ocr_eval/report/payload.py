@@ -68,7 +68,7 @@ def _text(path: Path) -> str:
 
 
 def _curves(run: FinishedRun, scoring: Scoring) -> dict[str, Any]:
-    of = [(line.epoch, line.scores[scoring]) for line in metrics_of(run, scoring) if line.scores is not None]
+    of = [(line.epoch, line.of(scoring)) for line in metrics_of(run, scoring)]
 
     def series(quantity: str, key: str) -> list[list[float]]:
         return [[epoch, round(getattr(scores[quantity], key), 4)] for epoch, scores in of if quantity in scores]
@@ -139,5 +139,5 @@ def progress_of(folder: Path) -> Progress | None:
         done = max((line.epoch for line in RunFolder(folder).metrics()), default=0)
     except (UserError, KeyError, OSError):
         return None
-    name = f"{spec.model.name}, {spec.association.name}, {label_of(spec.train.method)}, seed {spec.seed}"
+    name = f"{spec.model.name}, {spec.association.name}, {label_of(spec.train.method)}, seed {spec.seeds}"
     return Progress(name, done, spec.train.epochs)

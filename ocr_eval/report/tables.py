@@ -51,19 +51,21 @@ def findings(table: Table) -> str:
 
 def _reading(table: Table) -> str:
     where = f"{findings(table)}, {table.scoring} scoring"
+    bounded = any((table.metric or "ocr-score") in cell.bounds for row in table.rows for cell in row.cells.values())
+    interval = " [95 % interval]" * bounded
     if table.metric is None:
-        return (
-            f"{where}: mean rank / null rank, OCR score [95 % interval]. Rank 0 is perfect; the null rank is what a "
-            "model that only knows which answers occur would get. OCR score = 1 - mean rank / chance, both among the "
-            "answers in use alone: 0 nothing inferred, 1 always. Intervals are for new seeds (Student's t)."
+        text = (
+            f"{where}: mean rank / null rank, OCR score{interval}. Rank 0 is perfect; the null rank is what a model "
+            "that only knows which answers occur would get. OCR score = 1 - mean rank / chance, both among the answers "
+            "in use alone: 0 nothing inferred, 1 always."
         )
+        return text + " Intervals are for new seeds (Student's t)." * bounded
     if table.metric not in METRICS:
         return (
             f"{table.metric} of the trained model, averaged over seeds; it depends on no scoring and has no interval."
         )
-    bounded = any(table.metric in cell.bounds for row in table.rows for cell in row.cells.values())
     bound = " (no interval: records keep no margins of subjects)" if table.metric == "margin" else ""
-    return f"{where}: {METRIC_NAMES[table.metric]}{' [95 % interval]' if bounded else bound}."
+    return f"{where}: {METRIC_NAMES[table.metric]}{interval or bound}."
 
 
 def _protocol(table: Table) -> list[str]:

@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ocr_eval.data.task import Quantity
 from ocr_eval.specs.run import Scoring
 
 Floats = NDArray[np.float64]
@@ -91,6 +92,17 @@ class Score(msgspec.Struct, frozen=True, gc=False):
 Scores = dict[Scoring, dict[str, Score]]
 
 
+def premises(quantities: Sequence[Quantity], scores: Scores) -> dict[str, float]:
+    """Top-1 (first token) of what must be learned before ranks say anything of inference, by quantity."""
+    found = scores["first-token"]
+    return {q.name: found[q.name].top1 for q in quantities if q.role == "premise" and q.name in found}
+
+
+def premises_hold(quantities: Sequence[Quantity], scores: Scores) -> bool:
+    """Whether top-1 of every premise reached 95 %."""
+    return all(top1 >= LEARNED_TOP1 for top1 in premises(quantities, scores).values())
+
+
 class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=True):
     """Ranks of one run's finding, subject by subject: what intervals and tests are computed from.
 
@@ -145,9 +157,10 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
     @cached_property
     def in_use_rank(self) -> Floats:
         """In-use rank of the right answer. [S]"""
-        return _place(self.ranks, self.rank)
+        right: Floats = self.in_use[np.arange(len(self.target)), self.target]
+        return right
 
-    @property
+    @cached_property
     def scores(self) -> Floats:
         """OCR score of each subject, whose mean is that of the run. [S]"""
         scores: Floats = 1 - self.in_use_rank / ((self.ranks.shape[1] - 1) / 2)
