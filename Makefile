@@ -43,8 +43,8 @@ browser:
 
 # The pages of documentation that are generated; a test says when they are old.
 docs: $(VENV)/.ready
-	$(BIN)/python -m ocr_eval.cli.reference > ocr_eval/docs/commands.md
-	$(BIN)/python -m ocr_eval.cli.reference settings > ocr_eval/docs/settings.md
+	$(BIN)/python tests/reference.py > ocr_eval/docs/commands.md
+	$(BIN)/python tests/reference.py settings > ocr_eval/docs/settings.md
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -175,12 +175,7 @@ def _watcher(sweep: Sweep) -> SweepWatcher:
 
 
 def report_missing(runs: Sequence[PlannedRun], resumes: bool = True) -> None:
-    """Say why runs are missing, and leave with 1 if one is.
-
-    Args:
-        runs: the runs.
-        resumes: whether the same command does those that have no reason.
-    """
+    """Say why runs are missing, and that the same command ``resumes`` the others; leave with 1 if one is."""
     missing = [run for run in runs if not run.folder.is_done()]
     for run in missing:
         if reason := run.folder.failure():

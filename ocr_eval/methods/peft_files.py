@@ -95,11 +95,7 @@ def write_adapter(
     The base is named by its hub repository where it has one, and else by the model's name.
 
     Args:
-        folder: where.
         tensors: A [r, I] and B transposed [r, O] by the name of the adapted module.
-        rank: LoRA r.
-        alpha: LoRA alpha.
-        model: the base.
 
     Returns:
         The sha256 of the file of tensors.

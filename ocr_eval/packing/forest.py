@@ -88,10 +88,6 @@ def read_answers(
 
     The last token of an answer is never fed: nothing is predicted from it.
 
-    Args:
-        builder: receives the sequences.
-        questions: (prompt, answers) each.
-
     Returns:
         The reads, and for each (question, answer) in order, the indices into ``reads.tokens`` of its tokens.
     """

@@ -114,13 +114,7 @@ def estimate(
 ) -> MemoryPlan:
     """Peak memory of a run, from the model's configuration alone; no weights are read.
 
-    Args:
-        spec: the model.
-        train: method, rank and targets.
-        training: the largest training batch; its ``lanes`` are the runs of a pack.
-        scoring: the largest scored chunk.
-        device: "cpu", "cuda" or "mps".
-        layers: only the first ``layers`` of the model.
+    ``training`` is the largest batch, its lanes the runs of a pack; ``scoring`` the largest scored chunk.
 
     Raises:
         UserError: the model's configuration is not available.

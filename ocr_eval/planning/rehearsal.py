@@ -114,15 +114,9 @@ def rehearse(
     probes: int = 40,
     folder: Path | None = None,
 ) -> Rehearsal:
-    """Build, train a few steps on one batch of the run's dataset, score some probes, and compare with the plan.
+    """Build the first ``layers``, train some steps on the run's first batch, score some probes, compare with the plan.
 
-    Args:
-        spec: the run; its first batch is what is learned.
-        device: where.
-        layers: only the first ``layers`` of the model.
-        steps: training steps.
-        probes: probes to score at most.
-        folder: where the model's tokenizer is, if not in a cache.
+    ``folder`` is where the model's tokenizer is, if not in a cache.
 
     Raises:
         UserError: more layers than the model has, or it does not fit into the free memory.

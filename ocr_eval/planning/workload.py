@@ -60,12 +60,7 @@ class Workload:
 
 
 def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedule.DEFAULT) -> Workload:
-    """The work of a run, with the model's tokenizer if it is on this disk and else with a stand-in.
-
-    Args:
-        spec: the run.
-        tokenizer: a folder with the model's tokenizer, where it is elsewhere.
-        score_at: after which epochs all probes are scored.
+    """The work of a run, by the tokenizer in a folder, else the model's if it is on this disk, else a stand-in.
 
     Raises:
         UserError: the tokenizer cannot encode the data.
