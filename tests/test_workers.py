@@ -134,20 +134,20 @@ def test_a_follower_tells_an_epoch_once_all_runs_of_a_pack_have_it(tiny, tmp_pat
         [[short, long, failing]],
         lambda steps: told.append([(step.spec.seed, step.line.epoch) for step in steps]),
     )
-    follower.look_closely()
+    follower.look(closely=True)
     grow(short, 2)
     grow(long, 2)
-    follower.look_closely()
+    follower.look(closely=True)
     assert told == []
     grow(failing, 1)
-    follower.look_closely()
+    follower.look(closely=True)
     assert told == [[(0, 0), (1, 0), (2, 0)]]
     failing.folder.fail("The loss became nan in epoch 1.")
-    follower.look_closely()
+    follower.look(closely=True)
     assert told[1:] == [[(0, 1), (1, 1)]]
     grow(long, 4)
-    follower.look_closely()
-    follower.look_closely()
+    follower.look(closely=True)
+    follower.look(closely=True)
     assert told[2:] == [[(1, 2)], [(1, 3)]]
 
 
@@ -158,7 +158,7 @@ def test_a_follower_goes_on_with_a_pack_that_was_killed_while_a_run_ended(tiny, 
     told: list[list[int]] = []
     follower = Follower([[short, long]], lambda steps: told.append([step.line.epoch for step in steps]))
     grow(long, 5)
-    follower.look_closely()
+    follower.look(closely=True)
     assert told == [[3], [4]]
 
 
@@ -169,9 +169,9 @@ def test_a_file_that_is_gone_at_the_wrong_moment_is_read_again(tiny, tmp_path, m
     grow(run, 1)
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "metrics", lambda folder: (_ for _ in ()).throw(FileNotFoundError()))
-        follower.look_closely()
+        follower.look(closely=True)
     assert told == []
-    follower.look_closely()
+    follower.look(closely=True)
     assert told == [0]
 
 

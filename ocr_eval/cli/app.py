@@ -67,27 +67,21 @@ app = typer.Typer(
 )
 app.command(cls=OneRun, rich_help_panel="Teach")(injections.finetune)
 app.command(rich_help_panel="Score")(injections.score)
-app.command(rich_help_panel="Teach")(sweep.sweep)
-app.command(rich_help_panel="Teach")(sweep.status)
-app.command(rich_help_panel="Look")(results.table)
-app.command(rich_help_panel="Look")(results.figures)
-app.command(rich_help_panel="Look")(results.compare)
-app.command(rich_help_panel="Look")(results.report)
-app.command(rich_help_panel="Study")(studies.controls)
-app.command(rich_help_panel="Study")(studies.curve)
+for panel, commands in {
+    "Teach": (sweep.sweep, sweep.status),
+    "Look": (results.table, results.figures, results.compare, results.report),
+    "Study": (studies.controls, studies.curve),
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
 app.add_typer(data.app, name="data", rich_help_panel="Extend")
 app.add_typer(models.app, name="models", rich_help_panel="Extend")
-app.add_typer(doors.door(METHODS, "List and show ways to teach facts."), name="methods", rich_help_panel="Extend")
-app.add_typer(
-    doors.door(PREVENTIONS, "List and show ways to prevent unwanted inference."),
-    name="preventions",
-    rich_help_panel="Extend",
-)
-app.add_typer(
-    doors.door(MEASURES, "List and show what is measured on a trained model."),
-    name="measures",
-    rich_help_panel="Extend",
-)
+for registry, about in (
+    (METHODS, "List and show ways to teach facts."),
+    (PREVENTIONS, "List and show ways to prevent unwanted inference."),
+    (MEASURES, "List and show what is measured on a trained model."),
+):
+    app.add_typer(doors.door(registry, about), name=f"{registry.noun}s", rich_help_panel="Extend")
 app.add_typer(toy, name="toy", rich_help_panel="Study")
 
 
@@ -105,20 +99,13 @@ def doctor(as_json: JsonOption = False) -> None:
     """Show versions, devices, memory, caches and network state."""
     import json
 
+    import yaml
+
     from ocr_eval.cli.doctor import examine
 
-    findings = examine()
-    if as_json:
-        typer.echo(json.dumps(findings, indent=2))
-        return
-    for key, value in findings.items():
-        if isinstance(value, dict):
-            value = ", ".join(
-                f"{name} {'yes' if v is True else 'no' if v is False else v}" for name, v in value.items()
-            )
-        elif isinstance(value, list):
-            value = "; ".join(str(entry) for entry in value) or "none"
-        typer.echo(f"{key:16} {value}")
+    found = examine()
+    shown = json.dumps(found, indent=2) if as_json else yaml.safe_dump(found, sort_keys=False, width=120).rstrip()
+    typer.echo(shown)
 
 
 INTERRUPTED = 130

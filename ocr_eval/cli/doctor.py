@@ -39,7 +39,9 @@ def examine() -> dict[str, Any]:
         "dtype": {device: _precision(device) for device, there in there_is.items() if there},
         "cache": {"folder": str(cache), "free_gb": _gb(shutil.disk_usage(disk).free)},
         "offline": hub.offline(),
-        "models_in_cache": {name: model_is_here(name) for name in yaml_files.shipped_names("models")},
+        "models_in_cache": {
+            name: weights.cached(load_model_spec(name)) is not None for name in yaml_files.shipped_names("models")
+        },
     }
 
 
@@ -52,13 +54,7 @@ def _precision(device: str) -> str:
 
     chosen = choose(device)
     measured = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates(torch.device(device)).items())
-    untested = "; untested" if chosen.untested else ""
-    return f"{chosen.dtype} ({chosen.reason}{untested}; GFLOP/s measured now: {measured})"
-
-
-def model_is_here(name: str) -> bool:
-    """Whether a model's weights lie on this disk already."""
-    return weights.cached(load_model_spec(name)) is not None
+    return f"{chosen.dtype} ({chosen.reason}; GFLOP/s measured now: {measured})"
 
 
 def _gb(size: int) -> float:

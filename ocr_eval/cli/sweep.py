@@ -144,12 +144,15 @@ def status(
 
     Every run's state, epoch, loss and OCR score, also while they run.
     """
-    from ocr_eval.execution.status import run_states, state_table, states_json
+    import json
+    from dataclasses import asdict
+
+    from ocr_eval.execution.status import run_states, state_table
 
     folder = runs or DEFAULT_OUTPUT
     states = run_states(folder)
     if not states:
         raise UserError(f"'{folder}' contains no sweep (no sweep.json). Name its folder: ocr-eval status FOLDER.")
-    typer.echo(states_json(states) if as_json else state_table(states), nl=False)
+    typer.echo(json.dumps(list(map(asdict, states)), indent=2) + "\n" if as_json else state_table(states), nl=False)
     for run, reason in {state.run: state.reason for state in states if state.reason}.items():
         typer.echo(f"{run}: {reason}", err=True)

@@ -19,7 +19,7 @@ from ocr_eval.common.messages import say
 from ocr_eval.execution.execute import Bases, Execution, PlannedRun
 from ocr_eval.execution.jobs import JobEvent, Placement, run_jobs
 from ocr_eval.execution.jobs.local import cores, resolve_devices
-from ocr_eval.execution.jobs.slurm import check_slurm
+from ocr_eval.execution.jobs.slurm import sbatch_flags
 from ocr_eval.execution.progress import SweepWatcher
 from ocr_eval.execution.sweep import Sweep, check_open, clear, cut, join_sweep, pack_jobs, plan_sweep, work, worker_jobs
 from ocr_eval.execution.tracking import following, how_to_view, require_tracker
@@ -52,7 +52,7 @@ def check(means: Means) -> None:
     if means.executor == "local":
         resolve_devices(placement.devices)
     if means.executor == "slurm" and not means.dry_run:
-        check_slurm(placement)
+        sbatch_flags(placement)
     if means.workers is not None and means.workers > 1 and pack_device(means) != "cpu":
         raise UserError(f"--workers {means.workers}: several processes share the cores of a CPU; a GPU takes one.")
 
@@ -147,7 +147,7 @@ def _work_in_jobs(sweep: Sweep, means: Means, processes: int) -> None:
             say(" ".join(filter(None, [event.job.name, event.state, event.place, event.reason])))
 
     results = run_jobs(jobs, placement, sweep.output / "logs", tell, follower.look)
-    follower.look_closely()
+    follower.look(closely=True)
     explained = all(run.folder.is_done() or run.folder.failure() for run in sweep.runs)
     for result in results:
         if result.end != "done" and not (explained and result.returncode == 1):  # its runs themselves say why

@@ -32,9 +32,7 @@ def is_first() -> bool:
 def agreed(decide: Callable[..., Decision], *given: Any) -> Decision:
     """What the first process decides, told to all, so that none waits for one that took another way.
 
-    Args:
-        decide: called by the first process alone; what it returns is plain data.
-        given: what it is called with.
+    ``decide`` is called by the first process alone, with what is given; it returns plain data.
 
     Raises:
         OSError, UserError: as ``decide``, in all processes.

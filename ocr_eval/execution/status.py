@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -128,8 +127,3 @@ def _table(states: Sequence[RunState]) -> str:
     for s in states:
         counts[s.state] += 1
     return f"{body}\n\n{len(states)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + "\n"
-
-
-def states_json(states: Iterable[RunState]) -> str:
-    """The states as JSON."""
-    return json.dumps([asdict(state) for state in states], indent=2) + "\n"

@@ -26,10 +26,8 @@ _LOOK_SECONDS = 1.0
 def workers_that_pay(packs: Sequence[Sequence[RunSpec]], device: str) -> int:
     """How many processes should share the packs: one a core on a CPU, if memory lets them and there is enough to do.
 
-    Args:
-        packs: all runs, also those that are done: so a resumed sweep has as many threads per process as before,
-            on which the last bits of its results may depend.
-        device: the type of device.
+    Packs are those of all runs, also of those that are done: so a resumed sweep has as many threads per process as
+    before, on which the last bits of its results may depend.
     """
     most = min(cores(), len(packs))
     if device != "cpu" or most < 2:
@@ -58,18 +56,14 @@ class Follower:
         self._packs = [_PackFollower([run for run in pack if run.is_open]) for pack in packs]
         self._looked = time.monotonic()
 
-    def look(self) -> None:
-        """Report what is new, at most once a second."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
+    def look(self, closely: bool = False) -> None:
+        """Report what is new, at most once a second unless ``closely``."""
+        if not closely and time.monotonic() - self._looked < _LOOK_SECONDS:
             return
-        self.look_closely()
-        self._looked = time.monotonic()
-
-    def look_closely(self) -> None:
-        """Tell what is new."""
         for pack in self._packs:
             for steps in pack.new_epochs():
                 self._watch(steps)
+        self._looked = time.monotonic()
 
 
 class _PackFollower:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -152,25 +152,25 @@ def read_adapter_file(folder: Path) -> AdapterFile:
     return AdapterFile(folder, config, shapes)
 
 
+class _Fields(BaseModel):
+    """The fields of an adapter's configuration that are worked with here."""
+
+    r: Annotated[int, Field(strict=True, gt=0)] = 8
+    lora_alpha: float = 8
+    target_modules: list[str] | re.Pattern[str] = []
+    base_model_name_or_path: str | None = None
+
+
 def _check_types(folder: Path, content: Any) -> None:
-    """Check the fields of an adapter's configuration that are worked with here; PEFT itself checks none.
+    """Check those fields; PEFT itself checks none.
 
     Raises:
         UserError: no JSON object, or a field of another type; names it.
     """
     if not isinstance(content, dict):
         raise UserError(f"{folder}/{CONFIG} is not a JSON object.")
-    targets = content.get("target_modules", [])
-    with suppress(re.error):
-        is_pattern = isinstance(targets, str) and re.compile(targets) is not None
-        fits = {
-            "r": isinstance(content.get("r", 8), int) and content.get("r", 8) > 0,
-            "lora_alpha": isinstance(content.get("lora_alpha", 8), int | float),
-            "target_modules": is_pattern or (isinstance(targets, list) and all(isinstance(t, str) for t in targets)),
-            "base_model_name_or_path": isinstance(content.get("base_model_name_or_path"), str | None),
-        }
-        wrong = next((name for name, fit in fits.items() if not fit), None)
-        if wrong is None:
-            return
-        raise UserError(f"{folder}/{CONFIG}: '{wrong}' is {content.get(wrong)!r}, which no LoRA adapter has.")
-    raise UserError(f"{folder}/{CONFIG}: 'target_modules' is {targets!r}, which is not a pattern.")
+    try:
+        _Fields.model_validate(content)
+    except ValidationError as error:
+        name = error.errors()[0]["loc"][0]
+        raise UserError(f"{folder}/{CONFIG}: '{name}' is {content[name]!r}, which no LoRA adapter has.") from error

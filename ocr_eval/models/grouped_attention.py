@@ -30,23 +30,21 @@ def grouped_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    dropout: float = 0.0,
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Softmax attention in the signature of transformers' attention functions.
 
     Args:
-        module: the attention layer; says whether it is in training, for dropout.
+        module: the attention layer.
         query: [K, H, N, D].
         key: [K, V, M, D].
         value: [K, V, M, D]; its heads may have another width.
         attention_mask: added to the scores; None for no mask. [K, 1, N, M or more]; or [K * C, 1, B, B] where rows
             are of C clumps of B nodes, which see only themselves (packing/batch.py).
         scaling: factor of the scores; D ** -0.5 if None.
-        dropout: probability, in training only.
         softcap: bound of the scores: c tanh(score / c), as of Gemma-2.
-        kwargs: what other implementations take.
+        kwargs: what other implementations take; dropout is of training mode, in which no network here is.
 
     Returns:
         What the heads read, [K, N, H, D], contiguous; and no attention weights.
@@ -54,7 +52,7 @@ def grouped_attention(
     if attention_mask is not None and len(attention_mask) > len(query):
         clumps = len(attention_mask) // len(query)
         query, key, value = (_clumps_as_rows(tensor, clumps) for tensor in (query, key, value))
-        read, _ = grouped_attention(module, query, key, value, attention_mask, scaling, dropout, softcap)
+        read, _ = grouped_attention(module, query, key, value, attention_mask, scaling, softcap)
         return read.unflatten(0, (-1, clumps)).flatten(1, 2), None
     (K, H, N, D), (V, M) = query.shape, key.shape[1:3]
     scaling = D**-0.5 if scaling is None else scaling
@@ -66,7 +64,7 @@ def grouped_attention(
         # One mask for all groups' rows, not a view of the scores by group: in place of a view, autograd copies.
         scores_KVRM.add_(attention_mask[..., :M].repeat(1, 1, H // V, 1))
     weights_KVRM = scores_KVRM.softmax(dim=-1, dtype=torch.float32).to(scores_KVRM.dtype)
-    read_KVRD = torch.nn.functional.dropout(weights_KVRM, dropout, module.training) @ value
+    read_KVRD = weights_KVRM @ value
     return read_KVRD.view(K, H, N, -1).transpose(1, 2).contiguous(), None
 
 

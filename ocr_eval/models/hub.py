@@ -56,11 +56,7 @@ def cached(weights: HubWeights, files: list[str] = MODEL_FILES) -> Path | None:
 def fetch(weights: HubWeights, name: str, license: str, files: list[str] = MODEL_FILES) -> Path:
     """The repository's folder in the cache, fetched first where needed; its name is the commit.
 
-    Args:
-        weights: repository and revision.
-        name: what the user calls the model.
-        license: named where access must be asked for.
-        files: patterns of the files to fetch; by default all that a run needs.
+    ``name`` is what the user calls the model; ``license`` is named where access must be asked for.
 
     Raises:
         UserError: offline and not cached, no access, no such repository or revision, no safetensors, a disk

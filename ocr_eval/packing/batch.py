@@ -72,11 +72,9 @@ class Batch:
 
 
 def lay_out(rows: Sequence[tuple[Forest, Reads]], by_clump: bool = True) -> Batch:
-    """Put forests side by side, one a row, padded to the widest clump and to the most nodes read of one.
+    """Put forests, each with where it is read, side by side, padded to the widest clump and the most nodes read of one.
 
-    Args:
-        rows: the forests, and where they are read.
-        by_clump: whether attention knows of clumps; if not, a row is one.
+    Where attention does not know of clumps a row is one.
     """
     pieces = [pieces_of(forest) for forest, _ in rows]
     widest = max(len(piece) for of_row in pieces for piece in of_row)

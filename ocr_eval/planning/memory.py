@@ -84,6 +84,11 @@ def _estimate(
         return [p for of, learns in passes for p in peaks(spec, config, train, of, state_bytes, device, learns)]
 
     found = _at(layers, with_layers)
+    if method_of(train).needs.quantized:  # one matrix at a time is unpacked, for its product
+        unpacked = max(inputs * outputs for _, inputs, outputs in examine(spec, layers).linears)
+        for peak in found:
+            peak["weights"] = frozen_bytes(spec, True, layers)
+            peak["activations"] += unpacked * DTYPES[spec.dtype].itemsize
     at_the_end: Counter[Part] = Counter({part: found[0][part] for part in ("weights", "adapters", "optimizer")})
     masters = int(found[0]["optimizer"] / state_bytes) * 4
     at_the_end["gradients"] = masters  # all of them, when no activation is left
@@ -148,9 +153,9 @@ def least(spec: ModelSpec, train: TrainSpec, device: str) -> int:
     return frozen_bytes(spec, needs.quantized) + int(sizes.adapter_parameters(train.rank, train.targets) * adapter)
 
 
-def frozen_bytes(spec: ModelSpec, quantized: bool) -> int:
+def frozen_bytes(spec: ModelSpec, quantized: bool, layers: int | None = None) -> int:
     """Bytes of a model's frozen weights in the spec's precision, or with its linear layers in NF4."""
-    sizes, itemsize = examine(spec), DTYPES[spec.dtype].itemsize
+    sizes, itemsize = examine(spec, layers), DTYPES[spec.dtype].itemsize
     return sizes.parameters * itemsize - (int(sizes.linear_parameters * (itemsize - 0.516)) if quantized else 0)
 
 

@@ -26,7 +26,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ocr_eval.methods.adapters import Adapters, LaneShape
 from ocr_eval.methods.method import method_of
 from ocr_eval.models import grouped_attention
-from ocr_eval.models.architecture import build, linear_modules
+from ocr_eval.models.architecture import build
 from ocr_eval.models.base import DTYPES
 from ocr_eval.packing.logprobs import block_rows, read_logprobs
 from ocr_eval.specs.model import ModelSpec, TrainSpec
@@ -67,16 +67,11 @@ def peaks(
 
     Of training there are two peaks, before the first gradient comes to life and after. Before it, memory grows with
     every layer by its activations; after it, by a layer's gradients less its activations. So each of the two is linear
-    in the number of layers. In scoring nothing is kept from layer to layer.
+    in the number of layers. In scoring nothing is kept from layer to layer. A quantized base is taken for what it is
+    without (``memory.estimate`` knows what its weights take).
 
-    Args:
-        spec: gives precision and attention.
-        config: the architecture.
-        train: gives method, rank and targets.
-        geometry: the largest batch or scored chunk.
-        state_bytes: optimizer state of a trainable parameter.
-        device: type of the device that chooses the attention.
-        training: a step; else a scoring pass.
+    ``geometry`` is the largest batch or scored chunk, ``state_bytes`` the optimizer's state of a trainable parameter;
+    the type of ``device`` chooses the attention.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         network = build(spec, config, device, torch.float32 if method_of(train).needs.whole else None)
@@ -93,16 +88,12 @@ def _hold(
     network: PreTrainedModel, spec: ModelSpec, train: TrainSpec, lanes: int, state_bytes: float, vocabulary: int
 ) -> _Meter:
     """Make the network as it is trained; a meter that counts what is there before a step."""
-    needs = method_of(train).needs
-    if needs.whole:
+    if method_of(train).needs.whole:
         network.requires_grad_(True)
         trainable = list(network.parameters())
         meter = _Meter(vocabulary, {tuple(p.shape) for p in trainable})
         meter.hold("weights", trainable)
     else:
-        if needs.quantized:
-            for name, linear in linear_modules(network).items():
-                network.set_submodule(name, _FourBit(linear))
         adapters = Adapters(network, train.targets, [LaneShape(train.rank, train.alpha)] * lanes, DTYPES[spec.dtype])
         stacks = [stack for layer in adapters.layers.values() for stack in (layer.a, layer.b)]
         trainable = [parameter for lane in range(lanes) for parameter in adapters.parameters(lane).values()]
@@ -112,38 +103,6 @@ def _hold(
     meter.hold("weights", [*network.parameters(), *network.buffers()])
     meter.hold("optimizer", [torch.empty(int(p.numel() * state_bytes), dtype=torch.uint8) for p in trainable])
     return meter
-
-
-class _FourBit(torch.nn.Linear):
-    """The storage and the traffic of a bitsandbytes NF4 linear with double quantization."""
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        with torch.device("meta"):
-            super().__init__(linear.in_features, linear.out_features, bias=False)
-        weights = linear.weight.numel()
-        self.computed = linear.weight.dtype
-        self.bias = linear.bias
-        self.weight = torch.nn.Parameter(torch.empty(weights // 2, 1, dtype=torch.uint8), requires_grad=False)
-        self.register_buffer("scales", torch.empty(weights // 64, dtype=torch.uint8))
-        self.register_buffer("scales_of_scales", torch.empty(weights // (64 * 256), dtype=torch.float32))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As a linear's."""
-        y: torch.Tensor = _Dequantized.apply(x, self.out_features, self.computed)
-        return y if self.bias is None else y + self.bias
-
-
-class _Dequantized(torch.autograd.Function):
-    """``x W^T`` with W unpacked for the product alone, in both directions."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, outputs: int, dtype: torch.dtype) -> torch.Tensor:
-        ctx.shape, ctx.dtype = (outputs, x.shape[-1]), dtype
-        return x.to(dtype) @ torch.empty(ctx.shape, dtype=dtype).T
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return gradients[0] @ torch.empty(ctx.shape, dtype=ctx.dtype), None, None
 
 
 def _logprobs(

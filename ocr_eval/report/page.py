@@ -80,10 +80,7 @@ _NUMBERS = ("seed", "mean rank", "null rank", "OCR score")
 def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tuple[str, list[UserError]]:
     """The page of all runs, and a complaint for each of their files that cannot be read.
 
-    Args:
-        found: the runs, and those not finished.
-        scoring: whose ranks.
-        token: the state that the page shows, when it is served and should watch for another; None in a file.
+    ``token`` is the state that the page shows, when it is served and should watch for another.
     """
     complaints = list(found.complaints)
     sections = []

@@ -17,7 +17,7 @@ from filelock import Timeout
 from ocr_eval.common.errors import unknown_name
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
-from ocr_eval.execution.jobs import End, Job, JobEvent, JobResult, Meanwhile, Placement, Progress, process
+from ocr_eval.execution.jobs import Job, JobEvent, JobResult, Meanwhile, Placement, Progress, process
 
 _POLL_SECONDS = 0.1
 #: Seconds that an interrupted job may take to finish its epoch and save it (execution/interruption.py).
@@ -33,10 +33,10 @@ class _Running:
 
     def result(self) -> JobResult:
         """How it has ended."""
-        code = self.child.returncode
-        reason = "" if code == 0 else process.describe_exit(code)
-        end: End = "done" if code == 0 else "failed"
-        return JobResult(self.job, end, code, self.device, reason, self.log, process.last_line(self.log))
+        code, words = self.child.returncode, process.last_line(self.log)
+        if code == 0:
+            return JobResult(self.job, "done", code, self.device, "", self.log, words)
+        return JobResult(self.job, "failed", code, self.device, process.describe_exit(code), self.log, words)
 
 
 def run_local(

@@ -27,12 +27,8 @@ def start(
 
     On Linux it does not outlive this process, even one that is killed; elsewhere it then runs to its end.
 
-    Args:
-        command: program and arguments.
-        log: file for both output streams.
-        place: the device or job that the log names.
-        environment: variables on top of this process's own.
-        new_session: out of reach of this terminal's Ctrl-C.
+    ``place`` is the device or job that the log names; ``environment`` comes on top of this process's own, and a new
+    session is out of reach of this terminal's Ctrl-C.
     """
     with log.open("ab") as output:
         header = f"{_MARK}{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()} {place}: {' '.join(command)}\n"

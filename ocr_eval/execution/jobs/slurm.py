@@ -30,17 +30,6 @@ REQUEUES = 10
 _ENDS: dict[str, End] = {"TIMEOUT": "timeout", "DEADLINE": "timeout", "CANCELLED": "cancelled", "REVOKED": "cancelled"}
 
 
-def check_slurm(placement: Placement) -> None:
-    """Check that there is a Slurm that has room for such jobs.
-
-    Raises:
-        UserError: no Slurm here, no such partition, or one that is not open for so long.
-        RunFailed: Slurm does not answer.
-    """
-    queue.require_slurm()
-    _flags(placement)
-
-
 def run_slurm(
     jobs: Sequence[Job], placement: Placement, logs: Path, progress: Progress, meanwhile: Meanwhile
 ) -> list[JobResult]:
@@ -52,7 +41,7 @@ def run_slurm(
         RunFailed: Slurm does not answer.
         KeyboardInterrupt: the jobs continue.
     """
-    queue.require_slurm()
+    flags = sbatch_flags(placement)
     folder = (logs / "slurm").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     # Jobs of a copied folder, or of another user, have another name.
@@ -65,7 +54,7 @@ def run_slurm(
                 say(f"In Slurm already: jobs {' '.join(ids.values())}")
             fresh = {name: job for name, job in named.items() if job not in ids}
             if fresh:
-                added = _submit(fresh, placement, logs.resolve(), folder)
+                added = _submit(fresh, flags, placement.parallel, logs.resolve(), folder)
                 say(f"Submitted to Slurm: jobs {' '.join(added.values())}")
                 ids |= added
     except Timeout as error:
@@ -74,17 +63,16 @@ def run_slurm(
     return [results[job] for job in jobs]
 
 
-def _submit(named: Mapping[str, Job], placement: Placement, logs: Path, folder: Path) -> dict[Job, str]:
+def _submit(named: Mapping[str, Job], flags: Sequence[str], parallel: int, logs: Path, folder: Path) -> dict[Job, str]:
     """Submit jobs under their names; the id of each. Each starts after the one that is ``parallel`` places before it.
 
     Raises:
         UserError: Slurm refuses one of them; nothing is left in Slurm.
     """
     ids: dict[Job, str] = {}
-    flags = _flags(placement)
     for name, job in named.items():
-        before = list(ids.values())[-placement.parallel :]
-        waits = [f"--dependency=afterany:{before[0]}"] if len(before) == placement.parallel else []
+        before = list(ids.values())[-parallel:]
+        waits = [f"--dependency=afterany:{before[0]}"] if len(before) == parallel else []
         end, log = '"$SLURM_JOB_ID".end', logs / f"{job.name}.log"
         node = [sys.executable, "-m", "ocr_eval.execution.jobs.node"]
         script = f"#!/bin/sh\nexec {shlex.join(node)} {shlex.quote(str(folder))}/{end} "
@@ -97,12 +85,14 @@ def _submit(named: Mapping[str, Job], placement: Placement, logs: Path, folder: 
     return ids
 
 
-def _flags(placement: Placement) -> list[str]:
-    """A placement as flags of sbatch.
+def sbatch_flags(placement: Placement) -> list[str]:
+    """A placement as flags of sbatch, on a cluster that has room for such jobs.
 
     Raises:
-        UserError: no such partition, or one that is not open for so long.
+        UserError: no Slurm here, no such partition, or one that is not open for so long.
+        RunFailed: Slurm does not answer.
     """
+    queue.require_slurm()
     partition = queue.find_partition(placement.partition)
     longest = partition.minutes or 10**9
     if placement.time_limit is not None and placement.time_limit > longest:
