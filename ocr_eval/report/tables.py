@@ -16,6 +16,8 @@ from ocr_eval.analysis.intervals import METRICS as _INTERVALS
 from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
 from ocr_eval.methods.method import label_of
+from ocr_eval.records.record import Record
+from ocr_eval.scoring.ranks import LEARNED_TOP1
 
 #: Column and caption words of each metric.
 METRIC_NAMES = {
@@ -36,6 +38,11 @@ QUANTITY_NAMES = {
     "test_entailment": "held-out entailments",
 }
 _SIGNED = ("ocr-score", "margin", "lift")
+
+
+def unlearned(record: Record) -> str:
+    """The premises that a run did not learn, in words; empty if it learned all."""
+    return " and ".join(QUANTITY_NAMES.get(name, name) for name, top1 in record.premises.items() if top1 < LEARNED_TOP1)
 
 
 def caption(table: Table) -> str:
