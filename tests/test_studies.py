@@ -16,13 +16,14 @@ from ocr_eval.records.folder import RunFolder
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.run import SCORINGS, DataSpec
 
-SMALL = ["--n", 3, "--m-test", 3, "--quiet", "--seeds", 0]
+SMALL = ["--n", 3, "--m-test", 3, "--quiet"]
 
 
 @pytest.fixture
 def study(ocr_eval, tiny, tmp_path):
     def call(command, *more):
-        return ocr_eval(command, "--model", tiny, "--assoc", "country-code", "-o", tmp_path, *SMALL, *more)
+        flags = ["--model", tiny, "--assoc", "country-code", "-o", tmp_path, *SMALL]
+        return ocr_eval(command, *flags, "--seed" if command == "finetune" else "--seeds", 0, *more)
 
     return call
 
@@ -176,10 +177,10 @@ def test_studies_sweeps_and_single_runs_share_a_folder(study, ocr_eval, tiny, tm
     runs = ["--epochs", 1, "--m-train"]
     assert study("finetune", *runs, 2).code == 0
     shared = ["--model", tiny, "--assoc", "country-code", "-o", tmp_path, "--n", 3, "--m-test", 3]
-    assert "3 runs in 1 pack, 2 to do" in ocr_eval("controls", *shared, *runs, 2).err
+    assert "3 runs in 1 pack, 2 to do" in ocr_eval("controls", *shared, "--seeds", 0, *runs, 2).err
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert len(before) == 3
-    assert "3 runs in 1 pack, 2 to do" in ocr_eval("curve", *shared, *runs, "0-2").err
+    assert "3 runs in 1 pack, 2 to do" in ocr_eval("curve", *shared, "--seeds", 0, *runs, "0-2").err
     swept = ["--models", tiny, "--assocs", "country-code", "--seeds", 0, *shared[4:], *runs, "1-2"]
     assert "2 runs in 1 pack, 0 to do" in ocr_eval("sweep", *swept).err
     assert {path: path.stat().st_mtime_ns for path in before} == before
