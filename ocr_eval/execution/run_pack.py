@@ -136,8 +136,8 @@ class LiveRun:
         return self.spec.train.epochs
 
     @property
-    def matched(self) -> MetricsLine | None:
-        """The line of the epoch at which all premises first held, if they have."""
+    def matched(self) -> Matched | None:
+        """The run when all premises first held, if they have."""
         return matched_in(self.material.task.quantities, self.lines)
 
 
@@ -385,10 +385,6 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
     assert first.scores is not None is not first.held_out
     assert last.scores is not None is not last.held_out
     assert last.train_loss is not None
-    matched, line = None, run.matched
-    if line is not None and line.scores is not None is not line.held_out:
-        ranks = {scoring: held.ranks for scoring, held in line.held_out.items()}
-        matched = Matched(line.epoch, line.scores, ranks)
     return Record(
         run=run.folder.identity,
         model=spec.model.name,
@@ -407,7 +403,7 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
         final=last.scores,
         base_held_out=first.held_out,
         held_out=last.held_out,
-        matched=matched,
+        matched=run.matched,
         train_loss=last.train_loss,
         seconds={
             "train": round(sum(line.train_seconds for line in lines), 2),
