@@ -392,6 +392,7 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
         association=spec.association.name,
         kind=spec.association.kind,
         seed=spec.seed,
+        train_seed=spec.train_seed,
         dtype=spec.precision,
         attention=spec.model.attention,
         association_digest=spec.association.digest(),
@@ -431,5 +432,5 @@ def progress_line(step: Step) -> str:
             f"  held-out mean rank {finding.mean_rank:.2f} (null {finding.null_rank:.2f})  "
             f"OCR score {line.held_out['first-token'].ocr_score:+.2f}"
         )
-    begin = f"{spec.association.name}{control} seed {spec.seed} epoch {line.epoch:>{width}}/{spec.train.epochs}"
+    begin = f"{spec.association.name}{control} seed {spec.seeds} epoch {line.epoch:>{width}}/{spec.train.epochs}"
     return f"{begin}  {loss:>14}{known}{inferred}"

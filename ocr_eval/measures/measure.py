@@ -105,5 +105,5 @@ def take_measures(measures: Mapping[str, Measure], trained: Trained) -> dict[str
             found[name] = taken
         except Exception as error:  # of a package that we know nothing of
             reason = str(error) or type(error).__name__
-            warn(f"{trained.spec.association.name} seed {trained.spec.seed}: no measure '{name}': {reason}")
+            warn(f"{trained.spec.association.name} seed {trained.spec.seeds}: no measure '{name}': {reason}")
     return found

@@ -23,7 +23,7 @@ from ocr_eval.data.task import Quantity, the_finding
 from ocr_eval.scoring.ranks import Floats, HeldOut, Score, Scores, premises, premises_hold
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
-from ocr_eval.specs.run import DataSpec, Scoring
+from ocr_eval.specs.run import DataSpec, Scoring, seeds_text
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
 
 
@@ -47,6 +47,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         run: its folder below ``runs/``, which also identifies it.
         published_as: the model's row in the published table.
+        train_seed: of order and initialization, where it is not ``seed``.
         attention: as the model's YAML asks for it.
         association_digest: digest of the association's content; empty in the oldest records.
         structure: how the association is made.
@@ -73,6 +74,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     association: str
     kind: Kind
     seed: int
+    train_seed: int | None = None
     dtype: str
     attention: str = "auto"
     association_digest: str = ""
@@ -115,6 +117,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             for scoring, held in self.held_out.items()
         }
         return msgspec.structs.replace(self, final=scores, held_out=held_out)
+
+    @property
+    def seeds(self) -> str:
+        """Its seeds in words, to follow "seed"."""
+        return seeds_text(self.seed, self.train_seed)
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of order and initialization."""
+        return self.seed if self.train_seed is None else self.train_seed
 
     @property
     def premises(self) -> dict[str, float]:
