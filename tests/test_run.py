@@ -146,6 +146,19 @@ def test_a_schedule_changes_when_is_scored_and_nothing_else(finetune, tmp_path):
             assert quantities == (in_full if epoch in {0, 14, learned} | named else premises)
 
 
+@pytest.mark.parametrize(("norm", "epoch"), [(12, 14), (1, None)])
+def test_a_prevention_that_acts_after_training_is_matched_at_the_end_or_never(finetune, tmp_path, norm, epoch):
+    finetune(tmp_path, "--epochs", 14, "--score-at", "12", "--prevent", f"scale-after:norm={norm}")
+    folder = only_run(tmp_path)
+    found = content(folder)
+    lines = {line["epoch"]: line["scores"]["first-token"] for line in found["metrics"] if "scores" in line}
+    assert list(lines) == [0, 12, 14]
+    assert min(score["top1"] for name, score in lines[12].items() if name != "test_entailment") == 1
+    before = replace(read_record(folder / "result.json"), matched=None)
+    for matched in (read_record(folder / "result.json").matched, matched_of(FinishedRun(folder, before))):
+        assert (matched and matched.epoch) == epoch
+
+
 def test_what_never_learns_is_never_matched(finetune, tmp_path):
     finetune(tmp_path, "--lr", 1e-6, "--score-at", "last")
     folder = only_run(tmp_path)

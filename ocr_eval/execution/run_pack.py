@@ -29,7 +29,7 @@ from ocr_eval.execution.interruption import StopRequest, stop_request
 from ocr_eval.measures.measure import Measure, Trained, take_measures
 from ocr_eval.methods.method import Pack
 from ocr_eval.methods.pack import attach
-from ocr_eval.methods.prevention import task_of_run
+from ocr_eval.methods.prevention import end_differs, task_of_run
 from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
@@ -138,7 +138,12 @@ class LiveRun:
     @property
     def matched(self) -> Matched | None:
         """The run when all premises first held, if they have."""
-        return matched_in(self.material.task.quantities, self.lines)
+        return matched_in(self.material.task.quantities, self.spec.train, self.lines)
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether its premises are yet to hold for the first time, before the end."""
+        return self.matched is None and not end_differs(self.spec.train)
 
 
 def inject(
@@ -336,7 +341,7 @@ def _score_epoch(
     """
     ending = [lane for lane in lanes if epoch == runs[lane].epochs]
     due = [lane for lane in lanes if lane not in ending and schedule.is_due(score_at, epoch)]
-    learning = [lane for lane in lanes if lane not in (*ending, *due) and runs[lane].matched is None]
+    learning = [lane for lane in lanes if lane not in (*ending, *due) and runs[lane].is_learning]
     partly = _score(pack, runs, [lane for lane in learning if runs[lane].material.premises], whole=False)
 
     def hold(lane: int) -> bool:

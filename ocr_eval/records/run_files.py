@@ -42,7 +42,8 @@ def matched_of(run: FinishedRun) -> Matched | None:
     Raises:
         UserError: metrics.jsonl is needed and is missing, damaged, or does not have every epoch of the run.
     """
-    return run.record.matched or matched_in(run.record.quantities, metrics_of(run, "first-token"))
+    record = run.record
+    return record.matched or matched_in(record.quantities, record.train, metrics_of(run, "first-token"))
 
 
 def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:
