@@ -107,6 +107,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """
         return self.final[scoring][the_finding(self.quantities).name]
 
+    def when_matched(self) -> Record | None:
+        """The record with the scores and ranks of when all premises first held in place of the last epoch's."""
+        if self.matched is None:
+            return None
+        ranks, scores = self.matched.ranks, self.matched.scores
+        held_out = {
+            scoring: HeldOut(held.subject, held.target, ranks[scoring], held.unit)
+            for scoring, held in self.held_out.items()
+        }
+        return msgspec.structs.replace(self, final=scores, held_out=held_out)
+
     @property
     def seeds(self) -> str:
         """Its seeds in words, to follow "seed"."""
@@ -316,6 +327,8 @@ def _disagreement(record: Record, scoring: Scoring) -> str | None:
     ranks, target = held.ranks, held.target.tolist()
     if not target or not 0 <= min(target) <= max(target) < ranks.shape[1]:
         return f"held_out.{scoring} has an answer that is none"
+    if record.matched and record.matched.ranks.get(scoring, held.target).shape != ranks.shape:
+        return f"matched.{scoring} does not have the ranks of {score.probes} probes"
     right = ranks[np.arange(score.probes), held.target]
     mean = float(np.add.reduce(right)) / score.probes
     null = float(np.add.reduce(ranks, axis=None)) / ranks.size
