@@ -4,6 +4,7 @@ The names below are the Python interface (``ocr_eval/docs/python.md``); each is 
 that neither ``import ocr_eval`` nor ``ocr-eval --help`` waits for torch.
 """
 
+# ruff: noqa: F403, F405
 from __future__ import annotations
 
 from importlib import import_module
@@ -29,22 +30,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ocr_eval.api import (
-        UserError,
-        draw_figures,
-        epochs_frame,
-        finetune,
-        load_association,
-        load_model,
-        make_run,
-        make_table,
-        probes_frame,
-        read_records,
-        records_frame,
-        render_table,
-        score_run,
-        write_report,
-    )
+    from ocr_eval.api import *
 
 
 def __getattr__(name: str) -> Any:
