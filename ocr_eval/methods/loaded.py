@@ -57,9 +57,9 @@ def load_adapter(base: Base, folder: Path) -> Loaded:
         adapters = Adapters(base.network, file.modules, [shape], base.dtype)
     except UserError:  # it adapts the output head too
         return _load_through_peft(base, folder, set(saved))
-    for name, (a, b) in adapters.tensors(0).items():
-        a.copy_(saved[f"{PREFIX}{name}.lora_A.weight"])
-        b.copy_(saved[f"{PREFIX}{name}.lora_B.weight"].t())
+    for each in adapters.factors(0):
+        each.a.copy_(saved[f"{PREFIX}{each.module}.lora_A.weight"])
+        each.b.copy_(saved[f"{PREFIX}{each.module}.lora_B.weight"].t())
     adapters.refresh()
     return Loaded(View(base, base.network, adapters), adapters)
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import replacing_folder
+from ocr_eval.methods.changes import LowRank
 from ocr_eval.models.architecture import target_names
 from ocr_eval.models.weights import file_sha256
 from ocr_eval.specs.model import HubWeights, ModelSpec
@@ -87,16 +88,14 @@ class AdapterFile:
         return None
 
 
-def write_adapter(
-    folder: Path, tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], rank: int, alpha: float, model: ModelSpec
-) -> str:
+def write_adapter(folder: Path, factors: Sequence[LowRank], rank: int, alpha: float, model: ModelSpec) -> str:
     """Write an adapter as PEFT itself does, whole or not at all.
 
     The base is named by its hub repository where it has one, and else by the model's name.
 
     Args:
         folder: where.
-        tensors: A [r, I] and B transposed [r, O] by the name of the adapted module.
+        factors: A and B of each adapted module.
         rank: LoRA r.
         alpha: LoRA alpha.
         model: the base.
@@ -109,14 +108,14 @@ def write_adapter(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
-        target_modules=sorted({name.rpartition(".")[2] for name in tensors}),
+        target_modules=sorted({each.module.rpartition(".")[2] for each in factors}),
         base_model_name_or_path=model.weights.repo if isinstance(model.weights, HubWeights) else model.name,
         inference_mode=True,
     )
     files = {}
-    for name, (a, b) in tensors.items():
-        files[f"{PREFIX}{name}.lora_A.weight"] = a.cpu().contiguous()
-        files[f"{PREFIX}{name}.lora_B.weight"] = b.t().cpu().contiguous()
+    for each in factors:
+        files[f"{PREFIX}{each.module}.lora_A.weight"] = each.a.cpu().contiguous()
+        files[f"{PREFIX}{each.module}.lora_B.weight"] = each.b.t().cpu().contiguous()
     with replacing_folder(folder) as partial:
         config.save_pretrained(partial)
         save_file(files, partial / WEIGHTS, metadata={"format": "pt"})
