@@ -80,10 +80,10 @@ lock:
 SHOWN := results/smollm2-135m results/gemma3-270m
 results: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep --dtype bfloat16 -o results/smollm2-135m >/dev/null
-	$(BIN)/ocr-eval sweep --models gemma3-270m --dtype bfloat16 --score-every 5 -o results/gemma3-270m >/dev/null
-	$(BIN)/ocr-eval sweep --methods full --seeds 0 --dtype bfloat16 --score-every 4 -o results/smollm2-135m-full >/dev/null
-	$(BIN)/ocr-eval sweep --variants shuffled --seeds 0 --dtype bfloat16 --score-every 4 -o results/controls/shuffled >/dev/null
-	$(BIN)/ocr-eval sweep --m-train 0 --seeds 0 --dtype bfloat16 --score-every 4 -o results/controls/no-entailment >/dev/null
+	$(BIN)/ocr-eval sweep --models gemma3-270m --dtype bfloat16 -o results/gemma3-270m >/dev/null
+	$(BIN)/ocr-eval sweep --methods full --seeds 0 --dtype bfloat16 -o results/smollm2-135m-full >/dev/null
+	$(BIN)/ocr-eval sweep --variants shuffled --seeds 0 --dtype bfloat16 -o results/controls/shuffled >/dev/null
+	$(BIN)/ocr-eval sweep --m-train 0 --seeds 0 --dtype bfloat16 -o results/controls/no-entailment >/dev/null
 	$(MAKE) results-shown
 
 # Everything that is made from records, of each sweep and of all together: tables, figures and report pages (two

@@ -7,6 +7,7 @@ that neither ``import ocr_eval`` nor ``ocr-eval --help`` waits for torch.
 # ruff: noqa: F403, F405
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from ocr_eval.api import *
+
+# bitsandbytes advises everyone who imports it to install kernels that it does without.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

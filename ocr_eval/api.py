@@ -24,7 +24,7 @@ from ocr_eval.records.select import parse_condition, settings_of
 from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs.association import Association
 from ocr_eval.specs.association import load_association as load_association
-from ocr_eval.specs.model import ModelSpec, load_model_spec
+from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
 from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec
 from ocr_eval.specs.settings import SETTINGS, section
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from ocr_eval.models.base import Device
 
 Folder = str | Path
 Line = TypeVar("Line")
@@ -185,8 +184,9 @@ def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
 
     rows = []
     for settings, line in _lines(folders, where, scoring, metrics_of):
-        quantities = {} if line.scores is None else line.scores[scoring]
-        scores = {f"{quantity}_{name}": v for quantity, each in quantities.items() for name, v in asdict(each).items()}
+        scores = {
+            f"{quantity}_{name}": v for quantity, each in line.of(scoring).items() for name, v in asdict(each).items()
+        }
         measured = {key: getattr(line, key) for key in ("epoch", "train_loss", "train_seconds", "score_seconds")}
         rows.append({**settings, **measured, **scores})
     return pd.DataFrame(rows)

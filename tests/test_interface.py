@@ -74,7 +74,7 @@ def finished(tiny, tmp_path_factory):
     from ocr_eval.cli.app import run
 
     output = tmp_path_factory.mktemp("frames")
-    flags = ["--epochs", "3", "--score-every", "2", "--n", "3", "--m-train", "2", "--m-test", "3", "--quiet"]
+    flags = ["--epochs", "3", "--score-at", "every:2", "--n", "3", "--m-train", "2", "--m-test", "3", "--quiet"]
     run(["sweep", "--models", tiny, "--assocs", "city-language", "--seeds", "0-1", *flags, "-o", str(output)])
     return output
 

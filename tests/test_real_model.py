@@ -19,7 +19,7 @@ from ocr_eval.specs.run import make_run_spec
 
 pytestmark = pytest.mark.real_model
 
-SMALL = ["--n", 3, "--m-train", 3, "--m-test", 5, "--score-every", 16, "--quiet", "--json"]
+SMALL = ["--n", 3, "--m-train", 3, "--m-test", 5, "--score-at", "last", "--quiet", "--json"]
 
 
 def test_it_learns_the_facts_and_generalizes(ocr_eval, tmp_path):

@@ -104,13 +104,60 @@ def test_the_same_command_twice_gives_the_same_everything(finetune, tmp_path):
     assert content(only_run(tmp_path / "a")) == content(only_run(tmp_path / "b"))
 
 
-def test_scoring_less_often_changes_no_loss(finetune, tmp_path):
-    finetune(tmp_path / "every")
-    finetune(tmp_path / "end", "--score-every", 3)
-    every, end = (content(only_run(tmp_path / name)) for name in ("every", "end"))
-    assert [line["train_loss"] for line in every["metrics"]] == [line["train_loss"] for line in end["metrics"]]
-    assert every["result"] == end["result"]
-    assert [("scores" in line) for line in end["metrics"]] == [True, False, False, True]
+def test_a_schedule_changes_when_is_scored_and_nothing_else(finetune, tmp_path):
+    """All probes at its epochs, at 0, at the last and when premises first hold; until then the premises elsewhere."""
+
+    def run(schedule):
+        finetune(tmp_path / schedule, "--epochs", 14, "--score-at", schedule)
+        return content(only_run(tmp_path / schedule))
+
+    def scored(metrics):
+        """Each epoch with the scorings and quantities of its line."""
+        return {line["epoch"]: {s: list(found) for s, found in line.get("scores", {}).items()} for line in metrics}
+
+    every = run("every")
+    assert all("held_out" in line for line in every["metrics"])
+    tops = [[score["top1"] for score in line["scores"]["first-token"].values()][:3] for line in every["metrics"]]
+    learned = next(epoch for epoch, top1 in enumerate(tops) if min(top1) >= 0.95)
+    assert 3 < learned < 13, "the case shows nothing otherwise"
+    at = every["metrics"][learned]
+    assert every["result"]["matched"] == {"epoch": learned, "scores": at["scores"], "held_out": at["held_out"]}
+    for schedule, named in (("doubling", {1, 2, 4, 8}), ("last", set()), ("every:5", {5, 10}), ("2,13", {2, 13})):
+        found = run(schedule)
+        assert found["result"] == every["result"]
+        assert found["probes"] == every["probes"]
+        lines = found["metrics"]
+        assert [line["train_loss"] for line in lines] == [line["train_loss"] for line in every["metrics"]]
+        assert {line["epoch"] for line in lines if "held_out" in line} == {0, 14, learned} | named
+        in_full = scored(every["metrics"])[0]
+        for epoch, quantities in scored(lines).items():
+            premises = {"first-token": ["train_fact", "train_entailment", "test_fact"]} if epoch < learned else {}
+            assert quantities == (in_full if epoch in {0, 14, learned} | named else premises)
+
+
+def test_what_never_learns_is_never_matched(finetune, tmp_path):
+    finetune(tmp_path, "--lr", 1e-6, "--score-at", "last")
+    found = content(only_run(tmp_path))
+    assert found["result"]["matched"] is None
+    assert [len(line["scores"]) for line in found["metrics"]] == [3, 1, 1, 3]
+
+
+def test_the_former_spelling_of_the_schedule_works_with_a_warning(finetune, tmp_path):
+    answer = finetune(tmp_path / "former", "--score-every", 2)
+    assert answer.code == 0
+    assert "--score-at every:2" in answer.err
+    finetune(tmp_path / "new", "--score-at", "every:2")
+    assert content(only_run(tmp_path / "former")) == content(only_run(tmp_path / "new"))
+    assert "--score-every" not in finetune(tmp_path / "new").err
+
+
+@pytest.mark.parametrize("schedule", ["often", "every:0", "0", "1,,2", "3-5", ""])
+def test_what_is_no_schedule_is_refused(finetune, tmp_path, schedule):
+    answer = finetune(tmp_path, "--score-at", schedule)
+    assert answer.code == 2
+    assert "--score-at" in answer.err
+    assert "doubling" in answer.err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_finished_run_is_shown_and_not_repeated(finetune, tmp_path):

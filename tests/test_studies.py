@@ -93,7 +93,7 @@ def records(output):
 def test_a_study_in_several_processes_leaves_what_one_process_leaves(ocr_eval, tiny, tmp_path, means):
     flags = ["controls", "country-code", "--model", tiny, "--n", 3, "--m-train", 2, "--m-test", 3, "--batch-size", 128]
     one = ocr_eval(*flags, "--workers", 1, "-o", tmp_path / "one")
-    several = ocr_eval(*flags, *means, "--score-every", 2, "-o", tmp_path / "several")
+    several = ocr_eval(*flags, *means, "--score-at", "last", "-o", tmp_path / "several")
     assert (one.code, several.code) == (0, 0), several.err
     assert "3 runs in 3 packs, 3 to do in " in several.err
     assert "pack 3/3 epoch 3/3" in several.err

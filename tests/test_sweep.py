@@ -121,6 +121,7 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--executor", "local", "--devices", "cpu,99"], "Unknown device '99'"),
         (["--partition", "gpu"], "--partition goes with --executor slurm"),
         (["--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
+        (["--executor", "slrum"], "Did you mean 'slurm'?"),
     ],
 )
 def test_bad_input_is_one_line_and_starts_nothing(sweep, tmp_path, monkeypatch, flags, complaint):
@@ -412,9 +413,10 @@ def test_who_takes_part_does_the_runs_that_were_stated_or_none(sweep, tmp_path, 
 
 def test_a_sweep_that_an_older_version_stated_is_joined_and_goes_on(sweep, ocr_eval, tmp_path):
     """Its file says what its runs are by the grid alone."""
-    assert sweep(tmp_path, "--epochs", 1, "--score-every", 2, "--quiet").code == 0
+    assert sweep(tmp_path, "--epochs", 1, "--score-at", "every:2", "--quiet").code == 0
     state = json.loads((tmp_path / "sweep.json").read_text())
     specs, whole = state.pop("specs"), runs_in(tmp_path)
+    state["grid"]["score_every"] = int(state["grid"].pop("score_at").removeprefix("every:"))
     state["dtypes"] = {state["grid"]["models"][0]: "float32"}
     state["packs"] = [[run] for pack in state["packs"] for run in pack]
     (tmp_path / "sweep.json").write_text(json.dumps(state))
@@ -428,7 +430,8 @@ def test_a_sweep_that_an_older_version_stated_is_joined_and_goes_on(sweep, ocr_e
     again = json.loads((tmp_path / "sweep.json").read_text())
     assert again["packs"] == state["packs"]
     assert again["specs"] == specs
-    assert again["grid"]["score_every"] == 2
+    assert again["grid"]["score_at"] == "every:2"
+    assert sweep(tmp_path, "--epochs", 1, "--score-at", "last", "--quiet").code == 0  # says nothing of what runs are
 
 
 def test_a_worker_does_what_was_stated_even_if_a_file_is_gone(ocr_eval, tiny, tmp_path):

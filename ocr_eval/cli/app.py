@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
+import re
 import signal
 import sys
 from types import FrameType
@@ -192,7 +194,11 @@ def _usage_problem(error: TyperException) -> str:
             flag = f"{flag}' in '{context.params.get('config')}"
         elif source is not None and source.name == "ENVIRONMENT":
             flag = str(error.param.envvar)
-        text = f"Invalid value for '{flag}': {given!r}. {error.message.removeprefix('Value error, ')}"
+        problem = error.message.removeprefix("Value error, ")
+        if problem.startswith(f"{given!r} is not one of"):
+            close = difflib.get_close_matches(given, re.findall(r"'(.*?)'", problem)[1:], n=1)
+            problem += f" Did you mean '{close[0]}'?" if close else ""
+        text = f"Invalid value for '{flag}': {given!r}. {problem}"
     return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See '{context.command_path} --help'."
 
 

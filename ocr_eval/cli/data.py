@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -95,17 +95,18 @@ def export(
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
     settings: Annotated[Given, Settings(["seed", *DataSpec.model_fields])],
-    format: Annotated[str, option("--format", "-f", help="jsonl, lm-eval, inspect or prompt-completion.")] = "jsonl",
+    format: Annotated[
+        Literal["jsonl", "lm-eval", "inspect", "prompt-completion"], option("--format", "-f", help="Of the files.")
+    ] = "jsonl",
     config: o.ConfigOption = None,
 ) -> None:
     """Write a run's training set and probes for other programs.
 
     The paths of the files go to stdout.
     """
-    from ocr_eval.data.export import FORMATS, export_task
+    from ocr_eval.data.export import export_task
     from ocr_eval.methods.prevention import task_of_run
 
-    o.choice("--format", format, tuple(FORMATS))
     spec = o.resolve(context, o.DEFAULT_MODEL, o.one_assoc(context, association, assoc), settings)
     for path in export_task(task_of_run(spec), spec.association.name, format, output_dir):
         typer.echo(str(path))

@@ -12,12 +12,13 @@ import typer
 from ocr_eval.cli import options as o
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.common.errors import UserError
+from ocr_eval.specs import schedule
 
 if TYPE_CHECKING:
-    from ocr_eval.models.base import Device
     from ocr_eval.records.folder import RunFolder
     from ocr_eval.records.record import Record
     from ocr_eval.scoring.ranks import Scores
+    from ocr_eval.specs.model import Device
     from ocr_eval.specs.run import RunSpec
 
 
@@ -31,7 +32,7 @@ def finetune(
     settings: Annotated[Given, Settings()],
     machine: o.Machine,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
-    score_every: o.ScoreEveryOption = 1,
+    score_at: o.ScoreAtOption = None,
     measures: o.MeasuresOption = None,
     force: o.ForceOption = False,
     dry_run: o.DryRunOption = False,
@@ -43,10 +44,12 @@ def finetune(
     Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
     also takes the config.yaml of a run, which repeats that run; flags given beside it win.
     """
-    device, asked = machine.begin(), o.measures(measures)
+    asked = o.measures(measures)
+    machine.begin()
+    scored = o.score_at(score_at) or schedule.DEFAULT
     spec = o.resolve(context, model, o.one_assoc(context, association, assoc), settings)
     if dry_run:
-        _show_plan(spec, output_dir, device, as_json, score_every)
+        _show_plan(spec, output_dir, machine.device, as_json, scored)
         return
     from ocr_eval.records.folder import RunFolder
 
@@ -57,7 +60,7 @@ def finetune(
         from ocr_eval.execution.execute import Execution
         from ocr_eval.execution.execute import finetune as run_finetune
 
-        done, was_done = run_finetune(spec, output_dir, Execution(device, force, score_every, measures=asked))
+        done, was_done = run_finetune(spec, output_dir, Execution(machine.device, force, scored, measures=asked))
         folder, record = RunFolder(done.folder), done.record
     missing = [name for name in asked or () if name not in record.measures] if was_done else []
     if missing:
@@ -102,13 +105,15 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     return None
 
 
-def _show_plan(spec: RunSpec, output: Path | None, device: Device, as_json: bool, every: int = 1) -> None:
+def _show_plan(
+    spec: RunSpec, output: Path | None, device: Device, as_json: bool, score_at: str = schedule.DEFAULT
+) -> None:
     """Print the plan of a run, or of a scoring; exit code 1 if it does not fit into memory."""
     from ocr_eval.execution.execute import Bases
     from ocr_eval.planning.estimate import make_plan
 
     (settled,) = Bases(device).settle([spec], output)
-    plan = make_plan(spec, output, device, every, settled.precision)
+    plan = make_plan(spec, output, device, score_at, settled.precision)
     typer.echo(json.dumps(plan.as_json(), indent=2) + "\n" if as_json else plan.as_text(), nl=False)
     if not plan.fits:
         raise typer.Exit(1)
@@ -171,7 +176,7 @@ def score(
     Nothing is trained or written. Given a run's folder, everything else comes from the run. Without an adapter the
     untouched model is scored; --method qlora scores over the base in 4 bits, as the adapter was trained.
     """
-    device = machine.begin()
+    machine.begin()
     from ocr_eval.common.registry import METHODS
     from ocr_eval.records.folder import RunFolder, kind_of, read_config
 
@@ -194,11 +199,11 @@ def score(
             )
         spec = o.resolve(context, model, assoc, settings)
     if dry_run:
-        _show_plan(spec, None, device, as_json)
+        _show_plan(spec, None, machine.device, as_json)
         return
     from ocr_eval.execution.execute import rescore
 
-    scores = rescore(spec, adapter, device, trained_over)
+    scores = rescore(spec, adapter, machine.device, trained_over)
     if as_json:
         from ocr_eval.records.record import to_plain
 

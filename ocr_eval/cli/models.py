@@ -146,11 +146,11 @@ def rehearse(
     shipped, and without the model's tokenizer (on disk, or in the folder --tokenizer) a stand-in with the same
     vocabulary size makes about as many tokens. With --output-dir the record is written and the table updated.
     """
-    device = machine.begin()
+    machine.begin()
     from ocr_eval.planning.rehearsal import rehearse as run
     from ocr_eval.planning.rehearsal import write
 
-    rehearsal = run(o.resolve(context, model, assoc, settings), device, layers, steps, probes, tokenizer)
+    rehearsal = run(o.resolve(context, model, assoc, settings), machine.device, layers, steps, probes, tokenizer)
     if output_dir is not None:
         write(rehearsal, output_dir)
     typer.echo(json.dumps(rehearsal.as_json(), indent=2) if as_json else rehearsal.as_text())

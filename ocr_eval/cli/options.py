@@ -6,19 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ocr_eval.cli.spec_flags import Given, flag_of, option
 from ocr_eval.common.errors import UserError, unknown_name
-from ocr_eval.specs.run import SCORINGS, Scoring
+from ocr_eval.execution.jobs import Executor, Placement
+from ocr_eval.execution.tracking import ReportTo
+from ocr_eval.specs.model import Device
+from ocr_eval.specs.run import Scoring
+from ocr_eval.specs.schedule import is_schedule
 from ocr_eval.specs.settings import section
 
 if TYPE_CHECKING:
     from ocr_eval.analysis.intervals import Estimate
-    from ocr_eval.execution.jobs import Executor, Placement
-    from ocr_eval.models.base import Device
     from ocr_eval.specs.run import RunSpec
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -122,13 +124,19 @@ JsonOption = Annotated[bool, option("--json", help="Print the result as JSON.")]
 QuietOption = Annotated[bool, option("--quiet", "-q", help="No progress on stderr.")]
 DryRunOption = Annotated[bool, option("--dry-run", help="Print the plan with memory and time, and stop.")]
 ForceOption = Annotated[bool, option("--force", help="Rerun even if a finished run exists.")]
-ScoreEveryOption = Annotated[int, option("--score-every", min=1, help="Score every so many epochs.")]
+ScoreAtOption = Annotated[
+    str | None,
+    option(
+        "--score-at",
+        help="After which epochs to score all probes: doubling (1, 2, 4, 8 ...), every, every:5, last, or '1,3,12'; "
+        "always at 0, at the last, and when what is taught is first learned.  [default: doubling]",
+    ),
+]
 MeasuresOption = Annotated[
     str | None,
     option("--measures", help="What else to measure: 'a,b' from 'measures list', or none (default: what is cheap)."),
 ]
-ReportToOption = Annotated[str, option("--report-to", help="Tracker: none, trackio, wandb or tensorboard.")]
-ScoringOption = Annotated[str, option("--scoring", help="first-token (as published), sequence or per-token.")]
+ScoringOption = Annotated[Scoring, option("--scoring", help="Whose ranks; first-token is as published.")]
 
 _READ = "Folders that contain runs, at any depth (default: $OCR_EVAL_OUTPUT_DIR, else results)."
 RunsArgument = Annotated[
@@ -145,18 +153,13 @@ def warn(text: str) -> None:
 class Machine:
     """On what a command computes, and what it says meanwhile."""
 
-    device: Annotated[str, option("--device", help="auto, cpu, cuda or mps.")] = "auto"
+    device: Annotated[Device, option("--device", help="Where to compute.")] = "auto"
     offline: OfflineOption = False
     quiet: QuietOption = False
 
-    def begin(self) -> Device:
-        """Set the switches that must be set before any library is imported.
-
-        Raises:
-            UserError: no such device.
-        """
+    def begin(self) -> None:
+        """Set the switches that must be set before any library is imported."""
         begin(self.quiet, self.offline)
-        return cast("Device", choice("--device", self.device, ("auto", "cpu", "cuda", "mps")))
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Jobs:
     """Where a command's jobs run; flags that were not given are None."""
 
     executor: Annotated[
-        str,
+        Executor,
         option("--executor", help="here: this device; local: a process per device; slurm: a cluster job per pack."),
     ] = "here"
     workers: Annotated[
@@ -195,34 +198,32 @@ class Jobs:
         """Where the jobs run.
 
         Raises:
-            UserError: no such executor, or a flag of another one.
+            UserError: a flag of another executor.
         """
-        from ocr_eval.execution.jobs import EXECUTORS, Placement
-
-        name = cast("Executor", choice("--executor", self.executor, EXECUTORS))
         values = {each.name: getattr(self, each.name) for each in fields(Jobs) if each.name != "executor"}
         given = {key: value for key, value in values.items() if value not in (None, [])}
         for key in given:
             owner = {"workers": "here", "devices": "local"}.get(key, "slurm")
-            if name != owner:
-                raise UserError(f"{flag_of(key)} goes with --executor {owner}, not with '{name}'.")
+            if self.executor != owner:
+                raise UserError(f"{flag_of(key)} goes with --executor {owner}, not with '{self.executor}'.")
         given.pop("workers", None)
         if self.devices is not None:
             given["devices"] = words("--devices", self.devices)
-        return Placement(executor=name, **{**given, "slurm": tuple(self.slurm or ())})
+        return Placement(executor=self.executor, **{**given, "slurm": tuple(self.slurm or ())})
 
 
 @dataclass(frozen=True)
 class MeansFlags(Jobs, Machine):
     """How a command does several runs; nothing of it changes what is learned."""
 
-    score_every: Annotated[
-        int | None, option("--score-every", min=1, help="Score every so many epochs (default: 1).")
-    ] = None
+    score_at: ScoreAtOption = None
     measures: MeasuresOption = None
-    report_to: ReportToOption = "none"
+    report_to: Annotated[ReportTo, option("--report-to", help="Tracker that follows the runs.")] = "none"
     force: ForceOption = False
     dry_run: DryRunOption = False
+
+    def __post_init__(self) -> None:
+        score_at(self.score_at)
 
 
 def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:
@@ -243,24 +244,15 @@ def one_assoc(context: typer.Context, argument: str | None, flag: str | None) ->
     return chosen
 
 
-def choice(flag: str, value: str, values: tuple[str, ...]) -> str:
-    """A value out of a few.
+def score_at(text: str | None) -> str | None:
+    """The value of --score-at.
 
     Raises:
-        UserError: another value (with a suggestion).
+        UserError: not a schedule.
     """
-    if value not in values:
-        raise unknown_name(f"value of {flag}:", value, values)
-    return value
-
-
-def scoring(name: str) -> Scoring:
-    """The value of --scoring.
-
-    Raises:
-        UserError: no such scoring (with a suggestion).
-    """
-    return cast(Scoring, choice("--scoring", name, SCORINGS))
+    if text is not None and not is_schedule(text):
+        raise UserError(f"--score-at '{text}': give doubling, every, every:5, last, or epochs such as '1,3,12'.")
+    return text
 
 
 def measures(text: str | None) -> tuple[str, ...] | None:
@@ -293,7 +285,6 @@ def words(flag: str, text: str | None) -> tuple[str, ...] | None:
 
 def begin(quiet: bool = False, offline: bool = False) -> None:
     """Switches that must be set before any library is imported."""
-    import logging
     import os
     import sys
     import warnings
@@ -303,7 +294,6 @@ def begin(quiet: bool = False, offline: bool = False) -> None:
     messages.be_quiet(quiet or not distributed.is_first())
     if not distributed.is_first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advises to install optional kernels
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -63,7 +63,9 @@ def table(
         "model"
     ),
     filters: FilterOption = None,
-    format: Annotated[str, option("--format", "-f", help="md, csv, json, tex or html.")] = "md",
+    format: Annotated[
+        Literal["md", "csv", "json", "tex", "html"], option("--format", "-f", help="Of the table.")
+    ] = "md",
     published: Annotated[
         bool, option("--published/--no-published", help="Add the published rows, and where protocols differ.")
     ] = True,
@@ -82,16 +84,14 @@ def table(
     from ocr_eval.report import tables
     from ocr_eval.specs.published import published_mean_ranks
 
-    chosen = o.scoring(scoring)
-    o.choice("--format", format, tuple(tables.FORMATS))
     if short and format in ("csv", "json"):
         raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
     keys = row_keys("--by", by)
     measure = metric.partition(".")[0] if metric and "." in metric else None
-    found = find(runs or [o.DEFAULT_OUTPUT], chosen, filters, measure)
+    found = find(runs or [o.DEFAULT_OUTPUT], scoring, filters, measure)
     built = build_table(
         found.records,
-        chosen,
+        scoring,
         published_mean_ranks() if published else None,
         metric,
         keys,
@@ -129,11 +129,10 @@ def figures(
     from ocr_eval.report.figures import save
     from ocr_eval.report.figures.gallery import gallery, text_curves
 
-    chosen = o.scoring(scoring)
     if text and to is not None:
         raise UserError("--to has no effect with --text, which writes no files. Drop one of them.")
     folders = runs or [o.DEFAULT_OUTPUT]
-    found = find(folders, chosen, filters)
+    found = find(folders, scoring, filters)
     complaints = list(found.complaints)
 
     def complain(complaint: UserError) -> None:
@@ -141,13 +140,13 @@ def figures(
         o.warn(f"{complaint} Skipped.")
 
     if text:
-        for row, curves in text_curves(found.runs, chosen, complain):
+        for row, curves in text_curves(found.runs, scoring, complain):
             typer.echo(f"{row}: mean rank of the held-out entailments by epoch (0 is perfect)\n")
             typer.echo(f"{charts(curves, sys.stdout)}\n")
     else:
         folder = to or folders[0] / "figures"
         prepare_output(folder, "--to")
-        for name, figure in gallery(found.runs, chosen, complain):
+        for name, figure in gallery(found.runs, scoring, complain):
             for path in save(figure, folder, name):
                 typer.echo(str(path))
     if complaints:
@@ -176,18 +175,17 @@ def compare(
     from ocr_eval.analysis.compare import contrast, verdict
     from ocr_eval.records.select import parse_condition
 
-    chosen = o.scoring(scoring)
     conditions = [text for text in (a, b) if "=" in text and not Path(text).exists()]
     for text in conditions:
         parse_condition("condition", text)
     folders, sides = runs or [o.DEFAULT_OUTPUT], []
     for text in (a, b):
         every = [*(filters or ()), *([text] if text in conditions else ())]
-        found = find(folders if text in conditions else [Path(text)], chosen, every)
+        found = find(folders if text in conditions else [Path(text)], scoring, every)
         if found.complaints:
             raise UserError(f"Nothing is compared, as a record of '{text}' cannot be read.")
         sides.append(found.records)
-    contrasts = contrast(sides[0], sides[1], chosen)
+    contrasts = contrast(sides[0], sides[1], scoring)
     if as_json:
         typer.echo(json.dumps({"verdict": verdict(contrasts), "contrasts": [asdict(c) for c in contrasts]}, indent=2))
         return
@@ -225,12 +223,11 @@ def report(
     Table, figures, and every run with its curve, heatmap and probes; it needs no server and no network. Exits with 1 if
     a file of a run could not be read; the page says so and has the rest.
     """
-    chosen = o.scoring(scoring)
     places = runs or [o.DEFAULT_OUTPUT]
     if serve:
         from ocr_eval.report.serve import serve_report
 
-        serve_report(places, chosen, _PORT if port is None else port, list(filters or ()))
+        serve_report(places, scoring, _PORT if port is None else port, list(filters or ()))
         return
     if port is not None:
         raise UserError("--port goes with --serve. Add --serve, or drop --port.")
@@ -240,8 +237,8 @@ def report(
     if output.is_dir():
         raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")
     prepare_output(output.parent, "--output")
-    found = find(places, chosen, filters)
-    page, complaints = build_page(found, chosen)
+    found = find(places, scoring, filters)
+    page, complaints = build_page(found, scoring)
     write_atomic(output, page)
     typer.echo(str(output))
     for complaint in complaints[len(found.complaints) :]:

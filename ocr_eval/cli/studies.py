@@ -47,13 +47,12 @@ def controls(
     are compared subject by subject.
     """
     means.begin()
-    chosen = o.scoring(scoring)
     from ocr_eval.analysis.controls import compare_conditions, condition_specs, verdict
 
     reals = _runs(context, model, o.one_assoc(context, association, assoc), settings, "seed")
     specs = [spec for real in reals for spec in condition_specs(real).values()]
     records = _study("controls", specs, output_dir, means, as_json)
-    results = compare_conditions(records, chosen)
+    results = compare_conditions(records, scoring)
     if as_json:
         typer.echo(json.dumps({"verdict": verdict(results), "conditions": [asdict(r) for r in results]}, indent=2))
         return
@@ -94,7 +93,6 @@ def curve(
     (Theorem 2 of the paper), is printed for orientation; it does not predict this score.
     """
     means.begin()
-    chosen = o.scoring(scoring)
     specs = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train", "seed")
     m_test, seeds = specs[0].data.m_test, sorted({run.seed for run in specs})
     records = _study("curve", specs, output_dir, means, as_json)
@@ -104,7 +102,7 @@ def curve(
     points = []
     for m in settings["m_train"]:
         runs = [record for record in records if record.data.m_train == m]
-        score = ocr_score(list(ranks_by_seed(runs, chosen).values()))
+        score = ocr_score(list(ranks_by_seed(runs, scoring).values()))
         learned = all(run.premises_hold for run in runs)
         points.append((m, score, min(1.0, math.sqrt(m / m_test)), learned))
     if as_json:

@@ -64,7 +64,7 @@ def sweep(
         raise UserError("--study goes with --worker. To run a study, use its own command.")
     held = read_sweep(output_dir)
     given: dict[str, Any] = {"models": o.words("--models", models), "assocs": _assocs(assocs)}
-    given |= {"score_every": means.score_every, "measures": o.measures(means.measures)}
+    given |= {"score_at": means.score_at, "measures": o.measures(means.measures)}
     given |= {SETTINGS[name].axis: value for name, value in settings.items()}
     given = {name: value for name, value in given.items() if value is not None}
     grid = _grid(given, held.grid if held else None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import typer
 
 from ocr_eval.cli import options as o
 from ocr_eval.common.errors import UserError
+from ocr_eval.specs import schedule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from ocr_eval.execution.execute import Bases, PlannedRun
     from ocr_eval.execution.progress import SweepWatcher
     from ocr_eval.execution.sweep import Sweep
-    from ocr_eval.models.base import Device
     from ocr_eval.specs.grid import Grid
     from ocr_eval.specs.run import RunSpec
 
@@ -26,29 +26,29 @@ class Means(o.MeansFlags):
     """By what means runs are done, as the flags name them."""
 
     @property
-    def place(self) -> Device:
-        """Where this process computes."""
-        return cast("Device", self.device)
-
-    @property
     def pack_device(self) -> str:
         """The type of device that packs should fill: on a cluster a GPU, unless told otherwise."""
         from ocr_eval.models.base import device_type
 
         if self.device == "auto" and self.executor == "slurm":
             return "cpu" if self.gpus_per_job == 0 else "cuda"
-        return device_type(self.place)
+        return device_type(self.device)
+
+    @property
+    def scored_at(self) -> str:
+        """After which epochs all probes are scored."""
+        return self.score_at or schedule.DEFAULT
 
     def flags(self) -> list[str]:
         """The same means as flags of a worker's command."""
-        flags = ["--device", self.device, "--report-to", self.report_to, "--score-every", str(self.score_every or 1)]
+        flags = ["--device", self.device, "--report-to", self.report_to, "--score-at", self.scored_at]
         flags += ["--measures", self.measures] if self.measures is not None else []
         return [*flags, "--offline"] if self.offline else flags
 
     def of(self, grid: Grid) -> Means:
         """The means with what a grid says of scoring and measures."""
         measures = None if grid.measures is None else ",".join(grid.measures) or "none"
-        return replace(self, score_every=self.score_every or grid.score_every, measures=self.measures or measures)
+        return replace(self, score_at=self.score_at or grid.score_at, measures=self.measures or measures)
 
     def check(self) -> None:
         """Look, before anything is written, whether the means are there; a plan needs no cluster.
@@ -106,10 +106,10 @@ def carry_out(
     from ocr_eval.common.files import prepare_output
     from ocr_eval.execution.execute import Bases
     from ocr_eval.execution.sweep import check_open, clear, plan_sweep
-    from ocr_eval.execution.tracking import how_to_view, require_tracker
+    from ocr_eval.execution.tracking import how_to_view
 
     prepare_output(output)
-    bases = Bases(means.place)
+    bases = Bases(means.device)
     sweep = plan_sweep(specs, output, means.pack_device, bases, means.packs_at_once, study, grid)
     check_open(sweep, bases, here=means.executor != "slurm", all_again=means.force)
     sweep = sweep.stated()
@@ -120,7 +120,7 @@ def carry_out(
         _work_here(sweep, bases, means, range(len(sweep.packs)))
     else:
         _work_in_jobs(sweep, means, processes)
-    view = how_to_view(require_tracker(means.report_to), output)
+    view = how_to_view(means.report_to, output)
     if view:
         typer.echo(f"To view the runs: {view}", err=True)
     done = [run.folder.record() for run in sweep.runs if run.folder.is_done()]
@@ -142,7 +142,7 @@ def take_part(output: Path, study: str, pack: int, means: Means) -> None:
     from ocr_eval.execution.tracking import require_tracker
 
     require_tracker(means.report_to)
-    bases = Bases(means.place)
+    bases = Bases(means.device)
     sweep = join_sweep(output, study, bases)
     if not 0 <= pack <= len(sweep.packs):
         raise UserError(f"--worker {pack}: this sweep has packs 1 to {len(sweep.packs)}; 0 means all of them.")
@@ -156,11 +156,11 @@ def _work_here(sweep: Sweep, bases: Bases, means: Means, packs: Sequence[int]) -
     """Do packs in this process, one after another."""
     from ocr_eval.execution.execute import Execution
     from ocr_eval.execution.sweep import work
-    from ocr_eval.execution.tracking import following, require_tracker
+    from ocr_eval.execution.tracking import following
 
     _say_amount(sweep, packs)
-    with following(_watcher(sweep), require_tracker(means.report_to), sweep.name, sweep.output) as watch:
-        how = Execution(means.place, every=means.score_every or 1, watch=watch, measures=o.measures(means.measures))
+    with following(_watcher(sweep), means.report_to, sweep.name, sweep.output) as watch:
+        how = Execution(means.device, score_at=means.scored_at, watch=watch, measures=o.measures(means.measures))
         work(sweep, bases, how, packs)
 
 
@@ -240,7 +240,7 @@ def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") 
     from ocr_eval.models.weights import cached
     from ocr_eval.planning.pack_memory import describe_packs
 
-    bases, device = Bases(means.place), means.pack_device
+    bases, device = Bases(means.device), means.pack_device
     say(f"Planning {len(specs)} runs")
     if all(cached(spec.model) for spec in specs):
         sweep = plan_sweep(specs, output, device, bases, means.packs_at_once, study)
@@ -248,4 +248,4 @@ def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") 
     else:  # which runs have begun is known by the weights' content
         packs = cut(bases.settle(specs, None, device), device, means.packs_at_once)
     done = [[bool(cached(spec.model)) and bases.folder(spec, output).is_done() for spec in pack] for pack in packs]
-    return [f"output: {output}", *describe_packs(packs, done, device, means.processes(packs), means.score_every or 1)]
+    return [f"output: {output}", *describe_packs(packs, done, device, means.processes(packs), means.scored_at)]

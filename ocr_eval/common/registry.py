@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.common.messages import warn
 
 T = TypeVar("T")
 
@@ -49,11 +50,19 @@ class Registry(Generic[T]):
 
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self.group)}
+        """What other packages bring; one that takes a shipped name is not used, and that is said."""
+        points = entry_points(group=self.group)
+        for name in self._shipped.keys() & points.names:
+            warn(f"An installed package brings a {self.noun} '{name}', as ocr-eval does; ocr-eval's own is used.")
+        return {point.name: point for point in points if point.name not in self._shipped}
 
     def names(self) -> list[str]:
         """Every name: the shipped ones first, then those that other packages and this process bring."""
         return list(dict.fromkeys([*self._shipped, *sorted(self._installed), *self._added]))
+
+    def is_shipped(self, name: str) -> bool:
+        """Whether ocr-eval itself brings it."""
+        return name in self._shipped
 
     def entries(self) -> list[Entry]:
         """Every name with its source: ``ocr-eval``, a package with its version, or ``this process``."""
@@ -80,13 +89,14 @@ class Registry(Generic[T]):
         return self._loaded[name]
 
     def _load(self, name: str) -> T:
+        installed = self._installed  # says so where a shipped name is taken
         if name in self._shipped:
             module, _, attribute = self._shipped[name].partition(":")
             return cast("T", getattr(import_module(module), attribute))
-        if name not in self._installed:
+        if name not in installed:
             raise unknown_name(self.noun, name, self.names())
         try:
-            return cast("T", self._installed[name].load())
+            return cast("T", installed[name].load())
         except Exception as error:
             raise UserError(
                 f"The {self.noun} '{name}' of {self._source(name)} cannot be imported: {type(error).__name__}: {error}"

@@ -23,14 +23,15 @@ from ocr_eval.methods.method import method_of
 from ocr_eval.methods.trained import check_belongs
 from ocr_eval.methods.view import View
 from ocr_eval.models import precision, weights
-from ocr_eval.models.base import Base, Device, device_type, load_base, load_tokenizer, make_accelerator
+from ocr_eval.models.base import Base, device_type, load_base, load_tokenizer, make_accelerator
 from ocr_eval.planning.memory import frozen_bytes, least, refuse_impossible
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.folder import OnlookersFolder, RunFolder, kind_of
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.scoring.quantities import summarize_quantities
 from ocr_eval.scoring.ranks import Scores
-from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, Weights
+from ocr_eval.specs import schedule
+from ocr_eval.specs.model import PRECISIONS, Device, ModelSpec, Precision, Weights
 from ocr_eval.specs.run import RunSpec
 
 
@@ -54,14 +55,14 @@ class Execution:
     Attributes:
         device: where to compute.
         force: run again even what is done.
-        every: score after every this many epochs, and after the last.
+        score_at: after which epochs all probes are scored (specs/schedule.py).
         watch: receives the new lines of metrics, a pack's epoch at a time.
         measures: what else to measure at the end; None for what is measured by default.
     """
 
     device: Device = "auto"
     force: bool = False
-    every: int = 1
+    score_at: str = schedule.DEFAULT
     watch: Watcher = say_lines
     measures: tuple[str, ...] | None = None
 
@@ -230,7 +231,7 @@ def _do_locked(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None
         if how.force or run.folder.failure():
             run.folder.clear()
     base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
-    inject(base, live, how.every, how.watch, measures)
+    inject(base, live, how.score_at, how.watch, measures)
     base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 
@@ -268,7 +269,9 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
         holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # in fp32, as it is held
         base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True, holds=holds)
         probes = probe_tokens(base.tokenizer, task)
-        return summarize_quantities(task, score_candidates(View(base, base.network, autocast=True), probes))
+        return summarize_quantities(
+            task.quantities, task.probes, score_candidates(View(base, base.network, autocast=True), probes)
+        )
     found = weights.locate(spec.model)
     if trained_over not in (None, found.identity):
         raise UserError(
@@ -279,9 +282,9 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
     base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
     probes = probe_tokens(base.tokenizer, task)
     if adapter is None:
-        return summarize_quantities(task, score_candidates(View(base, base.network), probes))
+        return summarize_quantities(task.quantities, task.probes, score_candidates(View(base, base.network), probes))
     loaded = load_adapter(base, adapter)
     try:
-        return summarize_quantities(task, score_candidates(loaded.view, probes))
+        return summarize_quantities(task.quantities, task.probes, score_candidates(loaded.view, probes))
     finally:
         loaded.detach()

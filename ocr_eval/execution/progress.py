@@ -54,7 +54,7 @@ class SweepWatcher:
 
 
 def _by_association(steps: Sequence[Step]) -> Iterator[str]:
-    """For each association of a pack: its runs, their mean loss and mean OCR score."""
+    """For each association of a pack: its runs, their mean loss, and their mean OCR score where all were scored."""
     lines: dict[str, list[MetricsLine]] = defaultdict(list)
     for step in steps:
         lines[step.spec.association.name].append(step.line)
@@ -62,5 +62,5 @@ def _by_association(steps: Sequence[Step]) -> Iterator[str]:
         losses = [line.train_loss for line in group if line.train_loss is not None]
         scores = [line.held_out["first-token"].ocr_score for line in group if line.held_out is not None]
         loss = f" loss {sum(losses) / len(losses):.3f}" if losses else ""
-        score = f" OCR {sum(scores) / len(scores):+.2f}" if scores else ""
+        score = f" OCR {sum(scores) / len(scores):+.2f}" if len(scores) == len(group) else ""
         yield f"{association} x{len(group)}{loss}{score}"

@@ -34,11 +34,13 @@ from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
 from ocr_eval.records.folder import RunFolder
-from ocr_eval.records.metrics import MetricsLine
-from ocr_eval.records.record import Record
-from ocr_eval.scoring.candidates import CandidateScores, score_lanes
+from ocr_eval.records.metrics import MetricsLine, matched_in
+from ocr_eval.records.record import Matched, Record
+from ocr_eval.scoring.candidates import CandidateScores, first_tokens, score_lanes
 from ocr_eval.scoring.quantities import held_out, probe_lines, summarize_quantities
-from ocr_eval.specs.run import RunSpec
+from ocr_eval.scoring.ranks import Scores, premises, premises_hold
+from ocr_eval.specs import schedule
+from ocr_eval.specs.run import SCORINGS, RunSpec
 from ocr_eval.specs.strict import RESULTS_VERSION
 
 #: Seconds between checkpoints, or ten times what one takes to write if that is longer; being killed costs at most
@@ -65,10 +67,9 @@ Watcher = Callable[[Sequence[Step]], None]
 
 
 def say_lines(steps: Sequence[Step]) -> None:
-    """The watcher that says every scored line on stderr."""
+    """The watcher that says every line on stderr."""
     for step in steps:
-        if step.line.scores is not None:
-            say(progress_line(step) + _time_left(step, len(steps)))
+        say(progress_line(step) + _time_left(step, len(steps)))
 
 
 def _time_left(step: Step, runs: int) -> str:
@@ -83,11 +84,16 @@ def _time_left(step: Step, runs: int) -> str:
 
 @dataclass(frozen=True)
 class Material:
-    """What a run learns and is asked, also in tokens, and the audit of its candidates."""
+    """What a run learns and is asked, also in tokens, and the audit of its candidates.
+
+    Attributes:
+        premises: the probes of the premises, with the first tokens of their candidates alone.
+    """
 
     task: Task
     examples: Sequence[Continuation]
     probes: Sequence[ProbeTokens]
+    premises: Sequence[ProbeTokens]
     audit: Audit
 
 
@@ -98,10 +104,12 @@ def prepare(tokenizer: Any, spec: RunSpec) -> Material:
         UserError: the tokenizer cannot do with the data.
     """
     task = task_of_run(spec)
+    probes, premises = probe_tokens(tokenizer, task), [q.name for q in task.quantities if q.role == "premise"]
     return Material(
         task=task,
         examples=training_tokens(tokenizer, task),
-        probes=probe_tokens(tokenizer, task),
+        probes=probes,
+        premises=[first_tokens(each) for each in probes if each.probe.quantity in premises],
         audit=audit_task(tokenizer, task),
     )
 
@@ -127,11 +135,16 @@ class LiveRun:
         """Epochs to train."""
         return self.spec.train.epochs
 
+    @property
+    def matched(self) -> Matched | None:
+        """The run when all premises first held, if they have."""
+        return matched_in(self.material.task.quantities, self.lines)
+
 
 def inject(
     base: Base,
     runs: Sequence[LiveRun],
-    every: int = 1,
+    score_at: str = schedule.DEFAULT,
     watch: Watcher = say_lines,
     measures: Mapping[str, Measure] | None = None,
 ) -> None:
@@ -142,7 +155,7 @@ def inject(
     Args:
         base: the base.
         runs: the runs; lanes in this order.
-        every: score after every this many epochs (and after the last).
+        score_at: after which epochs all probes are scored (specs/schedule.py).
         watch: receives the new lines of metrics.
         measures: what else to measure at the end.
 
@@ -151,7 +164,7 @@ def inject(
         KeyboardInterrupt: the user asked to stop; what was finished is saved.
     """
     try:
-        _inject(base, runs, every, watch, measures or {})
+        _inject(base, runs, score_at, watch, measures or {})
     except TooLarge as error:
         raise RunFailed(_too_large(base, runs, str(error))) from error
     except (RuntimeError, MemoryError) as error:
@@ -177,14 +190,16 @@ def _too_large(base: Base, runs: Sequence[LiveRun], reason: str) -> str:
     )
 
 
-def _inject(base: Base, runs: Sequence[LiveRun], every: int, watch: Watcher, measures: Mapping[str, Measure]) -> None:
+def _inject(
+    base: Base, runs: Sequence[LiveRun], score_at: str, watch: Watcher, measures: Mapping[str, Measure]
+) -> None:
     for run in runs:
         if not run.folder.is_prepared():
             run.folder.begin(run.spec, provenance.environment(str(base.device)), run.material.audit.as_json())
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
     try:
         with stop_request() as stop:
-            _run(pack, runs, every, watch, measures, stop)
+            _run(pack, runs, score_at, watch, measures, stop)
     finally:
         pack.detach()
         del pack
@@ -194,7 +209,7 @@ def _inject(base: Base, runs: Sequence[LiveRun], every: int, watch: Watcher, mea
 def _run(
     pack: Pack,
     runs: Sequence[LiveRun],
-    every: int,
+    score_at: str,
     watch: Watcher,
     measures: Mapping[str, Measure],
     stop: StopRequest,
@@ -212,9 +227,9 @@ def _run(
             pack.read_state(lane, runs[lane].folder.checkpoints()[epoch])
     else:
         scored = _score(pack, runs, live)
-        for lane in [lane for lane in live if lane not in scored]:
+        for lane in [lane for lane in live if not scored[lane].are_numbers]:
             runs[lane].folder.fail("The base model returns NaN log-probabilities.")
-        live = list(scored)
+        live = [lane for lane in live if scored[lane].are_numbers]
         for lane in live:
             runs[lane].folder.write_probes(probe_lines(runs[lane].material.task, scored[lane].scores, epoch=0))
         watch([_add_line(runs[lane], MetricsLine(epoch=0), scored[lane]) for lane in live])
@@ -236,9 +251,8 @@ def _run(
             except RunFailed as error:
                 failed[lane] = str(error)
         live = [lane for lane in live if lane not in failed]
-        to_score = [i for i in live if i not in diverged and (epoch % every == 0 or epoch == runs[i].epochs)]
-        scored = _score(pack, runs, to_score)
-        diverged |= {lane: "log-probabilities became NaN" for lane in to_score if lane not in scored}
+        scored = _score_epoch(pack, runs, [lane for lane in live if lane not in diverged], epoch, score_at)
+        diverged |= {i: "log-probabilities became NaN" for i, each in scored.items() if not each.are_numbers}
         live = [lane for lane in live if lane not in diverged]
         ending = [lane for lane in live if epoch == runs[lane].epochs]
         trained = MetricsLine(epoch=epoch, train_seconds=seconds, notes=pack.notes())
@@ -284,20 +298,59 @@ def common_epoch(folders: Sequence[RunFolder], epochs: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class _Scored:
-    """A run's raw scores and how long they took."""
+    """What a run answered, to all that it is asked or to the premises alone, by first token; and how long it took."""
 
     scores: CandidateScores
     seconds: float
+    whole: bool
+
+    @property
+    def are_numbers(self) -> bool:
+        """Whether no log-probability is NaN."""
+        return self.scores.are_numbers
+
+    def summary(self, material: Material) -> Scores:
+        """The statistics of what was scored."""
+        asked = [each.probe for each in (material.probes if self.whole else material.premises)]
+        scorings = SCORINGS if self.whole else SCORINGS[:1]
+        return summarize_quantities(material.task.quantities, asked, self.scores, scorings)
 
 
-def _score(pack: Pack, runs: Sequence[LiveRun], lanes: Sequence[int]) -> Mapping[int, _Scored]:
-    """Score some lanes; one whose log-probabilities are not all numbers is left out."""
+def _score(pack: Pack, runs: Sequence[LiveRun], lanes: Sequence[int], whole: bool = True) -> dict[int, _Scored]:
     if not lanes:
         return {}
     started = time.monotonic()
-    scores = score_lanes(pack.view(), {lane: runs[lane].material.probes for lane in lanes})
+    asked = {lane: runs[lane].material.probes if whole else runs[lane].material.premises for lane in lanes}
+    scores = score_lanes(pack.view(), asked)
     seconds = (time.monotonic() - started) / len(lanes)
-    return {lane: _Scored(scores[lane], seconds) for lane in lanes if scores[lane].are_numbers}
+    return {lane: _Scored(scores[lane], seconds, whole) for lane in lanes}
+
+
+def _score_epoch(
+    pack: Pack, runs: Sequence[LiveRun], lanes: Sequence[int], epoch: int, score_at: str
+) -> dict[int, _Scored]:
+    """Score what is due after an epoch: runs that end or are scheduled as a whole, others their premises until these
+    hold, and then, once, as a whole.
+
+    Runs that end are scored by themselves, so that no schedule changes a bit of what their records say.
+    """
+    ending = [lane for lane in lanes if epoch == runs[lane].epochs]
+    due = [lane for lane in lanes if lane not in ending and schedule.is_due(score_at, epoch)]
+    learning = [lane for lane in lanes if lane not in (*ending, *due) and runs[lane].matched is None]
+    partly = _score(pack, runs, [lane for lane in learning if runs[lane].material.premises], whole=False)
+
+    def hold(lane: int) -> bool:
+        if lane not in partly:
+            return True
+        material, scored = runs[lane].material, partly[lane]
+        return scored.are_numbers and premises_hold(material.task.quantities, scored.summary(material))
+
+    wholly = _score(pack, runs, [lane for lane in learning if hold(lane)])
+    wholly = {
+        lane: replace(each, seconds=each.seconds + (partly[lane].seconds if lane in partly else 0.0))
+        for lane, each in wholly.items()
+    }
+    return {**partly, **wholly, **_score(pack, runs, due), **_score(pack, runs, ending)}
 
 
 def _add_line(run: LiveRun, line: MetricsLine, scored: _Scored | None) -> Step:
@@ -306,8 +359,8 @@ def _add_line(run: LiveRun, line: MetricsLine, scored: _Scored | None) -> Step:
         line = replace_fields(
             line,
             score_seconds=scored.seconds,
-            scores=summarize_quantities(asked, scored.scores),
-            held_out=held_out(asked, scored.scores),
+            scores=scored.summary(run.material),
+            held_out=held_out(asked, scored.scores) if scored.whole else None,
         )
     run.lines.append(line)
     run.folder.add_metrics(line)
@@ -349,6 +402,7 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
         final=last.scores,
         base_held_out=first.held_out,
         held_out=last.held_out,
+        matched=run.matched,
         train_loss=last.train_loss,
         seconds={
             "train": round(sum(line.train_seconds for line in lines), 2),
@@ -363,18 +417,18 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
 
 
 def progress_line(step: Step) -> str:
-    """What a person reads of a scored line of metrics."""
+    """What a person reads of a line of metrics."""
     spec, line = step.spec, step.line
-    assert line.scores is not None is not line.held_out
-    scores = line.scores["first-token"]
-    premises = [scores[q.name].top1 for q in step.quantities if q.role == "premise" and q.name in scores]
-    finding = scores[the_finding(step.quantities).name]
+    learned = premises(step.quantities, line.scores) if line.scores else {}
     control = "" if spec.data.variant == "real" else f" {spec.data.variant}"
     loss = "untouched base" if line.train_loss is None else f"loss {line.train_loss:7.4f}"
-    known = f"learned {min(premises):4.0%}  " if premises else ""
-    width = len(str(spec.train.epochs))
-    return (
-        f"{spec.association.name}{control} seed {spec.seed} epoch {line.epoch:>{width}}/{spec.train.epochs}  "
-        f"{loss:>14}  {known}held-out mean rank {finding.mean_rank:.2f} (null {finding.null_rank:.2f})  "
-        f"OCR score {line.held_out['first-token'].ocr_score:+.2f}"
-    )
+    known = f"  learned {min(learned.values()):4.0%}" if learned else ""
+    width, inferred = len(str(spec.train.epochs)), ""
+    if line.held_out is not None:
+        finding = line.of("first-token")[the_finding(step.quantities).name]
+        inferred = (
+            f"  held-out mean rank {finding.mean_rank:.2f} (null {finding.null_rank:.2f})  "
+            f"OCR score {line.held_out['first-token'].ocr_score:+.2f}"
+        )
+    begin = f"{spec.association.name}{control} seed {spec.seed} epoch {line.epoch:>{width}}/{spec.train.epochs}"
+    return f"{begin}  {loss:>14}{known}{inferred}"

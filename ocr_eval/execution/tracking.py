@@ -17,12 +17,12 @@ import netrc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
 import yaml
 
-from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import say
 
 if TYPE_CHECKING:
@@ -31,65 +31,54 @@ if TYPE_CHECKING:
     from ocr_eval.execution.run_pack import Step, Watcher
 
 ReportTo = Literal["none", "trackio", "wandb", "tensorboard"]
-TRACKERS: tuple[ReportTo, ...] = get_args(ReportTo)
 
 #: The project that all runs appear under in trackio and Weights & Biases.
 PROJECT = "ocr-eval"
 
 
-def require_tracker(report_to: str) -> ReportTo:
-    """The tracker of this name, made sure to be installed; to be called before any work starts.
+def require_tracker(report_to: ReportTo) -> None:
+    """Make sure that a tracker is installed; to be called before any work starts.
 
     Raises:
-        UserError: no tracker of this name, or its package is missing.
+        UserError: its package is missing.
     """
-    for name in TRACKERS:
-        if name == report_to:
-            if name != "none" and importlib.util.find_spec(name) is None:
-                raise UserError(f"--report-to {name} needs {name}: pip install 'ocr-eval[{name}]'")
-            return name
-    raise unknown_name("value of --report-to:", report_to, TRACKERS)
+    if report_to != "none" and importlib.util.find_spec(report_to) is None:
+        raise UserError(f"--report-to {report_to} needs {report_to}: pip install 'ocr-eval[{report_to}]'")
 
 
 class Tracker:
-    """One run in a tracker."""
+    """One run in a tracker: begun, or the one of this group and name resumed.
 
-    def __init__(self, name: ReportTo, tracker: GeneralTracker | None) -> None:
-        self._name = name
-        self._tracker = tracker
+    Args:
+        report_to: which tracker.
+        group: what the run belongs to, e.g. the sweep's name.
+        run_name: the run's name within the group; may hold slashes.
+        config: the resolved run, nested.
+        folder: where TensorBoard and Weights & Biases keep their files, each in a folder of its name.
+        first_epoch: the next epoch to be logged; what TensorBoard has from there on is struck out.
 
-    @classmethod
-    def open(
-        cls,
+    Raises:
+        UserError: the tracker does not start.
+    """
+
+    def __init__(
+        self,
         report_to: ReportTo,
         group: str,
         run_name: str,
         config: Mapping[str, Any],
         folder: Path,
         first_epoch: int = 0,
-    ) -> Tracker:
-        """Begin a run, or resume the one of this group and name.
-
-        Args:
-            report_to: which tracker; ``none`` gives one that does nothing.
-            group: what the run belongs to, e.g. the sweep's name.
-            run_name: the run's name within the group; may hold slashes.
-            config: the resolved run, nested.
-            folder: where TensorBoard and Weights & Biases keep their files, each in a folder of its name.
-            first_epoch: the next epoch to be logged; what TensorBoard has from there on is struck out.
-
-        Raises:
-            UserError: the tracker is not installed or does not start.
-        """
-        if require_tracker(report_to) == "none":
-            return cls(report_to, None)
+    ) -> None:
+        self._name = report_to
+        self._tracker: GeneralTracker | None
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # trackio greets on it
                 # trackio ends the run that it finds in the context, so each gets a context of its own
-                tracker = contextvars.Context().run(_start, report_to, group, run_name, config, folder, first_epoch)
+                context = contextvars.Context()
+                self._tracker = context.run(_start, report_to, group, run_name, config, folder, first_epoch)
         except Exception as error:  # whatever a tracker may raise
             raise UserError(f"--report-to {report_to}: cannot start ({error}).") from error
-        return cls(report_to, tracker)
 
     def log(self, epoch: int, values: Mapping[str, Any]) -> None:
         """Report an epoch.
@@ -98,24 +87,24 @@ class Tracker:
             epoch: epochs done; 0 is the untouched base.
             values: numbers by name, nested as in metrics.jsonl; what is not a finite number is skipped.
         """
-        if self._tracker is None:
-            return
-        try:
-            self._tracker.log(dict(_flatten(values)), step=epoch)
-        except Exception as error:  # whatever a tracker may raise
-            say(f"{self._name} failed and is disabled; the run continues ({error})")
-            self._tracker = None
+        with self._survived():
+            if self._tracker is not None:
+                self._tracker.log(dict(_flatten(values)), step=epoch)
 
     def close(self) -> None:
         """End the run in the tracker."""
-        if self._tracker is None:
-            return
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
+        with self._survived(), contextlib.redirect_stdout(io.StringIO()):
+            if self._tracker is not None:
                 self._tracker.finish()
-        except Exception as error:  # whatever a tracker may raise
-            say(f"{self._name} did not close its run ({error})")
         self._tracker = None
+
+    @contextlib.contextmanager
+    def _survived(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a tracker may raise
+            say(f"{self._name} failed and is disabled; the run continues ({error})")
+            self._tracker = None
 
 
 @contextlib.contextmanager
@@ -126,24 +115,23 @@ def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> 
         watch: the watcher to call as well.
         report_to: which tracker.
         group: what the runs belong to, e.g. the sweep's name.
-        folder: see ``Tracker.open``.
+        folder: see ``Tracker``.
 
     Raises:
-        UserError: the tracker is not installed or, at the first epoch, does not start. If it does not start for a
-            later run, that run is not tracked.
+        UserError: at the first epoch, the tracker does not start. If it does not start for a later run, that run is not
+            tracked.
     """
-    require_tracker(report_to)
-    trackers: dict[str, Tracker] = {}
+    trackers: dict[str, Tracker | None] = {}
 
-    def begin(step: Step) -> Tracker:
+    def begin(step: Step) -> Tracker | None:
         config = step.spec.model_dump(mode="json")
         try:
-            return Tracker.open(report_to, group, step.folder.identity, config, folder, first_epoch=step.line.epoch)
+            return Tracker(report_to, group, step.folder.identity, config, folder, first_epoch=step.line.epoch)
         except UserError as error:
             if not trackers:
                 raise
             say(f"{error} The run continues without it.")
-            return Tracker(report_to, None)
+            return None
 
     def report(steps: Sequence[Step]) -> None:
         watch(steps)
@@ -151,14 +139,15 @@ def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> 
             name, epoch = step.folder.identity, step.line.epoch
             if name not in trackers:
                 trackers[name] = begin(step)
-            trackers[name].log(epoch, step.line.as_json())
-            if epoch == step.spec.train.epochs:
-                trackers[name].close()
+            if (tracker := trackers[name]) is not None:
+                tracker.log(epoch, step.line.as_json())
+                if epoch == step.spec.train.epochs:
+                    tracker.close()
 
     try:
-        yield report
+        yield watch if report_to == "none" else report
     finally:
-        for tracker in trackers.values():
+        for tracker in filter(None, trackers.values()):
             tracker.close()
 
 
@@ -167,7 +156,7 @@ def how_to_view(report_to: ReportTo, folder: Path) -> str:
 
     Args:
         report_to: which tracker.
-        folder: as given to ``Tracker.open``.
+        folder: as given to ``Tracker``.
     """
     return {
         "none": "",

@@ -25,9 +25,8 @@ from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models import grouped_attention
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import WeightFolder, locate_tokenizer
-from ocr_eval.specs.model import ModelSpec, load_model_spec
+from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
 #: What a run takes at its peak, about, as a multiple of what it holds before any activation.
 _WITH_ACTIVATIONS = 1.15
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

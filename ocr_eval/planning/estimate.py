@@ -14,14 +14,15 @@ from ocr_eval.common.messages import duration
 from ocr_eval.methods.method import method_of
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import Architecture, examine
-from ocr_eval.models.base import Device, make_accelerator
+from ocr_eval.models.base import make_accelerator
 from ocr_eval.models.precision import Choice, choose_for
 from ocr_eval.planning import memory, timing, workload
 from ocr_eval.planning.memory import MemoryPlan
 from ocr_eval.planning.timing import Speed
 from ocr_eval.planning.workload import Workload
 from ocr_eval.records.folder import config_yaml
-from ocr_eval.specs.model import HubWeights, ModelSpec, PackageWeights, Precision
+from ocr_eval.specs import schedule
+from ocr_eval.specs.model import Device, HubWeights, ModelSpec, PackageWeights, Precision
 from ocr_eval.specs.run import RunSpec
 
 
@@ -160,9 +161,13 @@ class Plan:
 
 
 def make_plan(
-    spec: RunSpec, output: Path | None, device: Device = "auto", every: int = 1, begun_in: Precision | None = None
+    spec: RunSpec,
+    output: Path | None,
+    device: Device = "auto",
+    score_at: str = schedule.DEFAULT,
+    begun_in: Precision | None = None,
 ) -> Plan:
-    """Plan a run that is scored every ``every`` epochs, or with ``output`` None the scoring of one.
+    """Plan a run that is scored after the epochs that a schedule names, or with ``output`` None the scoring of one.
 
     ``begun_in`` is the precision that the run has begun in, if it has.
 
@@ -172,7 +177,7 @@ def make_plan(
     place = make_accelerator(device).device
     chosen = _chosen(spec.model, place.type, begun_in)
     spec = spec.in_precision(chosen.dtype)
-    sizes, work, free = examine(spec.model), workload.measure(spec, every=every), memory.available(place)
+    sizes, work, free = examine(spec.model), workload.measure(spec, score_at=score_at), memory.available(place)
     plan = memory.estimate(spec.model, spec.train, work.training, work.scoring, place.type)
     if place.type == "cuda" and not plan.fits(free):
         free = memory.available_together()

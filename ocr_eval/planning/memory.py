@@ -15,9 +15,9 @@ from ocr_eval.common.distributed import is_alone
 from ocr_eval.common.errors import UserError
 from ocr_eval.methods.method import method_of
 from ocr_eval.models.architecture import examine, read_config
-from ocr_eval.models.base import DTYPES, Device, device_type
+from ocr_eval.models.base import DTYPES, device_type
 from ocr_eval.planning.simulation import PARTS, Geometry, Part, peaks
-from ocr_eval.specs.model import ModelSpec, TrainSpec
+from ocr_eval.specs.model import Device, ModelSpec, TrainSpec
 
 #: Bytes of the interpreter and its libraries on a CPU, as measured after a first step; a GPU's are not counted.
 PROCESS_BYTES = 620_000_000

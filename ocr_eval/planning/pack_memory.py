@@ -13,6 +13,7 @@ from ocr_eval.planning import memory, timing, workload
 from ocr_eval.planning.memory import MemoryPlan
 from ocr_eval.planning.packs import Fit
 from ocr_eval.planning.workload import Workload
+from ocr_eval.specs import schedule
 from ocr_eval.specs.run import RunSpec
 
 #: Bytes that a GPU is taken to have where packs are planned on a machine without it.
@@ -57,12 +58,16 @@ def pack_memory(spec: RunSpec, work: Workload, lanes: int, device: str) -> Memor
 
 
 def describe_packs(
-    packs: Sequence[Sequence[RunSpec]], done: Sequence[Sequence[bool]], device: str, workers: int, every: int = 1
+    packs: Sequence[Sequence[RunSpec]],
+    done: Sequence[Sequence[bool]],
+    device: str,
+    workers: int,
+    score_at: str = schedule.DEFAULT,
 ) -> list[str]:
     """A few lines per pack: its runs, which are ``done``, memory and time; and the time of all that is left.
 
     A pack unlike those before takes seconds, in which one like it is simulated; each is named on stderr. ``workers``
-    is how many packs are done at once, ``every`` the epochs between scorings.
+    is how many packs are done at once, ``score_at`` the schedule of scorings.
     """
     place = torch.device(device) if device != "cuda" or torch.cuda.is_available() else None
     lines, total, largest = [], 0.0, 0
@@ -70,7 +75,7 @@ def describe_packs(
         say(f"Planning pack {number}/{len(packs)}")
         left = len(pack) - sum(finished)
         spec = widest(pack)
-        work = workload.measure(spec, every=every)
+        work = workload.measure(spec, score_at=score_at)
         needed = pack_memory(spec, work, len(pack), device)
         largest = max(largest, needed.total)
         short = "" if needed.fits(room(device)) else f", MORE than the {room(device) / 1e9:.1f} GB that are free"

@@ -25,13 +25,14 @@ from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.models.architecture import examine, read_config
-from ocr_eval.models.base import Base, Device, make_accelerator
+from ocr_eval.models.base import Base, make_accelerator
 from ocr_eval.models.precision import settle
 from ocr_eval.models.random_weights import random_network
 from ocr_eval.models.weights import WeightFolder
 from ocr_eval.planning import memory, timing, workload
 from ocr_eval.planning.memory import MemoryPlan
 from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.specs.model import Device
 from ocr_eval.specs.run import RunSpec
 
 

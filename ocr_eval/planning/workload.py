@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from ocr_eval.packing.batch import lay_out
 from ocr_eval.packing.forest import ForestBuilder, read_answers
 from ocr_eval.planning.simulation import Geometry
 from ocr_eval.scoring import candidates
+from ocr_eval.specs import schedule
 from ocr_eval.specs.model import ModelSpec, TrainSpec
 from ocr_eval.specs.run import RunSpec
 
@@ -44,7 +44,7 @@ class Workload:
         probes: what is asked, in tokens.
         scoring: the largest scored chunk of one run alone.
         scored_nodes: nodes of one scoring.
-        scorings: how often the run is scored.
+        scorings: how often all probes are scored at most.
     """
 
     task: Task
@@ -59,13 +59,13 @@ class Workload:
     scorings: int
 
 
-def measure(spec: RunSpec, tokenizer: Path | None = None, every: int = 1) -> Workload:
+def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedule.DEFAULT) -> Workload:
     """The work of a run, with the model's tokenizer if it is on this disk and else with a stand-in.
 
     Args:
         spec: the run.
         tokenizer: a folder with the model's tokenizer, where it is elsewhere.
-        every: epochs between scorings.
+        score_at: after which epochs all probes are scored.
 
     Raises:
         UserError: the tokenizer cannot encode the data.
@@ -75,7 +75,8 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, every: int = 1) -> Wor
     examples = training_tokens(tokens, task)
     batches = [batch_geometry(batch) for batch in first_epoch(spec, examples)]
     probes = probe_tokens(tokens, task)
-    chunks = _chunks(probes, candidates.CHUNK_NODES)
+    chunks, epochs = _chunks(probes, candidates.CHUNK_NODES), spec.train.epochs
+    due = [epoch for epoch in range(1, epochs + 1) if epoch == epochs or schedule.is_due(score_at, epoch)]
     return Workload(
         task=task,
         real_tokenizer=is_real,
@@ -86,7 +87,7 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, every: int = 1) -> Wor
         probes=probes,
         scoring=max(chunks, key=lambda chunk: chunk.reads),
         scored_nodes=sum(chunk.nodes for chunk in chunks),
-        scorings=1 + math.ceil(spec.train.epochs / every),
+        scorings=1 + min(epochs, len(due) + 1),  # one more, when premises hold
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import msgspec
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import to_jsonl
-from ocr_eval.records.record import load_plain, to_plain
-from ocr_eval.scoring.ranks import HeldOut, Scores
+from ocr_eval.data.task import Quantity
+from ocr_eval.records.record import Matched, load_plain, to_plain
+from ocr_eval.scoring.ranks import HeldOut, Score, Scores, premises_hold
 from ocr_eval.specs.run import Scoring
 
 
@@ -24,8 +25,8 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
         train_seconds: wall time of its training, the run's share of its pack's.
         notes: what else the method mentions, by name.
         score_seconds: wall time of its scoring; None, as what follows, where it was not scored.
-        scores: the statistics of each quantity.
-        held_out: ranks of the finding.
+        scores: the statistics of each quantity; where only the premises were scored, of these, by first token.
+        held_out: ranks of the finding; None where it was not scored.
     """
 
     epoch: int
@@ -43,6 +44,10 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
         return {
             key: value for key, value in (told | notes).items() if value is not None or key in ("train_loss", *notes)
         }
+
+    def of(self, scoring: Scoring) -> dict[str, Score]:
+        """The statistics of each quantity that was scored."""
+        return (self.scores or {}).get(scoring, {})
 
     @property
     def seconds(self) -> float:
@@ -78,6 +83,14 @@ def _read(content: bytes) -> MetricsLine:
     line = _LINE.decode(content)
     notes = {key: msgspec.json.decode(value) for key, value in _KEYS.decode(content).items() if key not in _FIELDS}
     return msgspec.structs.replace(line, notes=notes) if notes else line
+
+
+def matched_in(quantities: Sequence[Quantity], lines: Iterable[MetricsLine]) -> Matched | None:
+    """A run at the first epoch, from 1 on, at which all was scored and all premises held; None if there is none."""
+    for line in lines:
+        if line.epoch and line.scores and line.held_out and premises_hold(quantities, line.scores):
+            return Matched(line.epoch, line.scores, line.held_out)
+    return None
 
 
 def metrics_text(lines: Sequence[MetricsLine]) -> str:

@@ -20,11 +20,25 @@ from pydantic import ConfigDict
 from ocr_eval.common.errors import UserError
 from ocr_eval.data import pairs
 from ocr_eval.data.task import Quantity, the_finding
-from ocr_eval.scoring.ranks import LEARNED_TOP1, HeldOut, Score, Scores
+from ocr_eval.scoring.ranks import HeldOut, Score, Scores, premises, premises_hold
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import DataSpec, Scoring
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
+
+
+class Matched(msgspec.Struct, frozen=True):
+    """A run when it had just learned what it was taught: at the first epoch after which all premises held.
+
+    Attributes:
+        epoch: which.
+        scores: the statistics of each quantity.
+        held_out: ranks of the finding.
+    """
+
+    epoch: int
+    scores: Scores
+    held_out: dict[Scoring, HeldOut]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +55,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         final: scores after the last epoch.
         base_held_out: ranks of the finding at epoch 0.
         held_out: the same after the last epoch.
+        matched: the run when all premises first held; None if they never did, in records from before this was kept,
+            and in one read in part (``run_files.matched_of`` finds it for all of them).
         train_loss: mean loss of the last epoch, nats an answer token.
         seconds: wall time of training and of scoring, over all attempts.
         base_identity: identity of the base weights.
@@ -68,6 +84,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     final: Scores
     base_held_out: dict[Scoring, HeldOut]
     held_out: dict[Scoring, HeldOut]
+    matched: Matched | None = None
     train_loss: float
     seconds: dict[Literal["train", "score"], float]
     base_identity: str
@@ -91,13 +108,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def premises(self) -> dict[str, float]:
         """Top-1 (first token) of what must be learned before ranks say anything of inference, by quantity."""
-        scores = self.final["first-token"]
-        return {q.name: scores[q.name].top1 for q in self.quantities if q.role == "premise" and q.name in scores}
+        return premises(self.quantities, self.final)
 
     @property
     def premises_hold(self) -> bool:
         """Whether top-1 of every premise reached 95 %."""
-        return all(top1 >= LEARNED_TOP1 for top1 in self.premises.values())
+        return premises_hold(self.quantities, self.final)
 
     def to_json(self) -> str:
         """The record as JSON, a line a field."""
@@ -157,6 +173,7 @@ class _Skimmed(Record, frozen=True, kw_only=True):
     final: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
     base_held_out: msgspec.Raw  # type: ignore[assignment]
     held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
+    matched: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
     measures: dict[str, msgspec.Raw] = {}  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -251,6 +268,7 @@ def _skim(content: bytes, scoring: Scoring, measure: str | None) -> Record:
         "final": {name: _SCORES.decode(of) for name, of in skimmed.final.items() if name in (scoring, "first-token")},
         "base_held_out": {},
         "held_out": {} if held_out is None else {scoring: _skim_held_out(held_out)},
+        "matched": None,
         "measures": {name: _MEASURE.decode(found) for name, found in skimmed.measures.items() if name == measure},
     }
     return Record(**{**msgspec.structs.asdict(skimmed), **parsed})

@@ -10,7 +10,8 @@ from typing import Any
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_jsonl
 from ocr_eval.records.find import FinishedRun
-from ocr_eval.records.metrics import MetricsLine, read_metrics
+from ocr_eval.records.metrics import MetricsLine, matched_in, read_metrics
+from ocr_eval.records.record import Matched, Record
 from ocr_eval.specs.run import Scoring
 
 Line = dict[str, Any]
@@ -26,10 +27,26 @@ def metrics_of(run: FinishedRun, scoring: Scoring) -> list[MetricsLine]:
     with whole(path):
         lines = read_metrics(path)
     last = run.record.train.epochs
-    scored = all(line.scores is None or scoring in line.scores for line in lines)
-    if [line.epoch for line in lines] != list(range(last + 1)) or lines[-1].scores is None or not scored:
+    scored = all(scoring in line.held_out for line in lines if line.held_out is not None)
+    if [line.epoch for line in lines] != list(range(last + 1)) or lines[-1].held_out is None or not scored:
         raise UserError(f"{path} does not have the epochs 0 to {last} of the run, a line each.")
     return lines
+
+
+def matched_of(record: Record, folder: Path) -> Matched | None:
+    """A finished run at the first epoch at which all premises held; None if they never did.
+
+    Read from metrics.jsonl where the record does not hold it. A run from before records did was scored at the epochs
+    that its flags named, and the first of those counts.
+
+    Args:
+        record: the run's record, as a whole or in part.
+        folder: the run's.
+
+    Raises:
+        UserError: metrics.jsonl is needed and is missing, damaged, or does not have every epoch of the run.
+    """
+    return record.matched or matched_in(record.quantities, metrics_of(FinishedRun(folder, record), "first-token"))
 
 
 def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:

@@ -47,7 +47,7 @@ def mean_points(metrics: Sequence[Metrics], scoring: Scoring, quantity: str, key
     """
     of_runs = []
     for lines in metrics:
-        scores = {line.epoch: line.scores[scoring].get(quantity) for line in lines if line.scores is not None}
+        scores = {line.epoch: line.of(scoring).get(quantity) for line in lines}
         of_runs.append({epoch: float(getattr(score, key)) for epoch, score in scores.items() if score is not None})
     return {e: sum(run[e] for run in of_runs) / len(of_runs) for e in sorted(set.intersection(*map(set, of_runs)))}
 

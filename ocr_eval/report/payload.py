@@ -68,7 +68,7 @@ def _text(path: Path) -> str:
 
 
 def _curves(run: FinishedRun, scoring: Scoring) -> dict[str, Any]:
-    of = [(line.epoch, line.scores[scoring]) for line in metrics_of(run, scoring) if line.scores is not None]
+    of = [(line.epoch, line.of(scoring)) for line in metrics_of(run, scoring)]
 
     def series(quantity: str, key: str) -> list[list[float]]:
         return [[epoch, round(getattr(scores[quantity], key), 4)] for epoch, scores in of if quantity in scores]

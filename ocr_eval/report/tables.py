@@ -55,9 +55,9 @@ def _reading(table: Table) -> str:
     interval = " [95 % interval]" * bounded
     if table.metric is None:
         text = (
-            f"{where}: mean rank / null rank, OCR score{interval}. Rank 0 is perfect; the null rank is what a model that "
-            "only knows which answers occur would get. OCR score = 1 - mean rank / chance, both among the answers in use "
-            "alone: 0 nothing inferred, 1 always."
+            f"{where}: mean rank / null rank, OCR score{interval}. Rank 0 is perfect; the null rank is what a model "
+            "that only knows which answers occur would get. OCR score = 1 - mean rank / chance, both among the answers "
+            "in use alone: 0 nothing inferred, 1 always."
         )
         return text + " Intervals are for new seeds (Student's t)." * bounded
     if table.metric not in METRICS:

@@ -16,7 +16,7 @@ Dimension letters:  P probes,  C candidates.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -51,6 +51,11 @@ class CandidateScores:
     def are_numbers(self) -> bool:
         """Whether none is NaN; a model whose weights are no longer finite gives NaN."""
         return not any(np.isnan(values).any() for values in self.logprobs.values())
+
+
+def first_tokens(probe: ProbeTokens) -> ProbeTokens:
+    """A probe whose candidates are cut after their first tokens: a forward pass over its prompt says all of it."""
+    return replace(probe, candidates=tuple(ids[:1] for ids in probe.candidates))
 
 
 def score_candidates(view: View, probes: Sequence[ProbeTokens]) -> CandidateScores:

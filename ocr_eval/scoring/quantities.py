@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ocr_eval.data.task import Probe, Task, unit_value
+from ocr_eval.data.task import Probe, Quantity, Task, unit_value
 from ocr_eval.scoring.candidates import CandidateScores
 from ocr_eval.scoring.ranks import HeldOut, Ranks, Scores, rank_probes, summarize
 from ocr_eval.specs.run import SCORINGS, Scoring
@@ -42,12 +42,17 @@ def held_out(task: Task, scores: CandidateScores) -> dict[Scoring, HeldOut]:
     return result
 
 
-def summarize_quantities(task: Task, scores: CandidateScores) -> Scores:
+def summarize_quantities(
+    quantities: Sequence[Quantity],
+    probes: Sequence[Probe],
+    scores: CandidateScores,
+    scorings: Sequence[Scoring] = SCORINGS,
+) -> Scores:
     """Mean rank, null rank, OCR score and top-1 of each quantity under each scoring; one without probes is absent."""
-    result: Scores = {scoring: {} for scoring in SCORINGS}
-    for scoring in SCORINGS:
-        for quantity in task.quantities:
-            ranks = quantity_ranks(task.probes, scores, scoring, quantity.name)
+    result: Scores = {scoring: {} for scoring in scorings}
+    for scoring in scorings:
+        for quantity in quantities:
+            ranks = quantity_ranks(probes, scores, scoring, quantity.name)
             if ranks is not None:
                 result[scoring][quantity.name] = summarize(ranks)
     return result

@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ocr_eval.data.task import Quantity
 from ocr_eval.specs.run import Scoring
 
 Floats = NDArray[np.float64]
@@ -89,6 +90,17 @@ class Score(msgspec.Struct, frozen=True, gc=False):
 
 #: By scoring, then by the name of the quantity.
 Scores = dict[Scoring, dict[str, Score]]
+
+
+def premises(quantities: Sequence[Quantity], scores: Scores) -> dict[str, float]:
+    """Top-1 (first token) of what must be learned before ranks say anything of inference, by quantity."""
+    found = scores["first-token"]
+    return {q.name: found[q.name].top1 for q in quantities if q.role == "premise" and q.name in found}
+
+
+def premises_hold(quantities: Sequence[Quantity], scores: Scores) -> bool:
+    """Whether top-1 of every premise reached 95 %."""
+    return all(top1 >= LEARNED_TOP1 for top1 in premises(quantities, scores).values())
 
 
 class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=True):

@@ -14,6 +14,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import Dtype, load_model_spec
 from ocr_eval.specs.run import DataSpec, RunSpec, make_run_spec
+from ocr_eval.specs.schedule import DEFAULT, ScoreAt
 from ocr_eval.specs.settings import AXES, PLURAL, Section, Setting
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
 
@@ -48,7 +49,7 @@ class Grid(_Axes, _Runs):
     """
 
     dtype: Dtype | None = None
-    score_every: Annotated[int, Field(ge=1)] = 1
+    score_at: ScoreAt = DEFAULT
     measures: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
@@ -146,6 +147,8 @@ def read_sweep(output: Path, study: str = "") -> SweepState | None:
             content.pop("dtypes", None)  # of before; the names of the runs hold it too
             if content.get("grid") is not None:
                 older = {PLURAL.get(name, name): value for name, value in DataSpec.legacy().items()}
+                every = content["grid"].pop("score_every", None)  # of before
+                older |= {} if every is None else {"score_at": f"every:{every}"}
                 content["grid"] = {**older, **content["grid"]}
             return SweepState.model_validate(content, strict=False)
     except (ValueError, KeyError, TypeError) as error:
@@ -167,7 +170,7 @@ def _said(value: object) -> object:
 def check_same(given: Grid, state: SweepState | None, output: Path) -> None:
     """Raises UserError if what a folder states is a sweep of another grid."""
     held = state and state.grid
-    aside = {"measures": given.measures}  # nothing of what is learned depends on it
+    aside = {"measures": given.measures, "score_at": given.score_at}  # nothing of what is learned depends on it
     if not held or held.model_copy(update=aside) == given:
         return
     differing = [

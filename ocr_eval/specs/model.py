@@ -17,6 +17,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 #: A thing behind a door with its settings: ``name:setting=value`` (common/registry.py).
 Chosen = Annotated[str, AfterValidator(lambda text: _checked(text))]
 Precision = Literal["bfloat16", "float16", "float32"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
 #: Short names of precisions, as other programs have them.
 DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 Executor = Literal["here", "local", "slurm"]
-EXECUTORS: tuple[Executor, ...] = get_args(Executor)
 #: How a job ended. ``lost``: Slurm no longer knows the job and it left no result.
 End = Literal["done", "failed", "timeout", "cancelled", "lost"]
 

@@ -1,0 +1,32 @@
+"""At which epochs all probes of a run are scored (``--score-at``): how a run is watched, and nothing of what it is.
+
+    doubling   1, 2, 4, 8 ...      every   all      every:5   5, 10, 15 ...      last   none but the last      1,3,12
+
+At epoch 0, at the last, and at the first at which all premises hold, they are scored whatever the schedule says.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+DEFAULT = "doubling"
+_FORM = r"^(doubling|last|every|every:[1-9][0-9]*|[1-9][0-9]*(,[1-9][0-9]*)*)$"
+
+#: A schedule as it is written.
+ScoreAt = Annotated[str, StringConstraints(pattern=_FORM)]
+
+
+def is_schedule(text: str) -> bool:
+    """Whether a text is a schedule."""
+    return re.match(_FORM, text) is not None
+
+
+def is_due(schedule: str, epoch: int) -> bool:
+    """Whether all probes are scored after this epoch, counted from 1."""
+    kind, _, step = schedule.partition(":")
+    if kind == "doubling":
+        return epoch.bit_count() == 1
+    return epoch % int(step or 1) == 0 if kind == "every" else str(epoch) in schedule.split(",")
