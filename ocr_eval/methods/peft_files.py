@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -36,6 +35,24 @@ _HARMLESS = {
 }
 #: Initializations that leave the base's weights as they are; the others take out of them what the adapter begins with.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+class _Stated(msgspec.Struct):
+    """The fields of an adapter's configuration that are worked with here; PEFT itself checks none."""
+
+    peft_type: str | None = None
+    init_lora_weights: bool | str | None = True
+    r: Annotated[int, msgspec.Meta(gt=0)] = 8
+    lora_alpha: float = 8
+    target_modules: str | list[str] = ""
+    base_model_name_or_path: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            if isinstance(self.target_modules, str):
+                re.compile(self.target_modules)
+        except re.error as error:
+            raise ValueError(f"target_modules is no pattern: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -131,17 +148,15 @@ def read_adapter_file(folder: Path) -> AdapterFile:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no adapter ({CONFIG}). Give a PEFT folder or a run's folder.")
     try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/{CONFIG} is not readable JSON: {error}.") from error
-    _check_types(folder, content)
-    kind, start = content.get("peft_type"), content.get("init_lora_weights", True)
-    if kind != "LORA":
-        raise UserError(f"{folder} is a PEFT adapter of type {kind}; only LORA adapters can be scored.")
-    if start not in _PLAIN_STARTS:
+        stated = msgspec.json.decode((folder / CONFIG).read_bytes(), type=_Stated)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UserError(f"{folder}/{CONFIG} cannot be used: {error}.") from error
+    if stated.peft_type != "LORA":
+        raise UserError(f"{folder} is a PEFT adapter of type {stated.peft_type}; only LORA adapters can be scored.")
+    if stated.init_lora_weights not in _PLAIN_STARTS:
         raise UserError(
-            f"{folder}: init_lora_weights '{start}' has changed the base's weights, which are not in this folder. Save "
-            "it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+            f"{folder}: init_lora_weights '{stated.init_lora_weights}' has changed the base's weights, which are not in "
+            "this folder. Save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         )
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}. Save the adapter with save_pretrained of a current PEFT.")
@@ -153,27 +168,3 @@ def read_adapter_file(folder: Path) -> AdapterFile:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{folder}: the adapter cannot be read: {reason}.") from error
     return AdapterFile(folder, config, shapes)
-
-
-def _check_types(folder: Path, content: Any) -> None:
-    """Check the fields of an adapter's configuration that are worked with here; PEFT itself checks none.
-
-    Raises:
-        UserError: no JSON object, or a field of another type; names it.
-    """
-    if not isinstance(content, dict):
-        raise UserError(f"{folder}/{CONFIG} is not a JSON object.")
-    targets = content.get("target_modules", [])
-    with suppress(re.error):
-        is_pattern = isinstance(targets, str) and re.compile(targets) is not None
-        fits = {
-            "r": isinstance(content.get("r", 8), int) and content.get("r", 8) > 0,
-            "lora_alpha": isinstance(content.get("lora_alpha", 8), int | float),
-            "target_modules": is_pattern or (isinstance(targets, list) and all(isinstance(t, str) for t in targets)),
-            "base_model_name_or_path": isinstance(content.get("base_model_name_or_path"), str | None),
-        }
-        wrong = next((name for name, fit in fits.items() if not fit), None)
-        if wrong is None:
-            return
-        raise UserError(f"{folder}/{CONFIG}: '{wrong}' is {content.get(wrong)!r}, which no LoRA adapter has.")
-    raise UserError(f"{folder}/{CONFIG}: 'target_modules' is {targets!r}, which is not a pattern.")
