@@ -155,8 +155,8 @@ def read_adapter_file(folder: Path) -> AdapterFile:
         raise UserError(f"{folder} is a PEFT adapter of type {stated.peft_type}; only LORA adapters can be scored.")
     if stated.init_lora_weights not in _PLAIN_STARTS:
         raise UserError(
-            f"{folder}: init_lora_weights '{stated.init_lora_weights}' has changed the base's weights, which are not in "
-            "this folder. Save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+            f"{folder}: init_lora_weights '{stated.init_lora_weights}' has changed the base's weights, which are not "
+            "in this folder. Save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         )
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}. Save the adapter with save_pretrained of a current PEFT.")
