@@ -22,10 +22,11 @@ from ocr_eval.records.find import FinishedRun, Found, find_runs
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import parse_condition, settings_of
 from ocr_eval.scoring.ranks import Scores
+from ocr_eval.specs import schedule
 from ocr_eval.specs.association import Association
 from ocr_eval.specs.association import load_association as load_association
 from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
-from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec
+from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec, run_seeds
 from ocr_eval.specs.settings import SETTINGS, section
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def make_run(model: ModelSpec | str, association: Association | str, seed: int =
     Args:
         model: from ``load_model``, or its name or path.
         association: from ``load_association``, or its name or path.
-        seed: draws pairs, names, groups, order and initialization.
+        seed: draws pairs, names, groups, order and initialization; ``data_seed`` and ``train_seed`` among the settings
+            set the first three or the last two apart.
         settings: fields of the data protocol (``n=5, m_train=4, m_test=16, candidates="ten"`` ...) and of
             training (``method="lora", lr=1e-3, epochs=8, rank=16`` ...), and of the model ``dtype`` and
             ``attention``; what is left out has the protocol's or the model's default.
@@ -69,7 +71,8 @@ def make_run(model: ModelSpec | str, association: Association | str, seed: int =
     if of_model:
         spec = yaml_files.parse(ModelSpec, {**spec.model_dump(), **of_model}, "settings")
     found = load_association(association) if isinstance(association, str) else association
-    return make_run_spec(spec, found, section("data", settings), section("train", settings), seed)
+    seeds = run_seeds(section("run", settings), seed)
+    return make_run_spec(spec, found, section("data", settings), section("train", settings), *seeds)
 
 
 def finetune(
@@ -78,11 +81,13 @@ def finetune(
     device: Device = "auto",
     force: bool = False,
     measures: Sequence[str] | None = None,
+    score_at: str = schedule.DEFAULT,
 ) -> Record:
     """Teach the facts, score what was inferred, and leave the run below ``output/runs``.
 
     A run that is done already is read and not repeated; an interrupted one resumes. ``measures`` names what else to
-    measure when it ends; None for what is cheap.
+    measure when it ends; None for what is cheap. ``score_at`` says after which epochs all probes are scored
+    (``doubling``, ``every``, ``every:5``, ``last`` or ``"1,3,12"``).
 
     Raises:
         UserError: bad input, found before any training.
@@ -91,7 +96,8 @@ def finetune(
     from ocr_eval.execution.execute import Execution
     from ocr_eval.execution.execute import finetune as run_finetune
 
-    how = Execution(device=device, force=force, measures=None if measures is None else tuple(measures))
+    asked, scored = None if measures is None else tuple(measures), schedule.checked(score_at, "score_at")
+    how = Execution(device=device, force=force, measures=asked, score_at=scored)
     return run_finetune(run, Path(output), how)[0].record
 
 
@@ -158,7 +164,12 @@ def records_frame(records: Sequence[Record]) -> pd.DataFrame:
 def _settings(record: Record) -> dict[str, Any]:
     """The columns that say which run a row is of."""
     told = settings_of(record)
-    typed = {**record.train.model_dump(), **record.data.model_dump(), "seed": record.seed}
+    typed = {
+        **record.train.model_dump(),
+        **record.data.model_dump(),
+        "seed": record.seed,
+        "train_seed": record.training_seed,
+    }
     named = {key: typed.get(key, value) for key, value in told.items()}
     return {"run": record.run, **named, "premises_hold": record.premises_hold}
 

@@ -85,6 +85,7 @@ def test_epochs_as_a_frame(finished):
     assert set(frame.seed) == {1}
     assert frame.train_loss.isna().tolist() == [True, False, False, False]
     assert frame.test_entailment_ocr_score.isna().tolist() == [False, True, False, False]
+    assert not frame.train_fact_top1.isna().any()  # a premise is scored until all of them hold
     (record,) = interface.read_records(finished, where="seed=1")
     score = record.final["sequence"]["test_fact"]
     last = interface.epochs_frame(finished, where="seed=1", scoring="sequence").iloc[-1]

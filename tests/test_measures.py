@@ -4,13 +4,21 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import load
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from ocr_eval.common.registry import MEASURES
+from ocr_eval.data.task import build_task
+from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.changes import Dense, LowRank
+from ocr_eval.packing.logprobs import read_ranks
+from ocr_eval.records.folder import read_config
 
 
 def test_norms_of_a_hand_worked_case():
@@ -55,6 +63,58 @@ def test_an_adapter_and_a_whole_model_are_measured_as_their_files_say(ocr_eval, 
         record["measures"]["weight-change"],
         {name: after[f"{name}.weight"] - before[f"{name}.weight"] for name in changes},
     )
+    answer = ocr_eval("finetune", *run, "--method", "full", "--lr", 1e-3, "--force", "--json")
+    assert answer.err.count("warning") == 0
+    whole = json.loads(answer.out)["measures"]["vocabulary"]
+    assert whole["rank"] >= 0
+    assert not any(key.startswith("base_") for key in whole)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_ranks_in_the_vocabulary_are_those_of_plain_forward_passes(ocr_eval, model_files, tmp_path, architecture):
+    model = str(model_files[architecture])
+    run = ["--model", model, "--assoc", "city-language", "--n", 2, "--m-train", 2, "--m-test", 2, "--epochs", 3]
+    record = json.loads(ocr_eval("finetune", *run, "-o", tmp_path, "--json").out)
+    folder = tmp_path / "runs" / record["run"]
+    base, probes = load(model), probe_tokens(load(model).tokenizer, build_task(read_config(folder)))
+    network = AutoModelForCausalLM.from_pretrained(Path(model).with_suffix(""), dtype=torch.float32)
+    expected = plain_ranks(network, probes, "base_")
+    expected |= plain_ranks(PeftModel.from_pretrained(network, folder / "adapter"), probes, "")
+    assert base.network.config.vocab_size > 1000
+    assert record["measures"]["vocabulary"] == pytest.approx(expected, rel=1e-3)
+    assert record["measures"]["vocabulary"].keys() == expected.keys()
+    assert expected["probability"] != pytest.approx(expected["base_probability"], rel=0.05)
+    table = ocr_eval("table", tmp_path, "--metric", "vocabulary.base_train_fact_rank", "--format", "csv")
+    assert f",{round(expected['base_train_fact_rank'], 6)}," in table.out
+    shown = ocr_eval("measures", "show", "vocabulary").out
+    assert all(key.removeprefix("base_") in shown for key in ("rank", "median_rank", "probability", "logprob", "mass"))
+
+
+def plain_ranks(network, probes, model):
+    """What ``vocabulary`` says, from one forward pass a prompt."""
+    of = {}
+    for each in probes:
+        with torch.no_grad():
+            logprobs = network(torch.tensor([each.prompt])).logits[0, -1].double().log_softmax(-1)
+        first = [ids[0] for ids in each.candidates]
+        right = logprobs[first[each.probe.target]]
+        row = (int((logprobs > right).sum()), float(right), float(logprobs[sorted(set(first))].exp().sum()))
+        of.setdefault(each.probe.quantity, []).append(row)
+    found = {}
+    for quantity, rows in of.items():
+        rank, logprob, mass = np.array(rows).T
+        key = model + ("" if quantity == "test_entailment" else f"{quantity}_")
+        found |= {f"{key}rank": rank.mean(), f"{key}median_rank": np.median(rank), f"{key}logprob": logprob.mean()}
+        found |= {f"{key}probability": np.exp(logprob).mean(), f"{key}mass": mass.mean()}
+    return found
+
+
+def test_ties_in_the_vocabulary_share_their_rank():
+    logits = torch.tensor([[3.0, 1.0, 1.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
+    for at_once in (1, 2, 8):
+        found = read_ranks(logits, torch.tensor([0, 0, 0, 1]), torch.tensor([0, 4, 3, 2]), at_once)
+        assert found[:, 0].tolist() == [0, 2, 4, 2]
+        assert found[3, 1] == pytest.approx(-math.log(5))
 
 
 def check(measured, changes):
@@ -97,7 +157,7 @@ def test_a_measure_that_fails_or_finds_no_plain_number_costs_no_run(ocr_eval, ti
     run = ["--model", tiny, "--assoc", "city-language", "--n", 2, "--m-test", 2, "--epochs", 1, "-o", tmp_path]
     answer = ocr_eval("finetune", *run, "--json")
     assert answer.code == 0
-    assert set(json.loads(answer.out)["measures"]) == {"fine", "weight-change"}
+    assert set(json.loads(answer.out)["measures"]) == {"fine", "vocabulary", "weight-change"}
     assert "no measure 'broken': out of ink" in answer.err
     assert "no measure 'endless'" in answer.err
     assert "'fine'" not in answer.err

@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import load
+from msgspec.structs import replace
 from peft import PeftModel
 
 from ocr_eval.methods.pack import GradientPack
 from ocr_eval.records.folder import read_config
+from ocr_eval.records.record import read_record, to_plain
+from ocr_eval.records.run_files import matched_of
 
 SMALL = ["--n", "3", "--m-train", "2", "--m-test", "3", "--quiet"]
 
@@ -121,7 +124,18 @@ def test_a_schedule_changes_when_is_scored_and_nothing_else(finetune, tmp_path):
     learned = next(epoch for epoch, top1 in enumerate(tops) if min(top1) >= 0.95)
     assert 3 < learned < 13, "the case shows nothing otherwise"
     at = every["metrics"][learned]
-    assert every["result"]["matched"] == {"epoch": learned, "scores": at["scores"], "held_out": at["held_out"]}
+    ranks = {scoring: held["ranks"] for scoring, held in at["held_out"].items()}
+    assert every["result"]["matched"] == {"epoch": learned, "scores": at["scores"], "ranks": ranks}
+    for part in (
+        None,
+        "first-token",
+    ):  # what a table reads, and what records from before hold, says it in metrics.jsonl
+        folder = only_run(tmp_path / "every")
+        record = read_record(folder / "result.json", part)
+        for each in (record, replace(record, matched=None)):
+            matched = matched_of(each, folder)
+            assert matched.epoch == learned
+            assert (to_plain(matched.scores), to_plain(matched.held_out)) == (at["scores"], at["held_out"])
     for schedule, named in (("doubling", {1, 2, 4, 8}), ("last", set()), ("every:5", {5, 10}), ("2,13", {2, 13})):
         found = run(schedule)
         assert found["result"] == every["result"]
@@ -137,18 +151,11 @@ def test_a_schedule_changes_when_is_scored_and_nothing_else(finetune, tmp_path):
 
 def test_what_never_learns_is_never_matched(finetune, tmp_path):
     finetune(tmp_path, "--lr", 1e-6, "--score-at", "last")
-    found = content(only_run(tmp_path))
+    folder = only_run(tmp_path)
+    found = content(folder)
     assert found["result"]["matched"] is None
+    assert matched_of(read_record(folder / "result.json"), folder) is None
     assert [len(line["scores"]) for line in found["metrics"]] == [3, 1, 1, 3]
-
-
-def test_the_former_spelling_of_the_schedule_works_with_a_warning(finetune, tmp_path):
-    answer = finetune(tmp_path / "former", "--score-every", 2)
-    assert answer.code == 0
-    assert "--score-at every:2" in answer.err
-    finetune(tmp_path / "new", "--score-at", "every:2")
-    assert content(only_run(tmp_path / "former")) == content(only_run(tmp_path / "new"))
-    assert "--score-every" not in finetune(tmp_path / "new").err
 
 
 @pytest.mark.parametrize("schedule", ["often", "every:0", "0", "1,,2", "3-5", ""])

@@ -18,7 +18,7 @@ from ocr_eval.records.select import ROW_KEYS, by_association, group_rows, natura
 from ocr_eval.specs.run import Scoring
 
 #: Settings that follow from others and so never tell what is compared.
-_IDENTITIES = ("base", "results", "code", "seed")
+_IDENTITIES = ("base", "results", "code", "seed", "train_seed")
 
 
 @dataclass(frozen=True)

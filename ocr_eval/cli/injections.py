@@ -129,7 +129,7 @@ def _summary(record: Record, losses: list[float]) -> str:
         name = QUANTITY_NAMES.get(least, least).upper()
         learned = f"{name} NOT LEARNED, so the rank says nothing of inference. {remedy(losses, record.train)}"
     return (
-        f"{record.model} {record.association} ({record.kind}) seed {record.seed}: "
+        f"{record.model} {record.association} ({record.kind}) seed {record.seeds}: "
         f"held-out mean rank {finding.mean_rank:.2f}, null {finding.null_rank:.2f}, "
         f"OCR score {record.held_out['first-token'].ocr_score:+.2f}; {learned}"
     )
@@ -210,7 +210,7 @@ def score(
         typer.echo(json.dumps(to_plain(scores), indent=2))
         return
     what = f"{spec.model.name}{'' if adapter is None else ' with ' + str(adapter)}"
-    typer.echo(f"{what}, {spec.association.name}, seed {spec.seed}")
+    typer.echo(f"{what}, {spec.association.name}, seed {spec.seeds}")
     typer.echo(_score_lines(scores))
 
 

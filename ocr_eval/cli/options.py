@@ -14,9 +14,9 @@ from ocr_eval.cli.spec_flags import Given, flag_of, option
 from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.execution.jobs import Executor, Placement
 from ocr_eval.execution.tracking import ReportTo
+from ocr_eval.specs import schedule
 from ocr_eval.specs.model import Device
 from ocr_eval.specs.run import Scoring
-from ocr_eval.specs.schedule import is_schedule
 from ocr_eval.specs.settings import section
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_OUTPUT = Path("results")
+#: The seeds of commands that compare runs.
+THREE_SEEDS = "0-2"
 
 
 def _names(part: str) -> Callable[[str], list[str]]:
@@ -42,7 +44,7 @@ model_names, assoc_names = _names("models"), _names("templates")
 
 #: Commands that take a run's own config.yaml as --config.
 _TAKE_A_RUN = ("finetune", "score", "controls", "curve", "export")
-_RUN = "run of --config"
+RUN = "run of --config"
 
 
 def _config(context: typer.Context, path: Path | None) -> Path | None:
@@ -92,7 +94,7 @@ def _run_flags(context: typer.Context, path: Path) -> dict[str, Any]:
             "to 'ocr-eval finetune', or give a file of flags by name."
         )
     run = read_run(path)
-    context.meta[_RUN] = (str(path), run)
+    context.meta[RUN] = (str(path), run)
     return {"model": str(path), "assoc": str(path)}
 
 
@@ -250,9 +252,7 @@ def score_at(text: str | None) -> str | None:
     Raises:
         UserError: not a schedule.
     """
-    if text is not None and not is_schedule(text):
-        raise UserError(f"--score-at '{text}': give doubling, every, every:5, last, or epochs such as '1,3,12'.")
-    return text
+    return None if text is None else schedule.checked(text, "--score-at")
 
 
 def measures(text: str | None) -> tuple[str, ...] | None:
@@ -313,21 +313,21 @@ def resolve(context: typer.Context, model: str, assoc: str, settings: Given) -> 
     from ocr_eval.methods.method import ignored_by
     from ocr_eval.specs.association import load_association
     from ocr_eval.specs.model import load_model_spec
-    from ocr_eval.specs.run import make_run_spec
+    from ocr_eval.specs.run import make_run_spec, run_seeds
 
-    path, run = context.meta.get(_RUN, ("", None))
+    path, run = context.meta.get(RUN, ("", None))
     spec = run.model if run and model == path else load_model_spec(model)
     spec = spec.model_copy(update=section("model", settings))
     association = run.association if run and assoc == path else load_association(assoc)
     data, train = section("data", settings), section("train", settings)
     if run is None:
-        return make_run_spec(spec, association, data, train, settings.get("seed", 0))
+        return make_run_spec(spec, association, data, train, *run_seeds(section("run", settings)))
     kept = train.get("method", run.train.method) == run.train.method
     if not kept and "rank" in ignored_by(run.train):  # rates of full training suit no adapter
         train = {"lr": spec.train.lr, "batch_size": spec.train.batch_size, **train}
     defaults = spec.model_copy(update={"train": run.train})
-    seed = settings.get("seed", run.seed)
-    described = make_run_spec(defaults, association, {**run.data.model_dump(), **data}, train, seed)
+    seeds = run_seeds(section("run", settings), run.seed, run.train_seed)
+    described = make_run_spec(defaults, association, {**run.data.model_dump(), **data}, train, *seeds)
     return described.model_copy(update={"model": spec})
 
 

@@ -13,6 +13,7 @@ from ocr_eval.cli import options as o
 from ocr_eval.cli.spec_flags import Given, Settings, expanded
 from ocr_eval.cli.sweep_work import Means, carry_out, plan, report_missing
 from ocr_eval.common.errors import UserError
+from ocr_eval.specs.settings import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,10 +22,8 @@ if TYPE_CHECKING:
     from ocr_eval.records.record import Record
     from ocr_eval.specs.run import RunSpec
 
-_ONE_SEED = "One seed: intervals are over subjects only."
-
-
-_OF_A_STUDY = Settings(without=["variant"], axes=["seed"])
+_SEEDS = ("seed", "data_seed", "train_seed")
+_OF_A_STUDY = Settings(without=["variant"], axes=_SEEDS, defaults={"seed": o.THREE_SEEDS})
 
 
 @expanded
@@ -49,7 +48,7 @@ def controls(
     means.begin()
     from ocr_eval.analysis.controls import compare_conditions, condition_specs, verdict
 
-    reals = _runs(context, model, o.one_assoc(context, association, assoc), settings, "seed")
+    reals = _runs(context, model, o.one_assoc(context, association, assoc), settings)
     specs = [spec for real in reals for spec in condition_specs(real).values()]
     records = _study("controls", specs, output_dir, means, as_json)
     results = compare_conditions(records, scoring)
@@ -80,7 +79,7 @@ def curve(
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
-    settings: Annotated[Given, replace(_OF_A_STUDY, axes=["seed", "m_train"], required=["m_train"])],
+    settings: Annotated[Given, replace(_OF_A_STUDY, axes=[*_SEEDS, "m_train"], required=["m_train"])],
     means: Means,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     scoring: o.ScoringOption = "first-token",
@@ -93,7 +92,7 @@ def curve(
     (Theorem 2 of the paper), is printed for orientation; it does not predict this score.
     """
     means.begin()
-    specs = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train", "seed")
+    specs = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train")
     m_test, seeds = specs[0].data.m_test, sorted({run.seed for run in specs})
     records = _study("curve", specs, output_dir, means, as_json)
     from ocr_eval.analysis.intervals import ocr_score
@@ -114,12 +113,15 @@ def curve(
     rows = [[str(m), o.interval_text(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
     typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "learned"], rows))
     if len(seeds) == 1:
-        typer.echo(_ONE_SEED)
+        typer.echo(f"One seed has no interval: give several, for example --seeds {o.THREE_SEEDS}.")
 
 
 def _runs(context: typer.Context, model: str, assoc: str, settings: Given, *axes: str) -> list[RunSpec]:
-    """The runs of a study on the real data, whatever the run of --config had."""
-    return o.resolve_each(context, model, assoc, {**settings, "variant": "real"}, *axes)
+    """The runs of a study on the real data, whatever the run of --config had; by default of three seeds."""
+    seeds: Given = {}
+    if not (context.meta.get(o.RUN) or "seed" in settings or {"data_seed", "train_seed"} <= settings.keys()):
+        seeds = {"seed": SETTINGS["seed"].parse_axis(o.THREE_SEEDS)}
+    return o.resolve_each(context, model, assoc, {**seeds, **settings, "variant": "real"}, *axes, *_SEEDS)
 
 
 def _study(kind: str, specs: Sequence[RunSpec], output: Path, means: Means, as_json: bool) -> list[Record]:
@@ -140,4 +142,4 @@ def _study(kind: str, specs: Sequence[RunSpec], output: Path, means: Means, as_j
         raise typer.Exit
     runs = carry_out(specs, output, means, name)
     report_missing(runs)
-    return sorted((run.folder.record() for run in runs), key=lambda record: record.seed)
+    return sorted((run.folder.record() for run in runs), key=lambda record: (record.seed, record.training_seed))

@@ -20,7 +20,7 @@ ALL_ASSOCS = "all"
 DEFAULT_OUTPUT = Path("results/sweep")
 
 
-_SWEPT = Settings(axes=["seed", *(setting.name for setting in AXES.values())], defaults={"seed": "0-2"})
+_SWEPT = Settings(axes=[setting.name for setting in AXES.values()], defaults={"seed": o.THREE_SEEDS})
 
 
 @expanded
@@ -104,9 +104,12 @@ def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
     defaults: dict[str, Any] = {
         "models": (o.DEFAULT_MODEL,),
         "assocs": tuple(column_order(yaml_files.shipped_names("templates"))),
-        "seeds": (0, 1, 2),
+        "seeds": SETTINGS["seed"].parse_axis(o.THREE_SEEDS),
     }
-    return yaml_files.parse(Grid, {**(held.model_dump() if held else defaults), **given, **paths}, "sweep")
+    left_out = held.model_dump() if held else defaults
+    if given.keys() >= {"data_seed", "train_seed"}:
+        del left_out["seeds"]
+    return yaml_files.parse(Grid, {**left_out, **given, **paths}, "sweep")
 
 
 def _absolute(name: str) -> str:

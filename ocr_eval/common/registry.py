@@ -163,7 +163,12 @@ METHODS: Registry[Any] = Registry(
     {name: f"ocr_eval.methods.{name}:{name.upper()}" for name in ("lora", "qlora", "full")},
 )
 MEASURES: Registry[Any] = Registry(
-    "measure", "ocr_eval.measures", {"weight-change": "ocr_eval.measures.weight_change:WEIGHT_CHANGE"}
+    "measure",
+    "ocr_eval.measures",
+    {
+        "vocabulary": "ocr_eval.measures.vocabulary:VOCABULARY",
+        "weight-change": "ocr_eval.measures.weight_change:WEIGHT_CHANGE",
+    },
 )
 PREVENTIONS: Registry[Any] = Registry(
     "prevention",

@@ -1,8 +1,14 @@
 """Named random streams without state: a draw is a sort by keyed hash.
 
-Training order, the data set, adapter initialization and evaluation each have a stream of their own, named
-by a string; no stream can disturb another however often it is used. The hash (SHA-256) makes a draw the
-same on every machine and under every version of Python and its libraries.
+A run has three streams (``RunSpec.stream``), each named by a seed and a purpose, so that none can disturb another
+however often it is used. Nothing else in a run is random: there is no dropout, and scoring draws nothing.
+
+    <seed>/data                   pairs, names and groups; whom the shuffled control teaches which answer
+    <train seed>/order            the order of statements in each epoch
+    <train seed>/initialization   an adapter's A; B starts at zero, and full fine-tuning at the base
+
+The train seed is the seed unless it is set apart. The hash (SHA-256) makes a draw the same on every machine and under
+every version of Python and its libraries.
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ class LiveRun:
         return self.spec.train.epochs
 
     @property
-    def matched(self) -> Matched | None:
-        """The run when all premises first held, if they have."""
+    def matched(self) -> MetricsLine | None:
+        """The line of the epoch at which all premises first held, if they have."""
         return matched_in(self.material.task.quantities, self.lines)
 
 
@@ -372,9 +372,10 @@ def _prepare_record(
 ) -> None:
     if not is_first():
         return
-    found = take_measures(measures, Trained(run.spec, pack, lane, run.material.probes, scores))
+    asked = run.material
+    found = take_measures(measures, Trained(run.spec, pack, lane, asked.task.quantities, asked.probes, scores))
     sha256 = pack.save(lane, run.folder.path)
-    last = probe_lines(run.material.task, scores, run.epochs)
+    last = probe_lines(asked.task, scores, run.epochs)
     run.folder.prepare(_record(pack.base, run, sha256, found), run.folder.probes() + last)
 
 
@@ -384,6 +385,10 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
     assert first.scores is not None is not first.held_out
     assert last.scores is not None is not last.held_out
     assert last.train_loss is not None
+    matched, line = None, run.matched
+    if line is not None and line.scores is not None is not line.held_out:
+        ranks = {scoring: held.ranks for scoring, held in line.held_out.items()}
+        matched = Matched(line.epoch, line.scores, ranks)
     return Record(
         run=run.folder.identity,
         model=spec.model.name,
@@ -391,6 +396,7 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
         association=spec.association.name,
         kind=spec.association.kind,
         seed=spec.seed,
+        train_seed=spec.train_seed,
         dtype=spec.precision,
         attention=spec.model.attention,
         association_digest=spec.association.digest(),
@@ -402,7 +408,7 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
         final=last.scores,
         base_held_out=first.held_out,
         held_out=last.held_out,
-        matched=run.matched,
+        matched=matched,
         train_loss=last.train_loss,
         seconds={
             "train": round(sum(line.train_seconds for line in lines), 2),
@@ -430,5 +436,5 @@ def progress_line(step: Step) -> str:
             f"  held-out mean rank {finding.mean_rank:.2f} (null {finding.null_rank:.2f})  "
             f"OCR score {line.held_out['first-token'].ocr_score:+.2f}"
         )
-    begin = f"{spec.association.name}{control} seed {spec.seed} epoch {line.epoch:>{width}}/{spec.train.epochs}"
+    begin = f"{spec.association.name}{control} seed {spec.seeds} epoch {line.epoch:>{width}}/{spec.train.epochs}"
     return f"{begin}  {loss:>14}{known}{inferred}"

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import warn
 from ocr_eval.common.registry import MEASURES
+from ocr_eval.data.task import Quantity
 from ocr_eval.data.tokenize import ProbeTokens
 from ocr_eval.methods.changes import WeightChange
 from ocr_eval.methods.method import Needs, Pack
@@ -30,6 +31,7 @@ class Trained:
         spec: the run.
         pack: the runs it was taught with.
         lane: its place among them.
+        quantities: what its probes count for.
         probes: what it was asked.
         scores: what it answered.
     """
@@ -37,6 +39,7 @@ class Trained:
     spec: RunSpec
     pack: Pack
     lane: int
+    quantities: Sequence[Quantity]
     probes: Sequence[ProbeTokens]
     scores: CandidateScores
 
@@ -102,5 +105,5 @@ def take_measures(measures: Mapping[str, Measure], trained: Trained) -> dict[str
             found[name] = taken
         except Exception as error:  # of a package that we know nothing of
             reason = str(error) or type(error).__name__
-            warn(f"{trained.spec.association.name} seed {trained.spec.seed}: no measure '{name}': {reason}")
+            warn(f"{trained.spec.association.name} seed {trained.spec.seeds}: no measure '{name}': {reason}")
     return found

@@ -16,7 +16,7 @@ from ocr_eval.models import grouped_attention
 from ocr_eval.models.base import Base
 from ocr_eval.packing.batch import lay_out
 from ocr_eval.packing.forest import Forest, Reads
-from ocr_eval.packing.logprobs import block_rows, read_logprobs
+from ocr_eval.packing.logprobs import Reader, block_rows, read_logprobs, read_ranks
 
 
 class Mounted(Protocol):
@@ -60,7 +60,7 @@ class View:
     cut: Cut = field(default_factory=Cut)
 
     def token_logprobs(self, rows: Mapping[int, tuple[Forest, Reads]]) -> dict[int, torch.Tensor]:
-        """Log-probability (nats, fp32) of each expected token, lane by lane; differentiable.
+        """Log-probability (nats, fp32) of each expected token, lane by lane; differentiable. [T]
 
         Logits exist only where they are read; the log-softmax is in fp32.
 
@@ -68,6 +68,13 @@ class View:
             rows: for each lane, its packed sequences and where they are read. Without adapters the lanes'
                 numbers mean nothing.
         """
+        return self._read(rows, read_logprobs)
+
+    def token_ranks(self, rows: Mapping[int, tuple[Forest, Reads]]) -> dict[int, torch.Tensor]:
+        """Rank of each expected token in the whole vocabulary (0 is best), and its log-probability. [T, 2]"""
+        return self._read(rows, read_ranks)
+
+    def _read(self, rows: Mapping[int, tuple[Forest, Reads]], read: Reader) -> dict[int, torch.Tensor]:
         base = self.base
         batch = lay_out(list(rows.values()), by_clump=base.attention == grouped_attention.NAME)
         if self.adapters:
@@ -75,10 +82,10 @@ class View:
         with base.autocast() if self.autocast else nullcontext():
             logits_KRV = self.network(**batch.inputs(base.device, base.dtype), use_cache=False).logits
         rows_T = (batch.rows * logits_KRV.shape[1] + batch.columns).to(logits_KRV.device)
-        logprobs_T = read_logprobs(
+        found_T = read(
             logits_KRV.flatten(0, 1),
             rows_T,
             batch.tokens.to(logits_KRV.device),
             block_rows(logits_KRV.shape[-1], logits_KRV.device.type),
         )
-        return dict(zip(rows, logprobs_T.split(batch.counts), strict=True))
+        return dict(zip(rows, found_T.split(batch.counts), strict=True))

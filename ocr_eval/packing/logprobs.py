@@ -9,6 +9,8 @@ Dimension letters:  S rows of logits,  V tokens of the vocabulary,  T expected t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -42,6 +44,25 @@ def read_logprobs(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: 
         here_T = checkpoint(_read, block_BV, row_T, tokens_T, use_reentrant=False, preserve_rng_state=False)
         logprobs_T = torch.where(is_here, here_T, logprobs_T)
     return logprobs_T
+
+
+@torch.no_grad()
+def read_ranks(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
+    """Midrank of each expected token in the whole vocabulary, 0 for the best, and its log-probability. [T, 2]
+
+    Takes what ``read_logprobs`` does; ranks are those of the logits, in their own precision.
+    """
+    ranks = []
+    for start in range(0, len(rows_T), at_once):
+        rows, tokens = rows_T[start : start + at_once], tokens_T[start : start + at_once]
+        block = logits_SV[rows]
+        own = block.gather(1, tokens[:, None])
+        ranks.append((block > own).sum(dim=1) + ((block == own).sum(dim=1) - 1) / 2)
+    return torch.stack([torch.cat(ranks), read_logprobs(logits_SV, rows_T, tokens_T, at_once)], dim=1)
+
+
+#: What reads expected tokens off logits.
+Reader = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def _read(logits_BV: Tensor, rows_T: Tensor, tokens_T: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def describe_packs(
             taught = " + ".join([spec.train.method, *spec.train.prevent])
             train = f"{taught} lr {spec.train.lr:g} rank {spec.train.rank} epochs {spec.train.epochs}"
             shape = f"m_train {spec.data.m_train} {spec.data.variant}"
-            run = f"{spec.model.name} {spec.association.name} seed {spec.seed} {train} {shape}"
+            run = f"{spec.model.name} {spec.association.name} seed {spec.seeds} {train} {shape}"
             lines.append(f"  {run}{' done' if is_done else ''}")
     models = {(spec.model.name, spec.precision): spec.model for pack in packs for spec in pack}
     for (name, dtype), model in sorted(models.items()):

@@ -113,7 +113,9 @@ def batch_nodes(spec: RunSpec) -> int:
     Raises:
         UserError: the tokenizer cannot do with the data.
     """
-    return _batch_nodes(spec.model_copy(update={"seed": 0, "train": TrainSpec(batch_size=spec.train.batch_size)}))
+    return _batch_nodes(
+        spec.model_copy(update={"seed": 0, "train_seed": None, "train": TrainSpec(batch_size=spec.train.batch_size)})
+    )
 
 
 @lru_cache(maxsize=4096)

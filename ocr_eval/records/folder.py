@@ -1,6 +1,6 @@
 """Run folders: what a run leaves on disk, written so that nothing is ever half there.
 
-    <output>/runs/<model>/<association>/<method>/seed<k>-<fingerprint>/
+    <output>/runs/<model>/<association>/<method>/seed<k>[-train<l>]-<fingerprint>/
         config.yaml    the resolved RunSpec
         env.json       versions, commit, device
         audit.json     what the tokenizer makes of the candidates
@@ -70,8 +70,9 @@ class RunFolder:
     @classmethod
     def of(cls, root: Path, spec: RunSpec, fingerprint: str) -> RunFolder:
         """The folder that a run has below an output folder."""
-        names = spec.model.name, spec.association.name, spec.train.method_name, f"seed{spec.seed}-{fingerprint}"
-        return cls(root.joinpath("runs", *names))
+        train = "" if spec.train_seed is None else f"-train{spec.train_seed}"
+        names = spec.model.name, spec.association.name, spec.train.method_name
+        return cls(root.joinpath("runs", *names, f"seed{spec.seed}{train}-{fingerprint}"))
 
     def checkpoints(self) -> dict[int, Path]:
         """The training states that an unfinished run keeps, by the number of epochs they are after."""

@@ -11,7 +11,7 @@ import msgspec
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import to_jsonl
 from ocr_eval.data.task import Quantity
-from ocr_eval.records.record import Matched, load_plain, to_plain
+from ocr_eval.records.record import load_plain, to_plain
 from ocr_eval.scoring.ranks import HeldOut, Score, Scores, premises_hold
 from ocr_eval.specs.run import Scoring
 
@@ -85,12 +85,10 @@ def _read(content: bytes) -> MetricsLine:
     return msgspec.structs.replace(line, notes=notes) if notes else line
 
 
-def matched_in(quantities: Sequence[Quantity], lines: Iterable[MetricsLine]) -> Matched | None:
-    """A run at the first epoch, from 1 on, at which all was scored and all premises held; None if there is none."""
-    for line in lines:
-        if line.epoch and line.scores and line.held_out and premises_hold(quantities, line.scores):
-            return Matched(line.epoch, line.scores, line.held_out)
-    return None
+def matched_in(quantities: Sequence[Quantity], lines: Iterable[MetricsLine]) -> MetricsLine | None:
+    """The first line, from epoch 1 on, of an epoch at which all was scored and all premises held; None if none is."""
+    held = (line for line in lines if line.epoch and line.held_out and premises_hold(quantities, line.scores or {}))
+    return next(held, None)
 
 
 def metrics_text(lines: Sequence[MetricsLine]) -> str:

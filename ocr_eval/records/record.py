@@ -20,10 +20,10 @@ from pydantic import ConfigDict
 from ocr_eval.common.errors import UserError
 from ocr_eval.data import pairs
 from ocr_eval.data.task import Quantity, the_finding
-from ocr_eval.scoring.ranks import HeldOut, Score, Scores, premises, premises_hold
+from ocr_eval.scoring.ranks import Floats, HeldOut, Score, Scores, premises, premises_hold
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
-from ocr_eval.specs.run import DataSpec, Scoring
+from ocr_eval.specs.run import DataSpec, Scoring, seeds_text
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
 
 
@@ -33,12 +33,12 @@ class Matched(msgspec.Struct, frozen=True):
     Attributes:
         epoch: which.
         scores: the statistics of each quantity.
-        held_out: ranks of the finding.
+        ranks: of the finding; of whom and of which answers is what ``Record.held_out`` says.
     """
 
     epoch: int
     scores: Scores
-    held_out: dict[Scoring, HeldOut]
+    ranks: dict[Scoring, Floats]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +47,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         run: its folder below ``runs/``, which also identifies it.
         published_as: the model's row in the published table.
+        train_seed: of order and initialization, where it is not ``seed``.
         attention: as the model's YAML asks for it.
         association_digest: digest of the association's content; empty in the oldest records.
         structure: how the association is made.
@@ -73,6 +74,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     association: str
     kind: Kind
     seed: int
+    train_seed: int | None = None
     dtype: str
     attention: str = "auto"
     association_digest: str = ""
@@ -104,6 +106,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             KeyError: the record was read without this scoring.
         """
         return self.final[scoring][the_finding(self.quantities).name]
+
+    @property
+    def seeds(self) -> str:
+        """Its seeds in words, to follow "seed"."""
+        return seeds_text(self.seed, self.train_seed)
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of order and initialization."""
+        return self.seed if self.train_seed is None else self.train_seed
 
     @property
     def premises(self) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Which records: their settings by name, filters over them, and the rows that they are grouped into. Pure.
 
 A setting is anything that may differ between runs: model, method, every field of the data
-protocol and of training, precision, attention, base weights, results version, seed. Records that differ in any of them
-but the seed are never averaged, and neither are those of two associations of one name.
+protocol and of training, precision, attention, base weights, results version, seeds. Records that differ in any of them
+but the seeds are never averaged, and neither are those of two associations of one name.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ ROW_KEYS = (
     "results",
     "code",
     "seed",
+    "train_seed",
 )
 
 #: What records can be chosen by (``--filter``).
@@ -44,7 +45,7 @@ FILTER_KEYS = (*ROW_KEYS, "association", "kind", "premises_hold")
 _CONTROLS = ("", "no entailments", "no train subjects", "shuffled")
 
 #: Settings that tell rows apart where none are named; seeds are averaged over, and code that gives the same results.
-_TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "code"))
+_TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "train_seed", "code"))
 
 Settings = Mapping[str, str]
 Condition = Mapping[str, tuple[str, ...]]
@@ -65,6 +66,7 @@ def settings_of(record: Record) -> dict[str, str]:
         "results": str(record.results_version) if record.results_version else f"0, code {record.code}",
         "code": record.code,
         "seed": str(record.seed),
+        "train_seed": str(record.training_seed),
         "association": record.association,
         "kind": record.kind,
         "premises_hold": _text(record.premises_hold),
@@ -315,9 +317,9 @@ def _but_control(record: Record, m_train: bool) -> tuple[Any, ...]:
 
 
 def by_association(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records by association, in the order of columns, each by seed."""
+    """Records by association, in the order of columns, each by seed and train seed."""
     groups: dict[str, list[Record]] = defaultdict(list)
-    for record in sorted(records, key=lambda record: record.seed):
+    for record in sorted(records, key=lambda record: (record.seed, record.training_seed)):
         groups[record.association].append(record)
     return {name: groups[name] for name in column_order(groups)}
 

@@ -126,7 +126,7 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
 
 def _in_order(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, FinishedRun]]:
     for key, of in runs_by_row(runs).items():
-        for run in sorted(of, key=lambda run: (run.record.association, run.record.seed)):
+        for run in sorted(of, key=lambda run: (run.record.association, run.record.seed, run.record.training_seed)):
             yield key.setting, run
 
 
@@ -138,7 +138,7 @@ def _section(number: int, setting: str, run: FinishedRun, scoring: Scoring, data
     return Section(
         number,
         cells=(
-            *(record.association, record.model, setting, str(record.seed)),
+            *(record.association, record.model, setting, record.seeds),
             *(f"{numbers[0]:.2f}", f"{numbers[1]:.2f}", f"{numbers[2]:+.2f}", learned),
         ),
         sort_by=(record.association, record.model, setting, record.seed, *numbers, learned),

@@ -139,5 +139,5 @@ def progress_of(folder: Path) -> Progress | None:
         done = max((line.epoch for line in RunFolder(folder).metrics()), default=0)
     except (UserError, KeyError, OSError):
         return None
-    name = f"{spec.model.name}, {spec.association.name}, {label_of(spec.train.method)}, seed {spec.seed}"
+    name = f"{spec.model.name}, {spec.association.name}, {label_of(spec.train.method)}, seed {spec.seeds}"
     return Progress(name, done, spec.train.epochs)

@@ -18,7 +18,7 @@ def command(record: Record) -> str:
     """
     ignored = ignored_by(record.train)
     values = {
-        "seed": record.seed,
+        **{name: seed for name in ("seed", "train_seed") if (seed := getattr(record, name)) is not None},
         **dict(record.data),
         **{name: value for name, value in record.train if name not in ignored},
         "dtype": record.dtype,

@@ -15,9 +15,10 @@ Dimension letters:  P probes,  C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from ocr_eval.methods.view import View
 from ocr_eval.packing.batch import PASS_NODES
 from ocr_eval.packing.forest import Forest, read_answers
 from ocr_eval.specs.run import Scoring
+
+T = TypeVar("T")
 
 #: Nodes of a run that a pass holds at most, about: where attention does not know of clumps, it is quadratic in them.
 CHUNK_NODES = 512
@@ -72,12 +75,21 @@ def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict
     """
     if not all(probes.values()):
         raise ValueError("no probes to score")
-    size = chunk_nodes(view.base.device.type, len(probes))
+    return with_room(view, len(probes), lambda size: _score_lanes(view, probes, size))
+
+
+def with_room(view: View, lanes: int, score: Callable[[int], T]) -> T:
+    """Score in passes of about so many nodes of each run, as many as usual and half of it where memory runs out.
+
+    Raises:
+        RunFailed: a few prompts are too large for the memory.
+    """
+    size = chunk_nodes(view.base.device.type, lanes)
     if view.cut.chunk_nodes is not None:
         size = min(size, view.cut.chunk_nodes)
     while True:
         try:
-            return _score_lanes(view, probes, size)
+            return score(size)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationError,
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import Dtype, load_model_spec
-from ocr_eval.specs.run import DataSpec, RunSpec, make_run_spec
+from ocr_eval.specs.run import DataSpec, RunSpec, make_run_spec, run_seeds
 from ocr_eval.specs.schedule import DEFAULT, ScoreAt
 from ocr_eval.specs.settings import AXES, PLURAL, Section, Setting
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
@@ -35,7 +35,6 @@ def _field(setting: Setting) -> Any:
 class _Runs(Strict):
     models: Annotated[tuple[str, ...], Field(min_length=1)]
     assocs: Annotated[tuple[str, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_axis)]
 
 
 _Axes: Any = create_model("_Axes", __base__=_Runs, **{name: _field(setting) for name, setting in AXES.items()})
@@ -44,8 +43,8 @@ _Axes: Any = create_model("_Axes", __base__=_Runs, **{name: _field(setting) for 
 class Grid(_Axes, _Runs):
     """What a sweep varies and what it holds fixed; names as in the flags.
 
-    Every setting of data and training, and attention, is an axis: every combination is a run. Of training, what is None
-    is the model's default.
+    Every seed, every setting of data and training, and attention, is an axis: every combination is a run. Of training,
+    what is None is the model's default.
     """
 
     dtype: Dtype | None = None
@@ -78,10 +77,11 @@ class Grid(_Axes, _Runs):
         models = [load_model_spec(name).model_copy(update=asked) for name in self.models]
         associations = [load_association(name) for name in self.assocs]
         attention, train, data = (self._combinations(part) for part in ("model", "train", "data"))
+        seeds = [run_seeds(of_run) for of_run in self._combinations("run")]
         return [
-            make_run_spec(model.model_copy(update=of_model), association, of_data, of_train, seed)
+            make_run_spec(model.model_copy(update=of_model), association, of_data, of_train, *of_run)
             for model, of_model, of_train, association in product(models, attention, train, associations)
-            for of_data, seed in product(data, self.seeds)
+            for of_data, of_run in product(data, seeds)
         ]
 
     def _combinations(self, section: Section) -> list[dict[str, Any]]:
@@ -94,7 +94,9 @@ class Grid(_Axes, _Runs):
 _LISTS = [name for name, setting in AXES.items() if setting.is_list]
 
 #: A run's folder below ``runs/``: model, association, method, seed and fingerprint.
-Identity = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9._-]{0,63}/){3}seed[0-9]+-[0-9a-f]{8}$")]
+Identity = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9._-]{0,63}/){3}seed[0-9]+(-train[0-9]+)?-[0-9a-f]{8}$")
+]
 
 
 class SweepState(Strict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -19,7 +20,7 @@ from ocr_eval.specs import strict
 from ocr_eval.specs.association import Association, association_type
 from ocr_eval.specs.model import ModelSpec, Precision, TrainSpec
 from ocr_eval.specs.names import MAX_PEOPLE
-from ocr_eval.specs.strict import Strict
+from ocr_eval.specs.strict import Strict, added_field
 
 Scoring = Literal["first-token", "sequence", "per-token"]
 SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
@@ -82,13 +83,27 @@ def _with_structure(value: Any) -> Any:
 
 
 class RunSpec(Strict):
-    """One injection: everything that determines its result."""
+    """One injection: everything that determines its result.
+
+    A seed is three things: what is drawn as data, the order of training, and initialization. ``seed`` says all, unless
+    there is a ``train_seed``; one that is equal to ``seed`` is None, so that a run has one name.
+    """
 
     model: ModelSpec
     association: Annotated[SerializeAsAny[Association], BeforeValidator(_with_structure)]
     data: DataSpec
     train: TrainSpec
-    seed: int = Field(ge=0, description="Seed of pairs, names, groups, order and initialization.")
+    seed: int = Field(ge=0, description="Seed of pairs, names and groups, and of order and initialization.")
+    train_seed: int | None = added_field(
+        None, legacy=None, ge=0, description="Seed of order and initialization, where it is not --seed."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("train_seed") == value.get("seed"):
+            return {**value, "train_seed": None}
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> RunSpec:
@@ -105,9 +120,15 @@ class RunSpec(Strict):
         """The same run in a precision."""
         return self.model_copy(update={"model": self.model.model_copy(update={"dtype": dtype})})
 
+    @property
+    def seeds(self) -> str:
+        """Its seeds in words, to follow "seed"."""
+        return seeds_text(self.seed, self.train_seed)
+
     def stream(self, purpose: str) -> str:
-        """The name of this run's random stream for a purpose: data, order, initialization."""
-        return f"{self.seed}/{purpose}"
+        """The name of this run's random stream for a purpose (``common.streams``)."""
+        seed = self.seed if purpose == "data" or self.train_seed is None else self.train_seed
+        return f"{seed}/{purpose}"
 
     def fingerprint(self, base: str) -> str:
         """Eight hex digits over all that changes the result: this spec, base weights, results version.
@@ -125,17 +146,52 @@ class RunSpec(Strict):
             "train": self.train.identity(),
             "seed": self.seed,
         }
+        if self.train_seed is not None:
+            content["train_seed"] = self.train_seed
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def seeds_text(seed: int, train_seed: int | None) -> str:
+    """``3``, or ``3 (training 0)``."""
+    return str(seed) if train_seed is None else f"{seed} (training {train_seed})"
+
+
+def run_seeds(given: Mapping[str, int], seed: int = 0, train_seed: int | None = None) -> tuple[int, int]:
+    """The seeds of a run: ``seed`` sets both, ``data_seed`` and ``train_seed`` set one each.
+
+    Args:
+        given: those of the three that were stated.
+        seed: of the data, where none is stated.
+        train_seed: of training, where none is stated and it is not ``seed``.
+
+    Returns:
+        Of the data, and of training.
+
+    Raises:
+        UserError: all three are stated, so that one has no effect.
+    """
+    if len(given) == 3:
+        raise UserError("Beside --data-seed and --train-seed, --seed has no effect. Leave one of them out.")
+    training = seed if train_seed is None else train_seed
+    data, training = given.get("seed", seed), given.get("seed", training)
+    return given.get("data_seed", data), given.get("train_seed", training)
+
+
 def make_run_spec(
-    model: ModelSpec, association: Association, data: dict[str, Any], train: dict[str, Any], seed: int
+    model: ModelSpec,
+    association: Association,
+    data: dict[str, Any],
+    train: dict[str, Any],
+    seed: int,
+    train_seed: int | None = None,
 ) -> RunSpec:
     """Resolve one run: flags go before the model's training defaults, those before the general ones.
 
     Args:
         data: fields of DataSpec that were given; ``templates`` may be "all" of the association's.
         train: fields of TrainSpec that were given.
+        seed: of the data, and of training unless ``train_seed`` is given.
+        train_seed: of order and initialization.
 
     Raises:
         UserError: a value out of range, or a combination that cannot be (names the flags to change).
@@ -149,6 +205,7 @@ def make_run_spec(
         "data": yaml_files.parse(DataSpec, data, "data protocol"),
         "train": yaml_files.parse(TrainSpec, {**_training_defaults(model, chosen), **train, **chosen}, "training"),
         "seed": seed,
+        "train_seed": train_seed,
     }
     run = yaml_files.parse(RunSpec, content, "run")
     idle = [f"--{key.replace('_', '-')}" for key in train if key in METHODS.get(run.train.method_name).ignores]

@@ -12,6 +12,8 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
+from ocr_eval.common.errors import UserError
+
 DEFAULT = "doubling"
 _FORM = r"^(doubling|last|every|every:[1-9][0-9]*|[1-9][0-9]*(,[1-9][0-9]*)*)$"
 
@@ -19,9 +21,15 @@ _FORM = r"^(doubling|last|every|every:[1-9][0-9]*|[1-9][0-9]*(,[1-9][0-9]*)*)$"
 ScoreAt = Annotated[str, StringConstraints(pattern=_FORM)]
 
 
-def is_schedule(text: str) -> bool:
-    """Whether a text is a schedule."""
-    return re.match(_FORM, text) is not None
+def checked(text: str, where: str) -> str:
+    """A schedule as given in some place.
+
+    Raises:
+        UserError: it is none.
+    """
+    if re.match(_FORM, text) is None:
+        raise UserError(f"{where} '{text}': give doubling, every, every:5, last, or epochs such as '1,3,12'.")
+    return text
 
 
 def is_due(schedule: str, epoch: int) -> bool:

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from ocr_eval.specs.model import ModelSpec, TrainSpec
@@ -54,7 +55,7 @@ class Setting:
     def default(self) -> str:
         """Its default as text; of training and of a model it is in the model's definition."""
         if self.section == "run":
-            return "0"
+            return "0" if self.name == "seed" else "--seed"
         return self.text(self.field.default) if self.section == "data" else "the model's"
 
     @property
@@ -62,9 +63,15 @@ class Setting:
         extra = self.field.json_schema_extra
         return extra if isinstance(extra, dict) else {}
 
+    @cached_property
+    def _kind(self) -> Any:
+        """Its type; None, where it is not stated, is no value."""
+        kind = self.field.annotation
+        return next(part for part in get_args(kind) if part is not NoneType) if NoneType in get_args(kind) else kind
+
     @property
     def _kinds(self) -> tuple[Any, ...]:
-        return self.field.annotation, *get_args(self.field.annotation)
+        return self._kind, *get_args(self._kind)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -80,14 +87,14 @@ class Setting:
     @property
     def is_whole(self) -> bool:
         """Whether it is a whole number, of which an axis may name ranges."""
-        return self.field.annotation is int
+        return self._kind is int
 
     @property
     def form(self) -> str:
         """What a value looks like, for help: ``<int>``, ``lora|qlora|full``."""
         if self.words and not self.is_list:
             return "|".join(self.words)
-        return "<list>" if self.is_list else f"<{getattr(self.field.annotation, '__name__', 'str')}>"
+        return "<list>" if self.is_list else f"<{getattr(self._kind, '__name__', 'str')}>"
 
     @property
     def limits(self) -> str:
@@ -101,8 +108,8 @@ class Setting:
     @cached_property
     def type(self) -> Any:
         """The type of a value, rules included."""
-        kind, rules = self.field.annotation, self.field.metadata
-        kind = Annotated[(kind, *rules)] if rules else kind  # type: ignore[assignment]
+        rules = self.field.metadata
+        kind = Annotated[(self._kind, *rules)] if rules else self._kind
         words = self._extra.get("words")
         return Literal[tuple(words)] | kind if words else kind
 
@@ -166,16 +173,26 @@ def _of(section: Section, kind: Any, *names: str) -> dict[str, Setting]:
     return {name: Setting(name, section, kind.model_fields[name]) for name in names or kind.model_fields}
 
 
+#: Seeds as flags state them (``specs.run.run_seeds``); a run has the first and the last.
+_DATA_SEED = FieldInfo.from_annotated_attribute(
+    int, Field(ge=0, description="Seed of pairs, names and groups, where it is not --seed.")
+)
+_SEEDS = {
+    **_of("run", RunSpec, "seed"),
+    "data_seed": Setting("data_seed", "run", _DATA_SEED),
+    **_of("run", RunSpec, "train_seed"),
+}
+
 #: Every setting of a run by name, besides its model and association.
 SETTINGS: Mapping[str, Setting] = {
-    **_of("run", RunSpec, "seed"),
+    **_SEEDS,
     **_of("data", DataSpec),
     **_of("train", TrainSpec),
     **_of("model", ModelSpec, "dtype", "attention"),
 }
 
-#: Those that a sweep varies, by what it calls them, besides models, associations and seeds; precision is one for all.
-AXES: Mapping[str, Setting] = {each.axis: each for each in SETTINGS.values() if each.name not in ("seed", "dtype")}
+#: Those that a sweep varies, by what it calls them, besides models and associations; precision is one for all.
+AXES: Mapping[str, Setting] = {each.axis: each for each in SETTINGS.values() if each.name != "dtype"}
 
 
 def section(name: Section, settings: Mapping[str, Any]) -> dict[str, Any]:

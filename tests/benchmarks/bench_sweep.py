@@ -150,7 +150,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as scratch:
             grid = ["--seeds", f"0-{arguments.seeds - 1}", "--epochs", str(arguments.epochs)]
-            command = [sys.executable, "-m", "ocr_eval", "sweep", "--output-dir", scratch, *grid]
+            command = [sys.executable, "-m", "ocr_eval", "sweep", "--score-at", "every", "--output-dir", scratch, *grid]
             ours.append(seconds_of(command)[0])
         command = [sys.executable, __file__, "--usual", "--epochs", str(arguments.epochs)]
         seconds, printed = seconds_of(command)

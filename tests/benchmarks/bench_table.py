@@ -41,6 +41,8 @@ def write_records(root: Path, count: int) -> None:
         folder.mkdir(parents=True)
         record["train"]["lr"] = (copy + 1) * 1e-5
         record["run"] = str(folder.relative_to(root))
+        ranks = {scoring: held["ranks"] for scoring, held in record["held_out"].items()}
+        record.setdefault("matched", {"epoch": 8, "scores": record["final"], "ranks": ranks})
         (folder / "result.json").write_text(json.dumps(record))
         for name in ("status.json", "config.yaml", "env.json", "audit.json", "metrics.jsonl", "probes.jsonl"):
             (folder / name).write_text("{}")

@@ -52,7 +52,7 @@ def curve_figure(runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> Fi
     columns = min(5, len(names))
     figure, grid = panels(len(names), columns, (2.5, 2.7), (0.6, 0.5), share_y=True)
     for axes, name in zip(grid, names, strict=True):
-        seeds = len(runs_of[name])
+        seeds = len({record.seed for record, _ in runs_of[name]})
         _curve_panel(axes, runs_of[name], scoring)
         axes.set_title(f"{tick(name)} ({seeds} seed{'s'[: seeds > 1]})", fontsize=9)
         axes.set_xlabel("epoch")

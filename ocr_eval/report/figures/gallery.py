@@ -74,7 +74,7 @@ def row_figures(
                 complain(error)
                 continue
             if heat is not None:
-                heats[f"{name}, seed {records[0].seed}"] = heat
+                heats[f"{name}, seed {records[0].seeds}"] = heat
         if heats:
             yield "heatmap", key.name, heatmap_figure(heats, scoring)
 
