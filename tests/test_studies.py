@@ -289,9 +289,7 @@ def test_audit_sees_generic_first_pieces(model_files):
     tokenizer = load(model_files["llama"]).tokenizer
     association = load_association("city-language")
     odd = association.model_copy(update={"pairs": (("Tokyo", "Zzyzx"), ("Paris", "French"))})
-    found = {a.answer: a for a in audit_association(tokenizer, odd).prompts[-1].answers}
-    assert found["Zzyzx"].generic
-    assert not found["French"].generic
+    assert audit_association(tokenizer, odd).prompts[-1].generic == ("Zzyzx",)
 
 
 def test_audit_without_a_tokenizer(ocr_eval, tmp_path):
