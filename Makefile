@@ -43,8 +43,8 @@ browser:
 
 # The pages of documentation that are generated; a test says when they are old.
 docs: $(VENV)/.ready
-	$(BIN)/python -m ocr_eval.cli.reference > ocr_eval/docs/commands.md
-	$(BIN)/python -m ocr_eval.cli.reference settings > ocr_eval/docs/settings.md
+	$(BIN)/python tests/reference.py > ocr_eval/docs/commands.md
+	$(BIN)/python tests/reference.py settings > ocr_eval/docs/settings.md
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -103,9 +103,11 @@ endef
 # two cores; needs 24 GB). TOKENIZERS names a folder with the models' tokenizers, each in a folder of the model's name.
 rehearsals: $(VENV)/.ready
 	for method in lora qlora; do for model in gemma2-9b llama3-8b mistral-7b olmo-7b qwen2-7b; do \
-	  $(BIN)/ocr-eval models rehearse $$model --method $$method --dtype bfloat16 --output-dir results/rehearsal \
-	    $$(test -d "$(TOKENIZERS)/$$model" && echo --tokenizer "$(TOKENIZERS)/$$model") || exit 1; \
+	  $(BIN)/ocr-eval models rehearse $$model --method $$method --dtype bfloat16 --json \
+	    $$(test -d "$(TOKENIZERS)/$$model" && echo --tokenizer "$(TOKENIZERS)/$$model") \
+	    > results/rehearsal/$$model-$$method-bfloat16.json || exit 1; \
 	done; done
+	$(BIN)/python tests/benchmarks/rehearsal_table.py results/rehearsal > results/rehearsal/rehearsals.md
 
 # Benchmarks print ratios against a baseline in the same run; they are no tests.
 bench: $(VENV)/.ready

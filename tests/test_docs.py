@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from reference import reference, settings
 
-from ocr_eval.cli.reference import reference, settings
 from ocr_eval.specs.association import load_association
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ocr_eval.cli.options import Jobs
+from ocr_eval.cli.means import Jobs
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution.jobs import Job, Placement, run_jobs
 from ocr_eval.execution.jobs.local import resolve_devices
@@ -173,7 +173,9 @@ def test_flags_make_a_placement():
 @pytest.mark.parametrize("given", ["[account=nlp, exclusive]", "account=nlp", "\n- account=nlp\n- exclusive"])
 def test_options_of_sbatch_can_come_from_a_file(ocr_eval, tmp_path, monkeypatch, given):
     seen = []
-    monkeypatch.setattr("ocr_eval.cli.sweep.plan", lambda specs, output, means: seen.append(means.placement()) or [])
+    monkeypatch.setattr(
+        "ocr_eval.cli.sweep_work.plan", lambda specs, output, means: seen.append(means.placement()) or []
+    )
     (tmp_path / "sweep.yaml").write_text(f"executor: slurm\nslurm: {given}\n")
     answer = ocr_eval("sweep", "-C", tmp_path / "sweep.yaml", "--dry-run", "-o", tmp_path)
     assert answer.code == 0, answer.err

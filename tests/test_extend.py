@@ -66,6 +66,7 @@ def test_what_the_package_brings_is_listed_run_recorded_and_shown(outside, tiny)
         assert json.loads(call(door, "list", "--json"))[-1]["source"] == "my-ocr 1.0"
     assert "reworded (my-ocr 1.0)" in call("data", "list")
     assert "The first layer that may change." in call("preventions", "show", "late-layers")
+    assert "does not know 'lora-fa'" in call("finetune", "residents.yaml", "--method", "lora-fa", "--dry-run")
     for command in COMMANDS:
         call(*command.split()[1:])
     (path,) = (outside / "out").rglob("result.json")
@@ -95,6 +96,18 @@ def test_without_the_package_its_runs_are_still_shown(outside, ocr_eval, tmp_pat
     refused = ocr_eval("finetune", "-C", run, "-o", tmp_path)
     assert refused.code == 2
     assert "lora-fa" in refused.err
+
+
+def test_a_package_that_takes_a_shipped_name_is_said(tmp_path):
+    info = tmp_path / "rival-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ocr_eval.methods]\nlora = rival:LORA\n")
+    where = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "ocr_eval", "methods", "list"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": where}, capture_output=True, text=True, check=True)
+    assert done.stderr.count("\n") == 1
+    assert "'lora'" in done.stderr
 
 
 def test_nothing_outside_a_door_branches_on_what_is_behind_it():

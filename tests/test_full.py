@@ -119,7 +119,7 @@ def test_what_cannot_fit_is_refused_with_numbers_before_anything_is_loaded(ocr_e
     answer = ocr_eval("finetune", "--model", tiny, "--assoc", "city-language", "--method", "full", "-o", tmp_path)
     assert answer.code == 2
     assert "tiny-llama by full holds at least 0 GB" in answer.err
-    assert "Would fit: --method lora" in answer.err
+    assert "Use --method lora" in answer.err
 
 
 def test_per_model_defaults_of_full_are_the_published_sweeps():

@@ -12,6 +12,7 @@ from hub_stand_in import COMMIT, REPO, Repository, serve
 from huggingface_hub import constants
 
 from ocr_eval.models import weights
+from ocr_eval.models.hub import TOKENIZER_FILES
 from ocr_eval.specs.model import load_model_spec
 
 PINNED = f"{REPO}@{COMMIT}"
@@ -138,7 +139,7 @@ def test_a_cache_without_a_shard_or_a_tokenizer_is_not_whole(hub, ocr_eval):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
     assert weights.cached(spec) is None
-    assert weights.cached_tokenizer(spec) == folder
+    assert weights.cached(spec, TOKENIZER_FILES) == folder
     (folder / "model-2.safetensors").touch()
     assert weights.cached(spec) == folder
     index.write_text("{")
@@ -146,7 +147,7 @@ def test_a_cache_without_a_shard_or_a_tokenizer_is_not_whole(hub, ocr_eval):
     index.unlink()
     (folder / "tokenizer.json").unlink()
     assert weights.cached(spec) is None
-    assert weights.cached_tokenizer(spec) is None
+    assert weights.cached(spec, TOKENIZER_FILES) is None
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_is_fetched(hub, ocr_eval):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from ocr_eval.cli.sweep_work import Means
+from ocr_eval.cli.means import Means
+from ocr_eval.cli.sweep_work import packs_at_once
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.execution import run_pack
@@ -297,7 +298,7 @@ def test_a_pack_on_a_gpu_holds_no_more_runs_than_can_be_scored_at_once(tiny, mon
 def test_no_gpu_is_left_without_a_pack(tiny, monkeypatch, runs, sizes):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     specs = [tiny_run(tiny, seed=seed) for seed in range(runs)]
-    gpus = Means(device="cuda", executor="local").packs_at_once
+    gpus = packs_at_once(Means(device="cuda", executor="local"))
     assert [len(pack) for pack in cut_into_packs(specs, "cuda", workers=gpus)] == sizes
     assert [len(pack) for pack in cut_into_packs(specs, "cuda")] == [runs]
 

@@ -158,17 +158,6 @@ def test_a_sweep_keeps_its_precision_on_another_machine(ocr_eval, monkeypatch, a
     assert "in float32" in fresh.out
 
 
-def test_a_plan_names_the_faster_precision(ocr_eval, monkeypatch, auto, tmp_path):
-    from ocr_eval.planning import timing
-
-    monkeypatch.setattr(timing, "rate", lambda dtype, device: {"float32": 141.0, "bfloat16": 19.0}[dtype])
-    on_processor(monkeypatch, WITHOUT_BF16)
-    flags = ["--model", auto, "--assoc", "country-code", *SMALL, "-o", tmp_path]
-    slow = ocr_eval("finetune", *flags, "--dtype", "bfloat16", "--dry-run")
-    assert "float32 multiplies matrices 7.4 x as fast" in slow.out
-    assert "as fast" not in ocr_eval("finetune", *flags, "--dtype", "float32", "--dry-run").out
-
-
 def test_doctor_says_what_it_would_choose_and_how_fast_each_is(ocr_eval, monkeypatch):
     on_processor(monkeypatch, WITHOUT_BF16)
     found = json.loads(ocr_eval("doctor", "--json").out)["dtype"]

@@ -1,4 +1,4 @@
-"""Rehearsals: true-size architectures with random weights, and the table of plan against measured."""
+"""Rehearsals: true-size architectures with random weights."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from ocr_eval.models.random_weights import random_network
 from ocr_eval.specs.model import load_model_spec
 
 
-def test_the_measured_peak_is_within_15_percent_of_the_plan(tmp_path):
+def test_the_measured_peak_is_within_15_percent_of_the_plan():
     command = [sys.executable, "-m", "ocr_eval", "models", "rehearse", "smollm2-135m", "--json"]
-    command += ["--steps", "2", "--probes", "20", "-o", str(tmp_path)]
+    command += ["--steps", "2", "--probes", "20"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
@@ -26,12 +26,10 @@ def test_the_measured_peak_is_within_15_percent_of_the_plan(tmp_path):
     assert record["losses"][1] < record["losses"][0]
     assert abs(record["deviation"]) < 0.15
     assert record["real_tokenizer"] is False
-    assert json.loads((tmp_path / f"smollm2-135m-lora-{record['dtype']}.json").read_text()) == record
-    assert "| smollm2-135m | 30 " in (tmp_path / "rehearsals.md").read_text()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_qlora_is_rehearsed_on_every_architecture(ocr_eval, model_files, tmp_path, architecture):
+def test_qlora_is_rehearsed_on_every_architecture(ocr_eval, model_files, architecture):
     answer = ocr_eval("models", "rehearse", model_files[architecture], "--method", "qlora", "--steps", 2, "--json")
     assert answer.code == 0, answer.err
     record = json.loads(answer.out)
@@ -42,8 +40,8 @@ def test_qlora_is_rehearsed_on_every_architecture(ocr_eval, model_files, tmp_pat
 def test_a_part_of_a_model_is_said_to_be_one(ocr_eval, model_files):
     answer = ocr_eval("models", "rehearse", model_files["llama"], "--layers", 1, "--steps", 2)
     assert answer.code == 0, answer.err
-    assert "1 of 2" in answer.out
-    assert "its own" in answer.out
+    assert "1 of 2 layers" in answer.out
+    assert "its own tokenizer" in answer.out
     assert "has 2 layers" in ocr_eval("models", "rehearse", model_files["llama"], "--layers", 3).err
 
 

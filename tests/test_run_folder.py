@@ -90,7 +90,7 @@ def test_a_folder_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch
 
 
 def test_parts_of_training_states_go_with_the_states(done):
-    (done.path / "checkpoint-3.safetensors.partial").write_text("half")
+    (done.path / "checkpoint-3.pt.partial").write_text("half")
     done.drop_checkpoints()
     assert not list(done.path.glob("checkpoint*"))
 

@@ -19,7 +19,6 @@ from ocr_eval.execution import run_pack
 from ocr_eval.execution.execute import Bases
 from ocr_eval.execution.sweep import cut, plan_sweep
 from ocr_eval.planning import packs
-from ocr_eval.planning.workload import batch_nodes
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.specs import strict
 from ocr_eval.specs.grid import Grid
@@ -187,14 +186,11 @@ def test_a_plan_shows_the_packs_that_the_folder_holds(sweep, tmp_path):
     assert "pack 4/4: 1 runs, 1 done" in answer.out
 
 
-def test_runs_of_a_pack_are_of_about_one_length(tiny):
+def test_runs_of_a_pack_have_batches_of_about_one_size(tiny):
     """In whatever order they are named."""
-    names = ["profession-color", "sport-music"]
-    specs = [tiny_run(tiny, name, seed=seed, batch_size=50) for seed in (0, 1) for name in names]
-    lengths = {spec.association.name: batch_nodes(spec) for spec in specs}
-    assert len(set(lengths.values())) == 2
-    packs = [[(spec.association.name, spec.seed) for spec in pack] for pack in cut(specs, "cpu", 1)]
-    assert packs == [[(name, 0), (name, 1)] for name in sorted(names, key=lengths.__getitem__)]
+    specs = [tiny_run(tiny, seed=seed, batch_size=size) for seed in (0, 1) for size in (64, 8)]
+    packs = [[(spec.train.batch_size, spec.seed) for spec in pack] for pack in cut(specs, "cpu", 2)]
+    assert packs == [[(8, 0), (8, 1)], [(64, 0), (64, 1)]]
 
 
 def test_no_folder_is_made_for_a_grid_that_cannot_be(sweep, tmp_path):
@@ -291,11 +287,11 @@ def test_a_job_that_fails_is_named_with_its_last_words(sweep, tmp_path):
     sweep(tmp_path, "--quiet")
     victim = next(tmp_path.glob("**/status.json"))
     victim.unlink()
-    (victim.parent / "checkpoint-1.safetensors").write_bytes(b"no checkpoint")
+    (victim.parent / "checkpoint-1.pt").write_bytes(b"no checkpoint")
     (victim.parent / "result.json").unlink()
     answer = sweep(tmp_path, "--executor", "local", "--devices", "cpu", "--quiet")
     assert answer.code == 1
-    assert "checkpoint-1.safetensors cannot be used" in answer.err
+    assert "checkpoint-1.pt cannot be used" in answer.err
     assert "log: " in answer.err
 
 
@@ -474,7 +470,7 @@ def test_a_pack_that_cannot_go_on_does_not_stop_the_others(sweep, tmp_path, monk
     victims = [RunFolder(tmp_path / "runs" / run) for run in sorted(runs_in(tmp_path))]
     for victim in victims[:2]:
         victim.clear()
-    (victims[0].path / "checkpoint-1.safetensors").write_bytes(b"no checkpoint")
+    (victims[0].path / "checkpoint-1.pt").write_bytes(b"no checkpoint")
     answer = sweep(tmp_path, "--workers", 1)
     assert answer.code == 1
     assert "cannot go on" in answer.err

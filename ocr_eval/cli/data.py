@@ -33,7 +33,7 @@ def list_associations(as_json: o.JsonOption = False) -> None:
     for a in associations:
         size = ", ".join(f"{count} {what}" for what, count in a.size().items())
         typer.echo(f"{a.name:18} {a.kind:15} {size}  {a.description}")
-    structures = ", ".join(f"{entry.name} ({entry.source})" for entry in STRUCTURES.entries())
+    structures = ", ".join(f"{name} ({STRUCTURES.source(name)})" for name in STRUCTURES.names())
     typer.echo(f"\nStructures that 'structure:' in a file may name: {structures}")
 
 

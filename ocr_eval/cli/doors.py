@@ -19,7 +19,7 @@ def door(registry: Registry[Any], help: str) -> typer.Typer:
 
     @app.command("list", help=f"List every {registry.noun}, also those of other packages.")
     def list_all(as_json: o.JsonOption = False) -> None:
-        rows = [[each.name, _about(registry, each.name), each.source] for each in registry.entries()]
+        rows = [[name, _about(registry, name), registry.source(name)] for name in registry.names()]
         if as_json:
             typer.echo(json.dumps([dict(zip(("name", "about", "source"), row, strict=True)) for row in rows], indent=2))
         else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs import schedule
@@ -30,7 +31,7 @@ def finetune(
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings()],
-    machine: o.Machine,
+    machine: Machine,
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT,
     score_at: o.ScoreAtOption = None,
     measures: o.MeasuresOption = None,
@@ -164,7 +165,7 @@ def score(
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings(_SCORED)],
-    machine: o.Machine,
+    machine: Machine,
     dry_run: o.DryRunOption = False,
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.methods.method import method_of
 
@@ -135,8 +136,7 @@ def rehearse(
     steps: Annotated[int, option("--steps", min=2, help="Training steps.")] = 3,
     probes: Annotated[int, option("--probes", min=1, help="Probes to score.")] = 40,
     tokenizer: Annotated[Path | None, option("--tokenizer", help="Folder with the model's tokenizer.")] = None,
-    machine: o.Machine,
-    output_dir: Annotated[Path | None, option("--output-dir", "-o", help="Folder for the record.")] = None,
+    machine: Machine,
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
@@ -144,13 +144,10 @@ def rehearse(
 
     Trains a few steps, scores, and compares memory and time with the plan. Nothing is fetched: the configuration is
     shipped, and without the model's tokenizer (on disk, or in the folder --tokenizer) a stand-in with the same
-    vocabulary size makes about as many tokens. With --output-dir the record is written and the table updated.
+    vocabulary size makes about as many tokens.
     """
     machine.begin()
     from ocr_eval.planning.rehearsal import rehearse as run
-    from ocr_eval.planning.rehearsal import write
 
     rehearsal = run(o.resolve(context, model, assoc, settings), machine.device, layers, steps, probes, tokenizer)
-    if output_dir is not None:
-        write(rehearsal, output_dir)
     typer.echo(json.dumps(rehearsal.as_json(), indent=2) if as_json else rehearsal.as_text())

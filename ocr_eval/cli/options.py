@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ocr_eval.cli.spec_flags import Given, flag_of, option
+from ocr_eval.cli.spec_flags import Given, option
 from ocr_eval.common.errors import UserError, unknown_name
-from ocr_eval.execution.jobs import Executor, Placement
-from ocr_eval.execution.tracking import ReportTo
 from ocr_eval.specs import schedule
-from ocr_eval.specs.model import Device
 from ocr_eval.specs.run import Scoring
 from ocr_eval.specs.settings import section
 
@@ -149,83 +145,6 @@ RunsArgument = Annotated[
 def warn(text: str) -> None:
     """One line on stderr."""
     typer.echo(f"ocr-eval: {text}", err=True)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """On what a command computes, and what it says meanwhile."""
-
-    device: Annotated[Device, option("--device", help="Where to compute.")] = "auto"
-    offline: OfflineOption = False
-    quiet: QuietOption = False
-
-    def begin(self) -> None:
-        """Set the switches that must be set before any library is imported."""
-        begin(self.quiet, self.offline)
-
-
-@dataclass(frozen=True)
-class Jobs:
-    """Where a command's jobs run; flags that were not given are None."""
-
-    executor: Annotated[
-        Executor,
-        option("--executor", help="here: this device; local: a process per device; slurm: a cluster job per pack."),
-    ] = "here"
-    workers: Annotated[
-        int | None,
-        option("--workers", help="here: worker processes on this CPU (default: chosen automatically).", min=1),
-    ] = None
-    devices: Annotated[str | None, option("--devices", help="local: '0,1' or 'cpu,cpu' (default: every GPU).")] = None
-    partition: Annotated[str | None, option("--partition", help="slurm: partition (default: the cluster's).")] = None
-    time_limit: Annotated[
-        int | None,
-        option("--time-limit", min=1, help="slurm: minutes until a job is requeued to resume (default: 240)."),
-    ] = None
-    gpus_per_job: Annotated[
-        int | None, option("--gpus-per-job", min=0, help="slurm: GPUs per job (default: 1 if the partition has any).")
-    ] = None
-    cpus_per_job: Annotated[
-        int | None, option("--cpus-per-job", min=1, help="slurm: CPU cores per job (default: the cluster's).")
-    ] = None
-    memory_gb: Annotated[
-        float | None, option("--memory-gb", min=0.001, help="slurm: memory per job, in GB (default: the cluster's).")
-    ] = None
-    parallel: Annotated[int | None, option("--parallel", min=1, help="slurm: most jobs at once (default: 256).")] = None
-    slurm: Annotated[
-        list[str] | None, option("--slurm", help="slurm: any sbatch option, e.g. 'account=nlp'; repeatable.")
-    ] = None
-
-    def placement(self) -> Placement:
-        """Where the jobs run.
-
-        Raises:
-            UserError: a flag of another executor.
-        """
-        values = {each.name: getattr(self, each.name) for each in fields(Jobs) if each.name != "executor"}
-        given = {key: value for key, value in values.items() if value not in (None, [])}
-        for key in given:
-            owner = {"workers": "here", "devices": "local"}.get(key, "slurm")
-            if self.executor != owner:
-                raise UserError(f"{flag_of(key)} goes with --executor {owner}, not with '{self.executor}'.")
-        given.pop("workers", None)
-        if self.devices is not None:
-            given["devices"] = words("--devices", self.devices)
-        return Placement(executor=self.executor, **{**given, "slurm": tuple(self.slurm or ())})
-
-
-@dataclass(frozen=True)
-class MeansFlags(Jobs, Machine):
-    """How a command does several runs; nothing of it changes what is learned."""
-
-    score_at: ScoreAtOption = None
-    measures: MeasuresOption = None
-    report_to: Annotated[ReportTo, option("--report-to", help="Tracker that follows the runs.")] = "none"
-    force: ForceOption = False
-    dry_run: DryRunOption = False
-
-    def __post_init__(self) -> None:
-        score_at(self.score_at)
 
 
 def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:

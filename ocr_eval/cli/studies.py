@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.means import Means
 from ocr_eval.cli.spec_flags import Given, Settings, expanded
-from ocr_eval.cli.sweep_work import Means, carry_out, plan, report_missing
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.settings import SETTINGS
 
@@ -133,13 +133,15 @@ def _study(kind: str, specs: Sequence[RunSpec], output: Path, means: Means, as_j
     """
     if means.dry_run and as_json:
         raise UserError("--json does not go with --dry-run here: the plan of several runs is text. Drop one of them.")
-    means.check()
+    from ocr_eval.cli import sweep_work
     from ocr_eval.execution.sweep import study_name
+
+    sweep_work.check(means)
 
     name = study_name(f"{kind}-{specs[0].association.name}", specs)
     if means.dry_run:
-        typer.echo("\n".join(plan(specs, output, means, name)))
+        typer.echo("\n".join(sweep_work.plan(specs, output, means, name)))
         raise typer.Exit
-    runs = carry_out(specs, output, means, name)
-    report_missing(runs)
+    runs = sweep_work.carry_out(specs, output, means, name)
+    sweep_work.report_missing(runs)
     return sorted((run.folder.record() for run in runs), key=lambda record: (record.seed, record.training_seed))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.means import Means
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
-from ocr_eval.cli.sweep_work import Means, carry_out, plan, report_missing, take_part
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.settings import AXES, SETTINGS
 
@@ -58,6 +58,8 @@ def sweep(
     if worker is not None:
         if means.dry_run:
             raise UserError("--dry-run does not go with --worker, which runs what is planned already. Drop one.")
+        from ocr_eval.cli.sweep_work import take_part
+
         take_part(output_dir, study or "", worker, means)
         return
     if study is not None:
@@ -69,11 +71,13 @@ def sweep(
     given = {name: value for name, value in given.items() if value is not None}
     grid = _grid(given, held.grid if held else None)
     check_same(grid, held, output_dir)
+    from ocr_eval.cli import sweep_work
+
     means = means.of(grid)
-    means.check()
+    sweep_work.check(means)
     specs = grid.specs()
     if means.dry_run:
-        comments = "".join(f"# {line}\n" for line in plan(specs, output_dir, means))
+        comments = "".join(f"# {line}\n" for line in sweep_work.plan(specs, output_dir, means))
         flags = yaml.safe_dump(grid.flags(), sort_keys=False, default_flow_style=None, width=110)
         typer.echo(comments + flags, nl=False)
         return
@@ -81,11 +85,11 @@ def sweep(
     from ocr_eval.report.tables import to_markdown
     from ocr_eval.specs.published import published_mean_ranks
 
-    runs = carry_out(specs, output_dir, means, grid=grid)
+    runs = sweep_work.carry_out(specs, output_dir, means, grid=grid)
     records = [run.folder.record() for run in runs if run.folder.is_done()]
     if records:
         typer.echo(to_markdown(build_table(records, "first-token", published_mean_ranks())), nl=False)
-    report_missing(runs)
+    sweep_work.report_missing(runs)
 
 
 def _assocs(text: str | None) -> tuple[str, ...] | None:

@@ -1,93 +1,76 @@
-"""Runs done by the means that the flags name: in this process, in several of this machine, or as jobs elsewhere."""
+"""Runs done by the means that the flags name: in this process, in several of this machine, or as jobs elsewhere.
+
+Commands import this module when they run, for it imports what trains.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.means import Means
+from ocr_eval.common.distributed import agreed, is_alone
 from ocr_eval.common.errors import UserError
-from ocr_eval.specs import schedule
+from ocr_eval.common.files import prepare_output
+from ocr_eval.common.messages import say
+from ocr_eval.execution.execute import Bases, Execution, PlannedRun
+from ocr_eval.execution.jobs import JobEvent, Placement, run_jobs
+from ocr_eval.execution.jobs.local import cores, resolve_devices
+from ocr_eval.execution.jobs.slurm import check_slurm
+from ocr_eval.execution.progress import SweepWatcher
+from ocr_eval.execution.sweep import Sweep, check_open, clear, cut, join_sweep, pack_jobs, plan_sweep, work, worker_jobs
+from ocr_eval.execution.tracking import following, how_to_view, require_tracker
+from ocr_eval.execution.workers import Follower, workers_that_pay
+from ocr_eval.models.base import device_type
+from ocr_eval.models.weights import cached
+from ocr_eval.planning.pack_memory import describe_packs
+from ocr_eval.specs.grid import Grid
+from ocr_eval.specs.run import RunSpec
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
-    from ocr_eval.execution.execute import Bases, PlannedRun
-    from ocr_eval.execution.progress import SweepWatcher
-    from ocr_eval.execution.sweep import Sweep
-    from ocr_eval.specs.grid import Grid
-    from ocr_eval.specs.run import RunSpec
+def pack_device(means: Means) -> str:
+    """The type of device that packs should fill: on a cluster a GPU, unless told otherwise."""
+    if means.device == "auto" and means.executor == "slurm":
+        return "cpu" if means.gpus_per_job == 0 else "cuda"
+    return device_type(means.device)
 
 
-class Means(o.MeansFlags):
-    """By what means runs are done, as the flags name them."""
+def check(means: Means) -> None:
+    """Look, before anything is written, whether the means are there; a plan needs no cluster.
 
-    @property
-    def pack_device(self) -> str:
-        """The type of device that packs should fill: on a cluster a GPU, unless told otherwise."""
-        from ocr_eval.models.base import device_type
+    Raises:
+        UserError: no such measure or device, no tracker or cluster here, flags that do not go together, or several
+            processes on a device other than a CPU.
+        RunFailed: Slurm does not answer.
+    """
+    require_tracker(means.report_to)
+    o.measures(means.measures)
+    placement = means.placement()
+    if means.executor == "local":
+        resolve_devices(placement.devices)
+    if means.executor == "slurm" and not means.dry_run:
+        check_slurm(placement)
+    if means.workers is not None and means.workers > 1 and pack_device(means) != "cpu":
+        raise UserError(f"--workers {means.workers}: several processes share the cores of a CPU; a GPU takes one.")
 
-        if self.device == "auto" and self.executor == "slurm":
-            return "cpu" if self.gpus_per_job == 0 else "cuda"
-        return device_type(self.device)
 
-    @property
-    def scored_at(self) -> str:
-        """After which epochs all probes are scored."""
-        return self.score_at or schedule.DEFAULT
+def packs_at_once(means: Means) -> int:
+    """How many packs may be done at once on this machine, if there is enough to do."""
+    if means.executor == "here" and pack_device(means) == "cpu":
+        return means.workers or cores()
+    return len(resolve_devices(means.placement().devices)) if means.executor == "local" else 1
 
-    def flags(self) -> list[str]:
-        """The same means as flags of a worker's command."""
-        flags = ["--device", self.device, "--report-to", self.report_to, "--score-at", self.scored_at]
-        flags += ["--measures", self.measures] if self.measures is not None else []
-        return [*flags, "--offline"] if self.offline else flags
 
-    def of(self, grid: Grid) -> Means:
-        """The means with what a grid says of scoring and measures."""
-        measures = None if grid.measures is None else ",".join(grid.measures) or "none"
-        return replace(self, score_at=self.score_at or grid.score_at, measures=self.measures or measures)
-
-    def check(self) -> None:
-        """Look, before anything is written, whether the means are there; a plan needs no cluster.
-
-        Raises:
-            UserError: no such tracker, measure, device or cluster, flags that do not go together, or several processes
-                on a device other than a CPU.
-            RunFailed: Slurm does not answer.
-        """
-        from ocr_eval.execution.jobs import check_placement
-        from ocr_eval.execution.tracking import require_tracker
-
-        require_tracker(self.report_to)
-        o.measures(self.measures)
-        placement = self.placement()
-        if not (self.dry_run and self.executor == "slurm"):
-            check_placement(placement)
-        if self.workers is not None and self.workers > 1 and self.pack_device != "cpu":
-            raise UserError(f"--workers {self.workers}: several processes share the cores of a CPU; a GPU takes one.")
-
-    @property
-    def packs_at_once(self) -> int:
-        """How many packs may be done at once on this machine, if there is enough to do."""
-        from ocr_eval.execution.jobs.local import cores, resolve_devices
-
-        if self.executor == "here" and self.pack_device == "cpu":
-            return self.workers or cores()
-        return len(resolve_devices(self.placement().devices)) if self.executor == "local" else 1
-
-    def processes(self, packs: Sequence[Sequence[RunSpec]]) -> int:
-        """How many processes of this machine do the packs."""
-        from ocr_eval.common.distributed import is_alone
-        from ocr_eval.execution.workers import workers_that_pay
-
-        if self.executor != "here" or not is_alone():
-            return 1
-        if self.workers is None:
-            return workers_that_pay(packs, self.pack_device)
-        return min(self.workers, len(packs))
+def _processes(means: Means, packs: Sequence[Sequence[RunSpec]]) -> int:
+    """How many processes of this machine do the packs."""
+    if means.executor != "here" or not is_alone():
+        return 1
+    if means.workers is None:
+        return workers_that_pay(packs, pack_device(means))
+    return min(means.workers, len(packs))
 
 
 def carry_out(
@@ -102,20 +85,14 @@ def carry_out(
         UserError: data that a tokenizer cannot do with, weights that cannot be had, a folder that cannot be written or
             holds another sweep.
     """
-    from ocr_eval.common.distributed import agreed
-    from ocr_eval.common.files import prepare_output
-    from ocr_eval.execution.execute import Bases
-    from ocr_eval.execution.sweep import check_open, clear, plan_sweep
-    from ocr_eval.execution.tracking import how_to_view
-
     prepare_output(output)
     bases = Bases(means.device)
-    sweep = plan_sweep(specs, output, means.pack_device, bases, means.packs_at_once, study, grid)
+    sweep = plan_sweep(specs, output, pack_device(means), bases, packs_at_once(means), study, grid)
     check_open(sweep, bases, here=means.executor != "slurm", all_again=means.force)
     sweep = sweep.stated()
     if means.force:
         agreed(clear, sweep)
-    processes = means.processes([[run.spec for run in pack] for pack in sweep.packs])
+    processes = _processes(means, [[run.spec for run in pack] for pack in sweep.packs])
     if means.executor == "here" and processes == 1:
         _work_here(sweep, bases, means, range(len(sweep.packs)))
     else:
@@ -137,10 +114,6 @@ def take_part(output: Path, study: str, pack: int, means: Means) -> None:
     Raises:
         UserError: the folder states no such pack, or its runs would now be others.
     """
-    from ocr_eval.execution.execute import Bases
-    from ocr_eval.execution.sweep import join_sweep
-    from ocr_eval.execution.tracking import require_tracker
-
     require_tracker(means.report_to)
     bases = Bases(means.device)
     sweep = join_sweep(output, study, bases)
@@ -154,10 +127,6 @@ def take_part(output: Path, study: str, pack: int, means: Means) -> None:
 
 def _work_here(sweep: Sweep, bases: Bases, means: Means, packs: Sequence[int]) -> None:
     """Do packs in this process, one after another."""
-    from ocr_eval.execution.execute import Execution
-    from ocr_eval.execution.sweep import work
-    from ocr_eval.execution.tracking import following
-
     _say_amount(sweep, packs)
     with following(_watcher(sweep), means.report_to, sweep.name, sweep.output) as watch:
         how = Execution(means.device, score_at=means.scored_at, watch=watch, measures=o.measures(means.measures))
@@ -166,11 +135,6 @@ def _work_here(sweep: Sweep, bases: Bases, means: Means, packs: Sequence[int]) -
 
 def _work_in_jobs(sweep: Sweep, means: Means, processes: int) -> None:
     """Do the packs in so many processes that share this CPU, or each as a job of the executor."""
-    from ocr_eval.common.messages import say
-    from ocr_eval.execution.jobs import JobEvent, Placement, run_jobs
-    from ocr_eval.execution.sweep import pack_jobs, worker_jobs
-    from ocr_eval.execution.workers import Follower
-
     here = means.executor == "here"
     jobs = worker_jobs(sweep, processes, means.flags()) if here else pack_jobs(sweep, means.flags())
     placement = Placement(executor="local", devices=("cpu",) * processes) if here else means.placement()
@@ -192,8 +156,6 @@ def _work_in_jobs(sweep: Sweep, means: Means, processes: int) -> None:
 
 def _say_amount(sweep: Sweep, packs: Sequence[int], how: str = "") -> None:
     """Say how much there is to do, and how many runs the folder states that no longer count."""
-    from ocr_eval.common.messages import say
-
     others = len(sweep.before.runs - {run.folder.identity for run in sweep.runs}) if sweep.before else 0
     if others:
         say(
@@ -206,8 +168,6 @@ def _say_amount(sweep: Sweep, packs: Sequence[int], how: str = "") -> None:
 
 def _watcher(sweep: Sweep) -> SweepWatcher:
     """What says how far the sweep is, from what is still to be done."""
-    from ocr_eval.execution.progress import SweepWatcher
-
     numbered = [(index, run) for index, pack in enumerate(sweep.packs) for run in pack if run.is_open]
     pack_of = {run.folder.identity: index for index, run in numbered}
     epochs = {run.folder.identity: run.spec.train.epochs for _, run in numbered}
@@ -215,12 +175,7 @@ def _watcher(sweep: Sweep) -> SweepWatcher:
 
 
 def report_missing(runs: Sequence[PlannedRun], resumes: bool = True) -> None:
-    """Say why runs are missing, and leave with 1 if one is.
-
-    Args:
-        runs: the runs.
-        resumes: whether the same command does those that have no reason.
-    """
+    """Say why runs are missing, and that the same command ``resumes`` the others; leave with 1 if one is."""
     missing = [run for run in runs if not run.folder.is_done()]
     for run in missing:
         if reason := run.folder.failure():
@@ -234,18 +189,12 @@ def report_missing(runs: Sequence[PlannedRun], resumes: bool = True) -> None:
 
 def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") -> list[str]:
     """What is done already of some runs, packs, memory and time; fetches nothing and writes nothing."""
-    from ocr_eval.common.messages import say
-    from ocr_eval.execution.execute import Bases
-    from ocr_eval.execution.sweep import cut, plan_sweep
-    from ocr_eval.models.weights import cached
-    from ocr_eval.planning.pack_memory import describe_packs
-
-    bases, device = Bases(means.device), means.pack_device
+    bases, device = Bases(means.device), pack_device(means)
     say(f"Planning {len(specs)} runs")
     if all(cached(spec.model) for spec in specs):
-        sweep = plan_sweep(specs, output, device, bases, means.packs_at_once, study)
+        sweep = plan_sweep(specs, output, device, bases, packs_at_once(means), study)
         packs = [[run.spec for run in pack] for pack in sweep.packs]
     else:  # which runs have begun is known by the weights' content
-        packs = cut(bases.settle(specs, None, device), device, means.packs_at_once)
+        packs = cut(bases.settle(specs, None, device), device, packs_at_once(means))
     done = [[bool(cached(spec.model)) and bases.folder(spec, output).is_done() for spec in pack] for pack in packs]
-    return [f"output: {output}", *describe_packs(packs, done, device, means.processes(packs), means.scored_at)]
+    return [f"output: {output}", *describe_packs(packs, done, device, _processes(means, packs), means.scored_at)]

@@ -13,11 +13,7 @@ WITHOUT_FLAG = {"CACHE"}
 
 
 def warnings(root: Any) -> list[str]:
-    """A line for each variable in the environment that has our prefix and that no command reads.
-
-    Args:
-        root: the top group of the command line.
-    """
+    """A line for each variable in the environment that has our prefix and that no command below ``root`` reads."""
     given = sorted(name.removeprefix(PREFIX) for name in os.environ if name.startswith(PREFIX))
     known = sorted(variables(root)) if given else []
     lines = []

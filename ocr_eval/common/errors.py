@@ -39,14 +39,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str], fix: str = "") -> UserError:
-    """The error for an unknown name: the name, the closest one, and what exists.
-
-    Args:
-        kind: what was looked for, e.g. ``"model"``.
-        name: the name that was given.
-        available: the names that exist.
-        fix: one more sentence on the way out.
-    """
+    """The error for an unknown name of a kind ("model"): the name, the closest one, what exists, and a way out."""
     names = sorted(available)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""

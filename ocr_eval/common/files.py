@@ -82,11 +82,7 @@ def sync(path: Path) -> None:
 
 
 def prepare_output(root: Path, flag: str = "--output-dir") -> None:
-    """Make the output folder and try to write into it, before any work starts.
-
-    Args:
-        root: the folder.
-        flag: what the user chooses it with.
+    """Make the output folder, which the user chose with ``flag``, and try to write into it before any work starts.
 
     Raises:
         UserError: it cannot be made or written.
@@ -102,11 +98,7 @@ def prepare_output(root: Path, flag: str = "--output-dir") -> None:
 
 
 def read_jsonl(path: Path, growing: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file.
-
-    Args:
-        path: the file.
-        growing: lines may still be appended; a last one without its newline, being written or torn, is skipped.
+    """The objects of a JSON-lines file; of a ``growing`` one a last line without its newline, or torn, is skipped.
 
     Raises:
         UserError: a line that is not JSON (names it).

@@ -23,14 +23,8 @@ from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.common.messages import warn
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is known of a thing before it is imported: its name and where it comes from."""
-
-    name: str
-    source: str
+#: The source of what comes with this package.
+SHIPPED = "ocr-eval"
 
 
 class Registry(Generic[T]):
@@ -60,17 +54,10 @@ class Registry(Generic[T]):
         """Every name: the shipped ones first, then those that other packages and this process bring."""
         return list(dict.fromkeys([*self._shipped, *sorted(self._installed), *self._added]))
 
-    def is_shipped(self, name: str) -> bool:
-        """Whether ocr-eval itself brings it."""
-        return name in self._shipped
-
-    def entries(self) -> list[Entry]:
-        """Every name with its source: ``ocr-eval``, a package with its version, or ``this process``."""
-        return [Entry(name, self._source(name)) for name in self.names()]
-
-    def _source(self, name: str) -> str:
+    def source(self, name: str) -> str:
+        """Where the thing of a name comes from: ``ocr-eval``, a package with its version, or ``this process``."""
         if name in self._shipped:
-            return "ocr-eval"
+            return SHIPPED
         if name in self._added:
             return "this process"
         package = self._installed[name].dist
@@ -99,7 +86,7 @@ class Registry(Generic[T]):
             return cast("T", installed[name].load())
         except Exception as error:
             raise UserError(
-                f"The {self.noun} '{name}' of {self._source(name)} cannot be imported: {type(error).__name__}: {error}"
+                f"The {self.noun} '{name}' of {self.source(name)} cannot be imported: {type(error).__name__}: {error}"
             ) from error
 
     def add(self, name: str, thing: T) -> None:

@@ -28,7 +28,6 @@ from ocr_eval.execution.jobs import Job
 from ocr_eval.execution.run_pack import prepare
 from ocr_eval.planning.pack_memory import lanes_that_fit
 from ocr_eval.planning.packs import cut_into_packs, share_key
-from ocr_eval.planning.workload import batch_nodes
 from ocr_eval.records.folder import parse_run
 from ocr_eval.specs.grid import Grid, SweepState, check_same, read_sweep, state_file
 from ocr_eval.specs.run import RunSpec
@@ -120,16 +119,8 @@ def plan_sweep(
 ) -> Sweep:
     """Lay runs out as packs and folders; fetches weights that are not here.
 
-    A folder that states these very runs keeps their packs and precision, whatever device looks at it.
-
-    Args:
-        specs: the runs.
-        output: the folder.
-        device: the type of device that a pack should fill.
-        bases: where weights are found.
-        at_once: how many packs are to be done at once.
-        study: the name of the study that they are; empty for the folder's sweep.
-        grid: how the runs of a sweep were written.
+    A folder that states these very runs keeps their packs and precision, whatever device looks at it. New packs fill
+    a type of ``device``, as many as are to be done ``at_once``.
 
     Raises:
         UserError: weights that cannot be had, or a model that overflows in the device's only fast precision.
@@ -180,23 +171,15 @@ def _planned(specs: Sequence[RunSpec], output: Path, bases: Bases) -> dict[str, 
 def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpec]]:
     """The packs of a sweep for a type of device, with as much to do for each of those that are done at once.
 
-    Runs of a pack have batches of about as many nodes, so that few rows are padding.
-
-    Raises:
-        UserError: the tokenizer cannot do with the data of a run.
+    Runs of a pack have batches of about as many statements, so that few rows are padding.
     """
     group = {key: number for number, key in enumerate(dict.fromkeys(map(share_key, specs)))}
-    ordered = sorted(specs, key=lambda spec: (group[share_key(spec)], batch_nodes(spec)))
+    ordered = sorted(specs, key=lambda spec: (group[share_key(spec)], spec.train.batch_size))
     return cut_into_packs(ordered, device, lanes_that_fit(device), at_once)
 
 
 def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:
-    """A job for every pack with an open run: the command that does this pack and nothing else.
-
-    Args:
-        sweep: the sweep, stated in its folder.
-        flags: further flags of the command.
-    """
+    """A job for every pack with an open run: the command, with further flags, that does this pack and nothing else."""
     jobs = []
     for number, pack in enumerate(sweep.packs, start=1):
         if any(run.is_open for run in pack):
@@ -228,13 +211,7 @@ def clear(sweep: Sweep) -> None:
 
 
 def check_open(sweep: Sweep, bases: Bases, here: bool, all_again: bool = False) -> None:
-    """Look, before any run starts or is removed, whether every open one can be done.
-
-    Args:
-        sweep: the sweep.
-        bases: where weights and tokenizers are found.
-        here: whether they are done on this machine.
-        all_again: whether finished runs are to be repeated.
+    """Look, before any run starts or is removed, whether every open one, or ``all_again``, can be done.
 
     Raises:
         UserError: the tokenizer cannot do with the data of a run, or it is too large for this machine.
@@ -250,12 +227,6 @@ def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int]) -> No
     """Do packs of a sweep until none of them is left open; those that another process holds are waited for.
 
     A pack that cannot go on is left, its reason said, and the others are done.
-
-    Args:
-        sweep: the sweep.
-        bases: where bases are loaded.
-        how: device, repetition, scoring.
-        packs: which packs.
     """
     left, waiting = list(packs), False
     while left:

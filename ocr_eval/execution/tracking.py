@@ -111,12 +111,6 @@ class Tracker:
 def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> Iterator[Watcher]:
     """A watcher that also reports every run to a tracker; at the end all runs in the tracker are closed.
 
-    Args:
-        watch: the watcher to call as well.
-        report_to: which tracker.
-        group: what the runs belong to, e.g. the sweep's name.
-        folder: see ``Tracker``.
-
     Raises:
         UserError: at the first epoch, the tracker does not start. If it does not start for a later run, that run is not
             tracked.
@@ -152,12 +146,7 @@ def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> 
 
 
 def how_to_view(report_to: ReportTo, folder: Path) -> str:
-    """The command that shows a tracker's runs; empty for ``none``.
-
-    Args:
-        report_to: which tracker.
-        folder: as given to ``Tracker``.
-    """
+    """The command that shows a tracker's runs in a folder; empty for ``none``."""
     return {
         "none": "",
         "tensorboard": f"tensorboard --logdir {folder / 'tensorboard'}",

@@ -115,7 +115,7 @@ class GradientPack:
         return self.adapters.save(lane, folder, self.base.spec)
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
-        """Write everything needed to resume after the last finished epoch, as safetensors."""
+        """Write everything needed to resume after the last finished epoch."""
         learner = self.learners[lane]
         write_state(file, learner.parameters, learner.optimizer, learner.epochs_done)
 

@@ -22,6 +22,7 @@ from ocr_eval.methods.view import View
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import build, read_config, read_config_of
 from ocr_eval.models.base import Base, load_tokenizer_from
+from ocr_eval.models.hub import TOKENIZER_FILES
 from ocr_eval.specs.model import FolderWeights, HubWeights, ModelSpec, load_model_spec
 
 #: What must agree between a model and one trained from it, in the order in which a difference is named.
@@ -111,7 +112,7 @@ def _check_model(folder: Path, spec: ModelSpec) -> None:
         values = [_value(config, field) for config in (theirs, ours)]
         if values[0] != values[1] and None not in values:
             raise _foreign_model(folder, spec, f"its {field} is {values[0]}, that of {spec.called} is {values[1]}")
-    here = weights.cached_tokenizer(spec)
+    here = weights.cached(spec, TOKENIZER_FILES)
     if here is not None:
         vocabulary, own = load_tokenizer_from(folder).get_vocab(), load_tokenizer_from(here).get_vocab()
         for token, number in own.items():

@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, reason_of
 from ocr_eval.models.base import DTYPES, attention_for, freeze
+from ocr_eval.models.hub import TOKENIZER_FILES
 from ocr_eval.models.quiet import quiet_transformers
-from ocr_eval.models.weights import locate_tokenizer
+from ocr_eval.models.weights import located
 from ocr_eval.specs.model import FolderWeights, ModelSpec
 
 
@@ -71,7 +72,7 @@ def read_config(spec: ModelSpec, layers: int | None = None) -> PretrainedConfig:
     """
     folder = yaml_files.shipped("models") / spec.name
     if not (folder / "config.json").is_file() or isinstance(spec.weights, FolderWeights):
-        folder = locate_tokenizer(spec)
+        folder = located(spec, TOKENIZER_FILES)
     return truncated(read_config_of(spec.name, folder), layers)
 
 

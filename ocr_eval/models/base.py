@@ -23,8 +23,9 @@ from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, reason_of
 from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models import grouped_attention
+from ocr_eval.models.hub import TOKENIZER_FILES
 from ocr_eval.models.quiet import quiet_transformers
-from ocr_eval.models.weights import WeightFolder, locate_tokenizer
+from ocr_eval.models.weights import WeightFolder, located
 from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
 
 #: What a run takes at its peak, about, as a multiple of what it holds before any activation.
@@ -105,14 +106,8 @@ def load_base(
     A quantized base holds its linear layers in 4 bits: NF4 with double quantization through bitsandbytes, on
     CUDA and on CPU (Dettmers et al., QLoRA, arXiv 2305.14314). Arithmetic stays in the spec's precision.
 
-    Args:
-        spec: the model.
-        folder: its files.
-        device: where it computes.
-        quantized: in 4 bits.
-        whole: as fp32 masters.
-        holds: bytes on the device whatever the batch is; layers are spread over all GPUs where that is
-            too much for one (``memory.least``, ``memory.frozen_bytes``).
+    Layers are spread over all GPUs where what is held whatever the batch is (``holds``, bytes; ``memory.least``) is too
+    much for one.
 
     Raises:
         UserError: the device is not available or too small, or the files are not a whole causal language model.
@@ -153,13 +148,7 @@ def load_base(
 
 
 def _refuse_incomplete(spec: ModelSpec, folder: WeightFolder, found: dict[str, Any]) -> None:
-    """Raises UserError where a tensor of the network had no value of its shape in the files, and so has a random one.
-
-    Args:
-        spec: the model.
-        folder: its files.
-        found: what the library says of the loading.
-    """
+    """Raises UserError where a tensor of the network had no value of its shape in the files and so has a random one."""
     absent = sorted(
         {*found["missing_keys"], *(key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])}
     )
@@ -236,7 +225,7 @@ def load_tokenizer(name_or_path: str) -> Any:
     """
     folder = yaml_files.expand(name_or_path)
     if not (yaml_files.looks_like_path(name_or_path) and folder.is_dir()):
-        folder = locate_tokenizer(load_model_spec(name_or_path))
+        folder = located(load_model_spec(name_or_path), TOKENIZER_FILES)
     return load_tokenizer_from(folder)
 
 

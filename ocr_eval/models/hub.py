@@ -80,13 +80,7 @@ def fetch(weights: HubWeights, name: str, license: str, files: list[str] = MODEL
 
 def _fetch(weights: HubWeights, name: str, license: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HTTPError
     from huggingface_hub.utils import disable_progress_bars
 
     if is_quiet() or not sys.stderr.isatty():
@@ -95,43 +89,40 @@ def _fetch(weights: HubWeights, name: str, license: str, wanted: list[str]) -> P
     try:
         _check_before(request, name, wanted)
         folder = Path(snapshot_download(**request))
-    except GatedRepoError as error:
-        raise UserError(
-            f"{weights.repo} is gated and this account has no access ({license}). Ask for it at "
-            f'{_page(weights)}, then log in with "hf auth login" or set HF_TOKEN.'
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"{weights.repo} has no revision '{weights.revision}'. See {_page(weights)}/commits/main for those it has."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"The hub shows no repository {weights.repo} to this account. Check the name; if it is private, log in "
-            'with "hf auth login" or set HF_TOKEN.'
-        ) from error
-    except LocalEntryNotFoundError as error:
-        _raise_if_refused(weights, error.__cause__)
-        raise UserError(
-            f"{weights.repo} is not whole in the hub cache and the hub cannot be reached. Run 'ocr-eval models pull "
-            f"{name}' with network, or give a folder: --model ./folder."
-        ) from error
     except (HTTPError, OSError) as error:
-        _raise_if_refused(weights, error)
-        raise UserError(
-            f"{weights.repo} could not be fetched: {reason_of(error)}. Start again: files that are whole are kept."
-        ) from error
+        raise UserError(_problem(weights, name, license, error)) from error
     if not (folder / "config.json").is_file():
         raise UserError(f"{weights.repo} has no config.json, so transformers cannot load it.")
     return folder
 
 
-def _raise_if_refused(weights: HubWeights, error: BaseException | None) -> None:
-    """Raises UserError where the hub answered that this account or its token may not."""
-    if error is not None and getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-        raise UserError(
-            f"The hub refuses {weights.repo} to this account ({reason_of(error)}). Ask for access at {_page(weights)}, "
-            'then log in with "hf auth login" or set HF_TOKEN.'
-        ) from error
+def _problem(weights: HubWeights, name: str, license: str, error: Exception) -> str:
+    """Why a repository could not be fetched, and the way out."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    repo, page = weights.repo, f"{constants.ENDPOINT}/{weights.repo}"
+    login = 'log in with "hf auth login" or set HF_TOKEN.'
+    answer = getattr(error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error, "response", None)
+    if isinstance(error, GatedRepoError):
+        return f"{repo} is gated and this account has no access ({license}). Ask for it at {page}, then {login}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo} has no revision '{weights.revision}'. See {page}/commits/main for those it has."
+    if isinstance(error, RepositoryNotFoundError):
+        return f"The hub shows no repository {repo} to this account. Check the name; if it is private, {login}"
+    if getattr(answer, "status_code", None) in (401, 403):
+        return f"The hub refuses {repo} to this account ({reason_of(error)}). Ask for access at {page}, then {login}"
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"{repo} is not whole in the hub cache and the hub cannot be reached. Run 'ocr-eval models pull {name}' "
+            "with network, or give a folder: --model ./folder."
+        )
+    return f"{repo} could not be fetched: {reason_of(error)}. Start again: files that are whole are kept."
 
 
 def _request(weights: HubWeights, files: list[str]) -> dict[str, Any]:
@@ -185,9 +176,3 @@ def _has_weights(folder: Path) -> bool:
     except (ValueError, KeyError, AttributeError):
         return False
     return all((folder / name).is_file() for name in names)
-
-
-def _page(weights: HubWeights) -> str:
-    from huggingface_hub import constants
-
-    return f"{constants.ENDPOINT}/{weights.repo}"

@@ -66,18 +66,13 @@ def cached(spec: ModelSpec, files: list[str] = hub.MODEL_FILES) -> Path | None:
     return hub.cached(spec.weights, files)
 
 
-def cached_tokenizer(spec: ModelSpec) -> Path | None:
-    """Where configuration and tokenizer are on this disk, or None. No network."""
-    return cached(spec, hub.TOKENIZER_FILES)
-
-
 def locate(spec: ModelSpec) -> WeightFolder:
     """The weights of a model on this disk, fetched first if they are not there.
 
     Raises:
         UserError: no network and not cached, no access, a damaged file; one line with the way out.
     """
-    folder = _located(spec, hub.MODEL_FILES)
+    folder = located(spec, hub.MODEL_FILES)
     if isinstance(spec.weights, FolderWeights):
         return WeightFolder(folder, f"folder:{folder_digest(folder)}")
     if isinstance(spec.weights, PackageWeights):
@@ -85,16 +80,12 @@ def locate(spec: ModelSpec) -> WeightFolder:
     return WeightFolder(folder, f"hub:{spec.weights.repo}@{folder.name}")
 
 
-def locate_tokenizer(spec: ModelSpec) -> Path:
-    """A folder with the tokenizer and configuration of a model; of a hub model only these small files are fetched.
+def located(spec: ModelSpec, files: list[str]) -> Path:
+    """A folder with some files of a model, fetched first if they are not here; of packages always all of them.
 
     Raises:
         UserError: as ``locate``.
     """
-    return _located(spec, hub.TOKENIZER_FILES)
-
-
-def _located(spec: ModelSpec, files: list[str]) -> Path:
     if isinstance(spec.weights, FolderWeights):
         return Path(spec.weights.path)
     if isinstance(spec.weights, PackageWeights):

@@ -71,10 +71,6 @@ def read_answers(forest: Forest, questions: Sequence[tuple[Ids, Sequence[Ids]]])
 
     The last token of an answer is never fed: nothing is predicted from it.
 
-    Args:
-        forest: receives the sequences.
-        questions: (prompt, answers) each.
-
     Returns:
         The reads, and for each (question, answer) in order, the indices into ``reads.tokens`` of its tokens.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 from ocr_eval.common import yaml_files
 from ocr_eval.data.audit import Audit, audit_association
-from ocr_eval.models.architecture import Architecture, examine, read_config
+from ocr_eval.models.architecture import examine, read_config
 from ocr_eval.models.base import attention_for, device_type, load_tokenizer
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import load_model_spec
@@ -20,15 +20,14 @@ class Check:
 
     Attributes:
         model: as the user named it.
-        architecture: its sizes, None of a folder that holds only a tokenizer.
-        attention: the attention implementation it would run with on this machine, None likewise.
+        architecture: its kind, sizes, modules, and the attention it would run with on this machine; None of a folder
+            that holds only a tokenizer.
         vocabulary: entries of the tokenizer.
         audits: by association.
     """
 
     model: str
-    architecture: Architecture | None
-    attention: str | None
+    architecture: dict[str, Any] | None
     vocabulary: int
     audits: dict[str, Audit]
 
@@ -40,10 +39,10 @@ class Check:
     def as_text(self) -> str:
         """Lines for a terminal."""
         lines = []
-        if (sizes := self.architecture) is not None:
+        if (found := self.architecture) is not None:
             lines.append(
-                f"{self.model}: {sizes.kind}, {sizes.parameters / 1e9:.2f} B parameters in {sizes.layers} layers, "
-                f"{self.attention} attention; linear modules: {' '.join(sizes.modules)}"
+                f"{self.model}: {found['kind']}, {found['parameters'] / 1e9:.2f} B parameters in {found['layers']} "
+                f"layers, {found['attention']} attention; linear modules: {' '.join(found['linear_modules'])}"
             )
         bos = next(iter(self.audits.values())).bos
         lines.append(f"{self.model}: tokenizer of {self.vocabulary:,} entries, BOS {'none' if bos is None else bos}")
@@ -54,17 +53,9 @@ class Check:
 
     def as_json(self) -> dict[str, Any]:
         """A plain object."""
-        architecture = self.architecture
         return {
             "model": self.model,
-            "architecture": architecture
-            and {
-                "kind": architecture.kind,
-                "parameters": architecture.parameters,
-                "layers": architecture.layers,
-                "attention": self.attention,
-                "linear_modules": architecture.modules,
-            },
+            "architecture": self.architecture,
             "vocabulary": self.vocabulary,
             "scorable": self.scorable,
             "associations": {name: audit.as_json() for name, audit in self.audits.items()},
@@ -78,15 +69,20 @@ def check_model(model: str, associations: Sequence[str]) -> Check:
         UserError: no such model or association, or no tokenizer for it.
     """
     tokenizer = load_tokenizer(model)
-    audits = {}
-    for name in associations:
-        association = load_association(name)
-        audits[association.name] = audit_association(tokenizer, association)
-    if _tokenizer_alone(model):
-        return Check(model, None, None, len(tokenizer), audits)
-    spec = load_model_spec(model)
-    attention = attention_for(spec, read_config(spec), device_type("auto"))
-    return Check(model, examine(spec), attention, len(tokenizer), audits)
+    loaded = [load_association(name) for name in associations]
+    audits = {association.name: audit_association(tokenizer, association) for association in loaded}
+    architecture = None
+    if not _tokenizer_alone(model):
+        spec = load_model_spec(model)
+        sizes = examine(spec)
+        architecture = {
+            "kind": sizes.kind,
+            "parameters": sizes.parameters,
+            "layers": sizes.layers,
+            "attention": attention_for(spec, read_config(spec), device_type("auto")),
+            "linear_modules": sizes.modules,
+        }
+    return Check(model, architecture, len(tokenizer), audits)
 
 
 def _tokenizer_alone(model: str) -> bool:

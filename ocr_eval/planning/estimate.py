@@ -25,6 +25,9 @@ from ocr_eval.specs import schedule
 from ocr_eval.specs.model import Device, HubWeights, ModelSpec, PackageWeights, Precision
 from ocr_eval.specs.run import RunSpec
 
+#: GPUs one might have, by bytes of memory.
+_GPUS = {"RTX 4090 24 GB": 24e9, "A100 40 GB": 40e9, "L40S 48 GB": 48e9, "H100 80 GB": 80e9, "H200 141 GB": 141e9}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,7 +44,6 @@ class Plan:
         speed: seconds per step and per scored chunk on that device.
         alternatives: flags that would make it fit, each with its peak; empty where it fits.
         precision: why it computes in the precision that it does.
-        faster: another precision and how many times as fast its matrix products are here; None where none is.
     """
 
     spec: RunSpec
@@ -54,7 +56,6 @@ class Plan:
     speed: Speed
     alternatives: list[tuple[str, MemoryPlan]]
     precision: Choice
-    faster: tuple[Precision, float] | None
 
     @property
     def fits(self) -> bool:
@@ -87,8 +88,8 @@ class Plan:
         probes, here = work.task.probes, weights.cached(spec.model)
         lines = [
             f"model:    {spec.model.name}, {self.sizes.kind}, {self.sizes.parameters / 1e9:.2f} B parameters",
-            f"source:   {_source(spec)}",
-            f"licence:  {spec.model.license}; {_access(spec)}",
+            f"source:   {_source(spec.model)}",
+            f"licence:  {spec.model.license}",
             f"weights:  {here or f'not on this disk, about {_gb(self.sizes.stored)} would be fetched'}",
             f"subjects: {len({p.subject for p in probes})} in {len({p.unit for p in probes})} groups",
         ]
@@ -99,7 +100,7 @@ class Plan:
             kind = memory.optimizer_kind(spec.train, self.device.type)
             lines += [
                 f"method:   {spec.train.method}, {self.trainable:,} trainable parameters "
-                f"({self.trainable / self.sizes.parameters:.2%}), {kind}",
+                f"({self.trainable / self.sizes.parameters:.2%}), {kind}{memory.note(spec.train)}",
                 f"training: {len(work.task.train)} statements, {spec.train.epochs} epochs, {work.steps} steps",
                 f"tokens:   {work.tokens:,} per epoch, in {work.nodes:,} nodes, at most {work.training.nodes} per batch"
                 + ("" if work.real_tokenizer else " (counted with a stand-in: the tokenizer is not on this disk)"),
@@ -110,7 +111,7 @@ class Plan:
         lines += [
             f"probes:   {len(probes)} {scorings}",
             f"device:   {self.device.type}; {_gb(self.available)} of memory free",
-            f"dtype:    {spec.model.dtype} ({self.precision.reason}){timing.slower_note(self.faster)}",
+            f"dtype:    {spec.model.dtype} ({self.precision.reason})",
             f"memory:   {_gb(self.memory.total)} at the peak, in {when}: {parts}",
             f"time:     about {duration(self.seconds)}{each}, from the speed of this device's matrix products",
         ]
@@ -122,11 +123,8 @@ class Plan:
         lines = [f"fits:     NO: {_gb(self.memory.total)} are needed and {_gb(self.available)} are free"]
         lines += [f"would:    {flags or 'as it is'} needs {_gb(plan.total)}" for flags, plan in self.alternatives]
         needed = self.memory.total - self.memory.process
-        gpus = [gpu for gpu in timing.GPUS if needed <= memory.USABLE * gpu.memory]
-        if gpus and self.device.type != "cuda":
-            step = timing.on_gpu(gpus[0], self.sizes, self.spec.train, self.work.training.nodes)
-            lines.append(f"would:    a {gpus[0].name}, at about {duration(step)} per step")
-        return lines
+        gpu = next((name for name, size in _GPUS.items() if needed <= memory.USABLE * size), None)
+        return [*lines, f"would:    a GPU such as {gpu}"] if gpu and self.device.type != "cuda" else lines
 
     def as_json(self) -> dict[str, Any]:
         """A plain object; bytes and seconds."""
@@ -145,7 +143,6 @@ class Plan:
             "device": self.device.type,
             "dtype": self.spec.model.dtype,
             "dtype_reason": self.precision.reason,
-            "faster_dtype": self.faster and self.faster[0],
             "statements": len(self.work.task.train),
             "tokens": self.work.tokens,
             "nodes": self.work.nodes,
@@ -194,7 +191,6 @@ def make_plan(
         if plan.fits(free)
         else memory.alternatives(spec.model, spec.train, work.training, work.scoring, place.type, free),
         precision=chosen,
-        faster=timing.faster_dtype(spec.model, place),
     )
 
 
@@ -209,21 +205,14 @@ def _chosen(model: ModelSpec, device: str, begun_in: Precision | None) -> Choice
     return Choice(begun_in, "as the run began")
 
 
-def _source(spec: RunSpec) -> str:
-    source = spec.model.weights
-    if isinstance(source, HubWeights):
-        return f"{source.repo} at {source.revision}"
-    if isinstance(source, PackageWeights):
-        return "packages " + " ".join(part.package for part in source.parts)
-    return source.path
-
-
-def _access(spec: RunSpec) -> str:
-    source = spec.model.weights
-    if not isinstance(source, HubWeights):
-        return "open"
-    kind = {True: "gated", False: "open", None: "access unknown"}[source.gated]
-    return f"{kind}: {source.access}"
+def _source(model: ModelSpec) -> str:
+    """Where a model's weights come from, and who may have them."""
+    if isinstance(model.weights, HubWeights):
+        access = {True: "gated", False: "open", None: "access unknown"}[model.weights.gated]
+        return f"{model.weights.repo} at {model.weights.revision}; {access}: {model.weights.access}"
+    if isinstance(model.weights, PackageWeights):
+        return "packages " + " ".join(part.package for part in model.weights.parts)
+    return model.weights.path
 
 
 def _gb(size: int | float) -> str:

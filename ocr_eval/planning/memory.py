@@ -13,6 +13,7 @@ import torch
 
 from ocr_eval.common.distributed import is_alone
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import METHODS, SHIPPED
 from ocr_eval.methods.method import method_of
 from ocr_eval.models.architecture import examine, read_config
 from ocr_eval.models.base import DTYPES, device_type
@@ -113,13 +114,7 @@ def estimate(
 ) -> MemoryPlan:
     """Peak memory of a run, from the model's configuration alone; no weights are read.
 
-    Args:
-        spec: the model.
-        train: method, rank and targets.
-        training: the largest training batch; its ``lanes`` are the runs of a pack.
-        scoring: the largest scored chunk.
-        device: "cpu", "cuda" or "mps".
-        layers: only the first ``layers`` of the model.
+    ``training`` is the largest batch, its lanes the runs of a pack; ``scoring`` the largest scored chunk.
 
     Raises:
         UserError: the model's configuration is not available.
@@ -127,6 +122,15 @@ def estimate(
     # Runs that differ in anything else are simulated once; the batch is in the geometry.
     of_memory = TrainSpec(method=train.method, rank=train.rank, targets=train.targets)
     return _estimate(spec, of_memory, training, scoring, device, layers)
+
+
+def note(train: TrainSpec) -> str:
+    """A clause for plans of a method from elsewhere: it is planned as if it were one of ours of the same needs."""
+    name = train.method.partition(":")[0]
+    if METHODS.source(name) == SHIPPED:
+        return ""
+    taken_for = "full fine-tuning" if method_of(train).needs.whole else "LoRA"
+    return f"; the plan does not know '{name}' and takes it for {taken_for}"
 
 
 def optimizer_kind(train: TrainSpec, device: str) -> str:
@@ -205,14 +209,9 @@ def refuse_impossible(spec: ModelSpec, train: TrainSpec, device: Device) -> None
     needed = least(spec, train, kind)
     if needed <= there:
         return
-    lighter = method_of(train).lighter
-    sizes = {m: least(spec, train.model_copy(update={"method": m}), kind) for m in lighter}
-    fitting = [f"--method {m} ({size / 1e9:.0f} GB)" for m, size in sizes.items() if size < USABLE * there]
-    if spec.dtype == "float32":
-        halved = least(spec.model_copy(update={"dtype": "bfloat16"}), train, kind)
-        fitting += [f"--dtype bfloat16 ({halved / 1e9:.0f} GB)"] if halved < USABLE * there else []
-    way_out = "Would fit: " + " or ".join(fitting) if fitting else "Use a smaller model"
+    ways = [f"--method {method}" for method in method_of(train).lighter]
+    ways += ["--dtype bfloat16"] if spec.dtype == "float32" else []
     raise UserError(
         f"{spec.name} by {train.method} holds at least {needed / 1e9:.0f} GB (weights, gradients, optimizer) and this "
-        f"{kind} has {there / 1e9:.0f} GB. {way_out}; --dry-run tells more."
+        f"{kind} has {there / 1e9:.0f} GB. Use {', '.join([*ways, 'or a smaller model'])}; --dry-run tells what fits."
     )

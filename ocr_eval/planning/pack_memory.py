@@ -91,10 +91,10 @@ def describe_packs(
             shape = f"m_train {spec.data.m_train} {spec.data.variant}"
             run = f"{spec.model.name} {spec.association.name} seed {spec.seeds} {train} {shape}"
             lines.append(f"  {run}{' done' if is_done else ''}")
-    models = {(spec.model.name, spec.precision): spec.model for pack in packs for spec in pack}
-    for (name, dtype), model in sorted(models.items()):
-        faster = None if place is None else timing.faster_dtype(model, place)
-        lines.append(f"dtype: {name} in {dtype}{timing.slower_note(faster)}")
+    models = {(spec.model.name, spec.precision) for pack in packs for spec in pack}
+    lines += [f"dtype: {name} in {dtype}" for name, dtype in sorted(models)]
+    notes = {memory.note(spec.train) for pack in packs for spec in pack} - {""}
+    lines += [f"note: {note.removeprefix('; ')}" for note in sorted(notes)]
     if workers > 1:
         lines.append(f"processes: {workers}, each with a pack of its own, {workers * largest / 1e9:.1f} GB together")
     if place is None:

@@ -27,14 +27,10 @@ def cut_into_packs(
     """Cut runs, in order, into packs of nearly the same number of runs.
 
     Runs go together when they share base, precision, method and adapted modules. Neighbours should have batches of
-    about as many nodes, because rows of a pass are padded to the longest, and the smallest should come first.
+    about one size, because rows of a pass are padded to the longest, and the smallest should come first.
 
-    Args:
-        specs: the runs.
-        device: the device's type.
-        fit: called where several runs would fill a pass.
-        workers: how many packs may be done at once; runs that fill several are cut so that all have the same to do,
-            and on GPUs runs that fit into fewer as well.
+    Runs that fill several packs are cut so that all ``workers``, which work at once, have the same to do; on GPUs so
+    are runs that fit into fewer. ``fit`` is asked where several runs would fill a pass.
     """
     packs: list[list[RunSpec]] = []
     start = 0

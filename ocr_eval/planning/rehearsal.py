@@ -7,7 +7,6 @@ gradients reach every adapter and every adapter moves, and that scoring works. W
 from __future__ import annotations
 
 import gc
-import json
 import resource
 import sys
 import time
@@ -16,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 
 from ocr_eval.common.errors import RunFailed, UserError
-from ocr_eval.common.files import prepare_output, write_atomic
 from ocr_eval.common.messages import say
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.method import method_of
@@ -93,9 +90,20 @@ class Rehearsal:
 
     def as_text(self) -> str:
         """Lines for a terminal."""
+        built, whole = self.layers
+        some = "" if built == whole else f", {built} of {whole} layers"
+        tokens = "its own tokenizer" if self.real_tokenizer else "a stand-in tokenizer of the same vocabulary size"
+        seconds = ", ".join(f"{s:.1f}" for s in self.step_seconds)
         parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.plan.parts().items())
-        lines = {**_row(self.as_json()), "planned parts": f"{parts} GB", "device": self.device}
-        return "\n".join(f"{name:15} {value}" for name, value in lines.items())
+        return (
+            f"{self.model}{some}: {self.parameters / 1e9:.2f} B random parameters, {self.method}, {self.dtype}, "
+            f"{self.device}; {tokens}\n"
+            f"built in {self.build_seconds:.0f} s; steps of {self.examples} statements ({self.nodes} nodes) took "
+            f"{seconds} s (planned {self.planned_step:.1f}); {self.scored[0]} of {self.scored[1]} probes scored in "
+            f"{self.score_seconds:.1f} s\n"
+            f"all {self.adapters} trained matrices moved; loss {' -> '.join(f'{loss:.3f}' for loss in self.losses)}\n"
+            f"peak {self.peak / 1e9:.2f} GB, planned {self.plan.total / 1e9:.2f} GB ({self.deviation:+.1%}): {parts}"
+        )
 
 
 def rehearse(
@@ -106,15 +114,9 @@ def rehearse(
     probes: int = 40,
     folder: Path | None = None,
 ) -> Rehearsal:
-    """Build, train a few steps on one batch of the run's dataset, score some probes, and compare with the plan.
+    """Build the first ``layers``, train some steps on the run's first batch, score some probes, compare with the plan.
 
-    Args:
-        spec: the run; its first batch is what is learned.
-        device: where.
-        layers: only the first ``layers`` of the model.
-        steps: training steps.
-        probes: probes to score at most.
-        folder: where the model's tokenizer is, if not in a cache.
+    ``folder`` is where the model's tokenizer is, if not in a cache.
 
     Raises:
         UserError: more layers than the model has, or it does not fit into the free memory.
@@ -190,54 +192,6 @@ def rehearse(
         peak=peak,
         plan=plan,
     )
-
-
-_INTRODUCTION = """# Rehearsals: plan against measured
-
-True-size architectures with random weights: a few training steps on one batch of country-code (32 statements), then a
-part of the probes scored. The peak is the process's own (a GPU's: the allocator's), with interpreter and libraries;
-*planned* is what `--dry-run` says from the configuration alone. Seconds are of the fastest step, beside what the
-calibration predicted just before; other work on the machine lengthens both. Written by `ocr-eval models rehearse MODEL
---method METHOD --output-dir FOLDER`.
-
-"""
-
-
-def write(rehearsal: Rehearsal, folder: Path) -> None:
-    """Write a rehearsal's record and renew the table of all in the folder (``rehearsals.md``).
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    prepare_output(folder)
-    built, whole = rehearsal.layers
-    part = "" if built == whole else f"-{built}layers"
-    name = f"{rehearsal.model}-{rehearsal.method.partition(':')[0]}-{rehearsal.dtype}{part}.json"
-    write_atomic(folder / name, json.dumps(rehearsal.as_json(), indent=2) + "\n")
-    rows = [_row(json.loads(record.read_text())) for record in sorted(folder.glob("*.json"))]
-    table = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
-    write_atomic(folder / "rehearsals.md", f"{_INTRODUCTION}{table}\n")
-
-
-def _row(record: dict[str, Any]) -> dict[str, str]:
-    """A record as a line of the table, by column."""
-    built, whole = record["layers"]
-    return {
-        "model": record["model"],
-        "layers": str(built) if built == whole else f"{built} of {whole}",
-        "method": f"{record['method']}, {record['dtype']}",
-        "tokenizer": "its own" if record["real_tokenizer"] else "stand-in",
-        "GB planned": f"{record['plan']['total'] / 1e9:.2f}",
-        "GB at peak": f"{record['peak'] / 1e9:.2f}",
-        "deviation": f"{record['deviation']:+.1%}",
-        "s a step": f"{min(record['step_seconds']):.1f}",
-        "planned s": f"{record['planned_step']:.1f}",
-        "nodes": str(record["nodes"]),
-        "probes scored": "{} of {}".format(*record["scored"]),
-        "in s": f"{record['score_seconds']:.1f}",
-        "matrices moved": f"{record['moved']} of {record['adapters']}",
-        "loss": f"{record['losses'][0]:.2f} -> {record['losses'][-1]:.2f}",
-    }
 
 
 def _fingerprints(pack: GradientPack) -> list[tuple[float, float]]:

@@ -18,7 +18,6 @@ import torch
 from ocr_eval.methods.method import method_of
 from ocr_eval.models.architecture import Architecture
 from ocr_eval.models.base import DTYPES, require_bitsandbytes
-from ocr_eval.models.precision import choose, overflows_float16
 from ocr_eval.planning.simulation import Geometry
 from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, TrainSpec
 
@@ -26,10 +25,6 @@ from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, TrainSpec
 OVERHEAD = 1.3
 #: Outputs of the matrices that are tried; larger ones take longer in proportion.
 _OUTPUTS = 4096
-#: A precision is mentioned if its products are this many times as fast.
-_CLEARLY_FASTER = 1.2
-#: Part of a GPU's peak that short sequences reach.
-_REACHED = 0.4
 
 
 @dataclass(frozen=True)
@@ -38,26 +33,6 @@ class Speed:
 
     step: float
     chunk: float
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU one might have: memory in bytes, dense bf16 operations and bytes a second, from its data sheet."""
-
-    name: str
-    memory: float
-    flops: float
-    bandwidth: float
-
-
-GPUS = (
-    Gpu("RTX 4090 24 GB", 24e9, 165e12, 1.0e12),
-    Gpu("A100 40 GB", 40e9, 312e12, 1.55e12),
-    Gpu("L40S 48 GB", 48e9, 362e12, 0.86e12),
-    Gpu("A100 80 GB", 80e9, 312e12, 2.0e12),
-    Gpu("H100 80 GB", 80e9, 989e12, 3.35e12),
-    Gpu("H200 141 GB", 141e9, 989e12, 4.8e12),
-)
 
 
 def calibrate(
@@ -89,39 +64,12 @@ def calibrate(
 
 def rates(device: torch.device) -> dict[Precision, float]:
     """GFLOP/s of a square matrix product in each precision that may be chosen on a device; they decide nothing."""
-    names = PRECISIONS if device.type == "cuda" else ("bfloat16", "float32")
-    return {name: rate(name, device) for name in names}
-
-
-@lru_cache
-def rate(dtype: Precision, device: torch.device) -> float:
-    """GFLOP/s of a square matrix product; measured once."""
+    found: dict[Precision, float] = {}
     side = 1024 if device.type == "cpu" else 4096
-    x = torch.ones(side, side, device=device, dtype=DTYPES[dtype])
-    return 2 * side**3 / _fastest(partial(torch.matmul, x, x), device) / 1e9
-
-
-def faster_dtype(model: ModelSpec, device: torch.device) -> tuple[Precision, float] | None:
-    """What ``auto`` chooses on a device, or float32, if its products are faster than the model's by a fifth or more."""
-    assert model.dtype != "auto"
-    others = {choose(device.type).dtype, "float32"} - {model.dtype}
-    if "float16" in others and overflows_float16(model):
-        others.remove("float16")
-    best = max(others, key=lambda name: rate(name, device), default=model.dtype)
-    times = rate(best, device) / rate(model.dtype, device)
-    return (best, times) if times >= _CLEARLY_FASTER else None
-
-
-def slower_note(faster: tuple[Precision, float] | None) -> str:
-    """A clause on the precision that would be faster, for a line of a plan."""
-    return "" if faster is None else f"; {faster[0]} multiplies matrices {faster[1]:.1f} x as fast here"
-
-
-def on_gpu(gpu: Gpu, sizes: Architecture, train: TrainSpec, rows: int) -> float:
-    """Seconds of a training step on a GPU of the table: the slower of computing and of reading the weights."""
-    passes = 3 if method_of(train).needs.whole else 2
-    weights = sizes.linear_parameters + sizes.head
-    return max(passes * 2 * weights * rows / (_REACHED * gpu.flops), passes * 2 * weights / gpu.bandwidth)
+    for name in PRECISIONS if device.type == "cuda" else ("bfloat16", "float32"):
+        x = torch.ones(side, side, device=device, dtype=DTYPES[name])
+        found[name] = 2 * side**3 / _fastest(partial(torch.matmul, x, x), device) / 1e9
+    return found
 
 
 @lru_cache

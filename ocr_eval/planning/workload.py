@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
-from ocr_eval.data.task import Task, build_task
+from ocr_eval.data.task import Task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.methods.pack import batches_of_epoch
 from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import read_config
 from ocr_eval.models.base import load_tokenizer_from
+from ocr_eval.models.hub import TOKENIZER_FILES
 from ocr_eval.packing.batch import lay_out
 from ocr_eval.packing.forest import Forest, read_answers
 from ocr_eval.planning.simulation import Geometry
 from ocr_eval.scoring import candidates
 from ocr_eval.specs import schedule
-from ocr_eval.specs.model import ModelSpec, TrainSpec
+from ocr_eval.specs.model import ModelSpec
 from ocr_eval.specs.run import RunSpec
 
 #: Architectures whose tokenizers put a BOS token before every text.
@@ -60,12 +60,7 @@ class Workload:
 
 
 def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedule.DEFAULT) -> Workload:
-    """The work of a run, with the model's tokenizer if it is on this disk and else with a stand-in.
-
-    Args:
-        spec: the run.
-        tokenizer: a folder with the model's tokenizer, where it is elsewhere.
-        score_at: after which epochs all probes are scored.
+    """The work of a run, by the tokenizer in a folder, else the model's if it is on this disk, else a stand-in.
 
     Raises:
         UserError: the tokenizer cannot encode the data.
@@ -107,28 +102,6 @@ def first_epoch(spec: RunSpec, examples: Sequence[Continuation]) -> list[list[Co
     return batches_of_epoch(examples, spec.stream("order"), 1, spec.train.batch_size)
 
 
-def batch_nodes(spec: RunSpec) -> int:
-    """Nodes of the largest batch of a run, about: as with seed 0.
-
-    Raises:
-        UserError: the tokenizer cannot do with the data.
-    """
-    return _batch_nodes(
-        spec.model_copy(update={"seed": 0, "train_seed": None, "train": TrainSpec(batch_size=spec.train.batch_size)})
-    )
-
-
-@lru_cache(maxsize=4096)
-def _batch_nodes(spec: RunSpec) -> int:
-    examples = training_tokens(_tokenizer(spec.model), build_task(spec))
-    return max(batch_geometry(batch).nodes for batch in first_epoch(spec, examples))
-
-
-@lru_cache(maxsize=8)
-def _tokenizer(model: ModelSpec) -> Any:
-    return tokenizer_at_hand(model)[0]
-
-
 def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any, bool]:
     """The model's tokenizer if it is on this disk (True), else a stand-in of the same vocabulary size (False).
 
@@ -137,7 +110,7 @@ def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any,
     """
     if folder is not None:
         return load_tokenizer_from(folder), True
-    folder = weights.cached_tokenizer(spec)
+    folder = weights.cached(spec, TOKENIZER_FILES)
     if folder is not None:
         with suppress(UserError):  # a model folder may have no tokenizer
             return load_tokenizer_from(folder), True

@@ -10,7 +10,7 @@
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
         failure.json   why the run failed, in place of a record
-        checkpoint-<epoch>.safetensors   training state, while the run is not finished
+        checkpoint-<epoch>.pt   training state, while the run is not finished
 
 Every file, and adapter/ and model/ as a whole, is written beside its place, synced and renamed. Only metrics.jsonl
 grows, and a last line without its end does not count yet. A lock on the folder (``.lock``, with ``.holder``, touched
@@ -76,7 +76,7 @@ class RunFolder:
 
     def checkpoints(self) -> dict[int, Path]:
         """The training states that an unfinished run keeps, by the number of epochs they are after."""
-        found = ((re.fullmatch(r"checkpoint-(\d+)\.safetensors", path.name), path) for path in self.path.iterdir())
+        found = ((re.fullmatch(r"checkpoint-(\d+)\.pt", path.name), path) for path in self.path.iterdir())
         return {int(match[1]): path for match, path in found if match}
 
     @property
@@ -248,7 +248,7 @@ class RunFolder:
 
     def write_checkpoint(self, epoch: int, write: Callable[[IO[bytes]], None]) -> None:
         """Keep a training state to resume from; earlier ones stay until ``drop_checkpoints``."""
-        with replacing(self.path / f"checkpoint-{epoch}.safetensors") as file:
+        with replacing(self.path / f"checkpoint-{epoch}.pt") as file:
             write(file)
 
     def drop_checkpoints(self, before: float = math.inf, after: float = -math.inf) -> None:

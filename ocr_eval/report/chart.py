@@ -37,14 +37,7 @@ class Curve:
 
 
 def mean_points(metrics: Sequence[Metrics], scoring: Scoring, quantity: str, key: str) -> dict[int, float]:
-    """A statistic by epoch, averaged over runs, at the epochs at which all of them were scored.
-
-    Args:
-        metrics: the lines of metrics.jsonl of each run.
-        scoring: which scoring.
-        quantity: of which quantity.
-        key: the statistic's name.
-    """
+    """A statistic of a quantity by epoch, averaged over runs, at the epochs at which all of them were scored."""
     of_runs = []
     for lines in metrics:
         scores = {line.epoch: line.of(scoring).get(quantity) for line in lines}

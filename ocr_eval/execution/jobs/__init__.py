@@ -104,21 +104,6 @@ class JobResult:
         return f"Job {self.job.name} ({self.place}) {self.reason}{words} (log: {self.log})"
 
 
-def check_placement(placement: Placement) -> None:
-    """Check that jobs could run where ``placement`` says; writes and submits nothing.
-
-    Raises:
-        UserError: the devices, the partition or the cluster do not exist.
-        RunFailed: Slurm does not answer.
-    """
-    from ocr_eval.execution.jobs import local, slurm
-
-    if placement.executor == "local":
-        local.resolve_devices(placement.devices)
-    elif placement.executor == "slurm":
-        slurm.check_slurm(placement)
-
-
 def run_jobs(
     jobs: Sequence[Job],
     placement: Placement,

@@ -114,12 +114,7 @@ def _visible_cuda_devices() -> tuple[str, ...]:
 
 
 def device_environment(device: str, devices: Sequence[str]) -> dict[str, str]:
-    """The variables that keep a job on its device; several jobs on the CPU share its cores.
-
-    Args:
-        device: the job's device.
-        devices: those of all jobs that run at once.
-    """
+    """The variables that keep a job on its device, one of those in use; several jobs on the CPU share its cores."""
     if device == "auto":
         return {}
     if device != "cpu":

@@ -1,6 +1,6 @@
 """The generated pages: every command's ``--help``, and every setting of a run.
 
-``python -m ocr_eval.cli.reference > ocr_eval/docs/commands.md``, and with ``settings`` for the other (``make docs``).
+``python tests/reference.py > ocr_eval/docs/commands.md``, and with ``settings`` for the other (``make docs``).
 """
 
 from __future__ import annotations
