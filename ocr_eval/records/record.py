@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from ocr_eval.common.errors import UserError
@@ -203,46 +202,16 @@ class _Skimmed(Record, frozen=True, kw_only=True):
         """Nothing is derived yet."""
 
 
-class _SkimmedHeldOut(HeldOut, frozen=True, eq=False):
-    """Held-out ranks whose people, the same in all runs of a seed, are not parsed yet."""
-
-    subject: msgspec.Raw  # type: ignore[assignment]
-    target: msgspec.Raw  # type: ignore[assignment]
-    unit: msgspec.Raw = msgspec.Raw(b"[]")  # type: ignore[assignment]
-
-
 _WHOLE = msgspec.json.Decoder(Record, dec_hook=load_plain)
 _SKIM = msgspec.json.Decoder(_Skimmed)
-_HELD_OUT = msgspec.json.Decoder(_SkimmedHeldOut, dec_hook=load_plain)
 _SCORES = msgspec.json.Decoder(dict[str, Score])
-_MEASURE = msgspec.json.Decoder(dict[str, Any])
+_HELD_OUT = msgspec.json.Decoder(HeldOut, dec_hook=load_plain)
 
 
-@lru_cache(maxsize=1024)
-def _data_spec(content: bytes) -> DataSpec:
-    return msgspec.json.decode(content, type=DataSpec, dec_hook=load_plain)
-
-
-@lru_cache(maxsize=1024)
-def _quantities(content: bytes) -> tuple[Quantity, ...]:
-    return msgspec.json.decode(content, type=tuple[Quantity, ...]) if content else ()
-
-
-@lru_cache(maxsize=1024)
-def _words(content: bytes) -> list[str]:
-    return msgspec.json.decode(content, type=list[str])
-
-
-@lru_cache(maxsize=1024)
-def _targets(content: bytes) -> NDArray[np.int64]:
-    targets = msgspec.json.decode(content, type=NDArray[np.int64], dec_hook=load_plain)
-    targets.setflags(write=False)  # records share it
-    return targets
-
-
-@lru_cache(maxsize=1024)
-def _train_spec(content: bytes) -> TrainSpec:
-    return msgspec.json.decode(content, type=TrainSpec, dec_hook=load_plain)
+@lru_cache(maxsize=8192)
+def _parsed(content: bytes, kind: Any) -> Any:
+    """A part of a record, which many records may have word for word."""
+    return msgspec.json.decode(content, type=kind, dec_hook=load_plain)
 
 
 def read_record(path: Path, scoring: Scoring | None = None, measure: str | None = None) -> Record:
@@ -284,23 +253,17 @@ def _skim(content: bytes, scoring: Scoring, measure: str | None) -> Record:
     skimmed = _SKIM.decode(content)
     held_out = skimmed.held_out.get(scoring)
     parsed = {
-        "quantities": _quantities(bytes(skimmed.quantities)),
-        "data": _data_spec(bytes(skimmed.data)),
-        "train": _train_spec(bytes(skimmed.train)),
+        "quantities": _parsed(bytes(skimmed.quantities) or b"[]", tuple[Quantity, ...]),
+        "data": _parsed(bytes(skimmed.data), DataSpec),
+        "train": _parsed(bytes(skimmed.train), TrainSpec),
         "base": {},
         "final": {name: _SCORES.decode(of) for name, of in skimmed.final.items() if name in (scoring, "first-token")},
         "base_held_out": {},
-        "held_out": {} if held_out is None else {scoring: _skim_held_out(held_out)},
+        "held_out": {} if held_out is None else {scoring: _HELD_OUT.decode(held_out)},
         "matched": None,
-        "measures": {name: _MEASURE.decode(found) for name, found in skimmed.measures.items() if name == measure},
+        "measures": {name: msgspec.json.decode(found) for name, found in skimmed.measures.items() if name == measure},
     }
     return Record(**{**msgspec.structs.asdict(skimmed), **parsed})
-
-
-def _skim_held_out(content: msgspec.Raw) -> HeldOut:
-    skimmed = _HELD_OUT.decode(content)
-    subject, unit = _words(bytes(skimmed.subject)), _words(bytes(skimmed.unit)) or ()
-    return HeldOut(subject, _targets(bytes(skimmed.target)), skimmed.ranks, unit)
 
 
 def _schema_version(content: bytes) -> Any:
