@@ -61,7 +61,7 @@ class Vocabulary:
     about = "Rank and probability of the right answer in the whole vocabulary, and the mass on the candidates"
 
     def by_default(self, needs: Needs) -> bool:
-        """It costs less than a scoring."""
+        """It costs about a scoring of the trained model and one of the base."""
         return True
 
     def take(self, trained: Trained) -> dict[str, Any]:
