@@ -73,6 +73,9 @@ def table(
         bool, option("--published/--no-published", help="Add the published rows, and where protocols differ.")
     ] = True,
     short: Annotated[bool, option("--short", help="One number per cell: the OCR score, or --metric.")] = False,
+    components: Annotated[
+        bool, option("--components", help="Why runs of a cell differ: data, training, rest; and clustered errors.")
+    ] = False,
     config: o.ConfigOption = None,
 ) -> None:
     """Print the mean-rank table of finished runs.
@@ -85,10 +88,17 @@ def table(
     from ocr_eval.analysis.table import build_table
     from ocr_eval.records.select import row_keys
     from ocr_eval.report import tables
+    from ocr_eval.report.spread import spread_table
     from ocr_eval.specs.published import published_mean_ranks
 
     if short and format in ("csv", "json"):
         raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
+    if components:
+        if metric or short or format != "md" or by != "model":
+            raise UserError("--components prints a table of its own. Drop --metric, --short, --format and --by.")
+        found = find(runs or [o.DEFAULT_OUTPUT], scoring, filters)
+        typer.echo(spread_table(found.records, scoring), nl=False)
+        return
     keys = row_keys("--by", by)
     measure = metric.partition(".")[0] if metric and "." in metric else None
     found = find(runs or [o.DEFAULT_OUTPUT], scoring, filters, measure)

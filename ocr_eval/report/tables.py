@@ -181,18 +181,19 @@ def to_markdown(table: Table) -> str:
     """The table in Markdown, numbers aligned, with a caption that says how to read a cell."""
     body = [
         [
-            *map(_markdown_text, (*row.labels, row.setting, seed_counts(row))),
+            *map(markdown_text, (*row.labels, row.setting, seed_counts(row))),
             *(", ".join(cell_lines(table, row.cells.get(name))) for name in table.associations),
         ]
         for row in table.rows
     ]
     align = [*("left" for _ in (*table.by, "setting")), "right", *("right" for _ in table.associations)]
-    names = [_markdown_text(name) for name in header(table)]
+    names = [markdown_text(name) for name in header(table)]
     text = tabulate(body, names, tablefmt="github", colalign=align, disable_numparse=True)
     return f"{text}\n\n{caption(table)}\n"
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Text that stays text in a table of Markdown."""
     for mark, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
         text = text.replace(mark, escaped)
     return " ".join(text.split())
