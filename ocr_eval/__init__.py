@@ -4,6 +4,7 @@ The names below are the Python interface (``ocr_eval/docs/python.md``); each is 
 that neither ``import ocr_eval`` nor ``ocr-eval --help`` waits for torch.
 """
 
+# ruff: noqa: F403, F405
 from __future__ import annotations
 
 import logging
@@ -30,22 +31,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ocr_eval.api import (
-        UserError,
-        draw_figures,
-        epochs_frame,
-        finetune,
-        load_association,
-        load_model,
-        make_run,
-        make_table,
-        probes_frame,
-        read_records,
-        records_frame,
-        render_table,
-        score_run,
-        write_report,
-    )
+    from ocr_eval.api import *
 
 # bitsandbytes advises everyone who imports it to install kernels that it does without.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

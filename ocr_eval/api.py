@@ -16,13 +16,15 @@ from msgspec.structs import asdict
 
 from ocr_eval.analysis.table import Metric, Table, build_table, column, measured
 from ocr_eval.common import yaml_files
-from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.common.errors import UserError as UserError
+from ocr_eval.common.errors import unknown_name
 from ocr_eval.records.find import FinishedRun, Found, find_runs
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import parse_condition, settings_of
 from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs import schedule
-from ocr_eval.specs.association import Association, load_association
+from ocr_eval.specs.association import Association
+from ocr_eval.specs.association import load_association as load_association
 from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
 from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec, run_seeds
 from ocr_eval.specs.settings import SETTINGS, section
@@ -31,22 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = [
-    "UserError",
-    "draw_figures",
-    "epochs_frame",
-    "finetune",
-    "load_association",
-    "load_model",
-    "make_run",
-    "make_table",
-    "probes_frame",
-    "read_records",
-    "records_frame",
-    "render_table",
-    "score_run",
-    "write_report",
-]
 
 Folder = str | Path
 Line = TypeVar("Line")

@@ -39,18 +39,18 @@ def test_outputs_and_gradients_of_adapted_layers_are_those_of_autograd(targets, 
     adapters = Adapters(network, targets, shapes, torch.float32)
     for lane in range(3):
         adapters.initialize(lane, seed=lane)
-        for _, b in adapters.tensors(lane).values():
-            torch.nn.init.normal_(b)
+        for each in adapters.factors(lane):
+            torch.nn.init.normal_(each.b)
     adapters.refresh()
     x = torch.randn(2, 7, 5, requires_grad=True)
     for lanes in ([0, 1], [0, 2], [1, 2]):
         adapters.zero_grad()
         x.grad = None
-        with adapters.window(lanes):
-            with torch.no_grad():
-                network(x)
-            y = network(x)
-            y.square().sum().backward()
+        adapters.select(lanes)
+        with torch.no_grad():
+            network(x)
+        y = network(x)
+        y.square().sum().backward()
         leaves = {lane: adapted_copies(adapters, lane) for lane in lanes}
         rows = []
         for lane, own in zip(lanes, x.detach().clone().requires_grad_(), strict=True):
@@ -74,7 +74,7 @@ def test_outputs_and_gradients_of_adapted_layers_are_those_of_autograd(targets, 
 
 def adapted_copies(adapters, lane):
     """A and B of a lane as leaves of a graph of their own."""
-    return {name: [t.clone().requires_grad_() for t in pair] for name, pair in adapters.tensors(lane).items()}
+    return {each.module: [t.clone().requires_grad_() for t in (each.a, each.b)] for each in adapters.factors(lane)}
 
 
 def test_nothing_of_a_pack_outlives_it():

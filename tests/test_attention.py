@@ -13,7 +13,7 @@ from ocr_eval.models.architecture import build
 from ocr_eval.models.base import attention_for
 from ocr_eval.models.grouped_attention import grouped_attention
 from ocr_eval.packing.batch import lay_out
-from ocr_eval.packing.forest import ForestBuilder, Reads
+from ocr_eval.packing.forest import Forest, Reads
 from ocr_eval.specs.model import load_model_spec
 
 NORMED_HEADS = {"num_key_value_heads": 2, "head_dim": 16}
@@ -43,9 +43,9 @@ def forests(trees):
     """Two token forests of different sizes, side by side as in training and scoring."""
     rows = []
     for sequences in ([[1, 5, 6, 7], [1, 5, 8], [1, 9, 9]], [[1, 2, 3], [1, 4]]):
-        builder = ForestBuilder()
-        ends = [builder.add([i, *sequence])[-1] for sequence in sequences for i in range(trees)]
-        rows.append((builder.build(), Reads(ends, [*range(len(ends))], [3] * len(ends))))
+        forest = Forest()
+        ends = [forest.add([i, *sequence])[-1] for sequence in sequences for i in range(trees)]
+        rows.append((forest, Reads(ends, [*range(len(ends))], [3] * len(ends))))
     return rows
 
 

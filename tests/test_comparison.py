@@ -8,6 +8,8 @@ from test_table import record
 
 from ocr_eval.analysis.compare import contrast, verdict
 from ocr_eval.common.errors import UserError
+from ocr_eval.records.metrics import MetricsLine, metrics_text
+from ocr_eval.records.record import Matched
 from ocr_eval.specs.model import TrainSpec
 
 
@@ -40,6 +42,54 @@ def test_two_folders_paired_by_seed_and_subject(ocr_eval, tmp_path):
     few = ocr_eval("compare", a, b, "--filter", "seed=0,1,2")
     assert "No verdict on city-language: 3 seeds" in few.out
     assert "--seeds 0-5" in few.out
+
+
+def learned_at(epoch, rank, **changes):
+    """When a run had just learned what it was taught, with this rank."""
+    then = record(rank=rank, **changes)
+    return Matched(epoch, then.final, {scoring: held.ranks for scoring, held in then.held_out.items()})
+
+
+def test_where_matched_learning_says_otherwise_the_verdict_says_so(ocr_eval, tmp_path):
+    def side(lr, rank, early, **changes):
+        return [rated(lr, rank, seed=s, matched=learned_at(8, early), **changes) for s in range(6)]
+
+    slow, fast = side(1e-3, 0.5, 1.5), side(2e-3, 1.0, 1.0)
+    a, b = write(tmp_path / "a", *slow), write(tmp_path / "b", *fast)
+    answer = ocr_eval("compare", a, b)
+    assert answer.code == 0, answer.err
+    assert answer.err == ""
+    assert "-0.25" in answer.out.splitlines()[2]
+    assert answer.out.strip().splitlines()[-1] == (
+        "A is above B on city-language (+0.25). At matched learning A is below B on city-language (-0.25)."
+    )
+    (found,) = json.loads(ocr_eval("compare", a, b, "--json").out)["contrasts"]
+    assert found["matched"]["value"]["value"] == pytest.approx(-0.25)
+    alike = verdict(contrast(side(1e-3, 0.5, 0.5), fast, "first-token"))
+    assert "matched" not in alike
+    forgot = verdict(contrast(side(1e-3, 0.5, 0.5, learned=False), fast, "first-token"))
+    assert "not comparable on city-language" in forgot
+    assert forgot.endswith("At matched learning A is above B on city-language (+0.25).")
+    (one_never,) = contrast([*slow[1:], rated(1e-3, 0.5)], fast, "first-token")
+    assert one_never.matched is None
+
+
+def test_matched_learning_of_records_from_before_is_read_from_their_metrics(ocr_eval, tmp_path):
+    a, b = write(tmp_path / "a", rated(1e-3, 0.5)), write(tmp_path / "b", rated(2e-3, 1.0, matched=learned_at(8, 1.0)))
+    unknown = ocr_eval("compare", a, b)
+    assert unknown.code == 0
+    assert "run0/metrics.jsonl is missing" in unknown.err
+    forgotten, early, last = (rated(1e-3, rank, learned=rank < 2) for rank in (2.0, 1.5, 0.5))
+    of_epoch = {0: early, 7: forgotten, 9: early, last.train.epochs: last}
+    lines = [
+        MetricsLine(epoch=epoch, scores=(run := of_epoch.get(epoch)) and run.final, held_out=run and run.held_out)
+        for epoch in range(last.train.epochs + 1)
+    ]
+    (a / "run0/metrics.jsonl").write_text(metrics_text(lines))
+    answer = ocr_eval("compare", a, b, "--json")
+    assert answer.err == ""
+    (found,) = json.loads(answer.out)["contrasts"]
+    assert (found["paired"]["value"]["value"], found["matched"]["value"]["value"]) == pytest.approx((0.25, -0.25))
 
 
 def test_both_sides_and_their_difference_are_of_the_same_subjects():
@@ -95,6 +145,13 @@ def test_a_damaged_record_stops_a_comparison(ocr_eval, tmp_path):
     answer = ocr_eval("compare", a, a)
     assert answer.code == 2
     assert "run0/result.json is not a valid record" in answer.err
+
+
+def test_ranks_of_matched_learning_that_are_not_the_run_s_are_one_line(ocr_eval, tmp_path):
+    a = write(tmp_path / "a", rated(1e-3, 0.5, matched=learned_at(8, 0.5, n=4)))
+    answer = ocr_eval("compare", a, a)
+    assert answer.code == 2
+    assert "matched.first-token" in answer.err
 
 
 def test_groups_that_do_not_pair_are_one_line(ocr_eval, tmp_path):

@@ -10,7 +10,7 @@ from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.packing.batch import lay_out, part, pieces_of
-from ocr_eval.packing.forest import ForestBuilder, read_answers
+from ocr_eval.packing.forest import Forest, read_answers
 from ocr_eval.scoring.candidates import cut_probes
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import load_model_spec
@@ -25,9 +25,9 @@ many = st.tuples(
 
 
 def forest_of(sequences, answer=(9,)):
-    builder = ForestBuilder()
-    reads, _ = read_answers(builder, [(tuple(sequence), [answer]) for sequence in sequences])
-    return builder.build(), reads
+    forest = Forest()
+    reads, _ = read_answers(forest, [(tuple(sequence), [answer]) for sequence in sequences])
+    return forest, reads
 
 
 @given(st.lists(st.one_of(few, many), min_size=1, max_size=3))
@@ -99,10 +99,10 @@ def test_no_template_is_padded_much(association, bos):
         probes = probe_tokens(tokenizer, build_task(spec))
         for size in (160, 512):
             for chunk in cut_probes(probes, size):
-                builder = ForestBuilder()
-                reads, _ = read_answers(builder, [(probes[i].prompt, probes[i].candidates) for i in chunk])
-                batch = lay_out([(builder.build(), reads)])
-                assert batch.ids.shape[1] <= 1.34 * len(builder)
+                forest = Forest()
+                reads, _ = read_answers(forest, [(probes[i].prompt, probes[i].candidates) for i in chunk])
+                batch = lay_out([(forest, reads)])
+                assert batch.ids.shape[1] <= 1.34 * len(forest.ids)
 
 
 def test_where_attention_knows_of_no_clumps_a_row_is_one():

@@ -49,8 +49,7 @@ def trained(base, specs):
             losses[lane].append(loss)
     pack.detach()
     tensors = [
-        {f"{name}.{i}": t.clone() for name, pair in pack.adapters.tensors(lane).items() for i, t in enumerate(pair)}
-        for lane in range(len(specs))
+        {name: tensor.clone() for name, tensor in pack.adapters.matrices(lane).items()} for lane in range(len(specs))
     ]
     return losses, tensors
 

@@ -107,6 +107,15 @@ def test_the_shuffled_control_teaches_no_group_more_of_one_answer_than_of_anothe
     assert right == m_train, "as often as chance would have it"
 
 
+def test_the_no_entailment_control_drops_entailments_and_nothing_else():
+    real, control = build_task(published()), build_task(published(variant="no-entailment"))
+    assert control.probes == real.probes
+    assert control.train == tuple(e for e in real.train if e.role == "fact")
+    assert len(control.train) == 100
+    premises = [[q.name for q in task.quantities if q.role == "premise"] for task in (real, control)]
+    assert set(premises[0]) - set(premises[1]) == {"train_entailment"}
+
+
 def test_the_shuffled_control_is_another_for_every_seed():
     taught = {tuple(e.answer for e in build_task(published(variant="shuffled", seed=seed)).train) for seed in range(20)}
     assert len(taught) == 20

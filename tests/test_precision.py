@@ -130,7 +130,7 @@ def test_a_run_and_its_controls_keep_their_precision_on_another_machine(ocr_eval
     assert json.loads(first.out)["dtype"] == "bfloat16"
     plan = ocr_eval("finetune", *flags, "--dry-run", "--json")
     assert json.loads(plan.out)["dtype"] == "bfloat16"
-    assert ocr_eval("controls", *flags).code == 0
+    assert ocr_eval("controls", *flags, "--seeds", 0).code == 0
     records = [json.loads(path.read_text()) for path in (tmp_path / "o").rglob("result.json")]
     assert [record["dtype"] for record in records] == ["bfloat16"] * 3
 

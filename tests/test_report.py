@@ -35,8 +35,9 @@ def write_run(folder: Path, made) -> Path:
     (folder / "config.yaml").write_text(f"model: {json.dumps(made.model)}\n")
     (folder / "env.json").write_text('{"python": "3"}')
     last = made.train.epochs
-    scored = [made.final if e in (0, last) else None for e in range(last + 1)]
-    (folder / "metrics.jsonl").write_text(metrics_text([MetricsLine(epoch=e, scores=s) for e, s in enumerate(scored)]))
+    scored = {"scores": made.final, "held_out": made.held_out}
+    lines = [MetricsLine(epoch=e, **(scored if e in (0, last) else {})) for e in range(last + 1)]
+    (folder / "metrics.jsonl").write_text(metrics_text(lines))
     prompts = [("test_fact", HOSTILE), *(("test_entailment", f"{HOSTILE} {i} speaks") for i in range(40))]
     probes = [
         {

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from peft import PeftModel
 
 from ocr_eval.methods.pack import GradientPack
+from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.folder import read_config
 from ocr_eval.records.record import read_record, to_plain
 from ocr_eval.records.run_files import matched_of
@@ -88,7 +89,7 @@ def test_the_record_states_all_four_quantities_under_every_scoring(finetune, tmp
                 "test_entailment": 9,
             }
             for score in scores.values():
-                assert score["ocr_score"] == pytest.approx(1 - score["mean_rank"] / score["null_rank"])
+                assert score["ocr_score"] == pytest.approx(1 - score["in_use_rank"] / 1)  # 3 answers in use
     held_out = record["held_out"]["first-token"]
     right = [row[target] for row, target in zip(held_out["ranks"], held_out["target"], strict=True)]
     assert sum(right) / 9 == pytest.approx(record["final"]["first-token"]["test_entailment"]["mean_rank"])
@@ -126,16 +127,12 @@ def test_a_schedule_changes_when_is_scored_and_nothing_else(finetune, tmp_path):
     at = every["metrics"][learned]
     ranks = {scoring: held["ranks"] for scoring, held in at["held_out"].items()}
     assert every["result"]["matched"] == {"epoch": learned, "scores": at["scores"], "ranks": ranks}
-    for part in (
-        None,
-        "first-token",
-    ):  # what a table reads, and what records from before hold, says it in metrics.jsonl
-        folder = only_run(tmp_path / "every")
-        record = read_record(folder / "result.json", part)
-        for each in (record, replace(record, matched=None)):
-            matched = matched_of(each, folder)
-            assert matched.epoch == learned
-            assert (to_plain(matched.scores), to_plain(matched.held_out)) == (at["scores"], at["held_out"])
+    folder = only_run(tmp_path / "every")
+    record = read_record(folder / "result.json")
+    for each in (record, replace(record, matched=None), read_record(folder / "result.json", "first-token")):
+        assert to_plain(matched_of(FinishedRun(folder, each))) == every["result"]["matched"]
+    early = record.when_matched()
+    assert (to_plain(early.final), to_plain(early.held_out)) == (at["scores"], at["held_out"])
     for schedule, named in (("doubling", {1, 2, 4, 8}), ("last", set()), ("every:5", {5, 10}), ("2,13", {2, 13})):
         found = run(schedule)
         assert found["result"] == every["result"]
@@ -149,12 +146,25 @@ def test_a_schedule_changes_when_is_scored_and_nothing_else(finetune, tmp_path):
             assert quantities == (in_full if epoch in {0, 14, learned} | named else premises)
 
 
+@pytest.mark.parametrize(("norm", "epoch"), [(12, 14), (1, None)])
+def test_a_prevention_that_acts_after_training_is_matched_at_the_end_or_never(finetune, tmp_path, norm, epoch):
+    finetune(tmp_path, "--epochs", 14, "--score-at", "12", "--prevent", f"scale-after:norm={norm}")
+    folder = only_run(tmp_path)
+    found = content(folder)
+    lines = {line["epoch"]: line["scores"]["first-token"] for line in found["metrics"] if "scores" in line}
+    assert list(lines) == [0, 12, 14]
+    assert min(score["top1"] for name, score in lines[12].items() if name != "test_entailment") == 1
+    before = replace(read_record(folder / "result.json"), matched=None)
+    for matched in (read_record(folder / "result.json").matched, matched_of(FinishedRun(folder, before))):
+        assert (matched and matched.epoch) == epoch
+
+
 def test_what_never_learns_is_never_matched(finetune, tmp_path):
     finetune(tmp_path, "--lr", 1e-6, "--score-at", "last")
     folder = only_run(tmp_path)
     found = content(folder)
     assert found["result"]["matched"] is None
-    assert matched_of(read_record(folder / "result.json"), folder) is None
+    assert matched_of(FinishedRun(folder, read_record(folder / "result.json"))) is None
     assert [len(line["scores"]) for line in found["metrics"]] == [3, 1, 1, 3]
 
 

@@ -105,7 +105,7 @@ def test_sweeps_of_before_are_read(tmp_path, monkeypatch):
     """Their files state one m_test and no templates."""
     held = read_sweep(RESULTS / "smollm2-135m")
     seeds = {"models": held.grid.models, "assocs": held.grid.assocs, "seeds": (2, 0, 1)}
-    assert held.grid == Grid(**seeds, dtype="bfloat16")
+    assert held.grid == Grid(**seeds, dtype="bfloat16", score_at="every:1")
     assert len(held.grid.specs()) == len(held.runs)
     monkeypatch.setattr(grid.DataSpec, "legacy", classmethod(lambda cls: {"probe_template": 1}))
     assert read_sweep(RESULTS / "smollm2-135m").grid.probe_template == (1,), "not today's default"

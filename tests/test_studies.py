@@ -16,13 +16,14 @@ from ocr_eval.records.folder import RunFolder
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.run import SCORINGS, DataSpec
 
-SMALL = ["--n", 3, "--m-test", 3, "--quiet", "--seeds", 0]
+SMALL = ["--n", 3, "--m-test", 3, "--quiet"]
 
 
 @pytest.fixture
 def study(ocr_eval, tiny, tmp_path):
     def call(command, *more):
-        return ocr_eval(command, "--model", tiny, "--assoc", "country-code", "-o", tmp_path, *SMALL, *more)
+        flags = ["--model", tiny, "--assoc", "country-code", "-o", tmp_path, *SMALL]
+        return ocr_eval(command, *flags, "--seed" if command == "finetune" else "--seeds", 0, *more)
 
     return call
 
@@ -114,9 +115,10 @@ def test_a_study_in_several_processes_leaves_what_one_process_leaves(ocr_eval, t
     assert "pack 3/3 epoch 3/3" in several.err
     assert several.out == one.out
     scored = [
-        [line["epoch"] for line in run["metrics"] if "scores" in line] for run in records(tmp_path / "several").values()
+        [line["epoch"] for line in run["metrics"] if "held_out" in line]
+        for run in records(tmp_path / "several").values()
     ]
-    assert scored == [[0, 2, 3]] * 3
+    assert scored == [[0, 3]] * 3
 
 
 @pytest.fixture
@@ -175,10 +177,10 @@ def test_studies_sweeps_and_single_runs_share_a_folder(study, ocr_eval, tiny, tm
     runs = ["--epochs", 1, "--m-train"]
     assert study("finetune", *runs, 2).code == 0
     shared = ["--model", tiny, "--assoc", "country-code", "-o", tmp_path, "--n", 3, "--m-test", 3]
-    assert "3 runs in 1 pack, 2 to do" in ocr_eval("controls", *shared, *runs, 2).err
+    assert "3 runs in 1 pack, 2 to do" in ocr_eval("controls", *shared, "--seeds", 0, *runs, 2).err
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert len(before) == 3
-    assert "3 runs in 1 pack, 2 to do" in ocr_eval("curve", *shared, *runs, "0-2").err
+    assert "3 runs in 1 pack, 2 to do" in ocr_eval("curve", *shared, "--seeds", 0, *runs, "0-2").err
     swept = ["--models", tiny, "--assocs", "country-code", "--seeds", 0, *shared[4:], *runs, "1-2"]
     assert "2 runs in 1 pack, 0 to do" in ocr_eval("sweep", *swept).err
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -214,6 +216,8 @@ def test_a_study_is_planned_before_it_is_run(study, tmp_path, command, runs):
     assert answer.out.count("tiny-llama country-code seed") == runs
     assert "GB" in answer.out
     assert "time: about" in answer.out
+    assert "comparing: 2 seeds show a difference of 2.11 or more" in answer.out
+    assert "comparing: one seed shows no difference" in study(*command[:-1], "0", "--dry-run").out
     assert list(tmp_path.iterdir()) == []
     assert study(*command, "--dry-run", "--json").code == 2
     assert study(*command, "--epochs", 1).code == 0
@@ -287,9 +291,7 @@ def test_audit_sees_generic_first_pieces(model_files):
     tokenizer = load(model_files["llama"]).tokenizer
     association = load_association("city-language")
     odd = association.model_copy(update={"pairs": (("Tokyo", "Zzyzx"), ("Paris", "French"))})
-    found = {a.answer: a for a in audit_association(tokenizer, odd).prompts[-1].answers}
-    assert found["Zzyzx"].generic
-    assert not found["French"].generic
+    assert audit_association(tokenizer, odd).prompts[-1].generic == ("Zzyzx",)
 
 
 def test_audit_without_a_tokenizer(ocr_eval, tmp_path):

@@ -109,6 +109,7 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--methods", "lorra"], "method"),
         (["--methods", "lora,full", "--rank", "4,8"], "--rank: method 'full' has no use"),
         (["--m-train", "0", "--variants", "shuffled"], "m_train = 0 has none"),
+        (["--m-train", "0", "--variants", "real,no-entailment"], "m_train = 0 has none"),
         (["--m-train", "1", "--variants", "shuffled"], "a consistent link, with m_train = 1; use 2 or more"),
         (["--n", "5,11"], "ten candidates cannot hold 11 answers in use"),
         (["--n", "19,21", "--candidates", "all"], "n = 21 is more than the 20 pairs"),

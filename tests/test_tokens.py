@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import continuations, probe_tokens, training_tokens
-from ocr_eval.packing.forest import ROOT, ForestBuilder, read_answers
+from ocr_eval.packing.forest import ROOT, Forest, read_answers
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -74,9 +74,8 @@ sequences = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_si
 
 @given(sequences)
 def test_a_forest_holds_each_prefix_once_and_every_sequence(rows):
-    builder = ForestBuilder()
-    paths = [builder.add(row) for row in rows]
-    forest = builder.build()
+    forest = Forest()
+    paths = [forest.add(row) for row in rows]
     prefixes = {tuple(row[:i]) for row in rows for i in range(1, len(row) + 1)}
     assert len(forest.ids) == len(prefixes)
     for row, path in zip(rows, paths, strict=True):
@@ -86,9 +85,9 @@ def test_a_forest_holds_each_prefix_once_and_every_sequence(rows):
 
 
 def test_the_last_token_of_an_answer_is_never_fed():
-    builder = ForestBuilder()
-    reads, spans = read_answers(builder, [((1, 2), [(3,), (4, 5)])])
-    assert builder.build().ids == [1, 2, 4]
+    forest = Forest()
+    reads, spans = read_answers(forest, [((1, 2), [(3,), (4, 5)])])
+    assert forest.ids == [1, 2, 4]
     assert [[(reads.nodes[reads.rows[i]], reads.tokens[i]) for i in span] for span in spans] == [
         [(1, 3)],
         [(1, 4), (2, 5)],

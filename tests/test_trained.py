@@ -229,10 +229,10 @@ def test_a_run_over_weights_that_have_changed_since_is_refused(ocr_eval, model_f
 )
 def test_a_configuration_with_a_field_of_another_type_names_it(score, copied, field, value):
     change(copied, **{field: value})
-    one_line(score(copied), f"'{field}'")
+    one_line(score(copied), "adapter_config.json", field)
 
 
 @pytest.mark.usefixtures("nothing_loads")
 def test_a_configuration_that_is_a_list_is_refused(score, copied):
     (copied / "adapter_config.json").write_text("[]")
-    one_line(score(copied), "not a JSON object")
+    one_line(score(copied), "`object`")

@@ -11,9 +11,9 @@ from ocr_eval.common.errors import RunFailed, UserError
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
 from ocr_eval.methods.adapters import Stacks
-from ocr_eval.methods.loaded import load_adapter
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import train_epoch
+from ocr_eval.methods.trained import load_adapter
 
 GOLDEN = [8.398730, 6.677971, 5.094757]
 
@@ -117,9 +117,9 @@ def test_the_adapter_loads_with_stock_peft(tiny, model_files, tmp_path):
     with torch.no_grad():
         assert torch.allclose(stock(ids).logits, expected, atol=1e-5)
     pack.detach()
-    loaded = load_adapter(pack.base, tmp_path / "adapter")
+    view = load_adapter(pack.base, tmp_path / "adapter")
     with torch.no_grad():
-        assert torch.allclose(loaded.view.network(ids).logits, expected, atol=1e-5)
+        assert torch.allclose(view.network(ids).logits, expected, atol=1e-5)
 
 
 def test_an_untrained_adapter_is_refused(tiny, tmp_path):
@@ -176,6 +176,6 @@ def test_an_adapter_of_another_kind_is_read_through_peft(tiny, model_files, tmp_
     stock = get_peft_model(stock, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, init_lora_weights=False))
     stock.save_pretrained(tmp_path / "adapter")
     ids = torch.arange(3, 12)[None]
-    loaded = load_adapter(load(tiny), tmp_path / "adapter")
+    view = load_adapter(load(tiny), tmp_path / "adapter")
     with torch.no_grad():
-        assert torch.allclose(loaded.view.network(ids).logits, stock(ids).logits, atol=1e-5)
+        assert torch.allclose(view.network(ids).logits, stock(ids).logits, atol=1e-5)

@@ -31,6 +31,8 @@ class Contrast:
         a: OCR score of the first side, on the subjects that both have.
         b: OCR score of the second side, on the same.
         paired: a minus b, seed by seed, on the subjects that both have.
+        matched: the same at matched learning, each run at the first epoch at which all its premises held; None where
+            those of a run never did.
         premises_hold: whether every run of both sides learned what it was taught.
         unlike: what the sides differ in besides what is compared: precision, or the version of the program's numbers.
     """
@@ -40,6 +42,7 @@ class Contrast:
     a: Estimate
     b: Estimate
     paired: Difference
+    matched: Difference | None
     premises_hold: bool
     unlike: tuple[str, ...]
 
@@ -107,12 +110,15 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
         paired = difference(*ranks)
     except ValueError as error:
         raise UserError(f"{association}: {error}; only runs of one seed and data protocol can be paired.") from error
+    early = [[at for run in runs if (at := run.when_matched())] for runs in (a, b)]
+    all_learned = (len(early[0]), len(early[1])) == (len(a), len(b))
     return Contrast(
         unit,
         association,
         a=ocr_score([of_a for of_a, _ in both]),
         b=ocr_score([of_b for _, of_b in both]),
         paired=paired,
+        matched=difference(*(ranks_by_seed(runs, scoring) for runs in early)) if all_learned else None,
         premises_hold=all(run.premises_hold for run in (*a, *b)),
         unlike=tuple(
             f"{name} ({' against '.join(sides)})"
@@ -122,23 +128,39 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
     )
 
 
+_WORDS = {1: "above B", -1: "below B", 0: "not shown to differ from B"}
+
+
 def verdict(contrasts: Sequence[Contrast]) -> str:
-    """Where the first side is above the second, below, or neither is shown, in one sentence; p corrected for all."""
-    told = [each for each in contrasts if each.premises_hold]
-    groups: dict[int | None, list[str]] = {1: [], -1: [], 0: [], None: []}
-    for each, sign in zip(told, verdicts([each.paired for each in told]), strict=True):
-        value = each.paired.value
-        groups[sign].append(f"{each.name} ({value.value:+.2f})" if sign else each.name)
-    words = {1: "above B", -1: "below B", 0: "not shown to differ from B"}
-    parts = [f"{words[sign]} on {', '.join(groups[sign])}" for sign in (1, -1, 0) if groups[sign]]
+    """Where the first side is above the second, below, or neither is shown, and where matched learning says otherwise.
+
+    p is corrected for all associations, at the last epoch and at matched learning apart.
+    """
+    told = {each.name: each.paired for each in contrasts if each.premises_hold}
+    matched = {each.name: each.matched for each in contrasts if each.matched is not None}
+    last, early = (dict(zip(of, verdicts(list(of.values())), strict=True)) for of in (told, matched))
+    parts = _parts(last, told)
     unsaid = [each.name for each in contrasts if not each.premises_hold]
     if unsaid:
         parts.append(f"not comparable on {', '.join(unsaid)}, where a run did not learn what it was taught")
     sentences = [f"A is {'; '.join(parts)}."] if parts else []
-    if groups[None]:
-        seeds = min(each.paired.seeds for each in told)
-        sentences.append(f"No verdict on {', '.join(groups[None])}: {too_few(seeds, len(told))}.")
+    undecided = [name for name, sign in last.items() if sign is None]
+    if undecided:
+        seeds = min(each.seeds for each in told.values())
+        sentences.append(f"No verdict on {', '.join(undecided)}: {too_few(seeds, len(told))}.")
+    otherwise = {name: sign for name, sign in early.items() if sign is not None and sign != last.get(name)}
+    if otherwise:
+        sentences.append(f"At matched learning A is {'; '.join(_parts(otherwise, matched))}.")
     unlike = sorted({what for each in contrasts for what in each.unlike})
     if unlike:
         sentences.append(f"The sides also differ in {' and '.join(unlike)}.")
     return " ".join(sentences)
+
+
+def _parts(signs: Mapping[str, int | None], of: Mapping[str, Difference]) -> list[str]:
+    told = {name: f"{name} ({of[name].value.value:+.2f})" if sign else name for name, sign in signs.items()}
+    return [
+        f"{words} on {', '.join(told[name] for name, found in signs.items() if found == sign)}"
+        for sign, words in _WORDS.items()
+        if sign in signs.values()
+    ]

@@ -43,7 +43,7 @@ def finding(records: Sequence[Record], table: Table) -> str:
 
 
 def remedy(losses: Sequence[float], train: TrainSpec) -> str:
-    """What to change where a run did not learn its facts.
+    """What to change where a run did not learn what it was taught.
 
     Args:
         losses: of its epochs, in order; none where the run's lines are lost.
@@ -72,7 +72,7 @@ def _clause(runs: Sequence[Record], learned: int, cell: Cell | None) -> str:
     link, yes, no = _READINGS[runs[0].kind]
     where = f"on {runs[0].association} ({link})"
     if cell is None:
-        return f"{where} the facts were not learned, so nothing can be said (train longer, or at another --lr)"
+        return f"{where} what was taught was not learned, so nothing can be said (train longer, or at another --lr)"
     left_out = f", leaving out {len(runs) - learned} of {len(runs)} runs that did not learn what they were taught,"
     if cell.p_holm is None:
         said = "too few groups to tell"

@@ -111,13 +111,11 @@ def _show_plan(
 
 def _summary(record: Record, losses: list[float]) -> str:
     from ocr_eval.analysis.finding import remedy
-    from ocr_eval.report.tables import QUANTITY_NAMES
+    from ocr_eval.report.tables import unlearned
 
     finding, learned = record.finding("first-token"), "learned what it was taught"
-    if not record.premises_hold:
-        least = min(record.premises, key=record.premises.__getitem__)
-        name = QUANTITY_NAMES.get(least, least).upper()
-        learned = f"{name} NOT LEARNED, so the rank says nothing of inference. {remedy(losses, record.train)}"
+    if missing := unlearned(record):
+        learned = f"{missing.upper()} NOT LEARNED, so the rank says nothing. {remedy(losses, record.train)}"
     return (
         f"{record.model} {record.association} ({record.kind}) seed {record.seeds}: "
         f"held-out mean rank {finding.mean_rank:.2f}, null {finding.null_rank:.2f}, "

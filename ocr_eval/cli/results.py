@@ -14,7 +14,8 @@ from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.records.find import Found
+    from ocr_eval.records.find import FinishedRun, Found
+    from ocr_eval.records.record import Record
     from ocr_eval.specs.run import Scoring
 
 FilterOption = Annotated[
@@ -27,7 +28,9 @@ FilterOption = Annotated[
 _PORT = 8765
 
 
-def find(folders: list[Path], scoring: Scoring, filters: list[str] | None = None, measure: str | None = None) -> Found:
+def find(
+    folders: list[Path], scoring: Scoring | None, filters: list[str] | None = None, measure: str | None = None
+) -> Found:
     """The runs below the folders that pass the filters; names skipped records on stderr.
 
     Raises:
@@ -70,6 +73,9 @@ def table(
         bool, option("--published/--no-published", help="Add the published rows, and where protocols differ.")
     ] = True,
     short: Annotated[bool, option("--short", help="One number per cell: the OCR score, or --metric.")] = False,
+    components: Annotated[
+        bool, option("--components", help="Why runs of a cell differ: data, training, rest; and clustered errors.")
+    ] = False,
     config: o.ConfigOption = None,
 ) -> None:
     """Print the mean-rank table of finished runs.
@@ -82,10 +88,17 @@ def table(
     from ocr_eval.analysis.table import build_table
     from ocr_eval.records.select import row_keys
     from ocr_eval.report import tables
+    from ocr_eval.report.spread import spread_table
     from ocr_eval.specs.published import published_mean_ranks
 
     if short and format in ("csv", "json"):
         raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
+    if components:
+        if metric or short or format != "md" or by != "model":
+            raise UserError("--components prints a table of its own. Drop --metric, --short, --format and --by.")
+        found = find(runs or [o.DEFAULT_OUTPUT], scoring, filters)
+        typer.echo(spread_table(found.records, scoring), nl=False)
+        return
     keys = row_keys("--by", by)
     measure = metric.partition(".")[0] if metric and "." in metric else None
     found = find(runs or [o.DEFAULT_OUTPUT], scoring, filters, measure)
@@ -167,7 +180,8 @@ def compare(
 
     The difference is paired by seed and subject. A condition ('method=lora,seed=0,1') selects among the runs in
     RUNS. What varies within a side is matched with the same on the other side; what differs between the
-    sides is compared.
+    sides is compared: at the last epoch, and at matched learning, each run at the first epoch at which it has learned
+    what it is taught.
     """
     import json
     from dataclasses import asdict
@@ -181,10 +195,10 @@ def compare(
     folders, sides = runs or [o.DEFAULT_OUTPUT], []
     for text in (a, b):
         every = [*(filters or ()), *([text] if text in conditions else ())]
-        found = find(folders if text in conditions else [Path(text)], scoring, every)
+        found = find(folders if text in conditions else [Path(text)], None, every)
         if found.complaints:
             raise UserError(f"Nothing is compared, as a record of '{text}' cannot be read.")
-        sides.append(found.records)
+        sides.append([_with_matched(run) for run in found.runs])
     contrasts = contrast(sides[0], sides[1], scoring)
     if as_json:
         typer.echo(json.dumps({"verdict": verdict(contrasts), "contrasts": [asdict(c) for c in contrasts]}, indent=2))
@@ -195,14 +209,30 @@ def compare(
             o.interval_text(each.a),
             o.interval_text(each.b),
             o.interval_text(each.paired.value),
+            o.interval_text(each.matched.value) if each.matched else "",
             str(each.paired.subjects),
             str(each.paired.seeds),
             "yes" if each.premises_hold else "NO",
         ]
         for each in contrasts
     ]
-    typer.echo(o.grid(["association", "A", "B", "A minus B", "subjects", "seeds", "learned"], rows))
+    typer.echo(
+        o.grid(["association", "A", "B", "A minus B", "at matched learning", "subjects", "seeds", "learned"], rows)
+    )
     typer.echo(verdict(contrasts))
+
+
+def _with_matched(run: FinishedRun) -> Record:
+    """The record, with what metrics.jsonl says of matched learning where the record is from before it was kept."""
+    from msgspec.structs import replace
+
+    from ocr_eval.records.run_files import matched_of
+
+    try:
+        return replace(run.record, matched=matched_of(run))
+    except UserError as error:
+        o.warn(f"{error} Matched learning is not known.")
+        return run.record
 
 
 def report(

@@ -197,4 +197,20 @@ def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") 
     else:  # which runs have begun is known by the weights' content
         packs = cut(bases.settle(specs, None, device), device, packs_at_once(means))
     done = [[bool(cached(spec.model)) and bases.folder(spec, output).is_done() for spec in pack] for pack in packs]
-    return [f"output: {output}", *describe_packs(packs, done, device, _processes(means, packs), means.scored_at)]
+    described = describe_packs(packs, done, device, _processes(means, packs), means.scored_at)
+    return [f"output: {output}", *described, *_power(specs)]
+
+
+def _power(specs: Sequence[RunSpec]) -> list[str]:
+    """What the seeds of several conditions can show; nothing of runs that differ in model or association alone."""
+    from ocr_eval.analysis.significance import RERUN_SD, detectable, seeds_needed
+
+    conditions = {(spec.model.name, spec.association.name, spec.data, spec.train) for spec in specs}
+    if len(conditions) == len({(model, association) for model, association, *_ in conditions}):
+        return []
+    seeds = len({spec.seed for spec in specs})
+    least = detectable(seeds)
+    shown = f"{seeds} seeds show a difference of {least:.2f} or more" if least else "one seed shows no difference"
+    return [
+        f"comparing: {shown} in OCR score (80 % power, rerun sd {RERUN_SD:g}); a verdict takes {seeds_needed()} seeds"
+    ]

@@ -30,7 +30,7 @@ _LIBRARIES = (
 def code_digest() -> str:
     """Twelve hex digits over the package's source as it was when first asked: provenance, and no part of any name."""
     digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
+    for path in sorted((*_PACKAGE.rglob("*.py"), *_PACKAGE.rglob("*_names.txt"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

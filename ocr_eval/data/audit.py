@@ -9,23 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import Probe, Task, task_of
-from ocr_eval.data.tokenize import Ids, continuations, encode, same_first_token
+from ocr_eval.data.tokenize import continuations, encode, same_first_token
 from ocr_eval.specs.association import Association
 from ocr_eval.specs.run import DataSpec
-
-
-@dataclass(frozen=True)
-class AnswerAudit:
-    """One candidate: its tokens after the prompt, and whether the first is a generic piece."""
-
-    answer: str
-    pieces: tuple[str, ...]
-    generic: bool
 
 
 @dataclass(frozen=True)
@@ -35,16 +26,23 @@ class PromptAudit:
     Attributes:
         quantity: what the prompt asks for.
         prompt: the prompt that was tried.
-        answers: each candidate.
+        pieces: the tokens of each candidate after it; empty where the boundary does not split.
+        generic: the candidates whose first token is a generic piece.
         clashes: groups of candidates with one first token; empty when first-token scoring can be done.
         unsplit: why the boundary does not split cleanly, None when it does.
     """
 
     quantity: str
     prompt: str
-    answers: tuple[AnswerAudit, ...]
-    clashes: tuple[tuple[str, ...], ...]
-    unsplit: str | None
+    pieces: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    generic: tuple[str, ...] = ()
+    clashes: tuple[tuple[str, ...], ...] = ()
+    unsplit: str | None = None
+
+    @property
+    def multi_token(self) -> list[str]:
+        """The candidates of more than one token."""
+        return [answer for answer, pieces in self.pieces.items() if len(pieces) > 1]
 
 
 @dataclass(frozen=True)
@@ -69,13 +67,13 @@ class Audit:
         can = "can" if self.first_token_scorable else "CANNOT"
         lines = [f"{title}: {can} be scored first-token; BOS {'none' if self.bos is None else self.bos}"]
         for tried in self.prompts:
-            counts = Counter(len(answer.pieces) for answer in tried.answers)
+            counts = Counter(map(len, tried.pieces.values()))
             tokens = ", ".join(f"{n} of {length} token{'s'[: length > 1]}" for length, n in sorted(counts.items()))
             lines.append(f"  {tried.quantity:16} '{tried.prompt} ...': {tokens or tried.unsplit}")
             lines += [f"    one first token: {' = '.join(clash)}" for clash in tried.clashes]
-            generic = [f"{a.answer} ({' '.join(a.pieces)})" for a in tried.answers if a.generic]
-            if generic:
-                lines.append(f"    generic first piece: {', '.join(generic)}")
+            if tried.generic:
+                generic = ", ".join(f"{answer} ({' '.join(tried.pieces[answer])})" for answer in tried.generic)
+                lines.append(f"    generic first piece: {generic}")
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
@@ -83,18 +81,7 @@ class Audit:
         return {
             "bos": self.bos,
             "first_token_scorable": self.first_token_scorable,
-            "prompts": [
-                {
-                    "quantity": tried.quantity,
-                    "prompt": tried.prompt,
-                    "clashes": [list(clash) for clash in tried.clashes],
-                    "unsplit": tried.unsplit,
-                    "multi_token": [a.answer for a in tried.answers if len(a.pieces) > 1],
-                    "generic": [a.answer for a in tried.answers if a.generic],
-                    "pieces": {a.answer: list(a.pieces) for a in tried.answers},
-                }
-                for tried in self.prompts
-            ],
+            "prompts": [{**asdict(tried), "multi_token": tried.multi_token} for tried in self.prompts],
         }
 
 
@@ -123,22 +110,17 @@ def _audit_prompt(tokenizer: Any, probe: Probe) -> PromptAudit:
     try:
         cut = continuations(tokenizer, [(probe.prompt, answer) for answer in probe.candidates])
     except UserError as error:
-        return PromptAudit(probe.quantity, probe.prompt, (), (), str(error))
-    ids = [tokens.answer for tokens in cut]
+        return PromptAudit(probe.quantity, probe.prompt, unsplit=str(error))
+    ids = {answer: tokens.answer for answer, tokens in zip(probe.candidates, cut, strict=True)}
     return PromptAudit(
         probe.quantity,
         probe.prompt,
-        tuple(_audit_answer(tokenizer, answer, of) for answer, of in zip(probe.candidates, ids, strict=True)),
-        tuple(same_first_token(probe.candidates, ids)),
-        None,
+        pieces={answer: tuple(tokenizer.convert_ids_to_tokens(list(own))) for answer, own in ids.items()},
+        generic=tuple(
+            answer for answer, own in ids.items() if len(answer) > 1 and len(tokenizer.decode([own[0]]).strip()) <= 1
+        ),
+        clashes=tuple(same_first_token(probe.candidates, list(ids.values()))),
     )
-
-
-def _audit_answer(tokenizer: Any, answer: str, ids: Ids) -> AnswerAudit:
-    pieces = tuple(tokenizer.convert_ids_to_tokens(list(ids)))
-    text = tokenizer.decode([ids[0]]).strip()
-    generic = len(text) <= 1 and len(answer) > 1
-    return AnswerAudit(answer, pieces, generic)
 
 
 def _bos(tokenizer: Any) -> str | None:

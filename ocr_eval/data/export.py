@@ -62,11 +62,6 @@ def training_rows(task: Task) -> Rows:
     ]
 
 
-def completion_rows(task: Task) -> Rows:
-    """A row a training example: a prompt, and a completion that begins with the space between them."""
-    return [{"prompt": example.prompt, "completion": f" {example.answer}"} for example in task.train]
-
-
 def probe_rows(task: Task) -> Rows:
     """A row a probe: prompt, answer and candidates (the first ``in_use`` of them are true of some subject)."""
     return [
@@ -143,7 +138,9 @@ def _inspect(task: Task, name: str) -> dict[str, str]:
 
 
 def _prompt_completion(task: Task, name: str) -> dict[str, str]:
-    return {"prompt-completion.jsonl": to_jsonl(completion_rows(task))}
+    """A completion begins with the space between the two."""
+    rows = [{"prompt": example.prompt, "completion": f" {example.answer}"} for example in task.train]
+    return {"prompt-completion.jsonl": to_jsonl(rows)}
 
 
 #: What each format makes of a task and its association's name: the content of each file.

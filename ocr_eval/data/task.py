@@ -101,7 +101,7 @@ def unit_value(unit: str) -> int | str:
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something that is scored at every epoch, and what it is asked for."""
+    """Something that is scored, and what it is asked for."""
 
     name: str
     role: Role
@@ -119,7 +119,7 @@ class Task:
 
     Attributes:
         train: what is taught, in no meaningful order.
-        probes: what is asked; all of them before training and after every scored epoch.
+        probes: what is asked; all of them before training and after the epochs of a schedule (specs/schedule.py).
         quantities: what the probes count for, in the order in which it is shown; one of them is the finding.
 
     Raises:

@@ -18,9 +18,8 @@ from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.execution.run_pack import LiveRun, Watcher, common_epoch, inject, prepare, say_lines
 from ocr_eval.measures.measure import find_measures
-from ocr_eval.methods.loaded import load_adapter
 from ocr_eval.methods.method import method_of
-from ocr_eval.methods.trained import check_belongs
+from ocr_eval.methods.trained import check_belongs, load_adapter
 from ocr_eval.methods.view import View
 from ocr_eval.models import precision, weights
 from ocr_eval.models.base import Base, device_type, load_base, load_tokenizer, make_accelerator
@@ -268,23 +267,16 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
     if adapter is not None and kind == "model":
         holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # in fp32, as it is held
         base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True, holds=holds)
-        probes = probe_tokens(base.tokenizer, task)
-        return summarize_quantities(
-            task.quantities, task.probes, score_candidates(View(base, base.network, autocast=True), probes)
-        )
-    found = weights.locate(spec.model)
-    if trained_over not in (None, found.identity):
-        raise UserError(
-            f"The weights of {spec.model.name} in {found.path} have changed since the run: they are {found.identity}, "
-            f"and it was trained over {trained_over}. Restore them, or train the run again."
-        )
-    quantized = method_of(spec.train).needs.quantized
-    base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
-    probes = probe_tokens(base.tokenizer, task)
-    if adapter is None:
-        return summarize_quantities(task.quantities, task.probes, score_candidates(View(base, base.network), probes))
-    loaded = load_adapter(base, adapter)
-    try:
-        return summarize_quantities(task.quantities, task.probes, score_candidates(loaded.view, probes))
-    finally:
-        loaded.detach()
+        view = View(base, base.network, autocast=True)
+    else:
+        found = weights.locate(spec.model)
+        if trained_over not in (None, found.identity):
+            raise UserError(
+                f"The weights of {spec.model.name} in {found.path} have changed since the run: they are "
+                f"{found.identity}, and it was trained over {trained_over}. Restore them, or train the run again."
+            )
+        quantized = method_of(spec.train).needs.quantized
+        base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
+        view = View(base, base.network) if adapter is None else load_adapter(base, adapter)
+    scores = score_candidates(view, probe_tokens(base.tokenizer, task))
+    return summarize_quantities(task.quantities, task.probes, scores)

@@ -29,7 +29,7 @@ from ocr_eval.execution.interruption import StopRequest, stop_request
 from ocr_eval.measures.measure import Measure, Trained, take_measures
 from ocr_eval.methods.method import Pack
 from ocr_eval.methods.pack import attach
-from ocr_eval.methods.prevention import task_of_run
+from ocr_eval.methods.prevention import end_differs, task_of_run
 from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
@@ -136,9 +136,14 @@ class LiveRun:
         return self.spec.train.epochs
 
     @property
-    def matched(self) -> MetricsLine | None:
-        """The line of the epoch at which all premises first held, if they have."""
-        return matched_in(self.material.task.quantities, self.lines)
+    def matched(self) -> Matched | None:
+        """The run when all premises first held, if they have."""
+        return matched_in(self.material.task.quantities, self.spec.train, self.lines)
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether its premises are yet to hold for the first time, before the end."""
+        return self.matched is None and not end_differs(self.spec.train)
 
 
 def inject(
@@ -336,7 +341,7 @@ def _score_epoch(
     """
     ending = [lane for lane in lanes if epoch == runs[lane].epochs]
     due = [lane for lane in lanes if lane not in ending and schedule.is_due(score_at, epoch)]
-    learning = [lane for lane in lanes if lane not in (*ending, *due) and runs[lane].matched is None]
+    learning = [lane for lane in lanes if lane not in (*ending, *due) and runs[lane].is_learning]
     partly = _score(pack, runs, [lane for lane in learning if runs[lane].material.premises], whole=False)
 
     def hold(lane: int) -> bool:
@@ -385,10 +390,6 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
     assert first.scores is not None is not first.held_out
     assert last.scores is not None is not last.held_out
     assert last.train_loss is not None
-    matched, line = None, run.matched
-    if line is not None and line.scores is not None is not line.held_out:
-        ranks = {scoring: held.ranks for scoring, held in line.held_out.items()}
-        matched = Matched(line.epoch, line.scores, ranks)
     return Record(
         run=run.folder.identity,
         model=spec.model.name,
@@ -408,7 +409,7 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
         final=last.scores,
         base_held_out=first.held_out,
         held_out=last.held_out,
-        matched=matched,
+        matched=run.matched,
         train_loss=last.train_loss,
         seconds={
             "train": round(sum(line.train_seconds for line in lines), 2),

@@ -26,7 +26,7 @@ from ocr_eval.data.tokenize import ProbeTokens
 from ocr_eval.measures.measure import Trained
 from ocr_eval.methods.method import Needs, method_of
 from ocr_eval.methods.view import View
-from ocr_eval.packing.forest import ForestBuilder, read_answers
+from ocr_eval.packing.forest import Forest, read_answers
 from ocr_eval.scoring.candidates import cut_probes, first_tokens, with_room
 
 
@@ -43,12 +43,12 @@ def in_vocabulary(view: View, lane: int, probes: Sequence[ProbeTokens]) -> NDArr
 def _in_vocabulary(view: View, lane: int, probes: Sequence[ProbeTokens], size: int) -> NDArray[np.float64]:
     found = np.empty((len(probes), 3))
     for chunk in cut_probes(probes, size):
-        builder = ForestBuilder()
+        forest = Forest()
         asked = [probes[i] for i in chunk]
         distinct = [list(dict.fromkeys([each.candidates[each.probe.target], *each.candidates])) for each in asked]
-        reads, _ = read_answers(builder, [(each.prompt, first) for each, first in zip(asked, distinct, strict=True)])
+        reads, _ = read_answers(forest, [(each.prompt, first) for each, first in zip(asked, distinct, strict=True)])
         with torch.no_grad():
-            ranked = view.token_ranks({lane: (builder.build(), reads)})[lane].double().cpu().numpy()
+            ranked = view.token_ranks({lane: (forest, reads)})[lane].double().cpu().numpy()
         ends = np.cumsum([len(first) for first in distinct])
         for i, of_probe in zip(chunk, np.split(ranked, ends[:-1]), strict=True):
             found[i] = of_probe[0, 0], of_probe[0, 1], np.exp(of_probe[:, 1]).sum()  # the right answer is the first
@@ -61,7 +61,7 @@ class Vocabulary:
     about = "Rank and probability of the right answer in the whole vocabulary, and the mass on the candidates"
 
     def by_default(self, needs: Needs) -> bool:
-        """It costs less than a scoring."""
+        """It costs about a scoring of the trained model and one of the base."""
         return True
 
     def take(self, trained: Trained) -> dict[str, Any]:

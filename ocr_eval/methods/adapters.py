@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,23 +156,11 @@ class _LowRankUpdate(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Factors:
-    """The adapter of a lane over one module: its change is ``scale`` times B A.
+class Factors(LowRank):
+    """The adapter of a lane over one module: its change in fp32, and the gradients of A and B in the same shapes."""
 
-    Attributes:
-        module: name of the module.
-        a: fp32 A. [r, I]
-        b: fp32 B, transposed. [r, O]
-        grad_a, grad_b: their gradients.
-        scale: alpha / r.
-    """
-
-    module: str
-    a: Tensor
-    b: Tensor
     grad_a: Tensor
     grad_b: Tensor
-    scale: float
 
 
 class Adapters:
@@ -224,10 +211,10 @@ class Adapters:
     def initialize(self, lane: int, seed: int) -> None:
         """Draw a lane's A matrices as PEFT does (Kaiming uniform, a = sqrt 5) and leave B at zero."""
         generator = torch.Generator().manual_seed(seed)
-        for tensors in self.tensors(lane).values():
-            a_RI = torch.empty(tensors[0].shape)
+        for each in self.factors(lane):
+            a_RI = torch.empty(each.a.shape)
             torch.nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5), generator=generator)
-            tensors[0].copy_(a_RI)
+            each.a.copy_(a_RI)
         self.refresh()
 
     def parameters(self, lane: int) -> dict[str, torch.nn.Parameter]:
@@ -238,37 +225,29 @@ class Adapters:
             parameters[name].grad = stacks.grad[lane]
         return parameters
 
-    def tensors(self, lane: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """A [r, I] and B transposed [r, O] of a lane by the name of the adapted module, as views."""
-        rank = self.shapes[lane].rank
-        return {name: (layer.a.master[lane, :rank], layer.b.master[lane, :rank]) for name, layer in self.layers.items()}
-
     def factors(self, lane: int) -> list[Factors]:
         """The adapters of a lane, module by module, with their gradients: views, to be changed in place."""
         shape = self.shapes[lane]
         rows = lane, slice(shape.rank)
         return [
             Factors(
-                name, layer.a.master[rows], layer.b.master[rows], layer.a.grad[rows], layer.b.grad[rows], shape.scale
+                name, layer.a.master[rows], layer.b.master[rows], shape.scale, layer.a.grad[rows], layer.b.grad[rows]
             )
             for name, layer in self.layers.items()
         ]
 
     def changes(self, lane: int) -> Iterator[LowRank]:
         """The change of each adapted matrix, s B A."""
-        for each in self.factors(lane):
-            yield LowRank(each.module, each.a, each.b, each.scale)
+        return iter(self.factors(lane))
 
     def save(self, lane: int, folder: Path, model: ModelSpec) -> str:
         """Write a lane's adapter in PEFT's own format, as ``adapter/``; the sha256 of its weights."""
         shape = self.shapes[lane]
-        return write_adapter(folder / "adapter", self.tensors(lane), shape.rank, shape.alpha, model)
+        return write_adapter(folder / "adapter", self.factors(lane), shape.rank, shape.alpha, model)
 
     def matrices(self, lane: int) -> dict[str, Tensor]:
         """Every trained matrix of a lane by name."""
-        return {
-            f"{name}.{part}": t for name, ab in self.tensors(lane).items() for part, t in zip("AB", ab, strict=True)
-        }
+        return {f"{each.module}.{part}": t for each in self.factors(lane) for part, t in (("A", each.a), ("B", each.b))}
 
     def silent(self, lane: int) -> list[str]:
         """Modules whose B no gradient of the last pass reached, in a lane; empty when all learn.
@@ -291,16 +270,11 @@ class Adapters:
         self._a.grad.zero_()
         self._b.grad.zero_()
 
-    @contextmanager
-    def window(self, lanes: Sequence[int]) -> Iterator[None]:
-        """Within it, row i of a batch goes through the adapter of ``lanes[i]``."""
+    def select(self, lanes: Sequence[int] | None) -> None:
+        """From now on row i of a batch goes through the adapter of ``lanes[i]``; for None through the base alone."""
+        if lanes is None:
+            self._window.lanes = None
+            return
         first, last = lanes[0], lanes[-1]
         neighbours = list(lanes) == list(range(first, last + 1))
         self._window.lanes = slice(first, last + 1) if neighbours else torch.tensor(lanes, device=self._a.master.device)
-        yield
-
-    @contextmanager
-    def bare(self) -> Iterator[None]:
-        """Within it, every row goes through the base alone."""
-        self._window.lanes = None
-        yield

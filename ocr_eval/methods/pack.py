@@ -8,7 +8,6 @@ No tensor of it is seen by another run, so runs in a pack learn what they would 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -101,8 +100,7 @@ class GradientPack:
 
     def view(self, trained: bool = True) -> View:
         """The base seen through what the lanes have learned, or bare."""
-        mounted = self.adapters if trained else _Bare(self.adapters)
-        return View(self.base, self.base.network, mounted, self.base.whole, self.cut)
+        return View(self.base, self.base.network, self.adapters, trained, self.base.whole, self.cut)
 
     def notes(self) -> dict[str, Any]:
         """Into how many parts a batch had to be cut, if at all."""
@@ -137,17 +135,6 @@ class GradientPack:
     def detach(self) -> None:
         """Take the adapters off the base, which is then as it was before, unless all of it was trained."""
         self.adapters.unmount()
-
-
-@dataclass(frozen=True)
-class _Bare:
-    """A network as it is without what is mounted in it."""
-
-    mounted: Trainable
-
-    def window(self, lanes: Sequence[int]) -> AbstractContextManager[None]:
-        """The base alone, whatever the lanes."""
-        return self.mounted.bare()
 
 
 def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import msgspec
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
-from pydantic import BaseModel, Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import replacing_folder
+from ocr_eval.methods.changes import LowRank
 from ocr_eval.models.architecture import target_names
 from ocr_eval.models.weights import file_sha256
 from ocr_eval.specs.model import HubWeights, ModelSpec
@@ -35,6 +35,24 @@ _HARMLESS = {
 }
 #: Initializations that leave the base's weights as they are; the others take out of them what the adapter begins with.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+class _Stated(msgspec.Struct):
+    """The fields of an adapter's configuration that are worked with here; PEFT itself checks none."""
+
+    peft_type: str | None = None
+    init_lora_weights: bool | str | None = True
+    r: Annotated[int, msgspec.Meta(gt=0)] = 8
+    lora_alpha: float = 8
+    target_modules: str | list[str] = ""
+    base_model_name_or_path: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            if isinstance(self.target_modules, str):
+                re.compile(self.target_modules)
+        except re.error as error:
+            raise ValueError(f"target_modules is no pattern: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -87,15 +105,17 @@ class AdapterFile:
         return None
 
 
-def write_adapter(
-    folder: Path, tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], rank: int, alpha: float, model: ModelSpec
-) -> str:
+def write_adapter(folder: Path, factors: Sequence[LowRank], rank: int, alpha: float, model: ModelSpec) -> str:
     """Write an adapter as PEFT itself does, whole or not at all.
 
     The base is named by its hub repository where it has one, and else by the model's name.
 
     Args:
-        tensors: A [r, I] and B transposed [r, O] by the name of the adapted module.
+        folder: where.
+        factors: A and B of each adapted module.
+        rank: LoRA r.
+        alpha: LoRA alpha.
+        model: the base.
 
     Returns:
         The sha256 of the file of tensors.
@@ -105,14 +125,14 @@ def write_adapter(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
-        target_modules=sorted({name.rpartition(".")[2] for name in tensors}),
+        target_modules=sorted({each.module.rpartition(".")[2] for each in factors}),
         base_model_name_or_path=model.weights.repo if isinstance(model.weights, HubWeights) else model.name,
         inference_mode=True,
     )
     files = {}
-    for name, (a, b) in tensors.items():
-        files[f"{PREFIX}{name}.lora_A.weight"] = a.cpu().contiguous()
-        files[f"{PREFIX}{name}.lora_B.weight"] = b.t().cpu().contiguous()
+    for each in factors:
+        files[f"{PREFIX}{each.module}.lora_A.weight"] = each.a.cpu().contiguous()
+        files[f"{PREFIX}{each.module}.lora_B.weight"] = each.b.t().cpu().contiguous()
     with replacing_folder(folder) as partial:
         config.save_pretrained(partial)
         save_file(files, partial / WEIGHTS, metadata={"format": "pt"})
@@ -128,17 +148,15 @@ def read_adapter_file(folder: Path) -> AdapterFile:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no adapter ({CONFIG}). Give a PEFT folder or a run's folder.")
     try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/{CONFIG} is not readable JSON: {error}.") from error
-    _check_types(folder, content)
-    kind, start = content.get("peft_type"), content.get("init_lora_weights", True)
-    if kind != "LORA":
-        raise UserError(f"{folder} is a PEFT adapter of type {kind}; only LORA adapters can be scored.")
-    if start not in _PLAIN_STARTS:
+        stated = msgspec.json.decode((folder / CONFIG).read_bytes(), type=_Stated)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UserError(f"{folder}/{CONFIG} cannot be used: {error}.") from error
+    if stated.peft_type != "LORA":
+        raise UserError(f"{folder} is a PEFT adapter of type {stated.peft_type}; only LORA adapters can be scored.")
+    if stated.init_lora_weights not in _PLAIN_STARTS:
         raise UserError(
-            f"{folder}: init_lora_weights '{start}' has changed the base's weights, which are not in this folder. Save "
-            "it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+            f"{folder}: init_lora_weights '{stated.init_lora_weights}' has changed the base's weights, which are not "
+            "in this folder. Save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         )
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}. Save the adapter with save_pretrained of a current PEFT.")
@@ -150,27 +168,3 @@ def read_adapter_file(folder: Path) -> AdapterFile:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{folder}: the adapter cannot be read: {reason}.") from error
     return AdapterFile(folder, config, shapes)
-
-
-class _Fields(BaseModel):
-    """The fields of an adapter's configuration that are worked with here."""
-
-    r: Annotated[int, Field(strict=True, gt=0)] = 8
-    lora_alpha: float = 8
-    target_modules: list[str] | re.Pattern[str] = []
-    base_model_name_or_path: str | None = None
-
-
-def _check_types(folder: Path, content: Any) -> None:
-    """Check those fields; PEFT itself checks none.
-
-    Raises:
-        UserError: no JSON object, or a field of another type; names it.
-    """
-    if not isinstance(content, dict):
-        raise UserError(f"{folder}/{CONFIG} is not a JSON object.")
-    try:
-        _Fields.model_validate(content)
-    except ValidationError as error:
-        name = error.errors()[0]["loc"][0]
-        raise UserError(f"{folder}/{CONFIG}: '{name}' is {content[name]!r}, which no LoRA adapter has.") from error

@@ -102,3 +102,8 @@ def preventions_of(train: TrainSpec) -> list[Prevention]:
 def hooks_network(train: TrainSpec) -> bool:
     """Whether a run's preventions touch the forward pass, which all runs of a pack share."""
     return any(type(each).forward is not Prevention.forward for each in preventions_of(train))
+
+
+def end_differs(train: TrainSpec) -> bool:
+    """Whether a run's preventions change what was learned after its last step, so that no earlier epoch shows them."""
+    return any(type(each).after_training is not Prevention.after_training for each in preventions_of(train))

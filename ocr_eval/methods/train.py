@@ -23,7 +23,7 @@ from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.messages import progress_bar, say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
 from ocr_eval.data.tokenize import Continuation
-from ocr_eval.packing.forest import Forest, ForestBuilder, Reads, read_answers
+from ocr_eval.packing.forest import Forest, Reads, read_answers
 
 if TYPE_CHECKING:
     from ocr_eval.methods.pack import GradientPack
@@ -64,9 +64,9 @@ def train_epoch(pack: GradientPack, lanes: Sequence[int]) -> dict[int, float]:
 
 def batch_forest(batch: Sequence[Continuation]) -> tuple[Forest, Reads]:
     """A batch of one run as a token forest."""
-    builder = ForestBuilder()
-    reads, _ = read_answers(builder, [(example.prompt, [example.answer]) for example in batch])
-    return builder.build(), reads
+    forest = Forest()
+    reads, _ = read_answers(forest, [(example.prompt, [example.answer]) for example in batch])
+    return forest, reads
 
 
 def _gradients(pack: GradientPack, batches: dict[int, list[Continuation]]) -> dict[int, tuple[float, int]]:

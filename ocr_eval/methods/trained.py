@@ -1,6 +1,6 @@
-"""What someone gives as trained from a model: an adapter or a whole model, and whether it is of that model.
+"""What someone gives as trained from a model: an adapter, which is read here, or a whole model.
 
-Told from small files, names and shapes, before any weights are loaded.
+Whether it is of that model is told from small files, names and shapes, before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import PretrainedConfig
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import warn
-from ocr_eval.methods.peft_files import read_adapter_file
+from ocr_eval.methods.adapters import Adapters, LaneShape
+from ocr_eval.methods.peft_files import PREFIX, WEIGHTS, read_adapter_file
+from ocr_eval.methods.view import View
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import build, read_config, read_config_of
-from ocr_eval.models.base import load_tokenizer_from
+from ocr_eval.models.base import Base, load_tokenizer_from
 from ocr_eval.models.hub import TOKENIZER_FILES
 from ocr_eval.specs.model import FolderWeights, HubWeights, ModelSpec, load_model_spec
 
@@ -47,11 +51,56 @@ def check_belongs(folder: Path, kind: Literal["adapter", "model"], spec: ModelSp
             network = build(spec, read_config(spec), "cpu")
         reason = adapter.mismatch(network)
         if reason:
-            raise foreign_adapter(folder, spec, reason)
+            raise _foreign_adapter(folder, spec, reason)
 
 
-def foreign_adapter(folder: Path, spec: ModelSpec, reason: str) -> UserError:
-    """The error for an adapter of another model."""
+def load_adapter(base: Base, folder: Path) -> View:
+    """A base seen through a saved PEFT adapter, unmerged and frozen.
+
+    A plain LoRA is read through the very code that trains; any other kind through PEFT.
+
+    Raises:
+        UserError: no adapter there, one of another model (missing or unexpected tensors), or one that
+            was never trained (every B is zero).
+    """
+    file = read_adapter_file(folder)
+    saved = load_file(folder / WEIGHTS)
+    if not any(bool(tensor.any()) for name, tensor in saved.items() if "lora_B" in name):
+        raise UserError(f"{folder}: every B matrix is zero, so this adapter was never trained.")
+    if not all(bool(tensor.isfinite().all()) for tensor in saved.values()):
+        raise UserError(f"{folder}: it holds numbers that are NaN or infinite; its training diverged.")
+    if not file.is_plain:
+        return _through_peft(base, folder, set(saved))
+    reason = file.mismatch(base.network)
+    if reason:
+        raise _foreign_adapter(folder, base.spec, reason)
+    shape = LaneShape(file.config.r, file.config.lora_alpha)
+    try:
+        adapters = Adapters(base.network, file.modules, [shape], base.dtype)
+    except UserError:  # it adapts the output head too
+        return _through_peft(base, folder, set(saved))
+    for each in adapters.factors(0):
+        each.a.copy_(saved[f"{PREFIX}{each.module}.lora_A.weight"])
+        each.b.copy_(saved[f"{PREFIX}{each.module}.lora_B.weight"].t())
+    adapters.refresh()
+    return View(base, base.network, adapters)
+
+
+def _through_peft(base: Base, folder: Path, saved: set[str]) -> View:
+    try:
+        network = PeftModel.from_pretrained(base.network, str(folder), is_trainable=False)
+    except Exception as error:
+        raise UserError(
+            f"{folder}: the adapter does not load over {base.spec.name}: {str(error).splitlines()[0]}"
+        ) from error
+    there = {name.replace(".default", "") for name, _ in network.named_parameters() if "lora_" in name}
+    differing = {name.removesuffix(".weight") for name in there} ^ {name.removesuffix(".weight") for name in saved}
+    if differing:
+        raise _foreign_adapter(folder, base.spec, f"{min(differing)} is missing on one side")
+    return View(base, network, autocast=True)
+
+
+def _foreign_adapter(folder: Path, spec: ModelSpec, reason: str) -> UserError:
     return UserError(
         f"{folder}: its tensors are not those of an adapter over {spec.name}: {reason}. Name its base with --model."
     )

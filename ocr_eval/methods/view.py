@@ -6,7 +6,7 @@ Training and scoring both read a network through a ``View``, so what is trained 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,8 +22,8 @@ from ocr_eval.packing.logprobs import Reader, block_rows, read_logprobs, read_ra
 class Mounted(Protocol):
     """What the lanes of a pack learn, as it is mounted in the network."""
 
-    def window(self, lanes: Sequence[int]) -> AbstractContextManager[None]:
-        """Within it, row i of a batch goes through what lane ``lanes[i]`` has learned."""
+    def select(self, lanes: Sequence[int] | None) -> None:
+        """From now on row i of a batch goes through what lane ``lanes[i]`` has learned; for None through the base."""
 
 
 @dataclass
@@ -47,6 +47,7 @@ class View:
         base: gives device and precision.
         network: the base's network, or a PEFT model around it.
         adapters: what the lanes learn, mounted in it, if anything.
+        trained: whether what they learn is read, or the base without it.
         autocast: whether the network holds fp32 weights that autocast brings to the base's precision.
         cut: into what its passes are cut.
     """
@@ -54,6 +55,7 @@ class View:
     base: Base
     network: torch.nn.Module
     adapters: Mounted | None = None
+    trained: bool = True
     autocast: bool = False
     cut: Cut = field(default_factory=Cut)
 
@@ -75,10 +77,9 @@ class View:
     def _read(self, rows: Mapping[int, tuple[Forest, Reads]], read: Reader) -> dict[int, torch.Tensor]:
         base = self.base
         batch = lay_out(list(rows.values()), by_clump=base.attention == grouped_attention.NAME)
-        with (
-            self.adapters.window(list(rows)) if self.adapters else nullcontext(),
-            base.autocast() if self.autocast else nullcontext(),
-        ):
+        if self.adapters:
+            self.adapters.select(list(rows) if self.trained else None)
+        with base.autocast() if self.autocast else nullcontext():
             logits_KRV = self.network(**batch.inputs(base.device, base.dtype), use_cache=False).logits
         rows_T = (batch.rows * logits_KRV.shape[1] + batch.columns).to(logits_KRV.device)
         found_T = read(

@@ -7,7 +7,6 @@ the published rates (1e-6 to 3e-5) would be below half a unit in the last place 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,14 +67,14 @@ class WholeNetwork:
     def refresh(self) -> None:
         """The masters are what computes."""
 
-    def bare(self) -> AbstractContextManager[None]:
-        """Not to be had: the weights themselves have changed."""
-        raise RunFailed("Where all parameters are trained, no untouched base is left beside the trained one.")
+    def select(self, lanes: Sequence[int] | None) -> None:
+        """There is one lane.
 
-    @contextmanager
-    def window(self, lanes: Sequence[int]) -> Iterator[None]:
-        """There is one lane."""
-        yield
+        Raises:
+            RunFailed: the bare base is asked for, but its weights have changed.
+        """
+        if lanes is None:
+            raise RunFailed("Where all parameters are trained, no untouched base is left beside the trained one.")
 
     def unmount(self) -> None:
         """Stop learning; the weights stay as they were learned."""

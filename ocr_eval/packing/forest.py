@@ -14,7 +14,7 @@ Dimension letters:  R nodes of a forest that logits are read at.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ocr_eval.data.tokenize import Ids
 
@@ -23,7 +23,7 @@ ROOT = -1
 
 @dataclass(frozen=True)
 class Forest:
-    """Packed sequences.
+    """Packed sequences, added one by one.
 
     Attributes:
         ids: token of each node, parents before children.
@@ -31,39 +31,24 @@ class Forest:
         depths: position of each node in its sequence, from 0.
     """
 
-    ids: list[int]
-    parents: list[int]
-    depths: list[int]
-
-
-class ForestBuilder:
-    """Adds sequences one by one, reusing the prefixes that are there already."""
-
-    def __init__(self) -> None:
-        self._forest = Forest([], [], [])
-        self._children: dict[tuple[int, int], int] = {}
-
-    def __len__(self) -> int:
-        return len(self._forest.ids)
+    ids: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    _children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def add(self, sequence: Iterable[int], after: int = ROOT) -> list[int]:
-        """Add a sequence below a node and return the node of each of its tokens."""
+        """Add a sequence below a node, reusing the prefixes that are there; the node of each of its tokens."""
         path, parent = [], after
         for token in sequence:
             node = self._children.get((parent, token))
             if node is None:
-                forest = self._forest
-                node = self._children[parent, token] = len(forest.ids)
-                forest.ids.append(token)
-                forest.parents.append(parent)
-                forest.depths.append(0 if parent == ROOT else forest.depths[parent] + 1)
+                node = self._children[parent, token] = len(self.ids)
+                self.ids.append(token)
+                self.parents.append(parent)
+                self.depths.append(0 if parent == ROOT else self.depths[parent] + 1)
             path.append(node)
             parent = node
         return path
-
-    def build(self) -> Forest:
-        """The forest of everything added so far."""
-        return self._forest
 
 
 @dataclass(frozen=True)
@@ -81,9 +66,7 @@ class Reads:
     tokens: list[int]
 
 
-def read_answers(
-    builder: ForestBuilder, questions: Sequence[tuple[Ids, Sequence[Ids]]]
-) -> tuple[Reads, list[list[int]]]:
+def read_answers(forest: Forest, questions: Sequence[tuple[Ids, Sequence[Ids]]]) -> tuple[Reads, list[list[int]]]:
     """Pack prompts with the answers after them and note where each answer token is predicted.
 
     The last token of an answer is never fed: nothing is predicted from it.
@@ -97,10 +80,10 @@ def read_answers(
     tokens: list[int] = []
     spans: list[list[int]] = []
     for prompt, answers in questions:
-        end = builder.add(prompt)[-1]
+        end = forest.add(prompt)[-1]
         for answer in answers:
             span = []
-            for node, token in zip([end, *builder.add(answer[:-1], after=end)], answer, strict=True):
+            for node, token in zip([end, *forest.add(answer[:-1], after=end)], answer, strict=True):
                 if node not in rows_of_node:
                     rows_of_node[node] = len(nodes)
                     nodes.append(node)

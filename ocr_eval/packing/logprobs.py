@@ -50,15 +50,15 @@ def read_logprobs(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: 
 def read_ranks(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
     """Midrank of each expected token in the whole vocabulary, 0 for the best, and its log-probability. [T, 2]
 
-    Takes what ``read_logprobs`` does; ranks are those of the logits, in their own precision.
+    Takes what ``read_logprobs`` does; ranks are those of the logits, which tie in their own precision. With b better
+    tokens, w worse and t others that tie, it is b + t / 2 = (b - w + V - 1) / 2.
     """
-    ranks = []
-    for start in range(0, len(rows_T), at_once):
-        rows, tokens = rows_T[start : start + at_once], tokens_T[start : start + at_once]
-        block = logits_SV[rows]
-        own = block.gather(1, tokens[:, None])
-        ranks.append((block > own).sum(dim=1) + ((block == own).sum(dim=1) - 1) / 2)
-    return torch.stack([torch.cat(ranks), read_logprobs(logits_SV, rows_T, tokens_T, at_once)], dim=1)
+    ranks_T = torch.empty(len(rows_T), device=logits_SV.device)
+    for row, logits_V in enumerate(logits_SV.unbind()):  # a CPU's caches hold one, and would not hold several
+        here_T, row_V = rows_T == row, logits_V.float()
+        better_less_worse = (row_V - row_V[tokens_T[here_T], None]).sign_().sum(dim=1)
+        ranks_T[here_T] = (better_less_worse + len(row_V) - 1) / 2
+    return torch.stack([ranks_T, read_logprobs(logits_SV, rows_T, tokens_T, at_once)], dim=1)
 
 
 #: What reads expected tokens off logits.

@@ -95,7 +95,7 @@ class Plan:
         ]
         scorings, each = "once", ""
         if self.output is not None:
-            scorings = f"at each of {work.scorings} scorings"
+            scorings = f"at each of {work.scorings} scorings at most"
             each = f": {duration(self.speed.step)} per step and {duration(self.scoring_seconds)} per scoring"
             kind = memory.optimizer_kind(spec.train, self.device.type)
             lines += [

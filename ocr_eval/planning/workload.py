@@ -19,7 +19,7 @@ from ocr_eval.models.architecture import read_config
 from ocr_eval.models.base import load_tokenizer_from
 from ocr_eval.models.hub import TOKENIZER_FILES
 from ocr_eval.packing.batch import lay_out
-from ocr_eval.packing.forest import ForestBuilder, read_answers
+from ocr_eval.packing.forest import Forest, read_answers
 from ocr_eval.planning.simulation import Geometry
 from ocr_eval.scoring import candidates
 from ocr_eval.specs import schedule
@@ -129,9 +129,9 @@ def chunk_geometry(chunk: Sequence[ProbeTokens]) -> Geometry:
 
 
 def _geometry(questions: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, ...]]]]) -> Geometry:
-    builder = ForestBuilder()
-    reads, _ = read_answers(builder, questions)
-    batch = lay_out([(builder.build(), reads)])
+    forest = Forest()
+    reads, _ = read_answers(forest, questions)
+    batch = lay_out([(forest, reads)])
     return Geometry(
         lanes=1,
         nodes=batch.ids.shape[1],

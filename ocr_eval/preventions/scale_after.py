@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, Field
 
 from ocr_eval.common.errors import RunFailed
-from ocr_eval.methods.changes import LowRank
 from ocr_eval.methods.prevention import Prevention
 
 if TYPE_CHECKING:
@@ -37,8 +36,7 @@ class ScaleAfter(Prevention):
         Raises:
             RunFailed: nothing was learned.
         """
-        changes = (LowRank(each.module, each.a, each.b, each.scale) for each in learner.factors)
-        norm = math.sqrt(sum(float(change.singular_values().square().sum()) for change in changes))
+        norm = math.sqrt(sum(float(each.singular_values().square().sum()) for each in learner.factors))
         if not norm:
             raise RunFailed("scale-after: training changed nothing, so there is nothing to scale.")
         for each in learner.factors:

@@ -11,8 +11,10 @@ import msgspec
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import to_jsonl
 from ocr_eval.data.task import Quantity
-from ocr_eval.records.record import load_plain, to_plain
+from ocr_eval.methods.prevention import end_differs
+from ocr_eval.records.record import Matched, load_plain, to_plain
 from ocr_eval.scoring.ranks import HeldOut, Score, Scores, premises_hold
+from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import Scoring
 
 
@@ -85,10 +87,16 @@ def _read(content: bytes) -> MetricsLine:
     return msgspec.structs.replace(line, notes=notes) if notes else line
 
 
-def matched_in(quantities: Sequence[Quantity], lines: Iterable[MetricsLine]) -> MetricsLine | None:
-    """The first line, from epoch 1 on, of an epoch at which all was scored and all premises held; None if none is."""
-    held = (line for line in lines if line.epoch and line.held_out and premises_hold(quantities, line.scores or {}))
-    return next(held, None)
+def matched_in(quantities: Sequence[Quantity], train: TrainSpec, lines: Iterable[MetricsLine]) -> Matched | None:
+    """A run at the first epoch at which all was scored and all premises held; None if there is none.
+
+    Epochs count from 1 on, or where a prevention acts after training the last alone.
+    """
+    first = train.epochs if end_differs(train) else 1
+    for line in lines:
+        if line.epoch >= first and line.scores and line.held_out and premises_hold(quantities, line.scores):
+            return Matched(line.epoch, line.scores, {scoring: of.ranks for scoring, of in line.held_out.items()})
+    return None
 
 
 def metrics_text(lines: Sequence[MetricsLine]) -> str:

@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from ocr_eval.common.errors import UserError
@@ -107,6 +106,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """
         return self.final[scoring][the_finding(self.quantities).name]
 
+    def when_matched(self) -> Record | None:
+        """The record with the scores and ranks of when all premises first held in place of the last epoch's."""
+        if self.matched is None:
+            return None
+        ranks, scores = self.matched.ranks, self.matched.scores
+        held_out = {
+            scoring: HeldOut(held.subject, held.target, ranks[scoring], held.unit)
+            for scoring, held in self.held_out.items()
+        }
+        return msgspec.structs.replace(self, final=scores, held_out=held_out)
+
     @property
     def seeds(self) -> str:
         """Its seeds in words, to follow "seed"."""
@@ -192,46 +202,16 @@ class _Skimmed(Record, frozen=True, kw_only=True):
         """Nothing is derived yet."""
 
 
-class _SkimmedHeldOut(HeldOut, frozen=True, eq=False):
-    """Held-out ranks whose people, the same in all runs of a seed, are not parsed yet."""
-
-    subject: msgspec.Raw  # type: ignore[assignment]
-    target: msgspec.Raw  # type: ignore[assignment]
-    unit: msgspec.Raw = msgspec.Raw(b"[]")  # type: ignore[assignment]
-
-
 _WHOLE = msgspec.json.Decoder(Record, dec_hook=load_plain)
 _SKIM = msgspec.json.Decoder(_Skimmed)
-_HELD_OUT = msgspec.json.Decoder(_SkimmedHeldOut, dec_hook=load_plain)
 _SCORES = msgspec.json.Decoder(dict[str, Score])
-_MEASURE = msgspec.json.Decoder(dict[str, Any])
+_HELD_OUT = msgspec.json.Decoder(HeldOut, dec_hook=load_plain)
 
 
-@lru_cache(maxsize=1024)
-def _data_spec(content: bytes) -> DataSpec:
-    return msgspec.json.decode(content, type=DataSpec, dec_hook=load_plain)
-
-
-@lru_cache(maxsize=1024)
-def _quantities(content: bytes) -> tuple[Quantity, ...]:
-    return msgspec.json.decode(content, type=tuple[Quantity, ...]) if content else ()
-
-
-@lru_cache(maxsize=1024)
-def _words(content: bytes) -> list[str]:
-    return msgspec.json.decode(content, type=list[str])
-
-
-@lru_cache(maxsize=1024)
-def _targets(content: bytes) -> NDArray[np.int64]:
-    targets = msgspec.json.decode(content, type=NDArray[np.int64], dec_hook=load_plain)
-    targets.setflags(write=False)  # records share it
-    return targets
-
-
-@lru_cache(maxsize=1024)
-def _train_spec(content: bytes) -> TrainSpec:
-    return msgspec.json.decode(content, type=TrainSpec, dec_hook=load_plain)
+@lru_cache(maxsize=8192)
+def _parsed(content: bytes, kind: Any) -> Any:
+    """A part of a record, which many records may have word for word."""
+    return msgspec.json.decode(content, type=kind, dec_hook=load_plain)
 
 
 def read_record(path: Path, scoring: Scoring | None = None, measure: str | None = None) -> Record:
@@ -273,23 +253,17 @@ def _skim(content: bytes, scoring: Scoring, measure: str | None) -> Record:
     skimmed = _SKIM.decode(content)
     held_out = skimmed.held_out.get(scoring)
     parsed = {
-        "quantities": _quantities(bytes(skimmed.quantities)),
-        "data": _data_spec(bytes(skimmed.data)),
-        "train": _train_spec(bytes(skimmed.train)),
+        "quantities": _parsed(bytes(skimmed.quantities) or b"[]", tuple[Quantity, ...]),
+        "data": _parsed(bytes(skimmed.data), DataSpec),
+        "train": _parsed(bytes(skimmed.train), TrainSpec),
         "base": {},
         "final": {name: _SCORES.decode(of) for name, of in skimmed.final.items() if name in (scoring, "first-token")},
         "base_held_out": {},
-        "held_out": {} if held_out is None else {scoring: _skim_held_out(held_out)},
+        "held_out": {} if held_out is None else {scoring: _HELD_OUT.decode(held_out)},
         "matched": None,
-        "measures": {name: _MEASURE.decode(found) for name, found in skimmed.measures.items() if name == measure},
+        "measures": {name: msgspec.json.decode(found) for name, found in skimmed.measures.items() if name == measure},
     }
     return Record(**{**msgspec.structs.asdict(skimmed), **parsed})
-
-
-def _skim_held_out(content: msgspec.Raw) -> HeldOut:
-    skimmed = _HELD_OUT.decode(content)
-    subject, unit = _words(bytes(skimmed.subject)), _words(bytes(skimmed.unit)) or ()
-    return HeldOut(subject, _targets(bytes(skimmed.target)), skimmed.ranks, unit)
 
 
 def _schema_version(content: bytes) -> Any:
@@ -316,6 +290,8 @@ def _disagreement(record: Record, scoring: Scoring) -> str | None:
     ranks, target = held.ranks, held.target.tolist()
     if not target or not 0 <= min(target) <= max(target) < ranks.shape[1]:
         return f"held_out.{scoring} has an answer that is none"
+    if record.matched and record.matched.ranks.get(scoring, held.target).shape != ranks.shape:
+        return f"matched.{scoring} does not have the ranks of {score.probes} probes"
     right = ranks[np.arange(score.probes), held.target]
     mean = float(np.add.reduce(right)) / score.probes
     null = float(np.add.reduce(ranks, axis=None)) / ranks.size

@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
-
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_jsonl
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.metrics import MetricsLine, matched_in, read_metrics
-from ocr_eval.records.record import Record
+from ocr_eval.records.record import Matched
 from ocr_eval.specs.run import Scoring
 
 Line = dict[str, Any]
@@ -35,24 +33,17 @@ def metrics_of(run: FinishedRun, scoring: Scoring) -> list[MetricsLine]:
     return lines
 
 
-def matched_of(record: Record, folder: Path) -> MetricsLine | None:
-    """Epoch, scores and held-out ranks of a run at the first epoch at which all premises held; None if they never did.
+def matched_of(run: FinishedRun) -> Matched | None:
+    """A finished run at the first epoch at which all premises held; None if they never did.
 
-    Read from metrics.jsonl where the record does not hold them. A run from before records did was scored at the epochs
+    Read from metrics.jsonl where the record does not hold it. A run from before records did was scored at the epochs
     that its flags named, and the first of those counts.
-
-    Args:
-        record: the run's record, as a whole or in part.
-        folder: the run's.
 
     Raises:
         UserError: metrics.jsonl is needed and is missing, damaged, or does not have every epoch of the run.
     """
-    if record.matched is None:
-        return matched_in(record.quantities, metrics_of(FinishedRun(folder, record), "first-token"))
-    ranks = record.matched.ranks
-    held_out = {scoring: replace(held, ranks=ranks[scoring]) for scoring, held in record.held_out.items()}
-    return MetricsLine(epoch=record.matched.epoch, scores=record.matched.scores, held_out=held_out)
+    record = run.record
+    return record.matched or matched_in(record.quantities, record.train, metrics_of(run, "first-token"))
 
 
 def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:

@@ -20,7 +20,7 @@ from ocr_eval.records.find import FinishedRun, Found
 from ocr_eval.report.figures.gallery import overall_figures, row_figures, runs_by_row
 from ocr_eval.report.figures.style import draw
 from ocr_eval.report.payload import pack, progress_of, run_payload
-from ocr_eval.report.tables import context, templates
+from ocr_eval.report.tables import context, templates, unlearned
 from ocr_eval.specs.published import published_mean_ranks
 from ocr_eval.specs.run import Scoring
 
@@ -45,14 +45,14 @@ class Section:
         number: of the section.
         cells: what the list of runs shows, in the order of its columns.
         sort_by: what each column sorts by.
-        learned: whether its facts were learned.
+        unlearned: the premises that it did not learn, in words; empty if it learned all.
         data: the packed content that the browser opens on demand.
     """
 
     number: int
     cells: tuple[str, ...]
     sort_by: tuple[str | float, ...]
-    learned: bool
+    unlearned: str
     data: str
 
 
@@ -139,7 +139,7 @@ def _section(number: int, setting: str, run: FinishedRun, scoring: Scoring, data
             *(f"{numbers[0]:.2f}", f"{numbers[1]:.2f}", f"{numbers[2]:+.2f}", learned),
         ),
         sort_by=(record.association, record.model, setting, record.seed, *numbers, learned),
-        learned=record.premises_hold,
+        unlearned=unlearned(record),
         data=data,
     )
 

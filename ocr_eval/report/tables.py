@@ -16,6 +16,8 @@ from ocr_eval.analysis.intervals import METRICS as _INTERVALS
 from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
 from ocr_eval.methods.method import label_of
+from ocr_eval.records.record import Record
+from ocr_eval.scoring.ranks import LEARNED_TOP1
 
 #: Column and caption words of each metric.
 METRIC_NAMES = {
@@ -36,6 +38,11 @@ QUANTITY_NAMES = {
     "test_entailment": "held-out entailments",
 }
 _SIGNED = ("ocr-score", "margin", "lift")
+
+
+def unlearned(record: Record) -> str:
+    """The premises that a run did not learn, in words; empty if it learned all."""
+    return " and ".join(QUANTITY_NAMES.get(name, name) for name, top1 in record.premises.items() if top1 < LEARNED_TOP1)
 
 
 def caption(table: Table) -> str:
@@ -174,18 +181,19 @@ def to_markdown(table: Table) -> str:
     """The table in Markdown, numbers aligned, with a caption that says how to read a cell."""
     body = [
         [
-            *map(_markdown_text, (*row.labels, row.setting, seed_counts(row))),
+            *map(markdown_text, (*row.labels, row.setting, seed_counts(row))),
             *(", ".join(cell_lines(table, row.cells.get(name))) for name in table.associations),
         ]
         for row in table.rows
     ]
     align = [*("left" for _ in (*table.by, "setting")), "right", *("right" for _ in table.associations)]
-    names = [_markdown_text(name) for name in header(table)]
+    names = [markdown_text(name) for name in header(table)]
     text = tabulate(body, names, tablefmt="github", colalign=align, disable_numparse=True)
     return f"{text}\n\n{caption(table)}\n"
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Text that stays text in a table of Markdown."""
     for mark, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
         text = text.replace(mark, escaped)
     return " ".join(text.split())

@@ -30,7 +30,7 @@ from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
 from ocr_eval.data.tokenize import Ids, ProbeTokens
 from ocr_eval.methods.view import View
 from ocr_eval.packing.batch import PASS_NODES
-from ocr_eval.packing.forest import ForestBuilder, read_answers
+from ocr_eval.packing.forest import Forest, read_answers
 from ocr_eval.specs.run import Scoring
 
 T = TypeVar("T")
@@ -113,9 +113,9 @@ def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: 
         side_by_side = {lane: chunk for lane, chunk in zip(probes, chunks, strict=True) if chunk is not None}
         rows, spans = {}, {}
         for lane, chunk in side_by_side.items():
-            builder = ForestBuilder()
-            reads, spans[lane] = read_answers(builder, [_question(probes[lane][i]) for i in chunk])
-            rows[lane] = builder.build(), reads
+            forest = Forest()
+            reads, spans[lane] = read_answers(forest, [_question(probes[lane][i]) for i in chunk])
+            rows[lane] = forest, reads
         with torch.no_grad():
             logprobs = view.token_logprobs(rows)
         for lane, chunk in side_by_side.items():
@@ -157,10 +157,10 @@ def cut_probes(probes: Sequence[ProbeTokens], size: int) -> list[list[int]]:
     Prompts of one beginning stay together, so that a name is computed once for all that is asked of it.
     """
     order = sorted(range(len(probes)), key=lambda i: probes[i].prompt)
-    builder, ends = ForestBuilder(), []
+    forest, ends = Forest(), []
     for i in order:
-        read_answers(builder, [_question(probes[i])])
-        ends.append(len(builder))
+        read_answers(forest, [_question(probes[i])])
+        ends.append(len(forest.ids))
     parts = -(-ends[-1] // size)
     cuts: list[list[int]] = [[] for _ in range(parts)]
     for i, end in zip(order, ends, strict=True):

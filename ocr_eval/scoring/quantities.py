@@ -28,6 +28,7 @@ def held_out(task: Task, scores: CandidateScores) -> dict[Scoring, HeldOut]:
     probes = task.probes_of(task.finding.name)
     targets = np.array([probe.target for probe in probes])
     units = [probe.unit for probe in probes]
+    alike = len({probe.candidates for probe in probes}) == 1
     are_answers = units == [str(target) for target in targets.tolist()] and len(set(units)) == probes[0].in_use
     result: dict[Scoring, HeldOut] = {}
     for scoring in SCORINGS:
@@ -38,6 +39,7 @@ def held_out(task: Task, scores: CandidateScores) -> dict[Scoring, HeldOut]:
             target=targets,
             ranks=ranks.all[:, : probes[0].in_use],
             unit=() if are_answers else units,
+            answers=probes[0].candidates[: probes[0].in_use] if alike else (),
         )
     return result
 

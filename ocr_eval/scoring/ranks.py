@@ -112,12 +112,14 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
         ranks: midrank, among all candidates, of each in-use answer. [S, n]
         unit: what each one belongs to and is exchangeable as. [S] Empty where the units are the in-use answers, each of
             those it is right for; so it is in pairs, and in records from before there were units.
+        answers: the in-use answers in words, which tell what seeds have in common. [n] Empty in older records.
     """
 
     subject: Sequence[str]
     target: NDArray[np.int64]
     ranks: Floats
     unit: Sequence[str] = ()
+    answers: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if len(self.target) == 0:
@@ -126,7 +128,8 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
     def some(self, rows: Sequence[int]) -> HeldOut:
         """Those of some subjects, by index."""
         of_units = [self.unit[i] for i in rows] if self.unit else ()
-        return HeldOut([self.subject[i] for i in rows], self.target[list(rows)], self.ranks[list(rows)], of_units)
+        subjects = [self.subject[i] for i in rows]
+        return HeldOut(subjects, self.target[list(rows)], self.ranks[list(rows)], of_units, self.answers)
 
     @cached_property
     def units(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

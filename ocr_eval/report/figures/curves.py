@@ -17,12 +17,11 @@ from ocr_eval.report.chart import Metrics, mean_points
 from ocr_eval.report.figures.style import (
     LEGEND_ROWS,
     bare,
-    close_legend,
     drawn,
     entry,
     face,
-    legend_below,
-    new_figure,
+    figure_of_rows,
+    legend_of_rows,
     panels,
     series,
     tick,
@@ -118,8 +117,7 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
     if not lines:
         return None
     cells = iter(make_cells([runs for _, by_size in lines for runs in by_size.values()], scoring))
-    figure = new_figure(6.0, 3.6 + 0.16 * min(len(lines), LEGEND_ROWS))
-    axes = figure.subplots()
+    figure, axes = figure_of_rows(6.0, 3.6, len(lines))
     for i, (name, by_size) in enumerate(lines):
         color, marker = series(i)
         sizes, found = list(by_size), [next(cells) for _ in by_size]
@@ -137,11 +135,9 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
         x = np.linspace(0, most, 200)
         y = np.minimum(1, np.sqrt(x / m_test))
         axes.plot(x, y, color="0.35", linewidth=1, linestyle=(0, (6, 3)), label=f"min(1, sqrt(m_train / {m_test}))")
-    close_legend(axes, len(lines), not all(run.premises_hold for run in of_lines))
     axes.axhline(0, color="black", linewidth=1)
     whole_ticks(axes)
     axes.set_xlabel("m_train: subjects a group whose entailment is taught")
     axes.set_ylabel(f"OCR score ({scoring})")
-    legend_below(figure)
-    bare(axes)
+    legend_of_rows(figure, len(lines), not all(run.premises_hold for run in of_lines))
     return figure

@@ -11,17 +11,7 @@ from ocr_eval.analysis.intervals import WITHIN, Units, averaged, estimate, units
 from ocr_eval.analysis.table import Table
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import by_association, by_seed, group_rows, is_control, ranks_by_seed
-from ocr_eval.report.figures.style import (
-    LEGEND_ROWS,
-    bare,
-    close_legend,
-    entry,
-    face,
-    legend_below,
-    new_figure,
-    series,
-    tick,
-)
+from ocr_eval.report.figures.style import LEGEND_ROWS, entry, face, figure_of_rows, legend_of_rows, series, tick
 from ocr_eval.report.tables import findings
 from ocr_eval.specs.run import Scoring
 
@@ -36,8 +26,7 @@ def score_figure(table: Table) -> Figure:
     if not rows:
         raise ValueError("no runs to draw")
     names = [name for name in table.associations if any(name in row.cells for row in rows)]
-    figure = new_figure(7.2, 3.4 + 0.16 * min(len(rows), LEGEND_ROWS))
-    axes = figure.subplots()
+    figure, axes = figure_of_rows(7.2, 3.4, len(rows))
     step = min(0.12, 0.8 / len(rows))
     for i, row in enumerate(rows):
         color, marker = series(i)
@@ -49,7 +38,6 @@ def score_figure(table: Table) -> Figure:
             axes.plot(x, cell.values["ocr-score"], marker, color=color, markerfacecolor=filled, markersize=7)
         if i < LEGEND_ROWS:
             axes.plot([], [], marker, color=color, markersize=7, label=entry(row.name))
-    close_legend(axes, len(rows), any(cell.unlearned for row in rows for cell in row.cells.values()))
     axes.axhline(0, color="black", linewidth=1)
     axes.text(-0.48, 0.02, "null", ha="left", va="bottom", fontsize=8)
     axes.axhline(1, color="black", linewidth=0.6, linestyle=":")
@@ -57,8 +45,7 @@ def score_figure(table: Table) -> Figure:
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylabel(f"OCR score ({table.scoring})")
     axes.set_title(f"{findings(table)} inferred: 0 nothing transferred, 1 always", fontsize=10)
-    legend_below(figure)
-    bare(axes)
+    legend_of_rows(figure, len(rows), any(cell.unlearned for row in rows for cell in row.cells.values()))
     return figure
 
 
@@ -79,8 +66,7 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
             rows.append((key.name, kinds))
     if not rows:
         return None
-    figure = new_figure(5.2, 4.6 + 0.16 * min(len(rows), LEGEND_ROWS))
-    axes = figure.subplots()
+    figure, axes = figure_of_rows(5.2, 4.6, len(rows))
     lowest, all_learned = 0.0, True
     for i, (name, kinds) in enumerate(rows):
         color, marker = series(i)
@@ -102,7 +88,6 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
         )
         if i < LEGEND_ROWS:
             axes.plot([], [], marker, color=color, markersize=7, label=entry(name))
-    close_legend(axes, len(rows), not all_learned)
     axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=":")
     label = "on this line: no telling true from arbitrary"
     axes.text(0.5, 0.51, label, ha="center", va="bottom", rotation=45, rotation_mode="anchor", fontsize=7, color="0.35")
@@ -113,8 +98,7 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
     axes.set_aspect("equal")
     axes.set_xlabel("generalization: OCR score over true links")
     axes.set_ylabel("hallucination: OCR score over arbitrary links")
-    legend_below(figure)
-    bare(axes)
+    legend_of_rows(figure, len(rows), not all_learned)
     return figure
 
 

@@ -39,8 +39,6 @@ _CHARACTER, _MARKER = 0.063, 0.6
 #: A legend of more rows than this says how many it omits.
 LEGEND_ROWS = 12
 
-_UNLEARNED = "hollow: a run did not learn what it was taught"
-
 _METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -75,19 +73,36 @@ def drawn(quantities: Iterable[Quantity]) -> list[Drawn]:
     return curves
 
 
-def legend_below(figure: Figure) -> None:
-    """A legend below the axes: in two columns where its labels are short enough for it, long ones in several lines."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
+def new_figure(width: float, height: float) -> Figure:
+    """A figure in inches, of no window and no global state."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def figure_of_rows(width: float, height: float, rows: int) -> tuple[Figure, Axes]:
+    """A figure of one panel in which rows are drawn, in inches, and below it room for their legend."""
+    figure = new_figure(width, height + 0.16 * min(rows, LEGEND_ROWS))
+    axes: Axes = figure.subplots()
+    bare(axes)
+    return figure, axes
+
+
+def legend_of_rows(figure: Figure, rows: int, unlearned: bool) -> None:
+    """A legend below the axes: in two columns where its labels are short enough for it, long ones in several lines.
+
+    After the entries of its rows it says how many of them it omits, and what hollow markers mean if any are.
+    """
+    (axes,) = figure.axes
+    if rows > LEGEND_ROWS:
+        axes.plot([], [], " ", label=f"and {rows - LEGEND_ROWS} more")
+    if unlearned:
+        label = "hollow: a run did not learn what it was taught"
+        axes.plot([], [], "o", color="0.4", markerfacecolor="white", markersize=7, label=label)
+    handles, labels = axes.get_legend_handles_labels()
     width = float(figure.get_figwidth())
     longest = max(map(len, labels), default=0)
     columns = 2 if 2 * (_MARKER + longest * _CHARACTER) <= width else 1
     broken = [textwrap.fill(label, int((width - _MARKER) / _CHARACTER)) for label in labels]
     figure.legend(handles, broken, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure in inches, of no window and no global state."""
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def panels(
@@ -121,14 +136,6 @@ def series(i: int) -> tuple[str, str]:
 def face(color: str, unlearned: bool) -> str:
     """What fills a marker: its colour, or nothing where a run did not learn what it was taught."""
     return "white" if unlearned else color
-
-
-def close_legend(axes: Axes, rows: int, unlearned: bool) -> None:
-    """After the entries of its rows: how many of them a legend omits, and what hollow markers mean if any are."""
-    if rows > LEGEND_ROWS:
-        axes.plot([], [], " ", label=f"and {rows - LEGEND_ROWS} more")
-    if unlearned:
-        axes.plot([], [], "o", color="0.4", markerfacecolor="white", markersize=7, label=_UNLEARNED)
 
 
 def plain(text: str, most: int = 70) -> str:
