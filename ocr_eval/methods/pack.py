@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 
 from ocr_eval.common import streams
-from ocr_eval.common.errors import RunFailed
+from ocr_eval.common.errors import RunFailed, reason_of
 from ocr_eval.data.tokenize import Continuation
 from ocr_eval.methods.adapters import Adapters, Factors
 from ocr_eval.methods.changes import WeightChange
@@ -129,7 +129,7 @@ class GradientPack:
         try:
             learner.epochs_done = read_state(path, learner.parameters, learner.optimizer)
         except Exception as error:
-            raise RunFailed(f"{path} cannot be used ({error}). Delete it to train from the start.") from error
+            raise RunFailed(f"{path} cannot be used ({reason_of(error)}). Delete it to train from the start.") from error
         self.adapters.refresh()
 
     def detach(self) -> None:
