@@ -129,7 +129,9 @@ class GradientPack:
         try:
             learner.epochs_done = read_state(path, learner.parameters, learner.optimizer)
         except Exception as error:
-            raise RunFailed(f"{path} cannot be used ({reason_of(error)}). Delete it to train from the start.") from error
+            raise RunFailed(
+                f"{path} cannot be used ({reason_of(error)}). Delete it to train from the start."
+            ) from error
         self.adapters.refresh()
 
     def detach(self) -> None:
