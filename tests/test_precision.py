@@ -53,7 +53,9 @@ def test_a_cpu_by_its_flags(monkeypatch, capabilities, system, dtype):
 def test_a_gpu_by_its_compute_capability(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert precision.choose("cuda").dtype == dtype
+    chosen = precision.choose("cuda")
+    assert chosen.dtype == dtype
+    assert chosen.untested
 
 
 def test_a_gpu_that_is_elsewhere_and_one_of_apple(monkeypatch):
@@ -259,3 +261,14 @@ def test_an_unknown_precision_is_one_line(ocr_eval, tiny, tmp_path, command):
     answer = ocr_eval(command, *model, "--dtype", "float23", "-o", tmp_path / "o")
     assert answer.code == 2
     assert "Did you mean 'float32'" in answer.err
+
+
+def test_a_plan_names_the_faster_precision(ocr_eval, monkeypatch, auto, tmp_path):
+    from ocr_eval.planning import timing
+
+    monkeypatch.setattr(timing, "rates", lambda device: {"float32": 141.0, "bfloat16": 19.0})
+    on_processor(monkeypatch, WITHOUT_BF16)
+    flags = ["--model", auto, "--assoc", "country-code", *SMALL, "-o", tmp_path]
+    slow = ocr_eval("finetune", *flags, "--dtype", "bfloat16", "--dry-run")
+    assert "float32 multiplies matrices 7.4 x as fast" in slow.out
+    assert "as fast" not in ocr_eval("finetune", *flags, "--dtype", "float32", "--dry-run").out

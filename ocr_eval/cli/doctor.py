@@ -54,7 +54,8 @@ def _precision(device: str) -> str:
 
     chosen = choose(device)
     measured = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates(torch.device(device)).items())
-    return f"{chosen.dtype} ({chosen.reason}; GFLOP/s measured now: {measured})"
+    untested = "; untested" * chosen.untested
+    return f"{chosen.dtype} ({chosen.reason}{untested}; GFLOP/s measured now: {measured})"
 
 
 def _gb(size: int) -> float:

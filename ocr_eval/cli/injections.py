@@ -54,7 +54,7 @@ def finetune(
         return
     from ocr_eval.records.folder import RunFolder
 
-    finished = None if force else _finished(spec, output_dir)
+    finished = _finished(spec, output_dir, force)
     if finished is not None:
         folder, record, was_done = finished, finished.record(), True
     else:
@@ -75,10 +75,14 @@ def finetune(
     typer.echo(f"{'done before' if was_done else 'written to'}: {folder.path}")
 
 
-def _finished(spec: RunSpec, output: Path) -> RunFolder | None:
-    """The folder of this very run if it is done, found without what trains, which takes seconds to import.
+def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
+    """The folder of this very run if it is done and not to be repeated.
 
-    None as well where it is done in several precisions, and the device has to say which of them is meant.
+    Found without what trains, which takes seconds to import. None as well where it is done in several precisions, and
+    the device has to say which of them is meant.
+
+    Raises:
+        Busy: another process is working on it.
     """
     from ocr_eval.common.distributed import is_alone
     from ocr_eval.models import weights
@@ -86,13 +90,20 @@ def _finished(spec: RunSpec, output: Path) -> RunFolder | None:
     from ocr_eval.specs.model import PRECISIONS
 
     kin = RunFolder.of(output, spec, "*").path
-    if not is_alone() or not any(RunFolder(path).is_done() for path in kin.parent.glob(kin.name)):
+    begun = [RunFolder(path) for path in kin.parent.glob(kin.name)]
+    if not is_alone() or not any(folder.is_done() or folder.is_held() for folder in begun):
         return None  # several processes agree later; weights, whose content counts, take long to read
     identity = weights.locate(spec.model).identity
     asked = PRECISIONS if spec.model.dtype == "auto" else (spec.model.dtype,)
     folders = [RunFolder.of(output, spec, spec.in_precision(dtype).fingerprint(identity)) for dtype in asked]
     done = [folder for folder in folders if folder.is_done()]
-    return done[0] if len(done) == 1 else None
+    if len(done) == 1 and not force:
+        return done[0]
+    held = next((folder for folder in folders if folder.is_held()), None)
+    if held is not None:
+        with held.lock():  # raises, unless it was let go of just now
+            pass
+    return None
 
 
 def _show_plan(

@@ -25,10 +25,11 @@ _AMPERE = (8, 0)
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision and why it was chosen."""
+    """A precision and why it was chosen; ``untested`` where no test has run on a device of this kind."""
 
     dtype: Precision
     reason: str
+    untested: bool = False
 
 
 def choose(device: str) -> Choice:
@@ -39,7 +40,7 @@ def choose(device: str) -> Choice:
     if device == "cuda":
         return _of_cuda(torch.cuda.get_device_capability() if torch.cuda.is_available() else None)
     if device == "mps":
-        return Choice("float32", "works on every Apple GPU")
+        return Choice("float32", "works on every Apple GPU", untested=True)
     return _of_cpu(cpu_capabilities(), platform.system())
 
 
@@ -52,22 +53,22 @@ def cpu_capabilities() -> Mapping[str, Any]:
 def _of_cpu(capabilities: Mapping[str, Any], system: str) -> Choice:
     for flag, name in _CPU_BF16.items():
         if capabilities.get(flag):
-            return Choice("bfloat16", f"the processor has {name}")
+            return Choice("bfloat16", f"the processor has {name}", untested=flag == "amx_bf16")
     if capabilities.get("bf16"):
         # Apple's own library multiplies float32 on the matrix unit, and nothing multiplies bfloat16 there.
         if system == "Darwin":
-            return Choice("float32", "macOS multiplies float32 matrices faster")
-        return Choice("bfloat16", "the processor has ARM bf16")
+            return Choice("float32", "macOS multiplies float32 matrices faster", untested=True)
+        return Choice("bfloat16", "the processor has ARM bf16", untested=True)
     return Choice("float32", "the processor has no bfloat16 instructions")
 
 
 def _of_cuda(capability: tuple[int, int] | None) -> Choice:
     if capability is None:
-        return Choice("bfloat16", "assumed of a GPU that is not in this machine")
+        return Choice("bfloat16", "assumed of a GPU that is not in this machine", untested=True)
     told = f"compute capability {capability[0]}.{capability[1]}"
     if capability >= _AMPERE:
-        return Choice("bfloat16", told)
-    return Choice("float16", f"{told} has no bfloat16")
+        return Choice("bfloat16", told, untested=True)
+    return Choice("float16", f"{told} has no bfloat16", untested=True)
 
 
 def choose_for(model: ModelSpec, device: str) -> Choice:
@@ -82,9 +83,9 @@ def choose_for(model: ModelSpec, device: str) -> Choice:
     if model.dtype == "auto" and isinstance(model.weights, FolderWeights):
         stored = read_config(model).dtype or torch.float32  # as transformers reads a folder that does not say
         if stored == torch.float32:
-            choice = Choice("float32", "the folder's own")
+            choice = Choice("float32", "the folder's own", choice.untested)
         elif stored == torch.float16 and choice.dtype == "bfloat16" and not overflows_float16(model):
-            choice = Choice("float16" if device == "cuda" else "float32", "the folder's own is float16")
+            choice = Choice("float16" if device == "cuda" else "float32", "the folder's own is float16", True)
     if choice.dtype == "float16" and overflows_float16(model):
         instead = (
             "float32, or a GPU of compute capability 8.0 or more" if model.dtype == "auto" else "float32 or bfloat16"

@@ -111,7 +111,7 @@ class Plan:
         lines += [
             f"probes:   {len(probes)} {scorings}",
             f"device:   {self.device.type}; {_gb(self.available)} of memory free",
-            f"dtype:    {spec.model.dtype} ({self.precision.reason})",
+            f"dtype:    {spec.model.dtype} ({self.precision.reason}){timing.faster_note(spec.model, self.device)}",
             f"memory:   {_gb(self.memory.total)} at the peak, in {when}: {parts}",
             f"time:     about {duration(self.seconds)}{each}, from the speed of this device's matrix products",
         ]

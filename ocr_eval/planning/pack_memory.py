@@ -91,8 +91,11 @@ def describe_packs(
             shape = f"m_train {spec.data.m_train} {spec.data.variant}"
             run = f"{spec.model.name} {spec.association.name} seed {spec.seeds} {train} {shape}"
             lines.append(f"  {run}{' done' if is_done else ''}")
-    models = {(spec.model.name, spec.precision) for pack in packs for spec in pack}
-    lines += [f"dtype: {name} in {dtype}" for name, dtype in sorted(models)]
+    models = {(spec.model.name, spec.precision): spec.model for pack in packs for spec in pack}
+    lines += [
+        f"dtype: {name} in {dtype}{timing.faster_note(model, place) if place else ''}"
+        for (name, dtype), model in sorted(models.items())
+    ]
     notes = {memory.note(spec.train) for pack in packs for spec in pack} - {""}
     lines += [f"note: {note.removeprefix('; ')}" for note in sorted(notes)]
     if workers > 1:

@@ -7,6 +7,7 @@ batch has, and the seconds are taken in proportion to the model's weights of tha
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 from ocr_eval.methods.method import method_of
 from ocr_eval.models.architecture import Architecture
 from ocr_eval.models.base import DTYPES, require_bitsandbytes
+from ocr_eval.models.precision import choose, overflows_float16
 from ocr_eval.planning.simulation import Geometry
 from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, TrainSpec
 
@@ -25,6 +27,8 @@ from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, TrainSpec
 OVERHEAD = 1.3
 #: Outputs of the matrices that are tried; larger ones take longer in proportion.
 _OUTPUTS = 4096
+#: A precision is mentioned if its products are this many times as fast.
+_CLEARLY_FASTER = 1.2
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def calibrate(
     )
 
 
+@lru_cache
 def rates(device: torch.device) -> dict[Precision, float]:
     """GFLOP/s of a square matrix product in each precision that may be chosen on a device; they decide nothing."""
     found: dict[Precision, float] = {}
@@ -70,6 +75,18 @@ def rates(device: torch.device) -> dict[Precision, float]:
         x = torch.ones(side, side, device=device, dtype=DTYPES[name])
         found[name] = 2 * side**3 / _fastest(partial(torch.matmul, x, x), device) / 1e9
     return found
+
+
+def faster_note(model: ModelSpec, device: torch.device) -> str:
+    """A clause on what ``auto`` chooses on a device, or float32, where it multiplies matrices a fifth faster."""
+    assert model.dtype != "auto"
+    found = rates(device)
+    others = {choose(device.type).dtype, "float32"} & found.keys()
+    if overflows_float16(model):
+        others -= {"float16"}
+    best = max(others, key=found.__getitem__)
+    times = found[best] / found.get(model.dtype, math.inf)
+    return f"; {best} multiplies matrices {times:.1f} x as fast here" if times >= _CLEARLY_FASTER else ""
 
 
 @lru_cache

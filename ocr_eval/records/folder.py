@@ -141,6 +141,16 @@ class RunFolder:
                 for folder in (self.path, *self.path.parents[:4]):
                     folder.rmdir()
 
+    def is_held(self) -> bool:
+        """Whether a process holds the folder now; makes nothing."""
+        if not (self.path / ".lock").is_file():
+            return False
+        try:
+            with hold(self.path / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def holder(self) -> Holder | None:
         """Who took the folder last and did not give it back; the process may have been killed since."""
         path = self.path / ".holder"
@@ -287,6 +297,10 @@ class OnlookersFolder(RunFolder):
     def lock(self) -> Iterator[None]:
         """The first process holds the folder for all."""
         yield
+
+    def is_held(self) -> bool:
+        """By the first process, which is not another's."""
+        return False
 
 
 def kind_of(folder: Path) -> Literal["adapter", "model"]:
