@@ -28,7 +28,7 @@ def test_a_run_that_could_not_go_on_is_not_waited_for(tiny, tmp_path, capfd):
     watch([step(tiny, tmp_path, 0, 2)])
     lines = capfd.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == ["0%", "75%", "100%"]
-    assert "city-language x2 OCR +0.50" in lines[0]
+    assert "city-language x2 OCR +1.00" in lines[0]
     assert "left" not in lines[2]
 
 
