@@ -1,8 +1,10 @@
 """Log-probabilities of a few tokens from logits over the whole vocabulary.
 
 A log-softmax in fp32 over all that a pass reads would be the largest thing that the pass holds, several times over
-with its gradient. Here rows are taken a few at a time, and each block is computed again for the backward pass, so that
-what is kept for it is the logits themselves.
+with its gradient, and on a CPU most of its time would go into fresh pages of memory. Here rows are taken a few at a
+time, and what is kept for the backward pass is the logits themselves:
+
+    d log p(t) / d logit(v) = [v = t] - p(v)
 
 Dimension letters:  S rows of logits,  V tokens of the vocabulary,  T expected tokens.
 """
@@ -10,10 +12,10 @@ Dimension letters:  S rows of logits,  V tokens of the vocabulary,  T expected t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 #: Logits of a block of rows, about: on a CPU few enough for its caches, elsewhere enough to keep it busy.
 _BLOCK = {"cpu": 2**20}
@@ -28,21 +30,13 @@ def block_rows(vocabulary: int, device: str) -> int:
 def read_logprobs(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
     """Log-probability of each expected token (nats, fp32), with the log-softmax in fp32; differentiable. [T]
 
-    No shape depends on the values, so that fake tensors (planning/simulation.py) can take the same way.
-
     Args:
         logits_SV: logits in any precision; their gradient has the same.
         rows_T: the row of logits that predicts each expected token.
         tokens_T: the expected tokens.
         at_once: how many rows are taken at a time (``block_rows``).
     """
-    logprobs_T = torch.zeros(len(rows_T), device=logits_SV.device)
-    for number, block_BV in enumerate(logits_SV.split(at_once)):
-        row_T = rows_T - number * at_once
-        is_here = (row_T >= 0) & (row_T < len(block_BV))
-        row_T = row_T.clamp(0, len(block_BV) - 1)
-        here_T = checkpoint(_read, block_BV, row_T, tokens_T, use_reentrant=False, preserve_rng_state=False)
-        logprobs_T = torch.where(is_here, here_T, logprobs_T)
+    logprobs_T: Tensor = _ReadLogprobs.apply(logits_SV, rows_T, tokens_T, at_once)
     return logprobs_T
 
 
@@ -65,5 +59,57 @@ def read_ranks(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int
 Reader = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-def _read(logits_BV: Tensor, rows_T: Tensor, tokens_T: Tensor) -> Tensor:
-    return logits_BV.log_softmax(-1, dtype=torch.float32)[rows_T, tokens_T]
+class _ReadLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
+        ctx.save_for_backward(logits_SV, rows_T, tokens_T)
+        ctx.at_once = at_once
+        logprobs_T = torch.zeros(len(rows_T), device=logits_SV.device)
+        blocks = _Blocks(logits_SV, at_once)
+        for start in range(0, len(logits_SV), at_once):
+            block = blocks.of(torch.log_softmax, start)
+            is_here, row = _places(rows_T, start, len(block))
+            logprobs_T = torch.where(is_here, block[row, tokens_T], logprobs_T)
+        return logprobs_T
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        logits_SV, rows_T, tokens_T = ctx.saved_tensors
+        (grad_T,) = gradients
+        of_row_S1 = torch.zeros(len(logits_SV), 1, device=grad_T.device).index_add_(0, rows_T, grad_T[:, None])
+        grad_SV = torch.empty_like(logits_SV)
+        blocks = _Blocks(logits_SV, ctx.at_once)
+        for start in range(0, len(logits_SV), ctx.at_once):
+            rows = slice(start, start + ctx.at_once)
+            block = blocks.of(torch.softmax, start).mul_(-of_row_S1[rows])
+            is_here, row = _places(rows_T, start, len(block))
+            block.index_put_((row, tokens_T), torch.where(is_here, grad_T, 0.0), accumulate=True)
+            grad_SV[rows] = block
+        return grad_SV, None, None, None
+
+
+class _Blocks:
+    """A function of each row of logits in fp32, some rows at a time, in memory that is used over and over.
+
+    Fresh memory for every block would cost more than what is computed in it.
+    """
+
+    def __init__(self, logits_SV: Tensor, at_once: int) -> None:
+        self._logits_SV, self._at_once = logits_SV, at_once
+        shape = (2, min(at_once, len(logits_SV)), logits_SV.shape[1])
+        self._logits, self._result = torch.empty(shape, device=logits_SV.device)
+
+    def of(self, function: Callable[..., Tensor], start: int) -> Tensor:
+        """A softmax or log-softmax of the rows from one on; valid until the next is asked for."""
+        logits = self._logits_SV[start : start + self._at_once]
+        block = self._logits[: len(logits)].copy_(logits)
+        return function(block, dim=-1, out=self._result[: len(logits)])
+
+
+def _places(rows_T: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
+    """Which expected tokens are read in a block of ``count`` rows, and in which of these (any, for the others).
+
+    No shape depends on the answer, so that fake tensors (planning/simulation.py) can take the same way.
+    """
+    row_T = rows_T - start
+    return (row_T >= 0) & (row_T < count), row_T.clamp(0, count - 1)
