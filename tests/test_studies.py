@@ -216,8 +216,8 @@ def test_a_study_is_planned_before_it_is_run(study, tmp_path, command, runs):
     assert answer.out.count("tiny-llama country-code seed") == runs
     assert "GB" in answer.out
     assert "time: about" in answer.out
-    assert "comparing: 2 seeds show a difference of 2.11 or more" in answer.out
-    assert "comparing: one seed shows no difference" in study(*command[:-1], "0", "--dry-run").out
+    assert "comparing: no verdict from 2 seeds; a comparison of OCR scores takes 6" in answer.out
+    assert "6 seeds show a difference in OCR score of 0.30 or more" in study(*command[:-1], "0-5", "--dry-run").out
     assert list(tmp_path.iterdir()) == []
     assert study(*command, "--dry-run", "--json").code == 2
     assert study(*command, "--epochs", 1).code == 0

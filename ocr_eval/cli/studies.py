@@ -104,16 +104,18 @@ def curve(
         score = ocr_score(list(ranks_by_seed(runs, scoring).values()))
         learned = all(run.premises_hold for run in runs)
         points.append((m, score, min(1.0, math.sqrt(m / m_test)), learned))
+    one_seed = f"One seed has no interval: give several, for example --seeds {o.THREE_SEEDS}."
     if as_json:
         keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "premises_hold")
         listed = [dict(zip(keys, (m, asdict(score), root, learned), strict=True)) for m, score, root, learned in points]
         about = {"assoc": specs[0].association.name, "m_test": m_test, "seeds": seeds}
-        typer.echo(json.dumps({**about, "points": listed}, indent=2))
+        note = {"note": one_seed} if len(seeds) == 1 else {}
+        typer.echo(json.dumps({**about, **note, "points": listed}, indent=2))
         return
     rows = [[str(m), o.interval_text(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
     typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "learned"], rows))
     if len(seeds) == 1:
-        typer.echo(f"One seed has no interval: give several, for example --seeds {o.THREE_SEEDS}.")
+        typer.echo(one_seed)
 
 
 def _runs(context: typer.Context, model: str, assoc: str, settings: Given, *axes: str) -> list[RunSpec]:

@@ -5,6 +5,7 @@ Commands import this module when they run, for it imports what trains.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -206,11 +207,15 @@ def _power(specs: Sequence[RunSpec]) -> list[str]:
     from ocr_eval.analysis.significance import RERUN_SD, detectable, seeds_needed
 
     conditions = {(spec.model.name, spec.association.name, spec.data, spec.train) for spec in specs}
-    if len(conditions) == len({(model, association) for model, association, *_ in conditions}):
+    compared = Counter((model, association) for model, association, *_ in conditions)
+    comparisons = sum(count > 1 for count in compared.values())
+    if not comparisons:
         return []
-    seeds = len({spec.seed for spec in specs})
-    least = detectable(seeds)
-    shown = f"{seeds} seeds show a difference of {least:.2f} or more" if least else "one seed shows no difference"
-    return [
-        f"comparing: {shown} in OCR score (80 % power, rerun sd {RERUN_SD:g}); a verdict takes {seeds_needed()} seeds"
-    ]
+    seeds, needed = len({spec.seed for spec in specs}), seeds_needed(comparisons)
+    of = f"{comparisons} comparisons" if comparisons > 1 else "a comparison"
+    if seeds < needed:
+        return [
+            f"comparing: no verdict from {seeds} seed{'s' * (seeds > 1)}; {of} of OCR scores takes {needed} or more"
+        ]
+    power = f"80 % power, rerun sd {RERUN_SD:g}"
+    return [f"comparing: {seeds} seeds show a difference in OCR score of {detectable(seeds):.2f} or more ({power})"]
