@@ -1,0 +1,199 @@
+"""What readings of remakes say of rerun noise: standard deviations, what groups share, and a page of tables.
+
+Pure; ``noise.py`` makes the readings. Dimension letters:  C cells (association, seed),  R remakes,  G groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from ocr_eval.analysis.table import column_order
+from ocr_eval.common import streams
+from ocr_eval.scoring.ranks import LEARNED_TOP1
+from ocr_eval.specs.published import published_mean_ranks
+
+Floats = NDArray[np.float64]
+
+#: How a run is read at its end: the readings whose mean is its score.
+READINGS = {
+    "last epoch": ("last",),
+    "mean of 3 epochs": ("last-2", "last-1", "last"),
+    "mean weights": ("mean-weights",),
+}
+NOISE = (
+    *("condition; reading", "runs", "sd of a run", "sd / today's", "sd of a cell of 3 seeds"),
+    *("sd of a run, in use", "facts lost", "entailments lost"),
+)
+SHARED = ("condition; reading", "shared by a run's groups", "of each group", "intraclass correlation", "design effect")
+PAGE = """# Rerun noise of the OCR score
+
+Made by `python tests/benchmarks/noise.py show` from `runs.csv`. smollm2-135m in bfloat16, the default protocol, five
+associations and seeds 0 to 2 (a cell each), {remakes} remakes of each cell: the same data, order and initialization,
+the initial adapters moved by 1e-6 times normal noise. First-token scoring. A condition says what differs from the
+training defaults.
+
+## How far scores move
+
+Standard deviations (sd) over remakes, pooled over cells, with chi-square 95 % intervals: 3 degrees of freedom a cell,
+45 in all, and 15 where a cell is the mean of three seeds. They take the noise for normal and equal in all
+cells; the ratio to today's default (the first row) resamples cells and does not. "In use" ranks among the answers in
+use. Lost: runs whose facts, or train entailments, are under 95 % top-1 at the end.
+
+{noise}
+
+## Mean scores
+
+Mean OCR score (mean rank) among ten candidates, over seeds and remakes.
+
+{means}
+
+## What a run's groups share
+
+Rerun variance of a group's OCR score, among the answers in use: what the groups of one run share against what each has
+for itself, and their ratio to the whole, the intraclass correlation, with a 95 % interval from resampling cells. Above
+zero, the groups of a run are not independent observations; the design effect (1 + (groups - 1) x correlation) is the
+factor by which a run's variance exceeds that of independent groups.
+
+{shared}
+"""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def spread(values_CR: Floats) -> Interval:
+    """Standard deviation over remakes, pooled over cells with C (R - 1) degrees of freedom; chi-square interval."""
+    cells, count = values_CR.shape
+    dof, variance = cells * (count - 1), values_CR.var(axis=1, ddof=1).mean()
+    low, high = np.sqrt(dof * variance / chi2.ppf([0.975, 0.025], dof))
+    return Interval(float(np.sqrt(variance)), float(low), float(high))
+
+
+def components(scores_CRG: Floats) -> tuple[float, float]:
+    """Variance over remakes that a run's groups share, and variance that each group has for itself.
+
+        score = cell and group + shared[run] + own[run, group]
+
+    By mean squares of a two-way layout (remakes, groups) in each cell, pooled over cells. The shared one is negative
+    where groups of a run move against each other, as when one group's favourite answer becomes another's.
+    """
+    _, runs, groups = scores_CRG.shape
+    moved = scores_CRG - scores_CRG.mean(axis=1, keepdims=True)
+    run = moved.mean(axis=2, keepdims=True)
+    between = groups * (run**2).sum(axis=(1, 2)).mean() / (runs - 1)
+    within = ((moved - run) ** 2).sum(axis=(1, 2)).mean() / ((runs - 1) * (groups - 1))
+    return float((between - within) / groups), float(within)
+
+
+def correlation(scores_CRG: Floats) -> float:
+    """Intraclass correlation of the rerun noise of two groups of a run: the shared variance's part of the whole.
+
+    NaN where nothing moves.
+    """
+    shared, own = components(scores_CRG)
+    return shared / (shared + own) if shared + own else math.nan
+
+
+def deviation_ratio(values_CR: Floats, reference_CR: Floats) -> float:
+    """Pooled standard deviation over remakes as a part of a reference's; NaN where that does not move."""
+    variance, reference = (values.var(axis=1, ddof=1).mean() for values in (values_CR, reference_CR))
+    return float(np.sqrt(variance / reference)) if reference else math.nan
+
+
+def resampled(statistic: Callable[..., float], *of_cells: Floats) -> Interval:
+    """A statistic of arrays [C, ...] with its percentile interval, cells resampled (2000 draws)."""
+    generator = np.random.default_rng(streams.integer("evaluation/noise"))
+    drawn = generator.integers(0, len(of_cells[0]), size=(2000, len(of_cells[0])))
+    low, high = np.quantile([statistic(*(values[cells] for values in of_cells)) for cells in drawn], [0.025, 0.975])
+    return Interval(statistic(*of_cells), float(low), float(high))
+
+
+def by_remake(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A column by cell and remake, the mean over the readings of each run. [C, R]"""
+    return rows.groupby(["association", "seed", "remake"])[column].mean().unstack("remake")
+
+
+def by_group(rows: pd.DataFrame) -> Floats:
+    """OCR scores of the groups of each run, among the answers in use; for one reading. [C, R, G]"""
+    ordered = rows.sort_values(["association", "seed", "remake"])
+    ranks = np.array([text.split() for text in ordered.ranks_in_use], dtype=np.float64)
+    groups = ranks.shape[1]
+    return 1 - ranks.reshape(-1, rows.remake.nunique(), groups) / ((groups - 1) / 2)
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A table."""
+    rule = ["---"] * len(head)
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (head, rule, *lines))
+
+
+def noise_line(rows: pd.DataFrame, today: pd.DataFrame, seeds: int) -> Iterator[object]:
+    """How far scores move under one condition, read one way."""
+    scores = by_remake(rows, "score")
+    shared = scores.index.intersection(today.index)
+    whole = scores.groupby("association").filter(lambda cells: len(cells) == seeds)
+    yield scores.size
+    yield spread(scores.to_numpy())
+    yield resampled(deviation_ratio, scores.loc[shared].to_numpy(), today.loc[shared].to_numpy())
+    yield "" if whole.empty else spread(whole.groupby("association").mean().to_numpy())
+    yield spread(by_remake(rows, "score_in_use").to_numpy())
+    for premise in ("facts", "taught"):
+        yield (by_remake(rows, premise) < LEARNED_TOP1).to_numpy().sum()
+
+
+def mean_line(rows: pd.DataFrame, associations: Sequence[str]) -> Iterator[str]:
+    """Mean score and mean rank of each association under one condition, read one way."""
+    ranks = [np.mean([float(rank) for rank in text.split()]) for text in rows.ranks]
+    means = rows.assign(rank=ranks).groupby("association")[["score", "rank"]].mean()
+    for name in associations:
+        yield f"{means.score[name]:+.2f} ({means['rank'][name]:.2f})" if name in means.index else ""
+
+
+def shared_line(rows: pd.DataFrame) -> Iterator[object]:
+    """What the groups of a run share under one condition, in one reading."""
+    scores_CRG = by_group(rows)
+    icc = resampled(correlation, scores_CRG)
+    yield from (f"{variance:.4f}" for variance in components(scores_CRG))
+    yield icc
+    yield f"{1 + (scores_CRG.shape[2] - 1) * icc.value:.2f}"
+
+
+def page(table: pd.DataFrame, conditions: Sequence[str]) -> str:
+    """What the readings say, as Markdown; conditions are compared with the first."""
+    associations = column_order(table.association.unique())
+    today = by_remake(table[(table.condition == conditions[0]) & (table.reading == "last")], "score")
+    noise, means, shared = [], [], []
+    for condition, (way, readings) in product(conditions, READINGS.items()):
+        rows = table[(table.condition == condition) & table.reading.isin(readings)]
+        if rows.empty:
+            continue
+        label = f"{condition}; {way}"
+        noise.append((label, *noise_line(rows, today, table.seed.nunique())))
+        means.append((label, *mean_line(rows, associations)))
+        if len(readings) == 1:
+            shared.append((label, *shared_line(rows)))
+    published = [[ranks[name] for ranks in published_mean_ranks().values()] for name in associations]
+    means.append(("published, 7-9B", *(f"({min(ranks):.2f} to {max(ranks):.2f})" for ranks in published)))
+    return PAGE.format(
+        remakes=table.remake.nunique(),
+        noise=markdown(NOISE, noise),
+        means=markdown(["condition; reading", *associations], means),
+        shared=markdown(SHARED, shared),
+    )
