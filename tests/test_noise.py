@@ -129,3 +129,9 @@ def test_the_ratio_of_deviations_is_of_pooled_ones():
     assert noise_page.deviation_ratio(reference / 2, reference) == pytest.approx(0.5)
     interval = noise_page.resampled(noise_page.deviation_ratio, reference / 2, reference)
     assert (interval.low, interval.high) == pytest.approx((0.5, 0.5))
+
+
+def test_conditions_are_compared_on_the_cells_that_all_have_finished():
+    cells = [("constant", 0), ("constant", 1), ("linear", 0)]
+    table = pd.DataFrame([{"association": "a", "seed": seed, "condition": name} for name, seed in cells])
+    assert list(noise_page.finished(table).seed) == [0, 0]

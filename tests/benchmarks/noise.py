@@ -67,7 +67,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "linear": {"schedule": "linear"},
     "cosine, warm-up 0.1": {"schedule": "cosine", "warmup": 0.1},
     "linear, clip 0.1": {"schedule": "linear", "max_grad_norm": 0.1},
-    "linear, beta2 0.95": {"schedule": "linear", "beta2": 0.95},
+    "constant, rate 1e-3": {"schedule": "constant", "lr": 1e-3},
 }
 ASSOCIATIONS = column_order(shipped_names("templates"))
 SEEDS = (0, 1, 2)
@@ -173,9 +173,8 @@ def read_table(path: Path) -> pd.DataFrame:
 def train(path: Path, model: ModelSpec, part: int = 0, parts: int = 1, packs: int | None = None) -> None:
     """Train the packs of one part of the work that are not in the table yet, at most so many."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The first two conditions of all cells come first, so that what is finished is a fair comparison.
-    names, cells = list(CONDITIONS), list(product(SEEDS, ASSOCIATIONS))
-    order = [(*cell, name) for some in (names[:2], names[2:]) for cell in cells for name in some]
+    # A seed under all conditions before the next, so that what is finished is a fair comparison.
+    order = list(product(SEEDS, ASSOCIATIONS, CONDITIONS))
     done = set(read_table(path)[["seed", "association", "condition"]].itertuples(index=False, name=None))
     todo = [each for each in order[part::parts] if each not in done]
     say(f"{len(todo)} packs to do")

@@ -29,38 +29,39 @@ READINGS = {
     "mean weights": ("mean-weights",),
 }
 NOISE = (
-    *("condition; reading", "runs", "sd of a run", "sd / today's", "sd of a cell of 3 seeds"),
-    *("sd of a run, in use", "facts lost", "entailments lost"),
+    *("condition; reading", "runs", "sd of a run", "sd of 3 seeds", "sd / reference"),
+    *("sd of a run, in use", "sd between seeds", "facts lost", "entailments lost"),
 )
 SHARED = ("condition; reading", "shared by a run's groups", "of each group", "intraclass correlation", "design effect")
 PAGE = """# Rerun noise of the OCR score
 
-Made by `python tests/benchmarks/noise.py show` from `runs.csv`. smollm2-135m in bfloat16, the default protocol, five
-associations and seeds 0 to 2 (a cell each), {remakes} remakes of each cell: the same data, order and initialization,
-the initial adapters moved by 1e-6 times normal noise. First-token scoring. A condition says what differs from the
-training defaults.
+Made by `python tests/benchmarks/noise.py show` from `runs.csv`. smollm2-135m in bfloat16 on a CPU, the default
+protocol, {cells} cells (association, seed), {remakes} remakes of each: the same data, order and initialization, and the
+initial adapters moved by 1e-6 times normal noise. First-token scoring. A condition says what differs from the training
+defaults. Only cells that are finished under every condition are shown.
 
 ## How far scores move
 
-Standard deviations (sd) over remakes, pooled over cells, with chi-square 95 % intervals: 3 degrees of freedom a cell,
-45 in all, and 15 where a cell is the mean of three seeds. They take the noise for normal and equal in all
-cells; the ratio to today's default (the first row) resamples cells and does not. "In use" ranks among the answers in
-use. Lost: runs whose facts, or train entailments, are under 95 % top-1 at the end.
+Standard deviations (sd) of the OCR score over remakes, pooled over cells, with chi-square 95 % intervals ({freedom}
+degrees of freedom a cell). These intervals take noise for normal and alike in all cells; that of the ratio to the
+reference, the first row, resamples cells and does not. "Of 3 seeds": of a mean over three seeds, whose noise is
+independent. "In use" ranks among the answers in use, all else among ten candidates. "Between seeds": the sd of one run
+over seeds, rerun noise included. Lost: runs whose facts, or train entailments, are under 95 % top-1 at the end.
 
 {noise}
 
 ## Mean scores
 
-Mean OCR score (mean rank) among ten candidates, over seeds and remakes.
+Mean OCR score (mean rank) over seeds and remakes; in the last row the least and greatest published mean rank.
 
 {means}
 
 ## What a run's groups share
 
-Rerun variance of a group's OCR score, among the answers in use: what the groups of one run share against what each has
-for itself, and their ratio to the whole, the intraclass correlation, with a 95 % interval from resampling cells. Above
-zero, the groups of a run are not independent observations; the design effect (1 + (groups - 1) x correlation) is the
-factor by which a run's variance exceeds that of independent groups.
+Rerun variance of a group's OCR score among the answers in use: what the groups of one run share, what each has for
+itself, and the shared part of the whole, the intraclass correlation, with a 95 % interval from resampling cells. Above
+zero, groups of a run move together, and only runs are independent observations; below zero, what one group gains
+another loses. The design effect, 1 + (groups - 1) x correlation, is a run's variance over that of independent groups.
 
 {shared}
 """
@@ -144,16 +145,23 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (head, rule, *lines))
 
 
-def noise_line(rows: pd.DataFrame, today: pd.DataFrame, seeds: int) -> Iterator[object]:
-    """How far scores move under one condition, read one way."""
+def finished(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the cells that are finished under every condition that has begun."""
+    begun = table.groupby(["association", "seed"]).condition.transform("nunique")
+    return table[begun == table.condition.nunique()]
+
+
+def noise_line(rows: pd.DataFrame, reference: pd.DataFrame) -> Iterator[object]:
+    """How far scores move under one condition, read one way, also as a part of what a reference's scores move."""
     scores = by_remake(rows, "score")
-    shared = scores.index.intersection(today.index)
-    whole = scores.groupby("association").filter(lambda cells: len(cells) == seeds)
+    of_run = spread(scores.to_numpy())
     yield scores.size
-    yield spread(scores.to_numpy())
-    yield resampled(deviation_ratio, scores.loc[shared].to_numpy(), today.loc[shared].to_numpy())
-    yield "" if whole.empty else spread(whole.groupby("association").mean().to_numpy())
+    yield of_run
+    yield f"{of_run.value / math.sqrt(3):.3f}"
+    yield resampled(deviation_ratio, scores.to_numpy(), reference.to_numpy())
     yield spread(by_remake(rows, "score_in_use").to_numpy())
+    between_seeds = math.sqrt(scores.groupby("association").var(ddof=1).mean(axis=None))
+    yield "" if math.isnan(between_seeds) else f"{between_seeds:.3f}"
     for premise in ("facts", "taught"):
         yield (by_remake(rows, premise) < LEARNED_TOP1).to_numpy().sum()
 
@@ -176,23 +184,26 @@ def shared_line(rows: pd.DataFrame) -> Iterator[object]:
 
 
 def page(table: pd.DataFrame, conditions: Sequence[str]) -> str:
-    """What the readings say, as Markdown; conditions are compared with the first."""
+    """What the rows of runs.csv say, as Markdown; conditions in this order, the first of which is the reference."""
+    table = finished(table)
     associations = column_order(table.association.unique())
-    today = by_remake(table[(table.condition == conditions[0]) & (table.reading == "last")], "score")
+    reference = by_remake(table[(table.condition == conditions[0]) & (table.reading == "last")], "score")
     noise, means, shared = [], [], []
     for condition, (way, readings) in product(conditions, READINGS.items()):
         rows = table[(table.condition == condition) & table.reading.isin(readings)]
         if rows.empty:
             continue
         label = f"{condition}; {way}"
-        noise.append((label, *noise_line(rows, today, table.seed.nunique())))
+        noise.append((label, *noise_line(rows, reference)))
         means.append((label, *mean_line(rows, associations)))
         if len(readings) == 1:
             shared.append((label, *shared_line(rows)))
     published = [[ranks[name] for ranks in published_mean_ranks().values()] for name in associations]
     means.append(("published, 7-9B", *(f"({min(ranks):.2f} to {max(ranks):.2f})" for ranks in published)))
     return PAGE.format(
-        remakes=table.remake.nunique(),
+        cells=len(reference),
+        remakes=reference.shape[1],
+        freedom=reference.shape[1] - 1,
         noise=markdown(NOISE, noise),
         means=markdown(["condition; reading", *associations], means),
         shared=markdown(SHARED, shared),
