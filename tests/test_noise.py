@@ -83,20 +83,23 @@ def test_remakes_are_read_at_the_end_and_the_page_is_made_of_them(tiny):
 
 
 def test_training_resumes_with_the_packs_that_are_missing(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(noise, "ASSOCIATIONS", ["city-language"])
-    monkeypatch.setattr(noise, "SEEDS", (0,))
     monkeypatch.setattr(noise, "CONDITIONS", {"constant": {}, "linear": {"schedule": "linear"}})
-    model = load_model_spec(tiny)
-    noise.train(tmp_path / "whole/runs.csv", model)
-    noise.train(tmp_path / "parts/runs.csv", model, part=1, parts=2)
-    half = noise.read_table(tmp_path / "parts/runs.csv")
-    assert set(half.condition) == {"linear"}
-    for _ in range(2):  # the pack that is missing, and none
-        noise.train(tmp_path / "parts/runs.csv", model, packs=1)
-    key = ["condition", "seed", "reading", "remake"]
-    whole, parts = (noise.read_table(tmp_path / name / "runs.csv").sort_values(key) for name in ("whole", "parts"))
-    assert len(whole) == 2 * 4 * noise.REMAKES
-    pd.testing.assert_frame_equal(whole.reset_index(drop=True), parts.reset_index(drop=True))
+    trained = []
+
+    def train(base, spec):
+        trained.append((spec.seed, spec.association.name, spec.train.schedule))
+        return [{"association": spec.association.name, "seed": spec.seed, "reading": "last", "score": 1 / 3}]
+
+    monkeypatch.setattr(noise, "train_remakes", train)
+    path, model = tmp_path / "new/runs.csv", load_model_spec(tiny)
+    noise.train(path, model, part=1, parts=2, packs=2)
+    assert trained == [(0, noise.ASSOCIATIONS[i], "linear") for i in (0, 1)]
+    for _ in range(2):  # what is left, and nothing
+        noise.train(path, model)
+        assert len(trained) == len(set(trained)) == 2 * len(noise.ASSOCIATIONS) * len(noise.SEEDS)
+    table = noise.read_table(path)
+    assert sorted(trained) == sorted(table[["seed", "association", "condition"]].itertuples(index=False, name=None))
+    assert set(table.score) == {0.33333}
 
 
 def test_the_spread_is_pooled_over_cells_with_its_chi_square_interval():
@@ -131,7 +134,28 @@ def test_the_ratio_of_deviations_is_of_pooled_ones():
     assert (interval.low, interval.high) == pytest.approx((0.5, 0.5))
 
 
-def test_conditions_are_compared_on_the_cells_that_all_have_finished():
-    cells = [("constant", 0), ("constant", 1), ("linear", 0)]
-    table = pd.DataFrame([{"association": "a", "seed": seed, "condition": name} for name, seed in cells])
-    assert list(noise_page.finished(table).seed) == [0, 0]
+def readings(condition, association, *scores):
+    """Rows as noise.py writes them: remakes of a run with these scores."""
+    of_run = {"condition": condition, "association": association, "seed": 0, "reading": "last"}
+    same = {"facts": 1.0, "taught": 0.9, "ranks": "1 2", "nulls": "2 2", "ranks_in_use": "0 1"}
+    return [
+        {**of_run, **same, "remake": i, "score": score, "score_in_use": score}
+        for i, score in enumerate(scores, start=1)
+    ]
+
+
+def test_a_condition_is_compared_on_the_cells_that_it_shares_with_the_reference():
+    rows = [
+        *readings("constant", "city-language", 0.9, 0.9),
+        *readings("constant", "sport-music", 0.2, 0.6),
+        *readings("linear", "sport-music", 0.3, 0.5),
+        *readings("linear", "country-code", 0.0, 9.0),  # not finished under the reference
+    ]
+    page = noise_page.page(pd.DataFrame(rows), ["constant", "linear"])
+    line = next(line for line in page.splitlines() if line.startswith("| linear; last epoch"))
+    _, _, cells, remakes, deviation, _, ratio, *_, facts, taught, _ = line.split("|")
+    assert (int(cells), int(remakes), int(facts), int(taught)) == (1, 2, 0, 2)
+    assert deviation.startswith(" 0.141 ")
+    assert ratio.startswith(" 0.500 ")
+    assert "+0.40 (1.50)" in page  # the mean score and rank of either
+    assert "+4.50" not in page

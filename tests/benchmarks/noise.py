@@ -65,9 +65,9 @@ Floats = NDArray[np.float64]
 CONDITIONS: dict[str, dict[str, Any]] = {
     "constant": {"schedule": "constant"},
     "linear": {"schedule": "linear"},
-    "cosine, warm-up 0.1": {"schedule": "cosine", "warmup": 0.1},
     "linear, clip 0.1": {"schedule": "linear", "max_grad_norm": 0.1},
     "constant, rate 1e-3": {"schedule": "constant", "lr": 1e-3},
+    "cosine, warm-up 0.1": {"schedule": "cosine", "warmup": 0.1},
 }
 ASSOCIATIONS = column_order(shipped_names("templates"))
 SEEDS = (0, 1, 2)

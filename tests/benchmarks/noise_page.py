@@ -29,30 +29,32 @@ READINGS = {
     "mean weights": ("mean-weights",),
 }
 NOISE = (
-    *("condition; reading", "runs", "sd of a run", "sd of 3 seeds", "sd / reference"),
+    *("condition; reading", "cells", "remakes", "sd of a run", "sd of 3 seeds", "sd / reference"),
     *("sd of a run, in use", "sd between seeds", "facts lost", "entailments lost"),
 )
 SHARED = ("condition; reading", "shared by a run's groups", "of each group", "intraclass correlation", "design effect")
 PAGE = """# Rerun noise of the OCR score
 
 Made by `python tests/benchmarks/noise.py show` from `runs.csv`. smollm2-135m in bfloat16 on a CPU, the default
-protocol, {cells} cells (association, seed), {remakes} remakes of each: the same data, order and initialization, and the
+protocol, {remakes} remakes of each cell (association, seed): the same data, order and initialization, and the
 initial adapters moved by 1e-6 times normal noise. First-token scoring. A condition says what differs from the training
-defaults. Only cells that are finished under every condition are shown.
+defaults; one that is not finished is shown, and compared with the first, on the cells that it has.
 
 ## How far scores move
 
 Standard deviations (sd) of the OCR score over remakes, pooled over cells, with chi-square 95 % intervals ({freedom}
 degrees of freedom a cell). These intervals take noise for normal and alike in all cells; that of the ratio to the
-reference, the first row, resamples cells and does not. "Of 3 seeds": of a mean over three seeds, whose noise is
-independent. "In use" ranks among the answers in use, all else among ten candidates. "Between seeds": the sd of one run
-over seeds, rerun noise included. Lost: runs whose facts, or train entailments, are under 95 % top-1 at the end.
+reference, the first row on the same cells, resamples cells and does not. "Of 3 seeds": of a mean over three seeds,
+whose noise is independent. "In use" ranks among the answers in use, all else among ten candidates. "Between seeds": the
+sd of one run over seeds, rerun noise included. Lost: runs whose facts, or train entailments, are under 95 % top-1 at
+the end.
 
 {noise}
 
 ## Mean scores
 
-Mean OCR score (mean rank) over seeds and remakes; in the last row the least and greatest published mean rank.
+Mean OCR score (mean rank) over remakes and those seeds that are finished; last, the least and greatest published mean
+rank.
 
 {means}
 
@@ -145,20 +147,19 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (head, rule, *lines))
 
 
-def finished(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the cells that are finished under every condition that has begun."""
-    begun = table.groupby(["association", "seed"]).condition.transform("nunique")
-    return table[begun == table.condition.nunique()]
+def on_cells_of(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """The rows of those cells that a reference, by cell and remake, has too."""
+    return rows[pd.MultiIndex.from_frame(rows[["association", "seed"]]).isin(reference.index)]
 
 
 def noise_line(rows: pd.DataFrame, reference: pd.DataFrame) -> Iterator[object]:
     """How far scores move under one condition, read one way, also as a part of what a reference's scores move."""
     scores = by_remake(rows, "score")
     of_run = spread(scores.to_numpy())
-    yield scores.size
+    yield from scores.shape
     yield of_run
     yield f"{of_run.value / math.sqrt(3):.3f}"
-    yield resampled(deviation_ratio, scores.to_numpy(), reference.to_numpy())
+    yield resampled(deviation_ratio, scores.to_numpy(), reference.loc[scores.index].to_numpy())
     yield spread(by_remake(rows, "score_in_use").to_numpy())
     between_seeds = math.sqrt(scores.groupby("association").var(ddof=1).mean(axis=None))
     yield "" if math.isnan(between_seeds) else f"{between_seeds:.3f}"
@@ -185,12 +186,11 @@ def shared_line(rows: pd.DataFrame) -> Iterator[object]:
 
 def page(table: pd.DataFrame, conditions: Sequence[str]) -> str:
     """What the rows of runs.csv say, as Markdown; conditions in this order, the first of which is the reference."""
-    table = finished(table)
     associations = column_order(table.association.unique())
     reference = by_remake(table[(table.condition == conditions[0]) & (table.reading == "last")], "score")
     noise, means, shared = [], [], []
     for condition, (way, readings) in product(conditions, READINGS.items()):
-        rows = table[(table.condition == condition) & table.reading.isin(readings)]
+        rows = on_cells_of(table[(table.condition == condition) & table.reading.isin(readings)], reference)
         if rows.empty:
             continue
         label = f"{condition}; {way}"
@@ -201,7 +201,6 @@ def page(table: pd.DataFrame, conditions: Sequence[str]) -> str:
     published = [[ranks[name] for ranks in published_mean_ranks().values()] for name in associations]
     means.append(("published, 7-9B", *(f"({min(ranks):.2f} to {max(ranks):.2f})" for ranks in published)))
     return PAGE.format(
-        cells=len(reference),
         remakes=reference.shape[1],
         freedom=reference.shape[1] - 1,
         noise=markdown(NOISE, noise),
