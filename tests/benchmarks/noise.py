@@ -54,7 +54,6 @@ from ocr_eval.models.base import Base, load_base
 from ocr_eval.models.weights import locate
 from ocr_eval.scoring.candidates import CandidateScores, score_lanes
 from ocr_eval.scoring.quantities import held_out, summarize_quantities
-from ocr_eval.scoring.ranks import midranks
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import ModelSpec, load_model_spec
 from ocr_eval.specs.run import RunSpec, make_run_spec
@@ -145,11 +144,9 @@ def train_remakes(base: Base, spec: RunSpec) -> list[dict[str, Any]]:
 
 def measured(task: Task, scores: CandidateScores) -> dict[str, Any]:
     """What a row says of a run's scores, by column."""
-    of = summarize_quantities(task, scores)["first-token"]
+    of = summarize_quantities(task.quantities, task.probes, scores, ["first-token"])["first-token"]
     finding = held_out(task, scores)["first-token"]
     number_S, answer_G = finding.units
-    among_SN = midranks(-finding.ranks)
-    in_use_S = among_SN[np.arange(len(among_SN)), finding.target]
 
     def by_group(values_S: Floats) -> str:
         return " ".join(f"{values_S[number_S == group].mean():.5g}" for group in range(len(answer_G)))
@@ -157,11 +154,11 @@ def measured(task: Task, scores: CandidateScores) -> dict[str, Any]:
     return {
         "facts": min(of["train_fact"].top1, of["test_fact"].top1),
         "taught": of["train_entailment"].top1,
-        "score": finding.ocr_score,
-        "score_in_use": 1 - in_use_S.mean() / among_SN.mean(),
+        "score": 1 - finding.rank.mean() / finding.null.mean(),
+        "score_in_use": finding.ocr_score,
         "ranks": by_group(finding.rank),
         "nulls": by_group(finding.null),
-        "ranks_in_use": by_group(in_use_S),
+        "ranks_in_use": by_group(finding.in_use_rank),
     }
 
 
