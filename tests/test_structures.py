@@ -146,7 +146,7 @@ def test_the_commands_know_it(ocr_eval, staff, tiny):
 def test_its_candidates_are_audited(staff, model_files):
     audit = audit_association(load(model_files["llama"]).tokenizer, load_association(staff))
     assert {"department", "boss", "reports"} == {tried.quantity for tried in audit.prompts}
-    assert next(len(tried.answers) for tried in audit.prompts if tried.quantity == "boss") == 5
+    assert next(len(tried.pieces) for tried in audit.prompts if tried.quantity == "boss") == 5
     assert audit.first_token_scorable
 
 

@@ -90,10 +90,10 @@ def test_two_runs_over_one_base_are_what_each_is_alone(tiny):
 def test_a_checkpoint_goes_on_bit_for_bit(tiny, tmp_path):
     _, undisturbed, losses = injected(tiny, 3)
     interrupted, _, _ = injected(tiny, 1)
-    with (tmp_path / "c.safetensors").open("wb") as file:
+    with (tmp_path / "c.pt").open("wb") as file:
         interrupted.write_state(0, file)
     pack, resumed, _ = injected(tiny, 0)
-    pack.read_state(0, tmp_path / "c.safetensors")
+    pack.read_state(0, tmp_path / "c.pt")
     assert [train_epoch(pack, [0])[0] for _ in range(2)] == losses[1:]
     for name, parameter in undisturbed.parameters.items():
         assert torch.equal(parameter, resumed.parameters[name])
@@ -101,9 +101,9 @@ def test_a_checkpoint_goes_on_bit_for_bit(tiny, tmp_path):
 
 def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
     pack, _, _ = injected(tiny, 0)
-    (tmp_path / "c.safetensors").write_bytes(b"not a checkpoint")
+    (tmp_path / "c.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(RunFailed, match=r"c\.safetensors cannot be used"):
-        pack.read_state(0, tmp_path / "c.safetensors")
+        pack.read_state(0, tmp_path / "c.pt")
 
 
 def test_the_adapter_loads_with_stock_peft(tiny, model_files, tmp_path):

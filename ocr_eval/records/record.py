@@ -112,8 +112,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             return None
         ranks, scores = self.matched.ranks, self.matched.scores
         held_out = {
-            scoring: HeldOut(held.subject, held.target, ranks[scoring], held.unit)
-            for scoring, held in self.held_out.items()
+            scoring: msgspec.structs.replace(held, ranks=ranks[scoring]) for scoring, held in self.held_out.items()
         }
         return msgspec.structs.replace(self, final=scores, held_out=held_out)
 
