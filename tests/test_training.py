@@ -102,7 +102,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(tiny, tmp_path):
 def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
     pack, _, _ = injected(tiny, 0)
     (tmp_path / "c.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(RunFailed, match=r"c\.safetensors cannot be used"):
+    with pytest.raises(RunFailed, match=r"c\.pt cannot be used \(it is damaged\)"):
         pack.read_state(0, tmp_path / "c.pt")
 
 

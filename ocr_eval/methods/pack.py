@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
@@ -129,9 +130,9 @@ class GradientPack:
         try:
             learner.epochs_done = read_state(path, learner.parameters, learner.optimizer)
         except Exception as error:
-            raise RunFailed(
-                f"{path} cannot be used ({reason_of(error)}). Delete it to train from the start."
-            ) from error
+            # Of what is no file of its own torch only says how to read it unsafely.
+            reason = "it is damaged" if isinstance(error, UnpicklingError) else reason_of(error)
+            raise RunFailed(f"{path} cannot be used ({reason}). Delete it to train from the start.") from error
         self.adapters.refresh()
 
     def detach(self) -> None:
