@@ -44,10 +44,10 @@ defaults; one that is not finished is shown, and compared with the first, on the
 
 Standard deviations (sd) of the OCR score over remakes, pooled over cells, with chi-square 95 % intervals ({freedom}
 degrees of freedom a cell). These intervals take noise for normal and alike in all cells; that of the ratio to the
-reference, the first row on the same cells, resamples cells and does not. "Of 3 seeds": of a mean over three seeds,
-whose noise is independent. "In use" ranks among the answers in use, all else among ten candidates. "Between seeds": the
-sd of one run over seeds, rerun noise included. Lost: runs whose facts, or train entailments, are under 95 % top-1 at
-the end.
+reference, the first row on the same cells, resamples cells and does not, but is too narrow where cells are few (under
+ten, say). "Of 3 seeds": of a mean over three seeds, whose noise is independent. "In use" ranks among the answers in
+use, all else among ten candidates. "Between seeds": the sd of one run over seeds, rerun noise included. Lost: runs
+whose facts, or train entailments, are under 95 % top-1 at the end.
 
 {noise}
 
