@@ -171,7 +171,7 @@ def run_seeds(given: Mapping[str, int], seed: int = 0, train_seed: int | None = 
         UserError: all three are stated, so that one has no effect.
     """
     if len(given) == 3:
-        raise UserError("Beside --data-seed and --train-seed, --seed has no effect. Leave one out, or unset OCR_EVAL_SEED.")
+        raise UserError("Beside --data-seed and --train-seed, --seed has no effect. Drop one, or unset OCR_EVAL_SEED.")
     training = seed if train_seed is None else train_seed
     data, training = given.get("seed", seed), given.get("seed", training)
     return given.get("data_seed", data), given.get("train_seed", training)
