@@ -6,8 +6,8 @@ import pytest
 
 from ocr_eval.report.chart import Curve, charts
 
-FALLING = Curve("city-language", {0: 4.0, 1: 2.0, 2: 0.0}, {0: 4.0, 1: 3.0, 2: 3.0})
-STEADY = Curve("country-code", {0: 2.0, 2: 2.0}, {0: 2.5, 2: 2.5})
+FALLING = Curve("city-language", {0: 4.0, 1: 2.0, 2: 0.0}, {0: 4.0, 1: 3.0, 2: 3.0}, 1.0)
+STEADY = Curve("country-code", {0: 2.0, 2: 2.0}, {0: 2.5, 2: 2.5}, 0.25)
 
 
 class Terminal(io.StringIO):

@@ -23,17 +23,20 @@ _WIDTH, _ROWS = 60, 13
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean rank and null rank by epoch, under a name."""
+    """Mean rank and null rank by epoch, and the OCR score at the end, under a name."""
 
     name: str
     ranks: Mapping[int, float]
     nulls: Mapping[int, float]
+    score: float
 
     @classmethod
     def of(cls, name: str, metrics: Sequence[Metrics], scoring: Scoring, finding: str) -> Curve:
         """The quantity that is the finding, of runs that differ in the seed alone, averaged."""
         ranks, nulls = (mean_points(metrics, scoring, finding, key) for key in ("mean_rank", "null_rank"))
-        return cls(name, ranks, nulls)
+        ends = [lines[-1].held_out for lines in metrics]
+        scores = [held_out[scoring].ocr_score for held_out in ends if held_out is not None]
+        return cls(name, ranks, nulls, sum(scores) / len(scores))
 
 
 def mean_points(metrics: Sequence[Metrics], scoring: Scoring, quantity: str, key: str) -> dict[int, float]:
@@ -91,5 +94,5 @@ def _chart(curves: Sequence[Curve], glyphs: _Glyphs, color: bool) -> Iterator[st
         rank, null = list(curve.ranks.values())[-1], list(curve.nulls.values())[-1]
         yield (
             f"{'':7}{paint(marks[i], i)} {curve.name}: mean rank {rank:.2f}   "
-            f"{paint(hollow[i], i)} its null {null:.2f}   OCR score {1 - rank / null:+.2f}"
+            f"{paint(hollow[i], i)} its null {null:.2f}   OCR score {curve.score:+.2f}"
         )
