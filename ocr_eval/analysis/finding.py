@@ -113,4 +113,6 @@ def _count(kind: Kind, cells: Sequence[Cell]) -> str:
     ends = dict.fromkeys(f"{lift:+.2f}" for lift in (lifts[:1] + lifts[-1:]))
     lift = f", {' to '.join(ends)} over no entailments" if lifts else ", no control to compare with"
     inferred = sum(cell.inferred for cell in able)
-    return f"over {link} {inferred} of {len(able)} cells inferred (p at most {SIGNIFICANT:g} after Holm){lift}{rest}"
+    return (
+        f"over {link} {inferred} of {len(able)} cells show inference (p at most {SIGNIFICANT:g} after Holm){lift}{rest}"
+    )

@@ -118,6 +118,7 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
         return None
     cells = iter(make_cells([runs for _, by_size in lines for runs in by_size.values()], scoring))
     figure, axes = figure_of_rows(6.0, 3.6, len(lines))
+    step = 0.015 * max(size for _, by_size in lines for size in by_size)
     for i, (name, by_size) in enumerate(lines):
         color, marker = series(i)
         sizes, found = list(by_size), [next(cells) for _ in by_size]
@@ -126,7 +127,8 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
         axes.plot(sizes, scores, marker=marker, color=color, linewidth=1.6, label=label)
         for size, score, cell in zip(sizes, scores, found, strict=True):
             if "ocr-score" in cell.bounds:
-                axes.plot([size, size], cell.bounds["ocr-score"], color=color, linewidth=3, alpha=0.35)
+                beside = size + step * (i - (len(lines) - 1) / 2)  # so that no interval hides another
+                axes.plot([beside, beside], cell.bounds["ocr-score"], color=color, linewidth=1.6, alpha=0.6)
             if cell.unlearned:
                 axes.plot(size, score, marker, color=color, markerfacecolor=face(color, True))
     of_lines = [run for _, by_size in lines for runs in by_size.values() for run in runs]
