@@ -380,8 +380,8 @@ def test_the_finding_of_several_rows_counts_cells_and_leaves_controls_out():
     ]
     assert said(records) == (
         "over a true link 2 of 2 cells show inference (p at most 0.05 after Holm), no control to compare with; over an "
-        "arbitrary link 2 of 3 cells show inference (p at most 0.05 after Holm), no control to compare with (1 more had "
-        "runs that did not learn what they were taught)."
+        "arbitrary link 2 of 3 cells show inference (p at most 0.05 after Holm), no control to compare with (1 more "
+        "had runs that did not learn what they were taught)."
     )
     unlearned = [record("y", "spurious", model=model, rank=0.0, learned=False) for model in "ab"]
     assert said([record(), *unlearned]).endswith(
