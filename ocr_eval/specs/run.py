@@ -62,7 +62,9 @@ class DataSpec(Strict):
         if not self.templates or len(set(self.templates)) < len(self.templates):
             raise ValueError("templates must name at least one template, each once")
         if self.variant != "real" and self.m_train == 0:
-            raise ValueError(f"the {self.variant} control changes train entailments, and m_train = 0 has none; raise it")
+            raise ValueError(
+                f"the {self.variant} control changes train entailments, and m_train = 0 has none; raise it"
+            )
         if self.variant == "shuffled" and self.m_train == 1:
             raise ValueError(
                 "the shuffled control would teach each group one answer, which is a consistent link, with m_train = 1; "
