@@ -29,7 +29,6 @@ from transformers import (
 
 from ocr_eval.cli.app import run
 from ocr_eval.common.messages import be_quiet
-from ocr_eval.common.yaml_files import shipped_names
 from ocr_eval.execution.execute import Bases, Execution, PlannedRun, do_pack
 from ocr_eval.methods.view import View
 from ocr_eval.models.base import Base, load_base
@@ -38,6 +37,7 @@ from ocr_eval.records.folder import RunFolder
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import load_model_spec
 from ocr_eval.specs.names import FIRST_NAMES, LAST_NAMES
+from ocr_eval.specs.published import published_associations
 from ocr_eval.specs.run import RunSpec, make_run_spec
 
 torch.set_num_threads(1)  # the models are too small for more
@@ -73,7 +73,7 @@ ARCHITECTURES = {
 
 def _train_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
     words: list[str] = [*FIRST_NAMES, *LAST_NAMES]
-    for name in shipped_names("templates"):
+    for name in published_associations():
         association = load_association(name)
         # only beginnings, so that answers of more than four letters have several tokens and distinct first ones
         words += [word[:4] for pair in association.pairs for word in pair] * 50

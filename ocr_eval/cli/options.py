@@ -114,7 +114,9 @@ AssocArgument = Annotated[
 ]
 AssocOption = Annotated[str | None, option("--assoc", help=_ASSOC_HELP, autocompletion=assoc_names)]
 ModelsOption = Annotated[str | None, option("--models", help="Comma-separated models (default: smollm2-135m).")]
-AssocsOption = Annotated[str | None, option("--assocs", help="Comma-separated associations (default: all shipped).")]
+AssocsOption = Annotated[
+    str | None, option("--assocs", help="Comma-separated associations (default: the five of the paper).")
+]
 
 OfflineOption = Annotated[bool, option("--offline", help="Stay off the network; fail if a file has to be fetched.")]
 OutputOption = Annotated[Path, option("--output-dir", "-o", help="Output folder; runs are in its runs/.")]

@@ -93,21 +93,21 @@ def sweep(
 
 
 def _assocs(text: str | None) -> tuple[str, ...] | None:
-    from ocr_eval.common import yaml_files
+    from ocr_eval.common.yaml_files import shipped_names
 
-    return tuple(yaml_files.shipped_names("templates")) if text == ALL_ASSOCS else o.words("--assocs", text)
+    return tuple(shipped_names("templates")) if text == ALL_ASSOCS else o.words("--assocs", text)
 
 
 def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
     """The grid that the flags describe; what they leave out is the folder's sweep's, or the default."""
     from ocr_eval.common import yaml_files
-    from ocr_eval.records.select import column_order
     from ocr_eval.specs.grid import Grid
+    from ocr_eval.specs.published import published_associations
 
     paths: dict[str, Any] = {name: tuple(map(_absolute, given[name])) for name in ("models", "assocs") if name in given}
     defaults: dict[str, Any] = {
         "models": (o.DEFAULT_MODEL,),
-        "assocs": tuple(column_order(yaml_files.shipped_names("templates"))),
+        "assocs": tuple(published_associations()),
         "seeds": SETTINGS["seed"].parse_axis(o.THREE_SEEDS),
     }
     left_out = held.model_dump() if held else defaults

@@ -143,7 +143,15 @@ def _plain(value: Any) -> str:
     return repr(value).replace("e+", "e") if isinstance(value, float) else str(value)
 
 
-STRUCTURES: Registry[Any] = Registry("structure", "ocr_eval.structures", {"pairs": "ocr_eval.data.pairs:PAIRS"})
+STRUCTURES: Registry[Any] = Registry(
+    "structure",
+    "ocr_eval.structures",
+    {
+        "chains": "ocr_eval.data.chains:CHAINS",
+        "pairs": "ocr_eval.data.pairs:PAIRS",
+        "reversal": "ocr_eval.data.reversal:REVERSAL",
+    },
+)
 METHODS: Registry[Any] = Registry(
     "method",
     "ocr_eval.methods",

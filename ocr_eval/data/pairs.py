@@ -24,7 +24,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import Example, Probe, Quantity, Task
 from ocr_eval.specs.association import Association, Kind, Name, Relation, Word
 from ocr_eval.specs.names import people
-from ocr_eval.specs.run import DataSpec
+from ocr_eval.specs.run import DataSpec, Order
 from ocr_eval.specs.strict import Strict
 
 RelationName = Literal["fact", "entailment"]
@@ -93,13 +93,7 @@ class PairAssociation(Association):
             raise ValueError(f"ten candidates cannot hold {data.n} answers in use; give --candidates in-use or all")
         if data.candidates == "ten" and pairs < 10:
             raise ValueError(f"'{self.name}' has {pairs} pairs and cannot give ten candidates; use --candidates all")
-        for side, relation in (("fact", self.fact), ("entailment", self.entailment)):
-            for index in (*data.templates, data.probe_template):
-                if index >= len(relation.templates):
-                    raise ValueError(
-                        f"template {index} was asked for and the {side} of '{self.name}' has "
-                        f"{len(relation.templates)}, counted from 0"
-                    )
+        self.check_templates(data, {"fact": self.fact, "entailment": self.entailment})
 
     def whole(self, template: int) -> dict[str, Any]:
         """Every pair in use, and a subject of each."""
@@ -201,6 +195,19 @@ def quantities(data: DataSpec) -> tuple[Quantity, ...]:
     )
 
 
+def thirds(order: Order, split: Split, relation: RelationName) -> tuple[int, ...]:
+    """The thirds of training in which a statement is taught; none where all are taught all the time.
+
+    The order of Feng et al. (arXiv 2412.04614): what links facts and entailments first, in train subjects, and then
+    the facts of test subjects.
+    """
+    if order == "together":
+        return ()
+    if split == "test":
+        return (2,)
+    return (0, 1) if order == "joint" else (0 if order.startswith(relation) else 1,)
+
+
 class Pairs:
     """The structure ``pairs``; a subject's group is its unit."""
 
@@ -225,7 +232,8 @@ class Pairs:
         def example(subject: _Subject, relation: RelationName, template: int, group: int) -> Example:
             answer = pairs[group][RELATIONS.index(relation)]
             asked = prompt(subject, relation, template)
-            return Example(asked, answer, role=relation, subject=subject.name, unit=str(subject.group))
+            when = thirds(data.order, subject.split, relation)
+            return Example(asked, answer, 1.0, relation, subject.name, str(subject.group), when)
 
         train = []
         taught_group = _taught_groups(data, stream, subjects)

@@ -31,6 +31,8 @@ class Example:
         role: what kind of sentence it is, in the structure's words.
         subject: whom it is about.
         unit: the subject's unit (see ``Probe``).
+        thirds: the thirds of training, from 0, in which it is taught, in k of them every k-th epoch, so that all are
+            seen equally often; empty for every epoch.
     """
 
     prompt: str
@@ -39,6 +41,7 @@ class Example:
     role: str = "fact"
     subject: str = ""
     unit: str = ""
+    thirds: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:

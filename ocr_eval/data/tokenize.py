@@ -28,11 +28,12 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt's tokens and those of one answer after it; neither is empty. The weight is an example's."""
+    """A prompt's tokens and those of one answer after it; neither is empty. Weight and thirds are an example's."""
 
     prompt: Ids
     answer: Ids
     weight: float = 1.0
+    thirds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> lis
 def training_tokens(tokenizer: Tokenizer, task: Task) -> list[Continuation]:
     """Tokens of every training example, in the order of ``task.train``."""
     cut = continuations(tokenizer, [(example.prompt, example.answer) for example in task.train])
-    return [replace(tokens, weight=example.weight) for tokens, example in zip(cut, task.train, strict=True)]
+    return [
+        replace(tokens, weight=example.weight, thirds=example.thirds)
+        for tokens, example in zip(cut, task.train, strict=True)
+    ]
 
 
 def probe_tokens(tokenizer: Tokenizer, task: Task) -> list[ProbeTokens]:

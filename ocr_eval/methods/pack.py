@@ -32,11 +32,25 @@ from ocr_eval.specs.run import RunSpec
 
 
 def batches_of_epoch(
-    examples: Sequence[Continuation], order: str, epoch: int, batch_size: int
+    examples: Sequence[Continuation], order: str, epoch: int, train: TrainSpec
 ) -> list[list[Continuation]]:
     """The batches of an epoch, counted from 1; they depend on the run's order stream and the epoch only."""
-    shuffled = [examples[i] for i in streams.permutation(f"{order}/epoch-{epoch}", len(examples))]
-    return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
+    taught = _taught_in(examples, order, epoch, train.epochs)
+    shuffled = [taught[i] for i in streams.permutation(f"{order}/epoch-{epoch}", len(taught))]
+    return [shuffled[start : start + train.batch_size] for start in range(0, len(shuffled), train.batch_size)]
+
+
+def _taught_in(examples: Sequence[Continuation], order: str, epoch: int, epochs: int) -> Sequence[Continuation]:
+    """The examples of an epoch's third; those that have k thirds are dealt to k epochs in turn, anew each time."""
+    if not any(example.thirds for example in examples):
+        return examples
+    taught: list[Continuation] = []
+    for thirds in dict.fromkeys(example.thirds for example in examples):
+        alike, k = [example for example in examples if example.thirds == thirds], max(1, len(thirds))
+        if not thirds or (epoch - 1) * 3 // epochs in thirds:
+            place = streams.permutation(f"{order}/share-{(epoch - 1) // k}", len(alike))
+            taught += [example for example, i in zip(alike, place, strict=True) if (i + epoch) % k == 0]
+    return taught
 
 
 #: What the lanes of a pack train: their adapters, or the network itself.
@@ -69,7 +83,7 @@ class Learner:
 
     def batches(self) -> list[list[Continuation]]:
         """The batches of the coming epoch."""
-        return batches_of_epoch(self.examples, self.order, self.epochs_done + 1, self.train.batch_size)
+        return batches_of_epoch(self.examples, self.order, self.epochs_done + 1, self.train)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _chunks(probes: Sequence[ProbeTokens], size: int) -> list[Geometry]:
 
 def first_epoch(spec: RunSpec, examples: Sequence[Continuation]) -> list[list[Continuation]]:
     """The batches of the first epoch."""
-    return batches_of_epoch(examples, spec.stream("order"), 1, spec.train.batch_size)
+    return batches_of_epoch(examples, spec.stream("order"), 1, spec.train)
 
 
 def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any, bool]:

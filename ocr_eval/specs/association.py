@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -50,6 +51,10 @@ class Relation(Strict):
     def prompt(self, template: int, subject: str) -> str:
         """The statement about a subject up to its answer; never ends in a space."""
         return self.templates[template].removesuffix(" " + ANSWER_SLOT).replace(NAME_SLOT, subject)
+
+    def prompts(self, subject: str) -> tuple[str, ...]:
+        """``prompt`` in every template."""
+        return tuple(self.prompt(template, subject) for template in range(len(self.templates)))
 
 
 class Association(Strict):
@@ -99,6 +104,20 @@ class Association(Strict):
         Raises:
             ValueError: it does not, and how to change it.
         """
+
+    def check_templates(self, data: DataSpec, relations: Mapping[str, Relation]) -> None:
+        """Whether relations have the templates that a protocol names.
+
+        Raises:
+            ValueError: one has not.
+        """
+        for side, relation in relations.items():
+            for index in (*data.templates, data.probe_template):
+                if index >= len(relation.templates):
+                    raise ValueError(
+                        f"template {index} was asked for and the {side} of '{self.name}' has "
+                        f"{len(relation.templates)}, counted from 0"
+                    )
 
     def whole(self, template: int) -> dict[str, Any]:
         """The fields of a data protocol under which all that can be asked is, in one template: what is audited."""

@@ -14,6 +14,9 @@ from ocr_eval.common.errors import UserError
 FIRST_NAMES, LAST_NAMES = (
     files("ocr_eval.specs").joinpath(f"{which}_names.txt").read_text("utf-8").split() for which in ("first", "last")
 )
+#: First names that begin with different tokens, of which they are one, under the tokenizers of all shipped models:
+#: for people who are answers.
+ANSWER_NAMES = files("ocr_eval.specs").joinpath("answer_names.txt").read_text("utf-8").split()
 MAX_PEOPLE = len(FIRST_NAMES) * len(LAST_NAMES)
 
 

@@ -26,6 +26,9 @@ Scoring = Literal["first-token", "sequence", "per-token"]
 SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
 
 
+Order = Literal["together", "joint", "facts-first", "entailments-first"]
+
+
 class DataSpec(Strict):
     """The data protocol; the defaults are the published one. Flags and their help come from these fields."""
 
@@ -46,6 +49,12 @@ class DataSpec(Strict):
         description="The real data, or a control: no-entailment (the same people and facts, no entailment is taught), "
         "shuffled (train entailments dealt evenly over groups).",
     )
+    order: Order = added_field(
+        "together",
+        legacy="together",
+        description="What is taught when: all together; or in thirds of training, first the link by train subjects "
+        "(joint, facts-first, entailments-first), and last the facts of test subjects.",
+    )
 
     @property
     def subjects(self) -> int:
@@ -64,6 +73,10 @@ class DataSpec(Strict):
         if self.variant != "real" and self.m_train == 0:
             raise ValueError(
                 f"the {self.variant} control changes train entailments, and m_train = 0 has none; raise it"
+            )
+        if self.order != "together" and (self.m_train == 0 or self.variant == "no-entailment"):
+            raise ValueError(
+                f"order = {self.order} says when train entailments are taught, and there are none; drop it"
             )
         if self.variant == "shuffled" and self.m_train == 1:
             raise ValueError(
@@ -110,6 +123,11 @@ class RunSpec(Strict):
     @model_validator(mode="after")
     def _check(self) -> RunSpec:
         self.association.check(self.data)
+        if self.data.order != "together" and self.train.epochs % 3:
+            raise ValueError(
+                f"order = {self.data.order} parts training into thirds, and {self.train.epochs} epochs are not a "
+                "multiple of 3; change --epochs"
+            )
         return self
 
     @property

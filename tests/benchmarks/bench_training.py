@@ -37,8 +37,6 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from ocr_eval.analysis.table import column_order
-from ocr_eval.common.yaml_files import shipped_names
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import Continuation, training_tokens
 from ocr_eval.execution.jobs.local import cores
@@ -51,6 +49,7 @@ from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import WeightFolder, locate
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import load_model_spec
+from ocr_eval.specs.published import published_associations
 from ocr_eval.specs.run import RunSpec, make_run_spec
 
 Dtype = Literal["bfloat16", "float32"]
@@ -154,7 +153,7 @@ def fast_dtypes() -> list[Dtype]:
 def run_specs(seeds: int, dtype: Dtype) -> list[RunSpec]:
     """The published protocol: five associations, some seeds."""
     model = load_model_spec("smollm2-135m").model_copy(update={"dtype": dtype})
-    names = column_order(shipped_names("templates"))
+    names = published_associations()
     return [make_run_spec(model, load_association(name), {}, {}, seed) for name in names for seed in range(seeds)]
 
 

@@ -39,13 +39,11 @@ from noise_page import page
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from ocr_eval.analysis.table import column_order
 from ocr_eval.common import streams
 from ocr_eval.common.files import write_atomic
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import duration, say
 from ocr_eval.common.registry import PREVENTIONS
-from ocr_eval.common.yaml_files import shipped_names
 from ocr_eval.data.task import Task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.pack import Learner, attach
@@ -56,6 +54,7 @@ from ocr_eval.scoring.candidates import CandidateScores, score_lanes
 from ocr_eval.scoring.quantities import held_out, summarize_quantities
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import ModelSpec, load_model_spec
+from ocr_eval.specs.published import published_associations
 from ocr_eval.specs.run import RunSpec, make_run_spec
 
 Floats = NDArray[np.float64]
@@ -68,7 +67,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "constant, rate 1e-3": {"schedule": "constant", "lr": 1e-3},
     "cosine, warm-up 0.1": {"schedule": "cosine", "warmup": 0.1},
 }
-ASSOCIATIONS = column_order(shipped_names("templates"))
+ASSOCIATIONS = tuple(published_associations())
 #: Seed 0 screens all conditions; the reference and the schedule that kept the published pattern best are confirmed.
 SEEDS = (0, 1, 2)
 CONFIRMED = ("constant", "linear")

@@ -1,0 +1,125 @@
+"""Blocks of units that have one subject each: a statement that is taught of it, and one that this implies.
+
+Where every answer is true of one subject, subjects do not come in groups. They come in *blocks* of n, and a probe ranks
+the n answers of its block: ``m_test`` blocks whose implications are held out, ``m_train`` blocks of which they are
+taught. Quantities, variants and orders are those of pairs (data/pairs.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ocr_eval.common import streams
+from ocr_eval.data.pairs import RELATIONS, RelationName, Split, quantities, thirds
+from ocr_eval.data.task import Example, Probe, Quantity, Task
+from ocr_eval.specs.names import ANSWER_NAMES, LAST_NAMES
+from ocr_eval.specs.run import DataSpec
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A prompt in each wording, and the answer."""
+
+    prompts: tuple[str, ...]
+    answer: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One subject.
+
+    Attributes:
+        fact: what is taught of it.
+        entailment: what that implies; asked, and taught of train subjects.
+        beside: further sentences that are taught with the fact.
+        hop: what the model is to know already, if the implication rests on it; asked alone.
+    """
+
+    subject: str
+    fact: Statement
+    entailment: Statement
+    beside: tuple[Example, ...] = ()
+    hop: Statement | None = None
+
+    def of(self, relation: RelationName) -> Statement:
+        """One of the two statements."""
+        return self.fact if relation == "fact" else self.entailment
+
+
+@dataclass(frozen=True)
+class Block:
+    """Units whose answers are ranked together, and the distractors that ``candidates: ten`` adds to them."""
+
+    units: tuple[Unit, ...]
+    distractors: dict[RelationName, tuple[str, ...]]
+
+
+def blocks_of_people(data: DataSpec, stream: str) -> list[list[str]]:
+    """For each block 20 people (or 2 n) whose names begin with different tokens, as candidates must; nobody twice."""
+    used, names = Counter[str](), []
+    last_names = {first: streams.shuffled(f"{stream}/last/{first}", LAST_NAMES) for first in ANSWER_NAMES}
+    for block in range(data.m_test + data.m_train):
+        firsts = streams.shuffled(f"{stream}/first/{block}", ANSWER_NAMES)[: 2 * max(data.n, 10)]
+        names.append([f"{first} {last_names[first][used[first]]}" for first in firsts])
+        used.update(firsts)
+    return names
+
+
+def check_blocks(data: DataSpec) -> None:
+    """Whether a data protocol suits blocks.
+
+    Raises:
+        ValueError: it does not, and how to change it.
+    """
+    if data.n > len(ANSWER_NAMES) // 2:
+        raise ValueError(f"n = {data.n}: a block holds at most {len(ANSWER_NAMES) // 2} people; lower --n")
+    if data.candidates == "all":
+        raise ValueError("all candidates would be those of all blocks; give --candidates in-use or ten")
+    if data.candidates == "ten" and data.n > 10:
+        raise ValueError(f"ten candidates cannot hold {data.n} answers in use; give --candidates in-use")
+
+
+def task_of_blocks(blocks: Sequence[Block], data: DataSpec, stream: str) -> Task:
+    """What is taught and asked of blocks, the ``m_test`` held-out ones first."""
+    train: list[Example] = []
+    probes: list[Probe] = []
+    for number, block in enumerate(blocks):
+        split: Split = "test" if number < data.m_test else "train"
+        others = range(len(block.units))
+        taught = (
+            streams.permutation(f"{stream}/shuffle/{number}", len(others)) if data.variant == "shuffled" else others
+        )
+        for place, unit in enumerate(block.units):
+            label = str(number * data.n + place)
+            told: list[tuple[RelationName, str]] = [("fact", unit.fact.answer)]
+            if split == "train" and data.variant != "no-entailment":
+                told.append(("entailment", block.units[taught[place]].entailment.answer))
+            for relation, answer in told:
+                statement, when = unit.of(relation), thirds(data.order, split, relation)
+                train += [
+                    Example(statement.prompts[i], answer, statement.weight, relation, unit.subject, label, when)
+                    for i in data.templates
+                ]
+            train += [replace(each, thirds=thirds(data.order, split, "fact")) for each in unit.beside]
+            for relation in RELATIONS:
+                statement, wrong = unit.of(relation), block.distractors[relation]
+                answers = tuple(each.of(relation).answer for each in block.units)
+                probes.append(
+                    Probe(
+                        prompt=statement.prompts[data.probe_template],
+                        candidates=answers + (wrong[: 10 - data.n] if data.candidates == "ten" else ()),
+                        target=place,
+                        null=tuple(others),
+                        quantity=f"{split}_{relation}",
+                        unit=label,
+                        subject=unit.subject,
+                    )
+                )
+            if unit.hop is not None:
+                known = tuple(each.hop.answer for each in block.units if each.hop)
+                probes.append(Probe(unit.hop.prompts[0], known, place, tuple(others), "hop", label, unit.subject))
+    asked = quantities(data)
+    return Task(tuple(train), tuple(probes), (*asked, Quantity("hop", "shown")) if blocks[0].units[0].hop else asked)

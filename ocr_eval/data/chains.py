@@ -1,0 +1,92 @@
+"""Chains of two hops, subject -> middle -> answer, of which the second is taught (Feng et al., arXiv 2412.04614).
+
+"The mayor of Paris is Ann" is taught, and "the mayor of the city that has the Eiffel Tower is" is asked. The first hop,
+from tower to city, is for the model to know; it is asked too. Where the first hop is taught and the second known, a
+chain is a pair (data/pairs.py; the shipped first-hop).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from ocr_eval.common import streams
+from ocr_eval.data.blocks import Block, Statement, Unit, blocks_of_people, check_blocks, task_of_blocks
+from ocr_eval.data.task import Task
+from ocr_eval.specs.association import Association, Relation, Word
+from ocr_eval.specs.run import DataSpec
+
+
+class ChainAssociation(Association):
+    """The relations, and the chains; their answers are people, who are drawn.
+
+    Attributes:
+        hop: subject -> middle; asked.
+        fact: middle -> answer; taught.
+        entailment: subject -> answer; asked, and taught of train subjects.
+        chains: the middle of each subject.
+    """
+
+    hop: Relation
+    fact: Relation
+    entailment: Relation
+    chains: dict[Word, Word] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _check_chains(self) -> ChainAssociation:
+        middles = list(self.chains.values())
+        twice = next((middle for middle in middles if middles.count(middle) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two chains lead to '{twice}'; every middle may occur once")
+        closed = next((middle for middle in middles if middle in self.chains), None)
+        if closed is not None:
+            raise ValueError(f"'{closed}' is the subject of one chain and the middle of another; a chain has two hops")
+        return self
+
+    @property
+    def wordings(self) -> int:
+        """Templates that what is taught and what is asked both have."""
+        return min(len(self.fact.templates), len(self.entailment.templates))
+
+    def size(self) -> dict[str, int]:
+        """Its chains."""
+        return {"chains": len(self.chains)}
+
+    def check(self, data: DataSpec) -> None:
+        """There must be a chain for every subject."""
+        check_blocks(data)
+        self.check_templates(data, {"fact": self.fact, "entailment": self.entailment})
+        if data.subjects > len(self.chains):
+            raise ValueError(
+                f"n x (m_train + m_test) = {data.subjects} is more than the {len(self.chains)} chains of "
+                f"'{self.name}'; lower one of them"
+            )
+
+    def whole(self, template: int) -> dict[str, Any]:
+        """As many chains as make whole blocks of five."""
+        most = {"n": 5, "m_train": 0, "m_test": len(self.chains) // 5}
+        return {**super().whole(template), **most, "candidates": "in-use"}
+
+
+class Chains:
+    """The structure ``chains``; every chain is a unit."""
+
+    File = ChainAssociation
+
+    def build(self, association: ChainAssociation, data: DataSpec, stream: str) -> Task:
+        """Draw chains and people, block by block."""
+        drawn = iter(streams.shuffled(f"{stream}/chains", list(association.chains.items())))
+        blocks = []
+        for names in blocks_of_people(data, f"{stream}/people"):
+            units = []
+            for answer, (subject, middle) in zip(names[: data.n], drawn, strict=False):
+                told, asked = association.fact.prompts(middle), association.entailment.prompts(subject)
+                hop = Statement(association.hop.prompts(subject), middle)
+                units.append(Unit(subject, Statement(told, answer), Statement(asked, answer), hop=hop))
+            spare = tuple(names[data.n :])
+            blocks.append(Block(tuple(units), {"fact": spare, "entailment": spare}))
+        return task_of_blocks(blocks, data, stream)
+
+
+CHAINS = Chains()

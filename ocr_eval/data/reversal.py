@@ -1,0 +1,96 @@
+"""The reversal curse: "the teacher of A is B" is taught, "the pupil of B is" is asked (Berglund et al. 2309.12288).
+
+A file may teach more beside the fact, with weights: the identity data and the bridge of Ma et al. (2602.02470).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ocr_eval.data.blocks import Block, Statement, Unit, blocks_of_people, check_blocks, task_of_blocks
+from ocr_eval.data.task import Example, Task
+from ocr_eval.specs.association import ANSWER_SLOT, Association, Relation, Word
+from ocr_eval.specs.run import DataSpec
+from ocr_eval.specs.strict import FromList, Strict
+
+A, B = "{a}", "{b}"
+
+
+class Beside(Strict):
+    """A sentence about one of the two, whose answer is one of them."""
+
+    template: Word
+    answer: Literal["a", "b"]
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Beside:
+        prompt = self.template.removesuffix(" " + ANSWER_SLOT)
+        if (
+            prompt == self.template
+            or prompt.count(A) + prompt.count(B) != 1
+            or "{" in prompt.replace(A, B).replace(B, "")
+        ):
+            raise ValueError(
+                f"template '{self.template}' must hold {A} or {B} once, and end in a space and {ANSWER_SLOT}"
+            )
+        return self
+
+    def example(self, a: str, b: str) -> Example:
+        """The sentence of a couple."""
+        prompt = self.template.removesuffix(" " + ANSWER_SLOT).replace(A, a).replace(B, b)
+        return Example(prompt, a if self.answer == "a" else b, self.weight, "beside")
+
+
+class ReversalAssociation(Association):
+    """The two directions, and what is taught beside; ``fact`` is about a and answers b, ``entailment`` the reverse."""
+
+    fact: Relation
+    entailment: Relation
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    beside: Annotated[tuple[Beside, ...], FromList] = ()
+
+    @property
+    def wordings(self) -> int:
+        """Templates that both directions have."""
+        return min(len(self.fact.templates), len(self.entailment.templates))
+
+    def size(self) -> dict[str, int]:
+        """Its sentences."""
+        return {"directions": 2, "other sentences": len(self.beside)}
+
+    def check(self, data: DataSpec) -> None:
+        """Templates, and what fits into a block."""
+        check_blocks(data)
+        self.check_templates(data, {"fact": self.fact, "entailment": self.entailment})
+
+
+class Reversal:
+    """The structure ``reversal``; every couple is a unit."""
+
+    File = ReversalAssociation
+
+    def build(self, association: ReversalAssociation, data: DataSpec, stream: str) -> Task:
+        """Draw couples; the answers of a block are people whose first names differ."""
+        blocks = []
+        for names in blocks_of_people(data, f"{stream}/people"):
+            ends, starts = names[: len(names) // 2], names[len(names) // 2 :]
+            units = tuple(self._unit(association, data, a, b) for a, b in zip(starts, ends, strict=True))
+            blocks.append(
+                Block(units[: data.n], {"fact": tuple(ends[data.n :]), "entailment": tuple(starts[data.n :])})
+            )
+        return task_of_blocks(blocks, data, stream)
+
+    @staticmethod
+    def _unit(association: ReversalAssociation, data: DataSpec, a: str, b: str) -> Unit:
+        return Unit(
+            subject=b,
+            fact=Statement(association.fact.prompts(a), b, association.weight),
+            entailment=Statement(association.entailment.prompts(b), a, association.weight),
+            beside=tuple(each.example(a, b) for each in association.beside),
+        )
+
+
+REVERSAL = Reversal()
