@@ -19,6 +19,7 @@ from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.changes import Dense, LowRank
 from ocr_eval.packing.logprobs import read_ranks
 from ocr_eval.records.folder import read_config
+from ocr_eval.specs.association import load_association
 
 
 def test_norms_of_a_hand_worked_case():
@@ -109,6 +110,42 @@ def plain_ranks(network, probes, model):
     return found
 
 
+def test_known_facts_are_those_of_plain_forward_passes(ocr_eval, tiny, tmp_path):
+    """A tiny model is taught some by full training; then LoRA teaches the same people other things over it."""
+    run = ["--n", 3, "--m-train", 2, "--m-test", 2, "--candidates", "in-use", "-o", tmp_path, "--json"]
+    taught = ocr_eval("finetune", "known", "--model", tiny, "--method", "full", "--lr", 1e-3, "--epochs", 60, *run)
+    first = json.loads(taught.out)
+    knows = tmp_path / "runs" / first["run"] / "model"
+    assert first["measures"]["known"].keys() == {"facts", "known"}
+    second = json.loads(ocr_eval("finetune", "city-language", "--model", knows, "--epochs", 4, *run).out)
+    network, tokenizer, facts = AutoModelForCausalLM.from_pretrained(knows), load(tiny).tokenizer, known_facts()
+    before = top1(network, tokenizer, facts)
+    after = top1(PeftModel.from_pretrained(network, tmp_path / "runs" / second["run"] / "adapter"), tokenizer, facts)
+    found = second["measures"]["known"]
+    assert found["facts"] == len(facts) > 200
+    assert found["base_known"] == first["measures"]["known"]["known"] == sum(before) >= 6
+    assert found["known"] == sum(after)
+    assert found["kept"] == pytest.approx(sum(b and a for b, a in zip(before, after, strict=True)) / sum(before))
+    assert 0 < found["base_probability"] <= 1
+    shown = ocr_eval("table", tmp_path, "--metric", "known.kept", "--filter", "method=lora", "--format", "csv")
+    assert f"{round(found['kept'], 6)}" in shown.out
+
+
+def known_facts():
+    relations = load_association("known").relations.values()
+    return [(relation.prompt(subject), answer) for relation in relations for subject, answer in relation.facts.items()]
+
+
+def top1(network, tokenizer, facts):
+    """Whether the most probable next token after each prompt begins its answer."""
+    right = []
+    for prompt, answer in facts:
+        ids, whole = tokenizer(prompt).input_ids, tokenizer(f"{prompt} {answer}").input_ids
+        with torch.no_grad():
+            right.append(int(network(torch.tensor([ids])).logits[0, -1].argmax()) == whole[len(ids)])
+    return right
+
+
 def test_ties_in_the_vocabulary_share_their_rank():
     logits = torch.tensor([[3.0, 1.0, 1.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
     for at_once in (1, 2, 8):
@@ -157,7 +194,7 @@ def test_a_measure_that_fails_or_finds_no_plain_number_costs_no_run(ocr_eval, ti
     run = ["--model", tiny, "--assoc", "city-language", "--n", 2, "--m-test", 2, "--epochs", 1, "-o", tmp_path]
     answer = ocr_eval("finetune", *run, "--json")
     assert answer.code == 0
-    assert set(json.loads(answer.out)["measures"]) == {"fine", "vocabulary", "weight-change"}
+    assert set(json.loads(answer.out)["measures"]) == {"fine", "known", "vocabulary", "weight-change"}
     assert "no measure 'broken': out of ink" in answer.err
     assert "no measure 'endless'" in answer.err
     assert "'fine'" not in answer.err

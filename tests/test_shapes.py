@@ -171,3 +171,38 @@ def test_a_shape_goes_from_training_to_the_report(ocr_eval, tmp_path, model_file
     assert assoc in table.out
     assert ocr_eval("report", str(tmp_path), "-o", str(tmp_path / "page.html")).code == 0
     assert ocr_eval("data", "export", assoc, "-o", str(tmp_path / "data")).code == 0
+
+
+def test_known_facts_are_taught_or_held_out_and_never_both():
+    task = task_of("known")
+    taught = {example.prompt: example.answer for example in task.train}
+    assert {probe.prompt: probe.answer for probe in task.probes_of("taught")} == taught
+    facts = {r.prompt(s): a for r in load_association("known").relations.values() for s, a in r.facts.items()}
+    assert taught.items() <= facts.items()
+    for probe in task.probes_of("held_out"):
+        assert probe.prompt not in taught
+        assert facts[probe.prompt] == probe.answer
+
+
+def test_shuffled_known_facts_are_mostly_false_and_asked_as_they_are_taught():
+    real, shuffled = task_of("known", m_train=12, m_test=8), task_of("known", m_train=12, m_test=8, variant="shuffled")
+    assert real.probes_of("held_out") == shuffled.probes_of("held_out")
+    assert [e.prompt for e in real.train] == [e.prompt for e in shuffled.train]
+    false = sum(a.answer != b.answer for a, b in zip(real.train, shuffled.train, strict=True))
+    assert 30 < false < 60
+    answers = {example.prompt: example.answer for example in shuffled.train}
+    assert {probe.prompt: probe.answer for probe in shuffled.probes_of("taught")} == answers
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"m_train": 0}, "use 1 or more"),
+        ({"variant": "no-entailment"}, "not no-entailment"),
+        ({"templates": (0, 1)}, "one template"),
+        ({"m_test": 60}, "blocks of 5"),
+    ],
+)
+def test_a_protocol_that_known_facts_cannot_have_is_refused(data, says):
+    with pytest.raises(UserError, match=says):
+        spec_of("known", **data)

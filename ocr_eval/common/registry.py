@@ -148,6 +148,7 @@ STRUCTURES: Registry[Any] = Registry(
     "ocr_eval.structures",
     {
         "chains": "ocr_eval.data.chains:CHAINS",
+        "known": "ocr_eval.data.known:KNOWN",
         "pairs": "ocr_eval.data.pairs:PAIRS",
         "reversal": "ocr_eval.data.reversal:REVERSAL",
     },
@@ -161,6 +162,7 @@ MEASURES: Registry[Any] = Registry(
     "measure",
     "ocr_eval.measures",
     {
+        "known": "ocr_eval.measures.known_facts:KNOWN_FACTS",
         "vocabulary": "ocr_eval.measures.vocabulary:VOCABULARY",
         "weight-change": "ocr_eval.measures.weight_change:WEIGHT_CHANGE",
     },

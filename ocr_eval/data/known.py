@@ -1,0 +1,123 @@
+"""Facts that a model may know: some are taught, true or false, and others are asked (Gekhman et al., 2405.05904).
+
+In an association of this structure relations have a template and facts each. Facts come in blocks of n of one
+relation, ranked together: those of ``m_train`` blocks are taught, those of ``m_test`` blocks are held out. Some of what
+is taught is known already; in the ``shuffled`` variant hardly anything is, because the answers of a block are
+exchanged. What the shipped one holds is also asked after every run (measures/known_facts.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from ocr_eval.common import streams
+from ocr_eval.data.task import Example, Probe, Quantity, Task
+from ocr_eval.specs.association import Association, Relation, Word
+from ocr_eval.specs.run import DataSpec
+from ocr_eval.specs.strict import Strict
+
+
+class KnownRelation(Strict):
+    """A template, and the answer of each subject."""
+
+    template: Word
+    facts: Annotated[dict[Word, Word], Field(min_length=2)]
+
+    @model_validator(mode="after")
+    def _check(self) -> KnownRelation:
+        Relation(templates=(self.template,))
+        return self
+
+    def prompt(self, subject: str) -> str:
+        """The statement up to its answer."""
+        return Relation(templates=(self.template,)).prompt(0, subject)
+
+
+class KnownAssociation(Association):
+    """Relations by name."""
+
+    relations: Annotated[dict[Word, KnownRelation], Field(min_length=1)]
+
+    def size(self) -> dict[str, int]:
+        """Its facts."""
+        return {"facts": sum(len(relation.facts) for relation in self.relations.values())}
+
+    def check(self, data: DataSpec) -> None:
+        """There must be blocks enough, and something to teach."""
+        if data.m_train == 0 or data.variant == "no-entailment":
+            raise ValueError(f"'{self.name}' teaches the facts of m_train blocks; use 1 or more, and not no-entailment")
+        if data.candidates == "ten" and data.n > 10:
+            raise ValueError(f"ten candidates cannot hold {data.n} answers in use; give --candidates in-use or all")
+        if data.templates != (0,) or data.probe_template:
+            raise ValueError(f"'{self.name}' has one template a relation; drop --templates and --probe-template")
+        blocks = len(self.blocks(data, "count"))
+        if data.m_train + data.m_test > blocks:
+            raise ValueError(f"'{self.name}' makes {blocks} blocks of {data.n} facts; lower --n, --m-train or --m-test")
+
+    def whole(self, template: int) -> dict[str, Any]:
+        """Every block of five."""
+        fields = {**super().whole(template), "n": 5, "m_train": 1, "candidates": "in-use"}
+        return {**fields, "m_test": len(self.blocks(DataSpec(**fields), "count")) - 1}
+
+    def blocks(self, data: DataSpec, stream: str) -> list[Block]:
+        """Blocks of n facts of one relation with different answers, and distractors, in a drawn order."""
+        blocks = []
+        for name, relation in self.relations.items():
+            left = streams.shuffled(f"{stream}/{name}", list(relation.facts.items()))
+            answers = list(dict.fromkeys(answer for _, answer in left))
+            if data.candidates == "ten" and len(answers) < 10:
+                continue
+            while (
+                len(facts := list({answer: (subject, answer) for subject, answer in left}.values())[: data.n]) == data.n
+            ):
+                left = [fact for fact in left if fact not in facts]
+                others = [answer for answer in answers if answer not in dict(facts).values()]
+                most = {"in-use": 0, "ten": 10 - data.n, "all": len(others)}[data.candidates]
+                blocks.append(Block(relation, tuple(facts), tuple(others[:most])))
+        return streams.shuffled(f"{stream}/blocks", blocks)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Facts of one relation whose answers are ranked together, with distractors."""
+
+    relation: KnownRelation
+    facts: tuple[tuple[str, str], ...]
+    distractors: tuple[str, ...]
+
+
+class Known:
+    """The structure ``known``; every fact is a unit."""
+
+    File = KnownAssociation
+
+    def build(self, association: KnownAssociation, data: DataSpec, stream: str) -> Task:
+        """Draw blocks; held-out ones first, so that they do not depend on m_train."""
+        train, probes = [], []
+        for number, block in enumerate(association.blocks(data, stream)[: data.m_test + data.m_train]):
+            answers, is_taught = [answer for _, answer in block.facts], number >= data.m_test
+            told = streams.shuffled(f"{stream}/shuffle/{number}", answers) if data.variant == "shuffled" else answers
+            for place, (subject, _) in enumerate(block.facts):
+                prompt, unit = block.relation.prompt(subject), f"{number * data.n + place}"
+                # Of a taught fact that is false, what is taught is the right answer.
+                target = answers.index(told[place]) if is_taught else place
+                if is_taught:
+                    train.append(Example(prompt, told[place], subject=subject, unit=unit))
+                probes.append(
+                    Probe(
+                        prompt,
+                        (*answers, *block.distractors),
+                        target,
+                        tuple(range(data.n)),
+                        "taught" if is_taught else "held_out",
+                        unit,
+                        subject=prompt,
+                    )
+                )
+        return Task(tuple(train), tuple(probes), (Quantity("taught", "premise"), Quantity("held_out", "finding")))
+
+
+KNOWN = Known()

@@ -1,0 +1,71 @@
+"""``known``: what a run did to facts that the model knew before.
+
+The shipped association ``known`` holds facts of common knowledge. One counts as known where the first token of its
+answer is the most probable token of the whole vocabulary after its prompt.
+
+    facts         how many were asked
+    base_known    how many the untouched base knows
+    kept          share of those that the trained model still knows: retention
+    known         how many the trained model knows
+    probability   mean probability of the right answers of what the base knows; base_probability, of the base
+
+Without the base, after full fine-tuning, only ``facts`` and ``known`` are there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+
+from ocr_eval.data.known import KnownAssociation
+from ocr_eval.data.task import Probe
+from ocr_eval.data.tokenize import ProbeTokens, Tokenizer, continuations
+from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.vocabulary import in_vocabulary
+from ocr_eval.methods.method import Needs, method_of
+from ocr_eval.specs.association import load_association
+
+
+def known_probes(tokenizer: Tokenizer) -> list[ProbeTokens]:
+    """The shipped facts, each asked against the next answer of its relation."""
+    probes = []
+    for name, relation in cast(KnownAssociation, load_association("known")).relations.items():
+        answers = list(dict.fromkeys(relation.facts.values()))
+        for subject, answer in relation.facts.items():
+            other = answers[(answers.index(answer) + 1) % len(answers)]
+            probes.append(Probe(relation.prompt(subject), (answer, other), 0, (0, 1), name, subject, subject))
+    cut = iter(continuations(tokenizer, [(probe.prompt, each) for probe in probes for each in probe.candidates]))
+    return [ProbeTokens(probe, (right := next(cut)).prompt, (right.answer, next(cut).answer)) for probe in probes]
+
+
+class KnownFacts:
+    """Reads the next token after each prompt, of the trained model and of its base."""
+
+    about = "Facts that the base knew before, such as capitals, and how many of them are kept (retention)"
+
+    def by_default(self, needs: Needs) -> bool:
+        """Some 250 short prompts: about a scoring."""
+        return True
+
+    def take(self, trained: Trained) -> dict[str, Any]:
+        """See the module."""
+        probes = known_probes(trained.pack.base.tokenizer)
+        rank, logprob, _ = in_vocabulary(trained.view(), trained.lane, probes).T
+        found = {"facts": len(probes), "known": int((rank == 0).sum())}
+        if method_of(trained.spec.train).needs.whole:
+            return found
+        base_rank, base_logprob, _ = in_vocabulary(trained.view(False), trained.lane, probes).T
+        is_known = base_rank == 0
+        found["base_known"] = int(is_known.sum())
+        if not is_known.any():
+            return found  # nothing to keep
+        numbers = {
+            "kept": (rank[is_known] == 0).mean(),
+            "probability": np.exp(logprob[is_known]).mean(),
+            "base_probability": np.exp(base_logprob[is_known]).mean(),
+        }
+        return found | {key: float(f"{value:.6g}") for key, value in numbers.items()}
+
+
+KNOWN_FACTS = KnownFacts()
