@@ -101,7 +101,7 @@ def check(
     model: o.ModelArgument,
     assoc: Annotated[
         list[str] | None,
-        option("--assoc", help="Association; repeatable (default: all shipped).", autocompletion=o.assoc_names),
+        option("--assoc", help="Association; repeatable (default: the paper's five).", autocompletion=o.assoc_names),
     ] = None,
     offline: o.OfflineOption = False,
     as_json: o.JsonOption = False,
@@ -113,10 +113,10 @@ def check(
     with 1 if an association cannot be scored with the tokenizer.
     """
     o.begin(quiet, offline)
-    from ocr_eval.common.yaml_files import shipped_names
     from ocr_eval.planning.check import check_model
+    from ocr_eval.specs.published import published_associations
 
-    found = check_model(model, assoc or shipped_names("templates"))
+    found = check_model(model, assoc or published_associations())
     typer.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False) if as_json else found.as_text())
     if not found.scorable:
         raise typer.Exit(1)
