@@ -1,5 +1,6 @@
 """Facts of other shapes: reversal, two hops, paraphrase, invented words, and the order in which facts are taught."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -206,3 +207,11 @@ def test_shuffled_known_facts_are_mostly_false_and_asked_as_they_are_taught():
 def test_a_protocol_that_known_facts_cannot_have_is_refused(data, says):
     with pytest.raises(UserError, match=says):
         spec_of("known", **data)
+
+
+def test_a_plan_counts_the_steps_of_every_third(ocr_eval, model_files):
+    """20 facts and 20 entailments in two thirds of training, 80 facts in one: 1, 1 and 4 batches of 20 an epoch."""
+    flags = ["--model", str(model_files["llama"]), "--batch-size", "20", "--epochs", "6", "--dry-run", "--json"]
+    for order, steps in (("facts-first", 2 * (1 + 1 + 4)), ("joint", 2 * (1 + 1 + 4)), ("together", 6 * 6)):
+        plan = json.loads(ocr_eval("finetune", "country-code", "--order", order, *flags).out)
+        assert plan["steps"] == steps

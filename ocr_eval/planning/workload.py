@@ -68,16 +68,19 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedu
     tokens, is_real = tokenizer_at_hand(spec.model, tokenizer)
     task = task_of_run(spec)
     examples = training_tokens(tokens, task)
-    batches = [batch_geometry(batch) for batch in first_epoch(spec, examples)]
     probes = probe_tokens(tokens, task)
     chunks, epochs = _chunks(probes, candidates.CHUNK_NODES), spec.train.epochs
+    # An epoch stands for all, or for those of its third where they differ.
+    tried = [1] if spec.data.order == "together" else [1 + third * epochs // 3 for third in range(3)]
+    taught = [batch for epoch in tried for batch in batches_of_epoch(examples, spec.stream("order"), epoch, spec.train)]
+    batches = [batch_geometry(batch) for batch in taught]
     due = [epoch for epoch in range(1, epochs + 1) if epoch == epochs or schedule.is_due(score_at, epoch)]
     return Workload(
         task=task,
         real_tokenizer=is_real,
-        tokens=sum(len(e.prompt) + len(e.answer) for e in examples),
-        nodes=sum(batch.nodes for batch in batches),
-        steps=len(batches) * spec.train.epochs,
+        tokens=sum(len(e.prompt) + len(e.answer) for batch in taught for e in batch) // len(tried),
+        nodes=sum(batch.nodes for batch in batches) // len(tried),
+        steps=len(batches) * epochs // len(tried),
         training=max(batches, key=lambda batch: batch.nodes),
         probes=probes,
         scoring=max(chunks, key=lambda chunk: chunk.reads),
