@@ -69,7 +69,7 @@ app.command(cls=OneRun, rich_help_panel="Teach")(injections.finetune)
 app.command(rich_help_panel="Score")(injections.score)
 for panel, commands in {
     "Teach": (sweep.sweep, sweep.status),
-    "Look": (results.table, results.figures, results.compare, results.report),
+    "Look": (results.table, results.figures, results.compare, results.retention, results.report),
     "Study": (studies.controls, studies.curve),
 }.items():
     for command in commands:

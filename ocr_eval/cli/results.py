@@ -166,6 +166,54 @@ def figures(
         raise typer.Exit(1)
 
 
+def retention(
+    runs: o.RunsArgument = None,
+    filters: FilterOption = None,
+    as_json: o.JsonOption = False,
+    config: o.ConfigOption = None,
+) -> None:
+    """Show how many of the facts known before are kept, and what that depends on.
+
+    The regression is that of Gekhman et al. (arXiv 2405.05904): kept = b0 + b_known x (share of what is taught that was
+    known, and is fitted) + b_unknown x (share that was not known, and is fitted). It takes runs that differ in both.
+    """
+    import json
+    from dataclasses import asdict
+
+    from ocr_eval.analysis.retention import regress, retained
+
+    found = find(runs or [o.DEFAULT_OUTPUT], "first-token", filters, "known")
+    cells = retained(found.records)
+    if not cells:
+        raise UserError("No record has retention. Rerun a run with --force; full fine-tuning has none.")
+    fit, missing = None, ""
+    try:
+        fit = regress(found.records)
+    except UserError as error:
+        missing = str(error)
+    if as_json:
+        typer.echo(json.dumps({"cells": [asdict(c) for c in cells], "regression": fit and asdict(fit)}, indent=2))
+        return
+    rows = [
+        [
+            c.row,
+            c.association,
+            str(c.runs),
+            f"{c.known:.0f}",
+            *(f"{v:.0%}" for v in (c.kept, c.fitted_known, c.fitted_unknown)),
+        ]
+        for c in cells
+    ]
+    typer.echo(o.grid(["model", "association", "runs", "known", "kept", "fitted known", "fitted unknown"], rows))
+    if fit is None:
+        typer.echo(f"No regression: {missing}")
+        return
+    typer.echo(
+        f"kept = {fit.intercept:.3f} {fit.known:+.3f} x fitted known {fit.unknown:+.3f} x fitted unknown  "
+        f"(shares of what is taught; R2 {fit.r2:.2f}, {fit.runs} runs)"
+    )
+
+
 def compare(
     a: Annotated[
         str, typer.Argument(metavar="A", help="A run's folder, a folder of runs, or a condition such as 'lr=1e-3'.")

@@ -8,6 +8,8 @@ answer is the most probable token of the whole vocabulary after its prompt.
     kept          share of those that the trained model still knows: retention
     known         how many the trained model knows
     probability   mean probability of the right answers of what the base knows; base_probability, of the base
+    taught        how many statements the premises ask for
+    fitted_known, fitted_unknown   those of them that the trained model has right, by whether the base had
 
 Without the base, after full fine-tuning, only ``facts`` and ``known`` are there.
 """
@@ -58,6 +60,12 @@ class KnownFacts:
         base_rank, base_logprob, _ = in_vocabulary(trained.view(False), trained.lane, probes).T
         is_known = base_rank == 0
         found["base_known"] = int(is_known.sum())
+        premises = {quantity.name for quantity in trained.quantities if quantity.role == "premise"}
+        taught = [each for each in trained.probes if each.probe.quantity in premises]
+        if taught:
+            had, has = (in_vocabulary(trained.view(which), trained.lane, taught)[:, 0] == 0 for which in (False, True))
+            found |= {"taught": len(taught), "fitted_known": int((had & has).sum())}
+            found["fitted_unknown"] = int((~had & has).sum())
         if not is_known.any():
             return found  # nothing to keep
         numbers = {

@@ -1,0 +1,62 @@
+"""What of the facts that were known before is kept, and what that depends on."""
+
+import json
+
+import pytest
+from test_comparison import write
+from test_table import record
+
+#: kept = 0.9 + 0.1 x fitted known - 0.4 x fitted unknown, but for the noise of the last two.
+POINTS = [(0, 0, 0.9), (10, 0, 0.95), (0, 10, 0.7), (5, 15, 0.625), (20, 0, 1.0)]
+
+
+def run(seed, known, unknown, kept, **changes):
+    found = {"facts": 200, "base_known": 80, "kept": kept, "taught": 20}
+    found |= {"fitted_known": known, "fitted_unknown": unknown}
+    return record(seed=seed, run=f"run-{seed}", measures={"known": found}, **changes)
+
+
+def test_a_hand_worked_regression(ocr_eval, tmp_path):
+    folder = write(tmp_path, *(run(seed, *point) for seed, point in enumerate(POINTS)))
+    answer = json.loads(ocr_eval("retention", folder, "--json").out)
+    fit = answer["regression"]
+    assert (fit["intercept"], fit["known"], fit["unknown"]) == pytest.approx((0.9, 0.1, -0.4))
+    assert fit["r2"] == pytest.approx(1)
+    (cell,) = answer["cells"]
+    assert cell["runs"] == 5
+    assert cell["kept"] == pytest.approx((0.9 + 0.95 + 0.7 + 0.625 + 1) / 5)
+    assert cell["fitted_unknown"] == pytest.approx((0 + 0 + 10 + 15 + 0) / 5 / 20)
+    shown = ocr_eval("retention", folder).out
+    assert "kept = 0.900 +0.100 x fitted known -0.400 x fitted unknown" in shown
+    assert "84%" in shown  # kept, on average
+
+
+def test_what_noise_is_left_over_is_in_r2(ocr_eval, tmp_path):
+    points = [(0, 0, 0.8), (0, 0, 1.0), (10, 0, 0.9), (0, 10, 0.5)]
+    folder = write(tmp_path, *(run(seed, *point) for seed, point in enumerate(points)))
+    fit = json.loads(ocr_eval("retention", folder, "--json").out)["regression"]
+    mean = (0.8 + 1.0 + 0.9 + 0.5) / 4
+    assert fit["r2"] == pytest.approx(1 - 0.02 / sum((kept - mean) ** 2 for *_, kept in points))
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        ([(0, 20, 0.5)] * 5, "do not differ"),
+        ([(0, 20, 0.5), (10, 0, 0.7)], "takes four"),
+        ([(known, unknown, 0.5) for known, unknown, _ in POINTS], "nothing to explain"),
+    ],
+)
+def test_without_enough_runs_there_are_means_and_no_regression(ocr_eval, tmp_path, points, says):
+    folder = write(tmp_path, *(run(seed, *point) for seed, point in enumerate(points)))
+    answer = ocr_eval("retention", folder)
+    assert answer.code == 0
+    assert "city-language" in answer.out
+    assert f"No regression: {says}" in answer.out or says in answer.out.splitlines()[-1]
+    assert json.loads(ocr_eval("retention", folder, "--json").out)["regression"] is None
+
+
+def test_records_without_retention_are_no_table(ocr_eval, tmp_path):
+    answer = ocr_eval("retention", write(tmp_path, record()))
+    assert answer.code == 2
+    assert "No record has retention" in answer.err
