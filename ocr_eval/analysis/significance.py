@@ -37,8 +37,9 @@ SIGNIFICANT = 0.05
 #: So many assignments or sign flips, over all seeds together, are enumerated; of more some are drawn.
 MOST_EXACT = 20_000
 DRAWS = 2000
-#: Standard deviation by which a run's OCR score moves when the run is made again with other rounding.
-RERUN_SD = 0.15
+#: Standard deviation of a run's OCR score that pairing by seed does not take away. Rerun noise is about half of it
+#: (results/noise/noise.md); the rest is that two conditions do not meet the same luck in a seed.
+RUN_SD = 0.15
 #: Cells that are tested in one matrix product: assignments x cells x 8 bytes at once.
 _CELLS_AT_ONCE = 256
 
@@ -117,10 +118,10 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def detectable(seeds: int, sd: float = RERUN_SD) -> float | None:
+def detectable(seeds: int, sd: float = RUN_SD) -> float | None:
     """The difference of two conditions' OCR scores that so many seeds show with a power of 80 %, about.
 
-    For paired runs, each moved by rerun noise alone: (t(S - 1, 97.5 %) + t(S - 1, 80 %)) * sd * sqrt(2 / S).
+    For paired runs, each moved independently: (t(S - 1, 97.5 %) + t(S - 1, 80 %)) * sd * sqrt(2 / S).
 
     Returns:
         None for a single seed.

@@ -204,7 +204,7 @@ def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") 
 
 def _power(specs: Sequence[RunSpec]) -> list[str]:
     """What the seeds of several conditions can show; nothing of runs that differ in model or association alone."""
-    from ocr_eval.analysis.significance import RERUN_SD, detectable, seeds_needed
+    from ocr_eval.analysis.significance import RUN_SD, detectable, seeds_needed
 
     conditions = {(spec.model.name, spec.association.name, spec.data, spec.train) for spec in specs}
     compared = Counter((model, association) for model, association, *_ in conditions)
@@ -217,5 +217,5 @@ def _power(specs: Sequence[RunSpec]) -> list[str]:
         return [
             f"comparing: no verdict from {seeds} seed{'s' * (seeds > 1)}; {of} of OCR scores takes {needed} or more"
         ]
-    power = f"80 % power, rerun sd {RERUN_SD:g}"
+    power = f"80 % power, sd of a run {RUN_SD:g}"
     return [f"comparing: {seeds} seeds show a difference in OCR score of {detectable(seeds):.2f} or more ({power})"]
