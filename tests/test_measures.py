@@ -110,6 +110,41 @@ def plain_ranks(network, probes, model):
     return found
 
 
+def test_frozen_layers_are_those_of_peft_with_half_its_factors_at_zero(ocr_eval, tiny, tmp_path):
+    run = ["--model", tiny, "--n", 2, "--m-train", 2, "--m-test", 3, "--epochs", 8, "-o", tmp_path, "--json"]
+    plain = json.loads(ocr_eval("finetune", "city-language", *run).out)
+    assert "frozen-layers" not in plain["measures"]
+    record = json.loads(ocr_eval("finetune", "city-language", *run, "--measures", "frozen-layers", "--force").out)
+    assert record["adapter_sha256"] == plain["adapter_sha256"]  # what was taken back for a while is there again
+    folder = tmp_path / "runs" / record["run"]
+    probes = probe_tokens(load(tiny).tokenizer, build_task(read_config(folder)))
+    found = record["measures"]["frozen-layers"]
+    assert found["cut"] == 1  # of two layers
+    for frozen, layer in (("early", 0), ("late", 1)):
+        network = AutoModelForCausalLM.from_pretrained(Path(tiny).with_suffix(""), dtype=torch.float32)
+        peft = PeftModel.from_pretrained(network, folder / "adapter")
+        for name, weight in peft.named_parameters():
+            if f".layers.{layer}." in name and "lora_B" in name:
+                weight.data.zero_()
+        assert found[f"{frozen}_frozen_test_fact_rank"] == pytest.approx(
+            candidate_rank(peft, probes, "test_fact"), abs=1e-6
+        )
+    assert found["test_fact_rank"] == pytest.approx(record["final"]["first-token"]["test_fact"]["mean_rank"], abs=1e-6)
+    full = ["--method", "full", "--lr", 1e-3, "--measures", "frozen-layers"]
+    assert "low-rank adapters" in ocr_eval("finetune", "city-language", *run, *full).err
+
+
+def candidate_rank(network, probes, quantity):
+    """Mean rank of the right answer's first token among those of its candidates."""
+    ranks = []
+    for each in (probe for probe in probes if probe.probe.quantity == quantity):
+        with torch.no_grad():
+            logprobs = network(torch.tensor([each.prompt])).logits[0, -1].log_softmax(-1)
+        values = logprobs[[ids[0] for ids in each.candidates]]
+        ranks.append(int((values > values[each.probe.target]).sum()))
+    return np.mean(ranks)
+
+
 def test_known_facts_are_those_of_plain_forward_passes(ocr_eval, tiny, tmp_path):
     """A tiny model is taught some by full training; then LoRA teaches the same people other things over it."""
     run = ["--n", 3, "--m-train", 2, "--m-test", 2, "--candidates", "in-use", "-o", tmp_path, "--json"]

@@ -1,0 +1,84 @@
+"""``frozen-layers``: what is left of a run's answers where early, or late, layers are as they were before training.
+
+Feng et al. (arXiv 2412.04614) freeze layers after the fact, by taking back what was learned in them, and cut at three
+quarters of the depth: a first hop that is taught lives in early layers, a second hop in late ones.
+
+    cut                            the first late layer, from 0
+    early_frozen_<quantity>_rank   mean rank where only late layers are trained
+    late_frozen_<quantity>_rank    mean rank where only early layers are
+    <quantity>_rank                mean rank of the run as it is
+
+By first token, among candidates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ocr_eval.measures.measure import Trained
+from ocr_eval.methods.method import Needs
+from ocr_eval.methods.pack import GradientPack
+from ocr_eval.scoring.candidates import score_lanes
+from ocr_eval.scoring.quantities import summarize_quantities
+
+
+@contextmanager
+def taken_back(trained: Trained, layers: Container[int]) -> Iterator[None]:
+    """Within it the run's adapters are zero in those layers; afterwards they are as before, to the bit.
+
+    Raises:
+        ValueError: the run has no low-rank adapters.
+    """
+    pack = trained.pack
+    factors = pack.learners[trained.lane].factors if isinstance(pack, GradientPack) else ()
+    if not isinstance(pack, GradientPack) or not factors:
+        raise ValueError("it takes low-rank adapters, and this method has none")
+    taken = [(each.b, each.b.clone()) for each in factors if layer_of(each.module) in layers]
+    try:
+        for b, _ in taken:
+            b.zero_()
+        pack.adapters.refresh()
+        yield
+    finally:
+        for b, kept in taken:
+            b.copy_(kept)
+        pack.adapters.refresh()
+
+
+def layer_of(module: str) -> int:
+    """The number of a module's layer, -1 of one that is in none."""
+    found = re.search(r"\.layers\.(\d+)\.", module)
+    return int(found[1]) if found else -1
+
+
+class FrozenLayers:
+    """Two scorings of the run, in parts."""
+
+    about = "Mean ranks with what early or late layers learned taken back (Feng et al., arXiv 2412.04614)"
+
+    def by_default(self, needs: Needs) -> bool:
+        """Only when asked for."""
+        return False
+
+    def take(self, trained: Trained) -> dict[str, Any]:
+        """See the module."""
+        layers = 1 + max(layer_of(change.module) for change in trained.changes())
+        cut = layers * 3 // 4
+        found: dict[str, Any] = {"cut": cut} | self._ranks(trained, "")
+        for name, frozen in (("early", range(cut)), ("late", range(cut, layers))):
+            with taken_back(trained, frozen):
+                found |= self._ranks(trained, f"{name}_frozen_")
+        return found
+
+    @staticmethod
+    def _ranks(trained: Trained, prefix: str) -> dict[str, float]:
+        scores = score_lanes(trained.view(), {trained.lane: trained.probes})[trained.lane]
+        probes = [each.probe for each in trained.probes]
+        by_quantity = summarize_quantities(trained.quantities, probes, scores, ["first-token"])["first-token"]
+        return {f"{prefix}{quantity}_rank": round(score.mean_rank, 6) for quantity, score in by_quantity.items()}
+
+
+FROZEN_LAYERS = FrozenLayers()
