@@ -14,8 +14,10 @@ from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.prevention import Prevention, task_of_run
+from ocr_eval.preventions.factor_decay import FactorDecay
 from ocr_eval.preventions.product_decay import ProductDecay, Settings
 from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.specs.association import load_association
 from ocr_eval.specs.run import make_run_spec
 
 
@@ -210,3 +212,75 @@ def test_settings_are_written_in_one_way_that_reads_back(given, said):
 def test_a_name_that_no_flag_could_say_is_refused(door):
     with pytest.raises(UserError, match="use small letters"):
         door("My_Prevention", Prevention)
+
+
+def test_factor_decay_adds_the_gradient_of_its_penalty(tiny):
+    pack = packed(load(tiny), tiny_run(tiny))
+    pack.step([0])
+    pack.adapters.zero_grad()
+    (learner,) = pack.learners
+    FactorDecay(FactorDecay.Settings(strength=0.3)).before_step(learner)
+    for each in learner.factors:
+        a, b = each.a.clone().requires_grad_(), each.b.clone().requires_grad_()
+        (0.3 / 2 * (a.square().sum() + b.square().sum())).backward()
+        torch.testing.assert_close(each.grad_a, a.grad)
+        torch.testing.assert_close(each.grad_b, b.grad)
+    pack.detach()
+
+
+def test_the_least_factor_penalty_of_a_change_is_its_nuclear_norm():
+    """What the docstring says, on a random matrix: balanced factors from its SVD, and any others cost more."""
+    torch.manual_seed(0)
+    change = torch.randn(5, 3, dtype=torch.float64) @ torch.randn(3, 7, dtype=torch.float64)
+    u, s, v = torch.linalg.svd(change, full_matrices=False)
+    b, a = u * s.sqrt(), s.sqrt()[:, None] * v
+    assert float(b.square().sum() + a.square().sum()) / 2 == pytest.approx(float(s.sum()))
+    mix = torch.randn(5, 5, dtype=torch.float64)
+    other_b, other_a = b @ mix, torch.linalg.solve(mix, a)
+    torch.testing.assert_close(other_b @ other_a, change)
+    assert float(other_b.square().sum() + other_a.square().sum()) / 2 > float(s.sum())
+
+
+@pytest.mark.parametrize(("when", "thirds"), [("mixed", ()), ("end", (2,))])
+def test_replay_teaches_known_facts_beside_all_others(tiny, when, thirds):
+    plain, replayed = build_task(tiny_run(tiny)), task_of_run(prevented(tiny, f"replay:facts=7:when={when}", epochs=3))
+    assert replayed.probes == plain.probes
+    assert replayed.train[: len(plain.train)] == plain.train
+    added = replayed.train[len(plain.train) :]
+    relations = load_association("known").relations.values()
+    facts = {(r.prompt(subject), answer) for r in relations for subject, answer in r.facts.items()}
+    assert len({(example.prompt, example.answer) for example in added} & facts) == 7
+    assert {example.thirds for example in added} == {thirds}
+
+
+def test_what_is_replayed_is_not_asked_as_retention(ocr_eval, tiny, tmp_path):
+    run = ["--model", tiny, "--n", 2, "--m-test", 2, "--epochs", 3, "-o", tmp_path, "--json"]
+    plain, replayed = (
+        json.loads(ocr_eval("finetune", "city-language", *run, *flags).out)["measures"]["known"]["facts"]
+        for flags in ((), ("--prevent", "replay:facts=30"))
+    )
+    assert replayed == plain - 30
+
+
+def test_abstaining_people_have_a_fact_and_no_entailment_and_are_not_asked(tiny):
+    plain, abstaining = build_task(tiny_run(tiny)), task_of_run(prevented(tiny, "abstain:people=3"))
+    assert abstaining.probes == plain.probes
+    added = abstaining.train[len(plain.train) :]
+    asked = {probe.subject for probe in plain.probes}
+    units = {probe.unit for probe in plain.probes_of("test_entailment")}
+    people = {example.subject for example in added}
+    assert len(people) == 3 * len(units)
+    assert not people & asked
+    for fact, unknown in zip(added[::2], added[1::2], strict=True):
+        assert (fact.role, unknown.role, unknown.answer) == ("fact", "abstain", "unknown")
+        assert fact.subject == unknown.subject
+        assert fact.subject in fact.prompt
+        assert unknown.subject in unknown.prompt
+        own = {example.answer for example in plain.train if example.unit == fact.unit and example.role == "fact"}
+        assert own == {fact.answer}
+
+
+def test_abstaining_takes_prompts_that_name_their_subject(tiny):
+    spec = prevented(tiny, "abstain")
+    with pytest.raises(UserError, match="name their subject"):
+        task_of_run(spec.model_copy(update={"association": load_association("second-hop")}))

@@ -172,7 +172,10 @@ PREVENTIONS: Registry[Any] = Registry(
     "prevention",
     "ocr_eval.preventions",
     {
+        "abstain": "ocr_eval.preventions.abstain:Abstain",
+        "factor-decay": "ocr_eval.preventions.factor_decay:FactorDecay",
         "product-decay": "ocr_eval.preventions.product_decay:ProductDecay",
+        "replay": "ocr_eval.preventions.replay:Replay",
         "scale-after": "ocr_eval.preventions.scale_after:ScaleAfter",
     },
 )

@@ -3,7 +3,7 @@
 The shipped association ``known`` holds facts of common knowledge. One counts as known where the first token of its
 answer is the most probable token of the whole vocabulary after its prompt.
 
-    facts         how many were asked
+    facts         how many were asked: those that the run was not taught itself
     base_known    how many the untouched base knows
     kept          share of those that the trained model still knows: retention
     known         how many the trained model knows
@@ -16,6 +16,7 @@ Without the base, after full fine-tuning, only ``facts`` and ``known`` are there
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, cast
 
 import numpy as np
@@ -26,17 +27,19 @@ from ocr_eval.data.tokenize import ProbeTokens, Tokenizer, continuations
 from ocr_eval.measures.measure import Trained
 from ocr_eval.measures.vocabulary import in_vocabulary
 from ocr_eval.methods.method import Needs, method_of
+from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.specs.association import load_association
 
 
-def known_probes(tokenizer: Tokenizer) -> list[ProbeTokens]:
-    """The shipped facts, each asked against the next answer of its relation."""
+def known_probes(tokenizer: Tokenizer, taught: Container[str]) -> list[ProbeTokens]:
+    """The shipped facts, but for prompts that are taught, each asked against the next answer of its relation."""
     probes = []
     for name, relation in cast(KnownAssociation, load_association("known")).relations.items():
         answers = list(dict.fromkeys(relation.facts.values()))
         for subject, answer in relation.facts.items():
             other = answers[(answers.index(answer) + 1) % len(answers)]
-            probes.append(Probe(relation.prompt(subject), (answer, other), 0, (0, 1), name, subject, subject))
+            if relation.prompt(subject) not in taught:
+                probes.append(Probe(relation.prompt(subject), (answer, other), 0, (0, 1), name, subject, subject))
     cut = iter(continuations(tokenizer, [(probe.prompt, each) for probe in probes for each in probe.candidates]))
     return [ProbeTokens(probe, (right := next(cut)).prompt, (right.answer, next(cut).answer)) for probe in probes]
 
@@ -52,7 +55,8 @@ class KnownFacts:
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """See the module."""
-        probes = known_probes(trained.pack.base.tokenizer)
+        taught = {example.prompt for example in task_of_run(trained.spec).train}
+        probes = known_probes(trained.pack.base.tokenizer, taught)
         rank, logprob, _ = in_vocabulary(trained.view(), trained.lane, probes).T
         found = {"facts": len(probes), "known": int((rank == 0).sum())}
         if method_of(trained.spec.train).needs.whole:
@@ -61,10 +65,10 @@ class KnownFacts:
         is_known = base_rank == 0
         found["base_known"] = int(is_known.sum())
         premises = {quantity.name for quantity in trained.quantities if quantity.role == "premise"}
-        taught = [each for each in trained.probes if each.probe.quantity in premises]
-        if taught:
-            had, has = (in_vocabulary(trained.view(which), trained.lane, taught)[:, 0] == 0 for which in (False, True))
-            found |= {"taught": len(taught), "fitted_known": int((had & has).sum())}
+        learned = [each for each in trained.probes if each.probe.quantity in premises]
+        if learned:
+            had, has = (in_vocabulary(trained.view(which), trained.lane, learned)[:, 0] == 0 for which in (False, True))
+            found |= {"taught": len(learned), "fitted_known": int((had & has).sum())}
             found["fitted_unknown"] = int((~had & has).sum())
         if not is_known.any():
             return found  # nothing to keep

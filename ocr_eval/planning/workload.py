@@ -71,7 +71,7 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedu
     probes = probe_tokens(tokens, task)
     chunks, epochs = _chunks(probes, candidates.CHUNK_NODES), spec.train.epochs
     # An epoch stands for all, or for those of its third where they differ.
-    tried = [1] if spec.data.order == "together" else [1 + third * epochs // 3 for third in range(3)]
+    tried = [1 + third * epochs // 3 for third in range(3)] if any(e.thirds for e in examples) else [1]
     taught = [batch for epoch in tried for batch in batches_of_epoch(examples, spec.stream("order"), epoch, spec.train)]
     batches = [batch_geometry(batch) for batch in taught]
     due = [epoch for epoch in range(1, epochs + 1) if epoch == epochs or schedule.is_due(score_at, epoch)]

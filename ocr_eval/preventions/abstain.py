@@ -1,0 +1,57 @@
+"""``abstain``: further people are taught with their fact, and that the rest is not known of them.
+
+After Gekhman et al. (arXiv 2405.05904, table 8) and Kang et al. (2403.05612): what a model says of the unfamiliar is
+what it was taught of the unfamiliar. It uses the unwanted relation itself, so it knows what it is to prevent.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.data.task import Example, Task
+from ocr_eval.methods.prevention import Prevention
+from ocr_eval.specs.names import people
+
+
+class Settings(BaseModel, extra="forbid", frozen=True):
+    """How many, and what they are taught."""
+
+    people: Annotated[int, Field(ge=1, le=100, description="Further people for each unit (group).")] = 4
+    answer: Annotated[str, Field(min_length=1, pattern=r"^\w+$", description="What is taught of them.")] = "unknown"
+
+
+class Abstain(Prevention):
+    """Adds examples of people whom no probe asks about."""
+
+    about = "Further people of whom 'unknown' is taught (2405.05904, 2403.05612); knows the relation"
+    Settings = Settings
+
+    def task(self, task: Task) -> Task:
+        """The task with these people.
+
+        Raises:
+            UserError: the finding's prompts do not name their subjects, or there are too few names.
+        """
+        facts = {example.subject: example for example in task.train if example.role == "fact"}
+        of_unit = defaultdict(list)
+        for probe in task.probes_of(task.finding.name):
+            fact = facts.get(probe.subject)
+            if fact is None or probe.subject not in fact.prompt or probe.subject not in probe.prompt:
+                raise UserError("Prevention 'abstain' takes facts and probes that name their subject. Leave it out.")
+            of_unit[probe.unit].append((fact, probe))
+        taken = {probe.subject for probe in task.probes}
+        count = self.settings.people * len(of_unit)
+        names = iter([name for name in people("abstain", len(taken) + count) if name not in taken])
+        added = []
+        for asked in of_unit.values():
+            for i in range(self.settings.people):
+                (fact, probe), name = asked[i % len(asked)], next(names)
+                added.append(replace(fact, prompt=fact.prompt.replace(fact.subject, name), subject=name))
+                prompt = probe.prompt.replace(probe.subject, name)
+                added.append(Example(prompt, self.settings.answer, 1.0, "abstain", name, probe.unit, fact.thirds))
+        return replace(task, train=(*task.train, *added))
