@@ -3,11 +3,12 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import load
+from conftest import load, tiny_run
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -145,6 +146,27 @@ def candidate_rank(network, probes, quantity):
     return np.mean(ranks)
 
 
+def test_a_hand_worked_hedge(tiny):
+    """Two groups of two test subjects."""
+    spec = tiny_run(tiny, n=2, m_train=2, m_test=2)
+    task = build_task(spec)
+    rows = [i for i, probe in enumerate(task.probes) if probe.quantity == "test_entailment"]
+    given = np.full((len(task.probes), 10), -50.0)
+    given[rows, :2] = np.log([[0.2, 0.2], [0.3, 0.1], [0.1, 0.3], [0.1, 0.1]])
+    scores = SimpleNamespace(logprobs={"first-token": given})
+    found = MEASURES.get("hedge").take(SimpleNamespace(spec=spec, scores=scores))
+    shares = [(0.5, 0.5), (0.75, 0.25), (0.25, 0.75), (0.5, 0.5)]
+    targets = [task.probes[i].target for i in rows]
+    assert targets == [0, 0, 1, 1]
+    assert found["right"] == pytest.approx((0.5 + 0.75 + 0.75 + 0.5) / 4)
+    assert found["hedge_right"] == 0.5  # both answers are taught twice
+    assert found["distance"] == pytest.approx(0)
+    assert found["entropy"] == pytest.approx(-sum(p * math.log(p) for row in shares for p in row) / 4, rel=1e-5)
+    assert found["shared_entropy"] == pytest.approx(math.log(2), rel=1e-5)
+    nothing = spec.model_copy(update={"data": spec.data.model_copy(update={"variant": "no-entailment"})})
+    assert MEASURES.get("hedge").take(SimpleNamespace(spec=nothing, scores=scores)) == {}
+
+
 def test_known_facts_are_those_of_plain_forward_passes(ocr_eval, tiny, tmp_path):
     """A tiny model is taught some by full training; then LoRA teaches the same people other things over it."""
     run = ["--n", 3, "--m-train", 2, "--m-test", 2, "--candidates", "in-use", "-o", tmp_path, "--json"]
@@ -231,7 +253,7 @@ def test_a_measure_that_fails_or_finds_no_plain_number_costs_no_run(ocr_eval, ti
     run = ["--model", tiny, "--assoc", "city-language", "--n", 2, "--m-test", 2, "--epochs", 1, "-o", tmp_path]
     answer = ocr_eval("finetune", *run, "--json")
     assert answer.code == 0
-    assert set(json.loads(answer.out)["measures"]) == {"fine", "known", "vocabulary", "weight-change"}
+    assert set(json.loads(answer.out)["measures"]) == {"fine", "hedge", "known", "vocabulary", "weight-change"}
     assert "no measure 'broken': out of ink" in answer.err
     assert "no measure 'endless'" in answer.err
     assert "'fine'" not in answer.err

@@ -163,6 +163,7 @@ MEASURES: Registry[Any] = Registry(
     "ocr_eval.measures",
     {
         "frozen-layers": "ocr_eval.measures.frozen_layers:FROZEN_LAYERS",
+        "hedge": "ocr_eval.measures.hedge:HEDGE",
         "known": "ocr_eval.measures.known_facts:KNOWN_FACTS",
         "vocabulary": "ocr_eval.measures.vocabulary:VOCABULARY",
         "weight-change": "ocr_eval.measures.weight_change:WEIGHT_CHANGE",
