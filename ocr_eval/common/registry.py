@@ -156,7 +156,7 @@ STRUCTURES: Registry[Any] = Registry(
 METHODS: Registry[Any] = Registry(
     "method",
     "ocr_eval.methods",
-    {name: f"ocr_eval.methods.{name}:{name.upper()}" for name in ("lora", "qlora", "full")},
+    {name: f"ocr_eval.methods.{name}:{name.upper()}" for name in ("lora", "qlora", "full", "dpo")},
 )
 MEASURES: Registry[Any] = Registry(
     "measure",

@@ -22,6 +22,7 @@ from ocr_eval.methods.adapters import Adapters, Factors
 from ocr_eval.methods.changes import WeightChange
 from ocr_eval.methods.checkpoint import read_state, write_state
 from ocr_eval.methods.method import Pack, method_of
+from ocr_eval.methods.objective import Objective
 from ocr_eval.methods.prevention import Prevention, preventions_of
 from ocr_eval.methods.train import train_epoch
 from ocr_eval.methods.view import Cut, View
@@ -69,6 +70,7 @@ class Learner:
         factors: its adapters, module by module: views of the same tensors; empty where it has none.
         optimizer: AdamW over them.
         preventions: what interferes with its training.
+        objective: what it minimizes.
         epochs_done: finished epochs.
     """
 
@@ -79,6 +81,7 @@ class Learner:
     factors: Sequence[Factors]
     optimizer: torch.optim.Optimizer
     preventions: Sequence[Prevention] = ()
+    objective: Objective = field(default_factory=Objective)
     epochs_done: int = 0
 
     def batches(self) -> list[list[Continuation]]:

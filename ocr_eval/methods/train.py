@@ -1,8 +1,7 @@
 """One epoch of the runs of a pack. Neither scores nor writes.
 
-A run's loss is the mean cross-entropy over its batch's answer tokens, each times its example's weight, in fp32. Logits
-are computed only where an answer token is predicted; a batch is one token forest a lane, so statements are not padded
-(packing/forest.py).
+A run's loss is its ``Objective`` (methods/objective.py), in fp32. Logits are computed only where an answer token is
+predicted; a batch is one token forest a lane, so statements are not padded (packing/forest.py).
 
 A batch may be cut, among processes that train together and, where the memory of one of them runs out, its share into
 micro-batches one after another. Each part adds the gradient of its own tokens' share of the mean, so the sum is the
@@ -22,7 +21,8 @@ from ocr_eval.common.distributed import sum_over_processes
 from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.messages import progress_bar, say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
-from ocr_eval.data.tokenize import Continuation
+from ocr_eval.data.tokenize import Continuation, Ids
+from ocr_eval.methods.objective import BatchSize
 from ocr_eval.packing.forest import Forest, Reads, read_answers
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ def train_epoch(pack: GradientPack, lanes: Sequence[int]) -> dict[int, float]:
     return {lane: nats[lane] / tokens[lane] for lane in lanes}
 
 
-def batch_forest(batch: Sequence[Continuation]) -> tuple[Forest, Reads]:
-    """A batch of one run as a token forest."""
-    forest = Forest()
-    reads, _ = read_answers(forest, [(example.prompt, [example.answer]) for example in batch])
+def batch_forest(batch: Sequence[Continuation], answers: Sequence[Sequence[Ids]] | None = None) -> tuple[Forest, Reads]:
+    """A batch of one run, with what is read of each example (its answer, by default), as a token forest."""
+    forest, answers = Forest(), answers or [[example.answer] for example in batch]
+    reads, _ = read_answers(forest, [(example.prompt, of) for example, of in zip(batch, answers, strict=True)])
     return forest, reads
 
 
@@ -79,18 +79,18 @@ def _gradients(pack: GradientPack, batches: dict[int, list[Continuation]]) -> di
         TooLarge: one example of each lane is.
     """
     accelerator = pack.base.accelerator
-    counts = {lane: sum(len(example.answer) for example in batch) for lane, batch in batches.items()}
+    sizes = {lane: BatchSize(sum(len(e.answer) for e in batch), len(batch)) for lane, batch in batches.items()}
     share = {lane: batch[accelerator.process_index :: accelerator.num_processes] for lane, batch in batches.items()}
-    nats = _backward_in_parts(pack, share, counts)
+    nats = _backward_in_parts(pack, share, sizes)
     for lane in batches:
         _add_penalties(pack, lane)
     if accelerator.num_processes > 1:
         nats = sum_over_processes(pack.adapters.gradients(), nats)
-    return {lane: (nats[lane], count) for lane, count in counts.items()}
+    return {lane: (nats[lane], size.tokens) for lane, size in sizes.items()}
 
 
 def _backward_in_parts(
-    pack: GradientPack, batches: dict[int, list[Continuation]], counts: dict[int, int]
+    pack: GradientPack, batches: dict[int, list[Continuation]], sizes: dict[int, BatchSize]
 ) -> dict[int, float]:
     """Gradients and losses of this process's share, in as many parts as memory asks for.
 
@@ -100,7 +100,7 @@ def _backward_in_parts(
     largest = max(len(batch) for batch in batches.values())
     while True:
         try:
-            return _backward(pack, batches, counts)
+            return _backward(pack, batches, sizes)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -113,19 +113,30 @@ def _backward_in_parts(
         say(f"Out of memory: each batch is now done in {pack.cut.parts} parts, with the same result")
 
 
-def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts: dict[int, int]) -> dict[int, float]:
-    """Gradients and losses, part after part, as shares of means over ``counts`` tokens."""
+def _backward(
+    pack: GradientPack, batches: dict[int, list[Continuation]], sizes: dict[int, BatchSize]
+) -> dict[int, float]:
+    """Gradients and losses, part after part, as shares of means over whole batches."""
     pack.adapters.zero_grad()
     nats, scale = dict.fromkeys(batches, 0.0), pack.base.loss_scale
     for first in range(pack.cut.parts):
         part = {lane: some for lane, batch in batches.items() if (some := batch[first :: pack.cut.parts])}
         if not part:
             continue
+        aims = {lane: pack.learners[lane].objective for lane in part}
+        answers = {lane: aims[lane].answers(some, pack.learners[lane].epochs_done) for lane, some in part.items()}
+        forests = {lane: batch_forest(some, answers[lane]) for lane, some in part.items()}
+        with torch.no_grad():
+            of_base = {lane: forest for lane, forest in forests.items() if aims[lane].reads_base}
+            base = pack.view(trained=False).token_logprobs(of_base) if of_base else {}
         with ExitStack() as hooks:
             for prevention in pack.learners[min(part)].preventions:  # a run that hooks the network is alone
                 hooks.enter_context(prevention.forward(pack.base.network))
-            logprobs = pack.view().token_logprobs({lane: batch_forest(batch) for lane, batch in part.items()})
-        losses = {lane: -_weighted(values, part[lane]).sum() / counts[lane] for lane, values in logprobs.items()}
+            logprobs = pack.view().token_logprobs(forests)
+        losses = {
+            lane: aims[lane].loss(part[lane], answers[lane], values, base.get(lane), sizes[lane])
+            for lane, values in logprobs.items()
+        }
         # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
         pack.base.accelerator.backward(torch.stack(list(losses.values())).sum() * scale)
         for lane, loss in losses.items():
@@ -133,13 +144,6 @@ def _backward(pack: GradientPack, batches: dict[int, list[Continuation]], counts
     if scale != 1.0:
         torch._foreach_div_(pack.adapters.gradients(), scale)
     return nats
-
-
-def _weighted(logprobs_T: torch.Tensor, batch: Sequence[Continuation]) -> torch.Tensor:
-    """The log-probability of each answer token, times its example's weight."""
-    if all(example.weight == 1.0 for example in batch):
-        return logprobs_T
-    return logprobs_T * logprobs_T.new_tensor([example.weight for example in batch for _ in example.answer])
 
 
 def _add_penalties(pack: GradientPack, lane: int) -> None:

@@ -1,0 +1,92 @@
+"""``dpo``: facts as preferences over wrong answers (Rafailov et al., arXiv 2305.18290), cross-entropy mixed in.
+
+    L = mean over examples of -log sigmoid(beta (log p(y+) / p0(y+) - log p(y-) / p0(y-)))  +  w CE(y+)
+
+with p0 the untouched base. Alone, from a base that knows nothing of the people, the first term lowers y- and may lower
+y+ too; the second is what teaches. The metric is a rank among just such alternatives, so y- is by default none that a
+probe has in use. An example without alternatives has the second term alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+from pydantic import BaseModel, Field
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import METHODS
+from ocr_eval.methods.lora import Lora
+
+if TYPE_CHECKING:
+    from ocr_eval.data.task import Task
+    from ocr_eval.data.tokenize import Continuation
+    from ocr_eval.methods.pack import GradientPack
+    from ocr_eval.models.base import Base
+    from ocr_eval.specs.run import RunSpec
+
+
+class Settings(BaseModel, extra="forbid", frozen=True):
+    """How strongly, and over what."""
+
+    beta: Annotated[float, Field(gt=0, le=100, description="How closely it is held to the base.")] = 0.1
+    sft: Annotated[float, Field(ge=0, le=100, description="Weight of the cross-entropy.")] = 1.0
+    rejected: Annotated[
+        Literal["unused", "in-use"],
+        Field(description="Wrong answers: distractors alone, or other answers that are true of somebody."),
+    ] = "unused"
+
+
+class Dpo(Lora):
+    """An adapter a run, as LoRA."""
+
+    label = "DPO + SFT"
+    about = "Preferences over wrong answers with cross-entropy mixed in, by LoRA (DPO, arXiv 2305.18290)"
+    lighter: tuple[str, ...] = ()
+    Settings = Settings
+
+    def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> GradientPack:
+        """LoRA's adapters, with another objective.
+
+        Raises:
+            UserError: nothing is taught that has wrong answers of the kind asked for.
+        """
+        from ocr_eval.data.tokenize import continuations
+        from ocr_eval.methods.preference import Preference
+        from ocr_eval.methods.prevention import task_of_run
+
+        pack = super().attach(base, specs, examples)
+        for learner, spec, learns in zip(pack.learners, specs, examples, strict=True):
+            settings = cast(Settings, METHODS.choose(spec.train.method).settings)
+            wrong = _wrong_answers(task_of_run(spec), settings.rejected)
+            if not any(of for _, of in wrong):
+                other = "in-use" if settings.rejected == "unused" else "unused"
+                raise UserError(
+                    f"dpo: no candidate is left that is {settings.rejected}. Use --candidates ten, or "
+                    f"--method dpo:rejected={other}."
+                )
+            cut = iter(continuations(base.tokenizer, [(prompt, answer) for prompt, of in wrong for answer in of]))
+            rejected = [[next(cut).answer for _ in of] for _, of in wrong]
+            learner.objective = Preference(settings, dict(zip(learns, rejected, strict=True)), learner.order)
+        return pack
+
+
+def _wrong_answers(task: Task, which: str) -> list[tuple[str, list[str]]]:
+    """The prompt of each training example, and wrong answers to it: candidates of a probe that asks the same."""
+    probes = defaultdict(list)
+    for probe in task.probes:
+        probes[probe.subject].append(probe)
+    found = []
+    for example in task.train:
+        wrong: list[str] = []
+        for probe in probes[example.subject]:
+            if example.answer in probe.candidates:
+                some = slice(probe.in_use) if which == "in-use" else slice(probe.in_use, None)
+                wrong = [answer for answer in probe.candidates[some] if answer != example.answer]
+                break
+        found.append((example.prompt, wrong))
+    return found
+
+
+DPO = Dpo()

@@ -1,0 +1,62 @@
+"""What a learner minimizes: an ``Objective`` reads a batch at its answers and makes a scalar of what it reads.
+
+The plain one is the mean cross-entropy over the batch's answer tokens, each times its example's weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ocr_eval.data.tokenize import Continuation, Ids
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """What means are over: a batch, whole, however many parts and processes share it."""
+
+    tokens: int
+    examples: int
+
+
+class Objective:
+    """Cross-entropy.
+
+    Attributes:
+        reads_base: whether ``loss`` also takes what the untouched base gives; it costs a second forward pass.
+    """
+
+    reads_base: ClassVar[bool] = False
+
+    def answers(self, batch: Sequence[Continuation], epoch: int) -> list[list[Ids]]:
+        """The answers that are read after each example's prompt, its own first."""
+        return [[example.answer] for example in batch]
+
+    def loss(
+        self,
+        batch: Sequence[Continuation],
+        answers: Sequence[Sequence[Ids]],
+        logprobs_T: Tensor,
+        base_T: Tensor | None,
+        size: BatchSize,
+    ) -> Tensor:
+        """The share that some examples have in a batch's loss, a scalar in nats.
+
+        Args:
+            batch: the examples.
+            answers: what was read of them.
+            logprobs_T: of the tokens of these answers, in order.
+            base_T: the same of the base, if it ``reads_base``.
+            size: of the whole batch.
+        """
+        return -weighted(logprobs_T, batch).sum() / size.tokens
+
+
+def weighted(logprobs_T: Tensor, batch: Sequence[Continuation]) -> Tensor:
+    """The log-probability of each answer token, times its example's weight."""
+    if all(example.weight == 1.0 for example in batch):
+        return logprobs_T
+    return logprobs_T * logprobs_T.new_tensor([example.weight for example in batch for _ in example.answer])
