@@ -93,7 +93,8 @@ def regress(records: Sequence[Record]) -> Regression:
 
 
 def _is_measured(record: Record) -> bool:
-    return "kept" in record.measures.get("known", {}) and record.measures["known"].get("taught", 0) > 0
+    found = record.measures.get("known", {})
+    return {"kept", "taught"} <= found.keys()
 
 
 def _shares(record: Record) -> Mapping[str, float]:
