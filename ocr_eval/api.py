@@ -257,9 +257,9 @@ class NotebookTable(Table):
     """A table that a notebook shows as one."""
 
     def _repr_html_(self) -> str:
-        from ocr_eval.report.tables import to_html_table
+        from ocr_eval.report.tables import rendered
 
-        return to_html_table(self)
+        return rendered("table_only.html.j2", self)
 
 
 def make_table(
