@@ -27,7 +27,6 @@ class Contrast:
 
     Attributes:
         unit: what was matched, e.g. the model; empty where each side has one setting.
-        association: its name.
         a: OCR score of the first side, on the subjects that both have.
         b: OCR score of the second side, on the same.
         paired: a minus b, seed by seed, on the subjects that both have.

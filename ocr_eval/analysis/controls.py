@@ -57,11 +57,7 @@ def condition_specs(real: RunSpec) -> dict[Condition, RunSpec]:
 
 
 def compare_conditions(runs: Sequence[Record], scoring: Scoring) -> list[ConditionResult]:
-    """The real condition and its three controls.
-
-    Args:
-        runs: those of ``condition_specs``, for each seed.
-        scoring: which scoring.
+    """The real condition and its three controls, from the runs of ``condition_specs`` of each seed.
 
     Raises:
         ValueError: a condition without runs, or conditions whose seeds or groups do not pair.

@@ -137,8 +137,6 @@ def build_table(
     """Group records into rows and cells, and add the published rows.
 
     Args:
-        records: finished runs.
-        scoring: which scoring to show.
         published: published mean ranks by model and association; left out where mean rank is not shown, or
             where rows are not made of models.
         metric: the one metric that cells show; None for mean rank, null rank and OCR score together.

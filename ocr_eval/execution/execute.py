@@ -52,7 +52,6 @@ class Execution:
     """How runs are done; nothing of it changes what is learned.
 
     Attributes:
-        device: where to compute.
         force: run again even what is done.
         score_at: after which epochs all probes are scored (specs/schedule.py).
         watch: receives the new lines of metrics, a pack's epoch at a time.
@@ -67,12 +66,7 @@ class Execution:
 
 
 def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> tuple[FinishedRun, bool]:
-    """Inject and score one run. One that is done already is returned; an interrupted one resumes.
-
-    Args:
-        spec: the run.
-        output: the output folder; the run's own lies below it.
-        how: device, repetition, scoring.
+    """Inject and score one run, below ``output``. One that is done already is returned; an interrupted one resumes.
 
     Returns:
         The run, and whether it was done before.
@@ -130,7 +124,6 @@ class Bases:
         one among them there, else of one that can be resumed, else what the device computes fast.
 
         Args:
-            specs: the runs.
             output: where they are written; None where nothing is.
             device: the type of device; None for ours.
             stated: the runs that a sweep states there, by their folders' identity.
@@ -250,9 +243,7 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
     """Score a model on a run's probes, with an adapter over it (unmerged), as a run trained the whole, or untouched.
 
     Args:
-        spec: what is probed.
         adapter: a PEFT folder, or that of a whole model.
-        device: where to compute.
         trained_over: identity of the weights that a run of ours trained its adapter over; None for an adapter of
             anyone's, which is compared with the model first.
 

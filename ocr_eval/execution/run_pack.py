@@ -116,14 +116,7 @@ def prepare(tokenizer: Any, spec: RunSpec) -> Material:
 
 @dataclass
 class LiveRun:
-    """A run to do.
-
-    Attributes:
-        spec: what.
-        folder: where, held by this process.
-        material: its data.
-        lines: metrics.jsonl so far.
-    """
+    """A run to do in its folder, which this process holds, and its metrics.jsonl so far."""
 
     spec: RunSpec
     folder: RunFolder
@@ -153,16 +146,9 @@ def inject(
     watch: Watcher = say_lines,
     measures: Mapping[str, Measure] | None = None,
 ) -> None:
-    """Train, score and write runs as one pack, over a base that is as clean afterwards as before.
+    """Train, score and write runs as one pack, lanes in their order, over a base that is as clean afterwards as before.
 
     Afterwards the folder of each run holds its record, or the reason why it failed.
-
-    Args:
-        base: the base.
-        runs: the runs; lanes in this order.
-        score_at: after which epochs all probes are scored (specs/schedule.py).
-        watch: receives the new lines of metrics.
-        measures: what else to measure at the end.
 
     Raises:
         RunFailed: a checkpoint is damaged, no gradient reaches an adapter, or the memory is too small.

@@ -27,13 +27,11 @@ class RunState:
     """How far a run is.
 
     Attributes:
-        run: its folder below ``runs/``.
         study: the study that needs it, empty for the folder's sweep.
         state: running and interrupted runs have begun; an interrupted one resumes when the sweep does.
         epoch: finished epochs, None before the first scoring.
         train_loss: of the last epoch, nats an answer token.
         ocr_score: of the last scoring, first-token; None before.
-        reason: why it failed.
     """
 
     run: str

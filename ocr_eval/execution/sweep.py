@@ -41,8 +41,6 @@ class Sweep:
     """A sweep or study in its folder.
 
     Attributes:
-        output: the folder.
-        packs: its runs, cut into packs.
         study: the study's name; empty for the folder's sweep.
         grid: how its runs were written, if as a grid.
         before: what the folder stated when this was laid out.

@@ -18,7 +18,6 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
 
     Args:
         heats: by the title of the panel.
-        scoring: whose probabilities they are.
 
     Raises:
         ValueError: nothing to draw.
