@@ -93,8 +93,8 @@ def finetune(
         UserError: bad input, found before any training.
         RunFailed: training failed.
     """
-    from ocr_eval.execution.execute import Execution
     from ocr_eval.execution.execute import finetune as run_finetune
+    from ocr_eval.execution.run_pack import Execution
 
     asked, scored = None if measures is None else tuple(measures), schedule.checked(score_at, "score_at")
     how = Execution(device=device, force=force, measures=asked, score_at=scored)

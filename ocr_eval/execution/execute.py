@@ -16,7 +16,7 @@ from ocr_eval.common.files import prepare_output
 from ocr_eval.common.out_of_memory import free_cache
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
-from ocr_eval.execution.run_pack import LiveRun, Watcher, common_epoch, inject, prepare, say_lines
+from ocr_eval.execution.run_pack import Execution, LiveRun, common_epoch, inject, prepare
 from ocr_eval.measures.measure import find_measures
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.trained import check_belongs, load_adapter
@@ -29,7 +29,6 @@ from ocr_eval.records.folder import OnlookersFolder, RunFolder, kind_of
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.scoring.quantities import summarize_quantities
 from ocr_eval.scoring.ranks import Scores
-from ocr_eval.specs import schedule
 from ocr_eval.specs.model import PRECISIONS, Device, ModelSpec, Precision, Weights
 from ocr_eval.specs.run import RunSpec
 
@@ -45,24 +44,6 @@ class PlannedRun:
     def is_open(self) -> bool:
         """Whether it is still to be done: neither finished nor known to fail."""
         return not self.folder.is_done() and self.folder.failure() is None
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How runs are done; nothing of it changes what is learned.
-
-    Attributes:
-        force: run again even what is done.
-        score_at: after which epochs all probes are scored (specs/schedule.py).
-        watch: receives the new lines of metrics, a pack's epoch at a time.
-        measures: what else to measure at the end; None for what is measured by default.
-    """
-
-    device: Device = "auto"
-    force: bool = False
-    score_at: str = schedule.DEFAULT
-    watch: Watcher = say_lines
-    measures: tuple[str, ...] | None = None
 
 
 def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> tuple[FinishedRun, bool]:
@@ -164,11 +145,8 @@ class Bases:
     def get(self, spec: RunSpec) -> Base:
         """The base that a run needs, loaded unless it is the one in memory."""
         needs = method_of(spec.train).needs
-        if (
-            needs.whole
-            or self._base is None
-            or (self._base.spec, self._base.quantized) != (spec.model, needs.quantized)
-        ):
+        held = self._base and (self._base.spec, self._base.quantized)
+        if self._base is None or needs.whole or held != (spec.model, needs.quantized):
             self._release()  # two bases need not fit into memory
             self.refuse_impossible(spec)
             holds = least(spec.model, spec.train, device_type(self._device))
@@ -223,7 +201,7 @@ def _do_locked(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None
         if how.force or run.folder.failure():
             run.folder.clear()
     base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
-    inject(base, live, how.score_at, how.watch, measures)
+    inject(base, live, how, measures)
     base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 
