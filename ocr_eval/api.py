@@ -93,8 +93,8 @@ def finetune(
         UserError: bad input, found before any training.
         RunFailed: training failed.
     """
-    from ocr_eval.execution.execute import Execution
     from ocr_eval.execution.execute import finetune as run_finetune
+    from ocr_eval.execution.run_pack import Execution
 
     asked, scored = None if measures is None else tuple(measures), schedule.checked(score_at, "score_at")
     how = Execution(device=device, force=force, measures=asked, score_at=scored)
@@ -257,9 +257,9 @@ class NotebookTable(Table):
     """A table that a notebook shows as one."""
 
     def _repr_html_(self) -> str:
-        from ocr_eval.report.tables import to_html_table
+        from ocr_eval.report.tables import rendered
 
-        return to_html_table(self)
+        return rendered("table_only.html.j2", self)
 
 
 def make_table(

@@ -29,7 +29,8 @@ from transformers import (
 
 from ocr_eval.cli.app import run
 from ocr_eval.common.messages import be_quiet
-from ocr_eval.execution.execute import Bases, Execution, PlannedRun, do_pack
+from ocr_eval.execution.execute import Bases, PlannedRun, do_pack
+from ocr_eval.execution.run_pack import Execution
 from ocr_eval.methods.view import View
 from ocr_eval.models.base import Base, load_base
 from ocr_eval.models.weights import locate

@@ -6,7 +6,8 @@ A change here is either a defect, or a new ``specs.RESULTS_VERSION`` together wi
 import pytest
 from conftest import tiny_run
 
-from ocr_eval.execution.execute import Execution, finetune
+from ocr_eval.execution.execute import finetune
+from ocr_eval.execution.run_pack import Execution
 
 #: Loss of the last epoch, and margin of the held-out entailments (first-token), in nats.
 GOLDEN = {

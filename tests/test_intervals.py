@@ -6,7 +6,7 @@ from scipy import stats
 from simulated import Study
 
 from ocr_eval.analysis.difference import difference, verdicts
-from ocr_eval.analysis.intervals import METRICS, above_zero, averaged, ocr_score, of_metric, units_of
+from ocr_eval.analysis.intervals import METRICS, above_zero, averaged, of_metric, units_of
 from ocr_eval.scoring.ranks import HeldOut
 
 
@@ -42,18 +42,18 @@ def test_hand_worked_ranks_among_all_candidates_and_among_those_in_use():
 
 def test_hand_worked_interval():
     """Scores of 0.25, 0 and 0.5: mean 0.25, standard error 0.25 / sqrt(3), 97.5 % quantile of t(2) 4.302653."""
-    found = ocr_score([[uniform(rank, n=9)] for rank in (3, 4, 2)])
+    found = of_metric([[uniform(rank, n=9)] for rank in (3, 4, 2)])
     half = 4.302653 * 0.25 / np.sqrt(3)
     assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25 - half, 0.25 + half))
 
 
 def test_an_interval_ends_where_scores_end():
-    assert ocr_score([[uniform(rank)] for rank in (0, 2, 1)]).bounds == (-1.0, 1.0)
+    assert of_metric([[uniform(rank)] for rank in (0, 2, 1)]).bounds == (-1.0, 1.0)
 
 
 def test_the_interval_is_that_of_scipy_where_groups_do_not_differ():
     ranks = (0, 1, 1, 2, 1, 3)
-    found = ocr_score([[uniform(rank, n=9)] for rank in ranks])
+    found = of_metric([[uniform(rank, n=9)] for rank in ranks])
     low, high = stats.ttest_1samp([1 - rank / 4 for rank in ranks], 0).confidence_interval(0.95)
     assert found.bounds == pytest.approx((low, high))
     p = stats.ttest_1samp([1 - rank / 4 for rank in ranks], 0, alternative="greater").pvalue
@@ -67,18 +67,18 @@ def test_seeds_that_agree_by_luck_have_no_narrower_interval_than_their_groups_al
     seeds = [[HeldOut(list("abcd"), target, ranks)]] * 2
     assert units_of(seeds[0]).values.tolist() == [1.0, -1.0]
     assert units_of(seeds[0]).variance == pytest.approx(2 / 2)  # sample variance 2 of two groups
-    assert ocr_score(seeds).bounds == (-1.0, 1.0)
+    assert of_metric(seeds).bounds == (-1.0, 1.0)
 
 
 def test_one_seed_has_no_interval():
-    found = ocr_score([[uniform(1)]])
+    found = of_metric([[uniform(1)]])
     assert (found.value, found.bounds) == (0.0, None)
     assert above_zero([units_of([uniform(0)])]) == 1.0
 
 
 def test_runs_of_one_seed_are_one_seed():
     """Two trainings of one data set are averaged: scores 1 and -1 make a seed of 0."""
-    both = ocr_score([[uniform(0), uniform(2)], [uniform(1)]])
+    both = of_metric([[uniform(0), uniform(2)], [uniform(1)]])
     assert (both.value, both.bounds) == (0.0, (0.0, 0.0))
     with pytest.raises(ValueError, match="different subjects"):
         units_of([uniform(0), uniform(0, subjects=3)])
@@ -108,7 +108,7 @@ def test_the_interval_holds_the_truth(together, seed_sd, score):
     rng = np.random.default_rng(1)
     study = Study(score, seed_sd, together)
     truth = study.truth(rng)
-    found = [ocr_score(study.seeds(rng, 3)).bounds for _ in range(500)]
+    found = [of_metric(study.seeds(rng, 3)).bounds for _ in range(500)]
     assert np.mean([low <= truth <= high for low, high in found]) >= 0.915  # 0.5 % below, for 500 studies
 
 
@@ -170,7 +170,7 @@ def test_a_difference_of_nothing_is_seldom_called_one(together):
 
 def test_no_data_is_an_error():
     with pytest.raises(ValueError, match="no seeds"):
-        ocr_score([])
+        of_metric([])
     with pytest.raises(ValueError, match="no runs"):
         units_of([])
     with pytest.raises(ValueError, match="no subjects"):

@@ -17,7 +17,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.execution import execute
 from ocr_eval.models import base
 from ocr_eval.models.base import load_base, make_accelerator
-from ocr_eval.models.precision import settle
+from ocr_eval.models.precision import choose_for
 from ocr_eval.models.weights import WeightFolder, locate
 from ocr_eval.specs.model import load_model_spec
 from ocr_eval.specs.run import make_run_spec
@@ -39,7 +39,8 @@ def test_a_model_that_lacks_tensors_is_refused(model_files, tmp_path, architectu
     def without(tensors):
         return {name: tensor for name, tensor in tensors.items() if "layers.1.mlp" not in name}
 
-    spec = settle(load_model_spec(str(changed(model_files, tmp_path, architecture, without))), "cpu")
+    spec = load_model_spec(str(changed(model_files, tmp_path, architecture, without)))
+    spec = spec.model_copy(update={"dtype": choose_for(spec, "cpu").dtype})
     with pytest.raises(
         UserError, match=r"lacks 3 of the model's tensors.* first model\.layers\.1\.mlp\.down_proj\.weight"
     ):

@@ -8,7 +8,7 @@ from conftest import ARCHITECTURES, as_a_pack, tiny_run
 
 import ocr_eval as interface
 from ocr_eval.docs import plain_loop
-from ocr_eval.execution.execute import Execution
+from ocr_eval.execution.run_pack import Execution
 
 SCORINGS = ("first-token", "sequence")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ocr_eval.models.architecture import examine
-from ocr_eval.models.precision import settle
+from ocr_eval.models.precision import choose_for
 from ocr_eval.planning import memory, timing
 from ocr_eval.planning.memory import PROCESS_BYTES, estimate, least
 from ocr_eval.planning.simulation import Geometry
@@ -16,8 +16,13 @@ from ocr_eval.specs.model import load_model_spec
 BATCH, CHUNK = Geometry(lanes=1, nodes=160, reads=32, tokens=32), Geometry(lanes=1, nodes=512, reads=150, tokens=900)
 
 
+def settled(name):
+    spec = load_model_spec(name)
+    return spec.model_copy(update={"dtype": choose_for(spec, "cuda").dtype})
+
+
 def planned(name, device="cpu", training=BATCH, layers=None, **train):
-    spec = settle(load_model_spec(name), "cuda")
+    spec = settled(name)
     return estimate(spec, spec.train.model_copy(update=train), training, CHUNK, device, layers)
 
 
@@ -67,7 +72,7 @@ def test_a_pack_of_runs_shares_the_weights():
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_what_is_held_at_least_is_below_the_plan_and_near(method):
-    spec = settle(load_model_spec("llama3-8b"), "cuda")
+    spec = settled("llama3-8b")
     train = spec.train.model_copy(update={"method": method})
     bound, plan = least(spec, train, "cpu"), planned("llama3-8b", method=method)
     assert 0.75 * plan.total < bound < plan.total
@@ -136,13 +141,13 @@ def test_a_run_that_does_not_fit_is_a_pack_of_its_own(tiny, monkeypatch):
 
 def test_the_time_of_a_scoring_is_in_proportion_to_its_rows(monkeypatch):
     monkeypatch.setattr(timing, "_seconds_a_weight", lambda rows, *of_what: rows * 1e-12)
-    spec = settle(load_model_spec("smollm2-135m"), "cuda")
+    spec = settled("smollm2-135m")
     sizes = examine(spec)
 
     def chunk(training_lanes, lanes, nodes, reads):
         training = replace(BATCH, lanes=training_lanes)
         scoring = replace(CHUNK, lanes=lanes, nodes=nodes, reads=reads)
-        return timing.calibrate(spec, sizes, spec.train, training, scoring, torch.device("cpu")).chunk
+        return timing.calibrate(spec, sizes, spec.train, training, scoring, torch.device("cpu")).node * nodes
 
     by_hand = 1e-12 * (600 * sizes.linear_parameters + 120 * sizes.head)
     assert chunk(1, 1, 600, 120) == pytest.approx(timing.OVERHEAD * by_hand)

@@ -102,8 +102,8 @@ def test_models_that_overflow_in_float16_are_refused(ocr_eval, monkeypatch, tmp_
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     with pytest.raises(precision.UserError, match=r"7\.5"):
-        precision.settle(load_model_spec("gemma2-9b"), "cuda")
-    assert precision.settle(load_model_spec("llama3-8b"), "cuda").dtype == "float16"
+        precision.choose_for(load_model_spec("gemma2-9b"), "cuda")
+    assert precision.choose_for(load_model_spec("llama3-8b"), "cuda").dtype == "float16"
 
 
 SMALL = ["--n", 3, "--m-train", 2, "--m-test", 2, "--epochs", 2]

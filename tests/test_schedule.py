@@ -7,7 +7,8 @@ from transformers import get_scheduler
 
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
-from ocr_eval.execution.execute import Execution, finetune
+from ocr_eval.execution.execute import finetune
+from ocr_eval.execution.run_pack import Execution
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import train_epoch
 from ocr_eval.specs.model import TrainSpec

@@ -16,7 +16,7 @@ from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import ROW_KEYS, group_rows, parse_condition, row_keys, select, settings_of
-from ocr_eval.report.tables import to_csv, to_html, to_json, to_markdown, to_tex
+from ocr_eval.report.tables import FORMATS, to_csv, to_json, to_markdown
 from ocr_eval.scoring.ranks import HeldOut, Score
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.published import published_mean_ranks
@@ -473,7 +473,7 @@ HOSTILE = "</table><img src=x onerror=alert(1)>|&\\end{document}$_%"
 
 def test_markup_in_names_stays_text():
     table = build_table([record(model=HOSTILE, association="a|b_<i>")], "first-token")
-    page, text, tex = to_html(table), to_markdown(table), to_tex(table)
+    page, text, tex = FORMATS["html"](table), to_markdown(table), FORMATS["tex"](table)
     assert "<img" not in page
     assert "<i>" not in page
     assert "<img" not in text
@@ -484,7 +484,7 @@ def test_markup_in_names_stays_text():
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_the_tex_table_compiles_alone_and_as_a_part(tmp_path):
     table = build_table([record(), record("x_y", model=HOSTILE)], "first-token", published_mean_ranks())
-    (tmp_path / "table.tex").write_text(to_tex(table))
+    (tmp_path / "table.tex").write_text(FORMATS["tex"](table))
     (tmp_path / "paper.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs}\\begin{document}Before\\input{table}After\\end{document}"
     )
@@ -495,7 +495,8 @@ def test_the_tex_table_compiles_alone_and_as_a_part(tmp_path):
 
 
 def test_the_tex_table_is_whole():
-    text = to_tex(build_table([record(), record("country-code", "spurious")], "first-token", published_mean_ranks()))
+    records = [record(), record("country-code", "spurious")]
+    text = FORMATS["tex"](build_table(records, "first-token", published_mean_ranks()))
     for part in (
         "\\toprule",
         "\\bottomrule",
@@ -504,7 +505,7 @@ def test_the_tex_table_is_whole():
     ):
         assert part in text
     seeds = [record(seed=seed, rank=0.0) for seed in range(3)]
-    assert "$+1.00 [+1.00, +1.00]$\\textsuperscript{*}" in to_tex(build_table(seeds, "first-token"))
+    assert "$+1.00 [+1.00, +1.00]$\\textsuperscript{*}" in FORMATS["tex"](build_table(seeds, "first-token"))
     body = text[text.index("\\toprule") : text.index("\\bottomrule")]
     assert {line.count("&") for line in body.splitlines() if "&" in line} == {7}
 

@@ -51,11 +51,6 @@ def heat_of_run(run: FinishedRun, scoring: Scoring) -> Heat | None:
 def heat_of(probes: Sequence[Mapping[str, Any]], scoring: Scoring, quantities: Sequence[Quantity]) -> Heat | None:
     """The heat of a run's last scored epoch.
 
-    Args:
-        probes: the lines of probes.jsonl.
-        scoring: whose log-probabilities.
-        quantities: what the probes count for.
-
     Returns:
         None if probes of the finding differ in their candidates, which then are no columns.
 

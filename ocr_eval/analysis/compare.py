@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ocr_eval.analysis.difference import Difference, difference, matched, too_few, verdicts
-from ocr_eval.analysis.intervals import Estimate, ocr_score
+from ocr_eval.analysis.intervals import Estimate, of_metric
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import ROW_KEYS, by_association, group_rows, natural, ranks_by_seed, settings_of
@@ -27,7 +27,6 @@ class Contrast:
 
     Attributes:
         unit: what was matched, e.g. the model; empty where each side has one setting.
-        association: its name.
         a: OCR score of the first side, on the subjects that both have.
         b: OCR score of the second side, on the same.
         paired: a minus b, seed by seed, on the subjects that both have.
@@ -111,12 +110,12 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
     except ValueError as error:
         raise UserError(f"{association}: {error}; only runs of one seed and data protocol can be paired.") from error
     early = [[at for run in runs if (at := run.when_matched())] for runs in (a, b)]
-    all_learned = (len(early[0]), len(early[1])) == (len(a), len(b))
+    all_learned = all(len(at) == len(runs) for at, runs in zip(early, (a, b), strict=True))
     return Contrast(
         unit,
         association,
-        a=ocr_score([of_a for of_a, _ in both]),
-        b=ocr_score([of_b for _, of_b in both]),
+        a=of_metric([of_a for of_a, _ in both]),
+        b=of_metric([of_b for _, of_b in both]),
         paired=paired,
         matched=difference(*(ranks_by_seed(runs, scoring) for runs in early)) if all_learned else None,
         premises_hold=all(run.premises_hold for run in (*a, *b)),

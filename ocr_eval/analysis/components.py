@@ -51,8 +51,6 @@ class Spread:
     """How the runs of one cell differ.
 
     Attributes:
-        row: the row's name.
-        association: the column's.
         seeds: data seeds.
         sd: standard deviation of their OCR scores; None of one.
         components: None where data seeds are not crossed with train seeds.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ocr_eval.analysis.difference import Difference, difference, too_few, verdicts
-from ocr_eval.analysis.intervals import Estimate, ocr_score
+from ocr_eval.analysis.intervals import Estimate, of_metric
 from ocr_eval.analysis.significance import SIGNIFICANT, inference_ps
 from ocr_eval.common import yaml_files
 from ocr_eval.records.record import Record
@@ -20,7 +20,7 @@ from ocr_eval.records.select import by_seed, ranks_by_seed
 from ocr_eval.specs.run import DataSpec, RunSpec, Scoring
 
 Condition = Literal["real", "base", "no-entailment", "shuffled"]
-CONTROLS: tuple[Condition, ...] = ("base", "no-entailment", "shuffled")
+_TRAINED_CONTROLS: tuple[Condition, ...] = ("no-entailment", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,8 @@ class ConditionResult:
     """One condition over its seeds.
 
     Attributes:
-        condition: which.
         score: OCR score with its interval.
         p: p-value of "nothing was inferred".
-        mean_rank: mean over seeds.
-        null_rank: mean over seeds.
         premises_hold: whether every run learned what it was taught; None for the untouched base.
         against: the real condition minus this one, paired by seed; None for the real one.
     """
@@ -52,39 +49,30 @@ def condition_specs(real: RunSpec) -> dict[Condition, RunSpec]:
     Raises:
         UserError: m_train is 0 already: nothing to shuffle.
     """
-    return {
-        "real": real,
-        "no-entailment": _changed(real, "no-entailment"),
-        "shuffled": _changed(real, "shuffled"),
-    }
-
-
-def _changed(spec: RunSpec, variant: str) -> RunSpec:
-    changed = yaml_files.parse(DataSpec, {**spec.data.model_dump(), "variant": variant}, "controls")
-    return spec.model_copy(update={"data": changed})
+    specs: dict[Condition, RunSpec] = {"real": real}
+    for variant in _TRAINED_CONTROLS:
+        data = yaml_files.parse(DataSpec, {**real.data.model_dump(), "variant": variant}, "controls")
+        specs[variant] = real.model_copy(update={"data": data})
+    return specs
 
 
 def compare_conditions(runs: Sequence[Record], scoring: Scoring) -> list[ConditionResult]:
-    """The real condition and its three controls.
-
-    Args:
-        runs: those of ``condition_specs``, for each seed.
-        scoring: which scoring.
+    """The real condition and its three controls, from the runs of ``condition_specs`` of each seed.
 
     Raises:
         ValueError: a condition without runs, or conditions whose seeds or groups do not pair.
     """
-    of = {name: [run for run in runs if run.data.variant == name] for name in ("real", "no-entailment", "shuffled")}
+    of = {name: [run for run in runs if run.data.variant == name] for name in ("real", *_TRAINED_CONTROLS)}
     base = {seed: [run.base_held_out[scoring] for run in own] for seed, own in by_seed(of["real"]).items()}
     ranks = {"base": base, **{name: ranks_by_seed(own, scoring) for name, own in of.items()}}
     results = []
-    for condition in ("real", *CONTROLS):
+    for condition in ("real", "base", *_TRAINED_CONTROLS):
         seeds = list(ranks[condition].values())
         every = [held for seed in seeds for held in seed]
         results.append(
             ConditionResult(
                 condition=condition,
-                score=ocr_score(seeds),
+                score=of_metric(seeds),
                 p=inference_ps([seeds])[0],
                 mean_rank=sum(float(held.rank.mean()) for held in every) / len(every),
                 null_rank=sum(float(held.null.mean()) for held in every) / len(every),

@@ -57,10 +57,6 @@ def too_few(seeds: int, comparisons: int = 1) -> str:
 def difference(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> Difference:
     """Compare two conditions on the seeds and subjects that both have.
 
-    Args:
-        a: the runs of each seed.
-        b: the same of the other condition.
-
     Raises:
         ValueError: they have no seed and subject in common, or their groups do not pair.
     """

@@ -27,12 +27,7 @@ _READINGS: dict[Kind, tuple[str, str, str]] = {
 
 
 def finding(records: Sequence[Record], table: Table) -> str:
-    """A sentence for a single row; counts of cells for several. Controls do not count.
-
-    Args:
-        records: the runs that the table was made of.
-        table: the table made of them.
-    """
+    """A sentence for a single row of the table of some records; counts of cells for several. Controls do not count."""
     own = [[cell for cell in row.cells.values() if not cell.control] for row in table.rows if not row.published]
     if sum(map(bool, own)) == 1:
         parts = _clauses(records, table.scoring)
@@ -47,7 +42,6 @@ def remedy(losses: Sequence[float], train: TrainSpec) -> str:
 
     Args:
         losses: of its epochs, in order; none where the run's lines are lost.
-        train: how it was trained.
     """
     if not losses:
         return f"Raise --epochs (now {train.epochs}), or try another --lr (now {train.lr:g})."

@@ -140,16 +140,7 @@ def estimate(seeds: Sequence[Units], within: tuple[float, float] = (-math.inf, m
     return Estimate(value, max(value - half, within[0]), min(value + half, within[1]))
 
 
-def ocr_score(seeds: Sequence[Seed]) -> Estimate:
-    """OCR score over seeds with its interval.
-
-    Raises:
-        ValueError: no seeds.
-    """
-    return of_metric(seeds, "ocr-score")
-
-
-def of_metric(seeds: Sequence[Seed], metric: Metric) -> Estimate:
+def of_metric(seeds: Sequence[Seed], metric: Metric = "ocr-score") -> Estimate:
     """A metric over seeds with its interval.
 
     Raises:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ocr_eval.analysis import intervals
 from ocr_eval.analysis.difference import Difference, difference
-from ocr_eval.analysis.intervals import Seed, of_metric
+from ocr_eval.analysis.intervals import Estimate, Seed, of_metric
 from ocr_eval.analysis.significance import SIGNIFICANT, holm, inference_ps, least_p
 from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.data.task import the_finding
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import (
     NoEntailments,
+    RowKey,
     by_association,
     by_seed,
     column_order,
@@ -80,27 +81,17 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A model under one setting, or a published row.
+class Row(RowKey):
+    """A model under one setting, or a published row, whose setting is ``published``.
 
     Attributes:
-        labels: the values of the table's ``by``.
-        setting: the row's name below its labels (see ``select.group_rows``); ``published``.
-        published: whether it is a published row.
         cells: by association.
         dtype: the precision of its runs; empty in published rows.
     """
 
-    labels: tuple[str, ...]
-    setting: str
     published: bool
     cells: Mapping[str, Cell]
     dtype: str = ""
-
-    @property
-    def name(self) -> str:
-        """Labels and setting in one line."""
-        return ", ".join(part for part in (*self.labels, self.setting) if part)
 
 
 @dataclass(frozen=True)
@@ -146,8 +137,6 @@ def build_table(
     """Group records into rows and cells, and add the published rows.
 
     Args:
-        records: finished runs.
-        scoring: which scoring to show.
         published: published mean ranks by model and association; left out where mean rank is not shown, or
             where rows are not made of models.
         metric: the one metric that cells show; None for mean rank, null rank and OCR score together.
@@ -180,7 +169,10 @@ def build_table(
         for key, by_name in groups.items()
     ]
     if published and metric in (None, "mean-rank") and "model" in by:
-        rows += [_published_row(model, ranks, by) for model, ranks in published.items()]
+        for model, ranks in published.items():
+            labels = tuple(model if key == "model" else "" for key in by)
+            cells_of = {name: Cell({"mean-rank": rank}) for name, rank in ranks.items()}
+            rows.append(Row(labels, "published", True, cells_of))
     return Table(
         scoring=scoring,
         metric=metric,
@@ -193,11 +185,6 @@ def build_table(
     )
 
 
-def _published_row(model: str, ranks: Mapping[str, float], by: Sequence[str]) -> Row:
-    labels = tuple(model if key == "model" else "" for key in by)
-    return Row(labels, "published", True, {name: Cell({"mean-rank": rank}) for name, rank in ranks.items()})
-
-
 def make_cells(
     groups: Sequence[Sequence[Record]],
     scoring: Scoring,
@@ -206,11 +193,7 @@ def make_cells(
 ) -> list[Cell]:
     """A cell for each group of runs that differ in their seeds alone; all that is inferred is corrected together.
 
-    Args:
-        groups: the runs of each cell.
-        scoring: whose ranks.
-        bounded: the metrics that get an interval.
-        controls: where to look for the control of each cell.
+    Those metrics are ``bounded`` that get an interval; a cell's control is looked for among ``controls``.
     """
     ranks = [ranks_by_seed(runs, scoring) for runs in groups]
     ps = inference_ps([list(seeds.values()) for seeds in ranks])
@@ -219,18 +202,15 @@ def make_cells(
         control = is_control(runs[0])
         against = None if control or controls is None else controls.of(runs[0])
         lift = _lift(runs[0], seeds, ranks_by_seed(against, scoring)) if against else None
-        ocr_score = of_metric(list(seeds.values()), "ocr-score")
-        bounds: dict[Metric, tuple[float, float] | None] = {
-            metric: ocr_score.bounds if metric == "ocr-score" else of_metric(list(seeds.values()), metric).bounds
-            for metric in bounded
-        }
+        estimates = {metric: of_metric(list(seeds.values()), metric) for metric in {*bounded, "ocr-score"}}
+        values = _averages(runs, scoring) | {"ocr-score": estimates["ocr-score"].value, "p": p}
+        shown: dict[Metric, Estimate] = {metric: estimates[metric] for metric in bounded}
         if lift is not None:
-            bounds["lift"] = lift.value.bounds
-        values = _averages(runs, scoring) | {"ocr-score": ocr_score.value, "p": p}
+            values["lift"], shown["lift"] = lift.value.value, lift.value
         cells.append(
             Cell(
-                values=values | ({"lift": lift.value.value} if lift else {}) | _measured(runs),
-                bounds={metric: bound for metric, bound in bounds.items() if bound is not None},
+                values=values | _mean_of_keys([measured(run) for run in runs]),
+                bounds={metric: each.bounds for metric, each in shown.items() if each.bounds is not None},
                 p=p,
                 least_p=least_p(list(seeds.values())),
                 lift=lift,
@@ -265,12 +245,11 @@ def _averages(runs: Sequence[Record], scoring: Scoring) -> dict[Metric, float]:
     """Statistics of ranks, averaged over the runs of each seed and then over seeds."""
     seeds = [[run.finding(scoring) for run in of_seed] for of_seed in by_seed(runs).values()]
 
-    def mean(name: str) -> float:
-        of_seeds = [sum(getattr(score, name) for score in seed) / len(seed) for seed in seeds]
+    def mean(metric: Metric) -> float:
+        of_seeds = [sum(getattr(score, column(metric)) for score in seed) / len(seed) for seed in seeds]
         return float(sum(of_seeds) / len(of_seeds))
 
-    names = {"mean-rank": "mean_rank", "null-rank": "null_rank", "top1": "top1", "mrr": "mrr", "margin": "margin"}
-    return {metric: mean(name) for metric, name in names.items()}
+    return {metric: mean(metric) for metric in ("mean-rank", "null-rank", "top1", "mrr", "margin")}
 
 
 def measured(record: Record) -> dict[Metric, float]:
@@ -283,12 +262,8 @@ def measured(record: Record) -> dict[Metric, float]:
     }
 
 
-def _measured(runs: Sequence[Record]) -> dict[Metric, float]:
-    """What measures found, averaged over runs that all have it."""
-    return _mean_of_keys([measured(run) for run in runs])
-
-
 def _mean_of_keys(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each number that all have."""
     return {key: sum(of[key] for of in found) / len(found) for key in found[0] if all(key in of for of in found)}
 
 

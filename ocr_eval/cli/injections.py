@@ -58,8 +58,8 @@ def finetune(
     if finished is not None:
         folder, record, was_done = finished, finished.record(), True
     else:
-        from ocr_eval.execution.execute import Execution
         from ocr_eval.execution.execute import finetune as run_finetune
+        from ocr_eval.execution.run_pack import Execution
 
         done, was_done = run_finetune(spec, output_dir, Execution(machine.device, force, scored, measures=asked))
         folder, record = RunFolder(done.folder), done.record

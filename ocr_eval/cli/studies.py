@@ -95,13 +95,13 @@ def curve(
     specs = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train")
     m_test, seeds = specs[0].data.m_test, sorted({run.seed for run in specs})
     records = _study("curve", specs, output_dir, means, as_json)
-    from ocr_eval.analysis.intervals import ocr_score
+    from ocr_eval.analysis.intervals import of_metric
     from ocr_eval.records.select import ranks_by_seed
 
     points = []
     for m in settings["m_train"]:
         runs = [record for record in records if record.data.m_train == m]
-        score = ocr_score(list(ranks_by_seed(runs, scoring).values()))
+        score = of_metric(list(ranks_by_seed(runs, scoring).values()))
         learned = all(run.premises_hold for run in runs)
         points.append((m, score, min(1.0, math.sqrt(m / m_test)), learned))
     one_seed = f"One seed has no interval: give several, for example --seeds {o.THREE_SEEDS}."

@@ -17,11 +17,12 @@ from ocr_eval.common.distributed import agreed, is_alone
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output
 from ocr_eval.common.messages import say
-from ocr_eval.execution.execute import Bases, Execution, PlannedRun
+from ocr_eval.execution.execute import Bases, PlannedRun
 from ocr_eval.execution.jobs import JobEvent, Placement, run_jobs
 from ocr_eval.execution.jobs.local import cores, resolve_devices
 from ocr_eval.execution.jobs.slurm import sbatch_flags
 from ocr_eval.execution.progress import SweepWatcher
+from ocr_eval.execution.run_pack import Execution
 from ocr_eval.execution.sweep import Sweep, check_open, clear, cut, join_sweep, pack_jobs, plan_sweep, work, worker_jobs
 from ocr_eval.execution.tracking import following, how_to_view, require_tracker
 from ocr_eval.execution.workers import Follower, workers_that_pay

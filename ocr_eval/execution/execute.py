@@ -16,7 +16,7 @@ from ocr_eval.common.files import prepare_output
 from ocr_eval.common.out_of_memory import free_cache
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
-from ocr_eval.execution.run_pack import LiveRun, Watcher, common_epoch, inject, prepare, say_lines
+from ocr_eval.execution.run_pack import Execution, LiveRun, common_epoch, inject, prepare
 from ocr_eval.measures.measure import find_measures
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.trained import check_belongs, load_adapter
@@ -29,7 +29,6 @@ from ocr_eval.records.folder import OnlookersFolder, RunFolder, kind_of
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.scoring.quantities import summarize_quantities
 from ocr_eval.scoring.ranks import Scores
-from ocr_eval.specs import schedule
 from ocr_eval.specs.model import PRECISIONS, Device, ModelSpec, Precision, Weights
 from ocr_eval.specs.run import RunSpec
 
@@ -47,32 +46,8 @@ class PlannedRun:
         return not self.folder.is_done() and self.folder.failure() is None
 
 
-@dataclass(frozen=True)
-class Execution:
-    """How runs are done; nothing of it changes what is learned.
-
-    Attributes:
-        device: where to compute.
-        force: run again even what is done.
-        score_at: after which epochs all probes are scored (specs/schedule.py).
-        watch: receives the new lines of metrics, a pack's epoch at a time.
-        measures: what else to measure at the end; None for what is measured by default.
-    """
-
-    device: Device = "auto"
-    force: bool = False
-    score_at: str = schedule.DEFAULT
-    watch: Watcher = say_lines
-    measures: tuple[str, ...] | None = None
-
-
 def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> tuple[FinishedRun, bool]:
-    """Inject and score one run. One that is done already is returned; an interrupted one resumes.
-
-    Args:
-        spec: the run.
-        output: the output folder; the run's own lies below it.
-        how: device, repetition, scoring.
+    """Inject and score one run, below ``output``. One that is done already is returned; an interrupted one resumes.
 
     Returns:
         The run, and whether it was done before.
@@ -130,7 +105,6 @@ class Bases:
         one among them there, else of one that can be resumed, else what the device computes fast.
 
         Args:
-            specs: the runs.
             output: where they are written; None where nothing is.
             device: the type of device; None for ours.
             stated: the runs that a sweep states there, by their folders' identity.
@@ -171,11 +145,8 @@ class Bases:
     def get(self, spec: RunSpec) -> Base:
         """The base that a run needs, loaded unless it is the one in memory."""
         needs = method_of(spec.train).needs
-        if (
-            needs.whole
-            or self._base is None
-            or (self._base.spec, self._base.quantized) != (spec.model, needs.quantized)
-        ):
+        held = self._base and (self._base.spec, self._base.quantized)
+        if self._base is None or needs.whole or held != (spec.model, needs.quantized):
             self._release()  # two bases need not fit into memory
             self.refuse_impossible(spec)
             holds = least(spec.model, spec.train, device_type(self._device))
@@ -230,7 +201,7 @@ def _do_locked(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None
         if how.force or run.folder.failure():
             run.folder.clear()
     base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
-    inject(base, live, how.score_at, how.watch, measures)
+    inject(base, live, how, measures)
     base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 
@@ -250,9 +221,7 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
     """Score a model on a run's probes, with an adapter over it (unmerged), as a run trained the whole, or untouched.
 
     Args:
-        spec: what is probed.
         adapter: a PEFT folder, or that of a whole model.
-        device: where to compute.
         trained_over: identity of the weights that a run of ours trained its adapter over; None for an adapter of
             anyone's, which is compared with the model first.
 

@@ -40,6 +40,7 @@ from ocr_eval.scoring.candidates import CandidateScores, first_tokens, score_lan
 from ocr_eval.scoring.quantities import held_out, probe_lines, summarize_quantities
 from ocr_eval.scoring.ranks import Scores, premises, premises_hold
 from ocr_eval.specs import schedule
+from ocr_eval.specs.model import Device
 from ocr_eval.specs.run import SCORINGS, RunSpec
 from ocr_eval.specs.strict import RESULTS_VERSION
 
@@ -116,14 +117,7 @@ def prepare(tokenizer: Any, spec: RunSpec) -> Material:
 
 @dataclass
 class LiveRun:
-    """A run to do.
-
-    Attributes:
-        spec: what.
-        folder: where, held by this process.
-        material: its data.
-        lines: metrics.jsonl so far.
-    """
+    """A run to do in its folder, which this process holds, and its metrics.jsonl so far."""
 
     spec: RunSpec
     folder: RunFolder
@@ -146,30 +140,40 @@ class LiveRun:
         return self.matched is None and not end_differs(self.spec.train)
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How runs are done; nothing of it changes what is learned.
+
+    Attributes:
+        force: run again even what is done.
+        score_at: after which epochs all probes are scored (specs/schedule.py).
+        watch: receives the new lines of metrics, a pack's epoch at a time.
+        measures: what else to measure at the end; None for what is measured by default.
+    """
+
+    device: Device = "auto"
+    force: bool = False
+    score_at: str = schedule.DEFAULT
+    watch: Watcher = say_lines
+    measures: tuple[str, ...] | None = None
+
+
 def inject(
     base: Base,
     runs: Sequence[LiveRun],
-    score_at: str = schedule.DEFAULT,
-    watch: Watcher = say_lines,
+    how: Execution = Execution(),
     measures: Mapping[str, Measure] | None = None,
 ) -> None:
-    """Train, score and write runs as one pack, over a base that is as clean afterwards as before.
+    """Train, score and write runs as one pack, lanes in their order, over a base that is as clean afterwards as before.
 
     Afterwards the folder of each run holds its record, or the reason why it failed.
-
-    Args:
-        base: the base.
-        runs: the runs; lanes in this order.
-        score_at: after which epochs all probes are scored (specs/schedule.py).
-        watch: receives the new lines of metrics.
-        measures: what else to measure at the end.
 
     Raises:
         RunFailed: a checkpoint is damaged, no gradient reaches an adapter, or the memory is too small.
         KeyboardInterrupt: the user asked to stop; what was finished is saved.
     """
     try:
-        _inject(base, runs, score_at, watch, measures or {})
+        _inject(base, runs, how, measures or {})
     except TooLarge as error:
         raise RunFailed(_too_large(base, runs, str(error))) from error
     except (RuntimeError, MemoryError) as error:
@@ -195,16 +199,14 @@ def _too_large(base: Base, runs: Sequence[LiveRun], reason: str) -> str:
     )
 
 
-def _inject(
-    base: Base, runs: Sequence[LiveRun], score_at: str, watch: Watcher, measures: Mapping[str, Measure]
-) -> None:
+def _inject(base: Base, runs: Sequence[LiveRun], how: Execution, measures: Mapping[str, Measure]) -> None:
     for run in runs:
         if not run.folder.is_prepared():
             run.folder.begin(run.spec, provenance.environment(str(base.device)), run.material.audit.as_json())
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
     try:
         with stop_request() as stop:
-            _run(pack, runs, score_at, watch, measures, stop)
+            _run(pack, runs, how, measures, stop)
     finally:
         pack.detach()
         del pack
@@ -212,12 +214,7 @@ def _inject(
 
 
 def _run(
-    pack: Pack,
-    runs: Sequence[LiveRun],
-    score_at: str,
-    watch: Watcher,
-    measures: Mapping[str, Measure],
-    stop: StopRequest,
+    pack: Pack, runs: Sequence[LiveRun], how: Execution, measures: Mapping[str, Measure], stop: StopRequest
 ) -> None:
     epoch = common_epoch([run.folder for run in runs], [run.epochs for run in runs])
     live = [lane for lane, run in enumerate(runs) if epoch < run.epochs]
@@ -232,12 +229,12 @@ def _run(
             pack.read_state(lane, runs[lane].folder.checkpoints()[epoch])
     else:
         scored = _score(pack, runs, live)
-        for lane in [lane for lane in live if not scored[lane].are_numbers]:
+        for lane in [lane for lane in live if not scored[lane].scores.are_numbers]:
             runs[lane].folder.fail("The base model returns NaN log-probabilities.")
-        live = [lane for lane in live if scored[lane].are_numbers]
+            live.remove(lane)
         for lane in live:
             runs[lane].folder.write_probes(probe_lines(runs[lane].material.task, scored[lane].scores, epoch=0))
-        watch([_add_line(runs[lane], MetricsLine(epoch=0), scored[lane]) for lane in live])
+        how.watch([_add_line(runs[lane], MetricsLine(epoch=0), scored[lane]) for lane in live])
     for run in runs:
         if epoch >= run.epochs:
             run.folder.finish()
@@ -256,12 +253,12 @@ def _run(
             except RunFailed as error:
                 failed[lane] = str(error)
         live = [lane for lane in live if lane not in failed]
-        scored = _score_epoch(pack, runs, [lane for lane in live if lane not in diverged], epoch, score_at)
-        diverged |= {i: "log-probabilities became NaN" for i, each in scored.items() if not each.are_numbers}
+        scored = _score_epoch(pack, runs, [lane for lane in live if lane not in diverged], epoch, how.score_at)
+        diverged |= {i: "log-probabilities became NaN" for i, each in scored.items() if not each.scores.are_numbers}
         live = [lane for lane in live if lane not in diverged]
         ending = [lane for lane in live if epoch == runs[lane].epochs]
         trained = MetricsLine(epoch=epoch, train_seconds=seconds, notes=pack.notes())
-        watch([_add_line(runs[i], replace_fields(trained, train_loss=losses[i]), scored.get(i)) for i in live])
+        how.watch([_add_line(runs[i], replace_fields(trained, train_loss=losses[i]), scored.get(i)) for i in live])
         for lane in ending:
             _prepare_record(pack, lane, runs[lane], scored[lane].scores, measures)
         live = [lane for lane in live if lane not in ending]
@@ -309,11 +306,6 @@ class _Scored:
     seconds: float
     whole: bool
 
-    @property
-    def are_numbers(self) -> bool:
-        """Whether no log-probability is NaN."""
-        return self.scores.are_numbers
-
     def summary(self, material: Material) -> Scores:
         """The statistics of what was scored."""
         asked = [each.probe for each in (material.probes if self.whole else material.premises)]
@@ -348,7 +340,7 @@ def _score_epoch(
         if lane not in partly:
             return True
         material, scored = runs[lane].material, partly[lane]
-        return scored.are_numbers and premises_hold(material.task.quantities, scored.summary(material))
+        return scored.scores.are_numbers and premises_hold(material.task.quantities, scored.summary(material))
 
     wholly = _score(pack, runs, [lane for lane in learning if hold(lane)])
     wholly = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +27,11 @@ class RunState:
     """How far a run is.
 
     Attributes:
-        run: its folder below ``runs/``.
         study: the study that needs it, empty for the folder's sweep.
         state: running and interrupted runs have begun; an interrupted one resumes when the sweep does.
         epoch: finished epochs, None before the first scoring.
         train_loss: of the last epoch, nats an answer token.
         ocr_score: of the last scoring, first-token; None before.
-        reason: why it failed.
     """
 
     run: str
@@ -61,17 +59,13 @@ def run_state(root: Path, run: str, study: str = "") -> RunState:
     lines = folder.metrics() if folder.path.is_dir() else []
     held_out = [line.held_out for line in lines if line.held_out is not None]
     failure = folder.failure()
-    state: State = (
-        "done"
-        if folder.is_done()
-        else "failed"
-        if failure
-        else "running"
-        if _is_held(folder)
-        else "interrupted"
-        if lines
-        else "waiting"
-    )
+    state: State = "interrupted" if lines else "waiting"
+    if folder.is_done():
+        state = "done"
+    elif failure:
+        state = "failed"
+    elif _is_held(folder):
+        state = "running"
     return RunState(
         run=run,
         study=study,
@@ -123,7 +117,5 @@ def _table(states: Sequence[RunState]) -> str:
     body = tabulate(
         rows, header, tablefmt="simple", colalign=("left", "left", "right", "right", "right"), disable_numparse=True
     )
-    counts: dict[str, int] = defaultdict(int)
-    for s in states:
-        counts[s.state] += 1
+    counts = Counter(s.state for s in states)
     return f"{body}\n\n{len(states)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + "\n"

@@ -23,9 +23,9 @@ from ocr_eval.common.errors import Busy, RunFailed, UserError
 from ocr_eval.common.files import write_atomic
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say, warn
-from ocr_eval.execution.execute import Bases, Execution, PlannedRun, do_pack
+from ocr_eval.execution.execute import Bases, PlannedRun, do_pack
 from ocr_eval.execution.jobs import Job
-from ocr_eval.execution.run_pack import prepare
+from ocr_eval.execution.run_pack import Execution, prepare
 from ocr_eval.planning.pack_memory import lanes_that_fit
 from ocr_eval.planning.packs import cut_into_packs, share_key
 from ocr_eval.records.folder import parse_run
@@ -41,8 +41,6 @@ class Sweep:
     """A sweep or study in its folder.
 
     Attributes:
-        output: the folder.
-        packs: its runs, cut into packs.
         study: the study's name; empty for the folder's sweep.
         grid: how its runs were written, if as a grid.
         before: what the folder stated when this was laid out.

@@ -50,10 +50,8 @@ class Tracker:
     """One run in a tracker: begun, or the one of this group and name resumed.
 
     Args:
-        report_to: which tracker.
         group: what the run belongs to, e.g. the sweep's name.
         run_name: the run's name within the group; may hold slashes.
-        config: the resolved run, nested.
         folder: where TensorBoard and Weights & Biases keep their files, each in a folder of its name.
         first_epoch: the next epoch to be logged; what TensorBoard has from there on is struck out.
 

@@ -31,7 +31,6 @@ class Architecture:
         kind: transformers' name of the architecture.
         parameters: all parameters, tied ones once.
         stored: bytes of the weights as published (their dtype on the hub), which is what a download costs.
-        layers: decoder layers.
         vocabulary: entries of the embedding.
         linears: how many linear modules of each (name, inputs, outputs) the decoder has, without the head.
         head: parameters of the output projection.
@@ -68,12 +67,20 @@ def read_config(spec: ModelSpec, layers: int | None = None) -> PretrainedConfig:
     """A model's transformers configuration; with ``layers``, that of its first ``layers`` layers.
 
     Raises:
-        UserError: it is not available or not readable.
+        UserError: it is not available or not readable, or it has fewer layers.
     """
     folder = yaml_files.shipped("models") / spec.name
     if not (folder / "config.json").is_file() or isinstance(spec.weights, FolderWeights):
         folder = located(spec, TOKENIZER_FILES)
-    return truncated(read_config_of(spec.name, folder), layers)
+    config = read_config_of(spec.name, folder)
+    if layers is None:
+        return config
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise UserError(f"--layers {layers}: the model has {config.num_hidden_layers} layers; give 1 to as many.")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    return config
 
 
 def read_config_of(name: str, folder: Path) -> PretrainedConfig:
@@ -87,23 +94,6 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
             return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{name}: {folder}/config.json is of no known model: {reason_of(error)}") from error
-
-
-def truncated(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
-    """The same architecture with fewer layers, None for all.
-
-    Raises:
-        UserError: more layers than there are.
-    """
-    if layers is None:
-        return config
-    if not 1 <= layers <= config.num_hidden_layers:
-        raise UserError(f"--layers {layers}: the model has {config.num_hidden_layers} layers; give 1 to as many.")
-    shorter = config.__class__.from_dict(config.to_dict())
-    shorter.num_hidden_layers = layers
-    if getattr(shorter, "layer_types", None):
-        shorter.layer_types = shorter.layer_types[:layers]
-    return shorter
 
 
 def build(spec: ModelSpec, config: PretrainedConfig, device: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -163,13 +153,11 @@ def target_names(network: torch.nn.Module, targets: str | Sequence[str]) -> list
     linear = list(linear_modules(network))
     if targets == "all-linear":
         return linear
-    wanted = [targets] if isinstance(targets, str) else list(targets)
-    for target in wanted:
-        if not any(_matches(name, target) for name in linear):
+    found = set()
+    for target in [targets] if isinstance(targets, str) else targets:
+        matching = [name for name in linear if f".{name}".endswith(f".{target}")]
+        if not matching:
             there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
             raise UserError(f"The model has no linear module '{target}'; it has {there}. Correct 'targets'.")
-    return [name for name in linear if any(_matches(name, target) for target in wanted)]
-
-
-def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
+        found.update(matching)
+    return [name for name in linear if name in found]

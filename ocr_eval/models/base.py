@@ -41,11 +41,9 @@ class Base:
     """A base model ready to work, shared by every run on it; no run changes it.
 
     Attributes:
-        spec: the model.
         quantized: whether its linear layers are held in 4 bits.
         whole: whether its weights are fp32 masters that one run will change (full fine-tuning).
         network: the frozen causal language model on its device.
-        tokenizer: its tokenizer.
         files: the weights on this disk.
         accelerator: owns device, backward and clipping.
     """

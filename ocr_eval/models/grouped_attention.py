@@ -36,7 +36,6 @@ def grouped_attention(
     """Softmax attention in the signature of transformers' attention functions.
 
     Args:
-        module: the attention layer.
         query: [K, H, N, D].
         key: [K, V, M, D].
         value: [K, V, M, D]; its heads may have another width.

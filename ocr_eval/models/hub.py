@@ -71,19 +71,15 @@ def fetch(weights: HubWeights, name: str, license: str, files: list[str] = MODEL
             f"{weights.repo} is not in the hub cache and the network is switched off. With network run "
             f"'ocr-eval models pull {name}', then copy the cache (HF_HOME) here, or give a folder: --model ./folder."
         )
-    return _fetch(weights, name, license, files)
-
-
-def _fetch(weights: HubWeights, name: str, license: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
     from huggingface_hub.utils import disable_progress_bars
 
     if is_quiet() or not sys.stderr.isatty():
         disable_progress_bars()
-    request = _request(weights, wanted)
+    request = _request(weights, files)
     try:
-        _check_before(request, name, wanted)
+        _check_before(request, name)
         folder = Path(snapshot_download(**request))
     except (HTTPError, OSError) as error:
         raise UserError(_problem(weights, name, license, error)) from error
@@ -130,7 +126,7 @@ def _request(weights: HubWeights, files: list[str]) -> dict[str, Any]:
     }
 
 
-def _check_before(request: dict[str, Any], name: str, wanted: list[str]) -> None:
+def _check_before(request: dict[str, Any], name: str) -> None:
     """Look at what would be fetched: is there room for it, and are there safetensors at all?
 
     Raises:
@@ -143,7 +139,8 @@ def _check_before(request: dict[str, Any], name: str, wanted: list[str]) -> None
         files = snapshot_download(**request, dry_run=True)
     except DryRunError:  # the listing is not available; the download itself says why, or finds a cached copy
         return
-    if "*.safetensors" in wanted and not any(file.filename.endswith(".safetensors") for file in files):
+    has_weights = any(file.filename.endswith(".safetensors") for file in files)
+    if "*.safetensors" in request["allow_patterns"] and not has_weights:
         raise UserError(
             f"{request['repo_id']} has no .safetensors weights, and pickled ones are not loaded. "
             "Take a revision that has them, or convert the model and give its folder: --model ./folder."

@@ -100,12 +100,3 @@ def choose_for(model: ModelSpec, device: str) -> Choice:
 def overflows_float16(model: ModelSpec) -> bool:
     """Whether a model's activations exceed the largest number in float16; those of the Gemma family do."""
     return "gemma" in read_config(model).model_type
-
-
-def settle(model: ModelSpec, device: str) -> ModelSpec:
-    """The model in the precision that it has on a type of device.
-
-    Raises:
-        UserError: as ``choose_for``.
-    """
-    return model.model_copy(update={"dtype": choose_for(model, device).dtype})

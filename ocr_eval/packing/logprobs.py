@@ -33,7 +33,6 @@ def read_logprobs(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: 
     Args:
         logits_SV: logits in any precision; their gradient has the same.
         rows_T: the row of logits that predicts each expected token.
-        tokens_T: the expected tokens.
         at_once: how many rows are taken at a time (``block_rows``).
     """
     logprobs_T: Tensor = _ReadLogprobs.apply(logits_SV, rows_T, tokens_T, at_once)

@@ -23,7 +23,6 @@ class Check:
         architecture: its kind, sizes, modules, and the attention it would run with on this machine; None of a folder
             that holds only a tokenizer.
         vocabulary: entries of the tokenizer.
-        audits: by association.
     """
 
     model: str
@@ -71,8 +70,8 @@ def check_model(model: str, associations: Sequence[str]) -> Check:
     tokenizer = load_tokenizer(model)
     loaded = [load_association(name) for name in associations]
     audits = {association.name: audit_association(tokenizer, association) for association in loaded}
-    architecture = None
-    if not _tokenizer_alone(model):
+    architecture, folder = None, yaml_files.expand(model)
+    if not (yaml_files.looks_like_path(model) and folder.is_dir() and not (folder / "config.json").is_file()):
         spec = load_model_spec(model)
         sizes = examine(spec)
         architecture = {
@@ -83,11 +82,6 @@ def check_model(model: str, associations: Sequence[str]) -> Check:
             "linear_modules": sizes.modules,
         }
     return Check(model, architecture, len(tokenizer), audits)
-
-
-def _tokenizer_alone(model: str) -> bool:
-    folder = yaml_files.expand(model)
-    return yaml_files.looks_like_path(model) and folder.is_dir() and not (folder / "config.json").is_file()
 
 
 def _obstacles(audit: Audit) -> str:

@@ -34,14 +34,9 @@ class Plan:
     """A run before it is run.
 
     Attributes:
-        spec: the run.
         output: where it would be written, None for a scoring.
-        sizes: of the model.
-        work: examples, tokens and steps.
-        device: where it would be computed.
         available: bytes of memory that are free there.
-        memory: the peak by part.
-        speed: seconds per step and per scored chunk on that device.
+        speed: seconds per step and per scored node on that device.
         alternatives: flags that would make it fit, each with its peak; empty where it fits.
         precision: why it computes in the precision that it does.
     """
@@ -71,16 +66,9 @@ class Plan:
         return self.sizes.adapter_parameters(train.rank, train.targets)
 
     @property
-    def scoring_seconds(self) -> float:
-        """Seconds of one scoring."""
-        return self.speed.chunk * self.work.scored_nodes / self.work.scoring.nodes
-
-    @property
     def seconds(self) -> float:
-        """Seconds of the whole run, without fetching and loading the weights."""
-        if self.output is None:
-            return self.scoring_seconds
-        return self.work.steps * self.speed.step + self.work.scorings * self.scoring_seconds
+        """Seconds of the whole run, or of the scoring, without fetching and loading the weights."""
+        return self.speed.scoring(self.work) if self.output is None else self.speed.run(self.work)
 
     def as_text(self) -> str:
         """The resolved spec as YAML, below the plan as comments."""
@@ -96,7 +84,7 @@ class Plan:
         scorings, each = "once", ""
         if self.output is not None:
             scorings = f"at each of {work.scorings} scorings at most"
-            each = f": {duration(self.speed.step)} per step and {duration(self.scoring_seconds)} per scoring"
+            each = f": {duration(self.speed.step)} per step and {duration(self.speed.scoring(work))} per scoring"
             kind = memory.optimizer_kind(spec.train, self.device.type)
             lines += [
                 f"method:   {spec.train.method}, {self.trainable:,} trainable parameters "
@@ -152,7 +140,7 @@ class Plan:
             "memory_available": self.available,
             "fits": self.fits,
             "alternatives": {flags: plan.total for flags, plan in self.alternatives},
-            "seconds": {"step": self.speed.step, "scoring": self.scoring_seconds, "run": self.seconds},
+            "seconds": {"step": self.speed.step, "scoring": self.speed.scoring(self.work), "run": self.seconds},
             "config": self.spec.model_dump(mode="json"),
         }
 
@@ -175,7 +163,8 @@ def make_plan(
     chosen = _chosen(spec.model, place.type, begun_in)
     spec = spec.in_precision(chosen.dtype)
     sizes, work, free = examine(spec.model), workload.measure(spec, score_at=score_at), memory.available(place)
-    plan = memory.estimate(spec.model, spec.train, work.training, work.scoring, place.type)
+    passes = work.training, work.scoring(place.type)
+    plan = memory.estimate(spec.model, spec.train, *passes, place.type)
     if place.type == "cuda" and not plan.fits(free):
         free = memory.available_together()
     return Plan(
@@ -186,10 +175,8 @@ def make_plan(
         device=place,
         available=free,
         memory=plan,
-        speed=timing.calibrate(spec.model, sizes, spec.train, work.training, work.scoring, place),
-        alternatives=[]
-        if plan.fits(free)
-        else memory.alternatives(spec.model, spec.train, work.training, work.scoring, place.type, free),
+        speed=timing.calibrate(spec.model, sizes, spec.train, *passes, place),
+        alternatives=[] if plan.fits(free) else memory.alternatives(spec.model, spec.train, *passes, place.type, free),
         precision=chosen,
     )
 

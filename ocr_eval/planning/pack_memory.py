@@ -53,8 +53,8 @@ def widest(pack: Sequence[RunSpec]) -> RunSpec:
 
 def pack_memory(spec: RunSpec, work: Workload, lanes: int, device: str) -> MemoryPlan:
     """The peak of a pack of ``lanes`` runs like this one."""
-    scoring = workload.pack_scoring(work, lanes, device)
-    return memory.estimate(spec.model, spec.train, replace(work.training, lanes=lanes), scoring, device)
+    training, scoring = replace(work.training, lanes=lanes), work.scoring(device, lanes)
+    return memory.estimate(spec.model, spec.train, training, scoring, device)
 
 
 def describe_packs(
@@ -108,11 +108,10 @@ def describe_packs(
 
 def _seconds(spec: RunSpec, work: Workload, lanes: int, place: torch.device, workers: int) -> float:
     """Seconds of a pack of ``lanes`` runs like this one, with its part of the threads."""
-    together, chunk = replace(work.training, lanes=lanes), workload.pack_scoring(work, lanes, place.type)
+    training, scoring = replace(work.training, lanes=lanes), work.scoring(place.type, lanes)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))
     try:
-        speed = timing.calibrate(spec.model, examine(spec.model), spec.train, together, chunk, place)
+        return timing.calibrate(spec.model, examine(spec.model), spec.train, training, scoring, place).run(work)
     finally:
         torch.set_num_threads(threads)
-    return work.steps * speed.step + work.scorings * speed.chunk * work.scored_nodes / chunk.nodes

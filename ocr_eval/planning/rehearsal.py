@@ -20,10 +20,10 @@ from ocr_eval.common.errors import RunFailed, UserError
 from ocr_eval.common.messages import say
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.method import method_of
-from ocr_eval.methods.pack import GradientPack, attach
+from ocr_eval.methods.pack import GradientPack, attach, batches_of_epoch
 from ocr_eval.models.architecture import examine, read_config
 from ocr_eval.models.base import Base, make_accelerator
-from ocr_eval.models.precision import settle
+from ocr_eval.models.precision import choose_for
 from ocr_eval.models.random_weights import random_network
 from ocr_eval.models.weights import WeightFolder
 from ocr_eval.planning import memory, timing, workload
@@ -38,23 +38,18 @@ class Rehearsal:
     """What was measured, beside what the plan had said; bytes and seconds.
 
     Attributes:
-        model: its name.
         layers: layers that were built, of how many.
         parameters: of what was built.
-        method: lora, qlora or full.
         dtype: precision of base and arithmetic.
-        device: where, a GPU by its name.
+        device: a GPU by its name.
         real_tokenizer: the model's own, or a stand-in of the same vocabulary size.
         examples: statements of the batch that every step learns.
         nodes: nodes of its forest.
         adapters: trained matrices, to all of which gradients came.
         moved: of them, those that the steps changed.
         losses: before each step; over one batch they fall.
-        step_seconds: of each step.
-        planned_step: what the calibration predicted for it.
+        planned_step: seconds that the calibration predicted for a step.
         scored: probes that were scored, of how many.
-        score_seconds: for these.
-        build_seconds: for the network.
         peak: bytes at the peak: of the process on a CPU, of the allocator on a GPU.
         plan: what the plan said of the peak.
     """
@@ -124,11 +119,11 @@ def rehearse(
     """
     accelerator = make_accelerator(device)
     place = accelerator.device
-    spec = spec.model_copy(update={"model": settle(spec.model, place.type)})
+    spec = spec.in_precision(choose_for(spec.model, place.type).dtype)
     config, sizes = read_config(spec.model, layers), examine(spec.model, layers)
     tokenizer, is_real = workload.tokenizer_at_hand(spec.model, folder)
     work = workload.measure(spec, folder)
-    examples = workload.first_epoch(spec, training_tokens(tokenizer, work.task))[0]
+    examples = batches_of_epoch(training_tokens(tokenizer, work.task), spec.stream("order"), 1, spec.train)[0]
     asked = probe_tokens(tokenizer, work.task)[:probes]
     training, scoring = workload.batch_geometry(examples), workload.chunk_geometry(asked)
     plan = memory.estimate(spec.model, spec.train, training, scoring, place.type, layers)

@@ -21,6 +21,7 @@ from ocr_eval.models.architecture import Architecture
 from ocr_eval.models.base import DTYPES, require_bitsandbytes
 from ocr_eval.models.precision import choose, overflows_float16
 from ocr_eval.planning.simulation import Geometry
+from ocr_eval.planning.workload import Workload
 from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, TrainSpec
 
 #: Time of a step beyond its matrix products, as measured in rehearsals on a CPU.
@@ -33,10 +34,18 @@ _CLEARLY_FASTER = 1.2
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a training step and of scoring one chunk."""
+    """Seconds of a training step of all lanes, and of scoring a node of each."""
 
     step: float
-    chunk: float
+    node: float
+
+    def scoring(self, work: Workload) -> float:
+        """Seconds of one scoring."""
+        return self.node * work.scored_nodes
+
+    def run(self, work: Workload) -> float:
+        """Seconds of the whole of the runs, without fetching and loading the weights."""
+        return work.steps * self.step + work.scorings * self.scoring(work)
 
 
 def calibrate(
@@ -47,7 +56,7 @@ def calibrate(
     scoring: Geometry,
     device: torch.device,
 ) -> Speed:
-    """Measure a step on the batch ``training`` and the chunk ``scoring``, both of all their lanes (about a second)."""
+    """Measure a step on the batch ``training`` and the pass ``scoring``, both of all their lanes (about a second)."""
     on = DTYPES[spec.dtype], device, torch.get_num_threads()
     rows = training.lanes * training.nodes
     widths = Counter[int]()  # weights to multiply with, by the length of a row
@@ -62,7 +71,7 @@ def calibrate(
     reads = scoring.lanes * scoring.reads / (training.lanes * training.reads)
     return Speed(
         step=OVERHEAD * (passes * (linears + head + unpacking)),
-        chunk=OVERHEAD * (linears * nodes + head * reads + unpacking),
+        node=OVERHEAD * (linears * nodes + head * reads + unpacking) / scoring.nodes,
     )
 
 
@@ -114,9 +123,7 @@ def _fastest(work: Callable[[], torch.Tensor], device: torch.device, times: int 
     for _ in range(times + 1):
         started = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])

@@ -41,8 +41,6 @@ class Workload:
         nodes: nodes of the forests per epoch, with padding: what is computed.
         steps: optimizer steps of the run.
         training: the largest batch of the first epoch.
-        probes: what is asked, in tokens.
-        scoring: the largest scored chunk of one run alone.
         scored_nodes: nodes of one scoring.
         scorings: how often all probes are scored at most.
     """
@@ -54,9 +52,13 @@ class Workload:
     steps: int
     training: Geometry
     probes: Sequence[ProbeTokens]
-    scoring: Geometry
     scored_nodes: int
     scorings: int
+
+    def scoring(self, device: str, lanes: int = 1) -> Geometry:
+        """The largest pass that scores ``lanes`` runs like this one side by side."""
+        chunks = _chunks(self.probes, candidates.chunk_nodes(device, lanes))
+        return replace(max(chunks, key=lambda chunk: chunk.reads), lanes=lanes)
 
 
 def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedule.DEFAULT) -> Workload:
@@ -69,7 +71,7 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedu
     task = task_of_run(spec)
     examples = training_tokens(tokens, task)
     probes = probe_tokens(tokens, task)
-    chunks, epochs = _chunks(probes, candidates.CHUNK_NODES), spec.train.epochs
+    epochs = spec.train.epochs
     # An epoch stands for all, or for those of its third where they differ.
     tried = [1 + third * epochs // 3 for third in range(3)] if any(e.thirds for e in examples) else [1]
     taught = [batch for epoch in tried for batch in batches_of_epoch(examples, spec.stream("order"), epoch, spec.train)]
@@ -83,26 +85,14 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedu
         steps=len(batches) * epochs // len(tried),
         training=max(batches, key=lambda batch: batch.nodes),
         probes=probes,
-        scoring=max(chunks, key=lambda chunk: chunk.reads),
-        scored_nodes=sum(chunk.nodes for chunk in chunks),
+        scored_nodes=sum(chunk.nodes for chunk in _chunks(probes, candidates.CHUNK_NODES)),
         scorings=1 + min(epochs, len(due) + 1),  # one more, when premises hold
     )
-
-
-def pack_scoring(work: Workload, lanes: int, device: str) -> Geometry:
-    """The largest pass that scores ``lanes`` runs like this one side by side."""
-    chunks = _chunks(work.probes, candidates.chunk_nodes(device, lanes))
-    return replace(max(chunks, key=lambda chunk: chunk.reads), lanes=lanes)
 
 
 def _chunks(probes: Sequence[ProbeTokens], size: int) -> list[Geometry]:
     """The passes that score a run's probes, of about ``size`` nodes."""
     return [chunk_geometry([probes[i] for i in part]) for part in candidates.cut_probes(probes, size)]
-
-
-def first_epoch(spec: RunSpec, examples: Sequence[Continuation]) -> list[list[Continuation]]:
-    """The batches of the first epoch."""
-    return batches_of_epoch(examples, spec.stream("order"), 1, spec.train)
 
 
 def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any, bool]:

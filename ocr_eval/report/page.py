@@ -29,20 +29,10 @@ ROW_FIGURES = 12
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure in the page."""
-
-    title: str
-    text: str
-    data: str
-
-
-@dataclass(frozen=True)
 class Section:
     """A run in the page.
 
     Attributes:
-        number: of the section.
         cells: what the list of runs shows, in the order of its columns.
         sort_by: what each column sorts by.
         unlearned: the premises that it did not learn, in words; empty if it learned all.
@@ -152,8 +142,9 @@ def _counts(found: Found) -> str:
     return f"{several(len(found.runs), 'run')} of {several(len(models), 'model')} on {len(associations)} associations"
 
 
-def _picture(title: str, text: str, figure: Figure) -> Picture:
-    return Picture(title, text, base64.b64encode(draw(figure, "svg", title)).decode())
+def _picture(title: str, text: str, figure: Figure) -> tuple[str, str, str]:
+    """What the page has of a figure: title, text and the drawing."""
+    return title, text, base64.b64encode(draw(figure, "svg", title)).decode()
 
 
 def _policy(css: str, js: str, served: bool) -> str:

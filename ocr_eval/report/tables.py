@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -215,21 +215,9 @@ def to_json(table: Table) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def to_tex(table: Table) -> str:
-    r"""A booktabs table that compiles as it is and that a paper can ``\input``."""
-    text: str = templates().get_template("table.tex.j2").render(context(table))
-    return text
-
-
-def to_html(table: Table) -> str:
-    """A small page that holds the table."""
-    text: str = templates().get_template("table.html.j2").render(context(table))
-    return text
-
-
-def to_html_table(table: Table) -> str:
-    """The table alone, to stand in a page of someone else's."""
-    text: str = templates().get_template("table_only.html.j2").render(context(table))
+def rendered(template: str, table: Table) -> str:
+    """The table by a template of its own."""
+    text: str = templates().get_template(template).render(context(table))
     return text
 
 
@@ -287,6 +275,6 @@ FORMATS: dict[str, Callable[[Table], str]] = {
     "md": to_markdown,
     "csv": to_csv,
     "json": to_json,
-    "tex": to_tex,
-    "html": to_html,
+    "tex": partial(rendered, "table.tex.j2"),
+    "html": partial(rendered, "table.html.j2"),
 }

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from simulated import Study
 
 from ocr_eval.analysis.difference import difference, verdicts
-from ocr_eval.analysis.intervals import LEVEL, Seed, Units, estimate, ocr_score, t_quantile, units_of
+from ocr_eval.analysis.intervals import LEVEL, Seed, Units, estimate, of_metric, t_quantile, units_of
 from ocr_eval.analysis.significance import SIGNIFICANT, inference_ps, permutation_ps
 from ocr_eval.scoring.ranks import Floats
 
@@ -64,7 +64,7 @@ def one_condition(rng: np.random.Generator, studies: int) -> Iterator[list[str]]
         study = Study(score, sd, together)
         truth = study.truth(rng)
         cells = [study.seeds(rng, seeds) for _ in range(studies)]
-        found = [ocr_score(cell).bounds or (np.nan, np.nan) for cell in cells]
+        found = [of_metric(cell).bounds or (np.nan, np.nan) for cell in cells]
         yield [
             *(str(seeds), f"{together:g}", f"{sd:g}", f"{score:g}"),
             share(low <= truth <= high for low, high in found),

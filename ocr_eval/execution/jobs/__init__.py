@@ -58,7 +58,6 @@ class JobEvent:
     """A job's state changed.
 
     Attributes:
-        job: the job.
         state: ``queued``, ``running``, or how it ended (``End``); Slurm's own word, in lower case, for the rest.
         place: the device, or the job's id in Slurm.
         reason: why it waits or failed; may be empty.
@@ -81,7 +80,6 @@ class JobResult:
     """How a job ended.
 
     Attributes:
-        job: the job.
         end: how it ended; ``done`` only with exit code 0.
         returncode: the command's exit code, negative for a signal; None if it never came to its end.
         place: the device, or the job's id in Slurm.

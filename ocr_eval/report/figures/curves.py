@@ -38,7 +38,6 @@ def curve_figure(runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> Fi
 
     Args:
         runs: records with the lines of their metrics.jsonl, all of one model and setting.
-        scoring: which scoring.
 
     Raises:
         ValueError: no runs.

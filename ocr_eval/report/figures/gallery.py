@@ -29,8 +29,6 @@ def gallery(
     """Each figure with the name of its file; reads metrics and probes of a row's runs when its turn comes.
 
     Args:
-        runs: finished runs.
-        scoring: whose ranks.
         complain: called for each metrics or probes file that cannot be read; figures are drawn without it.
 
     Raises:

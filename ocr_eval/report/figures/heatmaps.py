@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ocr_eval.analysis.candidate_heat import Heat
-from ocr_eval.report.figures.style import panels, plain, tick
+from ocr_eval.report.figures.style import panels, tick, title
 from ocr_eval.specs.run import Scoring
 
 
@@ -18,7 +18,6 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
 
     Args:
         heats: by the title of the panel.
-        scoring: whose probabilities they are.
 
     Raises:
         ValueError: nothing to draw.
@@ -28,10 +27,11 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
     most = max(len(heat.candidates) for heat in heats.values())
     groups = max(len(heat.groups) for heat in heats.values())
     figure, grid = panels(len(heats), 3, (0.36 * most + 1.3, 0.34 * groups + 1.5))
-    for axes, (title, heat) in zip(grid, heats.items(), strict=True):
+    for axes, (name, heat) in zip(grid, heats.items(), strict=True):
         image = axes.imshow(heat.probability, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for row, target in enumerate(heat.target):
-            axes.add_patch(_frame(target, row))
+            at = target - 0.46, row - 0.44
+            axes.add_patch(Rectangle(at, 0.92, 0.88, fill=False, edgecolor="#D55E00", linewidth=1.6))
         for (row, column), value in np.ndenumerate(heat.probability):
             if value >= 0.10:
                 text, color = "1" if value >= 0.95 else f"{value:.1f}"[1:], "white" if value > 0.55 else "black"
@@ -39,12 +39,8 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
         axes.set_xticks(range(len(heat.candidates)), map(tick, heat.candidates), rotation=55, ha="right", fontsize=7)
         axes.set_yticks(range(len(heat.groups)), map(tick, heat.groups), fontsize=7)
         axes.axvline(heat.in_use - 0.5, color="0.4", linewidth=1, linestyle=":")
-        axes.set_title(plain(title), fontsize=9)
+        axes.set_title(title(name), fontsize=9)
     figure.supylabel("taught fact of the group", fontsize=8)
     bar = figure.colorbar(image, ax=grid, shrink=0.8)
     bar.set_label(f"probability among\ncandidates ({scoring})", fontsize=8)
     return figure
-
-
-def _frame(x: float, y: float) -> Rectangle:
-    return Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor="#D55E00", linewidth=1.6)

@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -138,20 +139,14 @@ def face(color: str, unlearned: bool) -> str:
     return "white" if unlearned else color
 
 
-def plain(text: str, most: int = 70) -> str:
+def plain(text: str, most: int) -> str:
     """User data as a label: cut to a length, and a dollar sign is not the begin of a formula."""
     cut = text if len(text) <= most else text[: most - 3] + "..."
     return cut.replace("$", r"\$")
 
 
-def entry(text: str) -> str:
-    """User data in a legend, which breaks lines."""
-    return plain(text, 200)
-
-
-def tick(text: str) -> str:
-    """User data at an axis."""
-    return plain(text, 24)
+#: User data in a title, in a legend (which breaks lines), and at an axis.
+title, entry, tick = (partial(plain, most=most) for most in (70, 200, 24))
 
 
 def file_name(*parts: str) -> str:
