@@ -38,9 +38,8 @@ class DescentSpec:
     """How the descent is run: Gaussian init of standard deviation init_scale, width d_h (factorized).
 
     depth: how many matrices the factorized model multiplies, 2 in the paper. trained_kq: w_KQ is one more factor,
-    a weight of each column. spectral (merged only): steps along U V^T of the gradient U S V^T, as Muon's without
-    momentum. armijo: the share of the decrease promised by the gradient that a step must achieve; 0.5 and more keep
-    the rate below the oscillations of steep directions.
+    a weight of each column. armijo: the share of the decrease promised by the gradient that a step must achieve; 0.5
+    and more keep the rate below the oscillations of steep directions.
     Raises ToyError for bad values.
     """
 
@@ -53,7 +52,6 @@ class DescentSpec:
     seed: int = 0
     depth: int = 2
     trained_kq: bool = False
-    spectral: bool = False
     armijo: float = 0.25
 
     def __post_init__(self) -> None:
@@ -65,7 +63,6 @@ class DescentSpec:
         require(self.final_steps >= 1, f"final_steps = {self.final_steps}: use final_steps >= 1")
         require(self.seed >= 0, f"seed = {self.seed}: cannot be negative; use seed >= 0")
         require(self.depth >= 2, f"depth = {self.depth}: one matrix is the merged model; use depth >= 2")
-        require(not self.spectral or self.param == "merged", "spectral with param = factorized: use param = merged")
         require(0 < self.armijo < 1, f"armijo = {self.armijo}: use a share between 0 and 1")
 
 
@@ -119,7 +116,7 @@ class _Weights:
     def __init__(self, spec: DescentSpec, rows: int, columns: int) -> None:
         inner = [(spec.d_h, spec.d_h)] * (spec.depth - 2)
         factors = [(rows, spec.d_h), *inner, (columns, spec.d_h)]
-        self._merged, self._trained_kq, self._spectral = spec.param == "merged", spec.trained_kq, spec.spectral
+        self._merged, self._trained_kq = spec.param == "merged", spec.trained_kq
         self._shapes: list[tuple[int, ...]] = [(rows, columns)] if self._merged else [*factors]
         self._shapes += [(columns,)] if spec.trained_kq else []
         self.degree = len(self._shapes)
@@ -136,11 +133,8 @@ class _Weights:
         w_ov = reduce(np.matmul, self._chain(parts))
         return w_ov * parts[-1] if self._trained_kq else w_ov
 
-    def direction(self, parts: list[Matrix], slope: Matrix) -> tuple[list[Matrix], float]:
-        """What a step subtracts, given the gradient by W, and its product with the gradient."""
-        if self._spectral:
-            u, s, vt = np.linalg.svd(slope, full_matrices=False)
-            return [s.sum() * (u @ vt)], float(s.sum() ** 2)
+    def gradients(self, parts: list[Matrix], slope: Matrix) -> list[Matrix]:
+        """The gradient by every part, given that by W."""
         chain, grads = self._chain(parts), []
         by_w_ov = slope * parts[-1] if self._trained_kq else slope
         for i in range(len(chain)):
@@ -154,7 +148,7 @@ class _Weights:
             grads[-1] = grads[-1].T
         if self._trained_kq:
             grads.append((slope * reduce(np.matmul, chain)).sum(axis=0))
-        return grads, sum(float((g * g).sum()) for g in grads)
+        return grads
 
 
 def descend(task: TaskSpec, spec: DescentSpec) -> Descent:
@@ -184,7 +178,8 @@ def descend_on(of: Problem, spec: DescentSpec, name: str) -> Descent:
             scaled_back += float(np.log(factor))
             point = [p / factor ** (1 / weights.degree) for p in point]
             log_l, slope, margin = evaluate(weights.product(point))
-        grads, squared = weights.direction(point, slope)
+        grads = weights.gradients(point, slope)
+        squared = sum(float((g * g).sum()) for g in grads)
         while True:
             moved = [p - rate * g for p, g in zip(point, grads, strict=True)]
             new_log_l, new_slope, new_margin = evaluate(weights.product(moved))

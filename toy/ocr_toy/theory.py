@@ -394,11 +394,11 @@ def least_norm(
         gram = cp.Variable((w.shape[1], w.shape[1]), symmetric=True)  # W^T W <= gram, ||W||_4^2 = ||W^T W||_F
         constraints.append(cp.bmat([[np.eye(w.shape[0]), w], [w.T, gram]]) >> 0)
         objectives["schatten4"] = lambda: cp.norm(gram, "fro")
-    _solve(cp, cp.Problem(cp.Minimize(objectives[norm_kind]()), constraints), solver)
+    solve_in_place(cp, cp.Problem(cp.Minimize(objectives[norm_kind]()), constraints), solver)
     return np.asarray(w.value)
 
 
-def _solve(cp: Any, convex: Any, solver: str) -> None:
+def solve_in_place(cp: Any, convex: Any, solver: str) -> None:
     """Solve a cvxpy problem in place. Raises ToyError unless the solver reports an optimum."""
     accuracy = {"eps_abs": 1e-6, "eps_rel": 1e-6} if solver == "SCS" else {}
     with warnings.catch_warnings():
