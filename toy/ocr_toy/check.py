@@ -9,25 +9,24 @@ the test loss with that of the train loss.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ocr_toy import theory
 from ocr_toy.descent import Descent, DescentSpec, descend, usual_descent
 from ocr_toy.errors import require
 from ocr_toy.model import BOTH, ModelSpec, Param
+from ocr_toy.report import Check, Say
 from ocr_toy.runs import THRESHOLD, RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import singular_values
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec, noise_free
 from ocr_toy.theory import Blocks, Matrix
 from ocr_toy.train import train_runs
 
-Relation = Literal["==", ">=", "<="]
-Say = Callable[[str], None]
 Sizes = tuple[int, int, int]
 
 DEFAULT_GRID: tuple[Sizes, ...] = ((3, 1, 1), (3, 1, 3), (4, 2, 3), (4, 3, 1), (5, 4, 16))
@@ -59,26 +58,6 @@ RANK_THRESHOLD = 0.5
 """The test loss of claim 5, whose runs by default take half the published steps; guessing gives log 20 = 3.0."""
 BLOCK_TOLERANCE = 0.05
 """What counts as zero for the weight of test subjects on their own c (claim 7)."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison: measured `relation` theory, up to tolerance."""
-
-    claim: int
-    name: str
-    theory: float
-    measured: float
-    tolerance: float
-    relation: Relation = "=="
-
-    @property
-    def passed(self) -> bool:
-        """Whether the measured number is what the theory says. NaN never is."""
-        difference = self.measured - self.theory
-        if self.relation == "==":
-            return abs(difference) <= self.tolerance
-        return difference >= -self.tolerance if self.relation == ">=" else difference <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -159,7 +138,7 @@ def _column_roots(sizes: Sizes) -> Matrix:
     return np.sqrt(np.repeat([m_train, m_test, 1.0], [n, n, 2]))
 
 
-def _furthest(theirs: Matrix, ours: Matrix) -> tuple[float, float, float]:
+def _furthest(theirs: NDArray[np.floating], ours: NDArray[np.floating]) -> tuple[float, float, float]:
     """Of singular values as shares of the nuclear norm, the two that differ most, and the tolerance."""
     size = max(len(theirs), len(ours))
     theirs, ours = (np.pad(values / values.sum(), (0, size - len(values))) for values in (theirs, ours))

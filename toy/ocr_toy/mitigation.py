@@ -112,7 +112,7 @@ class Decayed:
     """A minimum of the training loss with decay: x2 / x1, and the loss of each trained question set, in nats."""
 
     transfer: float
-    losses: tuple[float, float, float]
+    losses: tuple[float, ...]
     objective: float
 
 

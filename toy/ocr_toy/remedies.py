@@ -7,21 +7,22 @@ least norm of the loss that descent is held at, whose limit is the closed form.
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ocr_toy import mitigation, theory
 from ocr_toy.descent import DescentSpec, descend, descend_on, log_loss
+from ocr_toy.errors import require
 from ocr_toy.model import ModelSpec
+from ocr_toy.report import Check, Report, Say, listed, table
 from ocr_toy.runs import RunSpec, TrainSpec
-from ocr_toy.statistics import Interval, interval, require_seeds
+from ocr_toy.statistics import require_seeds
 from ocr_toy.task import TRAINED_SETS, TaskSpec, noise_free, stream, trained_questions
 from ocr_toy.theory import Group, Matrix, Problem
 from ocr_toy.train import train_runs
 
-Say = Callable[[str], None]
 DECAY_TASK, PUBLISHED_SIZE = noise_free(5, 1, 3), noise_free(20, 1, 3)
 HELD = DescentSpec(hold_margin=20.0, hold_steps=4000, final_steps=1, armijo=0.5)
 SPECTRAL_RATE, SPECTRAL_STEPS = 0.2, 4000
@@ -35,9 +36,10 @@ COST_NEAR = 0.03
 class Remedy:
     """One setting of one mitigation: the transfer predicted for its runs, and theirs, one per seed.
 
-    limit: the closed form, where the loss vanishes; None where the run is at a minimum instead. cost: what the
-    mitigation costs, in the unit of `cost_unit`, as predicted and as measured. tolerance: what the transfer may
-    differ by; None for runs that are shown and known not to arrive.
+    value: the setting as a number, 1 / p for a Schatten norm. limit: the closed form, where the loss vanishes; None
+    where the run is at a minimum instead. cost: what the mitigation costs, or does besides, in the unit of
+    `cost_unit`, as predicted and as measured, within cost_tolerance (COST_NEAR of it by default). tolerance: what the
+    transfer may differ by; None for runs that are shown and known not to arrive.
     """
 
     method: str
@@ -50,17 +52,8 @@ class Remedy:
     cost_unit: str = ""
     cost_predicted: float | None = None
     cost_measured: tuple[float, ...] = ()
+    cost_tolerance: float | None = None
     tolerance: float | None = NEAR
-
-    @property
-    def mean(self) -> Interval | None:
-        """The runs' mean and interval; None for a single one."""
-        return interval(self.measured) if len(self.measured) > 1 else None
-
-    @property
-    def error(self) -> float:
-        """The run furthest from the prediction."""
-        return max(abs(x - self.predicted) for x in self.measured)
 
 
 def trained_minimum(task: TaskSpec, factor_decay: float, product_decay: float, seed: int) -> tuple[float, float]:
@@ -149,7 +142,7 @@ def _schatten(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
     say("Schatten norms")
 
     def row(p: float, name: str, limit: float, predicted: float, measured: Sequence[float]) -> Remedy:
-        return Remedy("Schatten norm", f"p = {p:.3g}: {name}", p, limit, predicted, tuple(measured), "descent")
+        return Remedy("Schatten norm", f"p = {p:.3g}: {name}", 1 / p, limit, predicted, tuple(measured), "descent")
 
     def descents(spec: DescentSpec) -> tuple[float, list[float]]:
         ends = [descend(task, replace(spec, seed=seed)) for seed in seeds]
@@ -165,7 +158,7 @@ def _schatten(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
     yield row(2, "one matrix", 0.0, 0.0, found)
     limit = mitigation.schatten_transfer(1, 3, 4)
     solved = _transfer(theory.least_norm(problem, "schatten4"), 3, 0, 1, 1, 3)
-    yield Remedy("Schatten norm", "p = 4: solver", 4, limit, limit, (solved,), "solver")
+    yield Remedy("Schatten norm", "p = 4: solver", 1 / 4, limit, limit, (solved,), "solver")
     ends = [spectral_descent(theory.problem(task), seed) for seed in seeds]
     least = float(np.linalg.norm(theory.least_norm(problem, "spectral"), 2))
     limit = mitigation.schatten_transfer(1, 3, math.inf)
@@ -196,8 +189,8 @@ def _transfer(w: Matrix, n: int, taught: int, held_out: int, taught_size: float,
     return own / theory.own_contrast(w, n, taught, taught_size, n)
 
 
-def _at_loss(problem: Problem, log_loss: float, n: int, groups: tuple[int, int], sizes: tuple[float, float]) -> float:
-    return _transfer(theory.least_norm(problem, log_loss=log_loss), n, *groups, *sizes)
+def _at_loss(of: Problem, log_loss: float, n: int, groups: tuple[int, int], sizes: tuple[float, float]) -> float:
+    return _transfer(theory.least_norm(of, log_loss=log_loss), n, *groups, *sizes)
 
 
 def _entailments(n: int, shift: int = 0, first: int | None = None) -> tuple[int, ...]:
@@ -205,23 +198,41 @@ def _entailments(n: int, shift: int = 0, first: int | None = None) -> tuple[int,
     return tuple((n if first is None else first) + (i + shift) % n for i in range(n))
 
 
-def _data(
-    method: str,
-    setting: str,
-    value: float,
-    limit: float,
-    n: int,
-    groups: tuple[Group, ...],
-    rows: int,
-    seeds: Sequence[int],
-) -> Remedy:
+@dataclass(frozen=True)
+class _Changed:
     """Changed data: the first group entails c_i, the last is held out."""
-    problem = theory.merged_problem(n, groups, rows)
-    ends = [descend_on(problem, replace(HELD, seed=seed), setting) for seed in seeds]
-    where = (0, len(groups) - 1), (groups[0].size, groups[-1].size)
-    predicted = _at_loss(problem, ends[0].log_loss, n, *where)
-    measured = tuple(_transfer(end.w_ov, n, *where[0], *where[1]) for end in ends)
-    return Remedy(method, setting, value, limit, predicted, measured, "descent")
+
+    n_pairs: int
+    groups: tuple[Group, ...]
+    n_rows: int
+
+    def row(self, method: str, setting: str, value: float, limit: float, seeds: Sequence[int]) -> Remedy:
+        """Descent from every seed beside the least norm of its loss."""
+        problem = theory.merged_problem(self.n_pairs, self.groups, self.n_rows)
+        ends = [descend_on(problem, replace(HELD, seed=seed), setting) for seed in seeds]
+        optimum = theory.least_norm(problem, log_loss=ends[0].log_loss)
+        measured = tuple(self.transfer(end.w_ov) for end in ends)
+        found = Remedy(method, setting, value, limit, self.transfer(optimum), measured, "descent")
+        if self.n_rows != 2 * self.n_pairs + 1:
+            return found
+        return replace(
+            found,
+            cost_unit="own c minus none, test subjects",
+            cost_predicted=self.over_none(optimum),
+            cost_measured=tuple(self.over_none(end.w_ov) for end in ends),
+            cost_tolerance=NEAR,
+        )
+
+    def transfer(self, w: Matrix) -> float:
+        """Own-minus-other c of the test subjects over that of the entailing ones."""
+        return _transfer(w, self.n_pairs, 0, len(self.groups) - 1, self.groups[0].size, self.groups[-1].size)
+
+    def over_none(self, w: Matrix) -> float:
+        """Mean logit of the own c minus that of "none" at test subjects asked r2, over the entailing ones' contrast."""
+        n, last = self.n_pairs, len(self.groups) - 1
+        logits = w[:, last * n : (last + 1) * n] / math.sqrt(self.groups[-1].size) + w[:, -1:]
+        gap = float(np.mean(np.diag(logits[n : 2 * n]) - logits[2 * n]))
+        return gap / theory.own_contrast(w, n, 0, self.groups[0].size, n)
 
 
 def _label_noise(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
@@ -232,19 +243,18 @@ def _label_noise(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
         groups = (Group(m_train - wrong, _entailments(n)), *others, Group(m_test))
         limit = mitigation.noisy_transfer(n, m_train, m_test, wrong / m_train)
         setting = f"{wrong} of {m_train} entailments per pair contradict"
-        yield _data("label noise", setting, wrong / m_train, limit, n, groups, 2 * n, seeds)
+        yield _Changed(n, groups, 2 * n).row("label noise", setting, wrong / m_train, limit, seeds)
 
 
 def _abstaining(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
     """Subjects that abstain are trained to answer one further token, "none"; in the closed form they prefer no c."""
     say("examples that abstain")
     n, m_train, m_test = 3, 2, 3
-    for abstaining in (0, 1, 2, 4):
-        refused = (Group(abstaining, (2 * n,) * n),) if abstaining else ()
-        groups = (Group(m_train, _entailments(n)), *refused, Group(m_test))
+    for abstaining in (1, 2, 4):
+        groups = (Group(m_train, _entailments(n)), Group(abstaining, (2 * n,) * n), Group(m_test))
         limit = mitigation.abstaining_transfer(m_train, m_test, abstaining)
         setting = f"{abstaining} abstain per {m_train} that entail"
-        yield _data("abstaining", setting, abstaining / m_train, limit, n, groups, 2 * n + 1, seeds)
+        yield _Changed(n, groups, 2 * n + 1).row("abstaining", setting, abstaining / m_train, limit, seeds)
 
 
 def _competing(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
@@ -254,7 +264,7 @@ def _competing(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
         groups = (Group(m_first, _entailments(n)), Group(m_second, _entailments(n, first=2 * n)), Group(m_test))
         limit = mitigation.competing_transfer(m_first, m_second, m_test)
         setting = f"{m_first} entail c, {m_second} a third answer"
-        yield _data("competing entailment", setting, m_first / m_second, limit, n, groups, 3 * n, seeds)
+        yield _Changed(n, groups, 3 * n).row("competing entailment", setting, m_first / m_second, limit, seeds)
 
 
 def _price(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
@@ -282,7 +292,52 @@ METHODS: dict[str, Callable[[Sequence[int], Say], Iterator[Remedy]]] = {
 
 
 def remedies(seeds: Sequence[int], say: Say, methods: Sequence[str] = tuple(METHODS)) -> Iterator[Remedy]:
-    """Every row of the chosen mitigations. Raises ToyError for seeds that give no interval."""
+    """Every row of the chosen mitigations. Raises ToyError for an unknown one, and for seeds that give no interval."""
+    for method in methods:
+        require(method in METHODS, f"method = {method}: unknown; use one of {', '.join(METHODS)}")
     require_seeds(seeds, least=1)
     for method in methods:
         yield from METHODS[method](seeds, say)
+
+
+def checks(row: Remedy) -> Iterator[Check]:
+    """The row's transfer and cost, each by the run furthest from its prediction."""
+
+    def furthest(measured: Sequence[float], predicted: float) -> float:
+        return max(measured, key=lambda value: abs(value - predicted))
+
+    name = f"{row.method}, {row.setting}"
+    if row.tolerance is not None:
+        found = furthest(row.measured, row.predicted)
+        yield Check("mitigate", f"{name}: transfer", row.predicted, found, row.tolerance)
+        if row.cost_predicted is not None:
+            found = furthest(row.cost_measured, row.cost_predicted)
+            near = COST_NEAR * abs(row.cost_predicted) if row.cost_tolerance is None else row.cost_tolerance
+            yield Check("mitigate", f"{name}: {row.cost_unit}", row.cost_predicted, found, near)
+
+
+def report(seeds: Sequence[int], say: Say, methods: Sequence[str] = tuple(METHODS)) -> Report:
+    """The table of `toy mitigate`: the closed form, the prediction for the run at hand, and the runs."""
+    rows = list(remedies(seeds, say, methods))
+    headings = ("mitigation", "setting", "limit", "predicted", "measured", "by", "cost predicted, measured")
+    cells = [
+        (
+            row.method,
+            row.setting,
+            "-" if row.limit is None else f"{row.limit:.4f}",
+            f"{row.predicted:.4f}",
+            listed(row.measured),
+            row.how,
+            ""
+            if row.cost_predicted is None
+            else f"{row.cost_predicted:.4g}, {np.mean(row.cost_measured):.4g} ({row.cost_unit})",
+        )
+        for row in rows
+    ]
+    return Report(
+        name="mitigate",
+        source="Huang et al. 2025 (arXiv 2506.10887); the closed forms are derived here",
+        checks=[check for row in rows for check in checks(row)],
+        lines=table(headings, cells),
+        data={"rows": [asdict(row) for row in rows]},
+    )
