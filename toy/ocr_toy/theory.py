@@ -361,11 +361,16 @@ def require_solver(solver: str) -> None:
 
 
 def least_norm(
-    of: Problem, norm_kind: Norm = "nuclear", solver: str = "CLARABEL", log_loss: float | None = None
+    of: Problem,
+    norm_kind: Norm = "nuclear",
+    solver: str = "CLARABEL",
+    log_loss: float | None = None,
+    rivals: NDArray[np.bool_] | None = None,
 ) -> Matrix:
     """Solve min norm(W) subject to margins of at least 1 numerically, with no use of the lemma, [rows, columns].
 
-    columns: the sum of the lengths of W's columns (group lasso). With log_loss = -g, the smooth stand-in of the
+    columns: the sum of the lengths of W's columns (group lasso). rivals [Q, rows]: which answers each question's
+    targets must beat, all others by default. With log_loss = -g, the smooth stand-in of the
     margin replaces it: the norm is least subject to log sum exp(-g (h - 1)) <= 0 over all questions, weighted by
     their sizes, and wrong answers, so that W g has summed loss e^-g. That is where descent stops that is held there.
     An optimum that the solver calls inaccurate is returned too: its accuracy is for the caller to measure.
@@ -378,10 +383,10 @@ def least_norm(
     f = w @ of.phi.T
     picked = cp.sum(cp.multiply(own / own.sum(axis=0), f), axis=0)
     gap = np.ones((len(own), 1)) @ cp.reshape(picked, (1, own.shape[1]), order="C") - f
+    wrong = (own == 0) & (True if rivals is None else rivals.T)
     if log_loss is None:
-        constraints = [gap >= 1.0 - own]
+        constraints = [gap >= 1.0 - own] if rivals is None else [gap[wrong] >= 1.0]
     else:
-        wrong = own == 0
         weights = np.log(np.broadcast_to(of.sizes, own.shape)[wrong])
         constraints = [cp.log_sum_exp(log_loss * (gap[wrong] - 1) + weights) <= 0]
     objectives = {
