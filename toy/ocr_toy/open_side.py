@@ -36,8 +36,8 @@ VALUE_NEAR, TRANSFER_NEAR, MERGED_NEAR = 0.015, 0.03, 2e-3
 def factorized_value(n_pairs: int, m_train: int, m_test: int) -> float:
     """The least ||W_O||_F^2 / 2 + sum ||u_j|| of the symmetric family at margin 1.
 
-    With alpha = sqrt(n / (n - 1)) the length of a subject's weights, z = sqrt(n / 2) a relation's, a0 = (2 z)^(1/3), and
-    for rho <= 1 a_b = (alpha m_test)^(1/3), a_c = (alpha m_train)^(1/3),
+    alpha = sqrt(n / (n - 1)) is the length of a subject's weights, z = sqrt(n / 2) a relation's. With a0 = (2 z)^(1/3)
+    and, for rho <= 1, a_b = (alpha m_test)^(1/3), a_c = (alpha m_train)^(1/3),
 
         (n - 1) ((a_b^2 + a_c^2) / 2 + alpha (m_train / a_c + m_test / a_b)) + a0^2 / 2 + 2 z / a0
 
@@ -54,7 +54,10 @@ def factorized_value(n_pairs: int, m_train: int, m_test: int) -> float:
 
 
 def merged_value(n_pairs: int, m_train: int, m_test: int) -> float:
-    """The least sum of column lengths at margin 1: n m_train sqrt(2 s) + n m_test sqrt(s) + sqrt(2 n), s = 1 - 1/n; x = 0."""
+    """The least sum of column lengths at margin 1, which leaves x = 0.
+
+    With s = 1 - 1/n it is n m_train sqrt(2 s) + n m_test sqrt(s) + sqrt(2 n).
+    """
     share = math.sqrt(1 - 1 / n_pairs)
     return n_pairs * (m_train * math.sqrt(2) + m_test) * share + math.sqrt(2 * n_pairs)
 
