@@ -6,7 +6,7 @@ inside the commands, so that help is immediate.
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
@@ -18,6 +18,7 @@ from ocr_toy import options as o
 from ocr_toy.errors import ToyError, require
 
 if TYPE_CHECKING:
+    from ocr_toy.report import Check, Report
     from ocr_toy.runs import Record
     from ocr_toy.train import Progress
 
@@ -96,7 +97,8 @@ def _emit(document: Any, as_json: bool, output: Path | None, lines: list[str]) -
 
     if output is not None:
         write_json(output, document)
-    print(to_json(document) if as_json else "\n".join(lines))
+    if as_json or lines:
+        print(to_json(document) if as_json else "\n".join(lines))
 
 
 def _prepare(output: Path | None) -> None:
@@ -254,31 +256,91 @@ def check(
     done = []
     for result in run_checks(spec, say):
         done.append(result)
-        verdict = "pass" if result.passed else "FAIL"
-        line = (
-            f"claim {result.claim}  {verdict}  theory {result.relation} {result.theory:<9.5g}"
-            f" measured {result.measured:<9.5g} tolerance {result.tolerance:<8.3g} {result.name}"
-        )
         if not as_json:
-            print(line, flush=True)
-    failed = sum(not c.passed for c in done)
-    if as_json or output is not None:
-        from ocr_toy.files import to_json, write_json
+            print(_verdict(result), flush=True)
+    _emit({"spec": asdict(spec), "checks": _documents(done)}, as_json, output, [])
+    _end(done)
 
-        document = {"spec": asdict(spec), "checks": [asdict(c) | {"passed": c.passed} for c in done]}
-        if output is not None:
-            write_json(output, document)
-        if as_json:
-            print(to_json(document))
+
+def _verdict(found: "Check") -> str:
+    name = f"claim {found.claim}" if isinstance(found.claim, int) else found.claim
+    return (
+        f"{name}  {'pass' if found.passed else 'FAIL'}  theory {found.relation} {found.theory:<9.5g}"
+        f" measured {found.measured:<9.5g} tolerance {found.tolerance:<8.3g} {found.name}"
+    )
+
+
+def _documents(done: "Sequence[Check]") -> list[dict[str, Any]]:
+    return [asdict(c) | {"passed": c.passed} for c in done]
+
+
+def _end(done: "Sequence[Check]") -> None:
+    """Say how many checks passed, and exit 1 unless all did."""
+    failed = sum(not c.passed for c in done)
     say(f"{len(done) - failed} of {len(done)} checks passed")
     if failed:
         raise typer.Exit(1)
 
 
+def _reports(
+    studies: "Sequence[Callable[[], Report]]",
+    seeds: list[int],
+    as_json: bool,
+    output: Path | None,
+    figures: Path | None,
+) -> "list[Check]":
+    """Run every study, print or write what it gave, draw its picture; the checks of all."""
+    _prepare(output)
+    if figures is not None:
+        from ocr_toy.files import prepare_folder
+
+        prepare_folder(figures)
+    document: dict[str, Any] = {"seeds": seeds, "reports": {}}
+    done: list[Check] = []
+    reports: list[Report] = []
+    for study in studies:
+        found = study()
+        reports.append(found)
+        done += found.checks
+        document["reports"][found.name] = found.data | {"source": found.source, "checks": _documents(found.checks)}
+        if not as_json:
+            print("\n".join([f"{found.name}: {found.source}", *found.lines, *map(_verdict, found.checks)]), flush=True)
+    _emit(document, as_json, output, [])
+    if figures is not None:
+        from ocr_toy.figures import save_reports
+
+        for path in save_reports(reports, figures):
+            say(str(path))
+    return done
+
+
+@app.command()
+@reported
+def mitigate(
+    method: Annotated[
+        str,
+        typer.Option(help="decay, product-decay, schatten, label-noise, abstaining, competing, price, or all."),
+    ] = "all",
+    seeds: o.Seeds = "0,1,2",
+    as_json: o.AsJson = False,
+    output: o.Output = None,
+    figures: o.Figures = None,
+) -> None:
+    """Predict what removes the transfer, beside trained runs.
+
+    Prints the closed form, the prediction at the run's loss, the runs, and the cost. Exits 1 if a prediction fails.
+    """
+    from ocr_toy import remedies
+
+    chosen = o.whole(seeds, "seeds")
+    methods = tuple(remedies.METHODS) if method == "all" else (method,)
+    _end(_reports([lambda: remedies.report(chosen, say, methods)], chosen, as_json, output, figures))
+
+
 @app.command("open")
 @reported
 def open_questions(
-    question: Annotated[str, typer.Option(help="kq, softmax, mlp, optimizer, mitigation, delay, or all.")] = "all",
+    question: Annotated[str, typer.Option(help="kq, softmax, mlp, optimizer, delay, or all.")] = "all",
     seeds: Annotated[str, typer.Option(help="2 to 10 comma-separated seeds.")] = "0,1,2,3,4",
     as_json: o.AsJson = False,
     output: o.Output = None,

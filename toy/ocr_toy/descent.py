@@ -10,26 +10,25 @@ depends on the scale of the initialization:
 3. Normalization: for the first `hold_steps` steps, weights whose train margin exceeds `hold_margin` are
    scaled back to it. f is homogeneous in the weights, so this leaves the direction as it is; it lets the
    direction move as it would while the margin grows by many powers of e (`log_growth`). Then `final_steps`
-   plain steps sharpen the margin about tenfold.
+   plain steps sharpen the margin about tenfold. Held for good, the direction ends at the least norm of that loss
+   (`theory.least_norm` with a log_loss), for among weights of one loss descent moves towards the smallest.
 
 The softmax runs over the answers only. Over the whole vocabulary the optimum is the same: with zero rows for
 all other tokens it already keeps a margin of 1.5 - 1/n >= 1 against them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocr_toy.errors import require
 from ocr_toy.model import Param
-from ocr_toy.task import TaskSpec, stream, trained_questions
-from ocr_toy.theory import features, right_answers
+from ocr_toy.task import TaskSpec, stream
+from ocr_toy.theory import Problem, problem
 
 Matrix = NDArray[np.float64]
-ARMIJO = 0.25
-"""Share of the decrease promised by the gradient that a step must achieve."""
 NEGLIGIBLE = 1e-14
 """A promised decrease of log L below which rounding decides and backtracking stops."""
 
@@ -38,6 +37,9 @@ NEGLIGIBLE = 1e-14
 class DescentSpec:
     """How the descent is run: Gaussian init of standard deviation init_scale, width d_h (factorized).
 
+    depth: how many matrices the factorized model multiplies, 2 in the paper. trained_kq: w_KQ is one more factor,
+    a weight of each column. armijo: the share of the decrease promised by the gradient that a step must achieve; 0.5
+    and more keep the rate below the oscillations of steep directions.
     Raises ToyError for bad values.
     """
 
@@ -48,6 +50,9 @@ class DescentSpec:
     hold_steps: int = 2500
     final_steps: int = 1500
     seed: int = 0
+    depth: int = 2
+    trained_kq: bool = False
+    armijo: float = 0.25
 
     def __post_init__(self) -> None:
         """Check every field once, here."""
@@ -57,18 +62,23 @@ class DescentSpec:
         require(self.hold_steps >= 0, f"hold_steps = {self.hold_steps}: use hold_steps >= 0")
         require(self.final_steps >= 1, f"final_steps = {self.final_steps}: use final_steps >= 1")
         require(self.seed >= 0, f"seed = {self.seed}: cannot be negative; use seed >= 0")
+        require(self.depth >= 2, f"depth = {self.depth}: one matrix is the merged model; use depth >= 2")
+        require(0 < self.armijo < 1, f"armijo = {self.armijo}: use a share between 0 and 1")
 
 
 @dataclass(frozen=True)
 class Descent:
-    """Where the descent ended: W_OV divided by its train margin, [2n, n_subjects + 2], and how it got there.
+    """Where the descent ended: W divided by its train margin, [rows, columns], and how it got there.
 
-    log_growth: log of the final train margin times every factor that the margin was scaled back by.
+    log_growth: log of the final train margin times every factor that the margin was scaled back by. log_loss: log of
+    the summed loss at the end. squared_parts: the squared length of all trained parameters.
     """
 
     w_ov: Matrix
     train_margin: float
     log_growth: float
+    log_loss: float
+    squared_parts: float
 
 
 def usual_descent(param: Param, task: TaskSpec, seed: int) -> DescentSpec:
@@ -80,8 +90,12 @@ def usual_descent(param: Param, task: TaskSpec, seed: int) -> DescentSpec:
     return usual if param == "factorized" else replace(usual, hold_steps=0)
 
 
-def log_loss(f: Matrix, right: NDArray[np.int64]) -> tuple[float, Matrix]:
-    """log of the mean cross-entropy L of logits f [Q, 2n], and d log L / d f, without underflow."""
+def log_loss(f: Matrix, right: NDArray[np.int64], sizes: Matrix | None = None) -> tuple[float, Matrix]:
+    """log of the mean cross-entropy L of logits f [Q, rows], and d log L / d f, without underflow.
+
+    sizes [Q]: how many questions each stands for; 1 by default.
+    """
+    share = np.full(len(f), 1 / len(f)) if sizes is None else sizes / sizes.sum()
     row = np.arange(len(f))
     gap = f - f[row, right][:, None]
     gap[row, right] = -np.inf
@@ -89,28 +103,52 @@ def log_loss(f: Matrix, right: NDArray[np.int64]) -> tuple[float, Matrix]:
     wrong = top + np.log(np.exp(gap - top[:, None]).sum(axis=1))  # log of the odds against the answer
     log_nll = np.where(wrong < -30.0, wrong, np.log(np.logaddexp(0.0, np.maximum(wrong, -30.0))))
     peak = log_nll.max()
-    shares = np.exp(log_nll - peak)
-    log_l = float(peak + np.log(shares.mean()))
+    log_l = float(peak + np.log((share * np.exp(log_nll - peak)).sum()))
     log_p = gap - np.logaddexp(0.0, wrong)[:, None]  # log-probabilities of the wrong answers
-    slope = np.exp(log_p - log_l - np.log(len(f)))
+    slope = np.exp(log_p - log_l + np.log(share)[:, None])
     slope[row, right] = -slope.sum(axis=1)
     return log_l, slope
 
 
-def _evaluate(task: TaskSpec) -> Callable[[Matrix], tuple[float, Matrix, float]]:
-    questions = trained_questions(task)
-    phi, right = features(task, questions), right_answers(task, questions)
-    row = np.arange(len(questions))
+class _Weights:
+    """W as the product of its trained parts, in which it is homogeneous of degree `degree`."""
 
-    def evaluate(w_ov: Matrix) -> tuple[float, Matrix, float]:
-        """log L, its gradient by W_OV, and the train margin."""
-        f = phi @ w_ov.T
-        log_l, slope = log_loss(f, right)
-        own = f[row, right]
-        f[row, right] = -np.inf
-        return log_l, slope.T @ phi, float((own - f.max(axis=1)).min())
+    def __init__(self, spec: DescentSpec, rows: int, columns: int) -> None:
+        inner = [(spec.d_h, spec.d_h)] * (spec.depth - 2)
+        factors = [(rows, spec.d_h), *inner, (columns, spec.d_h)]
+        self._merged, self._trained_kq = spec.param == "merged", spec.trained_kq
+        self._shapes: list[tuple[int, ...]] = [(rows, columns)] if self._merged else [*factors]
+        self._shapes += [(columns,)] if spec.trained_kq else []
+        self.degree = len(self._shapes)
 
-    return evaluate
+    def start(self, rng: np.random.Generator, scale: float) -> list[Matrix]:
+        return [scale * rng.standard_normal(shape) for shape in self._shapes]
+
+    def _chain(self, parts: list[Matrix]) -> list[Matrix]:
+        """The matrices whose product is W_OV: the last factor is kept as W_V, [columns, d_h]."""
+        matrices = parts[:-1] if self._trained_kq else parts
+        return matrices if self._merged else [*matrices[:-1], matrices[-1].T]
+
+    def product(self, parts: list[Matrix]) -> Matrix:
+        w_ov = reduce(np.matmul, self._chain(parts))
+        return w_ov * parts[-1] if self._trained_kq else w_ov
+
+    def gradients(self, parts: list[Matrix], slope: Matrix) -> list[Matrix]:
+        """The gradient by every part, given that by W."""
+        chain, grads = self._chain(parts), []
+        by_w_ov = slope * parts[-1] if self._trained_kq else slope
+        for i in range(len(chain)):
+            by_part = by_w_ov
+            if chain[:i]:
+                by_part = reduce(np.matmul, chain[:i]).T @ by_part
+            if chain[i + 1 :]:
+                by_part = by_part @ reduce(np.matmul, chain[i + 1 :]).T
+            grads.append(by_part)
+        if not self._merged:
+            grads[-1] = grads[-1].T
+        if self._trained_kq:
+            grads.append((slope * reduce(np.matmul, chain)).sum(axis=0))
+        return grads
 
 
 def descend(task: TaskSpec, spec: DescentSpec) -> Descent:
@@ -118,37 +156,47 @@ def descend(task: TaskSpec, spec: DescentSpec) -> Descent:
 
     Raises ToyError if the model does not fit the train set, for it has no direction then.
     """
-    evaluate = _evaluate(task)
-    rng = stream(spec.seed, "init")
-    rows, columns = 2 * task.n_pairs, task.n_subjects + 2
-    factorized = spec.param == "factorized"
-    shapes = [(rows, spec.d_h), (columns, spec.d_h)] if factorized else [(rows, columns)]
-    point = [spec.init_scale * rng.standard_normal(shape) for shape in shapes]
+    return descend_on(problem(task), spec, f"n, m_train, m_test = {task.n_pairs}, {task.m_train}, {task.m_test}")
 
-    def product(parts: list[Matrix]) -> Matrix:
-        return parts[0] @ parts[1].T if factorized else parts[0]
 
-    log_l, slope, margin = evaluate(product(point))
+def descend_on(of: Problem, spec: DescentSpec, name: str) -> Descent:
+    """Run gradient descent on any margin problem with one target a question; `name` is for the error of `descend`."""
+    right = of.right
+
+    def evaluate(w: Matrix) -> tuple[float, Matrix, float]:
+        """log L, its gradient by W, and the train margin."""
+        log_l, slope = log_loss(of.phi @ w.T, right, of.sizes)
+        return log_l, slope.T @ of.phi, of.margin(w)
+
+    weights = _Weights(spec, of.targets.shape[1], of.phi.shape[1])
+    point = weights.start(stream(spec.seed, "init"), spec.init_scale)
+    log_l, slope, margin = evaluate(weights.product(point))
     rate, scaled_back = 1.0, 0.0
     for step in range(spec.hold_steps + spec.final_steps):
         if step < spec.hold_steps and margin > spec.hold_margin:
             factor = margin / spec.hold_margin
             scaled_back += float(np.log(factor))
-            point = [p / factor ** (1 / len(point)) for p in point]
-            log_l, slope, margin = evaluate(product(point))
-        grads = [slope @ point[1], slope.T @ point[0]] if factorized else [slope]
+            point = [p / factor ** (1 / weights.degree) for p in point]
+            log_l, slope, margin = evaluate(weights.product(point))
+        grads = weights.gradients(point, slope)
         squared = sum(float((g * g).sum()) for g in grads)
         while True:
             moved = [p - rate * g for p, g in zip(point, grads, strict=True)]
-            new_log_l, new_slope, new_margin = evaluate(product(moved))
-            if new_log_l <= log_l - ARMIJO * rate * squared or rate * squared < NEGLIGIBLE:
+            new_log_l, new_slope, new_margin = evaluate(weights.product(moved))
+            if new_log_l <= log_l - spec.armijo * rate * squared or rate * squared < NEGLIGIBLE:
                 break
             rate *= 0.5
         point, log_l, slope, margin = moved, new_log_l, new_slope, new_margin
         rate *= 1.5
     require(
         margin > 0,
-        f"n, m_train, m_test = {task.n_pairs}, {task.m_train}, {task.m_test}: train set not fitted in "
-        f"{spec.hold_steps + spec.final_steps} steps at width {spec.d_h}; use a smaller task or more of these",
+        f"{name}: train set not fitted in {spec.hold_steps + spec.final_steps} steps at width {spec.d_h}; "
+        "use a smaller task or more of these",
     )
-    return Descent(product(point) / margin, margin, scaled_back + float(np.log(margin)))
+    return Descent(
+        w_ov=weights.product(point) / margin,
+        train_margin=margin,
+        log_growth=scaled_back + float(np.log(margin)),
+        log_loss=log_l + float(np.log(of.sizes.sum())),
+        squared_parts=sum(float((p * p).sum()) for p in point),
+    )

@@ -82,15 +82,6 @@ def _optimizer() -> list[Condition]:
     return [Condition(f"{param}, {name}", _full_batch(param, train)) for param in BOTH for name, train in ways.items()]
 
 
-def _mitigation() -> list[Condition]:
-    common = TrainSpec(batch=0, init_scale=0.01, steps=5000, decay=0.0, record_every=50)
-    strengths = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
-    return [
-        Condition(f"product decay {s:g}", _full_batch("factorized", replace(common, product_decay=s)))
-        for s in strengths
-    ]
-
-
 def _delay() -> list[Condition]:
     scales = (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
     return [
@@ -104,7 +95,6 @@ QUESTIONS: dict[str, Callable[[], list[Condition]]] = {
     "softmax": _softmax,
     "mlp": _mlp,
     "optimizer": _optimizer,
-    "mitigation": _mitigation,
     "delay": _delay,
 }
 """Name of each open question and its conditions."""

@@ -1,6 +1,6 @@
 """The figures, each as PNG, PDF and SVG: what they need is measured in `measure`, drawn by one function each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from ocr_toy.check import Sizes
 from ocr_toy.descent import descend, usual_descent
 from ocr_toy.files import write_atomic
 from ocr_toy.model import BOTH, ModelSpec, Param
+from ocr_toy.pictures import FILES, PICTURES
+from ocr_toy.report import Report
 from ocr_toy.runs import RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import singular_values, subject_blocks
 from ocr_toy.sweep import RankSweep
@@ -224,16 +226,25 @@ FIGURES: dict[str, Callable[[Measured], Figure]] = {
 
 def save_all(measured: Measured, folder: Path) -> list[Path]:
     """Draw every figure and write it as PNG, PDF and SVG into an existing folder; the paths written."""
-    written = []
     with mpl.rc_context(STYLE):
-        for name, draw in FIGURES.items():
-            figure = draw(measured)
-            for suffix, metadata in FORMATS.items():
-                path = folder / f"{name}.{suffix}"
+        return [path for name, draw in FIGURES.items() for path in _save(draw(measured), name, folder)]
 
-                def fill(temporary: Path, figure: Figure = figure, metadata: dict[str, None] = metadata) -> None:
-                    figure.savefig(temporary, dpi=160, metadata=metadata)
 
-                write_atomic(path, fill)
-                written.append(path)
+def save_reports(reports: Iterable[Report], folder: Path) -> list[Path]:
+    """Draw the picture of every report that has one, as `save_all` does."""
+    with mpl.rc_context(STYLE):
+        drawn = [(r, PICTURES[r.name]) for r in reports if r.name in PICTURES]
+        return [path for r, draw in drawn for path in _save(draw(r), FILES[r.name], folder)]
+
+
+def _save(figure: Figure, name: str, folder: Path) -> list[Path]:
+    written = []
+    for suffix, metadata in FORMATS.items():
+        path = folder / f"{name}.{suffix}"
+
+        def fill(temporary: Path, metadata: dict[str, None] = metadata) -> None:
+            figure.savefig(temporary, dpi=160, metadata=metadata)
+
+        write_atomic(path, fill)
+        written.append(path)
     return written

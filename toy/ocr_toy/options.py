@@ -35,6 +35,8 @@ Seed = Annotated[int, typer.Option(help="Seed of data and initialization.")]
 RecordEvery = Annotated[int | None, typer.Option(help="Steps between records. [default: a twentieth]")]
 Precision = Annotated[str, typer.Option(help="float32 or float64.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Seeds = Annotated[str, typer.Option(help="1 to 10 comma-separated seeds.")]
+Figures = Annotated[Path | None, typer.Option(help="Draw the picture into this folder, as PNG, PDF and SVG.")]
 Output = Annotated[Path | None, typer.Option("--output", help="Write the JSON to this file as well.")]
 
 

@@ -1,4 +1,4 @@
-"""What the theorems predict: closed forms, and the convex problems solved independently.
+"""What the theorems predict: closed forms, the lemma behind them, and the convex problems solved independently.
 
 The setting of Theorems 1 and 2: attention fixed, no noise, so a question (s, r) has logits
 W_OV (e_s + e_r) on the answers. The margin h_{(s,r),a'}(W_OV) is the right answer's logit minus that of a'.
@@ -8,12 +8,28 @@ Gradient flow converges in direction to the problem
 
 with a' over all other answers. Here W_OV has the answers as rows (b_1..b_n, c_1..c_n) and subjects, r1, r2 as
 columns: [2n, n_subjects + 2]. Rows of non-answer tokens are zero at the optimum and are left out.
+
+The lemma. Renaming pairs, and renaming the subjects of a pair, changes neither a unitarily invariant norm nor the
+constraints, and the norm is convex; so averaging an optimum over all renamings gives an invariant one. With
+C = I - J / n, an invariant W_OV has subject blocks (alpha C + beta J / n) (x) 1_m^T and relation columns constant
+on the b's and on the c's. It is n - 1 copies of a 2x2 block K and one small block K0 (`Blocks`):
+
+    K  = [[sqrt(m_train) p1, sqrt(m_test) p2],      p, x: what a subject adds to its own b, c minus the other b's, c's
+          [sqrt(m_train) x1, sqrt(m_test) x2]]      index 1, 2: train, test subjects
+    ||W_OV||_p^p = (n - 1) ||K||_p^p + ||K0||_p^p   p = 1 nuclear, p = 2 Frobenius, any Schatten p
+    ||K||_*^2    = ||K||_F^2 + 2 |det K|            true of every 2x2 matrix
+
+The train set fixes p1, p2 and x1; x2 is the entry that a norm fills in. K has the roots of m because identical
+subjects act as one column: m columns of weights w / sqrt(m) each have the singular values of one column w
+(`merged_problem`), so the solvers' problem depends on n alone.
 """
 
 import importlib
 import math
 import warnings
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +40,10 @@ from ocr_toy.statistics import answer_margin
 from ocr_toy.task import TEST_ENTAILMENT, Questions, TaskSpec, question_sets, subject_pairs, trained_questions
 
 Matrix = NDArray[np.float64]
+Norm = Literal["nuclear", "frobenius", "schatten4", "spectral", "columns"]
 
 SOLVERS = ("CLARABEL", "SCS")
+NORM_OF: dict[Param, Norm] = {"factorized": "nuclear", "merged": "frobenius"}
 _EXTRA = "install the extra: pip install 'ocr-eval[theory]'"
 
 
@@ -43,9 +61,8 @@ def optimal_norm(param: Param, n_pairs: int, m_train: int, m_test: int) -> float
     _require_entailments(m_train)
     if param == "merged":
         return float((n_pairs - 1) * (2 * m_train + m_test) + n_pairs)
-    covered = m_train <= m_test
-    spread = math.sqrt(m_train) + math.sqrt(m_test) if covered else math.sqrt(2 * (m_train + m_test))
-    return (n_pairs - 1) * spread + math.sqrt(n_pairs)
+    x = held_out_margin(param, m_train, m_test)
+    return (n_pairs - 1) * block_norm(m_train, m_test, x) + math.sqrt(n_pairs)
 
 
 def optimal_w_ov(param: Param, n_pairs: int, m_train: int, m_test: int) -> Matrix:
@@ -55,12 +72,164 @@ def optimal_w_ov(param: Param, n_pairs: int, m_train: int, m_test: int) -> Matri
     held-out margin x. Relation r1 adds 1/2 to every b and -1/2 to every c, r2 the reverse.
     """
     _require_entailments(m_train)
-    centred = np.eye(n_pairs) - 1.0 / n_pairs
-    train = np.repeat(centred, m_train, axis=1)
-    test = np.repeat(centred, m_test, axis=1)
     x = held_out_margin(param, m_train, m_test)
-    half = np.full((n_pairs, 1), 0.5)
-    return np.block([[train, test, half, -half], [train, x * test, -half, half]])
+    levels = np.array([[0.0, 0.0, 0.5, -0.5], [0.0, 0.0, -0.5, 0.5]])
+    return Blocks(n_pairs, m_train, m_test, np.array([[1.0, 1.0], [1.0, x]]), levels).w_ov()
+
+
+def nuclear_norm_2x2(k: Matrix) -> float:
+    """||K||_* = sqrt(||K||_F^2 + 2 |det K|) of a 2x2 matrix."""
+    return math.sqrt(float((k**2).sum()) + 2 * abs(float(k[0, 0] * k[1, 1] - k[0, 1] * k[1, 0])))
+
+
+def block_norm(m_train: float, m_test: float, x: float) -> float:
+    """N(x) = ||K||_* with p1 = p2 = x1 = 1 and x2 = x; least at x = min{1, sqrt(m_train / m_test)}.
+
+    N(x) = sqrt(2 m_train + m_test (1 + x^2) + 2 sqrt(m_train m_test) |1 - x|)
+    """
+    return nuclear_norm_2x2(np.sqrt([[m_train, m_test]] * 2) * [[1.0, 1.0], [1.0, x]])
+
+
+def level_norm(n_pairs: int, m_train: float, m_test: float, contrasts: Matrix) -> float:
+    """The least ||K0|| that makes W_OV with the contrasts [[p1, p2], [x1, x2]] keep every question in its answer set.
+
+    Only differences of K0's rows enter: delta of a column of train or test subjects, d1 of r1's and d2 of r2's. The
+    best K0 is of rank one and has every Schatten norm sqrt((m_train delta1^2 + m_test delta2^2 + n (d1^2 + d2^2)) / 2),
+    subject to, with s = 1 - 1/n,
+
+        (p1 - x1) s + delta1 / n + d1 >= 1,   (x1 - p1) s - delta1 / n + d2 >= 1,   (p2 - x2) s + delta2 / n + d1 >= 1
+
+    The optimum is the shortest vector on its active constraints: the shortest feasible one over all sets of them.
+    """
+    (p1, p2), (x1, x2) = contrasts * (1 - 1 / n_pairs)
+    at = np.array([[1 / n_pairs, 0, 1, 0], [-1 / n_pairs, 0, 0, 1], [0, 1 / n_pairs, 1, 0]])
+    at /= np.sqrt([m_train / 2, m_test / 2, n_pairs / 2, n_pairs / 2])
+    least = np.array([1 - p1 + x1, 1 + p1 - x1, 1 - p2 + x2])
+    norms = [0.0] if (least <= 0).all() else []
+    for active in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
+        levels = np.linalg.pinv(at[active]) @ least[active]
+        if (at @ levels >= least - 1e-9).all():
+            norms.append(float(np.linalg.norm(levels)))
+    return min(norms)
+
+
+def flat_norm(n_pairs: int, m_train: int, m_test: int, t: float) -> float:
+    """The nuclear norm with p1 = t, x2 = t sqrt(rho), p2 = x1 = 1, for rho = m_train / m_test <= 1, t <= rho^(-1/4).
+
+    ||K||_* = sqrt(m_train) + sqrt(m_test) all along. Only the relations' level separates the ends, to second order
+    in eps = (t - 1) (1 - 1/n): while the test subjects' constraint does not bind,
+
+        ||W(t)||_* = (n - 1) (sqrt(m_train) + sqrt(m_test)) + sqrt(n (1 + eps^2 M / (M + 2))),   M = n m_train
+
+    So the theorem's x2 / x1 = sqrt(rho), at t = 1, costs hardly less than rho^(1/4), at the far end, where W_OV has
+    rank n; and gradient descent moves from the one to the other slowly.
+    """
+    x2 = t * math.sqrt(m_train / m_test)
+    spread = (n_pairs - 1) * (math.sqrt(m_train) + math.sqrt(m_test))
+    return spread + level_norm(n_pairs, m_train, m_test, np.array([[t, 1.0], [1.0, x2]]))
+
+
+def narrow_transfer(n_pairs: int, m_train: int, m_test: int, exponent: float = 1.0) -> float:
+    """x2 / x1 of the least Schatten norm among W_OV of rank n: what width d_h = n leaves of Theorem 2.
+
+    It is the r that minimizes, with K = (1/r, 1; 1, r) of rank one,
+
+        (n - 1) ((1 + r^2) (m_train / r^2 + m_test))^(p/2) + ||K0||^p
+
+    and tends to rho^(1/4), the flat face's far end, as n grows; 1 for rho >= 1. exponent p = 1 is two matrices at
+    width n; p = 2 / L < 1 is a product of L matrices at any width, whose optimum has rank n by itself.
+    """
+
+    def size(r: float) -> float:
+        contrasts = np.array([[1 / r, 1.0], [1.0, r]])
+        k = nuclear_norm_2x2(contrasts * np.sqrt([m_train, m_test]))
+        return (n_pairs - 1) * k**exponent + level_norm(n_pairs, m_train, m_test, contrasts) ** exponent
+
+    return least_point(size, 1e-3, 1.0)
+
+
+def least_point(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function of one minimum on [low, high] is least, by golden section, to about 1e-8."""
+    ratio = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-8:
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if function(left) <= function(right):
+            high = right
+        else:
+            low = left
+    return (low + high) / 2
+
+
+def root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where an increasing function is zero on [low, high], by bisection; an end where it has no zero inside."""
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if function(middle) > 0 else (middle, high)
+    return (low + high) / 2
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """An invariant W_OV in the coordinates of the lemma.
+
+    contrasts [[p1, p2], [x1, x2]]: own minus other answer of the b (first row) and c block of train and test
+    subjects. levels [2, 4]: the sum of a column over the b's (first row) and c's, for train subjects and test
+    subjects, and a relation column's constant on them, for r1 and r2.
+    """
+
+    n_pairs: int
+    m_train: int
+    m_test: int
+    contrasts: Matrix
+    levels: Matrix
+
+    def w_ov(self) -> Matrix:
+        """The matrix, [2n, n_subjects + 2]."""
+        n, m = self.n_pairs, (self.m_train, self.m_test)
+        centred, mean = np.eye(n) - 1 / n, np.full((n, n), 1 / n)
+        rows = []
+        for alpha, beta in zip(self.contrasts, self.levels, strict=True):
+            subjects = [np.repeat(alpha[j] * centred + beta[j] * mean, m[j], axis=1) for j in (0, 1)]
+            rows.append([*subjects, np.full((n, 1), beta[2]), np.full((n, 1), beta[3])])
+        return np.block(rows)
+
+    @property
+    def k(self) -> Matrix:
+        """K, [2, 2]."""
+        return self.contrasts * np.sqrt([self.m_train, self.m_test])
+
+    @property
+    def k0(self) -> Matrix:
+        """K0, [2, 4]."""
+        return self.levels * np.sqrt([self.m_train, self.m_test, self.n_pairs, self.n_pairs])
+
+    @property
+    def transfer(self) -> float:
+        """x2 / x1: what test subjects add to their own c, over what train subjects do. 0 is none."""
+        return float(self.contrasts[1, 1] / self.contrasts[1, 0])
+
+    def singular_values(self) -> Matrix:
+        """Those of the whole matrix, descending: n - 1 copies of K's two and one of K0's two."""
+        of_k, of_k0 = (np.linalg.svd(block, compute_uv=False) for block in (self.k, self.k0))
+        return np.sort(np.concatenate([*[of_k] * (self.n_pairs - 1), of_k0]))[::-1]
+
+
+def symmetrize(task: TaskSpec, w_ov: Matrix) -> Blocks:
+    """The mean of W_OV over all renamings of pairs and of the subjects of a pair.
+
+    No unitarily invariant norm grows by it, and no smallest margin falls.
+    """
+    n, split = task.n_pairs, task.n_train_subjects
+    own = np.equal.outer(np.arange(n), subject_pairs(task))
+    contrasts, levels = np.zeros((2, 2)), np.zeros((2, 4))
+    for a, rows in enumerate((w_ov[:n], w_ov[n:])):
+        for j, members in enumerate((slice(0, split), slice(split, task.n_subjects))):
+            block, mine = rows[:, members], own[:, members]
+            if block.size:
+                contrasts[a, j] = block[mine].mean() - block[~mine].mean()
+                levels[a, j] = n * block.mean()
+        levels[a, 2:] = rows[:, task.n_subjects :].mean(axis=0)
+    return Blocks(n, task.m_train, task.m_test, contrasts, levels)
 
 
 def features(task: TaskSpec, questions: Questions) -> Matrix:
@@ -75,6 +244,83 @@ def features(task: TaskSpec, questions: Questions) -> Matrix:
 def right_answers(task: TaskSpec, questions: Questions) -> NDArray[np.int64]:
     """Row of W_OV of each question's right answer, [Q]."""
     return questions.answer - task.first_answer
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A margin problem: every question's targets must beat every other answer by 1, with logits W phi.
+
+    phi: [Q, columns]. targets: [Q, rows] of booleans; several targets of one question must be equal.
+    sizes: [Q], how many identical questions each stands for; it weighs losses and no margin.
+    """
+
+    phi: Matrix
+    targets: NDArray[np.bool_]
+    sizes: Matrix
+
+    @property
+    def right(self) -> NDArray[np.int64]:
+        """Row of the right answer, [Q]; the first where there are several."""
+        return self.targets.argmax(axis=1)
+
+    def margin(self, w: Matrix) -> float:
+        """Smallest margin of W [rows, columns]."""
+        f = self.phi @ w.T
+        return answer_margin(f, self.right, range(self.targets.shape[1]))
+
+
+def _targets(right: NDArray[np.int64], n_rows: int) -> NDArray[np.bool_]:
+    return np.equal.outer(right, np.arange(n_rows))
+
+
+def problem(task: TaskSpec) -> Problem:
+    """The train set of the task."""
+    questions = trained_questions(task)
+    targets = _targets(right_answers(task, questions), 2 * task.n_pairs)
+    return Problem(features(task, questions), targets, np.ones(len(questions)))
+
+
+@dataclass(frozen=True)
+class Group:
+    """`size` identical subjects in every pair: all know their b, and pair i's entail the row entails[i], if any."""
+
+    size: float
+    entails: tuple[int, ...] | None = None
+
+
+def merged_problem(n_pairs: int, groups: tuple[Group, ...], n_rows: int | None = None) -> Problem:
+    """One column per pair and group, of weight sqrt(size), then r1 and r2; the rows b, c and, up to n_rows, others.
+
+    Its optimal norm, and what its optimum W sqrt(size) says of a subject, are those of the task with every subject.
+    """
+    subjects = n_pairs * len(groups)
+    phi, right, sizes = [], [], []
+    for g, group in enumerate(groups):
+        for relation, answers in enumerate((tuple(range(n_pairs)), group.entails)):
+            for i in range(n_pairs if answers else 0):
+                row = np.zeros(subjects + 2)
+                row[g * n_pairs + i] = 1 / math.sqrt(group.size)
+                row[subjects + relation] = 1.0
+                phi.append(row)
+                right.append((answers or ())[i])
+                sizes.append(group.size)
+    targets = _targets(np.array(right), 2 * n_pairs if n_rows is None else n_rows)
+    return Problem(np.array(phi), targets, np.array(sizes, dtype=float))
+
+
+def merged_task(n_pairs: int, m_train: int, m_test: int) -> Problem:
+    """The train set of the task with one column per pair for its train subjects and one for its test subjects."""
+    return merged_problem(n_pairs, (Group(m_train, tuple(range(n_pairs, 2 * n_pairs))), Group(m_test)))
+
+
+def own_contrast(w: Matrix, n_pairs: int, group: int, size: float, first_row: int) -> float:
+    """Mean over the subjects of one group of `merged_problem` of the logit on their own row minus that on the others.
+
+    The rows are first_row to first_row + n - 1.
+    """
+    block = w[first_row : first_row + n_pairs, group * n_pairs : (group + 1) * n_pairs] / math.sqrt(size)
+    own = np.eye(n_pairs, dtype=bool)
+    return float(block[own].mean() - block[~own].mean())
 
 
 def train_margin(task: TaskSpec, w_ov: Matrix) -> float:
@@ -114,31 +360,62 @@ def require_solver(solver: str) -> None:
             raise ToyError(f"solver = {solver}: the package {module} is not installed; {_EXTRA}") from error
 
 
-def solve(param: Param, task: TaskSpec, solver: str = "SCS") -> Matrix:
-    """Solve the convex problem numerically with no use of the closed form, [2n, n_subjects + 2].
+def least_norm(
+    of: Problem,
+    norm_kind: Norm = "nuclear",
+    solver: str = "CLARABEL",
+    log_loss: float | None = None,
+    rivals: NDArray[np.bool_] | None = None,
+) -> Matrix:
+    """Solve min norm(W) subject to margins of at least 1 numerically, with no use of the lemma, [rows, columns].
 
+    columns: the sum of the lengths of W's columns (group lasso). rivals [Q, rows]: which answers each question's
+    targets must beat, all others by default. With log_loss = -g, the smooth stand-in of the
+    margin replaces it: the norm is least subject to log sum exp(-g (h - 1)) <= 0 over all questions, weighted by
+    their sizes, and wrong answers, so that W g has summed loss e^-g. That is where descent stops that is held there.
     An optimum that the solver calls inaccurate is returned too: its accuracy is for the caller to measure.
     Raises ToyError for an unknown or uninstalled solver and for one that reports no optimum.
     """
     require_solver(solver)
     cp: Any = importlib.import_module("cvxpy")
-    questions = trained_questions(task)
-    phi, right = features(task, questions), right_answers(task, questions)
-    own = np.zeros((2 * task.n_pairs, len(questions)))
-    own[right, np.arange(len(questions))] = 1.0
-    w_ov = cp.Variable((2 * task.n_pairs, task.n_subjects + 2))
-    f = w_ov @ phi.T
-    picked = cp.reshape(cp.sum(cp.multiply(own, f), axis=0), (1, len(questions)), order="C")
-    gap = np.ones((2 * task.n_pairs, 1)) @ picked - f
-    objective = cp.normNuc(w_ov) if param == "factorized" else cp.sum_squares(w_ov)
-    problem = cp.Problem(cp.Minimize(objective), [gap >= 1.0 - own])
+    w = cp.Variable((of.targets.shape[1], of.phi.shape[1]))
+    own = of.targets.T.astype(float)
+    f = w @ of.phi.T
+    picked = cp.sum(cp.multiply(own / own.sum(axis=0), f), axis=0)
+    gap = np.ones((len(own), 1)) @ cp.reshape(picked, (1, own.shape[1]), order="C") - f
+    wrong = (own == 0) & (True if rivals is None else rivals.T)
+    if log_loss is None:
+        constraints = [gap >= 1.0 - own] if rivals is None else [gap[wrong] >= 1.0]
+    else:
+        weights = np.log(np.broadcast_to(of.sizes, own.shape)[wrong])
+        constraints = [cp.log_sum_exp(log_loss * (gap[wrong] - 1) + weights) <= 0]
+    objectives = {
+        "nuclear": lambda: cp.normNuc(w),
+        "frobenius": lambda: cp.sum_squares(w),
+        "spectral": lambda: cp.sigma_max(w),
+        "columns": lambda: cp.sum(cp.norm(w, axis=0)),
+    }
+    if norm_kind == "schatten4":
+        gram = cp.Variable((w.shape[1], w.shape[1]), symmetric=True)  # W^T W <= gram, ||W||_4^2 = ||W^T W||_F
+        constraints.append(cp.bmat([[np.eye(w.shape[0]), w], [w.T, gram]]) >> 0)
+        objectives["schatten4"] = lambda: cp.norm(gram, "fro")
+    solve_in_place(cp, cp.Problem(cp.Minimize(objectives[norm_kind]()), constraints), solver)
+    return np.asarray(w.value)
+
+
+def solve_in_place(cp: Any, convex: Any, solver: str) -> None:
+    """Solve a cvxpy problem in place. Raises ToyError unless the solver reports an optimum."""
     accuracy = {"eps_abs": 1e-6, "eps_rel": 1e-6} if solver == "SCS" else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            problem.solve(solver=solver, **accuracy)
+            convex.solve(solver=solver, **accuracy)
         except cp.SolverError as error:
             raise ToyError(f"solver = {solver}: failed at this size; use the other solver") from error
-    if problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE) or w_ov.value is None:
-        raise ToyError(f"solver = {solver}: ended with status {problem.status}; use the other solver")
-    return np.asarray(w_ov.value)
+    if convex.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
+        raise ToyError(f"solver = {solver}: ended with status {convex.status}; use the other solver")
+
+
+def solve(param: Param, task: TaskSpec, solver: str = "SCS") -> Matrix:
+    """The convex optimum of the task with every subject, [2n, n_subjects + 2]; see `least_norm`."""
+    return least_norm(problem(task), NORM_OF[param], solver)

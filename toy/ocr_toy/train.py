@@ -209,12 +209,12 @@ def train_runs(specs: list[RunSpec], progress: Progress | None = None) -> list[R
     Raises ToyError for runs that cannot be trained together, and for a loss that stops being finite.
     """
     require_together(specs)
-    with _one_thread():
+    with one_thread():
         return _train(specs, progress)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One torch thread: the products are too small to share, and sums keep one order on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,0 +1,138 @@
+"""Mitigations: each closed form against a solver that does not use it, and runs against the predictions."""
+
+import itertools
+import math
+
+import cvxpy as cp
+import numpy as np
+import pytest
+from ocr_toy import mitigation, remedies, theory
+from ocr_toy.errors import ToyError
+from ocr_toy.task import noise_free
+from ocr_toy.theory import Group
+
+
+def _entail(n: int, shift: int = 0, first: int | None = None) -> tuple[int, ...]:
+    return tuple((n if first is None else first) + (i + shift) % n for i in range(n))
+
+
+def _held_out(n: int, groups: tuple[Group, ...], rows: int | None = None) -> float:
+    """x by the solver: own-minus-other c of the last group, at train margin 1."""
+    w = theory.least_norm(theory.merged_problem(n, groups, rows))
+    return theory.own_contrast(w, n, len(groups) - 1, groups[-1].size, n)
+
+
+@pytest.mark.parametrize(("sizes", "kappa"), [((3, 1, 3), 0.3), ((3, 1, 3), 3.0), ((4, 3, 2), 0.05), ((4, 3, 2), 1.0)])
+def test_the_mixed_norm_against_the_solver(sizes: tuple[int, int, int], kappa: float) -> None:
+    n, m_train, m_test = sizes
+    of = theory.merged_task(*sizes)
+    w = cp.Variable((2 * n, of.phi.shape[1]))
+    f = w @ of.phi.T
+    own = of.targets.T.astype(float)
+    gap = np.ones((2 * n, 1)) @ cp.reshape(cp.sum(cp.multiply(own, f), axis=0), (1, own.shape[1]), order="C") - f
+    cp.Problem(cp.Minimize(cp.normNuc(w) + kappa / 2 * cp.sum_squares(w)), [gap >= 1 - own]).solve(solver="CLARABEL")
+    x = theory.own_contrast(w.value, n, 1, m_test, n)
+    assert x == pytest.approx(mitigation.mixed_norm_transfer(m_train, m_test, kappa), abs=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (3, 1, 3), (4, 2, 3)])
+def test_schatten_norms_against_the_solver_and_the_stationary_equation(sizes: tuple[int, int, int]) -> None:
+    n, m_train, m_test = sizes
+    for kind, p in (("nuclear", 1.0), ("frobenius", 2.0), ("schatten4", 4.0)):
+        w = theory.least_norm(theory.merged_task(*sizes), kind)
+        x = theory.own_contrast(w, n, 1, m_test, n)
+        assert x == pytest.approx(mitigation.schatten_transfer(m_train, m_test, p), abs=1e-3)
+    for p in (1.25, 1.5, 3.0, 8.0):
+        x = mitigation.schatten_transfer(m_train, m_test, p)
+        total, product = 2 * m_train + m_test * (1 + x * x), m_train * m_test * (1 - x) ** 2
+        s, t = (total + np.array([1, -1]) * math.sqrt(total**2 - 4 * product)) / 2
+        shrinks = m_train * (t ** (p / 2 - 1) - s ** (p / 2 - 1)) / (s ** (p / 2) - t ** (p / 2))
+        assert x / (1 - x) == pytest.approx(shrinks, abs=1e-5)
+        assert (x > 0) == (p < 2)
+    assert mitigation.schatten_transfer(m_train, m_test, math.inf) == pytest.approx(
+        mitigation.schatten_transfer(m_train, m_test, 500.0), abs=0.01
+    )
+
+
+@pytest.mark.parametrize(("n", "right", "wrong", "m_test"), [(3, 4, 2, 3), (4, 3, 3, 3), (5, 4, 4, 2), (3, 1, 2, 3)])
+def test_label_noise_against_the_solver(n: int, right: int, wrong: int, m_test: int) -> None:
+    others = tuple(Group(wrong / (n - 1), _entail(n, shift)) for shift in range(1, n))
+    x = _held_out(n, (Group(right, _entail(n)), *others, Group(m_test)))
+    expected = mitigation.noisy_transfer(n, right + wrong, m_test, wrong / (right + wrong))
+    assert x == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(1, 3, 1), (2, 3, 2), (3, 2, 1)])
+def test_abstaining_against_the_solver(sizes: tuple[int, int, int]) -> None:
+    m_train, m_test, m_abstain = sizes
+    n = 3
+    groups = (Group(m_train, _entail(n)), Group(m_abstain, _entail(n)), Group(m_test))
+    of = theory.merged_problem(n, groups)
+    targets = of.targets.copy()
+    asked = [q for q in range(len(targets)) if of.phi[q, n : 2 * n].any() and of.phi[q, -1]]
+    targets[asked, n:] = True  # every c, so that none is preferred
+    w = theory.least_norm(theory.Problem(of.phi, targets, of.sizes))
+    x = theory.own_contrast(w, n, 2, m_test, n)
+    assert x == pytest.approx(mitigation.abstaining_transfer(m_train, m_test, m_abstain), abs=1e-3)
+    assert x < m_train / (m_train + m_abstain)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 3), (3, 1, 2), (2, 3, 4)])
+def test_competing_entailments_against_the_solver(sizes: tuple[int, int, int]) -> None:
+    first, second, m_test = sizes
+    n = 3
+    groups = (Group(first, _entail(n)), Group(second, _entail(n, first=2 * n)), Group(m_test))
+    w = theory.least_norm(theory.merged_problem(n, groups, 3 * n))
+    x, other = (theory.own_contrast(w, n, 2, m_test, row) for row in (n, 2 * n))
+    assert x == pytest.approx(mitigation.competing_transfer(*sizes), abs=1e-3)
+    assert x + other == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_price_of_a_margin_is_a_difference_of_norms() -> None:
+    sizes = (5, 2, 3)
+    frobenius = theory.least_norm(theory.merged_task(*sizes), "frobenius")
+    paid = theory.norm("factorized", frobenius) - theory.optimal_norm("factorized", *sizes)
+    assert mitigation.price(*sizes, 0.0) == pytest.approx(paid, abs=1e-4)
+    assert mitigation.price(*sizes, theory.held_out_margin("factorized", 2, 3)) == 0.0
+
+
+def test_limits_of_the_closed_forms() -> None:
+    for m_train, m_test in itertools.product((1, 2, 4), (1, 3)):
+        square_root = min(1.0, math.sqrt(m_train / m_test))
+        assert mitigation.mixed_norm_transfer(m_train, m_test, 0.0) == pytest.approx(square_root)
+        assert mitigation.noisy_transfer(4, m_train, m_test, 0.0) == pytest.approx(square_root)
+        assert mitigation.abstaining_transfer(m_train, m_test, 0.0) == pytest.approx(square_root)
+        assert mitigation.noisy_transfer(4, m_train, m_test, 0.75) == pytest.approx(0.0, abs=1e-9)
+        assert mitigation.mixed_norm_transfer(m_train, m_test, 1e6) < 1e-5
+
+
+@pytest.mark.parametrize(("factors", "product"), [(1e-3, 0.0), (2e-3, 1e-4), (0.0, 1e-3)])
+def test_the_decayed_minimum_against_descent_on_the_factors(factors: float, product: float) -> None:
+    task = noise_free(4, 1, 2)
+    predicted = mitigation.decayed(task, factors, product)
+    transfer, objective = remedies.trained_minimum(task, factors, product, seed=3)
+    assert objective == pytest.approx(predicted.objective, rel=1e-5)
+    assert transfer == pytest.approx(predicted.transfer, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("methods", "rows"), [(("label-noise",), 3), (("abstaining", "competing"), 6), (("decay",), 6)]
+)
+def test_runs_meet_their_predictions(methods: tuple[str, ...], rows: int) -> None:
+    report = remedies.report([1], lambda line: None, methods)
+    assert len(report.data["rows"]) == rows
+    assert [c.name for c in report.checks if not c.passed] == []
+
+
+def test_a_prediction_that_a_run_misses_fails() -> None:
+    def row(tolerance: float | None) -> remedies.Remedy:
+        return remedies.Remedy("a", "b", 1, None, 0.5, (0.5, 0.53), "", "nats", 1.0, (1.0, 1.02), tolerance=tolerance)
+
+    assert [c.passed for c in remedies.checks(row(0.02))] == [False, True]
+    assert [c.passed for c in remedies.checks(row(0.04))] == [True, True]
+    assert list(remedies.checks(row(None))) == []
+
+
+def test_an_unknown_mitigation_is_an_error() -> None:
+    with pytest.raises(ToyError, match="method = prayer: unknown"):
+        remedies.report([0], lambda line: None, ["prayer"])
