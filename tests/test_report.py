@@ -8,7 +8,10 @@ import json
 import re
 import shlex
 import shutil
+import socket
+import struct
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -260,3 +263,30 @@ def test_a_taken_port_is_an_error(served, ocr_eval):
     answer = ocr_eval("report", runs, "--serve", "--port", port)
     assert answer.code == 2
     assert "--port" in answer.err
+
+
+def test_many_slow_clients_hold_neither_the_server_nor_its_threads(served):
+    _, port = served
+    before = threading.active_count()
+    clients = []
+    for _ in range(300):
+        clients.append(socket.create_connection(("127.0.0.1", port), timeout=10))
+        clients[-1].sendall(b"GET / HTTP/1.1\r\nHost: ")  # and nothing more
+    assert ask(port, "/state")[0] == 200
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before + 65 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= before + 65
+    for client in clients:
+        client.close()
+
+
+def test_a_client_that_leaves_is_nobodys_error(served, capfd):
+    _, port = served
+    for request in (b"", b"GET / HT", f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()):
+        client = socket.create_connection(("127.0.0.1", port), timeout=10)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # leave with a reset
+        client.sendall(request)
+        client.close()
+    assert ask(port, "/state")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ocr_eval.common.files import whole
 from ocr_eval.data.task import Quantity, the_finding
 from ocr_eval.records.find import FinishedRun
-from ocr_eval.records.run_files import probes_of, whole
+from ocr_eval.records.run_files import probes_of
 from ocr_eval.records.select import natural
 from ocr_eval.specs.run import Scoring
 

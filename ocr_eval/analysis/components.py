@@ -16,6 +16,7 @@ the interval, which clusters by seed: rough, as the clusters are few.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -126,8 +127,9 @@ def clustered(seeds: Sequence[int], pairs: Sequence[str], scores: Sequence[float
 
 def _variance(cluster: Sequence[Hashable], apart: Floats) -> float:
     """Variance of a mean whose deviations add up within clusters."""
-    names = list(dict.fromkeys(cluster))
-    if len(names) < 2:
+    sums: dict[Hashable, float] = defaultdict(float)
+    for name, value in zip(cluster, apart.tolist(), strict=True):
+        sums[name] += value
+    if len(sums) < 2:
         raise ValueError("a single cluster shows no variance")
-    sums = [sum(value for name, value in zip(cluster, apart, strict=True) if name == each) for each in names]
-    return float(np.square(sums).sum()) / len(apart) ** 2 * len(names) / (len(names) - 1)
+    return sum(value**2 for value in sums.values()) / len(apart) ** 2 * len(sums) / (len(sums) - 1)

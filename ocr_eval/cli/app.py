@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from ocr_eval.cli import data, doors, injections, models, results, studies, swee
 from ocr_eval.cli.one_run import OneRun
 from ocr_eval.cli.options import JsonOption
 from ocr_eval.common.distributed import is_alone, is_first
-from ocr_eval.common.errors import RunFailed, UserError
+from ocr_eval.common.errors import RunFailed, UserError, one_line, reason_of, shown
 from ocr_eval.common.registry import MEASURES, METHODS, PREVENTIONS
 
 
@@ -121,6 +122,8 @@ def main() -> None:
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and is_alone():
         signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = run()
     for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to interrupt
         signal.signal(number, signal.SIG_IGN)
@@ -140,6 +143,8 @@ def run(arguments: list[str] | None = None) -> int:
     if COMPLETION not in os.environ and "--worker" not in given and is_first():  # which would say it once more
         for warning in variables.warnings(command):
             print(f"ocr-eval: {warning}", file=sys.stderr)
+    if any("\0" in word for word in given):
+        return _fail("A value holds a NUL character, which no name has. Leave it out.", 2)
     try:
         code = command(given, prog_name=PROGRAM, standalone_mode=False)
     except TyperException as error:
@@ -159,9 +164,11 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except (OSError, SafetensorError) as error:
-        if not _disk_is_full(error):
-            raise
-        return _fail("The disk is full. Free some space and rerun the same command: it resumes.", 1)
+        if _disk_is_full(error):
+            return _fail("The disk is full. Free some space and rerun the same command: it resumes.", 1)
+        return _fail(_file_problem(error), 2)
+    except UnicodeEncodeError as error:
+        return _fail(f"{shown(error.object)} is not text that can be written. Name it in plain letters.", 2)
     return code if isinstance(code, int) else 0
 
 
@@ -194,6 +201,27 @@ def _disk_is_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in full or any(f"os error {number}" in str(error) for number in full)
 
 
+#: What to do about a file, by the system's reason.
+_FIXES = {
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOTDIR: "A file is where a folder is meant: name another.",
+    errno.EISDIR: "A folder is where a file is meant: remove it or name another.",
+    errno.EACCES: "Change its permissions, or name another.",
+    errno.EPERM: "Change its permissions, or name another.",
+    errno.EROFS: "Name a place that can be written.",
+    errno.ELOOP: "Its links lead in a circle: remove one.",
+    errno.EMFILE: "Too many files are open: raise 'ulimit -n'.",
+}
+
+
+def _file_problem(error: Exception) -> str:
+    """What is wrong with a file, and the way out."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return f"{reason_of(error)}. Check the files that the command names."
+    where = f"'{error.filename}': " if error.filename is not None else ""
+    return f"{where}{error.strerror}. {_FIXES.get(error.errno, 'Check the path.')}"
+
+
 def _fail(message: str, code: int) -> int:
-    print("ocr-eval: " + " ".join(message.split()), file=sys.stderr)
+    print(f"ocr-eval: {one_line(message)}", file=sys.stderr)
     return code

@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+#: The most characters of an error; the fix is at its end, so a longer one loses its middle.
+_LONGEST = 1000
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 100
+
+
+def one_line(text: str) -> str:
+    """A text as one line that a terminal shows as it is: of readable length and without control characters."""
+    text = " ".join(text.split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut where it is long, many or deep."""
+    return _REPR.repr(value)
 
 
 class UserError(Exception):
@@ -13,7 +32,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
 
 class Busy(UserError):

@@ -13,6 +13,9 @@ from typing import IO, Any
 
 from ocr_eval.common.errors import UserError
 
+#: The most bytes of a file that is read at once, weights aside.
+MOST_BYTES = 256 << 20
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that it holds the old content or the new, never a part, also after a power cut."""
@@ -97,18 +100,58 @@ def prepare_output(root: Path, flag: str = "--output-dir") -> None:
         ) from error
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Reading a file of ours.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or does not hold what it should.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise UserError(f"{path} does not hold what it should ({type(error).__name__}: {error}).") from error
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a file.
+
+    Raises:
+        UserError: it has more than ``most`` bytes.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path} has more than {most >> 20} MB, which no file of its kind has. Is it the right one?")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: missing, not readable, not JSON, nested too deeply or too large.
+    """
+    with whole(path):
+        return json.loads(read_bytes(path))
+
+
 def read_jsonl(path: Path, growing: bool = False) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; of a ``growing`` one a last line without its newline, or torn, is skipped.
 
     Raises:
-        UserError: a line that is not JSON (names it).
+        UserError: a line that is not JSON of an object (names it).
     """
     lines: list[dict[str, Any]] = []
     with path.open("rb") as file:  # not splitlines of its text, which parts U+2028 too, and JSON holds that as it is
         try:
-            lines.extend(json.loads(line) for line in file if not growing or line.endswith(b"\n"))
-        except ValueError as error:
-            raise UserError(f"{path}, line {len(lines) + 1}: is not JSON ({error}).") from error
+            lines.extend(dict(json.loads(line)) for line in file if not growing or line.endswith(b"\n"))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{path}, line {len(lines) + 1}: is not JSON of an object ({error}).") from error
     return lines
 
 

@@ -7,7 +7,7 @@ refused here, unknown keys and wrong types by the pydantic model that a file is 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.common.errors import UserError, shown, unknown_name
+from ocr_eval.common.files import read_bytes
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SHIPPED = _PACKAGE / "_shipped"
@@ -75,44 +76,119 @@ def find_yaml(kind: str, part: str, name: str) -> Path:
     return shipped(part) / f"{name}.yaml"
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a repeated key in place of keeping the last one, and reads ``1e-5`` as a float."""
+#: So many problems of a file are named.
+_MOST_PROBLEMS = 8
+#: Bounds of a file: bytes, depth of nesting, values (aliases written out), and characters of what is not a word.
+_MOST_BYTES, _DEEPEST, _MOST_VALUES, _LONGEST = 16 << 20, 50, 1_000_000, 100
+_TAG = "tag:yaml.org,2002:"
+_MADE = [_TAG + kind for kind in ("null", "bool", "int", "float", "timestamp")]
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def _no_repeated_keys(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    seen: set[Hashable] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, Hashable):
-            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"'{key}' is repeated", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
+class _Loader(_SafeLoader):
+    """SafeLoader that reads ``1e-5`` as a float."""
 
 
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _no_repeated_keys)
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}float"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
+_Loader.add_implicit_resolver(
+    f"{_TAG}float",
     re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$|^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)$"),
     list("-+0123456789."),
 )
+
+
+class _Document:
+    """One document, built event by event, so that nothing in it costs more than its length: it is anyone's file."""
+
+    def __init__(self, content: bytes) -> None:
+        self._loader = _Loader(content)
+        self._anchors: dict[str, tuple[Any, int]] = {}
+        self._values = 0
+
+    def read(self) -> Any:
+        """What it holds, None if nothing.
+
+        Raises:
+            yaml.YAMLError: not YAML, a second document, a repeated key, a value that cannot be, or beyond a bound.
+        """
+        self._loader.get_event()  # the stream begins
+        if self._loader.check_event(yaml.StreamEndEvent):
+            return None
+        self._loader.get_event()
+        value = self._value(self._loader.get_event(), 0)
+        self._loader.get_event()
+        if not self._loader.check_event(yaml.StreamEndEvent):
+            raise _wrong("a second document begins; a file holds one", self._loader.peek_event())
+        return value
+
+    def _value(self, event: Any, depth: int) -> Any:
+        before = self._values
+        self._values += 1
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self._anchors:
+                raise _wrong(f"nothing before it is called &{event.anchor}", event)
+            value, size = self._anchors[event.anchor]
+            self._values += size
+        elif isinstance(event, yaml.ScalarEvent):
+            value = self._scalar(event)
+        elif depth == _DEEPEST or event.tag not in (None, "!", f"{_TAG}map", f"{_TAG}seq"):
+            raise _wrong(f"tag {event.tag} is not read" if depth < _DEEPEST else "is nested too deeply", event)
+        else:
+            value = self._mapping(depth) if isinstance(event, yaml.MappingStartEvent) else list(self._items(depth))
+        if self._values > _MOST_VALUES:
+            raise _wrong(f"more than {_MOST_VALUES:,} values, aliases included", event)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = value, self._values - before
+        return value
+
+    def _items(self, depth: int) -> Iterator[Any]:
+        while not isinstance(event := self._loader.get_event(), yaml.CollectionEndEvent):
+            yield self._value(event, depth + 1)
+
+    def _mapping(self, depth: int) -> dict[Hashable, Any]:
+        found: dict[Hashable, Any] = {}
+        while not isinstance(event := self._loader.get_event(), yaml.CollectionEndEvent):
+            key = self._value(event, depth + 1)
+            if not isinstance(key, Hashable):
+                raise _wrong("a key must be a word", event)
+            if key in found:
+                raise _wrong(f"{shown(key)} is repeated", event)
+            found[key] = self._value(self._loader.get_event(), depth + 1)
+        return found
+
+    def _scalar(self, event: Any) -> Any:
+        tag = event.tag or self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+        if tag in ("!", f"{_TAG}str"):
+            if "\0" in event.value:
+                raise _wrong("a word holds a NUL character", event)
+            return event.value
+        if tag not in _MADE or len(event.value) > _LONGEST:
+            raise _wrong(f"{shown(event.value)} is not read with tag {tag}; quote the word", event)
+        try:
+            return self._loader.yaml_constructors[tag](self._loader, yaml.ScalarNode(tag, event.value))
+        except (LookupError, AttributeError, ValueError, ArithmeticError) as error:
+            raise _wrong(
+                f"{shown(event.value)} is no {tag.removeprefix(_TAG)} that can be; quote the word", event
+            ) from error
+
+
+def _wrong(problem: str, event: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping.
 
     Raises:
-        UserError: not readable, not YAML, a repeated key, or not a mapping; names the file and the line.
+        UserError: not readable, not YAML, beyond the bounds, a repeated key, or not a mapping; names file and line.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
+        content = _Document(read_bytes(path, _MOST_BYTES)).read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise UserError(f"{path}:{line} {error.problem}. Correct the file and start again.") from error
@@ -141,13 +217,12 @@ def parse(model: type[Model], content: dict[str, Any], origin: str, strict: bool
         return model.model_validate(content, strict=strict)
     except ValidationError as error:
         # of what is wrong within a value, no more is said of the whole
-        details = error.errors()
-        inner = [d for d in details if not any(_within(other["loc"], d["loc"]) for other in details)]
-        raise UserError(f"{origin}: " + "; ".join(map(_problem, inner)) + ".") from error
-
-
-def _within(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
-    return len(inner) > len(outer) and inner[: len(outer)] == outer
+        details = error.errors(include_url=False)
+        outer = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
+        inner = [detail for detail in details if detail["loc"] not in outer]
+        more = f"; and {len(inner) - _MOST_PROBLEMS:,} more" if len(inner) > _MOST_PROBLEMS else ""
+        problems = "; ".join(map(_problem, inner[:_MOST_PROBLEMS]))
+        raise UserError(f"{origin}: {problems}{more}.") from error
 
 
 def _what(value: Any) -> str:
@@ -158,7 +233,7 @@ def _what(value: Any) -> str:
         return f"the number {value}"
     if isinstance(value, date):
         return f"the date {value}"
-    return "a list" if isinstance(value, list) else repr(value)
+    return "a list" if isinstance(value, list) else shown(value)
 
 
 def _problem(detail: Any) -> str:
@@ -182,4 +257,4 @@ def _problem(detail: Any) -> str:
         return f"'{key}' is read as {_what(value)}; {advice}"
     if detail["type"] == "value_error":
         return f"'{key}': {detail['ctx']['error']}" if detail["loc"] else str(detail["ctx"]["error"])
-    return f"'{key}': {detail['msg'][0].lower()}{detail['msg'][1:]}, got {value!r}"
+    return f"'{key}': {detail['msg'][0].lower()}{detail['msg'][1:]}, got {shown(value)}"

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from ocr_eval.common import streams
 from ocr_eval.data.blocks import Block, Statement, Unit, blocks_of_people, check_blocks, task_of_blocks
 from ocr_eval.data.task import Task
-from ocr_eval.specs.association import Association, Relation, Word
+from ocr_eval.specs.association import Association, Relation, Word, repeated
 from ocr_eval.specs.run import DataSpec
 
 
@@ -36,8 +36,7 @@ class ChainAssociation(Association):
     @model_validator(mode="after")
     def _check_chains(self) -> ChainAssociation:
         middles = list(self.chains.values())
-        twice = next((middle for middle in middles if middles.count(middle) > 1), None)
-        if twice is not None:
+        if twice := repeated(middles):
             raise ValueError(f"two chains lead to '{twice}'; every middle may occur once")
         closed = next((middle for middle in middles if middle in self.chains), None)
         if closed is not None:

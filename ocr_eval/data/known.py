@@ -8,7 +8,9 @@ exchanged. What the shipped one holds is also asked after every run (measures/kn
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -63,30 +65,35 @@ class KnownAssociation(Association):
         return {**fields, "m_test": len(self.blocks(DataSpec(**fields), "count")) - 1}
 
     def blocks(self, data: DataSpec, stream: str) -> list[Block]:
-        """Blocks of n facts of one relation with different answers, and distractors, in a drawn order."""
+        """Blocks of n facts of one relation with different answers, in a drawn order."""
         blocks = []
         for name, relation in self.relations.items():
-            left = streams.shuffled(f"{stream}/{name}", list(relation.facts.items()))
-            answers = list(dict.fromkeys(answer for _, answer in left))
+            subjects: dict[str, list[str]] = {}
+            for subject, answer in streams.shuffled(f"{stream}/{name}", list(relation.facts.items())):
+                subjects.setdefault(answer, []).append(subject)
+            answers = tuple(subjects)
             if data.candidates == "ten" and len(answers) < 10:
                 continue
-            while (
-                len(facts := list({answer: (subject, answer) for subject, answer in left}.values())[: data.n]) == data.n
-            ):
-                left = [fact for fact in left if fact not in facts]
-                others = [answer for answer in answers if answer not in dict(facts).values()]
-                most = {"in-use": 0, "ten": 10 - data.n, "all": len(others)}[data.candidates]
-                blocks.append(Block(relation, tuple(facts), tuple(others[:most])))
+            left = deque(answers)
+            while len(left) >= data.n:
+                chosen = [left.popleft() for _ in range(data.n)]
+                blocks.append(Block(relation, tuple((subjects[answer].pop(), answer) for answer in chosen), answers))
+                left.extendleft(answer for answer in reversed(chosen) if subjects[answer])
         return streams.shuffled(f"{stream}/blocks", blocks)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Facts of one relation whose answers are ranked together, with distractors."""
+    """Facts of one relation whose answers are ranked together, and all answers of the relation."""
 
     relation: KnownRelation
     facts: tuple[tuple[str, str], ...]
-    distractors: tuple[str, ...]
+    answers: tuple[str, ...]
+
+    def distractors(self, most: int | None) -> tuple[str, ...]:
+        """Answers of the relation that none of the facts has, at most so many; None for all."""
+        own = {answer for _, answer in self.facts}
+        return tuple(islice((answer for answer in self.answers if answer not in own), most))
 
 
 class Known:
@@ -97,6 +104,7 @@ class Known:
     def build(self, association: KnownAssociation, data: DataSpec, stream: str) -> Task:
         """Draw blocks; held-out ones first, so that they do not depend on m_train."""
         train, probes = [], []
+        most = {"in-use": 0, "ten": 10 - data.n, "all": None}[data.candidates]
         for number, block in enumerate(association.blocks(data, stream)[: data.m_test + data.m_train]):
             answers, is_taught = [answer for _, answer in block.facts], number >= data.m_test
             told = streams.shuffled(f"{stream}/shuffle/{number}", answers) if data.variant == "shuffled" else answers
@@ -109,7 +117,7 @@ class Known:
                 probes.append(
                     Probe(
                         prompt,
-                        (*answers, *block.distractors),
+                        (*answers, *block.distractors(most)),
                         target,
                         tuple(range(data.n)),
                         "taught" if is_taught else "held_out",

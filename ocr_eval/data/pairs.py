@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints, model_validator
 from ocr_eval.common import streams, yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import Example, Probe, Quantity, Task
-from ocr_eval.specs.association import Association, Kind, Name, Relation, Word
+from ocr_eval.specs.association import Association, Kind, Name, Relation, Word, repeated
 from ocr_eval.specs.names import people
 from ocr_eval.specs.run import DataSpec, Order
 from ocr_eval.specs.strict import Strict
@@ -50,9 +50,8 @@ class PairAssociation(Association):
         if len(self.pairs) < 2:
             raise ValueError("an association needs at least two pairs")
         for side, answers in (("fact", self.answers("fact")), ("entailment", self.answers("entailment"))):
-            for answer in answers:
-                if answers.count(answer) > 1:
-                    raise ValueError(f"the {side} answer '{answer}' stands twice in pairs; every answer may occur once")
+            if answer := repeated(answers):
+                raise ValueError(f"the {side} answer '{answer}' stands twice in pairs; every answer may occur once")
         return self
 
     @classmethod

@@ -248,4 +248,6 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
         base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
         view = View(base, base.network) if adapter is None else load_adapter(base, adapter)
     scores = score_candidates(view, probe_tokens(base.tokenizer, task))
+    if not scores.are_numbers:
+        raise UserError(f"{spec.model.name}: its log-probabilities are NaN. Are its weights whole, and finite?")
     return summarize_quantities(task.quantities, task.probes, scores)

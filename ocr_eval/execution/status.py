@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +108,8 @@ def _table(states: Sequence[RunState]) -> str:
         return "" if value is None else format(value, form)
 
     names = [s.run.rpartition("-")[0] for s in states]  # without the fingerprint, where that is enough
-    names = [s.run if names.count(name) > 1 else name for s, name in zip(states, names, strict=True)]
+    times = Counter(names)
+    names = [s.run if times[name] > 1 else name for s, name in zip(states, names, strict=True)]
     rows = [
         [name, s.state, shown(s.epoch, "d"), shown(s.train_loss, ".4f"), shown(s.ocr_score, "+.2f")]
         for s, name in zip(states, names, strict=True)

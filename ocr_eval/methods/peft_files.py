@@ -149,7 +149,7 @@ def read_adapter_file(folder: Path) -> AdapterFile:
         raise UserError(f"{folder} holds no adapter ({CONFIG}). Give a PEFT folder or a run's folder.")
     try:
         stated = msgspec.json.decode((folder / CONFIG).read_bytes(), type=_Stated)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{folder}/{CONFIG} cannot be used: {error}.") from error
     if stated.peft_type != "LORA":
         raise UserError(f"{folder} is a PEFT adapter of type {stated.peft_type}; only LORA adapters can be scored.")

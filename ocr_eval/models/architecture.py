@@ -15,7 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ocr_eval.common import yaml_files
-from ocr_eval.common.errors import UserError, reason_of
+from ocr_eval.common.errors import UserError, reason_of, shown
+from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models.base import DTYPES, attention_for, freeze
 from ocr_eval.models.hub import TOKENIZER_FILES
 from ocr_eval.models.quiet import quiet_transformers
@@ -91,20 +92,34 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
     """
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+            config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # anything may be in such a file, and the library checks little of it
         raise UserError(f"{name}: {folder}/config.json is of no known model: {reason_of(error)}") from error
+    for field in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
+        size = getattr(config.get_text_config(), field, None)
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"{name}: {folder}/config.json has '{field}': {shown(size)}; it must be 1 or more.")
+    return config
 
 
 def build(spec: ModelSpec, config: PretrainedConfig, device: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The network as it computes on a type of device.
 
     Its tensors are where the surrounding context puts them (meta, fake); their values mean nothing.
+
+    Raises:
+        UserError: a configuration that makes no model.
     """
-    with quiet_transformers():
-        network = AutoModelForCausalLM.from_config(
-            config, dtype=dtype or DTYPES[spec.dtype], attn_implementation=attention_for(spec, config, device)
-        )
+    attention = attention_for(spec, config, device)
+    try:
+        with quiet_transformers():
+            network = AutoModelForCausalLM.from_config(
+                config, dtype=dtype or DTYPES[spec.dtype], attn_implementation=attention
+            )
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{spec.name}: no model is made of its config.json: {reason_of(error)}") from error
     freeze(network)
     return network
 

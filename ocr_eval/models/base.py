@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -134,7 +133,9 @@ def load_base(
         freeze(network)
         if not mapped:
             network.to(accelerator.device)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, MemoryError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever the libraries make of files that are anyone's
         reason = reason_of(error)
         if is_out_of_memory(error):
             raise UserError(
@@ -236,10 +237,10 @@ def load_tokenizer_from(folder: Path) -> Any:
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         if not any(path for pattern in ("tokenizer*", "vocab*") for path in folder.glob(pattern)):
             raise UserError(f"'{folder}' has no tokenizer (tokenizer.json). Give a folder with its files.") from error
-        raise UserError(f"'{folder}' has no tokenizer that loads: {error}") from error
+        raise UserError(f"'{folder}' has no tokenizer that loads: {reason_of(error)}") from error
 
 
 def make_accelerator(device: Device) -> Accelerator:

@@ -8,7 +8,6 @@ HF_HUB_OFFLINE). A broken download resumes, and files that are whole are kept.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, reason_of
+from ocr_eval.common.files import read_json
 from ocr_eval.common.messages import is_quiet, say
 from ocr_eval.specs.model import HubWeights
 
@@ -165,7 +165,7 @@ def _has_weights(folder: Path) -> bool:
     if not index.is_file():
         return any(folder.glob("*.safetensors"))
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
+        names = set(read_json(index)["weight_map"].values())
+        return all((folder / name).is_file() for name in names)
+    except (UserError, LookupError, TypeError, AttributeError):
         return False
-    return all((folder / name).is_file() for name in names)

@@ -30,7 +30,7 @@ import platformdirs
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import write_atomic
+from ocr_eval.common.files import read_json, write_atomic
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
 from ocr_eval.models import hub
@@ -126,8 +126,8 @@ def _known_sha256(path: Path) -> str:
 def _digests(book: Path) -> dict[str, Any]:
     """What the cache folder knows of files; nothing if its file is missing or damaged."""
     try:
-        content = json.loads(book.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(book)
+    except UserError:
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -261,9 +261,9 @@ def _convert(gguf: Path, target: Path) -> None:
 def _check_manifest(folder: Path, spec: ModelSpec) -> None:
     """Raises UserError when a file is missing or differs from what was converted."""
     try:
-        files: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
+        files: dict[str, str] = read_json(folder / MANIFEST)["files"]
         damaged = [name for name, sha256 in files.items() if _known_sha256(folder / name) != sha256]
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (UserError, OSError, LookupError, TypeError, AttributeError):
         damaged = [MANIFEST]
     if damaged:
         raise UserError(

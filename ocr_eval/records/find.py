@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -70,7 +70,11 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measure: str | None 
         if not root.is_dir():
             raise UserError(f"There is no folder '{root}'. Run 'ocr-eval finetune' first, or name another.")
     found, seen = Found([], [], []), set()
-    for place, files in chain.from_iterable(map(_folders, roots)):
+
+    def unreadable(error: OSError) -> None:
+        found.complaints.append(UserError(f"{error.filename} cannot be read ({error.strerror})."))
+
+    for place, files in chain.from_iterable(_folders(root, unreadable) for root in roots):
         if not {"status.json", "result.json"} <= files:
             if {"config.yaml", "metrics.jsonl"} <= files:
                 found.unfinished.append(Path(place))
@@ -87,8 +91,8 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measure: str | None 
     return found
 
 
-def _folders(root: Path) -> Iterator[tuple[str, set[str]]]:
+def _folders(root: Path, unreadable: Callable[[OSError], None]) -> Iterator[tuple[str, set[str]]]:
     """Every folder below one, in a fixed order, with the names of its files; links are not followed."""
-    for place, folders, files in os.walk(root):
+    for place, folders, files in os.walk(root, onerror=unreadable):
         folders[:] = sorted(name for name in folders if name != "adapter")
         yield place, set(files)

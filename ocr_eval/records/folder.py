@@ -36,7 +36,17 @@ from filelock import Timeout
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import Busy, UserError
-from ocr_eval.common.files import read_jsonl, refuse_folder, remove, replacing, sync, to_jsonl, write_atomic
+from ocr_eval.common.files import (
+    read_json,
+    read_jsonl,
+    refuse_folder,
+    remove,
+    replacing,
+    sync,
+    to_jsonl,
+    whole,
+    write_atomic,
+)
 from ocr_eval.common.locks import hold
 from ocr_eval.records.metrics import MetricsLine, metrics_text, read_metrics
 from ocr_eval.records.record import Record, read_record
@@ -173,9 +183,16 @@ class RunFolder:
         return (self.path / "result.json").is_file()
 
     def failure(self) -> str | None:
-        """Why the run failed, if it did."""
+        """Why the run failed, if it did.
+
+        Raises:
+            UserError: its file is damaged.
+        """
         path = self.path / "failure.json"
-        return str(json.loads(path.read_text(encoding="utf-8"))["reason"]) if path.is_file() else None
+        if not path.is_file():
+            return None
+        with whole(path):
+            return str(read_json(path)["reason"])
 
     def clear(self) -> None:
         """Remove what an earlier attempt left, so that the run starts from nothing; first what makes it count."""
@@ -208,11 +225,11 @@ class RunFolder:
     def _environments(self, now: dict[str, Any]) -> list[dict[str, Any]]:
         """The environments of this run until now that were others than the present one, the oldest first."""
         try:
-            content = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content = dict(read_json(self.path / "env.json"))
+            before = [dict(each) for each in content.pop("earlier", [])]
+        except (UserError, TypeError, ValueError):  # it is for the curious
             return []
-        before: list[dict[str, Any]] = content.pop("earlier", [])
-        del content["schema_version"]
+        content.pop("schema_version", None)
         return before if content == now else [*before, content]
 
     def metrics(self) -> list[MetricsLine]:
@@ -239,8 +256,13 @@ class RunFolder:
         write_atomic(self.path / "metrics.jsonl", metrics_text(lines))
 
     def probes(self) -> list[dict[str, Any]]:
-        """The lines of probes.jsonl that belong to the untouched base."""
-        return [line for line in read_jsonl(self.path / "probes.jsonl") if line["epoch"] == 0]
+        """The lines of probes.jsonl that belong to the untouched base.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        with whole(path := self.path / "probes.jsonl"):
+            return [line for line in read_jsonl(path) if line["epoch"] == 0]
 
     def write_probes(self, lines: list[dict[str, Any]]) -> None:
         """Replace probes.jsonl."""

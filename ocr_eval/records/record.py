@@ -232,12 +232,12 @@ def read_record(path: Path, scoring: Scoring | None = None, measure: str | None 
         record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring, measure)
     except msgspec.ValidationError as error:
         version = _schema_version(content)
-        if version != SCHEMA_VERSION:
+        if version not in (None, SCHEMA_VERSION):
             raise UserError(
                 f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}."
             ) from error
         raise UserError(f"{path}: {error}.") from error
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a valid record ({str(error).rstrip('.')}). Rerun it with 'ocr-eval finetune --force'."
         ) from error
@@ -268,7 +268,7 @@ def _skim(content: bytes, scoring: Scoring, measure: str | None) -> Record:
 def _schema_version(content: bytes) -> Any:
     try:
         loose = msgspec.json.decode(content)
-    except UnicodeDecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return loose.get("schema_version") if isinstance(loose, dict) else None
 
@@ -304,6 +304,9 @@ def _disagreement(record: Record, scoring: Scoring) -> str | None:
     ):
         if not abs(found - stated) <= 1e-6:
             return f"final.{scoring} states {name} {stated:g} and the ranks have {found:g}"
+    measured = [value for found in record.measures.values() for value in found.values() if isinstance(value, int)]
+    if any(abs(value) >> 1000 for value in measured):
+        return "measures have a number that is too large"
     if score.ocr_score is not None and not abs(held.ocr_score - score.ocr_score) <= 1e-6:
         return f"final.{scoring} states OCR score {score.ocr_score:g} and the ranks have {held.ocr_score:g}"
     return None

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import read_jsonl
+from ocr_eval.common.files import read_jsonl, whole
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.metrics import MetricsLine, matched_in, read_metrics
 from ocr_eval.records.record import Matched
@@ -61,20 +58,3 @@ def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:
         if found != score.probes:
             raise UserError(f"{path} has {found} probes of {quantity} after the last epoch, the record {score.probes}.")
     return lines
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[None]:
-    """Reading a run's file.
-
-    Raises:
-        UserError: the file is missing, cannot be read, or does not hold what it should.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} does not hold what it should ({type(error).__name__}: {error}).") from error

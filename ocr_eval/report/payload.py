@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 from ocr_eval.analysis.candidate_heat import Heat, heat_of
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import read_bytes, whole
 from ocr_eval.data.task import the_finding
 from ocr_eval.methods.method import label_of
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.folder import RunFolder, read_config
-from ocr_eval.records.run_files import metrics_of, probes_of, whole
+from ocr_eval.records.run_files import metrics_of, probes_of
 from ocr_eval.report.figures.curves import chance_rank
 from ocr_eval.report.figures.style import drawn
 from ocr_eval.report.reproduce import command, missing_files
@@ -64,7 +65,7 @@ def pack(content: Mapping[str, Any]) -> str:
 
 def _text(path: Path) -> str:
     with whole(path):
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path).decode()
 
 
 def _curves(run: FinishedRun, scoring: Scoring) -> dict[str, Any]:

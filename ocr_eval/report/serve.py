@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
+import sys
 import threading
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.messages import say
+from ocr_eval.common.messages import say, warn
 from ocr_eval.records.find import find_runs
 from ocr_eval.records.select import parse_condition
 from ocr_eval.report.page import build_page
@@ -22,6 +27,8 @@ from ocr_eval.specs.run import Scoring
 LOOPBACK = "127.0.0.1"
 #: Files whose change makes a new state: progress of a run, and its end.
 _WATCHED = ("metrics.jsonl", "status.json", "result.json")
+#: Seconds that a client may take for each part of its request, and clients that are answered at once.
+_PATIENCE, _MOST_CLIENTS = 10, 64
 
 
 class Report:
@@ -57,6 +64,34 @@ class Report:
             return self._made[1]
 
 
+class _Server(ThreadingHTTPServer):
+    """A server that bears slow clients, many clients, and clients that leave."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._clients: deque[socket.socket] = deque()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread; of more clients than ``_MOST_CLIENTS`` the one that came first is dropped."""
+        self._clients.append(request)
+        if len(self._clients) > _MOST_CLIENTS:
+            with suppress(OSError):
+                self._clients.popleft().shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget a client that has its answer or left."""
+        with suppress(ValueError):
+            self._clients.remove(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """One line; none of a client that left."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, ConnectionError | TimeoutError):
+            warn(f"a request could not be answered: {error}")
+
+
 def make_server(report: Report, port: int) -> ThreadingHTTPServer:
     """A server on the loopback interface, not yet started.
 
@@ -65,6 +100,8 @@ def make_server(report: Report, port: int) -> ThreadingHTTPServer:
     """
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = _PATIENCE
+
         def do_GET(self) -> None:
             port = self.server.server_port  # type: ignore[attr-defined]
             if self.headers.get("Host") not in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
@@ -80,7 +117,7 @@ def make_server(report: Report, port: int) -> ThreadingHTTPServer:
         def _page(self) -> None:
             try:
                 self._answer(200, report.page(), "text/html")
-            except UserError as error:
+            except (UserError, OSError) as error:
                 self._answer(500, f"{error}\n".encode(), "text/plain")
 
         def _answer(self, code: int, content: bytes, kind: str) -> None:
@@ -97,7 +134,7 @@ def make_server(report: Report, port: int) -> ThreadingHTTPServer:
             """Requests are not logged."""
 
     try:
-        return ThreadingHTTPServer((LOOPBACK, port), Handler)
+        return _Server((LOOPBACK, port), Handler)
     except OSError as error:
         raise UserError(f"Port {port} cannot be used ({error.strerror}). Choose another with --port.") from error
 

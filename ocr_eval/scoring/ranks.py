@@ -136,9 +136,9 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
         """Number of each subject's unit, in the order in which they occur [S], and each unit's right answer [units]."""
         if not self.unit:
             return self.target, np.arange(self.ranks.shape[1])
-        names = list(dict.fromkeys(self.unit))
         answer_of = dict(zip(self.unit, self.target.tolist(), strict=True))
-        return np.array([names.index(unit) for unit in self.unit]), np.array([answer_of[name] for name in names])
+        number = {unit: i for i, unit in enumerate(answer_of)}
+        return np.array([number[unit] for unit in self.unit]), np.array(list(answer_of.values()))
 
     @cached_property
     def rank(self) -> Floats:

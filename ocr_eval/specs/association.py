@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -122,6 +123,11 @@ class Association(Strict):
     def whole(self, template: int) -> dict[str, Any]:
         """The fields of a data protocol under which all that can be asked is, in one template: what is audited."""
         return {"candidates": "all", "templates": (template,), "probe_template": template}
+
+
+def repeated(words: Iterable[str]) -> str | None:
+    """The first word that occurs more than once, None if none does."""
+    return next((word for word, times in Counter(words).items() if times > 1), None)
 
 
 def load_association(name_or_path: str) -> Association:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import product
 from pathlib import Path
 from types import GenericAlias
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, create_model, model_validator
 
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import read_bytes
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import Dtype, load_model_spec
 from ocr_eval.specs.run import DataSpec, RunSpec, make_run_spec, run_seeds
@@ -55,7 +57,7 @@ class Grid(_Axes, _Runs):
     def _check(self) -> Grid:
         for name, values in self:
             if isinstance(values, tuple):
-                twice = sorted({str(value) for value in values if values.count(value) > 1})
+                twice = sorted(str(value) for value, times in Counter(values).items() if times > 1)
                 if twice:
                     raise ValueError(f"{name} names {', '.join(twice)} twice")
         return self
@@ -143,7 +145,7 @@ def read_sweep(output: Path, study: str = "") -> SweepState | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path))
         version = content["schema_version"]
         if version == SCHEMA_VERSION:
             content.pop("dtypes", None)  # of before; the names of the runs hold it too
@@ -153,7 +155,7 @@ def read_sweep(output: Path, study: str = "") -> SweepState | None:
                 older |= {} if every is None else {"score_at": f"every:{every}"}
                 content["grid"] = {**older, **content["grid"]}
             return SweepState.model_validate(content, strict=False)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({_reason(error)}). Delete it; the runs beside it are kept.") from error
     raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
 

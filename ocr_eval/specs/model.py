@@ -34,6 +34,12 @@ def _checked(text: str) -> str:
     return text
 
 
+def _repository(text: str) -> str:
+    if not re.fullmatch(r"\b[\w.-]+\b/\b[\w.-]+\b", text, re.ASCII) or re.search(r"--|\.\.|\.git$|.{97}", text):
+        raise ValueError("The hub has no repositories of such a name. Give ORG/NAME, at most 96 characters")
+    return text
+
+
 class HubWeights(Strict):
     """Weights of a model hub: repository, revision (a commit where it is known), and how to get access.
 
@@ -42,7 +48,7 @@ class HubWeights(Strict):
     """
 
     kind: Literal["hub"]
-    repo: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")]
+    repo: Annotated[str, AfterValidator(_repository)]
     revision: str
     gated: bool | None
     access: str
@@ -193,17 +199,13 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
         )
     repository = _REPOSITORY.fullmatch(name_or_path)
     if repository and not path.exists() and not name_or_path.endswith((".yaml", ".yml")):
+        where = {"repo": repository["repo"], "revision": repository["revision"] or "main", "gated": None}
+        content = {"kind": "hub", **where, "access": "see its page on the hub"}
         return ModelSpec(
             name=_repository_name(repository["repo"]),
             description=f"A repository of the hub: {name_or_path}",
             license="see its page",
-            weights=HubWeights(
-                kind="hub",
-                repo=repository["repo"],
-                revision=repository["revision"] or "main",
-                gated=None,
-                access="see its page on the hub",
-            ),
+            weights=yaml_files.parse(HubWeights, content, f"model '{name_or_path}'"),
         )
     file = yaml_files.find_yaml("model", "models", name_or_path)
     spec = yaml_files.parse(ModelSpec, yaml_files.read_yaml(file), str(file))

@@ -1,0 +1,148 @@
+"""Every command with a small whole call: what the suites of bad input, kills and faults go through.
+
+A command that is not in this table fails ``test_fuzz.py``: whoever adds one states its call here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer.main
+
+from ocr_eval.cli import variables
+from ocr_eval.cli.app import app, run
+from ocr_eval.common.yaml_files import shipped
+
+SMALL = ("--n", "3", "--m-train", "2", "--m-test", "2")
+TRAINED = (*SMALL, "--epochs", "2", "--quiet")
+TOY = ("--n", "3", "--d-h", "4", "--steps", "20", "--batch", "0")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and the arguments of a call that takes a second or two; ``{place}`` is one of the world's.
+
+    Attributes:
+        words: what calls it.
+        arguments: of the call.
+        writes: whether it writes below ``{out}``.
+        refused: whether the call is refused by intent, for what it does takes minutes.
+    """
+
+    words: str
+    arguments: tuple[str, ...] = ()
+    writes: bool = False
+    refused: bool = False
+
+    def line(self, world: World) -> list[str]:
+        """The command line in a world."""
+        return [*self.words.split(), *(argument.format(**world.places) for argument in self.arguments)]
+
+
+COMMANDS = (
+    Command("finetune", ("{pairs}", "--model", "{tiny}", "-o", "{out}", *TRAINED), writes=True),
+    Command(
+        "sweep", ("--models", "{tiny}", "--assocs", "{pairs}", "-o", "{out}", "--seeds", "0,1", *TRAINED), writes=True
+    ),
+    Command("controls", ("{pairs}", "--model", "{tiny}", "-o", "{out}", "--seeds", "0", *TRAINED), writes=True),
+    Command(
+        "curve",
+        ("{pairs}", "--model", "{tiny}", "-o", "{out}", "--seeds", "0", *TRAINED, "--m-train", "1,2"),
+        writes=True,
+    ),
+    Command("score", ("{run}", "--quiet")),
+    Command("status", ("{grid}",)),
+    Command("table", ("{grid}",)),
+    Command("figures", ("{grid}", "-o", "{out}"), writes=True),
+    Command("compare", ("{grid}", "{grid}")),
+    Command("report", ("{grid}", "-o", "{out}/report.html"), writes=True),
+    Command("data list"),
+    Command("data show", ("{pairs}",)),
+    Command("data candidates", ("{pairs}", "--model", "{tiny}", "--quiet")),
+    Command("data export", ("{pairs}", "-o", "{out}", *SMALL), writes=True),
+    Command("models list"),
+    Command("models show", ("{tiny}",)),
+    Command("models pull", ("{tiny}", "--quiet")),
+    Command("models check", ("{tiny}", "--assoc", "{pairs}", "--quiet")),
+    Command("models rehearse", ("{tiny}", "--assoc", "{pairs}", "--steps", "2", "--probes", "2", "--quiet")),
+    *(Command(f"{door} list") for door in ("methods", "preventions", "measures")),
+    Command("methods show", ("lora",)),
+    Command("preventions show", ("scale-after",)),
+    Command("measures show", ("known-facts",)),
+    Command("doctor"),
+    Command("toy train", (*TOY, "--output", "{out}/toy.json"), writes=True),
+    Command("toy sweep", (*TOY[2:], "--values", "2,3", "--seeds", "0", "--output", "{out}/toy.json"), writes=True),
+    Command("toy check", ("--solver", "NONE"), refused=True),
+    Command("toy open", ("--question", "nothing"), refused=True),
+    Command("toy figures", ("--solver", "NONE", "--output", "{out}"), refused=True),
+)
+WRITING = [command for command in COMMANDS if command.writes]
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with everything that the calls read: a model, an association, a file of flags, and a sweep."""
+
+    root: Path
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """What a call may name."""
+        return {
+            "tiny": self.root / "tiny.yaml",
+            "pairs": self.root / "pairs.yaml",
+            "flags": self.root / "flags.yaml",
+            "grid": self.root / "grid",
+            "run": min(self.root.glob("grid/runs/*/*/*/seed0-*"), default=self.root / "grid"),
+            "out": self.root / "out",
+        }
+
+    def copy(self, to: Path) -> World:
+        """Another of the same content, without any output."""
+        shutil.copytree(self.root, to)
+        return World(to)
+
+    def files(self) -> list[Path]:
+        """Every file that a call may read, relative to the root."""
+        return sorted(
+            path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file() and path.suffix != ".lock"
+        )
+
+
+def make_world(root: Path, model: Path) -> World:
+    """A world over a model's YAML and folder: of its four runs two are finished, one failed and one has begun."""
+    root.mkdir()
+    text = model.read_text()
+    (root / "tiny.yaml").write_text(text.replace(f"./{model.stem}", "./tiny"))
+    shutil.copytree(model.with_suffix(""), root / "tiny")
+    pairs = (shipped("templates") / "country-code.yaml").read_text()
+    (root / "pairs.yaml").write_text(pairs.replace("name: country-code", "name: own-pairs"))
+    (root / "flags.yaml").write_text("format: md\nfilter: [seed=0]\n")
+    world = World(root)
+    grid = ["--models", str(root / "tiny.yaml"), "--assocs", str(root / "pairs.yaml"), "-o", str(root / "grid")]
+    assert run(["sweep", *grid, "--seeds", "0-3", *TRAINED]) == 0
+    for seed in (2, 3):
+        (folder,) = root.glob(f"grid/runs/*/*/*/seed{seed}-*")
+        for name in ("status.json", "result.json"):
+            (folder / name).unlink()
+    (folder.parent / next(folder.parent.glob("seed2-*")).name / "failure.json").write_text(
+        json.dumps({"schema_version": 1, "reason": "The loss became NaN."})
+    )
+    return world
+
+
+def of_the_program() -> Iterator[str]:
+    """The words of every command that the program has."""
+    for words, command in variables.commands(typer.main.get_command(app)):
+        if not getattr(command, "commands", None):
+            yield words.strip()
+
+
+def parameters(words: str) -> list[str]:
+    """The flags of a command."""
+    found = {known.strip(): command for known, command in variables.commands(typer.main.get_command(app))}
+    return [option for parameter in found[words].params for option in parameter.opts if option.startswith("--")]
