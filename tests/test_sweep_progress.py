@@ -5,6 +5,7 @@ import json
 import numpy as np
 from conftest import tiny_run
 
+from ocr_eval.execution.execute import PlannedRun
 from ocr_eval.execution.progress import SweepWatcher
 from ocr_eval.execution.run_pack import Step
 from ocr_eval.records.folder import RunFolder
@@ -21,8 +22,7 @@ def step(tiny, tmp_path, seed, epoch):
 
 def test_a_run_that_could_not_go_on_is_not_waited_for(tiny, tmp_path, capfd):
     runs = [step(tiny, tmp_path, seed, 0) for seed in (0, 1)]
-    names = [run.folder.identity for run in runs]
-    watch = SweepWatcher(dict.fromkeys(names, 2), dict.fromkeys(names, 0), 1)
+    watch = SweepWatcher([[PlannedRun(run.spec, run.folder) for run in runs]])
     watch(runs)
     watch([step(tiny, tmp_path, 0, 1)])  # the other has diverged
     watch([step(tiny, tmp_path, 0, 2)])
@@ -33,7 +33,7 @@ def test_a_run_that_could_not_go_on_is_not_waited_for(tiny, tmp_path, capfd):
 
 
 def test_runs_that_are_nobodys_are_passed_over(tiny, tmp_path, capfd):
-    SweepWatcher({}, {}, 1)([step(tiny, tmp_path, 0, 1)])
+    SweepWatcher([[]])([step(tiny, tmp_path, 0, 1)])
     assert capfd.readouterr().err == ""
 
 

@@ -39,11 +39,7 @@ class Heat:
 
 
 def heat_of_run(run: FinishedRun, scoring: Scoring) -> Heat | None:
-    """The heat of a run's probes; see ``heat_of``.
-
-    Raises:
-        UserError: as ``probes_of``.
-    """
+    """The heat of a run's probes, as ``heat_of`` has it; the UserErrors are those of ``probes_of``."""
     lines = probes_of(run, scoring)
     with whole(run.folder / "probes.jsonl"):
         return heat_of(lines, scoring, run.record.quantities)
@@ -58,6 +54,8 @@ def heat_of(probes: Sequence[Mapping[str, Any]], scoring: Scoring, quantities: S
     Raises:
         ValueError: no probes of the finding.
     """
+    from scipy.special import softmax  # a third of a second
+
     last = max((probe["epoch"] for probe in probes), default=0)
     finding = the_finding(quantities).name
     held_out = [p for p in probes if p["epoch"] == last and p["quantity"] == finding]
@@ -74,8 +72,7 @@ def heat_of(probes: Sequence[Mapping[str, Any]], scoring: Scoring, quantities: S
     answers = {p["group"]: p["answer"] for p in held_out}
     groups = sorted(answers, key=lambda group: natural(str(group)))
     probability = [
-        np.mean([_normalized(p["logprobs"][scoring]) for p in held_out if p["group"] == group], axis=0)
-        for group in groups
+        np.mean([softmax(p["logprobs"][scoring]) for p in held_out if p["group"] == group], axis=0) for group in groups
     ]
     return Heat(
         groups=tuple(_name(group, facts[group] - {answers[group]}) for group in groups),
@@ -90,10 +87,3 @@ def _name(group: int | str, facts: set[str]) -> str:
     if len(facts) == 1:
         return min(facts)
     return f"group {group}" if isinstance(group, int) else group
-
-
-def _normalized(logprobs: Sequence[float]) -> NDArray[np.float64]:
-    """Probabilities over the candidates alone. [C] -> [C]"""
-    shifted = np.exp(np.array(logprobs) - max(logprobs))
-    share: NDArray[np.float64] = shifted / shifted.sum()
-    return share

@@ -139,8 +139,8 @@ def figures(
     """
     from ocr_eval.common.files import prepare_output
     from ocr_eval.report.chart import charts
-    from ocr_eval.report.figures import save
     from ocr_eval.report.figures.gallery import gallery, text_curves
+    from ocr_eval.report.figures.style import save
 
     if text and to is not None:
         raise UserError("--to has no effect with --text, which writes no files. Drop one of them.")

@@ -130,7 +130,7 @@ def take_part(output: Path, study: str, pack: int, means: Means) -> None:
 def _work_here(sweep: Sweep, bases: Bases, means: Means, packs: Sequence[int]) -> None:
     """Do packs in this process, one after another."""
     _say_amount(sweep, packs)
-    with following(_watcher(sweep), means.report_to, sweep.name, sweep.output) as watch:
+    with following(SweepWatcher(sweep.packs), means.report_to, sweep.name, sweep.output) as watch:
         how = Execution(means.device, score_at=means.scored_at, watch=watch, measures=o.measures(means.measures))
         work(sweep, bases, how, packs)
 
@@ -142,7 +142,7 @@ def _work_in_jobs(sweep: Sweep, means: Means, processes: int) -> None:
     placement = Placement(executor="local", devices=("cpu",) * processes) if here else means.placement()
     how = f" in {len(jobs)} {'processes' if here else 'jobs'}" if len(jobs) > 1 else ""
     _say_amount(sweep, range(len(sweep.packs)), how)
-    follower = Follower(sweep.packs, _watcher(sweep))
+    follower = Follower(sweep.packs, SweepWatcher(sweep.packs))
 
     def tell(event: JobEvent) -> None:
         if not here:
@@ -166,14 +166,6 @@ def _say_amount(sweep: Sweep, packs: Sequence[int], how: str = "") -> None:
         )
     count, todo = len(sweep.packs), sum(run.is_open for index in packs for run in sweep.packs[index])
     say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {todo} to do{how}, in {sweep.output}")
-
-
-def _watcher(sweep: Sweep) -> SweepWatcher:
-    """What says how far the sweep is, from what is still to be done."""
-    numbered = [(index, run) for index, pack in enumerate(sweep.packs) for run in pack if run.is_open]
-    pack_of = {run.folder.identity: index for index, run in numbered}
-    epochs = {run.folder.identity: run.spec.train.epochs for _, run in numbered}
-    return SweepWatcher(epochs, pack_of, len(sweep.packs))
 
 
 def report_missing(runs: Sequence[PlannedRun], resumes: bool = True) -> None:

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from ocr_eval.common.messages import duration, say
+from ocr_eval.execution.execute import PlannedRun
 from ocr_eval.execution.run_pack import Step
 from ocr_eval.records.metrics import MetricsLine
 
 
 class SweepWatcher:
-    """Says a line for each epoch of a pack: how much of the sweep is done, losses and OCR scores, time left.
+    """Says a line for each epoch of a pack: how much is done of what was open, losses and OCR scores, time left."""
 
-    Args:
-        epochs: how many epochs every run has that is still to be done, by its folder's identity.
-        pack_of: the pack of each of them, from 0.
-        packs: how many packs the sweep has.
-    """
-
-    def __init__(self, epochs: Mapping[str, int], pack_of: Mapping[str, int], packs: int) -> None:
-        self._epochs, self._pack_of, self._packs = epochs, pack_of, packs
-        self._left = dict(epochs)
-        self._counted = 0
+    def __init__(self, packs: Sequence[Sequence[PlannedRun]]) -> None:
+        numbered = [(index, run) for index, pack in enumerate(packs) for run in pack if run.is_open]
+        self._pack_of = {run.folder.identity: index for index, run in numbered}
+        self._left = {run.folder.identity: run.spec.train.epochs for _, run in numbered}
+        self._packs, self._total, self._counted = len(packs), sum(self._left.values()), 0
         self._started = time.monotonic()
 
     def __call__(self, steps: Sequence[Step]) -> None:
         """A pack has finished an epoch."""
-        if not steps:
-            return
         there = {step.folder.identity for step in steps}
         pack = next((self._pack_of[run] for run in there if run in self._pack_of), None)
         for run in self._left:
@@ -41,13 +35,13 @@ class SweepWatcher:
                 self._counted += 1
         if pack is None:  # runs that another process has restarted
             return
-        total, left = sum(self._epochs.values()), sum(self._left.values())
-        first = steps[0]
-        epoch, longest = first.line.epoch, max(step.spec.train.epochs for step in steps)
+        left, epoch = sum(self._left.values()), steps[0].line.epoch
+        longest = max(step.spec.train.epochs for step in steps)
         # Epoch 0 costs a scoring only, so that the first estimates are on the high side.
         seconds = (time.monotonic() - self._started) / self._counted * left
+        done = 1 - left / self._total
         say(
-            f"{1 - left / total:4.0%}  pack {pack + 1}/{self._packs} epoch {epoch:>{len(str(longest))}}/{longest}  "
+            f"{done:4.0%}  pack {pack + 1}/{self._packs} epoch {epoch:>{len(str(longest))}}/{longest}  "
             + "  ".join(_by_association(steps))
             + (f"  {duration(seconds)} left" if left else "")
         )

@@ -127,11 +127,7 @@ def _request(weights: HubWeights, files: list[str]) -> dict[str, Any]:
 
 
 def _check_before(request: dict[str, Any], name: str) -> None:
-    """Look at what would be fetched: is there room for it, and are there safetensors at all?
-
-    Raises:
-        UserError: the disk is too small, or the repository has no safetensors.
-    """
+    """Raises UserError where the disk is too small for what would be fetched, or there are no safetensors at all."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import DryRunError
 

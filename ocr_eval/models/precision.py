@@ -37,11 +37,17 @@ def choose(device: str) -> Choice:
 
     A GPU that is not in this machine, as where a cluster's jobs are planned, is taken to have bfloat16.
     """
-    if device == "cuda":
-        return _of_cuda(torch.cuda.get_device_capability() if torch.cuda.is_available() else None)
+    if device == "cpu":
+        return _of_cpu(cpu_capabilities(), platform.system())
     if device == "mps":
         return Choice("float32", "works on every Apple GPU", untested=True)
-    return _of_cpu(cpu_capabilities(), platform.system())
+    if not torch.cuda.is_available():
+        return Choice("bfloat16", "assumed of a GPU that is not in this machine", untested=True)
+    capability = torch.cuda.get_device_capability()
+    told = f"compute capability {capability[0]}.{capability[1]}"
+    if capability >= _AMPERE:
+        return Choice("bfloat16", told, untested=True)
+    return Choice("float16", f"{told} has no bfloat16", untested=True)
 
 
 def cpu_capabilities() -> Mapping[str, Any]:
@@ -60,15 +66,6 @@ def _of_cpu(capabilities: Mapping[str, Any], system: str) -> Choice:
             return Choice("float32", "macOS multiplies float32 matrices faster", untested=True)
         return Choice("bfloat16", "the processor has ARM bf16", untested=True)
     return Choice("float32", "the processor has no bfloat16 instructions")
-
-
-def _of_cuda(capability: tuple[int, int] | None) -> Choice:
-    if capability is None:
-        return Choice("bfloat16", "assumed of a GPU that is not in this machine", untested=True)
-    told = f"compute capability {capability[0]}.{capability[1]}"
-    if capability >= _AMPERE:
-        return Choice("bfloat16", told, untested=True)
-    return Choice("float16", f"{told} has no bfloat16", untested=True)
 
 
 def choose_for(model: ModelSpec, device: str) -> Choice:

@@ -81,11 +81,7 @@ def locate(spec: ModelSpec) -> WeightFolder:
 
 
 def located(spec: ModelSpec, files: list[str]) -> Path:
-    """A folder with some files of a model, fetched first if they are not here; of packages always all of them.
-
-    Raises:
-        UserError: as ``locate``.
-    """
+    """A folder with some files of a model, else as ``locate``; of packages always all of them."""
     if isinstance(spec.weights, FolderWeights):
         return Path(spec.weights.path)
     if isinstance(spec.weights, PackageWeights):
@@ -141,9 +137,6 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-# Packages of the Python index
-
-
 def read_tensor(folder: Path, name: str) -> Any:
     """One tensor of a model on this disk, without the rest of it.
 
@@ -157,6 +150,9 @@ def read_tensor(folder: Path, name: str) -> Any:
             if name in file.keys():  # noqa: SIM118
                 return file.get_tensor(name)
     raise UserError(f"{folder} has no tensor '{name}' in safetensors files.")
+
+
+# Packages of the Python index
 
 
 def _converted_folder(spec: ModelSpec) -> Path:

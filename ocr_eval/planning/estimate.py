@@ -165,8 +165,8 @@ def make_plan(
     sizes, work, free = examine(spec.model), workload.measure(spec, score_at=score_at), memory.available(place)
     passes = work.training, work.scoring(place.type)
     plan = memory.estimate(spec.model, spec.train, *passes, place.type)
-    if place.type == "cuda" and not plan.fits(free):
-        free = memory.available_together()
+    if place.type == "cuda" and not plan.fits(free):  # a model that is too large for one GPU is spread over all
+        free = sum(memory.available(torch.device("cuda", i)) for i in range(torch.cuda.device_count()))
     return Plan(
         spec=spec,
         output=output,

@@ -194,11 +194,6 @@ def available(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def available_together() -> int:
-    """Bytes of memory that are free on all GPUs, over which a model that is too large for one is spread."""
-    return sum(int(torch.cuda.mem_get_info(i)[0]) for i in range(torch.cuda.device_count()))
-
-
 def refuse_impossible(spec: ModelSpec, train: TrainSpec, device: Device) -> None:
     """Stop before anything is loaded where what a run must hold is more than there is.
 

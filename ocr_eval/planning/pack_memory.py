@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,17 +32,13 @@ def lanes_that_fit(device: str) -> Fit:
     """How many runs may share a pack on a type of device, by the memory plan; at least one."""
 
     def fit(specs: Sequence[RunSpec], wanted: int) -> int:
-        spec = widest(specs)
+        spec, free = widest(specs), room(device)
         work = workload.measure(spec)
-        lanes = wanted
-        while lanes > 1:
-            needed = pack_memory(spec, work, lanes, device)
-            if needed.fits(room(device)):
-                break
-            one = pack_memory(spec, work, 1, device).total
-            a_lane = max(1, needed.total - one) / (lanes - 1)  # the first ones take more, so it may be asked again
-            lanes = max(1, min(lanes - 1, 1 + int((memory.USABLE * room(device) - one) / a_lane)))
-        return lanes
+
+        def is_too_much(lanes: int) -> bool:
+            return not pack_memory(spec, work, lanes, device).fits(free)
+
+        return max(1, bisect_left(range(1, wanted), True, key=is_too_much)) if is_too_much(wanted) else wanted
 
     return fit
 

@@ -34,9 +34,8 @@ class _Running:
     def result(self) -> JobResult:
         """How it has ended."""
         code, words = self.child.returncode, process.last_line(self.log)
-        if code == 0:
-            return JobResult(self.job, "done", code, self.device, "", self.log, words)
-        return JobResult(self.job, "failed", code, self.device, process.describe_exit(code), self.log, words)
+        reason = process.describe_exit(code) if code else ""
+        return JobResult(self.job, "failed" if code else "done", code, self.device, reason, self.log, words)
 
 
 def run_local(

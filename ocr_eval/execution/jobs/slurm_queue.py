@@ -1,4 +1,7 @@
-"""Slurm's own commands: partitions, submission, and the states of jobs by the names they were submitted under."""
+"""Slurm's own commands: partitions, submission, and the states of jobs by the names they were submitted under.
+
+All but ``require_slurm`` and ``find_accounted`` raise RunFailed where Slurm does not answer.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,6 @@ def find_partition(wanted: str | None) -> Partition:
 
     Raises:
         UserError: there is no such partition, or no default.
-        RunFailed: Slurm does not answer.
     """
     partitions: dict[str, Partition] = {}
     for line in _ask("sinfo", "--noheader", "--format=%P|%l|%G").splitlines():  # a line for each kind of node
@@ -86,7 +88,6 @@ def submit(script: str, flags: Sequence[str]) -> str:
 
     Raises:
         UserError: Slurm refuses it.
-        RunFailed: Slurm does not answer.
     """
     done = _run(["sbatch", "--parsable", *flags], script)
     if done.returncode != 0:
@@ -96,11 +97,7 @@ def submit(script: str, flags: Sequence[str]) -> str:
 
 
 def find_jobs(names: Iterable[str]) -> dict[str, QueueEntry]:
-    """The jobs of these names that the controller remembers, by id; finished ones for a while.
-
-    Raises:
-        RunFailed: Slurm does not answer.
-    """
+    """The jobs of these names that the controller remembers, by id; finished ones for a while."""
     entries = {}
     answer = _ask("squeue", "--noheader", "--states=all", f"--name={','.join(names)}", "--format=%i|%j|%T|%r")
     for line in answer.splitlines():
@@ -119,11 +116,7 @@ def find_accounted(job_id: str) -> QueueEntry | None:
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """Cancel jobs by their ids.
-
-    Raises:
-        RunFailed: Slurm does not answer.
-    """
+    """Cancel jobs by their ids."""
     if ids:
         _ask("scancel", *ids)
 

@@ -36,14 +36,8 @@ def curve_figure(runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> Fi
     Drawn are the epochs at which all seeds were scored. The dashed grey line is the null rank of the finding, the
     dotted one chance: the mean rank of an answer drawn among all candidates.
 
-    Args:
-        runs: records with the lines of their metrics.jsonl, all of one model and setting.
-
-    Raises:
-        ValueError: no runs.
+    ``runs`` are records with the lines of their metrics.jsonl, all of one model and setting, one at least.
     """
-    if not runs:
-        raise ValueError("no runs to draw")
     runs_of: dict[str, list[tuple[Record, Metrics]]] = defaultdict(list)
     for record, lines in runs:
         runs_of[record.association].append((record, lines))

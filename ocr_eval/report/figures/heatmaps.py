@@ -16,14 +16,8 @@ from ocr_eval.specs.run import Scoring
 def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
     """A panel a run: rows are groups by their right answer, columns candidates, the right one framed.
 
-    Args:
-        heats: by the title of the panel.
-
-    Raises:
-        ValueError: nothing to draw.
+    ``heats`` are by the title of the panel, one at least.
     """
-    if not heats:
-        raise ValueError("no runs to draw")
     most = max(len(heat.candidates) for heat in heats.values())
     groups = max(len(heat.groups) for heat in heats.values())
     figure, grid = panels(len(heats), 3, (0.36 * most + 1.3, 0.34 * groups + 1.5))
