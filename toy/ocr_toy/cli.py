@@ -5,6 +5,7 @@ inside the commands, so that help is immediate.
 """
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -225,6 +226,9 @@ def check(
     grid: Annotated[
         list[str] | None, typer.Option(help="n,m_train,m_test of Theorems 1 and 2; may be repeated.")
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also mitigate, complete and systems, with seeds 0, 1, 2.")
+    ] = False,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
     ranks: Annotated[str, typer.Option(help="Widths d_h of claim 5, 3 or more.")] = "3,4",
     rank_steps: Annotated[int, typer.Option(help="Training steps of claim 5.")] = 10_000,
@@ -234,7 +238,7 @@ def check(
 ) -> None:
     """Check claims 1 to 8 of the theory against measurements.
 
-    Prints the theory's number, the measured one, the tolerance, and pass or fail.
+    Prints the theory's number, the measured one, the tolerance, and pass or fail. With --all, every named check.
     """
     from ocr_toy.check import DEFAULT_GRID, CheckSpec, run_checks
     from ocr_toy.theory import require_solver
@@ -258,7 +262,11 @@ def check(
         done.append(result)
         if not as_json:
             print(_verdict(result), flush=True)
-    _emit({"spec": asdict(spec), "checks": _documents(done)}, as_json, output, [])
+    document: dict[str, Any] = {"spec": asdict(spec), "checks": _documents(done)}
+    if everything:
+        seeds = [seed, seed + 1, seed + 2]
+        done += _run(_studies(list(SYSTEMS), seeds), document, as_json)
+    _emit(document, as_json, output, [])
     _end(done)
 
 
@@ -282,36 +290,65 @@ def _end(done: "Sequence[Check]") -> None:
         raise typer.Exit(1)
 
 
+SYSTEMS: dict[str, str] = {
+    "mitigate": "remedies",
+    "complete": "completion",
+    "open-side": "open_side",
+    "reversal": "reversal_curse",
+    "attention-svm": "attention_svm",
+    "in-context": "in_context",
+    "stages": "stages",
+    "scan-and-snap": "scan_and_snap",
+    "grokking": "grokking",
+}
+"""Name of every study beside the claims and the module whose `report` runs it."""
+
+
+def _studies(names: "Sequence[str]", seeds: list[int]) -> "list[Callable[[], Report]]":
+    def study(name: str) -> "Report":
+        found: Report = importlib.import_module(f"ocr_toy.{SYSTEMS[name]}").report(seeds, say)
+        return found
+
+    return [functools.partial(study, name) for name in names]
+
+
+def _run(
+    studies: "Sequence[Callable[[], Report]]", document: dict[str, Any], as_json: bool, figures: Path | None = None
+) -> "list[Check]":
+    """Run every study into the document, print what it gave, draw its picture; the checks of all."""
+    document["reports"] = {}
+    done: list[Check] = []
+    for study in studies:
+        found = study()
+        done += found.checks
+        document["reports"][found.name] = found.data | {"source": found.source, "checks": _documents(found.checks)}
+        if not as_json:
+            print("\n".join([f"{found.name}: {found.source}", *found.lines, *map(_verdict, found.checks)]), flush=True)
+        if figures is not None:
+            from ocr_toy.figures import save_report
+
+            for path in save_report(found, figures):
+                say(str(path))
+    return done
+
+
 def _reports(
     studies: "Sequence[Callable[[], Report]]",
     seeds: list[int],
     as_json: bool,
     output: Path | None,
     figures: Path | None,
-) -> "list[Check]":
-    """Run every study, print or write what it gave, draw its picture; the checks of all."""
+) -> None:
+    """Run studies as a command of their own; exit 1 unless every check passes."""
+    from ocr_toy.files import prepare_folder
+
     _prepare(output)
     if figures is not None:
-        from ocr_toy.files import prepare_folder
-
         prepare_folder(figures)
-    document: dict[str, Any] = {"seeds": seeds, "reports": {}}
-    done: list[Check] = []
-    reports: list[Report] = []
-    for study in studies:
-        found = study()
-        reports.append(found)
-        done += found.checks
-        document["reports"][found.name] = found.data | {"source": found.source, "checks": _documents(found.checks)}
-        if not as_json:
-            print("\n".join([f"{found.name}: {found.source}", *found.lines, *map(_verdict, found.checks)]), flush=True)
+    document: dict[str, Any] = {"seeds": seeds}
+    done = _run(studies, document, as_json, figures)
     _emit(document, as_json, output, [])
-    if figures is not None:
-        from ocr_toy.figures import save_reports
-
-        for path in save_reports(reports, figures):
-            say(str(path))
-    return done
+    _end(done)
 
 
 @app.command()
@@ -334,7 +371,48 @@ def mitigate(
 
     chosen = o.whole(seeds, "seeds")
     methods = tuple(remedies.METHODS) if method == "all" else (method,)
-    _end(_reports([lambda: remedies.report(chosen, say, methods)], chosen, as_json, output, figures))
+    _reports([lambda: remedies.report(chosen, say, methods)], chosen, as_json, output, figures)
+
+
+@app.command()
+@reported
+def complete(
+    n: o.Pairs = 5,
+    seeds: o.Seeds = "0,1,2",
+    as_json: o.AsJson = False,
+    output: o.Output = None,
+    figures: o.Figures = None,
+) -> None:
+    """Complete one block three ways: reasoning, reversal and two-hop.
+
+    Prints convex optimum and gradient descent of both models, inside the answer set and over all answers.
+    """
+    from ocr_toy import completion
+
+    chosen = o.whole(seeds, "seeds")
+    _reports([lambda: completion.report(chosen, say, n)], chosen, as_json, output, figures)
+
+
+@app.command()
+@reported
+def systems(
+    system: Annotated[
+        str,
+        typer.Option(help="open-side, reversal, attention-svm, in-context, stages, scan-and-snap, grokking, or all."),
+    ] = "all",
+    seeds: o.Seeds = "0,1,2",
+    as_json: o.AsJson = False,
+    output: o.Output = None,
+    figures: o.Figures = None,
+) -> None:
+    """Run the systems named beside the paper.
+
+    Prints each one's published or derived number beside the measured one.
+    """
+    known = [name for name in SYSTEMS if name not in ("mitigate", "complete")]
+    require(system == "all" or system in known, f"system = {system}: unknown; use one of {', '.join(known)}, all")
+    chosen = o.whole(seeds, "seeds")
+    _reports(_studies(known if system == "all" else [system], chosen), chosen, as_json, output, figures)
 
 
 @app.command("open")
