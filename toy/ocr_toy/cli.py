@@ -102,9 +102,11 @@ def _emit(document: Any, as_json: bool, output: Path | None, lines: list[str]) -
         print(to_json(document) if as_json else "\n".join(lines))
 
 
-def _prepare(output: Path | None) -> None:
+def _prepare(output: Path | None, figures: Path | None = None) -> None:
     from ocr_toy.files import prepare_folder
 
+    if figures is not None:
+        prepare_folder(figures)
     if output is not None:
         prepare_folder(output.parent)
         require(output.is_file() or not output.exists(), f"output = {output}: is not a plain file; name a file")
@@ -113,6 +115,10 @@ def _prepare(output: Path | None) -> None:
 @app.command()
 @reported
 def train(
+    context: typer.Context,
+    preset: Annotated[
+        str, typer.Option(help="published, or official: the official code's exact start, seed and loss.")
+    ] = "published",
     param: o.Param = "factorized",
     n: o.Pairs = 20,
     m_train: o.MTrain = 1,
@@ -145,6 +151,11 @@ def train(
     options = dict(locals())
     from ocr_toy.train import train_runs
 
+    require(preset in o.PRESETS, f"preset = {preset}: unknown; use {' or '.join(o.PRESETS)}")
+    if preset == "official":
+        sources = {name: context.get_parameter_source(name) for name in options}
+        given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+        options |= {name: value for name, value in o.official(param).items() if name not in given}
     spec = o.run_spec(options)
     _prepare(output)
     result = train_runs([spec], _tenths())[0]
@@ -235,6 +246,7 @@ def check(
     seed: o.Seed = 0,
     as_json: o.AsJson = False,
     output: o.Output = None,
+    figures: o.Figures = None,
 ) -> None:
     """Check claims 1 to 8 of the theory against measurements.
 
@@ -256,7 +268,8 @@ def check(
         seed=seed,
     )
     require_solver(spec.solver)
-    _prepare(output)
+    require(everything or figures is None, f"figures = {figures}: the claims have theirs in toy figures; use --all")
+    _prepare(output, figures)
     done = []
     for result in run_checks(spec, say):
         done.append(result)
@@ -265,7 +278,7 @@ def check(
     document: dict[str, Any] = {"spec": asdict(spec), "checks": _documents(done)}
     if everything:
         seeds = [seed, seed + 1, seed + 2]
-        done += _run(_studies(list(SYSTEMS), seeds), document, as_json)
+        done += _run(_studies(list(SYSTEMS), seeds), document, as_json, figures)
     _emit(document, as_json, output, [])
     _end(done)
 
@@ -340,11 +353,7 @@ def _reports(
     figures: Path | None,
 ) -> None:
     """Run studies as a command of their own; exit 1 unless every check passes."""
-    from ocr_toy.files import prepare_folder
-
-    _prepare(output)
-    if figures is not None:
-        prepare_folder(figures)
+    _prepare(output, figures)
     document: dict[str, Any] = {"seeds": seeds}
     done = _run(studies, document, as_json, figures)
     _emit(document, as_json, output, [])

@@ -14,7 +14,7 @@ from ocr_toy.check import Sizes
 from ocr_toy.descent import descend, usual_descent
 from ocr_toy.files import write_atomic
 from ocr_toy.model import BOTH, ModelSpec, Param
-from ocr_toy.pictures import FILES, PICTURES
+from ocr_toy.pictures import PICTURES
 from ocr_toy.report import Report
 from ocr_toy.runs import RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import singular_values, subject_blocks
@@ -235,7 +235,7 @@ def save_report(report: Report, folder: Path) -> list[Path]:
     if report.name not in PICTURES:
         return []
     with mpl.rc_context(STYLE):
-        return _save(PICTURES[report.name](report), FILES[report.name], folder)
+        return _save(PICTURES[report.name](report), report.name.replace("-", "_"), folder)
 
 
 def _save(figure: Figure, name: str, folder: Path) -> list[Path]:
