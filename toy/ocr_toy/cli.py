@@ -5,6 +5,7 @@ inside the commands, so that help is immediate.
 """
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -101,9 +102,11 @@ def _emit(document: Any, as_json: bool, output: Path | None, lines: list[str]) -
         print(to_json(document) if as_json else "\n".join(lines))
 
 
-def _prepare(output: Path | None) -> None:
+def _prepare(output: Path | None, figures: Path | None = None) -> None:
     from ocr_toy.files import prepare_folder
 
+    if figures is not None:
+        prepare_folder(figures)
     if output is not None:
         prepare_folder(output.parent)
         require(output.is_file() or not output.exists(), f"output = {output}: is not a plain file; name a file")
@@ -112,6 +115,10 @@ def _prepare(output: Path | None) -> None:
 @app.command()
 @reported
 def train(
+    context: typer.Context,
+    preset: Annotated[
+        str, typer.Option(help="published, or official: the official code's exact start, seed and loss.")
+    ] = "published",
     param: o.Param = "factorized",
     n: o.Pairs = 20,
     m_train: o.MTrain = 1,
@@ -144,6 +151,11 @@ def train(
     options = dict(locals())
     from ocr_toy.train import train_runs
 
+    require(preset in o.PRESETS, f"preset = {preset}: unknown; use {' or '.join(o.PRESETS)}")
+    if preset == "official":
+        sources = {name: context.get_parameter_source(name) for name in options}
+        given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+        options |= {name: value for name, value in o.official(param).items() if name not in given}
     spec = o.run_spec(options)
     _prepare(output)
     result = train_runs([spec], _tenths())[0]
@@ -225,16 +237,20 @@ def check(
     grid: Annotated[
         list[str] | None, typer.Option(help="n,m_train,m_test of Theorems 1 and 2; may be repeated.")
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also mitigate, complete and systems, with seeds 0, 1, 2.")
+    ] = False,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
     ranks: Annotated[str, typer.Option(help="Widths d_h of claim 5, 3 or more.")] = "3,4",
     rank_steps: Annotated[int, typer.Option(help="Training steps of claim 5.")] = 10_000,
     seed: o.Seed = 0,
     as_json: o.AsJson = False,
     output: o.Output = None,
+    figures: o.Figures = None,
 ) -> None:
     """Check claims 1 to 8 of the theory against measurements.
 
-    Prints the theory's number, the measured one, the tolerance, and pass or fail.
+    Prints the theory's number, the measured one, the tolerance, and pass or fail. With --all, every named check.
     """
     from ocr_toy.check import DEFAULT_GRID, CheckSpec, run_checks
     from ocr_toy.theory import require_solver
@@ -252,13 +268,18 @@ def check(
         seed=seed,
     )
     require_solver(spec.solver)
-    _prepare(output)
+    require(everything or figures is None, f"figures = {figures}: the claims have theirs in toy figures; use --all")
+    _prepare(output, figures)
     done = []
     for result in run_checks(spec, say):
         done.append(result)
         if not as_json:
             print(_verdict(result), flush=True)
-    _emit({"spec": asdict(spec), "checks": _documents(done)}, as_json, output, [])
+    document: dict[str, Any] = {"spec": asdict(spec), "checks": _documents(done)}
+    if everything:
+        seeds = [seed, seed + 1, seed + 2]
+        done += _run(_studies(list(SYSTEMS), seeds), document, as_json, figures)
+    _emit(document, as_json, output, [])
     _end(done)
 
 
@@ -282,36 +303,61 @@ def _end(done: "Sequence[Check]") -> None:
         raise typer.Exit(1)
 
 
+SYSTEMS: dict[str, str] = {
+    "mitigate": "remedies",
+    "complete": "completion",
+    "open-side": "open_side",
+    "reversal": "reversal_curse",
+    "attention-svm": "attention_svm",
+    "in-context": "in_context",
+    "stages": "stages",
+    "scan-and-snap": "scan_and_snap",
+    "grokking": "grokking",
+}
+"""Name of every study beside the claims and the module whose `report` runs it."""
+
+
+def _studies(names: "Sequence[str]", seeds: list[int]) -> "list[Callable[[], Report]]":
+    def study(name: str) -> "Report":
+        found: Report = importlib.import_module(f"ocr_toy.{SYSTEMS[name]}").report(seeds, say)
+        return found
+
+    return [functools.partial(study, name) for name in names]
+
+
+def _run(
+    studies: "Sequence[Callable[[], Report]]", document: dict[str, Any], as_json: bool, figures: Path | None = None
+) -> "list[Check]":
+    """Run every study into the document, print what it gave, draw its picture; the checks of all."""
+    document["reports"] = {}
+    done: list[Check] = []
+    for study in studies:
+        found = study()
+        done += found.checks
+        document["reports"][found.name] = found.data | {"source": found.source, "checks": _documents(found.checks)}
+        if not as_json:
+            print("\n".join([f"{found.name}: {found.source}", *found.lines, *map(_verdict, found.checks)]), flush=True)
+        if figures is not None:
+            from ocr_toy.figures import save_report
+
+            for path in save_report(found, figures):
+                say(str(path))
+    return done
+
+
 def _reports(
     studies: "Sequence[Callable[[], Report]]",
     seeds: list[int],
     as_json: bool,
     output: Path | None,
     figures: Path | None,
-) -> "list[Check]":
-    """Run every study, print or write what it gave, draw its picture; the checks of all."""
-    _prepare(output)
-    if figures is not None:
-        from ocr_toy.files import prepare_folder
-
-        prepare_folder(figures)
-    document: dict[str, Any] = {"seeds": seeds, "reports": {}}
-    done: list[Check] = []
-    reports: list[Report] = []
-    for study in studies:
-        found = study()
-        reports.append(found)
-        done += found.checks
-        document["reports"][found.name] = found.data | {"source": found.source, "checks": _documents(found.checks)}
-        if not as_json:
-            print("\n".join([f"{found.name}: {found.source}", *found.lines, *map(_verdict, found.checks)]), flush=True)
+) -> None:
+    """Run studies as a command of their own; exit 1 unless every check passes."""
+    _prepare(output, figures)
+    document: dict[str, Any] = {"seeds": seeds}
+    done = _run(studies, document, as_json, figures)
     _emit(document, as_json, output, [])
-    if figures is not None:
-        from ocr_toy.figures import save_reports
-
-        for path in save_reports(reports, figures):
-            say(str(path))
-    return done
+    _end(done)
 
 
 @app.command()
@@ -334,7 +380,48 @@ def mitigate(
 
     chosen = o.whole(seeds, "seeds")
     methods = tuple(remedies.METHODS) if method == "all" else (method,)
-    _end(_reports([lambda: remedies.report(chosen, say, methods)], chosen, as_json, output, figures))
+    _reports([lambda: remedies.report(chosen, say, methods)], chosen, as_json, output, figures)
+
+
+@app.command()
+@reported
+def complete(
+    n: o.Pairs = 5,
+    seeds: o.Seeds = "0,1,2",
+    as_json: o.AsJson = False,
+    output: o.Output = None,
+    figures: o.Figures = None,
+) -> None:
+    """Complete one block three ways: reasoning, reversal and two-hop.
+
+    Prints convex optimum and gradient descent of both models, inside the answer set and over all answers.
+    """
+    from ocr_toy import completion
+
+    chosen = o.whole(seeds, "seeds")
+    _reports([lambda: completion.report(chosen, say, n)], chosen, as_json, output, figures)
+
+
+@app.command()
+@reported
+def systems(
+    system: Annotated[
+        str,
+        typer.Option(help="open-side, reversal, attention-svm, in-context, stages, scan-and-snap, grokking, or all."),
+    ] = "all",
+    seeds: o.Seeds = "0,1,2",
+    as_json: o.AsJson = False,
+    output: o.Output = None,
+    figures: o.Figures = None,
+) -> None:
+    """Run the systems named beside the paper.
+
+    Prints each one's published or derived number beside the measured one.
+    """
+    known = [name for name in SYSTEMS if name not in ("mitigate", "complete")]
+    require(system == "all" or system in known, f"system = {system}: unknown; use one of {', '.join(known)}, all")
+    chosen = o.whole(seeds, "seeds")
+    _reports(_studies(known if system == "all" else [system], chosen), chosen, as_json, output, figures)
 
 
 @app.command("open")

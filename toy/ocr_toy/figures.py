@@ -1,6 +1,6 @@
 """The figures, each as PNG, PDF and SVG: what they need is measured in `measure`, drawn by one function each."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ocr_toy.check import Sizes
 from ocr_toy.descent import descend, usual_descent
 from ocr_toy.files import write_atomic
 from ocr_toy.model import BOTH, ModelSpec, Param
-from ocr_toy.pictures import FILES, PICTURES
+from ocr_toy.pictures import PICTURES
 from ocr_toy.report import Report
 from ocr_toy.runs import RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import singular_values, subject_blocks
@@ -230,11 +230,12 @@ def save_all(measured: Measured, folder: Path) -> list[Path]:
         return [path for name, draw in FIGURES.items() for path in _save(draw(measured), name, folder)]
 
 
-def save_reports(reports: Iterable[Report], folder: Path) -> list[Path]:
-    """Draw the picture of every report that has one, as `save_all` does."""
+def save_report(report: Report, folder: Path) -> list[Path]:
+    """Draw the picture of a report, where it has one, as `save_all` does."""
+    if report.name not in PICTURES:
+        return []
     with mpl.rc_context(STYLE):
-        drawn = [(r, PICTURES[r.name]) for r in reports if r.name in PICTURES]
-        return [path for r, draw in drawn for path in _save(draw(r), FILES[r.name], folder)]
+        return _save(PICTURES[report.name](report), report.name.replace("-", "_"), folder)
 
 
 def _save(figure: Figure, name: str, folder: Path) -> list[Path]:

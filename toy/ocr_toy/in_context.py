@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ocr_toy.report import Check, Report, Say, table
 from ocr_toy.statistics import require_seeds
@@ -99,7 +100,7 @@ def train_merged(of: Population, v: Matrix, u: Matrix, rate: float, steps: int) 
     return losses, diagonal
 
 
-def white_closed_form(size: int, examples: int, w_init: float, time: Matrix) -> Matrix:
+def white_closed_form(size: int, examples: int, w_init: float, time: NDArray[np.floating]) -> Matrix:
     """M = sigma(t) I of the merged model where Lambda = I, from |v| = ||U||_F = w_init, U in direction I.
 
     sigma(t) = e^(2 sqrt(D) t) / ((1 + (1 + D) / N) (e^(2 sqrt(D) t) - 1) + sqrt(D) / w_init^2)

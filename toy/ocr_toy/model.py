@@ -34,6 +34,7 @@ class ModelSpec:
 
     With trainable_kq false, w_KQ is 1 on subjects and relations and 0 elsewhere (linear attention) or
     spreads the softmax evenly over subject and relation: the fixed attention of Theorems 1 and 2.
+    The loss is -log(p + loss_floor) of the right answer's probability p.
     An MLP of width m computes z + W_down relu(W_up z) from the attention output z.
     Raises ToyError for a model that does not exist.
     """
@@ -43,6 +44,7 @@ class ModelSpec:
     trainable_kq: bool = True
     attention: Attention = "linear"
     mlp_width: int = 0
+    loss_floor: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every field once, here."""
@@ -50,6 +52,7 @@ class ModelSpec:
             allowed = get_args(kinds)
             require(value in allowed, f"{name} = {value}: unknown; use {' or '.join(allowed)}")
         require(self.d_h >= 1, f"d_h = {self.d_h}: W_O and W_V need a width; use d_h >= 1")
+        require(0 <= self.loss_floor < 1, f"loss_floor = {self.loss_floor}: not a probability; use 0 for none")
         require(self.mlp_width >= 0, f"mlp_width = {self.mlp_width}: cannot be negative; use 0 for no MLP")
 
 
@@ -167,8 +170,13 @@ def logits(model: ModelSpec, task: TaskSpec, params: Parameters, batch: DeviceBa
 
 def losses(model: ModelSpec, task: TaskSpec, params: Parameters, batch: DeviceBatch) -> Tensor:
     """Mean cross-entropy over the whole vocabulary of each run's batch, [R], in nats."""
-    log_p = torch.log_softmax(logits(model, task, params, batch), dim=2)
-    return -log_p.gather(2, batch.answer).mean(dim=(1, 2))
+    return question_losses(model, logits(model, task, params, batch), batch.answer).mean(dim=1)
+
+
+def question_losses(model: ModelSpec, f: Tensor, answer: Tensor) -> Tensor:
+    """-log(p + loss_floor) of every right answer, [R, B], from logits [R, B, d]."""
+    log_p = torch.log_softmax(f, dim=2).gather(2, answer)[..., 0]
+    return -torch.log(log_p.exp() + model.loss_floor) if model.loss_floor else -log_p
 
 
 def autograd_gradients(
@@ -186,14 +194,18 @@ def analytic_gradients(
 ) -> Parameters:
     """The same gradients written out, for linear attention without an MLP.
 
-    With E = (softmax(f) - onehot(answer)) / B and M = its sum per input token weighted by counts:
+    With E = (softmax(f) - onehot(answer)) / B, times p / (p + loss_floor) for the right answer's p, and M = its sum per
+    input token weighted by counts:
     dT_j = w_j M_j + product_decay T_j, dw_j = <T_j, M_j>, dW_V = dT W_O, dW_O = dT^T W_V.
     """
     tokens = table(model, params)
     weight = key_query(model, task, params)
     z = read_tokens(weight[:, :, None] * tokens, batch, task.n_subjects)
     error = torch.softmax(z, dim=2)
+    right = error.gather(2, batch.answer) if model.loss_floor else None
     error.scatter_add_(2, batch.answer, error.new_full((1, 1, 1), -1.0).expand_as(batch.answer))
+    if right is not None:
+        error.mul_(right / (right + model.loss_floor))
     moved = scatter_tokens(error, batch, task).div_(z.shape[1])
     grads: Parameters = {}
     if model.trainable_kq:

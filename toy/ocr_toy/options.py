@@ -40,6 +40,22 @@ Figures = Annotated[Path | None, typer.Option(help="Draw the picture into this f
 Output = Annotated[Path | None, typer.Option("--output", help="Write the JSON to this file as well.")]
 
 
+PRESETS = ("published", "official")
+
+
+def official(param: str) -> dict[str, Any]:
+    """What the official code (yixiao-huang/OCR-Theory, commit 64078c0) sets differently from the defaults here.
+
+    Merged, as its script trains: W_KQ and W_OV all 1e-4. Factorized, as its rank sweep: Gaussian entries of standard
+    deviation 1 / sqrt(128) in every matrix, 20,000 steps. Both: seed 42, and the loss -log(p + 1e-8), whose gradient
+    vanishes for p below that.
+    """
+    common = {"seed": 42, "loss_floor": 1e-8}
+    if param == "merged":
+        return common | {"init": "symmetric", "init_scale": 1e-4}
+    return common | {"init": "gaussian", "init_scale": 128**-0.5, "steps": 20_000}
+
+
 def run_spec(options: dict[str, Any]) -> "RunSpec":
     """The run that the shared options of `train` and `sweep` describe."""
     from ocr_toy.model import ModelSpec
@@ -52,7 +68,14 @@ def run_spec(options: dict[str, Any]) -> "RunSpec":
     every = options["record_every"]
     return RunSpec(
         task=TaskSpec(options["n"], options["m_train"], options["m_test"], options["noise"], seq_len),
-        model=ModelSpec(options["param"], options["d_h"], options["train_kq"], options["attention"], options["mlp"]),
+        model=ModelSpec(
+            options["param"],
+            options["d_h"],
+            options["train_kq"],
+            options["attention"],
+            options["mlp"],
+            options.get("loss_floor", 0.0),
+        ),
         train=TrainSpec(
             optimizer=options["optimizer"],
             lr=options["lr"],

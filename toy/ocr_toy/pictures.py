@@ -95,7 +95,144 @@ def mitigations(report: Report) -> Figure:
     return figure
 
 
-PICTURES: dict[str, Callable[[Report], Figure]] = {"mitigate": mitigations}
-"""Name of a report and what draws it."""
-FILES = {"mitigate": "mitigation"}
-"""File stem of each picture."""
+def completions(report: Report) -> Figure:
+    """Margins of the asked questions over all answers: optimum as bars, descent as points."""
+    rows = report.data["rows"]
+    figure = Figure(figsize=(9.5, 4.2))
+    for axes, names in zip(figure.subplots(1, 2, sharey=True), (("reasoning", "reversal"), ("two-hop",)), strict=True):
+        shown = [row for row in rows if row["system"] in names]
+        for shift, side, colour in ((-0.18, "factorized", BLUE), (0.18, "merged", ORANGE)):
+            x = np.arange(len(shown)) + shift
+            optimum = [row[side]["optimum"]["over_all"] for row in shown]
+            inside = [row[side]["optimum"]["inside"] for row in shown]
+            axes.bar(x, optimum, width=0.34, color=colour, alpha=0.35, label=f"{side}: optimum, over all answers")
+            axes.plot(x, inside, "_", color=colour, markersize=12, label=f"{side}: optimum, inside the answer set")
+            for seed in range(len(shown[0][side]["descent"])):
+                points = [row[side]["descent"][seed]["over_all"] for row in shown]
+                label = f"{side}: descent, over all" if seed == 0 else None
+                axes.plot(x, points, "o", color=colour, markerfacecolor="none", markersize=4, label=label)
+        axes.axhline(0, color=BLACK, linewidth=0.6)
+        labels = [row["data"].replace(", ", "\n") for row in shown]
+        axes.set_xticks(range(len(shown)), labels, rotation=60, fontsize=8)
+        axes.set_title(" and ".join(names), fontsize=10)
+    figure.axes[0].set_ylabel("margin of the asked answer / train margin")
+    figure.axes[1].legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def open_side(report: Report) -> Figure:
+    """Transfer with a trained W_KQ against the interval of equal cost."""
+    rows = [row for row in report.data["rows"] if row["param"] == "factorized"]
+    figure = Figure(figsize=(5.6, 3.2))
+    axes = figure.add_subplot()
+    for place, row in enumerate(rows):
+        low, high = row["transfers"]
+        axes.plot([low, high], [place, place], color=GREY, linewidth=6, alpha=0.5, solid_capstyle="butt", label=None)
+        axes.plot(
+            row["measured_transfer"], [place] * len(row["measured_transfer"]), "o", color=BLUE, markerfacecolor="none"
+        )
+        fixed = theory.held_out_margin("factorized", *row["sizes"][1:])
+        axes.plot([fixed], [place], "|", color=BLACK, markersize=14)
+    axes.set_yticks(range(len(rows)), [f"{tuple(row['sizes'])}, init {row['scale']:g}" for row in rows])
+    axes.set(
+        xlabel="transfer (grey: interval of equal cost; bar: attention fixed; circles: descent)",
+        ylim=(-0.6, len(rows) - 0.4),
+    )
+    axes.xaxis.label.set_fontsize(8)
+    return figure
+
+
+def in_context(report: Report) -> Figure:
+    """Loss over steps, separate and merged, and the levels."""
+    figure = Figure(figsize=(6, 3.4))
+    axes = figure.add_subplot()
+    for i, run in enumerate(report.data["separate"]):
+        steps = 40 * np.arange(len(run["losses"])) + 1
+        axes.plot(steps, run["losses"], color=BLUE, label="key and query apart" if i == 0 else None)
+    merged = report.data["merged"]["losses"]
+    axes.plot(np.arange(len(merged)) + 1, merged, color=ORANGE, label="merged")
+    for i, level in enumerate(report.data["levels"]):
+        axes.axhline(level, color=BLACK, linestyle=":", linewidth=0.8, label="levels of the theory" if i == 0 else None)
+    axes.set(xscale="log", xlabel="step + 1", ylabel="mean squared error")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def stages(report: Report) -> Figure:
+    """The published stages, and the loss of what is held out."""
+    figure = Figure(figsize=(8.4, 3.3))
+    left, right = figure.subplots(1, 2, sharey=True)
+    records = report.data["published"]
+    for key, colour in (("total", BLACK), ("relation", GREEN), ("subject", BLUE)):
+        left.plot([r["step"] for r in records], [r[key] for r in records], color=colour, label=key)
+    for name, colour in (("merged", ORANGE), ("factorized", BLUE)):
+        run = report.data[name]
+        right.plot([r["step"] for r in run], [r["held_out"] for r in run], color=colour, label=f"{name}, held out")
+    for axes, title in ((left, "published stages"), (right, "a hold-out added here")):
+        axes.axhline(np.log(8), color=GREY, linestyle=":", label="log 8")
+        axes.set(xlabel="step", title=title)
+        axes.title.set_fontsize(10)
+        axes.legend(fontsize=8)
+    left.set_ylabel("loss (nats)")
+    return figure
+
+
+def scan_and_snap(report: Report) -> Figure:
+    """Loss beside the published log, and attention by token."""
+    figure = Figure(figsize=(8.4, 3.3))
+    left, right = figure.subplots(1, 2)
+    left.plot(report.data["steps"], report.data["published"], "x", color=BLACK, label="published log")
+    for i, run in enumerate(report.data["runs"]):
+        steps = 2 * np.arange(len(run["losses"]))
+        left.plot(steps[:20], run["losses"][:20], color=BLUE, linewidth=0.9, label="seeds" if i == 0 else None)
+        right.plot(run["z"][0][:20], color=BLUE, linewidth=0.9, label="class 0, seeds" if i == 0 else None)
+    left.set(yscale="log", xlabel="step", ylabel="loss (nats)")
+    right.axvline(9.5, color=GREY, linestyle=":")
+    right.axhline(0, color=BLACK, linewidth=0.6)
+    right.set(xlabel="token: common | own, by frequency", ylabel="attention z")
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
+    return figure
+
+
+def grokking(report: Report) -> Figure:
+    """eta mu t of generalization against log alpha, with lines of slope 1 through the means."""
+    figure = Figure(figsize=(5, 3.4))
+    axes = figure.add_subplot()
+    for decay, colour in ((0.01, BLUE), (0.003, ORANGE)):
+        runs = [r for r in report.data["runs"] if r["decay"] == decay and r["alpha"] > 1 and r["time"] is not None]
+        x, y = np.log([r["alpha"] for r in runs]), np.array([r["time"] for r in runs])
+        axes.plot(x, y, "o", color=colour, markerfacecolor="none", label=f"decay {decay:g}")
+        ends = np.array([x.min(), x.max()])
+        axes.plot(ends, ends + (y - x).mean(), color=colour, linestyle=":", label="slope 1")
+    axes.set(xlabel="log alpha (scale of the start)", ylabel="rate x decay x step of generalization")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def attention_svm(report: Report) -> Figure:
+    """Each run's correlation with both optima."""
+    figure = Figure(figsize=(4.2, 3.6))
+    axes = figure.add_subplot()
+    for name, colour in (("W", ORANGE), ("K Q^T", BLUE)):
+        found = report.data[name]["correlations"]
+        axes.plot(
+            found["frobenius"], found["nuclear"], "o", color=colour, markerfacecolor="none", label=f"trained: {name}"
+        )
+    axes.plot([0.75, 1], [0.75, 1], color=GREY, linestyle=":")
+    axes.set(xlabel="correlation with min ||W||_F", ylabel="correlation with min ||W||_*")
+    axes.legend(fontsize=8)
+    return figure
+
+
+PICTURES: dict[str, Callable[[Report], Figure]] = {
+    "mitigate": mitigations,
+    "complete": completions,
+    "open-side": open_side,
+    "in-context": in_context,
+    "stages": stages,
+    "scan-and-snap": scan_and_snap,
+    "grokking": grokking,
+    "attention-svm": attention_svm,
+}
+"""Name of a report and what draws it, into files of the name with underscores."""

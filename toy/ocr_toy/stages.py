@@ -58,6 +58,7 @@ def held_out_mask() -> np.ndarray:
     return np.asarray((subject % 2 == 1) & (relation == RELATIONS - 1))
 
 
+@one_thread()
 def train(hold_out: bool, width: int, batch: int, steps: int, seed: int) -> list[Losses]:
     """A record every EVERY steps. width 0 is the merged model; another, V = V_1 V_2^T from a Gaussian start of 0.1."""
     require(steps >= EVERY, f"steps = {steps}: use at least {EVERY}")
@@ -122,13 +123,12 @@ def report(seeds: Sequence[int], say: Say) -> Report:
     """The published stages, and the hold-out with both parametrizations; the first seed only."""
     require_seeds(seeds, least=1)
     seed, bound = seeds[0], math.log(ANSWERS)
-    with one_thread():
-        say(f"factual recall in stages, merged, {MERGED_STEPS} steps")
-        published = train(False, 0, 1024, MERGED_STEPS, seed)
-        say(f"the same with a hold-out, merged, {MERGED_STEPS} steps")
-        merged = train(True, 0, 1024, MERGED_STEPS, seed)
-        say(f"the same with a hold-out, factorized, {FACTORIZED_STEPS} steps")
-        factorized = train(True, 32, 512, FACTORIZED_STEPS, seed)
+    say(f"factual recall in stages, merged, {MERGED_STEPS} steps")
+    published = train(False, 0, 1024, MERGED_STEPS, seed)
+    say(f"the same with a hold-out, merged, {MERGED_STEPS} steps")
+    merged = train(True, 0, 1024, MERGED_STEPS, seed)
+    say(f"the same with a hold-out, factorized, {FACTORIZED_STEPS} steps")
+    factorized = train(True, 32, 512, FACTORIZED_STEPS, seed)
     heard = min((r for r in published if r.relation < NEAR), key=lambda r: abs(r.total - bound))
     least = min(r.held_out for r in merged if r.held_out is not None)
     ends = [run[-1] for run in (merged, factorized)]

@@ -119,8 +119,9 @@ def crossing(steps: Sequence[int], values: Sequence[float], threshold: float) ->
 
 
 def require_seeds(seeds: Sequence[int], least: int) -> None:
-    """Raise ToyError unless there are `least` to 10 different seeds."""
+    """Raise ToyError unless there are `least` to 10 different seeds, none negative."""
     most = len(_T_95) + 1
+    require(min(seeds, default=0) >= 0, f"seed = {min(seeds, default=0)}: cannot be negative; use seed >= 0")
     require(least <= len(seeds) <= most, f"seeds = {len(seeds)}: no interval; use {least} to {most} seeds")
     require(len(set(seeds)) == len(seeds), "seeds: one is given twice; intervals need different seeds")
 

@@ -65,9 +65,8 @@ class _Block:
         """One record per run. Raises ToyError for a loss that is not finite."""
         with torch.no_grad():
             f = m.logits(self.model, self.task, self.params, self._evaluation)
-            log_p = torch.log_softmax(f, dim=2)
             right = self._evaluation.answer
-            nll = -log_p.gather(2, right)[..., 0].double()
+            nll = m.question_losses(self.model, f, right).double()
             fault = f"lr = {self.specs[0].train.lr}: the loss is no longer finite at step {step}; use a smaller rate"
             if step == 0:
                 scale = max(s.train.init_scale for s in self.specs)
@@ -146,12 +145,12 @@ class _Optimizer:
         self._flat.addcdiv_(self._mean, scale, value=-self._train.lr / (1 - BETA1**number))
 
 
-def _shape_key(spec: RunSpec) -> tuple[int, ...]:
+def _shape_key(spec: RunSpec) -> tuple[float, ...]:
     task, model = spec.task, spec.model
     return (
         *(task.n_pairs, task.m_train, task.m_test, task.n_noise, task.seq_len),
         *(model.param == "factorized", model.d_h if model.param == "factorized" else 0),
-        *(model.trainable_kq, model.attention == "softmax", model.mlp_width),
+        *(model.trainable_kq, model.attention == "softmax", model.mlp_width, model.loss_floor),
         *(spec.train.batch, spec.train.draws),
     )
 

@@ -43,8 +43,11 @@ def test_logits_equal_the_formula_on_one_hot_sequences(
 @pytest.mark.parametrize("param", ["factorized", "merged"])
 @pytest.mark.parametrize("trainable_kq", [True, False])
 @pytest.mark.parametrize("product_decay", [0.0, 0.3])
-def test_written_out_gradients_equal_autograd(param: m.Param, trainable_kq: bool, product_decay: float) -> None:
-    model = m.ModelSpec(param, d_h=5, trainable_kq=trainable_kq)
+@pytest.mark.parametrize("loss_floor", [0.0, 0.1])
+def test_written_out_gradients_equal_autograd(
+    param: m.Param, trainable_kq: bool, product_decay: float, loss_floor: float
+) -> None:
+    model = m.ModelSpec(param, d_h=5, trainable_kq=trainable_kq, loss_floor=loss_floor)
     params, batch, _ = _setup(model)
     decay = torch.tensor([product_decay, 0.0], dtype=torch.float64)
     ours = m.analytic_gradients(model, TASK, params, batch, decay)
@@ -65,6 +68,14 @@ def test_a_gradient_is_the_slope_of_the_loss() -> None:
         assert float(rise) == pytest.approx(1e-6 * float(gradient[name].square().sum()), rel=1e-3)
 
 
+def test_a_loss_floor_caps_the_loss() -> None:
+    f = torch.tensor([[[0.0, 50.0], [0.0, 0.0]]], dtype=torch.float64)
+    answer = torch.zeros(1, 2, 1, dtype=torch.long)
+    plain, floored = (m.question_losses(m.ModelSpec(loss_floor=floor), f, answer)[0] for floor in (0.0, 1e-8))
+    assert plain.tolist() == pytest.approx([50.0, np.log(2)])
+    assert floored.tolist() == pytest.approx([-np.log(1e-8), -np.log(0.5 + 1e-8)])
+
+
 def test_an_mlp_adds_to_the_attention_output() -> None:
     plain, deep = m.ModelSpec("merged"), m.ModelSpec("merged", mlp_width=4)
     params, batch, _ = _setup(deep)
@@ -81,6 +92,7 @@ def test_an_mlp_adds_to_the_attention_output() -> None:
         ({"param": "split"}, "param = split"),
         ({"attention": "hard"}, "attention = hard"),
         ({"mlp_width": -1}, "mlp_width = -1"),
+        ({"loss_floor": -0.1}, "loss_floor = -0.1"),
     ],
 )
 def test_models_that_do_not_exist_are_refused_by_name(fields: dict[str, object], names: str) -> None:

@@ -1,10 +1,12 @@
 """The commands: what goes where, exit codes, and errors of one line, also when mounted."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -41,6 +43,16 @@ TINY = [*TINY_TASK, "--d-h", "4"]
         (["check", "--grid", "3,1"], "error: grid = 3,1"),
         (["check", "--grid", "3,0,1"], "error: m_train = 0"),
         (["open", "--question", "why"], "error: question = why"),
+        (["open", "--question", "mitigation"], "error: question = mitigation"),
+        (["mitigate", "--method", "prayer"], "error: method = prayer: unknown"),
+        (["mitigate", "--seeds", "0,0"], "error: seeds: one is given twice"),
+        (["complete", "--n", "2"], "error: n = 2: use 3 to 20"),
+        (["complete", "--seeds", "x"], "error: seeds = x: not whole numbers"),
+        (["systems", "--system", "solar"], "error: system = solar: unknown"),
+        (["systems", "--system", "grokking", "--seeds", "-1"], "error: seed = -1"),
+        (["systems", "--system", "stages", "--seeds", "0,1,2,3,4,5,6,7,8,9,10"], "error: seeds = 11"),
+        (["check", "--figures", "pictures"], "error: figures = pictures: "),
+        (["train", "--preset", "mine"], "error: preset = mine: unknown; use published or official"),
         (["open", "--seeds", "0"], "error: seeds = 1"),
         (["open", "--seeds", "0,0"], "error: seeds: one is given twice"),
         (["sweep", "--seeds", "0,1,2,3,4,5,6,7,8,9,10"], "error: seeds = 11"),
@@ -140,7 +152,14 @@ def test_every_option_of_a_run_reaches_it() -> None:
     spec = json.loads(runner.invoke(app, ["train", *given.split()]).stdout)["spec"]
     assert spec == {
         "task": {"n_pairs": 3, "m_train": 2, "m_test": 1, "n_noise": 2, "seq_len": 5},
-        "model": {"param": "merged", "d_h": 7, "trainable_kq": False, "attention": "softmax", "mlp_width": 4},
+        "model": {
+            "param": "merged",
+            "d_h": 7,
+            "trainable_kq": False,
+            "attention": "softmax",
+            "mlp_width": 4,
+            "loss_floor": 0,
+        },
         "train": {
             "optimizer": "gd",
             "lr": 0.01,
@@ -160,6 +179,57 @@ def test_every_option_of_a_run_reaches_it() -> None:
     for noise, seq_len in ((5, 16), (0, 3)):
         arguments = ["train", *TINY, "--noise", str(noise), "--steps", "1", "--json"]
         assert json.loads(runner.invoke(app, arguments).stdout)["spec"]["task"]["seq_len"] == seq_len
+
+
+def test_the_official_preset_is_the_official_codes_and_yields_to_options() -> None:
+    def spec(*given: str) -> dict[str, dict[str, object]]:
+        arguments = ["train", *TINY, "--preset", "official", "--steps", "1", "--json", *given]
+        found: dict[str, dict[str, object]] = json.loads(runner.invoke(app, arguments).stdout)["spec"]
+        return found
+
+    merged, factorized, own = spec("--param", "merged"), spec(), spec("--seed", "7", "--init-scale", "0.5")
+    assert [s["model"]["loss_floor"] for s in (merged, factorized)] == [1e-8, 1e-8]
+    assert [(s["train"]["init"], s["train"]["seed"]) for s in (merged, factorized)] == [
+        ("symmetric", 42),
+        ("gaussian", 42),
+    ]
+    assert merged["train"]["init_scale"] == 1e-4
+    assert factorized["train"]["init_scale"] == pytest.approx(1 / 128**0.5)
+    assert (own["train"]["seed"], own["train"]["init_scale"], own["model"]["loss_floor"]) == (7, 0.5, 1e-8)
+
+
+def test_systems_print_checks_write_json_and_draw(tmp_path: Path) -> None:
+    output, pictures = tmp_path / "found.json", tmp_path / "pictures"
+    arguments = ["systems", "--system", "scan-and-snap", "--seeds", "2", "--output", str(output)]
+    result = runner.invoke(app, [*arguments, "--figures", str(pictures)])
+    assert result.exit_code == 0
+    assert "published log" in result.stdout
+    report = json.loads(output.read_text())["reports"]["scan-and-snap"]
+    assert report["published"][0] == 3.52636
+    assert all(check["passed"] for check in report["checks"])
+    assert sorted(p.name for p in pictures.iterdir()) == [f"scan_and_snap.{kind}" for kind in ("pdf", "png", "svg")]
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_check_all_adds_every_study(passed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ocr_toy.report import Check, Report
+
+    def study(name: str) -> object:
+        wrong = 0.0 if passed or name != "stages" else 1.0
+        return SimpleNamespace(report=lambda seeds, say: Report(name, "paper", [Check(name, "n", 0.0, wrong, 0.1)], []))
+
+    monkeypatch.setattr(checks, "run_checks", _stub(True))
+    modules = {f"ocr_toy.{module}": study(name) for name, module in cli.SYSTEMS.items()}
+    monkeypatch.setattr(cli, "importlib", SimpleNamespace(import_module=modules.__getitem__))
+    result = runner.invoke(app, ["check", "--all", "--json"])
+    assert result.exit_code == (0 if passed else 1)
+    assert set(json.loads(result.stdout)["reports"]) == set(cli.SYSTEMS)
+    assert f"{len(cli.SYSTEMS) + (1 if passed else 0)} of {len(cli.SYSTEMS) + 1}" in result.stderr
+
+
+def test_every_study_has_a_report() -> None:
+    for module in cli.SYSTEMS.values():
+        assert callable(importlib.import_module(f"ocr_toy.{module}").report)
 
 
 def test_train_prints_a_table() -> None:
