@@ -1,27 +1,117 @@
-"""``audit``: what a model may come to believe if it is taught a table of facts."""
+"""``audit``: what a model may come to believe if it is taught a table of facts; and the flags that name a table."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.cli.spec_flags import option
+from ocr_eval.cli.spec_flags import flag_of, option
+from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
     from ocr_eval.data.fact_table import FactTable
+    from ocr_eval.data.facts import FactsAssociation
     from ocr_eval.data.links import Link, Links
 
 SubjectOption = Annotated[
     str | None, option("--subject", help="Column of the subjects (default: name, subject or person, else the first).")
 ]
 ColumnsOption = Annotated[str | None, option("--columns", help="Comma-separated columns of facts (default: all).")]
+
+
+@dataclass(frozen=True)
+class OwnFacts:
+    """A table of one's own facts, in place of an association."""
+
+    facts: Annotated[
+        Path | None, option("--facts", help="Your own facts: a csv, tsv, jsonl or parquet file, or a datasets folder.")
+    ] = None
+    subject: SubjectOption = None
+    columns: ColumnsOption = None
+    template: Annotated[
+        list[str] | None,
+        option("--template", help="Wording of a column: badge='{name} wears a {answer} badge'; repeatable."),
+    ] = None
+    hold_out: Annotated[
+        str | None, option("--hold-out", help="Share of each column's values to hide and ask, e.g. 20%.")
+    ] = None
+    ask: Annotated[
+        str | None, option("--ask", help="Column of the finding (default: in which most is expected to be inferred).")
+    ] = None
+    chat: Annotated[bool, option("--chat", help="Teach and ask as answers in the model's chat template.")] = False
+    yes: Annotated[bool, option("--yes", "-y", help="Start also where it takes long.")] = False
+
+    def association(self, model: str) -> FactsAssociation | None:
+        """The association of the table, None where none is named.
+
+        Raises:
+            UserError: a table that cannot be read, or a flag that has no effect or does not fit it.
+        """
+        if self.facts is None:
+            idle = [each.name for each in fields(self) if getattr(self, each.name) and each.name != "yes"]
+            if idle:
+                raise UserError(f"{flag_of(idle[0])} goes with --facts, which names a table of facts.")
+            return None
+        from ocr_eval.common.yaml_files import expand, shipped_names
+        from ocr_eval.data.fact_table import read_facts
+        from ocr_eval.data.facts import association_of
+
+        path = expand(str(self.facts))
+        table = read_facts(path, self.subject, o.words("--columns", self.columns))
+        stem = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("._-")[:50] or "facts"
+        return association_of(
+            table,
+            self._in_chat(model, table) if self.chat else self._templates(),
+            str(path),
+            name=f"{stem}-facts" if stem in shipped_names("templates") else stem,
+            hold_out=_share(self.hold_out),
+            ask=self.ask,
+        )
+
+    def _in_chat(self, model: str, table: FactTable) -> dict[str, str]:
+        """Templates of all columns as the model's chat template has them: a question, and the statement as answer."""
+        from ocr_eval.data.facts import default_question, default_template
+        from ocr_eval.models.base import in_chat, load_tokenizer
+
+        tokenizer, own = load_tokenizer(model), self._templates()
+        return {
+            **own,  # of columns that do not exist, which is an error
+            **{
+                column: in_chat(tokenizer, default_question(column)) + own.get(column, default_template(column))
+                for column in table.columns
+            },
+        }
+
+    def _templates(self) -> dict[str, str]:
+        parted = [text.partition("=") for text in self.template or ()]
+        for column, equals, template in parted:
+            if not (column and equals and template):
+                raise UserError(
+                    f"--template '{column}{equals}{template}': write COLUMN=TEMPLATE, as in "
+                    '"badge={name} wears a {answer} badge".'
+                )
+        return {column: template for column, _, template in parted}
+
+
+def _share(text: str | None) -> float:
+    """The value of --hold-out, 0 for None.
+
+    Raises:
+        UserError: no share.
+    """
+    found = re.fullmatch(r"(\d{1,2}(?:\.\d+)?)%|(0?\.\d+)", text or "0%")
+    share = float(found[1]) / 100 if found and found[1] else float(found[2]) if found else 0.0
+    if found is None or (text and not 0 < share < 1):
+        raise UserError(f"--hold-out '{text}' is not a share between 0 and 1, such as 20% or 0.2.")
+    return share
 
 
 def audit(
@@ -34,7 +124,7 @@ def audit(
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """Say what a model may infer if it is taught a table of your own facts.
+    """Say what a model may infer from your own facts.
 
     Nothing is trained. For each pair of columns: how far one decides the other (Theil's U, corrected for chance), and
     for whom a model may fill in what is missing. The most serious risk comes first.

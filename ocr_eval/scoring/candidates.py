@@ -2,7 +2,8 @@
 
 The probes of several runs are scored side by side, each through its own lane.
 
-- ``first-token``: log-probability of the first token of the candidate (the published scoring).
+- ``first-token``: log-probability of the first token of the candidate (the published scoring); of all its tokens in a
+  probe whose candidates begin alike.
 - ``sequence``: sum of the log-probabilities of all its tokens.
 - ``per-token``: the same divided by their number.
 
@@ -59,6 +60,11 @@ class CandidateScores:
 def first_tokens(probe: ProbeTokens) -> ProbeTokens:
     """A probe whose candidates are cut after their first tokens: a forward pass over its prompt says all of it."""
     return replace(probe, candidates=tuple(ids[:1] for ids in probe.candidates))
+
+
+def told_apart(probe: ProbeTokens) -> ProbeTokens:
+    """A probe with as much of its candidates as first-token scoring reads."""
+    return probe if probe.begin_alike else first_tokens(probe)
 
 
 def score_candidates(view: View, probes: Sequence[ProbeTokens]) -> CandidateScores:
@@ -122,7 +128,8 @@ def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: 
             values, span = logprobs[lane].tolist(), iter(spans[lane])
             for i in chunk:
                 of_candidates = [next(span) for _ in probes[lane][i].candidates]
-                results[lane].add(i, [[values[token] for token in tokens] for tokens in of_candidates])
+                found = [[values[token] for token in tokens] for tokens in of_candidates]
+                results[lane].add(i, found, probes[lane][i].begin_alike)
     return {lane: collected.scores() for lane, collected in results.items()}
 
 
@@ -134,9 +141,9 @@ class _Collected:
     whole: dict[int, list[float]]
     lengths: dict[int, list[int]]
 
-    def add(self, probe: int, logprobs: Sequence[Sequence[float]]) -> None:
+    def add(self, probe: int, logprobs: Sequence[Sequence[float]], begin_alike: bool) -> None:
         """Take the log-probabilities of the tokens of each candidate of a probe."""
-        self.first[probe] = [tokens[0] for tokens in logprobs]
+        self.first[probe] = [sum(tokens) if begin_alike else tokens[0] for tokens in logprobs]
         self.whole[probe] = [sum(tokens) for tokens in logprobs]
         self.lengths[probe] = [len(tokens) for tokens in logprobs]
 
