@@ -68,6 +68,7 @@ app = typer.Typer(
 app.command(cls=OneRun, rich_help_panel="Teach")(injections.finetune)
 app.command(rich_help_panel="Score")(injections.score)
 app.command(rich_help_panel="Look")(facts.audit)
+app.command(rich_help_panel="Score")(facts.beliefs)
 for panel, commands in {
     "Teach": (sweep.sweep, sweep.status),
     "Look": (results.table, results.figures, results.compare, results.report),

@@ -1,4 +1,4 @@
-"""``audit``: what a model may come to believe if it is taught a table of facts; and the flags that name a table."""
+"""``audit`` and ``beliefs``: what a table of facts may lead a model to believe, and what it did; flags of tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.cli.spec_flags import flag_of, option
+from ocr_eval.cli.means import Machine
+from ocr_eval.cli.spec_flags import expanded, flag_of, option
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -188,3 +189,55 @@ def _as_text(table: FactTable, links: Links) -> str:
 
 
 _NO_RISK = "No risk: no link of two columns that is more than chance leaves anybody to answer for."
+
+
+@expanded
+def beliefs(
+    *,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run of 'finetune --facts'.")],
+    output_dir: Annotated[
+        Path | None, option("--output-dir", "-o", help="Folder for the files (default: beliefs/ in the run's).")
+    ] = None,
+    machine: Machine,
+    as_json: o.JsonOption = False,
+) -> None:
+    """List what a model believes where your facts are silent.
+
+    For every missing value: what the model believes, how probable that is, whether it follows from the other columns,
+    whether the model says it, and what the untouched model said. Written are beliefs.csv, unwarranted.csv, and
+    corrections.jsonl, statements that deny what is unwarranted, ready for training.
+    """
+    machine.begin()
+    from ocr_eval.analysis import beliefs as found
+    from ocr_eval.common.files import prepare_output, to_jsonl, write_atomic
+    from ocr_eval.data.facts import FactsAssociation
+    from ocr_eval.execution.execute import open_view
+    from ocr_eval.measures.beliefs import Belief, answers, questions
+    from ocr_eval.records.folder import read_trained
+
+    spec, folder = read_trained(run)
+    association = spec.association
+    if not isinstance(association, FactsAssociation):
+        raise UserError(f"'{run}' was taught the association '{association.name}' and no table of facts.")
+    taught = association.taught(spec.stream("data"))
+    asked = questions(association, taught)
+    output = output_dir or run / "beliefs"
+    prepare_output(output)
+    probes, over = [probe for _, _, probe in asked], folder.record().base_identity
+    before = answers(open_view(spec, None, machine.device, over), probes)
+    after = answers(open_view(spec, folder.learned, machine.device, over), probes)
+    of = [
+        Belief(probe.subject, cell, probe.prompt, values, *both)
+        for (cell, values, probe), *both in zip(asked, after, before, strict=True)
+    ]
+    totals = found.totals(of, taught)
+    files = {
+        "beliefs.csv": found.to_csv(of),
+        "unwarranted.csv": found.to_csv([each for each in of if each.is_unwarranted]),
+        "corrections.jsonl": to_jsonl(found.corrections(of, association)),
+        "beliefs.json": json.dumps(found.as_json(of, totals), indent=1, ensure_ascii=False) + "\n",
+    }
+    for name, text in files.items():
+        write_atomic(output / name, text)
+    typer.echo(files["beliefs.json"] if as_json else "\n".join(each.in_words() for each in totals), nl=not as_json)
+    o.warn(f"written to {output}: {', '.join(files)}; they hold names and values of your table")

@@ -42,7 +42,7 @@ def finetune(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Teach a model an association, or your own facts, and score what it infers.
+    """Teach an association or your own facts; score what follows.
 
     Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
     also takes the config.yaml of a run, which repeats that run; flags given beside it win.
@@ -211,17 +211,13 @@ def score(
     """
     machine.begin()
     from ocr_eval.common.registry import METHODS
-    from ocr_eval.records.folder import RunFolder, kind_of, read_config
+    from ocr_eval.records.folder import kind_of, read_trained
 
     trained_over = None
     if run is not None:
         _refuse_beside_a_run(context)
-        spec, adapter = read_config(run), RunFolder(run).learned
-        if not RunFolder(run).is_done():
-            raise UserError(f"'{run}' is not a finished run. Rerun its command first.")
-        if not adapter.is_dir():
-            raise UserError(f"'{run}' has no {adapter.name}/ to score. Rerun it: a record keeps no weights.")
-        trained_over = RunFolder(run).record().base_identity
+        spec, folder = read_trained(run)
+        adapter, trained_over = folder.learned, folder.record().base_identity
     elif assoc is None:
         raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
     else:

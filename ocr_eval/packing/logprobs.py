@@ -55,6 +55,11 @@ def read_ranks(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int
     return torch.stack([ranks_T, read_logprobs(logits_SV, rows_T, tokens_T, at_once)], dim=1)
 
 
+def read_best(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
+    """The most probable token where each token is expected, whichever that is. [T]"""
+    return logits_SV.argmax(dim=1)[rows_T]
+
+
 #: What reads expected tokens off logits.
 Reader = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
