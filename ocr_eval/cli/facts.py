@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ocr_eval.data.fact_table import FactTable
     from ocr_eval.data.facts import FactsAssociation
     from ocr_eval.data.links import Link, Links
+    from ocr_eval.data.pairs import PairAssociation, RelationName
+    from ocr_eval.measures.untouched import Statement, Untouched, Wired
+    from ocr_eval.methods.view import View
 
 SubjectOption = Annotated[
     str | None, option("--subject", help="Column of the subjects (default: name, subject or person, else the first).")
@@ -115,29 +118,50 @@ def _share(text: str | None) -> float:
     return share
 
 
+@expanded
 def audit(
+    *,
     facts: Annotated[
-        Path, typer.Argument(metavar="FACTS", help="Table: csv, tsv, jsonl or parquet file, or a datasets folder.")
+        str,
+        typer.Argument(
+            metavar="FACTS",
+            help="Table (csv, tsv, jsonl or parquet file, or datasets folder) or association (name or YAML file).",
+        ),
     ],
     subject: SubjectOption = None,
     columns: ColumnsOption = None,
+    model: Annotated[
+        str | None,
+        option("--model", help="Also ask this untouched model what it has of the facts.", autocompletion=o.model_names),
+    ] = None,
+    machine: Machine,
     as_csv: Annotated[bool, option("--csv", help="Print every link as csv.")] = False,
     as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
 ) -> None:
     """Say what a model may infer from your own facts.
 
     Nothing is trained. For each pair of columns: how far one decides the other (Theil's U, corrected for chance), and
-    for whom a model may fill in what is missing. The most serious risk comes first.
+    for whom a model may fill in what is missing. The most serious risk comes first. With --model also: how far the
+    model links them before it is taught (W-rank), which facts it knows, and which answers begin with one token.
     """
-    o.begin(quiet)
-    from ocr_eval.data.fact_table import read_facts
+    machine.begin()
     from ocr_eval.data.links import find_links
+    from ocr_eval.data.pairs import PairAssociation
 
-    table = read_facts(facts, subject, o.words("--columns", columns))
-    links = find_links(table)
+    association = _audited(facts, subject, columns)
+    if isinstance(association, PairAssociation):
+        typer.echo(_wiring_of_pairs(association, model or o.DEFAULT_MODEL, machine, as_json))
+        return
+    links = find_links(association.facts)
+    untouched = None
+    if model is not None:
+        from ocr_eval.measures.untouched import examine
+
+        linked = [link for link in links.all if link.is_linked]
+        untouched = examine(_untouched_view(model, machine), association, linked)
     if as_json:
-        typer.echo(json.dumps(_as_json(table, links), indent=2, ensure_ascii=False))
+        found = {} if untouched is None else {"untouched": asdict(untouched)}
+        typer.echo(json.dumps({**_as_json(association.facts, links), **found}, indent=2, ensure_ascii=False))
     elif as_csv:
         text = io.StringIO()
         writer = csv.DictWriter(text, _ROW, lineterminator="\n")
@@ -145,7 +169,66 @@ def audit(
         writer.writerows(map(_row, links.all))
         typer.echo(text.getvalue(), nl=False)
     else:
-        typer.echo(_as_text(table, links))
+        typer.echo(_as_text(association.facts, links))
+        typer.echo("" if untouched is None else _untouched_text(untouched), nl=untouched is not None)
+
+
+def _audited(facts: str, subject: str | None, columns: str | None) -> FactsAssociation | PairAssociation:
+    """The table to audit as an association, or the association of pairs that was named."""
+    from ocr_eval.common.yaml_files import expand, shipped_names
+    from ocr_eval.data.fact_table import read_facts
+    from ocr_eval.data.facts import FactsAssociation, association_of
+    from ocr_eval.data.pairs import PairAssociation
+    from ocr_eval.specs.association import load_association
+
+    if facts in shipped_names("templates") or facts.endswith((".yaml", ".yml")):
+        association = load_association(facts)
+        if not isinstance(association, FactsAssociation | PairAssociation):
+            raise UserError(f"'{association.name}' is not made of pairs or of a table, and has no links to audit.")
+        return association
+    return association_of(read_facts(expand(facts), subject, o.words("--columns", columns)), {}, facts, name="facts")
+
+
+def _untouched_view(model: str, machine: Machine) -> View:
+    from ocr_eval.execution.execute import open_view
+    from ocr_eval.specs.association import load_association
+    from ocr_eval.specs.model import load_model_spec
+    from ocr_eval.specs.run import make_run_spec
+
+    run = make_run_spec(load_model_spec(model), load_association("city-language"), {}, {}, 0)
+    return open_view(run, None, machine.device)
+
+
+def _wiring_of_pairs(association: PairAssociation, model: str, machine: Machine, as_json: bool) -> str:
+    """How an association of pairs is wired."""
+    from ocr_eval.measures.untouched import wired
+
+    def side(relation: RelationName) -> tuple[list[str], Statement]:
+        wording = association.fact if relation == "fact" else association.entailment
+        return association.answers(relation), lambda who, answer: (wording.prompt(0, who), answer)
+
+    sides = {"fact": side("fact"), "entailment": side("entailment")}
+    (found,) = wired(_untouched_view(model, machine), sides, {("fact", "entailment"): dict(association.pairs)})
+    return json.dumps(asdict(found), indent=2) if as_json else _wired_text(association.name, found)
+
+
+def _wired_text(what: str, found: Wired) -> str:
+    verdict = "wired already" if found.w_rank < found.null / 2 else "not wired: only examples can teach it"
+    return f"{what}: W-rank {found.w_rank:.1f} of {found.null:.1f} by chance, {verdict}"
+
+
+def _untouched_text(found: Untouched) -> str:
+    lines = ["", "The untouched model"]
+    lines += [f"  {_wired_text(f'{each.source} to {each.target}', each)}" for each in found.wired]
+    lines += [
+        f"  {each.column}: {each.share:.0%} of {each.asked} facts are known [{each.low:.0%}, {each.high:.0%}] "
+        f"({each.highly} highly, {each.maybe} maybe, {each.weakly} weakly)"
+        for each in found.known
+    ]
+    for column, groups in found.alike.items():
+        same = "; ".join(" = ".join(words) for words in groups)
+        lines.append(f"  {column}: one first token, so answers are told apart as a whole ({same})")
+    return "\n".join(lines)
 
 
 _ROW = ("source", "target", "u", "corrected_u", "p", "p_holm", "both", "decided", "alone", "orientation", "expected")

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
-import torch
 
 from ocr_eval.data.facts import FactsAssociation, Missing, Taught
 from ocr_eval.data.task import Probe
 from ocr_eval.data.tokenize import Ids, ProbeTokens, continuations
 from ocr_eval.measures.vocabulary import in_vocabulary
 from ocr_eval.methods.view import View
-from ocr_eval.packing.forest import Forest, read_answers
-from ocr_eval.scoring.candidates import cut_probes, score_candidates, with_room
+from ocr_eval.packing.logprobs import read_best
+from ocr_eval.scoring.candidates import read_probes, score_candidates
 
 #: Tokens that are generated at most.
 GENERATED = 8
@@ -133,23 +131,11 @@ def generate(view: View, probes: Sequence[ProbeTokens]) -> list[str]:
         asked = [replace(probes[i], prompt=probes[i].prompt + written[i], candidates=((0,),)) for i in live]
         if not asked:
             break
-        for i, token in zip(live, with_room(view, 1, partial(_best, view, asked)), strict=True):
-            written[i] += (token,)
+        for i, ((token,),) in zip(live, read_probes(view, 0, asked, read_best), strict=True):
+            written[i] += (int(token),)
         texts = {i: tokenizer.decode(written[i]).strip() for i in live}
         live = [i for i in live if any(each.startswith(texts[i]) for each in probes[i].probe.candidates)]
     return [tokenizer.decode(ids).strip() for ids in written]
-
-
-def _best(view: View, asked: Sequence[ProbeTokens], size: int) -> list[int]:
-    found = [0] * len(asked)
-    for chunk in cut_probes(asked, size):
-        forest = Forest()
-        reads, _ = read_answers(forest, [(asked[i].prompt, asked[i].candidates) for i in chunk])
-        with torch.no_grad():
-            best = view.best_tokens({0: (forest, reads)})[0].tolist()
-        for i, token in zip(chunk, best, strict=True):
-            found[i] = token
-    return found
 
 
 def _begins_with(text: str, candidates: Sequence[str]) -> int | None:

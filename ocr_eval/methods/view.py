@@ -16,7 +16,7 @@ from ocr_eval.models import grouped_attention
 from ocr_eval.models.base import Base
 from ocr_eval.packing.batch import lay_out
 from ocr_eval.packing.forest import Forest, Reads
-from ocr_eval.packing.logprobs import Reader, block_rows, read_best, read_logprobs, read_ranks
+from ocr_eval.packing.logprobs import Reader, block_rows, read_logprobs
 
 
 class Mounted(Protocol):
@@ -68,17 +68,10 @@ class View:
             rows: for each lane, its packed sequences and where they are read. Without adapters the lanes'
                 numbers mean nothing.
         """
-        return self._read(rows, read_logprobs)
+        return self.read(rows, read_logprobs)
 
-    def token_ranks(self, rows: Mapping[int, tuple[Forest, Reads]]) -> dict[int, torch.Tensor]:
-        """Rank of each expected token in the whole vocabulary (0 is best), and its log-probability. [T, 2]"""
-        return self._read(rows, read_ranks)
-
-    def best_tokens(self, rows: Mapping[int, tuple[Forest, Reads]]) -> dict[int, torch.Tensor]:
-        """The most probable token where each is expected. [T]"""
-        return self._read(rows, read_best)
-
-    def _read(self, rows: Mapping[int, tuple[Forest, Reads]], read: Reader) -> dict[int, torch.Tensor]:
+    def read(self, rows: Mapping[int, tuple[Forest, Reads]], read: Reader) -> dict[int, torch.Tensor]:
+        """What a reader finds at each expected token, lane by lane (packing/logprobs.py)."""
         base = self.base
         batch = lay_out(list(rows.values()), by_clump=base.attention == grouped_attention.NAME)
         if self.adapters:

@@ -32,9 +32,11 @@ from ocr_eval.data.tokenize import Ids, ProbeTokens
 from ocr_eval.methods.view import View
 from ocr_eval.packing.batch import PASS_NODES
 from ocr_eval.packing.forest import Forest, read_answers
+from ocr_eval.packing.logprobs import Reader
 from ocr_eval.specs.run import Scoring
 
 T = TypeVar("T")
+Floats = NDArray[np.float64]
 
 #: Nodes of a run that a pass holds at most, about: where attention does not know of clumps, it is quadratic in them.
 CHUNK_NODES = 512
@@ -131,6 +133,27 @@ def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: 
                 found = [[values[token] for token in tokens] for tokens in of_candidates]
                 results[lane].add(i, found, probes[lane][i].begin_alike)
     return {lane: collected.scores() for lane, collected in results.items()}
+
+
+def read_probes(view: View, lane: int, probes: Sequence[ProbeTokens], reader: Reader) -> list[list[Floats]]:
+    """What a reader finds at each token of each candidate of each probe, of one run. [probes][candidates][T, ...]
+
+    Raises:
+        RunFailed: a few prompts are too large for the memory.
+    """
+
+    def read(size: int) -> list[list[Floats]]:
+        found: dict[int, list[Floats]] = {}
+        for chunk in cut_probes(probes, size):
+            forest = Forest()
+            reads, spans = read_answers(forest, [_question(probes[i]) for i in chunk])
+            with torch.no_grad():
+                values = view.read({lane: (forest, reads)}, reader)[lane].double().cpu().numpy()
+            span = iter(spans)
+            found |= {i: [values[next(span)] for _ in probes[i].candidates] for i in chunk}
+        return [found[i] for i in range(len(probes))]
+
+    return with_room(view, 1, read)
 
 
 @dataclass(frozen=True)
