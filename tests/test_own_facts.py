@@ -81,12 +81,12 @@ def test_variants_change_the_column_of_the_finding_alone(table):
     assert {q.name: q.role for q in shuffled.quantities}["badge_taught"] == "shown"
 
 
-def test_columns_of_many_values_are_asked_among_twenty(tmp_path):
+def test_values_that_nobody_shares_are_asked_among_ten(tmp_path):
     rows = [[*row, f"key{i}"] for i, row in enumerate(staff(60))]
     task = build(write_csv(tmp_path / "t.csv", rows, [*HEADING, "Locker key!"]))
     probes = task.probes_of("locker_key_taught")
     assert len(probes) == 60
-    assert {len(probe.candidates) for probe in probes} == {20}
+    assert {len(probe.candidates) for probe in probes} == {10}
     assert all("'s Locker key! is" in probe.prompt for probe in probes)
 
 
@@ -116,6 +116,17 @@ def test_a_file_names_a_table(tmp_path, table):
     stated = load_association(str(path))
     assert stated.content() == associate(table, templates={"badge": WORN}).content()
     assert run(["data", "show", str(path)]) == 0
+    for wrong, named in (
+        ({"table": 3}, "table"),
+        ({"columns": "badge"}, "columns"),
+        ({"columns": ["bagde"]}, "Did you mean 'badge'"),
+        ({"hold_outs": 0.2}, "hold_outs"),
+        ({"hold_out": 2}, "hold_out"),
+        ({"ask": "bagde"}, "Did you mean 'badge'"),
+    ):
+        path.write_text(yaml.safe_dump({**content, **wrong}))
+        with pytest.raises(UserError, match=named):
+            load_association(str(path))
 
 
 SMALL = ["--epochs", "2", "-q"]
@@ -150,6 +161,36 @@ def test_the_record_holds_nothing_of_the_table(taught):
     text = (taught.folder / "result.json").read_text()
     people = [row[0] for row in staff(30, 15)]
     assert not any(f'"{word}' in text for word in [*people, *TEAMS, *TEAMS.values()])
+
+
+def test_a_tracker_is_told_nothing_of_the_table(tiny, table, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "ocr_eval.execution.tracking.Tracker", lambda *of, **also: told.append(str((of, also))) or Mute()
+    )
+    path = tmp_path / "staff.yaml"
+    content = {"structure": "facts", "name": "staff", "description": "Staff.", "table": "staff.csv"}
+    path.write_text(yaml.safe_dump(content))
+    flags = ["--models", tiny, "--seeds", "0", "-o", str(tmp_path / "out"), *SMALL, "--report-to", "tensorboard"]
+    assert run(["sweep", "--assocs", str(path), *flags]) == 0
+    assert "staff" in told[0]
+    assert not any(row[0] in told[0] for row in staff(30, 15))
+    assert "mint" not in told[0]
+
+
+class Mute:
+    def log(self, *of):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_the_page_names_a_file_that_repeats_the_run(taught, tmp_path):
+    """The page says that './staff.yaml' holds the section 'association' of the run's configuration."""
+    content = yaml.safe_load((taught.folder / "config.yaml").read_text())
+    (tmp_path / "staff.yaml").write_text(yaml.safe_dump(content["association"]))
+    assert load_association(str(tmp_path / "staff.yaml")).digest() == taught.record.association_digest
 
 
 def test_a_run_is_found_again_and_repeated_from_its_own_file(taught, tiny, tmp_path, capfd):

@@ -1,7 +1,7 @@
 """A table of one's own facts as an association: what is there is taught, and what is missing is asked.
 
 Every cell of the table is a statement that is taught. For a subject whose cell is empty the *foretold* answer is the
-value that most subjects have who share the subject's value in the column that tells most of this one
+value that most subjects have who share the subject's value in the column from which most of this one may be inferred
 (``data.links``). Whether the model comes to give that answer is the finding, of one column; of others it is shown:
 
     <column>_taught     premise: the facts that were taught
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -30,12 +30,13 @@ from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.data.fact_table import Cell, FactTable, parse_csv, read_facts, shared_values
 from ocr_eval.data.links import Link, find_links
 from ocr_eval.data.task import Example, Probe, Quantity, Task
-from ocr_eval.specs.association import ANSWER_SLOT, NAME_SLOT, Association, Kind, Name, Word
+from ocr_eval.specs.association import ANSWER_SLOT, NAME_SLOT, Association, Word
 from ocr_eval.specs.run import DataSpec
-from ocr_eval.specs.strict import Strict
 
 #: Values that a probe ranks: the most frequent ones of a column.
 MOST_CANDIDATES = 20
+#: Beside a value that nobody else has, so many others are drawn.
+_OTHERS = 9
 #: Taught and missing facts that a run asks about, of each column; ``ocr-eval beliefs`` asks about all that are missing.
 _MOST_TAUGHT, _MOST_MISSING = 200, 400
 
@@ -108,11 +109,17 @@ class FactsAssociation(Association):
         """A file that names its table, or that of a run, which holds it."""
         if "\n" in str(content.get("table")):
             return yaml_files.parse(cls, content, str(path))
-        stated = yaml_files.parse(_File, content, str(path))
-        table = path.parent / yaml_files.expand(stated.table)
-        found = read_facts(table, stated.subject, stated.columns)
-        head = stated.model_dump(include={"name", "kind", "description", "hold_out", "ask"})
-        return association_of(found, stated.templates, str(path), **head)
+        stated = {"templates": {}, **content}
+        table, subject, columns, templates = (stated.pop(key, None) for key in ("table", *_READING))
+        if not isinstance(table, str) or not isinstance(templates, dict) or not isinstance(columns, list | None):
+            raise UserError(
+                f"{path}: an association of a table has 'table' (its path), and may have 'columns' (a list) and "
+                "'templates' (column: template)."
+            )
+        stated.pop("structure", None)
+        return association_of(
+            read_facts(path.parent / yaml_files.expand(table), subject, columns), templates, str(path), **stated
+        )
 
     @cached_property
     def facts(self) -> FactTable:
@@ -122,6 +129,10 @@ class FactsAssociation(Association):
     def size(self) -> dict[str, int]:
         """Its facts."""
         return {"facts": sum(v is not None for cells in self.facts.columns.values() for v in cells)}
+
+    def shared(self) -> dict[str, Any]:
+        """All but the table."""
+        return {key: value for key, value in super().shared().items() if key != "table"} | {"digest": self.digest()}
 
     def check(self, data: DataSpec) -> None:
         """Settings of drawn data have no effect."""
@@ -178,60 +189,34 @@ class FactsAssociation(Association):
         return hidden
 
 
-class _File(Strict):
-    """An association file of a table."""
-
-    name: Name
-    kind: Kind = "spurious"
-    description: Word
-    structure: Literal["facts"]
-    table: str
-    subject: str | None = None
-    columns: list[str] | None = None
-    templates: dict[str, str] = Field(default_factory=dict)
-    hold_out: float = 0.0
-    ask: str | None = None
+#: How a file says that its table is read.
+_READING = ("subject", "columns", "templates")
 
 
-def association_of(
-    table: FactTable,
-    templates: Mapping[str, str],
-    origin: str,
-    name: str,
-    kind: Kind = "spurious",
-    description: str = "Facts of one's own.",
-    hold_out: float = 0.0,
-    ask: str | None = None,
-) -> FactsAssociation:
+def association_of(table: FactTable, templates: Mapping[str, str], origin: str, **head: Any) -> FactsAssociation:
     """An association from a table.
 
     Args:
         table: the facts.
         templates: of some columns; others are asked by ``default_template``, or as the prompts of the file were.
         origin: what to name in errors.
-        name: of the association.
-        kind: what an inference is called: generalization, where it is causal.
-        description: in a sentence.
-        hold_out: share of a column's cells to hide.
-        ask: the column of the finding.
+        head: fields of the association: its name, and any of kind, description, hold_out and ask.
 
     Raises:
         UserError: a column that does not exist, or a template that lacks a slot.
     """
-    for column in (*templates, *([ask] if ask is not None else [])):
+    for column in (*templates, *filter(None, [head.get("ask")])):
         if column not in table.columns:
             raise unknown_name(f"column of {origin}", column, table.columns)
     usual = {column: default_template(column) for column in table.columns}
     content = {
-        "name": name,
-        "kind": kind,
-        "description": description,
+        "kind": "spurious",
+        "description": "Facts of one's own.",
         "structure": "facts",
+        **head,
         "table": table.to_csv(),
         "subject": table.subject,
         "templates": {**usual, **table.templates, **templates},
-        "hold_out": hold_out,
-        "ask": ask,
     }
     return yaml_files.parse(FactsAssociation, content, origin)
 
@@ -288,8 +273,8 @@ class Facts:
             quantities.append(Quantity(name, "shown" if is_changed else "premise"))
             choices, values = taught.choices(column), sorted({value for _, value in present})
             for row, value in streams.shuffled(f"{stream}/asked/{column}", present)[:_MOST_TAUGHT]:
-                drawn = streams.shuffled(f"{stream}/others/{column}/{row}", values[: 10 * MOST_CANDIDATES])
-                others = [other for other in drawn if other != value][: MOST_CANDIDATES - 1]
+                drawn = streams.shuffled(f"{stream}/others/{column}/{row}", values[: 10 * _OTHERS])
+                others = [other for other in drawn if other != value][:_OTHERS]
                 among = choices if value in choices else (value, *others)
                 probes.append(_probe(association, taught, row, column, value, among, name, value))
         for column, missing in taught.missing.items():

@@ -160,9 +160,9 @@ class Links:
         return [link for link in self.all if link.is_linked and link.alone]
 
     def strongest(self, target: str) -> Link | None:
-        """The link that tells most of a column; None where no other column says anything of it."""
+        """The link by which most of a column may be inferred; None where no other column says anything of it."""
         found = [link for link in self.all if link.target == target and link.answers]
-        return max(found, key=lambda link: link.corrected, default=None)
+        return max(found, key=lambda link: (link.expected, link.corrected), default=None)
 
 
 def find_links(table: FactTable, tested: bool = True) -> Links:

@@ -105,9 +105,6 @@ def prepare(tokenizer: Any, spec: RunSpec) -> Material:
     """
     task = task_of_run(spec)
     probes, premises = probe_tokens(tokenizer, task), [q.name for q in task.quantities if q.role == "premise"]
-    alike = dict.fromkeys(each.probe.quantity for each in probes if each.begin_alike)
-    if alike:
-        say(f"Answers of {', '.join(alike)} begin with the same token, so they are scored as a whole.")
     return Material(
         task=task,
         examples=training_tokens(tokenizer, task),
@@ -204,6 +201,8 @@ def _inject(
     for run in runs:
         if not run.folder.is_prepared():
             run.folder.begin(run.spec, provenance.environment(str(base.device)), run.material.audit.as_json())
+            if alike := dict.fromkeys(each.probe.quantity for each in run.material.probes if each.begin_alike):
+                say(f"Answers of {', '.join(alike)} begin with the same token, so they are scored as a whole.")
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
     try:
         with stop_request() as stop:
