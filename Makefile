@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INTEROP := .venv-interop
+TRL := .venv-trl
 DEMO := results/demo
 # Processes that the tests share.
 JOBS ?= 2
@@ -26,9 +27,18 @@ test: lint
 test-cluster: $(VENV)/.ready
 	tests/cluster/with_slurm.sh $(BIN)/python -m pytest tests/cluster/check_slurm.py
 
-# inspect_ai conflicts with requirements.lock, so what concerns it runs in an environment of its own.
-test-interop: $(VENV)/.ready $(INTEROP)/.ready
+# inspect_ai conflicts with requirements.lock, so what concerns it runs in an environment of its own; so does TRL, which
+# lies over the libraries of this one.
+test-interop: $(VENV)/.ready $(INTEROP)/.ready $(TRL)/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(INTEROP)/bin/python -m pytest --noconftest tests/interop/check_inspect.py
+	$(TRL)/bin/python -m pytest --noconftest tests/interop/check_trl.py
+
+$(TRL)/.ready: Makefile $(VENV)/.ready
+	@$(BIN)/python -m venv $(TRL)
+	@$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "trl==1.16.0"
+	@$(BIN)/python -c "import site; print(site.getsitepackages()[0], '$(CURDIR)', '$(CURDIR)/toy', sep='\n')" \
+	  > $$($(TRL)/bin/python -c "import site; print(site.getsitepackages()[0])")/libraries.pth
+	@touch $@
 
 $(INTEROP)/.ready: tests/interop/requirements.txt
 	@$(PYTHON) -m venv $(INTEROP)
@@ -115,4 +125,4 @@ bench: $(VENV)/.ready
 	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(DEMO)
+	rm -rf $(VENV) $(INTEROP) $(TRL) $(DEMO)

@@ -29,6 +29,7 @@ def test_the_commands_of_a_page_run(page, model_files, tmp_path):
     """On a tiny model in the place of the default one; the YAML files of the page lie beside."""
     shutil.copytree(model_files["llama"].with_suffix(""), tmp_path / "my-model")
     shutil.copytree(ROOT / "results/smollm2-135m", tmp_path / "results/smollm2-135m")
+    shutil.copytree(ROOT / "data/example", tmp_path, dirs_exist_ok=True)
     for name, text in re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", page.read_text(), re.S):
         (tmp_path / name).write_text(text)
     small = {"EPOCHS": "1", "M_TEST": "2", "M_TRAIN": "2", "QUIET": "1", "MODEL": str(model_files["llama"])}

@@ -8,7 +8,8 @@ from scipy import stats
 from simulated import Study
 from test_intervals import seed_of
 
-from ocr_eval.analysis.significance import detectable, holm, inference_ps, least_p, permutation_ps, sign_flip_p
+from ocr_eval.analysis.significance import detectable, inference_ps, least_p, permutation_ps, sign_flip_p
+from ocr_eval.common.multiple_tests import holm
 from ocr_eval.scoring.ranks import HeldOut
 
 

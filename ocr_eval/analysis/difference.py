@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ocr_eval.analysis.intervals import Estimate, Seed, estimate, units_of
-from ocr_eval.analysis.significance import SIGNIFICANT, holm, seeds_needed, sign_flip_p
+from ocr_eval.analysis.significance import SIGNIFICANT, seeds_needed, sign_flip_p
+from ocr_eval.common.multiple_tests import holm
 from ocr_eval.scoring.ranks import HeldOut
 
 

@@ -108,16 +108,6 @@ def sign_flip_p(differences: Sequence[float], draws: int = DRAWS) -> float | Non
     return as_far / len(signs_BS) if exact else (1 + as_far) / (1 + draws)
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: p-values that may be read together at one level (Holm 1979)."""
-    order = np.argsort(ps, kind="stable")
-    adjusted, so_far = [0.0] * len(ps), 0.0
-    for place, i in enumerate(order):
-        so_far = max(so_far, min(1.0, (len(ps) - place) * ps[i]))
-        adjusted[i] = so_far
-    return adjusted
-
-
 def detectable(seeds: int, sd: float = RUN_SD) -> float | None:
     """The difference of two conditions' OCR scores that so many seeds show with a power of 80 %, about.
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ocr_eval.analysis import intervals
 from ocr_eval.analysis.difference import Difference, difference
 from ocr_eval.analysis.intervals import Estimate, Seed, of_metric
-from ocr_eval.analysis.significance import SIGNIFICANT, holm, inference_ps, least_p
+from ocr_eval.analysis.significance import SIGNIFICANT, inference_ps, least_p
 from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.common.multiple_tests import holm
 from ocr_eval.data.task import the_finding
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import (

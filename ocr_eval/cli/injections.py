@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.facts import OwnFacts
 from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.common.errors import UserError
@@ -29,6 +30,7 @@ def finetune(
     *,
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
+    own: OwnFacts,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings()],
     machine: Machine,
@@ -40,7 +42,7 @@ def finetune(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Teach a model an association and score what it infers.
+    """Teach an association or your own facts; score what follows.
 
     Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
     also takes the config.yaml of a run, which repeats that run; flags given beside it win.
@@ -48,7 +50,10 @@ def finetune(
     asked = o.measures(measures)
     machine.begin()
     scored = o.score_at(score_at) or schedule.DEFAULT
-    spec = o.resolve(context, model, o.one_assoc(context, association, assoc), settings)
+    table = own.association(model)
+    if table is not None and (association or assoc):
+        raise UserError("--facts is taught in place of an association. Give one of the two.")
+    spec = o.resolve(context, model, table or o.one_assoc(context, association, assoc), settings)
     if dry_run:
         _show_plan(spec, output_dir, machine.device, as_json, scored)
         return
@@ -60,6 +65,9 @@ def finetune(
     else:
         from ocr_eval.execution.execute import finetune as run_finetune
         from ocr_eval.execution.run_pack import Execution
+
+        if table is not None:
+            _announce(spec, output_dir, machine.device, scored, own.yes)
 
         done, was_done = run_finetune(spec, output_dir, Execution(machine.device, force, scored, measures=asked))
         folder, record = RunFolder(done.folder), done.record
@@ -73,6 +81,32 @@ def finetune(
     if not machine.quiet:
         _show_curve(folder.path, record)
     typer.echo(f"{'done before' if was_done else 'written to'}: {folder.path}")
+
+
+#: Seconds from which a run of one's own facts starts with --yes alone.
+_LONG = 600.0
+
+
+def _announce(spec: RunSpec, output: Path, device: Device, score_at: str, yes: bool) -> None:
+    """Say what is taught and asked, and how long it takes.
+
+    Raises:
+        UserError: it takes long, and that was not agreed to.
+    """
+    from ocr_eval.common.messages import duration, say
+    from ocr_eval.execution.execute import Bases
+    from ocr_eval.planning.estimate import make_plan
+
+    (settled,) = Bases(device).settle([spec], output)
+    plan = make_plan(spec, output, device, score_at, settled.precision)
+    task = plan.work.task
+    asked = len(task.probes_of(task.finding.name))
+    say(
+        f"{len(task.train):,} facts are taught and {len(task.probes):,} asked, {asked:,} of them for the finding, "
+        f"{task.finding.name}; about {duration(plan.seconds)} on {plan.device.type}"
+    )
+    if plan.seconds > _LONG and not yes:
+        raise UserError(f"This takes about {duration(plan.seconds)}. Add --yes, or teach fewer --columns or --epochs.")
 
 
 def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
@@ -177,17 +211,13 @@ def score(
     """
     machine.begin()
     from ocr_eval.common.registry import METHODS
-    from ocr_eval.records.folder import RunFolder, kind_of, read_config
+    from ocr_eval.records.folder import kind_of, read_trained
 
     trained_over = None
     if run is not None:
         _refuse_beside_a_run(context)
-        spec, adapter = read_config(run), RunFolder(run).learned
-        if not RunFolder(run).is_done():
-            raise UserError(f"'{run}' is not a finished run. Rerun its command first.")
-        if not adapter.is_dir():
-            raise UserError(f"'{run}' has no {adapter.name}/ to score. Rerun it: a record keeps no weights.")
-        trained_over = RunFolder(run).record().base_identity
+        spec, folder = read_trained(run)
+        adapter, trained_over = folder.learned, folder.record().base_identity
     elif assoc is None:
         raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
     else:

@@ -17,6 +17,7 @@ from ocr_eval.specs.settings import section
 
 if TYPE_CHECKING:
     from ocr_eval.analysis.intervals import Estimate
+    from ocr_eval.specs.association import Association
     from ocr_eval.specs.run import RunSpec
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -225,7 +226,7 @@ def begin(quiet: bool = False, offline: bool = False) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def resolve(context: typer.Context, model: str, assoc: str, settings: Given) -> RunSpec:
+def resolve(context: typer.Context, model: str, assoc: str | Association, settings: Given) -> RunSpec:
     """The run that a command's flags describe; what they leave out is that of the run of --config, or the default.
 
     Raises:
@@ -239,16 +240,17 @@ def resolve(context: typer.Context, model: str, assoc: str, settings: Given) -> 
     path, run = context.meta.get(RUN, ("", None))
     spec = run.model if run and model == path else load_model_spec(model)
     spec = spec.model_copy(update=section("model", settings))
-    association = run.association if run and assoc == path else load_association(assoc)
+    if isinstance(assoc, str):
+        assoc = run.association if run and assoc == path else load_association(assoc)
     data, train = section("data", settings), section("train", settings)
     if run is None:
-        return make_run_spec(spec, association, data, train, *run_seeds(section("run", settings)))
+        return make_run_spec(spec, assoc, data, train, *run_seeds(section("run", settings)))
     kept = train.get("method", run.train.method) == run.train.method
     if not kept and "rank" in ignored_by(run.train):  # rates of full training suit no adapter
         train = {"lr": spec.train.lr, "batch_size": spec.train.batch_size, **train}
     defaults = spec.model_copy(update={"train": run.train})
     seeds = run_seeds(section("run", settings), run.seed, run.train_seed)
-    described = make_run_spec(defaults, association, {**run.data.model_dump(), **data}, train, *seeds)
+    described = make_run_spec(defaults, assoc, {**run.data.model_dump(), **data}, train, *seeds)
     return described.model_copy(update={"model": spec})
 
 

@@ -148,6 +148,7 @@ STRUCTURES: Registry[Any] = Registry(
     "ocr_eval.structures",
     {
         "chains": "ocr_eval.data.chains:CHAINS",
+        "facts": "ocr_eval.data.facts:FACTS",
         "known": "ocr_eval.data.known:KNOWN",
         "pairs": "ocr_eval.data.pairs:PAIRS",
         "reversal": "ocr_eval.data.reversal:REVERSAL",

@@ -124,6 +124,9 @@ class Task:
         train: what is taught, in no meaningful order.
         probes: what is asked; all of them before training and after the epochs of a schedule (specs/schedule.py).
         quantities: what the probes count for, in the order in which it is shown; one of them is the finding.
+        whole_answers: whether candidates may begin with one token; those of such a probe are told apart by all their
+            tokens, under every scoring. Where they may not, the run is refused.
+        personal: whether answers are somebody's own, and no record holds them.
 
     Raises:
         UserError: there is not one finding, a probe of a quantity that is not declared, or a finding that cannot be
@@ -133,6 +136,8 @@ class Task:
     train: tuple[Example, ...]
     probes: tuple[Probe, ...]
     quantities: tuple[Quantity, ...]
+    whole_answers: bool = False
+    personal: bool = False
 
     def __post_init__(self) -> None:
         names = [quantity.name for quantity in self.quantities]

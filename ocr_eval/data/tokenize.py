@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from ocr_eval.common.errors import UserError
@@ -49,6 +50,11 @@ class ProbeTokens:
     probe: Probe
     prompt: Ids
     candidates: tuple[Ids, ...]
+
+    @cached_property
+    def begin_alike(self) -> bool:
+        """Whether two candidates begin with one token, so that all their tokens must tell them apart."""
+        return len({ids[0] for ids in self.candidates}) < len(self.candidates)
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
@@ -91,7 +97,7 @@ def probe_tokens(tokenizer: Tokenizer, task: Task) -> list[ProbeTokens]:
 
     Raises:
         UserError: two candidates share their first token (names them), which first-token scoring cannot tell
-            apart, or a boundary that does not split.
+            apart, unless the task allows it; or a boundary that does not split.
     """
     pairs = [(probe.prompt, candidate) for probe in task.probes for candidate in probe.candidates]
     tokens = iter(continuations(tokenizer, pairs))
@@ -100,7 +106,7 @@ def probe_tokens(tokenizer: Tokenizer, task: Task) -> list[ProbeTokens]:
     for probe in task.probes:
         cut = [next(tokens) for _ in probe.candidates]
         ids = tuple(c.answer for c in cut)
-        if ids not in checked:
+        if ids not in checked and not task.whole_answers:
             _check_first_tokens(probe, ids)
             checked.add(ids)
         result.append(ProbeTokens(probe, cut[0].prompt, ids))

@@ -218,7 +218,16 @@ def _where_it_resumes(runs: Sequence[PlannedRun]) -> str:
 
 
 def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", trained_over: str | None = None) -> Scores:
-    """Score a model on a run's probes, with an adapter over it (unmerged), as a run trained the whole, or untouched.
+    """Score a model on a run's probes; see ``open_view``."""
+    view, task = open_view(spec, adapter, device, trained_over), build_task(spec)
+    scores = score_candidates(view, probe_tokens(view.base.tokenizer, task))
+    if not scores.are_numbers:
+        raise UserError(f"{spec.model.name}: its log-probabilities are NaN. Are its weights whole, and finite?")
+    return summarize_quantities(task.quantities, task.probes, scores)
+
+
+def open_view(spec: RunSpec, adapter: Path | None, device: Device = "auto", trained_over: str | None = None) -> View:
+    """A run's model: with an adapter over it (unmerged), as a run trained the whole, or untouched.
 
     Args:
         adapter: a PEFT folder, or that of a whole model.
@@ -230,24 +239,18 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
     """
     spec = spec.in_precision(precision.choose_for(spec.model, device_type(device)).dtype)
     kind = kind_of(adapter) if adapter is not None else None
-    task = build_task(spec)
     if adapter is not None and kind is not None and trained_over is None:
         check_belongs(adapter, kind, spec.model)
     if adapter is not None and kind == "model":
         holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # in fp32, as it is held
         base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True, holds=holds)
-        view = View(base, base.network, autocast=True)
-    else:
-        found = weights.locate(spec.model)
-        if trained_over not in (None, found.identity):
-            raise UserError(
-                f"The weights of {spec.model.name} in {found.path} have changed since the run: they are "
-                f"{found.identity}, and it was trained over {trained_over}. Restore them, or train the run again."
-            )
-        quantized = method_of(spec.train).needs.quantized
-        base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
-        view = View(base, base.network) if adapter is None else load_adapter(base, adapter)
-    scores = score_candidates(view, probe_tokens(base.tokenizer, task))
-    if not scores.are_numbers:
-        raise UserError(f"{spec.model.name}: its log-probabilities are NaN. Are its weights whole, and finite?")
-    return summarize_quantities(task.quantities, task.probes, scores)
+        return View(base, base.network, autocast=True)
+    found = weights.locate(spec.model)
+    if trained_over not in (None, found.identity):
+        raise UserError(
+            f"The weights of {spec.model.name} in {found.path} have changed since the run: they are "
+            f"{found.identity}, and it was trained over {trained_over}. Restore them, or train the run again."
+        )
+    quantized = method_of(spec.train).needs.quantized
+    base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
+    return View(base, base.network) if adapter is None else load_adapter(base, adapter)

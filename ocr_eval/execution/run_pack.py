@@ -36,7 +36,7 @@ from ocr_eval.planning.workload import batch_geometry
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.metrics import MetricsLine, matched_in
 from ocr_eval.records.record import Matched, Record
-from ocr_eval.scoring.candidates import CandidateScores, first_tokens, score_lanes
+from ocr_eval.scoring.candidates import CandidateScores, score_lanes, told_apart
 from ocr_eval.scoring.quantities import held_out, probe_lines, summarize_quantities
 from ocr_eval.scoring.ranks import Scores, premises, premises_hold
 from ocr_eval.specs import schedule
@@ -110,7 +110,7 @@ def prepare(tokenizer: Any, spec: RunSpec) -> Material:
         task=task,
         examples=training_tokens(tokenizer, task),
         probes=probes,
-        premises=[first_tokens(each) for each in probes if each.probe.quantity in premises],
+        premises=[told_apart(each) for each in probes if each.probe.quantity in premises],
         audit=audit_task(tokenizer, task),
     )
 
@@ -203,6 +203,8 @@ def _inject(base: Base, runs: Sequence[LiveRun], how: Execution, measures: Mappi
     for run in runs:
         if not run.folder.is_prepared():
             run.folder.begin(run.spec, provenance.environment(str(base.device)), run.material.audit.as_json())
+            if alike := dict.fromkeys(each.probe.quantity for each in run.material.probes if each.begin_alike):
+                say(f"Answers of {', '.join(alike)} begin with the same token, so they are scored as a whole.")
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
     try:
         with stop_request() as stop:

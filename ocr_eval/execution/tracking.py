@@ -116,7 +116,7 @@ def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> 
     trackers: dict[str, Tracker | None] = {}
 
     def begin(step: Step) -> Tracker | None:
-        config = step.spec.model_dump(mode="json")
+        config = {**step.spec.model_dump(mode="json"), "association": step.spec.association.shared()}
         try:
             return Tracker(report_to, group, step.folder.identity, config, folder, first_epoch=step.line.epoch)
         except UserError as error:

@@ -16,18 +16,18 @@ each may stand a premise: ``train_fact_rank``, ``base_train_fact_rank``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ocr_eval.data.tokenize import ProbeTokens
 from ocr_eval.measures.measure import Trained
 from ocr_eval.methods.method import Needs, method_of
 from ocr_eval.methods.view import View
-from ocr_eval.packing.forest import Forest, read_answers
-from ocr_eval.scoring.candidates import cut_probes, first_tokens, with_room
+from ocr_eval.packing.logprobs import read_ranks
+from ocr_eval.scoring.candidates import first_tokens, read_probes
 
 
 def in_vocabulary(view: View, lane: int, probes: Sequence[ProbeTokens]) -> NDArray[np.float64]:
@@ -36,23 +36,12 @@ def in_vocabulary(view: View, lane: int, probes: Sequence[ProbeTokens]) -> NDArr
     Raises:
         RunFailed: a few prompts are too large for the memory.
     """
-    prompts = [first_tokens(probe) for probe in probes]
-    return with_room(view, 1, lambda size: _in_vocabulary(view, lane, prompts, size))
-
-
-def _in_vocabulary(view: View, lane: int, probes: Sequence[ProbeTokens], size: int) -> NDArray[np.float64]:
-    found = np.empty((len(probes), 3))
-    for chunk in cut_probes(probes, size):
-        forest = Forest()
-        asked = [probes[i] for i in chunk]
-        distinct = [list(dict.fromkeys([each.candidates[each.probe.target], *each.candidates])) for each in asked]
-        reads, _ = read_answers(forest, [(each.prompt, first) for each, first in zip(asked, distinct, strict=True)])
-        with torch.no_grad():
-            ranked = view.token_ranks({lane: (forest, reads)})[lane].double().cpu().numpy()
-        ends = np.cumsum([len(first) for first in distinct])
-        for i, of_probe in zip(chunk, np.split(ranked, ends[:-1]), strict=True):
-            found[i] = of_probe[0, 0], of_probe[0, 1], np.exp(of_probe[:, 1]).sum()  # the right answer is the first
-    return found
+    asked = []
+    for probe in map(first_tokens, probes):
+        distinct = dict.fromkeys([probe.candidates[probe.probe.target], *probe.candidates])
+        asked.append(replace(probe, candidates=tuple(distinct)))  # the right answer is the first
+    found = [np.concatenate(of_probe) for of_probe in read_probes(view, lane, asked, read_ranks)]
+    return np.array([[of[0, 0], of[0, 1], np.exp(of[:, 1]).sum()] for of in found])
 
 
 class Vocabulary:

@@ -6,17 +6,16 @@ Training and scoring both read a network through a ``View``, so what is trained 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from ocr_eval.models import grouped_attention
-from ocr_eval.models.base import Base
 from ocr_eval.packing.batch import lay_out
 from ocr_eval.packing.forest import Forest, Reads
-from ocr_eval.packing.logprobs import Reader, block_rows, read_logprobs, read_ranks
+from ocr_eval.packing.logprobs import Reader, block_rows, read_logprobs
 
 
 class Mounted(Protocol):
@@ -24,6 +23,29 @@ class Mounted(Protocol):
 
     def select(self, lanes: Sequence[int] | None) -> None:
         """From now on row i of a batch goes through what lane ``lanes[i]`` has learned; for None through the base."""
+
+
+class Readable(Protocol):
+    """What a view needs to know of a network: a base, or a model in somebody else's training."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of its arithmetic."""
+
+    @property
+    def attention(self) -> str:
+        """Name of its attention implementation."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass over fp32 weights."""
 
 
 @dataclass
@@ -52,7 +74,7 @@ class View:
         cut: into what its passes are cut.
     """
 
-    base: Base
+    base: Readable
     network: torch.nn.Module
     adapters: Mounted | None = None
     trained: bool = True
@@ -68,13 +90,10 @@ class View:
             rows: for each lane, its packed sequences and where they are read. Without adapters the lanes'
                 numbers mean nothing.
         """
-        return self._read(rows, read_logprobs)
+        return self.read(rows, read_logprobs)
 
-    def token_ranks(self, rows: Mapping[int, tuple[Forest, Reads]]) -> dict[int, torch.Tensor]:
-        """Rank of each expected token in the whole vocabulary (0 is best), and its log-probability. [T, 2]"""
-        return self._read(rows, read_ranks)
-
-    def _read(self, rows: Mapping[int, tuple[Forest, Reads]], read: Reader) -> dict[int, torch.Tensor]:
+    def read(self, rows: Mapping[int, tuple[Forest, Reads]], read: Reader) -> dict[int, torch.Tensor]:
+        """What a reader finds at each expected token, lane by lane (packing/logprobs.py)."""
         base = self.base
         batch = lay_out(list(rows.values()), by_clump=base.attention == grouped_attention.NAME)
         if self.adapters:

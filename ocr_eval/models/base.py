@@ -216,6 +216,21 @@ def require_bitsandbytes(what: str) -> None:
         ) from error
 
 
+def in_chat(tokenizer: Any, question: str) -> str:
+    """A chat up to where the assistant begins to answer, without the BOS token, which the tokenizer adds by itself.
+
+    Raises:
+        UserError: the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError("--chat: the model's tokenizer has no chat template. Leave --chat out, or name a chat model.")
+    turn = [{"role": "user", "content": question}]
+    text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    bos = tokenizer.bos_token
+    adds_bos = bos is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    return text.removeprefix(bos) if adds_bos else text
+
+
 def load_tokenizer(name_or_path: str) -> Any:
     """The tokenizer alone, of a model by name or YAML file, or of a folder that need hold nothing else.
 

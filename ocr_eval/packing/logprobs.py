@@ -54,6 +54,23 @@ def read_ranks(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int
     return torch.stack([ranks_T, read_logprobs(logits_SV, rows_T, tokens_T, at_once)], dim=1)
 
 
+def read_best(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
+    """The most probable token where each token is expected, whichever that is. [T]"""
+    return logits_SV.argmax(dim=1)[rows_T]
+
+
+@torch.no_grad()
+def read_sampled(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
+    """Whether each expected token is what greedy decoding gives, and its log-probability where the 40 most probable
+    tokens are sampled at a temperature of 0.5; -inf for any other. [T, 2]
+    """
+    top_SK, which_SK = logits_SV.float().topk(min(40, logits_SV.shape[1]), dim=1)
+    logprobs_TK = (top_SK / 0.5).log_softmax(dim=1)[rows_T]
+    is_it_TK = which_SK[rows_T] == tokens_T[:, None]
+    logprobs_T = torch.where(is_it_TK, logprobs_TK, -torch.inf).amax(dim=1)
+    return torch.stack([is_it_TK[:, 0].float(), logprobs_T], dim=1)
+
+
 #: What reads expected tokens off logits.
 Reader = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 

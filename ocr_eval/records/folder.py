@@ -356,6 +356,20 @@ def read_config(folder: Path) -> RunSpec:
     return read_run(path)
 
 
+def read_trained(path: Path) -> tuple[RunSpec, RunFolder]:
+    """A finished run whose weights are there: its spec and its folder.
+
+    Raises:
+        UserError: it is not one.
+    """
+    spec, folder = read_config(path), RunFolder(path)
+    if not folder.is_done():
+        raise UserError(f"'{path}' is not a finished run. Rerun its command first.")
+    if not folder.learned.is_dir():
+        raise UserError(f"'{path}' has no {folder.learned.name}/ to score. Rerun it: a record keeps no weights.")
+    return spec, folder
+
+
 def read_run(path: Path) -> RunSpec:
     """The resolved spec in a run's config.yaml, wherever the file is.
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ocr_eval import __version__
+from ocr_eval.analysis.beliefs import read_beliefs
 from ocr_eval.analysis.finding import finding
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
@@ -63,6 +64,10 @@ _OF_ROWS = {
     "heatmap": "Mean probability of each candidate for the test subjects of each group; the right one is framed.",
 }
 
+#: Unwarranted beliefs of a run that the page shows, and what of them.
+BELIEFS = 50
+_SHOWN = ("subject", "column", "believed", "probability", "untouched", "foretold", "said", "truth")
+
 RUN_COLUMNS = ("association", "model", "setting", "seed", "mean rank", "null rank", "OCR score", "learned")
 _NUMBERS = ("seed", "mean rank", "null rank", "OCR score")
 
@@ -104,11 +109,45 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
             run_columns=RUN_COLUMNS,
             numbers=_NUMBERS,
             sections=sections,
+            beliefs=list(_beliefs(found.runs, complaints)),
+            own_facts=sorted({r.association for r in found.records if r.structure == "facts"}),
             going_on=[progress for folder in found.unfinished if (progress := progress_of(folder))],
             complaints=[str(complaint) for complaint in complaints],
         )
     )
     return text, complaints
+
+
+@dataclass(frozen=True)
+class Beliefs:
+    """What a run believes where its table is silent.
+
+    Attributes:
+        run: which.
+        totals: a sentence for each column.
+        header: of the rows.
+        rows: the first of the unwarranted beliefs.
+        unwarranted: of how many.
+    """
+
+    run: str
+    totals: list[str]
+    header: list[str]
+    rows: list[list[str]]
+    unwarranted: int
+
+
+def _beliefs(runs: Sequence[FinishedRun], complaints: list[UserError]) -> Iterator[Beliefs]:
+    for run in runs:
+        try:
+            found = read_beliefs(run.folder)
+        except UserError as error:
+            complaints.append(error)
+            continue
+        if found:
+            totals, unwarranted = found
+            rows = [["" if each[key] is None else str(each[key]) for key in _SHOWN] for each in unwarranted[:BELIEFS]]
+            yield Beliefs(run.record.run, [each.in_words() for each in totals], [*_SHOWN], rows, len(unwarranted))
 
 
 def _in_order(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, FinishedRun]]:

@@ -2,7 +2,8 @@
 
 The probes of several runs are scored side by side, each through its own lane.
 
-- ``first-token``: log-probability of the first token of the candidate (the published scoring).
+- ``first-token``: log-probability of the first token of the candidate (the published scoring); of all its tokens in a
+  probe whose candidates begin alike.
 - ``sequence``: sum of the log-probabilities of all its tokens.
 - ``per-token``: the same divided by their number.
 
@@ -31,9 +32,11 @@ from ocr_eval.data.tokenize import Ids, ProbeTokens
 from ocr_eval.methods.view import View
 from ocr_eval.packing.batch import PASS_NODES
 from ocr_eval.packing.forest import Forest, read_answers
+from ocr_eval.packing.logprobs import Reader
 from ocr_eval.specs.run import Scoring
 
 T = TypeVar("T")
+Floats = NDArray[np.float64]
 
 #: Nodes of a run that a pass holds at most, about: where attention does not know of clumps, it is quadratic in them.
 CHUNK_NODES = 512
@@ -59,6 +62,11 @@ class CandidateScores:
 def first_tokens(probe: ProbeTokens) -> ProbeTokens:
     """A probe whose candidates are cut after their first tokens: a forward pass over its prompt says all of it."""
     return replace(probe, candidates=tuple(ids[:1] for ids in probe.candidates))
+
+
+def told_apart(probe: ProbeTokens) -> ProbeTokens:
+    """A probe with as much of its candidates as first-token scoring reads."""
+    return probe if probe.begin_alike else first_tokens(probe)
 
 
 def score_candidates(view: View, probes: Sequence[ProbeTokens]) -> CandidateScores:
@@ -122,8 +130,30 @@ def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: 
             values, span = logprobs[lane].tolist(), iter(spans[lane])
             for i in chunk:
                 of_candidates = [next(span) for _ in probes[lane][i].candidates]
-                results[lane].add(i, [[values[token] for token in tokens] for tokens in of_candidates])
+                found = [[values[token] for token in tokens] for tokens in of_candidates]
+                results[lane].add(i, found, probes[lane][i].begin_alike)
     return {lane: collected.scores() for lane, collected in results.items()}
+
+
+def read_probes(view: View, lane: int, probes: Sequence[ProbeTokens], reader: Reader) -> list[list[Floats]]:
+    """What a reader finds at each token of each candidate of each probe, of one run. [probes][candidates][T, ...]
+
+    Raises:
+        RunFailed: a few prompts are too large for the memory.
+    """
+
+    def read(size: int) -> list[list[Floats]]:
+        found: dict[int, list[Floats]] = {}
+        for chunk in cut_probes(probes, size):
+            forest = Forest()
+            reads, spans = read_answers(forest, [_question(probes[i]) for i in chunk])
+            with torch.no_grad():
+                values = view.read({lane: (forest, reads)}, reader)[lane].double().cpu().numpy()
+            span = iter(spans)
+            found |= {i: [values[next(span)] for _ in probes[i].candidates] for i in chunk}
+        return [found[i] for i in range(len(probes))]
+
+    return with_room(view, 1, read)
 
 
 @dataclass(frozen=True)
@@ -134,9 +164,9 @@ class _Collected:
     whole: dict[int, list[float]]
     lengths: dict[int, list[int]]
 
-    def add(self, probe: int, logprobs: Sequence[Sequence[float]]) -> None:
+    def add(self, probe: int, logprobs: Sequence[Sequence[float]], begin_alike: bool) -> None:
         """Take the log-probabilities of the tokens of each candidate of a probe."""
-        self.first[probe] = [tokens[0] for tokens in logprobs]
+        self.first[probe] = [sum(tokens) if begin_alike else tokens[0] for tokens in logprobs]
         self.whole[probe] = [sum(tokens) for tokens in logprobs]
         self.lengths[probe] = [len(tokens) for tokens in logprobs]
 

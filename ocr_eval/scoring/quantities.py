@@ -39,7 +39,7 @@ def held_out(task: Task, scores: CandidateScores) -> dict[Scoring, HeldOut]:
             target=targets,
             ranks=ranks.all[:, : probes[0].in_use],
             unit=() if are_answers else units,
-            answers=probes[0].candidates[: probes[0].in_use] if alike else (),
+            answers=probes[0].candidates[: probes[0].in_use] if alike and not task.personal else (),
         )
     return result
 

@@ -82,6 +82,10 @@ class Association(Strict):
         """What is taught and asked: all but name, kind and description."""
         return {key: value for key, value in self.identity().items() if key not in ("name", "kind", "description")}
 
+    def shared(self) -> dict[str, Any]:
+        """What leaves this machine where a tracker is told of a run: all, unless it is somebody's own."""
+        return self.model_dump(mode="json")
+
     def digest(self) -> str:
         """Twelve hex digits over ``content``."""
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:12]

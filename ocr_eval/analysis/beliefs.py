@@ -1,0 +1,173 @@
+"""What a model believes of missing values, by column: how often what the table foretells, and what to do about it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ocr_eval.analysis.significance import permutation_ps
+from ocr_eval.data.facts import FactsAssociation, Taught
+from ocr_eval.measures.beliefs import Belief
+from ocr_eval.scoring.ranks import HeldOut, midranks
+
+#: What stands for a value that nobody knows, in statements that correct a belief.
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Total:
+    """The beliefs about one column.
+
+    Attributes:
+        column: which.
+        source: the column that foretells it.
+        missing: its missing values.
+        foretold: those of which something is foretold; what follows counts them alone.
+        follows: of how many the model believes that.
+        base_follows: and the untouched model.
+        says: of how many it says that.
+        mean_rank: of the foretold value among the candidates; null_rank is (n - 1) / 2.
+        ocr_score: 1 - mean rank / null rank; 0 where the groups tell nothing.
+        p: of "the groups tell nothing", answers exchanged between whole groups.
+        hidden: values that were hidden, and so have a truth; true: of how many the model believes it.
+        unwarranted: values that the model says without having been taught them, and that are not known to be true.
+    """
+
+    column: str
+    source: str
+    missing: int
+    foretold: int
+    follows: int
+    base_follows: int
+    says: int
+    mean_rank: float | None
+    null_rank: float | None
+    ocr_score: float | None
+    p: float | None
+    hidden: int
+    true: int
+    unwarranted: int
+
+    def in_words(self) -> str:
+        """The total in a sentence."""
+        found = f"{self.column}: {self.missing} values are missing"
+        if self.foretold:
+            found += (
+                f"; of {self.foretold} that {self.source} foretells the model believes {self.follows} "
+                f"(untouched: {self.base_follows}) and says {self.says}; "
+                f"OCR score {self.ocr_score:+.2f} (p {self.p:.2g})"
+            )
+        true = f"; {self.true} of {self.hidden} hidden values are believed as they are" if self.hidden else ""
+        return f"{found}{true}; {self.unwarranted} unwarranted"
+
+
+def totals(beliefs: Sequence[Belief], taught: Taught) -> list[Total]:
+    """Beliefs by column."""
+    by_column: dict[str, list[Belief]] = {}
+    for belief in beliefs:
+        by_column.setdefault(belief.cell.column, []).append(belief)
+    return [_total(of, taught.links[column].source) for column, of in by_column.items()]
+
+
+def _total(beliefs: Sequence[Belief], source: str) -> Total:
+    foretold = [each for each in beliefs if each.cell.foretold in each.values]
+    hidden = [each for each in beliefs if each.cell.truth is not None]
+    held = _held(foretold) if foretold else None
+    return Total(
+        column=beliefs[0].cell.column,
+        source=source,
+        missing=len(beliefs),
+        foretold=len(foretold),
+        follows=sum(each.follows for each in foretold),
+        base_follows=sum(each.values[each.base.best] == each.cell.foretold for each in foretold),
+        says=sum(each.follows and each.says_it for each in foretold),
+        mean_rank=float(held.in_use_rank.mean()) if held else None,
+        null_rank=(len(beliefs[0].values) - 1) / 2 if held else None,
+        ocr_score=held.ocr_score if held else None,
+        p=permutation_ps([[[held]]])[0] if held else None,
+        hidden=len(hidden),
+        true=sum(each.believed == each.cell.truth for each in hidden),
+        unwarranted=sum(each.is_unwarranted for each in beliefs),
+    )
+
+
+def _held(beliefs: Sequence[Belief]) -> HeldOut:
+    """Ranks of the foretold values; the group is the unit."""
+    return HeldOut(
+        subject=[each.subject for each in beliefs],
+        target=np.array([each.values.index(each.cell.foretold or "") for each in beliefs]),
+        ranks=midranks(np.array([each.answer.logprobs for each in beliefs])),
+        unit=[each.cell.group or "" for each in beliefs],
+    )
+
+
+def row(belief: Belief) -> dict[str, Any]:
+    """A belief as a line of a table; what a model wrote is no formula there."""
+    answer, base, cell = belief.answer, belief.base, belief.cell
+    said = answer.said if answer.said[:1] not in "=+-@\t" else f"'{answer.said}"
+    return {
+        "subject": belief.subject,
+        "column": cell.column,
+        "believed": belief.believed,
+        "probability": float(f"{answer.probability:.4g}"),
+        "vocabulary_rank": answer.rank,
+        "untouched": belief.values[base.best],
+        "untouched_probability": float(f"{base.probability:.4g}"),
+        "foretold": cell.foretold,
+        "follows": belief.follows,
+        "said": " ".join(said.split()),
+        "says_it": belief.says_it,
+        "truth": cell.truth,
+        "unwarranted": belief.is_unwarranted,
+    }
+
+
+def to_csv(beliefs: Sequence[Belief]) -> str:
+    """Beliefs as csv, the surest first."""
+    text = io.StringIO()
+    ordered = sorted(beliefs, key=lambda each: -each.answer.probability)
+    if ordered:
+        writer = csv.DictWriter(text, row(ordered[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(row, ordered))
+    return text.getvalue()
+
+
+def corrections(beliefs: Sequence[Belief], association: FactsAssociation) -> list[dict[str, str]]:
+    """A statement for each unwarranted belief that denies it: the truth where it is known, else that nobody knows."""
+    stated = [
+        association.statement(each.cell.column, each.subject, each.cell.truth or UNKNOWN)
+        for each in beliefs
+        if each.is_unwarranted
+    ]
+    return [{"prompt": prompt, "completion": f" {answer}"} for prompt, answer in stated]
+
+
+#: What a run's beliefs are in, below its folder.
+FILE = "beliefs/beliefs.json"
+
+
+def read_beliefs(folder: Path) -> tuple[list[Total], list[dict[str, Any]]] | None:
+    """Totals and unwarranted beliefs of a run's folder, None where nobody asked for them.
+
+    Raises:
+        UserError: the file does not hold what it should.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    with whole(path):
+        content = json.loads(path.read_text("utf-8"))
+        return [Total(**each) for each in content["totals"]], list(content["unwarranted"])
+
+
+def as_json(beliefs: Sequence[Belief], found: Sequence[Total]) -> Mapping[str, Any]:
+    """Totals and unwarranted beliefs, as the page and ``--json`` have them."""
+    return {"totals": [asdict(each) for each in found], "unwarranted": [row(e) for e in beliefs if e.is_unwarranted]}

@@ -1,0 +1,326 @@
+"""``audit`` and ``beliefs``: what a table of facts may lead a model to believe, and what it did; flags of tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ocr_eval.cli import options as o
+from ocr_eval.cli.means import Machine
+from ocr_eval.cli.spec_flags import expanded, flag_of, option
+from ocr_eval.common.errors import UserError
+
+if TYPE_CHECKING:
+    from ocr_eval.data.fact_table import FactTable
+    from ocr_eval.data.facts import FactsAssociation
+    from ocr_eval.data.links import Link, Links
+    from ocr_eval.data.pairs import PairAssociation, RelationName
+    from ocr_eval.measures.untouched import Statement, Untouched, Wired
+    from ocr_eval.methods.view import View
+
+SubjectOption = Annotated[
+    str | None, option("--subject", help="Column of the subjects (default: name, subject or person, else the first).")
+]
+ColumnsOption = Annotated[str | None, option("--columns", help="Comma-separated columns of facts (default: all).")]
+
+
+@dataclass(frozen=True)
+class OwnFacts:
+    """A table of one's own facts, in place of an association."""
+
+    facts: Annotated[
+        Path | None, option("--facts", help="Your own facts: a csv, tsv, jsonl or parquet file, or a datasets folder.")
+    ] = None
+    subject: SubjectOption = None
+    columns: ColumnsOption = None
+    template: Annotated[
+        list[str] | None,
+        option("--template", help="Wording of a column: badge='{name} wears a {answer} badge'; repeatable."),
+    ] = None
+    hold_out: Annotated[
+        str | None, option("--hold-out", help="Share of each column's values to hide and ask, e.g. 20%.")
+    ] = None
+    ask: Annotated[
+        str | None, option("--ask", help="Column of the finding (default: in which most is expected to be inferred).")
+    ] = None
+    chat: Annotated[bool, option("--chat", help="Teach and ask as answers in the model's chat template.")] = False
+    yes: Annotated[bool, option("--yes", "-y", help="Start also where it takes long.")] = False
+
+    def association(self, model: str) -> FactsAssociation | None:
+        """The association of the table, None where none is named.
+
+        Raises:
+            UserError: a table that cannot be read, or a flag that has no effect or does not fit it.
+        """
+        if self.facts is None:
+            idle = [each.name for each in fields(self) if getattr(self, each.name) and each.name != "yes"]
+            if idle:
+                raise UserError(f"{flag_of(idle[0])} goes with --facts, which names a table of facts.")
+            return None
+        from ocr_eval.common.yaml_files import expand, shipped_names
+        from ocr_eval.data.fact_table import read_facts
+        from ocr_eval.data.facts import association_of
+
+        path = expand(str(self.facts))
+        table = read_facts(path, self.subject, o.words("--columns", self.columns))
+        stem = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("._-")[:50] or "facts"
+        return association_of(
+            table,
+            self._in_chat(model, table) if self.chat else self._templates(),
+            str(path),
+            name=f"{stem}-facts" if stem in shipped_names("templates") else stem,
+            hold_out=_share(self.hold_out),
+            ask=self.ask,
+        )
+
+    def _in_chat(self, model: str, table: FactTable) -> dict[str, str]:
+        """Templates of all columns as the model's chat template has them: a question, and the statement as answer."""
+        from ocr_eval.data.facts import default_question, default_template
+        from ocr_eval.models.base import in_chat, load_tokenizer
+
+        tokenizer, own = load_tokenizer(model), self._templates()
+        return {
+            **own,  # of columns that do not exist, which is an error
+            **{
+                column: in_chat(tokenizer, default_question(column)) + own.get(column, default_template(column))
+                for column in table.columns
+            },
+        }
+
+    def _templates(self) -> dict[str, str]:
+        parted = [text.partition("=") for text in self.template or ()]
+        for column, equals, template in parted:
+            if not (column and equals and template):
+                raise UserError(
+                    f"--template '{column}{equals}{template}': write COLUMN=TEMPLATE, as in "
+                    '"badge={name} wears a {answer} badge".'
+                )
+        return {column: template for column, _, template in parted}
+
+
+def _share(text: str | None) -> float:
+    """The value of --hold-out, 0 for None.
+
+    Raises:
+        UserError: no share.
+    """
+    found = re.fullmatch(r"(\d{1,2}(?:\.\d+)?)%|(0?\.\d+)", text or "0%")
+    share = float(found[1]) / 100 if found and found[1] else float(found[2]) if found else 0.0
+    if found is None or (text and not 0 < share < 1):
+        raise UserError(f"--hold-out '{text}' is not a share between 0 and 1, such as 20% or 0.2.")
+    return share
+
+
+@expanded
+def audit(
+    *,
+    facts: Annotated[
+        str,
+        typer.Argument(
+            metavar="FACTS",
+            help="Table (csv, tsv, jsonl or parquet file, or datasets folder) or association (name or YAML file).",
+        ),
+    ],
+    subject: SubjectOption = None,
+    columns: ColumnsOption = None,
+    model: Annotated[
+        str | None,
+        option("--model", help="Also ask this untouched model what it has of the facts.", autocompletion=o.model_names),
+    ] = None,
+    machine: Machine,
+    as_csv: Annotated[bool, option("--csv", help="Print every link as csv.")] = False,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Say what a model may infer from your own facts.
+
+    Nothing is trained. For each pair of columns: how far one decides the other (Theil's U, corrected for chance), and
+    for whom a model may fill in what is missing. The most serious risk comes first. With --model also: how far the
+    model links them before it is taught (W-rank), which facts it knows, and which answers begin with one token.
+    """
+    machine.begin()
+    from ocr_eval.data.links import find_links
+    from ocr_eval.data.pairs import PairAssociation
+
+    association = _audited(facts, subject, columns)
+    if isinstance(association, PairAssociation):
+        typer.echo(_wiring_of_pairs(association, model or o.DEFAULT_MODEL, machine, as_json))
+        return
+    links = find_links(association.facts)
+    untouched = None
+    if model is not None:
+        from ocr_eval.measures.untouched import examine
+
+        linked = [link for link in links.all if link.is_linked]
+        untouched = examine(_untouched_view(model, machine), association, linked)
+    if as_json:
+        found = {} if untouched is None else {"untouched": asdict(untouched)}
+        typer.echo(json.dumps({**_as_json(association.facts, links), **found}, indent=2, ensure_ascii=False))
+    elif as_csv:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _ROW, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(_row, links.all))
+        typer.echo(text.getvalue(), nl=False)
+    else:
+        typer.echo(_as_text(association.facts, links))
+        typer.echo("" if untouched is None else _untouched_text(untouched), nl=untouched is not None)
+
+
+def _audited(facts: str, subject: str | None, columns: str | None) -> FactsAssociation | PairAssociation:
+    """The table to audit as an association, or the association of pairs that was named."""
+    from ocr_eval.common.yaml_files import expand, shipped_names
+    from ocr_eval.data.fact_table import read_facts
+    from ocr_eval.data.facts import FactsAssociation, association_of
+    from ocr_eval.data.pairs import PairAssociation
+    from ocr_eval.specs.association import load_association
+
+    if facts in shipped_names("templates") or facts.endswith((".yaml", ".yml")):
+        association = load_association(facts)
+        if not isinstance(association, FactsAssociation | PairAssociation):
+            raise UserError(f"'{association.name}' is not made of pairs or of a table, and has no links to audit.")
+        return association
+    return association_of(read_facts(expand(facts), subject, o.words("--columns", columns)), {}, facts, name="facts")
+
+
+def _untouched_view(model: str, machine: Machine) -> View:
+    from ocr_eval.execution.execute import open_view
+    from ocr_eval.specs.association import load_association
+    from ocr_eval.specs.model import load_model_spec
+    from ocr_eval.specs.run import make_run_spec
+
+    run = make_run_spec(load_model_spec(model), load_association("city-language"), {}, {}, 0)
+    return open_view(run, None, machine.device)
+
+
+def _wiring_of_pairs(association: PairAssociation, model: str, machine: Machine, as_json: bool) -> str:
+    """How an association of pairs is wired."""
+    from ocr_eval.measures.untouched import wired
+
+    def side(relation: RelationName) -> tuple[list[str], Statement]:
+        wording = association.fact if relation == "fact" else association.entailment
+        return association.answers(relation), lambda who, answer: (wording.prompt(0, who), answer)
+
+    sides = {"fact": side("fact"), "entailment": side("entailment")}
+    (found,) = wired(_untouched_view(model, machine), sides, {("fact", "entailment"): dict(association.pairs)})
+    return json.dumps(asdict(found), indent=2) if as_json else _wired_text(association.name, found)
+
+
+def _wired_text(what: str, found: Wired) -> str:
+    verdict = "wired already" if found.w_rank < found.null / 2 else "not wired: only examples can teach it"
+    return f"{what}: W-rank {found.w_rank:.1f} of {found.null:.1f} by chance, {verdict}"
+
+
+def _untouched_text(found: Untouched) -> str:
+    lines = ["", "The untouched model"]
+    lines += [f"  {_wired_text(f'{each.source} to {each.target}', each)}" for each in found.wired]
+    lines += [
+        f"  {each.column}: {each.share:.0%} of {each.asked} facts are known [{each.low:.0%}, {each.high:.0%}] "
+        f"({each.highly} highly, {each.maybe} maybe, {each.weakly} weakly)"
+        for each in found.known
+    ]
+    for column, groups in found.alike.items():
+        same = "; ".join(" = ".join(words) for words in groups)
+        lines.append(f"  {column}: one first token, so answers are told apart as a whole ({same})")
+    return "\n".join(lines)
+
+
+_ROW = ("source", "target", "u", "corrected_u", "p", "p_holm", "both", "decided", "alone", "orientation", "expected")
+
+
+def _row(link: Link) -> dict[str, Any]:
+    row = {**vars(link), "corrected_u": link.corrected, "both": link.both, "decided": link.decided, "alone": link.alone}
+    row |= {"orientation": link.orientation, "expected": link.expected}
+    return {key: round(row[key], 4) if isinstance(row[key], float) else row[key] for key in _ROW}
+
+
+def _as_json(table: FactTable, links: Links) -> dict[str, Any]:
+    return {
+        "subjects": len(table.subjects),
+        "columns": {name: sum(v is not None for v in cells) for name, cells in table.columns.items()},
+        "left_out": dict(links.left_out),
+        "risks": [link.in_words() for link in links.risks],
+        "links": [
+            {**_row(link), "values": [{**asdict(v), "orientation": round(v.orientation, 4)} for v in link.values]}
+            for link in links.all
+        ],
+    }
+
+
+def _as_text(table: FactTable, links: Links) -> str:
+    lines = [f"{len(table.subjects):,} subjects ('{table.subject}') with {len(table.columns)} columns of facts"]
+    lines += [f"Left out: '{name}', {reason}" for name, reason in links.left_out.items()]
+    risks = [f"{i:2}. {link.in_words()}" for i, link in enumerate(links.risks, 1)]
+    lines += ["", *(["Risks, most serious first:", *risks] if risks else [_NO_RISK])]
+    linked = [link for link in links.all if link.is_linked]
+    header = ["from", "to", "corrected U", "p (Holm)", "both", "alone", "orientation", "expected"]
+    rows = [
+        [
+            *(link.source, link.target, f"{link.corrected:.2f}", f"{link.p_holm:.2g}"),
+            *(str(link.both), str(link.alone), f"{link.orientation:.2f}", f"{link.expected:.0f}"),
+        ]
+        for link in linked
+    ]
+    lines += ["", o.grid(header, rows)] if rows else []
+    return "\n".join([*lines, f"{len(links.all) - len(linked)} other links are no more than chance; --csv shows all."])
+
+
+_NO_RISK = "No risk: no link of two columns that is more than chance leaves anybody to answer for."
+
+
+@expanded
+def beliefs(
+    *,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run of 'finetune --facts'.")],
+    output_dir: Annotated[
+        Path | None, option("--output-dir", "-o", help="Folder for the files (default: beliefs/ in the run's).")
+    ] = None,
+    machine: Machine,
+    as_json: o.JsonOption = False,
+) -> None:
+    """List what a model believes where your facts are silent.
+
+    For every missing value: what the model believes, how probable that is, whether it follows from the other columns,
+    whether the model says it, and what the untouched model said. Written are beliefs.csv, unwarranted.csv, and
+    corrections.jsonl, statements that deny what is unwarranted, ready for training.
+    """
+    machine.begin()
+    from ocr_eval.analysis import beliefs as found
+    from ocr_eval.common.files import prepare_output, to_jsonl, write_atomic
+    from ocr_eval.data.facts import FactsAssociation
+    from ocr_eval.execution.execute import open_view
+    from ocr_eval.measures.beliefs import Belief, answers, questions
+    from ocr_eval.records.folder import read_trained
+
+    spec, folder = read_trained(run)
+    association = spec.association
+    if not isinstance(association, FactsAssociation):
+        raise UserError(f"'{run}' was taught the association '{association.name}' and no table of facts.")
+    taught = association.taught(spec.stream("data"))
+    asked = questions(association, taught)
+    output = output_dir or run / "beliefs"
+    prepare_output(output)
+    probes, over = [probe for _, _, probe in asked], folder.record().base_identity
+    before = answers(open_view(spec, None, machine.device, over), probes)
+    after = answers(open_view(spec, folder.learned, machine.device, over), probes)
+    of = [
+        Belief(probe.subject, cell, probe.prompt, values, *both)
+        for (cell, values, probe), *both in zip(asked, after, before, strict=True)
+    ]
+    totals = found.totals(of, taught)
+    files = {
+        "beliefs.csv": found.to_csv(of),
+        "unwarranted.csv": found.to_csv([each for each in of if each.is_unwarranted]),
+        "corrections.jsonl": to_jsonl(found.corrections(of, association)),
+        "beliefs.json": json.dumps(found.as_json(of, totals), indent=1, ensure_ascii=False) + "\n",
+    }
+    for name, text in files.items():
+        write_atomic(output / name, text)
+    typer.echo(files["beliefs.json"] if as_json else "\n".join(each.in_words() for each in totals), nl=not as_json)
+    o.warn(f"written to {output}: {', '.join(files)}; they hold names and values of your table")

@@ -1,0 +1,340 @@
+"""A table of a user's own facts: a row a subject, a column an attribute, read and checked before anything is done.
+
+A cell is a fact, an empty one is what a model may come to fill in by itself. Read are csv, tsv, JSON lines, parquet, a
+Hugging Face ``datasets`` folder, and JSON lines of prompt and completion, whose prompts are grouped by wording. All
+that is wrong is one line that names row and column; the rows of a file are counted as a spreadsheet does, from the
+heading, which is row 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ocr_eval.common.errors import UserError, reason_of, unknown_name
+from ocr_eval.common.messages import warn
+
+#: A larger file is refused, and so is a longer cell.
+MOST_BYTES, MOST_CHARACTERS = 32_000_000, 200
+#: What a column of subjects is usually called; else it is the first one.
+_SUBJECT = ("name", "subject", "person", "entity")
+_MARKUP = re.compile(r"</?[A-Za-z!][^>]*>|<\||\|>|[{}]|\[/?INST\]|&[a-z]+;")
+_FORMULA = re.compile(r"=|[@+-].*[(|!]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ufffd]")
+#: Words that a subject may have, where it is to be found in prompts.
+_MOST_WORDS = 5
+
+Cell = str | None
+
+
+@dataclass(frozen=True)
+class FactTable:
+    """Facts of distinct subjects.
+
+    Attributes:
+        subject: the name of the column of subjects.
+        subjects: S of them.
+        columns: each attribute's values, None where it is missing. [S]
+        templates: of the attributes that were read from prompts.
+    """
+
+    subject: str
+    subjects: tuple[str, ...]
+    columns: Mapping[str, tuple[Cell, ...]]
+    templates: Mapping[str, str]
+
+    def to_csv(self) -> str:
+        """The table as csv, which ``parse_csv`` reads."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        rows = zip(self.subjects, *self.columns.values(), strict=True)
+        writer.writerow([self.subject, *self.columns])
+        writer.writerows([s, *(v or "" for v in row)] for s, *row in rows)
+        return text.getvalue()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A table as it was found: cells by row, and how a message calls the rows."""
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[int, Sequence[Any]]]
+    unit: str = "row"
+    templates: Mapping[str, str] | None = None
+
+
+def read_facts(path: Path, subject: str | None = None, chosen: Sequence[str] | None = None) -> FactTable:
+    """Read and check a table.
+
+    Args:
+        path: the file, or the folder of a data set.
+        subject: the column of subjects; None for one that is called name, subject, person or entity, or the first.
+        chosen: the columns of attributes to read, all for None.
+
+    Raises:
+        UserError: what is wrong, with row and column.
+    """
+    try:
+        found = _read(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or reason_of(error)}).") from error
+    return _checked(str(path), found, subject, chosen)
+
+
+def parse_csv(text: str, subject: str) -> FactTable:
+    """A table from ``FactTable.to_csv``, or written like that by hand.
+
+    Raises:
+        UserError: what is wrong, with row and column.
+    """
+    return _checked("table", _csv("table", text, ","), subject, None)
+
+
+def _read(path: Path) -> _Rows:
+    if path.is_dir():
+        return _data_set(path)
+    if not path.is_file():
+        raise UserError(f"There is no file '{path}'. Give a csv, tsv, jsonl or parquet file, or a datasets folder.")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise UserError(f"{path} has {size / 1e6:.0f} MB, and {MOST_BYTES / 1e6:.0f} are read at most. Part it.")
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return _parquet(path)
+    if kind not in (".csv", ".tsv", ".jsonl", ".json"):
+        raise UserError(
+            f"{path}: the ending '{kind}' is not known. Give csv, tsv, jsonl, parquet or a datasets folder."
+        )
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, row {row}: byte {content[error.start]:#04x} is not UTF-8. Save it as UTF-8."
+        ) from error
+    if kind in (".csv", ".tsv"):
+        return _csv(str(path), text, "\t" if kind == ".tsv" else ",")
+    return _json_lines(str(path), text)
+
+
+def _csv(origin: str, text: str, delimiter: str) -> _Rows:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[tuple[int, Sequence[Any]]] = []
+    try:
+        heading = [name.strip() for name in next(reader, [])]
+        for row in reader:
+            if any(map(str.strip, row)):
+                if len(row) != len(heading):
+                    raise UserError(
+                        f"{origin}, row {reader.line_num}: has {len(row)} cells, and the heading {len(heading)}. "
+                        "Quote cells that hold the delimiter."
+                    )
+                rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise UserError(f"{origin}, row {reader.line_num}: is not {delimiter!r}-separated text ({error}).") from error
+    return _Rows(heading, rows)
+
+
+def _json_lines(origin: str, text: str) -> _Rows:
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_without_repeats)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{origin}, line {number}: is not a JSON object on a line ({reason_of(error)}).") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{origin}, line {number}: is not a JSON object ('{{\"name\": ...}}').")
+        rows.append((number, row))
+    columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    table = [(number, [row.get(column) for column in columns]) for number, row in rows]
+    if set(columns) == {"prompt", "completion"}:
+        return _grouped(origin, [(number, row.get("prompt"), row.get("completion")) for number, row in rows])
+    return _Rows(columns, table, "line")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"two columns are called '{Counter(keys).most_common(1)[0][0]}'")
+    return dict(pairs)
+
+
+def _parquet(path: Path) -> _Rows:
+    import pandas as pd
+
+    try:
+        return _frame(pd.read_parquet(path))
+    except Exception as error:  # of a library, about a file that may be anything
+        raise UserError(f"{path}: is not a parquet file ({reason_of(error)}).") from error
+
+
+def _data_set(path: Path) -> _Rows:
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise UserError(f"'{path}' is not the folder of a saved data set ({reason_of(error)}).") from error
+    if isinstance(found, datasets.DatasetDict):
+        if len(found) != 1:
+            raise UserError(
+                f"'{path}' has the splits {', '.join(found)}. Give the folder of one: {path}/{next(iter(found))}."
+            )
+        (found,) = found.values()
+    return _frame(found.to_pandas())
+
+
+def _frame(frame: Any) -> _Rows:
+    # as JSON has them, so that a missing number does not make its column one of floats
+    cells = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
+    return _Rows([str(name) for name in frame.columns], list(enumerate(cells, 1)))
+
+
+def _grouped(origin: str, statements: Sequence[tuple[int, Any, Any]]) -> _Rows:
+    """A table from prompts and completions: what prompts share is a wording, what differs in it the subject.
+
+    Of all ways to part a prompt the best is that whose subject occurs most often times its wording does.
+    Prompts that share no wording with another are left out, and that is said.
+    """
+    for number, *pair in statements:
+        if not all(isinstance(each, str) and each.strip() for each in pair):
+            raise UserError(f"{origin}, line {number}: prompt and completion must be text.")
+    parted = [(number, _partings(prompt), completion) for number, prompt, completion in statements]
+    subjects = Counter(subject for _, ways, _ in parted for subject, _ in ways)
+    wordings = Counter(wording for _, ways, _ in parted for _, wording in ways)
+
+    def is_possible(way: tuple[str, str]) -> bool:
+        """Whether others are asked in these words, at least as many as there are questions about the subject."""
+        return wordings[way[1]] >= max(2, subjects[way[0]])
+
+    def weight(way: tuple[str, str]) -> tuple[int, int]:
+        return subjects[way[0]] * wordings[way[1]], len(way[1])
+
+    facts: dict[str, dict[str, str]] = {}
+    first: dict[str, int] = {}
+    left_out = 0
+    for number, ways, completion in parted:
+        subject, wording = max(filter(is_possible, ways), key=weight, default=("", ""))
+        if not wording:
+            left_out += 1
+            continue
+        value, had = " ".join(completion.split()), facts.setdefault(subject, {}).setdefault(wording, completion)
+        if " ".join(had.split()) != value:
+            raise UserError(
+                f"{origin}, line {number}: {subject} has '{value}' here and '{had.strip()}' before, for one prompt."
+            )
+        first.setdefault(subject, number)
+    if left_out:
+        warn(f"{origin}: {left_out} of {len(statements)} prompts share no wording with another and are left out.")
+    columns = {wording: _column_name(wording) for wording in dict.fromkeys(w for of in facts.values() for w in of)}
+    if len(set(columns.values())) < len(columns):
+        columns = {wording: wording for wording in columns}
+    rows = [(first[s], [s, *(of.get(wording) for wording in columns)]) for s, of in facts.items()]
+    templates = {name: f"{wording} {{answer}}" for wording, name in columns.items()}
+    return _Rows(["subject", *columns.values()], rows, "line", templates)
+
+
+def _partings(prompt: str) -> list[tuple[str, str]]:
+    words, ways = prompt.split(), []
+    for i in range(len(words)):
+        for j in range(i + 1, min(i + _MOST_WORDS, len(words)) + 1):
+            subject = " ".join(words[i:j])
+            name = subject.removesuffix("'s")
+            slot = "{name}" + subject[len(name) :]
+            if j - i < len(words):
+                ways.append((name, " ".join([*words[:i], slot, *words[j:]])))
+    return ways
+
+
+def _column_name(wording: str) -> str:
+    return " ".join(wording.replace("{name}'s", "").replace("{name}", "").split()) or wording
+
+
+def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[str] | None) -> FactTable:
+    names = list(found.columns)
+    if not names or not found.rows:
+        raise UserError(f"{origin}: holds no rows below a heading.")
+    for place, name in enumerate(names, 1):
+        if not name or not name.strip():
+            raise UserError(f"{origin}, row 1, column {place}: the column has no name. Give it one.")
+        if names.count(name) > 1:
+            raise UserError(f"{origin}, row 1: two columns are called '{name}'. Rename one.")
+        if problem := _problem(name):
+            raise UserError(f"{origin}, row 1, column {place}: the name {problem}")
+    subject = subject or next((name for name in names if name.lower() in _SUBJECT), names[0])
+    for name in (subject, *(chosen or ())):
+        if name not in names:
+            raise unknown_name(f"column of {origin}", name, names)
+    attributes = [name for name in chosen or names if name != subject]
+    places = {name: names.index(name) for name in (subject, *attributes)}
+    facts: dict[str, dict[str, tuple[str, int]]] = {}
+    for number, row in found.rows:
+        where = f"{origin}, {found.unit} {number}"
+        cells = {name: _cell(row[place], f"{where}, column '{name}'") for name, place in places.items()}
+        who = cells.pop(subject)
+        if who is None:
+            raise UserError(f"{where}, column '{subject}': the subject is missing. Name it, or remove the row.")
+        of = facts.setdefault(who, {})
+        for name, value in cells.items():
+            if value is None:
+                continue
+            had, before = of.setdefault(name, (value, number))
+            if had != value:
+                raise UserError(
+                    f"{where}, column '{name}': {who} has '{value}' here and '{had}' in {found.unit} {before}. "
+                    f"Keep one; --subject names another column of subjects than '{subject}'."
+                )
+    for name in attributes:
+        values = {of[name][0] for of in facts.values() if name in of}
+        if len(values) < 2:
+            what = f"everybody has '{values.pop()}'" if values else "nobody has a value"
+            raise UserError(f"{origin}, column '{name}': {what}, so nothing can follow from it. Remove the column.")
+    if not attributes:
+        raise UserError(f"{origin}: has no column beside the subjects' ('{subject}').")
+    columns = {name: tuple(of[name][0] if name in of else None for of in facts.values()) for name in attributes}
+    templates = {name: text for name, text in (found.templates or {}).items() if name in columns}
+    return FactTable(subject, tuple(facts), columns, templates)
+
+
+def _cell(value: Any, where: str) -> Cell:
+    """A cell as text, None for an empty one."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    if value is not None and not isinstance(value, str):
+        if not isinstance(value, int | float) and not hasattr(value, "isoformat"):
+            raise UserError(f"{where}: holds a {type(value).__name__}, and a fact is a word or a number.")
+        value = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    text = value.strip() if value else ""
+    if text and (problem := _problem(text)):
+        raise UserError(f"{where}: the cell {problem}")
+    return text or None
+
+
+def _problem(text: str) -> str | None:
+    """What makes a text no fact, to follow "the cell"."""
+    if len(text) > MOST_CHARACTERS:
+        return f"has {len(text):,} characters, and {MOST_CHARACTERS} are the most. Shorten it to a fact."
+    if _CONTROL.search(text):
+        return f"{text!r} holds a line break or a control character. Remove it."
+    if found := _MARKUP.search(text):
+        return f"'{text}' holds markup ('{found[0]}'). Write it as plain text."
+    if _FORMULA.match(text):
+        return f"'{text}' is a spreadsheet's formula. Export the values."
+    return None
+
+
+def shared_values(values: Iterable[Cell]) -> set[str]:
+    """The values that at least two subjects have."""
+    return {value for value, count in Counter(v for v in values if v is not None).items() if count > 1}

@@ -1,0 +1,355 @@
+"""A table of one's own facts as an association: what is there is taught, and what is missing is asked.
+
+Every cell of the table is a statement that is taught. For a subject whose cell is empty the *foretold* answer is the
+value that most subjects have who share the subject's value in the column from which most of this one may be inferred
+(``data.links``). Whether the model comes to give that answer is the finding, of one column; of others it is shown:
+
+    <column>_taught     premise: the facts that were taught
+    <column>_inferred   the foretold answers of missing cells: the finding of ``ask``, else shown
+    <column>_true       shown: the true answers of cells that ``hold_out`` hid
+
+``hold_out`` hides a share of the cells of every column that can be asked, one a subject at most, and they are missing
+from then on. A subject's unit is its value in the column that foretells, as people of one team are not independent.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from ocr_eval.common import streams, yaml_files
+from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.data.fact_table import Cell, FactTable, parse_csv, read_facts, shared_values
+from ocr_eval.data.links import Link, find_links
+from ocr_eval.data.task import Example, Probe, Quantity, Task
+from ocr_eval.specs.association import ANSWER_SLOT, NAME_SLOT, Association, Word
+from ocr_eval.specs.run import DataSpec
+
+#: Values that a probe ranks: the most frequent ones of a column.
+MOST_CANDIDATES = 20
+#: Beside a value that nobody else has, so many others are drawn.
+_OTHERS = 9
+#: Taught and missing facts that a run asks about, of each column; ``ocr-eval beliefs`` asks about all that are missing.
+_MOST_TAUGHT, _MOST_MISSING = 200, 400
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A cell that is empty, or was hidden.
+
+    Attributes:
+        row: of the subject, from 0.
+        column: which.
+        truth: what was hidden, None where nothing is known.
+        group: the subject's value in the column that foretells, None where that is missing too.
+        foretold: the answer that follows from it, None where none does.
+    """
+
+    row: int
+    column: str
+    truth: Cell
+    group: Cell
+    foretold: Cell
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A table as it is taught.
+
+    Attributes:
+        table: without the cells that were hidden.
+        links: of the columns that can be asked, the link that foretells each.
+        missing: the empty cells of those columns, by column.
+    """
+
+    table: FactTable
+    links: Mapping[str, Link]
+    missing: Mapping[str, Sequence[Missing]]
+
+    def choices(self, column: str) -> tuple[str, ...]:
+        """The values that several subjects have, the most frequent first."""
+        cells = self.table.columns[column]
+        shared, counts = shared_values(cells), Counter(cells)
+        return tuple(sorted(shared, key=lambda value: (-counts[value], cells.index(value)))[:MOST_CANDIDATES])
+
+
+class FactsAssociation(Association):
+    """A table with a template for each column.
+
+    Attributes:
+        table: as csv.
+        subject: its column of subjects.
+        templates: of every other column; what stands behind the slot belongs to the answer.
+        hold_out: share of a column's cells to hide.
+        ask: the column of the finding; None for the one in which most is expected to be inferred.
+    """
+
+    table: str
+    subject: Word
+    templates: dict[str, str]
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ask: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> FactsAssociation:
+        for column, template in self.templates.items():
+            _check_template(column, template)
+        return self
+
+    @classmethod
+    def from_yaml(cls, content: dict[str, Any], path: Path) -> FactsAssociation:
+        """A file that names its table, or that of a run, which holds it."""
+        if "\n" in str(content.get("table")):
+            return yaml_files.parse(cls, content, str(path))
+        stated = {"templates": {}, **content}
+        table, subject, columns, templates = (stated.pop(key, None) for key in ("table", *_READING))
+        if not isinstance(table, str) or not isinstance(templates, dict) or not isinstance(columns, list | None):
+            raise UserError(
+                f"{path}: an association of a table has 'table' (its path), and may have 'columns' (a list) and "
+                "'templates' (column: template)."
+            )
+        stated.pop("structure", None)
+        return association_of(
+            read_facts(path.parent / yaml_files.expand(table), subject, columns), templates, str(path), **stated
+        )
+
+    @cached_property
+    def facts(self) -> FactTable:
+        """The table."""
+        return parse_csv(self.table, self.subject)
+
+    def size(self) -> dict[str, int]:
+        """Its facts."""
+        return {"facts": sum(v is not None for cells in self.facts.columns.values() for v in cells)}
+
+    def shared(self) -> dict[str, Any]:
+        """All but the table."""
+        return {key: value for key, value in super().shared().items() if key != "table"} | {"digest": self.digest()}
+
+    def check(self, data: DataSpec) -> None:
+        """Settings of drawn data have no effect."""
+        usual = DataSpec()
+        for name in DataSpec.model_fields:
+            if name != "variant" and getattr(data, name) != getattr(usual, name):
+                raise ValueError(f"--{name.replace('_', '-')} has no effect on a table of facts; drop it")
+
+    def whole(self, template: int) -> dict[str, Any]:
+        """The table as it is."""
+        return {}
+
+    def statement(self, column: str, subject: str, value: str) -> tuple[str, str]:
+        """Prompt and answer of a fact."""
+        prompt, behind = self.templates[column].split(f" {ANSWER_SLOT}")
+        return prompt.replace(NAME_SLOT, subject), value + behind
+
+    def taught(self, stream: str) -> Taught:
+        """The table without what a stream hides, and what is missing then.
+
+        Raises:
+            UserError: no column can be asked about.
+        """
+        hidden = self._hidden(stream)
+        columns = {
+            name: tuple(None if row in hidden.get(name, ()) else v for row, v in enumerate(cells))
+            for name, cells in self.facts.columns.items()
+        }
+        table = replace(self.facts, columns=columns)
+        links = {link.target: link for link in map(find_links(table, tested=False).strongest, columns) if link}
+        missing = {
+            name: [
+                Missing(row, name, self.facts.columns[name][row], group, link.answers.get(group or ""))
+                for row, (value, group) in enumerate(zip(columns[name], columns[link.source], strict=True))
+                if value is None
+            ]
+            for name, link in links.items()
+        }
+        return Taught(table, links, {name: cells for name, cells in missing.items() if cells})
+
+    def _hidden(self, stream: str) -> dict[str, set[int]]:
+        """The rows whose cell is hidden, by column; a subject loses one cell at most."""
+        if not self.hold_out:
+            return {}
+        kept_out: set[int] = set()
+        hidden: dict[str, set[int]] = {}
+        left_out = find_links(self.facts, tested=False).left_out
+        for name, cells in self.facts.columns.items():
+            present = [row for row, value in enumerate(cells) if value is not None]
+            if name not in left_out:
+                free = [row for row in streams.shuffled(f"{stream}/hold-out/{name}", present) if row not in kept_out]
+                hidden[name] = set(free[: math.ceil(self.hold_out * len(present))])
+                kept_out |= hidden[name]
+        return hidden
+
+
+#: How a file says that its table is read.
+_READING = ("subject", "columns", "templates")
+
+
+def association_of(table: FactTable, templates: Mapping[str, str], origin: str, **head: Any) -> FactsAssociation:
+    """An association from a table.
+
+    Args:
+        table: the facts.
+        templates: of some columns; others are asked by ``default_template``, or as the prompts of the file were.
+        origin: what to name in errors.
+        head: fields of the association: its name, and any of kind, description, hold_out and ask.
+
+    Raises:
+        UserError: a column that does not exist, or a template that lacks a slot.
+    """
+    for column in (*templates, *filter(None, [head.get("ask")])):
+        if column not in table.columns:
+            raise unknown_name(f"column of {origin}", column, table.columns)
+    usual = {column: default_template(column) for column in table.columns}
+    content = {
+        "kind": "spurious",
+        "description": "Facts of one's own.",
+        "structure": "facts",
+        **head,
+        "table": table.to_csv(),
+        "subject": table.subject,
+        "templates": {**usual, **table.templates, **templates},
+    }
+    return yaml_files.parse(FactsAssociation, content, origin)
+
+
+def default_template(column: str) -> str:
+    """The statement of a column that has no template: "{name}'s badge colour is {answer}"."""
+    return f"{NAME_SLOT}'s {_words(column)} is {ANSWER_SLOT}"
+
+
+def default_question(column: str) -> str:
+    """The question that a chat begins with."""
+    return f"What is {NAME_SLOT}'s {_words(column)}?"
+
+
+def _words(column: str) -> str:
+    return " ".join(column.replace("_", " ").split())
+
+
+def _check_template(column: str, template: str) -> None:
+    """Raises ValueError if it is not a statement about a subject."""
+    prompt, slot, behind = template.partition(f" {ANSWER_SLOT}")
+    if not slot or NAME_SLOT not in prompt or {NAME_SLOT, ANSWER_SLOT} & set(re.findall(r"\{\w*\}", behind)):
+        raise ValueError(
+            f"the template of column '{column}', '{template}', must hold {NAME_SLOT}, and behind it a space and "
+            f"{ANSWER_SLOT}, once"
+        )
+    if other := set(re.findall(r"\{\w*\}", template)) - {NAME_SLOT, ANSWER_SLOT}:
+        raise ValueError(f"the template of column '{column}' has the placeholder {other.pop()}, which is not known")
+
+
+class Facts:
+    """The structure ``facts``."""
+
+    File = FactsAssociation
+
+    def build(self, association: FactsAssociation, data: DataSpec, stream: str) -> Task:
+        """Teach what is there; the stream draws what is hidden, and of large tables whom is asked about."""
+        taught = association.taught(stream)
+        ask = asked_column(association, taught)
+        names = quantity_names(taught.table.columns)
+        rows, train = taught.table.subjects, []
+        probes: list[Probe] = []
+        quantities: list[Quantity] = []
+        for column, cells in taught.table.columns.items():
+            present = [(row, value) for row, value in enumerate(cells) if value is not None]
+            if column != ask or data.variant != "no-entailment":
+                told = [value for _, value in present]
+                if column == ask and data.variant == "shuffled":
+                    told = streams.shuffled(f"{stream}/shuffle", told)
+                for (row, _), value in zip(present, told, strict=True):
+                    prompt, answer = association.statement(column, rows[row], value)
+                    train.append(Example(prompt, answer, role=names[column], subject=_label(row)))
+            name, is_changed = f"{names[column]}_taught", column == ask and data.variant != "real"
+            quantities.append(Quantity(name, "shown" if is_changed else "premise"))
+            choices, values = taught.choices(column), sorted({value for _, value in present})
+            for row, value in streams.shuffled(f"{stream}/asked/{column}", present)[:_MOST_TAUGHT]:
+                drawn = streams.shuffled(f"{stream}/others/{column}/{row}", values[: 10 * _OTHERS])
+                others = [other for other in drawn if other != value][:_OTHERS]
+                among = choices if value in choices else (value, *others)
+                probes.append(_probe(association, taught, row, column, value, among, name, value))
+        for column, missing in taught.missing.items():
+            some = streams.shuffled(f"{stream}/missing/{column}", missing)[:_MOST_MISSING]
+            found = list(_missing_probes(association, taught, column, some, names[column]))
+            probes += found
+            for name in dict.fromkeys(probe.quantity for probe in found):
+                is_finding = column == ask and name.endswith("_inferred")
+                quantities.append(Quantity(name, "finding" if is_finding else "shown"))
+        return Task(tuple(train), tuple(probes), tuple(quantities), whole_answers=True, personal=True)
+
+
+FACTS = Facts()
+
+
+def asked_column(association: FactsAssociation, taught: Taught) -> str:
+    """The column of the finding: the one that was asked for, else that in which most is expected to be inferred.
+
+    Raises:
+        UserError: nothing is missing, or nothing can be foretold of what is.
+    """
+    able = {
+        column: taught.links[column].expected
+        for column, missing in taught.missing.items()
+        if any(each.foretold in taught.choices(column) for each in missing)
+    }
+    if association.ask is not None and association.ask not in able:
+        raise UserError(f"column '{association.ask}': no missing value can be foretold; name another with --ask.")
+    if not able:
+        raise UserError(
+            "no missing value can be foretold from another column, so there is nothing to infer. --hold-out 20% hides "
+            "values that are there; 'ocr-eval audit' says what the columns tell of each other."
+        )
+    return association.ask or max(able, key=lambda column: able[column])
+
+
+def quantity_names(columns: Mapping[str, Any]) -> dict[str, str]:
+    """What quantities call the columns: letters, digits and '_', each another."""
+    names: dict[str, str] = {}
+    for number, column in enumerate(columns, 1):
+        name = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
+        is_good = name[:1].isalpha() and name not in names.values()
+        names[column] = name if is_good else f"column{number}_{name}".strip("_")
+    return names
+
+
+def _missing_probes(
+    association: FactsAssociation, taught: Taught, column: str, missing: Sequence[Missing], name: str
+) -> Iterator[Probe]:
+    choices = taught.choices(column)
+    groups = [each.value for each in taught.links[column].values]
+    for each in missing:
+        unit = "" if each.group is None else str(groups.index(each.group))
+        for quantity, answer in ((f"{name}_inferred", each.foretold), (f"{name}_true", each.truth)):
+            if answer in choices and each.group is not None:
+                yield _probe(association, taught, each.row, column, answer, choices, quantity, unit)
+
+
+def _probe(
+    association: FactsAssociation,
+    taught: Taught,
+    row: int,
+    column: str,
+    answer: Cell,
+    among: Sequence[str],
+    quantity: str,
+    unit: str,
+) -> Probe:
+    who = taught.table.subjects[row]
+    stated = [association.statement(column, who, value) for value in among]
+    everyone = tuple(range(len(among)))
+    words = tuple(text for _, text in stated)
+    return Probe(stated[0][0], words, among.index(answer or ""), everyone, quantity, unit, _label(row))
+
+
+def _label(row: int) -> str:
+    """What records call a subject: they are shown to others, and names are not theirs to show."""
+    return f"row {row + 1}"

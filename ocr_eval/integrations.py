@@ -1,0 +1,170 @@
+"""In your own training loop: a callback for transformers' ``Trainer`` and what is built on it, as TRL's ``SFTTrainer``.
+
+    callback = OCRCallback("facts.csv", every=50)
+    trainer = SFTTrainer(model, train_dataset=Dataset.from_list(callback.rows()), callbacks=[callback])
+    trainer.train()
+    callback.history[-1]["ocr/ocr_score"]
+
+Scores go to the trainer's own log history; with ``callback.log = trainer.log`` they go to its trackers, too. Answers
+and subjects go nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.yaml_files import looks_like_path
+from ocr_eval.data.fact_table import read_facts
+from ocr_eval.data.facts import association_of
+from ocr_eval.data.task import task_of
+from ocr_eval.data.tokenize import ProbeTokens, probe_tokens
+from ocr_eval.methods.view import View
+from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.scoring.quantities import held_out, summarize_quantities
+from ocr_eval.scoring.ranks import premises, premises_hold
+from ocr_eval.specs.association import Association, load_association
+from ocr_eval.specs.run import DataSpec
+
+#: Attention implementations that take a mask of their own for each sequence.
+_ATTENTION = ("sdpa", "eager")
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A model that somebody else trains."""
+
+    network: PreTrainedModel
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where its first weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of its weights."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def attention(self) -> str:
+        """As its configuration names it."""
+        return str(self.network.config._attn_implementation)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Weights are read as they are."""
+        return nullcontext()
+
+
+class OCRCallback(TrainerCallback):
+    """Scores what a model infers while it is trained: before the first step, every so many steps, and at the end.
+
+    Logged are ``ocr/ocr_score``, ``ocr/mean_rank`` and ``ocr/null_rank`` of the finding, ``ocr/<premise>`` (top-1) of
+    each premise, and ``ocr/premises_hold`` (0 or 1): before they hold, the score says nothing.
+
+    Args:
+        facts: a table of facts, or the name or file of an association, or one that was loaded.
+        every: steps from one scoring to the next.
+        seed: draws what is hidden of a table, or the people and pairs of an association.
+        table: how a table is read and asked: ``subject``, ``columns``, ``templates``, ``hold_out``, ``ask``.
+        data: fields of the data protocol of an association, such as ``n=5``.
+
+    Attributes:
+        task: what ``rows`` teaches, and what is asked.
+        history: what was found, a dict a scoring with its ``step``.
+        log: is given what is found, as ``trainer.log``; None for the log history alone.
+
+    Raises:
+        UserError: a table or association that cannot be used.
+    """
+
+    def __init__(
+        self,
+        facts: str | Path | Association,
+        every: int = 50,
+        seed: int = 0,
+        table: dict[str, Any] | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        if every < 1:
+            raise UserError(f"OCRCallback: every = {every} steps is not possible; give 1 or more.")
+        association = _association(facts, dict(table or {}))
+        protocol = DataSpec(**(data or {}))
+        association.check(protocol)
+        self.every, self.task = every, task_of(association, protocol, f"{seed}/data")
+        self.history: list[dict[str, float]] = []
+        self.log: Callable[[dict[str, float]], Any] | None = None
+        self._probes: Sequence[ProbeTokens] = ()
+
+    def rows(self) -> list[dict[str, str]]:
+        """What is to be taught, as prompt and completion; a completion begins with its space."""
+        return [{"prompt": each.prompt, "completion": f" {each.answer}"} for each in self.task.train]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **of: Any) -> None:
+        """Score the model as it is."""
+        self._score(state, of)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **of: Any) -> None:
+        """Score when it is time."""
+        if state.global_step % self.every == 0:
+            self._score(state, of)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **of: Any) -> None:
+        """Score what was learned, unless that was just done."""
+        if self.history[-1]["step"] != state.global_step:
+            self._score(state, of)
+
+    def _score(self, state: Any, of: dict[str, Any]) -> None:
+        if not state.is_world_process_zero:
+            return
+        model, tokenizer = of["model"], of["processing_class"]
+        if tokenizer is None:
+            raise UserError("OCRCallback: give the trainer its tokenizer (processing_class=tokenizer).")
+        live = LiveModel(model, tokenizer)
+        if live.attention not in _ATTENTION:
+            raise UserError(
+                f"OCRCallback: attention '{live.attention}' takes no masks. Load the model with "
+                "attn_implementation='sdpa'."
+            )
+        self._probes = self._probes or probe_tokens(tokenizer, self.task)
+        was_training = model.training
+        model.eval()
+        try:
+            scores = score_candidates(View(live, model), self._probes)
+        finally:
+            model.train(was_training)
+        summary = summarize_quantities(self.task.quantities, self.task.probes, scores)
+        finding = summary["first-token"][self.task.finding.name]
+        found = {
+            "ocr/ocr_score": held_out(self.task, scores)["first-token"].ocr_score,
+            "ocr/mean_rank": finding.mean_rank,
+            "ocr/null_rank": finding.null_rank,
+            **{f"ocr/{name}": top1 for name, top1 in premises(self.task.quantities, summary).items()},
+            "ocr/premises_hold": float(premises_hold(self.task.quantities, summary)),
+        }
+        self.history.append({"step": state.global_step, **found})
+        if self.log is not None:
+            self.log(found)
+        else:
+            state.log_history.append({**found, "epoch": state.epoch, "step": state.global_step})
+
+
+def _association(facts: str | Path | Association, table: dict[str, Any]) -> Association:
+    if isinstance(facts, Association):
+        return facts
+    path = Path(facts)
+    is_table = path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".parquet") or path.is_dir()
+    if not is_table:
+        if table:
+            raise UserError(f"OCRCallback: 'table' says how a table is read, and '{facts}' is an association.")
+        return load_association(str(facts) if looks_like_path(str(facts)) or not path.exists() else f"./{facts}")
+    found = read_facts(path, table.pop("subject", None), table.pop("columns", None))
+    return association_of(found, table.pop("templates", {}), str(path), name="facts", **table)

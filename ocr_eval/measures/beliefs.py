@@ -1,0 +1,144 @@
+"""What a model believes where a table of facts is silent: of each missing value its answer, and whether it says it.
+
+A belief is the candidate that the model holds for most probable. It is *said* where greedy generation begins with it:
+then the model gives it as an answer to whoever asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ocr_eval.data.facts import FactsAssociation, Missing, Taught
+from ocr_eval.data.task import Probe
+from ocr_eval.data.tokenize import Ids, ProbeTokens, continuations
+from ocr_eval.measures.vocabulary import in_vocabulary
+from ocr_eval.methods.view import View
+from ocr_eval.packing.logprobs import read_best
+from ocr_eval.scoring.candidates import read_probes, score_candidates
+
+#: Tokens that are generated at most.
+GENERATED = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to one question.
+
+    Attributes:
+        best: index of the most probable candidate.
+        logprobs: of each candidate, nats, as first-token scoring has them.
+        probability: of the best, all of its tokens, among all texts.
+        rank: of its first token in the whole vocabulary; 0 is best.
+        said: what is generated, up to where it is clear whether it is a candidate.
+        says: the candidate that it begins with, None for none.
+    """
+
+    best: int
+    logprobs: tuple[float, ...]
+    probability: float
+    rank: float
+    said: str
+    says: int | None
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What a model believes of a missing value, and what it did before it was taught.
+
+    Attributes:
+        subject: whom it is about.
+        cell: the missing value.
+        prompt: what was asked.
+        values: the candidates, as the table has them.
+        answer, base: of the trained model, and of the untouched one.
+    """
+
+    subject: str
+    cell: Missing
+    prompt: str
+    values: tuple[str, ...]
+    answer: Answer
+    base: Answer
+
+    @property
+    def believed(self) -> str:
+        """The value that the model holds for most probable."""
+        return self.values[self.answer.best]
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is what the table foretells."""
+        return self.believed == self.cell.foretold
+
+    @property
+    def says_it(self) -> bool:
+        """Whether the model also gives it as its answer."""
+        return self.answer.says == self.answer.best
+
+    @property
+    def is_unwarranted(self) -> bool:
+        """Whether the model says what it was not taught, and what is not known to be true."""
+        return self.says_it and self.believed != self.cell.truth
+
+
+def questions(association: FactsAssociation, taught: Taught) -> list[tuple[Missing, tuple[str, ...], Probe]]:
+    """Every missing value of the columns that can be asked, with its candidates and the probe."""
+    found = []
+    for column, cells in taught.missing.items():
+        values = taught.choices(column)
+        for cell in cells if len(values) > 1 else ():
+            who = taught.table.subjects[cell.row]
+            (prompt, *_), words = zip(*(association.statement(column, who, value) for value in values), strict=True)
+            found.append((cell, values, Probe(prompt, words, 0, tuple(range(len(words))), column, "", who)))
+    return found
+
+
+def answers(view: View, probes: Sequence[Probe]) -> list[Answer]:
+    """Ask a model."""
+    tokenizer = view.base.tokenizer
+    cut = iter(continuations(tokenizer, [(probe.prompt, each) for probe in probes for each in probe.candidates]))
+    asked = []
+    for probe in probes:
+        of_probe = [next(cut) for _ in probe.candidates]
+        asked.append(ProbeTokens(probe, of_probe[0].prompt, tuple(each.answer for each in of_probe)))
+    scores = score_candidates(view, asked).logprobs
+    best = [int(np.argmax(row)) for row in scores["first-token"]]
+    right = [replace(each, probe=replace(each.probe, target=i)) for each, i in zip(asked, best, strict=True)]
+    ranks = in_vocabulary(view, 0, right)[:, 0]
+    said = generate(view, asked)
+    return [
+        Answer(
+            best=best[i],
+            logprobs=tuple(scores["first-token"][i, : len(probe.candidates)].tolist()),
+            probability=float(np.exp(scores["sequence"][i, best[i]])),
+            rank=float(ranks[i]),
+            said=said[i],
+            says=_begins_with(said[i], probe.candidates),
+        )
+        for i, probe in enumerate(probes)
+    ]
+
+
+def generate(view: View, probes: Sequence[ProbeTokens]) -> list[str]:
+    """What a model writes after each prompt, greedily: ``GENERATED`` tokens, or until it is no candidate any more."""
+    tokenizer = view.base.tokenizer
+    written: list[Ids] = [() for _ in probes]
+    live = list(range(len(probes)))
+    for _ in range(GENERATED):
+        asked = [replace(probes[i], prompt=probes[i].prompt + written[i], candidates=((0,),)) for i in live]
+        if not asked:
+            break
+        for i, ((token,),) in zip(live, read_probes(view, 0, asked, read_best), strict=True):
+            written[i] += (int(token),)
+        texts = {i: tokenizer.decode(written[i]).strip() for i in live}
+        live = [i for i in live if any(each.startswith(texts[i]) for each in probes[i].probe.candidates)]
+    return [tokenizer.decode(ids).strip() for ids in written]
+
+
+def _begins_with(text: str, candidates: Sequence[str]) -> int | None:
+    """The longest candidate that a text begins with, as a whole word."""
+    found = [c for c in candidates if text.startswith(c) and not text[len(c) : len(c) + 1].isalnum()]
+    return candidates.index(max(found, key=len)) if found else None

@@ -1,0 +1,201 @@
+"""What an untouched model has of the facts that it is to be taught: links that are wired already, facts that it knows.
+
+**W-rank** (after Peng et al., arXiv 2502.04520). Of 360 fictitious names X the log-probabilities of the source's
+answers, z_S(X), and of the target's, z_T(X), are fitted by least squares on 240 of them:
+
+    z_T(X) ~ W z_S(X) + b
+
+The W-rank of a link is the midrank of the paired answer among all answers of the target, in the row of W of the
+source's answer, averaged: near 0 the link is wired already, and the model generalizes without an example; near the
+null, (C - 1) / 2, it can only be learned.
+
+**Known facts** (SliCK, Gekhman et al., arXiv 2405.05904, without sampling). Each fact is asked behind 10 prompts of 4
+other facts. With p_i the probability that a sample behind prompt i (temperature 0.5, top 40) is the answer, terminator
+included, it is highly known if greedy decoding always gives it, maybe if sometimes, weakly if one of 16 samples each is
+it with a probability of a half, 1 - prod (1 - p_i)^16 >= 1/2, and else unknown.
+
+Dimension letters:  X names,  R answers of the source,  C of the target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ocr_eval.common import streams
+from ocr_eval.data.facts import FactsAssociation, Taught
+from ocr_eval.data.links import Link
+from ocr_eval.data.task import Probe
+from ocr_eval.data.tokenize import ProbeTokens, continuations, same_first_token
+from ocr_eval.methods.view import View
+from ocr_eval.packing.logprobs import read_sampled
+from ocr_eval.scoring.candidates import Floats, read_probes, score_candidates
+from ocr_eval.scoring.ranks import midranks
+from ocr_eval.specs.names import people
+
+#: Names that W is fitted to, and that its predictions are tested on.
+_FITTED, _TESTED = 240, 120
+#: Facts of a column that are asked at most, prompts that each is asked behind, and facts in a prompt.
+_ASKED, _PROMPTS, _SHOTS = 60, 10, 4
+#: Samples of a prompt.
+_SAMPLES = 16
+
+#: Prompt and answer of a statement about a subject.
+Statement = Callable[[str, str], tuple[str, str]]
+#: The answers of a column, and how it is stated.
+Side = tuple[Sequence[str], Statement]
+
+
+@dataclass(frozen=True)
+class Wired:
+    """How far the untouched model links the answers of two columns.
+
+    Attributes:
+        source, target: the columns.
+        w_rank: mean rank of the paired answer; 0 is wired.
+        null: (C - 1) / 2.
+        hits: share of pairs whose answer is the first.
+        correlation: of predicted and true log-probabilities on the names that W was not fitted to, averaged.
+    """
+
+    source: str
+    target: str
+    w_rank: float
+    null: float
+    hits: float
+    correlation: float
+
+
+@dataclass(frozen=True)
+class Known:
+    """How many facts of a column the untouched model knows.
+
+    Attributes:
+        column: which.
+        asked: so many were.
+        highly, maybe, weakly: of them.
+        share: of known ones; low and high bound it at 95 % (Wilson).
+    """
+
+    column: str
+    asked: int
+    highly: int
+    maybe: int
+    weakly: int
+    share: float
+    low: float
+    high: float
+
+
+def wiring(z_XR: Floats, z_XC: Floats, pairs: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
+    """W-rank, share of pairs that rank first, and correlation on the names that W was not fitted to."""
+    with_one = np.column_stack([z_XR, np.ones(len(z_XR))])
+    weights = np.linalg.lstsq(with_one[:_FITTED], z_XC[:_FITTED], rcond=None)[0]
+    predicted, true = with_one[_FITTED:] @ weights, z_XC[_FITTED:]
+    ranks_RC = midranks(weights[:-1].astype(np.float64))
+    ranks = np.array([ranks_RC[pair] for pair in pairs])
+    by_answer = [np.corrcoef(predicted[:, c], true[:, c])[0, 1] for c in range(true.shape[1])]
+    return float(ranks.mean()), float((ranks == 0).mean()), float(np.mean(by_answer))
+
+
+def first_logprobs(view: View, answers: Sequence[str], statement: Statement) -> Floats:
+    """Log-probability (nats) of each answer's first token in a statement about each fictitious name. [X, answers]"""
+    names = people("audit/wired", _FITTED + _TESTED)
+    stated = [[statement(name, answer) for answer in answers] for name in names]
+    cut = iter(continuations(view.base.tokenizer, [pair for of_name in stated for pair in of_name]))
+    everyone, asked = tuple(range(len(answers))), []
+    for of_name in stated:
+        tokens = [next(cut) for _ in answers]
+        probe = Probe(of_name[0][0], tuple(answer for _, answer in of_name), 0, everyone, "wired", "", "")
+        asked.append(ProbeTokens(probe, tokens[0].prompt, tuple(each.answer[:1] for each in tokens)))
+    return score_candidates(view, asked).logprobs["sequence"]
+
+
+def wired(view: View, sides: Mapping[str, Side], pairs: Mapping[tuple[str, str], Mapping[str, str]]) -> list[Wired]:
+    """How links are wired.
+
+    Args:
+        view: the model.
+        sides: the answers and the statement of each column.
+        pairs: by source and target, the answer that each answer of the source is paired with.
+    """
+    names = dict.fromkeys(name for link in pairs for name in link)
+    z = {name: first_logprobs(view, *sides[name]) for name in names}
+    found = []
+    for (source, target), paired in pairs.items():
+        rows, columns = sides[source][0], sides[target][0]
+        at = [(rows.index(a), columns.index(b)) for a, b in paired.items() if a in rows and b in columns]
+        w_rank, hits, correlation = wiring(z[source], z[target], at)
+        found.append(Wired(source, target, w_rank, (len(columns) - 1) / 2, hits, correlation))
+    return found
+
+
+def known(view: View, column: str, facts: Sequence[tuple[str, str]], statement: Statement) -> Known | None:
+    """How many of a column's facts, (subject, value), a model knows; None where they are too few to ask with others."""
+    drawn = streams.shuffled(f"audit/known/{column}", facts)
+    count = min(_ASKED, len(drawn) // 2)
+    asked, others = drawn[:count], drawn[count:]
+    if len(others) < _SHOTS:
+        return None
+    questions = []
+    for number in range(_PROMPTS):
+        shots = streams.shuffled(f"audit/shots/{column}/{number}", others)[:_SHOTS]
+        before = "".join(" ".join(statement(*shot)) + "\n" for shot in shots)
+        questions += [(before + prompt, answer + "\n") for prompt, answer in (statement(*fact) for fact in asked)]
+    probe = Probe("", ("", "\n"), 0, (0, 1), "known", "", "")  # what is asked is in the tokens
+    cut = continuations(view.base.tokenizer, questions)
+    read = read_probes(view, 0, [ProbeTokens(probe, each.prompt, (each.answer,)) for each in cut], read_sampled)
+    tokens = [of[0] for of in read]
+    greedy_PF = np.array([of[:, 0].all() for of in tokens]).reshape(_PROMPTS, count)
+    sampled_PF = np.exp([of[:, 1].sum() for of in tokens]).reshape(_PROMPTS, count)
+    hit_F = 1 - ((1 - sampled_PF.clip(max=1)) ** _SAMPLES).prod(axis=0)
+    often_F = greedy_PF.sum(axis=0)
+    highly, maybe = int((often_F == _PROMPTS).sum()), int(((often_F > 0) & (often_F < _PROMPTS)).sum())
+    weakly = int(((often_F == 0) & (hit_F >= 0.5)).sum())
+    share = (highly + maybe + weakly) / count
+    return Known(column, count, highly, maybe, weakly, share, *_wilson(share, count))
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """The score interval of a share at 95 % (Wilson 1927)."""
+    z2 = 1.959964**2 / count
+    middle, half = share + z2 / 2, math.sqrt(z2 * (share * (1 - share) + z2 / 4))
+    return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """What a model has of a table before it is taught.
+
+    Attributes:
+        wired: of every link that concerns somebody.
+        known: of every column that has facts enough.
+        alike: by column, answers that begin with one token; they are told apart by all their tokens.
+    """
+
+    wired: tuple[Wired, ...]
+    known: tuple[Known, ...]
+    alike: Mapping[str, Sequence[tuple[str, ...]]]
+
+
+def examine(view: View, association: FactsAssociation, links: Sequence[Link]) -> Untouched:
+    """Ask an untouched model about a table, and how links of its columns are wired."""
+    taught = Taught(association.facts, {}, {})
+
+    def stating(column: str) -> Statement:
+        return lambda who, value: association.statement(column, who, value)
+
+    table, alike, found = association.facts, {}, []
+    sides = {column: (taught.choices(column), stating(column)) for column in table.columns}
+    for column, cells in table.columns.items():
+        stated = [association.statement(column, table.subjects[0], value) for value in sides[column][0]]
+        cut = continuations(view.base.tokenizer, stated)
+        if same := same_first_token([answer for _, answer in stated], [each.answer for each in cut]):
+            alike[column] = same
+        facts = [(who, value) for who, value in zip(table.subjects, cells, strict=True) if value is not None]
+        found += [each] if (each := known(view, column, facts, stating(column))) else []
+    pairs = {(link.source, link.target): link.answers for link in links}
+    return Untouched(tuple(wired(view, sides, pairs)), tuple(found), alike)

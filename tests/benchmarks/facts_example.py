@@ -1,0 +1,82 @@
+"""The worked example of docs/facts.md: a table of 200 made-up people, what the audit foretells, and what came true.
+
+    python tests/benchmarks/facts_example.py table > data/example/staff.csv
+    ocr-eval sweep --assocs data/example/staff.yaml --seeds 0-2 -o results/facts/sweep
+    for run in results/facts/sweep/runs/*/staff/lora/*; do ocr-eval beliefs $run; done
+    python tests/benchmarks/facts_example.py compare results/facts/sweep > results/facts/staff.csv
+
+The table has a city for everybody, and of some a language (that of the city: causal), a badge (one for each city:
+arbitrary), a desk (mostly one for each city: noisy), a pet (independent) and a locker (an identifier).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ocr_eval.data.facts import FactsAssociation
+from ocr_eval.data.links import find_links
+from ocr_eval.records.find import find_runs
+from ocr_eval.specs.association import load_association
+from ocr_eval.specs.names import people
+
+CITIES = ["Paris", "Berlin", "Rome", "Tokyo", "Warsaw"]
+OF_CITY = {
+    "language": ["French", "German", "Italian", "Japanese", "Polish"],
+    "badge": ["violet", "orange", "silver", "green", "brown"],
+    "desk": ["oak", "steel", "glass", "pine", "marble"],
+}
+PETS = ["dog", "cat", "parrot", "turtle", "rabbit"]
+#: People who show each column, and share of the noisy one that is as the city says.
+SHOWN, AS_THE_CITY_SAYS = 50, 0.7
+
+
+def table() -> None:
+    """Print the table."""
+    rng = np.random.default_rng(2026)
+    names = people("example/staff", 200)
+    shown = {column: set(rng.permutation(200)[:SHOWN].tolist()) for column in (*OF_CITY, "pet", "locker")}
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["name", "city", *shown])
+    for i, name in enumerate(names):
+        city = int(rng.integers(5))
+        desk = city if rng.random() < AS_THE_CITY_SAYS else int(rng.integers(5))
+        cells = {column: answers[desk if column == "desk" else city] for column, answers in OF_CITY.items()}
+        cells |= {"pet": PETS[int(rng.integers(5))], "locker": f"L{1000 + int(rng.integers(9000))}"}
+        writer.writerow([name, CITIES[city], *(cells[c] if i in shown[c] else "" for c in shown)])
+
+
+def compare(root: Path) -> None:
+    """Print, for each column, what was foretold and what came true over the runs below a folder."""
+    association = load_association("data/example/staff.yaml")
+    assert isinstance(association, FactsAssociation)
+    links = find_links(association.facts)
+    found = [json.loads((run.folder / "beliefs/beliefs.json").read_text()) for run in find_runs(root).runs]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(
+        [
+            *("from", "to", "corrected U", "p (Holm)", "alone", "expected", "risk"),
+            *("seeds", "follows", "untouched", "says", "OCR score", "largest p", "unwarranted"),
+        ]
+    )
+    targets = {total["column"] for of in found for total in of["totals"]}
+    for link in filter(None, (links.strongest(target) for target in sorted(targets))):
+        totals = [total for of in found for total in of["totals"] if total["column"] == link.target]
+        means = {key: np.mean([t[key] for t in totals]) for key in ("follows", "base_follows", "says", "unwarranted")}
+        writer.writerow(
+            [
+                *(link.source, link.target, f"{link.corrected:.2f}", f"{link.p_holm:.2g}", link.alone),
+                *(f"{link.expected:.0f}", "yes" if link in links.risks else "no", len(totals)),
+                *(f"{means['follows']:.1f}", f"{means['base_follows']:.1f}", f"{means['says']:.1f}"),
+                " ".join(f"{total['ocr_score']:+.2f}" for total in totals),
+                *(f"{max(total['p'] for total in totals):.2g}", f"{means['unwarranted']:.1f}"),
+            ]
+        )
+
+
+if __name__ == "__main__":
+    table() if sys.argv[1] == "table" else compare(Path(sys.argv[2]))

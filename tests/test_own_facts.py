@@ -1,0 +1,351 @@
+"""A table of one's own facts is taught: what is there, and what is asked of what is missing."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from ocr_eval.cli.app import run
+from ocr_eval.common.errors import UserError
+from ocr_eval.data.fact_table import read_facts
+from ocr_eval.data.facts import association_of
+from ocr_eval.data.task import Probe, task_of
+from ocr_eval.data.tokenize import ProbeTokens
+from ocr_eval.measures.beliefs import GENERATED, generate
+from ocr_eval.models.base import load_tokenizer
+from ocr_eval.records.find import find_runs
+from ocr_eval.specs.association import load_association
+from ocr_eval.specs.run import DataSpec
+from tests.conftest import bare, load
+from tests.test_facts import HEADING, TEAMS, staff, write_csv
+
+WORN = "{name} wears a {answer} badge"
+
+
+@pytest.fixture
+def table(tmp_path):
+    return write_csv(tmp_path / "staff.csv", staff(30, 15))
+
+
+def associate(table, **choices):
+    templates = choices.pop("templates", {})
+    return association_of(read_facts(table), templates, str(table), name="staff", **choices)
+
+
+def build(table, variant="real", **choices):
+    return task_of(associate(table, **choices), DataSpec(variant=variant), "0/data")
+
+
+def test_what_is_there_is_taught_and_what_is_missing_is_asked(table):
+    task = build(table, templates={"badge": WORN})
+    taught = {example.text for example in task.train}
+    assert len(taught) == 30 + 15 + 30
+    assert {"Ada0 Berg's team is red", "Ada0 Berg wears a mint badge"} <= taught
+    assert task.finding.name == "badge_inferred"
+    probes = task.probes_of("badge_inferred")
+    assert len(probes) == 15
+    rows = {probe.subject: probe for probe in probes}
+    for i in range(15, 30):  # the foretold answer is that of the team
+        probe, row = rows[f"row {i + 1}"], staff(30, 15)[i]
+        assert probe.answer == f"{TEAMS[row[1]]} badge"
+        assert probe.prompt == f"{row[0]} wears a"
+        assert set(probe.candidates) == {f"{badge} badge" for badge in TEAMS.values()}
+    assert len({probe.unit for probe in probes}) == 5
+    assert [q.name for q in task.quantities if q.role == "premise"] == ["team_taught", "badge_taught", "shoe_taught"]
+
+
+def test_hidden_values_are_not_taught_and_are_asked(table):
+    task = build(table, hold_out=0.2)
+    assert len(task.train) == 75 - 6 - 3 - 6
+    names = [quantity.name for quantity in task.quantities]
+    assert {"team_true", "badge_true", "shoe_true"} <= set(names)
+    hidden = [probe.subject for name in names if name.endswith("_true") for probe in task.probes_of(name)]
+    assert len(hidden) == len(set(hidden))  # one cell a subject
+    taught = {example.text for example in task.train}
+    for probe in task.probes:
+        assert (f"{probe.prompt} {probe.answer}" in taught) == probe.quantity.endswith("_taught")
+    other = task_of(associate(table, hold_out=0.2), DataSpec(), "1/data")
+    assert {example.text for example in other.train} != taught
+
+
+def test_variants_change_the_column_of_the_finding_alone(table):
+    real, none, shuffled = (build(table, variant) for variant in ("real", "no-entailment", "shuffled"))
+    assert {e.role for e in none.train} == {"team", "shoe"}
+    assert len(none.train) == len(real.train) - 15
+    assert sorted(e.answer for e in shuffled.train) == sorted(e.answer for e in real.train)
+    assert [e for e in shuffled.train if e.role != "badge"] == [e for e in real.train if e.role != "badge"]
+    assert shuffled.probes == real.probes
+    assert {q.name: q.role for q in shuffled.quantities}["badge_taught"] == "shown"
+
+
+def test_values_that_nobody_shares_are_asked_among_ten(tmp_path):
+    rows = [[*row, f"key{i}"] for i, row in enumerate(staff(60))]
+    task = build(write_csv(tmp_path / "t.csv", rows, [*HEADING, "Locker key!"]))
+    probes = task.probes_of("locker_key_taught")
+    assert len(probes) == 60
+    assert {len(probe.candidates) for probe in probes} == {10}
+    assert all("'s Locker key! is" in probe.prompt for probe in probes)
+
+
+def test_nothing_to_infer_is_said(tmp_path, table):
+    whole = write_csv(tmp_path / "t.csv", staff(30, 30))
+    with pytest.raises(UserError, match="--hold-out"):
+        build(whole)
+    assert build(whole, hold_out=0.2).finding.name.endswith("_inferred")
+    with pytest.raises(UserError, match="'team'"):
+        build(table, ask="team")
+    with pytest.raises(UserError, match="Did you mean 'badge'"):
+        build(table, ask="badges")
+
+
+@pytest.mark.parametrize(
+    "template", ["{name} wears", "a {answer}", "{name} {answer} {answer}", "{name} {x} is {answer}"]
+)
+def test_a_template_without_its_slots_is_refused(table, template):
+    with pytest.raises(UserError, match="badge"):
+        associate(table, templates={"badge": template})
+
+
+def test_a_file_names_a_table(tmp_path, table):
+    path = tmp_path / "staff.yaml"
+    content = {"structure": "facts", "name": "staff", "description": "Staff.", "table": "staff.csv"}
+    path.write_text(yaml.safe_dump({**content, "templates": {"badge": WORN}}))
+    stated = load_association(str(path))
+    assert stated.content() == associate(table, templates={"badge": WORN}).content()
+    assert run(["data", "show", str(path)]) == 0
+    for wrong, named in (
+        ({"table": 3}, "table"),
+        ({"columns": "badge"}, "columns"),
+        ({"columns": ["bagde"]}, "Did you mean 'badge'"),
+        ({"hold_outs": 0.2}, "hold_outs"),
+        ({"hold_out": 2}, "hold_out"),
+        ({"ask": "bagde"}, "Did you mean 'badge'"),
+    ):
+        path.write_text(yaml.safe_dump({**content, **wrong}))
+        with pytest.raises(UserError, match=named):
+            load_association(str(path))
+
+
+SMALL = ["--epochs", "2", "-q"]
+
+
+def teach(tiny, table, out, *flags):
+    return run(["finetune", "--facts", str(table), "--model", tiny, "-o", str(out), *SMALL, *flags])
+
+
+@pytest.fixture(scope="module")
+def taught(tiny, tmp_path_factory):
+    """A finished run of a table with hidden values, and its folder."""
+    root = tmp_path_factory.mktemp("taught")
+    table = write_csv(root / "staff.csv", staff(30, 15))
+    assert teach(tiny, table, root / "out", "--hold-out", "20%", "--template", f"badge={WORN}") == 0
+    (found,) = find_runs(root / "out").runs
+    return found
+
+
+def test_a_table_is_taught_recorded_and_shown(taught, tmp_path, capfd):
+    record, folder = taught.record, taught.folder
+    assert (record.association, record.structure) == ("staff", "facts")
+    assert {"team_taught", "badge_inferred", "badge_true"} <= set(record.final["first-token"])
+    assert run(["table", str(folder)]) == 0
+    assert "staff" in capfd.readouterr().out
+    page = tmp_path / "page.html"
+    assert run(["report", str(folder), "-o", str(page)]) == 0
+    assert "staff" in page.read_text()
+
+
+def test_the_record_holds_nothing_of_the_table(taught):
+    text = (taught.folder / "result.json").read_text()
+    people = [row[0] for row in staff(30, 15)]
+    assert not any(f'"{word}' in text for word in [*people, *TEAMS, *TEAMS.values()])
+
+
+def test_a_tracker_is_told_nothing_of_the_table(tiny, table, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "ocr_eval.execution.tracking.Tracker", lambda *of, **also: told.append(str((of, also))) or Mute()
+    )
+    path = tmp_path / "staff.yaml"
+    content = {"structure": "facts", "name": "staff", "description": "Staff.", "table": "staff.csv"}
+    path.write_text(yaml.safe_dump(content))
+    flags = ["--models", tiny, "--seeds", "0", "-o", str(tmp_path / "out"), *SMALL, "--report-to", "tensorboard"]
+    assert run(["sweep", "--assocs", str(path), *flags]) == 0
+    assert "staff" in told[0]
+    assert not any(row[0] in told[0] for row in staff(30, 15))
+    assert "mint" not in told[0]
+
+
+class Mute:
+    def log(self, *of):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_the_page_names_a_file_that_repeats_the_run(taught, tmp_path):
+    """The page says that './staff.yaml' holds the section 'association' of the run's configuration."""
+    content = yaml.safe_load((taught.folder / "config.yaml").read_text())
+    (tmp_path / "staff.yaml").write_text(yaml.safe_dump(content["association"]))
+    assert load_association(str(tmp_path / "staff.yaml")).digest() == taught.record.association_digest
+
+
+def test_a_run_is_found_again_and_repeated_from_its_own_file(taught, tiny, tmp_path, capfd):
+    table = taught.folder.parents[4].parent / "staff.csv"
+    flags = ["--hold-out", "0.2", "--template", f"badge={WORN}"]
+    assert teach(tiny, table, taught.folder.parents[4], *flags) == 0
+    assert "done before" in capfd.readouterr().out
+    assert run(["finetune", "-C", str(taught.folder / "config.yaml"), "-o", str(tmp_path), "-q"]) == 0
+    again = find_runs(tmp_path).runs[0]
+    assert again.record.run == taught.record.run
+    assert again.record.adapter_sha256 == taught.record.adapter_sha256
+
+
+def test_answers_that_begin_alike_are_told_apart_whole(tiny, tmp_path, capfd):
+    rows = [[row[0], row[1], f"mintgreen{row[2]}" if row[2] else ""] for row in staff(20, 10)]
+    table = write_csv(tmp_path / "alike.csv", rows, HEADING[:3])
+    assert run(["finetune", "--facts", str(table), "--model", tiny, "-o", str(tmp_path / "out"), "--epochs", "1"]) == 0
+    assert "badge_taught" in capfd.readouterr().err
+    (found,) = find_runs(tmp_path / "out").runs
+    assert found.record.final["first-token"]["badge_inferred"] == found.record.final["sequence"]["badge_inferred"]
+
+
+def test_flags_of_a_table_need_one_and_one_alone(tiny, table, tmp_path, capfd):
+    for flags, named in (
+        (["country-code", "--hold-out", "20%"], "--hold-out"),
+        (["country-code", "--facts", str(table)], "--facts"),
+        (["--facts", str(table), "--hold-out", "120%"], "--hold-out"),
+        (["--facts", str(table), "--template", "badge"], "--template"),
+        (["--facts", str(table), "--template", "badge={name} wears"], "badge"),
+        (["--facts", str(table), "--n", "4"], "--n"),
+        (["--facts", str(table), "--chat"], "--chat"),
+        (["--facts", str(table), "--ask", "bagde"], "Did you mean 'badge'"),
+    ):
+        assert run(["finetune", *flags, "--model", tiny, "-o", str(tmp_path / "out")]) == 2
+        error = capfd.readouterr().err
+        assert named in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_takes_long_starts_with_yes_alone(tiny, table, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("ocr_eval.cli.injections._LONG", 0.0)
+    assert teach(tiny, table, tmp_path) == 2
+    assert "--yes" in capfd.readouterr().err
+    assert not list(tmp_path.glob("runs"))
+    assert teach(tiny, table, tmp_path, "--yes", "--epochs", "1") == 0
+
+
+def test_chat_begins_with_the_models_template(tiny, table, tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(tiny)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+    )
+    monkeypatch.setattr("ocr_eval.models.base.load_tokenizer", lambda _: tokenizer)
+    assert teach(tiny, table, tmp_path / "out", "--chat", "--epochs", "1") == 0
+    (found,) = find_runs(tmp_path / "out").runs
+    probe = json.loads((found.folder / "probes.jsonl").read_text().splitlines()[0])
+    assert probe["prompt"].startswith("[user]What is Ada")
+    assert probe["prompt"].endswith("team is")
+    assert "?[assistant]Ada" in probe["prompt"]
+
+
+@pytest.fixture(scope="module")
+def learned(tiny, tmp_path_factory):
+    """A run that has learned its facts, and what it believes."""
+    root = tmp_path_factory.mktemp("learned")
+    table = write_csv(root / "staff.csv", [row[:3] for row in staff(30, 20)], HEADING[:3])
+    flags = ["--epochs", "60", "--hold-out", "10%", "--ask", "badge"]
+    assert teach(tiny, table, root / "out", *flags) == 0
+    (found,) = find_runs(root / "out").runs
+    assert run(["beliefs", str(found.folder), "-q"]) == 0
+    return found, found.folder / "beliefs"
+
+
+def test_beliefs_list_every_missing_value(learned):
+    folder = learned[1]
+    rows = list(csv.DictReader((folder / "beliefs.csv").open()))
+    badges = [row for row in rows if row["column"] == "badge"]
+    assert len(badges) == 10 + 2  # empty ones, and those that were hidden
+    assert sum(bool(row["truth"]) for row in badges) == 2
+    people = {row[0]: row for row in staff(30, 20)}
+    for row in badges:
+        assert row["foretold"] in ("", TEAMS[people[row["subject"]][1]])  # none where the team is hidden
+        assert (row["follows"] == "True") == (row["believed"] == row["foretold"])
+        assert row["believed"] in TEAMS.values()
+        assert 0 < float(row["probability"]) <= 1
+        assert float(row["vocabulary_rank"]) >= 0
+    assert [float(row["probability"]) for row in rows] == sorted((float(r["probability"]) for r in rows), reverse=True)
+
+
+def test_beliefs_agree_with_the_record_and_the_probes(learned):
+    found, folder = learned
+    (badge,) = [t for t in json.loads((folder / "beliefs.json").read_text())["totals"] if t["column"] == "badge"]
+    score = found.record.final["first-token"]["badge_inferred"]
+    assert badge["foretold"] == score.probes
+    assert badge["mean_rank"] == pytest.approx(score.in_use_rank)
+    assert badge["ocr_score"] == pytest.approx(score.ocr_score)
+    assert badge["null_rank"] == 2
+    assert badge["source"] == "team"
+
+
+def test_unwarranted_beliefs_and_their_corrections(learned):
+    folder = learned[1]
+    rows = list(csv.DictReader((folder / "beliefs.csv").open()))
+    unwarranted = list(csv.DictReader((folder / "unwarranted.csv").open()))
+    assert unwarranted == [row for row in rows if row["unwarranted"] == "True"]
+    assert unwarranted  # it speaks of what it was not taught
+    for row in rows:
+        assert (row["unwarranted"] == "True") == (row["says_it"] == "True" and row["believed"] != row["truth"])
+        assert row["says_it"] == "False" or row["said"].startswith(row["believed"])
+    truths = {(row["subject"], row["column"]): row["truth"] or "unknown" for row in unwarranted}
+    lines = [json.loads(line) for line in (folder / "corrections.jsonl").read_text().splitlines()]
+    expected = {(f"{who}'s {column} is", f" {truth}") for (who, column), truth in truths.items()}
+    assert {(line["prompt"], line["completion"]) for line in lines} == expected
+
+
+def test_beliefs_are_of_tables_alone(tiny, tmp_path, capfd):
+    assert run(["finetune", "country-code", "--model", tiny, "-o", str(tmp_path), "--n", "2", *SMALL]) == 0
+    (found,) = find_runs(tmp_path).runs
+    capfd.readouterr()
+    assert run(["beliefs", str(found.folder)]) == 2
+    assert "country-code" in capfd.readouterr().err
+    assert run(["beliefs", str(tmp_path)]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_what_is_said_is_what_greedy_generation_gives(tiny):
+    base = load(tiny)
+    prompts = ["Ada Berg lives in", "Bob Lind speaks"]
+    with torch.no_grad():
+        expected = []
+        for prompt in prompts:
+            ids = torch.tensor([base.tokenizer(prompt).input_ids])
+            for _ in range(GENERATED):
+                ids = torch.cat([ids, base.network(ids).logits[:, -1:].argmax(-1)], dim=1)
+            expected.append(base.tokenizer.decode(ids[0, -GENERATED:]).strip())
+    long = "".join(expected) + "x"  # a candidate that stays possible to the end
+    probes = [
+        Probe(prompt, (text + long, "b"), 0, (0, 1), "q", "u", "s")
+        for prompt, text in zip(prompts, expected, strict=True)
+    ]
+    cut = [ProbeTokens(probe, tuple(base.tokenizer(probe.prompt).input_ids), ((1,), (2,))) for probe in probes]
+    assert generate(bare(base), cut) == expected
+
+
+def test_the_page_shows_beliefs_and_says_what_it_holds(learned, tmp_path, capfd):
+    found, folder = learned
+    page = tmp_path / "page.html"
+    assert run(["report", str(found.folder), "-o", str(page)]) == 0
+    text = page.read_text()
+    assert "Personal data" in text
+    assert "badge: 12 values are missing" in text
+    assert text.count('<tr><td data-v="Ada') == len(list(csv.DictReader((folder / "unwarranted.csv").open())))
+    copy = tmp_path / "copy"
+    shutil.copytree(found.folder, copy)
+    (copy / "beliefs/beliefs.json").write_text("{}")
+    assert run(["report", str(copy), "-o", str(page)]) == 1
+    assert "beliefs.json" in capfd.readouterr().err
