@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ocr_eval.analysis.significance import permutation_ps
+from ocr_eval.common.files import whole
 from ocr_eval.data.facts import FactsAssociation, Taught
 from ocr_eval.measures.beliefs import Belief
 from ocr_eval.scoring.ranks import HeldOut, midranks
