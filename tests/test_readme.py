@@ -20,6 +20,7 @@ SMALL = {"OCR_EVAL_EPOCHS": "1", "OCR_EVAL_M_TEST": "2", "OCR_EVAL_M_TRAIN": "2"
 def test_the_commands_of_the_readme_run(tmp_path):
     (tmp_path / "results").mkdir()
     shutil.copytree(ROOT / "results/smollm2-135m", tmp_path / "results/smollm2-135m")
+    shutil.copytree(ROOT / "data/example", tmp_path / "data/example")
     commands = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
     ours = [command for command in commands if command.startswith("ocr-eval ")]
     assert len(ours) >= 10
