@@ -8,7 +8,7 @@ DEMO := results/demo
 # Processes that the tests share.
 JOBS ?= 2
 
-.PHONY: demo test test-cluster test-interop browser docs lint format lock results results-shown rehearsals bench clean
+.PHONY: demo test fuzz test-cluster test-interop browser docs lint format lock results results-shown rehearsals bench clean
 
 demo: $(VENV)/.ready
 	@echo "Teaching SmolLM2-135M two associations, one after the other: city-language, then country-code."
@@ -22,6 +22,10 @@ demo: $(VENV)/.ready
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# An hour of bad input to every command, other than the minute of 'make test' and other each time.
+fuzz: $(VENV)/.ready
+	FUZZ_SECONDS=3600 $(BIN)/python -m pytest tests/test_fuzz.py
 
 # A real single-node Slurm, set up for the tests and taken down after them; for root on Debian.
 test-cluster: $(VENV)/.ready

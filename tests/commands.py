@@ -19,7 +19,7 @@ from ocr_eval.common.yaml_files import shipped
 
 SMALL = ("--n", "3", "--m-train", "2", "--m-test", "2")
 TRAINED = (*SMALL, "--epochs", "2", "--quiet")
-TOY = ("--n", "3", "--d-h", "4", "--steps", "20", "--batch", "0")
+TOY = ("--n", "3", "--noise", "0", "--steps", "20", "--batch", "0")
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ COMMANDS = (
     *(Command(f"{door} list") for door in ("methods", "preventions", "measures")),
     Command("methods show", ("lora",)),
     Command("preventions show", ("scale-after",)),
-    Command("measures show", ("known-facts",)),
+    Command("measures show", ("known",)),
     Command("doctor"),
     Command("toy train", (*TOY, "--output", "{out}/toy.json"), writes=True),
-    Command("toy sweep", (*TOY[2:], "--values", "2,3", "--seeds", "0", "--output", "{out}/toy.json"), writes=True),
+    Command("toy sweep", (*TOY, "--values", "2,3", "--seeds", "0", "--output", "{out}/toy.json"), writes=True),
     Command("toy check", ("--solver", "NONE"), refused=True),
     Command("toy open", ("--question", "nothing"), refused=True),
     Command("toy figures", ("--solver", "NONE", "--output", "{out}"), refused=True),

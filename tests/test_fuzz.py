@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ocr_eval.cli.app import run
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "60"))
-LONGEST = 30  #: seconds of a command
+LONGEST = 30  #: seconds of a processor that a command may take
 CODES = {0, 1, 2, 130}
 
 WORDS = [
@@ -199,18 +199,18 @@ def check(line: list[str], world: World, capfd) -> None:
         raise TooLong
 
     capfd.readouterr()
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(LONGEST)
+    before = signal.signal(signal.SIGPROF, too_long)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
     try:
         code = run(line)
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
     err = capfd.readouterr().err
     lines = [text for text in err.splitlines() if text.strip() and not text.startswith("Finding:")]
     assert code in CODES, err
     assert "Traceback" not in err
-    assert len(lines) <= 3, err
+    assert code != 2 or len(lines) <= 3, err
     assert all(len(text) < 1200 for text in lines)
     left = [path for path in world.root.rglob("*") if path.name.endswith((".partial", ".tmp"))]
     assert not left

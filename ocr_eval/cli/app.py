@@ -192,7 +192,7 @@ def _usage_problem(error: TyperException) -> str:
             flag = str(error.param.envvar)
         problem = error.message.removeprefix("Value error, ")
         if problem.startswith(f"{given!r} is not one of"):
-            close = difflib.get_close_matches(given, re.findall(r"'(.*?)'", problem)[1:], n=1)
+            close = difflib.get_close_matches(str(given), re.findall(r"'(.*?)'", problem)[1:], n=1)
             problem += f" Did you mean '{close[0]}'?" if close else ""
         text = f"Invalid value for '{flag}': {given!r}. {problem}"
     return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See '{context.command_path} --help'."
@@ -208,11 +208,6 @@ _FIXES = {
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.ENOTDIR: "A file is where a folder is meant: name another.",
     errno.EISDIR: "A folder is where a file is meant: remove it or name another.",
-    errno.EACCES: "Change its permissions, or name another.",
-    errno.EPERM: "Change its permissions, or name another.",
-    errno.EROFS: "Name a place that can be written.",
-    errno.ELOOP: "Its links lead in a circle: remove one.",
-    errno.EMFILE: "Too many files are open: raise 'ulimit -n'.",
 }
 
 
@@ -221,7 +216,7 @@ def _file_problem(error: Exception) -> str:
     if not isinstance(error, OSError) or error.errno is None:
         return f"{reason_of(error)}. Check the files that the command names."
     where = f"'{error.filename}': " if error.filename is not None else ""
-    return f"{where}{error.strerror}. {_FIXES.get(error.errno, 'Check the path.')}"
+    return f"{where}{error.strerror}. {_FIXES.get(error.errno, 'Check its permissions, or name another.')}"
 
 
 def _fail(message: str, code: int) -> int:

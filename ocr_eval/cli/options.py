@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ocr_eval.cli.spec_flags import Given, option
-from ocr_eval.common.errors import UserError, unknown_name
+from ocr_eval.common.errors import UserError, one_line, unknown_name
 from ocr_eval.specs import schedule
 from ocr_eval.specs.run import Scoring
 from ocr_eval.specs.settings import section
@@ -24,6 +24,7 @@ DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_OUTPUT = Path("results")
 #: The seeds of commands that compare runs.
 THREE_SEEDS = "0-2"
+_MOST_WARNINGS = 10
 
 
 def _names(part: str) -> Callable[[str], list[str]]:
@@ -147,7 +148,15 @@ RunsArgument = Annotated[
 
 def warn(text: str) -> None:
     """One line on stderr."""
-    typer.echo(f"ocr-eval: {text}", err=True)
+    typer.echo(f"ocr-eval: {one_line(text)}", err=True)
+
+
+def warn_skipped(complaints: Sequence[UserError]) -> None:
+    """A line for each of the first files that cannot be read, and how many more there are."""
+    for complaint in complaints[:_MOST_WARNINGS]:
+        warn(f"{complaint} Skipped.")
+    if more := len(complaints[_MOST_WARNINGS:]):
+        warn(f"{more:,} more files cannot be read. Skipped.")
 
 
 def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:

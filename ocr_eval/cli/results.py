@@ -42,8 +42,7 @@ def find(
     conditions = [parse_condition("--filter", text) for text in filters or ()]
     found = find_runs(*folders, scoring=scoring, measure=measure)
     gc.freeze()  # records stay; let the collector not walk over ten thousand of them
-    for complaint in found.complaints:
-        o.warn(f"{complaint} Skipped.")
+    o.warn_skipped(found.complaints)
     if not found.runs and found.complaints:
         raise UserError("None of these records can be read. Rerun the runs with --force, or name another folder.")
     if not found.runs:
@@ -146,23 +145,19 @@ def figures(
         raise UserError("--to has no effect with --text, which writes no files. Drop one of them.")
     folders = runs or [o.DEFAULT_OUTPUT]
     found = find(folders, scoring, filters)
-    complaints = list(found.complaints)
-
-    def complain(complaint: UserError) -> None:
-        complaints.append(complaint)
-        o.warn(f"{complaint} Skipped.")
-
+    complaints: list[UserError] = []
     if text:
-        for row, curves in text_curves(found.runs, scoring, complain):
+        for row, curves in text_curves(found.runs, scoring, complaints.append):
             typer.echo(f"{row}: mean rank of the held-out entailments by epoch (0 is perfect)\n")
             typer.echo(f"{charts(curves, sys.stdout)}\n")
     else:
         folder = to or folders[0] / "figures"
         prepare_output(folder, "--to")
-        for name, figure in gallery(found.runs, scoring, complain):
+        for name, figure in gallery(found.runs, scoring, complaints.append):
             for path in save(figure, folder, name):
                 typer.echo(str(path))
-    if complaints:
+    o.warn_skipped(complaints)
+    if complaints or found.complaints:
         raise typer.Exit(1)
 
 
@@ -319,7 +314,6 @@ def report(
     page, complaints = build_page(found, scoring)
     write_atomic(output, page)
     typer.echo(str(output))
-    for complaint in complaints[len(found.complaints) :]:
-        o.warn(f"{complaint} Skipped.")
+    o.warn_skipped(complaints[len(found.complaints) :])
     if complaints:
         raise typer.Exit(1)

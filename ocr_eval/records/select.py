@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ocr_eval.common.errors import UserError, unknown_name
@@ -73,6 +74,7 @@ def settings_of(record: Record) -> dict[str, str]:
     }
 
 
+@lru_cache(maxsize=8192)  # records have their specs in common
 def _words(section: str, spec: TrainSpec | DataSpec) -> dict[str, str]:
     unknown = {f"{section}.{key}": _text(value) for key, value in (spec.model_extra or {}).items()}
     return {key: _text(getattr(spec, key)) for key in type(spec).model_fields} | unknown

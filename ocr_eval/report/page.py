@@ -27,6 +27,8 @@ from ocr_eval.specs.run import Scoring
 
 #: Figures of single rows (curves, heatmaps) in the page's gallery; every run's own are in its section.
 ROW_FIGURES = 12
+#: Runs that have a section, and complaints that are printed: a browser has to open the page.
+MOST_RUNS, MOST_COMPLAINTS = 500, 100
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,18 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
     """
     complaints = list(found.complaints)
     sections = []
-    for number, (key_setting, run) in enumerate(_in_order(found.runs)):
+    for number, (key_setting, run) in enumerate(islice(_in_order(found.runs), MOST_RUNS)):
         content, more = run_payload(run, scoring)
         complaints += more
         sections.append(_section(number, key_setting, run, scoring, pack(content)))
     css, js = (files("ocr_eval.report").joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     of_rows = row_figures(found.runs, scoring, lambda _: None)  # the sections complain of the same files
-    overall = overall_figures(found.records, scoring) if found.runs else ()
+    table = build_table(found.records, scoring, published_mean_ranks()) if found.runs else None
+    overall = overall_figures(found.records, table) if table else ()
     pictures = [_picture(*_OVERALL[name], figure) for name, figure in overall]
     pictures += [
         _picture(f"{kind.capitalize()}: {row}", _OF_ROWS[kind], f) for kind, row, f in islice(of_rows, ROW_FIGURES)
     ]
-    table = build_table(found.records, scoring, published_mean_ranks()) if found.runs else None
     text = (
         templates()
         .get_template("page.html.j2")
@@ -111,8 +113,10 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
             sections=sections,
             beliefs=list(_beliefs(found.runs, complaints)),
             own_facts=sorted({r.association for r in found.records if r.structure == "facts"}),
+            without_section=len(found.runs) - len(sections),
             going_on=[progress for folder in found.unfinished if (progress := progress_of(folder))],
-            complaints=[str(complaint) for complaint in complaints],
+            complaints=[str(complaint) for complaint in complaints[:MOST_COMPLAINTS]],
+            more_complaints=max(0, len(complaints) - MOST_COMPLAINTS),
         )
     )
     return text, complaints

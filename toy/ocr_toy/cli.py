@@ -506,4 +506,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        say(f"error: {error.filename}: {error.strerror}; name another place")
+        return 2
     return code or (0 if given else 2)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from matplotlib.figure import Figure
 
 from ocr_eval.analysis.candidate_heat import heat_of_run
-from ocr_eval.analysis.table import build_table
+from ocr_eval.analysis.table import Table, build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import the_finding
 from ocr_eval.records.find import FinishedRun
@@ -34,21 +34,18 @@ def gallery(
     Raises:
         ValueError: no runs.
     """
-    yield from overall_figures([run.record for run in runs], scoring)
+    records = [run.record for run in runs]
+    yield from overall_figures(records, build_table(records, scoring))
     for kind, row, figure in row_figures(runs, scoring, complain):
         yield file_name(kind, row.lower()), figure
 
 
-def overall_figures(records: Sequence[Record], scoring: Scoring) -> Iterator[tuple[str, Figure]]:
-    """The figures of all runs together, those that their records allow, by name.
-
-    Raises:
-        ValueError: no records.
-    """
-    yield "scores", score_figure(build_table(records, scoring))
-    if scatter := scatter_figure(records, scoring):
+def overall_figures(records: Sequence[Record], table: Table) -> Iterator[tuple[str, Figure]]:
+    """The figures of all runs together, and of their table, those that the records allow, by name."""
+    yield "scores", score_figure(table)
+    if scatter := scatter_figure(records, table.scoring):
         yield "generalization-hallucination", scatter
-    if efficiency := efficiency_figure(records, scoring):
+    if efficiency := efficiency_figure(records, table.scoring):
         yield "sample-efficiency", efficiency
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,11 +66,14 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
     for i, (name, kinds) in enumerate(rows):
         color, marker = series(i)
         across, up = (_by_seed(runs, scoring) for runs in kinds)
+        points: dict[bool, list[tuple[float, float]]] = defaultdict(list)
         for seed in across.keys() & up.keys():
-            filled = face(color, not (across[seed].learned and up[seed].learned))
-            point = (across[seed].score.mean, up[seed].score.mean)
-            axes.plot(*point, marker, color=color, markerfacecolor=filled, markersize=3.5, alpha=0.55)
-            lowest = min(lowest, *point)
+            learned = across[seed].learned and up[seed].learned
+            points[learned].append((across[seed].score.mean, up[seed].score.mean))
+        for learned, of in points.items():
+            filled = face(color, not learned)
+            axes.plot(*zip(*of, strict=True), marker, color=color, markerfacecolor=filled, markersize=3.5, alpha=0.55)
+            lowest = min(lowest, *map(min, of))
         x, y = (estimate([each.score for each in of.values()], WITHIN["ocr-score"]) for of in (across, up))
         if x.bounds and y.bounds:
             axes.plot(x.bounds, [y.value, y.value], color=color, linewidth=1.6)
