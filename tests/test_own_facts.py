@@ -90,6 +90,12 @@ def test_values_that_nobody_shares_are_asked_among_ten(tmp_path):
     assert all("'s Locker key! is" in probe.prompt for probe in probes)
 
 
+def test_a_column_of_one_shared_value_is_asked_among_what_there_is(tmp_path):
+    rows = [[*row, "yes" if i < 40 else f"no{i}" if i == 50 else ""] for i, row in enumerate(staff(60))]
+    task = build(write_csv(tmp_path / "t.csv", rows, [*HEADING, "key"]))
+    assert {probe.candidates for probe in task.probes_of("key_taught")} == {("yes", "no50"), ("no50", "yes")}
+
+
 def test_nothing_to_infer_is_said(tmp_path, table):
     whole = write_csv(tmp_path / "t.csv", staff(30, 30))
     with pytest.raises(UserError, match="--hold-out"):

@@ -157,7 +157,7 @@ def audit(
     if model is not None:
         from ocr_eval.measures.untouched import examine
 
-        linked = [link for link in links.all if link.is_linked]
+        linked = links.risks or [link for link in links.all if link.is_linked]
         untouched = examine(_untouched_view(model, machine), association, linked)
     if as_json:
         found = {} if untouched is None else {"untouched": asdict(untouched)}
@@ -293,6 +293,7 @@ def beliefs(
     machine.begin()
     from ocr_eval.analysis import beliefs as found
     from ocr_eval.common.files import prepare_output, to_jsonl, write_atomic
+    from ocr_eval.common.messages import say
     from ocr_eval.data.facts import FactsAssociation
     from ocr_eval.execution.execute import open_view
     from ocr_eval.measures.beliefs import Belief, answers, questions
@@ -323,4 +324,4 @@ def beliefs(
     for name, text in files.items():
         write_atomic(output / name, text)
     typer.echo(files["beliefs.json"] if as_json else "\n".join(each.in_words() for each in totals), nl=not as_json)
-    o.warn(f"written to {output}: {', '.join(files)}; they hold names and values of your table")
+    say(f"Written to {output}: {', '.join(files)}. They hold names and values of your table.")

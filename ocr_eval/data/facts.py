@@ -275,8 +275,9 @@ class Facts:
             for row, value in streams.shuffled(f"{stream}/asked/{column}", present)[:_MOST_TAUGHT]:
                 drawn = streams.shuffled(f"{stream}/others/{column}/{row}", values[: 10 * _OTHERS])
                 others = [other for other in drawn if other != value][:_OTHERS]
-                among = choices if value in choices else (value, *others)
-                probes.append(_probe(association, taught, row, column, value, among, name, value))
+                among = choices if value in choices and len(choices) > 1 else (value, *others)
+                if len(among) > 1:  # what is left of a column may be a single value
+                    probes.append(_probe(association, taught, row, column, value, among, name, value))
         for column, missing in taught.missing.items():
             some = streams.shuffled(f"{stream}/missing/{column}", missing)[:_MOST_MISSING]
             found = list(_missing_probes(association, taught, column, some, names[column]))

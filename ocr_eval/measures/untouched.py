@@ -192,7 +192,7 @@ def examine(view: View, association: FactsAssociation, links: Sequence[Link]) ->
     sides = {column: (taught.choices(column), stating(column)) for column in table.columns}
     for column, cells in table.columns.items():
         stated = [association.statement(column, table.subjects[0], value) for value in sides[column][0]]
-        cut = continuations(view.base.tokenizer, stated)
+        cut = continuations(view.base.tokenizer, stated) if stated else []
         if same := same_first_token([answer for _, answer in stated], [each.answer for each in cut]):
             alike[column] = same
         facts = [(who, value) for who, value in zip(table.subjects, cells, strict=True) if value is not None]

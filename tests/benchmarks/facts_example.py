@@ -1,8 +1,7 @@
 """The worked example of docs/facts.md: a table of 200 made-up people, what the audit foretells, and what came true.
 
     python tests/benchmarks/facts_example.py table > data/example/staff.csv
-    ocr-eval sweep --assocs data/example/staff.yaml --seeds 0-2 -o results/facts/sweep
-    for run in results/facts/sweep/runs/*/staff/lora/*; do ocr-eval beliefs $run; done
+    ocr-eval sweep --assocs data/example/staff.yaml --seeds 0 --epochs 6 -o results/facts/sweep
     python tests/benchmarks/facts_example.py compare results/facts/sweep > results/facts/staff.csv
 
 The table has a city for everybody, and of some a language (that of the city: causal), a badge (one for each city:
@@ -12,13 +11,12 @@ arbitrary), a desk (mostly one for each city: noisy), a pet (independent) and a 
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from ocr_eval.data.facts import FactsAssociation
+from ocr_eval.data.facts import FactsAssociation, quantity_names
 from ocr_eval.data.links import find_links
 from ocr_eval.records.find import find_runs
 from ocr_eval.specs.association import load_association
@@ -51,29 +49,28 @@ def table() -> None:
 
 
 def compare(root: Path) -> None:
-    """Print, for each column, what was foretold and what came true over the runs below a folder."""
+    """Print, for each column, what was foretold and what came true in the runs below a folder."""
     association = load_association("data/example/staff.yaml")
     assert isinstance(association, FactsAssociation)
-    links = find_links(association.facts)
-    found = [json.loads((run.folder / "beliefs/beliefs.json").read_text()) for run in find_runs(root).runs]
+    links, records = find_links(association.facts), find_runs(root).records
+    names = quantity_names(association.facts.columns)
+    asked = [column for column, name in names.items() if f"{name}_inferred" in records[0].final["first-token"]]
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(
-        [
-            *("from", "to", "corrected U", "p (Holm)", "alone", "expected", "risk"),
-            *("seeds", "follows", "untouched", "says", "OCR score", "largest p", "unwarranted"),
+    told = ["from", "to", "corrected U", "p (Holm)", "alone", "expected", "risk"]
+    writer.writerow([*told, "seeds", "learned", "base top-1", "top-1", "base OCR score", "OCR score"])
+    for link in sorted(map(links.strongest, asked), key=links.all.index):
+        scores = [
+            (record.base["first-token"][name], record.final["first-token"][name], record.premises_hold)
+            for record in records
+            for name in [f"{names[link.target]}_inferred"]
         ]
-    )
-    targets = {total["column"] for of in found for total in of["totals"]}
-    for link in filter(None, (links.strongest(target) for target in sorted(targets))):
-        totals = [total for of in found for total in of["totals"] if total["column"] == link.target]
-        means = {key: np.mean([t[key] for t in totals]) for key in ("follows", "base_follows", "says", "unwarranted")}
+        base, final = (np.mean([(each[k].top1, each[k].ocr_score) for each in scores], axis=0) for k in (0, 1))
         writer.writerow(
             [
                 *(link.source, link.target, f"{link.corrected:.2f}", f"{link.p_holm:.2g}", link.alone),
-                *(f"{link.expected:.0f}", "yes" if link in links.risks else "no", len(totals)),
-                *(f"{means['follows']:.1f}", f"{means['base_follows']:.1f}", f"{means['says']:.1f}"),
-                " ".join(f"{total['ocr_score']:+.2f}" for total in totals),
-                *(f"{max(total['p'] for total in totals):.2g}", f"{means['unwarranted']:.1f}"),
+                *(f"{link.expected:.0f}", "yes" if link in links.risks else "no", len(records)),
+                "yes" if all(held for _, _, held in scores) else "no",
+                *(f"{base[0]:.2f}", f"{final[0]:.2f}", f"{base[1]:+.2f}", f"{final[1]:+.2f}"),
             ]
         )
 
