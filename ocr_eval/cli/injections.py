@@ -187,7 +187,12 @@ def score(
             raise UserError(f"'{run}' is not a finished run. Rerun its command first.")
         if not adapter.is_dir():
             raise UserError(f"'{run}' has no {adapter.name}/ to score. Rerun it: a record keeps no weights.")
-        trained_over = RunFolder(run).record().base_identity
+        record = RunFolder(run).record()
+        if RunFolder(run).learned_sha256() != record.adapter_sha256:
+            raise UserError(
+                f"'{adapter}' is not what the run's record describes (another sha256). Rerun it with --force."
+            )
+        trained_over = record.base_identity
     elif assoc is None:
         raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
     else:
