@@ -141,6 +141,7 @@ def run(arguments: list[str] | None = None) -> int:
         for warning in variables.warnings(command):
             print(f"ocr-eval: {warning}", file=sys.stderr)
     try:
+        _refuse_empty(given)
         code = command(given, prog_name=PROGRAM, standalone_mode=False)
     except TyperException as error:
         if error.format_message().startswith("Usage:"):  # no arguments: the help itself
@@ -163,6 +164,14 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         return _fail("The disk is full. Free some space and rerun the same command: it resumes.", 1)
     return code if isinstance(code, int) else 0
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Raises UserError where a word is empty, as an unset variable of a shell leaves it: no flag takes that."""
+    for before, word in zip(["", *words], words, strict=False):
+        flag, equals, value = word.partition("=")
+        if not (value if equals and flag.startswith("-") else word).strip():
+            raise UserError(f"The value of {flag if equals else before or 'a word'} is empty: name it, or drop it.")
 
 
 def _usage_problem(error: TyperException) -> str:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, reason_of
 from ocr_eval.models.base import DTYPES, attention_for, freeze
-from ocr_eval.models.hub import TOKENIZER_FILES
+from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import located
 from ocr_eval.specs.model import FolderWeights, ModelSpec
@@ -84,7 +84,7 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
     """
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, local_files_only=True)
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code())
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{name}: {folder}/config.json is of no known model: {reason_of(error)}") from error
 
@@ -113,7 +113,10 @@ def build(spec: ModelSpec, config: PretrainedConfig, device: str, dtype: torch.d
     """
     with quiet_transformers():
         network = AutoModelForCausalLM.from_config(
-            config, dtype=dtype or DTYPES[spec.dtype], attn_implementation=attention_for(spec, config, device)
+            config,
+            dtype=dtype or DTYPES[spec.dtype],
+            attn_implementation=attention_for(spec, config, device),
+            trust_remote_code=trusts_code(),
         )
     freeze(network)
     return network
