@@ -308,14 +308,14 @@ def test_runs_that_share_no_base_share_no_pack(tiny, model_files):
     assert [len(pack) for pack in cut_into_packs(specs, "cpu")] == [1, 1, 1, 1]
 
 
-def test_a_pack_goes_on_from_the_last_epoch_that_all_can(tmp_path):
+def test_a_pack_goes_on_from_the_last_epoch_that_all_can(tmp_path, monkeypatch):
     def folder(name, checkpoints, prepared=False):
         place = RunFolder(tmp_path / name)
         place.path.mkdir()
         for epoch in checkpoints:
             place.write_checkpoint(epoch, lambda file: None)
         if prepared:
-            (place.path / "result.json").write_text("{}")
+            monkeypatch.setattr(RunFolder, "is_prepared", lambda own: own.path.name in "ce")
         return place
 
     a, b, c = folder("a", [2, 4]), folder("b", [2]), folder("c", [2, 4], prepared=True)

@@ -287,8 +287,8 @@ def test_a_job_that_fails_is_named_with_its_last_words(sweep, tmp_path):
     sweep(tmp_path, "--quiet")
     victim = next(tmp_path.glob("**/status.json"))
     victim.unlink()
-    (victim.parent / "checkpoint-1.pt").write_bytes(b"no checkpoint")
     (victim.parent / "result.json").unlink()
+    RunFolder(victim.parent).write_checkpoint(1, lambda file: file.write(b"no checkpoint") and None)
     answer = sweep(tmp_path, "--executor", "local", "--devices", "cpu", "--quiet")
     assert answer.code == 1
     assert "checkpoint-1.pt cannot be used" in answer.err
@@ -470,7 +470,7 @@ def test_a_pack_that_cannot_go_on_does_not_stop_the_others(sweep, tmp_path, monk
     victims = [RunFolder(tmp_path / "runs" / run) for run in sorted(runs_in(tmp_path))]
     for victim in victims[:2]:
         victim.clear()
-    (victims[0].path / "checkpoint-1.pt").write_bytes(b"no checkpoint")
+    victims[0].write_checkpoint(1, lambda file: file.write(b"no checkpoint") and None)
     answer = sweep(tmp_path, "--workers", 1)
     assert answer.code == 1
     assert "cannot go on" in answer.err

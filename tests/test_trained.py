@@ -127,7 +127,7 @@ def test_an_adapter_that_is_no_lora_is_refused_by_its_type(score, model_files, t
 
 @pytest.mark.usefixtures("nothing_loads")
 def test_an_adapter_whose_start_was_taken_out_of_the_base_is_refused(score, copied):
-    change(copied, init_lora_weights="pissa")
+    change(copied, init_lora_weights="pissa_niter_4")
     one_line(score(copied), "pissa", "path_initial_model_for_weight_conversion")
 
 

@@ -123,7 +123,8 @@ def planned(tiny: str, root: Path, seed: int, epochs: int) -> PlannedRun:
 
 
 def grow(run: PlannedRun, lines: int) -> None:
-    run.folder.write_metrics([MetricsLine(epoch=epoch) for epoch in range(lines)])
+    for epoch in range(lines):
+        run.folder.add_metrics(MetricsLine(epoch=epoch))
 
 
 def test_a_follower_tells_an_epoch_once_all_runs_of_a_pack_have_it(tiny, tmp_path):

@@ -148,6 +148,7 @@ def run(arguments: list[str] | None = None) -> int:
     if any("\0" in word for word in given):
         return _fail("A value holds a NUL character, which no name has. Leave it out.", 2)
     try:
+        _refuse_empty(given)
         code = command(given, prog_name=PROGRAM, standalone_mode=False)
     except TyperException as error:
         if error.format_message().startswith("Usage:"):  # no arguments: the help itself
@@ -172,6 +173,14 @@ def run(arguments: list[str] | None = None) -> int:
     except UnicodeEncodeError as error:
         return _fail(f"{shown(error.object)} is not text that can be written. Name it in plain letters.", 2)
     return code if isinstance(code, int) else 0
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Raises UserError where a word is empty, as an unset variable of a shell leaves it: no flag takes that."""
+    for before, word in zip(["", *words], words, strict=False):
+        flag, equals, value = word.partition("=")
+        if not (value if equals and flag.startswith("-") else word).strip():
+            raise UserError(f"The value of {flag if equals else before or 'a word'} is empty: name it, or drop it.")
 
 
 def _usage_problem(error: TyperException) -> str:

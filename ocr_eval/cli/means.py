@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from ocr_eval.cli.spec_flags import flag_of, option
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution.jobs import Executor, Placement
 from ocr_eval.execution.tracking import ReportTo
+from ocr_eval.models.hub import TRUST
 from ocr_eval.specs import schedule
 from ocr_eval.specs.model import Device
 
@@ -23,11 +25,14 @@ class Machine:
 
     device: Annotated[Device, option("--device", help="Where to compute.")] = "auto"
     offline: o.OfflineOption = False
+    trust_remote_code: o.TrustOption = False
     quiet: o.QuietOption = False
 
     def begin(self) -> None:
         """Set the switches that must be set before any library is imported."""
         o.begin(self.quiet, self.offline)
+        if self.trust_remote_code:
+            os.environ[TRUST] = "1"
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class Jobs:
             if self.executor != owner:
                 raise UserError(f"{flag_of(key)} goes with --executor {owner}, not with '{self.executor}'.")
         given.pop("workers", None)
+        if self.memory_gb is not None and not self.memory_gb < 1e6:
+            raise UserError(f"--memory-gb {self.memory_gb}: give the memory of a job in GB.")
         if self.devices is not None:
             given["devices"] = o.words("--devices", self.devices)
         return Placement(executor=self.executor, **{**given, "slurm": tuple(self.slurm or ())})
@@ -102,6 +109,7 @@ class Means(Jobs, Machine):
         """The same means as flags of a worker's command."""
         flags = ["--device", self.device, "--report-to", self.report_to, "--score-at", self.scored_at]
         flags += ["--measures", self.measures] if self.measures is not None else []
+        flags += ["--trust-remote-code"] if self.trust_remote_code else []
         return [*flags, "--offline"] if self.offline else flags
 
     def of(self, grid: Grid) -> Means:

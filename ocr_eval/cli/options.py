@@ -63,6 +63,8 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
         parameter = options.get(flag)
         if parameter is None or flag == "config":
             raise unknown_name(f"flag in {path}", str(key), set(options) - {"config", "help"})
+        if value is not None and not str(value).strip():
+            raise UserError(f"{path}: '{key}' is empty. Give a value or leave it out.")
         if parameter.name in defaults:
             raise UserError(f"{path}: '{key}' is given twice, with '-' and with '_'. Give it once.")
         is_switch = getattr(parameter, "is_flag", False)
@@ -121,6 +123,9 @@ AssocsOption = Annotated[
 ]
 
 OfflineOption = Annotated[bool, option("--offline", help="Stay off the network; fail if a file has to be fetched.")]
+TrustOption = Annotated[
+    bool, option("--trust-remote-code", help="Run the Python code that a model brings; without it none is run.")
+]
 OutputOption = Annotated[Path, option("--output-dir", "-o", help="Output folder; runs are in its runs/.")]
 JsonOption = Annotated[bool, option("--json", help="Print the result as JSON.")]
 QuietOption = Annotated[bool, option("--quiet", "-q", help="No progress on stderr.")]
@@ -142,7 +147,8 @@ ScoringOption = Annotated[Scoring, option("--scoring", help="Whose ranks; first-
 
 _READ = "Folders that contain runs, at any depth (default: $OCR_EVAL_OUTPUT_DIR, else results)."
 RunsArgument = Annotated[
-    list[Path] | None, typer.Argument(metavar="RUNS", help=_READ, envvar="OCR_EVAL_OUTPUT_DIR", show_envvar=False)
+    list[Path] | None,
+    typer.Argument(metavar="RUNS", help=_READ, envvar="OCR_EVAL_OUTPUT_DIR", show_envvar=False),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,9 +32,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         UserError: a folder is in its place.
     """
     refuse_folder(path)
-    beside = path.with_name(path.name + ".partial")
+    beside = _beside(path)
     try:
-        with beside.open("wb") as file:
+        with beside.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -42,6 +43,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
     beside.replace(path)
     sync(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    """A name in a path's folder that nobody else can have taken or foreseen; who makes it follows no link."""
+    return path.with_name(f".{secrets.token_hex(8)}.partial")
 
 
 def refuse_folder(path: Path) -> None:
@@ -53,9 +59,8 @@ def refuse_folder(path: Path) -> None:
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which is there at the end, whole, also after a power cut; an old one goes first."""
-    beside = folder.with_name(folder.name + ".partial")
-    for old in (beside, folder):
-        shutil.rmtree(old, ignore_errors=True)
+    beside = _beside(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     beside.mkdir()
     try:
         yield beside

@@ -47,7 +47,9 @@ def library_versions() -> dict[str, str]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What env.json says: versions, commit and dirty flag of the checkout, machine and device."""
+    """What env.json says: versions, commit and dirty flag of the checkout, machine, threads, instructions, device."""
+    import torch
+
     return {
         "ocr_eval": __version__,
         "code": code_digest(),
@@ -56,6 +58,8 @@ def environment(device: str) -> dict[str, Any]:
         "libraries": library_versions(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_ability": torch.backends.cpu.get_cpu_capability(),
         "device": device,
     }
 

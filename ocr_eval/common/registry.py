@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel
 
-from ocr_eval.common import yaml_files
+from ocr_eval.common import numbers, yaml_files
 from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.common.messages import warn
 
@@ -114,7 +114,12 @@ class Registry(Generic[T]):
         if len(given) < len(pairs) or not all(key and equals and value for key, equals, value in pairs):
             raise UserError(f"'{text}': write a {self.noun}'s settings as {name}:setting=value, each once.")
         kind: type[BaseModel] = getattr(thing, "Settings", NoSettings)
-        return Choice(name, thing, yaml_files.parse(kind, given, f"{self.noun} '{name}'", strict=False))
+        settings = yaml_files.parse(kind, given, f"{self.noun} '{name}'", strict=False)
+        try:
+            numbers.checked(tuple(settings.model_dump().values()))
+        except ValueError as error:
+            raise UserError(f"'{text}': {error}.") from error
+        return Choice(name, thing, settings)
 
 
 class NoSettings(BaseModel, extra="forbid", frozen=True):

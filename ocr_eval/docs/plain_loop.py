@@ -60,13 +60,13 @@ def teach(run: RunSpec) -> Iterator[tuple[float | None, dict[str, HeldOut]]]:
     """Teach a run's facts. Yields loss and held-out ranks by scoring: of the untouched base, then of each epoch."""
     # Data. Pairs, names, order and initialization each have a random stream of their own, named by seed and purpose.
     folder, task = locate(run.model).path, build_task(run)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     examples = training_tokens(tokenizer, task)  # facts of all subjects, entailments of train subjects
     probes = [p for p in probe_tokens(tokenizer, task) if p.probe.quantity == task.finding.name]
 
     # Model. Each adapted layer computes W x + (alpha / r) B A x with W frozen. B starts at zero, so the adapted model
     # starts as the base. Evaluation mode: no dropout. Everything is fp32.
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     train = run.train
     lora = LoraConfig(task_type="CAUSAL_LM", r=train.rank, lora_alpha=train.alpha, target_modules=train.targets)
     model = get_peft_model(base, lora).eval()

@@ -18,9 +18,9 @@ from typing import Any
 from msgspec.structs import replace as replace_fields
 
 from ocr_eval.common import provenance
-from ocr_eval.common.distributed import is_first
+from ocr_eval.common.distributed import agreed, is_first
 from ocr_eval.common.errors import RunFailed, TooLarge, reason_of
-from ocr_eval.common.messages import duration, say
+from ocr_eval.common.messages import duration, say, warn
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
 from ocr_eval.data.audit import Audit, audit_task
 from ocr_eval.data.task import Quantity, Task, the_finding
@@ -200,15 +200,18 @@ def _too_large(base: Base, runs: Sequence[LiveRun], reason: str) -> str:
 
 
 def _inject(base: Base, runs: Sequence[LiveRun], how: Execution, measures: Mapping[str, Measure]) -> None:
+    epoch = agreed(_first_epoch, runs)
     for run in runs:
-        if not run.folder.is_prepared():
+        if not epoch:
+            run.folder.clear()
+        if epoch < run.epochs:
             run.folder.begin(run.spec, provenance.environment(str(base.device)), run.material.audit.as_json())
             if alike := dict.fromkeys(each.probe.quantity for each in run.material.probes if each.begin_alike):
                 say(f"Answers of {', '.join(alike)} begin with the same token, so they are scored as a whole.")
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
     try:
         with stop_request() as stop:
-            _run(pack, runs, how, measures, stop)
+            _run(pack, runs, epoch, how, measures, stop)
     finally:
         pack.detach()
         del pack
@@ -216,16 +219,20 @@ def _inject(base: Base, runs: Sequence[LiveRun], how: Execution, measures: Mappi
 
 
 def _run(
-    pack: Pack, runs: Sequence[LiveRun], how: Execution, measures: Mapping[str, Measure], stop: StopRequest
+    pack: Pack,
+    runs: Sequence[LiveRun],
+    epoch: int,
+    how: Execution,
+    measures: Mapping[str, Measure],
+    stop: StopRequest,
 ) -> None:
-    epoch = common_epoch([run.folder for run in runs], [run.epochs for run in runs])
     live = [lane for lane, run in enumerate(runs) if epoch < run.epochs]
     for run in runs:
         run.folder.drop_checkpoints(after=epoch)  # of a pack of other runs, which came further
         run.lines = [line for line in run.folder.metrics() if line.epoch <= epoch] if epoch else []
     if epoch:
         for run in runs:
-            run.folder.write_metrics(run.lines)
+            run.folder.keep_metrics(epoch)
         say(f"Resuming after epoch {epoch}")
         for lane in live:
             pack.read_state(lane, runs[lane].folder.checkpoints()[epoch])
@@ -288,12 +295,26 @@ def _run(
             raise KeyboardInterrupt
 
 
+def _first_epoch(runs: Sequence[LiveRun]) -> int:
+    """The epoch that a pack resumes after, 0 for the start; what is damaged and so not resumed from is a warning."""
+    epoch = common_epoch([run.folder for run in runs], [run.epochs for run in runs])
+    then = f"training resumes after epoch {epoch}" if epoch else "training starts over"
+    for run in runs:
+        whole = run.folder.resumable()
+        for later, path in run.folder.checkpoints().items():
+            if later > epoch and later not in whole:
+                warn(f"{path}, or the metrics or probes beside it, is damaged: {then}.")
+        if (run.folder.path / "result.json").is_file() and not run.folder.is_prepared():
+            warn(f"{run.folder.path}: result.json, or what it describes, is damaged: {then}.")
+    return epoch
+
+
 def common_epoch(folders: Sequence[RunFolder], epochs: Sequence[int]) -> int:
     """The last epoch that every run of a pack can resume from, 0 for the start.
 
     A run can from an epoch whose state it kept, and from its end on if its record is there already.
     """
-    kept = [set(folder.checkpoints()) for folder in folders]
+    kept = [folder.resumable() for folder in folders]
     ends = [last if folder.is_prepared() else math.inf for folder, last in zip(folders, epochs, strict=True)]
     candidates = set().union(*kept, {int(end) for end in ends if end < math.inf})
     possible = [e for e in candidates if all(e in own or e >= end for own, end in zip(kept, ends, strict=True))]
@@ -412,6 +433,7 @@ def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, d
         base_identity=base.identity,
         adapter_sha256=learned_sha256,
         code=provenance.code_digest(),
+        remote_code=base.brings_code,
         results_version=RESULTS_VERSION,
         measures=measures,
     )

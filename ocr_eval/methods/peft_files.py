@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -26,15 +26,30 @@ from ocr_eval.specs.model import HubWeights, ModelSpec
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-#: Fields of LoraConfig that do not change what a saved adapter computes over linear layers. Any other that is not as
-#: PEFT has it by default makes an adapter something else than y + (alpha / r) B A x.
-_HARMLESS = {
-    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "init_lora_weights"),
-    *("fan_in_fan_out", "megatron_core", "qalora_group_size", "ensure_weight_tying", "loftq_config", "eva_config"),
+#: Fields of LoraConfig that may have any value in an adapter that is y + (alpha / r) B A x and nothing else.
+_FREE = {
+    *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("r", "lora_alpha", "lora_dropout", "target_modules"),
 }
-#: Initializations that leave the base's weights as they are; the others take out of them what the adapter begins with.
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+#: The values of other fields in such an adapter; of fields that are not here, None or False.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "task_type": (None, "CAUSAL_LM"),
+    "init_lora_weights": (True, False, "gaussian"),
+    "bias": ("none",),
+    "megatron_core": ("megatron.core",),
+    "qalora_group_size": (16,),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern", "loftq_config"), (None, {})),
+}
+#: Fields with which PEFT itself computes an adapter as it was trained; tests compare each. The others need what is not
+#: in the folder or, as aLoRA, read a row as one text, where several are packed.
+_THROUGH_PEFT = {
+    *("task_type", "init_lora_weights", "bias", "exclude_modules", "fan_in_fan_out", "use_rslora", "modules_to_save"),
+    *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "trainable_token_indices"),
+    *("loftq_config", "eva_config", "use_dora", "velora_config", "monteclora_config", "layer_replication", "lora_bias"),
+    *("target_parameters", "use_bdlora", "kasa_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
+}
+#: Starts that leave the base as it is, and those that PEFT takes out of the base again, the same, when it loads.
+_STARTS, _STARTS_OF_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica"), ("pissa", "olora")
 
 
 class _Stated(msgspec.Struct):
@@ -62,20 +77,26 @@ class AdapterFile:
     Attributes:
         folder: where.
         config: as PEFT reads it.
+        fields: the configuration as it is in the file.
         shapes: of each tensor, by its name in the file.
     """
 
     folder: Path
     config: LoraConfig
+    fields: Mapping[str, Any]
     shapes: Mapping[str, Sequence[int]]
 
     @property
     def is_plain(self) -> bool:
         """Whether it is y + (alpha / r) B A x on some linear modules and nothing else."""
-        given, usual = self.config.to_dict(), LoraConfig().to_dict()
-        return all(given[key] == usual.get(key) for key in given if key not in _HARMLESS) and all(
+        return all(name in _FREE or _is_plain(name, value) for name, value in self.fields.items()) and all(
             name.startswith(PREFIX) and name.endswith((".lora_A.weight", ".lora_B.weight")) for name in self.shapes
         )
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether PEFT takes something out of the base when it loads the adapter, so that no other base will do."""
+        return self.fields.get("init_lora_weights") in _STARTS_OF_BASE or self.fields.get("kasa_config") is not None
 
     @property
     def modules(self) -> list[str]:
@@ -103,6 +124,10 @@ class AdapterFile:
             if list(self.shapes[name]) != expected[name]:
                 return f"{name} has shape {list(self.shapes[name])}, and the model needs {expected[name]}"
         return None
+
+
+def _is_plain(name: str, value: Any) -> bool:
+    return value in _PLAIN.get(name, (None,)) or value is False
 
 
 def write_adapter(folder: Path, factors: Sequence[LowRank], rank: int, alpha: float, model: ModelSpec) -> str:
@@ -153,11 +178,15 @@ def read_adapter_file(folder: Path) -> AdapterFile:
         raise UserError(f"{folder}/{CONFIG} cannot be used: {error}.") from error
     if stated.peft_type != "LORA":
         raise UserError(f"{folder} is a PEFT adapter of type {stated.peft_type}; only LORA adapters can be scored.")
-    if stated.init_lora_weights not in _PLAIN_STARTS:
+    if stated.init_lora_weights not in (*_STARTS, *_STARTS_OF_BASE):
         raise UserError(
             f"{folder}: init_lora_weights '{stated.init_lora_weights}' has changed the base's weights, which are not "
             "in this folder. Save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         )
+    fields = msgspec.json.decode((folder / CONFIG).read_bytes())
+    for name in sorted(fields.keys() - _FREE - _THROUGH_PEFT):
+        if not _is_plain(name, fields[name]):
+            raise UserError(f"{folder}/{CONFIG}: adapters with '{name}' cannot be scored. Save it as plain LoRA.")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}. Save the adapter with save_pretrained of a current PEFT.")
     try:
@@ -167,4 +196,4 @@ def read_adapter_file(folder: Path) -> AdapterFile:
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{folder}: the adapter cannot be read: {reason}.") from error
-    return AdapterFile(folder, config, shapes)
+    return AdapterFile(folder, config, fields, shapes)

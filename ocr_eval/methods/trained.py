@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PretrainedConfig
 
@@ -45,7 +45,7 @@ def check_belongs(folder: Path, kind: Literal["adapter", "model"], spec: ModelSp
         _check_model(folder, spec)
         return
     adapter = read_adapter_file(folder)
-    _check_name(folder, adapter.config.base_model_name_or_path, spec)
+    _check_name(folder, adapter.config.base_model_name_or_path, spec, adapter.changes_base)
     if adapter.is_plain:
         with torch.device("meta"):
             network = build(spec, read_config(spec), "cpu")
@@ -65,7 +65,7 @@ def load_adapter(base: Base, folder: Path) -> View:
     """
     file = read_adapter_file(folder)
     saved = load_file(folder / WEIGHTS)
-    if not any(bool(tensor.any()) for name, tensor in saved.items() if "lora_B" in name):
+    if file.is_plain and not any(bool(tensor.any()) for name, tensor in saved.items() if "lora_B" in name):
         raise UserError(f"{folder}: every B matrix is zero, so this adapter was never trained.")
     if not all(bool(tensor.isfinite().all()) for tensor in saved.values()):
         raise UserError(f"{folder}: it holds numbers that are NaN or infinite; its training diverged.")
@@ -93,8 +93,10 @@ def _through_peft(base: Base, folder: Path, saved: set[str]) -> View:
         raise UserError(
             f"{folder}: the adapter does not load over {base.spec.name}: {str(error).splitlines()[0]}"
         ) from error
-    there = {name.replace(".default", "") for name, _ in network.named_parameters() if "lora_" in name}
-    differing = {name.removesuffix(".weight") for name in there} ^ {name.removesuffix(".weight") for name in saved}
+    own = get_peft_model_state_dict(network, save_embedding_layers=False)
+    there, taken = ({name.removesuffix(".weight") for name in names} for names in (own, network.state_dict()))
+    given = {name.removesuffix(".weight") for name in saved}  # PEFT has renamed what it loads, if from older files
+    differing = (there - given) | (given - there - taken)
     if differing:
         raise _foreign_adapter(folder, base.spec, f"{min(differing)} is missing on one side")
     return View(base, network, autocast=True)
@@ -135,13 +137,20 @@ def _foreign_model(folder: Path, spec: ModelSpec, reason: str) -> UserError:
     )
 
 
-def _check_name(folder: Path, base: str | None, spec: ModelSpec) -> None:
+def _check_name(folder: Path, base: str | None, spec: ModelSpec, changes_base: bool) -> None:
     """Compare the base that an adapter names with ours.
 
     Raises:
-        UserError: it is another of the shipped models.
+        UserError: it is another of the shipped models, or may be another than the one that the adapter changes.
     """
-    if not base or _tail(base) in _names(spec):
+    if base and _tail(base) in _names(spec):
+        return
+    if changes_base:
+        raise UserError(
+            f"{folder} changes its base, '{base}', when it is loaded, and {spec.called} may be another. Save it as "
+            "plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+        )
+    if not base:
         return
     shipped = yaml_files.shipped_names("models")
     for name in shipped if spec.name in shipped else ():

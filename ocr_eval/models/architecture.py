@@ -18,7 +18,7 @@ from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, reason_of, shown
 from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models.base import DTYPES, attention_for, freeze
-from ocr_eval.models.hub import TOKENIZER_FILES
+from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import located
 from ocr_eval.specs.model import FolderWeights, ModelSpec
@@ -92,7 +92,9 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
     """
     try:
         with quiet_transformers():
-            config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trusts_code()
+            )
     except Exception as error:  # anything may be in such a file, and the library checks little of it
         raise UserError(f"{name}: {folder}/config.json is of no known model: {reason_of(error)}") from error
     for field in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
@@ -114,7 +116,10 @@ def build(spec: ModelSpec, config: PretrainedConfig, device: str, dtype: torch.d
     try:
         with quiet_transformers():
             network = AutoModelForCausalLM.from_config(
-                config, dtype=dtype or DTYPES[spec.dtype], attn_implementation=attention
+                config,
+                dtype=dtype or DTYPES[spec.dtype],
+                attn_implementation=attention,
+                trust_remote_code=trusts_code(),
             )
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         if is_out_of_memory(error):

@@ -22,7 +22,7 @@ from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, reason_of
 from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models import grouped_attention
-from ocr_eval.models.hub import TOKENIZER_FILES
+from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import WeightFolder, located
 from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
@@ -61,6 +61,12 @@ class Base:
         return self.files.identity
 
     @property
+    def brings_code(self) -> bool:
+        """Whether code of the model's own runs, in its network, configuration or tokenizer."""
+        kinds = map(type, (self.network, self.network.config, self.tokenizer))
+        return any(kind.__module__.startswith("transformers_modules.") for kind in kinds)
+
+    @property
     def device(self) -> torch.device:
         """Where the network is."""
         return self.accelerator.device
@@ -96,7 +102,8 @@ def load_base(
     whole: bool = False,
     holds: int = 0,
 ) -> Base:
-    """Load a model and its tokenizer, frozen, in the spec's precision. Remote code stays off.
+    """Load a model and its tokenizer, frozen, in the spec's precision. Code that it brings runs only if
+    the user trusts it (models/hub.py).
 
     With ``whole`` the weights are fp32 masters, to be trained in the spec's precision.
 
@@ -116,14 +123,15 @@ def load_base(
         require_bitsandbytes("--method qlora")
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
-            config = AutoConfig.from_pretrained(folder.path, local_files_only=True)
+            here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trusts_code()}
+            tokenizer = AutoTokenizer.from_pretrained(folder.path, **here)
+            config = AutoConfig.from_pretrained(folder.path, **here)
             network, found = AutoModelForCausalLM.from_pretrained(
                 folder.path,
                 config=config,
                 dtype=torch.float32 if whole else DTYPES[spec.dtype],
                 attn_implementation=attention_for(spec, config, accelerator.device.type),
-                local_files_only=True,
+                **here,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 **({"quantization_config": _nf4(spec)} if quantized else {}),
@@ -251,7 +259,7 @@ def load_tokenizer_from(folder: Path) -> Any:
     """
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code())
     except Exception as error:
         if not any(path for pattern in ("tokenizer*", "vocab*") for path in folder.glob(pattern)):
             raise UserError(f"'{folder}' has no tokenizer (tokenizer.json). Give a folder with its files.") from error

@@ -1,9 +1,9 @@
 """A repository of the model hub -> a folder in the hub library's own cache.
 
-Only configuration, tokenizer and safetensors of the repository's root are fetched: no pickled weights, no code,
-no second copy of the weights in another layout. A pinned commit that is in the cache is used without asking the
-hub; a branch is asked for its newest commit. The library's variables hold (HF_HOME, HF_TOKEN, HF_ENDPOINT,
-HF_HUB_OFFLINE). A broken download resumes, and files that are whole are kept.
+Only configuration, tokenizer and safetensors of the repository's root are fetched: no pickled weights, code only with
+--trust-remote-code, no second copy of the weights in another layout. A pinned commit that is in the cache is used
+without asking the hub; a branch is asked for its newest commit. The library's variables hold (HF_HOME, HF_TOKEN,
+HF_ENDPOINT, HF_HUB_OFFLINE). A broken download resumes, and files that are whole are kept.
 """
 
 from __future__ import annotations
@@ -32,12 +32,22 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 DISK_RESERVE = 1_000_000_000
 
 
+#: The variable of --trust-remote-code.
+TRUST = "OCR_EVAL_TRUST_REMOTE_CODE"
+
+
 def offline() -> bool:
     """Whether the network is off by our own variable or the hub's."""
-    return any(
-        os.environ.get(name, "0").lower() in ("1", "true", "yes", "on")
-        for name in ("OCR_EVAL_OFFLINE", "HF_HUB_OFFLINE")
-    )
+    return _is_on("OCR_EVAL_OFFLINE") or _is_on("HF_HUB_OFFLINE")
+
+
+def trusts_code() -> bool:
+    """Whether the user lets models run code of their own. Every ``from_pretrained`` is told, or it would ask stdin."""
+    return _is_on(TRUST)
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "0").lower() in ("1", "true", "yes", "on")
 
 
 def cached(weights: HubWeights, files: list[str] = MODEL_FILES) -> Path | None:
@@ -121,7 +131,7 @@ def _request(weights: HubWeights, files: list[str]) -> dict[str, Any]:
     return {
         "repo_id": weights.repo,
         "revision": weights.revision,
-        "allow_patterns": files,
+        "allow_patterns": [*files, "*.py"] if trusts_code() else files,
         "ignore_patterns": _IGNORED,
     }
 

@@ -30,7 +30,7 @@ import platformdirs
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import read_json, write_atomic
+from ocr_eval.common.files import read_json, replacing_folder, write_atomic
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
 from ocr_eval.models import hub
@@ -129,8 +129,9 @@ def _digests(book: Path) -> dict[str, Any]:
 
 
 def folder_digest(folder: Path) -> str:
-    """Identity of a model folder: names and contents of its configuration, tokenizer and weights."""
-    files = sorted(path for pattern in hub.MODEL_FILES for path in folder.glob(pattern))
+    """Identity of a model folder: names and contents of configuration, tokenizer, weights, and of code that runs."""
+    patterns = [*hub.MODEL_FILES, "*.py"] if hub.trusts_code() else hub.MODEL_FILES
+    files = sorted(path for pattern in patterns for path in folder.glob(pattern))
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder}: has no .safetensors weights. Save the model with save_pretrained first.")
     lines = [f"{path.name} {_known_sha256(path)}" for path in files]
@@ -177,17 +178,14 @@ def _from_packages(spec: ModelSpec, weights: PackageWeights) -> Path:
         if (folder / MANIFEST).is_file():
             _check_manifest(folder, spec)
             return folder
-        partial = folder.with_name(f"{folder.name}.partial")  # a name may have dots in it
-        shutil.rmtree(partial, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{spec.name}-fetch-") as scratch:
             gguf = _fetch_gguf(spec, weights, Path(scratch))
             say(f"Unpacking {spec.name} to safetensors (once, about 20 s)")
-            _convert(gguf, partial)
-        files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
-        manifest = {"gguf_sha256": weights.sha256, "files": files}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is of no use
-        partial.rename(folder)
+            with replacing_folder(folder) as partial:
+                _convert(gguf, partial)
+                files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
+                manifest = {"gguf_sha256": weights.sha256, "files": files}
+                (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return folder
 
 
@@ -242,10 +240,11 @@ def _convert(gguf: Path, target: Path) -> None:
     from ocr_eval.models.quiet import quiet_transformers
 
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
+            trust_remote_code=False,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
         )

@@ -10,7 +10,8 @@
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
         failure.json   why the run failed, in place of a record
-        checkpoint-<epoch>.pt   training state, while the run is not finished
+        checkpoint-<epoch>.pt      training state, while the run is not finished
+        checkpoint-<epoch>.sha256  digest of all that resuming from it needs
 
 Every file, and adapter/ and model/ as a whole, is written beside its place, synced and renamed. Only metrics.jsonl
 grows, and a last line without its end does not count yet. A lock on the folder (``.lock``, with ``.holder``, touched
@@ -19,15 +20,17 @@ every minute, to say whose) keeps a second process out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -48,8 +51,9 @@ from ocr_eval.common.files import (
     write_atomic,
 )
 from ocr_eval.common.locks import hold
+from ocr_eval.models.weights import file_sha256, folder_digest
 from ocr_eval.records.metrics import MetricsLine, metrics_text, read_metrics
-from ocr_eval.records.record import Record, read_record
+from ocr_eval.records.record import OtherVersion, Record, read_record
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import DataSpec, RunSpec
 from ocr_eval.specs.strict import SCHEMA_VERSION
@@ -58,6 +62,8 @@ from ocr_eval.specs.strict import SCHEMA_VERSION
 _GLANCE = 0.2
 #: Seconds between signs of life of whoever holds a folder.
 HEARTBEAT = 60.0
+#: The weights of an adapter in PEFT's format.
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 #: What makes a run count, written last and removed first.
 _LAST = ("status.json", "result.json")
 
@@ -175,12 +181,35 @@ class RunFolder:
         return (self.path / "config.yaml").is_file() and self.failure() is None
 
     def is_done(self) -> bool:
-        """Whether the run finished and its record is whole."""
-        return (self.path / "status.json").is_file() and self.is_prepared()
+        """Whether the run finished and its record is valid.
+
+        Raises:
+            UserError: the record is of another schema version, and so not to be replaced.
+        """
+        return (self.path / "status.json").is_file() and self._has_record()
+
+    def _has_record(self) -> bool:
+        path = self.path / "result.json"
+        return path.is_file() and _is_record(path, path.stat().st_mtime_ns, path.stat().st_size)
 
     def is_prepared(self) -> bool:
-        """Whether all that a finished run leaves is there; it counts once the status says so."""
-        return (self.path / "result.json").is_file()
+        """Whether all that a finished run leaves is there and agrees; it counts once the status says so."""
+        if not self._has_record():
+            return False
+        record = self.record()
+        try:
+            epochs = [line.epoch for line in self.metrics()]
+            return epochs == list(range(record.train.epochs + 1)) and self.learned_sha256() == record.adapter_sha256
+        except (OSError, UserError):
+            return False
+
+    def learned_sha256(self) -> str:
+        """The digest of the weights of the adapter or model, as the record states it.
+
+        Raises:
+            OSError, UserError: there are none.
+        """
+        return folder_digest(self.model) if self.model.is_dir() else file_sha256(self.adapter / ADAPTER_WEIGHTS)
 
     def failure(self) -> str | None:
         """Why the run failed, if it did.
@@ -204,7 +233,7 @@ class RunFolder:
                 remove(entry)
 
     def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
-        """Write what the run is, where it runs and what the tokenizer makes of its candidates.
+        """Write what the run is, where it runs and what the tokenizer makes of its candidates; it is now unfinished.
 
         A run that resumes under other versions or elsewhere keeps a note of where it was before.
 
@@ -213,6 +242,7 @@ class RunFolder:
         """
         for mark in _LAST:
             refuse_folder(self.path / mark)
+            remove(self.path / mark)
         earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
         write_atomic(self.path / "config.yaml", config_yaml(spec))
         self._write("env.json", environment | earlier)
@@ -251,9 +281,13 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def write_metrics(self, lines: Sequence[MetricsLine]) -> None:
-        """Replace metrics.jsonl."""
-        write_atomic(self.path / "metrics.jsonl", metrics_text(lines))
+    def keep_metrics(self, last: int) -> None:
+        """Cut metrics.jsonl after an epoch."""
+        write_atomic(self.path / "metrics.jsonl", self._metrics_until(last))
+
+    def _metrics_until(self, epoch: int) -> bytes:
+        path = self.path / "metrics.jsonl"
+        return b"".join(path.read_bytes().splitlines(keepends=True)[: epoch + 1]) if path.is_file() else b""
 
     def probes(self) -> list[dict[str, Any]]:
         """The lines of probes.jsonl that belong to the untouched base.
@@ -269,17 +303,39 @@ class RunFolder:
         write_atomic(self.path / "probes.jsonl", to_jsonl(lines))
 
     def write_checkpoint(self, epoch: int, write: Callable[[IO[bytes]], None]) -> None:
-        """Keep a training state to resume from; earlier ones stay until ``drop_checkpoints``."""
+        """Keep a training state to resume from, sealed; earlier ones stay until ``drop_checkpoints``."""
         with replacing(self.path / f"checkpoint-{epoch}.pt") as file:
             write(file)
+            file.flush()
+            write_atomic(self.path / f"checkpoint-{epoch}.sha256", self._seal(epoch, Path(file.name)))
+
+    def resumable(self) -> set[int]:
+        """The epochs that the run can resume from: all that this needs is as it was when the state was kept."""
+        return {epoch for epoch, state in self.checkpoints().items() if self._is_sealed(epoch, state)}
+
+    def _is_sealed(self, epoch: int, state: Path) -> bool:
+        try:
+            return state.with_suffix(".sha256").read_bytes() == self._seal(epoch, state).encode()
+        except (OSError, UserError, KeyError, TypeError):  # the state or the probes are gone or damaged
+            return False
+
+    def _seal(self, epoch: int, state: Path) -> str:
+        """Digest of a training state with the metrics until then and the base's probes, which the record will need."""
+        with state.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        probes = self.probes() if (self.path / "probes.jsonl").is_file() else []
+        for content in (self._metrics_until(epoch), to_jsonl(probes).encode()):
+            digest.update(hashlib.sha256(content).digest())
+        return digest.hexdigest()
 
     def drop_checkpoints(self, before: float = math.inf, after: float = -math.inf) -> None:
         """Remove training states: all, or those before or after an epoch."""
         for epoch, path in self.checkpoints().items():
             if after < epoch < before:
                 path.unlink(missing_ok=True)
-        for path in self.path.glob("checkpoint-*.partial"):  # of a process that was killed
-            path.unlink(missing_ok=True)
+                path.with_suffix(".sha256").unlink(missing_ok=True)
+        for path in self.path.glob(".*.partial"):  # of a process that was killed
+            remove(path)
 
     def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
         """Write what a finished run leaves; ``finish`` makes it count."""
@@ -305,6 +361,18 @@ class RunFolder:
         return read_record(self.path / "result.json")
 
 
+@lru_cache(maxsize=65536)
+def _is_record(path: Path, changed: int, size: int) -> bool:
+    """Whether a file, as it was when it had this time and size, is a valid record."""
+    try:
+        read_record(path)
+    except OtherVersion:
+        raise
+    except UserError:
+        return False
+    return True
+
+
 def _nothing(self: RunFolder, *given: Any, **named: Any) -> None:
     """Left to the first process."""
 
@@ -312,7 +380,7 @@ def _nothing(self: RunFolder, *given: Any, **named: Any) -> None:
 class OnlookersFolder(RunFolder):
     """A run's folder in the hands of a process that trains along: it reads what the first wrote, and writes none."""
 
-    clear = begin = add_metrics = write_metrics = write_probes = write_checkpoint = _nothing
+    clear = begin = add_metrics = keep_metrics = write_probes = write_checkpoint = _nothing
     drop_checkpoints = prepare = finish = fail = _nothing
 
     @contextmanager
@@ -367,6 +435,10 @@ def read_trained(path: Path) -> tuple[RunSpec, RunFolder]:
         raise UserError(f"'{path}' is not a finished run. Rerun its command first.")
     if not folder.learned.is_dir():
         raise UserError(f"'{path}' has no {folder.learned.name}/ to score. Rerun it: a record keeps no weights.")
+    if folder.learned_sha256() != folder.record().adapter_sha256:
+        raise UserError(
+            f"'{folder.learned}' is not what the run's record describes (another sha256). Rerun it with --force."
+        )
     return spec, folder
 
 

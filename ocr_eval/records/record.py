@@ -26,6 +26,10 @@ from ocr_eval.specs.run import DataSpec, Scoring, seeds_text
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
 
 
+class OtherVersion(UserError):
+    """A record of another schema version."""
+
+
 class Matched(msgspec.Struct, frozen=True):
     """A run when it had just learned what it was taught: at the first epoch after which all premises held.
 
@@ -62,6 +66,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         base_identity: identity of the base weights.
         adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
         code: digest of the code that made it; for the curious.
+        remote_code: whether code ran that the model brought.
         measures: what else was measured, by measure: numbers at the top, and details below them.
         results_version: which numbers that code gives (``strict.RESULTS_VERSION``).
     """
@@ -91,6 +96,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     base_identity: str
     adapter_sha256: str
     code: str
+    remote_code: bool = False
     results_version: int = 0
     measures: dict[str, dict[str, Any]] = {}
 
@@ -233,7 +239,7 @@ def read_record(path: Path, scoring: Scoring | None = None, measure: str | None 
     except msgspec.ValidationError as error:
         version = _schema_version(content)
         if version not in (None, SCHEMA_VERSION):
-            raise UserError(
+            raise OtherVersion(
                 f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}."
             ) from error
         raise UserError(f"{path}: {error}.") from error

@@ -203,10 +203,15 @@ def to_csv(table: Table) -> str:
     """A line a cell, every metric with its interval."""
     out = io.StringIO()
     cells = list(flat_cells(table))
-    writer = csv.DictWriter(out, list(cells[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cells)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(spreadsheet_text, cells[0]))
+    writer.writerows(map(spreadsheet_text, cell.values()) for cell in cells)
     return out.getvalue()
+
+
+def spreadsheet_text(value: Any) -> Any:
+    """A value of a csv; text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip(" ")[:1] in tuple("=+-@\t\r\n") else value
 
 
 def to_json(table: Table) -> str:
@@ -257,6 +262,7 @@ _TEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    **{mark: f"{{{mark}}}" for mark in "[]*"},  # after a row's end they would be its options
 }
 
 

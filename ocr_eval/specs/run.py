@@ -1,7 +1,8 @@
 """What a run is, fully resolved: model, association, data protocol, training. Frozen and validated.
 
-What "bit for bit" holds for: the same spec in the same pack, by the same code on the same machine. On a GPU only with
-``attention: grouped`` or ``eager``, as the backward pass of sdpa adds there in no fixed order.
+What "bit for bit" holds for: the same spec in the same pack, by the same code and libraries on the same machine (device
+and CPU instructions) with the same number of threads; env.json has all of these. On a GPU only with ``attention:
+grouped`` or ``eager``, as the backward pass of sdpa adds there in no fixed order.
 """
 
 from __future__ import annotations

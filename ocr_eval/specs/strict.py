@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from ocr_eval.common import numbers
 
 SCHEMA_VERSION: Literal[1] = 1
 #: Which numbers a run gives. Raise it by hand when they change (tests/test_golden.py reminds): runs of another version
@@ -23,9 +25,11 @@ FromList = BeforeValidator(_as_tuple)
 
 
 class Strict(BaseModel):
-    """Frozen, no unknown keys, no conversions."""
+    """Frozen, no unknown keys, no conversions, no numbers but finite ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
+
+    _numbers = field_validator("*")(numbers.checked)
 
     @classmethod
     def legacy(cls) -> dict[str, Any]:

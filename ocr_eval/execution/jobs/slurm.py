@@ -41,8 +41,11 @@ def run_slurm(
         RunFailed: Slurm does not answer.
         KeyboardInterrupt: the jobs continue.
     """
-    flags = sbatch_flags(placement)
     folder = (logs / "slurm").resolve()
+    for value in (*placement.slurm, placement.partition or "", str(folder), *(w for job in jobs for w in job.command)):
+        if not value.isprintable():  # it could be more than a word of the job's script
+            raise UserError(f"{value!r} holds a control character, which a Slurm job cannot have. Leave it out.")
+    flags = sbatch_flags(placement)
     folder.mkdir(parents=True, exist_ok=True)
     # Jobs of a copied folder, or of another user, have another name.
     prefix = "ocr-eval-" + hashlib.sha256(f"{os.getuid()} {folder}".encode()).hexdigest()[:12]
