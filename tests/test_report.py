@@ -212,7 +212,7 @@ def test_the_command_of_a_run_makes_the_run(ocr_eval, method):
 
 
 def ask(port: int, path: str = "/", host: str | None = None) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{port}"})
     answer = connection.getresponse()
     return answer.status, answer.read().decode()
