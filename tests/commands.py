@@ -59,6 +59,9 @@ COMMANDS = (
     Command("table", ("{grid}",)),
     Command("figures", ("{grid}", "-o", "{out}"), writes=True),
     Command("compare", ("{grid}", "{grid}")),
+    Command("retention", ("{grid}",)),
+    Command("audit", ("{facts}",)),
+    Command("beliefs", ("{grid}", "-o", "{out}"), refused=True),
     Command("report", ("{grid}", "-o", "{out}/report.html"), writes=True),
     Command("data list"),
     Command("data show", ("{pairs}",)),
@@ -78,6 +81,9 @@ COMMANDS = (
     Command("toy sweep", (*TOY, "--values", "2,3", "--seeds", "0", "--output", "{out}/toy.json"), writes=True),
     Command("toy check", ("--solver", "NONE"), refused=True),
     Command("toy open", ("--question", "nothing"), refused=True),
+    Command("toy mitigate", ("--method", "nothing"), refused=True),
+    Command("toy complete", ("--n", "0"), refused=True),
+    Command("toy systems", ("--system", "nothing"), refused=True),
     Command("toy figures", ("--solver", "NONE", "--output", "{out}"), refused=True),
 )
 WRITING = [command for command in COMMANDS if command.writes]
@@ -96,6 +102,7 @@ class World:
             "tiny": self.root / "tiny.yaml",
             "pairs": self.root / "pairs.yaml",
             "flags": self.root / "flags.yaml",
+            "facts": self.root / "facts.csv",
             "grid": self.root / "grid",
             "run": min(self.root.glob("grid/runs/*/*/*/seed0-*"), default=self.root / "grid"),
             "out": self.root / "out",
@@ -122,6 +129,7 @@ def make_world(root: Path, model: Path) -> World:
     pairs = (shipped("templates") / "country-code.yaml").read_text()
     (root / "pairs.yaml").write_text(pairs.replace("name: country-code", "name: own-pairs"))
     (root / "flags.yaml").write_text("format: md\nfilter: [seed=0]\n")
+    (root / "facts.csv").write_text("name,team,badge\n" + "".join(f"P{i},t{i % 2},{'rb'[i % 2]}\n" for i in range(8)))
     world = World(root)
     grid = ["--models", str(root / "tiny.yaml"), "--assocs", str(root / "pairs.yaml"), "-o", str(root / "grid")]
     assert run(["sweep", *grid, "--seeds", "0-3", *TRAINED]) == 0
