@@ -59,7 +59,7 @@ COMMANDS = (
     Command("table", ("{grid}",)),
     Command("figures", ("{grid}", "-o", "{out}"), writes=True),
     Command("compare", ("{grid}", "{grid}")),
-    Command("retention", ("{grid}",)),
+    Command("retention", ("{grid}", "--filter", "seed=9"), refused=True),
     Command("audit", ("{facts}",)),
     Command("beliefs", ("{grid}", "-o", "{out}"), refused=True),
     Command("report", ("{grid}", "-o", "{out}/report.html"), writes=True),
