@@ -15,9 +15,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ocr_eval.common import yaml_files
-from ocr_eval.common.errors import UserError, reason_of
+from ocr_eval.common.errors import UserError
 from ocr_eval.models.base import DTYPES, attention_for, freeze
-from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code
+from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code, why_not_loaded
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import located
 from ocr_eval.specs.model import FolderWeights, ModelSpec
@@ -86,7 +86,7 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
         with quiet_transformers():
             return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code())
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name}: {folder}/config.json is of no known model: {reason_of(error)}") from error
+        raise UserError(f"{name}: {folder}/config.json is of no known model: {why_not_loaded(error)}") from error
 
 
 def truncated(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
