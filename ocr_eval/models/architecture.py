@@ -18,7 +18,7 @@ from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError, reason_of, shown
 from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models.base import DTYPES, attention_for, freeze
-from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code
+from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code, why_not_loaded
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import located
 from ocr_eval.specs.model import FolderWeights, ModelSpec
@@ -96,7 +96,7 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
                 folder, local_files_only=True, trust_remote_code=trusts_code()
             )
     except Exception as error:  # anything may be in such a file, and the library checks little of it
-        raise UserError(f"{name}: {folder}/config.json is of no known model: {reason_of(error)}") from error
+        raise UserError(f"{name}: {folder}/config.json is of no known model: {why_not_loaded(error)}") from error
     for field in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
         size = getattr(config.get_text_config(), field, None)
         if not isinstance(size, int) or size < 1:

@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from ocr_eval.common import yaml_files
-from ocr_eval.common.errors import UserError, reason_of
+from ocr_eval.common.errors import UserError
 from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models import grouped_attention
-from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code
+from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code, why_not_loaded
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import WeightFolder, located
 from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
@@ -144,7 +144,7 @@ def load_base(
     except UserError:
         raise
     except Exception as error:  # whatever the libraries make of files that are anyone's
-        reason = reason_of(error)
+        reason = why_not_loaded(error)
         if is_out_of_memory(error):
             raise UserError(
                 f"{spec.name} does not fit into the memory of {accelerator.device.type} that is free ({reason}). "
@@ -263,7 +263,7 @@ def load_tokenizer_from(folder: Path) -> Any:
     except Exception as error:
         if not any(path for pattern in ("tokenizer*", "vocab*") for path in folder.glob(pattern)):
             raise UserError(f"'{folder}' has no tokenizer (tokenizer.json). Give a folder with its files.") from error
-        raise UserError(f"'{folder}' has no tokenizer that loads: {reason_of(error)}") from error
+        raise UserError(f"'{folder}' has no tokenizer that loads: {why_not_loaded(error)}") from error
 
 
 def make_accelerator(device: Device) -> Accelerator:

@@ -46,6 +46,12 @@ def trusts_code() -> bool:
     return _is_on(TRUST)
 
 
+def why_not_loaded(error: Exception) -> str:
+    """Why a model does not load, in a line."""
+    asks = "trust_remote_code" in str(error)
+    return "it needs code that it brings; --trust-remote-code runs it" if asks else reason_of(error)
+
+
 def _is_on(variable: str) -> bool:
     return os.environ.get(variable, "0").lower() in ("1", "true", "yes", "on")
 
