@@ -28,7 +28,7 @@ from ocr_toy.task import noise_free
 
 SIZES = ((3, 1, 3), (3, 2, 3))
 SCALES = (0.1, 1.0)
-DESCENT = DescentSpec(trained_kq=True, hold_margin=100.0, hold_steps=4000, final_steps=1, armijo=0.5)
+DESCENT = DescentSpec(trained_kq=True, hold_margin=100.0, hold_steps=10_000, final_steps=1, armijo=0.5)
 VALUE_NEAR, TRANSFER_NEAR, MERGED_NEAR = 0.015, 0.03, 2e-3
 """Tolerances: of the value, as a share; of the interval's ends; of the merged model's transfer."""
 
