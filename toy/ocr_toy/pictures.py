@@ -117,8 +117,8 @@ def completions(report: Report) -> Figure:
         axes.set_xticks(range(len(shown)), labels, rotation=60, fontsize=8)
         axes.set_title(" and ".join(names), fontsize=10)
     figure.axes[0].set_ylabel("margin of the asked answer / train margin")
-    handles, names = figure.axes[1].get_legend_handles_labels()
-    figure.legend(handles, names, fontsize=7, loc="outside lower center", ncols=3)
+    handles, entries = figure.axes[1].get_legend_handles_labels()
+    figure.legend(handles, entries, fontsize=7, loc="outside lower center", ncols=3)
     return figure
 
 
