@@ -11,8 +11,8 @@ With u_j = w_j times row j of W_V and Z = W_O U^T the attended W_OV, the best w_
     merged:     min sum over tokens of ||Z_j||                       a group lasso, convex
 
 In the symmetric family, with rho = m_train / m_test <= 1, the factorized value is reached on a whole interval of
-x = t rho^(2/3), p1 = t: attention can pay for either. So an interval is predicted and no
-margin; where in it a run is depends on its start. A KKT point is not the global minimum: descent is what shows that it gets there.
+x = t rho^(2/3), p1 = t: attention can pay for either. So an interval is predicted and no margin; where in it a run is
+depends on its start. A KKT point is not the global minimum: that descent reaches the value is measured, not proved.
 """
 
 import math
