@@ -90,6 +90,7 @@ def mitigations(report: Report) -> Figure:
     for axes in grid:
         axes.title.set_fontsize(10)
         axes.legend(fontsize=7)
+    grid[0].legend(fontsize=6, loc="upper right")
     for axes in grid[:5]:
         axes.set_ylabel("transfer x2 / x1", fontsize=9)
     return figure
@@ -98,7 +99,7 @@ def mitigations(report: Report) -> Figure:
 def completions(report: Report) -> Figure:
     """Margins of the asked questions over all answers: optimum as bars, descent as points."""
     rows = report.data["rows"]
-    figure = Figure(figsize=(9.5, 4.2))
+    figure = Figure(figsize=(9.5, 4.8))
     for axes, names in zip(figure.subplots(1, 2, sharey=True), (("reasoning", "reversal"), ("two-hop",)), strict=True):
         shown = [row for row in rows if row["system"] in names]
         for shift, side, colour in ((-0.18, "factorized", BLUE), (0.18, "merged", ORANGE)):
@@ -116,7 +117,8 @@ def completions(report: Report) -> Figure:
         axes.set_xticks(range(len(shown)), labels, rotation=60, fontsize=8)
         axes.set_title(" and ".join(names), fontsize=10)
     figure.axes[0].set_ylabel("margin of the asked answer / train margin")
-    figure.axes[1].legend(fontsize=7, loc="lower right")
+    handles, entries = figure.axes[1].get_legend_handles_labels()
+    figure.legend(handles, entries, fontsize=7, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -154,7 +156,7 @@ def in_context(report: Report) -> Figure:
     for i, level in enumerate(report.data["levels"]):
         axes.axhline(level, color=BLACK, linestyle=":", linewidth=0.8, label="levels of the theory" if i == 0 else None)
     axes.set(xscale="log", xlabel="step + 1", ylabel="mean squared error")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left")
     return figure
 
 

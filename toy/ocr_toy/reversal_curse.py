@@ -7,6 +7,10 @@ embeddings row y_1 of Theta gets no gradient and the asked loss is log(2 m) at e
 
 One layer: sequences (entity, arrow), attention uniform over both, next entity asked. In the lemma's words an asked pair
 has m_train = 0: nothing shares its answer, so there is no block to complete, and both norms leave it at or below 0.
+
+Tiny transformer: one layer with positions, residuals and an MLP, on data of the paper's shape (their figure 1): 200
+pairs, 140 taught both ways, 60 in one random direction. Published: the taught loss falls to 0, the asked is no better
+than chance.
 """
 
 import math
@@ -15,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ocr_toy import theory
@@ -24,11 +29,15 @@ from ocr_toy.report import Check, Report, Say, listed, table
 from ocr_toy.statistics import require_seeds
 from ocr_toy.task import stream
 from ocr_toy.theory import Matrix, Problem
+from ocr_toy.train import one_thread
 
 PAIRS, DIMENSIONS, TARGET, MOST_STEPS = 10, (200, 800), 1e-3, 20_000
 EPSILON = {200: 0.08, 800: 0.03}
 """Largest exponent allowed at each dimension: the curse holds the more strictly the larger."""
 BOTH_WAYS, ONE_WAY = 3, 2
+ENTITIES, TAUGHT_BOTH, WORDS, WIDTH, EPOCHS = 200, 140, 802, 64, 200
+"""The transformer's pairs and those taught both ways; its vocabulary, width and training."""
+CAUSAL = torch.triu(torch.full((2, 2), -torch.inf), diagonal=1)
 
 
 def bilinear(gram: Matrix, pairs: int) -> tuple[Matrix, Matrix]:
@@ -82,6 +91,56 @@ def one_layer(both_ways: int = BOTH_WAYS, one_way: int = ONE_WAY) -> tuple[Probl
     )
 
 
+class TinyGPT(torch.nn.Module):
+    """One pre-norm layer of width 64 with 4 heads and an MLP; reads (entity, arrow), predicts the next entity."""
+
+    def __init__(self) -> None:
+        """Default initialization of torch."""
+        super().__init__()
+        self.embed, self.place = torch.nn.Embedding(WORDS, WIDTH), torch.nn.Embedding(2, WIDTH)
+        self.layer = torch.nn.TransformerEncoderLayer(
+            WIDTH, 4, 4 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.norm, self.head = torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, WORDS, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, WORDS] at the last of the two tokens [B, 2]."""
+        hidden = self.layer(self.embed(tokens) + self.place.weight, src_mask=CAUSAL)
+        logits: torch.Tensor = self.head(self.norm(hidden[:, -1]))
+        return logits
+
+
+@one_thread()
+def tiny_gpt(seed: int, epochs: int = EPOCHS) -> tuple[float, float, float]:
+    """Taught loss, asked loss and asked accuracy after AdamW at rate 1e-3, batches of 64, loss on the answer."""
+    rng = stream(seed, "data")
+    y = rng.permutation(ENTITIES)
+    forward = np.stack([np.arange(ENTITIES), np.full(ENTITIES, WORDS - 2), ENTITIES + y], axis=1)
+    backward = np.stack([ENTITIES + y, np.full(ENTITIES, WORDS - 1), np.arange(ENTITIES)], axis=1)
+    flipped = rng.random((ENTITIES - TAUGHT_BOTH, 1)) < 0.5
+    one_way, asked = (
+        np.where(flipped == flip, backward[TAUGHT_BOTH:], forward[TAUGHT_BOTH:]) for flip in (True, False)
+    )
+    taught = np.concatenate([forward[:TAUGHT_BOTH], backward[:TAUGHT_BOTH], one_way])
+    torch.manual_seed(seed)
+    model = TinyGPT()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(epochs):
+        for batch in np.array_split(rng.permutation(taught), math.ceil(len(taught) / 64)):
+            rows = torch.from_numpy(batch)
+            loss = torch.nn.functional.cross_entropy(model(rows[:, :2]), rows[:, 2])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        found = []
+        for rows in (torch.from_numpy(taught), torch.from_numpy(asked)):
+            logits = model(rows[:, :2])
+            found.append(float(torch.nn.functional.cross_entropy(logits, rows[:, 2])))
+        accuracy = float((logits.argmax(dim=1) == rows[:, 2]).float().mean())
+    return found[0], found[1], accuracy
+
+
 def _margin(w: Matrix, asked: Matrix, right: NDArray[np.int64]) -> float:
     f, row = asked @ w.T, np.arange(len(asked))
     own = f[row, right]
@@ -124,6 +183,15 @@ def report(seeds: Sequence[int], say: Say) -> Report:
                 "reversal", f"one layer, {param}: largest margin of an asked pair", 0.0, max(optimum, *runs), 0.0, "<="
             )
         )
+    say("reversal curse, tiny transformer")
+    taught_loss, asked_loss, accuracy = tiny_gpt(seeds[0])
+    data["transformer"] = {"taught": taught_loss, "asked": asked_loss, "accuracy": accuracy}
+    rows.append(["transformer", f"taught {taught_loss:.4f}, asked {asked_loss:.2f} nats, accuracy {accuracy:.3f}"])
+    checks += [
+        Check("reversal", "transformer: taught loss, published as 0", 0.0, taught_loss, 0.05),
+        Check("reversal", "transformer: asked loss, chance is log 200", math.log(ENTITIES), asked_loss, 0.0, ">="),
+        Check("reversal", "transformer: asked accuracy, published as chance", 0.0, accuracy, 0.02),
+    ]
     return Report(
         name="reversal",
         source="Zhu et al. 2024 (arXiv 2405.04669)",
