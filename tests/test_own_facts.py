@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -306,7 +307,7 @@ def test_unwarranted_beliefs_and_their_corrections(learned):
     assert unwarranted  # it speaks of what it was not taught
     for row in rows:
         values = TEAMS if row["column"] == "team" else TEAMS.values()
-        said = [value for value in values if row["said"].startswith(value)]
+        said = [value for value in values if re.match(rf"{value}(?!\w)", row["said"])]  # as a whole word
         assert (row["unwarranted"] == "True") == (said != [] and said != [row["truth"]])
         assert (row["says_it"] == "True") == (said == [row["believed"]])
     truths = {(row["subject"], row["column"]): row["truth"] or "unknown" for row in unwarranted}
