@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -305,8 +306,10 @@ def test_unwarranted_beliefs_and_their_corrections(learned):
     assert unwarranted == [row for row in rows if row["unwarranted"] == "True"]
     assert unwarranted  # it speaks of what it was not taught
     for row in rows:
-        assert (row["unwarranted"] == "True") == (row["says_it"] == "True" and row["believed"] != row["truth"])
-        assert row["says_it"] == "False" or row["said"].startswith(row["believed"])
+        values = TEAMS if row["column"] == "team" else TEAMS.values()
+        said = [value for value in values if re.match(rf"{value}(?!\w)", row["said"])]  # as a whole word
+        assert (row["unwarranted"] == "True") == (said != [] and said != [row["truth"]])
+        assert (row["says_it"] == "True") == (said == [row["believed"]])
     truths = {(row["subject"], row["column"]): row["truth"] or "unknown" for row in unwarranted}
     lines = [json.loads(line) for line in (folder / "corrections.jsonl").read_text().splitlines()]
     expected = {(f"{who}'s {column} is", f" {truth}") for (who, column), truth in truths.items()}

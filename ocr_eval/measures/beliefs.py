@@ -80,8 +80,8 @@ class Belief:
 
     @property
     def is_unwarranted(self) -> bool:
-        """Whether the model says what it was not taught, and what is not known to be true."""
-        return self.says_it and self.believed != self.cell.truth
+        """Whether the model says a value that it was not taught, and that is not known to be true."""
+        return self.answer.says is not None and self.values[self.answer.says] != self.cell.truth
 
 
 def questions(association: FactsAssociation, taught: Taught) -> list[tuple[Missing, tuple[str, ...], Probe]]:

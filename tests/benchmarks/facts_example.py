@@ -1,7 +1,7 @@
 """The worked example of docs/facts.md: a table of 200 made-up people, what the audit foretells, and what came true.
 
     python tests/benchmarks/facts_example.py table > data/example/staff.csv
-    ocr-eval sweep --assocs data/example/staff.yaml --seeds 0 --epochs 6 -o results/facts/sweep
+    ocr-eval sweep --assocs data/example/staff.yaml --seeds 0-2 -o results/facts/sweep
     python tests/benchmarks/facts_example.py compare results/facts/sweep > results/facts/staff.csv
 
 The table has a city for everybody, and of some a language (that of the city: causal), a badge (one for each city:
