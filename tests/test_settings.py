@@ -65,7 +65,8 @@ def test_text_and_values(name, text, values):
 def test_text_that_states_no_values(ocr_eval, name, text):
     with pytest.raises(ValueError, match=r"\.$"):
         SETTINGS[name].parse_axis(text)
-    assert f"'--{name}': '{text}'" in one_line(ocr_eval("sweep", f"--{name}={text}"))
+    said = f"'--{name}': '{text}'" if text else f"--{name} is empty"
+    assert said in one_line(ocr_eval("sweep", f"--{name}={text}"))
 
 
 def test_flags_of_training_and_attention_reach_the_run(ocr_eval, tiny):
