@@ -248,7 +248,7 @@ def test_a_cell_of_a_csv_is_no_formula(begins):
     formula = f"{begins}cmd|' /C calc'!A0"
     table = build_table([record(association=formula, model=formula)], "first-token")
     cells = [cell for row in csv.reader(io.StringIO(to_csv(table))) for cell in row]
-    assert f"'{formula}" in cells
+    assert f"'{formula}".replace("\r", " ") in cells
     numbers = [cell for cell in cells if cell.startswith("-")]
     assert all(float(cell) < 0 for cell in numbers)
     assert not any(cell.startswith(("=", "+", "@", "\t", "\r")) for cell in cells)

@@ -239,7 +239,7 @@ def read_record(path: Path, scoring: Scoring | None = None, measure: str | None 
     except msgspec.ValidationError as error:
         version = _schema_version(content)
         if version not in (None, SCHEMA_VERSION):
-            raise OtherVersion(
+            raise (OtherVersion if isinstance(version, int) else UserError)(
                 f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}."
             ) from error
         raise UserError(f"{path}: {error}.") from error

@@ -211,7 +211,10 @@ def to_csv(table: Table) -> str:
 
 def spreadsheet_text(value: Any) -> Any:
     """A value of a csv; text that a spreadsheet would take for a formula gets an apostrophe before it."""
-    return f"'{value}" if isinstance(value, str) and value.lstrip(" ")[:1] in tuple("=+-@\t\r\n") else value
+    if not isinstance(value, str):
+        return value
+    formula = value.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    return "'" * formula + value.replace("\r", " ")  # the csv module leaves it bare, and it would end the row
 
 
 def to_json(table: Table) -> str:
