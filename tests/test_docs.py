@@ -14,8 +14,9 @@ from ocr_eval.specs.association import load_association
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "ocr_eval/docs").glob("*.md"))
-#: Jobs for a scheduler, fetching, and services that do not end are tried elsewhere.
-NOT_HERE = re.compile(r"models pull|models rehearse|--serve|slurm|--executor|--report-to")
+#: Jobs for a scheduler, fetching, services that do not end, and words that a tiny tokenizer cannot tell apart are tried
+#: elsewhere.
+NOT_HERE = re.compile(r"models pull|models rehearse|--serve|slurm|--executor|--report-to|second-hop|nonce,")
 
 
 def commands(page: Path) -> list[str]:
@@ -36,6 +37,8 @@ def test_the_commands_of_a_page_run(page, model_files, tmp_path):
     small["MODELS"] = small["MODEL"]
     if page.stem == "facts":  # a table has its own size
         del small["M_TEST"], small["M_TRAIN"]
+    if page.stem == "shapes":  # few of their answers begin with tokens of their own for a tiny tokenizer
+        small |= {"N": "2", "CANDIDATES": "in-use"}
     environment = {
         **os.environ,
         **{f"OCR_EVAL_{key}": value for key, value in small.items()},
