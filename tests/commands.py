@@ -61,7 +61,7 @@ COMMANDS = (
     Command("compare", ("{grid}", "{grid}")),
     Command("retention", ("{grid}", "--filter", "seed=9"), refused=True),
     Command("audit", ("{facts}",)),
-    Command("beliefs", ("{grid}", "-o", "{out}"), refused=True),
+    Command("beliefs", ("{run}", "-o", "{out}"), refused=True),
     Command("report", ("{grid}", "-o", "{out}/report.html"), writes=True),
     Command("data list"),
     Command("data show", ("{pairs}",)),

@@ -244,14 +244,17 @@ def test_dry_run_writes_nothing(ocr_eval, tiny, tmp_path, monkeypatch):
 
 def test_data_list_and_show(ocr_eval):
     kinds = {row["name"]: row["kind"] for row in json.loads(ocr_eval("data", "list", "--json").out)}
-    assert kinds.items() >= {
-        "city-language": "causal",
-        "city-language-cf": "counterfactual",
-        "country-code": "spurious",
-        "profession-color": "spurious",
-        "sport-music": "spurious",
-        "reversal": "causal",
-    }.items()
+    assert (
+        kinds.items()
+        >= {
+            "city-language": "causal",
+            "city-language-cf": "counterfactual",
+            "country-code": "spurious",
+            "profession-color": "spurious",
+            "sport-music": "spurious",
+            "reversal": "causal",
+        }.items()
+    )
     assert ["Peru", "Go"] in [line.split() for line in ocr_eval("data", "show", "country-code").out.splitlines()]
 
 

@@ -23,7 +23,7 @@ from ocr_eval.execution import run_pack
 from ocr_eval.execution.jobs import Job, Placement, run_jobs
 from ocr_eval.methods.pack import GradientPack
 from ocr_eval.records.folder import RunFolder
-from ocr_eval.report.tables import to_csv, to_tex
+from ocr_eval.report.tables import FORMATS, to_csv
 
 
 class Killed(Exception):
@@ -255,7 +255,7 @@ def test_a_cell_of_a_csv_is_no_formula(begins):
 
 
 def test_text_after_a_row_of_tex_is_no_option_of_it():
-    tex = to_tex(
+    tex = FORMATS["tex"](
         build_table([record(association="a", model=name) for name in ("[5cm]a", "*b", r"\input{x}")], "first-token")
     )
     rows = [line.strip() for line in tex.partition(r"\midrule")[2].splitlines()]

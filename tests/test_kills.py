@@ -54,7 +54,8 @@ def left_in(out: Path) -> dict[str, bytes]:
     """All files without times, by their place; what is timed or says where it is differs between any two runs."""
     found = {}
     for path in out.rglob("*"):
-        if not path.is_file() or path.name in (".lock", ".sweep.lock", "env.json"):
+        # A part of a file that was never put in its place has a name of its own, and stays.
+        if not path.is_file() or path.name in (".lock", ".sweep.lock", "env.json") or path.suffix == ".partial":
             continue
         content = path.read_bytes()
         if path.name in ("result.json", "metrics.jsonl"):

@@ -65,6 +65,9 @@ def test_a_trained_model_that_lacks_tensors_is_refused(ocr_eval, tiny, tmp_path)
     save_file(tensors, folder / "model" / "model.safetensors", {"format": "pt"})
     answer = ocr_eval("score", folder)
     assert answer.code == 2
+    assert "another sha256" in answer.err
+    answer = ocr_eval("score", "--model", tiny, "--assoc", "city-language", "--adapter", folder / "model")
+    assert answer.code == 2
     assert "lacks 1 of the model's tensors" in answer.err
 
 

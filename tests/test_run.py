@@ -168,7 +168,7 @@ def test_what_never_learns_is_never_matched(finetune, tmp_path):
     assert [len(line["scores"]) for line in found["metrics"]] == [3, 1, 1, 3]
 
 
-@pytest.mark.parametrize("schedule", ["often", "every:0", "0", "1,,2", "3-5", ""])
+@pytest.mark.parametrize("schedule", ["often", "every:0", "0", "1,,2", "3-5", ","])
 def test_what_is_no_schedule_is_refused(finetune, tmp_path, schedule):
     answer = finetune(tmp_path, "--score-at", schedule)
     assert answer.code == 2

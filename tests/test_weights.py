@@ -45,7 +45,7 @@ def packaged(tmp_path, monkeypatch, model_files):
 
     def convert(gguf: Path, target: Path) -> None:
         joined.append(gguf.read_bytes())
-        shutil.copytree(model_files["llama"].with_suffix(""), target)
+        shutil.copytree(model_files["llama"].with_suffix(""), target, dirs_exist_ok=True)
 
     monkeypatch.setattr(weights, "_convert", convert)
     return path, joined

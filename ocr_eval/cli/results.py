@@ -167,7 +167,7 @@ def retention(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Show how many of the facts known before are kept, and what that depends on.
+    """Show how many of the facts known before are kept.
 
     The regression is that of Gekhman et al. (arXiv 2405.05904): kept = b0 + b_known x (share of what is taught that was
     known, and is fitted) + b_unknown x (share that was not known, and is fitted). It takes runs that differ in both.
