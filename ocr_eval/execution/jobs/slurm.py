@@ -42,8 +42,8 @@ def run_slurm(
         KeyboardInterrupt: the jobs continue.
     """
     folder = (logs / "slurm").resolve()
-    for value in (*placement.slurm, placement.partition or "", str(folder), *(w for job in jobs for w in job.command)):
-        if not value.isprintable():  # it could be more than a word of the job's script
+    for value in (*placement.slurm, placement.partition or "", str(folder)):
+        if not value.isprintable():  # it could be more than a word of the job's script, which quotes commands alone
             raise UserError(f"{value!r} holds a control character, which a Slurm job cannot have. Leave it out.")
     flags = sbatch_flags(placement)
     folder.mkdir(parents=True, exist_ok=True)
