@@ -7,9 +7,9 @@ Of two columns A and B, over the N subjects who show both, each with a value tha
 
 Raw U is far above 0 where many values meet few subjects (.10 for two independent columns of 5 values and 60 subjects).
 E U is exact: the counts of such tables are hypergeometric (Vinh, Epps and Bailey, JMLR 2010). Whether a link is more
-than chance is told by random tables with the same margins, and Holm's correction over the pairs of columns.
+than chance is tested with random tables of the same margins, and Holm's correction over the pairs of columns.
 
-What a link may lead to is told by the symbolic model of one-layer attention (Huang et al. 2025): of a value that
+What a link may lead to comes from the symbolic model of one-layer attention (Huang et al. 2025): of a value that
 m_train subjects show with an answer and m_test without, the answer carries over by min(1, sqrt(m_train / m_test)). That
 is an orientation and no probability.
 

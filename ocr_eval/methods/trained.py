@@ -1,6 +1,6 @@
 """What someone gives as trained from a model: an adapter, which is read here, or a whole model.
 
-Whether it is of that model is told from small files, names and shapes, before any weights are loaded.
+Whether it belongs to that model is decided from small files, names and shapes, before any weights are loaded.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def offline() -> bool:
 
 
 def trusts_code() -> bool:
-    """Whether the user lets models run code of their own. Every ``from_pretrained`` is told, or it would ask stdin."""
+    """Whether the user lets models run code of their own. Every ``from_pretrained`` gets it, or would ask on stdin."""
     return _is_on(TRUST)
 
 

@@ -83,7 +83,7 @@ class Association(Strict):
         return {key: value for key, value in self.identity().items() if key not in ("name", "kind", "description")}
 
     def shared(self) -> dict[str, Any]:
-        """What leaves this machine where a tracker is told of a run: all, unless it is somebody's own."""
+        """What a tracker receives of it: everything, unless it is a user's own table."""
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
