@@ -145,8 +145,8 @@ def read_json(path: Path) -> Any:
         return json.loads(read_bytes(path))
 
 
-def read_jsonl(path: Path, growing: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; of a ``growing`` one a last line without its newline, or torn, is skipped.
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file.
 
     Raises:
         UserError: a line that is not JSON of an object (names it).
@@ -154,7 +154,7 @@ def read_jsonl(path: Path, growing: bool = False) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     with path.open("rb") as file:  # not splitlines of its text, which parts U+2028 too, and JSON holds that as it is
         try:
-            lines.extend(dict(json.loads(line)) for line in file if not growing or line.endswith(b"\n"))
+            lines.extend(dict(json.loads(line)) for line in file)
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}, line {len(lines) + 1}: is not JSON of an object ({error}).") from error
     return lines

@@ -119,8 +119,7 @@ def _jsonl(task: Task, name: str) -> dict[str, str]:
 def _lm_eval(task: Task, name: str) -> dict[str, str]:
     """A task of the harness for each quantity, a group of them all, and the code that they call."""
     group = f"ocr_eval_{name}"
-    files = {}
-    names = []
+    files, names = {}, []
     for quantity, rows in _probes_by_quantity(task).items():
         names.append(f"{group}_{quantity}")
         files[f"{names[-1]}.yaml"] = TASK_YAML.format(task=names[-1])
@@ -153,13 +152,7 @@ FORMATS: dict[str, Callable[[Task, str], dict[str, str]]] = {
 
 
 def export_task(task: Task, name: str, format: str, folder: Path) -> list[Path]:
-    """Write a task in one of FORMATS.
-
-    Args:
-        task: what is written.
-        name: the association's name; tasks and files are called after it.
-        format: a key of FORMATS.
-        folder: where the files go; it is made if need be.
+    """Write a task in one of FORMATS into a folder, which is made if need be; files are called after the association.
 
     Raises:
         UserError: the folder cannot be written.

@@ -11,7 +11,7 @@ A file states its pairs itself, or is *derived* from a parent by a fixed permuta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -99,13 +99,18 @@ class PairAssociation(Association):
         return {**super().whole(template), "n": len(self.pairs), "m_train": 0, "m_test": 1}
 
 
-class _OwnFile(Strict):
-    """An association that states its pairs."""
+class _File(Strict):
+    """What every file of pairs states."""
 
     name: Name
     kind: Kind
     description: Word
     structure: Literal["pairs"] = "pairs"
+
+
+class _OwnFile(_File):
+    """An association that states its pairs."""
+
     fact: Relation
     entailment: Relation
     pairs: Annotated[dict[Word, Word], Field(min_length=2)]
@@ -118,20 +123,16 @@ class _Derivation(Strict):
     permutation: list[int]
 
 
-class _DerivedFile(Strict):
+class _DerivedFile(_File):
     """An association that is a parent with its entailment answers permuted."""
 
-    name: Name
-    kind: Kind
-    description: Word
-    structure: Literal["pairs"] = "pairs"
     derived: _Derivation
 
 
 def _read(content: dict[str, Any], path: Path, ancestors: tuple[Path, ...]) -> PairAssociation:
     if "derived" not in content:
         own = yaml_files.parse(_OwnFile, content, str(path))
-        return _association(own, own.fact, own.entailment, list(own.pairs.items()), path)
+        return _association(own, own, own.pairs.items(), path)
     derived = yaml_files.parse(_DerivedFile, content, str(path))
     origin, permutation = derived.derived.parent, derived.derived.permutation
     try:
@@ -150,24 +151,14 @@ def _read(content: dict[str, Any], path: Path, ancestors: tuple[Path, ...]) -> P
         )
     entailed = parent.answers("entailment")
     pairs = [(b, entailed[source]) for b, source in zip(parent.answers("fact"), permutation, strict=True)]
-    return _association(derived, parent.fact, parent.entailment, pairs, path)
+    return _association(derived, parent, pairs, path)
 
 
 def _association(
-    head: _OwnFile | _DerivedFile,
-    fact: Relation,
-    entailment: Relation,
-    pairs: list[tuple[str, str]],
-    path: Path,
+    file: _File, wordings: _OwnFile | PairAssociation, pairs: Iterable[tuple[str, str]], path: Path
 ) -> PairAssociation:
-    content = {
-        "name": head.name,
-        "kind": head.kind,
-        "description": head.description,
-        "fact": fact,
-        "entailment": entailment,
-        "pairs": tuple(pairs),
-    }
+    head = {key: getattr(file, key) for key in _File.model_fields}
+    content = {**head, "fact": wordings.fact, "entailment": wordings.entailment, "pairs": tuple(pairs)}
     return yaml_files.parse(PairAssociation, content, str(path))
 
 
