@@ -100,13 +100,7 @@ def _run_flags(context: typer.Context, path: Path) -> dict[str, Any]:
 
 ConfigOption = Annotated[
     Path | None,
-    option(
-        "--config",
-        "-C",
-        help="YAML file of flags, e.g. 'epochs: 8'.",
-        callback=_config,
-        is_eager=True,
-    ),
+    option("--config", "-C", help="YAML file of flags, e.g. 'epochs: 8'.", callback=_config, is_eager=True),
 ]
 _MODEL_HELP = "Model: a name ('ocr-eval models list'), YAML file, folder or org/name."
 _ASSOC_HELP = "Association: a name ('ocr-eval data list') or YAML file."

@@ -191,10 +191,7 @@ def retention(
         return
     rows = [
         [
-            c.row,
-            c.association,
-            str(c.runs),
-            f"{c.known:.0f}",
+            *(c.row, c.association, str(c.runs), f"{c.known:.0f}"),
             *(f"{v:.0%}" for v in (c.kept, c.fitted_known, c.fitted_unknown)),
         ]
         for c in cells
@@ -248,13 +245,9 @@ def compare(
         return
     rows = [
         [
-            each.name,
-            o.interval_text(each.a),
-            o.interval_text(each.b),
-            o.interval_text(each.paired.value),
+            *(each.name, *map(o.interval_text, (each.a, each.b, each.paired.value))),
             o.interval_text(each.matched.value) if each.matched else "",
-            str(each.paired.subjects),
-            str(each.paired.seeds),
+            *(str(each.paired.subjects), str(each.paired.seeds)),
             "yes" if each.premises_hold else "NO",
         ]
         for each in contrasts

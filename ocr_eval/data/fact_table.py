@@ -72,12 +72,9 @@ class _Rows:
 
 
 def read_facts(path: Path, subject: str | None = None, chosen: Sequence[str] | None = None) -> FactTable:
-    """Read and check a table.
+    """Read and check a table in a file or the folder of a data set; of its columns those ``chosen``, or all.
 
-    Args:
-        path: the file, or the folder of a data set.
-        subject: the column of subjects; None for one that is called name, subject, person or entity, or the first.
-        chosen: the columns of attributes to read, all for None.
+    ``subject`` is the column of subjects; None for one called name, subject, person or entity, or else the first.
 
     Raises:
         UserError: what is wrong, with row and column.

@@ -166,12 +166,7 @@ class Links:
 
 
 def find_links(table: FactTable, tested: bool = True) -> Links:
-    """Every link between two columns of a table.
-
-    Args:
-        table: the facts.
-        tested: compute p-values as well.
-    """
+    """Every link between two columns of a table, with p-values where ``tested``."""
     left_out = {name: reason for name, cells in table.columns.items() if (reason := _like_identifier(cells))}
     names = [name for name in table.columns if name not in left_out]
     pairs = [list(_both_ways(table, *pair, tested)) for pair in combinations(names, 2)]

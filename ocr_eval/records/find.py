@@ -54,12 +54,8 @@ class Found:
 def find_runs(*roots: Path, scoring: Scoring | None = None, measure: str | None = None) -> Found:
     """Every run in or below the folders. A run is finished when its status.json, written last, is there.
 
-    A copy of a run (the same identity, found again further on) counts once.
-
-    Args:
-        roots: the folders.
-        scoring: read only what the final models have under this scoring; None for all.
-        measure: of the measures, read this one, if a scoring is named.
+    A copy of a run (the same identity, found again further on) counts once. Of a record is read what ``read_record``
+    reads by ``scoring`` and ``measure``.
 
     Raises:
         UserError: a folder does not exist.

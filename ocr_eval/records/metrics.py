@@ -63,11 +63,7 @@ _KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read_metrics(path: Path, growing: bool = False) -> list[MetricsLine]:
-    """The lines of a metrics.jsonl.
-
-    Args:
-        path: the file.
-        growing: lines may still be appended; a last one without its newline, being written or torn, is left out.
+    """The lines of a metrics.jsonl; of a ``growing`` one a last line without its newline is left out.
 
     Raises:
         UserError: a line that is not one of metrics (names it).

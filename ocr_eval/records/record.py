@@ -222,11 +222,8 @@ def _parsed(content: bytes, kind: Any) -> Any:
 def read_record(path: Path, scoring: Scoring | None = None, measure: str | None = None) -> Record:
     """Read one result.json.
 
-    Args:
-        path: the file.
-        scoring: parse what the final model has under this scoring and leave out all else, which is most of a
-            record: other scorings, and the untouched base; None for all.
-        measure: of the measures, parse this one, if a scoring is named.
+    With ``scoring`` only what the final model has under it is parsed, and of the measures only ``measure``; all else,
+    other scorings and the untouched base, is most of a record and left out.
 
     Raises:
         UserError: not readable, truncated, of another schema, with a key or value that does not belong, or

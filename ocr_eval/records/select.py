@@ -194,12 +194,8 @@ def group_rows(
 ) -> dict[RowKey, list[Record]]:
     """Records by row; only records of one row may be averaged. No two rows have one name.
 
-    Rows are in the order of their labels; below one label LoRA comes first and controls come last.
-
-    Args:
-        records: of any settings.
-        by: the keys that rows are made of.
-        but: keys that do not tell rows apart; records of one row that differ in them may not be averaged.
+    Rows are made of the keys ``by``, in the order of their labels; below one label LoRA comes first and controls come
+    last. Keys in ``but`` do not tell rows apart; records of one row that differ in them may not be averaged.
     """
     told = [settings_of(record) for record in records]
     unknown = sorted({key for settings in told for key in settings} - set(FILTER_KEYS))  # of a newer program

@@ -178,15 +178,9 @@ def seeds_text(seed: int, train_seed: int | None) -> str:
 
 
 def run_seeds(given: Mapping[str, int], seed: int = 0, train_seed: int | None = None) -> tuple[int, int]:
-    """The seeds of a run: ``seed`` sets both, ``data_seed`` and ``train_seed`` set one each.
+    """The seeds of a run's data and of its training: ``seed`` sets both, ``data_seed`` and ``train_seed`` one each.
 
-    Args:
-        given: those of the three that were stated.
-        seed: of the data, where none is stated.
-        train_seed: of training, where none is stated and it is not ``seed``.
-
-    Returns:
-        Of the data, and of training.
+    ``given`` are those of the three that were stated; ``seed`` and ``train_seed`` hold where none is.
 
     Raises:
         UserError: all three are stated, so that one has no effect.
