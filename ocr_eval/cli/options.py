@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -261,17 +260,6 @@ def resolve(context: typer.Context, model: str, assoc: str | Association, settin
     seeds = run_seeds(section("run", settings), run.seed, run.train_seed)
     described = make_run_spec(defaults, assoc, {**run.data.model_dump(), **data}, train, *seeds)
     return described.model_copy(update={"model": spec})
-
-
-def resolve_each(context: typer.Context, model: str, assoc: str, settings: Given, *axes: str) -> list[RunSpec]:
-    """The runs that a command's flags describe, one for each combination of the axes' values.
-
-    Raises:
-        UserError: a name or a value that does not exist or fit.
-    """
-    given = {axis: settings[axis] for axis in axes if axis in settings}
-    combinations = [dict(zip(given, values, strict=True)) for values in product(*given.values())]
-    return [resolve(context, model, assoc, {**settings, **each}) for each in combinations]
 
 
 def interval_text(estimate: Estimate) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
+from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -123,7 +124,10 @@ def _runs(context: typer.Context, model: str, assoc: str, settings: Given, *axes
     seeds: Given = {}
     if not (context.meta.get(o.RUN) or "seed" in settings or {"data_seed", "train_seed"} <= settings.keys()):
         seeds = {"seed": SETTINGS["seed"].parse_axis(o.THREE_SEEDS)}
-    return o.resolve_each(context, model, assoc, {**seeds, **settings, "variant": "real"}, *axes, *_SEEDS)
+    given = {**seeds, **settings, "variant": "real"}
+    varied = {axis: given[axis] for axis in (*axes, *_SEEDS) if axis in given}
+    combinations = (dict(zip(varied, values, strict=True)) for values in product(*varied.values()))
+    return [o.resolve(context, model, assoc, {**given, **each}) for each in combinations]
 
 
 def _study(kind: str, specs: Sequence[RunSpec], output: Path, means: Means, as_json: bool) -> list[Record]:

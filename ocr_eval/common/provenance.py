@@ -14,16 +14,7 @@ from typing import Any
 from ocr_eval import __version__
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_LIBRARIES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "safetensors",
-    "tokenizers",
-    "numpy",
-)
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers", "numpy")
 
 
 @functools.cache

@@ -106,26 +106,20 @@ def fetch(weights: HubWeights, name: str, license: str, files: list[str] = MODEL
 
 def _problem(weights: HubWeights, name: str, license: str, error: Exception) -> str:
     """Why a repository could not be fetched, and the way out."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import constants, errors
 
     repo, page = weights.repo, f"{constants.ENDPOINT}/{weights.repo}"
     login = 'log in with "hf auth login" or set HF_TOKEN.'
-    answer = getattr(error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error, "response", None)
-    if isinstance(error, GatedRepoError):
+    answer = getattr(error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error, "response", None)
+    if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated and this account has no access ({license}). Ask for it at {page}, then {login}"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no revision '{weights.revision}'. See {page}/commits/main for those it has."
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return f"The hub shows no repository {repo} to this account. Check the name; if it is private, {login}"
     if getattr(answer, "status_code", None) in (401, 403):
         return f"The hub refuses {repo} to this account ({reason_of(error)}). Ask for access at {page}, then {login}"
-    if isinstance(error, LocalEntryNotFoundError):
+    if isinstance(error, errors.LocalEntryNotFoundError):
         return (
             f"{repo} is not whole in the hub cache and the hub cannot be reached. Run 'ocr-eval models pull {name}' "
             "with network, or give a folder: --model ./folder."
