@@ -106,11 +106,7 @@ class OwnFacts:
 
 
 def _share(text: str | None) -> float:
-    """The value of --hold-out, 0 for None.
-
-    Raises:
-        UserError: no share.
-    """
+    """The value of --hold-out, 0 for None; a UserError where it is no share."""
     found = re.fullmatch(r"(\d{1,2}(?:\.\d+)?)%|(0?\.\d+)", text or "0%")
     share = float(found[1]) / 100 if found and found[1] else float(found[2]) if found else 0.0
     if found is None or (text and not 0 < share < 1):

@@ -88,11 +88,7 @@ _LONG = 600.0
 
 
 def _announce(spec: RunSpec, output: Path, device: Device, score_at: str, yes: bool) -> None:
-    """Say what is taught and asked, and how long it takes.
-
-    Raises:
-        UserError: it takes long, and that was not agreed to.
-    """
+    """Say what is taught and asked, and how long it takes; a UserError where that is long and was not agreed to."""
     from ocr_eval.common.messages import duration, say
     from ocr_eval.execution.execute import Bases
     from ocr_eval.planning.estimate import make_plan

@@ -15,9 +15,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 def hold(path: Path, timeout: float = -1) -> AcquireReturnProxy[FileLock]:
     """Lock a file, which is made if it is not there, until the end of a ``with`` or ``.lock.release()``.
 
-    Args:
-        path: the file; it stays, for removing it could let two processes hold two files of that name.
-        timeout: seconds to wait while another process holds it; below 0: forever.
+    The file stays, for removing it could let two processes hold two files of that name. ``timeout`` is seconds to wait
+    while another process holds it; below 0: forever.
 
     Raises:
         filelock.Timeout: another process holds it still.

@@ -204,11 +204,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse(model: type[Model], content: dict[str, Any], origin: str, strict: bool | None = None) -> Model:
     """Turn a mapping into a pydantic model, all problems in one line.
 
-    Args:
-        model: what to build; its own strictness holds unless ``strict`` says otherwise.
-        content: the mapping.
-        origin: what to name in the error, e.g. the file.
-        strict: False for files of our own making, where JSON's lists stand for tuples.
+    The model's own strictness holds unless ``strict`` is False, as for files of our own making, where JSON's lists
+    stand for tuples.
 
     Raises:
         UserError: names the origin, each key and what is wrong with it.

@@ -194,13 +194,9 @@ _READING = ("subject", "columns", "templates")
 
 
 def association_of(table: FactTable, templates: Mapping[str, str], origin: str, **head: Any) -> FactsAssociation:
-    """An association from a table.
+    """An association from a table, with fields of its ``head``: its name, and any of kind, description, hold_out, ask.
 
-    Args:
-        table: the facts.
-        templates: of some columns; others are asked by ``default_template``, or as the prompts of the file were.
-        origin: what to name in errors.
-        head: fields of the association: its name, and any of kind, description, hold_out and ask.
+    Columns without a template are asked by ``default_template``, or as the prompts of the file were.
 
     Raises:
         UserError: a column that does not exist, or a template that lacks a slot.

@@ -186,13 +186,7 @@ class Structure(Protocol):
     File: type[Association]
 
     def build(self, association: Any, data: DataSpec, stream: str) -> Task:
-        """Draw a task.
-
-        Args:
-            association: a ``File``.
-            data: the data protocol.
-            stream: name of the run's random stream for data (``common.streams``).
-        """
+        """Draw the task of a ``File``, by the run's random stream for data (``common.streams``)."""
 
 
 def build_task(spec: RunSpec) -> Task:

@@ -99,15 +99,11 @@ class Bases:
     def settle(
         self, specs: Sequence[RunSpec], output: Path | None, device: str | None = None, stated: Collection[str] = ()
     ) -> list[RunSpec]:
-        """The runs in the precision they are made in.
+        """The runs in the precision they are made in, on a type of ``device`` (ours for None).
 
-        Runs of one model share a precision: that in which they are stated in this output folder, else of a finished
-        one among them there, else of one that can be resumed, else what the device computes fast.
-
-        Args:
-            output: where they are written; None where nothing is.
-            device: the type of device; None for ours.
-            stated: the runs that a sweep states there, by their folders' identity.
+        Runs of one model share a precision: that in which a sweep states them in this output folder (``stated`` by
+        their folders' identity), else of a finished one among them there, else of one that can be resumed, else what
+        the device computes fast. Without ``output`` nothing is written, and so nothing is there.
 
         Raises:
             UserError: a model overflows in the only precision that the device computes fast.
@@ -227,12 +223,10 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
 
 
 def open_view(spec: RunSpec, adapter: Path | None, device: Device = "auto", trained_over: str | None = None) -> View:
-    """A run's model: with an adapter over it (unmerged), as a run trained the whole, or untouched.
+    """A run's model: with an adapter over it (a PEFT folder, unmerged), as a run trained the whole, or untouched.
 
-    Args:
-        adapter: a PEFT folder, or that of a whole model.
-        trained_over: identity of the weights that a run of ours trained its adapter over; None for an adapter of
-            anyone's, which is compared with the model first.
+    ``trained_over`` is the identity of the weights that a run of ours trained its adapter over; None for an adapter of
+    anyone's, which is compared with the model first.
 
     Raises:
         UserError: no such adapter, one of another model, or weights that are not those it was trained over.

@@ -202,11 +202,8 @@ def make_run_spec(
 ) -> RunSpec:
     """Resolve one run: flags go before the model's training defaults, those before the general ones.
 
-    Args:
-        data: fields of DataSpec that were given; ``templates`` may be "all" of the association's.
-        train: fields of TrainSpec that were given.
-        seed: of the data, and of training unless ``train_seed`` is given.
-        train_seed: of order and initialization.
+    ``data`` and ``train`` are the fields of DataSpec and TrainSpec that were given; ``templates`` may be "all" of the
+    association's. ``seed`` is that of the data, and of order and initialization unless ``train_seed`` is given.
 
     Raises:
         UserError: a value out of range, or a combination that cannot be (names the flags to change).
@@ -233,11 +230,7 @@ def make_run_spec(
 
 
 def _chosen(train: dict[str, Any]) -> dict[str, Any]:
-    """Method and preventions with all their settings, checked.
-
-    Raises:
-        UserError: one that is not installed, a setting that does not fit, or a prevention that the method cannot have.
-    """
+    """Method and preventions with all their settings; a UserError where they do not exist or go together."""
     method = METHODS.choose(train["method"])
     preventions = [PREVENTIONS.choose(text) for text in train["prevent"] if train["prevent"] != "none"]
     for each in preventions:
