@@ -15,6 +15,7 @@ from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.prevention import Prevention, task_of_run
 from ocr_eval.preventions.factor_decay import FactorDecay
+from ocr_eval.preventions.ov_decay import OVDecay
 from ocr_eval.preventions.product_decay import ProductDecay, Settings
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.specs.association import load_association
@@ -49,6 +50,52 @@ def test_product_decay_adds_the_gradient_of_its_penalty(tiny):
         torch.testing.assert_close(each.grad_a, a.grad)
         torch.testing.assert_close(each.grad_b, b.grad)
     pack.detach()
+
+
+def test_ov_decay_adds_the_gradient_of_its_penalty(tiny):
+    """Against autograd through each head's whole output-value matrix, one head after another."""
+    base = load(tiny)
+    pack = packed(base, tiny_run(tiny))
+    for _ in range(2):
+        pack.step([0])
+    pack.adapters.zero_grad()
+    (learner,) = pack.learners
+    OVDecay(OVDecay.Settings(strength=0.3)).before_step(learner)
+    heads, groups = base.network.config.num_attention_heads, base.network.config.num_key_value_heads
+    assert 1 < groups < heads
+    leaves = {
+        each.module: (each.a.clone().requires_grad_(), each.b.clone().requires_grad_()) for each in learner.factors
+    }
+    scale = learner.factors[0].scale
+    penalty = 0
+    for layer in range(base.network.config.num_hidden_layers):
+        before, after = {}, {}
+        for of in ("o_proj", "v_proj"):
+            name = f"model.layers.{layer}.self_attn.{of}"
+            a, b = leaves[name]
+            before[of] = base.network.get_submodule(name).base.weight.detach()
+            after[of] = before[of] + scale * b.T @ a
+        size = before["o_proj"].shape[1] // heads
+        for head in range(heads):
+            mine = slice(head * size, (head + 1) * size)
+            group = head // (heads // groups)
+            shared = slice(group * size, (group + 1) * size)
+            old, new = (each["o_proj"][:, mine] @ each["v_proj"][shared] for each in (before, after))
+            penalty = penalty + 0.3 / 2 * (new - old).square().sum()
+    penalty.backward()
+    for each in learner.factors:
+        for found, leaf in zip((each.grad_a, each.grad_b), leaves[each.module], strict=True):
+            expected = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    pack.detach()
+
+
+def test_ov_decay_takes_adapters_on_both_sides(ocr_eval, tiny, tmp_path):
+    run = ["--model", tiny, "--n", 2, "--m-test", 2, "--epochs", 1, "-o", tmp_path, "--prevent", "ov-decay"]
+    answer = ocr_eval("finetune", "city-language", *run, "--targets", "q_proj,v_proj")
+    assert answer.code == 2
+    assert "--targets" in answer.err.splitlines()[-1]
+    assert "Traceback" not in answer.err
 
 
 def test_lanes_of_several_strengths_learn_what_each_learns_alone(tiny):

@@ -181,6 +181,7 @@ PREVENTIONS: Registry[Any] = Registry(
     {
         "abstain": "ocr_eval.preventions.abstain:Abstain",
         "factor-decay": "ocr_eval.preventions.factor_decay:FactorDecay",
+        "ov-decay": "ocr_eval.preventions.ov_decay:OVDecay",
         "product-decay": "ocr_eval.preventions.product_decay:ProductDecay",
         "replay": "ocr_eval.preventions.replay:Replay",
         "scale-after": "ocr_eval.preventions.scale_after:ScaleAfter",
