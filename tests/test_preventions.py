@@ -14,6 +14,7 @@ from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.prevention import Prevention, task_of_run
+from ocr_eval.methods.train import batch_forest
 from ocr_eval.preventions.factor_decay import FactorDecay
 from ocr_eval.preventions.ov_decay import OVDecay
 from ocr_eval.preventions.product_decay import ProductDecay, Settings
@@ -154,7 +155,7 @@ def test_what_does_not_fit_is_refused_by_name(tiny, prevent, train, words):
 
 
 def test_a_term_of_the_loss_can_hold_the_model_to_the_untouched_base(tiny, door):
-    class Anchor(Prevention):
+    class Held(Prevention):
         """Holds the log-probabilities of its first examples to the base's."""
 
         def loss(self, learner, read):
@@ -162,10 +163,10 @@ def test_a_term_of_the_loss_can_hold_the_model_to_the_untouched_base(tiny, door)
                 before = read(learner.examples[:4], False)
             return 1e4 * (read(learner.examples[:4], True) - before).square().sum()
 
-    door("anchor", Anchor)
+    door("held", Held)
     base = load(tiny)
     moved = {}
-    for prevent in ((), ("anchor",)):
+    for prevent in ((), ("held",)):
         spec = prevented(tiny, *prevent, lr=1e-3)
         pack = packed(base, spec)
         pack.step([0])
@@ -177,7 +178,47 @@ def test_a_term_of_the_loss_can_hold_the_model_to_the_untouched_base(tiny, door)
         bare = packed(base, spec)
         assert (score_candidates(bare.view(), probes).logprobs["sequence"] == untouched).all()
         bare.detach()
-    assert moved[("anchor",)] < moved[()]
+    assert moved[("held",)] < moved[()]
+
+
+def test_anchor_adds_the_divergence_from_the_base_of_people_who_are_not_taught(tiny):
+    """Against logits of the bare network, sentence by sentence, with the change added to its weights."""
+    base = load(tiny)
+    pack = packed(base, prevented(tiny, "anchor:strength=0.5:statements=5", lr=1e-2))
+    (learner,) = pack.learners
+    (anchor,) = learner.preventions
+    seen = []
+
+    def read(examples, trained, reader):
+        seen[:] = examples
+        return pack.view(trained).read({0: batch_forest(examples)}, reader)[0]
+
+    assert anchor.loss(learner, read).item() == pytest.approx(0, abs=1e-6)
+    pack.step([0])
+    found = anchor.loss(learner, read).item()
+    changes = {change.module: change.dense().clone() for change in pack.changes(0)}
+    pack.detach()
+    assert len(seen) == 5
+
+    def logprobs():
+        with torch.no_grad():
+            return torch.cat(
+                [
+                    base.network(torch.tensor([each.prompt + each.answer])).logits[0, len(each.prompt) - 1 : -1]
+                    for each in seen
+                ]
+            ).log_softmax(-1)
+
+    before = logprobs()
+    with torch.no_grad():
+        for module, change in changes.items():
+            base.network.get_submodule(module).weight.add_(change)
+    after = logprobs()
+    expected = 0.5 * float((before.exp() * (before - after)).sum(-1).mean())
+    assert expected > 1e-4
+    assert found == pytest.approx(expected, rel=1e-3)
+    taught = {example.subject for example in build_task(tiny_run(tiny)).train}
+    assert not any(base.tokenizer.decode(each.prompt).strip() in taught for each in seen)
 
 
 def test_hooks_of_the_forward_pass_are_there_in_training_and_gone_after(tiny, door):
