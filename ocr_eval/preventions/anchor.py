@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import BaseModel, Field
-from torch import Tensor
 
 from ocr_eval.data.tokenize import Continuation, continuations
 from ocr_eval.methods.prevention import Prevention, Read
-from ocr_eval.packing.logprobs import read_distribution
 from ocr_eval.specs.names import people
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ocr_eval.methods.pack import Learner
 
 _SENTENCES = (
@@ -52,6 +51,10 @@ class Anchor(Prevention):
 
     def loss(self, learner: Learner, read: Read) -> Tensor:
         """The divergence, with what the base expects kept from the first step on."""
+        import torch
+
+        from ocr_eval.packing.logprobs import read_distribution
+
         if self._held is None:
             sentences = self._sentences(learner)
             with torch.no_grad():

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import BaseModel, Field
-from torch import Tensor
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.methods.prevention import Prevention
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ocr_eval.methods.adapters import Factors
     from ocr_eval.methods.pack import Learner
 
@@ -64,11 +64,13 @@ def _weight(learner: Learner, of: Factors) -> Tensor:
     weight: Tensor = learner.base.network.get_submodule(of.module).base.weight
     if not weight.is_floating_point():
         raise UserError("ov-decay reads the base's weights, and these are quantized. Use --method lora.")
-    return weight.to(of.a.device, torch.float32)
+    return weight.to(of.a.device).float()
 
 
 def _add_gradient(o: Factors, v: Factors, o_DX: Tensor, v_YI: Tensor, heads: int, strength: float) -> None:
     """Add a layer's gradient; H heads of size k, G groups, X = H k, Y = G k, D outputs, I inputs."""
+    import torch
+
     size = o_DX.shape[1] // heads
     groups = len(v_YI) // size
 
