@@ -14,7 +14,9 @@ from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.prevention import Prevention, task_of_run
+from ocr_eval.methods.train import batch_forest
 from ocr_eval.preventions.factor_decay import FactorDecay
+from ocr_eval.preventions.ov_decay import OVDecay
 from ocr_eval.preventions.product_decay import ProductDecay, Settings
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.specs.association import load_association
@@ -49,6 +51,52 @@ def test_product_decay_adds_the_gradient_of_its_penalty(tiny):
         torch.testing.assert_close(each.grad_a, a.grad)
         torch.testing.assert_close(each.grad_b, b.grad)
     pack.detach()
+
+
+def test_ov_decay_adds_the_gradient_of_its_penalty(tiny):
+    """Against autograd through each head's whole output-value matrix, one head after another."""
+    base = load(tiny)
+    pack = packed(base, tiny_run(tiny))
+    for _ in range(2):
+        pack.step([0])
+    pack.adapters.zero_grad()
+    (learner,) = pack.learners
+    OVDecay(OVDecay.Settings(strength=0.3)).before_step(learner)
+    heads, groups = base.network.config.num_attention_heads, base.network.config.num_key_value_heads
+    assert 1 < groups < heads
+    leaves = {
+        each.module: (each.a.clone().requires_grad_(), each.b.clone().requires_grad_()) for each in learner.factors
+    }
+    scale = learner.factors[0].scale
+    penalty = 0
+    for layer in range(base.network.config.num_hidden_layers):
+        before, after = {}, {}
+        for of in ("o_proj", "v_proj"):
+            name = f"model.layers.{layer}.self_attn.{of}"
+            a, b = leaves[name]
+            before[of] = base.network.get_submodule(name).base.weight.detach()
+            after[of] = before[of] + scale * b.T @ a
+        size = before["o_proj"].shape[1] // heads
+        for head in range(heads):
+            mine = slice(head * size, (head + 1) * size)
+            group = head // (heads // groups)
+            shared = slice(group * size, (group + 1) * size)
+            old, new = (each["o_proj"][:, mine] @ each["v_proj"][shared] for each in (before, after))
+            penalty = penalty + 0.3 / 2 * (new - old).square().sum()
+    penalty.backward()
+    for each in learner.factors:
+        for found, leaf in zip((each.grad_a, each.grad_b), leaves[each.module], strict=True):
+            expected = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    pack.detach()
+
+
+def test_ov_decay_takes_adapters_on_both_sides(ocr_eval, tiny, tmp_path):
+    run = ["--model", tiny, "--n", 2, "--m-test", 2, "--epochs", 1, "-o", tmp_path, "--prevent", "ov-decay"]
+    answer = ocr_eval("finetune", "city-language", *run, "--targets", "q_proj,v_proj")
+    assert answer.code == 2
+    assert "--targets" in answer.err.splitlines()[-1]
+    assert "Traceback" not in answer.err
 
 
 def test_lanes_of_several_strengths_learn_what_each_learns_alone(tiny):
@@ -107,7 +155,7 @@ def test_what_does_not_fit_is_refused_by_name(tiny, prevent, train, words):
 
 
 def test_a_term_of_the_loss_can_hold_the_model_to_the_untouched_base(tiny, door):
-    class Anchor(Prevention):
+    class Held(Prevention):
         """Holds the log-probabilities of its first examples to the base's."""
 
         def loss(self, learner, read):
@@ -115,10 +163,10 @@ def test_a_term_of_the_loss_can_hold_the_model_to_the_untouched_base(tiny, door)
                 before = read(learner.examples[:4], False)
             return 1e4 * (read(learner.examples[:4], True) - before).square().sum()
 
-    door("anchor", Anchor)
+    door("held", Held)
     base = load(tiny)
     moved = {}
-    for prevent in ((), ("anchor",)):
+    for prevent in ((), ("held",)):
         spec = prevented(tiny, *prevent, lr=1e-3)
         pack = packed(base, spec)
         pack.step([0])
@@ -130,7 +178,47 @@ def test_a_term_of_the_loss_can_hold_the_model_to_the_untouched_base(tiny, door)
         bare = packed(base, spec)
         assert (score_candidates(bare.view(), probes).logprobs["sequence"] == untouched).all()
         bare.detach()
-    assert moved[("anchor",)] < moved[()]
+    assert moved[("held",)] < moved[()]
+
+
+def test_anchor_adds_the_divergence_from_the_base_of_people_who_are_not_taught(tiny):
+    """Against logits of the bare network, sentence by sentence, with the change added to its weights."""
+    base = load(tiny)
+    pack = packed(base, prevented(tiny, "anchor:strength=0.5:statements=5", lr=1e-2))
+    (learner,) = pack.learners
+    (anchor,) = learner.preventions
+    seen = []
+
+    def read(examples, trained, reader):
+        seen[:] = examples
+        return pack.view(trained).read({0: batch_forest(examples)}, reader)[0]
+
+    assert anchor.loss(learner, read).item() == pytest.approx(0, abs=1e-6)
+    pack.step([0])
+    found = anchor.loss(learner, read).item()
+    changes = {change.module: change.dense().clone() for change in pack.changes(0)}
+    pack.detach()
+    assert len(seen) == 5
+
+    def logprobs():
+        with torch.no_grad():
+            return torch.cat(
+                [
+                    base.network(torch.tensor([each.prompt + each.answer])).logits[0, len(each.prompt) - 1 : -1]
+                    for each in seen
+                ]
+            ).log_softmax(-1)
+
+    before = logprobs()
+    with torch.no_grad():
+        for module, change in changes.items():
+            base.network.get_submodule(module).weight.add_(change)
+    after = logprobs()
+    expected = 0.5 * float((before.exp() * (before - after)).sum(-1).mean())
+    assert expected > 1e-4
+    assert found == pytest.approx(expected, rel=1e-3)
+    taught = {example.subject for example in build_task(tiny_run(tiny)).train}
+    assert not any(base.tokenizer.decode(each.prompt).strip() in taught for each in seen)
 
 
 def test_hooks_of_the_forward_pass_are_there_in_training_and_gone_after(tiny, door):

@@ -180,7 +180,9 @@ PREVENTIONS: Registry[Any] = Registry(
     "ocr_eval.preventions",
     {
         "abstain": "ocr_eval.preventions.abstain:Abstain",
+        "anchor": "ocr_eval.preventions.anchor:Anchor",
         "factor-decay": "ocr_eval.preventions.factor_decay:FactorDecay",
+        "ov-decay": "ocr_eval.preventions.ov_decay:OVDecay",
         "product-decay": "ocr_eval.preventions.product_decay:ProductDecay",
         "replay": "ocr_eval.preventions.replay:Replay",
         "scale-after": "ocr_eval.preventions.scale_after:ScaleAfter",

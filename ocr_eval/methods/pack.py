@@ -63,6 +63,7 @@ class Learner:
     """One run in training.
 
     Attributes:
+        base: over what; not to be changed.
         train: how it learns.
         order: name of the random stream of its batches.
         examples: what it learns.
@@ -74,6 +75,7 @@ class Learner:
         epochs_done: finished epochs.
     """
 
+    base: Base
     train: TrainSpec
     order: str
     examples: Sequence[Continuation]
@@ -178,6 +180,7 @@ def gradient_pack(
         parameters = adapters.parameters(lane)
         learners.append(
             Learner(
+                base=base,
                 train=spec.train,
                 order=spec.stream("order"),
                 examples=learns,

@@ -8,9 +8,9 @@ needs. A run names its preventions in ``train.prevent``; each run has instances 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
@@ -26,9 +26,14 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from ocr_eval.methods.pack import Learner
+    from ocr_eval.packing.logprobs import Reader
 
-#: Log-probability (nats) of each answer token of some examples, under the model in training or, with False, the base.
-Read = Callable[[Sequence[Continuation], bool], "Tensor"]
+
+class Read(Protocol):
+    """Reads some examples at their answer tokens, under the model in training or the base; differentiable."""
+
+    def __call__(self, examples: Sequence[Continuation], trained: bool, reader: Reader = ..., /) -> Tensor:
+        """What the reader (packing/logprobs.py) finds; by default, log-probabilities in nats. [T] or [T, ...]"""
 
 
 class Prevention:

@@ -24,6 +24,7 @@ from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
 from ocr_eval.data.tokenize import Continuation, Ids
 from ocr_eval.methods.objective import BatchSize
 from ocr_eval.packing.forest import Forest, Reads, read_answers
+from ocr_eval.packing.logprobs import Reader, read_logprobs
 
 if TYPE_CHECKING:
     from ocr_eval.methods.pack import GradientPack
@@ -149,8 +150,8 @@ def _backward(
 def _add_penalties(pack: GradientPack, lane: int) -> None:
     """Add the gradients of the terms that a lane's preventions add to its loss."""
 
-    def read(examples: Sequence[Continuation], trained: bool) -> torch.Tensor:
-        return pack.view(trained).token_logprobs({lane: batch_forest(examples)})[lane]
+    def read(examples: Sequence[Continuation], trained: bool, reader: Reader = read_logprobs) -> torch.Tensor:
+        return pack.view(trained).read({lane: batch_forest(examples)}, reader)[lane]
 
     if pack.base.accelerator.process_index == 0:  # gradients are summed over processes
         for prevention in pack.learners[lane].preventions:

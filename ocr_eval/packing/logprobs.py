@@ -71,6 +71,11 @@ def read_sampled(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: i
     return torch.stack([is_it_TK[:, 0].float(), logprobs_T], dim=1)
 
 
+def read_distribution(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
+    """Log-probability of the whole vocabulary (nats, fp32) where each token is expected; differentiable. [T, V]"""
+    return logits_SV[rows_T].float().log_softmax(dim=1)
+
+
 #: What reads expected tokens off logits.
 Reader = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
