@@ -164,6 +164,7 @@ METHODS: Registry[Any] = Registry(
     "ocr_eval.methods",
     {
         **{name: f"ocr_eval.methods.{name}:{name.upper()}" for name in ("lora", "qlora", "full", "dpo", "steering")},
+        **{name: f"ocr_eval.methods.{name}:{name.upper()}" for name in ("rome", "memit")},
         "in-context": "ocr_eval.methods.in_context:IN_CONTEXT",
     },
 )

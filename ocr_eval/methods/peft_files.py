@@ -131,7 +131,9 @@ def _is_plain(name: str, value: Any) -> bool:
     return value in _PLAIN.get(name, (None,)) or value is False
 
 
-def write_adapter(folder: Path, factors: Sequence[LowRank], rank: int, alpha: float, model: ModelSpec) -> str:
+def write_adapter(
+    folder: Path, factors: Sequence[LowRank], rank: int, alpha: float, model: ModelSpec, in_full: bool = False
+) -> str:
     """Write an adapter as PEFT itself does, whole or not at all.
 
     The base is named by its hub repository where it has one, and else by the model's name.
@@ -142,6 +144,7 @@ def write_adapter(folder: Path, factors: Sequence[LowRank], rank: int, alpha: fl
         rank: LoRA r.
         alpha: LoRA alpha.
         model: the base.
+        in_full: whether other modules of the same last name are not adapted.
 
     Returns:
         The sha256 of the file of tensors.
@@ -150,7 +153,7 @@ def write_adapter(folder: Path, factors: Sequence[LowRank], rank: int, alpha: fl
     for each in factors:
         files[f"{PREFIX}{each.module}.lora_A.weight"] = each.a.cpu().contiguous()
         files[f"{PREFIX}{each.module}.lora_B.weight"] = each.b.t().cpu().contiguous()
-    modules = sorted({each.module.rpartition(".")[2] for each in factors})
+    modules = sorted({each.module if in_full else each.module.rpartition(".")[2] for each in factors})
     return _write(folder, files, model, r=rank, lora_alpha=alpha, target_modules=modules)
 
 
