@@ -27,7 +27,7 @@ from ocr_eval.packing.forest import Forest, Reads
 _WINDOW, _MOST = 256, 65_536
 
 
-class _Enough(Exception):  # noqa: N818 - no error
+class _Enough(Exception):
     """The last layer that is looked at was reached."""
 
 

@@ -30,9 +30,6 @@ from ocr_eval.packing.logprobs import block_rows, read_logprobs
 _PASS_NODES = 320
 
 
-# --- closed forms, in fp64 -----------------------------------------------------------------------------------------
-
-
 def rank_one_updates(keys_SI: Tensor, deltas_SO: Tensor, covariance_II: Tensor) -> tuple[Tensor, Tensor]:
     """ROME, one subject after another: the factors A [S, I] and B [S, O] of dW = sum_s b_s a_s^T.
 
@@ -50,9 +47,6 @@ def rank_one_updates(keys_SI: Tensor, deltas_SO: Tensor, covariance_II: Tensor) 
 def least_squares_update(keys_SI: Tensor, covariance_II: Tensor, lam: float) -> Tensor:
     """MEMIT: A [S, I] of dW = R^T A, where A = K (lambda C + K^T K)^-1 with a key in each row of K."""
     return torch.linalg.solve(lam * covariance_II + keys_SI.T @ keys_SI, keys_SI.T).T
-
-
-# --- where subjects stand --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -197,9 +191,6 @@ def means_at_subjects(base: Base, passes: Sequence[Pass], module: str, subjects:
     finally:
         hook.remove()
     return total / count
-
-
-# --- z -----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Memit:
         """Mount empty edits.
 
         Raises:
-            UserError: a layer that the model lacks, MLPs whose output is normed, or a text that is missing or too short.
+            UserError: a layer that the model lacks, MLPs whose output is normed, or no text that is long enough.
         """
         from ocr_eval.methods.covariance import covariances
         from ocr_eval.methods.edit_pack import edit_pack
