@@ -162,7 +162,11 @@ STRUCTURES: Registry[Any] = Registry(
 METHODS: Registry[Any] = Registry(
     "method",
     "ocr_eval.methods",
-    {name: f"ocr_eval.methods.{name}:{name.upper()}" for name in ("lora", "qlora", "full", "dpo")},
+    {
+        **{name: f"ocr_eval.methods.{name}:{name.upper()}" for name in ("lora", "qlora", "full", "dpo", "steering")},
+        **{name: f"ocr_eval.methods.{name}:{name.upper()}" for name in ("rome", "memit")},
+        "in-context": "ocr_eval.methods.in_context:IN_CONTEXT",
+    },
 )
 MEASURES: Registry[Any] = Registry(
     "measure",

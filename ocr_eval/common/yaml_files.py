@@ -23,6 +23,7 @@ _SHIPPED = _PACKAGE / "_shipped"
 _IN_CHECKOUT = {
     "templates": "data/templates",
     "models": "configs/models",
+    "texts": "data/texts",
     "published.csv": "results/published.csv",
 }
 
@@ -30,7 +31,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def shipped(part: str) -> Path:
-    """The path of a shipped folder or file: ``templates``, ``models`` or ``published.csv``."""
+    """The path of a shipped folder or file: ``templates``, ``models``, ``texts`` or ``published.csv``."""
     in_wheel = _SHIPPED / part
     return in_wheel if in_wheel.exists() else _PACKAGE.parent / _IN_CHECKOUT[part]
 

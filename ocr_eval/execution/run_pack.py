@@ -266,8 +266,10 @@ def _run(
         diverged |= {i: "log-probabilities became NaN" for i, each in scored.items() if not each.scores.are_numbers}
         live = [lane for lane in live if lane not in diverged]
         ending = [lane for lane in live if epoch == runs[lane].epochs]
-        trained = MetricsLine(epoch=epoch, train_seconds=seconds, notes=pack.notes())
-        how.watch([_add_line(runs[i], replace_fields(trained, train_loss=losses[i]), scored.get(i)) for i in live])
+        lines = {
+            i: MetricsLine(epoch=epoch, train_loss=losses[i], train_seconds=seconds, notes=pack.notes(i)) for i in live
+        }
+        how.watch([_add_line(runs[i], line, scored.get(i)) for i, line in lines.items()])
         for lane in ending:
             _prepare_record(pack, lane, runs[lane], scored[lane].scores, measures)
         live = [lane for lane in live if lane not in ending]

@@ -182,6 +182,7 @@ class Adapters:
         self._network = network
         modules = {name: network.get_submodule(name) for name in target_names(network, targets)}
         linear = {name: module for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+        self._in_full = not isinstance(targets, str) and set(targets) == set(linear)
         rank, device = max(shape.rank for shape in shapes), next(iter(linear.values())).weight.device
         inputs = sum(module.in_features for module in linear.values())
         outputs = sum(module.out_features for module in linear.values())
@@ -243,7 +244,7 @@ class Adapters:
     def save(self, lane: int, folder: Path, model: ModelSpec) -> str:
         """Write a lane's adapter in PEFT's own format, as ``adapter/``; the sha256 of its weights."""
         shape = self.shapes[lane]
-        return write_adapter(folder / "adapter", self.factors(lane), shape.rank, shape.alpha, model)
+        return write_adapter(folder / "adapter", self.factors(lane), shape.rank, shape.alpha, model, self._in_full)
 
     def matrices(self, lane: int) -> dict[str, Tensor]:
         """Every trained matrix of a lane by name."""

@@ -24,17 +24,30 @@ if TYPE_CHECKING:
     from ocr_eval.specs.run import RunSpec
 
 
+#: Settings of training by steps, which have no effect on what is taught at once.
+TRAINING = frozenset(
+    {
+        *("lr", "epochs", "batch_size", "rank", "alpha", "targets", "max_grad_norm", "weight_decay"),
+        *("beta1", "beta2", "schedule", "warmup"),
+    }
+)
+
+
 @dataclass(frozen=True)
 class Needs:
-    """What a method needs of the base.
+    """What a method needs of the base, and of a run.
 
     Attributes:
         quantized: the linear layers are held in 4 bits (NF4).
         whole: the run changes the network itself, whose weights are fp32 masters; it shares it with no other run.
+        adapters: it trains low-rank adapters, which some preventions work on.
+        once: everything is taught at once, so that a run has one epoch.
     """
 
     quantized: bool = False
     whole: bool = False
+    adapters: bool = True
+    once: bool = False
 
 
 class Pack(Protocol):
@@ -62,8 +75,8 @@ class Pack(Protocol):
     def view(self, trained: bool = True) -> View:
         """The model with what the lanes have learned, or the bare base."""
 
-    def notes(self) -> dict[str, Any]:
-        """What the line of an epoch in metrics.jsonl should mention."""
+    def notes(self, lane: int) -> dict[str, Any]:
+        """What a lane's line of an epoch in metrics.jsonl should mention."""
 
     def changes(self, lane: int) -> Iterator[WeightChange]:
         """How a lane changed each matrix of the network."""

@@ -25,6 +25,7 @@ from ocr_eval.methods.method import Pack, method_of
 from ocr_eval.methods.objective import Objective
 from ocr_eval.methods.prevention import Prevention, preventions_of
 from ocr_eval.methods.train import train_epoch
+from ocr_eval.methods.vectors import Vectors
 from ocr_eval.methods.view import Cut, View
 from ocr_eval.methods.whole import WholeNetwork
 from ocr_eval.models.base import Base, require_bitsandbytes
@@ -54,8 +55,8 @@ def _taught_in(examples: Sequence[Continuation], order: str, epoch: int, epochs:
     return taught
 
 
-#: What the lanes of a pack train: their adapters, or the network itself.
-Trainable = Adapters | WholeNetwork
+#: What the lanes of a pack train: their adapters, a vector each, or the network itself.
+Trainable = Adapters | Vectors | WholeNetwork
 
 
 @dataclass
@@ -122,7 +123,7 @@ class GradientPack:
         """The base seen through what the lanes have learned, or bare."""
         return View(self.base, self.base.network, self.adapters, trained, self.base.whole, self.cut)
 
-    def notes(self) -> dict[str, Any]:
+    def notes(self, lane: int) -> dict[str, Any]:
         """Into how many parts a batch had to be cut, if at all."""
         return {"micro_batches": self.cut.parts} if self.cut.parts > 1 else {}
 

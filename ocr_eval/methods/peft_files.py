@@ -14,6 +14,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import replacing_folder
@@ -130,7 +131,9 @@ def _is_plain(name: str, value: Any) -> bool:
     return value in _PLAIN.get(name, (None,)) or value is False
 
 
-def write_adapter(folder: Path, factors: Sequence[LowRank], rank: int, alpha: float, model: ModelSpec) -> str:
+def write_adapter(
+    folder: Path, factors: Sequence[LowRank], rank: int, alpha: float, model: ModelSpec, in_full: bool = False
+) -> str:
     """Write an adapter as PEFT itself does, whole or not at all.
 
     The base is named by its hub repository where it has one, and else by the model's name.
@@ -141,23 +144,41 @@ def write_adapter(folder: Path, factors: Sequence[LowRank], rank: int, alpha: fl
         rank: LoRA r.
         alpha: LoRA alpha.
         model: the base.
+        in_full: whether other modules of the same last name are not adapted.
 
     Returns:
         The sha256 of the file of tensors.
     """
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=0.0,
-        target_modules=sorted({each.module.rpartition(".")[2] for each in factors}),
-        base_model_name_or_path=model.weights.repo if isinstance(model.weights, HubWeights) else model.name,
-        inference_mode=True,
-    )
     files = {}
     for each in factors:
         files[f"{PREFIX}{each.module}.lora_A.weight"] = each.a.cpu().contiguous()
         files[f"{PREFIX}{each.module}.lora_B.weight"] = each.b.t().cpu().contiguous()
+    modules = sorted({each.module if in_full else each.module.rpartition(".")[2] for each in factors})
+    return _write(folder, files, model, r=rank, lora_alpha=alpha, target_modules=modules)
+
+
+def write_bias(folder: Path, module: str, inputs: int, bias: Tensor, model: ModelSpec) -> str:
+    """Write an adapter that adds a constant to what one module gives: LoRA of rank 1 with A = B = 0 and a bias of B.
+
+    Returns:
+        The sha256 of the file of tensors.
+    """
+    files = {
+        f"{PREFIX}{module}.lora_A.weight": torch.zeros(1, inputs),
+        f"{PREFIX}{module}.lora_B.weight": torch.zeros(len(bias), 1),
+        f"{PREFIX}{module}.lora_B.bias": bias.cpu().contiguous(),
+    }
+    return _write(folder, files, model, r=1, lora_alpha=1, target_modules=[module], lora_bias=True)
+
+
+def _write(folder: Path, files: dict[str, Tensor], model: ModelSpec, **fields: Any) -> str:
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        lora_dropout=0.0,
+        base_model_name_or_path=model.weights.repo if isinstance(model.weights, HubWeights) else model.name,
+        inference_mode=True,
+        **fields,
+    )
     with replacing_folder(folder) as partial:
         config.save_pretrained(partial)
         save_file(files, partial / WEIGHTS, metadata={"format": "pt"})

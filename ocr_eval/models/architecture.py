@@ -139,6 +139,20 @@ def linear_modules(network: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     }
 
 
+def down_projection(network: torch.nn.Module, layer: int) -> str:
+    """Name of the linear module that writes a layer's MLP into the residual stream; layers count from 0.
+
+    Raises:
+        UserError: the network has no such layer, or none whose MLP ends in ``down_proj``.
+    """
+    found = [name for name in linear_modules(network) if name.endswith(".mlp.down_proj")]
+    if not found:
+        raise UserError("its MLPs do not end in a 'down_proj', which this method needs. Use another model or method.")
+    if layer not in range(len(found)):
+        raise UserError(f"it has no layer {layer}. Name one from 0 to {len(found) - 1}.")
+    return found[layer]
+
+
 def examine(spec: ModelSpec, layers: int | None = None) -> Architecture:
     """The sizes of a model.
 

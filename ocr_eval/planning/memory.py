@@ -130,11 +130,11 @@ def estimate(
 
 
 def note(train: TrainSpec) -> str:
-    """A clause for plans of a method from elsewhere: it is planned as if it were one of ours of the same needs."""
-    name = train.method.partition(":")[0]
-    if METHODS.source(name) == SHIPPED:
+    """A clause for plans of a method that the plan does not know, which it takes for LoRA or full fine-tuning."""
+    name, needs = train.method.partition(":")[0], method_of(train).needs
+    if METHODS.source(name) == SHIPPED and needs.adapters and not needs.once:
         return ""
-    taken_for = "full fine-tuning" if method_of(train).needs.whole else "LoRA"
+    taken_for = "full fine-tuning" if needs.whole else "LoRA"
     return f"; the plan does not know '{name}' and takes it for {taken_for}"
 
 

@@ -6,7 +6,8 @@
         audit.json     what the tokenizer makes of the candidates
         metrics.jsonl  a line per epoch, from epoch 0 (the untouched base)
         probes.jsonl   a line per probe, for epoch 0 and the last epoch
-        adapter/       PEFT format; a run of all parameters has model/ in its place, in Hugging Face layout
+        adapter/       PEFT format; in its place a run of all parameters has model/, in Hugging Face layout, and one
+                       that learned no weights context.txt
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
         failure.json   why the run failed, in place of a record
@@ -106,8 +107,19 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def context(self) -> Path:
+        """What the run read, where it learned no weights."""
+        return self.path / "context.txt"
+
+    @property
     def learned(self) -> Path:
-        """What the run learned: its adapter or its model."""
+        """What the run learned: its adapter or its model.
+
+        Raises:
+            UserError: it learned no weights.
+        """
+        if self.context.is_file():
+            raise UserError(f"{self.path} learned no weights that could be scored again: it read {self.context.name}.")
         return self.model if self.model.is_dir() else self.adapter
 
     @property
@@ -209,6 +221,8 @@ class RunFolder:
         Raises:
             OSError, UserError: there are none.
         """
+        if self.context.is_file():
+            return file_sha256(self.context)
         return folder_digest(self.model) if self.model.is_dir() else file_sha256(self.adapter / ADAPTER_WEIGHTS)
 
     def failure(self) -> str | None:

@@ -211,6 +211,11 @@ def make_run_spec(
     if data.get("templates") == "all":
         data = {**data, "templates": tuple(range(association.wordings))}
     chosen = _chosen({"method": model.train.method, "prevent": model.train.prevent, **train})
+    method = METHODS.choose(chosen["method"])
+    if method.thing.needs.once:
+        chosen["epochs"] = 1
+        if data.get("order", "together") != "together":
+            raise UserError(f"--order {data['order']}: method '{method.name}' teaches everything at once. Drop it.")
     content = {
         "model": model,
         "association": association,
@@ -220,10 +225,10 @@ def make_run_spec(
         "train_seed": train_seed,
     }
     run = yaml_files.parse(RunSpec, content, "run")
-    idle = [f"--{key.replace('_', '-')}" for key in train if key in METHODS.get(run.train.method_name).ignores]
+    idle = [f"--{key.replace('_', '-')}" for key in train if key in method.thing.ignores]
     if idle:
         raise UserError(
-            f"{' and '.join(idle)}: method '{run.train.method_name}' has no use for it. Leave it out, or do the runs "
+            f"{' and '.join(idle)}: method '{method.name}' has no use for it. Leave it out, or do the runs "
             "of other methods apart from it."
         )
     return run
@@ -236,7 +241,12 @@ def _chosen(train: dict[str, Any]) -> dict[str, Any]:
     for each in preventions:
         if sum(other.name == each.name for other in preventions) > 1:
             raise UserError(f"Prevention '{each.name}' is named twice. Name it once.")
-        if each.thing.needs_adapters and method.thing.needs.whole:
+        if method.thing.needs.once:
+            raise UserError(
+                f"Prevention '{each.name}' interferes with training, and method '{method.name}' takes no steps. "
+                "Use --method lora, or leave it out."
+            )
+        if each.thing.needs_adapters and (method.thing.needs.whole or not method.thing.needs.adapters):
             raise UserError(
                 f"Prevention '{each.name}' works on low-rank adapters, and method '{method.name}' has none. "
                 "Use --method lora, or leave it out."

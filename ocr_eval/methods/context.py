@@ -1,0 +1,168 @@
+"""Runs that read statements in place of learning them: the contexts, and the pack of ``in-context``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor
+
+from ocr_eval.common import streams
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import write_atomic
+from ocr_eval.common.registry import METHODS
+from ocr_eval.data.tokenize import Continuation, Ids
+from ocr_eval.methods.changes import WeightChange
+from ocr_eval.methods.in_context import Settings
+from ocr_eval.methods.view import Cut, View
+from ocr_eval.models.base import Base
+from ocr_eval.models.weights import file_sha256
+from ocr_eval.packing.forest import ROOT, Forest, Reads
+from ocr_eval.packing.logprobs import Reader
+from ocr_eval.specs.run import RunSpec
+
+#: What a run of contexts leaves in its folder.
+FILE = "context.txt"
+#: Tokens that are left for a question and its answer.
+_ROOM = 32
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run reads.
+
+    Attributes:
+        ids: its tokens, BOS included where the tokenizer adds one.
+        bos: how many of them are BOS: 0 or 1.
+        answers: where in ``ids`` the tokens of answers are.
+    """
+
+    ids: Ids
+    bos: int
+    answers: tuple[int, ...]
+
+
+def draw_context(base: Base, spec: RunSpec, examples: Sequence[Continuation]) -> Context:
+    """Write down a run's statements in the order that its setting draws.
+
+    Raises:
+        UserError: it is longer than the model, or the window of its attention, can read.
+    """
+    order = cast(Settings, METHODS.choose(spec.train.method).settings).order
+    tokenizer = base.tokenizer
+    bos = tokenizer.bos_token_id
+    adds_bos = bos is not None and all(example.prompt[0] == bos for example in examples)
+    end = tokenizer(".\n", add_special_tokens=False).input_ids
+    ids: list[int] = [bos] if adds_bos else []
+    answers: list[int] = []
+    for i in streams.permutation(f"{spec.stream('order')}/context-{order}", len(examples)):
+        ids += examples[i].prompt[adds_bos:]
+        answers += range(len(ids), len(ids) + len(examples[i].answer))
+        ids += [*examples[i].answer, *end]
+    most = _longest(base)
+    if len(ids) + _ROOM > most:
+        raise UserError(
+            f"in-context over {base.spec.name}: {len(examples)} statements are a context of {len(ids):,} tokens, and "
+            f"the model reads {most:,} at once, question included. Lower --n, --m-train or --m-test."
+        )
+    return Context(tuple(ids), int(adds_bos), tuple(answers))
+
+
+def _longest(base: Base) -> int:
+    """Tokens that every layer of a model attends over."""
+    config = base.network.config.get_text_config()
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+
+
+@dataclass(frozen=True)
+class ContextView(View):
+    """A base that has read a context before each question.
+
+    Attributes:
+        contexts: of those lanes that have one.
+    """
+
+    contexts: Mapping[int, Context] = field(default_factory=dict)
+
+    def read(self, rows: Mapping[int, tuple[Forest, Reads]], read: Reader) -> dict[int, Tensor]:
+        """What a reader finds at each expected token, lane by lane."""
+        return super().read(
+            {k: below(self.contexts[k], *of) if k in self.contexts else of for k, of in rows.items()}, read
+        )
+
+
+def below(context: Context, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:
+    """A forest hung from the end of a context; a BOS of its own is the context's."""
+    whole = Forest()
+    end, places = whole.add(context.ids)[-1], list[int]()
+    for token, parent in zip(forest.ids, forest.parents, strict=True):
+        if parent == ROOT and context.bos:
+            places.append(end)
+        else:
+            places += whole.add([token], after=end if parent == ROOT else places[parent])
+    return whole, Reads([places[node] for node in reads.nodes], reads.rows, reads.tokens)
+
+
+@dataclass(frozen=True)
+class ContextPack:
+    """Runs over one base, each with its context once it has taken its step.
+
+    Attributes:
+        base: the base.
+        contexts: of each lane.
+        given: the lanes that have taken their step.
+        cut: into what passes are cut.
+    """
+
+    base: Base
+    contexts: Sequence[Context]
+    given: set[int] = field(default_factory=set)
+    cut: Cut = field(default_factory=Cut)
+
+    def step(self, lanes: Sequence[int]) -> dict[int, float]:
+        """Give some lanes their contexts; the mean loss of the answers in them (nats a token)."""
+        self.given.update(lanes)
+        losses = {}
+        for lane in lanes:
+            context, forest = self.contexts[lane], Forest()
+            forest.add(context.ids)
+            before = [place - 1 for place in context.answers]
+            reads = Reads(before, list(range(len(before))), [context.ids[place] for place in context.answers])
+            with torch.no_grad():
+                losses[lane] = -self.view(trained=False).token_logprobs({lane: (forest, reads)})[lane].mean().item()
+        return losses
+
+    def finish(self, lane: int) -> None:
+        """Nothing is left to do."""
+
+    def view(self, trained: bool = True) -> View:
+        """The base after its contexts, or bare."""
+        contexts = {lane: self.contexts[lane] for lane in self.given} if trained else {}
+        return ContextView(self.base, self.base.network, cut=self.cut, contexts=contexts)
+
+    def notes(self, lane: int) -> dict[str, Any]:
+        """The length of a lane's context."""
+        return {"context_tokens": len(self.contexts[lane].ids)}
+
+    def changes(self, lane: int) -> Iterator[WeightChange]:
+        """None: no weights change."""
+        return iter(())
+
+    def save(self, lane: int, folder: Path) -> str:
+        """Write the context, ``context.txt``; its sha256."""
+        write_atomic(folder / FILE, self.base.tokenizer.decode(self.contexts[lane].ids[self.contexts[lane].bos :]))
+        return file_sha256(folder / FILE)
+
+    def write_state(self, lane: int, file: IO[bytes]) -> None:
+        """A context is drawn again from its stream: there is nothing to keep but that the lane has it."""
+
+    def read_state(self, lane: int, path: Path) -> None:
+        """A lane that was written had its context."""
+        self.given.add(lane)
+
+    def detach(self) -> None:
+        """The base was never changed."""

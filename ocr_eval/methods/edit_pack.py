@@ -1,0 +1,137 @@
+"""The pack of methods that edit: each lane's edits are low-rank adapters of scale 1 over the edited down projections.
+
+So the base stays as it is, lanes share it, and what an edit did is saved, measured and scored again as LoRA is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from ocr_eval.common.errors import RunFailed
+from ocr_eval.data.tokenize import Continuation
+from ocr_eval.methods.adapters import Adapters, LaneShape
+from ocr_eval.methods.changes import WeightChange
+from ocr_eval.methods.edits import checked, passes_of, relative_change, subjects_of
+from ocr_eval.methods.prevention import task_of_run
+from ocr_eval.methods.train import batch_forest
+from ocr_eval.methods.view import Cut, View
+from ocr_eval.models.base import Base
+from ocr_eval.specs.run import RunSpec
+
+#: Edits a lane, which the adapters are selected for: puts factors into them, and gives the NLL that each z reached.
+Edit = Callable[["EditPack", int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class EditPack:
+    """Runs over one base, each edited in its one step.
+
+    Attributes:
+        base: the base.
+        adapters: what the edits are written into.
+        specs: the runs.
+        examples: what each is taught.
+        edit: the method.
+        found: what each edited lane's line of metrics mentions.
+        failed: why a lane's edit failed; it is then the base.
+        cut: into what passes are cut.
+    """
+
+    base: Base
+    adapters: Adapters
+    specs: Sequence[RunSpec]
+    examples: Sequence[Sequence[Continuation]]
+    edit: Edit
+    found: dict[int, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    cut: Cut = field(default_factory=Cut)
+
+    def step(self, lanes: Sequence[int]) -> dict[int, float]:
+        """Edit some lanes, one after another; the mean loss of what was taught, after it (nats a token)."""
+        losses = {}
+        for lane in lanes:
+            self.adapters.select([lane])
+            try:
+                nll_S = self.edit(self, lane)
+                checked({each.module: (each.a, each.b) for each in self.adapters.factors(lane)})
+                self.found[lane] = {"edit": self._summary(lane, nll_S)}
+            except RunFailed as error:
+                self.failed[lane] = str(error)
+                for each in self.adapters.factors(lane):
+                    each.b.zero_()
+                self.adapters.refresh()
+            with torch.no_grad():
+                logprobs = self.view().token_logprobs({lane: batch_forest(self.examples[lane])})[lane]
+            losses[lane] = -logprobs.mean().item()
+        return losses
+
+    def _summary(self, lane: int, nll_S: torch.Tensor) -> dict[str, Any]:
+        change = {
+            each.module: float(f"{relative_change(self.adapters.layers[each.module].base.weight, each.a, each.b):.4g}")
+            for each in self.adapters.factors(lane)
+        }
+        return {"subjects": len(nll_S), "nll_of_z": round(float(nll_S.mean()), 4), "relative_change": change}
+
+    def finish(self, lane: int) -> None:
+        """Raises RunFailed where the lane's edit failed."""
+        if lane in self.failed:
+            raise RunFailed(self.failed[lane])
+
+    def view(self, trained: bool = True) -> View:
+        """The base seen through the edits, or bare."""
+        return View(self.base, self.base.network, self.adapters, trained, cut=self.cut)
+
+    def notes(self, lane: int) -> dict[str, Any]:
+        """Subjects, mean NLL that their z reached (nats a token), and |dW|_F / |W|_F of each edited matrix."""
+        return self.found.get(lane, {})
+
+    def changes(self, lane: int) -> Iterator[WeightChange]:
+        """The change of each edited matrix."""
+        return iter(self.adapters.changes(lane))
+
+    def save(self, lane: int, folder: Path) -> str:
+        """Write a lane's edits as an adapter; the sha256 of its weights."""
+        return self.adapters.save(lane, folder, self.base.spec)
+
+    def write_state(self, lane: int, file: IO[bytes]) -> None:
+        """Write a lane's edits."""
+        torch.save([(each.a.clone(), each.b.clone()) for each in self.adapters.factors(lane)], file)
+
+    def read_state(self, lane: int, path: Path) -> None:
+        """Take up a lane's edits."""
+        for each, (a, b) in zip(self.adapters.factors(lane), torch.load(path, weights_only=True), strict=True):
+            each.a.copy_(a)
+            each.b.copy_(b)
+        self.adapters.refresh()
+
+    def detach(self) -> None:
+        """Take the edits off the base."""
+        self.adapters.unmount()
+
+
+def edit_pack(
+    base: Base,
+    specs: Sequence[RunSpec],
+    examples: Sequence[Sequence[Continuation]],
+    modules: Sequence[str],
+    edit: Callable[[Base, Adapters, int, Sequence[Any], int], torch.Tensor],
+) -> EditPack:
+    """Mount empty edits over some modules; ``edit`` takes base, adapters, lane, passes and the number of subjects.
+
+    Raises:
+        UserError: a run teaches statements that do not name their subject.
+    """
+    subjects = [subjects_of(base.tokenizer, task_of_run(spec)) for spec in specs]
+    adapters = Adapters(
+        base.network, modules, [LaneShape(len(each), float(len(each))) for each in subjects], base.dtype
+    )
+
+    def edit_lane(pack: EditPack, lane: int) -> torch.Tensor:
+        return edit(base, adapters, lane, passes_of(base, subjects[lane]), len(subjects[lane]))
+
+    return EditPack(base, adapters, specs, examples, edit_lane)

@@ -1,0 +1,101 @@
+"""``rome``: facts written into one layer's down projection by rank-one edits (Meng et al., arXiv 2202.05262).
+
+    v*_s = W k_s + delta_s      delta_s: makes the network say all that is taught of subject s (methods/edits.py)
+    W   <- W + (v*_s - W k_s) (C^-1 k_s)^T / (k_s^T C^-1 k_s)          one subject after another, in fp64
+
+k_s is the mean input of the down projection at the last token of the subject's name, over all prompts that name it
+(r-ROME, arXiv 2403.07175: one key throughout); C = E[k k^T] over a text. All delta are sought at once on the untouched
+base, so later edits disturb earlier ones. A subject has one z for all that is taught of it.
+
+Defaults, from 7B Llama settings and prototypes on SmolLM2-135M: a layer at a third of the depth (4 and 10 of 30 took
+single edits), 25 steps at 0.5, clamp 4, decay 1e-3, KL 0.0625. The text must give C full rank: more tokens than the
+down projection has inputs. The key is that of prompts that begin with the name, as probes do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import METHODS
+from ocr_eval.methods.method import TRAINING, Needs
+from ocr_eval.methods.texts import named
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ocr_eval.data.tokenize import Continuation
+    from ocr_eval.methods.adapters import Adapters
+    from ocr_eval.methods.edit_pack import EditPack
+    from ocr_eval.models.base import Base
+    from ocr_eval.specs.run import RunSpec
+
+
+class Search(BaseModel, extra="forbid", frozen=True):
+    """How z is sought, and the text of C."""
+
+    steps: Annotated[int, Field(ge=1, le=10_000, description="Adam steps of the search for z, at most.")] = 25
+    rate: Annotated[float, Field(gt=0, le=100, description="Adam's learning rate.")] = 0.5
+    clamp: Annotated[float, Field(gt=0, le=1e4, description="Largest |delta|, as a multiple of what was there.")] = 4.0
+    decay: Annotated[float, Field(ge=0, le=1e4, description="Weight of |delta| / |v0|^2.")] = 1e-3
+    kl: Annotated[float, Field(ge=0, le=1e4, description="Weight of staying as it was after '<name> is a'.")] = 0.0625
+    text: Annotated[
+        str, AfterValidator(named), Field(description="Text of the covariance: 'prose', which ships, or a file.")
+    ] = "prose"
+
+
+class Settings(Search, frozen=True):
+    """Where, and how."""
+
+    layer: Annotated[int | None, Field(ge=0, description="The layer, from 0; by default at a third of the depth.")] = (
+        None
+    )
+
+
+class Rome:
+    """Edits of one matrix a run, over a shared base."""
+
+    label = "ROME"
+    about = "Rank-one edits of one layer, one a subject (Meng et al., arXiv 2202.05262; r-ROME, 2403.07175)"
+    needs = Needs(once=True)
+    ignores = TRAINING
+    lighter: tuple[str, ...] = ()
+    Settings: type[BaseModel] = Settings
+
+    def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> EditPack:
+        """Mount empty edits.
+
+        Raises:
+            UserError: a layer that the model lacks, or a text that is missing or too short.
+        """
+        from ocr_eval.methods.covariance import covariances
+        from ocr_eval.methods.edit_pack import edit_pack
+        from ocr_eval.methods.edits import Aim, means_at_subjects, rank_one_updates, seek
+        from ocr_eval.models.architecture import down_projection
+
+        settings = cast("Settings", METHODS.choose(specs[0].train.method).settings)
+        layers: int = base.network.config.get_text_config().num_hidden_layers
+        try:
+            module = down_projection(base.network, layers // 3 if settings.layer is None else settings.layer)
+        except UserError as error:
+            raise UserError(f"rome over {base.spec.name}: {error}") from error
+        covariance_II = covariances(base, [module], settings.text)[module]
+
+        def edit(base: Base, adapters: Adapters, lane: int, passes: Sequence[Any], subjects: int) -> Tensor:
+            aim = Aim(settings.steps, settings.rate, settings.clamp, settings.decay, settings.kl)
+            keys_SI = means_at_subjects(base, passes, module, subjects, of_input=True)
+            deltas_SO, nll_S = seek(base, passes, module, subjects, aim, "z")
+            a_SI, b_SO = rank_one_updates(keys_SI, deltas_SO, covariance_II)
+            (factors,) = adapters.factors(lane)
+            factors.a.copy_(a_SI)
+            factors.b.copy_(b_SO)
+            adapters.refresh()
+            return nll_S
+
+        return edit_pack(base, specs, examples, [module], edit)
+
+
+ROME = Rome()

@@ -1,0 +1,71 @@
+"""``steering``: one constant vector, added to the residual stream after one layer, is all that is trained.
+
+    h <- h + scale u          at every token, after layer l; u trained as LoRA's factors are, from zero
+
+(Wang et al., arXiv 2507.08218, train such a vector on one layer's MLP output, as is done here. Where the MLP writes
+straight into the residual stream, as in Llama, the two are the same; Gemma norms what the MLP writes.)
+
+It is the negative baseline. A constant cannot tell people apart, so it cannot even learn the facts; it can make the
+answers in use likely, and that is the null. A score above it would have to come from elsewhere than the facts.
+
+The layer is by default the middle one. Adam moves each element of u by about the learning rate a step, and the
+residual stream is much larger than a LoRA factor, hence the scale of 10: in 64 steps at 2e-3 an element can move by
+1.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, cast
+
+from pydantic import BaseModel, Field
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import METHODS
+from ocr_eval.methods.method import Needs
+
+if TYPE_CHECKING:
+    from ocr_eval.data.tokenize import Continuation
+    from ocr_eval.methods.pack import GradientPack
+    from ocr_eval.models.base import Base
+    from ocr_eval.specs.run import RunSpec
+
+
+class Settings(BaseModel, extra="forbid", frozen=True):
+    """Where, and how large."""
+
+    layer: Annotated[int | None, Field(ge=0, description="The layer, from 0; by default the middle one.")] = None
+    scale: Annotated[float, Field(gt=0, le=1e4, description="Factor of the trained vector.")] = 10.0
+
+
+class Steering:
+    """A vector a run; runs of one layer train side by side."""
+
+    label = "steering"
+    about = "One constant vector after one layer: the negative baseline (Wang et al., arXiv 2507.08218)"
+    needs = Needs(adapters=False)
+    ignores = frozenset({"rank", "alpha", "targets"})
+    lighter: tuple[str, ...] = ()
+    Settings = Settings
+
+    def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> GradientPack:
+        """Hook zero vectors into the layer.
+
+        Raises:
+            UserError: the model has no such layer.
+        """
+        from ocr_eval.methods.pack import gradient_pack
+        from ocr_eval.methods.vectors import Vectors
+        from ocr_eval.models.architecture import down_projection
+
+        settings = cast(Settings, METHODS.choose(specs[0].train.method).settings)
+        layers: int = base.network.config.get_text_config().num_hidden_layers
+        layer = layers // 2 if settings.layer is None else settings.layer
+        try:
+            module = down_projection(base.network, layer)
+        except UserError as error:
+            raise UserError(f"steering over {base.spec.name}: {error}") from error
+        return gradient_pack(base, Vectors(base.network, module, len(specs), settings.scale), specs, examples)
+
+
+STEERING = Steering()

@@ -1,0 +1,42 @@
+"""Texts that a covariance is taken from: the one that ships, or a named file with a digest of its content."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import read_bytes
+
+#: This project's own pages, under its licence.
+SHIPPED = "prose"
+
+
+def named(text: str) -> str:
+    """``prose``, or a path with the digest of what is there, ``FILE@<12 digits>``, so that a run is named by content.
+
+    Raises:
+        ValueError: there is no such file, or its content is not that of its digest.
+    """
+    if text == SHIPPED:
+        return text
+    try:
+        path, digest = text_file(text)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return f"{path}@{digest}"
+
+
+def text_file(text: str) -> tuple[Path, str]:
+    """The file of a text, and the first 12 digits of its sha256.
+
+    Raises:
+        UserError: there is no such file, or its content is not that of the digest.
+    """
+    name, _, stated = text.partition("@")
+    path = yaml_files.shipped("texts") / "prose.txt" if name == SHIPPED else yaml_files.expand(name)
+    digest = hashlib.sha256(read_bytes(path)).hexdigest()[:12]
+    if stated not in ("", digest):
+        raise UserError(f"{path} has changed since: its digest is {digest}, not {stated}. Restore it, or drop the '@'.")
+    return path, digest

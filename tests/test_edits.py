@@ -1,0 +1,158 @@
+"""ROME and MEMIT: closed forms against dense fp64 oracles, keys and z against stock transformers, runs to the table."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import load, tiny_run
+from transformers import AutoModelForCausalLM
+
+from ocr_eval.data.task import build_task
+from ocr_eval.data.tokenize import training_tokens
+from ocr_eval.methods import edits
+from ocr_eval.methods.covariance import covariances
+from ocr_eval.methods.pack import attach
+from ocr_eval.methods.train import batch_forest
+
+SMALL = {"n": 2, "m_train": 1, "m_test": 1}
+
+
+@pytest.fixture
+def numbers():
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    text = draw(40, 12)
+    return draw(5, 12), draw(5, 7), text.T @ text / 40, draw(7, 12)
+
+
+def test_rank_one_edits_are_those_of_a_dense_loop_and_insert_exactly(numbers):
+    keys, deltas, moment, w0 = numbers
+    a, b = edits.rank_one_updates(keys, deltas, moment)
+    w = w0.clone()
+    for k, delta in zip(keys, deltas, strict=True):
+        u = torch.linalg.inv(moment) @ k
+        w = w + torch.outer(w0 @ k + delta - w @ k, u) / (u @ k)
+        torch.testing.assert_close(w @ k, w0 @ k + delta)
+    torch.testing.assert_close(w0 + b.T @ a, w)
+
+
+def test_memit_solves_the_least_squares_that_it_states(numbers):
+    keys, residuals, moment, _ = numbers
+    lam = 3.0
+    # min |dW K - R|^2 + lam tr(dW C dW^T) as one stacked system, with C = L L^T
+    rows = torch.cat([keys, lam**0.5 * torch.linalg.cholesky(moment).T])
+    wanted = torch.cat([residuals, torch.zeros(12, 7, dtype=torch.float64)])
+    dense = torch.linalg.lstsq(rows, wanted).solution.T
+    torch.testing.assert_close(residuals.T @ edits.least_squares_update(keys, moment, lam), dense)
+
+
+def text_of(folder, words=4000):
+    generator = torch.Generator().manual_seed(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    draws = torch.randint(0, 26, (words, 4), generator=generator)
+    path = folder / "text.txt"
+    path.write_text(" ".join("".join(letters[i] for i in row) for row in draws.tolist()))
+    return path
+
+
+def test_keys_gradient_and_covariance_are_those_of_the_plain_network(tiny, tmp_path):
+    spec, base = tiny_run(tiny, method="rome", **SMALL), load(tiny)
+    subjects = edits.subjects_of(base.tokenizer, build_task(spec))
+    passes = edits.passes_of(base, subjects)
+    network = AutoModelForCausalLM.from_pretrained(Path(tiny).with_suffix(""))
+    name = "model.layers.1.mlp.down_proj"
+    keys = edits.means_at_subjects(base, passes, name, len(subjects), of_input=True)
+    taken = []
+    network.get_submodule(name).register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
+    for subject, key in zip(subjects, keys, strict=True):
+        network(torch.tensor([subject.statements[0].prompt]))
+        torch.testing.assert_close(taken.pop()[0, subject.ends[0] - 1].double(), key, rtol=1e-3, atol=1e-4)
+    (ids,) = [base.tokenizer(text_of(tmp_path).read_text()).input_ids]
+    total = torch.zeros(128, 128, dtype=torch.float64)
+    for start in range(0, len(ids), 256):
+        network(torch.tensor([ids[start : start + 256]]))
+        k = taken.pop()[0].detach().double()
+        total += k.T @ k
+    found = covariances(base, [name], str(tmp_path / "text.txt"))[name]
+    torch.testing.assert_close(found, total / len(ids), rtol=1e-3, atol=1e-4)
+    again = covariances(base, [name], str(tmp_path / "text.txt"))[name]  # from the cache
+    assert torch.equal(again, found)
+
+
+def test_z_makes_the_network_say_what_is_taught(tiny):
+    spec, base = tiny_run(tiny, method="rome", **SMALL), load(tiny)
+    subjects = edits.subjects_of(base.tokenizer, build_task(spec))
+    passes, module = edits.passes_of(base, subjects), "model.layers.0.mlp.down_proj"
+    aim = edits.Aim(steps=40, rate=1.0, clamp=1000.0, decay=0.0, kl=0.0)
+    deltas, nll = edits.seek(base, passes, module, len(subjects), aim, "z")
+    network = AutoModelForCausalLM.from_pretrained(Path(tiny).with_suffix(""))
+    for subject, delta, reached in zip(subjects, deltas, nll, strict=True):
+        losses = []
+        for each, end in zip(subject.statements, subject.ends, strict=True):
+
+            def add(layer, inputs, y, end=end, delta=delta):
+                return torch.cat([y[:, : end - 1], y[:, end - 1 : end] + delta.float(), y[:, end:]], dim=1)
+
+            hook = network.get_submodule(module).register_forward_hook(add)
+            logits = network(torch.tensor([[*each.prompt, *each.answer]])).logits[0, len(each.prompt) - 1 : -1]
+            losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(each.answer)).item())
+            hook.remove()
+        assert sum(losses) / len(losses) == pytest.approx(reached.item(), rel=1e-2, abs=1e-3)
+    untouched = edits.seek(base, passes, module, len(subjects), replace(aim, rate=1e-9), "z")[1]
+    assert (nll < untouched).all()
+
+
+@pytest.mark.parametrize("method", ["rome:layer=0", "memit:layers=0-0:lam=0.01"])
+def test_a_pack_edits_each_lane_and_leaves_the_base(tiny, tmp_path, method):
+    method = f"{method}:text={text_of(tmp_path)}:clamp=1000:kl=0:rate=1:steps=40"
+    specs, base = [tiny_run(tiny, seed=k, method=method, **SMALL) for k in (0, 1)], load(tiny)
+    examples = [training_tokens(base.tokenizer, build_task(spec)) for spec in specs]
+    ids = torch.tensor([[*examples[0][0].prompt, *examples[0][0].answer]])
+    before = AutoModelForCausalLM.from_pretrained(Path(tiny).with_suffix(""))(ids).logits
+    pack = attach(base, specs, examples)
+    untouched = {
+        lane: -pack.view().token_logprobs({lane: batch_forest(examples[lane])})[lane].mean() for lane in (0, 1)
+    }
+    together = pack.step([0, 1])
+    assert all(together[lane] < untouched[lane] for lane in (0, 1))
+    assert all(change > 0 for change in pack.notes(0)["edit"]["relative_change"].values())
+    pack.detach()
+    torch.testing.assert_close(base.network(ids).logits, before, rtol=1e-4, atol=1e-4)
+    alone = attach(base, specs[1:], examples[1:])
+    assert alone.step([0])[0] == pytest.approx(together[1], rel=1e-3)
+    alone.detach()
+
+
+def test_it_goes_to_the_table_and_is_scored_again(ocr_eval, tiny, tmp_path):
+    text = text_of(tmp_path)
+    run = ["--model", tiny, "--n", 2, "--m-train", 1, "--m-test", 1, "-o", tmp_path / "out"]
+    for method in ("rome", "memit"):
+        assert ocr_eval("finetune", "city-language", *run, "--method", f"{method}:text={text}:steps=3").code == 0
+    table = ocr_eval("table", tmp_path / "out", "--no-published").out
+    assert "ROME" in table
+    assert "MEMIT" in table
+    for path in (tmp_path / "out").rglob("result.json"):
+        record = json.loads(path.read_text())
+        assert "@" in record["train"]["method"]
+        again = json.loads(ocr_eval("score", path.parent, "--json").out)["first-token"]
+        for name, quantity in record["final"]["first-token"].items():
+            assert again[name]["mean_rank"] == pytest.approx(quantity["mean_rank"], abs=0.2)
+
+
+def test_what_cannot_be_is_one_line(ocr_eval, tiny, tmp_path):
+    run = ["--model", tiny, "--n", 2, "--m-train", 1, "--m-test", 1, "-o", tmp_path / "out"]
+    short = tmp_path / "short.txt"
+    short.write_text("A few words.")
+    for method, said in {
+        "rome:layer=9": "layer 9",
+        "memit:layers=1-9": "layer 2",
+        "memit:layers=9-1": "9-1",
+        f"rome:text={short}": "short.txt",
+        "rome:text=missing.txt": "missing.txt",
+    }.items():
+        answer = ocr_eval("finetune", "city-language", *run, "--method", method)
+        assert answer.code == 2, answer.err
+        assert said in answer.err
+        assert len([line for line in answer.err.splitlines() if "rror" in line or said in line]) == 1
