@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import load, tiny_run
-from transformers import get_scheduler
+from transformers import get_scheduler, get_wsd_schedule
 
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
@@ -21,6 +21,20 @@ def test_rates_are_those_of_transformers(schedule, warmup):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
     name = "constant_with_warmup" if schedule == "constant" else schedule
     theirs = get_scheduler(name, optimizer, num_warmup_steps=round(warmup * steps), num_training_steps=steps)
+    for step in range(steps):
+        assert train.rate(step, steps) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+def test_wsd_is_that_of_transformers(warmup):
+    train, steps = TrainSpec(lr=0.3, schedule="wsd", warmup=warmup), 40
+    warm = round(warmup * steps)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    half = (steps - warm) // 2
+    stages = {"num_warmup_steps": warm, "num_decay_steps": half, "num_training_steps": steps}
+    theirs = get_wsd_schedule(optimizer, **stages, decay_type="linear")
     for step in range(steps):
         assert train.rate(step, steps) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
         optimizer.step()

@@ -85,7 +85,8 @@ class TrainSpec(Strict):
 
     method: Chosen = Field(
         "lora",
-        description="How facts get in: lora, qlora, full, dpo, in-context, rome, memit, steering, or one from 'ocr-eval methods list'.",
+        description="How facts get in: lora, qlora, full, dpo, in-context, rome, memit, steering, "
+        "or one from 'ocr-eval methods list'.",
     )
     lr: float = Field(1e-4, gt=0, lt=1, description="AdamW's learning rate, the highest of its schedule.")
     epochs: int = Field(16, ge=1, le=10_000, description="Passes over the training set.")
@@ -101,10 +102,11 @@ class TrainSpec(Strict):
     )
     beta1: float = added_field(0.9, legacy=0.9, ge=0, lt=1, description="AdamW's averaging of gradients.")
     beta2: float = added_field(0.999, legacy=0.999, ge=0, lt=1, description="AdamW's averaging of squared gradients.")
-    schedule: Literal["constant", "linear", "cosine"] = added_field(
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = added_field(
         "constant",
         legacy="constant",
-        description="Learning rate after the warm-up: constant, or falling to zero at the last step.",
+        description="Learning rate after the warm-up: constant, or falling to zero at the last step; wsd (warm-up, "
+        "stable, decay) stays for half of the steps and then falls linearly.",
     )
     warmup: float = added_field(
         0.0, legacy=0.0, ge=0, lt=1, description="Fraction of steps over which the rate rises linearly from zero."
@@ -132,7 +134,12 @@ class TrainSpec(Strict):
         if step < warm:
             return self.lr * step / warm
         done = (step - warm) / max(1, steps - warm)
-        factors = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+        factors = {
+            "constant": 1.0,
+            "linear": 1 - done,
+            "cosine": (1 + math.cos(math.pi * done)) / 2,
+            "wsd": min(1.0, 2 * (1 - done)),
+        }
         return self.lr * factors[self.schedule]
 
 
