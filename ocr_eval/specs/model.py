@@ -85,7 +85,8 @@ class TrainSpec(Strict):
 
     method: Chosen = Field(
         "lora",
-        description="How facts get in: lora, qlora, full, dpo, in-context, rome, memit, steering, or one from 'ocr-eval methods list'.",
+        description="How facts get in: lora, qlora, full, dpo, in-context, rome, memit, steering, or one "
+        "from 'ocr-eval methods list'.",
     )
     lr: float = Field(1e-4, gt=0, lt=1, description="AdamW's learning rate, the highest of its schedule.")
     epochs: int = Field(16, ge=1, le=10_000, description="Passes over the training set.")
