@@ -59,6 +59,7 @@ COMMANDS = (
     Command("table", ("{grid}",)),
     Command("figures", ("{grid}", "-o", "{out}"), writes=True),
     Command("compare", ("{grid}", "{grid}")),
+    Command("scorecard", ("{grid}",)),
     Command("retention", ("{grid}", "--filter", "seed=9"), refused=True),
     Command("audit", ("{facts}",)),
     Command("beliefs", ("{run}", "-o", "{out}"), refused=True),

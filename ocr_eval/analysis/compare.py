@@ -105,7 +105,7 @@ def _names(records: Sequence[Record]) -> str:
 def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> Contrast:
     ranks = [ranks_by_seed(runs, scoring) for runs in (a, b)]
     try:
-        both = matched(*ranks)
+        both = matched(*ranks).values()
         paired = difference(*ranks)
     except ValueError as error:
         raise UserError(f"{association}: {error}; only runs of one seed and data protocol can be paired.") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ocr_eval.analysis.intervals import Estimate, Seed, estimate, units_of
+from ocr_eval.analysis.intervals import Estimate, Seed, averaged, estimate, units_of
 from ocr_eval.analysis.significance import SIGNIFICANT, seeds_needed, sign_flip_p
 from ocr_eval.common.multiple_tests import holm
 from ocr_eval.scoring.ranks import HeldOut
@@ -61,23 +61,35 @@ def difference(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> Difference:
     Raises:
         ValueError: they have no seed and subject in common, or their groups do not pair.
     """
-    pairs = matched(a, b)
-    apart = [units_of(of_a) - units_of(of_b) for of_a, of_b in pairs]
-    return Difference(
-        value=estimate(apart),
-        p=sign_flip_p([units.mean for units in apart]),
-        seeds=len(pairs),
-        subjects=sum(len(of_a[0].subject) for of_a, _ in pairs),
-    )
+    return mean_difference([(a, b)])
 
 
-def matched(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> list[tuple[Seed, Seed]]:
-    """Both conditions' runs, cut to the subjects that both have, seed by seed and in one order.
+def mean_difference(pairs: Sequence[tuple[Mapping[int, Seed], Mapping[int, Seed]]]) -> Difference:
+    """Compare two conditions over several associations, whose differences are averaged in each seed that all have.
 
     Raises:
         ValueError: no seed and subject in common, or groups that do not pair.
     """
-    pairs: list[tuple[Seed, Seed]] = []
+    both = [matched(a, b) for a, b in pairs]
+    seeds = sorted(set.intersection(*(set(of) for of in both)))
+    if not seeds:
+        raise ValueError(_NOTHING)
+    apart = [averaged([units_of(of[seed][0]) - units_of(of[seed][1]) for of in both]) for seed in seeds]
+    return Difference(
+        value=estimate(apart),
+        p=sign_flip_p([units.mean for units in apart]),
+        seeds=len(seeds),
+        subjects=sum(len(of[seed][0][0].subject) for of in both for seed in seeds),
+    )
+
+
+def matched(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> dict[int, tuple[Seed, Seed]]:
+    """Both conditions' runs by seed, cut to the subjects that both have and in one order.
+
+    Raises:
+        ValueError: no seed and subject in common, or groups that do not pair.
+    """
+    pairs: dict[int, tuple[Seed, Seed]] = {}
     for seed in sorted(a.keys() & b.keys()):
         runs = [*a[seed], *b[seed]]
         there = [set(run.subject) for run in runs]
@@ -85,10 +97,13 @@ def matched(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> list[tuple[Seed, Se
         if common:
             cut = [_of(run, common) for run in runs]
             _check_groups(seed, cut)
-            pairs.append((cut[: len(a[seed])], cut[len(a[seed]) :]))
+            pairs[seed] = (cut[: len(a[seed])], cut[len(a[seed]) :])
     if not pairs:
-        raise ValueError("the two conditions have no seed and subject in common")
+        raise ValueError(_NOTHING)
     return pairs
+
+
+_NOTHING = "the two conditions have no seed and subject in common"
 
 
 def _of(run: HeldOut, names: Sequence[str]) -> HeldOut:

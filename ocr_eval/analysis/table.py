@@ -210,12 +210,12 @@ def make_cells(
             values["lift"], shown["lift"] = lift.value.value, lift.value
         cells.append(
             Cell(
-                values=values | _mean_of_keys([measured(run) for run in runs]),
+                values=values | mean_of_keys([measured(run) for run in runs]),
                 bounds={metric: each.bounds for metric, each in shown.items() if each.bounds is not None},
                 p=p,
                 least_p=least_p(list(seeds.values())),
                 lift=lift,
-                premises=_mean_of_keys([run.premises for run in runs]),
+                premises=mean_of_keys([run.premises for run in runs]),
                 seeds=len(seeds),
                 unlearned=sum(not run.premises_hold for run in runs),
                 kind=runs[0].kind,
@@ -263,7 +263,7 @@ def measured(record: Record) -> dict[Metric, float]:
     }
 
 
-def _mean_of_keys(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_of_keys(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each number that all have."""
     return {key: sum(of[key] for of in found) / len(found) for key in found[0] if all(key in of for of in found)}
 

@@ -72,7 +72,7 @@ app.command(rich_help_panel="Look")(facts.audit)
 app.command(rich_help_panel="Score")(facts.beliefs)
 for panel, commands in {
     "Teach": (sweep.sweep, sweep.status),
-    "Look": (results.table, results.figures, results.compare, results.retention, results.report),
+    "Look": (results.table, results.figures, results.compare, results.scorecard, results.retention, results.report),
     "Study": (studies.controls, studies.curve),
 }.items():
     for command in commands:

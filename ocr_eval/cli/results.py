@@ -161,6 +161,32 @@ def figures(
         raise typer.Exit(1)
 
 
+def scorecard(
+    runs: o.RunsArgument = None,
+    scoring: o.ScoringOption = "first-token",
+    filters: FilterOption = None,
+    format: Annotated[Literal["md", "csv", "json", "tex"], option("--format", "-f", help="Of the card.")] = "md",
+    config: o.ConfigOption = None,
+) -> None:
+    """Put ways to teach, and to prevent, on one card.
+
+    A row is a model under one setting: what it infers over true links (wanted), and over arbitrary and false ones
+    (unwanted), what it learned, kept and cost. Each is compared, seed by seed, with the first row of its model: LoRA
+    without prevention where there is one. The card goes to stdout, what may be said of it to stderr.
+    """
+    from ocr_eval.analysis.scorecard import build_scorecard, verdict
+    from ocr_eval.report.scorecard import FORMATS
+
+    found = find(runs or [o.DEFAULT_OUTPUT], None, filters)
+    rows = build_scorecard([_with_matched(run) for run in found.runs], scoring)
+    typer.echo(FORMATS[format](rows), nl=False)
+    said = verdict(rows)
+    if said:
+        typer.echo(f"\n{said}", err=True)
+    if found.complaints:
+        raise typer.Exit(1)
+
+
 def retention(
     runs: o.RunsArgument = None,
     filters: FilterOption = None,

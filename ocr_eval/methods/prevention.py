@@ -43,12 +43,14 @@ class Prevention:
         about: one line on what it does, with its source.
         Settings: a pydantic model of its settings.
         needs_adapters: whether it works on low-rank adapters, and so not with full fine-tuning.
+        knows_relation: whether it uses the unwanted relation itself, which a user would have to know beforehand.
         settings: those of this run.
     """
 
     about: ClassVar[str] = ""
     Settings: ClassVar[type[BaseModel]] = NoSettings
     needs_adapters: ClassVar[bool] = False
+    knows_relation: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -30,6 +30,7 @@ class Abstain(Prevention):
 
     about = "Further people of whom 'unknown' is taught (2405.05904, 2403.05612); knows the relation"
     Settings = Settings
+    knows_relation = True
 
     def task(self, task: Task) -> Task:
         """The task with these people.

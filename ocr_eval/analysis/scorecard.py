@@ -1,0 +1,203 @@
+"""Ways to teach, and to prevent, on one card: the wanted inference against the unwanted. Pure functions of records.
+
+A row is a model under one setting. Links are of three kinds: true ones, which a model should infer, and arbitrary and
+false ones, which it should not. The associations of a kind are averaged in each seed, and each row is compared with the
+first of its model, LoRA without prevention where there is one, over the associations and seeds that both have: at the
+last epoch, and at matched learning, each run at the first epoch at which all its premises held.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from ocr_eval.analysis.difference import Difference, mean_difference, too_few, verdicts
+from ocr_eval.analysis.intervals import WITHIN, Estimate, averaged, estimate, units_of
+from ocr_eval.analysis.table import mean_of_keys, measured
+from ocr_eval.common.errors import UserError
+from ocr_eval.methods.prevention import preventions_of
+from ocr_eval.records.record import Record
+from ocr_eval.records.select import NoEntailments, by_association, group_rows, is_control, ranks_by_seed
+from ocr_eval.specs.association import Kind
+from ocr_eval.specs.run import Scoring
+
+KINDS: Mapping[Kind, str] = {"causal": "true", "spurious": "arbitrary", "counterfactual": "false"}
+
+Runs = Mapping[str, Sequence[Record]]  # by association
+
+
+@dataclass(frozen=True)
+class Links:
+    """The links of one kind under one row.
+
+    Attributes:
+        associations: their names.
+        score: OCR score, the mean over associations in each seed that all of them have.
+        lift: the same minus that of the row's own no-entailment control; None where it was not made.
+        against: the same minus that of the row of reference; None for that row, and where nothing is shared.
+        matched: ``against`` at matched learning; None as well where the premises of a run never held.
+    """
+
+    associations: tuple[str, ...]
+    score: Estimate
+    lift: Difference | None
+    against: Difference | None
+    matched: Difference | None
+
+
+@dataclass(frozen=True)
+class ScorecardRow:
+    """A model under one setting.
+
+    Attributes:
+        name: model and setting.
+        reference: the row that it is compared with; its own name for that row.
+        runs: how many.
+        unlearned: of how many of them a premise does not hold; such a row is compared with none.
+        premises: mean top-1 of each premise.
+        links: by kind, of those kinds that it has runs of.
+        measures: numbers that measures found in all of its runs, their mean, as ``<measure>.<key>``.
+        seconds: mean wall time of the training of a run.
+        control: whether it is a point of reference and no way to teach, for no entailments were taught.
+        knows_relation: whether a prevention uses the unwanted relation itself; None where one is not installed here.
+    """
+
+    name: str
+    reference: str
+    runs: int
+    unlearned: int
+    premises: Mapping[str, float]
+    links: Mapping[Kind, Links]
+    measures: Mapping[str, float]
+    seconds: float
+    control: bool
+    knows_relation: bool | None
+
+
+def build_scorecard(records: Sequence[Record], scoring: Scoring) -> list[ScorecardRow]:
+    """The rows of all records but the shuffled ones, each model's row of reference first.
+
+    Raises:
+        UserError: only shuffled records, a row whose associations share no seed, or rows that do not pair.
+    """
+    taught = [record for record in records if record.data.variant != "shuffled"]
+    if not taught:
+        raise UserError("No run to put on a scorecard: shuffled controls alone. Name folders of real runs.")
+    controls = NoEntailments(taught)
+    references: dict[tuple[str, ...], tuple[str, Sequence[Record]]] = {}
+    rows = []
+    for key, runs in group_rows(taught).items():
+        first_name, first = references.setdefault(key.labels, (key.name, runs))
+        rows.append(_row(key.name, runs, first_name, first, controls, scoring))
+    return rows
+
+
+def _row(
+    name: str,
+    runs: Sequence[Record],
+    first_name: str,
+    first: Sequence[Record],
+    controls: NoEntailments,
+    scoring: Scoring,
+) -> ScorecardRow:
+    of_kind, of_first = _by_kind(runs), _by_kind(first)
+    return ScorecardRow(
+        name=name,
+        reference=first_name,
+        runs=len(runs),
+        unlearned=sum(not run.premises_hold for run in runs),
+        premises=mean_of_keys([run.premises for run in runs]),
+        links={
+            kind: _links(name, of, None if name == first_name else of_first.get(kind), controls, scoring)
+            for kind, of in of_kind.items()
+        },
+        measures=mean_of_keys([measured(run) for run in runs]),
+        seconds=fmean(run.seconds["train"] for run in runs),
+        control=is_control(runs[0]),
+        knows_relation=_knows_relation(runs[0]),
+    )
+
+
+def _by_kind(runs: Sequence[Record]) -> dict[Kind, Runs]:
+    of_kind: dict[Kind, list[Record]] = defaultdict(list)
+    for run in runs:
+        of_kind[run.kind].append(run)
+    return {kind: by_association(of_kind[kind]) for kind in KINDS if kind in of_kind}
+
+
+def _links(name: str, runs: Runs, first: Runs | None, controls: NoEntailments, scoring: Scoring) -> Links:
+    ranks = {association: ranks_by_seed(of, scoring) for association, of in runs.items()}
+    seeds = set.intersection(*(set(of) for of in ranks.values()))
+    if not seeds:
+        raise UserError(
+            f"{name}: {', '.join(ranks)} share no seed. Run the same --seeds of each, or choose by --filter."
+        )
+    scores = [averaged([units_of(of[seed]) for of in ranks.values()]) for seed in sorted(seeds)]
+    own = {association: found for association, of in runs.items() if (found := controls.of(of[0]))}
+    return Links(
+        tuple(runs),
+        score=estimate(scores, WITHIN["ocr-score"]),
+        lift=None if is_control(next(iter(runs.values()))[0]) else _apart(name, runs, own, scoring),
+        against=_apart(name, runs, first, scoring),
+        matched=_apart(name, _when_matched(runs), _when_matched(first), scoring),
+    )
+
+
+def _when_matched(runs: Runs | None) -> Runs:
+    """The runs at matched learning, of those associations all of whose runs reached it."""
+    then = {name: [early for run in of if (early := run.when_matched())] for name, of in (runs or {}).items()}
+    return {name: early for name, early in then.items() if runs and len(early) == len(runs[name])}
+
+
+def _apart(name: str, a: Runs, b: Runs | None, scoring: Scoring) -> Difference | None:
+    """One side minus the other over what both have; None for nothing."""
+    b = b or {}
+    ranks = [(ranks_by_seed(a[each], scoring), ranks_by_seed(b[each], scoring)) for each in a if each in b]
+    if not ranks or not set.intersection(*(of_a.keys() & of_b.keys() for of_a, of_b in ranks)):
+        return None
+    try:
+        return mean_difference(ranks)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; only runs of one data protocol can be paired.") from error
+
+
+def _knows_relation(run: Record) -> bool | None:
+    try:
+        return any(prevention.knows_relation for prevention in preventions_of(run.train))
+    except UserError:
+        return None
+
+
+_WORDS = {-1: "less", 1: "more", 0: "not shown otherwise"}
+
+
+def verdict(rows: Sequence[ScorecardRow]) -> str:
+    """What may be said of the rows against their reference, p corrected for all that is said of one kind of links.
+
+    Only rows of which every run, and every run of the reference, learned what it was taught are compared.
+    """
+    learned = {row.name for row in rows if not row.unlearned}
+    compared = [row for row in rows if row.name != row.reference and not row.control]
+    fair = [row for row in compared if {row.name, row.reference} <= learned]
+    sentences = []
+    for kind, word in KINDS.items():
+        found = {row.name: of.against for row in fair if (of := row.links.get(kind)) and of.against}
+        signs = dict(zip(found, verdicts(list(found.values())), strict=True))
+        parts = []
+        for sign, said in _WORDS.items():
+            names = [f"{name} ({found[name].value.value:+.2f})" for name, of in signs.items() if of == sign]
+            parts += [f"{said} under {', '.join(names)}"] if names else []
+        if parts:
+            sentences.append(f"Over {word} links the model infers, against the reference, {'; '.join(parts)}.")
+        undecided = [name for name, sign in signs.items() if sign is None]
+        if undecided:
+            seeds = min(found[name].seeds for name in undecided)
+            sentences.append(f"No verdict over {word} links on {', '.join(undecided)}: {too_few(seeds, len(found))}.")
+    unfair = [row.name for row in compared if row not in fair]
+    if unfair:
+        sentences.append(
+            f"Not compared, as a run of it or of the reference did not learn what it was taught: {', '.join(unfair)}."
+        )
+    return " ".join(sentences)

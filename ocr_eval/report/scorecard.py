@@ -1,0 +1,103 @@
+"""The scorecard as text, csv, JSON and LaTeX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tabulate import tabulate
+
+from ocr_eval.analysis.difference import Difference
+from ocr_eval.analysis.intervals import Estimate
+from ocr_eval.analysis.scorecard import KINDS, ScorecardRow, verdict
+from ocr_eval.report.tables import spreadsheet_text
+
+#: What measures add to the card, with the heads of their columns.
+_MEASURES = {
+    "known.kept": "known kept",
+    "vocabulary.probability": "p(answer)",
+    "weight-change.frobenius": "|dW|",
+}
+
+NOTE = (
+    "OCR score [95 % interval over seeds], mean over the associations of a kind; against: minus the first row of its "
+    "model, paired by seed. taught: the least of the premises' mean top-1; learned: runs of which all premises hold. "
+    "known kept: share of facts known before that still are. p(answer): probability of the right held-out answer in "
+    "the whole vocabulary. |dW|: Frobenius norm of the weight change. seconds: training of a run. "
+    "! a run did not learn what it was taught. k: a prevention uses the unwanted relation itself."
+)
+
+
+def to_text(rows: Sequence[ScorecardRow]) -> str:
+    """The card as a Markdown table with how to read it."""
+    header, body = _cells(rows)
+    table: str = tabulate(body, header, tablefmt="github", disable_numparse=True)
+    return f"{table}\n\n{NOTE}\n"
+
+
+def to_tex(rows: Sequence[ScorecardRow]) -> str:
+    """The card for a paper (booktabs)."""
+    header, body = _cells(rows)
+    table: str = tabulate(body, header, tablefmt="latex_booktabs", disable_numparse=True)
+    return f"% {NOTE}\n{table}\n"
+
+
+def to_csv(rows: Sequence[ScorecardRow]) -> str:
+    """A row a setting, every number in a column of its own."""
+    import pandas as pd
+
+    flat = [{key: spreadsheet_text(value) for key, value in _flat(row).items()} for row in rows]
+    text: str = pd.DataFrame(flat).to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def to_json(rows: Sequence[ScorecardRow]) -> str:
+    """All that is known of each row, and what may be said of them."""
+    return json.dumps({"verdict": verdict(rows), "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
+
+
+FORMATS = {"md": to_text, "csv": to_csv, "json": to_json, "tex": to_tex}
+
+
+def _cells(rows: Sequence[ScorecardRow]) -> tuple[list[str], list[list[str]]]:
+    kinds = [kind for kind in KINDS if any(kind in row.links for row in rows)]
+    measures = [key for key in _MEASURES if any(key in row.measures for row in rows)]
+    header = ["setting", "learned", "taught"]
+    for kind in kinds:
+        header += [KINDS[kind], f"{KINDS[kind]} against"]
+    header += [*(_MEASURES[key] for key in measures), "seconds"]
+    body = []
+    for row in rows:
+        marks = "!" * bool(row.unlearned) + "k" * bool(row.knows_relation)
+        cells = [f"{row.name} {marks}".rstrip(), f"{row.runs - row.unlearned}/{row.runs}"]
+        cells.append(f"{min(row.premises.values()):.2f}" if row.premises else "")
+        for kind in kinds:
+            links = row.links.get(kind)
+            cells += ["", ""] if links is None else [_text(links.score), _text(links.against)]
+        cells += [f"{row.measures[key]:.2f}" if key in row.measures else "" for key in measures]
+        body.append([*cells, f"{row.seconds:.0f}"])
+    return header, body
+
+
+def _text(found: Estimate | Difference | None) -> str:
+    estimate = found.value if isinstance(found, Difference) else found
+    if estimate is None:
+        return ""
+    return f"{estimate.value:+.2f}" + (" [{:+.2f}, {:+.2f}]".format(*estimate.bounds) if estimate.bounds else "")
+
+
+def _flat(row: ScorecardRow) -> Mapping[str, Any]:
+    flat: dict[str, Any] = {"setting": row.name, "reference": row.reference, "runs": row.runs}
+    flat |= {"unlearned": row.unlearned, **{f"{name}_top1": value for name, value in row.premises.items()}}
+    for kind, links in row.links.items():
+        found = {"score": links.score, "lift": links.lift, "against": links.against, "matched": links.matched}
+        for name, of in found.items():
+            estimate = of.value if isinstance(of, Difference) else of
+            values = (estimate.value, estimate.low, estimate.high) if estimate else (None, None, None)
+            flat |= dict(zip((f"{kind}_{name}{end}" for end in ("", "_low", "_high")), values, strict=True))
+            if isinstance(of, Difference):
+                flat[f"{kind}_{name}_p"] = of.p
+    flat |= {key.replace(".", "_").replace("-", "_"): value for key, value in row.measures.items()}
+    return {**flat, "seconds": row.seconds, "control": row.control, "knows_relation": row.knows_relation}

@@ -1,0 +1,114 @@
+"""Ways to teach and to prevent on one card, through the command line; every number is worked by hand.
+
+With five answers in use chance is rank 2, so that an OCR score is 1 - rank / 2.
+"""
+
+import csv
+import io
+import json
+
+import pytest
+from test_comparison import learned_at, write
+from test_table import record
+
+from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.run import DataSpec
+
+LINKS = (("city-language", "causal"), ("country-code", "spurious"), ("profession-color", "spurious"))
+
+
+def runs(ranks, seeds=6, links=LINKS, **changes):
+    """Runs of every association, with a rank for each."""
+    return [
+        record(name, kind, seed=seed, rank=rank, **changes)
+        for (name, kind), rank in zip(links, ranks, strict=True)
+        for seed in range(seeds)
+    ]
+
+
+PLAIN = (0.5, 1.0, 0.0)  # OCR scores .75; .5 and 1
+PREVENTED = TrainSpec(prevent=["product-decay"])
+
+
+def test_a_kind_is_the_mean_over_its_associations_and_rows_are_paired(ocr_eval, tmp_path):
+    folder = write(tmp_path, *runs(PLAIN), *runs((0.5, 2.0, 1.0), train=PREVENTED))
+    answer = ocr_eval("scorecard", folder, "--format", "json")
+    assert answer.code == 0, answer.err
+    plain, prevented = json.loads(answer.out)["rows"]
+    assert plain["name"] == plain["reference"] == prevented["reference"] == "smollm2-135m, LoRA"
+    assert plain["links"]["causal"]["score"]["value"] == pytest.approx(0.75)
+    assert plain["links"]["spurious"]["score"]["value"] == pytest.approx(0.75)
+    assert plain["links"]["spurious"]["against"] is None
+    assert prevented["links"]["spurious"]["associations"] == ["country-code", "profession-color"]
+    assert prevented["links"]["spurious"]["score"]["value"] == pytest.approx(0.25)
+    against = prevented["links"]["spurious"]["against"]
+    assert (against["value"]["value"], against["p"]) == (pytest.approx(-0.5), pytest.approx(2 / 2**6))
+    assert "arbitrary links the model infers, against the reference, less under smollm2-135m, LoRA + prod" in answer.err
+    assert "true links the model infers, against the reference, not shown otherwise" in answer.err
+
+
+def test_lift_is_over_the_rows_own_control_which_is_no_way_to_teach(ocr_eval, tmp_path):
+    control = runs((2.0, 2.0, 2.0), data=DataSpec(variant="no-entailment"))
+    shuffled = runs((2.0, 2.0, 2.0), data=DataSpec(variant="shuffled"))
+    answer = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN), *control, *shuffled), "--format", "json")
+    plain, without = json.loads(answer.out)["rows"]
+    assert plain["links"]["spurious"]["lift"]["value"]["value"] == pytest.approx(0.75)
+    assert without["control"]
+    assert without["links"]["spurious"]["lift"] is None
+    assert "the model infers" not in answer.err  # nothing is said of a control
+
+
+def test_a_row_that_did_not_learn_is_marked_and_not_compared(ocr_eval, tmp_path):
+    answer = ocr_eval(
+        "scorecard", write(tmp_path, *runs(PLAIN), *runs((2.0, 2.0, 2.0), train=PREVENTED, learned=False))
+    )
+    (row,) = [line for line in answer.out.splitlines() if "product-decay" in line]
+    assert "!" in row
+    assert "0/18" in row
+    assert "Not compared" in answer.err
+    assert "less" not in answer.err
+
+
+def test_few_seeds_show_a_difference_and_no_verdict(ocr_eval, tmp_path):
+    answer = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN, 3), *runs((0.5, 2.0, 1.0), 3, train=PREVENTED)))
+    assert "-0.50" in answer.out
+    assert "No verdict over arbitrary links" in answer.err
+    assert "--seeds 0-5" in answer.err
+
+
+def test_matched_learning_has_a_column_of_its_own(ocr_eval, tmp_path):
+    plain, prevented = (
+        [
+            record("country-code", "spurious", seed=seed, rank=1.0, train=train, matched=learned_at(4, early))
+            for seed in range(6)
+        ]
+        for train, early in ((TrainSpec(), 1.0), (PREVENTED, 1.5))
+    )
+    answer = ocr_eval("scorecard", write(tmp_path, *plain, *prevented), "--format", "csv")
+    first, second = csv.DictReader(io.StringIO(answer.out))
+    assert first["spurious_matched"] == ""
+    assert float(second["spurious_against"]) == pytest.approx(0.0)
+    assert float(second["spurious_matched"]) == pytest.approx(-0.25)
+
+
+def test_what_uses_the_relation_is_marked_and_measures_have_columns(ocr_eval, tmp_path):
+    found = {"known": {"kept": 0.25}}
+    folder = write(tmp_path, *runs(PLAIN, measures=found), *runs(PLAIN, train=TrainSpec(prevent=["abstain"])))
+    answer = ocr_eval("scorecard", folder)
+    header, _, plain, abstain = answer.out.splitlines()[:4]
+    assert "known kept" in header
+    assert "0.25" in plain
+    assert "abstain k " in abstain
+    tex = ocr_eval("scorecard", folder, "--format", "tex").out
+    assert "\\toprule" in tex
+
+
+def test_what_cannot_stand_on_one_card_is_a_line(ocr_eval, tmp_path):
+    shuffled = write(tmp_path / "a", *runs(PLAIN, 1, data=DataSpec(variant="shuffled")))
+    answer = ocr_eval("scorecard", shuffled)
+    assert (answer.code, answer.out) == (2, "")
+    assert "shuffled controls alone" in answer.err
+    apart = [record("country-code", "spurious", seed=0), record("profession-color", "spurious", seed=1)]
+    answer = ocr_eval("scorecard", write(tmp_path / "b", *apart))
+    assert answer.code == 2
+    assert "share no seed" in answer.err
