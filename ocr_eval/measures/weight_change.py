@@ -42,7 +42,7 @@ class WeightChangeNorms:
 
     def by_default(self, needs: Needs) -> bool:
         """For adapters it takes a tenth of a second; dense changes of a large model take minutes."""
-        return not needs.whole
+        return needs.adapters and not needs.whole
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """Norms over all matrices, and in ``modules`` a column of each, to four digits.
