@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,69 @@ def test_sharing_has_cosines_of_both_kinds(inside):
         assert abs(same).max() <= 1
         assert found[kind] == pytest.approx((same - other).mean(), abs=1e-3)
         assert found[f"{kind}_p"] >= 1 / 6
+
+
+def test_explain_shows_the_record_and_measures_the_weights_anew(inside, ocr_eval):
+    record, folder = inside
+    shown = ocr_eval("explain", folder)
+    assert shown.code == 0
+    assert all(f"{name}: " in shown.out for name in NAMES)
+    assert json.loads(ocr_eval("explain", folder, "--json").out) == record.measures
+    again = json.loads(ocr_eval("explain", folder, "--measure", ",".join(NAMES), "--json", "-q").out)
+    for name in NAMES:
+        for key, value in record.measures[name].items():
+            if isinstance(value, float):
+                assert again[name][key] == pytest.approx(value, rel=1e-2, abs=1e-3), (name, key)
+    one = json.loads(ocr_eval("explain", folder, "--layer", 1, "--json").out)
+    assert one["ov-change"]["heads"]["layer"] == [1] * 4
+    assert "link-map" not in one
+    known = ocr_eval("explain", folder, "--measure", "frozen-layers,weight-change", "-q")
+    assert known.code == 0
+
+
+def test_a_whole_model_is_measured_against_the_base_on_disk(ocr_eval, tiny, tmp_path):
+    run = ["city-language", "--model", tiny, "--n", 2, "--m-train", 2, "--m-test", 2, "--epochs", 2, "--lr", 1e-3]
+    asked = ["--measures", ",".join((*NAMES, "weight-change")), "-o", tmp_path, "--json"]
+    answer = ocr_eval("finetune", *run, "--method", "full", *asked)
+    record = json.loads(answer.out)
+    assert set(record["measures"]) == {*NAMES, "weight-change"}, answer.err
+    assert "shift" not in record["measures"]["sharing"]
+    assert "base_rank" not in record["measures"]["link-map"]
+    folder = tmp_path / "runs" / record["run"]
+    again = json.loads(ocr_eval("explain", folder, "--measure", "ov-change,weight-change", "--json", "-q").out)
+    for name in again:
+        assert again[name]["frobenius"] == pytest.approx(record["measures"][name]["frobenius"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--measure", "nothing"], "'nothing'"),
+        (["--layer", 2], "--layer 2"),
+        (["--layer", 1, "--measure", "weight-change"], "--layer"),
+        (["--measure", ""], "--measure"),
+    ],
+)
+def test_bad_input_of_explain_is_one_line(inside, ocr_eval, arguments, named):
+    answer = ocr_eval("explain", inside[1], *arguments, "-q")
+    assert (answer.code, answer.out) == (2, "")
+    assert named in answer.err
+    assert len(answer.err.splitlines()) == 1
+
+
+def test_without_weights_or_with_quantized_ones_explain_says_so(inside, ocr_eval, tiny, tmp_path):
+    bare = shutil.copytree(inside[1], tmp_path / "bare")
+    shutil.rmtree(bare / "adapter")
+    assert ocr_eval("explain", bare).code == 0
+    answer = ocr_eval("explain", bare, "--measure", "ov-change", "-q")
+    assert answer.code == 2
+    assert "adapter" in answer.err
+    run = ["city-language", "--model", tiny, "--n", 2, "--m-test", 2, "--epochs", 1, "--method", "qlora"]
+    record = json.loads(ocr_eval("finetune", *run, "-o", tmp_path, "--measures", "none", "--json").out)
+    folder = tmp_path / "runs" / record["run"]
+    empty = ocr_eval("explain", folder)
+    assert (empty.code, len(empty.err.splitlines())) == (2, 1)
+    answer = ocr_eval("explain", folder, "--measure", "ov-change", "-q")
+    assert (answer.code, len(answer.err.splitlines())) == (2, 1)
+    assert "quantized" in answer.err
+    assert ocr_eval("explain", folder, "--measure", "logit-lens", "-q").code == 0
