@@ -9,8 +9,9 @@ j the recipient's, in nats,
     excess   the same less what the mean of the other answers gains on c_j: what is the donor's own, and not only the
              recipient's that is lost
 
-p: the share of pairings of groups with others' answers whose excess is as large in any layer, at either token. At the
-top, by place: the largest excess, its layer (from 0) and its p. At most 8 subjects of each group are asked.
+p: the share of pairings of groups with others' answers whose excess is as large in any layer, at this token. At the
+top, by place: the largest excess, its layer (from 0) and its p. After the last layer the prompt's stream is the answer.
+At most 8 subjects of each group are asked.
 
 Dimension letters:  L layers,  P recipients,  n answers.
 """
@@ -106,7 +107,7 @@ class Patching:
         """One sentence."""
         told = [
             f"at the {place} it is largest after layer {found[f'{place}_layer']} ({found[f'{place}_excess']:+.1f} "
-            f"nats, p {found[f'{place}_p']:.2g} for the best of all)"
+            f"nats, p {found[f'{place}_p']:.2g} for the best layer)"
             for place in ("name", "prompt")
         ]
         return f"What another group's stream carries of its own answer: {'; '.join(told)}."
@@ -127,23 +128,17 @@ class Patching:
         targets = [each.probe.target for each in probes]
         layers: dict[str, list[float]] = {}
         count = len(decoder_of(trained.pack.base.network).layers)  # type: ignore[arg-type]
-        values, effects = [], {}
+        layers["layer"] = list(range(count))
+        found: dict[str, Any] = {}
         for place, spots in (("name", up_to_subject(trained.pack.base.tokenizer, probes)), ("prompt", probes)):
             stream_LPD = residuals(trained.view(), trained.lane, spots)[:, from_P]
             logits = patched(trained, probes, spots, stream_LPD, [None, *range(count)])
             moved_LPn = logits[1:] - logits[0]
             own_P = np.arange(len(probes)), targets
             moved_Lnn = by_answer(moved_LPn - moved_LPn[:, *own_P][..., None], targets)
-            effects[place] = moved_Lnn[:, np.arange(n), donor].mean(axis=1)
-            values.append(moved_Lnn)
-        layers["layer"] = list(range(count))
-        found: dict[str, Any] = {}
-        values_Cnn = np.concatenate(values)
-        chance_C = values_Cnn.sum(axis=(1, 2)) / (n * (n - 1))  # of an answer to itself the change is 0
-        ps = np.split(corrected_ps(values_Cnn, stream, donor.tolist()), 2)
-        for (place, effect_L), chance_L, ps_L in zip(effects.items(), np.split(chance_C, 2), ps, strict=True):
-            excess_L = effect_L - chance_L
-            best = int(excess_L.argmax())
+            effect_L = moved_Lnn[:, np.arange(n), donor].mean(axis=1)
+            excess_L = effect_L - moved_Lnn.sum(axis=(1, 2)) / (n * (n - 1))  # of an answer on itself it is 0
+            ps_L, best = corrected_ps(moved_Lnn, stream, donor.tolist()), int(excess_L.argmax())
             found |= {f"{place}_layer": best, f"{place}_excess": float(excess_L[best]), f"{place}_p": float(ps_L[best])}
             layers |= {f"{place}_effect": rounded(effect_L), f"{place}_excess": rounded(excess_L)}
             layers[f"{place}_p"] = rounded(ps_L)
