@@ -22,6 +22,7 @@ __all__ = [
     "load_model",
     "make_run",
     "make_table",
+    "measure_run",
     "probes_frame",
     "read_records",
     "records_frame",

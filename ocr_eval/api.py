@@ -115,6 +115,19 @@ def score_run(run: RunSpec, adapter: Folder | None = None, device: Device = "aut
     return rescore(run, None if adapter is None else Path(adapter), device)
 
 
+def measure_run(folder: Folder, measure: str, device: Device = "auto") -> dict[str, Any]:
+    """What a measure finds now of a finished run whose weights are there; its record stays as it is.
+
+    Raises:
+        UserError: no such run or measure, no weights, or it cannot be measured on this run.
+    """
+    from ocr_eval.execution.execute import reopen
+    from ocr_eval.measures.measure import take_measure
+    from ocr_eval.records.folder import read_trained
+
+    return take_measure(measure, reopen(*read_trained(Path(folder)), device))
+
+
 def read_records(*folders: Folder, where: str | Sequence[str] = ()) -> list[Record]:
     """The records of all finished runs below the folders. One that cannot be read is a warning and left out.
 

@@ -61,6 +61,7 @@ COMMANDS = (
     Command("compare", ("{grid}", "{grid}")),
     Command("scorecard", ("{grid}",)),
     Command("retention", ("{grid}", "--filter", "seed=9"), refused=True),
+    Command("explain", ("{run}", "--measure", "ov-change", "--quiet")),
     Command("audit", ("{facts}",)),
     Command("beliefs", ("{run}", "-o", "{out}"), refused=True),
     Command("report", ("{grid}", "-o", "{out}/report.html"), writes=True),

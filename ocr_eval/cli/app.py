@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
-from ocr_eval.cli import data, doors, facts, injections, models, results, studies, sweep, variables
+from ocr_eval.cli import data, doors, explain, facts, injections, models, results, studies, sweep, variables
 from ocr_eval.cli.one_run import OneRun
 from ocr_eval.cli.options import JsonOption
 from ocr_eval.common.distributed import is_alone, is_first
@@ -70,6 +70,7 @@ app.command(cls=OneRun, rich_help_panel="Teach")(injections.finetune)
 app.command(rich_help_panel="Score")(injections.score)
 app.command(rich_help_panel="Look")(facts.audit)
 app.command(rich_help_panel="Score")(facts.beliefs)
+app.command(rich_help_panel="Look")(explain.explain)
 for panel, commands in {
     "Teach": (sweep.sweep, sweep.status),
     "Look": (results.table, results.figures, results.compare, results.scorecard, results.retention, results.report),

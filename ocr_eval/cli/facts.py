@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ocr_eval.data.fact_table import FactTable
     from ocr_eval.data.facts import FactsAssociation
     from ocr_eval.data.links import Link, Links
-    from ocr_eval.data.pairs import PairAssociation, RelationName
-    from ocr_eval.measures.untouched import Statement, Untouched, Wired
+    from ocr_eval.data.pairs import PairAssociation
+    from ocr_eval.measures.untouched import Untouched, Wired
     from ocr_eval.methods.view import View
 
 SubjectOption = Annotated[
@@ -197,14 +197,11 @@ def _untouched_view(model: str, machine: Machine) -> View:
 
 def _wiring_of_pairs(association: PairAssociation, model: str, machine: Machine, as_json: bool) -> str:
     """How an association of pairs is wired."""
-    from ocr_eval.measures.untouched import wired
+    from ocr_eval.measures.untouched import sides_of, wired
 
-    def side(relation: RelationName) -> tuple[list[str], Statement]:
-        wording = association.fact if relation == "fact" else association.entailment
-        return association.answers(relation), lambda who, answer: (wording.prompt(0, who), answer)
-
-    sides = {"fact": side("fact"), "entailment": side("entailment")}
-    (found,) = wired(_untouched_view(model, machine), sides, {("fact", "entailment"): dict(association.pairs)})
+    (found,) = wired(
+        _untouched_view(model, machine), sides_of(association), {("fact", "entailment"): dict(association.pairs)}
+    )
     return json.dumps(asdict(found), indent=2) if as_json else _wired_text(association.name, found)
 
 

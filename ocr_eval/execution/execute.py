@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ from ocr_eval.common.out_of_memory import free_cache
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.execution.run_pack import Execution, LiveRun, common_epoch, inject, prepare
-from ocr_eval.measures.measure import find_measures
+from ocr_eval.measures.measure import Trained, find_measures
+from ocr_eval.methods.adapters import Adapters
 from ocr_eval.methods.method import method_of
+from ocr_eval.methods.pack import GradientPack
 from ocr_eval.methods.trained import check_belongs, load_adapter
 from ocr_eval.methods.view import View
+from ocr_eval.methods.whole import WholeNetwork
 from ocr_eval.models import precision, weights
 from ocr_eval.models.base import Base, device_type, load_base, load_tokenizer, make_accelerator
 from ocr_eval.planning.memory import frozen_bytes, least, refuse_impossible
@@ -248,3 +251,22 @@ def open_view(spec: RunSpec, adapter: Path | None, device: Device = "auto", trai
     quantized = method_of(spec.train).needs.quantized
     base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
     return View(base, base.network) if adapter is None else load_adapter(base, adapter)
+
+
+def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained:
+    """A finished run as it was after its last step, from the weights in its folder (``records.folder.read_trained``).
+
+    Raises:
+        UserError: its base is not here, or has changed since.
+    """
+    view = open_view(spec, folder.learned, device, folder.record().base_identity)
+    base, adapters = view.base, view.adapters
+    assert isinstance(base, Base)
+    if adapters is None:
+        adapters = WholeNetwork(replace(base, files=weights.locate(spec.model)))
+        adapters.unmount()  # it is measured, and not trained
+    assert isinstance(adapters, Adapters | WholeNetwork)
+    task = build_task(spec)
+    probes = probe_tokens(base.tokenizer, task)
+    pack = GradientPack(base, adapters, ())
+    return Trained(spec, pack, 0, task.quantities, probes, score_candidates(pack.view(), probes))

@@ -33,7 +33,7 @@ def taken_back(trained: Trained, layers: Container[int]) -> Iterator[None]:
         ValueError: the run has no low-rank adapters.
     """
     pack = trained.pack
-    factors = pack.learners[trained.lane].factors if isinstance(pack, GradientPack) else ()
+    factors = pack.adapters.factors(trained.lane) if isinstance(pack, GradientPack) else ()
     if not isinstance(pack, GradientPack) or not factors:
         raise ValueError("it takes low-rank adapters, and this method has none")
     taken = [(each.b, each.b.clone()) for each in factors if layer_of(each.module) in layers]

@@ -75,6 +75,19 @@ class Measure(Protocol):
         """
 
 
+def take_measure(name: str, trained: Trained) -> dict[str, Any]:
+    """What one measure finds of a run.
+
+    Raises:
+        UserError: there is no such measure, or it cannot be taken of this run.
+    """
+    measure: Measure = MEASURES.get(name)
+    try:
+        return measure.take(trained)
+    except Exception as error:  # as take_measures has it
+        raise UserError(f"No measure '{name}' of this run: {str(error) or type(error).__name__}") from error
+
+
 def find_measures(asked: Sequence[str] | None, needs: Needs) -> dict[str, Measure]:
     """Measures by name: those that were asked for, or for None those that are taken by default.
 

@@ -20,7 +20,7 @@ Dimension letters:  X names,  R answers of the source,  C of the target.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +28,12 @@ import numpy as np
 from ocr_eval.common import streams
 from ocr_eval.data.facts import FactsAssociation, Taught
 from ocr_eval.data.links import Link
+from ocr_eval.data.pairs import RELATIONS, PairAssociation, RelationName
 from ocr_eval.data.task import Probe
 from ocr_eval.data.tokenize import ProbeTokens, continuations, same_first_token
 from ocr_eval.methods.view import View
 from ocr_eval.packing.logprobs import read_sampled
-from ocr_eval.scoring.candidates import Floats, read_probes, score_candidates
+from ocr_eval.scoring.candidates import Floats, read_probes, score_lanes
 from ocr_eval.scoring.ranks import midranks
 from ocr_eval.specs.names import people
 
@@ -47,6 +48,16 @@ _SAMPLES = 16
 Statement = Callable[[str, str], tuple[str, str]]
 #: The answers of a column, and how it is stated.
 Side = tuple[Sequence[str], Statement]
+
+
+def sides_of(association: PairAssociation, template: int = 0) -> dict[str, Side]:
+    """The fact and the entailment of an association of pairs."""
+
+    def side(relation: RelationName) -> Side:
+        wording = association.fact if relation == "fact" else association.entailment
+        return association.answers(relation), lambda who, answer: (wording.prompt(template, who), answer)
+
+    return {relation: side(relation) for relation in RELATIONS}
 
 
 @dataclass(frozen=True)
@@ -90,20 +101,47 @@ class Known:
     high: float
 
 
+def fit(z_XR: Floats, z_XC: Floats, ridge: float = 0.0) -> tuple[Floats, float]:
+    """W, and the correlation of what it predicts on the names that it was not fitted to. [R, C]
+
+    Args:
+        z_XR: log-probabilities of the source's answers.
+        z_XC: of the target's.
+        ridge: factor of |W|^2 beside the squared error; b is free.
+    """
+    with_one = np.column_stack([z_XR, np.ones(len(z_XR))])
+    penalty = np.sqrt(ridge) * np.eye(*with_one.shape[1:] * 2)[:-1]
+    left = np.concatenate([with_one[:_FITTED], penalty])
+    right = np.concatenate([z_XC[:_FITTED], np.zeros((len(penalty), z_XC.shape[1]))])
+    weights = np.linalg.lstsq(left, right, rcond=None)[0]
+    predicted, true = with_one[_FITTED:] @ weights, z_XC[_FITTED:]
+    by_answer = [np.corrcoef(predicted[:, c], true[:, c])[0, 1] for c in range(true.shape[1])]
+    return weights[:-1].astype(np.float64), float(np.mean(by_answer))
+
+
 def wiring(z_XR: Floats, z_XC: Floats, pairs: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
     """W-rank, share of pairs that rank first, and correlation on the names that W was not fitted to."""
-    with_one = np.column_stack([z_XR, np.ones(len(z_XR))])
-    weights = np.linalg.lstsq(with_one[:_FITTED], z_XC[:_FITTED], rcond=None)[0]
-    predicted, true = with_one[_FITTED:] @ weights, z_XC[_FITTED:]
-    ranks_RC = midranks(weights[:-1].astype(np.float64))
+    weights_RC, correlation = fit(z_XR, z_XC)
+    ranks_RC = midranks(weights_RC)
     ranks = np.array([ranks_RC[pair] for pair in pairs])
-    by_answer = [np.corrcoef(predicted[:, c], true[:, c])[0, 1] for c in range(true.shape[1])]
-    return float(ranks.mean()), float((ranks == 0).mean()), float(np.mean(by_answer))
+    return float(ranks.mean()), float((ranks == 0).mean()), correlation
 
 
-def first_logprobs(view: View, answers: Sequence[str], statement: Statement) -> Floats:
-    """Log-probability (nats) of each answer's first token in a statement about each fictitious name. [X, answers]"""
-    names = people("audit/wired", _FITTED + _TESTED)
+def first_logprobs(
+    view: View, answers: Sequence[str], statement: Statement, lane: int = 0, taught: Container[str] = ()
+) -> Floats:
+    """Log-probability (nats) of each answer's first token in a statement about each fictitious name. [X, answers]
+
+    Args:
+        view: the model.
+        answers: which.
+        statement: how they are stated of a name.
+        lane: of the view.
+        taught: names that the model was taught, which are not asked.
+    """
+    count = _FITTED + _TESTED
+    drawn = people("audit/wired", 4 * count if taught else count)
+    names = [name for name in drawn if name not in taught][:count]
     stated = [[statement(name, answer) for answer in answers] for name in names]
     cut = iter(continuations(view.base.tokenizer, [pair for of_name in stated for pair in of_name]))
     everyone, asked = tuple(range(len(answers))), []
@@ -111,7 +149,7 @@ def first_logprobs(view: View, answers: Sequence[str], statement: Statement) -> 
         tokens = [next(cut) for _ in answers]
         probe = Probe(of_name[0][0], tuple(answer for _, answer in of_name), 0, everyone, "wired", "", "")
         asked.append(ProbeTokens(probe, tokens[0].prompt, tuple(each.answer[:1] for each in tokens)))
-    return score_candidates(view, asked).logprobs["sequence"]
+    return score_lanes(view, {lane: asked})[lane].logprobs["sequence"]
 
 
 def wired(view: View, sides: Mapping[str, Side], pairs: Mapping[tuple[str, str], Mapping[str, str]]) -> list[Wired]:

@@ -5,9 +5,10 @@ With singular values s_1 >= s_2 >= ... of the change dW of one matrix:
     Frobenius      |dW|_F = sqrt(sum s_i^2)
     nuclear        |dW|_* = sum s_i
     spectral       |dW|   = s_1
+    stable rank    |dW|_F^2 / |dW|^2
     effective rank exp(-sum p_i ln p_i),  p_i = s_i / sum s       (Roy and Vetterli, EUSIPCO 2007)
 
-Over all matrices together: the root of the sum of squares, the sum, the largest, and the mean.
+Over all matrices together: the root of the sum of squares, the sum, the largest, and the means.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from ocr_eval.methods.method import Needs
 
 
 def norms(singular_values: torch.Tensor) -> dict[str, float]:
-    """The four of one matrix; the effective rank of no change is 0."""
+    """The five of one matrix; the ranks of no change are 0."""
     total = float(singular_values.sum())
     share = singular_values / total if total else singular_values
     entropy = float(torch.special.entr(share).sum())
+    frobenius, spectral = float(singular_values.norm()), float(singular_values.max())
     return {
-        "frobenius": float(singular_values.norm()),
+        "frobenius": frobenius,
         "nuclear": total,
-        "spectral": float(singular_values.max()),
+        "spectral": spectral,
+        "stable_rank": (frobenius / spectral) ** 2 if total else 0.0,
         "effective_rank": math.exp(entropy) if total else 0.0,
     }
 
@@ -38,7 +41,7 @@ def norms(singular_values: torch.Tensor) -> dict[str, float]:
 class WeightChangeNorms:
     """Takes the norms of each changed matrix; of low-rank changes without adding them up."""
 
-    about = "Nuclear, Frobenius and spectral norm and effective rank of the change of each matrix"
+    about = "Nuclear, Frobenius and spectral norm, stable and effective rank of the change of each matrix"
 
     def by_default(self, needs: Needs) -> bool:
         """For adapters it takes a tenth of a second; dense changes of a large model take minutes."""
@@ -59,7 +62,7 @@ class WeightChangeNorms:
             "frobenius": math.hypot(*columns["frobenius"]),
             "nuclear": math.fsum(columns["nuclear"]),
             "spectral": max(columns["spectral"]),
-            "effective_rank": math.fsum(columns["effective_rank"]) / len(found),
+            **{name: math.fsum(columns[name]) / len(found) for name in ("stable_rank", "effective_rank")},
             "modules": {"name": [name for name, _ in found], **rounded},
         }
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from ocr_eval.models import grouped_attention
-from ocr_eval.packing.batch import lay_out
+from ocr_eval.packing.batch import Batch, lay_out
 from ocr_eval.packing.forest import Forest, Reads
 from ocr_eval.packing.logprobs import Reader, block_rows, read_logprobs
 
@@ -94,12 +94,8 @@ class View:
 
     def read(self, rows: Mapping[int, tuple[Forest, Reads]], read: Reader) -> dict[int, torch.Tensor]:
         """What a reader finds at each expected token, lane by lane (packing/logprobs.py)."""
-        base = self.base
-        batch = lay_out(list(rows.values()), by_clump=base.attention == grouped_attention.NAME)
-        if self.adapters:
-            self.adapters.select(list(rows) if self.trained else None)
-        with base.autocast() if self.autocast else nullcontext():
-            logits_KRV = self.network(**batch.inputs(base.device, base.dtype), use_cache=False).logits
+        batch = lay_out(list(rows.values()), by_clump=self.base.attention == grouped_attention.NAME)
+        logits_KRV = self.logits(batch, list(rows))
         rows_T = (batch.rows * logits_KRV.shape[1] + batch.columns).to(logits_KRV.device)
         found_T = read(
             logits_KRV.flatten(0, 1),
@@ -108,3 +104,12 @@ class View:
             block_rows(logits_KRV.shape[-1], logits_KRV.device.type),
         )
         return dict(zip(rows, found_T.split(batch.counts), strict=True))
+
+    def logits(self, batch: Batch, lanes: Sequence[int]) -> torch.Tensor:
+        """The logits that a batch keeps, a row of it through each lane; differentiable. [K, R, V]"""
+        base = self.base
+        if self.adapters:
+            self.adapters.select(lanes if self.trained else None)
+        with base.autocast() if self.autocast else nullcontext():
+            logits_KRV: torch.Tensor = self.network(**batch.inputs(base.device, base.dtype), use_cache=False).logits
+        return logits_KRV

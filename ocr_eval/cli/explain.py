@@ -1,0 +1,118 @@
+"""``explain``: what a run's record holds of its model's inside, and a measure of it that is taken now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ocr_eval.cli import options as o
+from ocr_eval.cli.means import Machine
+from ocr_eval.cli.spec_flags import expanded, option
+from ocr_eval.common.errors import UserError
+
+#: A longer table is not printed.
+_ROWS = 80
+
+
+@expanded
+def explain(
+    *,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    measure: Annotated[
+        str | None, option("--measure", help="Take this measure now ('a,b' from 'measures list'); the record stays.")
+    ] = None,
+    layer: Annotated[int | None, option("--layer", min=0, help="Show this layer alone, from 0.")] = None,
+    machine: Machine,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Say what was measured inside a run's model.
+
+    Shown is what the run's record holds: the size of the change, where answers arise, what facts and entailments share.
+    With --measure it is measured now, from the run's adapter/ or model/; 'finetune --measures' keeps it in the record.
+    """
+    machine.begin()
+    from ocr_eval.common.registry import MEASURES
+    from ocr_eval.records.folder import RunFolder, read_config, read_trained
+
+    names = o.words("--measure", measure)
+    for name in names or ():
+        MEASURES.get(name)
+    if names:
+        spec, folder = read_trained(run)
+        from ocr_eval.execution.execute import reopen
+        from ocr_eval.measures.measure import take_measure
+
+        trained = reopen(spec, folder, machine.device)
+        found = {name: take_measure(name, trained) for name in names}
+    else:
+        read_config(run)
+        folder = RunFolder(run)
+        if not folder.is_done():
+            raise UserError(f"'{run}' is not a finished run. Rerun its command first.")
+        found = folder.record().measures
+    if not found:
+        raise UserError(f"The record of '{run}' has no measures. Name one with --measure; 'measures list' shows them.")
+    if layer is not None:
+        found = {name: of_layer for name, each in found.items() if (of_layer := _only(each, layer))}
+        if not found:
+            raise UserError("--layer: none of these measures is by layer. Name one with --measure, e.g. logit-lens.")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    typer.echo("\n\n".join(_as_text(name, each) for name, each in found.items()))
+
+
+def _tables(found: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
+    """The tables of a measure: its columns of equal length, by name."""
+    return {
+        key: table
+        for key, table in found.items()
+        if isinstance(table, dict)
+        and table
+        and all(isinstance(column, list) for column in table.values())
+        and len({len(column) for column in table.values()}) == 1
+    }
+
+
+def _only(found: Mapping[str, Any], layer: int) -> dict[str, Any]:
+    """What a measure found of one layer.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    of_layer = {}
+    for key, table in _tables(found).items():
+        if "layer" in table:
+            rows = [i for i, number in enumerate(table["layer"]) if number == layer]
+            if not rows:
+                raise UserError(f"--layer {layer}: the model has layers 0 to {max(table['layer'])}.")
+            of_layer[key] = {name: [column[i] for i in rows] for name, column in table.items()}
+    return of_layer
+
+
+def _as_text(name: str, found: Mapping[str, Any]) -> str:
+    """What a measure found: what it means, its numbers, and its tables."""
+    from ocr_eval.common.registry import MEASURES
+
+    measure = MEASURES.get(name) if name in MEASURES.names() else None
+    numbers = {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+    meaning = getattr(measure, "meaning", None)
+    said = meaning(found) if meaning and numbers else getattr(measure, "about", "")
+    parts = [f"{name}: {said}"]
+    if numbers:
+        parts.append("  ".join(f"{key} {_shown(value)}" for key, value in numbers.items()))
+    for key, table in _tables(found).items():
+        rows = [[_shown(value) for value in row] for row in zip(*table.values(), strict=True)]
+        if len(rows) <= _ROWS:
+            parts.append(o.grid(list(table), rows))
+        else:
+            parts.append(f"{key}: {len(rows)} rows, printed by --json and, where they are by layer, by --layer")
+    return "\n\n".join(parts)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,221 @@
+"""What measures of the inside share: the layers of a network, the residual stream by plain hooks, a test over layers.
+
+Dimension letters:  L layers,  P prompts,  D width of the residual stream,  n in-use answers,  C comparisons, such as
+layers,  F assignments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ocr_eval.common import streams
+from ocr_eval.common.errors import UserError
+from ocr_eval.data.tokenize import Ids, ProbeTokens, Tokenizer, encode
+from ocr_eval.measures.measure import Trained
+from ocr_eval.methods.view import View
+from ocr_eval.packing.batch import Batch, lay_out
+from ocr_eval.packing.forest import Forest, read_answers
+from ocr_eval.scoring.candidates import Floats, cut_probes, with_room
+
+#: Assignments are enumerated up to this many; of more some are drawn.
+_MOST_EXACT, _DRAWS = 5040, 2000
+#: A layer counts from this p-value on.
+SIGNIFICANT = 0.05
+
+
+def decoder_of(network: torch.nn.Module) -> torch.nn.Module:
+    """The part of a causal model that holds ``layers`` and the final ``norm``.
+
+    Raises:
+        UserError: an architecture with other parts.
+    """
+    decoder = getattr(network, "model", None)
+    if not (hasattr(decoder, "layers") and hasattr(decoder, "norm")):
+        raise UserError(f"{type(network).__name__} has no model.layers and model.norm, which this measure reads.")
+    assert isinstance(decoder, torch.nn.Module)
+    return decoder
+
+
+@contextmanager
+def hooked(network: torch.nn.Module, see: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+    """Within it ``see`` is shown each layer's number and output, [1, nodes, D], which what it returns replaces."""
+
+    def hook_of(layer: int) -> Callable[..., Any]:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
+            changed = see(layer, output if isinstance(output, Tensor) else output[0])
+            return changed if changed is None or isinstance(output, Tensor) else (changed, *output[1:])
+
+        return hook
+
+    layers: Any = decoder_of(network).layers
+    handles = [module.register_forward_hook(hook_of(i)) for i, module in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def packed(questions: Sequence[tuple[Ids, Sequence[Ids]]]) -> tuple[Batch, Tensor]:
+    """Prompts with answers as a batch of one row, and the node of it at which each answer's first token is read."""
+    forest = Forest()
+    reads, _ = read_answers(forest, questions)
+    batch = lay_out([(forest, reads)], by_clump=False)
+    return batch, torch.tensor(batch.kept)[batch.columns]
+
+
+def residuals(view: View, lane: int, probes: Sequence[ProbeTokens]) -> Tensor:
+    """The residual stream after each layer at the last token of each prompt, fp32, on the CPU. [L, P, D]
+
+    Raises:
+        UserError: an architecture with other parts.
+        RunFailed: a few prompts are too large for the memory.
+    """
+
+    def read(size: int) -> Tensor:
+        order, parts = [], []
+        for chunk in cut_probes(probes, size):
+            batch, nodes = packed([(probes[i].prompt, [(0,)]) for i in chunk])
+            seen: list[Tensor] = []
+
+            def see(layer: int, hidden: Tensor, nodes: Tensor = nodes, seen: list[Tensor] = seen) -> None:
+                seen.append(hidden[0, nodes].float().cpu())
+
+            with torch.no_grad(), hooked(view.network, see):
+                view.logits(batch, [lane])
+            order += chunk
+            parts.append(torch.stack(seen))
+        return torch.cat(parts, dim=1)[:, np.argsort(order)]
+
+    return with_room(view, 1, read)
+
+
+def lens(network: Any, residual_PD: Tensor, tokens: NDArray[np.int64]) -> Floats:
+    """Logits of tokens by the final norm and the head, fp32. [P, C]
+
+    Args:
+        network: whose.
+        residual_PD: the residual stream.
+        tokens: of each prompt. [P, C]
+    """
+    norm, head = decoder_of(network).norm, network.get_output_embeddings()
+    assert isinstance(norm, torch.nn.Module)
+    with torch.no_grad():
+        normed_PD = norm(residual_PD.to(head.weight.device, head.weight.dtype)).float()
+        logits: Tensor = torch.einsum("pd,pcd->pc", normed_PD, head.weight[torch.from_numpy(tokens)].float())
+    return logits.double().cpu().numpy()
+
+
+def up_to_subject(tokenizer: Tokenizer, probes: Sequence[ProbeTokens]) -> list[ProbeTokens]:
+    """Each prompt cut after the token in which its subject's name ends.
+
+    Raises:
+        UserError: a prompt without its subject's name.
+    """
+    texts = []
+    for each in probes:
+        before, name, _ = each.probe.prompt.partition(each.probe.subject)
+        if not name:
+            raise UserError(f"'{each.probe.prompt}' does not name its subject, '{each.probe.subject}'.")
+        texts.append(before + name)
+    cut = []
+    for each, ids in zip(probes, encode(tokenizer, texts), strict=True):
+        alike = next((i for i, pair in enumerate(zip(ids, each.prompt, strict=False)) if pair[0] != pair[1]), len(ids))
+        end = len(ids) if alike == len(ids) else alike + 1  # a name's end may be one token with what follows
+        cut.append(replace(each, prompt=each.prompt[:end]))
+    return cut
+
+
+def first_ids(probes: Sequence[ProbeTokens]) -> NDArray[np.int64]:
+    """First token of each candidate. [P, C]
+
+    Raises:
+        UserError: the probes do not have the same candidates, told apart by their first tokens.
+    """
+    if len({each.probe.candidates for each in probes}) != 1 or any(each.begin_alike for each in probes):
+        raise UserError("It takes probes of one quantity with the same candidates, which begin with different tokens.")
+    return np.array([[ids[0] for ids in each.candidates] for each in probes])
+
+
+def linked(trained: Trained) -> tuple[list[ProbeTokens], list[ProbeTokens], list[int]]:
+    """The fact and the finding of each subject that is asked both, and the entailment answer of each fact answer.
+
+    Raises:
+        UserError: subjects of the finding are asked no fact, or answers do not follow one to one from facts.
+    """
+    roles = {quantity.name: quantity.role for quantity in trained.quantities}
+    finding = {each.probe.subject: each for each in trained.probes if roles[each.probe.quantity] == "finding"}
+    pairs = [
+        (each, finding[each.probe.subject])
+        for each in trained.probes
+        if roles[each.probe.quantity] == "premise" and each.probe.subject in finding
+    ]
+    answer_of = {fact.probe.target: found.probe.target for fact, found in pairs}
+    one_to_one = all(answer_of[fact.probe.target] == found.probe.target for fact, found in pairs)
+    if len(pairs) != len(finding) or not one_to_one or sorted(answer_of) != sorted(answer_of.values()):
+        raise UserError("It takes an association whose subjects are asked a fact and what follows from it, in pairs.")
+    return [fact for fact, _ in pairs], [found for _, found in pairs], [answer_of[i] for i in sorted(answer_of)]
+
+
+def by_answer(values_CPn: Floats, targets: Sequence[int]) -> Floats:
+    """The mean over the probes of each right answer. [C, P, n] -> [C, n, n]"""
+    target_P = np.asarray(targets)
+    return np.stack([values_CPn[:, target_P == answer].mean(axis=1) for answer in range(values_CPn.shape[2])], axis=1)
+
+
+def assignments(n: int, stream: str, fixed: bool = True) -> tuple[NDArray[np.int64], bool]:
+    """Assignments of n answers to n groups; all of them, or some that are drawn; and whether it is all. [F, n]
+
+    Args:
+        n: how many.
+        stream: that they are drawn from.
+        fixed: whether a group may keep its own.
+    """
+    exact = math.factorial(n) <= _MOST_EXACT
+    rows = list(permutations(range(n))) if exact else [streams.permutation(f"{stream}/{i}", n) for i in range(_DRAWS)]
+    found: NDArray[np.int64] = np.array(rows)
+    return (found if fixed else found[(found != np.arange(n)).all(axis=1)]), exact
+
+
+def corrected_ps(values_Cnn: Floats, stream: str, observed: Sequence[int] | None = None) -> Floats:
+    """p of each comparison that groups tell their answers apart, corrected for the best of all comparisons. [C]
+
+    With T_c(f) the mean of values[c, g, f(g)] over the groups g, less its mean over assignments, p_c is the share of
+    assignments f with max_c' T_c'(f) >= T_c(observed).
+
+    Args:
+        values_Cnn: for each comparison and group, a value of each answer, the larger the more it is the group's.
+        stream: that assignments are drawn from, where they are too many.
+        observed: the answer of each group; None for each its own. Where no group has its own, none ever has.
+    """
+    n = values_Cnn.shape[1]
+    own = observed is None
+    true_n = np.arange(n) if observed is None else np.asarray(observed)
+    found_Fn, exact = assignments(n, stream, own)
+    allowed = np.ones((n, n), dtype=bool) if own else ~np.eye(n, dtype=bool)
+    centred_Cnn = values_Cnn - values_Cnn[:, allowed].mean(axis=1)[:, None, None]
+    most_F = centred_Cnn[:, np.arange(n), found_Fn].mean(axis=2).max(axis=0)
+    true_C = centred_Cnn[:, np.arange(n), true_n].mean(axis=1)
+    as_large_C = (most_F >= true_C[:, None] - 1e-12).sum(axis=1)
+    ps: Floats = as_large_C / len(found_Fn) if exact else (1 + as_large_C) / (1 + len(found_Fn))
+    return ps
+
+
+def first_layer(ps: Floats) -> int | None:
+    """The first layer that counts, None where none does."""
+    return next((layer for layer, p in enumerate(ps.tolist()) if p <= SIGNIFICANT), None)
+
+
+def rounded(values: Sequence[float] | Floats | Tensor) -> list[float]:
+    """To four digits, as records keep them."""
+    return [float(f"{float(value):.4g}") for value in values]

@@ -1,0 +1,91 @@
+"""``link-map``: the linear map from what a model says of facts to what it says of entailments, before and after.
+
+After Peng et al. (arXiv 2502.04520). Of 360 names that were not taught, the log-probabilities z_T of the entailment's
+answers are fitted to those of the fact's, z_S, as ``audit --model`` does before training (measures/untouched.py), here
+by ridge regression: z_T ~ W z_S + b. Of each pair, the rank of the entailment answer in the row of its fact answer:
+
+    base_rank, trained_rank, change_rank   W-rank of the taught pairs: of W before, after, and of the difference
+    null                                   (C - 1) / 2
+    ..._p                                  share of assignments of the taught pairs with a W-rank as low
+    ..._untaught                           W-rank of the association's other pairs
+    base_correlation, trained_correlation  of predicted and true log-probabilities of names that W was not fitted to
+    ..._chance                             the same, of a W that was fitted to names in a random order
+
+``pairs`` holds the rank of each. A base_rank near 0 is a link that the model has before it is taught anything. Where
+all parameters were trained the base is gone, and only ``trained`` is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ocr_eval.common import streams
+from ocr_eval.common.errors import UserError
+from ocr_eval.data.pairs import PairAssociation
+from ocr_eval.measures.inside import corrected_ps, linked, rounded
+from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.untouched import first_logprobs, fit, sides_of
+from ocr_eval.methods.method import Needs, method_of
+from ocr_eval.scoring.ranks import midranks
+
+#: Factor of |W|^2; ranks are about the same from 0 to 10.
+_RIDGE = 1.0
+
+
+class LinkMap:
+    """Scores 360 names twice, in the trained model and in its base."""
+
+    about = "Linear map from fact to entailment logits over untaught names (Peng et al., arXiv 2502.04520)"
+
+    def by_default(self, needs: Needs) -> bool:
+        """Only when asked for."""
+        return False
+
+    def meaning(self, found: dict[str, Any]) -> str:
+        """One sentence."""
+        told = [
+            f"{name} {found[f'{name}_rank']:.1f} (p {found[f'{name}_p']:.2g})"
+            for name in ("base", "trained", "change")
+            if f"{name}_rank" in found
+        ]
+        return (
+            f"W-rank of the taught pairs, {found['null']:.1f} by chance and 0 where a link is wired: {', '.join(told)}."
+        )
+
+    def take(self, trained: Trained) -> dict[str, Any]:
+        """See the module."""
+        association = trained.spec.association
+        if not isinstance(association, PairAssociation):
+            raise UserError(f"'{association.name}' is not made of pairs of a fact's and an entailment's answer.")
+        facts, _, _ = linked(trained)
+        sides = sides_of(association, trained.spec.data.probe_template)
+        answers = association.answers("fact")
+        taught = [answers.index(answer) for answer in facts[0].probe.candidates[: facts[0].probe.in_use]]
+        others = [i for i in range(len(answers)) if i not in taught]
+        names = {each.probe.subject for each in trained.probes}
+        stream = f"{trained.spec.stream('data')}/link-map"
+        models = {"trained": True} if method_of(trained.spec.train).needs.whole else {"base": False, "trained": True}
+        found: dict[str, Any] = {"null": (len(answers) - 1) / 2}
+        weights = {}
+        for name, is_trained in models.items():
+            view = trained.view(is_trained)
+            z_S, z_T = (first_logprobs(view, *side, trained.lane, names) for side in sides.values())
+            weights[name], found[f"{name}_correlation"] = fit(z_S, z_T, _RIDGE)
+            found[f"{name}_chance"] = fit(z_S[streams.permutation(f"{stream}/names", len(z_S))], z_T, _RIDGE)[1]
+        if len(weights) == 2:
+            weights["change"] = weights["trained"] - weights["base"]
+        pairs: dict[str, list[Any]] = {"fact": answers, "entailment": association.answers("entailment")}
+        pairs["taught"] = [int(i in taught) for i in range(len(answers))]
+        for name, weights_RC in weights.items():
+            ranks_RC = midranks(weights_RC)
+            rank_R = ranks_RC.diagonal()
+            pairs[name] = rounded(rank_R)
+            found[f"{name}_rank"] = float(rank_R[taught].mean())
+            found |= {f"{name}_untaught": float(rank_R[others].mean())} if others else {}
+            found[f"{name}_p"] = float(corrected_ps(-ranks_RC[np.ix_(taught, taught)][None], stream)[0])
+        return {**found, "pairs": pairs}
+
+
+LINK_MAP = LinkMap()

@@ -1,0 +1,169 @@
+"""``ov-change``: how the value-output map of each attention head was changed, and of how many directions.
+
+A head h that reads the values of group g writes W_O,h W_V,g x at the places it attends to. With the gains of the norm
+before the values, and of the one behind attention where there is one (Gemma), folded in as diagonals,
+
+    dW_OV = diag(g_out) (W_O' dW_V + dW_O W_V) diag(g_in)           W_O' after training, W_V before
+
+is the product of [W_O', dW_O]_h, D x 2K, and [dW_V; W_V]_g, 2K x D. Its singular values are those of the small core
+between the triangular factors of their QR decompositions; no D x D matrix is formed. Of each head: the norms and ranks
+of ``weight-change``, and
+
+    ratio     |dW|_* / (sqrt(R) |dW|_F), R = min(2 rank, 2 K): 1 / sqrt(R) for one direction, 1 for R alike
+    bias      |dW_O b_V| where values have a bias (Qwen2), which the head adds whatever it reads
+
+Layers and heads are counted from 0. At the top and by layer: means of ratio and ranks over heads, the root of the sum
+of squares of ``frobenius``. Gains are those of the trained model. The nuclear norm is what the symbolic study minimizes
+(``ocr-eval toy``); compare a run with its ``shuffled`` variant at equal loss, as memorizing raises the rank too.
+
+Dimension letters:  D width of the residual stream,  H query heads,  V key-value heads,  K width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.measures.inside import decoder_of, rounded
+from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.weight_change import norms
+from ocr_eval.methods.changes import LowRank, WeightChange
+from ocr_eval.methods.method import Needs
+
+
+@dataclass(frozen=True)
+class HeadChanges:
+    """The changes of the heads of one layer, as products of two factors in fp64.
+
+    Attributes:
+        left: [H, D, 2K].
+        right: [H, 2K, D].
+        bias: length of what the heads add for the values' bias; None where they have none. [H]
+        rank: an upper bound of their rank.
+    """
+
+    left: Tensor
+    right: Tensor
+    bias: Tensor | None
+    rank: int
+
+    def singular_values(self) -> Tensor:
+        """Of each head, the largest first; at most 2K. [H, 2K]"""
+        core_left, core_right = (
+            torch.linalg.qr(factor, mode="r").R for factor in (self.left, self.right.transpose(1, 2))
+        )
+        return torch.linalg.svdvals(core_left @ core_right.transpose(1, 2))
+
+
+def gain(norm: Any, width: int, like: Tensor) -> Tensor:
+    """The gain of a norm, whatever its kind stores (Gemma: 1 + g; LayerNorm: a bias beside it); ones for None. [D]"""
+    if norm is None:
+        return torch.ones(width, dtype=torch.float64)
+    with torch.no_grad():  # of signs that alternate the mean is 0 and the mean square 1
+        signs_D = 1.0 - 2.0 * (torch.arange(width, device=like.device) % 2).to(like.dtype)
+        odd_D: Tensor = (norm(signs_D[None])[0] - norm(-signs_D[None])[0]) / 2
+    return (odd_D * signs_D).cpu().double()
+
+
+def ov_changes(network: torch.nn.Module, changes: Iterable[WeightChange]) -> Iterator[HeadChanges]:
+    """The changes of all heads, layer by layer.
+
+    Raises:
+        UserError: quantized weights, an architecture without v_proj and o_proj, or neither is changed.
+    """
+    changed = {change.module: change for change in changes if change.module.endswith((".v_proj", ".o_proj"))}
+    if not changed:
+        raise UserError("This run changed neither values nor outputs of attention (v_proj, o_proj).")
+    names = {module: name for name, module in network.named_modules()}
+    layers: Any = decoder_of(network).layers
+    for layer in layers:
+        attention: Any = getattr(layer, "self_attn", None)
+        if not (hasattr(attention, "v_proj") and hasattr(attention, "o_proj")):
+            raise UserError(f"{type(layer).__name__} has no self_attn.v_proj and o_proj, which this measure reads.")
+        modules = [attention.v_proj, attention.o_proj]
+        bare = [getattr(module, "base", module) for module in modules]
+        if any(type(module) is not torch.nn.Linear for module in bare):
+            raise UserError("The base is quantized, and this measure takes weights in full. Rerun with --method lora.")
+        known = [changed.get(names[module]) for module in modules]
+        v, o = (module.weight.detach().cpu().double() for module in bare)
+        dv, do = (
+            torch.zeros_like(weight) if change is None else change.dense().cpu().double()
+            for weight, change in zip((v, o), known, strict=True)
+        )
+        v_before = v if bare[0] is not modules[0] else v - dv  # an adapter is beside its base; else it is trained
+        o_after = o + do if bare[1] is not modules[1] else o
+        width, inner, size = len(o), o.shape[1], attention.head_dim
+        heads, groups = inner // size, len(v) // size
+        before = getattr(layer, "input_layernorm", None)
+        behind = before is None or hasattr(layer, "pre_feedforward_layernorm")  # else it is the norm before the MLP
+        g_in = gain(before, width, bare[0].weight)
+        g_out = gain(layer.post_attention_layernorm if behind else None, width, bare[0].weight)
+
+        def of_heads(values: Tensor, heads: int = heads, groups: int = groups, size: int = size) -> Tensor:
+            return values.view(groups, size, -1).repeat_interleave(heads // groups, dim=0)  # [H, K, ...]
+
+        o_HDK, do_HDK = (w.view(width, heads, size).transpose(0, 1) * g_out[:, None] for w in (o_after, do))
+        right = torch.cat([of_heads(dv), of_heads(v_before)], dim=1) * g_in
+        bias = None
+        if bare[0].bias is not None:
+            bias = (do_HDK @ of_heads(bare[0].bias.detach().cpu().double())).flatten(1).norm(dim=1)
+        ranks = [len(change.a) if isinstance(change, LowRank) else size for change in known if change is not None]
+        yield HeadChanges(torch.cat([o_HDK, do_HDK], dim=2), right, bias, min(sum(ranks), 2 * size, width))
+
+
+class OVChange:
+    """Takes two QR decompositions and a small SVD a head."""
+
+    about = "Norms and ranks of the change of each head's value-output map"
+
+    def by_default(self, needs: Needs) -> bool:
+        """Only when asked for."""
+        return False
+
+    def meaning(self, found: dict[str, Any]) -> str:
+        """One sentence."""
+        return (
+            f"The changes of the heads' value-output maps have an effective rank of {found['effective_rank']:.1f} out "
+            f"of {found['rank_bound']} on average; fewer directions than in the shuffled variant at equal loss are "
+            "what the nuclear-norm solution predicts where the model infers."
+        )
+
+    def take(self, trained: Trained) -> dict[str, Any]:
+        """See the module."""
+        heads: dict[str, list[float]] = {}
+        per_layer: list[int] = []
+        rank = 0
+        for number, of_layer in enumerate(ov_changes(trained.pack.base.network, trained.changes())):
+            rank = max(rank, of_layer.rank)
+            values_HK = of_layer.singular_values()
+            per_layer.append(len(values_HK))
+            for head, values in enumerate(values_HK):
+                row = {"layer": number, "head": head, **norms(values)}
+                length = math.sqrt(of_layer.rank) * row["frobenius"]
+                row["ratio"] = row["nuclear"] / length if length else 0.0
+                row |= {} if of_layer.bias is None else {"bias": float(of_layer.bias[head])}
+                for key, value in row.items():
+                    heads.setdefault(key, []).append(value)
+        parts = [slice(sum(per_layer[:i]), sum(per_layer[: i + 1])) for i in range(len(per_layer))]
+        means = ("ratio", "effective_rank", "stable_rank")
+        layers = {
+            "layer": list(range(len(parts))),
+            "frobenius": rounded([math.hypot(*heads["frobenius"][p]) for p in parts]),
+        }
+        layers |= {key: rounded([math.fsum(heads[key][p]) / len(heads[key][p]) for p in parts]) for key in means}
+        return {
+            "frobenius": math.hypot(*heads["frobenius"]),
+            **{key: math.fsum(heads[key]) / len(heads[key]) for key in means},
+            "rank_bound": rank,
+            "layers": layers,
+            "heads": {key: column if key in ("layer", "head") else rounded(column) for key, column in heads.items()},
+        }
+
+
+OV_CHANGE = OVChange()

@@ -1,0 +1,148 @@
+"""``patching``: in which layer, and at which token, what tells a subject's entailment apart is to be found.
+
+Test subjects of one group are asked for their entailment while the residual stream after one layer, at one token, is
+replaced by that of a test subject of another group (activation patching, Vig et al. 2020, Meng et al. 2022): at the
+last token of the name or at the last of the prompt. Each group has one donor group, drawn; with i the donor's group and
+j the recipient's, in nats,
+
+    effect   mean change of log p(c_i) - log p(c_j)
+    excess   the same less what the mean of the other answers gains on c_j: what is the donor's own, and not only the
+             recipient's that is lost
+
+p: the share of pairings of groups with others' answers whose excess is as large in any layer, at this token. At the
+top, by place: the largest excess, its layer (from 0) and its p. After the last layer the prompt's stream is the answer.
+At most 8 subjects of each group are asked.
+
+Dimension letters:  L layers,  P recipients,  n answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocr_eval.common import streams
+from ocr_eval.common.errors import UserError
+from ocr_eval.data.tokenize import ProbeTokens
+from ocr_eval.measures.inside import (
+    assignments,
+    by_answer,
+    corrected_ps,
+    decoder_of,
+    first_ids,
+    hooked,
+    packed,
+    residuals,
+    rounded,
+    up_to_subject,
+)
+from ocr_eval.measures.measure import Trained
+from ocr_eval.methods.method import Needs
+from ocr_eval.scoring.candidates import Floats, cut_probes, with_room
+
+#: Subjects of a group.
+_SUBJECTS = 8
+
+
+def patched(
+    trained: Trained,
+    probes: Sequence[ProbeTokens],
+    spots: Sequence[ProbeTokens],
+    donated_LPD: Tensor,
+    layers: Sequence[int | None],
+) -> Floats:
+    """Logits of the in-use answers with the stream after a layer replaced, for each of some layers. [layers, P, n]
+
+    Args:
+        trained: the run.
+        probes: what is asked.
+        spots: the same prompts up to the token at which the stream is replaced.
+        donated_LPD: what it is replaced by, after each layer.
+        layers: which; for None nothing is replaced.
+    """
+    view, tokens = trained.view(), torch.from_numpy(first_ids(probes)[:, : probes[0].probe.in_use])
+
+    def read(size: int) -> Floats:
+        found = np.zeros((len(layers), *tokens.shape))
+        for chunk in cut_probes(probes, size):
+            asked = [(of[i].prompt, [(0,)]) for of in (spots, probes) for i in chunk]
+            batch, nodes = packed(asked)
+            for row, chosen in enumerate(layers):
+
+                def see(
+                    layer: int,
+                    hidden: Tensor,
+                    chosen: int | None = chosen,
+                    at: Tensor = nodes[: len(chunk)],
+                    donated_PD: Tensor = donated_LPD[chosen or 0, chunk],
+                ) -> Tensor | None:
+                    if layer != chosen:
+                        return None
+                    changed = hidden.clone()
+                    changed[0, at] = donated_PD.to(hidden.device, hidden.dtype)
+                    return changed
+
+                with torch.no_grad(), hooked(view.network, see):
+                    logits = view.logits(batch, [trained.lane])[0, batch.columns[len(chunk) :]]
+                found[row, chunk] = logits.cpu().double().gather(1, tokens[chunk]).numpy()
+        return found
+
+    return with_room(view, 1, read)
+
+
+class Patching:
+    """Two forward passes a layer."""
+
+    about = "Effect on the entailment of another group's residual stream, by layer and token (activation patching)"
+
+    def by_default(self, needs: Needs) -> bool:
+        """Only when asked for."""
+        return False
+
+    def meaning(self, found: dict[str, Any]) -> str:
+        """One sentence."""
+        told = [
+            f"at the {place} it is largest after layer {found[f'{place}_layer']} ({found[f'{place}_excess']:+.1f} "
+            f"nats, p {found[f'{place}_p']:.2g} for the best layer)"
+            for place in ("name", "prompt")
+        ]
+        return f"What another group's stream carries of its own answer: {'; '.join(told)}."
+
+    def take(self, trained: Trained) -> dict[str, Any]:
+        """See the module."""
+        finding = next(quantity.name for quantity in trained.quantities if quantity.role == "finding")
+        asked = [each for each in trained.probes if each.probe.quantity == finding]
+        n, stream = asked[0].probe.in_use, f"{trained.spec.stream('data')}/patching"
+        groups = [[each for each in asked if each.probe.target == g][:_SUBJECTS] for g in range(n)]
+        if len({len(group) for group in groups}) != 1:
+            raise UserError("It takes as many subjects of each answer.")
+        pairings = assignments(n, stream, fixed=False)[0]
+        donor = pairings[streams.integer(stream) % len(pairings)]  # the donor group of each
+        each_group = len(groups[0])
+        probes = [each for group in groups for each in group]
+        from_P = [each_group * int(donor[g]) + k for g in range(n) for k in range(each_group)]
+        targets = [each.probe.target for each in probes]
+        layers: dict[str, list[float]] = {}
+        count = len(decoder_of(trained.pack.base.network).layers)  # type: ignore[arg-type]
+        layers["layer"] = list(range(count))
+        found: dict[str, Any] = {}
+        for place, spots in (("name", up_to_subject(trained.pack.base.tokenizer, probes)), ("prompt", probes)):
+            stream_LPD = residuals(trained.view(), trained.lane, spots)[:, from_P]
+            logits = patched(trained, probes, spots, stream_LPD, [None, *range(count)])
+            moved_LPn = logits[1:] - logits[0]
+            own_P = np.arange(len(probes)), targets
+            moved_Lnn = by_answer(moved_LPn - moved_LPn[:, *own_P][..., None], targets)
+            effect_L = moved_Lnn[:, np.arange(n), donor].mean(axis=1)
+            excess_L = effect_L - moved_Lnn.sum(axis=(1, 2)) / (n * (n - 1))  # of an answer on itself it is 0
+            ps_L, best = corrected_ps(moved_Lnn, stream, donor.tolist()), int(excess_L.argmax())
+            found |= {f"{place}_layer": best, f"{place}_excess": float(excess_L[best]), f"{place}_p": float(ps_L[best])}
+            layers |= {f"{place}_effect": rounded(effect_L), f"{place}_excess": rounded(excess_L)}
+            layers[f"{place}_p"] = rounded(ps_L)
+        return {**found, "layers": layers}
+
+
+PATCHING = Patching()

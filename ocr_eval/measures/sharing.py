@@ -1,0 +1,110 @@
+"""``sharing``: whether what was learned of a group's fact and of its entailment goes the same way.
+
+In the symbolic study the weight blocks of a group's two answers become alike. Here, of each layer, the mean cosine of a
+group's fact answer b_i and entailment answer c_i, beside that of b_i and another group's c_j:
+
+    weights   of dW_OV' u_b and dW_OV' u_c, all heads side by side: what of the residual stream the changed heads read
+              in favour of a token; u is its row of the head, under the final norm's gain, less the mean over the side
+    shift     over the finding's subjects s, of lens(h'_s) - lens(h_s) at b and at c: how training moved the logit lens
+              of the last token of the name; less the means over subjects and over the side's answers. Not where all
+              parameters were trained, as the base is gone
+
+``tokens`` is the cosine of u_b and u_c themselves, which a change that has nothing to do with either would reproduce.
+p: the share of assignments of c to b whose excess over the mean is as large in any layer. At the top, per kind, the
+mean excess over layers of matched over other pairs, and the least p.
+
+Dimension letters:  L layers,  S subjects,  n answers,  H heads,  D width of the residual stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ocr_eval.measures.inside import (
+    corrected_ps,
+    decoder_of,
+    first_ids,
+    lens,
+    linked,
+    residuals,
+    rounded,
+    up_to_subject,
+)
+from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.ov_change import gain, ov_changes
+from ocr_eval.methods.method import Needs, method_of
+from ocr_eval.scoring.candidates import Floats
+
+
+def cosines(a_nX: Floats, b_nX: Floats) -> Floats:
+    """Of each row of a with each of b; 0 with nothing. [n, n]"""
+    a_nX, b_nX = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300) for rows in (a_nX, b_nX))
+    found: Floats = a_nX @ b_nX.T
+    return found
+
+
+class Sharing:
+    """Takes the factors of dW_OV, and two forward passes of the names."""
+
+    about = "Cosine of what a group's fact and entailment answers were changed to read, against other pairs"
+
+    def by_default(self, needs: Needs) -> bool:
+        """Only when asked for."""
+        return False
+
+    def meaning(self, found: dict[str, Any]) -> str:
+        """One sentence."""
+        told = [
+            f"by {kind} a group's fact and entailment are {found[kind]:+.2f} more alike than other pairs (least p "
+            f"{found[f'{kind}_p']:.2g})"
+            for kind in ("weights", "shift")
+            if kind in found
+        ]
+        return "; ".join(told) + f"; their tokens alone have a cosine of {found['tokens']:+.2f}."
+
+    def take(self, trained: Trained) -> dict[str, Any]:
+        """See the module."""
+        facts, findings, answer_of = linked(trained)
+        b_n = first_ids(facts)[0][: len(answer_of)]
+        c_n = first_ids(findings)[0][answer_of]
+        network: Any = trained.pack.base.network
+        head = network.get_output_embeddings().weight
+        final = gain(decoder_of(network).norm, head.shape[1], head)
+        sides = [head[torch.from_numpy(ids)].detach().cpu().double() * final for ids in (b_n, c_n)]
+        u_b, u_c = (side - side.mean(dim=0) for side in sides)
+        by_kind: dict[str, list[Floats]] = {"weights": []}
+        for layer in ov_changes(network, trained.changes()):
+            images = [(layer.left.transpose(1, 2) @ u.T).transpose(1, 2) @ layer.right for u in (u_b, u_c)]  # [H, n, D]
+            b_nX, c_nX = (image.transpose(0, 1).flatten(1).numpy() for image in images)
+            by_kind["weights"].append(cosines(b_nX, c_nX))
+        if not method_of(trained.spec.train).needs.whole:
+            by_kind["shift"] = self._shifts(trained, up_to_subject(trained.pack.base.tokenizer, findings), b_n, c_n)
+        found: dict[str, Any] = {"tokens": float(cosines(u_b.numpy(), u_c.numpy()).diagonal().mean())}
+        layers: dict[str, list[float]] = {"layer": list(range(len(by_kind["weights"])))}
+        for kind, cosines_L in by_kind.items():
+            values_Lnn = np.stack(cosines_L)
+            n = values_Lnn.shape[1]
+            same_L = values_Lnn.diagonal(axis1=1, axis2=2).mean(axis=1)
+            other_L = (values_Lnn.sum(axis=(1, 2)) - n * same_L) / (n * (n - 1))
+            ps = corrected_ps(values_Lnn, f"{trained.spec.stream('data')}/sharing/{kind}")
+            layers |= {kind: rounded(same_L), f"{kind}_other": rounded(other_L), f"{kind}_p": rounded(ps)}
+            found |= {kind: float((same_L - other_L).mean()), f"{kind}_p": float(ps.min())}
+        return {**found, "layers": layers}
+
+    @staticmethod
+    def _shifts(trained: Trained, names: Any, b_n: Any, c_n: Any) -> list[Floats]:
+        """Cosines over subjects of the lens's shift, layer by layer."""
+        after, before = (residuals(trained.view(which), trained.lane, names) for which in (True, False))
+        tokens = np.tile(np.concatenate([b_n, c_n]), (len(names), 1))
+        network, found = trained.pack.base.network, []
+        for h_after, h_before in zip(after, before, strict=True):
+            moved_S = lens(network, h_after, tokens) - lens(network, h_before, tokens)
+            sides = [side - side.mean(axis=1, keepdims=True) for side in np.split(moved_S, [len(b_n)], axis=1)]
+            found.append(cosines(*((side - side.mean(axis=0)).T for side in sides)))
+        return found
+
+
+SHARING = Sharing()
