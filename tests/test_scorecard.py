@@ -103,6 +103,14 @@ def test_what_uses_the_relation_is_marked_and_measures_have_columns(ocr_eval, tm
     assert "\\toprule" in tex
 
 
+def test_a_row_of_other_people_stands_alone(ocr_eval, tmp_path):
+    other = runs((0.5,), links=LINKS[:1], n=4, train=PREVENTED)
+    answer = ocr_eval("scorecard", write(tmp_path, *runs((0.5,), links=LINKS[:1]), *other), "--format", "json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["rows"][1]["links"]["causal"]["against"] is None
+    assert "Nothing to pair with the reference" in answer.err
+
+
 def test_what_cannot_stand_on_one_card_is_a_line(ocr_eval, tmp_path):
     shuffled = write(tmp_path / "a", *runs(PLAIN, 1, data=DataSpec(variant="shuffled")))
     answer = ocr_eval("scorecard", shuffled)

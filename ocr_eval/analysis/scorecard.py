@@ -36,7 +36,7 @@ class Links:
         associations: their names.
         score: OCR score, the mean over associations in each seed that all of them have.
         lift: the same minus that of the row's own no-entailment control; None where it was not made.
-        against: the same minus that of the row of reference; None for that row, and where nothing is shared.
+        against: the same minus that of the row of reference; None for that row, and where no people are shared.
         matched: ``against`` at matched learning; None as well where the premises of a run never held.
     """
 
@@ -80,7 +80,7 @@ def build_scorecard(records: Sequence[Record], scoring: Scoring) -> list[Scoreca
     """The rows of all records but the shuffled ones, each model's row of reference first.
 
     Raises:
-        UserError: only shuffled records, a row whose associations share no seed, or rows that do not pair.
+        UserError: only shuffled records, or a row whose associations share no seed.
     """
     taught = [record for record in records if record.data.variant != "shuffled"]
     if not taught:
@@ -139,9 +139,9 @@ def _links(name: str, runs: Runs, first: Runs | None, controls: NoEntailments, s
     return Links(
         tuple(runs),
         score=estimate(scores, WITHIN["ocr-score"]),
-        lift=None if is_control(next(iter(runs.values()))[0]) else _apart(name, runs, own, scoring),
-        against=_apart(name, runs, first, scoring),
-        matched=_apart(name, _when_matched(runs), _when_matched(first), scoring),
+        lift=None if is_control(next(iter(runs.values()))[0]) else _apart(runs, own, scoring),
+        against=_apart(runs, first, scoring),
+        matched=_apart(_when_matched(runs), _when_matched(first), scoring),
     )
 
 
@@ -151,16 +151,16 @@ def _when_matched(runs: Runs | None) -> Runs:
     return {name: early for name, early in then.items() if runs and len(early) == len(runs[name])}
 
 
-def _apart(name: str, a: Runs, b: Runs | None, scoring: Scoring) -> Difference | None:
-    """One side minus the other over what both have; None for nothing."""
+def _apart(a: Runs, b: Runs | None, scoring: Scoring) -> Difference | None:
+    """One side minus the other over what both have; None for nothing, or other people and groups."""
     b = b or {}
     ranks = [(ranks_by_seed(a[each], scoring), ranks_by_seed(b[each], scoring)) for each in a if each in b]
     if not ranks or not set.intersection(*(of_a.keys() & of_b.keys() for of_a, of_b in ranks)):
         return None
     try:
         return mean_difference(ranks)
-    except ValueError as error:
-        raise UserError(f"{name}: {error}; only runs of one data protocol can be paired.") from error
+    except ValueError:
+        return None
 
 
 def _knows_relation(run: Record) -> bool | None:
@@ -195,6 +195,9 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
         if undecided:
             seeds = min(found[name].seeds for name in undecided)
             sentences.append(f"No verdict over {word} links on {', '.join(undecided)}: {too_few(seeds, len(found))}.")
+    alone = [row.name for row in fair if not any(of.against for of in row.links.values())]
+    if alone:
+        sentences.append(f"Nothing to pair with the reference, for it has other people: {', '.join(alone)}.")
     unfair = [row.name for row in compared if row not in fair]
     if unfair:
         sentences.append(
