@@ -197,7 +197,7 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
             sentences.append(f"No verdict over {word} links on {', '.join(undecided)}: {too_few(seeds, len(found))}.")
     alone = [row.name for row in fair if not any(of.against for of in row.links.values())]
     if alone:
-        sentences.append(f"Nothing to pair with the reference, for it has other people: {', '.join(alone)}.")
+        sentences.append(f"Nothing to pair with the reference, for its people are others: {', '.join(alone)}.")
     unfair = [row.name for row in compared if row not in fair]
     if unfair:
         sentences.append(
