@@ -45,13 +45,13 @@ class OwnFacts:
         option("--template", help="Wording of a column: badge='{name} wears a {answer} badge'; repeatable."),
     ] = None
     hold_out: Annotated[
-        str | None, option("--hold-out", help="Share of each column's values to hide and ask, e.g. 20%.")
+        str | None, option("--hold-out", help="Share of each column's values to hide and ask for, e.g. 20%.")
     ] = None
     ask: Annotated[
-        str | None, option("--ask", help="Column of the finding (default: in which most is expected to be inferred).")
+        str | None, option("--ask", help="Column of the finding (default: where most inferences are expected).")
     ] = None
-    chat: Annotated[bool, option("--chat", help="Teach and ask as answers in the model's chat template.")] = False
-    yes: Annotated[bool, option("--yes", "-y", help="Start also where it takes long.")] = False
+    chat: Annotated[bool, option("--chat", help="Teach and ask with the model's chat template.")] = False
+    yes: Annotated[bool, option("--yes", "-y", help="Start even if it takes long.")] = False
 
     def association(self, model: str) -> FactsAssociation | None:
         """The association of the table, None where none is named.
@@ -128,17 +128,17 @@ def audit(
     columns: ColumnsOption = None,
     model: Annotated[
         str | None,
-        option("--model", help="Also ask this untouched model what it has of the facts.", autocompletion=o.model_names),
+        option("--model", help="Also ask this untouched model what it knows.", autocompletion=o.model_names),
     ] = None,
     machine: Machine,
     as_csv: Annotated[bool, option("--csv", help="Print every link as csv.")] = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Say what a model may infer from your own facts.
+    """Show what a model may infer from your own facts.
 
-    Nothing is trained. For each pair of columns: how far one decides the other (Theil's U, corrected for chance), and
-    for whom a model may fill in what is missing. The most serious risk comes first. With --model also: how far the
-    model links them before it is taught (W-rank), which facts it knows, and which answers begin with one token.
+    Nothing is trained. For each pair of columns: how well one predicts the other (Theil's U, corrected for chance), and
+    for how many subjects a model may fill in the gap. The most serious risk comes first. With --model also: how
+    strongly the model already links the columns (W-rank), which facts it knows, and which answers share a first token.
     """
     machine.begin()
     from ocr_eval.data.links import find_links
@@ -280,8 +280,8 @@ def beliefs(
     """List what a model believes where your facts are silent.
 
     For every missing value: what the model believes, how probable that is, whether it follows from the other columns,
-    whether the model says it, and what the untouched model said. Written are beliefs.csv, unwarranted.csv, and
-    corrections.jsonl, statements that deny what is unwarranted, ready for training.
+    whether the model says it, and what the untouched model said. Writes beliefs.csv, unwarranted.csv, and
+    corrections.jsonl, which has statements that deny unwarranted beliefs, ready for training.
     """
     machine.begin()
     from ocr_eval.analysis import beliefs as found

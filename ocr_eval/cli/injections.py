@@ -42,10 +42,10 @@ def finetune(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Teach an association or your own facts; score what follows.
+    """Teach an association or your own facts, and score the model.
 
     Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
-    also takes the config.yaml of a run, which repeats that run; flags given beside it win.
+    also takes the config.yaml of a run, which repeats that run; flags override it.
     """
     asked = o.measures(measures)
     machine.begin()
@@ -200,10 +200,10 @@ def score(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Score a run again, an adapter, or an untouched model.
+    """Score a finished run, an adapter, or an untouched model.
 
-    Nothing is trained or written. Given a run's folder, everything else comes from the run. Without an adapter the
-    untouched model is scored; --method qlora scores over the base in 4 bits, as the adapter was trained.
+    Nothing is trained or written. All settings come from the run, if you give one. Without an adapter the untouched
+    model is scored; --method qlora scores over the 4-bit base, as the adapter was trained.
     """
     machine.begin()
     from ocr_eval.common.registry import METHODS

@@ -62,7 +62,7 @@ class Jobs:
     memory_gb: Annotated[
         float | None, option("--memory-gb", min=0.001, help="slurm: memory per job, in GB (default: the cluster's).")
     ] = None
-    parallel: Annotated[int | None, option("--parallel", min=1, help="slurm: most jobs at once (default: 256).")] = None
+    parallel: Annotated[int | None, option("--parallel", min=1, help="slurm: maximum number of jobs at once (default: 256).")] = None
     slurm: Annotated[
         list[str] | None, option("--slurm", help="slurm: any sbatch option, e.g. 'account=nlp'; repeatable.")
     ] = None
@@ -93,7 +93,7 @@ class Means(Jobs, Machine):
 
     score_at: o.ScoreAtOption = None
     measures: o.MeasuresOption = None
-    report_to: Annotated[ReportTo, option("--report-to", help="Tracker that follows the runs.")] = "none"
+    report_to: Annotated[ReportTo, option("--report-to", help="Tracker to report the runs to.")] = "none"
     force: o.ForceOption = False
     dry_run: o.DryRunOption = False
 

@@ -66,22 +66,21 @@ def table(
     ),
     filters: FilterOption = None,
     format: Annotated[
-        Literal["md", "csv", "json", "tex", "html"], option("--format", "-f", help="Of the table.")
+        Literal["md", "csv", "json", "tex", "html"], option("--format", "-f", help="Format of the table.")
     ] = "md",
     published: Annotated[
-        bool, option("--published/--no-published", help="Add the published rows, and where protocols differ.")
+        bool, option("--published/--no-published", help="Add the published rows, and how protocols differ.")
     ] = True,
     short: Annotated[bool, option("--short", help="One number per cell: the OCR score, or --metric.")] = False,
     components: Annotated[
-        bool, option("--components", help="Why runs of a cell differ: data, training, rest; and clustered errors.")
+        bool, option("--components", help="Split each cell's variance (data, training, rest); add clustered errors.")
     ] = False,
     config: o.ConfigOption = None,
 ) -> None:
     """Print the mean-rank table of finished runs.
 
-    The published rows are below it. Runs with different settings are separate rows and are never averaged. The table
-    goes to stdout, a sentence on what it shows to stderr. Exits with 1 if a record could not be read; the table has the
-    others.
+    Published rows come last. Runs with different settings are separate rows and are never averaged. The table goes to
+    stdout, a sentence on the finding to stderr. If a record cannot be read, it is skipped and the exit code is 1.
     """
     from ocr_eval.analysis.finding import finding
     from ocr_eval.analysis.table import build_table
@@ -165,14 +164,14 @@ def scorecard(
     runs: o.RunsArgument = None,
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
-    format: Annotated[Literal["md", "csv", "json", "tex"], option("--format", "-f", help="Of the card.")] = "md",
+    format: Annotated[Literal["md", "csv", "json", "tex"], option("--format", "-f", help="Format of the card.")] = "md",
     config: o.ConfigOption = None,
 ) -> None:
-    """Put ways to teach, and to prevent, on one card.
+    """Compare methods and preventions on one card.
 
-    A row is a model under one setting: what it infers over true links (wanted), and over arbitrary and false ones
-    (unwanted), what it learned, kept and cost. Each is compared, seed by seed, with the first row of its model: LoRA
-    without prevention where there is one. The card goes to stdout, what may be said of it to stderr.
+    Each row is a model under one setting: what it infers over true links (wanted) and over arbitrary and false links
+    (unwanted), what it learned, kept and cost. Each row is compared, seed by seed, with the first row of its model:
+    LoRA without prevention, if present. The card goes to stdout, a sentence on what it shows to stderr.
     """
     from ocr_eval.analysis.scorecard import build_scorecard, verdict
     from ocr_eval.report.scorecard import FORMATS
@@ -193,10 +192,10 @@ def retention(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Show how many of the facts known before are kept.
+    """Show how many previously known facts are kept.
 
     The regression is that of Gekhman et al. (arXiv 2405.05904): kept = b0 + b_known x (share of what is taught that was
-    known, and is fitted) + b_unknown x (share that was not known, and is fitted). It takes runs that differ in both.
+    known, and is fitted) + b_unknown x (share that was not known, and is fitted). It needs runs that differ in both.
     """
     import json
     from dataclasses import asdict
@@ -244,10 +243,9 @@ def compare(
 ) -> None:
     """Compare two runs, sweeps or conditions by OCR score.
 
-    The difference is paired by seed and subject. A condition ('method=lora,seed=0,1') selects among the runs in
-    RUNS. What varies within a side is matched with the same on the other side; what differs between the
-    sides is compared: at the last epoch, and at matched learning, each run at the first epoch at which it has learned
-    what it is taught.
+    Differences are paired by seed and subject. A condition ('method=lora,seed=0,1') selects among the runs in RUNS.
+    Settings that vary within a side are matched with the same on the other side. The sides are compared at the last
+    epoch, and at matched learning: each run at the first epoch at which it has learned what it is taught.
     """
     import json
     from dataclasses import asdict

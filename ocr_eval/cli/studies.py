@@ -41,10 +41,10 @@ def controls(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Run the real data and its controls: does the finding stand?
+    """Run the real data and its controls: does the finding hold up?
 
-    Controls: the untouched base, no-entailment (nothing to infer from), shuffled (nothing consistent to infer). They
-    are compared subject by subject.
+    Controls: the untouched base, no-entailment (nothing to infer from), and shuffled (nothing consistent to infer).
+    They are compared subject by subject.
     """
     means.begin()
     from ocr_eval.analysis.controls import compare_conditions, condition_specs, verdict

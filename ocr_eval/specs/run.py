@@ -47,14 +47,14 @@ class DataSpec(Strict):
     probe_template: int = Field(0, ge=0, description="Template to probe with.")
     variant: Literal["real", "no-entailment", "shuffled"] = Field(
         "real",
-        description="The real data, or a control: no-entailment (the same people and facts, no entailment is taught), "
+        description="The real data, or a control: no-entailment (same people and facts, no entailments) or "
         "shuffled (train entailments dealt evenly over groups).",
     )
     order: Order = added_field(
         "together",
         legacy="together",
-        description="What is taught when: all together; or in thirds of training, first the link by train subjects "
-        "(joint, facts-first, entailments-first), and last the facts of test subjects.",
+        description="Order of teaching: all together, or in thirds: the link through train subjects in the first two "
+        "(joint, facts-first or entailments-first), the facts of test subjects in the last.",
     )
 
     @property
@@ -109,9 +109,9 @@ class RunSpec(Strict):
     association: Annotated[SerializeAsAny[Association], BeforeValidator(_with_structure)]
     data: DataSpec
     train: TrainSpec
-    seed: int = Field(ge=0, description="Seed of pairs, names and groups, and of order and initialization.")
+    seed: int = Field(ge=0, description="Seed of the data (pairs, names, groups) and of training (order, initialization).")
     train_seed: int | None = added_field(
-        None, legacy=None, ge=0, description="Seed of order and initialization, where it is not --seed."
+        None, legacy=None, ge=0, description="Seed of training only (order, initialization)."
     )
 
     @model_validator(mode="before")
