@@ -96,7 +96,8 @@ def export(
     assoc: o.AssocOption = None,
     settings: Annotated[Given, Settings(["seed", *DataSpec.model_fields])],
     format: Annotated[
-        Literal["jsonl", "lm-eval", "inspect", "prompt-completion"], option("--format", "-f", help="Format of the files.")
+        Literal["jsonl", "lm-eval", "inspect", "prompt-completion"],
+        option("--format", "-f", help="Format of the files."),
     ] = "jsonl",
     config: o.ConfigOption = None,
 ) -> None:

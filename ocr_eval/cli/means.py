@@ -62,7 +62,9 @@ class Jobs:
     memory_gb: Annotated[
         float | None, option("--memory-gb", min=0.001, help="slurm: memory per job, in GB (default: the cluster's).")
     ] = None
-    parallel: Annotated[int | None, option("--parallel", min=1, help="slurm: maximum number of jobs at once (default: 256).")] = None
+    parallel: Annotated[int | None, option("--parallel", min=1, help="slurm: maximum jobs at once (default: 256).")] = (
+        None
+    )
     slurm: Annotated[
         list[str] | None, option("--slurm", help="slurm: any sbatch option, e.g. 'account=nlp'; repeatable.")
     ] = None

@@ -100,13 +100,13 @@ class TrainSpec(Strict):
     weight_decay: float = added_field(
         0.0, legacy=0.0, ge=0, lt=10, description="AdamW's decoupled weight decay, on all trained tensors."
     )
-    beta1: float = added_field(0.9, legacy=0.9, ge=0, lt=1, description="AdamW's decay rate for the average gradient.")
-    beta2: float = added_field(0.999, legacy=0.999, ge=0, lt=1, description="AdamW's decay rate for the average squared gradient.")
+    beta1: float = added_field(0.9, legacy=0.9, ge=0, lt=1, description="AdamW's decay rate for gradients.")
+    beta2: float = added_field(0.999, legacy=0.999, ge=0, lt=1, description="AdamW's decay rate for squared gradients.")
     schedule: Literal["constant", "linear", "cosine", "wsd"] = added_field(
         "constant",
         legacy="constant",
-        description="Learning rate after warm-up: constant, or decaying to zero (linear, cosine); wsd (warm-up, stable, "
-        "decay) stays constant for half of the steps, then decays linearly.",
+        description="Learning rate after warm-up: constant, or decaying to zero (linear, cosine); wsd (warm-up, "
+        "stable, decay) stays constant for half of the steps, then decays linearly.",
     )
     warmup: float = added_field(
         0.0, legacy=0.0, ge=0, lt=1, description="Fraction of steps in which the rate rises linearly from zero."

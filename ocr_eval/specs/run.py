@@ -109,7 +109,7 @@ class RunSpec(Strict):
     association: Annotated[SerializeAsAny[Association], BeforeValidator(_with_structure)]
     data: DataSpec
     train: TrainSpec
-    seed: int = Field(ge=0, description="Seed of the data (pairs, names, groups) and of training (order, initialization).")
+    seed: int = Field(ge=0, description="Seed of data (pairs, names, groups) and training (order, initialization).")
     train_seed: int | None = added_field(
         None, legacy=None, ge=0, description="Seed of training only (order, initialization)."
     )

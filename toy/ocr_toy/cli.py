@@ -234,9 +234,7 @@ def sweep(
 @app.command()
 @reported
 def check(
-    grid: Annotated[
-        list[str] | None, typer.Option(help="n,m_train,m_test of Theorems 1 and 2; repeatable.")
-    ] = None,
+    grid: Annotated[list[str] | None, typer.Option(help="n,m_train,m_test of Theorems 1 and 2; repeatable.")] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also mitigate, complete and systems, with seeds 0, 1, 2.")
     ] = False,
