@@ -62,7 +62,7 @@ class OwnFacts:
         if self.facts is None:
             idle = [each.name for each in fields(self) if getattr(self, each.name) and each.name != "yes"]
             if idle:
-                raise UserError(f"{flag_of(idle[0])} goes with --facts, which names a table of facts.")
+                raise UserError(f"{flag_of(idle[0])} needs --facts, which names a table of facts.")
             return None
         from ocr_eval.common.yaml_files import expand, shipped_names
         from ocr_eval.data.fact_table import read_facts
@@ -180,7 +180,7 @@ def _audited(facts: str, subject: str | None, columns: str | None) -> FactsAssoc
     if facts in shipped_names("templates") or facts.endswith((".yaml", ".yml")):
         association = load_association(facts)
         if not isinstance(association, FactsAssociation | PairAssociation):
-            raise UserError(f"'{association.name}' is not made of pairs or of a table, and has no links to audit.")
+            raise UserError(f"'{association.name}' has neither pairs nor a table, so it has no links to audit.")
         return association
     return association_of(read_facts(expand(facts), subject, o.words("--columns", columns)), {}, facts, name="facts")
 
@@ -295,7 +295,7 @@ def beliefs(
     spec, folder = read_trained(run)
     association = spec.association
     if not isinstance(association, FactsAssociation):
-        raise UserError(f"'{run}' was taught the association '{association.name}' and no table of facts.")
+        raise UserError(f"'{run}' learned the association '{association.name}'. Name a run of 'finetune --facts'.")
     taught = association.taught(spec.stream("data"))
     asked = questions(association, taught)
     output = output_dir or run / "beliefs"
@@ -317,4 +317,4 @@ def beliefs(
     for name, text in files.items():
         write_atomic(output / name, text)
     typer.echo(files["beliefs.json"] if as_json else "\n".join(each.in_words() for each in totals), nl=not as_json)
-    say(f"Written to {output}: {', '.join(files)}. They hold names and values of your table.")
+    say(f"Written to {output}: {', '.join(files)}. They contain names and values of your table.")

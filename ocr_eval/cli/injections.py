@@ -52,7 +52,7 @@ def finetune(
     scored = o.score_at(score_at) or schedule.DEFAULT
     table = own.association(model)
     if table is not None and (association or assoc):
-        raise UserError("--facts is taught in place of an association. Give one of the two.")
+        raise UserError("--facts replaces the association. Give one of the two.")
     spec = o.resolve(context, model, table or o.one_assoc(context, association, assoc), settings)
     if dry_run:
         _show_plan(spec, output_dir, machine.device, as_json, scored)
@@ -219,9 +219,7 @@ def score(
     else:
         method, is_adapter = settings.get("method"), adapter is not None and kind_of(adapter) == "adapter"
         if is_adapter and method is not None and METHODS.choose(method).thing.needs.whole:
-            raise UserError(
-                f"--method {method} has no adapter. Leave one of the two out, or name the adapter's method."
-            )
+            raise UserError(f"--method {method} has no adapter. Drop one of the two, or name the adapter's method.")
         spec = o.resolve(context, model, assoc, settings)
     if dry_run:
         _show_plan(spec, None, machine.device, as_json)
@@ -251,8 +249,8 @@ def _refuse_beside_a_run(context: typer.Context) -> None:
         source = context.get_parameter_source(name)
         if name not in _BESIDE_A_RUN and source is not None and source.name in given:
             raise UserError(
-                f"{parameter.opts[0]} does not go with a run's folder, from which model, data and adapter come. Leave "
-                "it out, or give --assoc and --adapter in place of the folder."
+                f"{parameter.opts[0]} has no effect with a run's folder, which sets model, data and adapter. Drop "
+                "it, or give --assoc and --adapter instead of the folder."
             )
 
 

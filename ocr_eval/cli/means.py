@@ -80,10 +80,10 @@ class Jobs:
         for key in given:
             owner = {"workers": "here", "devices": "local"}.get(key, "slurm")
             if self.executor != owner:
-                raise UserError(f"{flag_of(key)} goes with --executor {owner}, not with '{self.executor}'.")
+                raise UserError(f"{flag_of(key)} needs --executor {owner}, not '{self.executor}'.")
         given.pop("workers", None)
         if self.memory_gb is not None and not self.memory_gb < 1e6:
-            raise UserError(f"--memory-gb {self.memory_gb}: give the memory of a job in GB.")
+            raise UserError(f"--memory-gb {self.memory_gb} is too much. Give the memory of a job in GB.")
         if self.devices is not None:
             given["devices"] = o.words("--devices", self.devices)
         return Placement(executor=self.executor, **{**given, "slurm": tuple(self.slurm or ())})

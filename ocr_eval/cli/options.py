@@ -51,7 +51,7 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
     from ocr_eval.common import yaml_files
 
     if not path.is_file():
-        raise UserError(f"--config: there is no file '{path}'.")
+        raise UserError(f"--config '{path}': there is no such file. Check the path.")
     options = {flag.lstrip("-"): p for p in context.command.params for flag in p.opts if flag.startswith("--")}
     defaults: dict[str, Any] = {}
     content = yaml_files.read_yaml(path)
@@ -205,7 +205,7 @@ def words(flag: str, text: str | None) -> tuple[str, ...] | None:
         return None
     entries = tuple(part.strip() for part in text.split(","))
     if not all(entries):
-        raise UserError(f"{flag} '{text}' has an empty entry: give it like 'a,b'.")
+        raise UserError(f"{flag} '{text}' has an empty entry. Write it as 'a,b'.")
     return entries
 
 

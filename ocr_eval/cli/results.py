@@ -90,10 +90,10 @@ def table(
     from ocr_eval.specs.published import published_mean_ranks
 
     if short and format in ("csv", "json"):
-        raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
+        raise UserError(f"--short has no effect on --format {format}, which has every metric. Drop one of them.")
     if components:
         if metric or short or format != "md" or by != "model":
-            raise UserError("--components prints a table of its own. Drop --metric, --short, --format and --by.")
+            raise UserError("--components prints its own table. Drop --metric, --short, --format and --by.")
         found = find(runs or [o.DEFAULT_OUTPUT], scoring, filters)
         typer.echo(spread_table(found.records, scoring), nl=False)
         return
@@ -205,7 +205,7 @@ def retention(
     found = find(runs or [o.DEFAULT_OUTPUT], "first-token", filters, "known")
     cells = retained(found.records)
     if not cells:
-        raise UserError("No record has retention. Rerun a run with --force; full fine-tuning has none.")
+        raise UserError("No record has retention. Rerun a run with --force (full fine-tuning never has it).")
     fit, missing = None, ""
     try:
         fit = regress(found.records)
@@ -261,7 +261,7 @@ def compare(
         every = [*(filters or ()), *([text] if text in conditions else ())]
         found = find(folders if text in conditions else [Path(text)], None, every)
         if found.complaints:
-            raise UserError(f"Nothing is compared, as a record of '{text}' cannot be read.")
+            raise UserError(f"A record of '{text}' cannot be read, so nothing is compared. Rerun it with --force.")
         sides.append([_with_matched(run) for run in found.runs])
     contrasts = contrast(sides[0], sides[1], scoring)
     if as_json:
@@ -291,7 +291,7 @@ def _with_matched(run: FinishedRun) -> Record:
     try:
         return replace(run.record, matched=matched_of(run))
     except UserError as error:
-        o.warn(f"{error} Matched learning is not known.")
+        o.warn(f"{error} Matched learning is unknown.")
         return run.record
 
 

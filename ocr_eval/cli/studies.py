@@ -138,7 +138,9 @@ def _study(kind: str, specs: Sequence[RunSpec], output: Path, means: Means, as_j
         typer.Exit: a run is missing, or only the plan was asked for.
     """
     if means.dry_run and as_json:
-        raise UserError("--json does not go with --dry-run here: the plan of several runs is text. Drop one of them.")
+        raise UserError(
+            "--json cannot be combined with --dry-run here: the plan of several runs is text. Drop one of them."
+        )
     from ocr_eval.cli import sweep_work
     from ocr_eval.execution.sweep import study_name
 

@@ -57,13 +57,13 @@ def sweep(
 
     if worker is not None:
         if means.dry_run:
-            raise UserError("--dry-run does not go with --worker, which runs what is planned already. Drop one.")
+            raise UserError("--dry-run cannot be combined with --worker, which runs an existing plan. Drop one.")
         from ocr_eval.cli.sweep_work import take_part
 
         take_part(output_dir, study or "", worker, means)
         return
     if study is not None:
-        raise UserError("--study goes with --worker. To run a study, use its own command.")
+        raise UserError("--study needs --worker. To run a study, use its own command.")
     held = read_sweep(output_dir)
     given: dict[str, Any] = {"models": o.words("--models", models), "assocs": _assocs(assocs)}
     given |= {"score_at": means.score_at, "measures": o.measures(means.measures)}

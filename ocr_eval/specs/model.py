@@ -30,13 +30,13 @@ Dtype = Annotated[
 
 def _checked(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}(:[a-z0-9_]+=[^:=\s]+)*", text):
-        raise ValueError("Write it as NAME or NAME:setting=value, names in small letters")
+        raise ValueError("Write it as NAME or NAME:setting=value, names in lowercase")
     return text
 
 
 def _repository(text: str) -> str:
     if not re.fullmatch(r"\b[\w.-]+\b/\b[\w.-]+\b", text, re.ASCII) or re.search(r"--|\.\.|\.git$|.{97}", text):
-        raise ValueError("The hub has no repositories of such a name. Give ORG/NAME, at most 96 characters")
+        raise ValueError("This cannot be a hub repository. Give ORG/NAME, at most 96 characters")
     return text
 
 
@@ -225,7 +225,7 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
         except UserError as error:
             raise UserError(f"{file}: 'weights.path': {error}") from error
         if not (folder / "config.json").is_file():
-            raise UserError(f"{file}: 'weights.path' leads to {folder}, which has no config.json.")
+            raise UserError(f"{file}: 'weights.path' points to {folder}, which has no config.json.")
         spec = spec.model_copy(update={"weights": FolderWeights(kind="folder", path=str(folder))})
     return spec
 
