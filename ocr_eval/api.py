@@ -260,7 +260,7 @@ def _lines(
         try:
             lines = read(run, scoring)
         except UserError as error:
-            warnings.warn(f"{error} Left out.", stacklevel=3)
+            warnings.warn(f"{error} Skipped.", stacklevel=3)
             continue
         settings = _settings(run.record)
         yield from ((settings, line) for line in lines)

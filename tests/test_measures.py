@@ -287,8 +287,8 @@ def test_a_measure_that_fails_or_finds_no_plain_number_costs_no_run(ocr_eval, ti
     answer = ocr_eval("finetune", *run, "--json")
     assert answer.code == 0
     assert set(json.loads(answer.out)["measures"]) == {"fine", "hedge", "known", "vocabulary", "weight-change"}
-    assert "no measure 'broken': out of ink" in answer.err
-    assert "no measure 'endless'" in answer.err
+    assert "measure 'broken' failed: out of ink" in answer.err
+    assert "measure 'endless' failed" in answer.err
     assert "'fine'" not in answer.err
     again = ocr_eval("finetune", *run, "--measures", "weight-change,nothing")
     assert again.code == 2

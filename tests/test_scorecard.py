@@ -115,7 +115,7 @@ def test_what_cannot_stand_on_one_card_is_a_line(ocr_eval, tmp_path):
     shuffled = write(tmp_path / "a", *runs(PLAIN, 1, data=DataSpec(variant="shuffled")))
     answer = ocr_eval("scorecard", shuffled)
     assert (answer.code, answer.out) == (2, "")
-    assert "shuffled controls alone" in answer.err
+    assert "all shuffled controls" in answer.err
     apart = [record("country-code", "spurious", seed=0), record("profession-color", "spurious", seed=1)]
     answer = ocr_eval("scorecard", write(tmp_path / "b", *apart))
     assert answer.code == 2

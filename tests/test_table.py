@@ -453,7 +453,7 @@ def test_filters_choose_records_by_any_setting():
     assert len(select(records, [parse_condition("--filter", "lr=0.2e-2")])) == 3
     assert len(select(records, [parse_condition("--filter", "seed=0,2,lr=1e-3")])) == 2
     assert len(select(records, [parse_condition("--filter", t) for t in ("seed=0", "facts-learned=yes")])) == 2
-    with pytest.raises(UserError, match=r"No run has lr=3\. There are: 0\.001, 0\.002\."):
+    with pytest.raises(UserError, match=r"No run has lr=3\. Available: 0\.001, 0\.002\."):
         select(records, [parse_condition("--filter", "lr=3")])
     for text in ("lr", "colour=red"):
         with pytest.raises(UserError, match="--filter"):

@@ -271,7 +271,7 @@ def mean_of_keys(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _check_metric(metric: Metric, records: Sequence[Record]) -> None:
     found = {key for record in records for key in measured(record)}
     if metric not in METRICS and metric not in found:
-        raise unknown_name("metric", metric, (*METRICS, *found), "Measures are taken when a run ends (--measures).")
+        raise unknown_name("metric", metric, (*METRICS, *found), "Measures are taken at the end of a run (--measures).")
 
 
 def flat_cells(table: Table) -> Iterable[dict[str, Any]]:

@@ -42,17 +42,17 @@ def finetune(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Teach an association or your own facts; score what follows.
+    """Teach an association or your own facts, and score the model.
 
     Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
-    also takes the config.yaml of a run, which repeats that run; flags given beside it win.
+    also takes the config.yaml of a run, which repeats that run; flags override it.
     """
     asked = o.measures(measures)
     machine.begin()
     scored = o.score_at(score_at) or schedule.DEFAULT
     table = own.association(model)
     if table is not None and (association or assoc):
-        raise UserError("--facts is taught in place of an association. Give one of the two.")
+        raise UserError("--facts replaces the association. Give one of the two.")
     spec = o.resolve(context, model, table or o.one_assoc(context, association, assoc), settings)
     if dry_run:
         _show_plan(spec, output_dir, machine.device, as_json, scored)
@@ -200,10 +200,10 @@ def score(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Score a run again, an adapter, or an untouched model.
+    """Score a finished run, an adapter, or an untouched model.
 
-    Nothing is trained or written. Given a run's folder, everything else comes from the run. Without an adapter the
-    untouched model is scored; --method qlora scores over the base in 4 bits, as the adapter was trained.
+    Nothing is trained or written. All settings come from the run, if you give one. Without an adapter the untouched
+    model is scored; --method qlora scores over the 4-bit base, as the adapter was trained.
     """
     machine.begin()
     from ocr_eval.common.registry import METHODS
@@ -219,9 +219,7 @@ def score(
     else:
         method, is_adapter = settings.get("method"), adapter is not None and kind_of(adapter) == "adapter"
         if is_adapter and method is not None and METHODS.choose(method).thing.needs.whole:
-            raise UserError(
-                f"--method {method} has no adapter. Leave one of the two out, or name the adapter's method."
-            )
+            raise UserError(f"--method {method} has no adapter. Drop one of the two, or name the adapter's method.")
         spec = o.resolve(context, model, assoc, settings)
     if dry_run:
         _show_plan(spec, None, machine.device, as_json)
@@ -251,8 +249,8 @@ def _refuse_beside_a_run(context: typer.Context) -> None:
         source = context.get_parameter_source(name)
         if name not in _BESIDE_A_RUN and source is not None and source.name in given:
             raise UserError(
-                f"{parameter.opts[0]} does not go with a run's folder, from which model, data and adapter come. Leave "
-                "it out, or give --assoc and --adapter in place of the folder."
+                f"{parameter.opts[0]} has no effect with a run's folder, which sets model, data and adapter. Drop "
+                "it, or give --assoc and --adapter instead of the folder."
             )
 
 

@@ -55,7 +55,7 @@ def _beside(path: Path) -> Path:
 def refuse_folder(path: Path) -> None:
     """Raises UserError if a folder is where a file is to be written."""
     if path.is_dir():
-        raise UserError(f"'{path}' is a folder where a file is to be written. Remove it and start again.")
+        raise UserError(f"'{path}' is a folder, but a file must be written there. Remove it and start again.")
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def whole(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise UserError(f"{path} does not hold what it should ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{path} is not valid ({type(error).__name__}: {error}).") from error
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -135,7 +135,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise UserError(f"{path} has more than {most >> 20} MB, which no file of its kind has. Is it the right one?")
+        raise UserError(f"{path} has more than {most >> 20} MB, too much for a file of its kind. Is it the right one?")
     return content
 
 
@@ -165,14 +165,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file.
 
     Raises:
-        UserError: a line that is not JSON of an object (names it).
+        UserError: a line that is not a JSON object (names it).
     """
     lines: list[dict[str, Any]] = []
     with open_stored(path) as file:  # not splitlines of its text, which parts U+2028 too, and JSON holds that as it is
         try:
             lines.extend(dict(json.loads(line)) for line in file)
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}, line {len(lines) + 1}: is not JSON of an object ({error}).") from error
+            raise UserError(f"{path}, line {len(lines) + 1}: is not a JSON object ({error}).") from error
     return lines
 
 

@@ -221,7 +221,9 @@ def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", traine
     view, task = open_view(spec, adapter, device, trained_over), build_task(spec)
     scores = score_candidates(view, probe_tokens(view.base.tokenizer, task))
     if not scores.are_numbers:
-        raise UserError(f"{spec.model.name}: its log-probabilities are NaN. Are its weights whole, and finite?")
+        raise UserError(
+            f"{spec.model.name}: it returns NaN log-probabilities. Check that its weights are complete and finite."
+        )
     return summarize_quantities(task.quantities, task.probes, scores)
 
 

@@ -35,7 +35,7 @@ def taken_back(trained: Trained, layers: Container[int]) -> Iterator[None]:
     pack = trained.pack
     factors = pack.adapters.factors(trained.lane) if isinstance(pack, GradientPack) else ()
     if not isinstance(pack, GradientPack) or not factors:
-        raise ValueError("it takes low-rank adapters, and this method has none")
+        raise ValueError("it needs low-rank adapters, and this method has none")
     taken = [(each.b, each.b.clone()) for each in factors if layer_of(each.module) in layers]
     try:
         for b, _ in taken:

@@ -58,7 +58,7 @@ class LinkMap:
         """See the module."""
         association = trained.spec.association
         if not isinstance(association, PairAssociation):
-            raise UserError(f"'{association.name}' is not made of pairs of a fact's and an entailment's answer.")
+            raise UserError(f"'{association.name}' has no pairs of fact and entailment answers.")
         facts, _, _ = linked(trained)
         sides = sides_of(association, trained.spec.data.probe_template)
         answers = association.answers("fact")

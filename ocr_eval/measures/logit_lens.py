@@ -69,7 +69,7 @@ class LogitLens:
                 found |= {} if first is None else {f"{name}_layer": first}
             found[f"{name}_rank"] = layers[f"{name}_rank"][-1]
         if not layers:
-            raise UserError("No probes to look at.")
+            raise UserError("There are no probes to read.")
         return {**found, "layers": layers}
 
 

@@ -89,7 +89,7 @@ def ov_changes(network: torch.nn.Module, changes: Iterable[WeightChange]) -> Ite
         modules = [attention.v_proj, attention.o_proj]
         bare = [getattr(module, "base", module) for module in modules]
         if any(type(module) is not torch.nn.Linear for module in bare):
-            raise UserError("The base is quantized, and this measure takes weights in full. Rerun with --method lora.")
+            raise UserError("The base is quantized, and this measure needs full precision. Rerun with --method lora.")
         known = [changed.get(names[module]) for module in modules]
         v, o = (module.weight.detach().cpu().double() for module in bare)
         dv, do = (

@@ -119,7 +119,7 @@ class Patching:
         n, stream = asked[0].probe.in_use, f"{trained.spec.stream('data')}/patching"
         groups = [[each for each in asked if each.probe.target == g][:_SUBJECTS] for g in range(n)]
         if len({len(group) for group in groups}) != 1:
-            raise UserError("It takes as many subjects of each answer.")
+            raise UserError("It needs the same number of subjects for each answer.")
         pairings = assignments(n, stream, fixed=False)[0]
         donor = pairings[streams.integer(stream) % len(pairings)]  # the donor group of each
         each_group = len(groups[0])

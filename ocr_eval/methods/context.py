@@ -65,8 +65,8 @@ def draw_context(base: Base, spec: RunSpec, examples: Sequence[Continuation]) ->
     most = longest(base.network)
     if len(ids) + _ROOM > most:
         raise UserError(
-            f"in-context over {base.spec.name}: {len(examples)} statements are a context of {len(ids):,} tokens, and "
-            f"the model reads {most:,} at once, question included. Lower --n, --m-train or --m-test."
+            f"in-context over {base.spec.name}: the context of {len(examples)} statements has {len(ids):,} tokens, "
+            f"but the model reads {most:,} at most, including the question. Lower --n, --m-train or --m-test."
         )
     return Context(tuple(ids), int(adds_bos), tuple(answers))
 

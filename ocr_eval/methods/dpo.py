@@ -63,8 +63,7 @@ class Dpo(Lora):
             if not any(of for _, of in wrong):
                 other = "in-use" if settings.rejected == "unused" else "unused"
                 raise UserError(
-                    f"dpo: no candidate is left that is {settings.rejected}. Use --candidates ten, or "
-                    f"--method dpo:rejected={other}."
+                    f"dpo: no candidate is {settings.rejected}. Use --candidates ten, or --method dpo:rejected={other}."
                 )
             cut = iter(continuations(base.tokenizer, [(prompt, answer) for prompt, of in wrong for answer in of]))
             rejected = [[next(cut).answer for _ in of] for _, of in wrong]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 def _range(text: str | None) -> str | None:
     if text is not None and not (re.fullmatch(r"\d{1,4}-\d{1,4}", text) and _ends(text)[0] <= _ends(text)[1]):
-        raise ValueError(f"layers '{text}' are no range; write them as 4-10")
+        raise ValueError(f"layers '{text}' are not a range; write them as 4-10")
     return text
 
 
@@ -88,7 +88,7 @@ class Memit:
         block = modules[-1].removesuffix(".mlp.down_proj")
         if hasattr(base.network.get_submodule(block), "post_feedforward_layernorm"):
             raise UserError(
-                f"memit over {base.spec.name}: it norms what its MLPs give, so an edit does not add up over layers. "
+                f"memit over {base.spec.name}: its MLP outputs are normalized, so edits do not add up over layers. "
                 "Use --method rome."
             )
         moments = covariances(base, modules, settings.text)

@@ -43,7 +43,7 @@ class Abstain(Prevention):
         for probe in task.probes_of(task.finding.name):
             fact = facts.get(probe.subject)
             if fact is None or probe.subject not in fact.prompt or probe.subject not in probe.prompt:
-                raise UserError("Prevention 'abstain' takes facts and probes that name their subject. Leave it out.")
+                raise UserError("Prevention 'abstain' needs facts and probes that name their subject. Leave it out.")
             of_unit[probe.unit].append((fact, probe))
         taken = {probe.subject for probe in task.probes}
         count = self.settings.people * len(of_unit)

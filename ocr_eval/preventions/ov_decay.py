@@ -54,7 +54,7 @@ class OVDecay(Prevention):
         heads = learner.base.network.config.get_text_config().num_attention_heads
         found = [(o, v) for o, v in pairs if v is not None]
         if not found:
-            raise UserError("ov-decay takes adapters on v_proj and o_proj of one layer. Name both in --targets.")
+            raise UserError("ov-decay needs adapters on both v_proj and o_proj of a layer. Name both in --targets.")
         for o, v in found:
             _add_gradient(o, v, _weight(learner, o), _weight(learner, v), heads, self.settings.strength)
 
@@ -63,7 +63,7 @@ def _weight(learner: Learner, of: Factors) -> Tensor:
     """The base's weight under an adapter. [O, I]"""
     weight: Tensor = learner.base.network.get_submodule(of.module).base.weight
     if not weight.is_floating_point():
-        raise UserError("ov-decay reads the base's weights, and these are quantized. Use --method lora.")
+        raise UserError("ov-decay reads the base's weights, which are quantized here. Use --method lora.")
     return weight.to(of.a.device).float()
 
 

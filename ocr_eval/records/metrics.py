@@ -73,7 +73,7 @@ def read_metrics(path: Path, growing: bool = False) -> list[MetricsLine]:
         try:
             lines.extend(_read(line) for line in file if not growing or line.endswith(b"\n"))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(f"{path}, line {len(lines) + 1}: is not a line of metrics ({error}).") from error
+            raise UserError(f"{path}, line {len(lines) + 1}: is not a valid line of metrics ({error}).") from error
     return lines
 
 
