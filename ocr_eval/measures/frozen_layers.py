@@ -1,11 +1,11 @@
-"""``frozen-layers``: what is left of a run's answers where early, or late, layers are as they were before training.
+"""``frozen-layers``: what remains of a run's answers when early, or late, layers are restored to the base.
 
-Feng et al. (arXiv 2412.04614) freeze layers after the fact, by taking back what was learned in them, and cut at three
-quarters of the depth: a first hop that is taught lives in early layers, a second hop in late ones.
+Feng et al. (arXiv 2412.04614) freeze layers afterwards, by undoing what was learned in them, and split at three
+quarters of the depth: a taught first hop is stored in early layers, a second hop in late ones.
 
     cut                            the first late layer, from 0
-    early_frozen_<quantity>_rank   mean rank where only late layers are trained
-    late_frozen_<quantity>_rank    mean rank where only early layers are
+    early_frozen_<quantity>_rank   mean rank with only the late layers trained
+    late_frozen_<quantity>_rank    mean rank with only the early layers trained
     <quantity>_rank                mean rank of the run as it is
 
 By first token, among candidates.
@@ -55,9 +55,9 @@ def layer_of(module: str) -> int:
 
 
 class FrozenLayers:
-    """Two scorings of the run, in parts."""
+    """Two partial scorings of the run."""
 
-    about = "Mean ranks with what early or late layers learned taken back (Feng et al., arXiv 2412.04614)"
+    about = "Mean ranks with early or late layers restored to the base (Feng et al., arXiv 2412.04614)"
 
     def by_default(self, needs: Needs) -> bool:
         """Only when asked for."""
