@@ -12,7 +12,7 @@ from tabulate import tabulate
 from ocr_eval.analysis.difference import Difference
 from ocr_eval.analysis.intervals import Estimate
 from ocr_eval.analysis.scorecard import KINDS, ScorecardRow, verdict
-from ocr_eval.report.tables import spreadsheet_text
+from ocr_eval.report.tables import markdown_text, spreadsheet_text
 
 #: What measures add to the card, with the heads of their columns.
 _MEASURES = {
@@ -35,7 +35,8 @@ NOTE = (
 def to_text(rows: Sequence[ScorecardRow]) -> str:
     """The card as a Markdown table with how to read it."""
     header, body = _cells(rows)
-    table: str = tabulate(body, header, tablefmt="github", disable_numparse=True)
+    escaped = [[markdown_text(cell) for cell in row] for row in body]
+    table: str = tabulate(escaped, header, tablefmt="github", disable_numparse=True)
     return f"{table}\n\n{NOTE}\n"
 
 
