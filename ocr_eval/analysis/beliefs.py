@@ -110,7 +110,7 @@ def _held(beliefs: Sequence[Belief]) -> HeldOut:
 
 
 def row(belief: Belief) -> dict[str, Any]:
-    """A belief as a line of a table; what a model wrote is no formula there."""
+    """A belief as a line of a table; what a model wrote is escaped, so that it is not a formula."""
     answer, base, cell = belief.answer, belief.base, belief.cell
     said = answer.said if answer.said[:1] not in "=+-@\t" else f"'{answer.said}"
     return {

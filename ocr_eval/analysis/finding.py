@@ -69,7 +69,7 @@ def _clause(runs: Sequence[Record], learned: int, cell: Cell | None) -> str:
     link, yes, no = _READINGS[runs[0].kind]
     where = f"on {runs[0].association} ({link})"
     if cell is None:
-        return f"{where} what was taught was not learned, so nothing can be said ({advice(runs[0].train.method)})"
+        return f"{where} what was taught was not learned, so there is no conclusion ({advice(runs[0].train.method)})"
     left_out = f", leaving out {len(runs) - learned} of {len(runs)} runs that did not learn what they were taught,"
     if cell.p_holm is None:
         said = "too few groups to tell"
@@ -105,7 +105,7 @@ def _count(kind: Kind, cells: Sequence[Cell]) -> str:
     rest += f" ({unable} more had too few groups to tell)" if unable else ""
     link = _READINGS[kind][0]
     if not able:
-        return f"over {link} nothing can be said{rest.replace(' more', '')}"
+        return f"over {link} there is no conclusion{rest.replace(' more', '')}"
     lifts = sorted(cell.lift.value.value for cell in able if cell.lift is not None)
     ends = dict.fromkeys(f"{lift:+.2f}" for lift in (lifts[:1] + lifts[-1:]))
     lift = f", {' to '.join(ends)} over no entailments" if lifts else ", no control to compare with"

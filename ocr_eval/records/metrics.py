@@ -40,7 +40,7 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
     held_out: dict[Scoring, HeldOut] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """A plain object, the notes among its keys; what was not measured is left out."""
+        """A plain object, including the notes; what was not measured is omitted."""
         told = to_plain(self)
         notes = told.pop("notes")
         return {
@@ -63,7 +63,7 @@ _KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read_metrics(path: Path, growing: bool = False) -> list[MetricsLine]:
-    """The lines of a metrics.jsonl; of a ``growing`` one a last line without its newline is left out.
+    """The lines of a metrics.jsonl; in a ``growing`` one a last line without its newline is skipped.
 
     Raises:
         UserError: a line that is not one of metrics (names it).

@@ -223,7 +223,7 @@ def read_record(path: Path, scoring: Scoring | None = None, measure: str | None 
     """Read one result.json.
 
     With ``scoring`` only what the final model has under it is parsed, and of the measures only ``measure``; all else,
-    other scorings and the untouched base, is most of a record and left out.
+    other scorings and the untouched base, is most of a record and is skipped.
 
     Raises:
         UserError: not readable, truncated, of another schema, with a key or value that does not belong, or

@@ -28,7 +28,7 @@ def gallery(
 ) -> Iterator[tuple[str, Figure]]:
     """Each figure with the name of its file; reads metrics and probes of a row's runs when its turn comes.
 
-    ``complain`` is told of each metrics or probes file that cannot be read; figures are drawn without it.
+    ``complain`` receives each metrics or probes file that cannot be read; figures are drawn without it.
 
     Raises:
         ValueError: no runs.
