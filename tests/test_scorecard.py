@@ -103,6 +103,13 @@ def test_what_uses_the_relation_is_marked_and_measures_have_columns(ocr_eval, tm
     assert "\\toprule" in tex
 
 
+def test_a_name_splits_no_cell(ocr_eval, tmp_path):
+    answer = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN, 1, model="one|two")))
+    header, _, row = answer.out.splitlines()[:3]
+    assert "one\\|two" in row
+    assert row.count("|") - row.count("\\|") == header.count("|")
+
+
 def test_a_row_of_other_people_stands_alone(ocr_eval, tmp_path):
     other = runs((0.5,), links=LINKS[:1], n=4, train=PREVENTED)
     answer = ocr_eval("scorecard", write(tmp_path, *runs((0.5,), links=LINKS[:1]), *other), "--format", "json")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import secrets
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +118,8 @@ def whole(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing.") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}.gz is damaged ({error}).") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -135,6 +139,18 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     return content
 
 
+@contextmanager
+def open_stored(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """A file of a run to read, or the ``.gz`` beside its place that ``gzip`` made of it."""
+    packed = path.with_name(f"{path.name}.gz")
+    if path.exists() or not packed.is_file():
+        with path.open("rb") as file:
+            yield file
+    else:
+        with gzip.open(packed) as file:
+            yield file
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
@@ -152,7 +168,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         UserError: a line that is not a JSON object (names it).
     """
     lines: list[dict[str, Any]] = []
-    with path.open("rb") as file:  # not splitlines of its text, which parts U+2028 too, and JSON holds that as it is
+    with open_stored(path) as file:  # not splitlines of its text, which parts U+2028 too, and JSON holds that as it is
         try:
             lines.extend(dict(json.loads(line)) for line in file)
         except (ValueError, TypeError, RecursionError) as error:

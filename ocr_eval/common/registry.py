@@ -175,6 +175,7 @@ MEASURES: Registry[Any] = Registry(
         "frozen-layers": "ocr_eval.measures.frozen_layers:FROZEN_LAYERS",
         "hedge": "ocr_eval.measures.hedge:HEDGE",
         "known": "ocr_eval.measures.known_facts:KNOWN_FACTS",
+        "text-loss": "ocr_eval.measures.text_loss:TEXT_LOSS",
         "link-map": "ocr_eval.measures.link_map:LINK_MAP",
         "logit-lens": "ocr_eval.measures.logit_lens:LOGIT_LENS",
         "ov-change": "ocr_eval.measures.ov_change:OV_CHANGE",

@@ -14,6 +14,8 @@
         checkpoint-<epoch>.pt      training state, while the run is not finished
         checkpoint-<epoch>.sha256  digest of all that resuming from it needs
 
+The two files of lines may be packed (``gzip metrics.jsonl``) once a run is finished: they are read as before.
+
 Every file, and adapter/ and model/ as a whole, is written beside its place, synced and renamed. Only metrics.jsonl
 grows, and a last line without its end does not count yet. A lock on the folder (``.lock``, with ``.holder``, touched
 every minute, to say whose) keeps a second process out.

@@ -78,6 +78,7 @@ class FolderWeights(Strict):
 
 
 Weights = HubWeights | PackageWeights | FolderWeights
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
 
 class TrainSpec(Strict):
@@ -102,7 +103,7 @@ class TrainSpec(Strict):
     )
     beta1: float = added_field(0.9, legacy=0.9, ge=0, lt=1, description="AdamW's decay rate for gradients.")
     beta2: float = added_field(0.999, legacy=0.999, ge=0, lt=1, description="AdamW's decay rate for squared gradients.")
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = added_field(
+    schedule: Schedule = added_field(
         "constant",
         legacy="constant",
         description="Learning rate after warm-up: constant, or decaying to zero (linear, cosine); wsd (warm-up, "
@@ -151,6 +152,8 @@ class FullDefaults(Strict):
 
     lr: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = 8
+    schedule: Schedule = "constant"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
 class ModelSpec(Strict):
