@@ -55,7 +55,7 @@ from ocr_eval.common.locks import hold
 from ocr_eval.models.weights import file_sha256, folder_digest
 from ocr_eval.records.metrics import MetricsLine, metrics_text, read_metrics
 from ocr_eval.records.record import OtherVersion, Record, read_record
-from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.model import Training, TrainSpec
 from ocr_eval.specs.run import DataSpec, RunSpec
 from ocr_eval.specs.strict import SCHEMA_VERSION
 
@@ -85,10 +85,10 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of(cls, root: Path, spec: RunSpec, fingerprint: str) -> RunFolder:
-        """The folder that a run has below an output folder."""
+    def of(cls, root: Path, spec: RunSpec, fingerprint: str, training: Training | None = None) -> RunFolder:
+        """The folder that a run has below an output folder; ``training`` is what was done elsewhere in its place."""
         train = "" if spec.train_seed is None else f"-train{spec.train_seed}"
-        names = spec.model.name, spec.association.name, spec.train.method_name
+        names = spec.model.name, spec.association.name, (training or spec.train).method_name
         return cls(root.joinpath("runs", *names, f"seed{spec.seed}{train}-{fingerprint}"))
 
     def checkpoints(self) -> dict[int, Path]:
@@ -211,7 +211,7 @@ class RunFolder:
         record = self.record()
         try:
             epochs = [line.epoch for line in self.metrics()]
-            return epochs == list(range(record.train.epochs + 1)) and self.learned_sha256() == record.adapter_sha256
+            return epochs == list(record.epochs) and self.learned_sha256() == record.adapter_sha256
         except (OSError, UserError):
             return False
 
@@ -246,10 +246,10 @@ class RunFolder:
             if entry.name not in (".lock", ".holder"):
                 remove(entry)
 
-    def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
-        """Write what the run is, where it runs and what the tokenizer makes of its candidates; it is now unfinished.
+    def begin(self, config: str, environment: dict[str, Any], audit: dict[str, Any]) -> None:
+        """Write what the run is (``config_yaml``), where it runs and what the tokenizer makes of its candidates.
 
-        A run that resumes under other versions or elsewhere keeps a note of where it was before.
+        It is now unfinished. A run that resumes under other versions or elsewhere keeps a note of where it was before.
 
         Raises:
             UserError: what a finished run writes last could not be written then.
@@ -258,7 +258,7 @@ class RunFolder:
             refuse_folder(self.path / mark)
             remove(self.path / mark)
         earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
-        write_atomic(self.path / "config.yaml", config_yaml(spec))
+        write_atomic(self.path / "config.yaml", config)
         self._write("env.json", environment | earlier)
         self._write("audit.json", audit)
 
@@ -472,6 +472,11 @@ def parse_run(content: dict[str, Any], path: Path) -> RunSpec:
         UserError: content that breaks a rule.
     """
     content.pop("schema_version", None)
+    if Training.is_external(content.get("train")):
+        raise UserError(
+            f"{path} is of training done elsewhere, which cannot be repeated or opened from here. Score it again with "
+            "--data and --adapter or --model."
+        )
     for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # a run is what it was when it was made
         if isinstance(content.get(section), dict):
             unknown = sorted(content[section].keys() - kind.model_fields.keys())
@@ -482,9 +487,11 @@ def parse_run(content: dict[str, Any], path: Path) -> RunSpec:
     return yaml_files.parse(RunSpec, content, str(path), strict=False)
 
 
-def config_yaml(spec: RunSpec) -> str:
-    """A resolved spec as YAML."""
+def config_yaml(spec: RunSpec, training: Training | None = None) -> str:
+    """A resolved spec as YAML, with what was done elsewhere in the place of its training."""
     content = {"schema_version": SCHEMA_VERSION, **spec.model_dump(mode="json")}
+    if training is not None:
+        content["train"] = training.model_dump()
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
 
 
