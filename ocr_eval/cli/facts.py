@@ -51,7 +51,19 @@ class OwnFacts:
         str | None, option("--ask", help="Column of the finding (default: in which most is expected to be inferred).")
     ] = None
     chat: Annotated[bool, option("--chat", help="Teach and ask as answers in the model's chat template.")] = False
-    yes: Annotated[bool, option("--yes", "-y", help="Start also where it takes long.")] = False
+
+    def or_association(
+        self, context: typer.Context, model: str, argument: str | None, flag: str | None
+    ) -> FactsAssociation | str:
+        """The association of the table, or where none is named what was named in its place.
+
+        Raises:
+            UserError: both, neither, or as ``association``.
+        """
+        table = self.association(model)
+        if table is not None and (argument or flag):
+            raise UserError("--facts is taught in place of an association. Give one of the two.")
+        return table or o.one_assoc(context, argument, flag)
 
     def association(self, model: str) -> FactsAssociation | None:
         """The association of the table, None where none is named.
@@ -60,7 +72,7 @@ class OwnFacts:
             UserError: a table that cannot be read, or a flag that has no effect or does not fit it.
         """
         if self.facts is None:
-            idle = [each.name for each in fields(self) if getattr(self, each.name) and each.name != "yes"]
+            idle = [each.name for each in fields(self) if getattr(self, each.name)]
             if idle:
                 raise UserError(f"{flag_of(idle[0])} goes with --facts, which names a table of facts.")
             return None

@@ -1,0 +1,71 @@
+"""Flags of ``score`` for what was trained elsewhere on exported data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ocr_eval.cli import options as o
+from ocr_eval.cli.spec_flags import Given, flag_of, option
+from ocr_eval.common.errors import UserError
+from ocr_eval.specs.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from ocr_eval.specs.run import RunSpec
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Training on exported data that was not ours."""
+
+    data: Annotated[
+        Path | None, option("--data", help="Folder of 'data export': its manifest.json decides what is asked.")
+    ] = None
+    name: Annotated[
+        str | None, option("--name", help="Leave a run of this name in --output-dir; goes with --data.")
+    ] = None
+    output_dir: o.OutputOption = o.DEFAULT_OUTPUT
+
+    def run(self, context: typer.Context, model: str, assoc: str | None, settings: Given) -> RunSpec | None:
+        """What the manifest asks of a model, None where none is named.
+
+        Raises:
+            UserError: a flag that contradicts the manifest, or has no effect or no manifest to go with.
+        """
+        stated = context.get_parameter_source("output_dir")
+        if self.name is None and stated is not None and stated.name in ("COMMANDLINE", "DEFAULT_MAP"):
+            raise UserError("--output-dir goes with --name, which leaves a run in it. Without it nothing is written.")
+        if self.data is None:
+            if self.name is not None:
+                raise UserError(
+                    "--name goes with --data, the folder that 'ocr-eval data export' wrote: only its "
+                    "manifest.json says what was taught."
+                )
+            return None
+        from ocr_eval.data.manifest import FILE, read_manifest
+        from ocr_eval.specs.association import load_association
+
+        if o.RUN in context.meta:
+            raise UserError("--config of a run does not go with --data, whose manifest.json says what is asked.")
+        if self.name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
+            raise UserError(f"--name '{self.name}': use small letters, digits, '.', '_' and '-', at most 64.")
+        manifest, path = read_manifest(self.data), self.data / FILE
+        for key, value in settings.items():
+            if manifest.settings.get(key, value) != value:
+                text = SETTINGS[key].text
+                raise UserError(
+                    f"{flag_of(key)} {text(value)} contradicts {path}: what was taught has "
+                    f"{text(manifest.settings[key])}. Leave the flag out, or unset its variable."
+                )
+        if assoc is not None:
+            asked = load_association(assoc)
+            if (asked.name, asked.content()) != (manifest.association.name, manifest.association.content()):
+                raise UserError(
+                    f"--assoc '{assoc}' contradicts {path}: '{manifest.association.name}' was taught, as it is in that "
+                    "file. Leave --assoc out."
+                )
+        return o.resolve(context, model, manifest.association, {**settings, **manifest.settings})
