@@ -79,6 +79,7 @@ COMMANDS = (
     Command("preventions show", ("scale-after",)),
     Command("measures show", ("known",)),
     Command("doctor"),
+    Command("cache"),
     Command("toy train", (*TOY, "--output", "{out}/toy.json"), writes=True),
     Command("toy sweep", (*TOY, "--values", "2,3", "--seeds", "0", "--output", "{out}/toy.json"), writes=True),
     Command("toy check", ("--solver", "NONE"), refused=True),

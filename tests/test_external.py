@@ -118,6 +118,24 @@ def test_every_command_takes_its_runs(ocr_eval, made, tiny, tmp_path):
     assert (tmp_path / "figures/curves-tiny-llama-external-my-sft.png").is_file()
 
 
+@pytest.mark.parametrize(("most", "code", "gate"), [(0.2, 0, "passed"), (-0.2, 1, "failed")])
+def test_a_gate_of_two_seeds_is_the_lower_bound(ocr_eval, made, most, code, gate):
+    """Of runs against themselves, whose difference is 0."""
+    words = ("compare", made / "results", made / "results", "--fail-above", most)
+    answer = ocr_eval(*words, "--json")
+    assert (answer.code, json.loads(answer.out)["gate"]) == (code, gate)
+    answer = ocr_eval(*words)
+    assert (answer.code, answer.out.splitlines()[-1]) == (code, f"Gate: {gate}.")
+
+
+def test_a_gate_of_one_seed_is_undecided(ocr_eval, made):
+    words = ("compare", "seed=0", "seed=0", made / "results", "--json")
+    answer = ocr_eval(*words, "--fail-above", 0.2)
+    assert (answer.code, json.loads(answer.out)["gate"]) == (1, "undecided")
+    assert "gate" not in json.loads(ocr_eval(*words).out)
+    one_line(ocr_eval(*words, "--fail-above", "nan"), "--fail-above nan")
+
+
 def test_a_run_of_training_elsewhere_is_not_repeated_from_its_folder(ocr_eval, made):
     folder = min((made / "results").glob("runs/*/*/external/seed0-*"))
     one_line(ocr_eval("score", folder), "done elsewhere", "--data")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ocr_eval.analysis.difference import Difference, difference, matched, too_few, verdicts
 from ocr_eval.analysis.intervals import Estimate, of_metric
@@ -125,6 +126,21 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
             if len(set(sides := [", ".join(sorted(_values(runs, key))) for runs in (a, b)])) > 1
         ),
     )
+
+
+Gate = Literal["passed", "failed", "undecided"]
+
+
+def gate(contrasts: Sequence[Contrast], most: float) -> Gate:
+    """Whether the interval of A minus B is above ``most`` anywhere, at the last epoch.
+
+    Undecided where it is above nowhere, and somewhere could not be: of one seed there is no interval, and of a run that
+    did not learn what it was taught no inference.
+    """
+    bounds = [each.paired.value.bounds if each.premises_hold else None for each in contrasts]
+    if any(of is not None and of[0] > most for of in bounds):
+        return "failed"
+    return "undecided" if None in bounds else "passed"
 
 
 _WORDS = {1: "above B", -1: "below B", 0: "not shown to differ from B"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +15,7 @@ from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
+    from ocr_eval.analysis.compare import Contrast
     from ocr_eval.records.find import FinishedRun, Found
     from ocr_eval.records.record import Record
     from ocr_eval.specs.run import Scoring
@@ -240,6 +242,10 @@ def compare(
     runs: o.RunsArgument = None,
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
+    fail_above: Annotated[
+        float | None,
+        option("--fail-above", help="Exit with 1 unless all intervals of A minus B begin at this or below, as a gate."),
+    ] = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Compare two runs, sweeps or conditions by OCR score.
@@ -247,14 +253,17 @@ def compare(
     The difference is paired by seed and subject. A condition ('method=lora,seed=0,1') selects among the runs in
     RUNS. What varies within a side is matched with the same on the other side; what differs between the
     sides is compared: at the last epoch, and at matched learning, each run at the first epoch at which it has learned
-    what it is taught.
+    what it is taught. The gate of --fail-above is undecided, and exits with 1 too, where a single seed has no interval
+    or a run did not learn what it was taught.
     """
     import json
     from dataclasses import asdict
 
-    from ocr_eval.analysis.compare import contrast, verdict
+    from ocr_eval.analysis.compare import contrast, gate, verdict
     from ocr_eval.records.select import parse_condition
 
+    if fail_above is not None and not abs(fail_above) <= 2:
+        raise UserError(f"--fail-above {fail_above}: OCR scores differ by 2 at most. Give a number from -2 to 2.")
     conditions = [text for text in (a, b) if "=" in text and not Path(text).exists()]
     for text in conditions:
         parse_condition("condition", text)
@@ -266,9 +275,19 @@ def compare(
             raise UserError(f"Nothing is compared, as a record of '{text}' cannot be read.")
         sides.append([_with_matched(run) for run in found.runs])
     contrasts = contrast(sides[0], sides[1], scoring)
+    gated = {} if fail_above is None else {"gate": gate(contrasts, fail_above)}
     if as_json:
-        typer.echo(json.dumps({"verdict": verdict(contrasts), "contrasts": [asdict(c) for c in contrasts]}, indent=2))
-        return
+        told = {"verdict": verdict(contrasts), **gated, "contrasts": [asdict(c) for c in contrasts]}
+        typer.echo(json.dumps(told, indent=2))
+    else:
+        _show_contrasts(contrasts)
+        typer.echo("\n".join([verdict(contrasts), *(f"Gate: {found}." for found in gated.values())]))
+    if gated and gated["gate"] != "passed":
+        raise typer.Exit(1)
+
+
+def _show_contrasts(contrasts: Sequence[Contrast]) -> None:
+    """Both sides and their difference as a table, a row an association."""
     rows = [
         [
             *(each.name, *map(o.interval_text, (each.a, each.b, each.paired.value))),
@@ -281,7 +300,6 @@ def compare(
     typer.echo(
         o.grid(["association", "A", "B", "A minus B", "at matched learning", "subjects", "seeds", "learned"], rows)
     )
-    typer.echo(verdict(contrasts))
 
 
 def _with_matched(run: FinishedRun) -> Record:
