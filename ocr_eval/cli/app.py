@@ -119,7 +119,7 @@ def cache(
     yes: Annotated[bool, option("--yes", "-y", help="Delete without asking.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where converted weights are kept and how large they are, or delete them.
+    """Show or delete what is kept of fetched models.
 
     Hub repositories are in the hub library's own cache ('hf cache ls'). Files that are not ours are left alone.
     """
