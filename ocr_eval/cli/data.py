@@ -112,7 +112,8 @@ def export(
     from ocr_eval.data.manifest import Manifest, write_manifest
     from ocr_eval.methods.prevention import task_of_run
 
-    spec = o.resolve(context, model, own.or_association(context, model, association, assoc), settings)
+    table = own.association(model, association or assoc)
+    spec = o.resolve(context, model, table or o.one_assoc(context, association, assoc), settings)
     task = task_of_run(spec)
     paths = export_task(task, spec.association.name, format, output_dir)
     if format in TRAINING_FILES:

@@ -39,33 +39,29 @@ class Elsewhere:
         stated = context.get_parameter_source("output_dir")
         if self.name is None and stated is not None and stated.name in ("COMMANDLINE", "DEFAULT_MAP"):
             raise UserError("--output-dir goes with --name, which leaves a run in it. Without it nothing is written.")
+        if self.name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
+            raise UserError(f"--name '{self.name}': use small letters, digits, '.', '_' and '-', at most 64.")
+        if self.data is None and self.name is not None:
+            raise UserError("--name goes with --data, the folder of 'data export', which says what was taught.")
         if self.data is None:
-            if self.name is not None:
-                raise UserError(
-                    "--name goes with --data, the folder that 'ocr-eval data export' wrote: only its "
-                    "manifest.json says what was taught."
-                )
             return None
         from ocr_eval.data.manifest import FILE, read_manifest
         from ocr_eval.specs.association import load_association
 
         if o.RUN in context.meta:
             raise UserError("--config of a run does not go with --data, whose manifest.json says what is asked.")
-        if self.name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
-            raise UserError(f"--name '{self.name}': use small letters, digits, '.', '_' and '-', at most 64.")
-        manifest, path = read_manifest(self.data), self.data / FILE
-        for key, value in settings.items():
-            if manifest.settings.get(key, value) != value:
-                text = SETTINGS[key].text
-                raise UserError(
-                    f"{flag_of(key)} {text(value)} contradicts {path}: what was taught has "
-                    f"{text(manifest.settings[key])}. Leave the flag out, or unset its variable."
-                )
-        if assoc is not None:
-            asked = load_association(assoc)
-            if (asked.name, asked.content()) != (manifest.association.name, manifest.association.content()):
-                raise UserError(
-                    f"--assoc '{assoc}' contradicts {path}: '{manifest.association.name}' was taught, as it is in that "
-                    "file. Leave --assoc out."
-                )
-        return o.resolve(context, model, manifest.association, {**settings, **manifest.settings})
+        manifest = read_manifest(self.data)
+        decided, taught = manifest.settings, manifest.association
+        wrong = [
+            (f"{flag_of(key)} {SETTINGS[key].text(value)}", SETTINGS[key].text(decided[key]))
+            for key, value in settings.items()
+            if decided.get(key, value) != value
+        ]
+        if assoc is not None and (asked := load_association(assoc)).content() != taught.content():
+            wrong.append((f"--assoc {assoc}", "another of that name" if asked.name == taught.name else taught.name))
+        if wrong:
+            flag, there = wrong[0]
+            raise UserError(
+                f"{flag} contradicts {self.data / FILE}, by which {there} was taught. Drop it, also as a variable."
+            )
+        return o.resolve(context, model, taught, {**settings, **decided})

@@ -52,24 +52,12 @@ class OwnFacts:
     ] = None
     chat: Annotated[bool, option("--chat", help="Teach and ask as answers in the model's chat template.")] = False
 
-    def or_association(
-        self, context: typer.Context, model: str, argument: str | None, flag: str | None
-    ) -> FactsAssociation | str:
-        """The association of the table, or where none is named what was named in its place.
-
-        Raises:
-            UserError: both, neither, or as ``association``.
-        """
-        table = self.association(model)
-        if table is not None and (argument or flag):
-            raise UserError("--facts is taught in place of an association. Give one of the two.")
-        return table or o.one_assoc(context, argument, flag)
-
-    def association(self, model: str) -> FactsAssociation | None:
+    def association(self, model: str, other: str | None) -> FactsAssociation | None:
         """The association of the table, None where none is named.
 
         Raises:
-            UserError: a table that cannot be read, or a flag that has no effect or does not fit it.
+            UserError: a table that cannot be read, or a flag that has no effect or does not fit it; or an ``other``
+                association is named, too.
         """
         if self.facts is None:
             idle = [each.name for each in fields(self) if getattr(self, each.name)]
@@ -80,6 +68,8 @@ class OwnFacts:
         from ocr_eval.data.fact_table import read_facts
         from ocr_eval.data.facts import association_of
 
+        if other:
+            raise UserError("--facts is taught in place of an association. Give one of the two.")
         path = expand(str(self.facts))
         table = read_facts(path, self.subject, o.words("--columns", self.columns))
         stem = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("._-")[:50] or "facts"

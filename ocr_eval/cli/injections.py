@@ -52,7 +52,8 @@ def finetune(
     asked = o.measures(measures)
     machine.begin()
     scored = o.score_at(score_at) or schedule.DEFAULT
-    spec = o.resolve(context, model, own.or_association(context, model, association, assoc), settings)
+    table = own.association(model, association or assoc)
+    spec = o.resolve(context, model, table or o.one_assoc(context, association, assoc), settings)
     if dry_run:
         _show_plan(spec, output_dir, machine.device, as_json, scored)
         return
@@ -65,7 +66,7 @@ def finetune(
         from ocr_eval.execution.execute import finetune as run_finetune
         from ocr_eval.execution.run_pack import Execution
 
-        if own.facts is not None:
+        if table is not None:
             _announce(spec, output_dir, machine.device, scored, yes)
 
         done, was_done = run_finetune(spec, output_dir, Execution(machine.device, force, scored, measures=asked))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +14,6 @@ from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ocr_eval.analysis.compare import Contrast
     from ocr_eval.records.find import FinishedRun, Found
     from ocr_eval.records.record import Record
     from ocr_eval.specs.run import Scoring
@@ -276,18 +274,11 @@ def compare(
         sides.append([_with_matched(run) for run in found.runs])
     contrasts = contrast(sides[0], sides[1], scoring)
     gated = {} if fail_above is None else {"gate": gate(contrasts, fail_above)}
+    ending = typer.Exit(0 if gated.get("gate", "passed") == "passed" else 1)
     if as_json:
         told = {"verdict": verdict(contrasts), **gated, "contrasts": [asdict(c) for c in contrasts]}
         typer.echo(json.dumps(told, indent=2))
-    else:
-        _show_contrasts(contrasts)
-        typer.echo("\n".join([verdict(contrasts), *(f"Gate: {found}." for found in gated.values())]))
-    if gated and gated["gate"] != "passed":
-        raise typer.Exit(1)
-
-
-def _show_contrasts(contrasts: Sequence[Contrast]) -> None:
-    """Both sides and their difference as a table, a row an association."""
+        raise ending
     rows = [
         [
             *(each.name, *map(o.interval_text, (each.a, each.b, each.paired.value))),
@@ -300,6 +291,8 @@ def _show_contrasts(contrasts: Sequence[Contrast]) -> None:
     typer.echo(
         o.grid(["association", "A", "B", "A minus B", "at matched learning", "subjects", "seeds", "learned"], rows)
     )
+    typer.echo("\n".join([verdict(contrasts), *(f"Gate: {found}." for found in gated.values())]))
+    raise ending
 
 
 def _with_matched(run: FinishedRun) -> Record:

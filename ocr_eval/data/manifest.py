@@ -29,10 +29,6 @@ class Manifest(Strict):
     """An export of a run's data.
 
     Attributes:
-        schema_version: of the file.
-        association: what is taught and asked, whole.
-        data: the data protocol.
-        seed: draws pairs, names and groups.
         training: the sha256 of the training set in each format that has one, by the name of its file.
         probes: the sha256 of what is asked, as ``probes.jsonl`` has it.
     """
@@ -52,14 +48,10 @@ class Manifest(Strict):
     @classmethod
     def of(cls, spec: RunSpec, task: Task) -> Manifest:
         """The manifest of a run's task."""
-        files = {TRAINING_FILES[name]: FORMATS[name](task, spec.association.name) for name in TRAINING_FILES}
-        return cls(
-            association=spec.association,
-            data=spec.data,
-            seed=spec.seed,
-            training={file: _sha256(contents[file].encode()) for file, contents in files.items()},
-            probes=_probes_digest(task),
-        )
+        files = {file: FORMATS[name](task, spec.association.name)[file] for name, file in TRAINING_FILES.items()}
+        training = {file: _sha256(content.encode()) for file, content in files.items()}
+        drawn = {"association": spec.association, "data": spec.data, "seed": spec.seed}
+        return cls.model_validate({**drawn, "training": training, "probes": _probes_digest(task)})
 
     @property
     def settings(self) -> Mapping[str, Any]:
