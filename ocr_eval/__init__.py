@@ -1,7 +1,7 @@
-"""Measures what else a language model learns when it is taught facts.
+"""Measure what else a language model learns when it is taught facts.
 
-The names below are the Python interface (``ocr_eval/docs/python.md``); each is loaded when it is first used, so
-that neither ``import ocr_eval`` nor ``ocr-eval --help`` waits for torch.
+The names below are the Python interface (``ocr_eval/docs/python.md``). Each is loaded when it is first used, so neither
+``import ocr_eval`` nor ``ocr-eval --help`` waits for torch.
 """
 
 # ruff: noqa: F403, F405
@@ -11,7 +11,7 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "UserError",
@@ -34,7 +34,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ocr_eval.api import *
 
-# bitsandbytes advises everyone who imports it to install kernels that it does without.
+# On import, bitsandbytes advises installing kernels that it does not need.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 

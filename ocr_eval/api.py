@@ -1,4 +1,4 @@
-"""The Python interface: what a notebook needs, under few names. ``import ocr_eval`` offers all of them.
+"""The Python interface: the few names that a notebook needs, all available from ``import ocr_eval``.
 
 run = ocr_eval.make_run("smollm2-135m", "city-language", seed=0)
 record = ocr_eval.finetune(run, "results")
@@ -39,28 +39,28 @@ Line = TypeVar("Line")
 
 
 def load_model(name_or_path: str) -> ModelSpec:
-    """A model by shipped name, by the path of a YAML file, or by a folder in Hugging Face layout; loads no weights.
+    """Load a model's definition by shipped name, YAML file, or folder in Hugging Face layout. Loads no weights.
 
     Raises:
-        UserError: no such model, or a file that breaks a rule.
+        UserError: no such model, or an invalid file.
     """
     return load_model_spec(name_or_path)
 
 
 def make_run(model: ModelSpec | str, association: Association | str, seed: int = 0, **settings: Any) -> RunSpec:
-    """One injection, fully resolved; nothing is computed yet.
+    """Resolve one run completely; nothing is computed yet.
 
     Args:
         model: from ``load_model``, or its name or path.
         association: from ``load_association``, or its name or path.
-        seed: draws pairs, names, groups, order and initialization; ``data_seed`` and ``train_seed`` among the settings
-            set the first three or the last two apart.
-        settings: fields of the data protocol (``n=5, m_train=4, m_test=16, candidates="ten"`` ...) and of
-            training (``method="lora", lr=1e-3, epochs=8, rank=16`` ...), and of the model ``dtype`` and
-            ``attention``; what is left out has the protocol's or the model's default.
+        seed: draws pairs, names, groups, order and initialization. The settings ``data_seed`` and ``train_seed`` set
+            the first three, or the last two, separately.
+        settings: fields of the data protocol (``n=5, m_train=4, m_test=16, candidates="ten"`` ...) and of training
+            (``method="lora", lr=1e-3, epochs=8, rank=16`` ...), and the model's ``dtype`` and ``attention``. The
+            defaults are the protocol's and the model's.
 
     Raises:
-        UserError: an unknown setting, or a value that does not fit.
+        UserError: an unknown setting, or an invalid value.
     """
     known = SETTINGS.keys() - {"seed"}
     for name in settings:
@@ -83,11 +83,11 @@ def finetune(
     measures: Sequence[str] | None = None,
     score_at: str = schedule.DEFAULT,
 ) -> Record:
-    """Teach the facts, score what was inferred, and leave the run below ``output/runs``.
+    """Teach the facts, score what was inferred, and save the run in ``output/runs``.
 
-    A run that is done already is read and not repeated; an interrupted one resumes. ``measures`` names what else to
-    measure when it ends; None for what is cheap. ``score_at`` says after which epochs all probes are scored
-    (``doubling``, ``every``, ``every:5``, ``last`` or ``"1,3,12"``).
+    A finished run is loaded, not repeated; an interrupted run resumes. ``measures`` names extra measures to take at the
+    end; None takes the cheap ones. ``score_at`` says after which epochs all probes are scored (``doubling``, ``every``,
+    ``every:5``, ``last`` or ``"1,3,12"``).
 
     Raises:
         UserError: bad input, found before any training.
@@ -102,13 +102,13 @@ def finetune(
 
 
 def score_run(run: RunSpec, adapter: Folder | None = None, device: Device = "auto") -> Scores:
-    """Score a model on a run's probes: with an adapter over it, unmerged, or untouched. Trains and writes nothing.
+    """Score a model on a run's probes, untouched or with an (unmerged) adapter. Trains and writes nothing.
 
     Returns:
         ``scores[scoring][quantity]``, e.g. ``scores["first-token"]["test_entailment"].mean_rank``.
 
     Raises:
-        UserError: no such adapter, or one of another base.
+        UserError: no such adapter, or an adapter of another base.
     """
     from ocr_eval.execution.execute import rescore
 
@@ -116,10 +116,10 @@ def score_run(run: RunSpec, adapter: Folder | None = None, device: Device = "aut
 
 
 def measure_run(folder: Folder, measure: str, device: Device = "auto") -> dict[str, Any]:
-    """What a measure finds now of a finished run whose weights are there; its record stays as it is.
+    """Measure a finished run from its saved weights; its record is unchanged.
 
     Raises:
-        UserError: no such run or measure, no weights, or it cannot be measured on this run.
+        UserError: no such run or measure, no weights, or the measure is not available for this run.
     """
     from ocr_eval.execution.execute import reopen
     from ocr_eval.measures.measure import take_measure
@@ -129,7 +129,7 @@ def measure_run(folder: Folder, measure: str, device: Device = "auto") -> dict[s
 
 
 def read_records(*folders: Folder, where: str | Sequence[str] = ()) -> list[Record]:
-    """The records of all finished runs below the folders. One that cannot be read is a warning and left out.
+    """Read the records of all finished runs in the folders. A record that cannot be read is skipped with a warning.
 
     Args:
         folders: at any depth above the runs.
@@ -153,12 +153,12 @@ def _found(
 
 
 def records_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """Records as a tidy table: a row for each run, moment, scoring and quantity.
+    """Records as a tidy table: a row per run, moment, scoring and quantity.
 
     Columns: ``run``, the settings (``model``, ``method``, ``lr``, ``m_train`` ...), ``premises_hold``,
     ``published_as``, ``train_loss``; ``moment`` (``base`` or ``final``), ``scoring``, ``quantity``; and the statistics
-    ``probes``, ``mean_rank``, ``null_rank``, ``ocr_score``, ``top1``, ``mrr``, ``margin`` (nats), ``ties``. What
-    measures found has columns of its own, ``weight_change_frobenius`` for one.
+    ``probes``, ``mean_rank``, ``null_rank``, ``ocr_score``, ``top1``, ``mrr``, ``margin`` (nats), ``ties``. Measures
+    have their own columns, such as ``weight_change_frobenius``.
     """
     import pandas as pd
 
@@ -175,7 +175,7 @@ def records_frame(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _settings(record: Record) -> dict[str, Any]:
-    """The columns that say which run a row is of."""
+    """The columns that identify a row's run."""
     told = settings_of(record)
     is_ours = isinstance(record.train, TrainSpec)
     typed = {
@@ -190,11 +190,11 @@ def _settings(record: Record) -> dict[str, Any]:
 
 
 def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Scoring = "first-token") -> pd.DataFrame:
-    """How finished runs learned: a row for each run and epoch, epoch 0 being the untouched base.
+    """How finished runs learned: a row per run and epoch. Epoch 0 is the untouched base.
 
-    Columns: ``run`` and the settings, as ``records_frame`` has them; ``epoch``, ``train_loss`` (nats an answer token),
-    ``train_seconds``, ``score_seconds``; and every statistic of every quantity, ``test_entailment_ocr_score`` for one.
-    What was not measured at an epoch is missing (NaN). A run whose file cannot be read is a warning and skipped.
+    Columns: ``run`` and the settings, as in ``records_frame``; ``epoch``, ``train_loss`` (nats per answer token),
+    ``train_seconds``, ``score_seconds``; and every statistic of every quantity, such as ``test_entailment_ocr_score``.
+    What was not measured at an epoch is NaN. A run whose file cannot be read is skipped with a warning.
 
     Args:
         folders: at any depth above the runs.
@@ -219,11 +219,11 @@ def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
 
 
 def probes_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Scoring = "first-token") -> pd.DataFrame:
-    """What finished runs answered: a row for each run, epoch (the first, 0, and the last) and probe.
+    """What finished runs answered: a row per run, epoch (0 and the last) and probe.
 
-    Columns: ``run`` and the settings, as ``records_frame`` has them; ``epoch``, ``quantity``, ``group``, ``subject``,
-    ``prompt``, ``answer`` (the right one), ``logprob`` of it, ``rank`` (0 is best), ``null_rank``, and ``best``, the
-    candidate that the model puts first. A run whose file cannot be read is a warning and skipped.
+    Columns: ``run`` and the settings, as in ``records_frame``; ``epoch``, ``quantity``, ``group``, ``subject``,
+    ``prompt``, ``answer`` (the right one) and its ``logprob``, ``rank`` (0 is best), ``null_rank``, and ``best``, the
+    candidate that the model ranks first. A run whose file cannot be read is skipped with a warning.
 
     Args:
         folders: at any depth above the runs.
@@ -257,19 +257,19 @@ def _lines(
     scoring: Scoring,
     read: Callable[[FinishedRun, Scoring], list[Line]],
 ) -> Iterator[tuple[dict[str, Any], Line]]:
-    """The settings of each run with each line of one of its files; one that cannot be used is a warning."""
+    """The settings of each run with each line of one of its files; an unusable file is a warning."""
     for run in _found(folders, where, stacklevel=4).runs:
         try:
             lines = read(run, scoring)
         except UserError as error:
-            warnings.warn(f"{error} Left out.", stacklevel=3)
+            warnings.warn(f"{error} Skipped.", stacklevel=3)
             continue
         settings = _settings(run.record)
         yield from ((settings, line) for line in lines)
 
 
 class NotebookTable(Table):
-    """A table that a notebook shows as one."""
+    """A table that a notebook displays as HTML."""
 
     def _repr_html_(self) -> str:
         from ocr_eval.report.tables import rendered
@@ -284,13 +284,13 @@ def make_table(
     by: Sequence[str] = ("model",),
     published: bool = True,
 ) -> Table:
-    """The mean-rank table of records; see ``ocr_eval.analysis.table.Table`` for what it holds.
+    """Make the mean-rank table of records; see ``ocr_eval.analysis.table.Table`` for its fields.
 
     Args:
         records: from ``read_records``.
         scoring: ``first-token``, ``sequence`` or ``per-token``.
-        metric: the one metric that cells show; None for mean rank, null rank and OCR score.
-        by: what rows are made of, e.g. ``("model", "rank")``.
+        metric: the metric in each cell; None for mean rank, null rank and OCR score.
+        by: what defines a row, e.g. ``("model", "rank")``.
         published: add the published rows.
 
     Raises:
@@ -303,7 +303,7 @@ def make_table(
 
 
 def render_table(table: Table, format: Literal["md", "csv", "json", "tex", "html"] = "md") -> str:
-    """The table as text in one of the formats."""
+    """Render the table as text in one of the formats."""
     from ocr_eval.report.tables import FORMATS
 
     return FORMATS[format](table)
@@ -312,9 +312,9 @@ def render_table(table: Table, format: Literal["md", "csv", "json", "tex", "html
 def draw_figures(
     *folders: Folder, scoring: Scoring = "first-token", where: str | Sequence[str] = ()
 ) -> dict[str, Figure]:
-    """Every figure that the finished runs below the folders can have, as matplotlib figures by name.
+    """Draw every figure that the finished runs in the folders allow, as matplotlib figures by name.
 
-    Files that cannot be read are warnings.
+    Files that cannot be read are skipped with a warning.
 
     Raises:
         UserError: no such folder, or no run that meets the conditions.
@@ -330,7 +330,7 @@ def draw_figures(
 
 
 def write_report(*folders: Folder, output: Folder, scoring: Scoring = "first-token") -> Path:
-    """Write the report page of the finished runs below the folders; files that cannot be read are warnings.
+    """Write the report page of the finished runs in the folders; unreadable files are skipped with a warning.
 
     Raises:
         UserError: no such folder, or the page cannot be written.

@@ -95,7 +95,7 @@ class OCRCallback(TrainerCallback):
         data: dict[str, Any] | None = None,
     ) -> None:
         if every < 1:
-            raise UserError(f"OCRCallback: every = {every} steps is not possible; give 1 or more.")
+            raise UserError(f"OCRCallback: every = {every} is not valid; give 1 or more steps.")
         association = _association(facts, dict(table or {}))
         protocol = DataSpec(**(data or {}))
         association.check(protocol)
@@ -131,7 +131,7 @@ class OCRCallback(TrainerCallback):
         live = LiveModel(model, tokenizer)
         if live.attention not in _ATTENTION:
             raise UserError(
-                f"OCRCallback: attention '{live.attention}' takes no masks. Load the model with "
+                f"OCRCallback: attention '{live.attention}' does not accept masks. Load the model with "
                 "attn_implementation='sdpa'."
             )
         self._probes = self._probes or probe_tokens(tokenizer, self.task)
@@ -164,7 +164,7 @@ def _association(facts: str | Path | Association, table: dict[str, Any]) -> Asso
     is_table = path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".parquet") or path.is_dir()
     if not is_table:
         if table:
-            raise UserError(f"OCRCallback: 'table' says how a table is read, and '{facts}' is an association.")
+            raise UserError(f"OCRCallback: 'table' says how to read a table, but '{facts}' is an association.")
         return load_association(str(facts) if looks_like_path(str(facts)) or not path.exists() else f"./{facts}")
     found = read_facts(path, table.pop("subject", None), table.pop("columns", None))
     return association_of(found, table.pop("templates", {}), str(path), name="facts", **table)

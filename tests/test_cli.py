@@ -53,7 +53,7 @@ def one_line(answer) -> str:
         (["finetune", "--assoc", "country-code", "--lr", "-1"], "'--lr': '-1'"),
         (["finetune", "--assoc", "country-code", "--lr", "fast"], "'--lr'"),
         (["finetune", "--assoc", "country-code", "--epochs", "0"], "'--epochs': '0'"),
-        (["finetune", "--assoc", "country-code", "--templates", "9"], "template 9 was asked for"),
+        (["finetune", "--assoc", "country-code", "--templates", "9"], "there is no template 9"),
         (["finetune", "--assoc", "country-code", "--templates", "first"], "'--templates': 'first'"),
         (["finetune", "--assoc", "country-code", "--candidates", "tem"], "Did you mean 'ten'?"),
         (["finetune", "--assoc", "country-code", "--method", "magic"], "Unknown method 'magic'"),
@@ -66,19 +66,19 @@ def one_line(answer) -> str:
         (["finetune", "--assoc", "country-code", "--epochs", "x"], "'--epochs': 'x'. Input should be a valid integer"),
         (["table", "--bogus"], "See 'ocr-eval table --help'."),
         (["compare", "seed=0", "sed=1"], "Unknown key of condition: 'sed'. Did you mean 'seed'?"),
-        (["table", sys.executable], "is a file. Give a folder that holds runs"),
-        (["models", "check", "~nobody-of-this-name/m"], "no home folder of that name is known"),
-        (["finetune", "--assoc", "~nobody-of-this-name/a.yaml"], "no home folder of that name is known"),
+        (["table", sys.executable], "is a file. Give a folder that contains runs"),
+        (["models", "check", "~nobody-of-this-name/m"], "unknown home folder"),
+        (["finetune", "--assoc", "~nobody-of-this-name/a.yaml"], "unknown home folder"),
         (["models", "check", "./"], "'.' has no tokenizer (tokenizer.json). Give a folder"),
         (["sweep", "--variants", "shufled"], "Did you mean 'shuffled'?"),
         (["score"], "What should be scored?"),
         (["score", "./nowhere"], "is not a run folder"),
-        (["score", "./run", "--seed", "0"], "--seed does not go with a run's folder"),
-        (["score", "./run", "--n", "4"], "--n does not go with"),
-        (["score", "./run", "--model", "gemma3-270m"], "--model does not go with"),
-        (["score", "./run", "--assoc", "country-code"], "--assoc does not go with"),
-        (["score", "./run", "--adapter", "./run"], "--adapter does not go with"),
-        (["score", "--assoc", "country-code", "--adapter", "./nowhere"], "--adapter nowhere holds no adapter"),
+        (["score", "./run", "--seed", "0"], "--seed has no effect with a run's folder"),
+        (["score", "./run", "--n", "4"], "--n has no effect with"),
+        (["score", "./run", "--model", "gemma3-270m"], "--model has no effect with"),
+        (["score", "./run", "--assoc", "country-code"], "--assoc has no effect with"),
+        (["score", "./run", "--adapter", "./run"], "--adapter has no effect with"),
+        (["score", "--assoc", "country-code", "--adapter", "./nowhere"], "--adapter nowhere contains no adapter"),
         (["table", "./nowhere"], "There is no folder"),
         (["table", "."], "No finished run"),
         (["data", "show", "sport-musik"], "Did you mean 'sport-music'?"),
@@ -98,9 +98,9 @@ def test_bad_input(ocr_eval, tmp_path, monkeypatch, arguments, said):
         (("kind: spurious", "kind: spurious\ncolour: red"), "unknown key 'colour'"),
         (("description: A link of mine.\n", ""), "key 'description' is missing"),
         (("{name} lives in {answer}", "{name} lives here"), "must end in a space and {answer}"),
-        (("{name} lives in {answer}", "He lives in {answer}"), "must hold {name} exactly once"),
+        (("{name} lives in {answer}", "He lives in {answer}"), "must contain {name} exactly once"),
         (("{name} lives in {answer}", "{name} of {town} lives in {answer}"), "a placeholder other than"),
-        (("Paris: French", "Paris: Japanese"), "'Japanese' stands twice"),
+        (("Paris: French", "Paris: Japanese"), "'Japanese' occurs twice"),
         (("Paris: French", "Tokyo: French"), "line 11: 'Tokyo' is repeated"),
         (("French", "No"), "boolean"),
         (("Paris", "on"), "a key of 'pairs' is read as the boolean true; quote the word"),
@@ -112,7 +112,7 @@ def test_bad_input(ocr_eval, tmp_path, monkeypatch, arguments, said):
         (("pairs:", "pairs: ["), "line"),
         (("name: my-own", "- my-own"), "line"),
         ((YAML, ""), "is empty"),
-        ((YAML, "- a"), "holds a list"),
+        ((YAML, "- a"), "contains a list"),
         (("pairs:", "derived:\n  parent: city-language\n  permutation: [0]\npairs:"), "unknown key"),
     ],
 )
@@ -150,7 +150,7 @@ def test_an_association_of_ones_own(ocr_eval, tiny, tmp_path):
 def test_an_association_of_ones_own_does_not_take_a_shipped_name(ocr_eval, tmp_path):
     (tmp_path / "my.yaml").write_text(YAML.replace("my-own", "city-language"))
     line = one_line(ocr_eval("data", "show", tmp_path / "my.yaml"))
-    assert "the shipped association 'city-language' is another. Give yours a name of its own" in line
+    assert "the shipped association 'city-language' is a different one. Give yours another name" in line
     shutil.copy(shipped("templates") / "city-language.yaml", tmp_path / "copy.yaml")
     assert ocr_eval("data", "show", tmp_path / "copy.yaml").code == 0
 
@@ -191,7 +191,7 @@ def test_an_adapter_is_looked_at_before_it_is_scored(ocr_eval, tmp_path):
 
 def test_flags_of_a_config_file_do_not_go_with_a_runs_folder_either(ocr_eval, tmp_path):
     (tmp_path / "c.yaml").write_text("seed: 3\n")
-    assert "--seed does not go with" in one_line(ocr_eval("score", tmp_path, "-C", tmp_path / "c.yaml"))
+    assert "--seed has no effect with" in one_line(ocr_eval("score", tmp_path, "-C", tmp_path / "c.yaml"))
     answer = ocr_eval("score", tmp_path, OCR_EVAL_SEED="3")  # a variable is for whatever command takes it
     assert "is not a run folder" in one_line(answer)
 

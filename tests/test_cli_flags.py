@@ -189,7 +189,7 @@ def test_a_finished_run_is_found_by_its_own_config(ocr_eval, tiny, tmp_path):
     again = ocr_eval("finetune", "-C", config, "-o", tmp_path)
     assert again.out.splitlines()[-1] == f"done before: {config.parent}"
     assert ocr_eval("score", "-C", config).code == 0
-    assert "does not go with a run's folder" in one_line(ocr_eval("score", config.parent, "-C", config))
+    assert "has no effect with a run's folder" in one_line(ocr_eval("score", config.parent, "-C", config))
 
 
 def test_studies_start_from_the_config_of_a_run(ocr_eval, odd_run):

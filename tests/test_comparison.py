@@ -111,7 +111,7 @@ def test_conditions_choose_within_one_folder(ocr_eval, tmp_path):
     assert json.loads(narrow.out)["contrasts"][0]["paired"]["seeds"] == 1
     wrong = ocr_eval("compare", "lr=3", "lr=2e-3", tmp_path)
     assert wrong.code == 2
-    assert "There are: 0.001, 0.002." in wrong.err
+    assert "Available: 0.001, 0.002." in wrong.err
 
 
 def test_sweeps_are_matched_by_model_and_by_what_varies():
@@ -126,11 +126,11 @@ def test_sweeps_are_matched_by_model_and_by_what_varies():
 
 def test_what_cannot_be_matched_is_refused():
     mixed = [rated(lr, 0.5) for lr in (1e-3, 2e-3)]
-    with pytest.raises(UserError, match="No telling what to compare: the first side has smollm2-135m, LoRA"):
+    with pytest.raises(UserError, match="what to compare: the first side has smollm2-135m, LoRA"):
         contrast(mixed, [rated(5e-3, 0.5)], "first-token")
-    with pytest.raises(UserError, match="Nothing in common"):
+    with pytest.raises(UserError, match="nothing in common"):
         contrast([record()], [record("sport-music", "spurious")], "first-token")
-    with pytest.raises(UserError, match="only runs of one seed"):
+    with pytest.raises(UserError, match="the same seed"):
         contrast([record()], [record(seed=1)], "first-token")
 
 

@@ -190,7 +190,7 @@ def test_options_of_sbatch_that_are_no_plain_words_are_one_clear_line(ocr_eval, 
 
 
 def test_flags_of_another_executor_are_refused():
-    with pytest.raises(UserError, match="--time-limit goes with --executor slurm"):
+    with pytest.raises(UserError, match="--time-limit needs --executor slurm"):
         Jobs("local", time_limit=30).placement()
-    with pytest.raises(UserError, match="--devices goes with --executor local"):
+    with pytest.raises(UserError, match="--devices needs --executor local"):
         Jobs("slurm", devices="0").placement()

@@ -118,7 +118,7 @@ def test_what_cannot_fit_is_refused_with_numbers_before_anything_is_loaded(ocr_e
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: Small)
     answer = ocr_eval("finetune", "--model", tiny, "--assoc", "city-language", "--method", "full", "-o", tmp_path)
     assert answer.code == 2
-    assert "tiny-llama by full holds at least 0 GB" in answer.err
+    assert "tiny-llama by full needs at least 0 GB" in answer.err
     assert "Use --method lora" in answer.err
 
 

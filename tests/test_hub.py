@@ -81,7 +81,7 @@ def test_the_command_line_obeys_the_variables_of_the_hub_library(hub):
         return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **hub.environment})
 
     refusal = pull("--offline").stderr
-    assert "network is switched off" in refusal
+    assert "network is disabled" in refusal
     assert f"'ocr-eval models pull {REPO}'" in refusal
     assert hub.log == []
     fetched = pull()
@@ -125,7 +125,7 @@ def test_a_stopped_download_keeps_the_files_that_are_whole(hub, ocr_eval):
     hub.broken = {"model.safetensors"}
     assert "Start again: files that are whole are kept" in refused(ocr_eval("models", "pull", PINNED))
     assert weights.cached(load_model_spec(PINNED)) is None
-    assert "network is switched off" in refused(ocr_eval("models", "pull", PINNED, HF_HUB_OFFLINE="1"))
+    assert "network is disabled" in refused(ocr_eval("models", "pull", PINNED, HF_HUB_OFFLINE="1"))
     first, hub.broken = set(hub.fetched()), set()
     hub.log.clear()
     assert ocr_eval("models", "pull", PINNED, HF_HUB_OFFLINE="0").code == 0

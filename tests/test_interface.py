@@ -35,9 +35,9 @@ def test_a_run_is_resolved_from_names_and_settings(tiny):
     assert (run.seed, run.data.m_train, run.train.lr, run.model.dtype) == (2, 1, 1e-3, "float32")
     with pytest.raises(interface.UserError, match="Did you mean 'm_train'"):
         interface.make_run(tiny, "city-language", m_trian=1)
-    with pytest.raises(interface.UserError, match="rank: method 'full' has no use"):
+    with pytest.raises(interface.UserError, match="rank: method 'full' does not use it"):
         interface.make_run(tiny, "city-language", method="full", rank=4)
-    with pytest.raises(interface.UserError, match="targets: method 'full' has no use"):
+    with pytest.raises(interface.UserError, match="targets: method 'full' does not use it"):
         interface.make_run(tiny, "city-language", method="full", targets=["q_proj"])
     with pytest.raises(interface.UserError, match="ten candidates cannot hold 12 answers in use"):
         interface.make_run(tiny, "city-language", n=12)

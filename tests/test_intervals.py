@@ -144,7 +144,7 @@ def test_groups_that_do_not_pair_are_an_error():
     a = seed_of(rng, subjects=12, n=3)
     with pytest.raises(ValueError, match="3 answers in use and 4"):
         difference({0: [a]}, {0: [seed_of(rng, subjects=12, n=4)]})
-    with pytest.raises(ValueError, match="other groups"):
+    with pytest.raises(ValueError, match="different groups"):
         difference({0: [a]}, {0: [HeldOut(a.subject, (a.target + 1) % 3, a.ranks)]})
 
 

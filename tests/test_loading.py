@@ -116,20 +116,20 @@ def gpus(monkeypatch, tiny):
 def test_layers_are_spread_where_what_a_run_holds_is_too_much_for_one_gpu(gpus, name, method, gib, spread):
     placement, reason = gpus(name, method, 4, gib * GIB)
     assert placement == ("auto" if spread else torch.device("cuda:0"))
-    assert f"{name} does not fit into the memory of cuda that is free (CUDA out of memory" in reason
+    assert f"{name} does not fit into the free memory of cuda (CUDA out of memory" in reason
 
 
 def test_processes_that_train_together_hold_a_replica_each(gpus):
     placement, reason = gpus("llama3-8b", "full", 4, 40 * GIB, processes=4)
     assert placement is None
-    assert "full holds at least 81 GB (weights, gradients, optimizer) and this cuda has 43 GB" in reason
+    assert "full needs at least 81 GB (weights, gradients, optimizer), but this cuda has 43 GB" in reason
     assert gpus("llama3-8b", "lora", 4, 40 * GIB, processes=4)[0] == torch.device("cuda:0")
 
 
 def test_a_process_computes_on_one_device(monkeypatch):
     assert make_accelerator("cpu").device.type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(UserError, match="--device cuda: this process computes on cpu already"):
+    with pytest.raises(UserError, match="--device cuda: this process already computes on cpu"):
         make_accelerator("cuda")
     for state in (PartialState(), AcceleratorState()):
         monkeypatch.setitem(state.__dict__, "device", torch.device("cuda:0"))

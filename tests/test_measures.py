@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ocr_eval.common.registry import MEASURES
+from ocr_eval.common.yaml_files import shipped
 from ocr_eval.data.task import build_task
-from ocr_eval.data.tokenize import probe_tokens
+from ocr_eval.data.tokenize import encode, probe_tokens
 from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.changes import Dense, LowRank
 from ocr_eval.packing.logprobs import read_ranks
@@ -96,6 +97,32 @@ def test_ranks_in_the_vocabulary_are_those_of_plain_forward_passes(ocr_eval, mod
     assert f",{round(expected['base_train_fact_rank'], 6)}," in table.out
     shown = ocr_eval("measures", "show", "vocabulary").out
     assert all(key.removeprefix("base_") in shown for key in ("rank", "median_rank", "probability", "logprob", "mass"))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_loss_of_prose_is_that_of_transformers(model_files, ocr_eval, tmp_path, monkeypatch, architecture):
+    monkeypatch.setattr("ocr_eval.measures.text_loss._MOST", 700)
+    model = str(model_files[architecture])
+    run = ["--model", model, "--assoc", "city-language", "--n", 2, "--m-train", 2, "--m-test", 2, "--epochs", 2]
+    record = json.loads(ocr_eval("finetune", *run, "--measures", "text-loss", "-o", tmp_path, "--json").out)
+    (ids,) = encode(load(model).tokenizer, [(shipped("texts") / "addresses.txt").read_text()])
+    network = AutoModelForCausalLM.from_pretrained(Path(model).with_suffix(""), dtype=torch.float32)
+    found = record["measures"]["text-loss"]
+    window = {"llama": 128, "mistral": 64}[architecture]
+    assert found["tokens"] == 700 - math.ceil(700 / window)
+    assert found["base_loss"] == pytest.approx(plain_loss(network, ids[:700], window), rel=1e-4)
+    trained = PeftModel.from_pretrained(network, tmp_path / "runs" / record["run"] / "adapter")
+    assert found["loss"] == pytest.approx(plain_loss(trained, ids[:700], window), rel=1e-4)
+    assert found["rise"] == pytest.approx(found["loss"] - found["base_loss"], abs=1e-4)
+    assert found["rise"] != 0
+
+
+def plain_loss(network, ids, window):
+    """Mean loss of a text in windows, as transformers has it."""
+    windows = [torch.tensor([ids[start : start + window]]) for start in range(0, len(ids), window)]
+    with torch.no_grad():
+        losses = [(network(w, labels=w).loss.item(), w.shape[1] - 1) for w in windows]
+    return sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
 
 def plain_ranks(network, probes, model):
@@ -260,8 +287,8 @@ def test_a_measure_that_fails_or_finds_no_plain_number_costs_no_run(ocr_eval, ti
     answer = ocr_eval("finetune", *run, "--json")
     assert answer.code == 0
     assert set(json.loads(answer.out)["measures"]) == {"fine", "hedge", "known", "vocabulary", "weight-change"}
-    assert "no measure 'broken': out of ink" in answer.err
-    assert "no measure 'endless'" in answer.err
+    assert "measure 'broken' failed: out of ink" in answer.err
+    assert "measure 'endless' failed" in answer.err
     assert "'fine'" not in answer.err
     again = ocr_eval("finetune", *run, "--measures", "weight-change,nothing")
     assert again.code == 2

@@ -79,7 +79,7 @@ def test_parts_are_said_and_recorded(ocr_eval, tiny, tmp_path, room):
     whole = json.loads(ocr_eval(*run, "--json").out)
     room["nodes"] = 100
     answer = ocr_eval(*run, "--json", "--force")
-    assert "each batch is now done in 2 parts" in answer.err
+    assert "batches are now split into 2 parts" in answer.err
     assert "Out of memory: scoring continues in passes" in answer.err
     in_parts = json.loads(answer.out)
     assert in_parts["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
@@ -96,7 +96,7 @@ def test_scoring_in_smaller_passes_gives_the_same(tiny, room):
         whole, abs=1e-4
     )
     room["nodes"] = 3
-    with pytest.raises(RunFailed, match="Scoring has too little memory"):
+    with pytest.raises(RunFailed, match="too little memory to score"):
         score_candidates(view.View(base, base.network), probes)
 
 
@@ -134,7 +134,7 @@ def test_memory_that_is_out_beside_a_pass_is_one_line(ocr_eval, tiny, tmp_path, 
     assert answer.code == 1
     line = answer.err.strip().splitlines()[-1]
     assert f"The memory of cpu is too small for 1 run of tiny-llama at once ({reason} and so on)" in line
-    assert "--method qlora, a smaller --rank or --batch-size; --dry-run tells more" in line
+    assert "--method qlora, a smaller --rank or --batch-size; --dry-run says more" in line
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory between living pieces back")

@@ -298,7 +298,7 @@ def test_settings_are_written_in_one_way_that_reads_back(given, said):
 
 
 def test_a_name_that_no_flag_could_say_is_refused(door):
-    with pytest.raises(UserError, match="use small letters"):
+    with pytest.raises(UserError, match="lowercase letters"):
         door("My_Prevention", Prevention)
 
 

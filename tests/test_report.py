@@ -5,11 +5,13 @@ import gzip
 import html
 import http.client
 import json
+import os
 import re
 import shlex
 import shutil
 import socket
 import struct
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -132,6 +134,8 @@ def test_markup_in_names_stays_text(tmp_path):
         ("metrics.jsonl", lambda path: path.write_text('{"epochs": 1}\n'), "curves"),
         ("metrics.jsonl", cut, "curves"),
         ("metrics.jsonl", Path.unlink, "curves"),
+        ("metrics.jsonl", lambda path: os.truncate(pack(path), 60), "curves"),
+        ("probes.jsonl", lambda path: pack(path).write_bytes(b"no gzip"), "probes"),
         ("config.yaml", Path.unlink, "config"),
         ("env.json", lambda path: path.write_bytes(b"\xff"), "environment"),
     ],
@@ -144,6 +148,15 @@ def test_a_damaged_file_leaves_out_its_part_alone(tmp_path, name, damage, part):
     content, complaints = run_payload(run, "first-token")
     assert [each for each in ("probes", "curves", "config", "environment") if content[each] is None] == [part]
     assert [f"run/{name}" in str(complaint) for complaint in complaints] == [True]
+
+
+def test_packed_lines_are_read_as_before(tmp_path):
+    write_run(tmp_path / "run", record())
+    (run,) = find_runs(tmp_path).runs
+    before = run_payload(run, "first-token")
+    for name in ("metrics.jsonl", "probes.jsonl"):
+        pack(tmp_path / "run" / name)
+    assert run_payload(run, "first-token") == before
 
 
 def test_a_damaged_file_is_named_and_the_rest_is_shown(ocr_eval, runs, tmp_path):
@@ -160,6 +173,11 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(ocr_eval, runs, tmp_path)
     assert len(opened(page)) == 3
     of_rows = [title for title in titles(page) if title.startswith(("Curves", "Heatmap"))]
     assert of_rows == ["Curves: m, LoRA", "Heatmap: m, LoRA", "Curves: other, LoRA", "Heatmap: other, LoRA"]
+
+
+def pack(path: Path) -> Path:
+    subprocess.run(["gzip", path], check=True)
+    return path.with_name(f"{path.name}.gz")
 
 
 def titles(page: str) -> list[str]:

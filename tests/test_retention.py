@@ -43,7 +43,7 @@ def test_what_noise_is_left_over_is_in_r2(ocr_eval, tmp_path):
     ("points", "says"),
     [
         ([(0, 20, 0.5)] * 5, "do not differ"),
-        ([(0, 20, 0.5), (10, 0, 0.7)], "takes four"),
+        ([(0, 20, 0.5), (10, 0, 0.7)], "needs four"),
         ([(known, unknown, 0.5) for known, unknown, _ in POINTS], "nothing to explain"),
     ],
 )

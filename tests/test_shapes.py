@@ -131,8 +131,8 @@ def test_an_order_that_cannot_be_is_refused(data, epochs, says):
 BAD = {
     "closed": ("a chain has two hops", {"chains": {"a tower": "Rome", "Rome": "Oslo"}}),
     "twice": ("every middle may occur once", {"chains": {"a tower": "Rome", "a gate": "Rome"}}),
-    "no slot": ("must hold", {"beside": [{"template": "The name is {answer}", "answer": "a"}]}),
-    "answer inside": ("must hold", {"beside": [{"template": "{answer} is {a}", "answer": "a"}]}),
+    "no slot": ("must contain", {"beside": [{"template": "The name is {answer}", "answer": "a"}]}),
+    "answer inside": ("must contain", {"beside": [{"template": "{answer} is {a}", "answer": "a"}]}),
 }
 
 
@@ -198,8 +198,8 @@ def test_shuffled_known_facts_are_mostly_false_and_asked_as_they_are_taught():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ({"m_train": 0}, "use 1 or more"),
-        ({"variant": "no-entailment"}, "not no-entailment"),
+        ({"m_train": 0}, "--m-train 1 or more"),
+        ({"variant": "no-entailment"}, "than no-entailment"),
         ({"templates": (0, 1)}, "one template"),
         ({"m_test": 60}, "blocks of 5"),
     ],

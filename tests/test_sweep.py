@@ -107,10 +107,10 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--lr", "1e-3,1e-3"], "0.001 is named twice"),
         (["--assocs", "city-languag"], "Did you mean 'city-language'?"),
         (["--methods", "lorra"], "method"),
-        (["--methods", "lora,full", "--rank", "4,8"], "--rank: method 'full' has no use"),
+        (["--methods", "lora,full", "--rank", "4,8"], "--rank: method 'full' does not use it"),
         (["--m-train", "0", "--variants", "shuffled"], "m_train = 0 has none"),
         (["--m-train", "0", "--variants", "real,no-entailment"], "m_train = 0 has none"),
-        (["--m-train", "1", "--variants", "shuffled"], "a consistent link, with m_train = 1; use 2 or more"),
+        (["--m-train", "1", "--variants", "shuffled"], "which is a consistent link; use 2 or more"),
         (["--n", "5,11"], "ten candidates cannot hold 11 answers in use"),
         (["--n", "19,21", "--candidates", "all"], "n = 21 is more than the 20 pairs"),
         (["--seeds", "0-"], "'--seeds': '0-'"),
@@ -119,7 +119,7 @@ def test_a_sweep_file_gives_the_flags(ocr_eval, tiny, tmp_path):
         (["--seeds", "0-999999999"], "More than 10,000"),
         (["--executor", "local", "--devices", "cpux"], "Did you mean 'cpu'?"),
         (["--executor", "local", "--devices", "cpu,99"], "Unknown device '99'"),
-        (["--partition", "gpu"], "--partition goes with --executor slurm"),
+        (["--partition", "gpu"], "--partition needs --executor slurm"),
         (["--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
         (["--executor", "slrum"], "Did you mean 'slurm'?"),
     ],
@@ -160,9 +160,9 @@ def test_a_worker_asks_for_a_pack_that_is_there(sweep, tmp_path):
         assert answer.code == 2
         assert f"--worker {number}: this sweep has packs 1 to 1" in answer.err
     for flags, complaint in (
-        (["--worker", 1, "--dry-run"], "--dry-run does not go with --worker"),
-        (["--worker", 1, "--study", "controls-city"], "no sweep to take part in"),
-        (["--study", "controls-city"], "--study goes with --worker"),
+        (["--worker", 1, "--dry-run"], "--dry-run cannot be combined with --worker"),
+        (["--worker", 1, "--study", "controls-city"], "no sweep to work on"),
+        (["--study", "controls-city"], "--study needs --worker"),
     ):
         answer = sweep(tmp_path, *flags)
         assert answer.code == 2
@@ -172,7 +172,7 @@ def test_a_worker_asks_for_a_pack_that_is_there(sweep, tmp_path):
 def test_nobody_takes_part_where_no_sweep_is(sweep, tmp_path):
     answer = sweep(tmp_path / "out", "--worker", 9)
     assert answer.code == 2
-    assert "no sweep to take part in" in answer.err
+    assert "no sweep to work on" in answer.err
     assert not (tmp_path / "out").exists()
 
 
@@ -400,7 +400,7 @@ def test_who_takes_part_does_the_runs_that_were_stated_or_none(sweep, tmp_path, 
     monkeypatch.setattr(strict, "RESULTS_VERSION", strict.RESULTS_VERSION + 1)
     answer = sweep(tmp_path, "--epochs", 1, "--worker", 1)
     assert answer.code == 2
-    assert "the results version or the weights have changed" in answer.err
+    assert "The results version or the weights have changed" in answer.err
     assert sorted(tmp_path.glob("runs/*/*/*/*")) == there
     answer = sweep(tmp_path, "--epochs", 1)
     assert answer.code == 0
@@ -473,7 +473,7 @@ def test_a_pack_that_cannot_go_on_does_not_stop_the_others(sweep, tmp_path, monk
     victims[0].write_checkpoint(1, lambda file: file.write(b"no checkpoint") and None)
     answer = sweep(tmp_path, "--workers", 1)
     assert answer.code == 1
-    assert "cannot go on" in answer.err
+    assert "cannot continue" in answer.err
     assert "1 runs are not finished" in answer.err
     assert [victim.is_done() for victim in victims] == [False, True, True, True]
 

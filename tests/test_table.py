@@ -94,6 +94,19 @@ def test_what_was_not_learned_says_what_to_change(losses, said):
     assert said in remedy(losses, TrainSpec(lr=1e-3))
 
 
+@pytest.mark.parametrize(("method", "its_own"), [("rome", "clamp"), ("memit", "layers"), ("in-context", "order")])
+def test_what_is_taught_at_once_has_no_rate_to_change(method, its_own):
+    runs = [record(train=TrainSpec(method=method), learned=False)]
+    table = build_table(runs, "first-token")
+    for text in (remedy([3.0], runs[0].train), to_markdown(table), finding(runs, table)):
+        assert its_own in text
+        assert "--epochs" not in text
+        assert "--lr" not in text
+    both = to_markdown(build_table([*runs, record(learned=False)], "first-token"))
+    assert "--epochs" in both
+    assert its_own in both
+
+
 def test_a_cell_is_the_mean_over_seeds():
     table = build_table([record(seed=0, rank=0.2), record(seed=1, rank=0.6, null=3.0)], "first-token", {})
     (row,) = table.rows
@@ -453,7 +466,7 @@ def test_filters_choose_records_by_any_setting():
     assert len(select(records, [parse_condition("--filter", "lr=0.2e-2")])) == 3
     assert len(select(records, [parse_condition("--filter", "seed=0,2,lr=1e-3")])) == 2
     assert len(select(records, [parse_condition("--filter", t) for t in ("seed=0", "facts-learned=yes")])) == 2
-    with pytest.raises(UserError, match=r"No run has lr=3\. There are: 0\.001, 0\.002\."):
+    with pytest.raises(UserError, match=r"No run has lr=3\. Available: 0\.001, 0\.002\."):
         select(records, [parse_condition("--filter", "lr=3")])
     for text in ("lr", "colour=red"):
         with pytest.raises(UserError, match="--filter"):

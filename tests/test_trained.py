@@ -183,7 +183,7 @@ def test_the_base_s_configuration_beside_an_adapter_does_not_make_it_a_model(sco
 
 def test_folders_that_hold_nothing_trained_are_refused(score, model_files, adapter, tmp_path):
     AutoTokenizer.from_pretrained(model_files["llama"].with_suffix("")).save_pretrained(tmp_path / "tokenizer")
-    one_line(score(tmp_path / "tokenizer"), "holds no adapter")
+    one_line(score(tmp_path / "tokenizer"), "contains no adapter")
     one_line(score(adapter[0].parent), "is a run's folder")
     shutil.copytree(model_files["llama"].with_suffix(""), tmp_path / "bare", ignore=shutil.ignore_patterns("*.safe*"))
     one_line(score(tmp_path / "bare"), str(tmp_path / "bare"))

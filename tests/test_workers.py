@@ -225,5 +225,5 @@ def test_runs_are_cut_so_that_all_workers_have_as_much_to_do(tiny):
 def test_workers_go_with_a_cpu_here(ocr_eval, tiny, tmp_path):
     answer = ocr_eval("sweep", "--models", tiny, "--workers", 2, "--executor", "local", "-o", tmp_path)
     assert answer.code == 2
-    assert answer.err.strip().startswith("ocr-eval: --workers goes with --executor here")
+    assert answer.err.strip().startswith("ocr-eval: --workers needs --executor here")
     assert ocr_eval("sweep", "--models", tiny, "--workers", 0, "-o", tmp_path).code == 2

@@ -65,7 +65,9 @@ def contrast(a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> list
         common = [name for name in first if name in second]
         contrasts += [_contrast(", ".join(unit), name, first[name], second[name], scoring) for name in common]
     if not contrasts:
-        raise UserError(f"Nothing in common: {_names(a)} against {_names(b)}.")
+        raise UserError(
+            f"The sides have nothing in common: {_names(a)} against {_names(b)}. Narrow or widen one of them."
+        )
     return contrasts
 
 
@@ -81,7 +83,7 @@ def _units(a: Sequence[Record], b: Sequence[Record]) -> tuple[Mapping[Unit, list
         if one_setting and sides[0].keys() & sides[1].keys():
             return sides[0], sides[1]
     raise UserError(
-        f"No telling what to compare: the first side has {_names(a)}; the second {_names(b)}. "
+        f"It is unclear what to compare: the first side has {_names(a)}; the second {_names(b)}. "
         "Narrow them with conditions such as 'lr=1e-3', or with --filter."
     )
 
@@ -109,7 +111,7 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
         both = matched(*ranks).values()
         paired = difference(*ranks)
     except ValueError as error:
-        raise UserError(f"{association}: {error}; only runs of one seed and data protocol can be paired.") from error
+        raise UserError(f"{association}: {error}. Pair runs with the same seed and data protocol.") from error
     early = [[at for run in runs if (at := run.when_matched())] for runs in (a, b)]
     all_learned = all(len(at) == len(runs) for at, runs in zip(early, (a, b), strict=True))
     return Contrast(

@@ -119,6 +119,6 @@ def _check_groups(seed: int, runs: Sequence[HeldOut]) -> None:
     for run in runs[1:]:
         in_use = first.ranks.shape[1], run.ranks.shape[1]
         if in_use[0] != in_use[1]:
-            raise ValueError(f"their groups do not pair: seed {seed} has {in_use[0]} answers in use and {in_use[1]}")
+            raise ValueError(f"their groups do not match: seed {seed} has {in_use[0]} answers in use and {in_use[1]}")
         if first.target.tolist() != run.target.tolist() or list(first.unit) != list(run.unit):
-            raise ValueError(f"their groups do not pair: seed {seed} puts the same people into other groups")
+            raise ValueError(f"their groups do not match: seed {seed} puts the same people into different groups")

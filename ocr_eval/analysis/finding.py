@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ocr_eval.analysis.difference import verdicts
 from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import Cell, Table, make_cells
+from ocr_eval.methods.method import advice, method_of
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import NoEntailments, by_association, is_control
 from ocr_eval.specs.association import Kind
@@ -43,6 +44,8 @@ def remedy(losses: Sequence[float], train: TrainSpec) -> str:
     Args:
         losses: of its epochs, in order; none where the run's lines are lost.
     """
+    if method_of(train).needs.once:
+        return f"What to try: {advice(train.method)}."
     if not losses:
         return f"Raise --epochs (now {train.epochs}), or try another --lr (now {train.lr:g})."
     best = min(losses)
@@ -66,7 +69,7 @@ def _clause(runs: Sequence[Record], learned: int, cell: Cell | None) -> str:
     link, yes, no = _READINGS[runs[0].kind]
     where = f"on {runs[0].association} ({link})"
     if cell is None:
-        return f"{where} what was taught was not learned, so nothing can be said (train longer, or at another --lr)"
+        return f"{where} what was taught was not learned, so nothing can be said ({advice(runs[0].train.method)})"
     left_out = f", leaving out {len(runs) - learned} of {len(runs)} runs that did not learn what they were taught,"
     if cell.p_holm is None:
         said = "too few groups to tell"

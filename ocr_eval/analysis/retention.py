@@ -74,19 +74,19 @@ def regress(records: Sequence[Record]) -> Regression:
     shares = [_shares(record) for record in records if _is_measured(record)]
     if len(shares) < 4:
         raise UserError(
-            f"{len(shares)} runs have retention, and the regression takes four. Runs keep it by the measure 'known'."
+            f"Only {len(shares)} runs have retention, and the regression needs four. Add runs with the measure 'known'."
         )
     kept_R = np.array([share["kept"] for share in shares])
     design_R3 = np.array([[1.0, share["fitted_known"], share["fitted_unknown"]] for share in shares])
     coefficients, _, rank, _ = np.linalg.lstsq(design_R3, kept_R, rcond=1e-9)
     if rank < 3:
         raise UserError(
-            "These runs do not differ in how many known and unknown facts they fit, so neither can be told from the "
-            "other. Add runs of 'known', real and shuffled, with several --epochs."
+            "These runs do not differ in how many known and unknown facts they fit, so their effects cannot be "
+            "separated. Add runs of 'known', real and shuffled, with several --epochs."
         )
     spread = float(((kept_R - kept_R.mean()) ** 2).sum())
     if not spread:
-        raise UserError("All runs keep as many facts, so there is nothing to explain.")
+        raise UserError("All runs keep the same number of facts, so there is nothing to explain. Add other runs.")
     r2 = 1 - float(((kept_R - design_R3 @ coefficients) ** 2).sum()) / spread
     intercept, known, unknown = map(float, coefficients)
     return Regression(intercept, known, unknown, r2, len(shares))

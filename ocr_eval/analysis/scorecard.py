@@ -86,7 +86,9 @@ def build_scorecard(records: Sequence[Record], scoring: Scoring) -> list[Scoreca
     """
     taught = [record for record in records if record.data.variant != "shuffled"]
     if not taught:
-        raise UserError("No run to put on a scorecard: shuffled controls alone. Name folders of real runs.")
+        raise UserError(
+            "These runs are all shuffled controls, and a scorecard needs real runs. Name folders with some."
+        )
     controls = NoEntailments(taught)
     references: dict[tuple[str, ...], tuple[str, Sequence[Record]]] = {}
     rows = []
@@ -134,7 +136,7 @@ def _links(name: str, runs: Runs, first: Runs | None, controls: NoEntailments, s
     seeds = set.intersection(*(set(of) for of in ranks.values()))
     if not seeds:
         raise UserError(
-            f"{name}: {', '.join(ranks)} share no seed. Run the same --seeds of each, or choose by --filter."
+            f"{name}: {', '.join(ranks)} share no seed. Run the same --seeds for each, or select with --filter."
         )
     scores = [averaged([units_of(of[seed]) for of in ranks.values()]) for seed in sorted(seeds)]
     own = {association: found for association, of in runs.items() if (found := controls.of(of[0]))}

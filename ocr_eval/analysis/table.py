@@ -61,6 +61,7 @@ class Cell:
         unlearned: of how many runs a premise does not hold; None in published rows.
         kind: of the association; None in published rows.
         control: whether there was nothing consistent to infer from.
+        method: the injection method; empty in published rows.
     """
 
     values: Mapping[Metric, float]
@@ -74,6 +75,7 @@ class Cell:
     unlearned: int | None = None
     kind: Kind | None = None
     control: bool = False
+    method: str = ""
 
     @property
     def inferred(self) -> bool:
@@ -106,7 +108,6 @@ class Table:
         associations: the columns.
         rows: the project's own rows, then the published ones.
         protocol: the data protocol that all runs share, by key.
-        methods: the injection methods of the runs.
         findings: the names of the quantities that are shown.
     """
 
@@ -116,7 +117,6 @@ class Table:
     associations: tuple[str, ...]
     rows: tuple[Row, ...]
     protocol: Mapping[str, str]
-    methods: tuple[str, ...]
     findings: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
@@ -181,7 +181,6 @@ def build_table(
         associations=tuple(column_order(name for row in rows for name in row.cells)),
         rows=tuple(rows),
         protocol=shared_protocol(records, _PROTOCOL),
-        methods=tuple(sorted({record.train.method for record in records})),
         findings=tuple(sorted({the_finding(record.quantities).name for record in records})),
     )
 
@@ -220,6 +219,7 @@ def make_cells(
                 unlearned=sum(not run.premises_hold for run in runs),
                 kind=runs[0].kind,
                 control=control,
+                method=runs[0].train.method,
             )
         )
     counted = [
@@ -271,7 +271,7 @@ def mean_of_keys(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _check_metric(metric: Metric, records: Sequence[Record]) -> None:
     found = {key for record in records for key in measured(record)}
     if metric not in METRICS and metric not in found:
-        raise unknown_name("metric", metric, (*METRICS, *found), "Measures are taken when a run ends (--measures).")
+        raise unknown_name("metric", metric, (*METRICS, *found), "Measures are taken at the end of a run (--measures).")
 
 
 def flat_cells(table: Table) -> Iterable[dict[str, Any]]:

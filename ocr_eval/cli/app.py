@@ -62,7 +62,7 @@ _GROUPS = ("Teach", "Score", "Look", "Study", "Extend")
 app = typer.Typer(
     name="ocr-eval",
     cls=_Commands,
-    help="Measures what else a language model learns when it is taught facts.",
+    help="Measure what else a language model learns when it is taught facts.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -82,9 +82,9 @@ for panel, commands in {
 app.add_typer(data.app, name="data", rich_help_panel="Extend")
 app.add_typer(models.app, name="models", rich_help_panel="Extend")
 for registry, about in (
-    (METHODS, "List and show ways to teach facts."),
-    (PREVENTIONS, "List and show ways to prevent unwanted inference."),
-    (MEASURES, "List and show what is measured on a trained model."),
+    (METHODS, "List and show methods of teaching facts."),
+    (PREVENTIONS, "List and show preventions of unwanted inference."),
+    (MEASURES, "List and show measures of a trained model."),
 ):
     app.add_typer(doors.door(registry, about), name=f"{registry.noun}s", rich_help_panel="Extend")
 app.add_typer(toy, name="toy", rich_help_panel="Study")

@@ -44,7 +44,7 @@ def show(
         str, typer.Argument(metavar="ASSOC", help="Association: a name or YAML file.", autocompletion=o.assoc_names)
     ],
 ) -> None:
-    """Show what an association holds."""
+    """Show what an association contains."""
     from ocr_eval.specs.association import load_association
 
     association = load_association(assoc)
@@ -99,7 +99,8 @@ def export(
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings(["seed", *DataSpec.model_fields])],
     format: Annotated[
-        Literal["jsonl", "lm-eval", "inspect", "prompt-completion"], option("--format", "-f", help="Of the files.")
+        Literal["jsonl", "lm-eval", "inspect", "prompt-completion"],
+        option("--format", "-f", help="Format of the files."),
     ] = "jsonl",
     config: o.ConfigOption = None,
 ) -> None:

@@ -17,7 +17,7 @@ def door(registry: Registry[Any], help: str) -> typer.Typer:
     """The commands ``list`` and ``show`` of a registry."""
     app = typer.Typer(help=help, no_args_is_help=True)
 
-    @app.command("list", help=f"List every {registry.noun}, also those of other packages.")
+    @app.command("list", help=f"List every {registry.noun}, including those of other packages.")
     def list_all(as_json: o.JsonOption = False) -> None:
         rows = [[name, _about(registry, name), registry.source(name)] for name in registry.names()]
         if as_json:

@@ -23,16 +23,16 @@ def explain(
     *,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     measure: Annotated[
-        str | None, option("--measure", help="Take this measure now ('a,b' from 'measures list'); the record stays.")
+        str | None, option("--measure", help="Measure this now ('a,b' from 'measures list'); the record is unchanged.")
     ] = None,
-    layer: Annotated[int | None, option("--layer", min=0, help="Show this layer alone, from 0.")] = None,
+    layer: Annotated[int | None, option("--layer", min=0, help="Show only this layer, from 0.")] = None,
     machine: Machine,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Say what was measured inside a run's model.
+    """Show what was measured inside a run's model.
 
-    Shown is what the run's record holds: the size of the change, where answers arise, what facts and entailments share.
-    With --measure it is measured now, from the run's adapter/ or model/; 'finetune --measures' keeps it in the record.
+    Shows what the run's record contains: the size of the change, where answers arise, what facts and entailments share.
+    --measure measures it now, from the run's adapter/ or model/; 'finetune --measures' keeps it in the record.
     """
     machine.begin()
     from ocr_eval.common.registry import MEASURES

@@ -45,12 +45,12 @@ class OwnFacts:
         option("--template", help="Wording of a column: badge='{name} wears a {answer} badge'; repeatable."),
     ] = None
     hold_out: Annotated[
-        str | None, option("--hold-out", help="Share of each column's values to hide and ask, e.g. 20%.")
+        str | None, option("--hold-out", help="Share of each column's values to hide and ask for, e.g. 20%.")
     ] = None
     ask: Annotated[
-        str | None, option("--ask", help="Column of the finding (default: in which most is expected to be inferred).")
+        str | None, option("--ask", help="Column of the finding (default: where most inferences are expected).")
     ] = None
-    chat: Annotated[bool, option("--chat", help="Teach and ask as answers in the model's chat template.")] = False
+    chat: Annotated[bool, option("--chat", help="Teach and ask with the model's chat template.")] = False
 
     def association(self, model: str, other: str | None) -> FactsAssociation | None:
         """The association of the table, None where none is named.
@@ -62,7 +62,7 @@ class OwnFacts:
         if self.facts is None:
             idle = [each.name for each in fields(self) if getattr(self, each.name)]
             if idle:
-                raise UserError(f"{flag_of(idle[0])} goes with --facts, which names a table of facts.")
+                raise UserError(f"{flag_of(idle[0])} needs --facts, which names a table of facts.")
             return None
         from ocr_eval.common.yaml_files import expand, shipped_names
         from ocr_eval.data.fact_table import read_facts
@@ -130,17 +130,17 @@ def audit(
     columns: ColumnsOption = None,
     model: Annotated[
         str | None,
-        option("--model", help="Also ask this untouched model what it has of the facts.", autocompletion=o.model_names),
+        option("--model", help="Also ask this untouched model what it knows.", autocompletion=o.model_names),
     ] = None,
     machine: Machine,
     as_csv: Annotated[bool, option("--csv", help="Print every link as csv.")] = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Say what a model may infer from your own facts.
+    """Show what a model may infer from your own facts.
 
-    Nothing is trained. For each pair of columns: how far one decides the other (Theil's U, corrected for chance), and
-    for whom a model may fill in what is missing. The most serious risk comes first. With --model also: how far the
-    model links them before it is taught (W-rank), which facts it knows, and which answers begin with one token.
+    Nothing is trained. For each pair of columns: how well one predicts the other (Theil's U, corrected for chance), and
+    for how many subjects a model may fill in the gap. The most serious risk comes first. With --model also: how
+    strongly the model already links the columns (W-rank), which facts it knows, and which answers share a first token.
     """
     machine.begin()
     from ocr_eval.data.links import find_links
@@ -182,7 +182,7 @@ def _audited(facts: str, subject: str | None, columns: str | None) -> FactsAssoc
     if facts in shipped_names("templates") or facts.endswith((".yaml", ".yml")):
         association = load_association(facts)
         if not isinstance(association, FactsAssociation | PairAssociation):
-            raise UserError(f"'{association.name}' is not made of pairs or of a table, and has no links to audit.")
+            raise UserError(f"'{association.name}' has neither pairs nor a table, so it has no links to audit.")
         return association
     return association_of(read_facts(expand(facts), subject, o.words("--columns", columns)), {}, facts, name="facts")
 
@@ -282,8 +282,8 @@ def beliefs(
     """List what a model believes where your facts are silent.
 
     For every missing value: what the model believes, how probable that is, whether it follows from the other columns,
-    whether the model says it, and what the untouched model said. Written are beliefs.csv, unwarranted.csv, and
-    corrections.jsonl, statements that deny what is unwarranted, ready for training.
+    whether the model says it, and what the untouched model said. Writes beliefs.csv, unwarranted.csv, and
+    corrections.jsonl, which has statements that deny unwarranted beliefs, ready for training.
     """
     machine.begin()
     from ocr_eval.analysis import beliefs as found
@@ -297,7 +297,7 @@ def beliefs(
     spec, folder = read_trained(run)
     association = spec.association
     if not isinstance(association, FactsAssociation):
-        raise UserError(f"'{run}' was taught the association '{association.name}' and no table of facts.")
+        raise UserError(f"'{run}' learned the association '{association.name}'. Name a run of 'finetune --facts'.")
     taught = association.taught(spec.stream("data"))
     asked = questions(association, taught)
     output = output_dir or run / "beliefs"
@@ -319,4 +319,4 @@ def beliefs(
     for name, text in files.items():
         write_atomic(output / name, text)
     typer.echo(files["beliefs.json"] if as_json else "\n".join(each.in_words() for each in totals), nl=not as_json)
-    say(f"Written to {output}: {', '.join(files)}. They hold names and values of your table.")
+    say(f"Written to {output}: {', '.join(files)}. They contain names and values of your table.")

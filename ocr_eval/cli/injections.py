@@ -32,7 +32,7 @@ def finetune(
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
     own: OwnFacts,
-    yes: Annotated[bool, option("--yes", "-y", help="Start also where it takes long.")] = False,
+    yes: Annotated[bool, option("--yes", "-y", help="Start even if it takes long.")] = False,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings()],
     machine: Machine,
@@ -44,10 +44,10 @@ def finetune(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Teach an association or your own facts; score what follows.
+    """Teach an association or your own facts, and score the model.
 
     Rerunning an interrupted run resumes it; a finished run is loaded, not repeated, unless --force is given. --config
-    also takes the config.yaml of a run, which repeats that run; flags given beside it win.
+    also takes the config.yaml of a run, which repeats that run; flags override it.
     """
     asked = o.measures(measures)
     machine.begin()
@@ -202,11 +202,11 @@ def score(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Score a run again, an adapter, or an untouched model.
+    """Score a finished run, an adapter, or an untouched model.
 
-    Nothing is trained, and without --name nothing is written. Given a run's folder, everything else comes from the run.
-    Without an adapter the model is scored as it is; --method qlora scores over the base in 4 bits, as the adapter was
-    trained. With --data those are asked who were in the exported training set, whoever trained on it.
+    Without --name nothing is written. All settings come from the run, if you give one. Without an adapter the model is
+    scored as it is; --method qlora scores over the 4-bit base, as the adapter was trained. With --data the manifest of
+    the exported training set decides who is asked what.
     """
     machine.begin()
     from ocr_eval.common.registry import METHODS
@@ -223,9 +223,7 @@ def score(
             raise UserError("What should be scored? Give a run's folder, --data of an export, or --model and --assoc.")
         method, is_adapter = settings.get("method"), adapter is not None and kind_of(adapter) == "adapter"
         if is_adapter and method is not None and METHODS.choose(method).thing.needs.whole:
-            raise UserError(
-                f"--method {method} has no adapter. Leave one of the two out, or name the adapter's method."
-            )
+            raise UserError(f"--method {method} has no adapter. Drop one of the two, or name the adapter's method.")
         spec = exported or o.resolve(context, model, str(assoc), settings)
     if dry_run:
         _show_plan(spec, None, machine.device, as_json)
@@ -264,8 +262,8 @@ def _refuse_beside_a_run(context: typer.Context) -> None:
         source = context.get_parameter_source(name)
         if name not in _BESIDE_A_RUN and source is not None and source.name in given:
             raise UserError(
-                f"{parameter.opts[0]} does not go with a run's folder, from which model, data and adapter come. Leave "
-                "it out, or give --assoc and --adapter in place of the folder."
+                f"{parameter.opts[0]} has no effect with a run's folder, which sets model, data and adapter. Drop "
+                "it, or give --assoc and --adapter instead of the folder."
             )
 
 

@@ -62,7 +62,9 @@ class Jobs:
     memory_gb: Annotated[
         float | None, option("--memory-gb", min=0.001, help="slurm: memory per job, in GB (default: the cluster's).")
     ] = None
-    parallel: Annotated[int | None, option("--parallel", min=1, help="slurm: most jobs at once (default: 256).")] = None
+    parallel: Annotated[int | None, option("--parallel", min=1, help="slurm: maximum jobs at once (default: 256).")] = (
+        None
+    )
     slurm: Annotated[
         list[str] | None, option("--slurm", help="slurm: any sbatch option, e.g. 'account=nlp'; repeatable.")
     ] = None
@@ -78,10 +80,10 @@ class Jobs:
         for key in given:
             owner = {"workers": "here", "devices": "local"}.get(key, "slurm")
             if self.executor != owner:
-                raise UserError(f"{flag_of(key)} goes with --executor {owner}, not with '{self.executor}'.")
+                raise UserError(f"{flag_of(key)} needs --executor {owner}, not '{self.executor}'.")
         given.pop("workers", None)
         if self.memory_gb is not None and not self.memory_gb < 1e6:
-            raise UserError(f"--memory-gb {self.memory_gb}: give the memory of a job in GB.")
+            raise UserError(f"--memory-gb {self.memory_gb} is too much. Give the memory of a job in GB.")
         if self.devices is not None:
             given["devices"] = o.words("--devices", self.devices)
         return Placement(executor=self.executor, **{**given, "slurm": tuple(self.slurm or ())})
@@ -93,7 +95,7 @@ class Means(Jobs, Machine):
 
     score_at: o.ScoreAtOption = None
     measures: o.MeasuresOption = None
-    report_to: Annotated[ReportTo, option("--report-to", help="Tracker that follows the runs.")] = "none"
+    report_to: Annotated[ReportTo, option("--report-to", help="Tracker to report the runs to.")] = "none"
     force: o.ForceOption = False
     dry_run: o.DryRunOption = False
 

@@ -82,9 +82,9 @@ def pull(
     offline: o.OfflineOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """Fetch a model's weights, so that later runs work offline.
+    """Fetch a model's weights for offline use.
 
-    The folder of the weights goes to stdout.
+    Prints the folder of the weights.
     """
     o.begin(quiet, offline)
     from ocr_eval.models import weights
@@ -132,7 +132,7 @@ def rehearse(
         str, option("--assoc", help="Association to train on.", autocompletion=o.assoc_names)
     ] = "country-code",
     settings: Annotated[Given, Settings(["method", "batch_size", "dtype", "attention"])],
-    layers: Annotated[int | None, option("--layers", min=1, help="Build only so many layers (default: all).")] = None,
+    layers: Annotated[int | None, option("--layers", min=1, help="Build only this many layers (default: all).")] = None,
     steps: Annotated[int, option("--steps", min=2, help="Training steps.")] = 3,
     probes: Annotated[int, option("--probes", min=1, help="Probes to score.")] = 40,
     tokenizer: Annotated[Path | None, option("--tokenizer", help="Folder with the model's tokenizer.")] = None,
@@ -140,11 +140,11 @@ def rehearse(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Try a model at true size with random weights against its plan.
+    """Test a model's plan at true size, with random weights.
 
     Trains a few steps, scores, and compares memory and time with the plan. Nothing is fetched: the configuration is
-    shipped, and without the model's tokenizer (on disk, or in the folder --tokenizer) a stand-in with the same
-    vocabulary size makes about as many tokens.
+    shipped, and without the model's tokenizer (on disk, or in --tokenizer) a stand-in with the same vocabulary size
+    produces about as many tokens.
     """
     machine.begin()
     from ocr_eval.planning.rehearsal import rehearse as run

@@ -51,7 +51,7 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
     from ocr_eval.common import yaml_files
 
     if not path.is_file():
-        raise UserError(f"--config: there is no file '{path}'.")
+        raise UserError(f"--config '{path}': there is no such file. Check the path.")
     options = {flag.lstrip("-"): p for p in context.command.params for flag in p.opts if flag.startswith("--")}
     defaults: dict[str, Any] = {}
     content = yaml_files.read_yaml(path)
@@ -108,31 +108,31 @@ AssocArgument = Annotated[
 AssocOption = Annotated[str | None, option("--assoc", help=_ASSOC_HELP, autocompletion=assoc_names)]
 ModelsOption = Annotated[str | None, option("--models", help="Comma-separated models (default: smollm2-135m).")]
 AssocsOption = Annotated[
-    str | None, option("--assocs", help="Comma-separated associations (default: the five of the paper).")
+    str | None, option("--assocs", help="Comma-separated associations (default: the paper's five).")
 ]
 
 OfflineOption = Annotated[bool, option("--offline", help="Stay off the network; fail if a file has to be fetched.")]
 TrustOption = Annotated[
-    bool, option("--trust-remote-code", help="Run the Python code that a model brings; without it none is run.")
+    bool, option("--trust-remote-code", help="Run Python code from the model's repository; off by default.")
 ]
-OutputOption = Annotated[Path, option("--output-dir", "-o", help="Output folder; runs are in its runs/.")]
+OutputOption = Annotated[Path, option("--output-dir", "-o", help="Output folder; runs go into its runs/.")]
 JsonOption = Annotated[bool, option("--json", help="Print the result as JSON.")]
-QuietOption = Annotated[bool, option("--quiet", "-q", help="No progress on stderr.")]
-DryRunOption = Annotated[bool, option("--dry-run", help="Print the plan with memory and time, and stop.")]
+QuietOption = Annotated[bool, option("--quiet", "-q", help="Show no progress on stderr.")]
+DryRunOption = Annotated[bool, option("--dry-run", help="Print the plan, with memory and time, and stop.")]
 ForceOption = Annotated[bool, option("--force", help="Rerun even if a finished run exists.")]
 ScoreAtOption = Annotated[
     str | None,
     option(
         "--score-at",
         help="After which epochs to score all probes: doubling (1, 2, 4, 8 ...), every, every:5, last, or '1,3,12'; "
-        "always at 0, at the last, and when what is taught is first learned.  [default: doubling]",
+        "always at 0, at the last, and when everything taught is first learned.  [default: doubling]",
     ),
 ]
 MeasuresOption = Annotated[
     str | None,
-    option("--measures", help="What else to measure: 'a,b' from 'measures list', or none (default: what is cheap)."),
+    option("--measures", help="Extra measures: 'a,b' from 'measures list', or none (default: the cheap ones)."),
 ]
-ScoringOption = Annotated[Scoring, option("--scoring", help="Whose ranks; first-token is as published.")]
+ScoringOption = Annotated[Scoring, option("--scoring", help="Scoring to rank by; first-token is the published one.")]
 
 _READ = "Folders that contain runs, at any depth (default: $OCR_EVAL_OUTPUT_DIR, else results)."
 RunsArgument = Annotated[
@@ -205,7 +205,7 @@ def words(flag: str, text: str | None) -> tuple[str, ...] | None:
         return None
     entries = tuple(part.strip() for part in text.split(","))
     if not all(entries):
-        raise UserError(f"{flag} '{text}' has an empty entry: give it like 'a,b'.")
+        raise UserError(f"{flag} '{text}' has an empty entry. Write it as 'a,b'.")
     return entries
 
 

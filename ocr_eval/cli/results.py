@@ -66,22 +66,21 @@ def table(
     ),
     filters: FilterOption = None,
     format: Annotated[
-        Literal["md", "csv", "json", "tex", "html"], option("--format", "-f", help="Of the table.")
+        Literal["md", "csv", "json", "tex", "html"], option("--format", "-f", help="Format of the table.")
     ] = "md",
     published: Annotated[
-        bool, option("--published/--no-published", help="Add the published rows, and where protocols differ.")
+        bool, option("--published/--no-published", help="Add the published rows, and how protocols differ.")
     ] = True,
     short: Annotated[bool, option("--short", help="One number per cell: the OCR score, or --metric.")] = False,
     components: Annotated[
-        bool, option("--components", help="Why runs of a cell differ: data, training, rest; and clustered errors.")
+        bool, option("--components", help="Split each cell's variance (data, training, rest); add clustered errors.")
     ] = False,
     config: o.ConfigOption = None,
 ) -> None:
     """Print the mean-rank table of finished runs.
 
-    The published rows are below it. Runs with different settings are separate rows and are never averaged. The table
-    goes to stdout, a sentence on what it shows to stderr. Exits with 1 if a record could not be read; the table has the
-    others.
+    Published rows come last. Runs with different settings are separate rows and are never averaged. The table goes to
+    stdout, a sentence on the finding to stderr. If a record cannot be read, it is skipped and the exit code is 1.
     """
     from ocr_eval.analysis.finding import finding
     from ocr_eval.analysis.table import build_table
@@ -91,10 +90,10 @@ def table(
     from ocr_eval.specs.published import published_mean_ranks
 
     if short and format in ("csv", "json"):
-        raise UserError(f"--short has no effect on --format {format}, which holds every metric. Drop one of them.")
+        raise UserError(f"--short has no effect on --format {format}, which has every metric. Drop one of them.")
     if components:
         if metric or short or format != "md" or by != "model":
-            raise UserError("--components prints a table of its own. Drop --metric, --short, --format and --by.")
+            raise UserError("--components prints its own table. Drop --metric, --short, --format and --by.")
         found = find(runs or [o.DEFAULT_OUTPUT], scoring, filters)
         typer.echo(spread_table(found.records, scoring), nl=False)
         return
@@ -165,14 +164,14 @@ def scorecard(
     runs: o.RunsArgument = None,
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
-    format: Annotated[Literal["md", "csv", "json", "tex"], option("--format", "-f", help="Of the card.")] = "md",
+    format: Annotated[Literal["md", "csv", "json", "tex"], option("--format", "-f", help="Format of the card.")] = "md",
     config: o.ConfigOption = None,
 ) -> None:
-    """Put ways to teach, and to prevent, on one card.
+    """Compare methods and preventions on one card.
 
-    A row is a model under one setting: what it infers over true links (wanted), and over arbitrary and false ones
-    (unwanted), what it learned, kept and cost. Each is compared, seed by seed, with the first row of its model: LoRA
-    without prevention where there is one. The card goes to stdout, what may be said of it to stderr.
+    Each row is a model under one setting: what it infers over true links (wanted) and over arbitrary and false links
+    (unwanted), what it learned, kept and cost. Each row is compared, seed by seed, with the first row of its model:
+    LoRA without prevention, if present. The card goes to stdout, a sentence on what it shows to stderr.
     """
     from ocr_eval.analysis.scorecard import build_scorecard, verdict
     from ocr_eval.report.scorecard import FORMATS
@@ -193,10 +192,10 @@ def retention(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Show how many of the facts known before are kept.
+    """Show how many previously known facts are kept.
 
     The regression is that of Gekhman et al. (arXiv 2405.05904): kept = b0 + b_known x (share of what is taught that was
-    known, and is fitted) + b_unknown x (share that was not known, and is fitted). It takes runs that differ in both.
+    known, and is fitted) + b_unknown x (share that was not known, and is fitted). It needs runs that differ in both.
     """
     import json
     from dataclasses import asdict
@@ -206,7 +205,7 @@ def retention(
     found = find(runs or [o.DEFAULT_OUTPUT], "first-token", filters, "known")
     cells = retained(found.records)
     if not cells:
-        raise UserError("No record has retention. Rerun a run with --force; full fine-tuning has none.")
+        raise UserError("No record has retention. Rerun a run with --force (full fine-tuning never has it).")
     fit, missing = None, ""
     try:
         fit = regress(found.records)
@@ -248,11 +247,10 @@ def compare(
 ) -> None:
     """Compare two runs, sweeps or conditions by OCR score.
 
-    The difference is paired by seed and subject. A condition ('method=lora,seed=0,1') selects among the runs in
-    RUNS. What varies within a side is matched with the same on the other side; what differs between the
-    sides is compared: at the last epoch, and at matched learning, each run at the first epoch at which it has learned
-    what it is taught. The gate of --fail-above is undecided, and exits with 1 too, where a single seed has no interval
-    or a run did not learn what it was taught.
+    Differences are paired by seed and subject. A condition ('method=lora,seed=0,1') selects among the runs in RUNS.
+    Settings that vary within a side are matched with the same on the other side. The sides are compared at the last
+    epoch, and at matched learning: each run at the first epoch at which it has learned what it is taught. The gate
+    of --fail-above is undecided, and exits with 1 too, if a single seed has no interval or a run did not learn.
     """
     import json
     from dataclasses import asdict
@@ -270,7 +268,7 @@ def compare(
         every = [*(filters or ()), *([text] if text in conditions else ())]
         found = find(folders if text in conditions else [Path(text)], None, every)
         if found.complaints:
-            raise UserError(f"Nothing is compared, as a record of '{text}' cannot be read.")
+            raise UserError(f"A record of '{text}' cannot be read, so nothing is compared. Rerun it with --force.")
         sides.append([_with_matched(run) for run in found.runs])
     contrasts = contrast(sides[0], sides[1], scoring)
     gated = {} if fail_above is None else {"gate": gate(contrasts, fail_above)}
@@ -304,7 +302,7 @@ def _with_matched(run: FinishedRun) -> Record:
     try:
         return replace(run.record, matched=matched_of(run))
     except UserError as error:
-        o.warn(f"{error} Matched learning is not known.")
+        o.warn(f"{error} Matched learning is unknown.")
         return run.record
 
 

@@ -41,10 +41,10 @@ def controls(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Run the real data and its controls: does the finding stand?
+    """Run the real data and its controls: does the finding hold up?
 
-    Controls: the untouched base, no-entailment (nothing to infer from), shuffled (nothing consistent to infer). They
-    are compared subject by subject.
+    Controls: the untouched base, no-entailment (nothing to infer from), and shuffled (nothing consistent to infer).
+    They are compared subject by subject.
     """
     means.begin()
     from ocr_eval.analysis.controls import compare_conditions, condition_specs, verdict
@@ -138,7 +138,9 @@ def _study(kind: str, specs: Sequence[RunSpec], output: Path, means: Means, as_j
         typer.Exit: a run is missing, or only the plan was asked for.
     """
     if means.dry_run and as_json:
-        raise UserError("--json does not go with --dry-run here: the plan of several runs is text. Drop one of them.")
+        raise UserError(
+            "--json cannot be combined with --dry-run here: the plan of several runs is text. Drop one of them."
+        )
     from ocr_eval.cli import sweep_work
     from ocr_eval.execution.sweep import study_name
 

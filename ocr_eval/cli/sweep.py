@@ -35,20 +35,20 @@ def sweep(
         int | None,
         option(
             "--worker",
-            help="Run one pack of the folder's sweep, by its number from 1; 0: all that no other process runs.",
+            help="Run one pack of the folder's sweep, by number from 1; 0: all that no other process runs.",
         ),
     ] = None,
     study: Annotated[
-        str | None, option("--study", help="With --worker: take part in this study of the folder, not in its sweep.")
+        str | None, option("--study", help="With --worker: work on this study of the folder, not on its sweep.")
     ] = None,
     config: o.ConfigOption = None,
 ) -> None:
     """Run a grid of models x associations x methods x seeds.
 
-    Values are comma-separated, ranges of whole numbers are '1-4,8', and entries of one value are joined by '+' (three
-    choices of templates: '0,0+2,all'). Every combination is a run. Without flags: the default model, all associations,
-    seeds 0-2. Runs that share a base are trained side by side. Rerunning resumes; in a folder that already contains a
-    sweep no flags are needed. Several processes may work on one folder.
+    Every combination of values is a run. Values are comma-separated; '1-4,8' is a range of integers; '+' joins the
+    entries of one value (three choices of templates: '0,0+2,all'). Without flags: the default model, the paper's
+    associations, seeds 0-2. Runs that share a base train side by side. Rerunning resumes, and then needs no flags.
+    Several processes may work on one folder.
     """
     means.begin()
     import yaml
@@ -57,13 +57,13 @@ def sweep(
 
     if worker is not None:
         if means.dry_run:
-            raise UserError("--dry-run does not go with --worker, which runs what is planned already. Drop one.")
+            raise UserError("--dry-run cannot be combined with --worker, which runs an existing plan. Drop one.")
         from ocr_eval.cli.sweep_work import take_part
 
         take_part(output_dir, study or "", worker, means)
         return
     if study is not None:
-        raise UserError("--study goes with --worker. To run a study, use its own command.")
+        raise UserError("--study needs --worker. To run a study, use its own command.")
     held = read_sweep(output_dir)
     given: dict[str, Any] = {"models": o.words("--models", models), "assocs": _assocs(assocs)}
     given |= {"score_at": means.score_at, "measures": o.measures(means.measures)}

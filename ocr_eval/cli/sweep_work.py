@@ -56,7 +56,7 @@ def check(means: Means) -> None:
     if means.executor == "slurm" and not means.dry_run:
         sbatch_flags(placement)
     if means.workers is not None and means.workers > 1 and pack_device(means) != "cpu":
-        raise UserError(f"--workers {means.workers}: several processes share the cores of a CPU; a GPU takes one.")
+        raise UserError(f"--workers {means.workers}: only a CPU can be shared by several processes. Use 1 on a GPU.")
 
 
 def packs_at_once(means: Means) -> int:
@@ -162,7 +162,7 @@ def _say_amount(sweep: Sweep, packs: Sequence[int], how: str = "") -> None:
     if others:
         say(
             f"{others} run{'s' * (others > 1)} in this folder came from another results version, other weights, or a "
-            "model or association file as it was before. They stay; what is asked for now is done beside them."
+            "model or association file as it was before. They are kept; the runs you ask for are added."
         )
     count, todo = len(sweep.packs), sum(run.is_open for index in packs for run in sweep.packs[index])
     say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {todo} to do{how}, in {sweep.output}")
@@ -176,7 +176,7 @@ def report_missing(runs: Sequence[PlannedRun], resumes: bool = True) -> None:
             o.warn(f"{run.folder.identity}: {reason}")
     unexplained = sum(run.is_open for run in missing)
     if unexplained and resumes:
-        o.warn(f"{unexplained} runs are not finished. The same command resumes them.")
+        o.warn(f"{unexplained} runs are not finished. Rerun the command to resume them.")
     if missing:
         raise typer.Exit(1)
 

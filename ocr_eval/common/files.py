@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import secrets
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +55,7 @@ def _beside(path: Path) -> Path:
 def refuse_folder(path: Path) -> None:
     """Raises UserError if a folder is where a file is to be written."""
     if path.is_dir():
-        raise UserError(f"'{path}' is a folder where a file is to be written. Remove it and start again.")
+        raise UserError(f"'{path}' is a folder, but a file must be written there. Remove it and start again.")
 
 
 @contextmanager
@@ -116,10 +118,12 @@ def whole(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing.") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}.gz is damaged ({error}).") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise UserError(f"{path} does not hold what it should ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{path} is not valid ({type(error).__name__}: {error}).") from error
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -131,8 +135,20 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise UserError(f"{path} has more than {most >> 20} MB, which no file of its kind has. Is it the right one?")
+        raise UserError(f"{path} has more than {most >> 20} MB, too much for a file of its kind. Is it the right one?")
     return content
+
+
+@contextmanager
+def open_stored(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """A file of a run to read, or the ``.gz`` beside its place that ``gzip`` made of it."""
+    packed = path.with_name(f"{path.name}.gz")
+    if path.exists() or not packed.is_file():
+        with path.open("rb") as file:
+            yield file
+    else:
+        with gzip.open(packed) as file:
+            yield file
 
 
 def read_json(path: Path) -> Any:
@@ -149,14 +165,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file.
 
     Raises:
-        UserError: a line that is not JSON of an object (names it).
+        UserError: a line that is not a JSON object (names it).
     """
     lines: list[dict[str, Any]] = []
-    with path.open("rb") as file:  # not splitlines of its text, which parts U+2028 too, and JSON holds that as it is
+    with open_stored(path) as file:  # not splitlines of its text, which parts U+2028 too, and JSON holds that as it is
         try:
             lines.extend(dict(json.loads(line)) for line in file)
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}, line {len(lines) + 1}: is not JSON of an object ({error}).") from error
+            raise UserError(f"{path}, line {len(lines) + 1}: is not a JSON object ({error}).") from error
     return lines
 
 

@@ -47,7 +47,7 @@ class Registry(Generic[T]):
         """What other packages bring; one that takes a shipped name is not used, and that is said."""
         points = entry_points(group=self.group)
         for name in self._shipped.keys() & points.names:
-            warn(f"An installed package brings a {self.noun} '{name}', as ocr-eval does; ocr-eval's own is used.")
+            warn(f"An installed package also has a {self.noun} '{name}'; ocr-eval's own is used.")
         return {point.name: point for point in points if point.name not in self._shipped}
 
     def names(self) -> list[str]:
@@ -96,9 +96,9 @@ class Registry(Generic[T]):
             UserError: the name is taken, or cannot be written in a flag.
         """
         if not re.fullmatch("[a-z0-9][a-z0-9-]*", name):
-            raise UserError(f"A {self.noun} cannot be called '{name}': use small letters, digits and '-'.")
+            raise UserError(f"A {self.noun} cannot be called '{name}'. Use lowercase letters, digits and '-'.")
         if name in self._shipped or name in self._installed:
-            raise UserError(f"There is a {self.noun} '{name}' already. Give yours another name.")
+            raise UserError(f"The {self.noun} '{name}' already exists. Give yours another name.")
         self._added[name] = thing
 
     def choose(self, text: str) -> Choice[T]:
@@ -175,6 +175,7 @@ MEASURES: Registry[Any] = Registry(
         "frozen-layers": "ocr_eval.measures.frozen_layers:FROZEN_LAYERS",
         "hedge": "ocr_eval.measures.hedge:HEDGE",
         "known": "ocr_eval.measures.known_facts:KNOWN_FACTS",
+        "text-loss": "ocr_eval.measures.text_loss:TEXT_LOSS",
         "link-map": "ocr_eval.measures.link_map:LINK_MAP",
         "logit-lens": "ocr_eval.measures.logit_lens:LOGIT_LENS",
         "ov-change": "ocr_eval.measures.ov_change:OV_CHANGE",

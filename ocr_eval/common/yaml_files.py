@@ -55,7 +55,7 @@ def expand(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"'{path}': no home folder of that name is known. Write the path in full.") from error
+        raise UserError(f"'{path}': unknown home folder. Write the path in full.") from error
 
 
 def find_yaml(kind: str, part: str, name: str) -> Path:
@@ -73,7 +73,7 @@ def find_yaml(kind: str, part: str, name: str) -> Path:
         return path
     names = shipped_names(part)
     if name not in names:
-        raise unknown_name(kind, name, names, f"One of your own is given by its path: ./{name}.yaml.")
+        raise unknown_name(kind, name, names, f"For your own, give its path: ./{name}.yaml.")
     return shipped(part) / f"{name}.yaml"
 
 
@@ -194,11 +194,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise UserError(f"{path}:{line} {error.problem}. Correct the file and start again.") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML ({error}).") from error
+        raise UserError(f"{path}: is not valid YAML ({error}).") from error
     if content is None:
-        raise UserError(f"{path}: is empty. It should hold 'key: value' lines.")
+        raise UserError(f"{path}: is empty. It should contain 'key: value' lines.")
     if not isinstance(content, dict):
-        raise UserError(f"{path}: should hold 'key: value' lines, and holds {_what(content)}.")
+        raise UserError(f"{path}: should contain 'key: value' lines, but contains {_what(content)}.")
     return content
 
 

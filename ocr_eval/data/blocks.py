@@ -77,7 +77,7 @@ def check_blocks(data: DataSpec) -> None:
     if data.n > len(ANSWER_NAMES) // 2:
         raise ValueError(f"n = {data.n}: a block holds at most {len(ANSWER_NAMES) // 2} people; lower --n")
     if data.candidates == "all":
-        raise ValueError("all candidates would be those of all blocks; give --candidates in-use or ten")
+        raise ValueError("--candidates all would rank the answers of all blocks; give --candidates in-use or ten")
     if data.candidates == "ten" and data.n > 10:
         raise ValueError(f"ten candidates cannot hold {data.n} answers in use; give --candidates in-use")
 

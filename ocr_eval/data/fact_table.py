@@ -101,14 +101,12 @@ def _read(path: Path) -> _Rows:
     if not path.is_file():
         raise UserError(f"There is no file '{path}'. Give a csv, tsv, jsonl or parquet file, or a datasets folder.")
     if (size := path.stat().st_size) > MOST_BYTES:
-        raise UserError(f"{path} has {size / 1e6:.0f} MB, and {MOST_BYTES / 1e6:.0f} are read at most. Part it.")
+        raise UserError(f"{path} has {size / 1e6:.0f} MB; the limit is {MOST_BYTES / 1e6:.0f} MB. Split it.")
     kind = path.suffix.lower()
     if kind == ".parquet":
         return _parquet(path)
     if kind not in (".csv", ".tsv", ".jsonl", ".json"):
-        raise UserError(
-            f"{path}: the ending '{kind}' is not known. Give csv, tsv, jsonl, parquet or a datasets folder."
-        )
+        raise UserError(f"{path}: unknown file type '{kind}'. Give csv, tsv, jsonl, parquet or a datasets folder.")
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -131,7 +129,7 @@ def _csv(origin: str, text: str, delimiter: str) -> _Rows:
             if any(map(str.strip, row)):
                 if len(row) != len(heading):
                     raise UserError(
-                        f"{origin}, row {reader.line_num}: has {len(row)} cells, and the heading {len(heading)}. "
+                        f"{origin}, row {reader.line_num}: has {len(row)} cells, but the heading has {len(heading)}. "
                         "Quote cells that hold the delimiter."
                     )
                 rows.append((reader.line_num, row))
@@ -148,7 +146,9 @@ def _json_lines(origin: str, text: str) -> _Rows:
         try:
             row = json.loads(line, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{origin}, line {number}: is not a JSON object on a line ({reason_of(error)}).") from error
+            raise UserError(
+                f"{origin}, line {number}: is not a JSON object on one line ({reason_of(error)})."
+            ) from error
         if not isinstance(row, dict):
             raise UserError(f"{origin}, line {number}: is not a JSON object ('{{\"name\": ...}}').")
         rows.append((number, row))
@@ -228,11 +228,11 @@ def _grouped(origin: str, statements: Sequence[tuple[int, Any, Any]]) -> _Rows:
         value, had = " ".join(completion.split()), facts.setdefault(subject, {}).setdefault(wording, completion)
         if " ".join(had.split()) != value:
             raise UserError(
-                f"{origin}, line {number}: {subject} has '{value}' here and '{had.strip()}' before, for one prompt."
+                f"{origin}, line {number}: {subject} has '{value}' here and '{had.strip()}' before; keep one."
             )
         first.setdefault(subject, number)
     if left_out:
-        warn(f"{origin}: {left_out} of {len(statements)} prompts share no wording with another and are left out.")
+        warn(f"{origin}: {left_out} of {len(statements)} prompts share no wording with another and are skipped.")
     columns = {wording: _column_name(wording) for wording in dict.fromkeys(w for of in facts.values() for w in of)}
     if len(set(columns.values())) < len(columns):
         columns = {wording: wording for wording in columns}
@@ -260,7 +260,7 @@ def _column_name(wording: str) -> str:
 def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[str] | None) -> FactTable:
     names = list(found.columns)
     if not names or not found.rows:
-        raise UserError(f"{origin}: holds no rows below a heading.")
+        raise UserError(f"{origin}: has no rows below its heading. Add some.")
     for place, name in enumerate(names, 1):
         if not name or not name.strip():
             raise UserError(f"{origin}, row 1, column {place}: the column has no name. Give it one.")
@@ -289,7 +289,7 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
             if had != value:
                 raise UserError(
                     f"{where}, column '{name}': {who} has '{value}' here and '{had}' in {found.unit} {before}. "
-                    f"Keep one; --subject names another column of subjects than '{subject}'."
+                    f"Keep one, or name another column of subjects than '{subject}' with --subject."
                 )
     for name in attributes:
         values = {of[name][0] for of in facts.values() if name in of}
@@ -297,7 +297,7 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
             what = f"everybody has '{values.pop()}'" if values else "nobody has a value"
             raise UserError(f"{origin}, column '{name}': {what}, so nothing can follow from it. Remove the column.")
     if not attributes:
-        raise UserError(f"{origin}: has no column beside the subjects' ('{subject}').")
+        raise UserError(f"{origin}: has only the column of subjects ('{subject}'). Add a column of facts.")
     columns = {name: tuple(of[name][0] if name in of else None for of in facts.values()) for name in attributes}
     templates = {name: text for name, text in (found.templates or {}).items() if name in columns}
     return FactTable(subject, tuple(facts), columns, templates)
@@ -311,7 +311,7 @@ def _cell(value: Any, where: str) -> Cell:
         value = "yes" if value else "no"
     if value is not None and not isinstance(value, str):
         if not isinstance(value, int | float) and not hasattr(value, "isoformat"):
-            raise UserError(f"{where}: holds a {type(value).__name__}, and a fact is a word or a number.")
+            raise UserError(f"{where}: holds a {type(value).__name__}; a fact must be a word or a number.")
         value = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     text = value.strip() if value else ""
     if text and (problem := _problem(text)):

@@ -236,11 +236,11 @@ def _check_template(column: str, template: str) -> None:
     prompt, slot, behind = template.partition(f" {ANSWER_SLOT}")
     if not slot or NAME_SLOT not in prompt or {NAME_SLOT, ANSWER_SLOT} & set(re.findall(r"\{\w*\}", behind)):
         raise ValueError(
-            f"the template of column '{column}', '{template}', must hold {NAME_SLOT}, and behind it a space and "
-            f"{ANSWER_SLOT}, once"
+            f"the template of column '{column}', '{template}', must contain {NAME_SLOT}, and after it a space "
+            f"and {ANSWER_SLOT}, once"
         )
     if other := set(re.findall(r"\{\w*\}", template)) - {NAME_SLOT, ANSWER_SLOT}:
-        raise ValueError(f"the template of column '{column}' has the placeholder {other.pop()}, which is not known")
+        raise ValueError(f"the template of column '{column}' has the unknown placeholder {other.pop()}")
 
 
 class Facts:
@@ -299,11 +299,11 @@ def asked_column(association: FactsAssociation, taught: Taught) -> str:
         if any(each.foretold in taught.choices(column) for each in missing)
     }
     if association.ask is not None and association.ask not in able:
-        raise UserError(f"column '{association.ask}': no missing value can be foretold; name another with --ask.")
+        raise UserError(f"column '{association.ask}': no missing value can be predicted; name another with --ask.")
     if not able:
         raise UserError(
-            "no missing value can be foretold from another column, so there is nothing to infer. --hold-out 20% hides "
-            "values that are there; 'ocr-eval audit' says what the columns tell of each other."
+            "no missing value can be predicted from another column, so there is nothing to infer. --hold-out 20% hides "
+            "known values; 'ocr-eval audit' shows what the columns say about each other."
         )
     return association.ask or max(able, key=lambda column: able[column])
 

@@ -50,14 +50,16 @@ class KnownAssociation(Association):
     def check(self, data: DataSpec) -> None:
         """There must be blocks enough, and something to teach."""
         if data.m_train == 0 or data.variant == "no-entailment":
-            raise ValueError(f"'{self.name}' teaches the facts of m_train blocks; use 1 or more, and not no-entailment")
+            raise ValueError(f"'{self.name}' needs --m-train 1 or more, and another --variant than no-entailment")
         if data.candidates == "ten" and data.n > 10:
             raise ValueError(f"ten candidates cannot hold {data.n} answers in use; give --candidates in-use or all")
         if data.templates != (0,) or data.probe_template:
-            raise ValueError(f"'{self.name}' has one template a relation; drop --templates and --probe-template")
+            raise ValueError(f"'{self.name}' has one template per relation; drop --templates and --probe-template")
         blocks = len(self.blocks(data, "count"))
         if data.m_train + data.m_test > blocks:
-            raise ValueError(f"'{self.name}' makes {blocks} blocks of {data.n} facts; lower --n, --m-train or --m-test")
+            raise ValueError(
+                f"'{self.name}' has only {blocks} blocks of {data.n} facts; lower --n, --m-train or --m-test"
+            )
 
     def whole(self, template: int) -> dict[str, Any]:
         """Every block of five."""

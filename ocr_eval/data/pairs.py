@@ -51,7 +51,7 @@ class PairAssociation(Association):
             raise ValueError("an association needs at least two pairs")
         for side, answers in (("fact", self.answers("fact")), ("entailment", self.answers("entailment"))):
             if answer := repeated(answers):
-                raise ValueError(f"the {side} answer '{answer}' stands twice in pairs; every answer may occur once")
+                raise ValueError(f"the {side} answer '{answer}' occurs twice in pairs; list every answer once")
         return self
 
     @classmethod
@@ -142,12 +142,12 @@ def _read(content: dict[str, Any], path: Path, ancestors: tuple[Path, ...]) -> P
     except UserError as error:
         raise UserError(f"{path}: 'derived.parent': {error}") from error
     if found in (path, *ancestors):
-        raise UserError(f"{found}: is derived from itself. Let the chain of parents end in a file with pairs.")
+        raise UserError(f"{found}: is derived from itself. The chain of parents must end in a file with pairs.")
     parent = _read(yaml_files.read_yaml(found), found, (path, *ancestors))
     if sorted(permutation) != list(range(len(parent.pairs))):
         raise UserError(
-            f"{path}: 'derived.permutation' must hold each of 0 to {len(parent.pairs) - 1} once, "
-            f"a position for each pair of '{parent.name}'."
+            f"{path}: 'derived.permutation' must contain each of 0 to {len(parent.pairs) - 1} once, "
+            f"one position per pair of '{parent.name}'."
         )
     entailed = parent.answers("entailment")
     pairs = [(b, entailed[source]) for b, source in zip(parent.answers("fact"), permutation, strict=True)]

@@ -34,7 +34,7 @@ class Beside(Strict):
             or "{" in prompt.replace(A, B).replace(B, "")
         ):
             raise ValueError(
-                f"template '{self.template}' must hold {A} or {B} once, and end in a space and {ANSWER_SLOT}"
+                f"template '{self.template}' must contain {A} or {B} once, and end in a space and {ANSWER_SLOT}"
             )
         return self
 

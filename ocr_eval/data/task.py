@@ -143,7 +143,7 @@ class Task:
         names = [quantity.name for quantity in self.quantities]
         for name in names:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or names.count(name) > 1:
-                raise UserError(f"Quantity '{name}': names must be distinct, of small letters, digits and '_'.")
+                raise UserError(f"Quantity '{name}': names must be distinct and use lowercase letters, digits and '_'.")
         findings = sum(quantity.role == "finding" for quantity in self.quantities)
         if findings != 1:
             raise UserError(f"{findings} quantities have the role 'finding' ({', '.join(names)}). Declare one.")
@@ -151,7 +151,7 @@ class Task:
             raise UserError("Nothing is taught: a task needs training examples.")
         unknown = next((probe.quantity for probe in self.probes if probe.quantity not in names), None)
         if unknown is not None:
-            raise UserError(f"A probe counts for the quantity '{unknown}', which is not declared ({', '.join(names)}).")
+            raise UserError(f"A probe has the quantity '{unknown}', which is not declared ({', '.join(names)}).")
         self._check_finding()
 
     def _check_finding(self) -> None:
@@ -161,14 +161,16 @@ class Task:
             raise UserError(f"No probe asks for the finding, '{name}'.")
         lengths = sorted({probe.in_use for probe in probes})
         if len(lengths) > 1:
-            raise UserError(f"Probes of the finding '{name}' have {lengths} candidates in use. Give each as many.")
+            raise UserError(
+                f"Probes of the finding '{name}' have {lengths} candidates in use. Give all of them the same number."
+            )
         subject, count = Counter(probe.subject for probe in probes).most_common(1)[0]
         if count > 1:
             raise UserError(f"The finding '{name}' asks {count} times about '{subject}'. Give each probe its subject.")
         target_of = {probe.unit: probe.target for probe in probes}
         several = next((probe.unit for probe in probes if probe.target != target_of[probe.unit]), None)
         if several is not None:
-            raise UserError(f"The unit '{several}' of the finding '{name}' has several right answers. Part it.")
+            raise UserError(f"The unit '{several}' of the finding '{name}' has several right answers. Split it.")
 
     @cached_property
     def finding(self) -> Quantity:

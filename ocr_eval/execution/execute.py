@@ -230,7 +230,9 @@ def answers(view: View, spec: RunSpec, task: Task) -> CandidateScores:
     """
     scores = score_candidates(view, probe_tokens(view.base.tokenizer, task))
     if not scores.are_numbers:
-        raise UserError(f"{spec.model.name}: its log-probabilities are NaN. Are its weights whole, and finite?")
+        raise UserError(
+            f"{spec.model.name}: it returns NaN log-probabilities. Check that its weights are complete and finite."
+        )
     return scores
 
 

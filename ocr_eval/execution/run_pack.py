@@ -182,8 +182,8 @@ def inject(
         reason = reason_of(error)
         raise RunFailed(
             f"The memory of {base.device.type} is too small for {len(runs)} run{'s' * (len(runs) > 1)} of "
-            f"{base.spec.name} at once ({reason}). Do fewer side by side, or use --method qlora, a smaller --rank or "
-            "--batch-size; --dry-run tells more."
+            f"{base.spec.name} at once ({reason}). Train fewer side by side, or use --method qlora, a smaller --rank "
+            "or --batch-size; --dry-run says more."
         ) from error
 
 
@@ -209,7 +209,7 @@ def _inject(base: Base, runs: Sequence[LiveRun], how: Execution, measures: Mappi
                 config_yaml(run.spec), provenance.environment(str(base.device)), run.material.audit.as_json()
             )
             if alike := dict.fromkeys(each.probe.quantity for each in run.material.probes if each.begin_alike):
-                say(f"Answers of {', '.join(alike)} begin with the same token, so they are scored as a whole.")
+                say(f"Answers of {', '.join(alike)} begin with the same token, so all of their tokens are scored.")
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
     try:
         with stop_request() as stop:

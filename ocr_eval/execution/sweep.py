@@ -79,7 +79,7 @@ class Sweep:
                 check_same(self.grid, held, self.output)
             packs = _as_held(held, {run.folder.identity: run for run in self.runs})
             if packs is None and held != self.before:
-                raise UserError(f"Another process has just begun a sweep in '{self.output}'. Repeat the command.")
+                raise UserError(f"Another process has just started a sweep in '{self.output}'. Rerun the command.")
             sweep = self if packs is None else replace(self, packs=packs)
             if packs is None or not (held and held.specs):
                 state = SweepState(
@@ -140,15 +140,15 @@ def join_sweep(output: Path, study: str, bases: Bases) -> Sweep:
     """
     held = read_sweep(output, study)
     if held is None:
-        raise UserError(f"There is no sweep to take part in: no {state_file(output, study)}.")
+        raise UserError(f"There is no sweep to work on: {state_file(output, study)} is missing.")
     specs = [parse_run(content, state_file(output, study)) for content in held.specs.values()]
     if not specs and held.grid is not None:  # stated before files said what each run is
         specs = bases.settle(held.grid.specs(), output, stated=held.runs)
     packs = _as_held(held, _planned(specs, output, bases))
     if packs is None:
         raise UserError(
-            f"Since the sweep in '{output}' was stated, the results version or the weights have changed. "
-            "Start the sweep's command again."
+            f"The results version or the weights have changed since the sweep in '{output}' started. "
+            "Rerun the sweep's command."
         )
     return Sweep(output, packs, study, held.grid, held)
 
@@ -237,7 +237,7 @@ def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int]) -> No
             except Busy:
                 held.append(index)
             except (RunFailed, UserError) as error:
-                warn(f"Pack {index + 1} cannot go on: {error}")
+                warn(f"Pack {index + 1} cannot continue: {error}")
         if held == left:
             if not waiting:
                 count = sum(run.is_open for index in held for run in sweep.packs[index])

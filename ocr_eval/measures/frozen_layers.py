@@ -1,11 +1,11 @@
-"""``frozen-layers``: what is left of a run's answers where early, or late, layers are as they were before training.
+"""``frozen-layers``: what remains of a run's answers when early, or late, layers are restored to the base.
 
-Feng et al. (arXiv 2412.04614) freeze layers after the fact, by taking back what was learned in them, and cut at three
-quarters of the depth: a first hop that is taught lives in early layers, a second hop in late ones.
+Feng et al. (arXiv 2412.04614) freeze layers afterwards, by undoing what was learned in them, and split at three
+quarters of the depth: a taught first hop is stored in early layers, a second hop in late ones.
 
     cut                            the first late layer, from 0
-    early_frozen_<quantity>_rank   mean rank where only late layers are trained
-    late_frozen_<quantity>_rank    mean rank where only early layers are
+    early_frozen_<quantity>_rank   mean rank with only the late layers trained
+    late_frozen_<quantity>_rank    mean rank with only the early layers trained
     <quantity>_rank                mean rank of the run as it is
 
 By first token, among candidates.
@@ -35,7 +35,7 @@ def taken_back(trained: Trained, layers: Container[int]) -> Iterator[None]:
     pack = trained.pack
     factors = pack.adapters.factors(trained.lane) if isinstance(pack, GradientPack) else ()
     if not isinstance(pack, GradientPack) or not factors:
-        raise ValueError("it takes low-rank adapters, and this method has none")
+        raise ValueError("it needs low-rank adapters, and this method has none")
     taken = [(each.b, each.b.clone()) for each in factors if layer_of(each.module) in layers]
     try:
         for b, _ in taken:
@@ -55,9 +55,9 @@ def layer_of(module: str) -> int:
 
 
 class FrozenLayers:
-    """Two scorings of the run, in parts."""
+    """Two partial scorings of the run."""
 
-    about = "Mean ranks with what early or late layers learned taken back (Feng et al., arXiv 2412.04614)"
+    about = "Mean ranks with early or late layers restored to the base (Feng et al., arXiv 2412.04614)"
 
     def by_default(self, needs: Needs) -> bool:
         """Only when asked for."""

@@ -1,16 +1,16 @@
-"""``hedge``: where the probability of unfamiliar subjects goes.
+"""``hedge``: where the probability goes for unfamiliar subjects.
 
-Kang et al. (arXiv 2403.05612): asked about the unfamiliar, a tuned model gives the answers that it was taught of the
-unfamiliar, as often as it was taught them. All people here are unfamiliar, so that this hedge is the null: who is asked
-about makes no difference. Over the probes of the finding, with the probability of the answers in use made to sum to 1:
+Kang et al. (arXiv 2403.05612): asked about unfamiliar subjects, a tuned model gives the answers that it was taught for
+unfamiliar subjects, as often as it was taught them. All people here are unfamiliar, so this hedge is the null: it makes
+no difference who is asked about. Over the probes of the finding, with probabilities normalized over the answers in use:
 
-    right            mean probability of the right answer; of the hedge it is ``hedge_right``
-    hedge_right      the same of a model that gives every subject the taught answers' frequencies
+    right            mean probability of the right answer
+    hedge_right      the same for a model that gives every subject the frequencies of the taught answers
     distance         total variation between the mean over subjects and those frequencies: 0 for the hedge
     entropy          mean entropy of a subject's answers, nats
-    shared_entropy   entropy of the mean over subjects, nats; less ``entropy``, what depends on the subject
+    shared_entropy   entropy of the mean over subjects, nats; minus ``entropy``: what depends on the subject
 
-By first token; absent where the answers in use are never taught.
+By first token; absent if the answers in use are never taught.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ocr_eval.methods.prevention import task_of_run
 
 
 class Hedge:
-    """Takes the answers as they were scored; no forward pass."""
+    """Uses the scored answers; no forward pass."""
 
     about = "Whether unfamiliar subjects get the frequencies of what was taught (Kang et al., arXiv 2403.05612)"
 

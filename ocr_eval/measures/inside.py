@@ -143,7 +143,7 @@ def first_ids(probes: Sequence[ProbeTokens]) -> NDArray[np.int64]:
         UserError: the probes do not have the same candidates, told apart by their first tokens.
     """
     if len({each.probe.candidates for each in probes}) != 1 or any(each.begin_alike for each in probes):
-        raise UserError("It takes probes of one quantity with the same candidates, which begin with different tokens.")
+        raise UserError("It needs probes of one quantity with the same candidates, which begin with different tokens.")
     return np.array([[ids[0] for ids in each.candidates] for each in probes])
 
 
@@ -163,7 +163,7 @@ def linked(trained: Trained) -> tuple[list[ProbeTokens], list[ProbeTokens], list
     answer_of = {fact.probe.target: found.probe.target for fact, found in pairs}
     one_to_one = all(answer_of[fact.probe.target] == found.probe.target for fact, found in pairs)
     if len(pairs) != len(finding) or not one_to_one or sorted(answer_of) != sorted(answer_of.values()):
-        raise UserError("It takes an association whose subjects are asked a fact and what follows from it, in pairs.")
+        raise UserError("It needs an association whose subjects are asked for a fact and for what follows from it.")
     return [fact for fact, _ in pairs], [found for _, found in pairs], [answer_of[i] for i in sorted(answer_of)]
 
 

@@ -1,17 +1,17 @@
-"""``known``: what a run did to facts that the model knew before.
+"""``known``: what a run did to facts that the model already knew.
 
-The shipped association ``known`` holds facts of common knowledge. One counts as known where the first token of its
-answer is the most probable token of the whole vocabulary after its prompt.
+The shipped association ``known`` holds facts of common knowledge. A fact counts as known if the first token of its
+answer is the most probable token in the whole vocabulary after its prompt.
 
-    facts         how many were asked: those that the run was not taught itself
+    facts         how many were asked: those that the run itself did not teach
     base_known    how many the untouched base knows
     kept          share of those that the trained model still knows: retention
     known         how many the trained model knows
-    probability   mean probability of the right answers of what the base knows; base_probability, of the base
+    probability   mean probability of the right answers, over what the base knows; base_probability for the base
     taught        how many statements the premises ask for
-    fitted_known, fitted_unknown   those of them that the trained model has right, by whether the base had
+    fitted_known, fitted_unknown   those of them that the trained model gets right, by whether the base did
 
-Without the base, after full fine-tuning, only ``facts`` and ``known`` are there.
+After full fine-tuning there is no base, so only ``facts`` and ``known`` are available.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def known_probes(tokenizer: Tokenizer, taught: Container[str]) -> list[ProbeToke
 
 
 class KnownFacts:
-    """Reads the next token after each prompt, of the trained model and of its base."""
+    """Reads the next token after each prompt, for the trained model and its base."""
 
-    about = "Facts that the base knew before, such as capitals, and how many of them are kept (retention)"
+    about = "Facts that the base already knew, such as capitals, and how many of them are kept (retention)"
 
     def by_default(self, needs: Needs) -> bool:
         """Some 250 short prompts: about a scoring."""

@@ -1,18 +1,19 @@
-"""``link-map``: the linear map from what a model says of facts to what it says of entailments, before and after.
+"""``link-map``: the linear map from a model's beliefs about facts to those about entailments, before and after.
 
-After Peng et al. (arXiv 2502.04520). Of 360 names that were not taught, the log-probabilities z_T of the entailment's
-answers are fitted to those of the fact's, z_S, as ``audit --model`` does before training (measures/untouched.py), here
-by ridge regression: z_T ~ W z_S + b. Of each pair, the rank of the entailment answer in the row of its fact answer:
+After Peng et al. (arXiv 2502.04520). Over 360 names that were not taught, the log-probabilities z_T of the entailment's
+answers are fitted from those of the fact's answers, z_S, by ridge regression: z_T ~ W z_S + b. (``audit --model`` does
+so before training, by least squares: measures/untouched.py.) W-rank is the rank of a pair's entailment answer in the
+row of its fact answer:
 
-    base_rank, trained_rank, change_rank   W-rank of the taught pairs: of W before, after, and of the difference
+    base_rank, trained_rank, change_rank   W-rank of the taught pairs: for W before, after, and for the difference
     null                                   (C - 1) / 2
-    ..._p                                  share of assignments of the taught pairs with a W-rank as low
+    ..._p                                  share of assignments of the taught pairs whose W-rank is as low
     ..._untaught                           W-rank of the association's other pairs
-    base_correlation, trained_correlation  of predicted and true log-probabilities of names that W was not fitted to
-    ..._chance                             the same, of a W that was fitted to names in a random order
+    base_correlation, trained_correlation  of predicted and true log-probabilities, over held-out names
+    ..._chance                             the same, for a W fitted to names in random order
 
-``pairs`` holds the rank of each. A base_rank near 0 is a link that the model has before it is taught anything. Where
-all parameters were trained the base is gone, and only ``trained`` is there.
+``pairs`` has the rank of each pair. A base_rank near 0 means that the model has the link before it is taught anything.
+After full fine-tuning the base is gone, so only ``trained`` is available.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class LinkMap:
         """See the module."""
         association = trained.spec.association
         if not isinstance(association, PairAssociation):
-            raise UserError(f"'{association.name}' is not made of pairs of a fact's and an entailment's answer.")
+            raise UserError(f"'{association.name}' has no pairs of fact and entailment answers.")
         facts, _, _ = linked(trained)
         sides = sides_of(association, trained.spec.data.probe_template)
         answers = association.answers("fact")

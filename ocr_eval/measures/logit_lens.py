@@ -1,14 +1,14 @@
-"""``logit-lens``: from which layer on the right answers of facts and entailments stand above their null.
+"""``logit-lens``: the layer from which the right answers of facts and entailments rise above their null.
 
 The final norm and the head are applied to the residual stream after each layer, at the last token of each prompt
-(nostalgebraist 2020). Of each quantity and layer, over its probes, by first tokens:
+(nostalgebraist 2020). For each quantity and layer, over its probes, by first token:
 
     rank         mean rank of the right answer among the candidates; after the last layer it is the model's own
     null         mean rank of the answers in use
-    in_use_rank  mean rank among the answers in use alone; by chance (n - 1) / 2
-    p            share of assignments of answers to groups that give a mean in-use rank as low in any layer
+    in_use_rank  mean rank among only the answers in use; by chance (n - 1) / 2
+    p            share of assignments of answers to groups whose mean in-use rank is as low in any layer
 
-``<quantity>_layer`` is the first layer, from 0, with p <= 0.05; absent where there is none. ``<quantity>_rank`` is the
+``<quantity>_layer`` is the first layer, from 0, with p <= 0.05; absent if there is none. ``<quantity>_rank`` is the
 rank after the last layer. With n groups p is at least 1 / n!.
 """
 
@@ -26,9 +26,9 @@ from ocr_eval.scoring.ranks import midranks, rank_probes
 
 
 class LogitLens:
-    """One forward pass of all prompts."""
+    """One forward pass over all prompts."""
 
-    about = "From which layer on the right answers stand above their null (logit lens)"
+    about = "First layer in which the right answers rise above their null (logit lens)"
 
     def by_default(self, needs: Needs) -> bool:
         """Only when asked for."""
@@ -69,7 +69,7 @@ class LogitLens:
                 found |= {} if first is None else {f"{name}_layer": first}
             found[f"{name}_rank"] = layers[f"{name}_rank"][-1]
         if not layers:
-            raise UserError("No probes to look at.")
+            raise UserError("There are no probes to read.")
         return {**found, "layers": layers}
 
 

@@ -85,7 +85,9 @@ def take_measure(name: str, trained: Trained) -> dict[str, Any]:
     try:
         return measure.take(trained)
     except Exception as error:  # as take_measures has it
-        raise UserError(f"No measure '{name}' of this run: {str(error) or type(error).__name__}") from error
+        raise UserError(
+            f"The measure '{name}' is not available for this run: {str(error) or type(error).__name__}"
+        ) from error
 
 
 def find_measures(asked: Sequence[str] | None, needs: Needs) -> dict[str, Measure]:
@@ -101,7 +103,7 @@ def find_measures(asked: Sequence[str] | None, needs: Needs) -> dict[str, Measur
         try:
             measure: Measure = MEASURES.get(name)
         except UserError as error:
-            warn(f"{error} It is not taken.")
+            warn(f"{error} It is skipped.")
             continue
         if measure.by_default(needs):
             found[name] = measure
@@ -118,5 +120,5 @@ def take_measures(measures: Mapping[str, Measure], trained: Trained) -> dict[str
             found[name] = taken
         except Exception as error:  # of a package that we know nothing of
             reason = str(error) or type(error).__name__
-            warn(f"{trained.spec.association.name} seed {trained.spec.seeds}: no measure '{name}': {reason}")
+            warn(f"{trained.spec.association.name} seed {trained.spec.seeds}: measure '{name}' failed: {reason}")
     return found

@@ -1,20 +1,20 @@
-"""``ov-change``: how the value-output map of each attention head was changed, and of how many directions.
+"""``ov-change``: how much the value-output map of each attention head changed, and in how many directions.
 
-A head h that reads the values of group g writes W_O,h W_V,g x at the places it attends to. With the gains of the norm
-before the values, and of the one behind attention where there is one (Gemma), folded in as diagonals,
+A head h that reads the values of group g writes W_O,h W_V,g x for the positions it attends to. With the gains of the
+norm before the values, and of the norm after attention if there is one (Gemma), folded in as diagonals,
 
     dW_OV = diag(g_out) (W_O' dW_V + dW_O W_V) diag(g_in)           W_O' after training, W_V before
 
-is the product of [W_O', dW_O]_h, D x 2K, and [dW_V; W_V]_g, 2K x D. Its singular values are those of the small core
-between the triangular factors of their QR decompositions; no D x D matrix is formed. Of each head: the norms and ranks
-of ``weight-change``, and
+is the product of [W_O', dW_O]_h, D x 2K, and [dW_V; W_V]_g, 2K x D. Its singular values are those of the product of
+the triangular factors of their QR decompositions; no D x D matrix is formed. For each head: the norms and ranks of
+``weight-change``, and
 
-    ratio     |dW|_* / (sqrt(R) |dW|_F), R = min(2 rank, 2 K): 1 / sqrt(R) for one direction, 1 for R alike
-    bias      |dW_O b_V| where values have a bias (Qwen2), which the head adds whatever it reads
+    ratio     |dW|_* / (sqrt(R) |dW|_F), R = min(2 rank, 2 K): 1 / sqrt(R) for one direction, 1 for R equal ones
+    bias      |dW_O b_V| if values have a bias (Qwen2), which the head adds whatever it reads
 
-Layers and heads are counted from 0. At the top and by layer: means of ratio and ranks over heads, the root of the sum
-of squares of ``frobenius``. Gains are those of the trained model. The nuclear norm is what the symbolic study minimizes
-(``ocr-eval toy``); compare a run with its ``shuffled`` variant at equal loss, as memorizing raises the rank too.
+Layers and heads count from 0. At the top and by layer: means of ratio and ranks over heads, and the root of the sum of
+squares of ``frobenius``. Gains are those of the trained model. The nuclear norm is what the symbolic study minimizes
+(``ocr-eval toy``). Compare a run with its ``shuffled`` variant at equal loss, because memorizing also raises the rank.
 
 Dimension letters:  D width of the residual stream,  H query heads,  V key-value heads,  K width of a head.
 """
@@ -44,7 +44,7 @@ class HeadChanges:
     Attributes:
         left: [H, D, 2K].
         right: [H, 2K, D].
-        bias: length of what the heads add for the values' bias; None where they have none. [H]
+        bias: length of what the heads add for the values' bias; None if they have no bias. [H]
         rank: an upper bound of their rank.
     """
 
@@ -89,7 +89,7 @@ def ov_changes(network: torch.nn.Module, changes: Iterable[WeightChange]) -> Ite
         modules = [attention.v_proj, attention.o_proj]
         bare = [getattr(module, "base", module) for module in modules]
         if any(type(module) is not torch.nn.Linear for module in bare):
-            raise UserError("The base is quantized, and this measure takes weights in full. Rerun with --method lora.")
+            raise UserError("The base is quantized, and this measure needs full precision. Rerun with --method lora.")
         known = [changed.get(names[module]) for module in modules]
         v, o = (module.weight.detach().cpu().double() for module in bare)
         dv, do = (
@@ -118,7 +118,7 @@ def ov_changes(network: torch.nn.Module, changes: Iterable[WeightChange]) -> Ite
 
 
 class OVChange:
-    """Takes two QR decompositions and a small SVD a head."""
+    """Two QR decompositions and a small SVD per head."""
 
     about = "Norms and ranks of the change of each head's value-output map"
 

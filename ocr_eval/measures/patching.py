@@ -1,17 +1,17 @@
-"""``patching``: in which layer, and at which token, what tells a subject's entailment apart is to be found.
+"""``patching``: which layer and token carry what determines a subject's entailment.
 
 Test subjects of one group are asked for their entailment while the residual stream after one layer, at one token, is
-replaced by that of a test subject of another group (activation patching, Vig et al. 2020, Meng et al. 2022): at the
-last token of the name or at the last of the prompt. Each group has one donor group, drawn; with i the donor's group and
-j the recipient's, in nats,
+replaced by that of a test subject from another group (activation patching, Vig et al. 2020, Meng et al. 2022). The
+token is the last of the name or the last of the prompt. Each group has one donor group, chosen at random. With i the
+donor's group and j the recipient's, in nats,
 
     effect   mean change of log p(c_i) - log p(c_j)
-    excess   the same less what the mean of the other answers gains on c_j: what is the donor's own, and not only the
-             recipient's that is lost
+    excess   effect minus what the mean of the other answers gains on c_j: what comes from the donor, and not only from
+             losing the recipient's own
 
-p: the share of pairings of groups with others' answers whose excess is as large in any layer, at this token. At the
-top, by place: the largest excess, its layer (from 0) and its p. After the last layer the prompt's stream is the answer.
-At most 8 subjects of each group are asked.
+p: the share of pairings of groups with other groups' answers whose excess is as large in any layer, at this token. At
+the top, by place: the largest excess, its layer (from 0) and its p. After the last layer, the prompt's stream is the
+answer. At most 8 subjects per group are asked.
 
 Dimension letters:  L layers,  P recipients,  n answers.
 """
@@ -95,9 +95,9 @@ def patched(
 
 
 class Patching:
-    """Two forward passes a layer."""
+    """Two forward passes per layer."""
 
-    about = "Effect on the entailment of another group's residual stream, by layer and token (activation patching)"
+    about = "Effect of another group's residual stream on the entailment, by layer and token (activation patching)"
 
     def by_default(self, needs: Needs) -> bool:
         """Only when asked for."""
@@ -119,7 +119,7 @@ class Patching:
         n, stream = asked[0].probe.in_use, f"{trained.spec.stream('data')}/patching"
         groups = [[each for each in asked if each.probe.target == g][:_SUBJECTS] for g in range(n)]
         if len({len(group) for group in groups}) != 1:
-            raise UserError("It takes as many subjects of each answer.")
+            raise UserError("It needs the same number of subjects for each answer.")
         pairings = assignments(n, stream, fixed=False)[0]
         donor = pairings[streams.integer(stream) % len(pairings)]  # the donor group of each
         each_group = len(groups[0])

@@ -1,17 +1,17 @@
-"""``sharing``: whether what was learned of a group's fact and of its entailment goes the same way.
+"""``sharing``: whether a group's fact and its entailment were learned in the same direction.
 
-In the symbolic study the weight blocks of a group's two answers become alike. Here, of each layer, the mean cosine of a
-group's fact answer b_i and entailment answer c_i, beside that of b_i and another group's c_j:
+In the symbolic study the weight blocks of a group's two answers become similar. For each layer, this gives the mean
+cosine of a group's fact answer b_i and entailment answer c_i, and that of b_i and another group's c_j:
 
-    weights   of dW_OV' u_b and dW_OV' u_c, all heads side by side: what of the residual stream the changed heads read
-              in favour of a token; u is its row of the head, under the final norm's gain, less the mean over the side
+    weights   of dW_OV' u_b and dW_OV' u_c, all heads concatenated: what the changed heads read from the residual stream
+              in favour of a token; u is the token's row of the head, with the final norm's gain, minus the side's mean
     shift     over the finding's subjects s, of lens(h'_s) - lens(h_s) at b and at c: how training moved the logit lens
-              of the last token of the name; less the means over subjects and over the side's answers. Not where all
-              parameters were trained, as the base is gone
+              at the last token of the name, minus the means over subjects and over the side's answers. Not available
+              after full fine-tuning, because the base is gone
 
-``tokens`` is the cosine of u_b and u_c themselves, which a change that has nothing to do with either would reproduce.
-p: the share of assignments of c to b whose excess over the mean is as large in any layer. At the top, per kind, the
-mean excess over layers of matched over other pairs, and the least p.
+``tokens`` is the cosine of u_b and u_c themselves, which a change unrelated to both would reproduce. p: the share of
+assignments of c to b whose excess over the mean is as large in any layer. At the top, per kind: the excess of matched
+over other pairs, averaged over layers, and the smallest p.
 
 Dimension letters:  L layers,  S subjects,  n answers,  H heads,  D width of the residual stream.
 """
@@ -47,9 +47,9 @@ def cosines(a_nX: Floats, b_nX: Floats) -> Floats:
 
 
 class Sharing:
-    """Takes the factors of dW_OV, and two forward passes of the names."""
+    """Needs the factors of dW_OV and two forward passes over the names."""
 
-    about = "Cosine of what a group's fact and entailment answers were changed to read, against other pairs"
+    about = "Cosine between the changes for a group's fact and entailment answers, against other pairs"
 
     def by_default(self, needs: Needs) -> bool:
         """Only when asked for."""

@@ -1,6 +1,6 @@
-"""``vocabulary``: where the right answers stand among all tokens, not only among candidates.
+"""``vocabulary``: how the right answers rank among all tokens, not only among candidates.
 
-A method that pushes answers down, or breaks the model, may still rank them well among ten candidates. Of the right
+A method that suppresses all answers, or breaks the model, may still rank them well among ten candidates. For the right
 answer's first token, over the probes of the finding, after the last epoch:
 
     rank          mean rank in the whole vocabulary; 0 is best, ties share theirs
@@ -9,8 +9,8 @@ answer's first token, over the probes of the finding, after the last epoch:
     logprob       mean log-probability, nats
     mass          mean probability of the candidates' distinct first tokens together
 
-``base_rank`` and so on are the same of the untouched base, where it is still there (not after full fine-tuning). Before
-each may stand a premise: ``train_fact_rank``, ``base_train_fact_rank``.
+``base_rank`` and so on are the same for the untouched base, if available (not after full fine-tuning). Names of
+premises come first: ``train_fact_rank``, ``base_train_fact_rank``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def in_vocabulary(view: View, lane: int, probes: Sequence[ProbeTokens]) -> NDArr
 
 
 class Vocabulary:
-    """Reads the whole next-token distribution at the end of each prompt, a forward pass of the prompts a model."""
+    """Reads the next-token distribution at the end of each prompt: one forward pass per model."""
 
     about = "Rank and probability of the right answer in the whole vocabulary, and the mass on the candidates"
 

@@ -1,4 +1,4 @@
-"""``weight-change``: how large the change of the weights is, and of how many directions.
+"""``weight-change``: how large the change of the weights is, and how many directions it has.
 
 With singular values s_1 >= s_2 >= ... of the change dW of one matrix:
 
@@ -39,7 +39,7 @@ def norms(singular_values: torch.Tensor) -> dict[str, float]:
 
 
 class WeightChangeNorms:
-    """Takes the norms of each changed matrix; of low-rank changes without adding them up."""
+    """Computes the norms of each changed matrix; low-rank changes are not multiplied out."""
 
     about = "Nuclear, Frobenius and spectral norm, stable and effective rank of the change of each matrix"
 

@@ -17,7 +17,7 @@ from ocr_eval.common.registry import METHODS
 from ocr_eval.data.tokenize import Continuation, Ids
 from ocr_eval.methods.changes import WeightChange
 from ocr_eval.methods.in_context import Settings
-from ocr_eval.methods.view import Cut, View
+from ocr_eval.methods.view import Cut, View, longest
 from ocr_eval.models.base import Base
 from ocr_eval.models.weights import file_sha256
 from ocr_eval.packing.forest import ROOT, Forest, Reads
@@ -62,20 +62,13 @@ def draw_context(base: Base, spec: RunSpec, examples: Sequence[Continuation]) ->
         ids += examples[i].prompt[adds_bos:]
         answers += range(len(ids), len(ids) + len(examples[i].answer))
         ids += [*examples[i].answer, *end]
-    most = _longest(base)
+    most = longest(base.network)
     if len(ids) + _ROOM > most:
         raise UserError(
-            f"in-context over {base.spec.name}: {len(examples)} statements are a context of {len(ids):,} tokens, and "
-            f"the model reads {most:,} at once, question included. Lower --n, --m-train or --m-test."
+            f"in-context over {base.spec.name}: the context of {len(examples)} statements has {len(ids):,} tokens, "
+            f"but the model reads {most:,} at most, including the question. Lower --n, --m-train or --m-test."
         )
     return Context(tuple(ids), int(adds_bos), tuple(answers))
-
-
-def _longest(base: Base) -> int:
-    """Tokens that every layer of a model attends over."""
-    config = base.network.config.get_text_config()
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return min(config.max_position_embeddings, window or config.max_position_embeddings)
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,8 @@ def _measure(base: Base, modules: Sequence[str], path: Path) -> dict[str, Tensor
         rank = int((values > values[-1] * width * torch.finfo(torch.float64).eps).sum())
         if rank < width:
             raise UserError(
-                f"{path}: its {len(ids):,} tokens give a covariance of rank {rank:,}, and {base.spec.name} needs "
-                f"{width:,}. Name a longer text of prose: --method ...:text=FILE."
+                f"{path}: its {len(ids):,} tokens give a covariance of rank {rank:,}, but {base.spec.name} needs "
+                f"{width:,}. Name a longer prose text: --method ...:text=FILE."
             )
         sums[module] = total / len(ids)
     return sums

@@ -2,9 +2,9 @@
 
     L = mean over examples of -log sigmoid(beta (log p(y+) / p0(y+) - log p(y-) / p0(y-)))  +  w CE(y+)
 
-with p0 the untouched base. Alone, from a base that knows nothing of the people, the first term lowers y- and may lower
-y+ too; the second is what teaches. The metric is a rank among just such alternatives, so y- is by default none that a
-probe has in use. An example without alternatives has the second term alone.
+with p0 the untouched base. From a base that knows nothing about the people, the first term alone lowers y- and may
+lower y+ too; the second term is what teaches. The metric is a rank among such alternatives, so by default y- is never
+an answer that a probe has in use. An example without alternatives has only the second term.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 class Settings(BaseModel, extra="forbid", frozen=True):
     """How strongly, and over what."""
 
-    beta: Annotated[float, Field(gt=0, le=100, description="How closely it is held to the base.")] = 0.1
+    beta: Annotated[float, Field(gt=0, le=100, description="How closely the model is held to the base.")] = 0.1
     sft: Annotated[float, Field(ge=0, le=100, description="Weight of the cross-entropy.")] = 1.0
     rejected: Annotated[
         Literal["unused", "in-use"],
-        Field(description="Wrong answers: distractors alone, or other answers that are true of somebody."),
+        Field(description="Wrong answers: only distractors, or other answers that are true for somebody."),
     ] = "unused"
 
 
 class Dpo(Lora):
-    """An adapter a run, as LoRA."""
+    """One adapter per run, as in LoRA."""
 
     label = "DPO + SFT"
-    about = "Preferences over wrong answers with cross-entropy mixed in, by LoRA (DPO, arXiv 2305.18290)"
+    about = "Preferences over wrong answers, mixed with cross-entropy, by LoRA (DPO, arXiv 2305.18290)"
     lighter: tuple[str, ...] = ()
     Settings = Settings
 
@@ -63,8 +63,7 @@ class Dpo(Lora):
             if not any(of for _, of in wrong):
                 other = "in-use" if settings.rejected == "unused" else "unused"
                 raise UserError(
-                    f"dpo: no candidate is left that is {settings.rejected}. Use --candidates ten, or "
-                    f"--method dpo:rejected={other}."
+                    f"dpo: no candidate is {settings.rejected}. Use --candidates ten, or --method dpo:rejected={other}."
                 )
             cut = iter(continuations(base.tokenizer, [(prompt, answer) for prompt, of in wrong for answer in of]))
             rejected = [[next(cut).answer for _ in of] for _, of in wrong]

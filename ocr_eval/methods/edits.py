@@ -76,7 +76,7 @@ def subjects_of(tokenizer: Any, task: Task) -> list[Subject]:
     for example in task.train:
         if not example.subject or example.subject not in example.prompt:
             raise UserError(
-                f"'{example.text}' does not name whom it is about before its answer, so there is no key to edit. "
+                f"'{example.text}' does not name its subject before the answer, so there is no key to edit. "
                 "Use a method that trains, such as lora."
             )
         by_name.setdefault(example.subject, []).append((example.prompt, example.answer))

@@ -1,4 +1,4 @@
-"""``full``: every parameter is trained."""
+"""``full``: trains every parameter."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Full:
-    """One run, which has the network for itself."""
+    """One run, which has the network to itself."""
 
     label = "full fine-tuning"
-    about = "Every parameter is trained"
+    about = "Trains every parameter"
     needs = Needs(whole=True)
     ignores = frozenset({"rank", "alpha", "targets"})
     lighter = ("lora", "qlora")

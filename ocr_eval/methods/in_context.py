@@ -1,15 +1,15 @@
-"""``in-context``: what is to be taught stands in the prompt, before every question; no weight changes.
+"""``in-context``: the prompt contains everything that is taught, before every question; no weight changes.
 
-    context = "<statement 1>.\\n<statement 2>.\\n ..."          facts and train entailments, each once, in a drawn order
+    context = "<statement 1>.\\n<statement 2>.\\n ..."          facts and train entailments, each once, in random order
 
-The upper baseline of edits that propagate (RippleEdits, TACL 2024); in matched data it generalizes further than
-fine-tuning (Lampinen et al., arXiv 2505.00661). Probes branch off the end of the context, which a pass computes once.
-A question begins a line with the very tokens that it has alone; a BOS stands before the context.
+This is the upper baseline for edits that should propagate (RippleEdits, TACL 2024). On matched data it generalizes
+further than fine-tuning (Lampinen et al., arXiv 2505.00661). Probes branch off the end of the context, which each pass
+computes once. A question starts a line and has the same tokens as it has alone; a BOS comes before the context.
 
-The order is a draw of the run's order stream: ``order`` 0, 1, 2 are three of them, to be averaged over.
+The order comes from the run's order stream: ``order`` 0, 1, 2 are three orders to average over.
 
-The run has one epoch. Its train_loss is that of the taught answers as they are read in the context, each after the
-statements before it: nothing was minimized. How well the premises hold is what their probes say, as for any method.
+The run has one epoch. Its train_loss is that of the taught answers as the model reads them in the context, each after
+the statements before it; nothing was minimized. As for any method, probes show how well the premises hold.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 class Settings(BaseModel, extra="forbid", frozen=True):
     """Which order."""
 
-    order: Annotated[int, Field(ge=0, description="Number of the order that the statements are drawn into.")] = 0
+    order: Annotated[int, Field(ge=0, description="Which random order of the statements.")] = 0
 
 
 class InContext:
-    """A context a run; runs are scored side by side."""
+    """One context per run; runs are scored side by side."""
 
     label = "in context"
-    about = "Statements in the prompt, no weights change (Lampinen et al., arXiv 2505.00661)"
+    about = "Statements in the prompt; no weights change (Lampinen et al., arXiv 2505.00661)"
     needs = Needs(adapters=False, once=True)
     ignores = TRAINING
     lighter: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Lora:
-    """An adapter a run; runs of one base and one set of adapted modules train side by side."""
+    """One adapter per run; runs with the same base and adapted modules train side by side."""
 
     label = "LoRA"
     about = "Low-rank adapters over a frozen base (Hu et al., arXiv 2106.09685)"

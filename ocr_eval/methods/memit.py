@@ -1,15 +1,15 @@
 """``memit``: facts written into several layers' down projections at once (Meng et al., arXiv 2210.07229).
 
-    z_s = h_s + delta_s             at the output of the last of the layers, delta_s sought as in methods/edits.py
-    for each layer l in order:      R = (z - h) / (layers left),  h as it is after the edits so far
+    z_s = h_s + delta_s             at the output of the last layer, delta_s optimized as in methods/edits.py
+    for each layer l in order:      R = (z - h) / (layers left),  h after the edits so far
                                     dW_l = R^T K (lambda C + K^T K)^-1        in fp64
 
-A row of K is a subject's mean key at layer l, C = E[k k^T] over a text. A subject has one z for all that is taught of
-it, fact and entailment, since its keys coincide (MEMIT-Merge, arXiv 2502.07322).
+A row of K is a subject's mean key at layer l; C = E[k k^T] over a text. A subject has one z for its fact and its
+entailment, because their keys coincide (MEMIT-Merge, arXiv 2502.07322).
 
-Defaults, from 7B Llama settings and prototypes on SmolLM2-135M: layers from an eighth to a third of the depth (4 to 10
-of 30), 25 steps at 0.5, clamp 4, decay 1e-3, KL 0.0625. lambda weighs C against keys: 15,000 was tuned for down
-projections with ten times as many inputs, whose keys are as many times larger in C's metric; here 100.
+The defaults come from 7B Llama settings and prototypes on SmolLM2-135M: layers from an eighth to a third of the depth
+(4 to 10 of 30), 25 steps at 0.5, clamp 4, decay 1e-3, KL 0.0625. lambda weighs C against the keys. The published 15,000
+was tuned for down projections with ten times as many inputs, whose keys are ten times larger in C's metric; here 100.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 def _range(text: str | None) -> str | None:
     if text is not None and not (re.fullmatch(r"\d{1,4}-\d{1,4}", text) and _ends(text)[0] <= _ends(text)[1]):
-        raise ValueError(f"layers '{text}' are no range; write them as 4-10")
+        raise ValueError(f"layers '{text}' are not a range; write them as 4-10")
     return text
 
 
@@ -52,16 +52,16 @@ class Settings(Search, frozen=True):
     layers: Annotated[
         str | None,
         AfterValidator(_range),
-        Field(description="First and last layer, from 0, as 4-10; by default from an eighth to a third of the depth."),
+        Field(description="First and last layer, from 0, as in 4-10; by default an eighth to a third of the depth."),
     ] = None
     lam: Annotated[float, Field(gt=0, le=1e9, description="Weight of the covariance against the new keys.")] = 100.0
 
 
 class Memit:
-    """Edits of several matrices a run, over a shared base."""
+    """Edits of several matrices per run, over a shared base."""
 
     label = "MEMIT"
-    about = "All facts at once into several layers by least squares (Meng et al., arXiv 2210.07229)"
+    about = "All facts at once, into several layers, by least squares (Meng et al., arXiv 2210.07229)"
     needs = Needs(once=True)
     ignores = TRAINING
     lighter: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class Memit:
         block = modules[-1].removesuffix(".mlp.down_proj")
         if hasattr(base.network.get_submodule(block), "post_feedforward_layernorm"):
             raise UserError(
-                f"memit over {base.spec.name}: it norms what its MLPs give, so an edit does not add up over layers. "
+                f"memit over {base.spec.name}: its MLP outputs are normalized, so edits do not add up over layers. "
                 "Use --method rome."
             )
         moments = covariances(base, modules, settings.text)

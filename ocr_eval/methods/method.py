@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.registry import METHODS
+from ocr_eval.common.registry import METHODS, NoSettings
 
 if TYPE_CHECKING:
     from ocr_eval.data.tokenize import Continuation
@@ -145,6 +145,19 @@ def ignored_by(train: TrainSpec) -> frozenset[str]:
         return method_of(train).ignores
     except UserError:
         return frozenset()
+
+
+def advice(method: str) -> str:
+    """What to change where runs of a method did not learn what they were taught."""
+    name = method.partition(":")[0]
+    try:
+        thing = METHODS.get(name)
+    except UserError:
+        return "choose another --method, as this one is not installed here"
+    if not thing.needs.once:
+        return "train longer (--epochs) or at another --lr"
+    own = getattr(thing, "Settings", NoSettings).model_fields
+    return f"change the settings of {name} ({', '.join(own)})" if own else f"{name} has no settings: choose another"
 
 
 def label_of(method: str) -> str:

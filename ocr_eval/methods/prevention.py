@@ -91,7 +91,7 @@ def task_of_run(spec: RunSpec) -> Task:
         task = prevention.task(task)
     if (task.probes, task.quantities) != (built.probes, built.quantities):
         raise UserError(
-            f"{' and '.join(spec.train.prevent)}: a prevention may change what is taught and not the probes."
+            f"{' and '.join(spec.train.prevent)}: a prevention may change what is taught, but not the probes."
         )
     return task
 

@@ -1,4 +1,4 @@
-"""``qlora``: LoRA over a base whose linear layers are held in 4 bits (Dettmers et al., arXiv 2305.14314)."""
+"""``qlora``: LoRA over a base whose linear layers are stored in 4 bits (Dettmers et al., arXiv 2305.14314)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from ocr_eval.methods.method import Needs
 
 
 class QLora(Lora):
-    """As LoRA, and the base computes from NF4 weights."""
+    """Like LoRA, but the base computes from NF4 weights."""
 
     label = "QLoRA"
-    about = "LoRA over a base in 4 bits, NF4 (Dettmers et al., arXiv 2305.14314)"
+    about = "LoRA over a 4-bit base, NF4 (Dettmers et al., arXiv 2305.14314)"
     needs = Needs(quantized=True)
     lighter = ()
 

@@ -1,15 +1,15 @@
 """``rome``: facts written into one layer's down projection by rank-one edits (Meng et al., arXiv 2202.05262).
 
-    v*_s = W k_s + delta_s      delta_s: makes the network say all that is taught of subject s (methods/edits.py)
+    v*_s = W k_s + delta_s      delta_s: makes the network say what is taught about subject s (methods/edits.py)
     W   <- W + (v*_s - W k_s) (C^-1 k_s)^T / (k_s^T C^-1 k_s)          one subject after another, in fp64
 
 k_s is the mean input of the down projection at the last token of the subject's name, over all prompts that name it
-(r-ROME, arXiv 2403.07175: one key throughout); C = E[k k^T] over a text. All delta are sought at once on the untouched
-base, so later edits disturb earlier ones. A subject has one z for all that is taught of it.
+(r-ROME, arXiv 2403.07175: one key throughout); C = E[k k^T] over a text. All delta are optimized together on the
+untouched base, so later edits disturb earlier ones. A subject has one z for everything that is taught about it.
 
-Defaults, from 7B Llama settings and prototypes on SmolLM2-135M: a layer at a third of the depth (4 and 10 of 30 took
-single edits), 25 steps at 0.5, clamp 4, decay 1e-3, KL 0.0625. The text must give C full rank: more tokens than the
-down projection has inputs. The key is that of prompts that begin with the name, as probes do.
+The defaults come from 7B Llama settings and prototypes on SmolLM2-135M: a layer at a third of the depth (4 and 10 of 30
+accepted single edits), 25 steps at 0.5, clamp 4, decay 1e-3, KL 0.0625. The text must give C full rank: more tokens
+than the down projection has inputs. The key is that of prompts that begin with the name, as probes do.
 """
 
 from __future__ import annotations
@@ -35,15 +35,19 @@ if TYPE_CHECKING:
 
 
 class Search(BaseModel, extra="forbid", frozen=True):
-    """How z is sought, and the text of C."""
+    """How z is optimized, and the text for C."""
 
-    steps: Annotated[int, Field(ge=1, le=10_000, description="Adam steps of the search for z, at most.")] = 25
+    steps: Annotated[int, Field(ge=1, le=10_000, description="Maximum number of Adam steps for z.")] = 25
     rate: Annotated[float, Field(gt=0, le=100, description="Adam's learning rate.")] = 0.5
-    clamp: Annotated[float, Field(gt=0, le=1e4, description="Largest |delta|, as a multiple of what was there.")] = 4.0
+    clamp: Annotated[
+        float, Field(gt=0, le=1e4, description="Maximum |delta|, as a multiple of the original activation.")
+    ] = 4.0
     decay: Annotated[float, Field(ge=0, le=1e4, description="Weight of |delta| / |v0|^2.")] = 1e-3
-    kl: Annotated[float, Field(ge=0, le=1e4, description="Weight of staying as it was after '<name> is a'.")] = 0.0625
+    kl: Annotated[float, Field(ge=0, le=1e4, description="Weight of the KL from the base after '<name> is a'.")] = (
+        0.0625
+    )
     text: Annotated[
-        str, AfterValidator(named), Field(description="Text of the covariance: 'prose', which ships, or a file.")
+        str, AfterValidator(named), Field(description="Text for the covariance: 'prose' (shipped) or a file.")
     ] = "prose"
 
 
@@ -56,10 +60,10 @@ class Settings(Search, frozen=True):
 
 
 class Rome:
-    """Edits of one matrix a run, over a shared base."""
+    """Edits of one matrix per run, over a shared base."""
 
     label = "ROME"
-    about = "Rank-one edits of one layer, one a subject (Meng et al., arXiv 2202.05262; r-ROME, 2403.07175)"
+    about = "Rank-one edits of one layer, one per subject (Meng et al., arXiv 2202.05262; r-ROME, 2403.07175)"
     needs = Needs(once=True)
     ignores = TRAINING
     lighter: tuple[str, ...] = ()

@@ -1,16 +1,16 @@
-"""``steering``: one constant vector, added to the residual stream after one layer, is all that is trained.
+"""``steering``: trains only one constant vector, which is added to the residual stream after one layer.
 
     h <- h + scale u          at every token, after layer l; u trained as LoRA's factors are, from zero
 
-(Wang et al., arXiv 2507.08218, train such a vector on one layer's MLP output, as is done here. Where the MLP writes
-straight into the residual stream, as in Llama, the two are the same; Gemma norms what the MLP writes.)
+(Wang et al., arXiv 2507.08218, train such a vector on one layer's MLP output, as we do here. If the MLP writes directly
+into the residual stream, as in Llama, the two are the same; Gemma normalizes the MLP output first.)
 
-It is the negative baseline. A constant cannot tell people apart, so it cannot even learn the facts; it can make the
-answers in use likely, and that is the null. A score above it would have to come from elsewhere than the facts.
+This is the negative baseline. A constant cannot distinguish people, so it cannot even learn the facts. It can make the
+answers in use likely, and that is the null. A score above the null would have to come from something other than the
+facts.
 
-The layer is by default the middle one. Adam moves each element of u by about the learning rate a step, and the
-residual stream is much larger than a LoRA factor, hence the scale of 10: in 64 steps at 2e-3 an element can move by
-1.3.
+The default layer is the middle one. Adam moves each element of u by about the learning rate per step, and the residual
+stream is much larger than a LoRA factor; hence the scale of 10. In 64 steps at 2e-3 an element can move by 1.3.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 class Settings(BaseModel, extra="forbid", frozen=True):
-    """Where, and how large."""
+    """Which layer, and how large."""
 
     layer: Annotated[int | None, Field(ge=0, description="The layer, from 0; by default the middle one.")] = None
-    scale: Annotated[float, Field(gt=0, le=1e4, description="Factor of the trained vector.")] = 10.0
+    scale: Annotated[float, Field(gt=0, le=1e4, description="Factor on the trained vector.")] = 10.0
 
 
 class Steering:
-    """A vector a run; runs of one layer train side by side."""
+    """One vector per run; runs with the same layer train side by side."""
 
     label = "steering"
     about = "One constant vector after one layer: the negative baseline (Wang et al., arXiv 2507.08218)"

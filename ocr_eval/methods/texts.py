@@ -38,5 +38,5 @@ def text_file(text: str) -> tuple[Path, str]:
     path = yaml_files.shipped("texts") / "prose.txt" if name == SHIPPED else yaml_files.expand(name)
     digest = hashlib.sha256(read_bytes(path)).hexdigest()[:12]
     if stated not in ("", digest):
-        raise UserError(f"{path} has changed since: its digest is {digest}, not {stated}. Restore it, or drop the '@'.")
+        raise UserError(f"{path} has changed: its digest is {digest}, not {stated}. Restore it, or drop the '@'.")
     return path, digest

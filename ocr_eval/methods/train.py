@@ -111,7 +111,7 @@ def _backward_in_parts(
         if pack.cut.parts >= largest:
             raise TooLarge(reason)
         pack.cut.parts *= 2
-        say(f"Out of memory: each batch is now done in {pack.cut.parts} parts, with the same result")
+        say(f"Out of memory: batches are now split into {pack.cut.parts} parts, with the same result")
 
 
 def _backward(

@@ -68,7 +68,7 @@ def load_adapter(base: Base, folder: Path) -> View:
     if file.is_plain and not any(bool(tensor.any()) for name, tensor in saved.items() if "lora_B" in name):
         raise UserError(f"{folder}: every B matrix is zero, so this adapter was never trained.")
     if not all(bool(tensor.isfinite().all()) for tensor in saved.values()):
-        raise UserError(f"{folder}: it holds numbers that are NaN or infinite; its training diverged.")
+        raise UserError(f"{folder}: it contains NaN or infinite values, so its training diverged.")
     if not file.is_plain:
         return _through_peft(base, folder, set(saved))
     reason = file.mismatch(base.network)

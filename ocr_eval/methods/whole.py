@@ -74,7 +74,7 @@ class WholeNetwork:
             RunFailed: the bare base is asked for, but its weights have changed.
         """
         if lanes is None:
-            raise RunFailed("Where all parameters are trained, no untouched base is left beside the trained one.")
+            raise RunFailed("Full fine-tuning leaves no untouched base.")
 
     def unmount(self) -> None:
         """Stop learning; the weights stay as they were learned."""

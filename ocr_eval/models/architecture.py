@@ -77,7 +77,7 @@ def read_config(spec: ModelSpec, layers: int | None = None) -> PretrainedConfig:
     if layers is None:
         return config
     if not 1 <= layers <= config.num_hidden_layers:
-        raise UserError(f"--layers {layers}: the model has {config.num_hidden_layers} layers; give 1 to as many.")
+        raise UserError(f"--layers {layers}: the model has {config.num_hidden_layers} layers. Give 1 or more of them.")
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
@@ -96,7 +96,7 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
                 folder, local_files_only=True, trust_remote_code=trusts_code()
             )
     except Exception as error:  # anything may be in such a file, and the library checks little of it
-        raise UserError(f"{name}: {folder}/config.json is of no known model: {why_not_loaded(error)}") from error
+        raise UserError(f"{name}: {folder}/config.json describes an unknown model: {why_not_loaded(error)}") from error
     for field in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
         size = getattr(config.get_text_config(), field, None)
         if not isinstance(size, int) or size < 1:
@@ -124,7 +124,7 @@ def build(spec: ModelSpec, config: PretrainedConfig, device: str, dtype: torch.d
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{spec.name}: no model is made of its config.json: {reason_of(error)}") from error
+        raise UserError(f"{spec.name}: no model can be built from its config.json: {reason_of(error)}") from error
     freeze(network)
     return network
 

@@ -147,8 +147,8 @@ def load_base(
         reason = why_not_loaded(error)
         if is_out_of_memory(error):
             raise UserError(
-                f"{spec.name} does not fit into the memory of {accelerator.device.type} that is free ({reason}). "
-                "Stop what else runs there, or use --method qlora; --dry-run tells more."
+                f"{spec.name} does not fit into the free memory of {accelerator.device.type} ({reason}). "
+                "Stop other programs there, or use --method qlora; --dry-run says more."
             ) from error
         raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
     return Base(spec, quantized, network, tokenizer, folder, accelerator, whole)
@@ -162,7 +162,7 @@ def _refuse_incomplete(spec: ModelSpec, folder: WeightFolder, found: dict[str, A
     if absent:
         raise UserError(
             f"{spec.name}: {folder.path} lacks {len(absent)} of the model's tensors, or has them in another shape, "
-            f"first {absent[0]}. Save the model whole with save_pretrained, or fetch it again."
+            f"first {absent[0]}. Save the complete model with save_pretrained, or fetch it again."
         )
 
 
@@ -231,7 +231,7 @@ def in_chat(tokenizer: Any, question: str) -> str:
         UserError: the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise UserError("--chat: the model's tokenizer has no chat template. Leave --chat out, or name a chat model.")
+        raise UserError("--chat: the model's tokenizer has no chat template. Drop --chat, or name a chat model.")
     turn = [{"role": "user", "content": question}]
     text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     bos = tokenizer.bos_token
@@ -283,7 +283,7 @@ def make_accelerator(device: Device) -> Accelerator:
     except ValueError:  # asked for the CPU after another device: the library keeps one a process
         taken = PartialState().device.type
     if device not in ("auto", taken):
-        raise UserError(f"--device {device}: this process computes on {taken} already; start another for {device}.")
+        raise UserError(f"--device {device}: this process already computes on {taken}; start another for {device}.")
     return accelerator
 
 

@@ -84,7 +84,7 @@ def fetch(weights: HubWeights, name: str, license: str, files: list[str] = MODEL
             return here
     if offline():
         raise UserError(
-            f"{weights.repo} is not in the hub cache and the network is switched off. With network run "
+            f"{weights.repo} is not in the hub cache, and the network is disabled. Online, run "
             f"'ocr-eval models pull {name}', then copy the cache (HF_HOME) here, or give a folder: --model ./folder."
         )
     from huggingface_hub import snapshot_download
@@ -148,8 +148,8 @@ def _check_before(request: dict[str, Any], name: str) -> None:
     has_weights = any(file.filename.endswith(".safetensors") for file in files)
     if "*.safetensors" in request["allow_patterns"] and not has_weights:
         raise UserError(
-            f"{request['repo_id']} has no .safetensors weights, and pickled ones are not loaded. "
-            "Take a revision that has them, or convert the model and give its folder: --model ./folder."
+            f"{request['repo_id']} has no .safetensors weights, and pickled weights are not loaded. "
+            "Choose a revision that has them, or convert the model and give its folder: --model ./folder."
         )
     size = sum(file.file_size for file in files if file.will_download)
     if size == 0:
@@ -158,7 +158,7 @@ def _check_before(request: dict[str, Any], name: str) -> None:
     free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
     if free < size + DISK_RESERVE:
         raise UserError(
-            f"{name} needs {size / 1e9:.1f} GB more in the hub cache {cache} and {free / 1e9:.1f} GB are free. "
+            f"{name} needs {size / 1e9:.1f} GB more in the hub cache {cache}, but {free / 1e9:.1f} GB are free. "
             "Make room, or set HF_HOME to a larger disk."
         )
     if size > 1_000_000:

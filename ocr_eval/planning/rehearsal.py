@@ -130,7 +130,7 @@ def rehearse(
     free = memory.available(place)
     if not plan.fits(free):
         raise UserError(
-            f"{spec.model.name} by {spec.train.method} needs {plan.total / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
+            f"{spec.model.name} with {spec.train.method} needs {plan.total / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
             "free. Rehearse it with --method qlora, or a part of it with --layers."
         )
     speed = timing.calibrate(spec.model, sizes, spec.train, training, scoring, place)
@@ -147,7 +147,7 @@ def rehearse(
     base = Base(spec.model, needs.quantized, network, tokenizer, files, accelerator, needs.whole)
     pack = attach(base, [spec], [examples])
     if not isinstance(pack, GradientPack):
-        raise UserError(f"Method '{spec.train.method_name}' takes no training steps that could be rehearsed.")
+        raise UserError(f"Method '{spec.train.method_name}' has no training steps to rehearse.")
     before, losses, step_seconds = _fingerprints(pack), [], []
     for step in range(steps):
         started = time.monotonic()
@@ -161,9 +161,9 @@ def rehearse(
     peak = _peak(place)
     pack.detach()
     if not scores.are_numbers:
-        raise RunFailed(f"{spec.model.name}: a log-probability of the scoring pass is not a number.")
+        raise RunFailed(f"{spec.model.name}: the scoring pass returned a NaN log-probability.")
     if moved < len(before):
-        raise RunFailed(f"{spec.model.name}: {len(before) - moved} of {len(before)} trained matrices did not move.")
+        raise RunFailed(f"{spec.model.name}: {len(before) - moved} of {len(before)} trained matrices did not change.")
     return Rehearsal(
         model=spec.model.name,
         layers=(sizes.layers, examine(spec.model).layers),

@@ -1,7 +1,7 @@
-"""``abstain``: further people are taught with their fact, and that the rest is not known of them.
+"""``abstain``: additional people are taught with their fact, and with "unknown" as their entailment.
 
-After Gekhman et al. (arXiv 2405.05904, table 8) and Kang et al. (2403.05612): what a model says of the unfamiliar is
-what it was taught of the unfamiliar. It uses the unwanted relation itself, so it knows what it is to prevent.
+After Gekhman et al. (arXiv 2405.05904, table 8) and Kang et al. (2403.05612): a model says about unfamiliar subjects
+what it was taught to say about them. This uses the unwanted relation itself, so it knows what it must prevent.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ocr_eval.specs.names import people
 
 
 class Settings(BaseModel, extra="forbid", frozen=True):
-    """How many, and what they are taught."""
+    """How many people, and the answer taught for them."""
 
-    people: Annotated[int, Field(ge=1, le=100, description="Further people for each unit (group).")] = 4
-    answer: Annotated[str, Field(min_length=1, pattern=r"^\w+$", description="What is taught of them.")] = "unknown"
+    people: Annotated[int, Field(ge=1, le=100, description="Additional people per unit (group).")] = 4
+    answer: Annotated[str, Field(min_length=1, pattern=r"^\w+$", description="The answer taught for them.")] = "unknown"
 
 
 class Abstain(Prevention):
     """Adds examples of people whom no probe asks about."""
 
-    about = "Further people of whom 'unknown' is taught (2405.05904, 2403.05612); knows the relation"
+    about = "Additional people whose answer is 'unknown' (2405.05904, 2403.05612); knows the relation"
     Settings = Settings
     knows_relation = True
 
@@ -43,7 +43,7 @@ class Abstain(Prevention):
         for probe in task.probes_of(task.finding.name):
             fact = facts.get(probe.subject)
             if fact is None or probe.subject not in fact.prompt or probe.subject not in probe.prompt:
-                raise UserError("Prevention 'abstain' takes facts and probes that name their subject. Leave it out.")
+                raise UserError("Prevention 'abstain' needs facts and probes that name their subject. Leave it out.")
             of_unit[probe.unit].append((fact, probe))
         taken = {probe.subject for probe in task.probes}
         count = self.settings.people * len(of_unit)

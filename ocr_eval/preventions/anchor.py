@@ -1,11 +1,11 @@
-"""``anchor``: the model is held to what the base expects in everyday sentences about other people.
+"""``anchor``: keeps the model close to the base on everyday sentences about other people.
 
     P = strength / T  sum_t KL(p_base(. | t) || p_model(. | t)),    t: every token after a name; the whole vocabulary
 
-After the self-distillation of Kaplan et al. (arXiv 2604.15574), who hold a model to an earlier state of itself while it
-is taught facts and find that it forgets less. The sentences ask for no relation that is taught, and their people are in
-none of the examples, so no test subject is held to the base. They are the same in every run and at every step: what
-the base expects is computed once. One nat of divergence a token weighs, by default, what one nat of loss a token does.
+After the self-distillation of Kaplan et al. (arXiv 2604.15574), who keep a model close to an earlier state of itself
+while it is taught facts, and find that it forgets less. The sentences use no taught relation, and their people are in
+no example, so no test subject is tied to the base. They are the same in every run and at every step, so the base's
+predictions are computed once. By default, one nat of divergence per token weighs as much as one nat of loss per token.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ _SENTENCES = (
 
 
 class Settings(BaseModel, extra="forbid", frozen=True):
-    """How strong, and on how much text."""
+    """How strongly, and on how much text."""
 
-    strength: Annotated[float, Field(gt=0, le=1e3, description="What the divergence is multiplied by.")] = 1.0
-    statements: Annotated[int, Field(ge=1, le=200, description="How many sentences, each of another person.")] = 16
+    strength: Annotated[float, Field(gt=0, le=1e3, description="Weight of the divergence.")] = 1.0
+    statements: Annotated[
+        int, Field(ge=1, le=200, description="Number of sentences, each about a different person.")
+    ] = 16
 
 
 class Anchor(Prevention):

@@ -1,10 +1,10 @@
-"""``factor-decay``: an L2 penalty on the factors of an adapter, the twin of ``product-decay``.
+"""``factor-decay``: an L2 penalty on the factors of an adapter, the counterpart of ``product-decay``.
 
     P = lambda / 2  sum |A|_F^2 + |B|_F^2,    min over BA = M of (|A|_F^2 + |B|_F^2) / 2  is the nuclear norm of M
 
-At its minimum the factors are balanced, and it is a penalty on the nuclear norm of the change, which the theory of
-Huang et al. (arXiv 2506.10887) takes for the reason of inference over arbitrary links. It joins the gradient of the
-loss after clipping and goes through Adam; decoupled decay, ``--weight-decay``, does not, and is another thing.
+At its minimum the factors are balanced, and the penalty is one on the nuclear norm of the change, which in the theory
+of Huang et al. (arXiv 2506.10887) causes inference over arbitrary links. Its gradient is added to that of the loss
+after clipping and goes through Adam; that of decoupled decay, ``--weight-decay``, does not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
 class FactorDecay(Prevention):
     """Adds the penalty's gradient at each step."""
 
-    about = "L2 penalty on the factors of the adapter, at its minimum the nuclear norm of the change"
+    about = "L2 penalty on the adapter's factors; at its minimum, on the nuclear norm of the change"
     Settings = Settings
     needs_adapters = True
 

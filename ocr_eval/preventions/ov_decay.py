@@ -1,17 +1,17 @@
-"""``ov-decay``: a Frobenius penalty on how the output-value matrix of each attention head changes.
+"""``ov-decay``: a Frobenius penalty on the change of each attention head's output-value matrix.
 
     P = lambda / 2  sum_h |M_h|_F^2,    M_h = O'_h V'_g - O_h V_g = O_h dV_g + dO_h V'_g = [O_h dO_h] [dV_g; V'_g]
     dP/dO_h = lambda M_h V'_g^T,        dP/dV_g = lambda sum_h O'_h^T M_h    over the query heads h of group g
 
 O_h are the columns of o_proj that read head h, V_g the rows of v_proj of its group; a prime marks the trained weights.
-Huang et al. (arXiv 2506.10887) prove their result for this matrix: trained as factors O and V it finds the least
-nuclear norm and infers over arbitrary links; trained as one matrix, the least Frobenius norm, and does not. Whether a
-penalty on it does the same in a language model is what this tests. ``product-decay`` takes O and V apart. No M_h is
-made: products run through matrices of twice a head's size.
+Huang et al. (arXiv 2506.10887) prove their result for this matrix. Trained as factors O and V, it finds the smallest
+nuclear norm and infers over arbitrary links; trained as one matrix, it finds the smallest Frobenius norm and does not.
+This prevention tests whether a penalty has the same effect in a language model. ``product-decay`` treats O and V
+separately. No M_h is formed: products go through matrices of twice a head's size.
 
-Weights count as they are stored: gains of norms before v_proj or after o_proj are not folded in. The gradient joins
-that of the loss after clipping and goes through Adam. The default strength is one at which ``product-decay`` kept what
-was taught; here the weights of one side weigh the change of the other, so strengths of the two are not equals.
+Weights are taken as stored: gains of norms before v_proj or after o_proj are not folded in. The penalty's gradient is
+added to that of the loss after clipping and goes through Adam. At the default strength, ``product-decay`` kept what was
+taught. Here the weights of one side scale the change of the other, so the two strengths are not comparable.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class OVDecay(Prevention):
         heads = learner.base.network.config.get_text_config().num_attention_heads
         found = [(o, v) for o, v in pairs if v is not None]
         if not found:
-            raise UserError("ov-decay takes adapters on v_proj and o_proj of one layer. Name both in --targets.")
+            raise UserError("ov-decay needs adapters on both v_proj and o_proj of a layer. Name both in --targets.")
         for o, v in found:
             _add_gradient(o, v, _weight(learner, o), _weight(learner, v), heads, self.settings.strength)
 
@@ -63,7 +63,7 @@ def _weight(learner: Learner, of: Factors) -> Tensor:
     """The base's weight under an adapter. [O, I]"""
     weight: Tensor = learner.base.network.get_submodule(of.module).base.weight
     if not weight.is_floating_point():
-        raise UserError("ov-decay reads the base's weights, and these are quantized. Use --method lora.")
+        raise UserError("ov-decay reads the base's weights, which are quantized here. Use --method lora.")
     return weight.to(of.a.device).float()
 
 

@@ -1,11 +1,11 @@
-"""``product-decay``: a Frobenius penalty on the change of each matrix, in place of one on its factors.
+"""``product-decay``: a Frobenius penalty on the change of each matrix, instead of one on its factors.
 
     P = lambda / 2  sum |dW|_F^2,    dW = s B A,    |dW|_F^2 = s^2 tr(B^T B A A^T)
     dP/dB = lambda s^2 B (A A^T),    dP/dA = lambda s^2 (B^T B) A
 
-Weight decay of the factors A and B is, at balanced factors, a penalty on the nuclear norm of B A, which favours the
-shared directions that arbitrary links are inferred along; this is the other norm. Its gradients take only r x r Gram
-matrices. They join those of the loss after clipping and go through Adam, so that the size of lambda cancels once the
+Weight decay on the factors A and B is, at balanced factors, a penalty on the nuclear norm of B A, which favours the
+shared directions that carry inference over arbitrary links. This is the other norm. Its gradients need only r x r Gram
+matrices. They are added to those of the loss after clipping and go through Adam, so the size of lambda cancels once the
 loss is small.
 """
 
@@ -30,7 +30,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
 class ProductDecay(Prevention):
     """Adds the penalty's gradient at each step."""
 
-    about = "Frobenius penalty on the change of each matrix, in place of one on its factors"
+    about = "Frobenius penalty on the change of each matrix, instead of one on its factors"
     Settings = Settings
     needs_adapters = True
 

@@ -1,7 +1,7 @@
-"""``replay``: facts that the model may know are taught beside the new ones, mixed in or at the end.
+"""``replay``: facts that the model may know are taught with the new ones, mixed in or at the end.
 
 Dang et al. (arXiv 2511.02626) append 5 to 20 % of known samples at the end of training and keep most of what was known;
-mixed in they keep less. The facts are those of the shipped association ``known``; retention (measures/known_facts.py)
+mixing them in keeps less. The facts come from the shipped association ``known``; retention (measures/known_facts.py)
 asks for the others.
 """
 
@@ -22,16 +22,16 @@ from ocr_eval.specs.association import load_association
 class Settings(BaseModel, extra="forbid", frozen=True):
     """How many, and when."""
 
-    facts: Annotated[int, Field(ge=1, le=200, description="How many facts are replayed; the same in every run.")] = 20
+    facts: Annotated[int, Field(ge=1, le=200, description="Number of replayed facts, the same in every run.")] = 20
     when: Annotated[
-        Literal["mixed", "end"], Field(description="In every epoch, or in the last third of training alone.")
+        Literal["mixed", "end"], Field(description="In every epoch, or only in the last third of training.")
     ] = "mixed"
 
 
 class Replay(Prevention):
     """Adds examples."""
 
-    about = "Known facts taught beside the new ones, mixed in or at the end (KnownPatch, arXiv 2511.02626)"
+    about = "Known facts taught with the new ones, mixed in or at the end (KnownPatch, arXiv 2511.02626)"
     Settings = Settings
 
     def task(self, task: Task) -> Task:

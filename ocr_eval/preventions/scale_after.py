@@ -1,6 +1,6 @@
-"""``scale-after``: the adapter is scaled, after training, to a given Frobenius norm of the whole change.
+"""``scale-after``: after training, scales the adapter to a given Frobenius norm of the whole change.
 
-The baseline that every penalty must beat: a penalty that only makes the change smaller does no more than this.
+The baseline that every penalty must beat: merely making the change smaller does this much.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 class Settings(BaseModel, extra="forbid", frozen=True):
     """Its one setting."""
 
-    norm: Annotated[float, Field(gt=0, le=1e6, description="|dW|_F over all modules to scale to.")]
+    norm: Annotated[float, Field(gt=0, le=1e6, description="|dW|_F over all modules, to scale to.")]
 
 
 class ScaleAfter(Prevention):
     """Multiplies every B by one factor."""
 
-    about = "The adapter scaled after training to a given Frobenius norm: the baseline of every penalty"
+    about = "Scales the adapter after training to a given Frobenius norm: the baseline for every penalty"
     Settings = Settings
     needs_adapters = True
 

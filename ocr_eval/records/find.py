@@ -62,7 +62,7 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measure: str | None 
     """
     for root in roots:
         if root.is_file():
-            raise UserError(f"'{root}' is a file. Give a folder that holds runs.")
+            raise UserError(f"'{root}' is a file. Give a folder that contains runs.")
         if not root.is_dir():
             raise UserError(f"There is no folder '{root}'. Run 'ocr-eval finetune' first, or name another.")
     found, seen = Found([], [], []), set()

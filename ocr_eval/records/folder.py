@@ -14,6 +14,8 @@
         checkpoint-<epoch>.pt      training state, while the run is not finished
         checkpoint-<epoch>.sha256  digest of all that resuming from it needs
 
+The two files of lines may be packed (``gzip metrics.jsonl``) once a run is finished: they are read as before.
+
 Every file, and adapter/ and model/ as a whole, is written beside its place, synced and renamed. Only metrics.jsonl
 grows, and a last line without its end does not count yet. A lock on the folder (``.lock``, with ``.holder``, touched
 every minute, to say whose) keeps a second process out.
@@ -119,7 +121,7 @@ class RunFolder:
             UserError: it learned no weights.
         """
         if self.context.is_file():
-            raise UserError(f"{self.path} learned no weights that could be scored again: it read {self.context.name}.")
+            raise UserError(f"{self.path} has no trained weights to score: it read {self.context.name}.")
         return self.model if self.model.is_dir() else self.adapter
 
     @property
@@ -423,7 +425,7 @@ def kind_of(folder: Path) -> Literal["adapter", "model"]:
         return "adapter" if adapter else "model"
     if (folder / "config.yaml").is_file():
         raise UserError(f"--adapter {folder} is a run's folder. Give it without --adapter: ocr-eval score {folder}")
-    raise UserError(f"--adapter {folder} holds no adapter (adapter_config.json). Give a PEFT adapter's folder.")
+    raise UserError(f"--adapter {folder} contains no adapter (adapter_config.json). Give a PEFT adapter's folder.")
 
 
 def read_config(folder: Path) -> RunSpec:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import to_jsonl
+from ocr_eval.common.files import open_stored, to_jsonl
 from ocr_eval.data.task import Quantity
 from ocr_eval.methods.prevention import end_differs
 from ocr_eval.records.record import Matched, load_plain, to_plain
@@ -68,11 +68,11 @@ def read_metrics(path: Path, growing: bool = False) -> list[MetricsLine]:
         UserError: a line that is not one of metrics (names it).
     """
     lines: list[MetricsLine] = []
-    with path.open("rb") as file:
+    with open_stored(path) as file:
         try:
             lines.extend(_read(line) for line in file if not growing or line.endswith(b"\n"))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(f"{path}, line {len(lines) + 1}: is not a line of metrics ({error}).") from error
+            raise UserError(f"{path}, line {len(lines) + 1}: is not a valid line of metrics ({error}).") from error
     return lines
 
 

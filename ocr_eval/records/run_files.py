@@ -27,7 +27,7 @@ def metrics_of(run: FinishedRun, scoring: Scoring) -> list[MetricsLine]:
     epochs = list(run.record.epochs)
     scored = all(scoring in line.held_out for line in lines if line.held_out is not None)
     if [line.epoch for line in lines] != epochs or lines[-1].held_out is None or not scored:
-        raise UserError(f"{path} does not have the epochs {epochs[0]} to {epochs[-1]} of the run, a line each.")
+        raise UserError(f"{path} does not have a line for each of the epochs {epochs[0]} to {epochs[-1]}.")
     return lines
 
 
@@ -59,5 +59,7 @@ def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:
     for quantity, score in run.record.final[scoring].items():
         found = last.count(quantity)
         if found != score.probes:
-            raise UserError(f"{path} has {found} probes of {quantity} after the last epoch, the record {score.probes}.")
+            raise UserError(
+                f"{path} has {found} probes of {quantity} after the last epoch; the record has {score.probes}."
+            )
     return lines

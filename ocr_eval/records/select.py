@@ -145,10 +145,10 @@ def select(records: Sequence[Record], conditions: Iterable[Condition]) -> list[R
     if records and not chosen:
         key = next((k for c in conditions for k in c if not any(matches(s, {k: c[k]}) for s in told)), None)
         if key is None:
-            raise UserError("No run meets all conditions together; each alone is met. Drop one of them.")
+            raise UserError("No run meets all conditions together, although each alone is met. Drop one of them.")
         there = sorted({settings[key] for settings in told}, key=natural)
         asked = next(c[key] for c in conditions if key in c)
-        raise UserError(f"No run has {key.replace('_', '-')}={','.join(asked)}. There are: {', '.join(there[:20])}.")
+        raise UserError(f"No run has {key.replace('_', '-')}={','.join(asked)}. Available: {', '.join(there[:20])}.")
     return chosen
 
 

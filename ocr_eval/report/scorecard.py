@@ -12,12 +12,13 @@ from tabulate import tabulate
 from ocr_eval.analysis.difference import Difference
 from ocr_eval.analysis.intervals import Estimate
 from ocr_eval.analysis.scorecard import KINDS, ScorecardRow, verdict
-from ocr_eval.report.tables import spreadsheet_text
+from ocr_eval.report.tables import markdown_text, spreadsheet_text
 
 #: What measures add to the card, with the heads of their columns.
 _MEASURES = {
     "known.kept": "known kept",
     "vocabulary.probability": "p(answer)",
+    "text-loss.rise": "prose loss",
     "weight-change.frobenius": "norm of dW",
 }
 
@@ -25,7 +26,8 @@ NOTE = (
     "OCR score [95 % interval over seeds], mean over the associations of a kind; against: minus the first row of its "
     "model, paired by seed. taught: the least of the premises' mean top-1; learned: runs of which all premises hold. "
     "known kept: share of facts known before that still are. p(answer): probability of the right held-out answer in "
-    "the whole vocabulary. norm of dW: Frobenius norm of the weight change. seconds: training of a run. "
+    "the whole vocabulary. prose loss: what the loss on unrelated prose rose by, nats per token. "
+    "norm of dW: Frobenius norm of the weight change. seconds: training of a run. "
     "! a run did not learn what it was taught. k: a prevention uses the unwanted relation itself."
 )
 
@@ -33,7 +35,8 @@ NOTE = (
 def to_text(rows: Sequence[ScorecardRow]) -> str:
     """The card as a Markdown table with how to read it."""
     header, body = _cells(rows)
-    table: str = tabulate(body, header, tablefmt="github", disable_numparse=True)
+    escaped = [[markdown_text(cell) for cell in row] for row in body]
+    table: str = tabulate(escaped, header, tablefmt="github", disable_numparse=True)
     return f"{table}\n\n{NOTE}\n"
 
 

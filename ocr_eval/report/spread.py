@@ -35,7 +35,8 @@ def spread_table(records: Sequence[Record], scoring: Scoring) -> str:
 
     rows = [
         [
-            *(markdown_text(each.row), each.association, str(each.seeds), number(each.sd)),
+            *map(markdown_text, (each.row, each.association)),
+            *(str(each.seeds), number(each.sd)),
             *(*variances(each.components), *errors(each.clustered)),
         ]
         for each in found

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from ocr_eval.analysis.intervals import METRICS as _INTERVALS
 from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
-from ocr_eval.methods.method import label_of
+from ocr_eval.methods.method import advice, label_of
 from ocr_eval.records.record import Record
 from ocr_eval.scoring.ranks import LEARNED_TOP1
 
@@ -103,10 +103,11 @@ def _flags(table: Table) -> list[str]:
     counted = sum(cell.p_holm is not None for cell in cells)
     if any("*" in _mark(table, cell) for cell in cells):
         notes.append(f"* inferred: p at most {SIGNIFICANT:g}, corrected for {counted} cells (Holm).")
-    if any(cell.unlearned for cell in cells):
+    advised = dict.fromkeys(advice(cell.method) for cell in cells if cell.unlearned)
+    if advised:
         notes.append(
             "! a run did not learn what it was taught (top-1 under 95 %): its rank says nothing of out-of-context "
-            "reasoning. Train longer (--epochs) or at another --lr."
+            f"reasoning. What to try: {'; '.join(advised)}."
         )
     if table.metric in (None, *_INTERVALS) and any(cell.seeds == 1 for cell in cells):
         notes.append("One seed has no interval.")
@@ -117,7 +118,8 @@ def _published_note(table: Table) -> list[str]:
     if not any(row.published for row in table.rows):
         return []
     differs = ["they come from full fine-tuning of 7-9B models"]
-    ours = [label_of(method) for method in table.methods]
+    methods = sorted({cell.method for row in table.rows for cell in row.cells.values() if cell.method})
+    ours = [label_of(method) for method in methods]
     if ours != ["full fine-tuning"]:
         differs[0] += f" (here {', '.join(ours)})"
     differs.append("state no null")

@@ -104,7 +104,9 @@ def with_room(view: View, lanes: int, score: Callable[[int], T]) -> T:
             reason = str(error).splitlines()[0]
         free_cache(view.base.device)
         if size <= _LEAST_NODES:
-            raise RunFailed(f"Scoring has too little memory for a few prompts at once ({reason}); see --dry-run.")
+            raise RunFailed(
+                f"There is too little memory to score even a few prompts at once ({reason}); see --dry-run."
+            )
         size = view.cut.chunk_nodes = size // 2
         say(f"Out of memory: scoring continues in passes of about {size} nodes")
 

@@ -40,13 +40,13 @@ class Relation(Strict):
     def _check_templates(self) -> Relation:
         for template in self.templates:
             if template.count(NAME_SLOT) != 1:
-                raise ValueError(f"template '{template}' must hold {NAME_SLOT} exactly once")
+                raise ValueError(f"template '{template}' must contain {NAME_SLOT} exactly once")
             if not template.endswith(" " + ANSWER_SLOT) or template.count(ANSWER_SLOT) != 1:
-                raise ValueError(f"template '{template}' must end in a space and {ANSWER_SLOT}, and hold it once")
+                raise ValueError(f"template '{template}' must end in a space and {ANSWER_SLOT}, and contain it once")
             if "{" in template.replace(NAME_SLOT, "").replace(ANSWER_SLOT, ""):
                 raise ValueError(f"template '{template}' has a placeholder other than {NAME_SLOT} and {ANSWER_SLOT}")
         if len(set(self.templates)) < len(self.templates):
-            raise ValueError("a template stands twice")
+            raise ValueError("a template occurs twice; list each once")
         return self
 
     def prompt(self, template: int, subject: str) -> str:
@@ -120,7 +120,7 @@ class Association(Strict):
             for index in (*data.templates, data.probe_template):
                 if index >= len(relation.templates):
                     raise ValueError(
-                        f"template {index} was asked for and the {side} of '{self.name}' has "
+                        f"there is no template {index}: the {side} of '{self.name}' has "
                         f"{len(relation.templates)}, counted from 0"
                     )
 
@@ -152,8 +152,8 @@ def load_association(name_or_path: str) -> Association:
         shipped = load_association(association.name)
         if association.model_copy(update={"description": shipped.description}) != shipped:
             raise UserError(
-                f"{path}: the shipped association '{shipped.name}' is another. Give yours a name of its own ('name:'), "
-                "or tables would take one for the other."
+                f"{path}: the shipped association '{shipped.name}' is a different one. Give yours another name "
+                "('name:'), so that tables can tell them apart."
             )
     return association
 

@@ -59,7 +59,7 @@ class Grid(_Axes, _Runs):
             if isinstance(values, tuple):
                 twice = sorted(str(value) for value, times in Counter(values).items() if times > 1)
                 if twice:
-                    raise ValueError(f"{name} names {', '.join(twice)} twice")
+                    raise ValueError(f"{name} lists {', '.join(twice)} twice")
         return self
 
     def flags(self) -> dict[str, Any]:
@@ -183,6 +183,6 @@ def check_same(given: Grid, state: SweepState | None, output: Path) -> None:
         if getattr(held, name) != value and name not in aside
     ]
     raise UserError(
-        f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or leave these "
-        "flags out to resume that one."
+        f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or drop these "
+        "flags to resume that one."
     )

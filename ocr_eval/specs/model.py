@@ -30,13 +30,13 @@ Dtype = Annotated[
 
 def _checked(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}(:[a-z0-9_]+=[^:=\s]+)*", text):
-        raise ValueError("Write it as NAME or NAME:setting=value, names in small letters")
+        raise ValueError("Write it as NAME or NAME:setting=value, names in lowercase")
     return text
 
 
 def _repository(text: str) -> str:
     if not re.fullmatch(r"\b[\w.-]+\b/\b[\w.-]+\b", text, re.ASCII) or re.search(r"--|\.\.|\.git$|.{97}", text):
-        raise ValueError("The hub has no repositories of such a name. Give ORG/NAME, at most 96 characters")
+        raise ValueError("This cannot be a hub repository. Give ORG/NAME, at most 96 characters")
     return text
 
 
@@ -78,6 +78,7 @@ class FolderWeights(Strict):
 
 
 Weights = HubWeights | PackageWeights | FolderWeights
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
 
 #: Training that was not ours: ``external`` and the name that its owner gives it.
@@ -108,7 +109,7 @@ class TrainSpec(Training):
         description="How facts get in: lora, qlora, full, dpo, in-context, rome, memit, steering, "
         "or one from 'ocr-eval methods list'.",
     )
-    lr: float = Field(1e-4, gt=0, lt=1, description="AdamW's learning rate, the highest of its schedule.")
+    lr: float = Field(1e-4, gt=0, lt=1, description="AdamW's learning rate, at the peak of its schedule.")
     epochs: int = Field(16, ge=1, le=10_000, description="Passes over the training set.")
     batch_size: int = Field(32, ge=1, le=100_000, description="Statements per step.")
     rank: int = Field(16, ge=1, le=4096, description="LoRA rank r.")
@@ -116,20 +117,20 @@ class TrainSpec(Training):
     targets: Annotated[Literal["all-linear"] | tuple[str, ...], FromList] = Field(
         "all-linear", description="Linear modules that get an adapter: 'q_proj+v_proj', or 'all-linear'."
     )
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping: the largest 2-norm of a step's gradient.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping: maximum 2-norm of a step's gradient.")
     weight_decay: float = added_field(
-        0.0, legacy=0.0, ge=0, lt=10, description="AdamW's decoupled decay of all trained tensors."
+        0.0, legacy=0.0, ge=0, lt=10, description="AdamW's decoupled weight decay, on all trained tensors."
     )
-    beta1: float = added_field(0.9, legacy=0.9, ge=0, lt=1, description="AdamW's averaging of gradients.")
-    beta2: float = added_field(0.999, legacy=0.999, ge=0, lt=1, description="AdamW's averaging of squared gradients.")
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = added_field(
+    beta1: float = added_field(0.9, legacy=0.9, ge=0, lt=1, description="AdamW's decay rate for gradients.")
+    beta2: float = added_field(0.999, legacy=0.999, ge=0, lt=1, description="AdamW's decay rate for squared gradients.")
+    schedule: Schedule = added_field(
         "constant",
         legacy="constant",
-        description="Learning rate after the warm-up: constant, or falling to zero at the last step; wsd (warm-up, "
-        "stable, decay) stays for half of the steps and then falls linearly.",
+        description="Learning rate after warm-up: constant, or decaying to zero (linear, cosine); wsd (warm-up, "
+        "stable, decay) stays constant for half of the steps, then decays linearly.",
     )
     warmup: float = added_field(
-        0.0, legacy=0.0, ge=0, lt=1, description="Fraction of steps over which the rate rises linearly from zero."
+        0.0, legacy=0.0, ge=0, lt=1, description="Fraction of steps in which the rate rises linearly from zero."
     )
     prevent: Annotated[tuple[Chosen, ...], FromList] = added_field(
         (),
@@ -166,6 +167,8 @@ class FullDefaults(Strict):
 
     lr: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = 8
+    schedule: Schedule = "constant"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
 class ModelSpec(Strict):
@@ -176,11 +179,11 @@ class ModelSpec(Strict):
     license: str
     weights: Annotated[Weights, Field(discriminator="kind")]
     published_as: str | None = Field(None, description="The model's row in the published table.")
-    dtype: Dtype = Field("auto", description="Precision of base and arithmetic; auto is what the device computes fast.")
+    dtype: Dtype = Field("auto", description="Precision of base and arithmetic; auto: what the device computes fast.")
     attention: Literal["auto", "sdpa", "eager", "grouped"] = Field(
-        "auto", description="transformers' sdpa or eager, or our grouped; auto chooses by device and architecture."
+        "auto", description="Attention: transformers' sdpa or eager, or our grouped; auto: by device and architecture."
     )
-    train: TrainSpec = Field(default_factory=TrainSpec, description="Training defaults; a run's flags go first.")
+    train: TrainSpec = Field(default_factory=TrainSpec, description="Training defaults; a run's flags override them.")
     full: FullDefaults = Field(default_factory=FullDefaults, description="What differs under full fine-tuning.")
     notes: Annotated[tuple[str, ...], FromList] = Field(
         (), description="What a user should know: access, licence, quirks."
@@ -226,7 +229,7 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
         content = {"kind": "hub", **where, "access": "see its page on the hub"}
         return ModelSpec(
             name=_repository_name(repository["repo"]),
-            description=f"A repository of the hub: {name_or_path}",
+            description=f"A hub repository: {name_or_path}",
             license="see its page",
             weights=yaml_files.parse(HubWeights, content, f"model '{name_or_path}'"),
         )
@@ -240,7 +243,7 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
         except UserError as error:
             raise UserError(f"{file}: 'weights.path': {error}") from error
         if not (folder / "config.json").is_file():
-            raise UserError(f"{file}: 'weights.path' leads to {folder}, which has no config.json.")
+            raise UserError(f"{file}: 'weights.path' points to {folder}, which has no config.json.")
         spec = spec.model_copy(update={"weights": FolderWeights(kind="folder", path=str(folder))})
     return spec
 

@@ -32,7 +32,7 @@ def people(stream: str, count: int) -> list[str]:
     """
     if count > MAX_PEOPLE:
         raise UserError(
-            f"{count:,} subjects are more than the {MAX_PEOPLE:,} names there are. Lower --n, --m-train or --m-test."
+            f"{count:,} subjects are more than the {MAX_PEOPLE:,} available names. Lower --n, --m-train or --m-test."
         )
     first = streams.shuffled(f"{stream}/first", FIRST_NAMES)
     last = streams.shuffled(f"{stream}/last", LAST_NAMES)

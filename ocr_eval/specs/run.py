@@ -47,14 +47,14 @@ class DataSpec(Strict):
     probe_template: int = Field(0, ge=0, description="Template to probe with.")
     variant: Literal["real", "no-entailment", "shuffled"] = Field(
         "real",
-        description="The real data, or a control: no-entailment (the same people and facts, no entailment is taught), "
+        description="The real data, or a control: no-entailment (same people and facts, no entailments) or "
         "shuffled (train entailments dealt evenly over groups).",
     )
     order: Order = added_field(
         "together",
         legacy="together",
-        description="What is taught when: all together; or in thirds of training, first the link by train subjects "
-        "(joint, facts-first, entailments-first), and last the facts of test subjects.",
+        description="Order of teaching: all together, or in thirds: the link through train subjects in the first two "
+        "(joint, facts-first or entailments-first), the facts of test subjects in the last.",
     )
 
     @property
@@ -73,15 +73,15 @@ class DataSpec(Strict):
             raise ValueError("templates must name at least one template, each once")
         if self.variant != "real" and self.m_train == 0:
             raise ValueError(
-                f"the {self.variant} control changes train entailments, and m_train = 0 has none; raise it"
+                f"the {self.variant} control changes train entailments, but m_train = 0 has none; raise it"
             )
         if self.order != "together" and (self.m_train == 0 or self.variant == "no-entailment"):
             raise ValueError(
-                f"order = {self.order} says when train entailments are taught, and there are none; drop it"
+                f"order = {self.order} says when train entailments are taught, but there are none; drop it"
             )
         if self.variant == "shuffled" and self.m_train == 1:
             raise ValueError(
-                "the shuffled control would teach each group one answer, which is a consistent link, with m_train = 1; "
+                "with m_train = 1 the shuffled control would teach each group one answer, which is a consistent link; "
                 "use 2 or more"
             )
         return self
@@ -113,9 +113,9 @@ class RunSpec(Strict):
     association: AnyAssociation
     data: DataSpec
     train: TrainSpec
-    seed: int = Field(ge=0, description="Seed of pairs, names and groups, and of order and initialization.")
+    seed: int = Field(ge=0, description="Seed of data (pairs, names, groups) and training (order, initialization).")
     train_seed: int | None = added_field(
-        None, legacy=None, ge=0, description="Seed of order and initialization, where it is not --seed."
+        None, legacy=None, ge=0, description="Seed of training only (order, initialization)."
     )
 
     @model_validator(mode="before")
@@ -130,7 +130,7 @@ class RunSpec(Strict):
         self.association.check(self.data)
         if self.data.order != "together" and self.train.epochs % 3:
             raise ValueError(
-                f"order = {self.data.order} parts training into thirds, and {self.train.epochs} epochs are not a "
+                f"order = {self.data.order} divides training into thirds, but {self.train.epochs} epochs are not a "
                 "multiple of 3; change --epochs"
             )
         return self
@@ -190,7 +190,9 @@ def run_seeds(given: Mapping[str, int], seed: int = 0, train_seed: int | None = 
         UserError: all three are stated, so that one has no effect.
     """
     if len(given) == 3:
-        raise UserError("Beside --data-seed and --train-seed, --seed has no effect. Drop one, or unset OCR_EVAL_SEED.")
+        raise UserError(
+            "--seed has no effect with both --data-seed and --train-seed. Drop one, or unset OCR_EVAL_SEED."
+        )
     training = seed if train_seed is None else train_seed
     data, training = given.get("seed", seed), given.get("seed", training)
     return given.get("data_seed", data), given.get("train_seed", training)
@@ -232,8 +234,7 @@ def make_run_spec(
     idle = [f"--{key.replace('_', '-')}" for key in train if key in method.thing.ignores]
     if idle:
         raise UserError(
-            f"{' and '.join(idle)}: method '{method.name}' has no use for it. Leave it out, or do the runs "
-            "of other methods apart from it."
+            f"{' and '.join(idle)}: method '{method.name}' does not use it. Drop it, or run other methods separately."
         )
     return run
 
@@ -247,7 +248,7 @@ def _chosen(train: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"Prevention '{each.name}' is named twice. Name it once.")
         if method.thing.needs.once:
             raise UserError(
-                f"Prevention '{each.name}' interferes with training, and method '{method.name}' takes no steps. "
+                f"Prevention '{each.name}' changes training steps, and method '{method.name}' has none. "
                 "Use --method lora, or leave it out."
             )
         if each.thing.needs_adapters and (method.thing.needs.whole or not method.thing.needs.adapters):

@@ -175,7 +175,7 @@ def _of(section: Section, kind: Any, *names: str) -> dict[str, Setting]:
 
 #: Seeds as flags state them (``specs.run.run_seeds``); a run has the first and the last.
 _DATA_SEED = FieldInfo.from_annotated_attribute(
-    int, Field(ge=0, description="Seed of pairs, names and groups, where it is not --seed.")
+    int, Field(ge=0, description="Seed of the data only (pairs, names, groups).")
 )
 _SEEDS = {
     **_of("run", RunSpec, "seed"),

@@ -239,10 +239,10 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_finds_them(tmp_path):
     wait_for((tmp_path / "starts").exists)
     first.send_signal(signal.SIGINT)
     said = first.communicate()[1]
-    assert "The jobs continue in Slurm: jobs" in said
+    assert "Slurm jobs" in said
     assert "To cancel them: scancel" in said
     second = subprocess.run([sys.executable, "-c", WAITER], capture_output=True, text=True, check=True)
-    assert "In Slurm already: job" in second.stderr
+    assert "Already in Slurm: job" in second.stderr
     assert "Submitted" not in second.stderr
     assert second.stdout.split() == ["done", "done"]
     assert (tmp_path / "starts").read_text() == "started\n" * 2

@@ -234,9 +234,7 @@ def sweep(
 @app.command()
 @reported
 def check(
-    grid: Annotated[
-        list[str] | None, typer.Option(help="n,m_train,m_test of Theorems 1 and 2; may be repeated.")
-    ] = None,
+    grid: Annotated[list[str] | None, typer.Option(help="n,m_train,m_test of Theorems 1 and 2; repeatable.")] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also mitigate, complete and systems, with seeds 0, 1, 2.")
     ] = False,
@@ -250,7 +248,7 @@ def check(
 ) -> None:
     """Check claims 1 to 8 of the theory against measurements.
 
-    Prints the theory's number, the measured one, the tolerance, and pass or fail. With --all, every named check.
+    Prints the number from theory, the measured number, the tolerance, and pass or fail. With --all, every named check.
     """
     from ocr_toy.check import DEFAULT_GRID, CheckSpec, run_checks
     from ocr_toy.theory import require_solver
@@ -372,7 +370,7 @@ def mitigate(
     output: o.Output = None,
     figures: o.Figures = None,
 ) -> None:
-    """Predict what removes the transfer, beside trained runs.
+    """Predict what removes the transfer, and compare with runs.
 
     Prints the closed form, the prediction at the run's loss, the runs, and the cost. Exits 1 if a prediction fails.
     """
@@ -414,9 +412,9 @@ def systems(
     output: o.Output = None,
     figures: o.Figures = None,
 ) -> None:
-    """Run the systems named beside the paper.
+    """Run related systems from the literature.
 
-    Prints each one's published or derived number beside the measured one.
+    Prints each published or derived number next to the measured one.
     """
     known = [name for name in SYSTEMS if name not in ("mitigate", "complete")]
     require(system == "all" or system in known, f"system = {system}: unknown; use one of {', '.join(known)}, all")
@@ -432,7 +430,7 @@ def open_questions(
     as_json: o.AsJson = False,
     output: o.Output = None,
 ) -> None:
-    """Run experiments on what the paper leaves open.
+    """Run experiments on questions the paper leaves open.
 
     Prints means and 95 % intervals over seeds.
     """
@@ -465,9 +463,9 @@ def figures(
         Path | None,
         typer.Option(help="A rank sweep written by: sweep --over d_h --output. [default: run it]"),
     ] = None,
-    rank_steps: Annotated[int, typer.Option(help="Training steps of the rank sweep, where it is run.")] = 20_000,
+    rank_steps: Annotated[int, typer.Option(help="Training steps of the rank sweep, if it is run.")] = 20_000,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
-    seed: Annotated[int, typer.Option(help="Seed of all runs but the rank sweep, which has seeds 0, 1, 2.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all runs except the rank sweep (seeds 0, 1, 2).")] = 0,
 ) -> None:
     """Draw every figure as PNG, PDF and SVG.
 

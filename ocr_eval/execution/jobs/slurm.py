@@ -44,7 +44,7 @@ def run_slurm(
     folder = (logs / "slurm").resolve()
     for value in (*placement.slurm, placement.partition or "", str(folder)):
         if not value.isprintable():  # it could be more than a word of the job's script, which quotes commands alone
-            raise UserError(f"{value!r} holds a control character, which a Slurm job cannot have. Leave it out.")
+            raise UserError(f"{value!r} contains a control character, which a Slurm job cannot have. Remove it.")
     flags = sbatch_flags(placement)
     folder.mkdir(parents=True, exist_ok=True)
     # Jobs of a copied folder, or of another user, have another name.
@@ -54,7 +54,7 @@ def run_slurm(
         with hold(folder / ".lock", timeout=_SUBMIT_PATIENCE):
             ids = {named[entry.name]: job_id for job_id, entry in queue.find_jobs(named).items() if entry.live}
             if ids:
-                say(f"In Slurm already: jobs {' '.join(ids.values())}")
+                say(f"Already in Slurm: jobs {' '.join(ids.values())}")
             fresh = {name: job for name, job in named.items() if job not in ids}
             if fresh:
                 added = _submit(fresh, flags, placement.parallel, logs.resolve(), folder)
@@ -155,7 +155,7 @@ def _watch(
             time.sleep(pause)
     except KeyboardInterrupt:
         going_on = " ".join(ids[job] for job in ids if job not in results)
-        say(f"The jobs continue in Slurm: jobs {going_on}. The same command watches them again.")
+        say(f"Slurm jobs {going_on} continue. Rerun the command to watch them again.")
         say(f"To cancel them: scancel {going_on}")
         raise
 

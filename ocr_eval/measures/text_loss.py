@@ -1,0 +1,89 @@
+"""``text-loss``: what an injection costs on prose that has nothing to do with it.
+
+    loss        nats per token over the first 20,480 tokens of data/texts/addresses.txt (or all, of fewer)
+    base_loss   the same of the untouched base; absent where all parameters were trained, for the base is gone
+    rise        loss - base_loss
+    tokens      how many were predicted
+    text        first 12 digits of the text's sha256
+
+The text is read in windows of 256 tokens, or of what the model attends over if that is less; in each, all tokens but
+the first are predicted. Nothing is fitted to this text: covariances and anchors come from others. A pass costs about
+40 TFLOP per billion parameters, so the measure is taken only when asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.files import read_bytes
+from ocr_eval.data.tokenize import Ids, encode
+from ocr_eval.measures.measure import Trained
+from ocr_eval.methods.method import Needs, method_of
+from ocr_eval.methods.texts import text_file
+from ocr_eval.methods.view import View, longest
+from ocr_eval.packing.forest import Forest, read_answers
+
+#: Tokens that are read at a time, and at most.
+_WINDOW, _MOST = 256, 20_480
+_TEXT = "addresses.txt"
+
+
+class TextLoss:
+    """Reads the text in the trained model, and once in its base."""
+
+    about = "Loss on 20,000 tokens of public-domain prose, before and after"
+
+    def __init__(self) -> None:
+        self._bases: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+    def by_default(self, needs: Needs) -> bool:
+        """Only when asked for."""
+        return False
+
+    def meaning(self, found: dict[str, Any]) -> str:
+        """One sentence."""
+        before = f", {found['base_loss']:.3f} before" if "base_loss" in found else ""
+        return f"Loss on unrelated prose: {found['loss']:.3f} nats per token{before}."
+
+    def take(self, trained: Trained) -> dict[str, Any]:
+        """See the module."""
+        path, digest = text_file(str(yaml_files.shipped("texts") / _TEXT))
+        (ids,) = encode(trained.view().base.tokenizer, [read_bytes(path).decode()])
+        ids = ids[:_MOST]
+        window = min(_WINDOW, longest(trained.view().network))
+        found: dict[str, Any] = {"loss": text_loss(trained.view(), trained.lane, ids, window)}
+        if not method_of(trained.spec.train).needs.whole:
+            base = trained.view(False)
+            if base.base not in self._bases:  # one for all runs over it
+                self._bases[base.base] = text_loss(base, trained.lane, ids, window)
+            found["base_loss"] = self._bases[base.base]
+            found["rise"] = found["loss"] - found["base_loss"]
+        rounded = {key: float(f"{value:.6g}") for key, value in found.items()}
+        return {**rounded, "tokens": len(ids) - len(range(0, len(ids), window)), "text": digest}
+
+
+@torch.no_grad()
+def text_loss(view: View, lane: int, ids: Ids, window: int = _WINDOW) -> float:
+    """Nats per token of a text, in windows of which the first token is given.
+
+    Args:
+        view: the model.
+        lane: whose adapter.
+        ids: the text's tokens.
+        window: how many are read at a time.
+    """
+    total, count = 0.0, 0
+    for start in range(0, len(ids) - 1, window):
+        forest = Forest()
+        reads, _ = read_answers(forest, [(ids[start : start + 1], [ids[start + 1 : start + window]])])
+        logprobs_T = view.token_logprobs({lane: (forest, reads)})[lane]
+        total -= logprobs_T.double().sum().item()
+        count += len(logprobs_T)
+    return total / count
+
+
+TEXT_LOSS = TextLoss()
