@@ -138,8 +138,8 @@ def test_a_gate_of_one_seed_is_undecided(ocr_eval, made):
 
 def test_a_run_of_training_elsewhere_is_not_repeated_from_its_folder(ocr_eval, made):
     folder = min((made / "results").glob("runs/*/*/external/seed0-*"))
-    one_line(ocr_eval("score", folder), "done elsewhere", "--data")
-    one_line(ocr_eval("finetune", "--config", folder / "config.yaml"), "done elsewhere")
+    one_line(ocr_eval("score", folder), "trained elsewhere", "--data")
+    one_line(ocr_eval("finetune", "--config", folder / "config.yaml"), "trained elsewhere")
 
 
 def test_the_same_adapter_scored_again_is_the_same_run(score, made, tmp_path):
@@ -215,7 +215,7 @@ def change(folder, **fields):
         (lambda folder: change(folder, schema_version=2), "schema version 2"),
         (lambda folder: change(folder, seed="0"), "'seed'"),
         (lambda folder: change(folder, size=3), "unknown key 'size'"),
-        (lambda folder: change(folder, seed=1), "draws other people"),
+        (lambda folder: change(folder, seed=1), "other people"),
         (lambda folder: change(folder, data={"n": 21, "m_train": 2, "m_test": 3}), "n = 21"),
         (lambda folder: change(folder, association={"name": "x"}), "association"),
         (lambda folder: (folder / "prompt-completion.jsonl").write_text("{}\n"), "prompt-completion.jsonl"),

@@ -130,14 +130,10 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
     )
 
 
-Gate = Literal["passed", "failed", "undecided"]
+def gate(contrasts: Sequence[Contrast], most: float) -> Literal["passed", "failed", "undecided"]:
+    """Failed where the interval of A minus B is above ``most`` on any association, at the last epoch.
 
-
-def gate(contrasts: Sequence[Contrast], most: float) -> Gate:
-    """Whether the interval of A minus B is above ``most`` anywhere, at the last epoch.
-
-    Undecided where it is above nowhere, and somewhere could not be: of one seed there is no interval, and of a run that
-    did not learn what it was taught no inference.
+    Else undecided where one seed gives no interval, or a run did not learn what it was taught.
     """
     bounds = [each.paired.value.bounds if each.premises_hold else None for each in contrasts]
     if any(of is not None and of[0] > most for of in bounds):

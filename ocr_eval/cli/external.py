@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 class Elsewhere:
     """Training on exported data that was not ours."""
 
-    data: Annotated[
-        Path | None, option("--data", help="Folder of 'data export': its manifest.json decides what is asked.")
-    ] = None
-    name: Annotated[
-        str | None, option("--name", help="Leave a run of this name in --output-dir; goes with --data.")
-    ] = None
+    data: Annotated[Path | None, option("--data", help="Folder of 'data export'; decides who is asked what.")] = None
+    name: Annotated[str | None, option("--name", help="With --data: keep the scores as a run of this name.")] = None
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT
 
     def run(self, context: typer.Context, model: str, assoc: str | None, settings: Given) -> RunSpec | None:

@@ -239,10 +239,7 @@ def compare(
     runs: o.RunsArgument = None,
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
-    fail_above: Annotated[
-        float | None,
-        option("--fail-above", help="Exit with 1 unless all intervals of A minus B begin at this or below, as a gate."),
-    ] = None,
+    fail_above: Annotated[float | None, option("--fail-above", help="Fail if A minus B is surely above this.")] = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Compare two runs, sweeps or conditions by OCR score.

@@ -75,10 +75,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILE
     if not path.is_file():
-        raise UserError(
-            f"'{folder}' has no {FILE}. Give the folder that 'ocr-eval data export' wrote, by --format jsonl or "
-            "prompt-completion."
-        )
+        raise UserError(f"'{folder}' has no {FILE}. Give a folder in which 'data export' wrote a training set.")
     content = read_json(path)
     version = content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
     if version != SCHEMA_VERSION:
@@ -89,15 +86,9 @@ def read_manifest(folder: Path) -> Manifest:
     for name in TRAINING_FILES.values():
         file = folder / name
         if file.is_file() and _sha256(read_bytes(file)) != manifest.training.get(name):
-            raise UserError(
-                f"{file} is not what {path} describes (another sha256). Export again into an empty folder, and train "
-                "on that."
-            )
+            raise UserError(f"{file} is not what {FILE} describes. Export into an empty folder, and train on that.")
     if _probes_digest(task_of(manifest.association, manifest.data, f"{manifest.seed}/data")) != manifest.probes:
-        raise UserError(
-            f"{path}: this version of ocr-eval draws other people or questions from it. Score with the version that "
-            "exported it, or export and train again."
-        )
+        raise UserError(f"{path} gives other people here than where it was written. Use that version of ocr-eval.")
     return manifest
 
 

@@ -44,10 +44,7 @@ def record_external(
         UserError: bad input, or an adapter or model of another base.
     """
     if trained is None and spec.model.name in yaml_files.shipped_names("models"):
-        raise UserError(
-            f"--model {spec.model.name} is untouched. Name what was trained: --adapter FOLDER, or --model FOLDER "
-            "where it is a whole model."
-        )
+        raise UserError(f"--model {spec.model.name} is untouched. Name what was trained by --adapter or --model.")
     prepare_output(output)
     spec = spec.in_precision(precision.choose_for(spec.model, device_type(device)).dtype)
     kind = kind_of(trained) if trained else None

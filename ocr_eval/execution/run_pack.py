@@ -200,14 +200,12 @@ def _too_large(base: Base, runs: Sequence[LiveRun], reason: str) -> str:
 
 
 def _inject(base: Base, runs: Sequence[LiveRun], how: Execution, measures: Mapping[str, Measure]) -> None:
-    epoch = agreed(_first_epoch, runs)
+    epoch, environment = agreed(_first_epoch, runs), provenance.environment(str(base.device))
     for run in runs:
         if not epoch:
             run.folder.clear()
         if epoch < run.epochs:
-            run.folder.begin(
-                config_yaml(run.spec), provenance.environment(str(base.device)), run.material.audit.as_json()
-            )
+            run.folder.begin(config_yaml(run.spec), environment, run.material.audit.as_json())
             if alike := dict.fromkeys(each.probe.quantity for each in run.material.probes if each.begin_alike):
                 say(f"Answers of {', '.join(alike)} begin with the same token, so all of their tokens are scored.")
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])

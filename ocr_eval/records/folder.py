@@ -249,9 +249,9 @@ class RunFolder:
                 remove(entry)
 
     def begin(self, config: str, environment: dict[str, Any], audit: dict[str, Any]) -> None:
-        """Write what the run is (``config_yaml``), where it runs and what the tokenizer makes of its candidates.
+        """Write what the run is, where it runs and what the tokenizer makes of its candidates; it is now unfinished.
 
-        It is now unfinished. A run that resumes under other versions or elsewhere keeps a note of where it was before.
+        A run that resumes under other versions or elsewhere keeps a note of where it was before.
 
         Raises:
             UserError: what a finished run writes last could not be written then.
@@ -475,10 +475,7 @@ def parse_run(content: dict[str, Any], path: Path) -> RunSpec:
     """
     content.pop("schema_version", None)
     if Training.is_external(content.get("train")):
-        raise UserError(
-            f"{path} is of training done elsewhere, which cannot be repeated or opened from here. Score it again with "
-            "--data and --adapter or --model."
-        )
+        raise UserError(f"{path}: this was trained elsewhere. Score it again with --data and --adapter or --model.")
     for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # a run is what it was when it was made
         if isinstance(content.get(section), dict):
             unknown = sorted(content[section].keys() - kind.model_fields.keys())

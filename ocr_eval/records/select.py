@@ -243,11 +243,8 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
     """Model, method, preventions, control and further settings, in so far as ``differing`` and ``rest`` have them."""
     model = [settings["model"]] if "model" in differing else []
     method = [label_of(settings["method"])] if "method" in rest else []
-    prevent = (
-        [f"+ {text}" for text in settings["prevent"].split("+") if text not in ("", UNKNOWN)]
-        if "prevent" in rest
-        else []
-    )
+    listed = settings["prevent"].split("+") if "prevent" in rest else []
+    prevent = [f"+ {text}" for text in listed if text not in ("", UNKNOWN)]
     taught = [" ".join([*method, *prevent])] if method or prevent else []
     control = [f"control: {kind}"] if (kind := _control(settings, rest)) else []
     named = ("model", "method", "prevent", "variant")

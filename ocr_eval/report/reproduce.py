@@ -11,9 +11,6 @@ from ocr_eval.records.record import Record
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.settings import SETTINGS
 
-#: Folders that only their owner knows.
-_EXPORTED, _TRAINED = "EXPORTED", "TRAINED"
-
 
 def command(record: Record) -> str:
     """The command line that does this run again, with every flag that its result depends on.
@@ -23,8 +20,8 @@ def command(record: Record) -> str:
     """
     if not isinstance(record.train, TrainSpec):
         name = record.train.method.partition(":")[2]
-        model = ["--adapter", _TRAINED, "--model", record.model] if record.base_identity else ["--model", _TRAINED]
-        return shlex.join(["ocr-eval", "score", "--data", _EXPORTED, *model, "--name", name])
+        model = f"--adapter TRAINED --model {record.model}" if record.base_identity else "--model TRAINED"
+        return f"ocr-eval score --data EXPORTED {model} --name {name}"
     ignored = ignored_by(record.train)
     values = {
         **{name: seed for name in ("seed", "train_seed") if (seed := getattr(record, name)) is not None},
@@ -45,7 +42,7 @@ def command(record: Record) -> str:
 def missing_files(record: Record) -> str:
     """Which files the command wants that are not shipped, and where their content is; empty if none."""
     if not isinstance(record.train, TrainSpec):
-        return f"It wants {_EXPORTED} (the folder of 'data export') and {_TRAINED} (what was trained on it)."
+        return "It wants EXPORTED (the folder of 'data export') and TRAINED (what was trained on it)."
     wanted = [
         f"./{name}.yaml (the section '{section}' of the configuration)"
         for part, name, section in (
