@@ -25,7 +25,7 @@ from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs import schedule
 from ocr_eval.specs.association import Association
 from ocr_eval.specs.association import load_association as load_association
-from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
+from ocr_eval.specs.model import Device, ModelSpec, TrainSpec, load_model_spec
 from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec, run_seeds
 from ocr_eval.specs.settings import SETTINGS, section
 
@@ -177,11 +177,13 @@ def records_frame(records: Sequence[Record]) -> pd.DataFrame:
 def _settings(record: Record) -> dict[str, Any]:
     """The columns that identify a row's run."""
     told = settings_of(record)
+    is_ours = isinstance(record.train, TrainSpec)
     typed = {
+        **dict.fromkeys(TrainSpec.model_fields),
         **record.train.model_dump(),
         **record.data.model_dump(),
         "seed": record.seed,
-        "train_seed": record.training_seed,
+        "train_seed": record.training_seed if is_ours else None,
     }
     named = {key: typed.get(key, value) for key, value in told.items()}
     return {"run": record.run, **named, "premises_hold": record.premises_hold}

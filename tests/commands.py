@@ -55,6 +55,11 @@ COMMANDS = (
         writes=True,
     ),
     Command("score", ("{run}", "--quiet")),
+    Command(
+        "score",
+        ("--data", "{data}", "--adapter", "{run}/adapter", "--model", "{tiny}", "--name", "mine", "-o", "{out}"),
+        writes=True,
+    ),
     Command("status", ("{grid}",)),
     Command("table", ("{grid}",)),
     Command("figures", ("{grid}", "-o", "{out}"), writes=True),
@@ -79,6 +84,7 @@ COMMANDS = (
     Command("preventions show", ("scale-after",)),
     Command("measures show", ("known",)),
     Command("doctor"),
+    Command("cache"),
     Command("toy train", (*TOY, "--output", "{out}/toy.json"), writes=True),
     Command("toy sweep", (*TOY, "--values", "2,3", "--seeds", "0", "--output", "{out}/toy.json"), writes=True),
     Command("toy check", ("--solver", "NONE"), refused=True),
@@ -105,6 +111,7 @@ class World:
             "pairs": self.root / "pairs.yaml",
             "flags": self.root / "flags.yaml",
             "facts": self.root / "facts.csv",
+            "data": self.root / "data",
             "grid": self.root / "grid",
             "run": min(self.root.glob("grid/runs/*/*/*/seed0-*"), default=self.root / "grid"),
             "out": self.root / "out",
@@ -123,7 +130,10 @@ class World:
 
 
 def make_world(root: Path, model: Path) -> World:
-    """A world over a model's YAML and folder: of its four runs two are finished, one failed and one has begun."""
+    """A world over a model's YAML and folder: of its four runs two are finished, one failed and one has begun.
+
+    What the first was taught is exported, too.
+    """
     root.mkdir()
     text = model.read_text()
     (root / "tiny.yaml").write_text(text.replace(f"./{model.stem}", "./tiny"))
@@ -133,6 +143,7 @@ def make_world(root: Path, model: Path) -> World:
     (root / "flags.yaml").write_text("format: md\nfilter: [seed=0]\n")
     (root / "facts.csv").write_text("name,team,badge\n" + "".join(f"P{i},t{i % 2},{'rb'[i % 2]}\n" for i in range(8)))
     world = World(root)
+    assert run(["data", "export", str(root / "pairs.yaml"), "-o", str(root / "data"), *SMALL]) == 0
     grid = ["--models", str(root / "tiny.yaml"), "--assocs", str(root / "pairs.yaml"), "-o", str(root / "grid")]
     assert run(["sweep", *grid, "--seeds", "0-3", *TRAINED]) == 0
     for seed in (2, 3):

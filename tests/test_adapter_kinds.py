@@ -2,6 +2,7 @@
 
 import json
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -55,18 +56,36 @@ KINDS = {
     },
 }
 
+_TO = {"target_modules": ["q_proj", "v_proj", "down_proj"]}
+OTHERS = {
+    "adalora": peft.AdaLoraConfig(**_TO, init_r=4, total_step=10),
+    "boft": peft.BOFTConfig(**_TO, boft_block_size=4),
+    "fourierft": peft.FourierFTConfig(**_TO, n_frequency=50, scaling=50.0),
+    "hra": peft.HRAConfig(**_TO),
+    "ia3": peft.IA3Config(**_TO, feedforward_modules=["down_proj"]),
+    "ln tuning": peft.LNTuningConfig(target_modules=["input_layernorm", "norm"]),
+    "loha": peft.LoHaConfig(**_TO, alpha=256),
+    "lokr": peft.LoKrConfig(**_TO),
+    "vera": peft.VeraConfig(target_modules=["q_proj", "o_proj"], r=8, d_initial=0.5),
+}
+
 
 def trained(folder, **config):
+    """A stock PEFT model with a LoRA of some kind over a base, all that it trains changed at random."""
+    plain = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    return shaken(folder, LoraConfig(**{**plain, **config}))
+
+
+def shaken(folder, config):
     """A stock PEFT model over a base, all that it trains changed at random."""
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    plain = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj", "down_proj"]}
-    peft = get_peft_model(network, LoraConfig(**{**plain, **config}))
+    model = get_peft_model(network, config)
     with torch.no_grad():
-        for parameter in peft.parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn_like(parameter)
-    return peft.eval()
+    return model.eval()
 
 
 def by_stock(network):
@@ -92,6 +111,15 @@ def files(model_files):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_is_scored_as_it_was_trained(files, tiny, tmp_path, kind):
     network = trained(files, **KINDS[kind])
+    expected = by_stock(network)
+    network.save_pretrained(tmp_path)
+    torch.testing.assert_close(by_ours(tiny, tmp_path), expected, atol=2e-4, rtol=0)
+    assert (expected - by_stock(AutoModelForCausalLM.from_pretrained(files))).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_kind_of_adapter_is_scored_as_it_was_trained(files, tiny, tmp_path, kind):
+    network = shaken(files, OTHERS[kind])
     expected = by_stock(network)
     network.save_pretrained(tmp_path)
     torch.testing.assert_close(by_ours(tiny, tmp_path), expected, atol=2e-4, rtol=0)

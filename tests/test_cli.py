@@ -262,7 +262,9 @@ def test_data_export_loads_as_a_dataset(ocr_eval, tmp_path):
     from datasets import load_dataset
 
     answer = ocr_eval("data", "export", "--assoc", "city-language", "-o", tmp_path / "out")
-    assert answer.out.split() == [str(tmp_path / "out" / name) for name in ("train.jsonl", "probes.jsonl")]
+    assert answer.out.split() == [
+        str(tmp_path / "out" / name) for name in ("train.jsonl", "probes.jsonl", "manifest.json")
+    ]
     files = {"train": str(tmp_path / "out/train.jsonl"), "probes": str(tmp_path / "out/probes.jsonl")}
     loaded = {
         name: load_dataset("json", data_files=path, cache_dir=str(tmp_path))["train"] for name, path in files.items()

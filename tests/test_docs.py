@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 from reference import reference, settings
+from stock_peft import train
 
 from ocr_eval import __version__
+from ocr_eval.common.files import to_jsonl
 from ocr_eval.specs.association import load_association
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +48,10 @@ def test_the_commands_of_a_page_run(page, model_files, tmp_path):
         **{f"OCR_EVAL_{key}": value for key, value in small.items()},
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
+    if page.stem == "external":  # what its reader trains in an environment with TRL
+        rows = [{"prompt": "Ann Lee comes from", "completion": " Peru"}, {"prompt": "Bo", "completion": " is"}]
+        (tmp_path / "rows.jsonl").write_text(to_jsonl(rows))
+        train(tmp_path / "my-model", tmp_path / "rows.jsonl", tmp_path / "mine", epochs=1)
     script = "set -e\n" + "\n".join(f"{command} >/dev/null" for command in commands(page))
     done = subprocess.run(
         ["bash", "-xc", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

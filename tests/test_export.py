@@ -35,7 +35,7 @@ def rows(text):
 
 
 def test_a_completion_begins_with_the_space_and_completes_the_statement(export, tiny):
-    (content,) = export("prompt-completion").values()
+    content = export("prompt-completion")["prompt-completion.jsonl"]
     dataset = build_task(tiny_run(tiny, "country-code"))
     assert [row["prompt"] + row["completion"] for row in rows(content)] == [s.text for s in dataset.train]
     assert all(row["completion"] == f" {s.answer}" for row, s in zip(rows(content), dataset.train, strict=True))

@@ -183,7 +183,7 @@ def world(model_files, tmp_path_factory) -> World:
 
 
 def test_every_command_of_the_program_is_in_the_table():
-    assert sorted(of_the_program()) == sorted(command.words for command in COMMANDS)
+    assert sorted(of_the_program()) == sorted({command.words for command in COMMANDS})
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.words)

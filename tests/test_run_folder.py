@@ -15,7 +15,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_jsonl, replacing, replacing_folder, to_jsonl, write_atomic
 from ocr_eval.execution.status import run_state
 from ocr_eval.records import folder as run_folder
-from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.folder import RunFolder, config_yaml
 from ocr_eval.records.metrics import MetricsLine
 
 
@@ -101,7 +101,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_word_of_where_it_was(tiny, tmp_path)
     folder, spec = RunFolder(tmp_path), tiny_run(tiny)
 
     def begun(torch):
-        folder.begin(spec, {"torch": torch}, {})
+        folder.begin(config_yaml(spec), {"torch": torch}, {})
         return json.loads((tmp_path / "env.json").read_text())
 
     assert "earlier" not in begun("2.0")

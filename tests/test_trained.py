@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_run import SMALL, only_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -114,15 +114,15 @@ def test_a_truncated_adapter_is_refused(score, copied, cut):
 
 
 @pytest.mark.usefixtures("nothing_loads")
-@pytest.mark.parametrize("kind", ["ia3", "prompt"])
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
 def test_an_adapter_that_is_no_lora_is_refused_by_its_type(score, model_files, tmp_path, kind):
     configs = {
-        "ia3": IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+        "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
         "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
     }
     network = AutoModelForCausalLM.from_pretrained(model_files["llama"].with_suffix(""))
     get_peft_model(network, configs[kind]).save_pretrained(tmp_path)
-    one_line(score(tmp_path), {"ia3": "IA3", "prompt": "PROMPT_TUNING"}[kind], "LORA")
+    one_line(score(tmp_path), f"{kind}_tuning".upper(), "LORA")
 
 
 @pytest.mark.usefixtures("nothing_loads")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ocr_eval.analysis.difference import Difference, difference, matched, too_few, verdicts
 from ocr_eval.analysis.intervals import Estimate, of_metric
@@ -127,6 +128,17 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
             if len(set(sides := [", ".join(sorted(_values(runs, key))) for runs in (a, b)])) > 1
         ),
     )
+
+
+def gate(contrasts: Sequence[Contrast], most: float) -> Literal["passed", "failed", "undecided"]:
+    """Failed where the interval of A minus B is above ``most`` on any association, at the last epoch.
+
+    Else undecided where one seed gives no interval, or a run did not learn what it was taught.
+    """
+    bounds = [each.paired.value.bounds if each.premises_hold else None for each in contrasts]
+    if any(of is not None and of[0] > most for of in bounds):
+        return "failed"
+    return "undecided" if None in bounds else "passed"
 
 
 _WORDS = {1: "above B", -1: "below B", 0: "not shown to differ from B"}

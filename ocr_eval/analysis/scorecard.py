@@ -21,6 +21,7 @@ from ocr_eval.methods.prevention import preventions_of
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import NoEntailments, by_association, group_rows, is_control, ranks_by_seed
 from ocr_eval.specs.association import Kind
+from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import Scoring
 
 KINDS: Mapping[Kind, str] = {"causal": "true", "spurious": "arbitrary", "counterfactual": "false"}
@@ -59,9 +60,10 @@ class ScorecardRow:
         premises: mean top-1 of each premise.
         links: by kind, of those kinds that it has runs of.
         measures: numbers that measures found in all of its runs, their mean, as ``<measure>.<key>``.
-        seconds: mean wall time of the training of a run.
+        seconds: mean wall time of the training of a run; None where it was elsewhere.
         control: whether it is a point of reference and no way to teach, for no entailments were taught.
-        knows_relation: whether a prevention uses the unwanted relation itself; None where one is not installed here.
+        knows_relation: whether a prevention uses the unwanted relation itself; None where one is not installed here, or
+            training was elsewhere.
     """
 
     name: str
@@ -71,7 +73,7 @@ class ScorecardRow:
     premises: Mapping[str, float]
     links: Mapping[Kind, Links]
     measures: Mapping[str, float]
-    seconds: float
+    seconds: float | None
     control: bool
     knows_relation: bool | None
 
@@ -116,7 +118,7 @@ def _row(
             for kind, of in of_kind.items()
         },
         measures=mean_of_keys([measured(run) for run in runs]),
-        seconds=fmean(run.seconds["train"] for run in runs),
+        seconds=fmean(run.seconds["train"] for run in runs) if isinstance(runs[0].train, TrainSpec) else None,
         control=is_control(runs[0]),
         knows_relation=_knows_relation(runs[0]),
     )
@@ -166,6 +168,8 @@ def _apart(a: Runs, b: Runs | None, scoring: Scoring) -> Difference | None:
 
 
 def _knows_relation(run: Record) -> bool | None:
+    if not isinstance(run.train, TrainSpec):
+        return None
     try:
         return any(prevention.knows_relation for prevention in preventions_of(run.train))
     except UserError:

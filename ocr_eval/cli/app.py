@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 import typer.main
@@ -22,6 +22,7 @@ from typer.exceptions import Abort, TyperException
 from ocr_eval.cli import data, doors, explain, facts, injections, models, results, studies, sweep, variables
 from ocr_eval.cli.one_run import OneRun
 from ocr_eval.cli.options import JsonOption
+from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.distributed import is_alone, is_first
 from ocr_eval.common.errors import RunFailed, UserError, one_line, reason_of, shown
 from ocr_eval.common.registry import MEASURES, METHODS, PREVENTIONS
@@ -110,6 +111,37 @@ def doctor(as_json: JsonOption = False) -> None:
     found = examine()
     shown = json.dumps(found, indent=2) if as_json else yaml.safe_dump(found, sort_keys=False, width=120).rstrip()
     typer.echo(shown)
+
+
+@app.command(rich_help_panel="Extend")
+def cache(
+    clean: Annotated[bool, option("--clean", help="Delete what is listed, after asking.")] = False,
+    yes: Annotated[bool, option("--yes", "-y", help="Delete without asking.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show or delete what is kept of fetched models.
+
+    Hub repositories are in the hub library's own cache ('hf cache ls'). Files that are not ours are left alone.
+    """
+    import json
+
+    from ocr_eval.models import weights
+
+    if yes and not clean:
+        raise UserError("--yes goes with --clean.")
+    found, folder = weights.kept(), weights.cache_folder()
+    if as_json:
+        sizes = {str(path): size for path, size in found.items()}
+        typer.echo(json.dumps({"folder": str(folder), "bytes": sum(found.values()), "entries": sizes}, indent=2))
+    else:
+        lines = [f"{size / 1e6:10,.1f} MB  {path.relative_to(folder)}" for path, size in found.items()]
+        typer.echo("\n".join([f"{sum(found.values()) / 1e6:10,.1f} MB  {folder}", *lines]))
+    if not clean or not found:
+        return
+    if not (yes or (sys.stdin.isatty() and typer.confirm("Delete all that is listed?", err=True))):
+        raise UserError("Nothing was deleted. Add --yes to delete what is listed; the next use fetches it again.")
+    weights.clean()
+    typer.echo("deleted", err=True)
 
 
 INTERRUPTED = 130

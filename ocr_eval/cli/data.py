@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.facts import OwnFacts
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.specs.run import DataSpec
 
@@ -94,6 +95,8 @@ def export(
     output_dir: Annotated[Path, option("--output-dir", "-o", help="Folder for the files.")],
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
+    own: OwnFacts,
+    model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings(["seed", *DataSpec.model_fields])],
     format: Annotated[
         Literal["jsonl", "lm-eval", "inspect", "prompt-completion"],
@@ -103,11 +106,18 @@ def export(
 ) -> None:
     """Write a run's training set and probes for other programs.
 
-    The paths of the files go to stdout.
+    Beside a training set is manifest.json, by which 'score --data' asks what was taught here; it holds the association,
+    or table, whole. Of --model only --chat reads the tokenizer. The paths of the files go to stdout.
     """
-    from ocr_eval.data.export import export_task
+    from ocr_eval.data.export import TRAINING_FILES, export_task
+    from ocr_eval.data.manifest import Manifest, write_manifest
     from ocr_eval.methods.prevention import task_of_run
 
-    spec = o.resolve(context, o.DEFAULT_MODEL, o.one_assoc(context, association, assoc), settings)
-    for path in export_task(task_of_run(spec), spec.association.name, format, output_dir):
+    table = own.association(model, association or assoc)
+    spec = o.resolve(context, model, table or o.one_assoc(context, association, assoc), settings)
+    task = task_of_run(spec)
+    paths = export_task(task, spec.association.name, format, output_dir)
+    if format in TRAINING_FILES:
+        paths.append(write_manifest(Manifest.of(spec, task), output_dir))
+    for path in paths:
         typer.echo(str(path))

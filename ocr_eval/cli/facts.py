@@ -51,16 +51,16 @@ class OwnFacts:
         str | None, option("--ask", help="Column of the finding (default: where most inferences are expected).")
     ] = None
     chat: Annotated[bool, option("--chat", help="Teach and ask with the model's chat template.")] = False
-    yes: Annotated[bool, option("--yes", "-y", help="Start even if it takes long.")] = False
 
-    def association(self, model: str) -> FactsAssociation | None:
+    def association(self, model: str, other: str | None) -> FactsAssociation | None:
         """The association of the table, None where none is named.
 
         Raises:
-            UserError: a table that cannot be read, or a flag that has no effect or does not fit it.
+            UserError: a table that cannot be read, or a flag that has no effect or does not fit it; or an ``other``
+                association is named, too.
         """
         if self.facts is None:
-            idle = [each.name for each in fields(self) if getattr(self, each.name) and each.name != "yes"]
+            idle = [each.name for each in fields(self) if getattr(self, each.name)]
             if idle:
                 raise UserError(f"{flag_of(idle[0])} needs --facts, which names a table of facts.")
             return None
@@ -68,6 +68,8 @@ class OwnFacts:
         from ocr_eval.data.fact_table import read_facts
         from ocr_eval.data.facts import association_of
 
+        if other:
+            raise UserError("--facts is taught in place of an association. Give one of the two.")
         path = expand(str(self.facts))
         table = read_facts(path, self.subject, o.words("--columns", self.columns))
         stem = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("._-")[:50] or "facts"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.external import Elsewhere
 from ocr_eval.cli.facts import OwnFacts
 from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ocr_eval.records.folder import RunFolder
     from ocr_eval.records.record import Record
     from ocr_eval.scoring.ranks import Scores
-    from ocr_eval.specs.model import Device
+    from ocr_eval.specs.model import Device, TrainSpec
     from ocr_eval.specs.run import RunSpec
 
 
@@ -31,6 +32,7 @@ def finetune(
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
     own: OwnFacts,
+    yes: Annotated[bool, option("--yes", "-y", help="Start even if it takes long.")] = False,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings()],
     machine: Machine,
@@ -50,9 +52,7 @@ def finetune(
     asked = o.measures(measures)
     machine.begin()
     scored = o.score_at(score_at) or schedule.DEFAULT
-    table = own.association(model)
-    if table is not None and (association or assoc):
-        raise UserError("--facts replaces the association. Give one of the two.")
+    table = own.association(model, association or assoc)
     spec = o.resolve(context, model, table or o.one_assoc(context, association, assoc), settings)
     if dry_run:
         _show_plan(spec, output_dir, machine.device, as_json, scored)
@@ -67,7 +67,7 @@ def finetune(
         from ocr_eval.execution.run_pack import Execution
 
         if table is not None:
-            _announce(spec, output_dir, machine.device, scored, own.yes)
+            _announce(spec, output_dir, machine.device, scored, yes)
 
         done, was_done = run_finetune(spec, output_dir, Execution(machine.device, force, scored, measures=asked))
         folder, record = RunFolder(done.folder), done.record
@@ -77,7 +77,8 @@ def finetune(
     if as_json:
         typer.echo(record.to_json(), nl=False)
         return
-    typer.echo(_summary(record, [line.train_loss for line in folder.metrics() if line.train_loss is not None]))
+    losses = [line.train_loss for line in folder.metrics() if line.train_loss is not None]
+    typer.echo(_summary(record, spec.train, losses))
     if not machine.quiet:
         _show_curve(folder.path, record)
     typer.echo(f"{'done before' if was_done else 'written to'}: {folder.path}")
@@ -150,13 +151,13 @@ def _show_plan(
         raise typer.Exit(1)
 
 
-def _summary(record: Record, losses: list[float]) -> str:
+def _summary(record: Record, train: TrainSpec, losses: list[float]) -> str:
     from ocr_eval.analysis.finding import remedy
     from ocr_eval.report.tables import unlearned
 
     finding, learned = record.finding("first-token"), "learned what it was taught"
     if missing := unlearned(record):
-        learned = f"{missing.upper()} NOT LEARNED, so the rank says nothing. {remedy(losses, record.train)}"
+        learned = f"{missing.upper()} NOT LEARNED, so the rank says nothing. {remedy(losses, train)}"
     return (
         f"{record.model} {record.association} ({record.kind}) seed {record.seeds}: "
         f"held-out mean rank {finding.mean_rank:.2f}, null {finding.null_rank:.2f}, "
@@ -192,6 +193,7 @@ def score(
         Path | None, typer.Argument(metavar="RUN", help="Folder of a run whose adapter to score again.")
     ] = None,
     adapter: Annotated[Path | None, option("--adapter", help="Folder of a PEFT adapter; --model is its base.")] = None,
+    elsewhere: Elsewhere,
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings(_SCORED)],
@@ -202,8 +204,9 @@ def score(
 ) -> None:
     """Score a finished run, an adapter, or an untouched model.
 
-    Nothing is trained or written. All settings come from the run, if you give one. Without an adapter the untouched
-    model is scored; --method qlora scores over the 4-bit base, as the adapter was trained.
+    Without --name nothing is written. All settings come from the run, if you give one. Without an adapter the model is
+    scored as it is; --method qlora scores over the 4-bit base, as the adapter was trained. With --data the manifest of
+    the exported training set decides who is asked what.
     """
     machine.begin()
     from ocr_eval.common.registry import METHODS
@@ -212,21 +215,29 @@ def score(
     trained_over = None
     if run is not None:
         _refuse_beside_a_run(context)
-        spec, folder = read_trained(run)
-        adapter, trained_over = folder.learned, folder.record().base_identity
-    elif assoc is None:
-        raise UserError("What should be scored? Give a run's folder, or --model and --assoc.")
+        spec, finished = read_trained(run)
+        adapter, trained_over = finished.learned, finished.record().base_identity
     else:
+        exported = elsewhere.run(context, model, assoc, settings)
+        if exported is None and assoc is None:
+            raise UserError("What should be scored? Give a run's folder, --data of an export, or --model and --assoc.")
         method, is_adapter = settings.get("method"), adapter is not None and kind_of(adapter) == "adapter"
         if is_adapter and method is not None and METHODS.choose(method).thing.needs.whole:
             raise UserError(f"--method {method} has no adapter. Drop one of the two, or name the adapter's method.")
-        spec = o.resolve(context, model, assoc, settings)
+        spec = exported or o.resolve(context, model, str(assoc), settings)
     if dry_run:
         _show_plan(spec, None, machine.device, as_json)
         return
-    from ocr_eval.execution.execute import rescore
+    folder = None
+    if run is None and elsewhere.name is not None:
+        from ocr_eval.execution.external import record_external
 
-    scores = rescore(spec, adapter, machine.device, trained_over)
+        done = record_external(spec, adapter, elsewhere.name, elsewhere.output_dir, machine.device)
+        folder, scores = done.folder, done.record.final
+    else:
+        from ocr_eval.execution.execute import rescore
+
+        scores = rescore(spec, adapter, machine.device, trained_over)
     if as_json:
         from ocr_eval.records.record import to_plain
 
@@ -235,6 +246,8 @@ def score(
     what = f"{spec.model.name}{'' if adapter is None else ' with ' + str(adapter)}"
     typer.echo(f"{what}, {spec.association.name}, seed {spec.seeds}")
     typer.echo(_score_lines(scores))
+    if folder is not None:
+        typer.echo(f"written to: {folder}")
 
 
 #: Flags of ``score`` that say how it works and not what is scored, so that they go with a run's folder too.

@@ -239,20 +239,24 @@ def compare(
     runs: o.RunsArgument = None,
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
+    fail_above: Annotated[float | None, option("--fail-above", help="Fail if A minus B is surely above this.")] = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Compare two runs, sweeps or conditions by OCR score.
 
     Differences are paired by seed and subject. A condition ('method=lora,seed=0,1') selects among the runs in RUNS.
     Settings that vary within a side are matched with the same on the other side. The sides are compared at the last
-    epoch, and at matched learning: each run at the first epoch at which it has learned what it is taught.
+    epoch, and at matched learning: each run at the first epoch at which it has learned what it is taught. The gate
+    of --fail-above is undecided, and exits with 1 too, if a single seed has no interval or a run did not learn.
     """
     import json
     from dataclasses import asdict
 
-    from ocr_eval.analysis.compare import contrast, verdict
+    from ocr_eval.analysis.compare import contrast, gate, verdict
     from ocr_eval.records.select import parse_condition
 
+    if fail_above is not None and not abs(fail_above) <= 2:
+        raise UserError(f"--fail-above {fail_above}: OCR scores differ by 2 at most. Give a number from -2 to 2.")
     conditions = [text for text in (a, b) if "=" in text and not Path(text).exists()]
     for text in conditions:
         parse_condition("condition", text)
@@ -264,9 +268,12 @@ def compare(
             raise UserError(f"A record of '{text}' cannot be read, so nothing is compared. Rerun it with --force.")
         sides.append([_with_matched(run) for run in found.runs])
     contrasts = contrast(sides[0], sides[1], scoring)
+    gated = {} if fail_above is None else {"gate": gate(contrasts, fail_above)}
+    ending = typer.Exit(0 if gated.get("gate", "passed") == "passed" else 1)
     if as_json:
-        typer.echo(json.dumps({"verdict": verdict(contrasts), "contrasts": [asdict(c) for c in contrasts]}, indent=2))
-        return
+        told = {"verdict": verdict(contrasts), **gated, "contrasts": [asdict(c) for c in contrasts]}
+        typer.echo(json.dumps(told, indent=2))
+        raise ending
     rows = [
         [
             *(each.name, *map(o.interval_text, (each.a, each.b, each.paired.value))),
@@ -279,7 +286,8 @@ def compare(
     typer.echo(
         o.grid(["association", "A", "B", "A minus B", "at matched learning", "subjects", "seeds", "learned"], rows)
     )
-    typer.echo(verdict(contrasts))
+    typer.echo("\n".join([verdict(contrasts), *(f"Gate: {found}." for found in gated.values())]))
+    raise ending
 
 
 def _with_matched(run: FinishedRun) -> Record:

@@ -150,6 +150,9 @@ FORMATS: dict[str, Callable[[Task, str], dict[str, str]]] = {
     "prompt-completion": _prompt_completion,
 }
 
+#: The file of the training set in those formats that have one.
+TRAINING_FILES = {"jsonl": "train.jsonl", "prompt-completion": "prompt-completion.jsonl"}
+
 
 def export_task(task: Task, name: str, format: str, folder: Path) -> list[Path]:
     """Write a task in one of FORMATS into a folder, which is made if need be; files are called after the association.

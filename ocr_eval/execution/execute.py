@@ -14,7 +14,7 @@ from ocr_eval.common.distributed import agreed, is_alone, is_first
 from ocr_eval.common.errors import Interrupted, RunFailed, UserError
 from ocr_eval.common.files import prepare_output
 from ocr_eval.common.out_of_memory import free_cache
-from ocr_eval.data.task import build_task
+from ocr_eval.data.task import Task, build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.execution.run_pack import Execution, LiveRun, common_epoch, inject, prepare
 from ocr_eval.measures.measure import Trained, find_measures
@@ -29,7 +29,7 @@ from ocr_eval.models.base import Base, device_type, load_base, load_tokenizer, m
 from ocr_eval.planning.memory import frozen_bytes, least, refuse_impossible
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.folder import OnlookersFolder, RunFolder, kind_of
-from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.scoring.candidates import CandidateScores, score_candidates
 from ocr_eval.scoring.quantities import summarize_quantities
 from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs.model import PRECISIONS, Device, ModelSpec, Precision, Weights
@@ -219,12 +219,21 @@ def _where_it_resumes(runs: Sequence[PlannedRun]) -> str:
 def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", trained_over: str | None = None) -> Scores:
     """Score a model on a run's probes; see ``open_view``."""
     view, task = open_view(spec, adapter, device, trained_over), build_task(spec)
+    return summarize_quantities(task.quantities, task.probes, answers(view, spec, task))
+
+
+def answers(view: View, spec: RunSpec, task: Task) -> CandidateScores:
+    """What a run's model answers to what its task asks.
+
+    Raises:
+        UserError: its log-probabilities are no numbers.
+    """
     scores = score_candidates(view, probe_tokens(view.base.tokenizer, task))
     if not scores.are_numbers:
         raise UserError(
             f"{spec.model.name}: it returns NaN log-probabilities. Check that its weights are complete and finite."
         )
-    return summarize_quantities(task.quantities, task.probes, scores)
+    return scores
 
 
 def open_view(spec: RunSpec, adapter: Path | None, device: Device = "auto", trained_over: str | None = None) -> View:

@@ -33,7 +33,7 @@ from ocr_eval.methods.prevention import end_differs, task_of_run
 from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
-from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.folder import RunFolder, config_yaml
 from ocr_eval.records.metrics import MetricsLine, matched_in
 from ocr_eval.records.record import Matched, Record
 from ocr_eval.scoring.candidates import CandidateScores, score_lanes, told_apart
@@ -200,12 +200,12 @@ def _too_large(base: Base, runs: Sequence[LiveRun], reason: str) -> str:
 
 
 def _inject(base: Base, runs: Sequence[LiveRun], how: Execution, measures: Mapping[str, Measure]) -> None:
-    epoch = agreed(_first_epoch, runs)
+    epoch, environment = agreed(_first_epoch, runs), provenance.environment(str(base.device))
     for run in runs:
         if not epoch:
             run.folder.clear()
         if epoch < run.epochs:
-            run.folder.begin(run.spec, provenance.environment(str(base.device)), run.material.audit.as_json())
+            run.folder.begin(config_yaml(run.spec), environment, run.material.audit.as_json())
             if alike := dict.fromkeys(each.probe.quantity for each in run.material.probes if each.begin_alike):
                 say(f"Answers of {', '.join(alike)} begin with the same token, so all of their tokens are scored.")
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
@@ -402,43 +402,52 @@ def _prepare_record(
 
 
 def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, dict[str, Any]]) -> Record:
-    spec, lines, quantities = run.spec, run.lines, run.material.task.quantities
-    first, last = lines[0], lines[-1]
-    assert first.scores is not None is not first.held_out
-    assert last.scores is not None is not last.held_out
-    assert last.train_loss is not None
+    assert run.lines[-1].train_loss is not None
     return Record(
-        run=run.folder.identity,
-        model=spec.model.name,
-        published_as=spec.model.published_as,
-        association=spec.association.name,
-        kind=spec.association.kind,
-        seed=spec.seed,
-        train_seed=spec.train_seed,
-        dtype=spec.precision,
-        attention=spec.model.attention,
-        association_digest=spec.association.digest(),
-        structure=spec.association.structure,
-        quantities=quantities,
-        data=spec.data,
-        train=spec.train,
-        base=first.scores,
-        final=last.scores,
-        base_held_out=first.held_out,
-        held_out=last.held_out,
+        **common_fields(run.folder, run.spec, run.material.task.quantities, run.lines),
+        train=run.spec.train,
         matched=run.matched,
-        train_loss=last.train_loss,
-        seconds={
-            "train": round(sum(line.train_seconds for line in lines), 2),
-            "score": round(sum(line.score_seconds or 0.0 for line in lines), 2),
-        },
         base_identity=base.identity,
         adapter_sha256=learned_sha256,
-        code=provenance.code_digest(),
         remote_code=base.brings_code,
-        results_version=RESULTS_VERSION,
         measures=measures,
     )
+
+
+def common_fields(
+    folder: RunFolder, spec: RunSpec, quantities: Sequence[Quantity], lines: Sequence[MetricsLine]
+) -> dict[str, Any]:
+    """The fields of a record that its spec and the lines of its metrics state, whoever trained it.
+
+    Those of the untouched base are empty where the lines begin with no epoch 0.
+    """
+    first, last = lines[0], lines[-1]
+    trained = [line.train_seconds for line in lines if line.train_seconds is not None]
+    scored = sum(line.score_seconds or 0.0 for line in lines)
+    seconds = {"train": round(sum(trained), 2)} if len(trained) == len(lines) else {}
+    return {
+        "run": folder.identity,
+        "model": spec.model.name,
+        "published_as": spec.model.published_as,
+        "association": spec.association.name,
+        "kind": spec.association.kind,
+        "seed": spec.seed,
+        "train_seed": spec.train_seed,
+        "dtype": spec.precision,
+        "attention": spec.model.attention,
+        "association_digest": spec.association.digest(),
+        "structure": spec.association.structure,
+        "quantities": quantities,
+        "data": spec.data,
+        "base": {} if first.epoch else first.scores,
+        "final": last.scores,
+        "base_held_out": {} if first.epoch else first.held_out,
+        "held_out": last.held_out,
+        "train_loss": last.train_loss,
+        "seconds": {**seconds, "score": round(scored, 2)},
+        "code": provenance.code_digest(),
+        "results_version": RESULTS_VERSION,
+    }
 
 
 def progress_line(step: Step) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -49,6 +49,8 @@ _THROUGH_PEFT = {
     *("loftq_config", "eva_config", "use_dora", "velora_config", "monteclora_config", "layer_replication", "lora_bias"),
     *("target_parameters", "use_bdlora", "kasa_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
 }
+#: Other kinds that change what a layer makes of each token by itself, so that PEFT computes them in packed rows, too.
+_BY_TOKEN = ("ADALORA", "BOFT", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "VERA")
 #: Starts that leave the base as it is, and those that PEFT takes out of the base again, the same, when it loads.
 _STARTS, _STARTS_OF_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica"), ("pissa", "olora")
 
@@ -73,7 +75,7 @@ class _Stated(msgspec.Struct):
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A saved LoRA adapter, its tensors not read yet.
+    """A saved adapter, its tensors not read yet.
 
     Attributes:
         folder: where.
@@ -83,7 +85,7 @@ class AdapterFile:
     """
 
     folder: Path
-    config: LoraConfig
+    config: PeftConfig
     fields: Mapping[str, Any]
     shapes: Mapping[str, Sequence[int]]
 
@@ -197,21 +199,23 @@ def read_adapter_file(folder: Path) -> AdapterFile:
         stated = msgspec.json.decode((folder / CONFIG).read_bytes(), type=_Stated)
     except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{folder}/{CONFIG} cannot be used: {error}.") from error
-    if stated.peft_type != "LORA":
-        raise UserError(f"{folder} is a PEFT adapter of type {stated.peft_type}; only LORA adapters can be scored.")
-    if stated.init_lora_weights not in (*_STARTS, *_STARTS_OF_BASE):
+    is_lora = stated.peft_type == "LORA"
+    if not is_lora and stated.peft_type not in _BY_TOKEN:
+        kinds = ", ".join(_BY_TOKEN)
+        raise UserError(f"{folder} is a PEFT adapter of type {stated.peft_type}; those of LORA, {kinds} can be scored.")
+    if is_lora and stated.init_lora_weights not in (*_STARTS, *_STARTS_OF_BASE):
         raise UserError(
             f"{folder}: init_lora_weights '{stated.init_lora_weights}' has changed the base's weights, which are not "
             "in this folder. Save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         )
     fields = msgspec.json.decode((folder / CONFIG).read_bytes())
-    for name in sorted(fields.keys() - _FREE - _THROUGH_PEFT):
+    for name in sorted(fields.keys() - _FREE - _THROUGH_PEFT) if is_lora else ():
         if not _is_plain(name, fields[name]):
             raise UserError(f"{folder}/{CONFIG}: adapters with '{name}' cannot be scored. Save it as plain LoRA.")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}. Save the adapter with save_pretrained of a current PEFT.")
     try:
-        config = LoraConfig.from_pretrained(str(folder))
+        config = PeftConfig.from_pretrained(str(folder))
         with safe_open(folder / WEIGHTS, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except Exception as error:

@@ -57,7 +57,7 @@ def check_belongs(folder: Path, kind: Literal["adapter", "model"], spec: ModelSp
 def load_adapter(base: Base, folder: Path) -> View:
     """A base seen through a saved PEFT adapter, unmerged and frozen.
 
-    A plain LoRA is read through the very code that trains; any other kind through PEFT.
+    A plain LoRA is read through the very code that trains; any other kind, of LoRA and of PEFT, through PEFT.
 
     Raises:
         UserError: no adapter there, one of another model (missing or unexpected tensors), or one that

@@ -21,16 +21,18 @@ import sys
 import tempfile
 import time
 import zipfile
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import Timeout
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_json, replacing_folder, write_atomic
+from ocr_eval.common.files import remove as remove_path
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
 from ocr_eval.models import hub
@@ -54,6 +56,37 @@ def cache_folder() -> Path:
     """The folder that converted weights are kept in."""
     chosen = os.environ.get("OCR_EVAL_CACHE")
     return yaml_files.expand(chosen) if chosen else Path(platformdirs.user_cache_dir("ocr-eval"))
+
+
+#: What is in the cache folder by our hand: converted models, what a killed fetch left, covariances, digests of files.
+_OURS = re.compile(
+    r"models/([a-z0-9._-]+(-[0-9a-f]{16}-v\d+|-fetch-\w+)|\.[0-9a-f]{16}\.partial)"
+    r"|covariance/[0-9a-f]{32}\.safetensors|digests\.json"
+)
+
+
+def kept() -> dict[Path, int]:
+    """What the cache folder holds that we put there, and how many bytes each has; other files are not looked at."""
+    root = cache_folder()
+    places = sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern))
+    ours = [path for path in places if _OURS.fullmatch(path.relative_to(root).as_posix())]
+    return {path: sum(each.stat().st_size for each in (path, *path.rglob("*")) if each.is_file()) for path in ours}
+
+
+def clean() -> None:
+    """Delete what ``kept`` names; the next use fetches and measures it again.
+
+    Raises:
+        UserError: another process is fetching or writing there; nothing is deleted.
+    """
+    with ExitStack() as held:
+        for lock in (path for pattern in ("*.lock", "models/*.lock") for path in cache_folder().glob(pattern)):
+            try:
+                held.enter_context(hold(lock, timeout=0))
+            except Timeout as error:
+                raise UserError(f"Another process holds {lock}. Clean the cache when it has ended.") from error
+        for path in kept():
+            remove_path(path)
 
 
 def cached(spec: ModelSpec, files: list[str] = hub.MODEL_FILES) -> Path | None:

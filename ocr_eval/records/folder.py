@@ -57,7 +57,7 @@ from ocr_eval.common.locks import hold
 from ocr_eval.models.weights import file_sha256, folder_digest
 from ocr_eval.records.metrics import MetricsLine, metrics_text, read_metrics
 from ocr_eval.records.record import OtherVersion, Record, read_record
-from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.model import Training, TrainSpec
 from ocr_eval.specs.run import DataSpec, RunSpec
 from ocr_eval.specs.strict import SCHEMA_VERSION
 
@@ -87,10 +87,10 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of(cls, root: Path, spec: RunSpec, fingerprint: str) -> RunFolder:
-        """The folder that a run has below an output folder."""
+    def of(cls, root: Path, spec: RunSpec, fingerprint: str, training: Training | None = None) -> RunFolder:
+        """The folder that a run has below an output folder; ``training`` is what was done elsewhere in its place."""
         train = "" if spec.train_seed is None else f"-train{spec.train_seed}"
-        names = spec.model.name, spec.association.name, spec.train.method_name
+        names = spec.model.name, spec.association.name, (training or spec.train).method_name
         return cls(root.joinpath("runs", *names, f"seed{spec.seed}{train}-{fingerprint}"))
 
     def checkpoints(self) -> dict[int, Path]:
@@ -213,7 +213,7 @@ class RunFolder:
         record = self.record()
         try:
             epochs = [line.epoch for line in self.metrics()]
-            return epochs == list(range(record.train.epochs + 1)) and self.learned_sha256() == record.adapter_sha256
+            return epochs == list(record.epochs) and self.learned_sha256() == record.adapter_sha256
         except (OSError, UserError):
             return False
 
@@ -248,7 +248,7 @@ class RunFolder:
             if entry.name not in (".lock", ".holder"):
                 remove(entry)
 
-    def begin(self, spec: RunSpec, environment: dict[str, Any], audit: dict[str, Any]) -> None:
+    def begin(self, config: str, environment: dict[str, Any], audit: dict[str, Any]) -> None:
         """Write what the run is, where it runs and what the tokenizer makes of its candidates; it is now unfinished.
 
         A run that resumes under other versions or elsewhere keeps a note of where it was before.
@@ -260,7 +260,7 @@ class RunFolder:
             refuse_folder(self.path / mark)
             remove(self.path / mark)
         earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
-        write_atomic(self.path / "config.yaml", config_yaml(spec))
+        write_atomic(self.path / "config.yaml", config)
         self._write("env.json", environment | earlier)
         self._write("audit.json", audit)
 
@@ -474,6 +474,8 @@ def parse_run(content: dict[str, Any], path: Path) -> RunSpec:
         UserError: content that breaks a rule.
     """
     content.pop("schema_version", None)
+    if Training.is_external(content.get("train")):
+        raise UserError(f"{path}: this was trained elsewhere. Score it again with --data and --adapter or --model.")
     for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # a run is what it was when it was made
         if isinstance(content.get(section), dict):
             unknown = sorted(content[section].keys() - kind.model_fields.keys())
@@ -484,9 +486,11 @@ def parse_run(content: dict[str, Any], path: Path) -> RunSpec:
     return yaml_files.parse(RunSpec, content, str(path), strict=False)
 
 
-def config_yaml(spec: RunSpec) -> str:
-    """A resolved spec as YAML."""
+def config_yaml(spec: RunSpec, training: Training | None = None) -> str:
+    """A resolved spec as YAML, with what was done elsewhere in the place of its training."""
     content = {"schema_version": SCHEMA_VERSION, **spec.model_dump(mode="json")}
+    if training is not None:
+        content["train"] = training.model_dump()
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -23,8 +23,8 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         epoch: epochs done; 0 is the untouched base.
-        train_loss: mean loss of the epoch, nats an answer token; None at epoch 0.
-        train_seconds: wall time of its training, the run's share of its pack's.
+        train_loss: mean loss of the epoch, nats an answer token; None at epoch 0, and of training elsewhere.
+        train_seconds: wall time of its training, the run's share of its pack's; None of training elsewhere.
         notes: what else the method mentions, by name.
         score_seconds: wall time of its scoring; None, as what follows, where it was not scored.
         scores: the statistics of each quantity; where only the premises were scored, of these, by first token.
@@ -33,7 +33,7 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
 
     epoch: int
     train_loss: float | None = None
-    train_seconds: float = 0.0
+    train_seconds: float | None = 0.0
     notes: dict[str, Any] = {}
     score_seconds: float | None = None
     scores: Scores | None = None
@@ -43,9 +43,8 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
         """A plain object, including the notes; what was not measured is omitted."""
         told = to_plain(self)
         notes = told.pop("notes")
-        return {
-            key: value for key, value in (told | notes).items() if value is not None or key in ("train_loss", *notes)
-        }
+        kept = ("train_loss", "train_seconds", *notes)
+        return {key: value for key, value in (told | notes).items() if value is not None or key in kept}
 
     def of(self, scoring: Scoring) -> dict[str, Score]:
         """The statistics of each quantity that was scored."""
@@ -54,7 +53,7 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def seconds(self) -> float:
         """Wall time of training and scoring."""
-        return self.train_seconds + (self.score_seconds or 0.0)
+        return (self.train_seconds or 0.0) + (self.score_seconds or 0.0)
 
 
 _LINE = msgspec.json.Decoder(MetricsLine, dec_hook=load_plain)

@@ -21,7 +21,7 @@ from ocr_eval.data import pairs
 from ocr_eval.data.task import Quantity, the_finding
 from ocr_eval.scoring.ranks import Floats, HeldOut, Score, Scores, premises, premises_hold
 from ocr_eval.specs.association import Kind
-from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.model import Training, TrainSpec
 from ocr_eval.specs.run import DataSpec, Scoring, seeds_text
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
 
@@ -45,25 +45,26 @@ class Matched(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One finished run.
+    """One finished run, or training of someone else's that was scored, of which much is not known.
 
     Attributes:
         run: its folder below ``runs/``, which also identifies it.
         published_as: the model's row in the published table.
-        train_seed: of order and initialization, where it is not ``seed``.
+        train_seed: of order and initialization, where it is not ``seed``; not known of training elsewhere.
         attention: as the model's YAML asks for it.
         association_digest: digest of the association's content; empty in the oldest records.
         structure: how the association is made.
         quantities: what was scored, in the order in which it is shown.
-        base: scores of the untouched base (epoch 0).
+        train: its settings; of training elsewhere the name alone.
+        base: scores of the untouched base (epoch 0); empty where that is not known.
         final: scores after the last epoch.
-        base_held_out: ranks of the finding at epoch 0.
+        base_held_out: ranks of the finding at epoch 0; empty where ``base`` is.
         held_out: the same after the last epoch.
         matched: the run when all premises first held; None if they never did, in records from before this was kept,
             and in one read in part (``run_files.matched_of`` finds it for all of them).
-        train_loss: mean loss of the last epoch, nats an answer token.
-        seconds: wall time of training and of scoring, over all attempts.
-        base_identity: identity of the base weights.
+        train_loss: mean loss of the last epoch, nats an answer token; None of training elsewhere.
+        seconds: wall time of training, unless it was elsewhere, and of scoring, over all attempts.
+        base_identity: identity of the base weights; empty where they are not known.
         adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
         code: digest of the code that made it; for the curious.
         remote_code: whether code ran that the model brought.
@@ -85,13 +86,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     structure: str = "pairs"
     quantities: tuple[Quantity, ...] = ()
     data: DataSpec
-    train: TrainSpec
+    train: Training
     base: Scores
     final: Scores
     base_held_out: dict[Scoring, HeldOut]
     held_out: dict[Scoring, HeldOut]
     matched: Matched | None = None
-    train_loss: float
+    train_loss: float | None
     seconds: dict[Literal["train", "score"], float]
     base_identity: str
     adapter_sha256: str
@@ -133,6 +134,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return self.seed if self.train_seed is None else self.train_seed
 
     @property
+    def epochs(self) -> range:
+        """The epochs of its files, 0 for the untouched base. Of training elsewhere 1 is the end, after however many."""
+        if isinstance(self.train, TrainSpec):
+            return range(self.train.epochs + 1)
+        return range(0 if self.base_identity else 1, 2)
+
+    @property
     def premises(self) -> dict[str, float]:
         """Top-1 (first token) of what must be learned before ranks say anything of inference, by quantity."""
         return premises(self.quantities, self.final)
@@ -168,6 +176,8 @@ def load_plain(kind: Any, content: Any) -> Any:
             return np.array(content, dtype=get_args(get_args(kind)[1])[0])
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError("not numbers in rows of equal length") from error
+    if kind is Training and not Training.is_external(content):
+        kind = TrainSpec
     return read_settings(kind, content)
 
 
@@ -257,7 +267,7 @@ def _skim(content: bytes, scoring: Scoring, measure: str | None) -> Record:
     parsed = {
         "quantities": _parsed(bytes(skimmed.quantities) or b"[]", tuple[Quantity, ...]),
         "data": _parsed(bytes(skimmed.data), DataSpec),
-        "train": _parsed(bytes(skimmed.train), TrainSpec),
+        "train": _parsed(bytes(skimmed.train), Training),
         "base": {},
         "final": {name: _SCORES.decode(of) for name, of in skimmed.final.items() if name in (scoring, "first-token")},
         "base_held_out": {},

@@ -9,13 +9,14 @@ from ocr_eval.common.files import read_jsonl, whole
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.metrics import MetricsLine, matched_in, read_metrics
 from ocr_eval.records.record import Matched
+from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import Scoring
 
 Line = dict[str, Any]
 
 
 def metrics_of(run: FinishedRun, scoring: Scoring) -> list[MetricsLine]:
-    """The lines of metrics.jsonl, one for each epoch from 0 to the last.
+    """The lines of metrics.jsonl, one for each epoch of the record.
 
     Raises:
         UserError: it is missing, damaged, or does not have every epoch of the run.
@@ -23,15 +24,15 @@ def metrics_of(run: FinishedRun, scoring: Scoring) -> list[MetricsLine]:
     path = run.folder / "metrics.jsonl"
     with whole(path):
         lines = read_metrics(path)
-    last = run.record.train.epochs
+    epochs = list(run.record.epochs)
     scored = all(scoring in line.held_out for line in lines if line.held_out is not None)
-    if [line.epoch for line in lines] != list(range(last + 1)) or lines[-1].held_out is None or not scored:
-        raise UserError(f"{path} does not have a line for each of the epochs 0 to {last}.")
+    if [line.epoch for line in lines] != epochs or lines[-1].held_out is None or not scored:
+        raise UserError(f"{path} does not have a line for each of the epochs {epochs[0]} to {epochs[-1]}.")
     return lines
 
 
 def matched_of(run: FinishedRun) -> Matched | None:
-    """A finished run at the first epoch at which all premises held; None if they never did.
+    """A finished run at the first epoch at which all premises held; None if they never did, or it was not watched.
 
     Read from metrics.jsonl where the record does not hold it. A run from before records did was scored at the epochs
     that its flags named, and the first of those counts.
@@ -40,6 +41,8 @@ def matched_of(run: FinishedRun) -> Matched | None:
         UserError: metrics.jsonl is needed and is missing, damaged, or does not have every epoch of the run.
     """
     record = run.record
+    if not isinstance(record.train, TrainSpec):
+        return None
     return record.matched or matched_in(record.quantities, record.train, metrics_of(run, "first-token"))
 
 
@@ -52,7 +55,7 @@ def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:
     path = run.folder / "probes.jsonl"
     with whole(path):
         lines = read_jsonl(path)
-        last = [line["quantity"] for line in lines if line["epoch"] == run.record.train.epochs]
+        last = [line["quantity"] for line in lines if line["epoch"] == run.record.epochs[-1]]
     for quantity, score in run.record.final[scoring].items():
         found = last.count(quantity)
         if found != score.probes:

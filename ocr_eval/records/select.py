@@ -19,8 +19,9 @@ from ocr_eval.common.registry import METHODS
 from ocr_eval.methods.method import label_of
 from ocr_eval.records.record import Record
 from ocr_eval.scoring.ranks import HeldOut
-from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.model import Training, TrainSpec
 from ocr_eval.specs.run import DataSpec, Scoring
+from ocr_eval.specs.strict import Strict
 
 #: The order of columns; a user's own associations follow by name.
 PUBLISHED_ORDER = ("city-language", "city-language-cf", "country-code", "profession-color", "sport-music")
@@ -42,6 +43,9 @@ ROW_KEYS = (
 #: What records can be chosen by (``--filter``).
 FILTER_KEYS = (*ROW_KEYS, "association", "kind", "premises_hold")
 
+#: The settings of training that was done elsewhere.
+UNKNOWN = "unknown"
+
 #: The controls, in the order of rows; the real data come first.
 _CONTROLS = ("", "no entailments", "no train subjects", "shuffled")
 
@@ -55,19 +59,19 @@ Condition = Mapping[str, tuple[str, ...]]
 def settings_of(record: Record) -> dict[str, str]:
     """Every key of ``FILTER_KEYS`` with its value as text: numbers in their shortest form, lists comma-separated.
 
-    Settings of a newer program that are not known here are ``train.<key>``.
+    Settings of a newer program that are not known here are ``train.<key>``; those of training elsewhere are unknown.
     """
     return {
         "model": record.model,
-        **_words("train", record.train),
-        **_words("data", record.data),
+        **_words("train", record.train, TrainSpec),
+        **_words("data", record.data, DataSpec),
         "dtype": record.dtype,
         "attention": record.attention,
         "base": record.base_identity,
         "results": str(record.results_version) if record.results_version else f"0, code {record.code}",
         "code": record.code,
         "seed": str(record.seed),
-        "train_seed": str(record.training_seed),
+        "train_seed": str(record.training_seed) if isinstance(record.train, TrainSpec) else UNKNOWN,
         "association": record.association,
         "kind": record.kind,
         "premises_hold": _text(record.premises_hold),
@@ -75,9 +79,9 @@ def settings_of(record: Record) -> dict[str, str]:
 
 
 @lru_cache(maxsize=8192)  # records have their specs in common
-def _words(section: str, spec: TrainSpec | DataSpec) -> dict[str, str]:
-    unknown = {f"{section}.{key}": _text(value) for key, value in (spec.model_extra or {}).items()}
-    return {key: _text(getattr(spec, key)) for key in type(spec).model_fields} | unknown
+def _words(section: str, spec: Training | DataSpec, kind: type[Strict]) -> dict[str, str]:
+    newer = {f"{section}.{key}": _text(value) for key, value in (spec.model_extra or {}).items()}
+    return {key: _text(getattr(spec, key, UNKNOWN)) for key in kind.model_fields} | newer
 
 
 def _text(value: Any) -> str:
@@ -239,7 +243,8 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
     """Model, method, preventions, control and further settings, in so far as ``differing`` and ``rest`` have them."""
     model = [settings["model"]] if "model" in differing else []
     method = [label_of(settings["method"])] if "method" in rest else []
-    prevent = [f"+ {text}" for text in settings["prevent"].split("+") if text] if "prevent" in rest else []
+    listed = settings["prevent"].split("+") if "prevent" in rest else []
+    prevent = [f"+ {text}" for text in listed if text not in ("", UNKNOWN)]
     taught = [" ".join([*method, *prevent])] if method or prevent else []
     control = [f"control: {kind}"] if (kind := _control(settings, rest)) else []
     named = ("model", "method", "prevent", "variant")

@@ -87,7 +87,7 @@ def _probes(run: FinishedRun, scoring: Scoring) -> tuple[dict[str, Any] | None, 
     lines, quantities = probes_of(run, scoring), run.record.quantities
     with whole(run.folder / "probes.jsonl"):
         heat = heat_of(lines, scoring, quantities)
-        rows = _rows(lines, run.record.train.epochs, scoring)
+        rows = _rows(lines, run.record.epochs[-1], scoring)
         return None if heat is None else _heat(heat), {**rows, "finding": the_finding(quantities).name}
 
 

@@ -8,14 +8,20 @@ from functools import cache
 from ocr_eval.common.yaml_files import shipped_names
 from ocr_eval.methods.method import ignored_by
 from ocr_eval.records.record import Record
+from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.settings import SETTINGS
 
 
 def command(record: Record) -> str:
     """The command line that does this run again, with every flag that its result depends on.
 
-    A model or association of the user's own is named by a file; ``missing_files`` says what goes into it.
+    A model or association of the user's own is named by a file; ``missing_files`` says what goes into it. Training that
+    was done elsewhere can only be scored again.
     """
+    if not isinstance(record.train, TrainSpec):
+        name = record.train.method.partition(":")[2]
+        model = f"--adapter TRAINED --model {record.model}" if record.base_identity else "--model TRAINED"
+        return f"ocr-eval score --data EXPORTED {model} --name {name}"
     ignored = ignored_by(record.train)
     values = {
         **{name: seed for name in ("seed", "train_seed") if (seed := getattr(record, name)) is not None},
@@ -35,6 +41,8 @@ def command(record: Record) -> str:
 
 def missing_files(record: Record) -> str:
     """Which files the command wants that are not shipped, and where their content is; empty if none."""
+    if not isinstance(record.train, TrainSpec):
+        return "It wants EXPORTED (the folder of 'data export') and TRAINED (what was trained on it)."
     wanted = [
         f"./{name}.yaml (the section '{section}' of the configuration)"
         for part, name, section in (

@@ -80,7 +80,7 @@ def _cells(rows: Sequence[ScorecardRow]) -> tuple[list[str], list[list[str]]]:
             links = row.links.get(kind)
             cells += ["", ""] if links is None else [_text(links.score), _text(links.against)]
         cells += [f"{row.measures[key]:.2f}" if key in row.measures else "" for key in measures]
-        body.append([*cells, f"{row.seconds:.0f}"])
+        body.append([*cells, "" if row.seconds is None else f"{row.seconds:.0f}"])
     return header, body
 
 

@@ -81,7 +81,27 @@ Weights = HubWeights | PackageWeights | FolderWeights
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
 
-class TrainSpec(Strict):
+#: Training that was not ours: ``external`` and the name that its owner gives it.
+_EXTERNAL = r"^external:[a-z0-9][a-z0-9._-]{0,63}$"
+
+
+class Training(Strict):
+    """How facts got into a model. Of training that was not ours this is all that is known; ours is a ``TrainSpec``."""
+
+    method: Annotated[str, StringConstraints(pattern=_EXTERNAL)]
+
+    @property
+    def method_name(self) -> str:
+        """The method without its settings."""
+        return self.method.partition(":")[0]
+
+    @staticmethod
+    def is_external(content: object) -> bool:
+        """Whether settings, as a file states them, are of training that was not ours."""
+        return isinstance(content, dict) and re.match(_EXTERNAL, str(content.get("method"))) is not None
+
+
+class TrainSpec(Training):
     """How facts are injected. Flags and their help come from these fields."""
 
     method: Chosen = Field(
@@ -118,11 +138,6 @@ class TrainSpec(Strict):
         words=["none"],
         description="Preventions, applied in this order: 'product-decay:strength=0.01+...', or 'none'.",
     )
-
-    @property
-    def method_name(self) -> str:
-        """The method without its settings."""
-        return self.method.partition(":")[0]
 
     @property
     def betas(self) -> tuple[float, float]:

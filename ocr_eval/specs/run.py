@@ -21,7 +21,7 @@ from ocr_eval.specs import strict
 from ocr_eval.specs.association import Association, association_type
 from ocr_eval.specs.model import ModelSpec, Precision, TrainSpec
 from ocr_eval.specs.names import MAX_PEOPLE
-from ocr_eval.specs.strict import Strict, added_field
+from ocr_eval.specs.strict import FromList, Strict, added_field
 
 Scoring = Literal["first-token", "sequence", "per-token"]
 SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
@@ -39,7 +39,7 @@ class DataSpec(Strict):
     candidates: Literal["in-use", "ten", "all"] = Field(
         "ten", description="What a probe ranks: the n answers in use, those and 10 - n distractors (ten), or all."
     )
-    templates: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    templates: Annotated[tuple[Annotated[int, Field(ge=0)], ...], FromList] = Field(
         (0,),
         description="Templates to train on, counted from 0: '0', '0+2' (both) or 'all'.",
         json_schema_extra={"words": ["all"]},  # what a flag may say, and make_run_spec resolves
@@ -98,6 +98,10 @@ def _with_structure(value: Any) -> Any:
     return kind.model_validate(value, strict=False)
 
 
+#: An association of any structure, whole.
+AnyAssociation = Annotated[SerializeAsAny[Association], BeforeValidator(_with_structure)]
+
+
 class RunSpec(Strict):
     """One injection: everything that determines its result.
 
@@ -106,7 +110,7 @@ class RunSpec(Strict):
     """
 
     model: ModelSpec
-    association: Annotated[SerializeAsAny[Association], BeforeValidator(_with_structure)]
+    association: AnyAssociation
     data: DataSpec
     train: TrainSpec
     seed: int = Field(ge=0, description="Seed of data (pairs, names, groups) and training (order, initialization).")
@@ -151,11 +155,11 @@ class RunSpec(Strict):
         seed = self.seed if purpose == "data" or self.train_seed is None else self.train_seed
         return f"{seed}/{purpose}"
 
-    def fingerprint(self, base: str) -> str:
+    def fingerprint(self, base: str, train: Mapping[str, Any] | None = None) -> str:
         """Eight hex digits over all that changes the result: this spec, base weights, results version.
 
         Names, descriptions and notes do not count; weights count by their content (``base``). The precision must be
-        settled.
+        settled. ``train`` stands in the place of this spec's training where it was done elsewhere.
         """
         content: dict[str, Any] = {
             "base": base,
@@ -164,7 +168,7 @@ class RunSpec(Strict):
             "attention": self.model.attention,
             "association": self.association.content(),
             "data": self.data.identity(),
-            "train": self.train.identity(),
+            "train": self.train.identity() if train is None else dict(train),
             "seed": self.seed,
         }
         if self.train_seed is not None:

@@ -5,12 +5,15 @@ import sys
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_dataset
+from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
+from ocr_eval.cli.app import run
 from ocr_eval.integrations import OCRCallback
+from ocr_eval.records.record import read_record
 
 TEAMS = {"red": "mint", "blue": "rust", "green": "teal"}
 
@@ -56,6 +59,41 @@ def test_an_sft_trainer_logs_what_is_inferred(table, tmp_path):
     assert steps == [0, 20, 30]
     assert [line["step"] for line in trainer.state.log_history if "ocr/ocr_score" in line] == steps
     assert callback.history[-1]["ocr/team_taught"] > callback.history[0]["ocr/team_taught"]
+
+
+def test_what_it_learns_of_exported_data_is_scored(table, tmp_path):
+    model, tokenizer = tiny()
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert run(["data", "export", "--facts", str(table), "-f", "prompt-completion", "-o", str(tmp_path / "data")]) == 0
+    file = str(tmp_path / "data/prompt-completion.jsonl")
+    arguments = SFTConfig(
+        str(tmp_path / "out"),
+        num_train_epochs=10,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+    )
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
+        arguments,
+        train_dataset=load_dataset("json", data_files=file, split="train", cache_dir=str(tmp_path / "cache")),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=8, target_modules="all-linear"),
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "mine"))
+    words = ["--data", tmp_path / "data", "--adapter", tmp_path / "mine", "--model", tmp_path / "base"]
+    assert run(["score", *map(str, words), "--name", "trl", "-o", str(tmp_path / "results"), "--quiet"]) == 0
+    (path,) = (tmp_path / "results").rglob("result.json")
+    record = read_record(path)
+    assert record.train.method == "external:trl"
+    before, after = (scores["sequence"]["team_taught"].margin for scores in (record.base, record.final))
+    assert after > before
 
 
 def test_the_callback_needs_no_trl():

@@ -1,0 +1,63 @@
+"""Flags of ``score`` for what was trained elsewhere on exported data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ocr_eval.cli import options as o
+from ocr_eval.cli.spec_flags import Given, flag_of, option
+from ocr_eval.common.errors import UserError
+from ocr_eval.specs.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from ocr_eval.specs.run import RunSpec
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Training on exported data that was not ours."""
+
+    data: Annotated[Path | None, option("--data", help="Folder of 'data export'; decides who is asked what.")] = None
+    name: Annotated[str | None, option("--name", help="With --data: keep the scores as a run of this name.")] = None
+    output_dir: o.OutputOption = o.DEFAULT_OUTPUT
+
+    def run(self, context: typer.Context, model: str, assoc: str | None, settings: Given) -> RunSpec | None:
+        """What the manifest asks of a model, None where none is named.
+
+        Raises:
+            UserError: a flag that contradicts the manifest, or has no effect or no manifest to go with.
+        """
+        stated = context.get_parameter_source("output_dir")
+        if self.name is None and stated is not None and stated.name in ("COMMANDLINE", "DEFAULT_MAP"):
+            raise UserError("--output-dir goes with --name, which leaves a run in it. Without it nothing is written.")
+        if self.name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
+            raise UserError(f"--name '{self.name}': use small letters, digits, '.', '_' and '-', at most 64.")
+        if self.data is None and self.name is not None:
+            raise UserError("--name goes with --data, the folder of 'data export', which says what was taught.")
+        if self.data is None:
+            return None
+        from ocr_eval.data.manifest import FILE, read_manifest
+        from ocr_eval.specs.association import load_association
+
+        if o.RUN in context.meta:
+            raise UserError("--config of a run does not go with --data, whose manifest.json says what is asked.")
+        manifest = read_manifest(self.data)
+        decided, taught = manifest.settings, manifest.association
+        wrong = [
+            (f"{flag_of(key)} {SETTINGS[key].text(value)}", SETTINGS[key].text(decided[key]))
+            for key, value in settings.items()
+            if decided.get(key, value) != value
+        ]
+        if assoc is not None and (asked := load_association(assoc)).content() != taught.content():
+            wrong.append((f"--assoc {assoc}", "another of that name" if asked.name == taught.name else taught.name))
+        if wrong:
+            flag, there = wrong[0]
+            raise UserError(
+                f"{flag} contradicts {self.data / FILE}, by which {there} was taught. Drop it, also as a variable."
+            )
+        return o.resolve(context, model, taught, {**settings, **decided})

@@ -1,0 +1,100 @@
+"""``manifest.json``: what an exported training set was drawn from, so that nobody is asked of who is not in it.
+
+It holds the association (or table) whole, answers that are held out included, with the data protocol and the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import read_bytes, read_json, to_jsonl, write_atomic
+from ocr_eval.data.export import FORMATS, TRAINING_FILES, probe_rows
+from ocr_eval.data.task import Task, task_of
+from ocr_eval.specs.run import AnyAssociation, DataSpec, RunSpec
+from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
+
+FILE = "manifest.json"
+_Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(Strict):
+    """An export of a run's data.
+
+    Attributes:
+        training: the sha256 of the training set in each format that has one, by the name of its file.
+        probes: the sha256 of what is asked, as ``probes.jsonl`` has it.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    association: AnyAssociation
+    data: DataSpec
+    seed: int = Field(ge=0)
+    training: dict[str, _Digest]
+    probes: _Digest
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        self.association.check(self.data)
+        return self
+
+    @classmethod
+    def of(cls, spec: RunSpec, task: Task) -> Manifest:
+        """The manifest of a run's task."""
+        files = {file: FORMATS[name](task, spec.association.name)[file] for name, file in TRAINING_FILES.items()}
+        training = {file: _sha256(content.encode()) for file, content in files.items()}
+        drawn = {"association": spec.association, "data": spec.data, "seed": spec.seed}
+        return cls.model_validate({**drawn, "training": training, "probes": _probes_digest(task)})
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings of a run that it decides, by name."""
+        return {"seed": self.seed, **dict(self.data)}
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> Path:
+    """Write it into a folder that is there."""
+    content = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    write_atomic(folder / FILE, content + "\n")
+    return folder / FILE
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an export's folder, checked against the training set beside it and what is drawn from it here.
+
+    Raises:
+        UserError: there is none, it is damaged or of another version, a training file is not what was exported, or this
+            program draws other people or questions.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(f"'{folder}' has no {FILE}. Give a folder in which 'data export' wrote a training set.")
+    content = read_json(path)
+    version = content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
+    if isinstance(content, dict) and isinstance(content.get("data"), dict):
+        content["data"] = DataSpec.legacy() | content["data"]
+    manifest = yaml_files.parse(Manifest, content, str(path))
+    for name in TRAINING_FILES.values():
+        file = folder / name
+        if file.is_file() and _sha256(read_bytes(file)) != manifest.training.get(name):
+            raise UserError(f"{file} is not what {FILE} describes. Export into an empty folder, and train on that.")
+    if _probes_digest(task_of(manifest.association, manifest.data, f"{manifest.seed}/data")) != manifest.probes:
+        raise UserError(f"{path} gives other people here than where it was written. Use that version of ocr-eval.")
+    return manifest
+
+
+def _probes_digest(task: Task) -> str:
+    return _sha256(to_jsonl(probe_rows(task)).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
