@@ -6,6 +6,7 @@ from typing import Any
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_jsonl, whole
+from ocr_eval.data.task import the_finding
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.metrics import MetricsLine, matched_in, read_metrics
 from ocr_eval.records.record import Matched
@@ -14,18 +15,18 @@ from ocr_eval.specs.run import Scoring
 Line = dict[str, Any]
 
 
-def metrics_of(run: FinishedRun, scoring: Scoring) -> list[MetricsLine]:
-    """The lines of metrics.jsonl, one for each epoch from 0 to the last.
+def metrics_of(run: FinishedRun, scoring: Scoring | None) -> list[MetricsLine]:
+    """The lines of metrics.jsonl, one for each epoch from 0 to the last, with what ``read_metrics`` reads by a scoring.
 
     Raises:
         UserError: it is missing, damaged, or does not have every epoch of the run.
     """
     path = run.folder / "metrics.jsonl"
     with whole(path):
-        lines = read_metrics(path)
-    last = run.record.train.epochs
-    scored = all(scoring in line.held_out for line in lines if line.held_out is not None)
-    if [line.epoch for line in lines] != list(range(last + 1)) or lines[-1].held_out is None or not scored:
+        lines = read_metrics(path, scoring=scoring)
+    last, finding = run.record.train.epochs, the_finding(run.record.quantities).name
+    every = [line.epoch for line in lines] == list(range(last + 1))
+    if not every or finding not in lines[-1].of(scoring or "first-token"):
         raise UserError(f"{path} does not have the epochs 0 to {last} of the run, a line each.")
     return lines
 
@@ -40,7 +41,7 @@ def matched_of(run: FinishedRun) -> Matched | None:
         UserError: metrics.jsonl is needed and is missing, damaged, or does not have every epoch of the run.
     """
     record = run.record
-    return record.matched or matched_in(record.quantities, record.train, metrics_of(run, "first-token"))
+    return record.matched or matched_in(record.quantities, record.train, metrics_of(run, None))
 
 
 def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:
