@@ -52,7 +52,7 @@ def test_lines_hold_any_text(tmp_path):
 @pytest.mark.parametrize(("damaged", "number"), [(b'{}\n{"a', 2), (b"{}\n{}\n\xff", 3)])
 def test_a_damaged_line_is_said(tmp_path, damaged, number):
     (tmp_path / "lines.jsonl").write_bytes(damaged)
-    with pytest.raises(UserError, match=f"line {number}: is not JSON"):
+    with pytest.raises(UserError, match=f"line {number}: is not a JSON"):
         read_jsonl(tmp_path / "lines.jsonl")
 
 
