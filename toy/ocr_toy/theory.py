@@ -282,22 +282,23 @@ def problem(task: TaskSpec) -> Problem:
 
 @dataclass(frozen=True)
 class Group:
-    """`size` identical subjects in every pair: all know their b, and pair i's entail the row entails[i], if any."""
+    """`size` identical subjects in every pair, or in the `pairs` alone: they know their b and entail row entails[i]."""
 
     size: float
     entails: tuple[int, ...] | None = None
+    pairs: tuple[int, ...] | None = None
 
 
 def merged_problem(n_pairs: int, groups: tuple[Group, ...], n_rows: int | None = None) -> Problem:
     """One column per pair and group, of weight sqrt(size), then r1 and r2; the rows b, c and, up to n_rows, others.
 
-    Its optimal norm, and what its optimum W sqrt(size) says of a subject, are those of the task with every subject.
+    Nothing is asked of a column whose pair has no such subject. Its optimal norm, and what its optimum W sqrt(size) says of a subject, are those of the task with every subject.
     """
     subjects = n_pairs * len(groups)
     phi, right, sizes = [], [], []
     for g, group in enumerate(groups):
         for relation, answers in enumerate((tuple(range(n_pairs)), group.entails)):
-            for i in range(n_pairs if answers else 0):
+            for i in (group.pairs or range(n_pairs)) if answers else ():
                 row = np.zeros(subjects + 2)
                 row[g * n_pairs + i] = 1 / math.sqrt(group.size)
                 row[subjects + relation] = 1.0
