@@ -18,6 +18,8 @@ CHUNK = 100
 """Batches drawn at a time. Part of what a seed means: it fixes the order of draws."""
 THRESHOLD = 0.1
 """Loss in nats below which a question set counts as learned."""
+OFFICIAL_SCALE = 128**-0.5
+"""Standard deviation of the official code's Gaussian start, from which its rank sweep trains."""
 MOST_NUMBERS = 200_000_000
 """What runs trained together may hold at a time: a few GB."""
 
