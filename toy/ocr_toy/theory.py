@@ -292,7 +292,8 @@ class Group:
 def merged_problem(n_pairs: int, groups: tuple[Group, ...], n_rows: int | None = None) -> Problem:
     """One column per pair and group, of weight sqrt(size), then r1 and r2; the rows b, c and, up to n_rows, others.
 
-    Nothing is asked of a column whose pair has no such subject. Its optimal norm, and what its optimum W sqrt(size) says of a subject, are those of the task with every subject.
+    Nothing is asked of a column whose pair has no such subject. The optimal norm, and what the optimum W sqrt(size)
+    says of a subject, are those of the task with every subject.
     """
     subjects = n_pairs * len(groups)
     phi, right, sizes = [], [], []
