@@ -13,17 +13,19 @@ published figures give curves that rise to correlation 1, and no numbers.
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocr_toy import theory
-from ocr_toy.report import Check, Relation, Report, Say, table
+from ocr_toy.report import Check, Report, Say, table
 from ocr_toy.statistics import interval, require_seeds
 from ocr_toy.task import stream
 from ocr_toy.theory import Matrix
 
+check = partial(Check, "attention-svm")
 MATRIX, VECTOR = (6, 8, 10), (4, 3, 8)
 """Examples, tokens and width of the two studies."""
 RUNS, STEPS, RATE = 10, 2000, 0.1
@@ -127,10 +129,6 @@ def _chosen(data: Data, w: Matrix) -> NDArray[np.int64]:
     return np.einsum("rntd,rde,rne->rnt", data.x, w, data.z).argmax(axis=2)
 
 
-def _check(name: str, theirs: float, measured: float, tolerance: float = 0.0, relation: Relation = "==") -> Check:
-    return Check("attention-svm", name, theirs, measured, tolerance, relation)
-
-
 def _matrices(seed: int, name: str, factorized: bool) -> tuple[list[Check], list[str], dict[str, Any]]:
     """One parametrization beside both optima: its checks, its row of the table, its numbers."""
     data = draw(seed, RUNS)
@@ -148,12 +146,12 @@ def _matrices(seed: int, name: str, factorized: bool) -> tuple[list[Check], list
     nearer = sum(a > b for a, b in zip(found[own], found[other], strict=True))
     rank = {norm: float(np.mean(values)) for norm, values in ranks.items()}
     checks = [
-        _check(f"{name}: median correlation with the {own} optimum", OWN, float(np.median(found[own])), 0, ">="),
-        _check(f"{name}: median with the {other} optimum", OTHER, float(np.median(found[other])), 0, "<="),
-        _check(f"{name}: runs nearer to the {own} optimum", RUNS, nearer),
-        _check(f"{name}: least softmax probability", 1.0, float(sharp.min()), 1e-3),
-        _check(f"{name}: rank, nuclear against Frobenius", rank["frobenius"], rank["nuclear"], 0, "<="),
-        _check(f"{name}: rank, Frobenius against min(n, d)", min(MATRIX[0], MATRIX[2]), rank["frobenius"], 0, "<="),
+        check(f"{name}: median correlation with the {own} optimum", OWN, float(np.median(found[own])), 0, ">="),
+        check(f"{name}: median with the {other} optimum", OTHER, float(np.median(found[other])), 0, "<="),
+        check(f"{name}: runs nearer to the {own} optimum", RUNS, nearer),
+        check(f"{name}: least softmax probability", 1.0, float(sharp.min()), 1e-3),
+        check(f"{name}: rank, nuclear against Frobenius", rank["frobenius"], rank["nuclear"], 0, "<="),
+        check(f"{name}: rank, Frobenius against min(n, d)", min(MATRIX[0], MATRIX[2]), rank["frobenius"], 0, "<="),
     ]
     cells = [f"{interval(found[norm])}" for norm in found] + [f"{rank[norm]:.1f}" for norm in rank]
     return checks, [name, "1 with its own", *cells], {"correlations": found, "ranks": ranks}
@@ -168,8 +166,8 @@ def _vectors(seed: int) -> tuple[list[Check], list[str], dict[str, Any]]:
     best = (data.y[..., None] * np.einsum("rntd,rd->rnt", data.x, data.v)).argmax(axis=2)
     share = float((chosen == best).mean())
     checks = [
-        _check("p: least correlation with the shortest separating vector", LEAST_VECTOR, min(found), 0, ">="),
-        _check("p: least softmax probability", 1.0, float(sharp.min()), 1e-3),
+        check("p: least correlation with the shortest separating vector", LEAST_VECTOR, min(found), 0, ">="),
+        check("p: least softmax probability", 1.0, float(sharp.min()), 1e-3),
     ]
     cells = [
         "p",

@@ -21,7 +21,7 @@ Gradient descent on L / 2, as in the paper's time scale.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -33,6 +33,7 @@ from ocr_toy.statistics import require_seeds
 from ocr_toy.task import stream
 from ocr_toy.theory import Matrix
 
+check = partial(Check, "in-context")
 EXAMPLES = 31
 EIGENVALUES = (0.4, 0.3, 0.2, 0.1)
 SEPARATE_STEPS, MERGED_STEPS, WHITE_STEPS = 40_000, 3000, 4000
@@ -159,9 +160,9 @@ def _ranks(seeds: Sequence[int]) -> tuple[list[Check], list[list[str]], list[dic
             rows.append([str(rank), str(seed), *map(str, steps)])
         if rank > 1:
             name = f"rank {rank}: plateaus at multiples of {rank}, relative error"
-            checks.append(Check("in-context", name, 0.0, max(errors), 0.01))
+            checks.append(check(name, 0.0, max(errors), 0.01))
             name = f"rank {rank}: time at the levels between, over rank 1's there"
-            checks.append(Check("in-context", name, PASSED, max(shares), 0.0, "<="))
+            checks.append(check(name, PASSED, max(shares), 0.0, "<="))
     return checks, rows, data
 
 
@@ -179,17 +180,17 @@ def report(seeds: Sequence[int], say: Say) -> Report:
         separate.append({"seed": seed, "plateaus": found, "steps": steps, "losses": losses[::40].tolist()})
         rows.append([f"separate, seed {seed}", *(f"{x:.4f} ({n})" for x, n in zip(found, steps, strict=True))])
         for m, (theory, value) in enumerate(zip(expected, found, strict=True)):
-            checks.append(Check("in-context", f"separate, seed {seed}: level {m}", theory, value, 0.01 * theory))
+            checks.append(check(f"separate, seed {seed}: level {m}", theory, value, 0.01 * theory))
         share = sum(steps[1:3]) / steps[0]
-        checks.append(Check("in-context", f"separate, seed {seed}: stay at levels 1, 2 over 0", 0.2, share, 0.0, ">="))
+        checks.append(check(f"separate, seed {seed}: stay at levels 1, 2 over 0", 0.2, share, 0.0, ">="))
     rng = stream(seeds[0], "init")
     v, u = 1e-6 * rng.standard_normal(8), 1e-6 * rng.standard_normal((8, 4, 4))
     losses, _ = train_merged(of, v, u, rate=1.0, steps=MERGED_STEPS)
     steps = stays(losses, expected)
     rows.append(["merged", *(f"({n})" for n in steps)])
     share = sum(steps[1:3]) / steps[0]
-    checks.append(Check("in-context", "merged: stay at levels 1, 2 over 0", 0.05, share, 0.0, "<="))
-    checks.append(Check("in-context", "merged: loss at the end", expected[-1], float(losses[-1]), 1e-4))
+    checks.append(check("merged: stay at levels 1, 2 over 0", 0.05, share, 0.0, "<="))
+    checks.append(check("merged: loss at the end", expected[-1], float(losses[-1]), 1e-4))
     white = []
     for w_init in (1e-3, 1e-5):
         rate = 0.002
@@ -198,9 +199,7 @@ def report(seeds: Sequence[int], say: Say) -> Report:
         theory_sigma = white_closed_form(4, EXAMPLES, w_init, rate * np.arange(len(sigma)))
         worst = float(np.abs(sigma - theory_sigma).max())
         white.append({"w_init": w_init, "worst": worst})
-        checks.append(
-            Check("in-context", f"merged, white, w_init {w_init:g}: furthest from sigma(t)", 0.0, worst, 0.02)
-        )
+        checks.append(check(f"merged, white, w_init {w_init:g}: furthest from sigma(t)", 0.0, worst, 0.02))
     say("in-context regression, ranks")
     rank_checks, rank_rows, ranks = _ranks(seeds)
     checks += rank_checks

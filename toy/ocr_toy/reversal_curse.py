@@ -19,6 +19,7 @@ loss falls to 0, the asked is no better than chance.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,13 @@ import torch
 from ocr_toy import theory
 from ocr_toy.descent import DescentSpec, descend_on
 from ocr_toy.model import BOTH
-from ocr_toy.report import Check, Relation, Report, Say, listed, table
+from ocr_toy.report import Check, Report, Say, listed, table
 from ocr_toy.statistics import require_seeds
 from ocr_toy.task import Ints, stream
 from ocr_toy.theory import Matrix, Problem
 from ocr_toy.train import one_thread
 
+check = partial(Check, "reversal")
 PAIRS, DIMENSIONS, TARGET, MOST_STEPS = 10, (200, 800), 1e-3, 20_000
 EPSILON = {200: 0.08, 800: 0.03}
 """Largest exponent allowed at each dimension: the curse holds the more strictly the larger."""
@@ -176,15 +178,11 @@ def largest_margin(w: Matrix, asked: Matrix, right: Ints) -> float:
     return float((own - f.max(axis=1)).max())
 
 
-def _check(name: str, theirs: float, measured: float, tolerance: float = 0.0, relation: Relation = "==") -> Check:
-    return Check("reversal", name, theirs, measured, tolerance, relation)
-
-
 def _bilinear(seeds: Sequence[int], data: dict[str, Any]) -> Iterator[tuple[list[str], list[Check]]]:
     taught, asked = bilinear(np.eye(2 * PAIRS), PAIRS)
     guess = math.log(2 * PAIRS)
     worst = float(asked[np.abs(asked - guess).argmax()])
-    checks = [_check("bilinear, orthonormal: asked loss, furthest of all steps from log 2 m", guess, worst, 1e-9)]
+    checks = [check("bilinear, orthonormal: asked loss, furthest of all steps from log 2 m", guess, worst, 1e-9)]
     line = f"asked loss {worst:.6f} at every step, taught {taught[-1]:.1e}"
     yield ["bilinear, orthonormal", f"stays at its start, log 2 m = {guess:.6f}", line], checks
     for d in DIMENSIONS:
@@ -193,7 +191,7 @@ def _bilinear(seeds: Sequence[int], data: dict[str, Any]) -> Iterator[tuple[list
             v = stream(seed, "init").standard_normal((2 * PAIRS, d)) / math.sqrt(d)
             found.append(exponent(*bilinear(v @ v.T, PAIRS)))
         data["exponents"][str(d)] = found
-        checks = [_check(f"bilinear, d = {d}: largest exponent", EPSILON[d], max(found), 0, "<=")]
+        checks = [check(f"bilinear, d = {d}: largest exponent", EPSILON[d], max(found), 0, "<=")]
         yield [f"bilinear, d = {d}", "exponent to 0 (Theorem 1)", f"exponent {listed(found)}"], checks
 
 
@@ -202,8 +200,8 @@ def _one_layer(name: str, seeds: Sequence[int], data: dict[str, Any]) -> Iterato
     largest, taught = likeliest(*one_layer(name == "chain", *STEPPED), words)
     data["probabilities"][name] = {"asked": largest, "taught": taught, "bound": 1 / words}
     checks = [
-        _check(f"{name}, one layer: largest probability of an asked answer, 1 / |V|", 1 / words, largest, 0, "<="),
-        _check(f"{name}, one layer: least probability of a taught answer at the end", 1.0, taught, 1e-3),
+        check(f"{name}, one layer: largest probability of an asked answer, 1 / |V|", 1 / words, largest, 0, "<="),
+        check(f"{name}, one layer: least probability of a taught answer at the end", 1.0, taught, 1e-3),
     ]
     line = f"largest probability of an asked answer {largest:.4f}; taught {taught:.4f}"
     yield [f"{name}, one layer", f"asked at most 1 / |V| = {1 / words:.4f}, taught 1", line], checks
@@ -214,7 +212,7 @@ def _one_layer(name: str, seeds: Sequence[int], data: dict[str, Any]) -> Iterato
         runs = [largest_margin(descend_on(of, replace(spec, seed=s), name).w_ov, inputs, right) for s in seeds]
         data["margins"][f"{name}, {param}"] = {"optimum": optimum, "descent": runs}
         worst = max(optimum, *runs)
-        checks = [_check(f"{name}, one layer, {param}: largest margin of an asked answer", 0.0, worst, 0, "<=")]
+        checks = [check(f"{name}, one layer, {param}: largest margin of an asked answer", 0.0, worst, 0, "<=")]
         line = f"largest asked margin: optimum {optimum:.3f}, descent {listed(runs, 3)}"
         yield [f"{name}, one layer, {param}", "asked not learned", line], checks
 
@@ -223,9 +221,9 @@ def _transformer(name: str, seed: int, data: dict[str, Any]) -> tuple[list[str],
     taught, asked, accuracy = tiny_gpt(name == "chain", seed)
     data["transformer"][name] = {"taught": taught, "asked": asked, "accuracy": accuracy}
     checks = [
-        _check(f"{name}, transformer: taught loss, published as 0", 0.0, taught, 0.05),
-        _check(f"{name}, transformer: asked loss, at least log 200, chance", math.log(ENTITIES), asked, 0, ">="),
-        _check(f"{name}, transformer: asked accuracy, published as chance", 0.0, accuracy, 0.02),
+        check(f"{name}, transformer: taught loss, published as 0", 0.0, taught, 0.05),
+        check(f"{name}, transformer: asked loss, at least log 200, chance", math.log(ENTITIES), asked, 0, ">="),
+        check(f"{name}, transformer: asked accuracy, published as chance", 0.0, accuracy, 0.02),
     ]
     line = f"taught {taught:.4f}, asked {asked:.2f} nats, accuracy {accuracy:.3f}"
     return [f"{name}, transformer", "taught loss 0, asked no better than chance", line], checks

@@ -339,13 +339,6 @@ def test_margin(task: TaskSpec, w_ov: Matrix) -> float:
     return answer_margin(f, right_answers(task, questions), range(task.n_pairs, 2 * task.n_pairs))
 
 
-def test_contrast(task: TaskSpec, w_ov: Matrix) -> float:
-    """Mean over test subjects of the logit on their own c minus the mean logit on the other c's."""
-    block = w_ov[task.n_pairs :, task.n_train_subjects : task.n_subjects]
-    own = np.equal.outer(np.arange(task.n_pairs), subject_pairs(task)[task.n_train_subjects :])
-    return float(block[own].mean() - block[~own].mean())
-
-
 def norm(param: Param, w_ov: Matrix) -> float:
     """The norm the parametrization minimizes: nuclear, or squared Frobenius."""
     values = np.linalg.svd(w_ov, compute_uv=False)
