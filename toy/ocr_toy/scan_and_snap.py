@@ -78,6 +78,12 @@ def order(z: np.ndarray) -> float:
     return float(np.mean(found))
 
 
+def on_common(z: np.ndarray) -> list[float]:
+    """Share of each class's attention on the common tokens, by their mean counts; 0.645 at z = 0."""
+    attended = frequencies() * np.exp(z)
+    return list((attended[:, :COMMON].sum(axis=1) / attended.sum(axis=1)).astype(float))
+
+
 def report(seeds: Sequence[int], say: Say) -> Report:
     """The published losses beside those of every seed, and the order of attention."""
     require_seeds(seeds, least=1)
@@ -98,7 +104,7 @@ def report(seeds: Sequence[int], say: Say) -> Report:
             checks.append(check(f"{name}: loss at step {step}", published, loss, NEAR * published))
         checks.append(check(f"{name}: z of common tokens falls", 0.0, common, 0.0, "<="))
         checks.append(check(f"{name}: z of unique tokens in order of frequency", 0.95, ordered, 0.0, ">="))
-        data.append({"seed": seed, "losses": losses, "z": z.tolist(), "order": ordered})
+        data.append({"seed": seed, "losses": losses, "z": z.tolist(), "order": ordered, "on_common": on_common(z)})
     first = runs[0][1]
     headings = ("loss at step", *map(str, at), "z common", "order")
     return Report(

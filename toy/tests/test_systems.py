@@ -123,6 +123,13 @@ def test_token_frequencies_are_those_of_the_log() -> None:
     assert p[0, [0, 10, 19, 20]] == pytest.approx([0.0645, 0.0065, 0.0645, 0.0], abs=5e-5)
 
 
+def test_attention_on_common_tokens() -> None:
+    z = np.zeros((2, 30))
+    assert scan_and_snap.on_common(z) == pytest.approx([10 / 15.5] * 2)
+    z[:, :10] = -np.log(2)
+    assert scan_and_snap.on_common(z) == pytest.approx([5 / 10.5] * 2)
+
+
 def test_order_is_1_for_attention_that_grows_with_frequency_and_minus_1_against_it() -> None:
     z = np.tile(np.arange(30.0), (2, 1))
     assert scan_and_snap.order(z) == pytest.approx(1.0)
