@@ -230,12 +230,7 @@ def _claim_3(study: Study) -> Iterator[Check]:
         at = f"n, m_train, m_test = {task.n_pairs, task.m_train, task.m_test}"
         _, test = run.losses(TEST_ENTAILMENT)
         yield Check(
-            3,
-            f"merged: least test loss over all steps, {at}",
-            math.log(task.n_pairs),
-            min(test),
-            ROUNDING,
-            ">=",
+            3, f"merged: least test loss over all steps, {at}", math.log(task.n_pairs), min(test), ROUNDING, ">="
         )
         worst = max(run.last.loss[name] for name in TRAINED_SETS)
         yield Check(3, f"merged: train loss at the end, {at}", THRESHOLD, worst, 0.0, "<=")

@@ -468,8 +468,7 @@ def open_questions(
 def figures(
     output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("results/toy"),
     rank_sweep: Annotated[
-        Path | None,
-        typer.Option(help="A rank sweep written by: sweep --over d_h --output. [default: run it]"),
+        Path | None, typer.Option(help="A rank sweep written by: sweep --over d_h --output. [default: run it]")
     ] = None,
     rank_steps: Annotated[int, typer.Option(help="Training steps of the rank sweep, where it is run.")] = 20_000,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",

@@ -50,10 +50,7 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         """Check every field once, here."""
-        for name, value, kinds in (
-            ("optimizer", self.optimizer, Optimizer),
-            ("precision", self.precision, Precision),
-        ):
+        for name, value, kinds in (("optimizer", self.optimizer, Optimizer), ("precision", self.precision, Precision)):
             allowed = get_args(kinds)
             require(value in allowed, f"{name} = {value}: unknown; use one of {', '.join(allowed)}")
         require(0 < self.lr < float("inf"), f"lr = {self.lr}: not a rate; use lr > 0")
@@ -99,10 +96,7 @@ class RunSpec:
         require_batch(task, self.train.batch)
         require_init(model, self.train.init)
         moves = model.param == "merged" and not (model.trainable_kq and model.attention == "linear")
-        require(
-            self.train.init_scale > 0 or moves,
-            "init_scale = 0: a saddle that no step leaves; use init_scale > 0",
-        )
+        require(self.train.init_scale > 0 or moves, "init_scale = 0: a saddle that no step leaves; use init_scale > 0")
 
     @property
     def numbers(self) -> int:
