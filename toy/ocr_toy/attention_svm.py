@@ -169,15 +169,8 @@ def _vectors(seed: int) -> tuple[list[Check], list[str], dict[str, Any]]:
         check("p: least correlation with the shortest separating vector", LEAST_VECTOR, min(found), 0, ">="),
         check("p: least softmax probability", 1.0, float(sharp.min()), 1e-3),
     ]
-    cells = [
-        "p",
-        "1",
-        f"mean {np.mean(found):.4f}, least {min(found):.4f}",
-        f"tokens of the least loss: {share:.0%}",
-        "",
-        "",
-    ]
-    return checks, cells, {"correlations": found, "best_tokens": share}
+    cells = [f"mean {np.mean(found):.4f}, least {min(found):.4f}", f"tokens of the least loss: {share:.0%}", "", ""]
+    return checks, ["p", "1", *cells], {"correlations": found, "best_tokens": share}
 
 
 def report(seeds: Sequence[int], say: Say) -> Report:

@@ -24,7 +24,7 @@ from ocr_toy.report import Check, Say
 from ocr_toy.runs import OFFICIAL_SCALE, THRESHOLD, RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import singular_values
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec, noise_free
-from ocr_toy.theory import Blocks, Matrix
+from ocr_toy.theory import Blocks
 from ocr_toy.train import train_runs
 
 Sizes = tuple[int, int, int]
@@ -133,12 +133,8 @@ def optimum_of_loss(sizes: Sizes, log_loss: float) -> Blocks:
     """The least nuclear norm of a summed loss e^log_loss, divided by -log_loss: solved on merged columns."""
     n, m_train, m_test = sizes
     w = theory.least_norm(theory.merged_task(*sizes), log_loss=log_loss)
-    return replace(theory.symmetrize(noise_free(n, 1, 1), w / _column_roots(sizes)), m_train=m_train, m_test=m_test)
-
-
-def _column_roots(sizes: Sizes) -> Matrix:
-    n, m_train, m_test = sizes
-    return np.sqrt(np.repeat([m_train, m_test, 1.0], [n, n, 2]))
+    roots = np.sqrt(np.repeat([m_train, m_test, 1.0], [n, n, 2]))
+    return replace(theory.symmetrize(noise_free(n, 1, 1), w / roots), m_train=m_train, m_test=m_test)
 
 
 def _furthest(theirs: NDArray[np.floating], ours: NDArray[np.floating]) -> tuple[float, float, float]:

@@ -163,7 +163,8 @@ def _schatten(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
     yield row(2 / 3, "three matrices", limit, limit, found)
     end_loss, found = descents(HELD)
     limit = mitigation.schatten_transfer(1, 3, 1)
-    yield row(1, "two matrices", limit, _at_loss(problem, end_loss, 3, (0, 1), (1, 3)), found)
+    predicted = _transfer(theory.least_norm(problem, log_loss=end_loss), 3, 0, 1, 1, 3)
+    yield row(1, "two matrices", limit, predicted, found)
     _, found = descents(DescentSpec(param="merged", hold_steps=0))
     yield row(2, "one matrix", 0.0, 0.0, found)
     limit = mitigation.schatten_transfer(1, 3, 4)
@@ -197,10 +198,6 @@ def _transfer(w: Matrix, n: int, taught: int, held_out: int, taught_size: float,
     """Own-minus-other c of one group over that of another, in a W of `merged_problem`."""
     own = theory.own_contrast(w, n, held_out, held_out_size, n)
     return own / theory.own_contrast(w, n, taught, taught_size, n)
-
-
-def _at_loss(of: Problem, log_loss: float, n: int, groups: tuple[int, int], sizes: tuple[float, float]) -> float:
-    return _transfer(theory.least_norm(of, log_loss=log_loss), n, *groups, *sizes)
 
 
 def _entailments(n: int, shift: int = 0, first: int | None = None) -> tuple[int, ...]:
