@@ -21,10 +21,10 @@ from ocr_toy.descent import Descent, DescentSpec, descend, usual_descent
 from ocr_toy.errors import require
 from ocr_toy.model import BOTH, ModelSpec, Param
 from ocr_toy.report import Check, Say
-from ocr_toy.runs import THRESHOLD, RunResult, RunSpec, TrainSpec
+from ocr_toy.runs import OFFICIAL_SCALE, THRESHOLD, RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import singular_values
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, TaskSpec, noise_free
-from ocr_toy.theory import Blocks, Matrix
+from ocr_toy.theory import Blocks
 from ocr_toy.train import train_runs
 
 Sizes = tuple[int, int, int]
@@ -55,7 +55,9 @@ VANISHING_LOSS = -3000.0
 ROUNDING = 1e-9
 LOSS_TOLERANCE = 0.1
 RANK_THRESHOLD = 0.5
-"""The test loss of claim 5, whose runs by default take half the published steps; guessing gives log 20 = 3.0."""
+"""The test loss of claim 5; guessing gives log 20 = 3.0."""
+RANK_SEEDS = 3
+"""Seeds of every width of claim 5, from the run's own on. Published is one, 42."""
 BLOCK_TOLERANCE = 0.05
 """What counts as zero for the weight of test subjects on their own c (claim 7)."""
 
@@ -67,7 +69,7 @@ class CheckSpec:
     grid: tuple[Sizes, ...] = DEFAULT_GRID
     solver: str = "SCS"
     ranks: tuple[int, ...] = (3, 4)
-    rank_steps: int = 10_000
+    rank_steps: int = 20_000
     published_steps: int = 2000
     seed: int = 0
 
@@ -89,9 +91,10 @@ class CheckSpec:
         self.rank_runs()
 
     def rank_runs(self) -> list[RunSpec]:
-        """The runs of claim 5."""
-        train = TrainSpec(steps=self.rank_steps, seed=self.seed, record_every=self.rank_steps, draws=16)
-        return [RunSpec(model=ModelSpec(d_h=rank), train=train) for rank in self.ranks]
+        """The runs of claim 5, from the published start: every width with every seed."""
+        train = TrainSpec(steps=self.rank_steps, init_scale=OFFICIAL_SCALE, record_every=self.rank_steps, draws=16)
+        seeded = [replace(train, seed=self.seed + i) for i in range(RANK_SEEDS)]
+        return [RunSpec(model=ModelSpec(d_h=rank), train=each) for rank in self.ranks for each in seeded]
 
 
 class Study:
@@ -130,12 +133,8 @@ def optimum_of_loss(sizes: Sizes, log_loss: float) -> Blocks:
     """The least nuclear norm of a summed loss e^log_loss, divided by -log_loss: solved on merged columns."""
     n, m_train, m_test = sizes
     w = theory.least_norm(theory.merged_task(*sizes), log_loss=log_loss)
-    return replace(theory.symmetrize(noise_free(n, 1, 1), w / _column_roots(sizes)), m_train=m_train, m_test=m_test)
-
-
-def _column_roots(sizes: Sizes) -> Matrix:
-    n, m_train, m_test = sizes
-    return np.sqrt(np.repeat([m_train, m_test, 1.0], [n, n, 2]))
+    roots = np.sqrt(np.repeat([m_train, m_test, 1.0], [n, n, 2]))
+    return replace(theory.symmetrize(noise_free(n, 1, 1), w / roots), m_train=m_train, m_test=m_test)
 
 
 def _furthest(theirs: NDArray[np.floating], ours: NDArray[np.floating]) -> tuple[float, float, float]:
@@ -227,12 +226,7 @@ def _claim_3(study: Study) -> Iterator[Check]:
         at = f"n, m_train, m_test = {task.n_pairs, task.m_train, task.m_test}"
         _, test = run.losses(TEST_ENTAILMENT)
         yield Check(
-            3,
-            f"merged: least test loss over all steps, {at}",
-            math.log(task.n_pairs),
-            min(test),
-            ROUNDING,
-            ">=",
+            3, f"merged: least test loss over all steps, {at}", math.log(task.n_pairs), min(test), ROUNDING, ">="
         )
         worst = max(run.last.loss[name] for name in TRAINED_SETS)
         yield Check(3, f"merged: train loss at the end, {at}", THRESHOLD, worst, 0.0, "<=")
@@ -248,20 +242,19 @@ def _claim_4(study: Study) -> Iterator[Check]:
 
 def _claim_5(study: Study) -> Iterator[Check]:
     spec = study.spec
-    study.say(f"ranks {', '.join(map(str, spec.ranks))}, {spec.rank_steps} steps")
-    for rank, run in zip(spec.ranks, train_runs(spec.rank_runs()), strict=True):
-        enough = rank >= 4
-        yield Check(
-            5,
-            f"factorized, d_h = {rank}: test loss, published as {'learned' if enough else 'not learned'}",
-            RANK_THRESHOLD,
-            run.last.loss[TEST_ENTAILMENT],
-            0.0,
-            "<=" if enough else ">=",
-        )
-        if not enough:
-            worst = max(run.last.loss[name] for name in TRAINED_SETS)
-            yield Check(5, f"factorized, d_h = {rank}: train loss, learned", THRESHOLD, worst, 0.0, "<=")
+    study.say(f"ranks {', '.join(map(str, spec.ranks))}, {RANK_SEEDS} seeds, {spec.rank_steps} steps")
+    runs = train_runs(spec.rank_runs())
+    for i, rank in enumerate(spec.ranks):
+        ends = [run.last.loss for run in runs[RANK_SEEDS * i : RANK_SEEDS * (i + 1)]]
+        losses, name = [loss[TEST_ENTAILMENT] for loss in ends], f"factorized, d_h = {rank}"
+        if rank >= 4:
+            name = f"{name}: largest test loss of {RANK_SEEDS} seeds, published as learned"
+            yield Check(5, name, RANK_THRESHOLD, max(losses), 0.0, "<=")
+        else:
+            least = f"{name}: least test loss of {RANK_SEEDS} seeds, published as not learned"
+            yield Check(5, least, RANK_THRESHOLD, min(losses), 0.0, ">=")
+            worst = max(loss[name] for loss in ends for name in TRAINED_SETS)
+            yield Check(5, f"{name}: train loss, learned", THRESHOLD, worst, 0.0, "<=")
 
 
 def _claim_6(study: Study) -> Iterator[Check]:

@@ -112,13 +112,21 @@ def _prepare(output: Path | None, figures: Path | None = None) -> None:
         require(output.is_file() or not output.exists(), f"output = {output}: is not a plain file; name a file")
 
 
+def _preset(context: typer.Context, preset: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the preset's values in place of every default."""
+    require(preset in o.PRESETS, f"preset = {preset}: unknown; use {' or '.join(o.PRESETS)}")
+    if preset != "official":
+        return options
+    sources = {name: context.get_parameter_source(name) for name in options}
+    given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    return options | {name: value for name, value in o.official(options["param"]).items() if name not in given}
+
+
 @app.command()
 @reported
 def train(
     context: typer.Context,
-    preset: Annotated[
-        str, typer.Option(help="published, or official: the official code's exact start, seed and loss.")
-    ] = "published",
+    preset: o.Preset = "published",
     param: o.Param = "factorized",
     n: o.Pairs = 20,
     m_train: o.MTrain = 1,
@@ -151,12 +159,7 @@ def train(
     options = dict(locals())
     from ocr_toy.train import train_runs
 
-    require(preset in o.PRESETS, f"preset = {preset}: unknown; use {' or '.join(o.PRESETS)}")
-    if preset == "official":
-        sources = {name: context.get_parameter_source(name) for name in options}
-        given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
-        options |= {name: value for name, value in o.official(param).items() if name not in given}
-    spec = o.run_spec(options)
+    spec = o.run_spec(_preset(context, preset, options))
     _prepare(output)
     result = train_runs([spec], _tenths())[0]
     document = {"spec": asdict(spec), "records": [asdict(r) for r in result.records]}
@@ -168,6 +171,7 @@ def train(
 @reported
 def sweep(
     context: typer.Context,
+    preset: o.Preset = "published",
     over: Annotated[str, typer.Option(help="d_h, m_train, seed, decay or init (its scale).")] = "d_h",
     values: Annotated[str | None, typer.Option(help="Comma-separated values.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Comma-separated seeds. [default: 0,1,2]")] = None,
@@ -196,7 +200,7 @@ def sweep(
 ) -> None:
     """Train the runs of a sweep as one batch.
 
-    The defaults are the published rank sweep.
+    The defaults are the published rank sweep from a small start; --preset official is its exact start and loss.
     """
     options = {**locals(), "seed": 0}
     from ocr_toy import sweep as sweeps
@@ -211,10 +215,10 @@ def sweep(
         source is None or source.name == "DEFAULT",
         f"{varied} = {context.params[varied]} with over = {axis}: give it as one of the values",
     )
-    base = o.run_spec(options)
+    base = o.run_spec(_preset(context, preset, options))
     specs = sweeps.sweep_specs(base, axis, chosen, o.whole("0,1,2" if seeds is None else seeds, "seeds"))
     _prepare(output)
-    say(f"{len(specs)} runs of {steps} steps, as one batch")
+    say(f"{len(specs)} runs of {base.train.steps} steps, as one batch")
     table = sweeps.rows(train_runs(specs, _tenths()), axis)
     points = sweeps.points(table)
     document = {
@@ -240,7 +244,7 @@ def check(
     ] = False,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",
     ranks: Annotated[str, typer.Option(help="Widths d_h of claim 5, 3 or more.")] = "3,4",
-    rank_steps: Annotated[int, typer.Option(help="Training steps of claim 5.")] = 10_000,
+    rank_steps: Annotated[int, typer.Option(help="Training steps of claim 5.")] = 20_000,
     seed: o.Seed = 0,
     as_json: o.AsJson = False,
     output: o.Output = None,
@@ -363,7 +367,9 @@ def _reports(
 def mitigate(
     method: Annotated[
         str,
-        typer.Option(help="decay, product-decay, schatten, label-noise, abstaining, competing, price, or all."),
+        typer.Option(
+            help="decay, product-decay, schatten, label-noise, abstaining, competing, unequal, price, or all."
+        ),
     ] = "all",
     seeds: o.Seeds = "0,1,2",
     as_json: o.AsJson = False,
@@ -460,8 +466,7 @@ def open_questions(
 def figures(
     output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("results/toy"),
     rank_sweep: Annotated[
-        Path | None,
-        typer.Option(help="A rank sweep written by: sweep --over d_h --output. [default: run it]"),
+        Path | None, typer.Option(help="A rank sweep written by: sweep --over d_h --output. [default: run it]")
     ] = None,
     rank_steps: Annotated[int, typer.Option(help="Training steps of the rank sweep, if it is run.")] = 20_000,
     solver: Annotated[str, typer.Option(help="SCS or CLARABEL.")] = "SCS",

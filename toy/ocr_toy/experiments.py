@@ -2,21 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from ocr_toy.errors import ToyError
-from ocr_toy.model import BOTH, ModelSpec, Param
+from ocr_toy.model import BOTH, Attention, ModelSpec
 from ocr_toy.runs import THRESHOLD, RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import Interval, interval, require_seeds
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, noise_free
 from ocr_toy.train import train_runs
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One setting of an experiment."""
-
-    name: str
-    run: RunSpec
 
 
 @dataclass(frozen=True)
@@ -39,65 +32,42 @@ class Outcome:
     delay: Interval | None
 
 
-def _attention_trained() -> list[Condition]:
-    return [
-        Condition(
-            f"{param}, W_KQ {'trained' if trained else 'fixed'}",
-            RunSpec(model=ModelSpec(param, trainable_kq=trained)),
-        )
+_FULL_BATCH = TrainSpec(batch=0, init_scale=0.01, steps=5000, record_every=50)
+_OPTIMIZERS = {
+    "GD": replace(_FULL_BATCH, optimizer="gd", lr=1.0, decay=0.0),
+    "GD, decay 1e-4": replace(_FULL_BATCH, optimizer="gd", lr=1.0, decay=1e-4),
+    "AdamW": replace(_FULL_BATCH, decay=0.0),
+    "AdamW, decay 0.03": _FULL_BATCH,
+    "AdamW, decay 0.3": replace(_FULL_BATCH, decay=0.3),
+}
+
+QUESTIONS: dict[str, dict[str, RunSpec]] = {
+    "kq": {
+        f"{param}, W_KQ {'trained' if trained else 'fixed'}": RunSpec(model=ModelSpec(param, trainable_kq=trained))
         for param in BOTH
         for trained in (False, True)
-    ]
-
-
-def _softmax() -> list[Condition]:
-    return [
-        Condition(f"{param}, {kind} attention", RunSpec(model=ModelSpec(param, attention=kind)))
+    },
+    "softmax": {
+        f"{param}, {kind} attention": RunSpec(model=ModelSpec(param, attention=kind))
         for param in BOTH
-        for kind in ("linear", "softmax")
-    ]
-
-
-def _mlp() -> list[Condition]:
-    return [
-        Condition(f"{param}, MLP width {width}", RunSpec(model=ModelSpec(param, mlp_width=width)))
+        for kind in get_args(Attention)
+    },
+    "mlp": {
+        f"{param}, MLP width {width}": RunSpec(model=ModelSpec(param, mlp_width=width))
         for param in BOTH
         for width in (0, 32, 128)
-    ]
-
-
-def _full_batch(param: Param, train: TrainSpec) -> RunSpec:
-    return RunSpec(noise_free(20, 1, 3), ModelSpec(param, d_h=64, trainable_kq=False), train)
-
-
-def _optimizer() -> list[Condition]:
-    common = TrainSpec(batch=0, init_scale=0.01, steps=5000, record_every=50)
-    ways = {
-        "GD": replace(common, optimizer="gd", lr=1.0, decay=0.0),
-        "GD, decay 1e-4": replace(common, optimizer="gd", lr=1.0, decay=1e-4),
-        "AdamW": replace(common, lr=5e-3, decay=0.0),
-        "AdamW, decay 0.03": replace(common, lr=5e-3, decay=0.03),
-        "AdamW, decay 0.3": replace(common, lr=5e-3, decay=0.3),
-    }
-    return [Condition(f"{param}, {name}", _full_batch(param, train)) for param in BOTH for name, train in ways.items()]
-
-
-def _delay() -> list[Condition]:
-    scales = (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
-    return [
-        Condition(f"init scale {s:g}", RunSpec(train=TrainSpec(init_scale=s, steps=3000, record_every=10)))
-        for s in scales
-    ]
-
-
-QUESTIONS: dict[str, Callable[[], list[Condition]]] = {
-    "kq": _attention_trained,
-    "softmax": _softmax,
-    "mlp": _mlp,
-    "optimizer": _optimizer,
-    "delay": _delay,
+    },
+    "optimizer": {
+        f"{param}, {name}": RunSpec(noise_free(20, 1, 3), ModelSpec(param, d_h=64, trainable_kq=False), train)
+        for param in BOTH
+        for name, train in _OPTIMIZERS.items()
+    },
+    "delay": {
+        f"init scale {scale:g}": RunSpec(train=TrainSpec(init_scale=scale, steps=3000, record_every=10))
+        for scale in (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
+    },
 }
-"""Name of each open question and its conditions."""
+"""Name of each open question and the runs of its conditions, by name."""
 
 
 def outcome(name: str, runs: Sequence[RunResult]) -> Outcome:
@@ -126,9 +96,8 @@ def run_question(name: str, seeds: Sequence[int], say: Callable[[str], None]) ->
         raise ToyError(f"question = {name}: unknown; use one of {', '.join(QUESTIONS)}")
     require_seeds(seeds, least=2)
     outcomes = []
-    for condition in QUESTIONS[name]():
-        say(f"{name}: {condition.name}")
-        train = condition.run.train
-        runs = [replace(condition.run, train=replace(train, seed=seed)) for seed in seeds]
-        outcomes.append(outcome(condition.name, train_runs(runs)))
+    for condition, run in QUESTIONS[name].items():
+        say(f"{name}: {condition}")
+        runs = [replace(run, train=replace(run.train, seed=seed)) for seed in seeds]
+        outcomes.append(outcome(condition, train_runs(runs)))
     return outcomes

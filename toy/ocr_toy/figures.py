@@ -181,13 +181,7 @@ def spectra(measured: Measured) -> Figure:
         index = np.arange(1, len(found) + 1)
         axes.bar(index, optimum, width=0.6, color="#BBBBBB", label="convex optimum")
         axes.plot(
-            index,
-            found,
-            linestyle="none",
-            marker="o",
-            color=COLOURS[param],
-            clip_on=False,
-            label="gradient descent",
+            index, found, linestyle="none", marker="o", color=COLOURS[param], clip_on=False, label="gradient descent"
         )
         norm = "nuclear norm" if param == "factorized" else "Frobenius norm"
         axes.set(title=f"{param}: least {norm}", xlabel="index", xticks=index)

@@ -14,6 +14,7 @@ small start. Derived here for this task; the law is that of the works cited in t
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from ocr_toy.statistics import require_seeds
 from ocr_toy.task import TEST_ENTAILMENT, TaskSpec, noise_free, question_sets, stream, trained_questions
 from ocr_toy.theory import Matrix
 
+check = partial(Check, "grokking")
 TASK, WIDTH = noise_free(5, 1, 3), 32
 ALPHAS, DECAYS, SMALL = (2.0, 4.0, 8.0), (0.01, 0.003), 0.1
 CONTROL_STEPS, MOST_STEPS, LEARNED = 8000, 20_000, 0.9
@@ -93,21 +95,21 @@ def report(seeds: Sequence[int], say: Say) -> Report:
             early = [g.early_transfer if g.early_transfer is not None else math.nan for g in found]
             mean = float(np.mean(early))
             name = f"decay {decay:g}, alpha {alpha:g}"
-            checks.append(Check("grokking", f"{name}: mean transfer when the train set is fitted", 0.0, mean, EARLY))
+            checks.append(check(f"{name}: mean transfer when the train set is fitted", 0.0, mean, EARLY))
             fitted = "/".join(str(g.fitted) for g in found)
             learned = "/".join(str(g.learned) for g in found)
             rows.append([f"{decay:g}", f"{alpha:g}", fitted, learned, f"{times[-1]:.2f}", listed(early, 3)])
         slope = float(np.polyfit(np.log(ALPHAS), times, 1)[0])
         rows.append([f"{decay:g}", "", "", "slope in log alpha:", f"{slope:.3f}", ""])
-        checks.append(Check("grokking", f"decay {decay:g}: slope of eta mu t in log alpha", 1.0, slope, SLOPE_NEAR))
+        checks.append(check(f"decay {decay:g}: slope of eta mu t in log alpha", 1.0, slope, SLOPE_NEAR))
     control = [grok(4.0, 0.0, seed, CONTROL_STEPS) for seed in seeds]
     small = [grok(SMALL, DECAYS[1], seed, MOST_STEPS) for seed in seeds]
     runs += [*control, *small]
     ever = sum(g.learned is not None for g in control)
-    checks.append(Check("grokking", f"no decay, alpha 4: runs that learn in {CONTROL_STEPS} steps", 0.0, ever, 0.0))
+    checks.append(check(f"no decay, alpha 4: runs that learn in {CONTROL_STEPS} steps", 0.0, ever, 0.0))
     gaps = [g.learned / max(1, g.fitted) for g in small if g.learned is not None and g.fitted is not None]
     gap = max(gaps) if len(gaps) == len(small) else math.inf
-    checks.append(Check("grokking", f"alpha {SMALL:g}: test over train steps", 2.0, gap, 0.0, "<="))
+    checks.append(check(f"alpha {SMALL:g}: test over train steps", 2.0, gap, 0.0, "<="))
     for name, found in (("0", control), (f"{DECAYS[1]:g}", small)):
         fitted, learned = ("/".join(str(getattr(g, key)) for g in found) for key in ("fitted", "learned"))
         rows.append([name, f"{found[0].alpha:g}", fitted, learned, "", ""])

@@ -14,12 +14,14 @@ From a small start the merged model learns all directions in one drop; the separ
 
     L(M_m) = tr Lambda - sum_{d <= m} lambda_d / (1 + (1 + tr Lambda / lambda_d) / N),   m = 0, 1, .., D,
 
-in order of the eigenvalues. Gradient descent on L / 2, as in the paper's time scale.
+in order of the eigenvalues, and for R > 1 conspicuously at m = 0, R, 2 R, .. alone, for a head learns R directions.
+Gradient descent on L / 2, as in the paper's time scale.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,9 +33,14 @@ from ocr_toy.statistics import require_seeds
 from ocr_toy.task import stream
 from ocr_toy.theory import Matrix
 
+check = partial(Check, "in-context")
 EXAMPLES = 31
 EIGENVALUES = (0.4, 0.3, 0.2, 0.1)
 SEPARATE_STEPS, MERGED_STEPS, WHITE_STEPS = 40_000, 3000, 4000
+RANK_EIGENVALUES, RANK_HEADS, RANK_SCALE, RANK_STEPS = tuple(d / 36 for d in range(8, 0, -1)), 9, 5e-3, 20_000
+"""The official code's spectrum (proportional to d, trace 1), heads, start and steps of the figure on ranks."""
+RANKS, PASSED = (1, 2, 4, 8), 0.2
+"""PASSED: the most time of rank R at levels that are no multiple of R, as a share of rank 1's at the same levels."""
 STAY = 0.03
 """How near to a level, as a share of the first, counts as staying there."""
 
@@ -52,40 +59,42 @@ class Population:
     eigenvalues: tuple[float, ...]
     examples: int = EXAMPLES
 
-    @property
+    @cached_property
     def s(self) -> Matrix:
         """The diagonal of S."""
         values = np.array(self.eigenvalues)
         return values**2 + (values**2 + values.sum() * values) / self.examples
 
+    @cached_property
+    def _curve(self) -> Matrix:
+        return np.outer(self.s, self.eigenvalues)
+
+    @cached_property
+    def _aim(self) -> Matrix:
+        return np.diag(np.square(self.eigenvalues))
+
     def loss(self, m: Matrix) -> float:
         """L(M)."""
-        values = np.array(self.eigenvalues)
-        fit = float((values**2 * np.diag(m)).sum())
-        return float(values.sum() - 2 * fit + (self.s[:, None] * m * m * values).sum())
+        return float(sum(self.eigenvalues) + ((self.slope(m) - self._aim) * m).sum())
 
     def slope(self, m: Matrix) -> Matrix:
         """The gradient of L / 2 by M: -Lambda^2 + S M Lambda."""
-        values = np.array(self.eigenvalues)
-        return self.s[:, None] * m * values - np.diag(values**2)
+        return self._curve * m - self._aim
 
 
 def train_separate(of: Population, heads: int, rank: int, scale: float, rate: float, steps: int, seed: int) -> Matrix:
     """Losses of every step with keys and queries apart, [steps + 1]."""
     rng, size = stream(seed, "init"), len(of.eigenvalues)
     v = scale * rng.standard_normal(heads)
-    k, q = (scale * rng.standard_normal((heads, rank, size)) for _ in "kq")
+    k, q = (scale * rng.standard_normal((heads * rank, size)) for _ in "kq")
     losses = np.empty(steps + 1)
     for step in range(steps + 1):
-        m = (v[:, None, None] * k).reshape(-1, size).T @ q.reshape(-1, size)
-        losses[step] = of.loss(m)
-        g = of.slope(m)
+        head = np.repeat(v, rank)[:, None]  # of every row of k and q
+        m = (head * k).T @ q
+        losses[step], g = of.loss(m), of.slope(m)
         kg = k @ g
-        v, k, q = (
-            v - rate * (kg * q).sum(axis=(1, 2)),
-            k - rate * v[:, None, None] * (q @ g.T),
-            q - rate * v[:, None, None] * kg,
-        )
+        v = v - rate * (kg * q).sum(axis=1).reshape(heads, rank).sum(axis=1)
+        k, q = k - rate * head * (q @ g.T), q - rate * head * kg
     return losses
 
 
@@ -125,6 +134,38 @@ def stays(losses: Matrix, expected: Sequence[float]) -> list[int]:
     return [int((np.abs(losses - level) <= STAY * expected[0]).sum()) for level in expected]
 
 
+def between(steps: Sequence[int], rank: int) -> int:
+    """Steps at levels that are no multiple of `rank`, without the last two levels, which STAY does not tell apart."""
+    return sum(count for m, count in enumerate(steps[:-2]) if m % rank)
+
+
+def _ranks(seeds: Sequence[int]) -> tuple[list[Check], list[list[str]], list[dict[str, Any]]]:
+    """Key and query of rank 1, 2, 4 and 8: where the loss stays, and how high."""
+    of, expected = Population(RANK_EIGENVALUES), levels(RANK_EIGENVALUES)
+    checks: list[Check] = []
+    rows: list[list[str]] = []
+    data: list[dict[str, Any]] = []
+    alone: list[list[int]] = []  # rank 1's stays, by seed
+    for rank in RANKS:
+        errors, shares = [], []
+        for i, seed in enumerate(seeds):
+            losses = train_separate(of, RANK_HEADS, rank, RANK_SCALE, 1.0, RANK_STEPS, seed)
+            steps, found = stays(losses, expected), plateaus(losses, expected)
+            if rank == 1:
+                alone.append(steps)
+            else:
+                shares.append(between(steps, rank) / between(alone[i], rank))
+                errors += [abs(found[m] / expected[m] - 1) for m in range(0, len(expected) - 2, rank) if steps[m]]
+            data.append({"rank": rank, "seed": seed, "steps": steps})
+            rows.append([str(rank), str(seed), *map(str, steps)])
+        if rank > 1:
+            name = f"rank {rank}: plateaus at multiples of {rank}, relative error"
+            checks.append(check(name, 0.0, max(errors), 0.01))
+            name = f"rank {rank}: time at the levels between, over rank 1's there"
+            checks.append(check(name, PASSED, max(shares), 0.0, "<="))
+    return checks, rows, data
+
+
 def report(seeds: Sequence[int], say: Say) -> Report:
     """Levels, stays and the white closed form."""
     require_seeds(seeds, least=1)
@@ -139,17 +180,17 @@ def report(seeds: Sequence[int], say: Say) -> Report:
         separate.append({"seed": seed, "plateaus": found, "steps": steps, "losses": losses[::40].tolist()})
         rows.append([f"separate, seed {seed}", *(f"{x:.4f} ({n})" for x, n in zip(found, steps, strict=True))])
         for m, (theory, value) in enumerate(zip(expected, found, strict=True)):
-            checks.append(Check("in-context", f"separate, seed {seed}: level {m}", theory, value, 0.01 * theory))
+            checks.append(check(f"separate, seed {seed}: level {m}", theory, value, 0.01 * theory))
         share = sum(steps[1:3]) / steps[0]
-        checks.append(Check("in-context", f"separate, seed {seed}: stay at levels 1, 2 over 0", 0.2, share, 0.0, ">="))
+        checks.append(check(f"separate, seed {seed}: stay at levels 1, 2 over 0", 0.2, share, 0.0, ">="))
     rng = stream(seeds[0], "init")
     v, u = 1e-6 * rng.standard_normal(8), 1e-6 * rng.standard_normal((8, 4, 4))
     losses, _ = train_merged(of, v, u, rate=1.0, steps=MERGED_STEPS)
     steps = stays(losses, expected)
     rows.append(["merged", *(f"({n})" for n in steps)])
     share = sum(steps[1:3]) / steps[0]
-    checks.append(Check("in-context", "merged: stay at levels 1, 2 over 0", 0.05, share, 0.0, "<="))
-    checks.append(Check("in-context", "merged: loss at the end", expected[-1], float(losses[-1]), 1e-4))
+    checks.append(check("merged: stay at levels 1, 2 over 0", 0.05, share, 0.0, "<="))
+    checks.append(check("merged: loss at the end", expected[-1], float(losses[-1]), 1e-4))
     white = []
     for w_init in (1e-3, 1e-5):
         rate = 0.002
@@ -158,18 +199,24 @@ def report(seeds: Sequence[int], say: Say) -> Report:
         theory_sigma = white_closed_form(4, EXAMPLES, w_init, rate * np.arange(len(sigma)))
         worst = float(np.abs(sigma - theory_sigma).max())
         white.append({"w_init": w_init, "worst": worst})
-        checks.append(
-            Check("in-context", f"merged, white, w_init {w_init:g}: furthest from sigma(t)", 0.0, worst, 0.02)
-        )
+        checks.append(check(f"merged, white, w_init {w_init:g}: furthest from sigma(t)", 0.0, worst, 0.02))
+    say("in-context regression, ranks")
+    rank_checks, rank_rows, ranks = _ranks(seeds)
+    checks += rank_checks
+    rank_headings = ("rank, D = 8", "seed", *(f"steps at {m}: {x:.4f}" for m, x in enumerate(levels(RANK_EIGENVALUES))))
     return Report(
         name="in-context",
         source="Zhang et al. 2025 (arXiv 2501.16265)",
         checks=checks,
-        lines=table(("model", *(f"level {m}: {x:.4f}" for m, x in enumerate(expected))), rows),
+        lines=[
+            *table(("model", *(f"level {m}: {x:.4f}" for m, x in enumerate(expected))), rows),
+            *table(rank_headings, rank_rows),
+        ],
         data={
             "levels": expected,
             "separate": separate,
             "merged": {"steps": steps, "losses": losses.tolist()},
             "white": white,
+            "ranks": ranks,
         },
     )

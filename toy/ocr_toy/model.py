@@ -68,10 +68,7 @@ class DeviceBatch:
 def parameter_shapes(model: ModelSpec, task: TaskSpec) -> dict[str, tuple[int, ...]]:
     """Shape of every trained parameter of one run, by name."""
     if model.param == "factorized":
-        shapes: dict[str, tuple[int, ...]] = {
-            "W_O": (task.vocab, model.d_h),
-            "W_V": (task.n_inputs, model.d_h),
-        }
+        shapes: dict[str, tuple[int, ...]] = {"W_O": (task.vocab, model.d_h), "W_V": (task.n_inputs, model.d_h)}
     else:
         shapes = {"W_OV^T": (task.n_inputs, task.vocab)}
     if model.trainable_kq:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 N = TypeVar("N", int, float)
 
+Preset = Annotated[str, typer.Option(help="published, or official: the official code's exact start, seed and loss.")]
 Param = Annotated[str, typer.Option(help="factorized or merged.")]
 Pairs = Annotated[int, typer.Option("--n", help="Number of fact-entailment pairs.")]
 MTrain = Annotated[int, typer.Option("--m-train", help="Train subjects per pair.")]
@@ -50,10 +51,12 @@ def official(param: str) -> dict[str, Any]:
     deviation 1 / sqrt(128) in every matrix, 20,000 steps. Both: seed 42, and the loss -log(p + 1e-8), whose gradient
     vanishes for p below that.
     """
+    from ocr_toy.runs import OFFICIAL_SCALE
+
     common = {"seed": 42, "loss_floor": 1e-8}
     if param == "merged":
         return common | {"init": "symmetric", "init_scale": 1e-4}
-    return common | {"init": "gaussian", "init_scale": 128**-0.5, "steps": 20_000}
+    return common | {"init": "gaussian", "init_scale": OFFICIAL_SCALE, "steps": 20_000}
 
 
 def run_spec(options: dict[str, Any]) -> "RunSpec":

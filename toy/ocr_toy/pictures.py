@@ -33,10 +33,7 @@ def _decay(axes: Axes, rows: list[dict[str, Any]]) -> None:
         axes.plot(dense, curve, color=GREY, linestyle=style, label=f"convex problem, factors {factors:g}")
     _points(axes, shown)
     axes.set(
-        xscale="log",
-        ylim=(0, None),
-        xlabel="product decay / factor decay (left end: none)",
-        title="decay on both",
+        xscale="log", ylim=(0, None), xlabel="product decay / factor decay (left end: none)", title="decay on both"
     )
 
 

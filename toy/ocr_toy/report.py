@@ -16,7 +16,7 @@ class Check:
     name: str
     theory: float
     measured: float
-    tolerance: float
+    tolerance: float = 0.0
     relation: Relation = "=="
 
     @property

@@ -18,6 +18,8 @@ CHUNK = 100
 """Batches drawn at a time. Part of what a seed means: it fixes the order of draws."""
 THRESHOLD = 0.1
 """Loss in nats below which a question set counts as learned."""
+OFFICIAL_SCALE = 128**-0.5
+"""Standard deviation of the official code's Gaussian start, from which its rank sweep trains."""
 MOST_NUMBERS = 200_000_000
 """What runs trained together may hold at a time: a few GB."""
 
@@ -48,10 +50,7 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         """Check every field once, here."""
-        for name, value, kinds in (
-            ("optimizer", self.optimizer, Optimizer),
-            ("precision", self.precision, Precision),
-        ):
+        for name, value, kinds in (("optimizer", self.optimizer, Optimizer), ("precision", self.precision, Precision)):
             allowed = get_args(kinds)
             require(value in allowed, f"{name} = {value}: unknown; use one of {', '.join(allowed)}")
         require(0 < self.lr < float("inf"), f"lr = {self.lr}: not a rate; use lr > 0")
@@ -97,10 +96,7 @@ class RunSpec:
         require_batch(task, self.train.batch)
         require_init(model, self.train.init)
         moves = model.param == "merged" and not (model.trainable_kq and model.attention == "linear")
-        require(
-            self.train.init_scale > 0 or moves,
-            "init_scale = 0: a saddle that no step leaves; use init_scale > 0",
-        )
+        require(self.train.init_scale > 0 or moves, "init_scale = 0: a saddle that no step leaves; use init_scale > 0")
 
     @property
     def numbers(self) -> int:

@@ -106,11 +106,7 @@ def value_of(spec: RunSpec, over: Axis) -> float:
 
 
 def run_sweep(
-    base: RunSpec,
-    over: Axis,
-    values: Sequence[float],
-    seeds: Sequence[int],
-    progress: Progress | None = None,
+    base: RunSpec, over: Axis, values: Sequence[float], seeds: Sequence[int], progress: Progress | None = None
 ) -> list[RunResult]:
     """Train the whole sweep as one batch, value-major."""
     return train_runs(sweep_specs(base, over, values, seeds), progress)

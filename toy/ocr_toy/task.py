@@ -127,12 +127,7 @@ def question_sets(task: TaskSpec) -> dict[str, Questions]:
     pair = subject_pairs(task)
     train = np.arange(task.n_train_subjects)
     test = np.arange(task.n_train_subjects, task.n_subjects)
-    parts = {
-        TRAIN_FACT: (train, 0),
-        TRAIN_ENTAILMENT: (train, 1),
-        TEST_FACT: (test, 0),
-        TEST_ENTAILMENT: (test, 1),
-    }
+    parts = {TRAIN_FACT: (train, 0), TRAIN_ENTAILMENT: (train, 1), TEST_FACT: (test, 0), TEST_ENTAILMENT: (test, 1)}
     return {
         name: Questions(
             subject=subjects,
@@ -205,10 +200,7 @@ def require_batch(task: TaskSpec, batch_size: int) -> None:
         )
         return
     trained = len(TRAINED_SETS) if task.m_train else 1
-    require(
-        batch_size >= trained,
-        f"batch = {batch_size}: fewer than the {trained} trained question sets; use more",
-    )
+    require(batch_size >= trained, f"batch = {batch_size}: fewer than the {trained} trained question sets; use more")
 
 
 def full_batch(task: TaskSpec) -> Batch:

@@ -282,22 +282,24 @@ def problem(task: TaskSpec) -> Problem:
 
 @dataclass(frozen=True)
 class Group:
-    """`size` identical subjects in every pair: all know their b, and pair i's entail the row entails[i], if any."""
+    """`size` identical subjects in every pair, or in the `pairs` alone: they know their b and entail row entails[i]."""
 
     size: float
     entails: tuple[int, ...] | None = None
+    pairs: tuple[int, ...] | None = None
 
 
 def merged_problem(n_pairs: int, groups: tuple[Group, ...], n_rows: int | None = None) -> Problem:
     """One column per pair and group, of weight sqrt(size), then r1 and r2; the rows b, c and, up to n_rows, others.
 
-    Its optimal norm, and what its optimum W sqrt(size) says of a subject, are those of the task with every subject.
+    Nothing is asked of a column whose pair has no such subject. The optimal norm, and what the optimum W sqrt(size)
+    says of a subject, are those of the task with every subject.
     """
     subjects = n_pairs * len(groups)
     phi, right, sizes = [], [], []
     for g, group in enumerate(groups):
         for relation, answers in enumerate((tuple(range(n_pairs)), group.entails)):
-            for i in range(n_pairs if answers else 0):
+            for i in (group.pairs or range(n_pairs)) if answers else ():
                 row = np.zeros(subjects + 2)
                 row[g * n_pairs + i] = 1 / math.sqrt(group.size)
                 row[subjects + relation] = 1.0
@@ -335,13 +337,6 @@ def test_margin(task: TaskSpec, w_ov: Matrix) -> float:
     questions = question_sets(task)[TEST_ENTAILMENT]
     f = features(task, questions) @ w_ov.T
     return answer_margin(f, right_answers(task, questions), range(task.n_pairs, 2 * task.n_pairs))
-
-
-def test_contrast(task: TaskSpec, w_ov: Matrix) -> float:
-    """Mean over test subjects of the logit on their own c minus the mean logit on the other c's."""
-    block = w_ov[task.n_pairs :, task.n_train_subjects : task.n_subjects]
-    own = np.equal.outer(np.arange(task.n_pairs), subject_pairs(task)[task.n_train_subjects :])
-    return float(block[own].mean() - block[~own].mean())
 
 
 def norm(param: Param, w_ov: Matrix) -> float:

@@ -17,14 +17,7 @@ from ocr_toy import model as m
 from ocr_toy.errors import require
 from ocr_toy.runs import CHUNK, MOST_NUMBERS, Record, RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import Margins, answer_margin, margins, norms
-from ocr_toy.task import (
-    TEST_ENTAILMENT,
-    Batch,
-    TaskSpec,
-    batches,
-    evaluation_batch,
-    full_batch,
-)
+from ocr_toy.task import TEST_ENTAILMENT, Batch, TaskSpec, batches, evaluation_batch, full_batch
 
 Progress = Callable[[int, int], None]
 

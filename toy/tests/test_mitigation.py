@@ -88,6 +88,66 @@ def test_competing_entailments_against_the_solver(sizes: tuple[int, int, int]) -
     assert x + other == pytest.approx(1.0, abs=1e-3)
 
 
+def _unequal_in_blocks(counts: tuple[int, int], m_train: tuple[int, int], m_test: int) -> tuple[float, list[float]]:
+    """The lemma for two classes of pairs, written out anew: one K for each class and a shared K0 of [4, 6].
+
+    own, rest, away [set, (class, group)]: what a subject adds to its own answer, to its class's, to the other
+    class's. level [(class, set), relation]. Returns the norm and each class's held-out margin over the other c's.
+    """
+    own, rest, away, level = cp.Variable((2, 4)), cp.Variable((2, 4)), cp.Variable((2, 4)), cp.Variable((4, 2))
+    sizes = [(k, g, (m_train[k], m_test)[g]) for k in (0, 1) for g in (0, 1)]  # a column of own is 2 k + g
+    norm, constraints = 0.0, []
+    columns: list[list[object]] = []
+    for k, g, m in sizes:
+        at, n, other = 2 * k + g, counts[k], counts[1 - k]
+        within = [m**0.5 * (own[a, at] + (n - 1) * rest[a, at]) for a in (0, 1)]
+        across = [m**0.5 * (n * other) ** 0.5 * away[a, at] for a in (0, 1)]
+        columns.append([within[0], within[1], across[0], across[1]] if k == 0 else [across[0], across[1], *within])
+        for relation in (0, 1) if m and g == 0 else (0,) if m else ():
+            right = own[relation, at] + level[2 * k + relation, relation]
+            for a in (0, 1):
+                here, there = level[2 * k + a, relation], level[2 * (1 - k) + a, relation]
+                rivals = [away[a, at] + there] + ([rest[a, at] + here] if n > 1 else [])
+                rivals += [own[a, at] + here] if a != relation else []
+                constraints += [right - rival >= 1 for rival in rivals]
+    for relation in (0, 1):
+        columns.append([counts[row // 2] ** 0.5 * level[row, relation] for row in range(4)])
+    for k, n in enumerate(counts):
+        block = [
+            [(m_train[k], m_test)[g] ** 0.5 * (own[a, 2 * k + g] - rest[a, 2 * k + g]) for g in (0, 1)] for a in (0, 1)
+        ]
+        norm += (n - 1) * cp.normNuc(cp.bmat(block)) if n > 1 else 0.0
+    norm += cp.normNuc(cp.bmat(columns))
+    least = cp.Problem(cp.Minimize(norm), constraints).solve(solver="CLARABEL")
+    margins = []
+    for k, n in enumerate(counts):
+        other_cs = [away.value[1, 2 * k + 1], *([rest.value[1, 2 * k + 1]] if n > 1 else [])]
+        margins.append(float(own.value[1, 2 * k + 1] - max(other_cs)))
+    return float(least), margins
+
+
+@pytest.mark.parametrize(
+    ("counts", "m_train", "m_test"),
+    [((1, 2), (0, 2), 2), ((2, 2), (1, 4), 4), ((5, 5), (1, 4), 4), ((1, 9), (0, 2), 2)],
+)
+def test_unequal_pairs_against_the_lemma_for_two_classes(
+    counts: tuple[int, int], m_train: tuple[int, int], m_test: int
+) -> None:
+    sizes = [m for m, count in zip(m_train, counts, strict=True) for _ in range(count)]
+    problem = remedies.unequal_problem(sizes, m_test)
+    w = theory.least_norm(problem, solver="SCS" if sum(counts) > 6 else "CLARABEL")
+    norm, margins = _unequal_in_blocks(counts, m_train, m_test)
+    assert theory.norm("factorized", w) == pytest.approx(norm, rel=1e-4)
+    assert remedies.class_margins(w, problem, sizes, m_test) == pytest.approx(margins, abs=3e-3)
+
+
+def test_the_unequal_pairs_worked_out_before() -> None:
+    for m_train, m_test, *published in remedies.UNEQUAL:
+        counts = (m_train.count(m_train[0]), m_train.count(m_train[-1]))
+        _, margins = _unequal_in_blocks(counts, (m_train[0], m_train[-1]), m_test)
+        assert margins == pytest.approx(published, abs=2e-3)
+
+
 def test_the_price_of_a_margin_is_a_difference_of_norms() -> None:
     sizes = (5, 2, 3)
     frobenius = theory.least_norm(theory.merged_task(*sizes), "frobenius")

@@ -143,12 +143,6 @@ def test_transfer_and_delay_tell_the_two_models_apart() -> None:
     assert abs(merged.transfer.mean) < 0.1
 
 
-def test_every_open_question_has_conditions_that_can_be_built() -> None:
-    for make in experiments.QUESTIONS.values():
-        conditions = make()
-        assert len({c.name for c in conditions}) == len(conditions) > 1
-
-
 def test_transfer_without_train_subjects_is_an_error() -> None:
     run = train_runs([replace(SMALL, task=replace(SMALL.task, m_train=0))])[0]
     with pytest.raises(ToyError, match="m_train = 0"):

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from ocr_toy import attention_svm, grokking, in_context, reversal_curse, scan_and_snap, stages
+import torch
+from ocr_toy import attention_svm, grokking, in_context, reversal_curse, scan_and_snap, stages, theory
 from ocr_toy.report import Check, Report, table
+from ocr_toy.task import stream
 
 
 def quiet(line: str) -> None:
@@ -63,6 +65,35 @@ def test_separate_stays_at_levels_and_merged_does_not() -> None:
     assert at_one[0] > 10 * at_one[1]
 
 
+def test_heads_of_any_rank_descend_on_half_the_loss() -> None:
+    """Against autograd of the loss as the paper writes it, from the same draws."""
+    of, scale, rate = in_context.Population((0.6, 0.3, 0.1)), 0.5, 0.7
+    ours = in_context.train_separate(of, heads=2, rank=2, scale=scale, rate=rate, steps=4, seed=3)
+    rng, lam = stream(3, "init"), torch.diag(torch.tensor(of.eigenvalues, dtype=torch.float64))
+    shapes = ((2,), (2, 2, 3), (2, 2, 3))
+    v, k, q = parts = [torch.from_numpy(scale * rng.standard_normal(shape)).requires_grad_() for shape in shapes]
+    for expected in ours:
+        m = torch.einsum("h,hri,hrj->ij", v, k, q)
+        s = lam @ lam + (lam @ lam + lam.trace() * lam) / of.examples
+        loss = lam.trace() - 2 * (lam @ lam @ m).trace() + (m.T @ s @ m @ lam).trace()
+        assert loss.item() == pytest.approx(expected, rel=1e-12)
+        slopes = torch.autograd.grad(loss / 2, parts)
+        with torch.no_grad():
+            for part, slope in zip(parts, slopes, strict=True):
+                part -= rate * slope
+
+
+def test_rank_two_steps_over_every_second_level() -> None:
+    of = in_context.Population((0.4, 0.3, 0.2, 0.1))
+    expected = in_context.levels(of.eigenvalues)
+    one, two = (in_context.train_separate(of, 5, rank, 5e-3, 1.0, 8000, seed=0) for rank in (1, 2))
+    assert in_context.plateaus(two, expected)[2] == pytest.approx(expected[2], rel=1e-3)
+    stays = [in_context.stays(losses, expected) for losses in (one, two)]
+    assert stays[1][1] < 0.2 * stays[0][1]
+    assert in_context.between([5, 1, 7, 2, 9, 9, 9], 2) == 1 + 2
+    assert in_context.between([5, 1, 7, 2, 4, 9, 9], 4) == 1 + 7 + 2
+
+
 def test_white_inputs_follow_the_closed_form() -> None:
     of, w_init, rate = in_context.Population((1.0,) * 3, examples=9), 1e-2, 0.002
     u = np.eye(3)[None] * w_init / math.sqrt(3)
@@ -90,6 +121,13 @@ def test_token_frequencies_are_those_of_the_log() -> None:
     p = scan_and_snap.frequencies()
     assert p.sum(axis=1) == pytest.approx([1, 1])
     assert p[0, [0, 10, 19, 20]] == pytest.approx([0.0645, 0.0065, 0.0645, 0.0], abs=5e-5)
+
+
+def test_attention_on_common_tokens() -> None:
+    z = np.zeros((2, 30))
+    assert scan_and_snap.on_common(z) == pytest.approx([10 / 15.5] * 2)
+    z[:, :10] = -np.log(2)
+    assert scan_and_snap.on_common(z) == pytest.approx([5 / 10.5] * 2)
 
 
 def test_order_is_1_for_attention_that_grows_with_frequency_and_minus_1_against_it() -> None:
@@ -146,9 +184,10 @@ def test_the_balanced_start_outputs_nothing() -> None:
 # Attention SVM.
 
 
-def test_the_attention_slope_points_along_the_gradient() -> None:
-    data = attention_svm.draw(0, 2)
-    w = 3 * np.random.default_rng(1).standard_normal((2, 10, 10))
+@pytest.mark.parametrize("vector", [False, True])
+def test_the_attention_slope_points_along_the_gradient(vector: bool) -> None:
+    data = attention_svm.draw(0, 2, vector)
+    w = 3 * np.random.default_rng(1).standard_normal((2, data.x.shape[-1], data.z.shape[-1]))
 
     def loss(r: int, at: np.ndarray) -> float:
         scores = np.einsum("ntd,de,ne->nt", data.x[r], at, data.z[r])
@@ -158,8 +197,8 @@ def test_the_attention_slope_points_along_the_gradient() -> None:
 
     grad, _ = attention_svm.slope(data, w)
     for r in range(2):
-        numeric = np.zeros((10, 10))
-        for place in np.ndindex(10, 10):
+        numeric = np.zeros(w[r].shape)
+        for place in np.ndindex(w[r].shape):
             ahead, behind = w[r].copy(), w[r].copy()
             ahead[place] += 1e-5
             behind[place] -= 1e-5
@@ -190,6 +229,20 @@ def test_the_attention_svm_separates_the_chosen_tokens_by_1() -> None:
     assert norms[1][1] < norms[0][1]
 
 
+def test_one_pair_of_tokens_is_separated_along_their_difference() -> None:
+    """The closed form of p: the gap g of two tokens over ||g||^2; descent turns to it from any start."""
+    rng = np.random.default_rng(0)
+    x, z = rng.standard_normal((3, 1, 2, 5)), np.ones((3, 1, 1))
+    data = attention_svm.Data(x, z, rng.standard_normal((3, 5)), np.ones((3, 1)))
+    p, sharp = attention_svm.train(data, factorized=False, seed=0, steps=2000)
+    assert sharp == pytest.approx(1.0)
+    for r in range(3):
+        chosen = (x[r, 0] @ p[r, :, 0]).argmax(keepdims=True)
+        gap = x[r, 0, chosen[0]] - x[r, 0, 1 - chosen[0]]
+        assert attention_svm.svm(x[r], z[r], chosen, False)[:, 0] == pytest.approx(gap / (gap @ gap), abs=1e-5)
+        assert p[r, :, 0] @ gap / np.linalg.norm(p[r]) / np.linalg.norm(gap) == pytest.approx(1.0, abs=1e-4)
+
+
 # The reversal curse.
 
 
@@ -217,6 +270,46 @@ def test_coefficients_move_as_theta_does() -> None:
 
 def test_the_exponent_by_hand() -> None:
     assert reversal_curse.exponent(np.array([1.0, 0.1]), np.array([2.0, 2 * 0.1**0.25])) == pytest.approx(0.25)
+
+
+def test_questions_are_the_papers() -> None:
+    for chain, taught_rows, entities in ((False, 340, 400), (True, 540, 600)):
+        taught, asked = reversal_curse.questions(chain, 140, 60, np.random.default_rng(0))
+        assert (len(taught), len(asked)) == (taught_rows, 60)
+        whole = {tuple(row) for row in np.concatenate([taught, asked])}
+        assert len(whole) == taught_rows + 60
+        assert {place for row in whole for place in (row[0], row[2])} == set(range(entities))
+        if chain:  # every x ~> z is what its two taught hops lead to
+            hop = {given: answer for given, arrow, answer in taught if arrow == 0}
+            assert all(hop[hop[given]] == answer for given, arrow, answer in whole if arrow == 1)
+        else:
+            assert all((answer, 1 - arrow, given) in whole for given, arrow, answer in whole)
+            assert 10 < asked[:, 1].sum() < 50
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_probabilities_of_the_one_layer_model_are_those_of_autograd(chain: bool) -> None:
+    of, asked, right = reversal_curse.one_layer(chain, 2, 1)
+    w = torch.zeros(12, of.phi.shape[1], dtype=torch.float64, requires_grad=True)
+    phi, answers, inputs = (torch.from_numpy(values) for values in (of.phi, of.right, asked))
+    largest = 0.0
+    for _ in range(3):
+        torch.nn.functional.cross_entropy(phi @ w.T, answers, reduction="sum").backward()
+        with torch.no_grad():
+            w -= w.grad
+            w.grad.zero_()
+            largest = max(largest, float(torch.softmax(inputs @ w.T, dim=1)[:, right].max()))
+            taught = float(torch.softmax(phi @ w.T, dim=1)[range(len(phi)), answers].min())
+    assert reversal_curse.likeliest(of, asked, right, 12, steps=3) == pytest.approx((largest, taught))
+    assert largest < 1 / 12
+
+
+def test_the_optima_of_a_chain_do_not_compose() -> None:
+    of, asked, right = reversal_curse.one_layer(True, 3, 2)
+    for kind, over_all, inside in (("nuclear", -1.255, -1.255), ("frobenius", -1.0, -0.876)):
+        w = theory.least_norm(of, kind)
+        assert reversal_curse.largest_margin(w, asked, right) == pytest.approx(over_all, abs=1e-3)
+        assert reversal_curse.largest_margin(w[10:], asked, right - 10) == pytest.approx(inside, abs=1e-3)
 
 
 def test_no_norm_and_no_descent_reverses_a_pair_that_shares_nothing() -> None:

@@ -52,6 +52,7 @@ TINY = [*TINY_TASK, "--d-h", "4"]
         (["systems", "--system", "grokking", "--seeds", "-1"], "error: seed = -1"),
         (["systems", "--system", "stages", "--seeds", "0,1,2,3,4,5,6,7,8,9,10"], "error: seeds = 11"),
         (["check", "--figures", "pictures"], "error: figures = pictures: "),
+        (["sweep", "--preset", "mine"], "error: preset = mine: unknown; use published or official"),
         (["train", "--preset", "mine"], "error: preset = mine: unknown; use published or official"),
         (["open", "--seeds", "0"], "error: seeds = 1"),
         (["open", "--seeds", "0,0"], "error: seeds: one is given twice"),
@@ -196,6 +197,14 @@ def test_the_official_preset_is_the_official_codes_and_yields_to_options() -> No
     assert merged["train"]["init_scale"] == 1e-4
     assert factorized["train"]["init_scale"] == pytest.approx(1 / 128**0.5)
     assert (own["train"]["seed"], own["train"]["init_scale"], own["model"]["loss_floor"]) == (7, 0.5, 1e-8)
+
+
+def test_the_official_rank_sweep_starts_as_the_official_code() -> None:
+    arguments = ["sweep", *TINY_TASK, "--preset", "official", "--values", "2", "--seeds", "5", "--steps", "1", "--json"]
+    document = json.loads(runner.invoke(app, arguments).stdout)
+    assert document["base"]["train"]["init_scale"] == pytest.approx(1 / 128**0.5)
+    assert (document["base"]["train"]["steps"], document["base"]["model"]["loss_floor"]) == (1, 1e-8)
+    assert [row["seed"] for row in document["rows"]] == [5]
 
 
 def test_systems_print_checks_write_json_and_draw(tmp_path: Path) -> None:
