@@ -106,7 +106,7 @@ def export(
 ) -> None:
     """Write a run's training set and probes for other programs.
 
-    Beside a training set is manifest.json, by which 'score --data' asks what was taught here; it holds the association,
+    A training set comes with manifest.json, from which 'score --data' knows what was taught; it holds the association,
     or table, whole. Of --model only --chat reads the tokenizer. The paths of the files go to stdout.
     """
     from ocr_eval.data.export import TRAINING_FILES, export_task
