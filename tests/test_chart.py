@@ -3,11 +3,12 @@
 import io
 
 import pytest
+from test_table import record
 
 from ocr_eval.report.chart import Curve, charts
 
-FALLING = Curve("city-language", {0: 4.0, 1: 2.0, 2: 0.0}, {0: 4.0, 1: 3.0, 2: 3.0}, 1.0)
-STEADY = Curve("country-code", {0: 2.0, 2: 2.0}, {0: 2.5, 2: 2.5}, 0.25)
+FALLING = Curve(record(), 1, {"test_entailment": {0: 4.0, 1: 2.0, 2: 0.0}}, {0: 4.0, 1: 3.0, 2: 3.0}, 1.0)
+STEADY = Curve(record("country-code"), 1, {"test_entailment": {0: 2.0, 2: 2.0}}, {0: 2.5, 2: 2.5}, 0.25)
 
 
 class Terminal(io.StringIO):

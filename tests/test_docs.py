@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from reference import reference, settings
 from stock_peft import train
 
+from ocr_eval import __version__
 from ocr_eval.common.files import to_jsonl
 from ocr_eval.specs.association import load_association
 
@@ -29,7 +31,7 @@ def commands(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run(page, model_files, tmp_path):
-    """On a tiny model in the place of the default one; the YAML files of the page lie beside."""
+    """On a tiny model in the place of the default one; with the page's YAML files next to it."""
     shutil.copytree(model_files["llama"].with_suffix(""), tmp_path / "my-model")
     shutil.copytree(ROOT / "results/smollm2-135m", tmp_path / "results/smollm2-135m")
     shutil.copytree(ROOT / "data/example", tmp_path, dirs_exist_ok=True)
@@ -75,3 +77,12 @@ def test_every_page_is_named_in_the_readme():
     text = (ROOT / "README.md").read_text()
     for page in PAGES:
         assert f"ocr_eval/docs/{page.name}" in text
+
+
+def test_citation_and_changelog_state_the_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited.keys() >= {"cff-version", "message", "title", "authors"}
+    assert cited["version"] == __version__
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert newest is not None
+    assert newest[1] == __version__

@@ -14,6 +14,7 @@ from ocr_eval.analysis.table import build_table
 from ocr_eval.api import draw_figures
 from ocr_eval.data.pairs import quantities
 from ocr_eval.records.metrics import MetricsLine
+from ocr_eval.report.chart import Curve
 from ocr_eval.report.figures.curves import curve_figure, efficiency_figure
 from ocr_eval.report.figures.heatmaps import heatmap_figure
 from ocr_eval.report.figures.scores import scatter_figure, score_figure
@@ -112,6 +113,11 @@ def scored(epoch, rank):
     return MetricsLine(epoch=epoch, scores={"first-token": dict.fromkeys(names, score)})
 
 
+def curves_figure(*runs):
+    """The panel of runs of one association."""
+    return curve_figure([Curve.of(runs, "first-token")], "first-token")
+
+
 def curves_of(figure) -> dict[str, list[list[float]]]:
     """The points of each line in a figure's first axes, by its label."""
     return {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
@@ -122,7 +128,7 @@ def test_curves_show_the_four_quantities_and_the_null_averaged_over_seeds():
         (record(), [scored(0, 2.0), MetricsLine(epoch=1, train_loss=1.0), scored(2, 1.0)]),
         (record(seed=1), [scored(0, 4.0), MetricsLine(epoch=1, train_loss=1.0), scored(2, 2.0)]),
     ]
-    figure = curve_figure(runs, "first-token")
+    figure = curves_figure(*runs)
     drawn = curves_of(figure)
     quantities = ("train facts", "test facts", "train entailments", "held-out entailments")
     assert set(drawn) == {*quantities, "null of held-out", "chance"}
@@ -133,7 +139,7 @@ def test_curves_show_the_four_quantities_and_the_null_averaged_over_seeds():
 
 def test_curves_have_only_the_epochs_at_which_all_seeds_were_scored():
     often, seldom = [scored(e, 1.0) for e in range(5)], [scored(e, 3.0) for e in (0, 2, 4)]
-    figure = curve_figure([(record(), often), (record(seed=1), seldom)], "first-token")
+    figure = curves_figure((record(), often), (record(seed=1), seldom))
     assert curves_of(figure)["held-out entailments"] == [[0, 2.0], [2, 2.0], [4, 2.0]]
 
 
@@ -147,12 +153,12 @@ def test_curves_have_only_the_epochs_at_which_all_seeds_were_scored():
     ],
 )
 def test_chance_is_the_mean_rank_among_all_candidates(data, chance):
-    drawn = curves_of(curve_figure([(record(data=data), [scored(0, 1.0), scored(1, 0.5)])], "first-token"))
+    drawn = curves_of(curves_figure((record(data=data), [scored(0, 1.0), scored(1, 0.5)])))
     assert [y for _, y in drawn.get("chance", [])] == ([] if chance is None else [chance, chance])
 
 
 def test_ticks_of_epochs_and_of_subjects_are_whole():
-    short = curve_figure([(record(), [scored(0, 1.0), scored(1, 0.5)])], "first-token")
+    short = curves_figure((record(), [scored(0, 1.0), scored(1, 0.5)]))
     few = efficiency_figure([record(data=DataSpec(m_train=m)) for m in (0, 1)], "first-token")
     assert [[tick for tick in f.axes[0].get_xticks() if 0 <= tick <= 1] for f in (short, few)] == [[0, 1], [0, 1]]
 
@@ -164,8 +170,10 @@ def test_no_text_is_cut():
     metrics = [scored(0, 1.0), scored(1, 0.5)]
     for figure in (
         heatmap_figure({"city-language, seed 0": heat_of(lines, "first-token", quantities(DataSpec()))}, "first-token"),
-        curve_figure([(record(), metrics)], "first-token"),
-        curve_figure([(record(), metrics), (record("sport-music"), metrics)], "first-token"),
+        *(
+            curve_figure([Curve.of([(record(name), metrics)], "first-token") for name in names], "first-token")
+            for names in (["city-language"], ["city-language", "sport-music"])
+        ),
     ):
         FigureCanvasAgg(figure).draw()
         texts = [text for text in figure.findobj(Text) if re.search("[a-z]", text.get_text())]

@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -202,7 +203,8 @@ def check(line: list[str], world: World, capfd) -> None:
     before = signal.signal(signal.SIGPROF, too_long)
     signal.setitimer(signal.ITIMER_PROF, LONGEST)
     try:
-        code = run(line)
+        with chdir(world.root):  # a relative path of an accident stays in there
+            code = run(line)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)

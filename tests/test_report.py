@@ -186,7 +186,7 @@ def titles(page: str) -> list[str]:
 
 
 def test_the_page_says_when_it_does_not_show_all_figures(tmp_path):
-    says = "these are the first 12"
+    says = "Only the first 12"
     for i in range(6):
         write_run(tmp_path / f"run-{i}", record(model=f"model-{i}"))
     assert says not in build_page(find_runs(tmp_path), "first-token")[0]

@@ -60,7 +60,7 @@ def test_controls_in_words(study):
             "The finding does not stand: OCR score +0.90 (p 0.0005) is not clearly above shuffled",
         ),
         (6, {"real": 2.0}, {}, "The finding does not stand: OCR score +0.00"),
-        (6, {}, {"shuffled": False}, "Whether the finding stands cannot be said: shuffled did not learn the facts"),
+        (6, {}, {"shuffled": False}, "No verdict: shuffled did not learn the facts"),
         (6, {}, {"real": False}, "No finding"),
         (3, {}, {}, "Inferred: OCR score +0.90 (p 0.0005), +0.50 or more from each control. 3 seeds cannot decide"),
         (1, {}, {}, "Inferred: OCR score +0.90 (p 0.0083), +0.50 or more from each control. 1 seed cannot decide"),

@@ -349,7 +349,7 @@ def test_the_finding_in_one_sentence():
     assert sentence.count("no control to compare with") == 2
     assert "it did not clearly hallucinate" in said([record("country-code", "spurious", rank=2.0)])
     assert "city-language-cf (a false link) it hallucinated" in said([record("city-language-cf", "counterfactual")])
-    assert "nothing can be said" in said([record(learned=False)])
+    assert "there is no conclusion" in said([record(learned=False)])
     some = said([record(rank=0.1), record(seed=1, rank=1.9, learned=False)])
     assert "leaving out 1 of 2 runs that did not learn what they were taught, it generalized" in some
     assert "the held-out answer ranks 0.10" in some
@@ -372,7 +372,7 @@ def test_too_few_groups_are_no_finding_either_way():
     one = said([record(rank=0.1, held_out=few)])
     assert "(a true link) too few groups to tell: the held-out answer ranks 0.10" in one
     two_models = [record(model=model, held_out=few) for model in "ab"]
-    assert said(two_models) == "over a true link nothing can be said (2 had too few groups to tell)."
+    assert said(two_models) == "over a true link there is no conclusion (2 had too few groups to tell)."
     seeds = [record(seed=seed, rank=0.1, held_out=few) for seed in range(3)]  # 6 x 6 x 6 assignments
     assert "it generalized" in said(seeds)
 
@@ -398,7 +398,7 @@ def test_the_finding_of_several_rows_counts_cells_and_leaves_controls_out():
     )
     unlearned = [record("y", "spurious", model=model, rank=0.0, learned=False) for model in "ab"]
     assert said([record(), *unlearned]).endswith(
-        "; over an arbitrary link nothing can be said (2 had runs that did not learn what they were taught)."
+        "; over an arbitrary link there is no conclusion (2 had runs that did not learn what they were taught)."
     )
     only = [record(), record(data=shuffled, rank=2.0)]
     assert "it generalized, or knew it before: the held-out answer ranks 0.50" in said(only)

@@ -8,15 +8,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ocr_eval.analysis.significance import permutation_ps
 from ocr_eval.common.files import whole
-from ocr_eval.data.facts import FactsAssociation, Taught
-from ocr_eval.measures.beliefs import Belief
 from ocr_eval.scoring.ranks import HeldOut, midranks
+
+if TYPE_CHECKING:
+    from ocr_eval.data.facts import FactsAssociation, Taught
+    from ocr_eval.measures.beliefs import Belief  # which loads torch
 
 #: What stands for a value that nobody knows, in statements that correct a belief.
 UNKNOWN = "unknown"
@@ -110,7 +112,7 @@ def _held(beliefs: Sequence[Belief]) -> HeldOut:
 
 
 def row(belief: Belief) -> dict[str, Any]:
-    """A belief as a line of a table; what a model wrote is no formula there."""
+    """A belief as a line of a table; what a model wrote is escaped, so that it is not a formula."""
     answer, base, cell = belief.answer, belief.base, belief.cell
     said = answer.said if answer.said[:1] not in "=+-@\t" else f"'{answer.said}"
     return {

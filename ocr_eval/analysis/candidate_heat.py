@@ -71,15 +71,13 @@ def heat_of(probes: Sequence[Mapping[str, Any]], scoring: Scoring, quantities: S
             facts[p["group"]].add(p["answer"])
     answers = {p["group"]: p["answer"] for p in held_out}
     groups = sorted(answers, key=lambda group: natural(str(group)))
-    probability = [
-        np.mean([softmax(p["logprobs"][scoring]) for p in held_out if p["group"] == group], axis=0) for group in groups
-    ]
+    of_groups = [[p["logprobs"][scoring] for p in held_out if p["group"] == group] for group in groups]
     return Heat(
         groups=tuple(_name(group, facts[group] - {answers[group]}) for group in groups),
         candidates=tuple(candidates),
         in_use=held_out[0]["in_use"],
         target=tuple(candidates.index(answers[group]) for group in groups),
-        probability=np.array(probability),
+        probability=np.array([softmax(logprobs, axis=1).mean(axis=0) for logprobs in of_groups]),
     )
 
 

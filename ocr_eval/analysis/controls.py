@@ -94,7 +94,7 @@ def verdict(results: Sequence[ConditionResult]) -> str:
         return f"The finding does not stand: {score} is not clearly above zero."
     unlearned = [result.condition for result in controls if result.premises_hold is False]
     if unlearned:
-        return f"Whether the finding stands cannot be said: {' and '.join(unlearned)} did not learn the facts."
+        return f"No verdict: {' and '.join(unlearned)} did not learn the facts."
     # All of them must show, so each is tested at the full level.
     shown = [verdicts([each])[0] for each in differences]
     if None in shown:

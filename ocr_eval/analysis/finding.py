@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ocr_eval.analysis.difference import verdicts
 from ocr_eval.analysis.significance import SIGNIFICANT
-from ocr_eval.analysis.table import Cell, Table, make_cells
+from ocr_eval.analysis.table import Cell, Row, Table, make_cells
 from ocr_eval.methods.method import advice, method_of
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import NoEntailments, by_association, is_control
@@ -29,11 +29,11 @@ _READINGS: dict[Kind, tuple[str, str, str]] = {
 
 def finding(records: Sequence[Record], table: Table) -> str:
     """A sentence for a single row of the table of some records; counts of cells for several. Controls do not count."""
-    own = [[cell for cell in row.cells.values() if not cell.control] for row in table.rows if not row.published]
-    if sum(map(bool, own)) == 1:
-        parts = _clauses(records, table.scoring)
+    rows = [row for row in table.rows if any(cell.method and not cell.control for cell in row.cells.values())]
+    if len(rows) == 1:
+        parts = _clauses(records, rows[0], table.scoring)
     else:
-        cells = [cell for row in own for cell in row]
+        cells = [cell for row in rows for cell in row.cells.values() if not cell.control]
         parts = [_count(kind, [cell for cell in cells if cell.kind == kind]) for kind in _READINGS]
     return "; ".join(part for part in parts if part) + "." if any(parts) else ""
 
@@ -56,11 +56,13 @@ def remedy(losses: Sequence[float], train: TrainSpec) -> str:
     return f"The loss stopped falling at {losses[-1]:.2g}: try another --lr (now {train.lr:g}), a higher one first."
 
 
-def _clauses(records: Sequence[Record], scoring: Scoring) -> list[str]:
-    """What the runs of each association show."""
+def _clauses(records: Sequence[Record], row: Row, scoring: Scoring) -> list[str]:
+    """What the runs of each association show that learned what they were taught; cells of their own if not all did."""
     real = [record for record in records if not is_control(record)]
     every = sorted(by_association(real).values(), key=lambda runs: list(_READINGS).index(runs[0].kind))
     learned = [[run for run in runs if run.premises_hold] for runs in every]
+    if all(run.premises_hold for run in real):
+        return [_clause(runs, len(runs), row.cells[runs[0].association]) for runs in every]
     cells = iter(make_cells([runs for runs in learned if runs], scoring, (), NoEntailments(records)))
     return [_clause(runs, len(of), next(cells) if of else None) for runs, of in zip(every, learned, strict=True)]
 
@@ -69,7 +71,7 @@ def _clause(runs: Sequence[Record], learned: int, cell: Cell | None) -> str:
     link, yes, no = _READINGS[runs[0].kind]
     where = f"on {runs[0].association} ({link})"
     if cell is None:
-        return f"{where} what was taught was not learned, so nothing can be said ({advice(runs[0].train.method)})"
+        return f"{where} what was taught was not learned, so there is no conclusion ({advice(runs[0].train.method)})"
     left_out = f", leaving out {len(runs) - learned} of {len(runs)} runs that did not learn what they were taught,"
     if cell.p_holm is None:
         said = "too few groups to tell"
@@ -105,7 +107,7 @@ def _count(kind: Kind, cells: Sequence[Cell]) -> str:
     rest += f" ({unable} more had too few groups to tell)" if unable else ""
     link = _READINGS[kind][0]
     if not able:
-        return f"over {link} nothing can be said{rest.replace(' more', '')}"
+        return f"over {link} there is no conclusion{rest.replace(' more', '')}"
     lifts = sorted(cell.lift.value.value for cell in able if cell.lift is not None)
     ends = dict.fromkeys(f"{lift:+.2f}" for lift in (lifts[:1] + lifts[-1:]))
     lift = f", {' to '.join(ends)} over no entailments" if lifts else ", no control to compare with"

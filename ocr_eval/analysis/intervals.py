@@ -85,7 +85,7 @@ class Units:
 
     @property
     def variance(self) -> float:
-        """Variance of the mean, the units drawn anew; 0 where a single unit shows none."""
+        """Variance of the mean over new units; 0 where a single unit shows none."""
         n = len(self.values)
         deviations = self.weights * (self.values - self.mean)
         return float(deviations @ deviations) * n / (n - 1) if n > 1 else 0.0

@@ -180,7 +180,7 @@ _WORDS = {-1: "less", 1: "more", 0: "not shown otherwise"}
 
 
 def verdict(rows: Sequence[ScorecardRow]) -> str:
-    """What may be said of the rows against their reference, p corrected for all that is said of one kind of links.
+    """The verdict on the rows against their reference, p corrected for all rows compared over one kind of link.
 
     Only rows of which every run, and every run of the reference, learned what it was taught are compared.
     """

@@ -138,7 +138,7 @@ def build_table(
     """Group records into rows and cells, and add the published rows.
 
     Args:
-        published: published mean ranks by model and association; left out where mean rank is not shown, or
+        published: published mean ranks by model and association; omitted where mean rank is not shown, or
             where rows are not made of models.
         metric: the one metric that cells show; None for mean rank, null rank and OCR score together.
         by: keys of ``select.ROW_KEYS`` that rows are made of.

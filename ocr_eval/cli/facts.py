@@ -108,7 +108,7 @@ class OwnFacts:
 
 
 def _share(text: str | None) -> float:
-    """The value of --hold-out, 0 for None; a UserError where it is no share."""
+    """The value of --hold-out, 0 for None; a UserError if it is not a share."""
     found = re.fullmatch(r"(\d{1,2}(?:\.\d+)?)%|(0?\.\d+)", text or "0%")
     share = float(found[1]) / 100 if found and found[1] else float(found[2]) if found else 0.0
     if found is None or (text and not 0 < share < 1):
@@ -222,7 +222,7 @@ def _untouched_text(found: Untouched) -> str:
     ]
     for column, groups in found.alike.items():
         same = "; ".join(" = ".join(words) for words in groups)
-        lines.append(f"  {column}: one first token, so answers are told apart as a whole ({same})")
+        lines.append(f"  {column}: same first token, so all tokens of these answers are scored ({same})")
     return "\n".join(lines)
 
 
@@ -250,7 +250,7 @@ def _as_json(table: FactTable, links: Links) -> dict[str, Any]:
 
 def _as_text(table: FactTable, links: Links) -> str:
     lines = [f"{len(table.subjects):,} subjects ('{table.subject}') with {len(table.columns)} columns of facts"]
-    lines += [f"Left out: '{name}', {reason}" for name, reason in links.left_out.items()]
+    lines += [f"Skipped: '{name}', {reason}" for name, reason in links.left_out.items()]
     risks = [f"{i:2}. {link.in_words()}" for i, link in enumerate(links.risks, 1)]
     lines += ["", *(["Risks, most serious first:", *risks] if risks else [_NO_RISK])]
     linked = [link for link in links.all if link.is_linked]

@@ -167,18 +167,16 @@ def _summary(record: Record, train: TrainSpec, losses: list[float]) -> str:
 
 def _show_curve(folder: Path, record: Record) -> None:
     """Draw a finished run's mean rank by epoch in the terminal."""
-    from ocr_eval.data.task import the_finding
     from ocr_eval.records.find import FinishedRun
     from ocr_eval.records.run_files import metrics_of
     from ocr_eval.report.chart import Curve, charts
 
     try:
-        metrics = metrics_of(FinishedRun(folder, record), "first-token")
+        curve = Curve.of([(record, metrics_of(FinishedRun(folder, record), "first-token"))], "first-token")
     except UserError as error:
         typer.echo(f"ocr-eval: {error} No curve is drawn.", err=True)
         return
-    curve = Curve.of(record.association, [metrics], "first-token", the_finding(record.quantities).name)
-    typer.echo(f"\n{charts([curve], sys.stdout)}\n")
+    typer.echo(f"\n{charts([curve] if curve else [], sys.stdout)}\n")
 
 
 #: The settings that what is scored depends on.

@@ -14,6 +14,8 @@ from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ocr_eval.records.find import FinishedRun, Found
     from ocr_eval.records.record import Record
     from ocr_eval.specs.run import Scoring
@@ -29,7 +31,7 @@ _PORT = 8765
 
 
 def find(
-    folders: list[Path], scoring: Scoring | None, filters: list[str] | None = None, measure: str | None = None
+    folders: list[Path], scoring: Scoring | None, filters: list[str] | None = None, measures: Collection[str] = ()
 ) -> Found:
     """The runs below the folders that pass the filters; names skipped records on stderr.
 
@@ -40,7 +42,7 @@ def find(
     from ocr_eval.records.select import parse_condition
 
     conditions = [parse_condition("--filter", text) for text in filters or ()]
-    found = find_runs(*folders, scoring=scoring, measure=measure)
+    found = find_runs(*folders, scoring=scoring, measures=measures)
     gc.freeze()  # records stay; let the collector not walk over ten thousand of them
     o.warn_skipped(found.complaints)
     if not found.runs and found.complaints:
@@ -98,8 +100,8 @@ def table(
         typer.echo(spread_table(found.records, scoring), nl=False)
         return
     keys = row_keys("--by", by)
-    measure = metric.partition(".")[0] if metric and "." in metric else None
-    found = find(runs or [o.DEFAULT_OUTPUT], scoring, filters, measure)
+    measures = [metric.partition(".")[0]] if metric and "." in metric else []
+    found = find(runs or [o.DEFAULT_OUTPUT], scoring, filters, measures)
     built = build_table(
         found.records,
         scoring,
@@ -202,7 +204,7 @@ def retention(
 
     from ocr_eval.analysis.retention import regress, retained
 
-    found = find(runs or [o.DEFAULT_OUTPUT], "first-token", filters, "known")
+    found = find(runs or [o.DEFAULT_OUTPUT], "first-token", filters, ["known"])
     cells = retained(found.records)
     if not cells:
         raise UserError("No record has retention. Rerun a run with --force (full fine-tuning never has it).")

@@ -81,7 +81,7 @@ def carry_out(
     """Do what is left of some runs, as the sweep of a folder or a study there.
 
     Returns:
-        Every run; one that could not go on, or that was left, is not done.
+        Every run; one that could not continue is not done.
 
     Raises:
         UserError: data that a tokenizer cannot do with, weights that cannot be had, a folder that cannot be written or

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from ocr_eval.common.errors import UserError
 
 #: The most bytes of a file that is read at once, weights aside.
@@ -161,6 +163,9 @@ def read_json(path: Path) -> Any:
         return json.loads(read_bytes(path))
 
 
+_LINE = msgspec.json.Decoder(dict[str, Any])
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file.
 
@@ -170,8 +175,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     with open_stored(path) as file:  # not splitlines of its text, which parts U+2028 too, and JSON holds that as it is
         try:
-            lines.extend(dict(json.loads(line)) for line in file)
-        except (ValueError, TypeError, RecursionError) as error:
+            lines.extend(map(_LINE.decode, file))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path}, line {len(lines) + 1}: is not a JSON object ({error}).") from error
     return lines
 

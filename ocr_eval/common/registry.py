@@ -44,7 +44,7 @@ class Registry(Generic[T]):
 
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
-        """What other packages bring; one that takes a shipped name is not used, and that is said."""
+        """What other packages register; one with a shipped name is not used, with a warning."""
         points = entry_points(group=self.group)
         for name in self._shipped.keys() & points.names:
             warn(f"An installed package also has a {self.noun} '{name}'; ocr-eval's own is used.")

@@ -172,7 +172,7 @@ class _Document:
             return self._loader.yaml_constructors[tag](self._loader, yaml.ScalarNode(tag, event.value))
         except (LookupError, AttributeError, ValueError, ArithmeticError) as error:
             raise _wrong(
-                f"{shown(event.value)} is no {tag.removeprefix(_TAG)} that can be; quote the word", event
+                f"{shown(event.value)} is not a valid {tag.removeprefix(_TAG)}; quote the word", event
             ) from error
 
 
@@ -214,7 +214,7 @@ def parse(model: type[Model], content: dict[str, Any], origin: str, strict: bool
     try:
         return model.model_validate(content, strict=strict)
     except ValidationError as error:
-        # of what is wrong within a value, no more is said of the whole
+        # an error inside a value hides the error of the whole
         details = error.errors(include_url=False)
         outer = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
         inner = [detail for detail in details if detail["loc"] not in outer]

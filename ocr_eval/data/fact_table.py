@@ -1,4 +1,4 @@
-"""A table of a user's own facts: a row a subject, a column an attribute, read and checked before anything is done.
+"""A table of a user's own facts: a row per subject, a column per attribute, read and checked before anything is done.
 
 A cell is a fact, an empty one is what a model may come to fill in by itself. Read are csv, tsv, JSON lines, parquet, a
 Hugging Face ``datasets`` folder, and JSON lines of prompt and completion, whose prompts are grouped by wording. All
@@ -201,7 +201,7 @@ def _grouped(origin: str, statements: Sequence[tuple[int, Any, Any]]) -> _Rows:
     """A table from prompts and completions: what prompts share is a wording, what differs in it the subject.
 
     Of all ways to part a prompt the best is that whose subject occurs most often times its wording does.
-    Prompts that share no wording with another are left out, and that is said.
+    Prompts that share no wording with another are skipped with a warning.
     """
     for number, *pair in statements:
         if not all(isinstance(each, str) and each.strip() for each in pair):

@@ -8,7 +8,7 @@ value that most subjects have who share the subject's value in the column from w
     <column>_inferred   the foretold answers of missing cells: the finding of ``ask``, else shown
     <column>_true       shown: the true answers of cells that ``hold_out`` hid
 
-``hold_out`` hides a share of the cells of every column that can be asked, one a subject at most, and they are missing
+``hold_out`` hides a share of the cells of every column that can be asked, at most one per subject, and they are missing
 from then on. A subject's unit is its value in the column that foretells, as people of one team are not independent.
 """
 

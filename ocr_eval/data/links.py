@@ -42,7 +42,7 @@ TABLES, _LEAST_TABLES, _MOST_CELLS = 10_000, 999, 1e9
 _ENOUGH = 20
 #: A column is like an identifier where fewer than this share of its subjects have a value that another has too.
 _SHARED = 0.5
-#: Corrected U from which a link is said to decide, and to mostly decide.
+#: Corrected U from which a link decides, and mostly decides.
 _DECIDES, _MOSTLY = 0.9, 0.5
 
 
@@ -207,7 +207,7 @@ def _values(source: Sequence[Cell], target: Sequence[Cell]) -> Iterator[ValueLin
 
 
 def contingency(source: Sequence[Cell], target: Sequence[Cell]) -> NDArray[np.int64]:
-    """How many subjects have each pair of values; values that a single subject has are left out. [R, C]"""
+    """How many subjects have each pair of values, without values that a single subject has. [R, C]"""
     kept = shared_values(source), shared_values(target)
     pairs = [(a, b) for a, b in zip(source, target, strict=True) if a in kept[0] and b in kept[1]]
     rows, columns = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))

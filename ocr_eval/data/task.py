@@ -124,7 +124,7 @@ class Task:
         train: what is taught, in no meaningful order.
         probes: what is asked; all of them before training and after the epochs of a schedule (specs/schedule.py).
         quantities: what the probes count for, in the order in which it is shown; one of them is the finding.
-        whole_answers: whether candidates may begin with one token; those of such a probe are told apart by all their
+        whole_answers: whether candidates may share their first token; such a probe is scored by all their
             tokens, under every scoring. Where they may not, the run is refused.
         personal: whether answers are somebody's own, and no record holds them.
 

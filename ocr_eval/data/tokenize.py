@@ -124,7 +124,7 @@ def _check_first_tokens(probe: Probe, ids: tuple[Ids, ...]) -> None:
 
 
 def same_first_token(answers: Sequence[str], ids: Sequence[Ids]) -> list[tuple[str, ...]]:
-    """Answers that begin with one token, by token; those that have theirs alone are left out."""
+    """Answers that share their first token, by token."""
     by_first: dict[int, list[str]] = {}
     for answer, answer_ids in zip(answers, ids, strict=True):
         by_first.setdefault(answer_ids[0], []).append(answer)

@@ -205,7 +205,7 @@ def _do_locked(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None
 
 
 def _where_it_resumes(runs: Sequence[PlannedRun]) -> str:
-    """From where runs that were interrupted as one pack go on, in a sentence."""
+    """Where an interrupted pack of runs resumes, in a sentence."""
     unfinished = [run for run in runs if run.is_open]
     if not unfinished:
         return "Interrupted; what was running is finished. The same command does what is left, if anything."

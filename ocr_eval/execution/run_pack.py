@@ -63,7 +63,7 @@ class Step:
     quantities: Sequence[Quantity] = ()
 
 
-#: Is told, after each epoch of a pack and at epoch 0, the new line of every run in it.
+#: Receives, at epoch 0 and after each epoch of a pack, the new line of every run in it.
 Watcher = Callable[[Sequence[Step]], None]
 
 

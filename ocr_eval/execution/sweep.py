@@ -224,7 +224,7 @@ def check_open(sweep: Sweep, bases: Bases, here: bool, all_again: bool = False) 
 def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int]) -> None:
     """Do packs of a sweep until none of them is left open; those that another process holds are waited for.
 
-    A pack that cannot go on is left, its reason said, and the others are done.
+    A pack that cannot continue is skipped with its reason, and the others are done.
     """
     left, waiting = list(packs), False
     while left:

@@ -24,7 +24,7 @@ _LOOK_SECONDS = 1.0
 
 
 def workers_that_pay(packs: Sequence[Sequence[RunSpec]], device: str) -> int:
-    """How many processes should share the packs: one a core on a CPU, if memory lets them and there is enough to do.
+    """How many processes should share the packs: one per core on a CPU, if memory lets them and there is enough to do.
 
     Packs are those of all runs, also of those that are done: so a resumed sweep has as many threads per process as
     before, on which the last bits of its results may depend.

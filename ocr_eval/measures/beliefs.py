@@ -123,7 +123,7 @@ def answers(view: View, probes: Sequence[Probe]) -> list[Answer]:
 
 
 def generate(view: View, probes: Sequence[ProbeTokens]) -> list[str]:
-    """What a model writes after each prompt, greedily: ``GENERATED`` tokens, or until it is no candidate any more."""
+    """What a model writes after each prompt, greedily: ``GENERATED`` tokens, or until it is no longer a candidate."""
     tokenizer = view.base.tokenizer
     written: list[Ids] = [() for _ in probes]
     live = list(range(len(probes)))

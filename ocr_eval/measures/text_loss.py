@@ -1,14 +1,14 @@
-"""``text-loss``: what an injection costs on prose that has nothing to do with it.
+"""``text-loss``: what an injection costs on unrelated prose.
 
     loss        nats per token over the first 20,480 tokens of data/texts/addresses.txt (or all, of fewer)
-    base_loss   the same of the untouched base; absent where all parameters were trained, for the base is gone
+    base_loss   the same for the untouched base; absent after full fine-tuning, because the base is gone
     rise        loss - base_loss
     tokens      how many were predicted
     text        first 12 digits of the text's sha256
 
-The text is read in windows of 256 tokens, or of what the model attends over if that is less; in each, all tokens but
-the first are predicted. Nothing is fitted to this text: covariances and anchors come from others. A pass costs about
-40 TFLOP per billion parameters, so the measure is taken only when asked for.
+The text is read in windows of 256 tokens, or of the model's context if that is shorter; in each window, all tokens
+except the first are predicted. Nothing is fitted to this text: covariances and anchors come from other texts. A pass
+costs about 40 TFLOP per billion parameters, so the measure is taken only on request.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class Untouched:
     Attributes:
         wired: of every link that concerns somebody.
         known: of every column that has facts enough.
-        alike: by column, answers that begin with one token; they are told apart by all their tokens.
+        alike: by column, answers that share a first token; they are scored by all their tokens.
     """
 
     wired: tuple[Wired, ...]

@@ -44,7 +44,7 @@ class LaneShape:
 
 @dataclass(frozen=True)
 class Stacks:
-    """One of the two factors (A, or B transposed) for all lanes and layers: a row a lane, layer after layer.
+    """One of the two factors (A, or B transposed) for all lanes and layers: a row per lane, layer after layer.
 
     Attributes:
         master: fp32 weights. [K, P]

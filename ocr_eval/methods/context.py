@@ -117,7 +117,7 @@ class ContextPack:
     cut: Cut = field(default_factory=Cut)
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
-        """Give some lanes their contexts; the mean loss of the answers in them (nats a token)."""
+        """Give some lanes their contexts; the mean loss of the answers in them (nats per token)."""
         self.given.update(lanes)
         losses = {}
         for lane in lanes:

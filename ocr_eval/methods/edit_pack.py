@@ -52,7 +52,7 @@ class EditPack:
     cut: Cut = field(default_factory=Cut)
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
-        """Edit some lanes, one after another; the mean loss of what was taught, after it (nats a token)."""
+        """Edit some lanes, one after another; the mean loss of what was taught, after it (nats per token)."""
         losses = {}
         for lane in lanes:
             self.adapters.select([lane])
@@ -87,7 +87,7 @@ class EditPack:
         return View(self.base, self.base.network, self.adapters, trained, cut=self.cut)
 
     def notes(self, lane: int) -> dict[str, Any]:
-        """Subjects, mean NLL that their z reached (nats a token), and |dW|_F / |W|_F of each edited matrix."""
+        """Subjects, mean NLL that their z reached (nats per token), and |dW|_F / |W|_F of each edited matrix."""
         return self.found.get(lane, {})
 
     def changes(self, lane: int) -> Iterator[WeightChange]:

@@ -241,7 +241,7 @@ def seek(base: Base, passes: Sequence[Pass], module: str, subjects: int, aim: Ai
     Per subject the loss is mean NLL + kl * KL(base || edited) after its essence + decay * |delta| / |v0|^2.
 
     Returns:
-        Deltas in fp64 on the CPU [S, O], and the mean NLL of each subject's answers (nats a token) [S].
+        Deltas in fp64 on the CPU [S, O], and the mean NLL of each subject's answers (nats per token) [S].
 
     Raises:
         RunFailed: a loss is no longer finite.

@@ -62,7 +62,7 @@ class Pack(Protocol):
         """The base."""
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
-        """Take the next of ``train.epochs`` steps of some lanes, all at the same one; each one's loss (nats a token).
+        """Take the next of ``train.epochs`` steps of some lanes, all at the same one; each one's loss (nats per token).
 
         Raises:
             RunFailed: a lane cannot learn.

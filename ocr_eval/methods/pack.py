@@ -43,7 +43,7 @@ def batches_of_epoch(
 
 
 def _taught_in(examples: Sequence[Continuation], order: str, epoch: int, epochs: int) -> Sequence[Continuation]:
-    """The examples of an epoch's third; those that have k thirds are dealt to k epochs in turn, anew each time."""
+    """The examples of an epoch's third; those that have k thirds are dealt to k epochs in turn, shuffled each time."""
     if not any(example.thirds for example in examples):
         return examples
     taught: list[Continuation] = []
@@ -150,7 +150,7 @@ class GradientPack:
         try:
             learner.epochs_done = read_state(path, learner.parameters, learner.optimizer)
         except Exception as error:
-            # Of what is no file of its own torch only says how to read it unsafely.
+            # For a file that is not its own, torch only says how to read it unsafely.
             reason = "it is damaged" if isinstance(error, UnpicklingError) else reason_of(error)
             raise RunFailed(f"{path} cannot be used ({reason}). Delete it to train from the start.") from error
         self.adapters.refresh()

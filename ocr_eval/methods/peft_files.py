@@ -70,7 +70,7 @@ class _Stated(msgspec.Struct):
             if isinstance(self.target_modules, str):
                 re.compile(self.target_modules)
         except re.error as error:
-            raise ValueError(f"target_modules is no pattern: {error}") from error
+            raise ValueError(f"target_modules is not a valid pattern: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -51,11 +51,11 @@ class Found:
         return replace(self, runs=[run for run in self.runs if run.record.run in chosen])
 
 
-def find_runs(*roots: Path, scoring: Scoring | None = None, measure: str | None = None) -> Found:
+def find_runs(*roots: Path, scoring: Scoring | None = None, measures: Collection[str] = ()) -> Found:
     """Every run in or below the folders. A run is finished when its status.json, written last, is there.
 
     A copy of a run (the same identity, found again further on) counts once. Of a record is read what ``read_record``
-    reads by ``scoring`` and ``measure``.
+    reads by ``scoring`` and ``measures``.
 
     Raises:
         UserError: a folder does not exist.
@@ -77,7 +77,7 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measure: str | None 
             continue
         folder = Path(place)
         try:
-            record = read_record(folder / "result.json", scoring, measure)
+            record = read_record(folder / "result.json", scoring, measures)
         except UserError as error:
             found.complaints.append(error)
             continue

@@ -61,7 +61,7 @@ from ocr_eval.specs.model import Training, TrainSpec
 from ocr_eval.specs.run import DataSpec, RunSpec
 from ocr_eval.specs.strict import SCHEMA_VERSION
 
-#: Seconds that a lock is waited for: one that only looks whether it is free holds it for an instant.
+#: Seconds that a lock is waited for: one that only checks whether it is free holds it for an instant.
 _GLANCE = 0.2
 #: Seconds between signs of life of whoever holds a folder.
 HEARTBEAT = 60.0

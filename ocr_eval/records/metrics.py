@@ -40,7 +40,7 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
     held_out: dict[Scoring, HeldOut] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """A plain object, the notes among its keys; what was not measured is left out."""
+        """A plain object, including the notes; what was not measured is omitted."""
         told = to_plain(self)
         notes = told.pop("notes")
         kept = ("train_loss", "train_seconds", *notes)
@@ -61,8 +61,25 @@ _FIELDS = MetricsLine.__struct_fields__
 _KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def read_metrics(path: Path, growing: bool = False) -> list[MetricsLine]:
-    """The lines of a metrics.jsonl; of a ``growing`` one a last line without its newline is left out.
+class _Skimmed(msgspec.Struct):
+    """A line whose larger parts are not parsed."""
+
+    epoch: int
+    train_loss: float | None = None
+    train_seconds: float = 0.0
+    score_seconds: float | None = None
+    scores: dict[Scoring, msgspec.Raw] | None = None
+    held_out: dict[Scoring, msgspec.Raw] | None = None
+
+
+_SKIM = msgspec.json.Decoder(_Skimmed)
+_SCORES = msgspec.json.Decoder(dict[str, Score])
+
+
+def read_metrics(path: Path, growing: bool = False, scoring: Scoring | None = None) -> list[MetricsLine]:
+    """The lines of a metrics.jsonl; in a ``growing`` one a last line without its newline is skipped.
+
+    With ``scoring`` only losses, times and the statistics by it are parsed: ranks are most of a line.
 
     Raises:
         UserError: a line that is not one of metrics (names it).
@@ -70,7 +87,8 @@ def read_metrics(path: Path, growing: bool = False) -> list[MetricsLine]:
     lines: list[MetricsLine] = []
     with open_stored(path) as file:
         try:
-            lines.extend(_read(line) for line in file if not growing or line.endswith(b"\n"))
+            whole = (line for line in file if not growing or line.endswith(b"\n"))
+            lines.extend(_read(line) if scoring is None else _skim(line, scoring) for line in whole)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path}, line {len(lines) + 1}: is not a valid line of metrics ({error}).") from error
     return lines
@@ -80,6 +98,20 @@ def _read(content: bytes) -> MetricsLine:
     line = _LINE.decode(content)
     notes = {key: msgspec.json.decode(value) for key, value in _KEYS.decode(content).items() if key not in _FIELDS}
     return msgspec.structs.replace(line, notes=notes) if notes else line
+
+
+def _skim(content: bytes, scoring: Scoring) -> MetricsLine:
+    line = _SKIM.decode(content)
+    if line.held_out is not None and scoring not in line.held_out:
+        raise msgspec.ValidationError(f"no ranks by {scoring}")
+    scores = {name: _SCORES.decode(of) for name, of in (line.scores or {}).items() if name == scoring}
+    return MetricsLine(
+        epoch=line.epoch,
+        train_loss=line.train_loss,
+        train_seconds=line.train_seconds,
+        score_seconds=line.score_seconds,
+        scores=scores or None,
+    )
 
 
 def matched_in(quantities: Sequence[Quantity], train: TrainSpec, lines: Iterable[MetricsLine]) -> Matched | None:

@@ -8,6 +8,7 @@ ignored, except in the settings of a run, where it still tells runs apart.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -211,7 +212,7 @@ class _Skimmed(Record, frozen=True, kw_only=True):
     base_held_out: msgspec.Raw  # type: ignore[assignment]
     held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
     matched: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
-    measures: dict[str, msgspec.Raw] = {}  # type: ignore[assignment]
+    measures: dict[str, dict[str, msgspec.Raw]] = {}
 
     def __post_init__(self) -> None:
         """Nothing is derived yet."""
@@ -229,11 +230,11 @@ def _parsed(content: bytes, kind: Any) -> Any:
     return msgspec.json.decode(content, type=kind, dec_hook=load_plain)
 
 
-def read_record(path: Path, scoring: Scoring | None = None, measure: str | None = None) -> Record:
+def read_record(path: Path, scoring: Scoring | None = None, measures: Collection[str] = ()) -> Record:
     """Read one result.json.
 
-    With ``scoring`` only what the final model has under it is parsed, and of the measures only ``measure``; all else,
-    other scorings and the untouched base, is most of a record and left out.
+    With ``scoring`` only what the final model has under it is parsed, and of those ``measures`` the numbers; all else,
+    other scorings and the untouched base, is most of a record and is skipped.
 
     Raises:
         UserError: not readable, truncated, of another schema, with a key or value that does not belong, or
@@ -242,7 +243,7 @@ def read_record(path: Path, scoring: Scoring | None = None, measure: str | None 
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path.read_bytes
             content = file.read()
-        record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring, measure)
+        record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring, measures)
     except msgspec.ValidationError as error:
         version = _schema_version(content)
         if version not in (None, SCHEMA_VERSION):
@@ -261,7 +262,7 @@ def read_record(path: Path, scoring: Scoring | None = None, measure: str | None 
     return record
 
 
-def _skim(content: bytes, scoring: Scoring, measure: str | None) -> Record:
+def _skim(content: bytes, scoring: Scoring, measures: Collection[str]) -> Record:
     skimmed = _SKIM.decode(content)
     held_out = skimmed.held_out.get(scoring)
     parsed = {
@@ -273,9 +274,14 @@ def _skim(content: bytes, scoring: Scoring, measure: str | None) -> Record:
         "base_held_out": {},
         "held_out": {} if held_out is None else {scoring: _HELD_OUT.decode(held_out)},
         "matched": None,
-        "measures": {name: msgspec.json.decode(found) for name, found in skimmed.measures.items() if name == measure},
+        "measures": {name: _numbers(skimmed.measures[name]) for name in measures if name in skimmed.measures},
     }
     return Record(**{**msgspec.structs.asdict(skimmed), **parsed})
+
+
+def _numbers(found: Mapping[str, msgspec.Raw]) -> dict[str, Any]:
+    parts = {key: bytes(value) for key, value in found.items()}
+    return {key: msgspec.json.decode(value) for key, value in parts.items() if value[:1] not in (b"{", b"[", b'"')}
 
 
 def _schema_version(content: bytes) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_jsonl, whole
+from ocr_eval.data.task import the_finding
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.metrics import MetricsLine, matched_in, read_metrics
 from ocr_eval.records.record import Matched
@@ -15,18 +16,17 @@ from ocr_eval.specs.run import Scoring
 Line = dict[str, Any]
 
 
-def metrics_of(run: FinishedRun, scoring: Scoring) -> list[MetricsLine]:
-    """The lines of metrics.jsonl, one for each epoch of the record.
+def metrics_of(run: FinishedRun, scoring: Scoring | None) -> list[MetricsLine]:
+    """The lines of metrics.jsonl, one for each epoch of the record, with what ``read_metrics`` reads by a scoring.
 
     Raises:
         UserError: it is missing, damaged, or does not have every epoch of the run.
     """
     path = run.folder / "metrics.jsonl"
     with whole(path):
-        lines = read_metrics(path)
-    epochs = list(run.record.epochs)
-    scored = all(scoring in line.held_out for line in lines if line.held_out is not None)
-    if [line.epoch for line in lines] != epochs or lines[-1].held_out is None or not scored:
+        lines = read_metrics(path, scoring=scoring)
+    epochs, finding = list(run.record.epochs), the_finding(run.record.quantities).name
+    if [line.epoch for line in lines] != epochs or finding not in lines[-1].of(scoring or "first-token"):
         raise UserError(f"{path} does not have a line for each of the epochs {epochs[0]} to {epochs[-1]}.")
     return lines
 
@@ -43,7 +43,7 @@ def matched_of(run: FinishedRun) -> Matched | None:
     record = run.record
     if not isinstance(record.train, TrainSpec):
         return None
-    return record.matched or matched_in(record.quantities, record.train, metrics_of(run, "first-token"))
+    return record.matched or matched_in(record.quantities, record.train, metrics_of(run, None))
 
 
 def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:

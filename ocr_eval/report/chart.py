@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TextIO
 
+from ocr_eval.data.task import the_finding
 from ocr_eval.records.metrics import MetricsLine
+from ocr_eval.records.record import Record
 from ocr_eval.specs.run import Scoring
 
 Metrics = Sequence[MetricsLine]
@@ -23,29 +26,51 @@ _WIDTH, _ROWS = 60, 13
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean rank and null rank by epoch, and the OCR score at the end, under a name."""
+    """How runs that differ in the seed alone learned, averaged over them.
 
-    name: str
-    ranks: Mapping[int, float]
+    Attributes:
+        record: of the first run, for what all have in common.
+        seeds: how many.
+        ranks: mean rank by quantity and epoch, at the epochs at which all runs were scored.
+        nulls: null rank of the finding by epoch.
+        score: OCR score after the last epoch.
+    """
+
+    record: Record
+    seeds: int
+    ranks: Mapping[str, Mapping[int, float]]
     nulls: Mapping[int, float]
     score: float
 
     @classmethod
-    def of(cls, name: str, metrics: Sequence[Metrics], scoring: Scoring, finding: str) -> Curve:
-        """The quantity that is the finding, of runs that differ in the seed alone, averaged."""
-        ranks, nulls = (mean_points(metrics, scoring, finding, key) for key in ("mean_rank", "null_rank"))
-        ends = [lines[-1].held_out for lines in metrics]
-        scores = [held_out[scoring].ocr_score for held_out in ends if held_out is not None]
-        return cls(name, ranks, nulls, sum(scores) / len(scores))
+    def of(cls, runs: Iterable[tuple[Record, Metrics]], scoring: Scoring) -> Curve | None:
+        """The curve of some runs, whose metrics are read one after the other; None of no runs."""
+        records: list[Record] = []
+        sums: dict[str, dict[int, tuple[int, float, float]]] = defaultdict(dict)
+        for record, lines in runs:
+            records.append(record)
+            for line in lines:
+                for name, score in line.of(scoring).items():
+                    count, rank, null = sums[name].get(line.epoch, (0, 0.0, 0.0))
+                    sums[name][line.epoch] = count + 1, rank + score.mean_rank, null + score.null_rank
+        if not records:
+            return None
+        n, finding = len(records), the_finding(records[0].quantities).name
+        return cls(
+            records[0],
+            len({record.seed for record in records}),
+            {
+                name: {epoch: rank / n for epoch, (count, rank, _) in of.items() if count == n}
+                for name, of in sums.items()
+            },
+            {epoch: null / n for epoch, (count, _, null) in sums[finding].items() if count == n},
+            sum(record.held_out[scoring].ocr_score for record in records) / n,
+        )
 
-
-def mean_points(metrics: Sequence[Metrics], scoring: Scoring, quantity: str, key: str) -> dict[int, float]:
-    """A statistic of a quantity by epoch, averaged over runs, at the epochs at which all of them were scored."""
-    of_runs = []
-    for lines in metrics:
-        scores = {line.epoch: line.of(scoring).get(quantity) for line in lines}
-        of_runs.append({epoch: float(getattr(score, key)) for epoch, score in scores.items() if score is not None})
-    return {e: sum(run[e] for run in of_runs) / len(of_runs) for e in sorted(set.intersection(*map(set, of_runs)))}
+    @property
+    def points(self) -> Mapping[int, float]:
+        """Mean rank of the finding by epoch."""
+        return self.ranks[the_finding(self.record.quantities).name]
 
 
 def charts(curves: Sequence[Curve], stream: TextIO) -> str:
@@ -65,8 +90,8 @@ def charts(curves: Sequence[Curve], stream: TextIO) -> str:
 
 def _chart(curves: Sequence[Curve], glyphs: _Glyphs, color: bool) -> Iterator[str]:
     (marks, hollow), dot, frame = glyphs
-    last = max(1, *(epoch for curve in curves for epoch in curve.ranks))
-    top = max(1.0, *(rank for curve in curves for rank in (*curve.ranks.values(), *curve.nulls.values())))
+    last = max(1, *(epoch for curve in curves for epoch in curve.points))
+    top = max(1.0, *(rank for curve in curves for rank in (*curve.points.values(), *curve.nulls.values())))
     cells: dict[tuple[int, int], str] = {}
 
     def paint(mark: str, i: int) -> str:
@@ -76,7 +101,7 @@ def _chart(curves: Sequence[Curve], glyphs: _Glyphs, color: bool) -> Iterator[st
         return [(round(x / last * (_WIDTH - 1)), round(y / top * (_ROWS - 1))) for x, y in points.items()]
 
     for i, curve in enumerate(curves):
-        at = places(curve.ranks)
+        at = places(curve.points)
         for (x, y), (to_x, to_y) in pairwise(at):
             steps = max(to_x - x, abs(to_y - y), 1)
             between = ((round(x + (to_x - x) * k / steps), round(y + (to_y - y) * k / steps)) for k in range(steps))
@@ -84,15 +109,15 @@ def _chart(curves: Sequence[Curve], glyphs: _Glyphs, color: bool) -> Iterator[st
     for i, curve in enumerate(curves):
         cells |= dict.fromkeys(places(curve.nulls), paint(hollow[i], i))
     for i, curve in enumerate(curves):
-        cells |= dict.fromkeys(places(curve.ranks), paint(marks[i], i))
+        cells |= dict.fromkeys(places(curve.points), paint(marks[i], i))
     for y in reversed(range(_ROWS)):
         tick = f"{y * top / (_ROWS - 1):.1f}" if y % 3 == 0 else ""
         yield f"{tick:>5} {frame[0]}{''.join(cells.get((x, y), ' ') for x in range(_WIDTH))}".rstrip()
     yield f"{'':5} {frame[1]}{frame[2] * _WIDTH}"
     yield f"{'':7}0{'epoch':^{_WIDTH - 1 - len(str(last))}}{last}"
     for i, curve in enumerate(curves):
-        rank, null = list(curve.ranks.values())[-1], list(curve.nulls.values())[-1]
+        rank, null = list(curve.points.values())[-1], list(curve.nulls.values())[-1]
         yield (
-            f"{'':7}{paint(marks[i], i)} {curve.name}: mean rank {rank:.2f}   "
+            f"{'':7}{paint(marks[i], i)} {curve.record.association}: mean rank {rank:.2f}   "
             f"{paint(hollow[i], i)} its null {null:.2f}   OCR score {curve.score:+.2f}"
         )

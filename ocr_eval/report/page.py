@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
@@ -18,6 +18,7 @@ from ocr_eval.analysis.finding import finding
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.find import FinishedRun, Found
+from ocr_eval.records.select import RowKey
 from ocr_eval.report.figures.gallery import overall_figures, row_figures, runs_by_row
 from ocr_eval.report.figures.style import draw
 from ocr_eval.report.payload import pack, progress_of, run_payload
@@ -81,12 +82,13 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
     """
     complaints = list(found.complaints)
     sections = []
-    for number, (key_setting, run) in enumerate(islice(_in_order(found.runs), MOST_RUNS)):
+    rows = runs_by_row(found.runs)
+    for number, (key_setting, run) in enumerate(islice(_in_order(rows), MOST_RUNS)):
         content, more = run_payload(run, scoring)
         complaints += more
         sections.append(_section(number, key_setting, run, scoring, pack(content)))
     css, js = (files("ocr_eval.report").joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    of_rows = row_figures(found.runs, scoring, lambda _: None)  # the sections complain of the same files
+    of_rows = row_figures(rows, scoring, lambda _: None)  # the sections complain of the same files
     table = build_table(found.records, scoring, published_mean_ranks()) if found.runs else None
     overall = overall_figures(found.records, table) if table else ()
     pictures = [_picture(*_OVERALL[name], figure) for name, figure in overall]
@@ -154,8 +156,8 @@ def _beliefs(runs: Sequence[FinishedRun], complaints: list[UserError]) -> Iterat
             yield Beliefs(run.record.run, [each.in_words() for each in totals], [*_SHOWN], rows, len(unwarranted))
 
 
-def _in_order(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, FinishedRun]]:
-    for key, of in runs_by_row(runs).items():
+def _in_order(rows: Mapping[RowKey, Sequence[FinishedRun]]) -> Iterator[tuple[str, FinishedRun]]:
+    for key, of in rows.items():
         for run in sorted(of, key=lambda run: (run.record.association, run.record.seed, run.record.training_seed)):
             yield key.setting, run
 

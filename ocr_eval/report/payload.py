@@ -18,6 +18,7 @@ from ocr_eval.methods.method import label_of
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.folder import RunFolder, read_config
 from ocr_eval.records.run_files import metrics_of, probes_of
+from ocr_eval.report.chart import Curve
 from ocr_eval.report.figures.curves import chance_rank
 from ocr_eval.report.figures.style import drawn
 from ocr_eval.report.reproduce import command, missing_files
@@ -69,18 +70,19 @@ def _text(path: Path) -> str:
 
 
 def _curves(run: FinishedRun, scoring: Scoring) -> dict[str, Any]:
-    of = [(line.epoch, line.of(scoring)) for line in metrics_of(run, scoring)]
+    curve = Curve.of([(run.record, metrics_of(run, scoring))], scoring)
+    assert curve is not None  # of one run
 
-    def series(quantity: str, key: str) -> list[list[float]]:
-        return [[epoch, round(getattr(scores[quantity], key), 4)] for epoch, scores in of if quantity in scores]
+    def points(ranks: Mapping[int, float]) -> list[list[float]]:
+        return [[epoch, round(rank, 4)] for epoch, rank in ranks.items()]
 
     lines_of = [
-        {"name": curve.label, "quantity": curve.name, "color": curve.color, "points": series(curve.name, "mean_rank")}
-        for curve in drawn(run.record.quantities)
+        {"name": look.label, "quantity": look.name, "color": look.color, "points": points(curve.ranks[look.name])}
+        for look in drawn(run.record.quantities)
+        if look.name in curve.ranks
     ]
-    finding = the_finding(run.record.quantities).name
-    null = {"name": "null of held-out", "quantity": "null", "points": series(finding, "null_rank")}
-    return {"lines": [line for line in [*lines_of, null] if line["points"]], "chance": chance_rank(run.record)}
+    null = {"name": "null of held-out", "quantity": "null", "points": points(curve.nulls)}
+    return {"lines": [*lines_of, null], "chance": chance_rank(run.record)}
 
 
 def _probes(run: FinishedRun, scoring: Scoring) -> tuple[dict[str, Any] | None, dict[str, Any]]:

@@ -57,7 +57,7 @@ def to_csv(rows: Sequence[ScorecardRow]) -> str:
 
 
 def to_json(rows: Sequence[ScorecardRow]) -> str:
-    """All that is known of each row, and what may be said of them."""
+    """All that is known about each row, and what may be concluded."""
     return json.dumps({"verdict": verdict(rows), "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
 
 

@@ -65,7 +65,7 @@ class Setting:
 
     @cached_property
     def _kind(self) -> Any:
-        """Its type; None, where it is not stated, is no value."""
+        """Its type, without None, which means 'not set'."""
         kind = self.field.annotation
         return next(part for part in get_args(kind) if part is not NoneType) if NoneType in get_args(kind) else kind
 

@@ -10,7 +10,7 @@ depends on the scale of the initialization:
 3. Normalization: for the first `hold_steps` steps, weights whose train margin exceeds `hold_margin` are
    scaled back to it. f is homogeneous in the weights, so this leaves the direction as it is; it lets the
    direction move as it would while the margin grows by many powers of e (`log_growth`). Then `final_steps`
-   plain steps sharpen the margin about tenfold. Held for good, the direction ends at the least norm of that loss
+   plain steps sharpen the margin about tenfold. Held for good, the direction ends at the smallest norm of that loss
    (`theory.least_norm` with a log_loss), for among weights of one loss descent moves towards the smallest.
 
 The softmax runs over the answers only. Over the whole vocabulary the optimum is the same: with zero rows for

@@ -5,7 +5,7 @@
 
 Two exact reductions are used throughout. x_T is always EOS, so of W_KQ only the EOS column acts; it is kept
 as a vector w_KQ. Answers never occur in a sequence, so the columns of W_OV (rows of W_V, entries of w_KQ)
-that belong to them get no gradient; they are left out. The table T = W_OV^T in R^{n_inputs x d} then gives
+that belong to them get no gradient; they are omitted. The table T = W_OV^T in R^{n_inputs x d} then gives
 f = sum over input tokens j of count_j w_j T_j.
 
 Every tensor carries a leading dimension R, the runs trained side by side.

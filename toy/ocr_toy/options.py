@@ -95,12 +95,12 @@ def run_spec(options: dict[str, Any]) -> "RunSpec":
 
 def numbers(text: str, name: str) -> list[float]:
     """Comma-separated numbers. Raises ToyError for anything else."""
-    return _split(text, float, f"{name} = {text}: not numbers; separate numbers by commas, as in 1e-3,0.1")
+    return _split(text, float, f"{name} = {text}: not numbers; give comma-separated numbers, as in 1e-3,0.1")
 
 
 def whole(text: str, name: str) -> list[int]:
     """Comma-separated whole numbers. Raises ToyError for anything else."""
-    return _split(text, int, f"{name} = {text}: not whole numbers; separate them by commas, as in 0,1,2")
+    return _split(text, int, f"{name} = {text}: not integers; give them comma-separated, as in 0,1,2")
 
 
 def _split(text: str, read: Callable[[str], N], fault: str) -> list[N]:

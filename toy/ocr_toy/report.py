@@ -49,5 +49,5 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def listed(values: Sequence[float], digits: int = 4) -> str:
-    """Numbers of several seeds, separated by commas."""
+    """Numbers of several seeds, comma-separated."""
     return ", ".join(f"{value:.{digits}f}" for value in values)

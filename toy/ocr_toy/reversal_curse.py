@@ -9,8 +9,8 @@ One layer: sequences (entity, arrow), attention uniform over both, next entity a
 has m_train = 0: nothing shares its answer, so there is no block to complete, and both norms leave it at or below 0.
 
 Tiny transformer: one layer with positions, residuals and an MLP, on data of the paper's shape (their figure 1): 200
-pairs, 140 taught both ways, 60 in one random direction. Published: the taught loss falls to 0, the asked is no better
-than chance.
+pairs, 140 taught both ways, 60 in one random direction. Published: the taught loss falls to 0, the asked loss stays no
+better than chance.
 """
 
 import math

@@ -129,7 +129,7 @@ class RunResult:
 
     w_ov: W_OV at the end, [d, n_inputs]. effect: the attended W_OV, every column times w_KQ of its token (linear)
     or exp(w_KQ) up to one factor (softmax). With linear attention and no MLP that is what a token adds to the
-    logits; the softmax's denominator, which differs between sequences, and an MLP are left out. A trained w_KQ
+    logits; the softmax's denominator, which differs between sequences, and an MLP are ignored. A trained w_KQ
     may be negative for some tokens, so columns of W_OV alone have no comparable sign.
     """
 

@@ -122,7 +122,7 @@ class Questions:
 def question_sets(task: TaskSpec) -> dict[str, Questions]:
     """The four question sets by name, in the order of TRAINED_SETS then TEST_ENTAILMENT.
 
-    With m_train = 0 the two sets of train subjects do not exist and are left out.
+    With m_train = 0 the two sets of train subjects do not exist and are omitted.
     """
     pair = subject_pairs(task)
     train = np.arange(task.n_train_subjects)

@@ -7,7 +7,7 @@ Gradient flow converges in direction to the problem
     factorized: min ||W_OV||_*      merged: min ||W_OV||_F^2 / 2      subject to h >= 1 on the train set,
 
 with a' over all other answers. Here W_OV has the answers as rows (b_1..b_n, c_1..c_n) and subjects, r1, r2 as
-columns: [2n, n_subjects + 2]. Rows of non-answer tokens are zero at the optimum and are left out.
+columns: [2n, n_subjects + 2]. Rows of non-answer tokens are zero at the optimum and are omitted.
 
 The lemma. Renaming pairs, and renaming the subjects of a pair, changes neither a unitarily invariant norm nor the
 constraints, and the norm is convex; so averaging an optimum over all renamings gives an invariant one. With

@@ -1,6 +1,6 @@
 """Training: any number of runs, of any shapes, stepped together.
 
-Runs of equal shape form a block and share one batched matrix product; all parameters of all blocks lie in
+Runs of equal shape form a block and share one batched matrix product; all parameters of all blocks are in
 one flat buffer, so the optimizer updates every run in a handful of operations. A run's numbers depend only
 on its own specification, not on the runs beside it.
 """

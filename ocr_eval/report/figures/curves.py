@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ocr_eval.analysis.table import make_cells
-from ocr_eval.data.task import the_finding
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import by_association, column_order, group_rows
-from ocr_eval.report.chart import Metrics, mean_points
+from ocr_eval.records.select import by_association, group_rows
+from ocr_eval.report.chart import Curve
 from ocr_eval.report.figures.style import (
     LEGEND_ROWS,
     bare,
@@ -30,24 +29,17 @@ from ocr_eval.report.figures.style import (
 from ocr_eval.specs.run import Scoring
 
 
-def curve_figure(runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> Figure:
-    """Mean rank over epochs of every quantity, a panel an association, averaged over seeds.
+def curve_figure(curves: Sequence[Curve], scoring: Scoring) -> Figure:
+    """Mean rank over epochs of every quantity, a panel for each curve, of which there is one at least.
 
-    Drawn are the epochs at which all seeds were scored. The dashed grey line is the null rank of the finding, the
-    dotted one chance: the mean rank of an answer drawn among all candidates.
-
-    ``runs`` are records with the lines of their metrics.jsonl, all of one model and setting, one at least.
+    The dashed grey line is the null rank of the finding, the dotted one chance: the mean rank of an answer drawn among
+    all candidates.
     """
-    runs_of: dict[str, list[tuple[Record, Metrics]]] = defaultdict(list)
-    for record, lines in runs:
-        runs_of[record.association].append((record, lines))
-    names = column_order(runs_of)
-    columns = min(5, len(names))
-    figure, grid = panels(len(names), columns, (2.5, 2.7), (0.6, 0.5), share_y=True)
-    for axes, name in zip(grid, names, strict=True):
-        seeds = len({record.seed for record, _ in runs_of[name]})
-        _curve_panel(axes, runs_of[name], scoring)
-        axes.set_title(f"{tick(name)} ({seeds} seed{'s'[: seeds > 1]})", fontsize=9)
+    columns = min(5, len(curves))
+    figure, grid = panels(len(curves), columns, (2.5, 2.7), (0.6, 0.5), share_y=True)
+    for axes, curve in zip(grid, curves, strict=True):
+        _curve_panel(axes, curve)
+        axes.set_title(f"{tick(curve.record.association)} ({curve.seeds} seed{'s'[: curve.seeds > 1]})", fontsize=9)
         axes.set_xlabel("epoch")
         whole_ticks(axes)
         bare(axes)
@@ -68,23 +60,20 @@ def chance_rank(record: Record) -> float | None:
     return None if candidates is None else (candidates - 1) / 2
 
 
-def _curve_panel(axes: Axes, runs: Sequence[tuple[Record, Metrics]], scoring: Scoring) -> None:
-    def points(quantity: str, key: str) -> tuple[list[int], list[float]]:
-        of_epoch = mean_points([metrics for _, metrics in runs], scoring, quantity, key)
-        return list(of_epoch), list(of_epoch.values())
-
-    record = runs[0][0]
-    for curve in drawn(record.quantities):
+def _curve_panel(axes: Axes, curve: Curve) -> None:
+    for look in drawn(curve.record.quantities):
+        points = curve.ranks.get(look.name, {})
         axes.plot(
-            *points(curve.name, "mean_rank"),
-            linestyle=curve.line,
-            color=curve.color,
-            linewidth=curve.width,
-            label=curve.label,
+            list(points),
+            list(points.values()),
+            linestyle=look.line,
+            color=look.color,
+            linewidth=look.width,
+            label=look.label,
         )
-    null = points(the_finding(record.quantities).name, "null_rank")
-    axes.plot(*null, color="0.35", linewidth=1.2, linestyle=(0, (6, 3)), label="null of held-out")
-    chance = chance_rank(record)
+    epochs, nulls = list(curve.nulls), list(curve.nulls.values())
+    axes.plot(epochs, nulls, color="0.35", linewidth=1.2, linestyle=(0, (6, 3)), label="null of held-out")
+    chance = chance_rank(curve.record)
     if chance is not None:
         axes.axhline(chance, color="0.55", linewidth=1, linestyle=(0, (1, 2)), label="chance")
 
@@ -100,6 +89,8 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
     """
     lines = []
     real = [record for record in records if record.data.variant == "real"]
+    if len({record.data.m_train for record in real}) < 2:
+        return None
     for key, alike in group_rows(real, but=("m_train",)).items():
         for name, runs in by_association(alike).items():
             by_size: dict[int, list[Record]] = defaultdict(list)

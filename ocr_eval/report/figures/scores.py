@@ -47,9 +47,9 @@ def score_figure(table: Table) -> Figure:
 def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None:
     """Generalization against hallucination: each row's OCR score over true links and over arbitrary ones.
 
-    A large marker is a row with the 95 % intervals of both scores over seeds, a small one a seed of it, hollow where a
-    run did not learn what it was taught. A seed's score is the mean over its associations of a kind, which have their
-    people in common. On the diagonal a model cannot tell a true link from an arbitrary one. Controls are skipped.
+    A large marker is a row with the 95 % intervals of both scores over seeds, a small one is one of its seeds; hollow
+    means that a run did not learn what it was taught. A seed's score is the mean over its associations of a kind, which
+    share their people. On the diagonal a model cannot tell a true link from an arbitrary one. Controls are skipped.
 
     Returns:
         None if no row has runs of both kinds.
