@@ -66,7 +66,7 @@ class _Skimmed(msgspec.Struct):
 
     epoch: int
     train_loss: float | None = None
-    train_seconds: float = 0.0
+    train_seconds: float | None = 0.0
     score_seconds: float | None = None
     scores: dict[Scoring, msgspec.Raw] | None = None
     held_out: dict[Scoring, msgspec.Raw] | None = None
