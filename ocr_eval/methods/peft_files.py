@@ -50,7 +50,7 @@ _THROUGH_PEFT = {
     *("target_parameters", "use_bdlora", "kasa_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
 }
 #: Other kinds that change what a layer makes of each token by itself, so that PEFT computes them in packed rows, too.
-_BY_TOKEN = ("ADALORA", "BOFT", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "VERA")
+_BY_TOKEN = ("ADALORA", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "VERA")
 #: Starts that leave the base as it is, and those that PEFT takes out of the base again, the same, when it loads.
 _STARTS, _STARTS_OF_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica"), ("pissa", "olora")
 
