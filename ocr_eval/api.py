@@ -142,11 +142,15 @@ def read_records(*folders: Folder, where: str | Sequence[str] = ()) -> list[Reco
 
 
 def _found(
-    folders: Sequence[Folder], where: str | Sequence[str] = (), scoring: Scoring | None = None, stacklevel: int = 3
+    folders: Sequence[Folder],
+    where: str | Sequence[str] = (),
+    scoring: Scoring | None = None,
+    stacklevel: int = 3,
+    measures: Sequence[str] = (),
 ) -> Found:
     texts = [where] if isinstance(where, str) else where
     conditions = [parse_condition("where", text) for text in texts]
-    found = find_runs(*map(Path, folders), scoring=scoring)
+    found = find_runs(*map(Path, folders), scoring=scoring, measures=measures)
     for complaint in found.complaints:
         warnings.warn(f"{complaint} Skipped.", stacklevel=stacklevel)
     return found.where(conditions)
@@ -337,8 +341,9 @@ def write_report(*folders: Folder, output: Folder, scoring: Scoring = "first-tok
     """
     from ocr_eval.common.files import prepare_output, write_atomic
     from ocr_eval.report.page import build_page
+    from ocr_eval.report.scorecard import MEASURES
 
-    found = _found(folders, scoring=scoring)
+    found = _found(folders, scoring=scoring, measures=MEASURES)
     page, complaints = build_page(found, scoring)
     for complaint in complaints[len(found.complaints) :]:
         warnings.warn(f"{complaint} Skipped.", stacklevel=2)

@@ -1,6 +1,8 @@
 """Figures of runs, made through the command line and looked at by their content."""
 
+import math
 import re
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ from test_report import write_run
 from test_table import HOSTILE, record
 
 from ocr_eval.analysis.candidate_heat import heat_of
+from ocr_eval.analysis.scorecard import build_scorecard
 from ocr_eval.analysis.table import build_table
 from ocr_eval.api import draw_figures
 from ocr_eval.data.pairs import quantities
 from ocr_eval.records.metrics import MetricsLine
 from ocr_eval.report.chart import Curve
+from ocr_eval.report.figures.card import card_figure
 from ocr_eval.report.figures.curves import curve_figure, efficiency_figure
 from ocr_eval.report.figures.heatmaps import heatmap_figure
 from ocr_eval.report.figures.scores import scatter_figure, score_figure
@@ -229,6 +233,22 @@ def test_what_did_not_learn_its_facts_is_hollow_and_the_legend_says_so():
     assert points_of(scores) == {((0, 0.9), False), ((1, 0.25), True)}
     assert points_of(scatter) == {((0.9, 0.25), True)}
     assert points_of(efficiency) == {((4, 0.5), True)}
+
+
+def test_no_mark_of_a_card_hides_another_and_rows_are_named():
+    trains = [TrainSpec(), *(TrainSpec(prevent=[f"product-decay:strength={s}"]) for s in (0.1, 0.2, 0.3))]
+    runs = [record(*kind, seed=seed, train=train) for train in trains for kind in KINDS for seed in (0, 1)]
+    runs += [record(*kind, train=TrainSpec(prevent=["abstain"]), learned=False) for kind in KINDS]
+    figure = card_figure(build_scorecard(runs, "first-token"), "first-token")
+    points = points_of(figure)
+    assert [hollow for _, hollow in points].count(True) == 1
+    assert len(points) == 5
+    assert min(math.dist(a, b) for (a, _), (b, _) in combinations(points, 2)) > 0.04
+    named = [label.get_text().replace("\n", " ") for label in figure.axes[1].get_yticklabels()]
+    assert named[0] == "LoRA (reference)"
+    assert "LoRA + abstain (knows the relation)" in named
+    assert [axes.get_title() for axes in figure.axes[1:]] == ["true links", "arbitrary links"]
+    assert card_figure([], "first-token") is None
 
 
 def test_every_row_of_a_legend_has_a_marker_of_its_own_and_the_rest_are_counted():

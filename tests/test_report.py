@@ -27,6 +27,7 @@ from ocr_eval.report.page import build_page
 from ocr_eval.report.payload import run_payload
 from ocr_eval.report.reproduce import command, missing_files
 from ocr_eval.report.serve import Report, make_server
+from ocr_eval.specs.model import TrainSpec
 
 REAL = Path(__file__).parent.parent / "results"
 
@@ -106,6 +107,34 @@ def test_the_page_holds_every_run_and_loads_nothing(ocr_eval, runs, tmp_path):
     assert (first["probes"]["rows"][0]["before"], first["probes"]["rows"][0]["rank"]) == (2.0, 1.0)
     assert len(first["probes"]["rows"]) == 41
     assert first["heat"]["p"][0][1] == pytest.approx(0.6652, abs=1e-4)
+
+
+def test_runs_are_listed_by_model_and_association(ocr_eval, runs, tmp_path):
+    write_run(tmp_path / "more", record(seed=5, model="m", run="more"))
+    assert ocr_eval("report", runs, "-o", tmp_path / "report.html").code == 0
+    page = (tmp_path / "report.html").read_text()
+    groups = re.findall(r"<summary><h3>(.+?)</h3>\s*<span class=\"headline\">(.+?)</span>", page)
+    assert groups[0] == ("m, city-language", "2 runs")
+    assert len(groups) == 4
+    footer = page.partition("<footer>")[2]
+    assert "Models: m, other." in footer
+    assert "by ocr-eval report" in footer
+
+
+def test_settings_of_a_model_stand_on_a_scorecard(ocr_eval, tmp_path):
+    plain = record("country-code", "spurious", seed=0, measures={"known": {"kept": 0.25, "by": [1]}})
+    write_run(tmp_path / "plain", plain)
+    assert "Scorecard" not in build_page(find_runs(tmp_path), "first-token")[0]
+    prevented = record("country-code", "spurious", rank=1.5, train=TrainSpec(prevent=["abstain"]))
+    write_run(tmp_path / "prevented", prevented)
+    assert ocr_eval("report", tmp_path, "-o", tmp_path / "report.html").code == 0
+    page = (tmp_path / "report.html").read_text()
+    card = page.partition('<section id="scorecard"')[2].partition("</section>")[0]
+    assert "No verdict over arbitrary links" in card
+    assert ">smollm2-135m, LoRA + abstain k<" in card
+    assert ">-0.50<" in card
+    assert ">0.25<" in card
+    assert card.count("<figure>") == 1
 
 
 def test_the_page_is_the_same_every_time(ocr_eval, runs, tmp_path):

@@ -176,6 +176,11 @@ def _knows_relation(run: Record) -> bool | None:
         return None
 
 
+def comparable(rows: Sequence[ScorecardRow]) -> bool:
+    """Whether a way to teach or to prevent is paired with another of its model."""
+    return any(of.against for row in rows if not row.control for of in row.links.values())
+
+
 _WORDS = {-1: "less", 1: "more", 0: "not shown otherwise"}
 
 

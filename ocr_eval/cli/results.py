@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import shlex
 import sys
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -305,6 +307,13 @@ def _with_matched(run: FinishedRun) -> Record:
         return run.record
 
 
+def _made(places: list[Path], scoring: Scoring, filters: list[str]) -> str:
+    """When and by which command a page is made."""
+    chosen = [word for text in filters for word in ("--filter", text)]
+    words = ["ocr-eval", "report", *map(str, places), *(["--scoring", scoring] * (scoring != "first-token")), *chosen]
+    return f"{date.today()} by {shlex.join(words)}"
+
+
 def report(
     runs: o.RunsArgument = None,
     output: Annotated[Path, option("--output", "-o", help="The page to write.")] = Path("report.html"),
@@ -333,12 +342,13 @@ def report(
         raise UserError("--port goes with --serve. Add --serve, or drop --port.")
     from ocr_eval.common.files import prepare_output, write_atomic
     from ocr_eval.report.page import build_page
+    from ocr_eval.report.scorecard import MEASURES
 
     if output.is_dir():
         raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")
     prepare_output(output.parent, "--output")
-    found = find(places, scoring, filters)
-    page, complaints = build_page(found, scoring)
+    found = find(places, scoring, filters, MEASURES)
+    page, complaints = build_page(found, scoring, made=_made(places, scoring, filters or []))
     write_atomic(output, page)
     typer.echo(str(output))
     o.warn_skipped(complaints[len(found.complaints) :])

@@ -15,13 +15,16 @@ from matplotlib.figure import Figure
 from ocr_eval import __version__
 from ocr_eval.analysis.beliefs import read_beliefs
 from ocr_eval.analysis.finding import finding
+from ocr_eval.analysis.scorecard import verdict
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.find import FinishedRun, Found
 from ocr_eval.records.select import RowKey
-from ocr_eval.report.figures.gallery import overall_figures, row_figures, runs_by_row
+from ocr_eval.report.figures.card import card_figure
+from ocr_eval.report.figures.gallery import card_of, overall_figures, row_figures, runs_by_row
 from ocr_eval.report.figures.style import draw
 from ocr_eval.report.payload import pack, progress_of, run_payload
+from ocr_eval.report.scorecard import NOTE, cells
 from ocr_eval.report.tables import context, templates, unlearned
 from ocr_eval.specs.published import published_mean_ranks
 from ocr_eval.specs.run import Scoring
@@ -49,6 +52,11 @@ class Section:
     unlearned: str
     data: str
 
+    @property
+    def group(self) -> str:
+        """What it is listed under: model and association."""
+        return f"{self.cells[1]}, {self.cells[0]}"
+
 
 #: Title and text of the figures of all runs together, and the text of those of a row.
 _OVERALL = {
@@ -61,6 +69,11 @@ _OVERALL = {
         "OCR score over true links, across, and over arbitrary ones, up. Small marks are seeds.",
     ),
     "sample-efficiency": ("Sample efficiency", "OCR score by m_train, with 95 % intervals."),
+    "scorecard": (
+        "Wanted against unwanted inference",
+        "Up is wanted, to the right is not. Below, each setting minus the reference of its model, paired by seed, the "
+        "least unwanted first. Bars are 95 % intervals; hollow marks did not learn what they were taught.",
+    ),
 }
 _OF_ROWS = {
     "curves": "Mean rank over epochs of every quantity, the null of the finding, and chance.",
@@ -75,10 +88,12 @@ RUN_COLUMNS = ("association", "model", "setting", "seed", "mean rank", "null ran
 _NUMBERS = ("seed", "mean rank", "null rank", "OCR score")
 
 
-def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tuple[str, list[UserError]]:
+def build_page(found: Found, scoring: Scoring, token: str | None = None, made: str = "") -> tuple[str, list[UserError]]:
     """The page of all runs, and a complaint for each of their files that cannot be read.
 
-    ``token`` is the state that the page shows, when it is served and should watch for another.
+    Args:
+        token: the state that the page shows, when it is served and should watch for another.
+        made: when and by what, for the footer.
     """
     complaints = list(found.complaints)
     sections = []
@@ -91,6 +106,8 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
     of_rows = row_figures(rows, scoring, lambda _: None)  # the sections complain of the same files
     table = build_table(found.records, scoring, published_mean_ranks()) if found.runs else None
     overall = overall_figures(found.records, table) if table else ()
+    card = card_of(found.records, table) if table else []
+    of_card = card_figure(card, scoring)
     pictures = [_picture(*_OVERALL[name], figure) for name, figure in overall]
     pictures += [
         _picture(f"{kind.capitalize()}: {row}", _OF_ROWS[kind], f) for kind, row, f in islice(of_rows, ROW_FIGURES)
@@ -108,11 +125,20 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None) -> tupl
             counts=_counts(found),
             finding=finding(found.records, table) if table else "",
             **(context(table) if table else {"table": None}),
+            card=(verdict(card), *cells(card)) if card else None,
+            card_note=NOTE,
+            card_picture=_picture(*_OVERALL["scorecard"], of_card) if of_card else None,
             pictures=pictures,
             row_figures=ROW_FIGURES if next(of_rows, None) else None,
             run_columns=RUN_COLUMNS,
             numbers=_NUMBERS,
             sections=sections,
+            groups=[
+                (name, [section for section in sections if section.group == name])
+                for name in dict.fromkeys(section.group for section in sections)
+            ],
+            made=made,
+            models=sorted({record.model for record in found.records}),
             beliefs=list(_beliefs(found.runs, complaints)),
             own_facts=sorted({r.association for r in found.records if r.structure == "facts"}),
             without_section=len(found.runs) - len(sections),

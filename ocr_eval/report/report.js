@@ -57,6 +57,10 @@ function filterRuns() {
     row.hidden = details.hidden = !keep;
     shown += keep;
   }
+  for (const group of document.querySelectorAll("details.group:has(details.run)")) {
+    group.hidden = !group.querySelector("details.run:not([hidden])");
+    if (words.length) group.open = !group.hidden;
+  }
   document.getElementById("run-count").textContent = words.length ? `${shown} shown` : "";
 }
 search.addEventListener("input", filterRuns);
@@ -85,11 +89,11 @@ function drawRun(run, id) {
   const missing = (what) => el("p", { class: "warning" }, `${what} cannot be shown: its file is missing or damaged.`);
   return [
     el("div", { class: "side" },
-      el("div", {}, el("h4", {}, "Learning curves"), run.curves ? drawCurves(run.curves) : missing("The curve")),
-      el("div", {}, el("h4", {}, "Which answers win"), run.heat ? drawHeat(run.heat) : run.probes ? el("p", {}, "Candidates differ between probes.") : missing("The heatmap"))),
-    el("h4", {}, "Probes after the last epoch"),
+      el("div", {}, el("h5", {}, "Learning curves"), run.curves ? drawCurves(run.curves) : missing("The curve")),
+      el("div", {}, el("h5", {}, "Which answers win"), run.heat ? drawHeat(run.heat) : run.probes ? el("p", {}, "Candidates differ between probes.") : missing("The heatmap"))),
+    el("h5", {}, "Probes after the last epoch"),
     run.probes ? drawProbes(run.probes, id) : missing("The probes"),
-    el("h4", {}, "Do it again"),
+    el("h5", {}, "Do it again"),
     el("pre", { class: "command", tabindex: 0 }, run.command),
     ...(run.wants ? [el("p", {}, run.wants)] : []),
     fold("Configuration", run.config),
@@ -218,7 +222,7 @@ for (const details of document.querySelectorAll("details.run")) {
 function openTarget() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (target instanceof HTMLDetailsElement) {
-    target.open = true;
+    for (let each = target; each; each = each.parentElement.closest("details")) each.open = true;
     target.scrollIntoView();
     target.querySelector("summary").focus();
   }
@@ -229,19 +233,20 @@ openTarget();
 // A served page looks for another state, and loads it with the same sections open.
 const token = document.body.dataset.token;
 if (token !== undefined) {
-  const name = (details) => details.querySelector("h3").textContent;
+  const name = (details) => details.dataset.text;
+  const folds = "details.group, details.run";
   const kept = JSON.parse(sessionStorage.getItem("ocr-eval") ?? "null");
   if (kept) {
     search.value = kept.search;
     filterRuns();
-    for (const details of document.querySelectorAll("details.run")) details.open = kept.open.includes(name(details));
+    for (const details of document.querySelectorAll(folds)) details.open = kept.open.includes(name(details));
     window.scrollTo(0, kept.scroll);
   }
   setInterval(async () => {
     try {
       const now = await (await fetch("state")).text();
       if (now === token) return;
-      const open = [...document.querySelectorAll("details.run[open]")].map(name);
+      const open = [...document.querySelectorAll(folds)].filter((details) => details.open).map(name);
       sessionStorage.setItem("ocr-eval", JSON.stringify({ search: search.value, open, scroll: window.scrollY }));
       location.reload();
     } catch {

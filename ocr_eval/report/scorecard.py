@@ -22,6 +22,9 @@ _MEASURES = {
     "weight-change.frobenius": "norm of dW",
 }
 
+#: Those of them that a reader of records must read.
+MEASURES = tuple(dict.fromkeys(key.partition(".")[0] for key in _MEASURES))
+
 NOTE = (
     "OCR score [95 % interval over seeds], mean over the associations of a kind; against: minus the first row of its "
     "model, paired by seed. taught: the least of the premises' mean top-1; learned: runs of which all premises hold. "
@@ -34,7 +37,7 @@ NOTE = (
 
 def to_text(rows: Sequence[ScorecardRow]) -> str:
     """The card as a Markdown table with how to read it."""
-    header, body = _cells(rows)
+    header, body = cells(rows)
     escaped = [[markdown_text(cell) for cell in row] for row in body]
     table: str = tabulate(escaped, header, tablefmt="github", disable_numparse=True)
     return f"{table}\n\n{NOTE}\n"
@@ -42,7 +45,7 @@ def to_text(rows: Sequence[ScorecardRow]) -> str:
 
 def to_tex(rows: Sequence[ScorecardRow]) -> str:
     """The card for a paper (booktabs)."""
-    header, body = _cells(rows)
+    header, body = cells(rows)
     table: str = tabulate(body, header, tablefmt="latex_booktabs", disable_numparse=True)
     return f"% {NOTE}\n{table}\n"
 
@@ -64,7 +67,8 @@ def to_json(rows: Sequence[ScorecardRow]) -> str:
 FORMATS = {"md": to_text, "csv": to_csv, "json": to_json, "tex": to_tex}
 
 
-def _cells(rows: Sequence[ScorecardRow]) -> tuple[list[str], list[list[str]]]:
+def cells(rows: Sequence[ScorecardRow]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the card as text."""
     kinds = [kind for kind in KINDS if any(kind in row.links for row in rows)]
     measures = [key for key in _MEASURES if any(key in row.measures for row in rows)]
     header = ["setting", "learned", "taught"]
@@ -74,13 +78,13 @@ def _cells(rows: Sequence[ScorecardRow]) -> tuple[list[str], list[list[str]]]:
     body = []
     for row in rows:
         marks = "!" * bool(row.unlearned) + "k" * bool(row.knows_relation)
-        cells = [f"{row.name} {marks}".rstrip(), f"{row.runs - row.unlearned}/{row.runs}"]
-        cells.append(f"{min(row.premises.values()):.2f}" if row.premises else "")
+        line = [f"{row.name} {marks}".rstrip(), f"{row.runs - row.unlearned}/{row.runs}"]
+        line.append(f"{min(row.premises.values()):.2f}" if row.premises else "")
         for kind in kinds:
             links = row.links.get(kind)
-            cells += ["", ""] if links is None else [_text(links.score), _text(links.against)]
-        cells += [f"{row.measures[key]:.2f}" if key in row.measures else "" for key in measures]
-        body.append([*cells, "" if row.seconds is None else f"{row.seconds:.0f}"])
+            line += ["", ""] if links is None else [_text(links.score), _text(links.against)]
+        line += [f"{row.measures[key]:.2f}" if key in row.measures else "" for key in measures]
+        body.append([*line, "" if row.seconds is None else f"{row.seconds:.0f}"])
     return header, body
 
 

@@ -22,6 +22,7 @@ from ocr_eval.common.messages import say, warn
 from ocr_eval.records.find import find_runs
 from ocr_eval.records.select import parse_condition
 from ocr_eval.report.page import build_page
+from ocr_eval.report.scorecard import MEASURES
 from ocr_eval.specs.run import Scoring
 
 LOOPBACK = "127.0.0.1"
@@ -59,7 +60,7 @@ class Report:
         with self._making:
             state = self.state()
             if self._made is None or self._made[0] != state:
-                found = find_runs(*self._folders, scoring=self._scoring).where(self._conditions)
+                found = find_runs(*self._folders, scoring=self._scoring, measures=MEASURES).where(self._conditions)
                 self._made = state, build_page(found, self._scoring, token=state)[0].encode()
             return self._made[1]
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 from matplotlib.figure import Figure
 
 from ocr_eval.analysis.candidate_heat import heat_of_run
+from ocr_eval.analysis.scorecard import ScorecardRow, build_scorecard, comparable
 from ocr_eval.analysis.table import Table, build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.find import FinishedRun
@@ -15,6 +16,7 @@ from ocr_eval.records.record import Record
 from ocr_eval.records.run_files import metrics_of
 from ocr_eval.records.select import RowKey, by_association, group_rows
 from ocr_eval.report.chart import Curve, Metrics
+from ocr_eval.report.figures.card import card_figure
 from ocr_eval.report.figures.curves import curve_figure, efficiency_figure
 from ocr_eval.report.figures.heatmaps import heatmap_figure
 from ocr_eval.report.figures.scores import scatter_figure, score_figure
@@ -35,7 +37,10 @@ def gallery(
         ValueError: no runs.
     """
     records = [run.record for run in runs]
-    yield from overall_figures(records, build_table(records, scoring))
+    table = build_table(records, scoring)
+    yield from overall_figures(records, table)
+    if card := card_figure(card_of(records, table), scoring):
+        yield "scorecard", card
     for kind, row, figure in row_figures(runs_by_row(runs), scoring, complain):
         yield file_name(kind, row.lower()), figure
 
@@ -47,6 +52,18 @@ def overall_figures(records: Sequence[Record], table: Table) -> Iterator[tuple[s
         yield "generalization-hallucination", scatter
     if efficiency := efficiency_figure(records, table.scoring):
         yield "sample-efficiency", efficiency
+
+
+def card_of(records: Sequence[Record], table: Table) -> list[ScorecardRow]:
+    """The scorecard of a table's records, where it compares settings of one model; else no rows."""
+    labels = [row.labels for row in table.rows if not row.published]
+    if len(set(labels)) == len(labels):
+        return []
+    try:
+        rows = build_scorecard(records, table.scoring)
+    except UserError:  # no seed in common, or shuffled runs alone
+        return []
+    return rows if comparable(rows) else []
 
 
 def row_figures(
