@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
@@ -46,7 +47,8 @@ def card_figure(rows: Sequence[ScorecardRow], scoring: Scoring) -> Figure | None
     figure = new_figure(6.4, below + 4.4 * bool(both))
     lower: FigureBase = figure
     if both:
-        upper, lower = figure.subfigures(2, 1, height_ratios=[4.4, below])
+        halves: Any = figure.subfigures(2, 1, height_ratios=[4.4, below])
+        upper, lower = halves
         _scatter(upper.subplots(), both, looks, scoring)
     places = [-sum(tall[:i]) - tall[i] / 2 for i in range(len(names))]
     grid = lower.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
