@@ -133,7 +133,7 @@ def test_a_process_computes_on_one_device(monkeypatch):
         make_accelerator("cuda")
     for state in (PartialState(), AcceleratorState()):
         monkeypatch.setitem(state.__dict__, "device", torch.device("cuda:0"))
-    with pytest.raises(UserError, match="--device cpu: this process computes on cuda already"):
+    with pytest.raises(UserError, match="--device cpu: this process already computes on cuda"):
         make_accelerator("cpu")
 
 
