@@ -97,7 +97,7 @@ def _scatter(axes: Axes, rows: Sequence[ScorecardRow], looks: Looks, scoring: Sc
         _mark(axes, at, color, marker, row)
     axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle=":", zorder=0)
     label = "on this line: no telling true from arbitrary"
-    axes.text(0.5, 0.49, label, ha="center", va="top", rotation=45, rotation_mode="anchor", fontsize=7, color="0.35")
+    axes.text(0.02, 0.01, label, va="top", rotation=45, rotation_mode="anchor", fontsize=7, color="0.35", zorder=0)
     for line in (axes.axhline, axes.axvline):
         line(0, color="black", linewidth=0.8, zorder=0)
     lowest = min(0.0, *(links.score.value for row in rows for links in row.links.values()))
@@ -124,6 +124,7 @@ def _differences(axes: Axes, rows: Sequence[ScorecardRow], places: Sequence[floa
     axes.tick_params("y", length=0)
     axes.tick_params("x", labelsize=8)
     axes.margins(x=0.12)
+    axes.locator_params("x", nbins=5)
     bare(axes)
 
 
