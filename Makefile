@@ -107,7 +107,7 @@ CARD := --assocs city-language,country-code,sport-music --dtype bfloat16
 card: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-7 --prevent product-decay:strength=0.03 -o results/scorecard/front >/dev/null
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 6,7 -o results/scorecard/plain >/dev/null
-	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --prevent scale-after:norm=1,factor-decay:strength=0.01 \
+	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --prevent product-decay:strength=0.01,scale-after:norm=1 \
 	  -o results/scorecard/others >/dev/null
 	$(call packed,results/scorecard)
 	$(MAKE) card-shown
