@@ -117,6 +117,7 @@ card-shown: $(VENV)/.ready
 	for form in md csv json tex; do \
 	  $(BIN)/ocr-eval scorecard $(CARDS) --format $$form > results/scorecard/card.$$form || exit 1; \
 	done
+	$(BIN)/ocr-eval figures $(CARDS) -o build/card && cp build/card/scorecard.png results/scorecard/
 
 # $(call packed,folders): readers take a .jsonl.gz as they take a .jsonl
 packed = find $(1) \( -name metrics.jsonl -o -name probes.jsonl \) -exec gzip -9nf {} +
