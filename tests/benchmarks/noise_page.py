@@ -37,8 +37,8 @@ PAGE = """# Rerun noise of the OCR score
 
 Made by `python tests/benchmarks/noise.py show` from `runs.csv`. smollm2-135m in bfloat16 on a CPU, the default
 protocol, {remakes} remakes of each cell (association, seed): the same data, order and initialization, and the
-initial adapters moved by 1e-6 times normal noise. First-token scoring. A condition says what differs from the training
-defaults; one that is not finished is shown, and compared with the first, on the cells that it has.
+initial adapters moved by 1e-6 times normal noise. First-token scoring. A condition says what differs from a
+constant rate clipped at 1; one that is not finished is shown, and compared with the first, on the cells that it has.
 
 ## How far scores move
 
