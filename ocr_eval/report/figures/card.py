@@ -124,7 +124,7 @@ def _differences(axes: Axes, rows: Sequence[ScorecardRow], places: Sequence[floa
     axes.tick_params("y", length=0)
     axes.tick_params("x", labelsize=8)
     axes.margins(x=0.12)
-    axes.locator_params("x", nbins=5)
+    axes.locator_params("x", nbins=4)
     bare(axes)
 
 
