@@ -105,10 +105,10 @@ results: $(VENV)/.ready
 # The scorecard (ocr_eval/docs/scorecard.md): strengths were chosen on other associations and seeds, by the rule of claim 6.
 CARD := --assocs city-language,country-code,sport-music --dtype bfloat16
 card: $(VENV)/.ready
-	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-7 --prevent product-decay:strength=0.03 -o results/scorecard/front >/dev/null
-	$(BIN)/ocr-eval sweep $(CARD) --seeds 6,7 -o results/scorecard/plain >/dev/null
+	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-7 --prevent product-decay:strength=0.03 -o results/scorecard/eight-seeds >/dev/null
+	$(BIN)/ocr-eval sweep $(CARD) --seeds 6,7 -o results/scorecard/lora >/dev/null
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --prevent product-decay:strength=0.01,scale-after:norm=1 \
-	  -o results/scorecard/others >/dev/null
+	  -o results/scorecard/three-seeds >/dev/null
 	$(call packed,results/scorecard)
 	$(MAKE) card-shown
 
