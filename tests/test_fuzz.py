@@ -1,6 +1,6 @@
 """Bad input to every command: one of the exit codes, a line or three on stderr, no traceback, nothing half written.
 
-``make test`` tries what fits into a minute, always the same; ``make fuzz`` goes on for an hour (``FUZZ_SECONDS``), and
+``make test`` tries what fits into a minute, always the same; ``make fuzz`` runs for an hour (``FUZZ_SECONDS``), and
 tries others each time.
 """
 

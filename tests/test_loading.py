@@ -73,7 +73,7 @@ def test_a_trained_model_that_lacks_tensors_is_refused(ocr_eval, tiny, tmp_path)
 
 @pytest.fixture
 def gpus(monkeypatch, tiny):
-    """Where a model would be placed on so many GPUs by one of so many processes, and what is said of it."""
+    """Where one of several processes would place a model over several GPUs, and what the plan says of it."""
 
     def place(name, method, count, size, processes=1):
         seen = {}

@@ -1,4 +1,4 @@
-"""Where memory runs out a batch goes on in parts with the same result; what cannot go on says why."""
+"""If memory runs out, a batch continues in parts with the same result; what cannot continue says why."""
 
 import json
 import platform

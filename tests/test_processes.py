@@ -11,7 +11,7 @@ import pytest
 
 from ocr_eval.records.folder import RunFolder
 
-#: The command line, in a process whose memory may hold passes of so many nodes at most.
+#: The command line, in a process whose memory may hold passes of a limited number of nodes.
 PROGRAM = """
 import os, sys
 import torch

@@ -1,4 +1,4 @@
-"""How the rate goes on over a run, against transformers' schedulers, and AdamW's settings against a plain loop."""
+"""The learning rate over a run against transformers' schedulers, and AdamW's settings against a plain loop."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""TensorBoard for real; trackio and Weights & Biases by stand-ins that note what they are told."""
+"""TensorBoard for real; trackio and Weights & Biases by stand-ins that record their calls."""
 
 import importlib.machinery
 import sys
@@ -130,7 +130,7 @@ def test_weights_and_biases_stays_offline_unless_the_user_is_logged_in(stand_in,
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert mode() == "disabled"
     first, *others = [settings["id"] for settings in module.told]
-    assert {first} == set(others), "the same run is gone on with"
+    assert {first} == set(others), "the same run is continued"
 
 
 def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(stand_in, tmp_path, capfd):
