@@ -134,7 +134,7 @@ def test_no_job_outlives_its_caller(tmp_path, monkeypatch, by):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends children with a killed parent")
 def test_a_job_whose_caller_dies_while_it_starts_never_begins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "getpid", os.getppid)  # the parent that the child finds differs from the one in its arguments
+    monkeypatch.setattr(os, "getpid", os.getppid)  # the child finds another parent than its arguments name
     (result,) = run_jobs([python("a", "open('begun', 'w')")], Placement(executor="local", devices=("cpu",)), tmp_path)
     assert result.returncode == -signal.SIGKILL
     assert not (tmp_path / "begun").exists()
