@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -238,6 +238,7 @@ def test_a_setting_is_named_only_where_rows_differ_in_it():
     ]
 
 
+@settings(deadline=None)  # the first example pays for imports, and a machine may be busy
 @given(
     st.lists(
         st.tuples(
