@@ -119,8 +119,8 @@ card-shown: $(VENV)/.ready
 	done
 	$(BIN)/ocr-eval figures $(CARDS) -o build/card && cp build/card/scorecard.png results/scorecard/
 
-# $(call packed,folders): readers take a .jsonl.gz as they take a .jsonl
-packed = find $(1) \( -name metrics.jsonl -o -name probes.jsonl \) -exec gzip -9nf {} +
+# $(call packed,folders): readers take the .gz of a run's file as they take the file
+packed = find $(1) \( -name result.json -o -name metrics.jsonl -o -name probes.jsonl \) -exec gzip -9nf {} +
 
 # Everything that is made from records: tables and figures of each model and of all together, and the report page of all
 # (two minutes, without a model).

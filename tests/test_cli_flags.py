@@ -213,22 +213,6 @@ def test_a_damaged_config_of_a_run(ocr_eval, odd_run):
     assert "unknown key 'data.m_tset'" in one_line(ocr_eval("finetune", "-C", odd_run))
 
 
-# Where runs are read and figures written
-
-
-def test_the_folder_of_runs_is_where_the_variable_says_runs_are_written(ocr_eval):
-    folder = str(SOURCES.parent / "results/smollm2-135m")
-    answer = ocr_eval("table", "--short", OCR_EVAL_OUTPUT_DIR=folder)
-    assert answer.out == ocr_eval("table", "--short", folder, OCR_EVAL_OUTPUT_DIR="elsewhere").out
-
-
-def test_figures_are_written_where_o_says(ocr_eval, tmp_path):
-    run = next((SOURCES.parent / "results/smollm2-135m").glob("runs/*/*/*/*"))
-    answer = ocr_eval("figures", run, "-o", tmp_path)
-    assert answer.code == 0, answer.err
-    assert {Path(line).parent for line in answer.out.split()} == {tmp_path}
-
-
 # Help and completion
 
 

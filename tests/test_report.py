@@ -179,13 +179,18 @@ def test_a_damaged_file_leaves_out_its_part_alone(tmp_path, name, damage, part):
     assert [f"run/{name}" in str(complaint) for complaint in complaints] == [True]
 
 
-def test_packed_lines_are_read_as_before(tmp_path):
+def test_packed_files_are_read_as_before(tmp_path):
     write_run(tmp_path / "run", record())
     (run,) = find_runs(tmp_path).runs
     before = run_payload(run, "first-token")
-    for name in ("metrics.jsonl", "probes.jsonl"):
+    for name in ("result.json", "metrics.jsonl", "probes.jsonl"):
         pack(tmp_path / "run" / name)
-    assert run_payload(run, "first-token") == before
+    (again,) = find_runs(tmp_path).runs
+    assert again.record.to_json() == run.record.to_json()
+    assert run_payload(again, "first-token") == before
+    os.truncate(tmp_path / "run/result.json.gz", 60)
+    (complaint,) = find_runs(tmp_path).complaints
+    assert "run/result.json" in str(complaint)
 
 
 def test_a_damaged_file_is_named_and_the_rest_is_shown(ocr_eval, runs, tmp_path):
@@ -202,6 +207,18 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(ocr_eval, runs, tmp_path)
     assert len(opened(page)) == 3
     of_rows = [title for title in titles(page) if title.startswith(("Curves", "Heatmap"))]
     assert of_rows == ["Curves: m, LoRA", "Heatmap: m, LoRA", "Curves: other, LoRA", "Heatmap: other, LoRA"]
+
+
+def test_the_folder_of_runs_is_where_the_variable_says_runs_are_written(ocr_eval, runs):
+    answer = ocr_eval("table", "--short", OCR_EVAL_OUTPUT_DIR=str(runs))
+    assert answer.code == 0
+    assert answer.out == ocr_eval("table", "--short", runs, OCR_EVAL_OUTPUT_DIR="elsewhere").out
+
+
+def test_figures_are_written_where_o_says(ocr_eval, runs, tmp_path):
+    answer = ocr_eval("figures", runs / "city-language-1", "-o", tmp_path / "drawn")
+    assert answer.code == 0, answer.err
+    assert {Path(line).parent for line in answer.out.split()} == {tmp_path / "drawn"}
 
 
 def pack(path: Path) -> Path:

@@ -17,7 +17,7 @@ from ocr_eval.specs.run import DataSpec
 from ocr_eval.specs.settings import SETTINGS
 
 COMMANDS = typer.main.get_command(app).commands
-RESULTS = Path(__file__).parent.parent / "results"
+OLD_SWEEP = Path(__file__).parent / "old_sweep"
 
 
 def flags(command: str) -> dict[str, str]:
@@ -104,12 +104,12 @@ def test_a_sweep_over_templates_and_attention_is_done(ocr_eval, tiny, tmp_path):
 
 def test_sweeps_of_before_are_read(tmp_path, monkeypatch):
     """Their files state one m_test and no templates."""
-    held = read_sweep(RESULTS / "gemma3-270m")
+    held = read_sweep(OLD_SWEEP)
     seeds = {"models": held.grid.models, "assocs": held.grid.assocs, "seeds": (0, 1, 2)}
     assert held.grid == Grid(**seeds, dtype="bfloat16", score_at="every:5")
     assert len(held.grid.specs()) == len(held.runs)
     monkeypatch.setattr(grid.DataSpec, "legacy", classmethod(lambda cls: {"probe_template": 1}))
-    assert read_sweep(RESULTS / "gemma3-270m").grid.probe_template == (1,), "not today's default"
+    assert read_sweep(OLD_SWEEP).grid.probe_template == (1,), "not today's default"
 
 
 def test_axes_of_a_grid_are_those_of_its_file():

@@ -141,16 +141,16 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     return content
 
 
-@contextmanager
-def open_stored(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """A file of a run to read, or the ``.gz`` beside its place that ``gzip`` made of it."""
+def stored(path: Path) -> Path:
+    """Where a file of a run is: at its place, or as the ``.gz`` that ``gzip`` made of it."""
     packed = path.with_name(f"{path.name}.gz")
-    if path.exists() or not packed.is_file():
-        with path.open("rb") as file:
-            yield file
-    else:
-        with gzip.open(packed) as file:
-            yield file
+    return packed if not path.exists() and packed.is_file() else path
+
+
+def open_stored(path: Path) -> IO[bytes] | gzip.GzipFile:
+    """A file of a run to read, at its place or as the ``.gz`` that ``gzip`` made of it."""
+    found = stored(path)
+    return found.open("rb") if found == path else gzip.open(found)
 
 
 def read_json(path: Path) -> Any:

@@ -71,7 +71,7 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measures: Collection
         found.complaints.append(UserError(f"{error.filename} cannot be read ({error.strerror})."))
 
     for place, files in chain.from_iterable(_folders(root, unreadable) for root in roots):
-        if not {"status.json", "result.json"} <= files:
+        if "status.json" not in files or files.isdisjoint(("result.json", "result.json.gz")):
             if {"config.yaml", "metrics.jsonl"} <= files:
                 found.unfinished.append(Path(place))
             continue

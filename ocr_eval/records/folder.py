@@ -48,6 +48,7 @@ from ocr_eval.common.files import (
     refuse_folder,
     remove,
     replacing,
+    stored,
     sync,
     to_jsonl,
     whole,
@@ -204,7 +205,8 @@ class RunFolder:
 
     def _has_record(self) -> bool:
         path = self.path / "result.json"
-        return path.is_file() and _is_record(path, path.stat().st_mtime_ns, path.stat().st_size)
+        kept = stored(path)
+        return kept.is_file() and _is_record(path, kept.stat().st_mtime_ns, kept.stat().st_size)
 
     def is_prepared(self) -> bool:
         """Whether all that a finished run leaves is there and agrees; it counts once the status says so."""
