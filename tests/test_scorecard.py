@@ -85,10 +85,31 @@ def test_matched_learning_has_a_column_of_its_own(ocr_eval, tmp_path):
         for train, early in ((TrainSpec(), 1.0), (PREVENTED, 1.5))
     )
     answer = ocr_eval("scorecard", write(tmp_path, *plain, *prevented), "--format", "csv")
-    first, second = csv.DictReader(io.StringIO(answer.out))
+    first, _, second = csv.DictReader(io.StringIO(answer.out))
     assert first["spurious_matched"] == ""
     assert float(second["spurious_against"]) == pytest.approx(0.0)
     assert float(second["spurious_matched"]) == pytest.approx(-0.25)
+
+
+def test_the_reference_is_also_shown_as_it_was_when_it_had_learned(ocr_eval, tmp_path):
+    def plain(early, seeds=6):
+        return [
+            record("country-code", "spurious", seed=seed, rank=0.5, matched=early, measures={"known": {"kept": 0.2}})
+            for seed in range(seeds)
+        ]
+
+    answer = ocr_eval("scorecard", write(tmp_path / "a", *plain(learned_at(4, 1.5))), "--format", "json")
+    reference, stopped = json.loads(answer.out)["rows"]
+    assert stopped["name"] == f"{reference['name']}, stopped when learned"
+    assert stopped["links"]["spurious"]["score"]["value"] == pytest.approx(0.25)
+    assert stopped["links"]["spurious"]["against"]["value"]["value"] == pytest.approx(-0.5)
+    assert stopped["links"]["spurious"]["matched"] is None, "it is the same moment"
+    assert (stopped["unlearned"], stopped["measures"]) == (0, {}), "measures are of the last epoch"
+    assert stopped["seconds"] == pytest.approx(reference["seconds"] * 4 / 16)
+    assert "less under smollm2-135m, LoRA, stopped when learned (-0.50)" in answer.err
+    some = [*plain(learned_at(4, 1.5), 5), record("country-code", "spurious", seed=5, rank=0.5)]
+    rows = json.loads(ocr_eval("scorecard", write(tmp_path / "b", *some), "--format", "json").out)["rows"]
+    assert len(rows) == 1, "one run never held its premises"
 
 
 def test_what_uses_the_relation_is_marked_and_measures_have_columns(ocr_eval, tmp_path):

@@ -3,7 +3,8 @@
 A row is a model under one setting. Links are of three kinds: true ones, which a model should infer, and arbitrary and
 false ones, which it should not. The associations of a kind are averaged in each seed, and each row is compared with the
 first of its model, LoRA without prevention where there is one, over the associations and seeds that both have: at the
-last epoch, and at matched learning, each run at the first epoch at which all its premises held.
+last epoch, and at matched learning, each run at the first epoch at which all its premises held. The row of reference as
+it was then is a row of its own: to stop there costs nothing, so a prevention must do better.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+
+import msgspec
 
 from ocr_eval.analysis.difference import Difference, mean_difference, too_few, verdicts
 from ocr_eval.analysis.intervals import WITHIN, Estimate, averaged, estimate, units_of
@@ -95,7 +98,19 @@ def build_scorecard(records: Sequence[Record], scoring: Scoring) -> list[Scoreca
     for key, runs in group_rows(taught).items():
         first_name, first = references.setdefault(key.labels, (key.name, runs))
         rows.append(_row(key.name, runs, first_name, first, controls, scoring))
+        early = [at for run in runs if (at := _stopped(run))]
+        if key.name == first_name and len(early) == len(runs) and not is_control(runs[0]):
+            rows.append(_row(f"{key.name}, stopped when learned", early, first_name, first, controls, scoring))
     return rows
+
+
+def _stopped(run: Record) -> Record | None:
+    """A run as if it had ended when all premises first held; its seconds are a share of the whole run's."""
+    early = run.when_matched()
+    if early is None or run.matched is None or not isinstance(run.train, TrainSpec):
+        return None
+    seconds = {**run.seconds, "train": run.seconds["train"] * run.matched.epoch / run.train.epochs}
+    return msgspec.structs.replace(early, seconds=seconds, matched=None, measures={})
 
 
 def _row(
