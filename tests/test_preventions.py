@@ -18,6 +18,8 @@ from ocr_eval.methods.train import batch_forest
 from ocr_eval.preventions.factor_decay import FactorDecay
 from ocr_eval.preventions.ov_decay import OVDecay
 from ocr_eval.preventions.product_decay import ProductDecay, Settings
+from ocr_eval.records.find import find_runs
+from ocr_eval.records.metrics import read_metrics
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.run import make_run_spec
@@ -372,3 +374,24 @@ def test_abstaining_takes_prompts_that_name_their_subject(tiny):
     spec = prevented(tiny, "abstain")
     with pytest.raises(UserError, match="name their subject"):
         task_of_run(spec.model_copy(update={"association": load_association("second-hop")}))
+
+
+def test_early_stop_ends_a_run_where_the_plain_one_first_knows_its_premises(ocr_eval, tiny, tmp_path):
+    run = ["--models", tiny, "--assocs", "city-language", "--n", 2, "--m-train", 1, "--m-test", 2, "--seeds", 0]
+    run += ["--epochs", 40, "--lr", "1e-2", "--schedule", "constant", "--workers", 1, "-o", tmp_path]
+    answer = ocr_eval("sweep", *run, "--prevent", "none,early-stop,early-stop+scale-after:norm=0.5")
+    assert answer.code == 0, answer.err
+    found = {run.record.train.prevent: run for run in find_runs(tmp_path).runs}
+    plain, stopped, scaled = (found[key] for key in ((), ("early-stop",), ("early-stop", "scale-after:norm=0.5")))
+    then = plain.record.matched
+    assert then is not None
+    assert 1 <= then.epoch < 40
+    assert stopped.record.matched.epoch == then.epoch
+    assert stopped.record.final == then.scores
+    assert plain.record.final != then.scores
+    lines = {name: read_metrics(of.folder / "metrics.jsonl") for name, of in (("stopped", stopped), ("scaled", scaled))}
+    for of in lines.values():
+        rest = [line for line in of if line.epoch > then.epoch]
+        assert len(rest) == 40 - then.epoch
+        assert {(line.train_loss, line.train_seconds) for line in rest} == {(of[then.epoch].train_loss, 0.0)}
+    assert scaled.record.measures["weight-change"]["frobenius"] == pytest.approx(0.5, rel=1e-5)

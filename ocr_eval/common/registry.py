@@ -195,6 +195,7 @@ PREVENTIONS: Registry[Any] = Registry(
         "ov-decay": "ocr_eval.preventions.ov_decay:OVDecay",
         "product-decay": "ocr_eval.preventions.product_decay:ProductDecay",
         "replay": "ocr_eval.preventions.replay:Replay",
+        "early-stop": "ocr_eval.preventions.early_stop:EarlyStop",
         "scale-after": "ocr_eval.preventions.scale_after:ScaleAfter",
     },
 )

@@ -29,7 +29,7 @@ from ocr_eval.execution.interruption import StopRequest, stop_request
 from ocr_eval.measures.measure import Measure, Trained, take_measures
 from ocr_eval.methods.method import Pack
 from ocr_eval.methods.pack import attach
-from ocr_eval.methods.prevention import end_differs, task_of_run
+from ocr_eval.methods.prevention import end_differs, stops_when_learned, task_of_run
 from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
@@ -135,9 +135,21 @@ class LiveRun:
         return matched_in(self.material.task.quantities, self.spec.train, self.lines)
 
     @property
+    def has_learned(self) -> bool:
+        """Whether all premises held after an epoch of training."""
+        asked = self.material.task.quantities
+        return any(line.epoch and line.scores and premises_hold(asked, line.scores) for line in self.lines)
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it has learned what it is taught and, by a prevention, is to learn no more."""
+        return stops_when_learned(self.spec.train) and self.has_learned
+
+    @property
     def is_learning(self) -> bool:
-        """Whether its premises are yet to hold for the first time, before the end."""
-        return self.matched is None and not end_differs(self.spec.train)
+        """Whether its premises are yet to hold for the first time, and it matters when they do."""
+        train = self.spec.train
+        return not self.has_learned and (stops_when_learned(train) or not end_differs(train))
 
 
 @dataclass(frozen=True)
@@ -250,8 +262,10 @@ def _run(
     saved_at, saving_seconds = time.monotonic(), 0.0
     while live:
         started = time.monotonic()
-        losses = pack.step(live)
-        seconds = (time.monotonic() - started) / len(live)
+        going = [lane for lane in live if not runs[lane].has_stopped]
+        losses = pack.step(going) if going else {}
+        losses |= {i: loss for i in live if i not in going and (loss := runs[i].lines[-1].train_loss) is not None}
+        seconds = (time.monotonic() - started) / max(1, len(going))
         epoch += 1
         stop.unsaved = epoch
         diverged = {lane: f"loss became {losses[lane]}" for lane in live if not math.isfinite(losses[lane])}
@@ -267,7 +281,13 @@ def _run(
         live = [lane for lane in live if lane not in diverged]
         ending = [lane for lane in live if epoch == runs[lane].epochs]
         lines = {
-            i: MetricsLine(epoch=epoch, train_loss=losses[i], train_seconds=seconds, notes=pack.notes(i)) for i in live
+            i: MetricsLine(
+                epoch=epoch,
+                train_loss=losses[i],
+                train_seconds=seconds if i in going else 0.0,
+                notes=pack.notes(i),
+            )
+            for i in live
         }
         how.watch([_add_line(runs[i], line, scored.get(i)) for i, line in lines.items()])
         for lane in ending:

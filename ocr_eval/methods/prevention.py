@@ -44,6 +44,7 @@ class Prevention:
         Settings: a pydantic model of its settings.
         needs_adapters: whether it works on low-rank adapters, and so not with full fine-tuning.
         knows_relation: whether it uses the unwanted relation itself, which a user would have to know beforehand.
+        stops_when_learned: whether training ends after the first epoch at which all premises hold.
         settings: those of this run.
     """
 
@@ -51,6 +52,7 @@ class Prevention:
     Settings: ClassVar[type[BaseModel]] = NoSettings
     needs_adapters: ClassVar[bool] = False
     knows_relation: ClassVar[bool] = False
+    stops_when_learned: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -114,3 +116,8 @@ def hooks_network(train: TrainSpec) -> bool:
 def end_differs(train: TrainSpec) -> bool:
     """Whether a run's preventions change what was learned after its last step, so that no earlier epoch shows them."""
     return any(type(each).after_training is not Prevention.after_training for each in preventions_of(train))
+
+
+def stops_when_learned(train: TrainSpec) -> bool:
+    """Whether a run's preventions end its training once all premises hold."""
+    return any(each.stops_when_learned for each in preventions_of(train))
