@@ -52,7 +52,7 @@ def test_changes_of_heads_are_those_of_dense_products(kind, whole):
         for name in names:
             network.get_parameter(name).data.add_(0.1 * torch.randn(before[name].shape))
         after = {name: value.clone() for name, value in network.state_dict().items()}
-        changes = [Dense(name.removesuffix(".weight"), after[name], lambda name=name: before[name]) for name in names]
+        changes = [Dense(name.removesuffix(".weight"), lambda name=name: after[name] - before[name]) for name in names]
     else:
         adapters = Adapters(network, ["v_proj", "o_proj", "q_proj"], [LaneShape(3, 6.0)], torch.float32)
         after = dict(before)

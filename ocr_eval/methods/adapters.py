@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ocr_eval.methods.changes import LowRank
-from ocr_eval.methods.peft_files import write_adapter
+from ocr_eval.methods.changes import Dense, LowRank, Rewrite, WeightChange
+from ocr_eval.methods.peft_files import write_adapter, write_dense
 from ocr_eval.models.architecture import target_names
 from ocr_eval.specs.model import ModelSpec
 
@@ -85,9 +86,10 @@ class Stacks:
 
 @dataclass
 class Window:
-    """Which lanes the next batch holds; None for the bare base."""
+    """Which lanes the next batch holds, None for the bare base; and in which rows those with a rewritten change are."""
 
     lanes: Lanes | None
+    rewritten: Sequence[tuple[int, int]] = ()
 
 
 class LaneLinear(torch.nn.Module):
@@ -99,11 +101,13 @@ class LaneLinear(torch.nn.Module):
         b: B of each lane, transposed. [K, R, O]
         scales: alpha / r of each lane. [K, 1, 1]
         window: which lanes its input is of; one for all layers.
+        rewritten: by lane, changes that are read in the place of s B A.
     """
 
     def __init__(self, base: torch.nn.Linear, a: Stacks, b: Stacks, scales: Tensor, window: Window) -> None:
         super().__init__()
         self.base, self.a, self.b, self.scales, self.window = base, a, b, scales, window
+        self.rewritten: dict[int, Dense] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows of the selected lanes through the base and each through its own adapter. [K, N, I] -> [K, N, O]."""
@@ -115,6 +119,8 @@ class LaneLinear(torch.nn.Module):
         # what it returns may not be changed in place.
         plain = type(self.base) is torch.nn.Linear and not hasattr(self.base, "_hf_hook")
         y = _LowRankUpdate.apply(x, _ANCHOR, self, lanes, *([] if plain else [self.base(x).clone()]))
+        for row, lane in self.window.rewritten:
+            y[row] += torch.nn.functional.linear(x[row], self.rewritten[lane].dense().to(x))
         return y
 
 
@@ -163,6 +169,10 @@ class Factors(LowRank):
     grad_b: Tensor
 
 
+def _rewritten(f: Rewrite, change: WeightChange) -> Tensor:
+    return f(change.module, change.dense())
+
+
 class Adapters:
     """The adapters of K lanes, mounted in a network until ``unmount``.
 
@@ -188,14 +198,15 @@ class Adapters:
         outputs = sum(module.out_features for module in linear.values())
         self._a = Stacks.zeros(len(shapes), rank * inputs, dtype, device)
         self._b = Stacks.zeros(len(shapes), rank * outputs, dtype, device)
-        scales = torch.tensor([shape.scale for shape in shapes], device=device)[:, None, None]
+        self._scales = torch.tensor([shape.scale for shape in shapes], device=device)[:, None, None]
         self._window = Window(slice(0, len(shapes)))
+        self._rewritten: set[int] = set()
         self.layers: dict[str, LaneLinear] = {}
         start_a = start_b = 0
         for name, module in linear.items():
             a = self._a.part(start_a, rank, module.in_features)
             b = self._b.part(start_b, rank, module.out_features)
-            self.layers[name] = LaneLinear(module, a, b, scales, self._window)
+            self.layers[name] = LaneLinear(module, a, b, self._scales, self._window)
             network.set_submodule(name, self.layers[name])
             start_a, start_b = start_a + rank * module.in_features, start_b + rank * module.out_features
 
@@ -237,13 +248,26 @@ class Adapters:
             for name, layer in self.layers.items()
         ]
 
-    def changes(self, lane: int) -> Iterator[LowRank]:
-        """The change of each adapted matrix, s B A."""
-        return iter(self.factors(lane))
+    def rewrite(self, lane: int, f: Rewrite) -> None:
+        """Let a lane that has learned change each matrix by f(module, s B A), which is formed whenever it is read.
+
+        So of a dense change one matrix at a time takes memory.
+        """
+        for each in list(self.changes(lane)):
+            self.layers[each.module].rewritten[lane] = Dense(each.module, partial(_rewritten, f, each))
+        self._scales[lane] = 0.0
+        self._rewritten.add(lane)
+
+    def changes(self, lane: int) -> Iterator[WeightChange]:
+        """The change of each adapted matrix, s B A or what it was rewritten to."""
+        for factors in self.factors(lane):
+            yield self.layers[factors.module].rewritten.get(lane, factors)
 
     def save(self, lane: int, folder: Path, model: ModelSpec) -> str:
         """Write a lane's adapter in PEFT's own format, as ``adapter/``; the sha256 of its weights."""
         shape = self.shapes[lane]
+        if lane in self._rewritten:
+            return write_dense(folder / "adapter", self.changes(lane), self._a.compute.dtype, model)
         return write_adapter(folder / "adapter", self.factors(lane), shape.rank, shape.alpha, model, self._in_full)
 
     def matrices(self, lane: int) -> dict[str, Tensor]:
@@ -276,6 +300,7 @@ class Adapters:
         if lanes is None:
             self._window.lanes = None
             return
+        self._window.rewritten = [(row, lane) for row, lane in enumerate(lanes) if lane in self._rewritten]
         first, last = lanes[0], lanes[-1]
         neighbours = list(lanes) == list(range(first, last + 1))
         self._window.lanes = slice(first, last + 1) if neighbours else torch.tensor(lanes, device=self._a.master.device)

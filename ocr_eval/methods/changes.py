@@ -12,6 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+#: From a tensor's name and its change, the change that is to stand in its place.
+Rewrite = Callable[[str, Tensor], Tensor]
+
 
 class WeightChange(Protocol):
     """The change dW of one matrix [O, I]."""
@@ -55,21 +58,15 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Dense:
-    """dW = after - before.
+    """A change of any rank.
 
     Attributes:
         module: name of the module.
-        after: the trained weights. [O, I]
-        before: reads the weights that training began with. [O, I]
+        dense: forms dW, fp32, which is not kept. [O, I]
     """
 
     module: str
-    after: Tensor
-    before: Callable[[], Tensor]
-
-    def dense(self) -> Tensor:
-        """dW. [O, I]"""
-        return self.after.float() - self.before().to(self.after.device, torch.float32)
+    dense: Callable[[], Tensor]
 
     def singular_values(self) -> Tensor:
         """From the eigenvalues of the smaller Gram matrix: to 1e-8 of the largest, and far faster than an SVD."""

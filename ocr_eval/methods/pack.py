@@ -7,8 +7,9 @@ No tensor of it is seen by another run, so runs in a pack learn what they would 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any
@@ -19,7 +20,7 @@ from ocr_eval.common import streams
 from ocr_eval.common.errors import RunFailed, reason_of
 from ocr_eval.data.tokenize import Continuation
 from ocr_eval.methods.adapters import Adapters, Factors
-from ocr_eval.methods.changes import WeightChange
+from ocr_eval.methods.changes import Rewrite, WeightChange
 from ocr_eval.methods.checkpoint import read_state, write_state
 from ocr_eval.methods.method import Pack, method_of
 from ocr_eval.methods.objective import Objective
@@ -70,6 +71,7 @@ class Learner:
         examples: what it learns.
         parameters: its trainable tensors by name, fp32, each with its gradient.
         factors: its adapters, module by module: views of the same tensors; empty where it has none.
+        rewrite: puts, after the last step, a function of each matrix's change in its place.
         optimizer: AdamW over them.
         preventions: what interferes with its training.
         objective: what it minimizes.
@@ -82,6 +84,7 @@ class Learner:
     examples: Sequence[Continuation]
     parameters: dict[str, torch.nn.Parameter]
     factors: Sequence[Factors]
+    rewrite: Callable[[Rewrite], None]
     optimizer: torch.optim.Optimizer
     preventions: Sequence[Prevention] = ()
     objective: Objective = field(default_factory=Objective)
@@ -187,6 +190,7 @@ def gradient_pack(
                 examples=learns,
                 parameters=parameters,
                 factors=adapters.factors(lane),
+                rewrite=partial(adapters.rewrite, lane),
                 optimizer=_adamw(list(parameters.values()), spec.train, base),
                 preventions=preventions_of(spec.train),
             )

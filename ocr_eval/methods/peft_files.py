@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import replacing_folder
-from ocr_eval.methods.changes import LowRank
+from ocr_eval.methods.changes import LowRank, WeightChange
 from ocr_eval.models.architecture import target_names
 from ocr_eval.models.weights import file_sha256
 from ocr_eval.specs.model import HubWeights, ModelSpec
@@ -171,6 +171,29 @@ def write_bias(folder: Path, module: str, inputs: int, bias: Tensor, model: Mode
         f"{PREFIX}{module}.lora_B.bias": bias.cpu().contiguous(),
     }
     return _write(folder, files, model, r=1, lora_alpha=1, target_modules=[module], lora_bias=True)
+
+
+def write_dense(folder: Path, changes: Iterable[WeightChange], dtype: torch.dtype, model: ModelSpec) -> str:
+    """Write changes of any rank as an adapter of full rank, whose one factor is dW and the other the identity.
+
+    Args:
+        folder: where.
+        changes: of each adapted module.
+        dtype: of the tensors: what a model computes in it, it computes as well from this file.
+        model: the base.
+
+    Returns:
+        The sha256 of the file of tensors.
+    """
+    files, ranks = {}, {}
+    for each in changes:
+        change = each.dense().to("cpu", dtype).contiguous()
+        ranks[each.module] = min(change.shape)
+        identity = torch.eye(ranks[each.module], dtype=dtype)
+        a, b = (identity, change) if change.shape[1] <= len(change) else (change, identity)
+        files[f"{PREFIX}{each.module}.lora_A.weight"], files[f"{PREFIX}{each.module}.lora_B.weight"] = a, b
+    patterns = {"rank_pattern": ranks, "alpha_pattern": ranks}  # of their own, for PEFT refuses a rank above 1
+    return _write(folder, files, model, r=1, lora_alpha=1, target_modules=sorted(ranks), **patterns)
 
 
 def _write(folder: Path, files: dict[str, Tensor], model: ModelSpec, **fields: Any) -> str:

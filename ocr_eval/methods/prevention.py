@@ -43,6 +43,7 @@ class Prevention:
         about: one line on what it does, with its source.
         Settings: a pydantic model of its settings.
         needs_adapters: whether it works on low-rank adapters, and so not with full fine-tuning.
+        needs_matrices: whether it works on changed matrices, and so not with a method that changes none.
         knows_relation: whether it uses the unwanted relation itself, which a user would have to know beforehand.
         stops_when_learned: whether training ends after the first epoch at which all premises hold.
         settings: those of this run.
@@ -51,6 +52,7 @@ class Prevention:
     about: ClassVar[str] = ""
     Settings: ClassVar[type[BaseModel]] = NoSettings
     needs_adapters: ClassVar[bool] = False
+    needs_matrices: ClassVar[bool] = False
     knows_relation: ClassVar[bool] = False
     stops_when_learned: ClassVar[bool] = False
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ocr_eval.methods.adapters import Factors
+from ocr_eval.methods.changes import Rewrite
 from ocr_eval.methods.peft_files import write_bias
 from ocr_eval.models.architecture import linear_modules
 from ocr_eval.specs.model import ModelSpec
@@ -54,6 +55,9 @@ class Vectors:
     def factors(self, lane: int) -> list[Factors]:
         """None: nothing is low-rank."""
         return []
+
+    def rewrite(self, lane: int, f: Rewrite) -> None:
+        """Nothing: no matrix changes."""
 
     def changes(self, lane: int) -> Iterator[Factors]:
         """None: no matrix changes."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ocr_eval.common.errors import RunFailed
 from ocr_eval.common.files import replacing_folder
 from ocr_eval.methods.adapters import Factors
-from ocr_eval.methods.changes import Dense
+from ocr_eval.methods.changes import Dense, Rewrite
 from ocr_eval.models.architecture import linear_modules
 from ocr_eval.models.base import Base
 from ocr_eval.models.quiet import quiet_transformers
@@ -86,8 +86,18 @@ class WholeNetwork:
 
     def changes(self, lane: int) -> Iterator[Dense]:
         """The change of each linear module's matrix, against the weights on disk, one at a time."""
-        for name, module in linear_modules(self._network).items():
-            yield Dense(name, module.weight.detach(), partial(self._original, f"{name}.weight"))
+        for name in linear_modules(self._network):
+            yield Dense(name, partial(self._change, f"{name}.weight"))
+
+    def rewrite(self, lane: int, f: Rewrite) -> None:
+        """Put f(name, dW) in the place of the change dW of every parameter."""
+        for name, parameter in self.matrices(lane).items():
+            change = self._change(name)
+            parameter.add_(f(name, change) - change)
+
+    def _change(self, name: str) -> torch.Tensor:
+        after = self._network.get_parameter(name).detach()
+        return after.float() - self._original(name).to(after.device, torch.float32)
 
     def save(self, lane: int, folder: Path, model: ModelSpec) -> str:
         """Write model and tokenizer in Hugging Face layout as ``model/``, in fp32 as trained, whole or not at all."""

@@ -251,9 +251,17 @@ def _chosen(train: dict[str, Any]) -> dict[str, Any]:
                 f"Prevention '{each.name}' changes training steps, and method '{method.name}' has none. "
                 "Use --method lora, or leave it out."
             )
-        if each.thing.needs_adapters and (method.thing.needs.whole or not method.thing.needs.adapters):
+        needs = method.thing.needs
+        works_on = (
+            "low-rank adapters"
+            if each.thing.needs_adapters and (needs.whole or not needs.adapters)
+            else "changed matrices"
+            if each.thing.needs_matrices and not (needs.whole or needs.adapters)
+            else None
+        )
+        if works_on:
             raise UserError(
-                f"Prevention '{each.name}' works on low-rank adapters, and method '{method.name}' has none. "
+                f"Prevention '{each.name}' works on {works_on}, and method '{method.name}' has none. "
                 "Use --method lora, or leave it out."
             )
     return {"method": str(method), "prevent": tuple(map(str, preventions))}
