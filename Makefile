@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INTEROP := .venv-interop
-TRL := .venv-trl
+OVER := .venv-over
 DEMO := results/demo
 # Processes that the tests share.
 JOBS ?= 2
@@ -31,17 +31,19 @@ fuzz: $(VENV)/.ready
 test-cluster: $(VENV)/.ready
 	tests/cluster/with_slurm.sh $(BIN)/python -m pytest tests/cluster/check_slurm.py
 
-# inspect_ai conflicts with requirements.lock, so what concerns it runs in an environment of its own; so does TRL, which
-# lies over the libraries of this one.
-test-interop: $(VENV)/.ready $(INTEROP)/.ready $(TRL)/.ready
+# inspect_ai conflicts with requirements.lock, so what concerns it runs in an environment of its own; TRL and TransformerLens
+# share another, which lies over the libraries of this one.
+test-interop: $(VENV)/.ready $(INTEROP)/.ready $(OVER)/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(INTEROP)/bin/python -m pytest --noconftest tests/interop/check_inspect.py
-	$(TRL)/bin/python -m pytest --noconftest tests/interop/check_trl.py
+	$(OVER)/bin/python -m pytest --noconftest tests/interop/check_trl.py
+	$(OVER)/bin/python -m pytest -W ignore::DeprecationWarning tests/interop/check_lens.py
 
-$(TRL)/.ready: Makefile $(VENV)/.ready
-	@$(BIN)/python -m venv $(TRL)
-	@$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "trl==1.16.0"
+$(OVER)/.ready: Makefile $(VENV)/.ready
+	@$(BIN)/python -m venv $(OVER)
+	@$(OVER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "trl==1.16.0" \
+	  "transformer-lens==4.3.0" "einops==0.8.2" "jaxtyping==0.3.11"
 	@$(BIN)/python -c "import site; print(site.getsitepackages()[0], '$(CURDIR)', '$(CURDIR)/toy', sep='\n')" \
-	  > $$($(TRL)/bin/python -c "import site; print(site.getsitepackages()[0])")/libraries.pth
+	  > $$($(OVER)/bin/python -c "import site; print(site.getsitepackages()[0])")/libraries.pth
 	@touch $@
 
 $(INTEROP)/.ready: tests/interop/requirements.txt
@@ -151,4 +153,4 @@ bench: $(VENV)/.ready
 	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(TRL) $(DEMO)
+	rm -rf $(VENV) $(INTEROP) $(OVER) $(DEMO)
