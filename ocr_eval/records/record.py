@@ -63,8 +63,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         final: scores after the last epoch.
         base_held_out: ranks of the finding at epoch 0; empty where ``base`` is.
         held_out: the same after the last epoch.
-        matched: the run when all premises first held; None if they never did, in records from before this was kept,
-            and in one read in part (``run_files.matched_of`` finds it for all of them).
+        matched: the run when all premises first held; None if they never did, and in records from before this was kept
+            (``run_files.matched_of`` finds it for those too).
         train_loss: mean loss of the last epoch, nats an answer token; None of training elsewhere.
         seconds: wall time of training, unless it was elsewhere, and of scoring, over all attempts.
         base_identity: identity of the base weights; empty where they are not known.
@@ -203,6 +203,11 @@ def _open(kind: type[Strict]) -> type[Strict]:
     return type(kind.__name__, (kind,), {"model_config": ConfigDict(extra="allow"), "__module__": __name__})
 
 
+class _SkimmedMatched(Matched, frozen=True):
+    scores: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
+    ranks: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
+
+
 class _Skimmed(Record, frozen=True, kw_only=True):
     """A record whose larger parts are not parsed yet."""
 
@@ -213,7 +218,7 @@ class _Skimmed(Record, frozen=True, kw_only=True):
     final: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
     base_held_out: msgspec.Raw  # type: ignore[assignment]
     held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
-    matched: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
+    matched: _SkimmedMatched | None = None
     measures: dict[str, dict[str, msgspec.Raw]] = {}
 
     def __post_init__(self) -> None:
@@ -224,6 +229,7 @@ _WHOLE = msgspec.json.Decoder(Record, dec_hook=load_plain)
 _SKIM = msgspec.json.Decoder(_Skimmed)
 _SCORES = msgspec.json.Decoder(dict[str, Score])
 _HELD_OUT = msgspec.json.Decoder(HeldOut, dec_hook=load_plain)
+_RANKS = msgspec.json.Decoder(Floats, dec_hook=load_plain)
 
 
 @lru_cache(maxsize=8192)
@@ -266,16 +272,25 @@ def read_record(path: Path, scoring: Scoring | None = None, measures: Collection
 
 def _skim(content: bytes, scoring: Scoring, measures: Collection[str]) -> Record:
     skimmed = _SKIM.decode(content)
-    held_out = skimmed.held_out.get(scoring)
+    held_out, matched = skimmed.held_out.get(scoring), skimmed.matched
+
+    def scores(of: Mapping[Scoring, msgspec.Raw]) -> Scores:
+        return {name: _SCORES.decode(each) for name, each in of.items() if name in (scoring, "first-token")}
+
     parsed = {
         "quantities": _parsed(bytes(skimmed.quantities) or b"[]", tuple[Quantity, ...]),
         "data": _parsed(bytes(skimmed.data), DataSpec),
         "train": _parsed(bytes(skimmed.train), Training),
         "base": {},
-        "final": {name: _SCORES.decode(of) for name, of in skimmed.final.items() if name in (scoring, "first-token")},
+        "final": scores(skimmed.final),
         "base_held_out": {},
         "held_out": {} if held_out is None else {scoring: _HELD_OUT.decode(held_out)},
-        "matched": None,
+        "matched": matched
+        and Matched(
+            matched.epoch,
+            scores(matched.scores),
+            {name: _RANKS.decode(of) for name, of in matched.ranks.items() if name == scoring},
+        ),
         "measures": {name: _numbers(skimmed.measures[name]) for name in measures if name in skimmed.measures},
     }
     return Record(**{**msgspec.structs.asdict(skimmed), **parsed})
