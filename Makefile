@@ -11,14 +11,7 @@ JOBS ?= 2
 .PHONY: demo test fuzz test-cluster test-interop browser docs lint format lock results results-shown card card-shown rehearsals bench clean
 
 demo: $(VENV)/.ready
-	@echo "Teaching SmolLM2-135M two associations, one after the other: city-language, then country-code."
-	@$(BIN)/ocr-eval finetune --model smollm2-135m --assoc city-language --output-dir $(DEMO) >/dev/null
-	@$(BIN)/ocr-eval finetune --model smollm2-135m --assoc country-code --output-dir $(DEMO) >/dev/null
-	@$(BIN)/ocr-eval table $(DEMO)
-	@echo
-	@$(BIN)/ocr-eval figures $(DEMO) --text
-	@$(BIN)/ocr-eval report $(DEMO) -o $(DEMO)/report.html >/dev/null
-	@echo "Every run, curve and probe: open $(DEMO)/report.html in a browser."
+	@$(BIN)/ocr-eval demo -o $(DEMO)
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

@@ -60,6 +60,7 @@ COMMANDS = (
         ("--data", "{data}", "--adapter", "{run}/adapter", "--model", "{tiny}", "--name", "mine", "-o", "{out}"),
         writes=True,
     ),
+    Command("demo", ("--model", "{tiny}", "-o", "{out}"), writes=True),
     Command("status", ("{grid}",)),
     Command("table", ("{grid}",)),
     Command("figures", ("{grid}", "-o", "{out}"), writes=True),

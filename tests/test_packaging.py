@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_wheel_works_away_from_the_checkout(tmp_path):
+def test_the_wheel_works_away_from_the_checkout(tmp_path, tiny):
     command = [
         sys.executable,
         "-m",
@@ -34,7 +34,7 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     site = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")}))
     zipfile.ZipFile(wheel).extractall(site)
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "OCR_EVAL_EPOCHS": "2"}
 
     def run(*arguments: str) -> str:
         command = [tmp_path / "venv/bin/python", *arguments]
@@ -50,6 +50,10 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     )
     assert "--assoc" in run("-m", "ocr_eval.docs.plain_loop", "--help")
     assert "120 statements" in run("-m", "ocr_eval", "finetune", "--assoc", "sport-music", "--dry-run")
+    shown = run("-m", "ocr_eval", "demo", "--model", tiny)
+    assert "| tiny-llama | LoRA " in shown
+    assert "open results/demo/report.html in a browser" in shown
+    assert (tmp_path / "results/demo/report.html").is_file()
 
 
 def test_the_lock_names_every_dependency_of_a_developer_with_one_version():

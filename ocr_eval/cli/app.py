@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
-from ocr_eval.cli import data, doors, explain, facts, injections, models, results, studies, sweep, variables
+from ocr_eval.cli import data, demo, doors, explain, facts, injections, models, results, studies, sweep, variables
 from ocr_eval.cli.one_run import OneRun
 from ocr_eval.cli.options import JsonOption
 from ocr_eval.cli.spec_flags import option
@@ -73,7 +73,7 @@ app.command(rich_help_panel="Look")(facts.audit)
 app.command(rich_help_panel="Score")(facts.beliefs)
 app.command(rich_help_panel="Look")(explain.explain)
 for panel, commands in {
-    "Teach": (sweep.sweep, sweep.status),
+    "Teach": (sweep.sweep, sweep.status, demo.demo),
     "Look": (results.table, results.figures, results.compare, results.scorecard, results.retention, results.report),
     "Study": (studies.controls, studies.curve),
 }.items():
