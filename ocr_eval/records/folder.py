@@ -11,6 +11,7 @@
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
         failure.json   why the run failed, in place of a record
+        answers.jsonl  what a server has answered, while the run is not finished
         checkpoint-<epoch>.pt      training state, while the run is not finished
         checkpoint-<epoch>.sha256  digest of all that resuming from it needs
 
@@ -239,13 +240,18 @@ class RunFolder:
         with whole(path):
             return str(read_json(path)["reason"])
 
+    @property
+    def answers(self) -> Path:
+        """What a server has answered so far, while the run is not finished."""
+        return self.path / "answers.jsonl"
+
     def clear(self) -> None:
         """Remove what an earlier attempt left, so that the run starts from nothing; first what makes it count."""
         for mark in _LAST:
             remove(self.path / mark)
         sync(self.path)
         for entry in self.path.iterdir():
-            if entry.name not in (".lock", ".holder"):
+            if entry.name not in (".lock", ".holder", self.answers.name):
                 remove(entry)
 
     def begin(self, config: str, environment: dict[str, Any], audit: dict[str, Any]) -> None:
@@ -361,6 +367,7 @@ class RunFolder:
     def finish(self) -> None:
         """Drop the training states of a prepared run, which needs none to resume, and make it count."""
         self.drop_checkpoints()
+        self.answers.unlink(missing_ok=True)
         self._write("status.json", {"status": "done"})
 
     def fail(self, reason: str) -> None:

@@ -109,6 +109,11 @@ def _flags(table: Table) -> list[str]:
             "! a run did not learn what it was taught (top-1 under 95 %): its rank says nothing of out-of-context "
             f"reasoning. What to try: {'; '.join(advised)}."
         )
+    if any(cell.inexact for cell in cells):
+        notes.append(
+            "? ranks are not exact: the server gave only its most probable next tokens, and candidates beyond them "
+            "share one rank."
+        )
     if table.metric in (None, *_INTERVALS) and any(cell.seeds == 1 for cell in cells):
         notes.append("One seed has no interval.")
     return notes
@@ -135,9 +140,9 @@ def _published_note(table: Table) -> list[str]:
 
 
 def _mark(table: Table, cell: Cell) -> str:
-    """``*`` beside ranks and scores that show inference (what one seed shows is of that training alone), ``!``."""
+    """``*`` at ranks and scores that show inference (what one seed shows is of that training alone), ``!``, ``?``."""
     star = cell.inferred and (cell.seeds or 0) > 1 and table.metric in (None, *_INTERVALS)
-    return "*" * star + " !" * bool(cell.unlearned)
+    return "*" * star + " !" * bool(cell.unlearned) + " ?" * bool(cell.inexact)
 
 
 def _number(metric: str, value: float) -> str:
@@ -277,7 +282,7 @@ def _tex_text(text: str) -> str:
 
 def _tex_numbers(text: str) -> str:
     """Numbers in mathematics, so that a minus is one; flags raised."""
-    numbers = text.rstrip("*! ")
+    numbers = text.rstrip("*!? ")
     flags = text[len(numbers) :].replace(" ", "")
     return f"${numbers}$" + (rf"\textsuperscript{{{flags}}}" if flags else "")
 
