@@ -18,6 +18,7 @@ from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
 from ocr_eval.methods.method import advice, label_of
 from ocr_eval.records.record import Record
 from ocr_eval.scoring.ranks import LEARNED_TOP1
+from ocr_eval.specs.strict import SCHEMA_VERSION
 
 #: Column and caption words of each metric.
 METRIC_NAMES = {
@@ -227,7 +228,7 @@ def spreadsheet_text(value: Any) -> Any:
 def to_json(table: Table) -> str:
     """The table as a JSON object, an object a cell in ``cells``."""
     content = {"scoring": table.scoring, "caption": caption(table), "cells": list(flat_cells(table))}
-    return json.dumps(content, indent=2) + "\n"
+    return json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2) + "\n"
 
 
 def rendered(template: str, table: Table) -> str:
