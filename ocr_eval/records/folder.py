@@ -6,8 +6,8 @@
         audit.json     what the tokenizer makes of the candidates
         metrics.jsonl  a line per epoch, from epoch 0 (the untouched base)
         probes.jsonl   a line per probe, for epoch 0 and the last epoch
-        adapter/       PEFT format; in its place a run of all parameters has model/, in Hugging Face layout, and one
-                       that learned no weights context.txt
+        adapter/       PEFT format, with a card (README.md); in its place a run of all parameters has model/, in
+                       Hugging Face layout, and one that learned no weights context.txt
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
         failure.json   why the run failed, in place of a record
@@ -56,6 +56,7 @@ from ocr_eval.common.files import (
 )
 from ocr_eval.common.locks import hold
 from ocr_eval.models.weights import file_sha256, folder_digest
+from ocr_eval.records.card import adapter_card
 from ocr_eval.records.metrics import MetricsLine, metrics_text, read_metrics
 from ocr_eval.records.record import OtherVersion, Record, read_record
 from ocr_eval.specs.model import Training, TrainSpec
@@ -362,6 +363,8 @@ class RunFolder:
     def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
         """Write what a finished run leaves; ``finish`` makes it count."""
         self.write_probes(probes)
+        if self.adapter.is_dir():
+            write_atomic(self.adapter / "README.md", adapter_card(record))
         write_atomic(self.path / "result.json", record.to_json())
 
     def finish(self) -> None:
