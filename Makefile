@@ -50,10 +50,12 @@ browser:
 	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
 
-# The pages of documentation that are generated; a test says when they are old.
+# What is generated of the documentation; a test says when they are old.
 docs: $(VENV)/.ready
 	$(BIN)/python tests/reference.py > ocr_eval/docs/commands.md
 	$(BIN)/python tests/reference.py settings > ocr_eval/docs/settings.md
+	$(BIN)/python tests/reference.py record > ocr_eval/docs/record.schema.json
+	$(BIN)/python tests/reference.py table > ocr_eval/docs/table.schema.json
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,18 +1,23 @@
-"""The generated pages: every command's ``--help``, and every setting of a run.
+"""The generated pages: every command's ``--help``, every setting of a run, and JSON schemas of records and tables.
 
-``python tests/reference.py > ocr_eval/docs/commands.md``, and with ``settings`` for the other (``make docs``).
+``python tests/reference.py > ocr_eval/docs/commands.md``, and with the name of another page for that (``make docs``).
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 import sys
+from typing import Any
 
+import msgspec
 import typer.main
 from typer.testing import CliRunner
 
 from ocr_eval.cli import variables
 from ocr_eval.cli.spec_flags import flag_of, variable
 from ocr_eval.specs.settings import SETTINGS, Setting
+from ocr_eval.specs.strict import SCHEMA_VERSION
 
 _COMMANDS = """# Commands
 
@@ -76,5 +81,79 @@ def reference() -> str:
     return "\n".join(blocks)
 
 
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def record_schema() -> str:
+    """The schema of ``result.json``, from the types of a record. What a newer program adds to it is valid."""
+    from pydantic import BaseModel
+
+    from ocr_eval.records.record import Record
+    from ocr_eval.specs.model import Training, TrainSpec
+
+    def of_settings(kind: type[BaseModel]) -> dict[str, Any]:
+        schema = kind.model_json_schema()
+        for field in schema["properties"].values():  # what concerns a record of today's program alone
+            for key in ("legacy", "words"):
+                field.pop(key, None)
+        return schema | {"additionalProperties": True}
+
+    def custom(kind: Any) -> dict[str, Any]:
+        if kind is Training:  # somebody else's, or ours
+            ours = of_settings(TrainSpec)
+            ours["properties"]["method"] |= {"not": {"pattern": "^external"}}
+            return {"anyOf": [of_settings(Training), ours]}
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return of_settings(kind)
+        return {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}  # ranks
+
+    schema = msgspec.json.schema(Record, schema_hook=custom)
+    indices = {"type": "array", "items": {"type": "integer"}}
+    schema["$defs"]["HeldOut"]["properties"]["target"] = indices  # msgspec does not say what is in an array
+    for each in schema["$defs"].values():  # versions of Python differ in the indentation of docstrings
+        each["description"] = inspect.cleandoc(each["description"])
+    title = f"Record of ocr-eval, version {SCHEMA_VERSION}"
+    return json.dumps({"$schema": _DRAFT, "title": title, **schema}, indent=1) + "\n"
+
+
+def table_schema() -> str:
+    """The schema of ``table --format json``, from the metrics that a cell has."""
+    from ocr_eval.analysis.intervals import METRICS as BOUNDED
+    from ocr_eval.analysis.table import METRICS, column
+    from ocr_eval.specs.run import SCORINGS
+
+    number, text, switch = ({"type": [each, "null"]} for each in ("number", "string", "boolean"))
+    bounds = [f"{column(metric)}_{end}" for metric in (*BOUNDED, "lift") for end in ("low", "high")]
+    cell = {
+        "setting": {"type": "string"},
+        "dtype": text,
+        "published": {"type": "boolean"},
+        "scoring": {"enum": list(SCORINGS)},
+        "association": {"type": "string"},
+        **dict.fromkeys((*map(column, METRICS), *bounds, "p_holm", "lift_p"), number),
+        "seeds": {"type": ["integer", "null"]},
+        "premises_hold": switch,
+    }
+    more = {"type": ["string", "number", "null"], "description": "keys of --by, premises' top-1, a measure"}
+    cells = {
+        "type": "object",
+        "properties": cell | {"exact": {"type": "boolean"}},
+        "required": list(cell),
+        "additionalProperties": more,
+    }
+    properties = {
+        "schema_version": {"const": SCHEMA_VERSION},
+        "scoring": cell["scoring"],
+        "caption": {"type": "string"},
+        "cells": {"type": "array", "items": cells},
+    }
+    title = f"Table of ocr-eval, version {SCHEMA_VERSION}"
+    schema = {"$schema": _DRAFT, "title": title, "type": "object", "properties": properties}
+    return json.dumps({**schema, "required": list(properties)}, indent=1) + "\n"
+
+
+#: What makes each page, by its name; commands without one.
+PAGES = {"settings": settings, "record": record_schema, "table": table_schema}
+
 if __name__ == "__main__":
-    print(settings() if sys.argv[1:] == ["settings"] else reference(), end="")
+    print(PAGES.get(" ".join(sys.argv[1:]), reference)(), end="")

@@ -6,8 +6,10 @@ import re
 import pytest
 import yaml
 from conftest import tiny_run
+from datasets import load_dataset
+from huggingface_hub import DatasetCard
 
-from ocr_eval.data.export import FORMATS, inspect_rows, probe_rows
+from ocr_eval.data.export import FORMATS, inspect_rows, probe_rows, training_rows
 from ocr_eval.data.task import build_task
 
 QUANTITIES = ["train_fact", "train_entailment", "test_fact", "test_entailment"]
@@ -81,6 +83,25 @@ def test_all_formats_fit_in_one_folder(tiny):
     dataset = build_task(tiny_run(tiny))
     names = [name for make in FORMATS.values() for name in make(dataset, "city-language")]
     assert len(names) == len(set(names))
+
+
+def test_a_folder_for_the_hub_is_loaded_by_name_and_scored(ocr_eval, tiny, tmp_path):
+    size = ("--n", 3, "--m-train", 2, "--m-test", 3)
+    words = ("data", "export", "country-code", *size, "-f", "hub", "-o", tmp_path / "hub")
+    assert ocr_eval(*words).code == 0
+    dataset = build_task(tiny_run(tiny, "country-code"))
+    for name, expected in (("train", training_rows(dataset)), ("probes", probe_rows(dataset))):
+        loaded = load_dataset(str(tmp_path / "hub"), name, split="train", cache_dir=str(tmp_path / "cache"))
+        assert loaded.to_list() == expected
+    card = DatasetCard.load(tmp_path / "hub/README.md")
+    assert card.data.tags == ["ocr-eval", "out-of-context-reasoning"]
+    assert ocr_eval("score", "--data", tmp_path / "hub", "--model", tiny, "--json").code == 0
+    assert ocr_eval(*words).code == 0, "a card of an export may be replaced"
+    (tmp_path / "hub/README.md").write_text("# My project\n")
+    answer = ocr_eval(*words)
+    assert (answer.code, answer.out) == (2, "")
+    assert "README.md" in answer.err
+    assert (tmp_path / "hub/README.md").read_text() == "# My project\n"
 
 
 def test_the_target_is_the_answers_place(tiny):

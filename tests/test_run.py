@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import load
+from huggingface_hub import ModelCard
 from msgspec.structs import replace
 from peft import PeftModel
 
@@ -65,9 +66,14 @@ def test_a_run_leaves_its_files_and_nothing_else(finetune, tmp_path):
         "status.json",
     ]
     assert sorted(p.name for p in (folder / "adapter").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+    card = ModelCard.load(folder / "adapter/README.md")
+    assert (card.data.library_name, card.data.base_model) == ("peft", None), "whose base is a folder"
+    score = read_record(folder / "result.json").finding("first-token")
+    assert f"OCR score {score.ocr_score:+.2f}" in card.text
     for name in ("audit.json", "env.json", "result.json", "status.json"):
         assert json.loads((folder / name).read_text())["schema_version"] == 1
     assert yaml.safe_load((folder / "config.yaml").read_text())["schema_version"] == 1

@@ -59,6 +59,7 @@ class Cell:
         premises: mean top-1 of each premise.
         seeds: how many; None in published rows.
         unlearned: of how many runs a premise does not hold; None in published rows.
+        inexact: of how many runs the ranks are not exact.
         kind: of the association; None in published rows.
         control: whether there was nothing consistent to infer from.
         method: the injection method; empty in published rows.
@@ -73,6 +74,7 @@ class Cell:
     premises: Mapping[str, float] = field(default_factory=dict)
     seeds: int | None = None
     unlearned: int | None = None
+    inexact: int = 0
     kind: Kind | None = None
     control: bool = False
     method: str = ""
@@ -217,6 +219,7 @@ def make_cells(
                 premises=mean_of_keys([run.premises for run in runs]),
                 seeds=len(seeds),
                 unlearned=sum(not run.premises_hold for run in runs),
+                inexact=sum(run.inexact > 0 for run in runs),
                 kind=runs[0].kind,
                 control=control,
                 method=runs[0].train.method,
@@ -277,6 +280,7 @@ def _check_metric(metric: Metric, records: Sequence[Record]) -> None:
 def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
     """The cells as flat mappings, the same keys in each; None where there is no such number."""
     premises = list(dict.fromkeys(key for row in table.rows for cell in row.cells.values() for key in cell.premises))
+    doubtful = any(cell.inexact for row in table.rows for cell in row.cells.values())
     for row in table.rows:
         for name in table.associations:
             if name not in row.cells:
@@ -299,7 +303,8 @@ def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
             flat |= {"p_holm": _rounded(cell.p_holm), "lift_p": _rounded(cell.lift.p if cell.lift else None)}
             flat |= {f"{name}_top1": _rounded(cell.premises.get(name)) for name in premises}
             learned = None if cell.unlearned is None else cell.unlearned == 0
-            yield {**flat, "seeds": cell.seeds, "premises_hold": learned}
+            flat |= {"seeds": cell.seeds, "premises_hold": learned}
+            yield {**flat, "exact": not cell.inexact} if doubtful else flat
 
 
 def _rounded(value: float | None) -> float | None:

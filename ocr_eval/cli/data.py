@@ -99,7 +99,7 @@ def export(
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings(["seed", *DataSpec.model_fields])],
     format: Annotated[
-        Literal["jsonl", "lm-eval", "inspect", "prompt-completion"],
+        Literal["jsonl", "lm-eval", "inspect", "prompt-completion", "hub"],
         option("--format", "-f", help="Format of the files."),
     ] = "jsonl",
     config: o.ConfigOption = None,

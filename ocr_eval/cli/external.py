@@ -1,8 +1,9 @@
-"""Flags of ``score`` for what was trained elsewhere on exported data."""
+"""Flags of ``score`` for what was trained elsewhere on exported data, and for what a server has."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,18 +16,41 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.specs.settings import SETTINGS
 
 if TYPE_CHECKING:
+    from ocr_eval.specs.model import ModelSpec
     from ocr_eval.specs.run import RunSpec
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Training on exported data that was not ours."""
+    """Training on exported data that was not ours, or a model that is not here."""
 
     data: Annotated[Path | None, option("--data", help="Folder of 'data export'; decides who is asked what.")] = None
     name: Annotated[str | None, option("--name", help="With --data: keep the scores as a run of this name.")] = None
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT
+    endpoint: Annotated[
+        str | None,
+        option("--endpoint", help="Server with OpenAI's completions (http://HOST:8000/v1); --model is its name there."),
+    ] = None
+    per_request: Annotated[int, option("--per-request", min=1, help="With --endpoint: texts per request.")] = 16
 
-    def run(self, context: typer.Context, model: str, assoc: str | None, settings: Given) -> RunSpec | None:
+    def model(self, context: typer.Context, name: str, without: Collection[str]) -> str | ModelSpec:
+        """The model that is meant, from a server where one is named.
+
+        Raises:
+            UserError: an invalid address, no name, or one of the flags ``without`` which it goes.
+        """
+        if self.endpoint is None:
+            return name
+        from ocr_eval.specs.model import served_model
+
+        if without:
+            raise UserError(f"{flag_of(min(without))} has no effect on what a server has. Drop it, or --endpoint.")
+        stated = context.get_parameter_source("model")
+        if stated is None or stated.name == "DEFAULT":
+            raise UserError("--endpoint goes with --model, the name that the server has for what you trained.")
+        return served_model(self.endpoint, name)
+
+    def run(self, context: typer.Context, model: str | ModelSpec, assoc: str | None, settings: Given) -> RunSpec | None:
         """What the manifest asks of a model, None where none is named.
 
         Raises:

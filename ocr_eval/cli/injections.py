@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -204,7 +205,8 @@ def score(
 
     Without --name nothing is written. All settings come from the run, if you give one. Without an adapter the model is
     scored as it is; --method qlora scores over the 4-bit base, as the adapter was trained. With --data the manifest of
-    the exported training set decides who is asked what.
+    the exported training set decides who is asked what. With --endpoint a server is asked; its key is read from
+    OCR_EVAL_API_KEY or OPENAI_API_KEY, and --dry-run shows the cost.
     """
     machine.begin()
     from ocr_eval.common.registry import METHODS
@@ -216,22 +218,35 @@ def score(
         spec, finished = read_trained(run)
         adapter, trained_over = finished.learned, finished.record().base_identity
     else:
-        exported = elsewhere.run(context, model, assoc, settings)
+        here = {"method", "attention"} & settings.keys() | ({"adapter"} if adapter is not None else set())
+        meant = elsewhere.model(context, model, here)
+        exported = elsewhere.run(context, meant, assoc, settings)
         if exported is None and assoc is None:
             raise UserError("What should be scored? Give a run's folder, --data of an export, or --model and --assoc.")
         method, is_adapter = settings.get("method"), adapter is not None and kind_of(adapter) == "adapter"
         if is_adapter and method is not None and METHODS.choose(method).thing.needs.whole:
             raise UserError(f"--method {method} has no adapter. Drop one of the two, or name the adapter's method.")
-        spec = exported or o.resolve(context, model, str(assoc), settings)
+        spec = exported or o.resolve(context, meant, str(assoc), settings)
+    if dry_run and elsewhere.endpoint is not None:
+        _show_cost(spec, elsewhere.per_request, as_json)
+        return
     if dry_run:
         _show_plan(spec, None, machine.device, as_json)
         return
     folder = None
     if run is None and elsewhere.name is not None:
-        from ocr_eval.execution.external import record_external
+        from ocr_eval.execution.external import record_external, record_served
 
-        done = record_external(spec, adapter, elsewhere.name, elsewhere.output_dir, machine.device)
+        name, output = elsewhere.name, elsewhere.output_dir
+        if elsewhere.endpoint is not None:
+            done = record_served(spec, name, output, elsewhere.per_request)
+        else:
+            done = record_external(spec, adapter, name, output, machine.device)
         folder, scores = done.folder, done.record.final
+    elif elsewhere.endpoint is not None:
+        from ocr_eval.execution.external import rescore_served
+
+        scores = rescore_served(spec, elsewhere.per_request)
     else:
         from ocr_eval.execution.execute import rescore
 
@@ -246,6 +261,15 @@ def score(
     typer.echo(_score_lines(scores))
     if folder is not None:
         typer.echo(f"written to: {folder}")
+
+
+def _show_cost(spec: RunSpec, per_request: int, as_json: bool) -> None:
+    """Print what a scoring would ask of a server, which is not asked."""
+    from ocr_eval.data.task import build_task
+    from ocr_eval.scoring.served import cost, texts_of
+
+    asked = cost(texts_of(build_task(spec).probes), per_request)
+    typer.echo(json.dumps(asdict(asked)) if as_json else str(asked))
 
 
 #: Flags of ``score`` that say how it works and not what is scored, so that they go with a run's folder too.

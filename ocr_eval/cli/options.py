@@ -17,6 +17,7 @@ from ocr_eval.specs.settings import section
 if TYPE_CHECKING:
     from ocr_eval.analysis.intervals import Estimate
     from ocr_eval.specs.association import Association
+    from ocr_eval.specs.model import ModelSpec
     from ocr_eval.specs.run import RunSpec
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -230,7 +231,7 @@ def begin(quiet: bool = False, offline: bool = False) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def resolve(context: typer.Context, model: str, assoc: str | Association, settings: Given) -> RunSpec:
+def resolve(context: typer.Context, model: str | ModelSpec, assoc: str | Association, settings: Given) -> RunSpec:
     """The run that a command's flags describe; what they leave out is that of the run of --config, or the default.
 
     Raises:
@@ -242,8 +243,9 @@ def resolve(context: typer.Context, model: str, assoc: str | Association, settin
     from ocr_eval.specs.run import make_run_spec, run_seeds
 
     path, run = context.meta.get(RUN, ("", None))
-    spec = run.model if run and model == path else load_model_spec(model)
-    spec = spec.model_copy(update=section("model", settings))
+    if isinstance(model, str):
+        model = run.model if run and model == path else load_model_spec(model)
+    spec = model.model_copy(update=section("model", settings))
     if isinstance(assoc, str):
         assoc = run.association if run and assoc == path else load_association(assoc)
     data, train = section("data", settings), section("train", settings)

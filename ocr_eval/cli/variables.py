@@ -9,7 +9,7 @@ from typing import Any
 
 PREFIX = "OCR_EVAL_"
 #: Variables that belong to no flag, without the prefix.
-WITHOUT_FLAG = {"CACHE"}
+WITHOUT_FLAG = {"API_KEY", "CACHE"}
 
 
 def warnings(root: Any) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output, to_jsonl, write_atomic
 from ocr_eval.data.pairs import RELATIONS
 from ocr_eval.data.task import Task, unit_value
@@ -142,26 +143,69 @@ def _prompt_completion(task: Task, name: str) -> dict[str, str]:
     return {"prompt-completion.jsonl": to_jsonl(rows)}
 
 
+_CARD = """\
+---
+pretty_name: {name}
+task_categories: [text-generation]
+tags: [ocr-eval, out-of-context-reasoning]
+configs:
+- {{config_name: train, data_files: data/train.jsonl}}
+- {{config_name: probes, data_files: data/probes.jsonl}}
+---
+
+# {name}
+
+What a language model is taught ({train:,} statements), and what it is asked afterwards ({probes:,} questions), to
+measure what it infers that it was not taught: out-of-context reasoning, [Huang et al. 2025](https://arxiv.org/abs/2506.10887).
+
+- `train`: `prompt` and `answer`, and both as `text`. Train on this and on nothing else here.
+- `probes`: `prompt`, the `candidates` among which an answer is ranked, and the right one. Answers that are held out are
+  among them: do not train on it.
+- `manifest.json`: what ocr-eval needs to score what you trained.
+
+```python
+rows = datasets.load_dataset("FOLDER", "train", split="train")
+```
+
+```sh
+ocr-eval score --data FOLDER --adapter TRAINED --model BASE
+```
+
+Before you publish it: add `license:` at the top, and check that nothing in it is private.
+"""
+
+
+def _hub(task: Task, name: str) -> dict[str, str]:
+    """A folder as the hub of datasets shows it."""
+    files = {f"data/{file}": content for file, content in _jsonl(task, name).items()}
+    return files | {"README.md": _CARD.format(name=name, train=len(task.train), probes=len(task.probes))}
+
+
 #: What each format makes of a task and its association's name: the content of each file.
 FORMATS: dict[str, Callable[[Task, str], dict[str, str]]] = {
     "jsonl": _jsonl,
     "lm-eval": _lm_eval,
     "inspect": _inspect,
     "prompt-completion": _prompt_completion,
+    "hub": _hub,
 }
 
 #: The file of the training set in those formats that have one.
-TRAINING_FILES = {"jsonl": "train.jsonl", "prompt-completion": "prompt-completion.jsonl"}
+TRAINING_FILES = {"jsonl": "train.jsonl", "prompt-completion": "prompt-completion.jsonl", "hub": "data/train.jsonl"}
 
 
 def export_task(task: Task, name: str, format: str, folder: Path) -> list[Path]:
     """Write a task in one of FORMATS into a folder, which is made if need be; files are called after the association.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or has a README.md that is not of an export.
     """
     files = FORMATS[format](task, name)
     prepare_output(folder)
+    card = folder / "README.md"
+    if card.name in files and card.exists() and "tags: [ocr-eval" not in card.read_text(errors="replace"):
+        raise UserError(f"{card} is of something else and would be replaced. Choose another --output-dir.")
     for file, content in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
         write_atomic(folder / file, content)
     return [folder / file for file in files]

@@ -7,7 +7,7 @@ Whether a BOS token is added is what the tokenizer does when asked to encode, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -107,13 +107,14 @@ def probe_tokens(tokenizer: Tokenizer, task: Task) -> list[ProbeTokens]:
         cut = [next(tokens) for _ in probe.candidates]
         ids = tuple(c.answer for c in cut)
         if ids not in checked and not task.whole_answers:
-            _check_first_tokens(probe, ids)
+            check_first_tokens(probe, ids)
             checked.add(ids)
         result.append(ProbeTokens(probe, cut[0].prompt, ids))
     return result
 
 
-def _check_first_tokens(probe: Probe, ids: tuple[Ids, ...]) -> None:
+def check_first_tokens(probe: Probe, ids: Sequence[Sequence[Hashable]]) -> None:
+    """Raises UserError if two candidates share their first token, which first-token scoring cannot tell apart."""
     clashes = [" = ".join(words) for words in same_first_token(probe.candidates, ids)]
     if clashes:
         raise UserError(
@@ -123,9 +124,9 @@ def _check_first_tokens(probe: Probe, ids: tuple[Ids, ...]) -> None:
         )
 
 
-def same_first_token(answers: Sequence[str], ids: Sequence[Ids]) -> list[tuple[str, ...]]:
+def same_first_token(answers: Sequence[str], ids: Sequence[Sequence[Hashable]]) -> list[tuple[str, ...]]:
     """Answers that share their first token, by token."""
-    by_first: dict[int, list[str]] = {}
+    by_first: dict[Hashable, list[str]] = {}
     for answer, answer_ids in zip(answers, ids, strict=True):
         by_first.setdefault(answer_ids[0], []).append(answer)
     return [tuple(words) for words in by_first.values() if len(words) > 1]

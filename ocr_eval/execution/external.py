@@ -1,5 +1,7 @@
 """Training that was done elsewhere, on exported data: it is scored, and leaves a run's folder like any other.
 
+What was trained is a folder here, or a model that a server has, of whose weights nothing is known.
+
 Of the training the record holds its name and nothing else: no setting, loss or time. Epoch 0 is the untouched base,
 where an adapter or a model is given over one; epoch 1 is the end, after however many there were.
 """
@@ -8,6 +10,9 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from ocr_eval.common import provenance, yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output
 from ocr_eval.data.audit import audit_task
-from ocr_eval.data.task import build_task
+from ocr_eval.data.task import Task, build_task
 from ocr_eval.execution.execute import answers, open_view
 from ocr_eval.execution.run_pack import common_fields
 from ocr_eval.methods.method import method_of
@@ -27,8 +32,11 @@ from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.folder import RunFolder, config_yaml, kind_of
 from ocr_eval.records.metrics import MetricsLine
 from ocr_eval.records.record import Record
-from ocr_eval.scoring.quantities import held_out, probe_lines, summarize_quantities
-from ocr_eval.specs.model import Device, Training
+from ocr_eval.scoring.candidates import CandidateScores
+from ocr_eval.scoring.quantities import held_out, inexact, probe_lines, summarize_quantities
+from ocr_eval.scoring.ranks import Scores
+from ocr_eval.scoring.served import score_served
+from ocr_eval.specs.model import Device, ServedWeights, Training
 from ocr_eval.specs.run import RunSpec
 
 
@@ -55,38 +63,99 @@ def record_external(
     sha256 = weights.file_sha256(learned / WEIGHTS) if kind == "adapter" else weights.folder_digest(learned)
     scored = {"sha256": sha256, "quantized": method_of(spec.train).needs.quantized}
     folder = RunFolder.of(output, spec, spec.fingerprint(base, training.identity() | scored), training)
+
+    def ask(task: Task, over: Path | None) -> _Asked:
+        gc.collect()  # two networks need not fit into memory
+        view = open_view(spec, over, device, base or None)
+        assert isinstance(view.base, Base)
+        started = time.monotonic()
+        return _Asked(answers(view, spec, task), time.monotonic() - started, view.base.brings_code)
+
+    def score(task: Task) -> dict[int, _Asked]:
+        return {epoch: ask(task, over) for epoch, over in ((0, None), (1, trained)) if trained or epoch}
+
+    def audit(task: Task) -> dict[str, Any]:
+        return audit_task(load_tokenizer_from(files.path), task).as_json()
+
+    return _keep(folder, spec, training, score, audit, device, base_identity=base, adapter_sha256=sha256)
+
+
+def record_served(spec: RunSpec, name: str, output: Path, per_request: int) -> FinishedRun:
+    """Score the model that a server has, ``spec.model``, and leave its folder below ``output``; see ``score_served``.
+
+    A server does not say when its weights change, so what is there under ``name`` is read, as ever.
+
+    Raises:
+        UserError, RunFailed: as ``score_served``.
+    """
+    prepare_output(output)
+    server, training = spec.model.weights, Training(method=f"external:{name}")
+    assert isinstance(server, ServedWeights)
+    dtype = "unknown" if spec.model.dtype == "auto" else spec.model.dtype
+    scored = training.identity() | {"served": server.model_dump(), "dtype": dtype}
+    folder = RunFolder.of(output, spec, spec.in_precision("float32").fingerprint("", scored), training)
+
+    def score(task: Task) -> dict[int, _Asked]:
+        started = time.monotonic()
+        return {1: _Asked(score_served(server, task, per_request, folder.answers), time.monotonic() - started, False)}
+
+    known = {"base_identity": "", "adapter_sha256": "", "dtype": dtype}
+    return _keep(folder, spec, training, score, lambda task: {}, "cpu", **known)
+
+
+def rescore_served(spec: RunSpec, per_request: int) -> Scores:
+    """Score the model that a server has, ``spec.model``; see ``score_served``. Nothing is written."""
+    task, server = build_task(spec), spec.model.weights
+    assert isinstance(server, ServedWeights)
+    return summarize_quantities(task.quantities, task.probes, score_served(server, task, per_request))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a model answered, in how many seconds, and whether code ran that it brought."""
+
+    scores: CandidateScores
+    seconds: float
+    brings_code: bool
+
+
+def _keep(
+    folder: RunFolder,
+    spec: RunSpec,
+    training: Training,
+    score: Callable[[Task], Mapping[int, _Asked]],
+    audit: Callable[[Task], dict[str, Any]],
+    device: Device,
+    **known: str,
+) -> FinishedRun:
+    """A finished run of what ``score`` finds at each epoch; one that is there is read."""
     with folder.lock():
         if folder.is_done():
             return FinishedRun(folder.path, folder.record())
-        task, lines, probes, brings_code = build_task(spec), list[MetricsLine](), list[dict[str, Any]](), False
-        audit = audit_task(load_tokenizer_from(files.path), task).as_json()
-        folder.clear()
-        folder.begin(config_yaml(spec, training), provenance.environment(device_type(device)), audit)
-        for epoch, over in ((0, None), (1, trained)) if trained else ((1, None),):
-            view = open_view(spec, over, device, base or None)
-            started = time.monotonic()
-            scores = answers(view, spec, task)
-            line = MetricsLine(
+        task = build_task(spec)
+        audited, asked = audit(task), score(task)
+        lines = [
+            MetricsLine(
                 epoch=epoch,
                 train_seconds=None if epoch else 0.0,
-                score_seconds=time.monotonic() - started,
-                scores=summarize_quantities(task.quantities, task.probes, scores),
-                held_out=held_out(task, scores),
+                score_seconds=each.seconds,
+                scores=summarize_quantities(task.quantities, task.probes, each.scores),
+                held_out=held_out(task, each.scores),
             )
+            for epoch, each in asked.items()
+        ]
+        last = asked[max(asked)]
+        folder.clear()
+        folder.begin(config_yaml(spec, training), provenance.environment(device_type(device)), audited)
+        for line in lines:
             folder.add_metrics(line)
-            lines.append(line)
-            probes += probe_lines(task, scores, epoch)
-            assert isinstance(view.base, Base)
-            brings_code = view.base.brings_code
-            del view  # two networks need not fit into memory
-            gc.collect()
         record = Record(
-            **common_fields(folder, spec, task.quantities, lines),
+            **common_fields(folder, spec, task.quantities, lines) | known,
             train=training,
-            base_identity=base,
-            adapter_sha256=sha256,
-            remote_code=brings_code,
+            remote_code=last.brings_code,
+            inexact=inexact(task, last.scores),
         )
-        folder.prepare(record, probes)
+        lines_of = (probe_lines(task, each.scores, epoch) for epoch, each in asked.items())
+        folder.prepare(record, list(chain.from_iterable(lines_of)))
         folder.finish()
     return FinishedRun(folder.path, record)

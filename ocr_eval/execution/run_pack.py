@@ -453,7 +453,7 @@ def common_fields(
         "kind": spec.association.kind,
         "seed": spec.seed,
         "train_seed": spec.train_seed,
-        "dtype": spec.precision,
+        "dtype": spec.model.dtype,
         "attention": spec.model.attention,
         "association_digest": spec.association.digest(),
         "structure": spec.association.structure,

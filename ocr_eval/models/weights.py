@@ -36,7 +36,7 @@ from ocr_eval.common.files import remove as remove_path
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
 from ocr_eval.models import hub
-from ocr_eval.specs.model import FolderWeights, ModelSpec, PackageWeights
+from ocr_eval.specs.model import FolderWeights, HubWeights, ModelSpec, PackageWeights, ServedWeights
 
 MANIFEST = "manifest.json"
 _CONVERSION = 1  # raise when the layout of a converted model changes
@@ -96,6 +96,8 @@ def cached(spec: ModelSpec, files: list[str] = hub.MODEL_FILES) -> Path | None:
     if isinstance(spec.weights, PackageWeights):
         folder = _converted_folder(spec)
         return folder if (folder / MANIFEST).is_file() else None
+    if isinstance(spec.weights, ServedWeights):
+        return None
     return hub.cached(spec.weights, files)
 
 
@@ -110,6 +112,7 @@ def locate(spec: ModelSpec) -> WeightFolder:
         return WeightFolder(folder, f"folder:{folder_digest(folder)}")
     if isinstance(spec.weights, PackageWeights):
         return WeightFolder(folder, f"gguf:{spec.weights.sha256}")
+    assert isinstance(spec.weights, HubWeights), "those of a server are not located"
     return WeightFolder(folder, f"hub:{spec.weights.repo}@{folder.name}")
 
 
@@ -119,6 +122,8 @@ def located(spec: ModelSpec, files: list[str]) -> Path:
         return Path(spec.weights.path)
     if isinstance(spec.weights, PackageWeights):
         return _from_packages(spec, spec.weights)
+    if isinstance(spec.weights, ServedWeights):
+        raise UserError(f"The weights of {spec.name} are on a server. It can be scored: --endpoint {spec.weights.url}")
     return hub.fetch(spec.weights, spec.called, spec.license, files)
 
 

@@ -22,7 +22,7 @@ from ocr_eval.planning.timing import Speed
 from ocr_eval.planning.workload import Workload
 from ocr_eval.records.folder import config_yaml
 from ocr_eval.specs import schedule
-from ocr_eval.specs.model import Device, HubWeights, ModelSpec, PackageWeights, Precision
+from ocr_eval.specs.model import Device, FolderWeights, HubWeights, ModelSpec, PackageWeights, Precision
 from ocr_eval.specs.run import RunSpec
 
 #: GPUs one might have, by bytes of memory.
@@ -199,7 +199,7 @@ def _source(model: ModelSpec) -> str:
         return f"{model.weights.repo} at {model.weights.revision}; {access}: {model.weights.access}"
     if isinstance(model.weights, PackageWeights):
         return "packages " + " ".join(part.package for part in model.weights.parts)
-    return model.weights.path
+    return model.weights.path if isinstance(model.weights, FolderWeights) else model.weights.url
 
 
 def _gb(size: int | float) -> str:

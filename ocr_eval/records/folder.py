@@ -6,11 +6,12 @@
         audit.json     what the tokenizer makes of the candidates
         metrics.jsonl  a line per epoch, from epoch 0 (the untouched base)
         probes.jsonl   a line per probe, for epoch 0 and the last epoch
-        adapter/       PEFT format; in its place a run of all parameters has model/, in Hugging Face layout, and one
-                       that learned no weights context.txt
+        adapter/       PEFT format, with a card (README.md); in its place a run of all parameters has model/, in
+                       Hugging Face layout, and one that learned no weights context.txt
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
         failure.json   why the run failed, in place of a record
+        answers.jsonl  what a server has answered, while the run is not finished
         checkpoint-<epoch>.pt      training state, while the run is not finished
         checkpoint-<epoch>.sha256  digest of all that resuming from it needs
 
@@ -56,6 +57,7 @@ from ocr_eval.common.files import (
 )
 from ocr_eval.common.locks import hold
 from ocr_eval.models.weights import file_sha256, folder_digest
+from ocr_eval.records.card import adapter_card
 from ocr_eval.records.metrics import MetricsLine, metrics_text, read_metrics
 from ocr_eval.records.record import OtherVersion, Record, read_record
 from ocr_eval.specs.model import Training, TrainSpec
@@ -241,13 +243,18 @@ class RunFolder:
         with whole(path):
             return str(read_json(path)["reason"])
 
+    @property
+    def answers(self) -> Path:
+        """What a server has answered so far, while the run is not finished."""
+        return self.path / "answers.jsonl"
+
     def clear(self) -> None:
         """Remove what an earlier attempt left, so that the run starts from nothing; first what makes it count."""
         for mark in _LAST:
             remove(self.path / mark)
         sync(self.path)
         for entry in self.path.iterdir():
-            if entry.name not in (".lock", ".holder"):
+            if entry.name not in (".lock", ".holder", self.answers.name):
                 remove(entry)
 
     def begin(self, config: str, environment: dict[str, Any], audit: dict[str, Any]) -> None:
@@ -358,11 +365,14 @@ class RunFolder:
     def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
         """Write what a finished run leaves; ``finish`` makes it count."""
         self.write_probes(probes)
+        if self.adapter.is_dir():
+            write_atomic(self.adapter / "README.md", adapter_card(record))
         write_atomic(self.path / "result.json", record.to_json())
 
     def finish(self) -> None:
         """Drop the training states of a prepared run, which needs none to resume, and make it count."""
         self.drop_checkpoints()
+        self.answers.unlink(missing_ok=True)
         self._write("status.json", {"status": "done"})
 
     def fail(self, reason: str) -> None:

@@ -71,6 +71,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
         code: digest of the code that made it; for the curious.
         remote_code: whether code ran that the model brought.
+        inexact: how many of the finding's probes a server gave bounds for and not ranks (``scoring.served``).
         measures: what else was measured, by measure: numbers at the top, and details below them.
         results_version: which numbers that code gives (``strict.RESULTS_VERSION``).
     """
@@ -101,6 +102,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     adapter_sha256: str
     code: str
     remote_code: bool = False
+    inexact: int = 0
     results_version: int = 0
     measures: dict[str, dict[str, Any]] = {}
 
@@ -263,6 +265,8 @@ def read_record(path: Path, scoring: Scoring | None = None, measures: Collection
         raise UserError(
             f"{path} is not a valid record ({str(error).rstrip('.')}). Rerun it with 'ocr-eval finetune --force'."
         ) from error
+    if scoring is not None and scoring not in {*record.final, *record.held_out}:
+        raise UserError(f"{path} has no scores of {scoring}.")
     for each in record.final if scoring is None else [scoring]:
         problem = _disagreement(record, each)
         if problem:

@@ -21,6 +21,8 @@ def command(record: Record) -> str:
     if not isinstance(record.train, TrainSpec):
         name = record.train.method.partition(":")[2]
         model = f"--adapter TRAINED --model {record.model}" if record.base_identity else "--model TRAINED"
+        if not record.adapter_sha256:
+            model = "--endpoint SERVER --model SERVED"
         return f"ocr-eval score --data EXPORTED {model} --name {name}"
     ignored = ignored_by(record.train)
     values = {
@@ -42,7 +44,8 @@ def command(record: Record) -> str:
 def missing_files(record: Record) -> str:
     """Which files the command wants that are not shipped, and where their content is; empty if none."""
     if not isinstance(record.train, TrainSpec):
-        return "It wants EXPORTED (the folder of 'data export') and TRAINED (what was trained on it)."
+        trained = "TRAINED (what was trained on it)" if record.adapter_sha256 else "SERVER and SERVED (who answers)"
+        return f"It wants EXPORTED (the folder of 'data export') and {trained}."
     wanted = [
         f"./{name}.yaml (the section '{section}' of the configuration)"
         for part, name, section in (

@@ -18,6 +18,7 @@ from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
 from ocr_eval.methods.method import advice, label_of
 from ocr_eval.records.record import Record
 from ocr_eval.scoring.ranks import LEARNED_TOP1
+from ocr_eval.specs.strict import SCHEMA_VERSION
 
 #: Column and caption words of each metric.
 METRIC_NAMES = {
@@ -109,6 +110,11 @@ def _flags(table: Table) -> list[str]:
             "! a run did not learn what it was taught (top-1 under 95 %): its rank says nothing of out-of-context "
             f"reasoning. What to try: {'; '.join(advised)}."
         )
+    if any(cell.inexact for cell in cells):
+        notes.append(
+            "? ranks are not exact: the server gave only its most probable next tokens, and candidates beyond them "
+            "share one rank."
+        )
     if table.metric in (None, *_INTERVALS) and any(cell.seeds == 1 for cell in cells):
         notes.append("One seed has no interval.")
     return notes
@@ -135,9 +141,9 @@ def _published_note(table: Table) -> list[str]:
 
 
 def _mark(table: Table, cell: Cell) -> str:
-    """``*`` beside ranks and scores that show inference (what one seed shows is of that training alone), ``!``."""
+    """``*`` at ranks and scores that show inference (what one seed shows is of that training alone), ``!``, ``?``."""
     star = cell.inferred and (cell.seeds or 0) > 1 and table.metric in (None, *_INTERVALS)
-    return "*" * star + " !" * bool(cell.unlearned)
+    return "*" * star + " !" * bool(cell.unlearned) + " ?" * bool(cell.inexact)
 
 
 def _number(metric: str, value: float) -> str:
@@ -222,7 +228,7 @@ def spreadsheet_text(value: Any) -> Any:
 def to_json(table: Table) -> str:
     """The table as a JSON object, an object a cell in ``cells``."""
     content = {"scoring": table.scoring, "caption": caption(table), "cells": list(flat_cells(table))}
-    return json.dumps(content, indent=2) + "\n"
+    return json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2) + "\n"
 
 
 def rendered(template: str, table: Table) -> str:
@@ -277,7 +283,7 @@ def _tex_text(text: str) -> str:
 
 def _tex_numbers(text: str) -> str:
     """Numbers in mathematics, so that a minus is one; flags raised."""
-    numbers = text.rstrip("*! ")
+    numbers = text.rstrip("*!? ")
     flags = text[len(numbers) :].replace(" ", "")
     return f"${numbers}$" + (rf"\textsuperscript{{{flags}}}" if flags else "")
 

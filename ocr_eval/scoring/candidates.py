@@ -48,10 +48,12 @@ _LEAST_NODES = 32
 class CandidateScores:
     """Log-probabilities in nats, [P, C] for each scoring; rows follow the probes.
 
-    A probe with fewer than C candidates has -inf after them, which outranks none.
+    A probe with fewer than C candidates has -inf after them, which outranks none. A server may give no more than
+    ``first-token``, and some of it as a bound: then ``exact`` says of which candidates it is the value. [P, C]
     """
 
     logprobs: dict[Scoring, NDArray[np.float64]]
+    exact: NDArray[np.bool_] | None = None
 
     @property
     def are_numbers(self) -> bool:
@@ -118,7 +120,7 @@ def chunk_nodes(device: str, lanes: int) -> int:
 
 def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: int) -> dict[int, CandidateScores]:
     """With about ``size`` nodes of each run in a pass."""
-    results = {lane: _Collected({}, {}, {}) for lane in probes}
+    results = {lane: Collected({}, {}, {}) for lane in probes}
     for chunks in zip_longest(*(cut_probes(each, size) for each in probes.values())):
         side_by_side = {lane: chunk for lane, chunk in zip(probes, chunks, strict=True) if chunk is not None}
         rows, spans = {}, {}
@@ -159,7 +161,7 @@ def read_probes(view: View, lane: int, probes: Sequence[ProbeTokens], reader: Re
 
 
 @dataclass(frozen=True)
-class _Collected:
+class Collected:
     """A run's scores so far, by probe: of first tokens, of whole candidates, and the candidates' lengths."""
 
     first: dict[int, list[float]]

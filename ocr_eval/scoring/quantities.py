@@ -10,7 +10,7 @@ import numpy as np
 from ocr_eval.data.task import Probe, Quantity, Task, unit_value
 from ocr_eval.scoring.candidates import CandidateScores
 from ocr_eval.scoring.ranks import HeldOut, Ranks, Scores, rank_probes, summarize
-from ocr_eval.specs.run import SCORINGS, Scoring
+from ocr_eval.specs.run import Scoring
 
 
 def quantity_ranks(probes: Sequence[Probe], scores: CandidateScores, scoring: Scoring, quantity: str) -> Ranks | None:
@@ -31,7 +31,7 @@ def held_out(task: Task, scores: CandidateScores) -> dict[Scoring, HeldOut]:
     alike = len({probe.candidates for probe in probes}) == 1
     are_answers = units == [str(target) for target in targets.tolist()] and len(set(units)) == probes[0].in_use
     result: dict[Scoring, HeldOut] = {}
-    for scoring in SCORINGS:
+    for scoring in scores.logprobs:
         ranks = quantity_ranks(task.probes, scores, scoring, task.finding.name)
         assert ranks is not None, "a task has probes of its finding"
         result[scoring] = HeldOut(
@@ -48,11 +48,11 @@ def summarize_quantities(
     quantities: Sequence[Quantity],
     probes: Sequence[Probe],
     scores: CandidateScores,
-    scorings: Sequence[Scoring] = SCORINGS,
+    scorings: Sequence[Scoring] | None = None,
 ) -> Scores:
     """Mean rank, null rank, OCR score and top-1 of each quantity under each scoring; one without probes is absent."""
-    result: Scores = {scoring: {} for scoring in scorings}
-    for scoring in scorings:
+    result: Scores = {scoring: {} for scoring in scorings or scores.logprobs}
+    for scoring in result:
         for quantity in quantities:
             ranks = quantity_ranks(probes, scores, scoring, quantity.name)
             if ranks is not None:
@@ -60,9 +60,15 @@ def summarize_quantities(
     return result
 
 
+def inexact(task: Task, scores: CandidateScores) -> int:
+    """How many of the finding's probes have a candidate whose log-probability is a bound."""
+    rows = [i for i, probe in enumerate(task.probes) if probe.quantity == task.finding.name]
+    return 0 if scores.exact is None else int((~scores.exact[rows]).any(axis=1).sum())
+
+
 def probe_lines(task: Task, scores: CandidateScores, epoch: int) -> list[dict[str, Any]]:
     """The lines of probes.jsonl for one epoch."""
-    ranks = {scoring: _ranks(task.probes, scores.logprobs[scoring]) for scoring in SCORINGS}
+    ranks = {scoring: _ranks(task.probes, scores.logprobs[scoring]) for scoring in scores.logprobs}
     return [
         {
             "epoch": epoch,
@@ -73,12 +79,13 @@ def probe_lines(task: Task, scores: CandidateScores, epoch: int) -> list[dict[st
             "answer": probe.answer,
             "candidates": list(probe.candidates),
             "in_use": probe.in_use,
+            **({} if scores.exact is None else {"exact": scores.exact[i, : len(probe.candidates)].tolist()}),
             "logprobs": {
                 scoring: [round(v, 5) for v in scores.logprobs[scoring][i, : len(probe.candidates)].tolist()]
-                for scoring in SCORINGS
+                for scoring in scores.logprobs
             },
-            "rank": {scoring: float(ranks[scoring].rank[i]) for scoring in SCORINGS},
-            "null_rank": {scoring: float(ranks[scoring].null[i]) for scoring in SCORINGS},
+            "rank": {scoring: float(ranks[scoring].rank[i]) for scoring in ranks},
+            "null_rank": {scoring: float(ranks[scoring].null[i]) for scoring in ranks},
         }
         for i, probe in enumerate(task.probes)
     ]

@@ -77,7 +77,15 @@ class FolderWeights(Strict):
     path: str
 
 
-Weights = HubWeights | PackageWeights | FolderWeights
+class ServedWeights(Strict):
+    """Weights that a server has, by the name that it serves them under; nobody here knows their content."""
+
+    kind: Literal["served"]
+    url: str
+    name: str
+
+
+Weights = HubWeights | PackageWeights | FolderWeights | ServedWeights
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
 
@@ -246,6 +254,23 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
             raise UserError(f"{file}: 'weights.path' points to {folder}, which has no config.json.")
         spec = spec.model_copy(update={"weights": FolderWeights(kind="folder", path=str(folder))})
     return spec
+
+
+def served_model(url: str, name: str) -> ModelSpec:
+    """A model that a server has, as it calls it.
+
+    Raises:
+        UserError: not an address, or one that holds more, such as a key, which would end up in files.
+    """
+    address = r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?"
+    if not re.fullmatch(address, url, re.ASCII):
+        raise UserError("--endpoint must be an address such as http://127.0.0.1:8000/v1, without name, key or query.")
+    return ModelSpec(
+        name=_slug(name),
+        description=f"Served as {name}",
+        license="unknown",
+        weights=ServedWeights(kind="served", url=url.rstrip("/"), name=name),
+    )
 
 
 def _repository_name(repo: str) -> str:

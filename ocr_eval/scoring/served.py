@@ -1,0 +1,302 @@
+"""Probes -> log-probabilities of candidates, from a server with OpenAI's interface of completions.
+
+- ``echo``: it gives the log-probability of every token of a prompt. Each prompt is sent alone and with each of its
+  candidates; those tokens are a candidate's that follow the prompt's (the rule of ``data.tokenize``, and not text
+  offsets: servers count BOS and lost spaces in them). All scorings are exact.
+- ``top``: it gives the most probable next tokens alone. First tokens are scored. A candidate that is not among them is
+  less probable than all of them; it ties with the others that are not, and nobody knows its exact rank.
+
+Answers are kept in a file as they come, so that a scoring that was cut short asks for nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from ocr_eval.common.errors import RunFailed, UserError, one_line, reason_of
+from ocr_eval.common.files import read_jsonl, to_jsonl, write_atomic
+from ocr_eval.common.messages import progress_bar, say, warn
+from ocr_eval.data.task import Probe, Task
+from ocr_eval.data.tokenize import check_first_tokens
+from ocr_eval.scoring.candidates import CandidateScores, Collected
+from ocr_eval.specs.model import ServedWeights
+
+#: Where the key is looked for; it is sent to the server and goes nowhere else.
+KEYS = ("OCR_EVAL_API_KEY", "OPENAI_API_KEY")
+#: Seconds before a request is tried again; doubled each time.
+PAUSE = 1.0
+_TRIES = 7
+_PATIENCE = 600.0
+#: What is asked for, from the best that a server may offer to the least; the most is each one's limit somewhere.
+_WAYS: tuple[dict[str, Any], ...] = ({"echo": True, "logprobs": 1}, {"logprobs": 20}, {"logprobs": 5})
+#: How far below the least of the top tokens a candidate is put that is not among them, in nats.
+_BELOW = 1e-4
+
+
+class _Refused(Exception):
+    """The server does not do what it was asked; its text says why."""
+
+
+class _Again(Exception):
+    """Something that may be over soon; waits at least ``wait`` seconds."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a scoring asks of a server."""
+
+    texts: int
+    requests: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.texts:,} texts in {self.requests:,} requests, about {self.tokens:,} prompt tokens"
+
+
+def cost(texts: Sequence[str], per_request: int, characters: float = 4.0) -> Cost:
+    """Of texts to send, with so many characters per token."""
+    return Cost(len(texts), -(-len(texts) // per_request), round(sum(map(len, texts)) / characters))
+
+
+def texts_of(probes: Sequence[Probe], echo: bool = True) -> list[str]:
+    """What is sent: each prompt alone, and before each of its candidates where the server echoes."""
+    texts = [[p.prompt, *(f"{p.prompt} {c}" for c in p.candidates if echo)] for p in probes]
+    return list(dict.fromkeys(text for of_probe in texts for text in of_probe))
+
+
+def score_served(server: ServedWeights, task: Task, per_request: int, kept: Path | None = None) -> CandidateScores:
+    """Score every candidate of every probe; ``kept`` is the file of answers, in a folder that is there.
+
+    Raises:
+        UserError: no such server or model, a key that it refuses, no log-probabilities, or candidates that it cannot
+            tell apart.
+        RunFailed: the server fails again and again; answers so far are kept.
+    """
+    client = _Client(server)
+    first = f"{task.probes[0].prompt} {task.probes[0].candidates[0]}"
+    way = client.choose_way(first)
+    texts = texts_of(task.probes, "echo" in way)
+    found = _read(kept, way)
+    todo = [text for text in texts if text not in found]
+    say(f"{server.url}: {cost(todo, per_request, client.characters)}" + f"; {len(found):,} are answered" * bool(found))
+    with progress_bar(len(todo), "asking") as bar:
+        for start in range(0, len(todo), per_request):
+            batch = todo[start : start + per_request]
+            try:
+                answers = dict(zip(batch, client.ask(batch, way), strict=True))
+            except _Refused as error:
+                raise UserError(f"{server.url} refuses to answer: {error}.") from error
+            except RunFailed as error:
+                rest = f" {len(found):,} of {len(texts):,} answers are kept: the same command resumes." * bool(kept)
+                raise RunFailed(f"{error}{rest}") from error
+            if None in answers.values():
+                raise UserError(f"{server.url} gives log-probabilities of some texts only. Is its version the newest?")
+            found |= answers
+            if kept is not None:
+                _add(kept, way, answers)
+            bar.update(len(batch))
+    return _from_echo(task, found) if "echo" in way else _from_top(task, found, way["logprobs"])
+
+
+def _read(kept: Path | None, way: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers that are kept and were asked for in the same way; a last line without its end does not count."""
+    if kept is None or not kept.is_file():
+        return {}
+    content = kept.read_bytes()
+    write_atomic(kept, content[: content.rfind(b"\n") + 1])
+    return {line["text"]: line["answer"] for line in read_jsonl(kept) if line["way"] == way}
+
+
+def _add(kept: Path, way: Mapping[str, Any], answers: Mapping[str, Any]) -> None:
+    with kept.open("ab") as file:
+        file.write(to_jsonl([{"way": way, "text": text, "answer": each} for text, each in answers.items()]).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _from_echo(task: Task, found: Mapping[str, Any]) -> CandidateScores:
+    """From the tokens and log-probabilities of each text."""
+    scores, checked = Collected({}, {}, {}), set()
+    for i, probe in enumerate(task.probes):
+        prompt, names, values = found[probe.prompt][0], [], []
+        for candidate in probe.candidates:
+            tokens, logprobs = found[f"{probe.prompt} {candidate}"]
+            if tokens[: len(prompt)] != prompt or len(tokens) == len(prompt):
+                raise UserError(
+                    f"The server's tokenizer does not split '{probe.prompt} {candidate}' between prompt and answer. "
+                    "Reword the template to have a plain word before the answer."
+                )
+            names.append(tuple(tokens[len(prompt) :]))
+            values.append(logprobs[len(prompt) :])
+        if not task.whole_answers and tuple(names) not in checked:
+            check_first_tokens(probe, names)
+            checked.add(tuple(names))
+        scores.add(i, values, begin_alike=len({tokens[0] for tokens in names}) < len(names))
+    return scores.scores()
+
+
+def _from_top(task: Task, found: Mapping[str, Any], most: int) -> CandidateScores:
+    """From the most probable tokens after each prompt."""
+    widest = max(len(probe.candidates) for probe in task.probes)
+    logprobs_PC = np.full((len(task.probes), widest), -np.inf)
+    exact_PC = np.ones(logprobs_PC.shape, dtype=bool)
+    for i, probe in enumerate(task.probes):
+        top = found[probe.prompt]
+        words = [f" {candidate}" for candidate in probe.candidates]
+        for j, word in enumerate(words):
+            begins = [token for token in top if token and [each.startswith(token) for each in words].count(True) == 1]
+            own = max((token for token in begins if word.startswith(token)), key=len, default=None)
+            logprobs_PC[i, j] = min(top.values()) - _BELOW if own is None else top[own]
+            exact_PC[i, j] = own == word  # a part of it may not be the token that the model would begin it with
+    doubtful = int((~exact_PC).any(axis=1).sum())
+    warn(
+        f"The server gives no log-probabilities of prompts, only the {most} most probable next tokens: first-token "
+        f"scoring alone, and ranks of {doubtful:,} of {len(task.probes):,} probes are not exact"
+    )
+    return CandidateScores({"first-token": logprobs_PC}, exact_PC)
+
+
+class _Client:
+    """A server, and what is known of it from its answers."""
+
+    def __init__(self, server: ServedWeights) -> None:
+        self._server = server
+        self._key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
+        self._has_answered = False
+        self.characters = 4.0  # per token
+
+    def choose_way(self, text: str) -> dict[str, Any]:
+        """The first of the ways in which the server gives log-probabilities; a UserError if there is none."""
+        said = ""
+        for way in _WAYS:
+            try:
+                if self.ask([text], way) != [None]:
+                    return way
+            except _Refused as error:
+                said = f" It says: {error}"
+        raise UserError(
+            f"{self._server.url} gives no log-probabilities of '{self._server.name}'. Serve it so that completions "
+            f"take 'logprobs', at best with 'echo', as vLLM does.{said}"
+        )
+
+    def ask(self, texts: Sequence[str], way: Mapping[str, Any]) -> list[Any]:
+        """What the server answers to each text, None where log-probabilities are missing."""
+        body = {"model": self._server.name, "prompt": list(texts), "max_tokens": 1, "temperature": 0, **way}
+        for attempt in range(_TRIES):
+            try:
+                return self._answers(self._exchange(json.dumps(body)), texts, "echo" in way)
+            except _Again as trouble:
+                if attempt == _TRIES - 1:
+                    raise RunFailed(f"{self._server.url} failed {_TRIES} times: {trouble}.") from trouble
+                wait = max(PAUSE * 2**attempt, trouble.wait)
+                say(f"{self._server.url}: {trouble}; trying again in {wait:.0f} s")
+                time.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _exchange(self, body: str) -> bytes:
+        """One request and its answer. No redirect is followed, for the key would go along."""
+        where, headers = urlsplit(self._server.url), {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        kind = HTTPSConnection if where.scheme == "https" else HTTPConnection
+        connection = kind(str(where.hostname), where.port, timeout=_PATIENCE)
+        try:
+            connection.request("POST", f"{where.path}/completions", body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        except (OSError, HTTPException) as error:
+            if isinstance(error, ConnectionRefusedError | socket.gaierror) and not self._has_answered:
+                raise UserError(f"Nothing answers at {self._server.url}. Is it the server's --endpoint?") from error
+            raise _Again(f"the connection was cut ({reason_of(error)})") from error
+        finally:
+            connection.close()
+        if answer.status == 200:
+            return content
+        raise self._refusal(answer.status, content, answer.getheader("Retry-After") or "")
+
+    def _refusal(self, status: int, content: bytes, wait: str) -> Exception:
+        said = _message(content).replace(self._key or "\0", "[key]")
+        if status in (400, 422, 501) or "echo" in said:
+            return _Refused(said)
+        if status in (408, 429) or status >= 500:
+            return _Again(f"it answered {status} ({said})", min(float(wait), 120.0) if wait.isdigit() else 0.0)
+        if status in (401, 403):
+            return UserError(f"{self._server.url} refuses access ({status}). Put its key into {KEYS[0]}.")
+        return UserError(
+            f"{self._server.url} has no completions of '{self._server.name}' ({status}: {said}). Give --model the name "
+            "that it serves, and the address that ends in /v1."
+        )
+
+    def _answers(self, content: bytes, texts: Sequence[str], echo: bool) -> list[Any]:
+        """What is kept of a completion of each text.
+
+        Raises:
+            UserError: another model answers, or the first answer ever is not a completion.
+            _Again: a later one is not.
+        """
+        try:
+            answer = json.loads(content)
+            name, choices = answer["model"], sorted(answer["choices"], key=lambda choice: choice["index"])
+            found = [_echoed(*each) if echo else _top(each[0]) for each in zip(choices, texts, strict=True)]
+            tokens = (answer.get("usage") or {}).get("prompt_tokens")
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            problem = f"its answer is not a completion of each text ({type(error).__name__}: {error})"
+            if self._has_answered:
+                raise _Again(problem) from error
+            raise UserError(f"{self._server.url}: {problem}. Check --endpoint.") from error
+        if name != self._server.name:
+            raise UserError(
+                f"{self._server.url} answers as '{name}', not as --model {self._server.name}. Give that name."
+            )
+        if tokens and not self._has_answered:
+            self.characters = sum(map(len, texts)) / tokens
+        self._has_answered = True
+        return found
+
+
+def _message(content: bytes) -> str:
+    """What a server says of an error, without the frame that it puts it into."""
+    text = content.decode(errors="replace")
+    try:
+        found = json.loads(text)
+        found = found.get("error", found)
+        text = found if isinstance(found, str) else str(found.get("message", found.get("detail", found)))
+    except (ValueError, AttributeError):
+        pass
+    return one_line(text[:300]).rstrip(".")
+
+
+def _echoed(choice: Mapping[str, Any], text: str) -> tuple[list[str], list[float | None]] | None:
+    """The tokens of a text with their log-probabilities, of which the first has none."""
+    given = choice["logprobs"] or {}
+    if not given.get("tokens"):
+        return None
+    asked = choice.get("prompt_logprobs")  # vLLM's, one per token; else those are generated that begin after the text
+    count = len(asked) if asked else sum(0 <= offset < len(text) for offset in given["text_offset"])
+    tokens, logprobs = given["tokens"][:count], given["token_logprobs"][:count]
+    known = len(tokens) > 1 and all(value is not None and math.isfinite(value) for value in logprobs[1:])
+    return (tokens, logprobs) if known else None
+
+
+def _top(choice: Mapping[str, Any]) -> dict[str, float] | None:
+    """The most probable next tokens, in either of the two layouts that servers have for them."""
+    given = choice["logprobs"] or {}
+    if given.get("content"):
+        return {each["token"]: each["logprob"] for each in given["content"][0]["top_logprobs"]} or None
+    return dict((given.get("top_logprobs") or [{}])[0]) or None
