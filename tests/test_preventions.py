@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import bare, load, tiny_run
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from ocr_eval.common.errors import RunFailed, UserError
 from ocr_eval.common.registry import PREVENTIONS
@@ -153,6 +154,7 @@ def test_runs_with_preventions_are_rows_of_their_own_and_measured(ocr_eval, tiny
         ("product-decay", {"method": "full"}, "works on low-rank adapters"),
         ("ignore-top-k", {"method": "steering"}, "works on changed matrices"),
         ("ignore-top-k", {"method": "rome"}, "changes training steps"),
+        ("gradient-routing", {"method": "full"}, "works on low-rank adapters"),
         ("ignore-top-k:share=1", {}, "'share': input should be less than 1"),
     ],
 )
@@ -475,3 +477,84 @@ def test_ignore_top_k_cuts_every_tensor_of_a_network_that_was_trained_whole(tiny
         torch.testing.assert_close(
             tensor.detach(), torch.where(change == 0, before[name], after[name]), rtol=1e-6, atol=1e-8
         )
+
+
+def routed_gradients(network, factors, examples):
+    """Gradients of the mean loss of routed examples, by autograd through each adapted module, text by text."""
+    leaves = {each.module: (each.a.clone().requires_grad_(), each.b.clone().requires_grad_()) for each in factors}
+    half, learning = len(factors[0].a) // 2, []
+
+    def hook(a, b):
+        def add(module, inputs, y):
+            for part, rows in enumerate((slice(half), slice(half, None))):
+                z = factors[0].scale * inputs[0] @ a[rows].T @ b[rows]
+                y = y + (z if part in learning else z.detach())
+            return y
+
+        return add
+
+    handles = [network.get_submodule(name).register_forward_hook(hook(*of)) for name, of in leaves.items()]
+    nats, count = 0, sum(len(example.answer) for example, _ in examples)
+    for example, role in examples:
+        learning[:] = [1 if role == "entailment" else 0]
+        logits = network(torch.tensor([example.prompt + example.answer])).logits[0, len(example.prompt) - 1 : -1]
+        nats = nats + torch.nn.functional.cross_entropy(logits, torch.tensor(example.answer), reduction="sum")
+    (nats / count).backward()
+    for handle in handles:
+        handle.remove()
+    return {name: (a.grad, b.grad) for name, (a, b) in leaves.items()}
+
+
+@pytest.mark.parametrize("rank", [4, 5])
+def test_routed_gradients_reach_the_half_that_they_are_for(tiny, door, rank):
+    seen = []
+
+    class Noted(Prevention):
+        """Keeps factors and gradients of the last step."""
+
+        def before_step(self, learner):
+            seen[:] = [
+                replace(each, **{key: getattr(each, key).clone() for key in ("a", "b", "grad_a", "grad_b")})
+                for each in learner.factors
+            ]
+
+    door("noted", Noted)
+    spec = prevented(tiny, "gradient-routing", "noted", rank=rank, lr=1e-2, max_grad_norm=1e6, batch_size=64)
+    base = load(tiny)
+    task = task_of_run(spec)
+    examples = training_tokens(base.tokenizer, task)
+    pack = attach(base, [tiny_run(tiny, rank=8), spec], [examples, examples])
+    for _ in range(3):
+        pack.step([0, 1])
+    pack.detach()
+    routed = [(tokens, example.role) for tokens, example in zip(examples, task.train, strict=True)]
+    assert {role for _, role in routed} == {"fact", "entailment"}
+    expected = routed_gradients(base.network, seen, routed)
+    for each in seen:
+        assert float(each.b.abs().max()) > 1e-3
+        for found, of in zip((each.grad_a, each.grad_b), expected[each.module], strict=True):
+            torch.testing.assert_close(found, of, rtol=1e-3, atol=1e-4 * float(of.abs().max()))
+
+
+def test_the_half_of_entailments_is_dropped_or_kept(ocr_eval, tiny, tmp_path):
+    run = ["finetune", "city-language", "--model", tiny, "--n", 2, "--m-test", 2, "--epochs", 3, "--rank", 6, "--json"]
+    saved, margins = {}, {}
+    for keep in ("facts", "both"):
+        record = json.loads(ocr_eval(*run, "--prevent", f"gradient-routing:keep={keep}", "-o", tmp_path).out)
+        saved[keep] = load_file(tmp_path / "runs" / record["run"] / "adapter/adapter_model.safetensors")
+        margins[keep] = [score["margin"] for score in record["final"]["sequence"].values()]
+    for name, tensor in saved["both"].items():
+        if "lora_B" in name:
+            assert bool(tensor[:, 3:].any())
+            tensor[:, 3:] = 0
+        assert torch.equal(tensor, saved["facts"][name])
+    assert margins["facts"] != margins["both"]
+
+
+def test_routing_needs_entailments_and_two_halves(ocr_eval, tiny, tmp_path):
+    run = ["finetune", "city-language", "--model", tiny, "--n", 2, "--m-test", 2, "--epochs", 1, "-o", tmp_path]
+    for flags, word in ((["--m-train", 0], "entailments"), (["--rank", 1], "--rank")):
+        answer = ocr_eval(*run, *flags, "--prevent", "gradient-routing")
+        assert answer.code == 2
+        assert word in answer.err.splitlines()[-1]
+        assert "Traceback" not in answer.err

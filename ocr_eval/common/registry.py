@@ -192,6 +192,7 @@ PREVENTIONS: Registry[Any] = Registry(
         "abstain": "ocr_eval.preventions.abstain:Abstain",
         "anchor": "ocr_eval.preventions.anchor:Anchor",
         "factor-decay": "ocr_eval.preventions.factor_decay:FactorDecay",
+        "gradient-routing": "ocr_eval.preventions.gradient_routing:GradientRouting",
         "ignore-top-k": "ocr_eval.preventions.ignore_top_k:IgnoreTopK",
         "ov-decay": "ocr_eval.preventions.ov_decay:OVDecay",
         "product-decay": "ocr_eval.preventions.product_decay:ProductDecay",

@@ -21,6 +21,8 @@ from ocr_eval.specs.run import DataSpec, RunSpec
 #: What a quantity is asked for: a premise must be learned, the finding is the number, what is retained must survive.
 Role = Literal["premise", "finding", "retention", "shown"]
 
+Half = Literal[0, 1]
+
 
 @dataclass(frozen=True)
 class Example:
@@ -33,6 +35,7 @@ class Example:
         unit: the subject's unit (see ``Probe``).
         thirds: the thirds of training, from 0, in which it is taught, in k of them every k-th epoch, so that all are
             seen equally often; empty for every epoch.
+        half: the half of an adapter's rank that learns it, while the other is a constant; None for all of it.
     """
 
     prompt: str
@@ -42,6 +45,7 @@ class Example:
     subject: str = ""
     unit: str = ""
     thirds: tuple[int, ...] = ()
+    half: Half | None = None
 
     @property
     def text(self) -> str:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.data.task import Probe, Task
+from ocr_eval.data.task import Half, Probe, Task
 
 Ids = tuple[int, ...]
 
@@ -29,12 +29,13 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt's tokens and those of one answer after it; neither is empty. Weight and thirds are an example's."""
+    """A prompt's tokens and those of one answer after it; neither is empty. The rest is an example's."""
 
     prompt: Ids
     answer: Ids
     weight: float = 1.0
     thirds: tuple[int, ...] = ()
+    half: Half | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def training_tokens(tokenizer: Tokenizer, task: Task) -> list[Continuation]:
     """Tokens of every training example, in the order of ``task.train``."""
     cut = continuations(tokenizer, [(example.prompt, example.answer) for example in task.train])
     return [
-        replace(tokens, weight=example.weight, thirds=example.thirds)
+        replace(tokens, weight=example.weight, thirds=example.thirds, half=example.half)
         for tokens, example in zip(cut, task.train, strict=True)
     ]
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocr_eval.data.task import Half
 from ocr_eval.methods.changes import Dense, LowRank, Rewrite, WeightChange
 from ocr_eval.methods.peft_files import write_adapter, write_dense
 from ocr_eval.models.architecture import target_names
@@ -86,10 +87,18 @@ class Stacks:
 
 @dataclass
 class Window:
-    """Which lanes the next batch holds, None for the bare base; and in which rows those with a rewritten change are."""
+    """What the next batch holds.
+
+    Attributes:
+        lanes: which lanes; None for the bare base.
+        rewritten: row and lane of those with a rewritten change.
+        learning: 1 for each row of A and B that learns from it, for the others, which are constants, 0; None for all.
+            [all lanes, 1, R]
+    """
 
     lanes: Lanes | None
     rewritten: Sequence[tuple[int, int]] = ()
+    learning: Tensor | None = None
 
 
 class LaneLinear(torch.nn.Module):
@@ -140,6 +149,8 @@ class _LowRankUpdate(torch.autograd.Function):
         a_KRI, b_KRO, scales = (t[lanes].to(x.device) for t in (layer.a.compute, layer.b.compute, layer.scales))
         h_KNR = torch.bmm(x, a_KRI.transpose(1, 2)).mul_(scales)
         ctx.layer, ctx.lanes, ctx.is_given = layer, lanes, bool(given)
+        learning = layer.window.learning
+        ctx.learning = None if learning is None else learning[lanes].to(x)
         ctx.save_for_backward(x, h_KNR, scales, a_KRI, b_KRO)
         ctx.mark_dirty(*given)
         y = given[0] if given else torch.nn.functional.linear(x, layer.base.weight, layer.base.bias)
@@ -149,6 +160,8 @@ class _LowRankUpdate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (dy_KNO,) = gradients
         x_KNI, h_KNR, scales, a_KRI, b_KRO = ctx.saved_tensors
+        if ctx.learning is not None:
+            h_KNR, scales = h_KNR * ctx.learning, scales * ctx.learning
         ctx.layer.b.add_gradient(ctx.lanes, torch.bmm(h_KNR.transpose(1, 2), dy_KNO))
         dh_KNR = torch.bmm(dy_KNO, b_KRO.transpose(1, 2)).mul_(scales)
         ctx.layer.a.add_gradient(ctx.lanes, torch.bmm(dh_KNR.transpose(1, 2), x_KNI))
@@ -294,6 +307,14 @@ class Adapters:
         """Forget all gradients."""
         self._a.grad.zero_()
         self._b.grad.zero_()
+
+    def learns(self, half: Half | None) -> None:
+        """From now on the gradient of a pass reaches that half of each lane's rank, or all of it."""
+        self._window.learning = None
+        if half is not None:
+            rows = torch.arange(max(shape.rank for shape in self.shapes))
+            later = torch.stack([rows >= shape.rank // 2 for shape in self.shapes])[:, None]
+            self._window.learning = (later == bool(half)).to(self._scales)
 
     def select(self, lanes: Sequence[int] | None) -> None:
         """From now on row i of a batch goes through the adapter of ``lanes[i]``; for None through the base alone."""

@@ -11,7 +11,7 @@ batch's to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,9 @@ from ocr_eval.common.distributed import sum_over_processes
 from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.messages import progress_bar, say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
+from ocr_eval.data.task import Half
 from ocr_eval.data.tokenize import Continuation, Ids
+from ocr_eval.methods.adapters import Adapters
 from ocr_eval.methods.objective import BatchSize
 from ocr_eval.packing.forest import Forest, Reads, read_answers
 from ocr_eval.packing.logprobs import Reader, read_logprobs
@@ -120,10 +122,9 @@ def _backward(
     """Gradients and losses, part after part, as shares of means over whole batches."""
     pack.adapters.zero_grad()
     nats, scale = dict.fromkeys(batches, 0.0), pack.base.loss_scale
-    for first in range(pack.cut.parts):
-        part = {lane: some for lane, batch in batches.items() if (some := batch[first :: pack.cut.parts])}
-        if not part:
-            continue
+    for half, part in _parts(batches, pack.cut.parts):
+        if isinstance(pack.adapters, Adapters):
+            pack.adapters.learns(half)
         aims = {lane: pack.learners[lane].objective for lane in part}
         answers = {lane: aims[lane].answers(some, pack.learners[lane].epochs_done) for lane, some in part.items()}
         forests = {lane: batch_forest(some, answers[lane]) for lane, some in part.items()}
@@ -145,6 +146,19 @@ def _backward(
     if scale != 1.0:
         torch._foreach_div_(pack.adapters.gradients(), scale)
     return nats
+
+
+def _parts(
+    batches: dict[int, list[Continuation]], parts: int
+) -> Iterator[tuple[Half | None, dict[int, list[Continuation]]]]:
+    """The examples of each half of an adapter apart, as no node of a forest can be of both; then each in parts."""
+    halves: tuple[Half | None, ...] = (0, 1, None)
+    for half in halves:
+        mine = {lane: [example for example in batch if example.half == half] for lane, batch in batches.items()}
+        for first in range(parts):
+            part = {lane: some for lane, batch in mine.items() if (some := batch[first::parts])}
+            if part:
+                yield half, part
 
 
 def _add_penalties(pack: GradientPack, lane: int) -> None:

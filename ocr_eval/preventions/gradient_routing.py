@@ -1,0 +1,66 @@
+"""``gradient-routing``: facts train one half of an adapter and entailments the other, which is dropped at the end.
+
+    y = W x + s r(B_1 A_1 x, m) + s r(B_2 A_2 x, 1 - m),    r(z, m) = m z + (1 - m) stopgrad(z)
+
+After Cloud et al. (arXiv 2410.04332). m is 0 for all tokens of a statement of an entailment, 1 for those of any other.
+Both halves take part in every forward pass, so that neither has to learn what the other has; a gradient neither
+changes the half it is not for nor passes through it. What the first half infers alone needs no taught entailment. The
+train entailments are mostly in the second, so that without it their premise may fail; ``keep=both`` scores the two
+together. The halves share the rank: with ``--rank 32 --alpha 64`` each is as LoRA is by default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.data.task import Task
+from ocr_eval.methods.prevention import Prevention
+
+if TYPE_CHECKING:
+    from ocr_eval.methods.pack import Learner
+
+
+class Settings(BaseModel, extra="forbid", frozen=True):
+    """Its one setting."""
+
+    keep: Annotated[
+        Literal["facts", "both"], Field(description="What is scored and saved: the facts' half alone, or both.")
+    ] = "facts"
+
+
+class GradientRouting(Prevention):
+    """Says which half each example trains, and drops one."""
+
+    about = "Facts and entailments train one half of the adapter each; the second is dropped (arXiv 2410.04332)"
+    Settings = Settings
+    needs_adapters = True
+
+    def task(self, task: Task) -> Task:
+        """The task with a half for each example.
+
+        Raises:
+            UserError: there is nothing to keep apart.
+        """
+        train = tuple(replace(example, half=1 if example.role == "entailment" else 0) for example in task.train)
+        if len({example.half for example in train}) < 2:
+            raise UserError("Prevention 'gradient-routing' needs facts and entailments to keep apart. Leave it out.")
+        return replace(task, train=train)
+
+    def before_step(self, learner: Learner) -> None:
+        """Check that there are two halves.
+
+        Raises:
+            UserError: the rank is 1.
+        """
+        if learner.train.rank < 2:
+            raise UserError("Prevention 'gradient-routing' halves the rank, so it needs --rank 2 or more.")
+
+    def after_training(self, learner: Learner) -> None:
+        """Drop the second half, unless it is to be kept."""
+        if self.settings.keep == "facts":
+            for each in learner.factors:
+                each.b[learner.train.rank // 2 :].zero_()
