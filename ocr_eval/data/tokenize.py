@@ -42,7 +42,6 @@ class ProbeTokens:
     """One probe: its prompt's tokens, and each candidate's tokens after it.
 
     Attributes:
-        probe: what is asked.
         prompt: the prompt's token ids, BOS included where the tokenizer adds one.
         candidates: a tuple of ids for each candidate, in the probe's order.
     """
@@ -107,20 +106,16 @@ def probe_tokens(tokenizer: Tokenizer, task: Task) -> list[ProbeTokens]:
         cut = [next(tokens) for _ in probe.candidates]
         ids = tuple(c.answer for c in cut)
         if ids not in checked and not task.whole_answers:
-            _check_first_tokens(probe, ids)
+            clashes = [" = ".join(words) for words in same_first_token(probe.candidates, ids)]
+            if clashes:
+                raise UserError(
+                    f"After '{probe.prompt}' some candidates begin with the same token for this tokenizer "
+                    f"({'; '.join(clashes)}), so first-token scoring cannot tell them apart. "
+                    "Replace one of each in the association."
+                )
             checked.add(ids)
         result.append(ProbeTokens(probe, cut[0].prompt, ids))
     return result
-
-
-def _check_first_tokens(probe: Probe, ids: tuple[Ids, ...]) -> None:
-    clashes = [" = ".join(words) for words in same_first_token(probe.candidates, ids)]
-    if clashes:
-        raise UserError(
-            f"After '{probe.prompt}' some candidates begin with the same token for this tokenizer "
-            f"({'; '.join(clashes)}), so first-token scoring cannot tell them apart. "
-            "Replace one of each in the association."
-        )
 
 
 def same_first_token(answers: Sequence[str], ids: Sequence[Ids]) -> list[tuple[str, ...]]:

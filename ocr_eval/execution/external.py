@@ -17,15 +17,15 @@ from ocr_eval.common.files import prepare_output
 from ocr_eval.data.audit import audit_task
 from ocr_eval.data.task import build_task
 from ocr_eval.execution.execute import answers, open_view
-from ocr_eval.execution.run_pack import common_fields
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.peft_files import WEIGHTS
 from ocr_eval.methods.trained import check_belongs
 from ocr_eval.models import precision, weights
 from ocr_eval.models.base import Base, device_type, load_tokenizer_from
+from ocr_eval.records.config import config_yaml
 from ocr_eval.records.find import FinishedRun
-from ocr_eval.records.folder import RunFolder, config_yaml, kind_of
-from ocr_eval.records.metrics import MetricsLine
+from ocr_eval.records.folder import RunFolder, kind_of
+from ocr_eval.records.metrics import MetricsLine, common_fields
 from ocr_eval.records.record import Record
 from ocr_eval.scoring.quantities import held_out, probe_lines, summarize_quantities
 from ocr_eval.specs.model import Device, Training
@@ -81,7 +81,7 @@ def record_external(
             del view  # two networks need not fit into memory
             gc.collect()
         record = Record(
-            **common_fields(folder, spec, task.quantities, lines),
+            **common_fields(folder.identity, spec, task.quantities, lines),
             train=training,
             base_identity=base,
             adapter_sha256=sha256,
