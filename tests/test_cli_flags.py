@@ -15,7 +15,7 @@ from test_cli import YAML, one_line
 from ocr_eval.cli.app import app
 from ocr_eval.cli.variables import commands, variables
 from ocr_eval.common import yaml_files
-from ocr_eval.records.folder import config_yaml, read_run
+from ocr_eval.records.config import config_yaml, read_run
 from ocr_eval.specs.run import RunSpec
 
 ROOT = typer.main.get_command(app)

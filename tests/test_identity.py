@@ -12,7 +12,7 @@ from test_table import record
 from ocr_eval.api import records_frame
 from ocr_eval.common import provenance
 from ocr_eval.common.errors import UserError
-from ocr_eval.records.folder import read_config
+from ocr_eval.records.config import read_config
 from ocr_eval.records.record import read_record, read_settings, to_plain
 from ocr_eval.records.select import group_rows
 from ocr_eval.specs import strict
@@ -111,7 +111,7 @@ def test_the_config_of_an_older_run_is_what_that_run_was(ocr_eval, tiny, tmp_pat
     assert ocr_eval(*flags, "-o", tmp_path).code == 0
     (config,) = tmp_path.rglob("config.yaml")
     assert "language" not in yaml.safe_load(config.read_text())["data"]
-    monkeypatch.setattr("ocr_eval.records.folder.DataSpec", Older)
+    monkeypatch.setattr("ocr_eval.records.config.DataSpec", Older)
     monkeypatch.setattr(RunSpec, "model_validate", classmethod(lambda cls, content, **_: content))
     assert read_config(config.parent)["data"]["language"] == "en"
 

@@ -27,7 +27,7 @@ from ocr_eval.measures.ov_change import gain, ov_changes
 from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.adapters import Adapters, LaneShape
 from ocr_eval.methods.changes import Dense
-from ocr_eval.records.folder import read_config
+from ocr_eval.records.config import read_config
 
 KINDS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2, vocab_size=50)),

@@ -20,7 +20,7 @@ from ocr_eval.data.tokenize import encode, probe_tokens
 from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.changes import Dense, LowRank
 from ocr_eval.packing.logprobs import read_ranks
-from ocr_eval.records.folder import read_config
+from ocr_eval.records.config import read_config
 from ocr_eval.specs.association import load_association
 
 

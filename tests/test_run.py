@@ -18,8 +18,8 @@ from msgspec.structs import replace
 from peft import PeftModel
 
 from ocr_eval.methods.pack import GradientPack
+from ocr_eval.records.config import read_config
 from ocr_eval.records.find import FinishedRun
-from ocr_eval.records.folder import read_config
 from ocr_eval.records.record import read_record, to_plain
 from ocr_eval.records.run_files import matched_of
 

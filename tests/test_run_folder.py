@@ -14,8 +14,9 @@ from test_table import record
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_jsonl, replacing, replacing_folder, to_jsonl, write_atomic
 from ocr_eval.execution.status import run_state
-from ocr_eval.records import folder as run_folder
-from ocr_eval.records.folder import RunFolder, config_yaml
+from ocr_eval.records import hold
+from ocr_eval.records.config import config_yaml
+from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.metrics import MetricsLine
 
 
@@ -125,7 +126,7 @@ def test_a_run_on_another_host_is_running_while_its_process_lives(tmp_path, monk
     folder, hosts = RunFolder(tmp_path / "runs" / "m/a/lora/seed0-01234567"), iter(["elsewhere"])
     here = socket.gethostname()
     monkeypatch.setattr(socket, "gethostname", lambda: next(hosts, here))
-    monkeypatch.setattr(run_folder, "HEARTBEAT", 0.05, raising=False)
+    monkeypatch.setattr(hold, "HEARTBEAT", 0.05)
     with folder.lock():
         folder.add_metrics(MetricsLine(epoch=0))
         long_ago = time.time() - 10_000  # an epoch may take hours

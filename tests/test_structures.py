@@ -14,7 +14,7 @@ from ocr_eval.common.registry import STRUCTURES
 from ocr_eval.data.audit import audit_association
 from ocr_eval.data.export import export_task
 from ocr_eval.data.task import Example, Probe, Quantity, Task, build_task
-from ocr_eval.records.folder import read_config
+from ocr_eval.records.config import read_config
 from ocr_eval.specs.association import Association, Word, load_association
 from ocr_eval.specs.names import people
 

@@ -10,7 +10,7 @@ from test_table import answers, record
 
 from ocr_eval.analysis.controls import compare_conditions, verdict
 from ocr_eval.data.audit import audit_association
-from ocr_eval.execution import run_pack
+from ocr_eval.execution import resume, run_pack
 from ocr_eval.planning import pack_memory
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.specs.association import load_association
@@ -147,7 +147,7 @@ def test_an_interrupted_study_resumes_in_its_packs(interrupted, study, ocr_eval,
     command, state, pack = interrupted
     before = state.read_text()
     assert "6 interrupted" in ocr_eval("status", tmp_path).out
-    assert run_pack.common_epoch([RunFolder(tmp_path / "runs" / run) for run in pack], [4] * 6) >= 1
+    assert resume.common_epoch([RunFolder(tmp_path / "runs" / run) for run in pack], [4] * 6) >= 1
     assert study(*command).code == 0
     assert state.read_text() == before
     finished = records(tmp_path)

@@ -6,8 +6,7 @@ import numpy as np
 from conftest import tiny_run
 
 from ocr_eval.execution.execute import PlannedRun
-from ocr_eval.execution.progress import SweepWatcher
-from ocr_eval.execution.run_pack import Step
+from ocr_eval.execution.progress import Step, SweepWatcher
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.metrics import MetricsLine
 from ocr_eval.scoring.ranks import HeldOut

@@ -8,7 +8,8 @@ import pytest
 from conftest import as_a_pack, tiny_run
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.execution.run_pack import Execution, Step
+from ocr_eval.execution.progress import Step
+from ocr_eval.execution.run_pack import Execution
 from ocr_eval.execution.tracking import Tracker, following, how_to_view, require_tracker
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.metrics import MetricsLine

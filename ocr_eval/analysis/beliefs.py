@@ -29,9 +29,7 @@ class Total:
     """The beliefs about one column.
 
     Attributes:
-        column: which.
         source: the column that foretells it.
-        missing: its missing values.
         foretold: those of which something is foretold; what follows counts them alone.
         follows: of how many the model believes that.
         base_follows: and the untouched model.

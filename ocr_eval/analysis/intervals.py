@@ -123,7 +123,6 @@ def estimate(seeds: Sequence[Units], within: tuple[float, float] = (-math.inf, m
     """Mean over seeds and its interval.
 
     Args:
-        seeds: the values of each seed.
         within: what a value can be at all; an interval ends there.
 
     Raises:

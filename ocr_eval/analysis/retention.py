@@ -26,9 +26,6 @@ class Retained:
     """Means over the runs of one cell.
 
     Attributes:
-        row: the row's name.
-        association: the column's.
-        runs: how many.
         known: facts that the base knew.
         kept: share of them that is still known.
         fitted_known: share of what was taught that the base knew and the run fits.

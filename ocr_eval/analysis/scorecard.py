@@ -37,7 +37,6 @@ class Links:
     """The links of one kind under one row.
 
     Attributes:
-        associations: their names.
         score: OCR score, the mean over associations in each seed that all of them have.
         lift: the same minus that of the row's own no-entailment control; None where it was not made.
         against: the same minus that of the row of reference; None for that row, and where no people are shared.
@@ -58,7 +57,6 @@ class ScorecardRow:
     Attributes:
         name: model and setting.
         reference: the row that it is compared with; its own name for that row.
-        runs: how many.
         unlearned: of how many of them a premise does not hold; such a row is compared with none.
         premises: mean top-1 of each premise.
         links: by kind, of those kinds that it has runs of.

@@ -90,7 +90,6 @@ class Row(RowKey):
     """A model under one setting, or a published row, whose setting is ``published``.
 
     Attributes:
-        cells: by association.
         dtype: the precision of its runs; empty in published rows.
     """
 
@@ -104,13 +103,9 @@ class Table:
     """The mean-rank table.
 
     Attributes:
-        scoring: whose ranks.
         metric: what cells show; None for mean rank, null rank and OCR score together.
-        by: the keys that rows are made of.
-        associations: the columns.
         rows: the project's own rows, then the published ones.
         protocol: the data protocol that all runs share, by key.
-        findings: the names of the quantities that are shown.
     """
 
     scoring: Scoring
@@ -151,8 +146,9 @@ def build_table(
         ValueError: no records.
         UserError: a metric that is neither a statistic of ranks nor found by any measure.
     """
-    if metric is not None:
-        _check_metric(metric, records)
+    found = {key for record in records for key in measured(record)} if metric and metric not in METRICS else set[str]()
+    if metric and metric not in (*METRICS, *found):
+        raise unknown_name("metric", metric, (*METRICS, *found), "Measures are taken at the end of a run (--measures).")
     metric = metric or ("ocr-score" if short else None)
     with_interval = () if short else intervals.METRICS
     shown = tuple(each for each in with_interval if every_interval or each == (metric or "ocr-score"))
@@ -269,12 +265,6 @@ def measured(record: Record) -> dict[Metric, float]:
 def mean_of_keys(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each number that all have."""
     return {key: sum(of[key] for of in found) / len(found) for key in found[0] if all(key in of for of in found)}
-
-
-def _check_metric(metric: Metric, records: Sequence[Record]) -> None:
-    found = {key for record in records for key in measured(record)}
-    if metric not in METRICS and metric not in found:
-        raise unknown_name("metric", metric, (*METRICS, *found), "Measures are taken at the end of a run (--measures).")
 
 
 def flat_cells(table: Table) -> Iterable[dict[str, Any]]:

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -156,17 +155,13 @@ def main() -> None:
     Not where it is ignored, and not under a launcher of several processes, which ends them with it.
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and is_alone():
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     code = run()
     for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to interrupt
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -200,7 +195,8 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except (OSError, SafetensorError) as error:
-        if _disk_is_full(error):
+        full = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(error, "errno", None) in full or any(f"os error {number}" in str(error) for number in full):
             return _fail("The disk is full. Free some space and rerun the same command: it resumes.", 1)
         return _fail(_file_problem(error), 2)
     except UnicodeEncodeError as error:
@@ -238,11 +234,6 @@ def _usage_problem(error: TyperException) -> str:
             problem += f" Did you mean '{close[0]}'?" if close else ""
         text = f"Invalid value for '{flag}': {given!r}. {problem}"
     return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See '{context.command_path} --help'."
-
-
-def _disk_is_full(error: Exception) -> bool:
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in full or any(f"os error {number}" in str(error) for number in full)
 
 
 #: What to do about a file, by the system's reason.

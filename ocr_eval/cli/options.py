@@ -82,7 +82,7 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
 
 def _run_flags(context: typer.Context, path: Path) -> dict[str, Any]:
     """Flags that describe the run of a config.yaml. The run is kept for ``resolve``, as no flag states all of it."""
-    from ocr_eval.records.folder import read_run
+    from ocr_eval.records.config import read_run
 
     if context.command.name not in _TAKE_A_RUN:
         raise UserError(

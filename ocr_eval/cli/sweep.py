@@ -53,6 +53,7 @@ def sweep(
     means.begin()
     import yaml
 
+    from ocr_eval.common.yaml_files import shipped_names
     from ocr_eval.specs.grid import check_same, read_sweep
 
     if worker is not None:
@@ -65,7 +66,8 @@ def sweep(
     if study is not None:
         raise UserError("--study needs --worker. To run a study, use its own command.")
     held = read_sweep(output_dir)
-    given: dict[str, Any] = {"models": o.words("--models", models), "assocs": _assocs(assocs)}
+    every = tuple(shipped_names("templates")) if assocs == ALL_ASSOCS else o.words("--assocs", assocs)
+    given: dict[str, Any] = {"models": o.words("--models", models), "assocs": every}
     given |= {"score_at": means.score_at, "measures": o.measures(means.measures)}
     given |= {SETTINGS[name].axis: value for name, value in settings.items()}
     given = {name: value for name, value in given.items() if value is not None}
@@ -90,12 +92,6 @@ def sweep(
     if records:
         typer.echo(to_markdown(build_table(records, "first-token", published_mean_ranks())), nl=False)
     sweep_work.report_missing(runs)
-
-
-def _assocs(text: str | None) -> tuple[str, ...] | None:
-    from ocr_eval.common.yaml_files import shipped_names
-
-    return tuple(shipped_names("templates")) if text == ALL_ASSOCS else o.words("--assocs", text)
 
 
 def _grid(given: dict[str, Any], held: Grid | None) -> Grid:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
@@ -71,23 +71,23 @@ class Registry(Generic[T]):
         """
         if name in self._added:
             return self._added[name]
-        if name not in self._loaded:
-            self._loaded[name] = self._load(name)
-        return self._loaded[name]
-
-    def _load(self, name: str) -> T:
+        if name in self._loaded:
+            return self._loaded[name]
         installed = self._installed  # says so where a shipped name is taken
         if name in self._shipped:
             module, _, attribute = self._shipped[name].partition(":")
-            return cast("T", getattr(import_module(module), attribute))
-        if name not in installed:
+            self._loaded[name] = getattr(import_module(module), attribute)
+        elif name in installed:
+            try:
+                self._loaded[name] = installed[name].load()
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise UserError(
+                    f"The {self.noun} '{name}' of {self.source(name)} cannot be imported: {reason}"
+                ) from error
+        else:
             raise unknown_name(self.noun, name, self.names())
-        try:
-            return cast("T", installed[name].load())
-        except Exception as error:
-            raise UserError(
-                f"The {self.noun} '{name}' of {self.source(name)} cannot be imported: {type(error).__name__}: {error}"
-            ) from error
+        return self._loaded[name]
 
     def add(self, name: str, thing: T) -> None:
         """Add one for this process, as in a notebook; worker processes do not know it.

@@ -25,7 +25,6 @@ class PromptAudit:
 
     Attributes:
         quantity: what the prompt asks for.
-        prompt: the prompt that was tried.
         pieces: the tokens of each candidate after it; empty where the boundary does not split.
         generic: the candidates whose first token is a generic piece.
         clashes: groups of candidates with one first token; empty when first-token scoring can be done.
@@ -51,7 +50,6 @@ class Audit:
 
     Attributes:
         bos: the token it puts before every text, None if it adds none.
-        prompts: an audit for each prompt that was tried.
     """
 
     bos: str | None

@@ -87,22 +87,17 @@ def _split_and_relation(quantity: str) -> dict[str, str]:
 
 
 def inspect_rows(probes: Rows) -> Rows:
-    """Probes as samples of inspect_ai; the target is the letter that it gives the right choice."""
+    """Probes as samples of inspect_ai; the target is how it calls the right choice: A to Z, then 1, 2, ..."""
     return [
         {
             "id": probe["subject"],
             "input": probe["prompt"],
             "choices": probe["candidates"],
-            "target": _letter(probe["target"]),
+            "target": chr(ord("A") + probe["target"]) if probe["target"] < 26 else str(probe["target"] - 25),
             "metadata": {key: probe[key] for key in _METADATA if key in probe},
         }
         for probe in probes
     ]
-
-
-def _letter(index: int) -> str:
-    """How inspect_ai calls a choice: A to Z, then 1, 2, ..."""
-    return chr(ord("A") + index) if index < 26 else str(index - 25)
 
 
 def _probes_by_quantity(task: Task) -> dict[str, Rows]:

@@ -233,7 +233,8 @@ def _grouped(origin: str, statements: Sequence[tuple[int, Any, Any]]) -> _Rows:
         first.setdefault(subject, number)
     if left_out:
         warn(f"{origin}: {left_out} of {len(statements)} prompts share no wording with another and are skipped.")
-    columns = {wording: _column_name(wording) for wording in dict.fromkeys(w for of in facts.values() for w in of)}
+    asked = dict.fromkeys(wording for of in facts.values() for wording in of)
+    columns = {wording: " ".join(re.sub(r"\{name\}('s)?", "", wording).split()) or wording for wording in asked}
     if len(set(columns.values())) < len(columns):
         columns = {wording: wording for wording in columns}
     rows = [(first[s], [s, *(of.get(wording) for wording in columns)]) for s, of in facts.items()]
@@ -251,10 +252,6 @@ def _partings(prompt: str) -> list[tuple[str, str]]:
             if j - i < len(words):
                 ways.append((name, " ".join([*words[:i], slot, *words[j:]])))
     return ways
-
-
-def _column_name(wording: str) -> str:
-    return " ".join(wording.replace("{name}'s", "").replace("{name}", "").split()) or wording
 
 
 def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[str] | None) -> FactTable:

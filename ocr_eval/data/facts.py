@@ -47,7 +47,6 @@ class Missing:
 
     Attributes:
         row: of the subject, from 0.
-        column: which.
         truth: what was hidden, None where nothing is known.
         group: the subject's value in the column that foretells, None where that is missing too.
         foretold: the answer that follows from it, None where none does.

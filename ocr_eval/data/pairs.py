@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints, model_validator
 from ocr_eval.common import streams, yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import Example, Probe, Quantity, Task
-from ocr_eval.specs.association import Association, Kind, Name, Relation, Word, repeated
+from ocr_eval.specs.association import Association, Relation, Word, repeated
 from ocr_eval.specs.names import people
 from ocr_eval.specs.run import DataSpec, Order
 from ocr_eval.specs.strict import Strict
@@ -99,16 +99,7 @@ class PairAssociation(Association):
         return {**super().whole(template), "n": len(self.pairs), "m_train": 0, "m_test": 1}
 
 
-class _File(Strict):
-    """What every file of pairs states."""
-
-    name: Name
-    kind: Kind
-    description: Word
-    structure: Literal["pairs"] = "pairs"
-
-
-class _OwnFile(_File):
+class _OwnFile(Association):
     """An association that states its pairs."""
 
     fact: Relation
@@ -123,7 +114,7 @@ class _Derivation(Strict):
     permutation: list[int]
 
 
-class _DerivedFile(_File):
+class _DerivedFile(Association):
     """An association that is a parent with its entailment answers permuted."""
 
     derived: _Derivation
@@ -155,9 +146,9 @@ def _read(content: dict[str, Any], path: Path, ancestors: tuple[Path, ...]) -> P
 
 
 def _association(
-    file: _File, wordings: _OwnFile | PairAssociation, pairs: Iterable[tuple[str, str]], path: Path
+    file: Association, wordings: _OwnFile | PairAssociation, pairs: Iterable[tuple[str, str]], path: Path
 ) -> PairAssociation:
-    head = {key: getattr(file, key) for key in _File.model_fields}
+    head = {key: getattr(file, key) for key in Association.model_fields}
     content = {**head, "fact": wordings.fact, "entailment": wordings.entailment, "pairs": tuple(pairs)}
     return yaml_files.parse(PairAssociation, content, str(path))
 
@@ -225,8 +216,11 @@ class Pairs:
             when = thirds(data.order, subject.split, relation)
             return Example(asked, answer, 1.0, relation, subject.name, str(subject.group), when)
 
+        taught_group = {subject: subject.group for subject in subjects if subject.split == "train"}
+        if data.variant == "shuffled":  # whose entailment each is taught is dealt
+            dealt = chain.from_iterable(deal(f"{stream}/shuffle", data.n, data.m_train))
+            taught_group = dict(zip(taught_group, dealt, strict=True))
         train = []
-        taught_group = _taught_groups(data, stream, subjects)
         for subject in subjects:
             for template in data.templates:
                 train.append(example(subject, "fact", template, subject.group))
@@ -263,15 +257,6 @@ def _subjects(data: DataSpec, stream: str) -> Iterator[_Subject]:
             yield _Subject(name, group, "train")
         for name in test[group * data.m_test : (group + 1) * data.m_test]:
             yield _Subject(name, group, "test")
-
-
-def _taught_groups(data: DataSpec, stream: str, subjects: Sequence[_Subject]) -> dict[_Subject, int]:
-    """Whose entailment each train subject is taught: its own group's, or one that is dealt to it."""
-    train = [subject for subject in subjects if subject.split == "train"]
-    if data.variant != "shuffled":
-        return {subject: subject.group for subject in train}
-    dealt = chain.from_iterable(deal(f"{stream}/shuffle", data.n, data.m_train))
-    return dict(zip(train, dealt, strict=True))
 
 
 def deal(stream: str, n: int, m_train: int) -> list[list[int]]:

@@ -77,20 +77,17 @@ class Reversal:
         blocks = []
         for names in blocks_of_people(data, f"{stream}/people"):
             ends, starts = names[: len(names) // 2], names[len(names) // 2 :]
-            units = tuple(self._unit(association, data, a, b) for a, b in zip(starts, ends, strict=True))
-            blocks.append(
-                Block(units[: data.n], {"fact": tuple(ends[data.n :]), "entailment": tuple(starts[data.n :])})
+            units = tuple(
+                Unit(
+                    subject=b,
+                    fact=Statement(association.fact.prompts(a), b, association.weight),
+                    entailment=Statement(association.entailment.prompts(b), a, association.weight),
+                    beside=tuple(each.example(a, b) for each in association.beside),
+                )
+                for a, b in zip(starts[: data.n], ends, strict=False)
             )
+            blocks.append(Block(units, {"fact": tuple(ends[data.n :]), "entailment": tuple(starts[data.n :])}))
         return task_of_blocks(blocks, data, stream)
-
-    @staticmethod
-    def _unit(association: ReversalAssociation, data: DataSpec, a: str, b: str) -> Unit:
-        return Unit(
-            subject=b,
-            fact=Statement(association.fact.prompts(a), b, association.weight),
-            entailment=Statement(association.entailment.prompts(b), a, association.weight),
-            beside=tuple(each.example(a, b) for each in association.beside),
-        )
 
 
 REVERSAL = Reversal()

@@ -31,7 +31,6 @@ class Example:
     Attributes:
         weight: factor of its tokens' share in the loss.
         role: what kind of sentence it is, in the structure's words.
-        subject: whom it is about.
         unit: the subject's unit (see ``Probe``).
         thirds: the thirds of training, from 0, in which it is taught, in k of them every k-th epoch, so that all are
             seen equally often; empty for every epoch.
@@ -63,7 +62,6 @@ class Probe:
         null: indices of the candidates in use, those that are true of some subject. The null rank is their mean.
         quantity: name of the quantity that it counts for.
         unit: what is exchangeable under the null: subjects of one unit are not independent observations.
-        subject: whom it asks about.
 
     Raises:
         UserError: fewer than two candidates in use, one that occurs twice, or a right one that is not in use.

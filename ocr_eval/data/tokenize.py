@@ -43,7 +43,6 @@ class ProbeTokens:
     """One probe: its prompt's tokens, and each candidate's tokens after it.
 
     Attributes:
-        probe: what is asked.
         prompt: the prompt's token ids, BOS included where the tokenizer adds one.
         candidates: a tuple of ids for each candidate, in the probe's order.
     """

@@ -16,7 +16,8 @@ from ocr_eval.common.files import prepare_output
 from ocr_eval.common.out_of_memory import free_cache
 from ocr_eval.data.task import Task, build_task
 from ocr_eval.data.tokenize import probe_tokens
-from ocr_eval.execution.run_pack import Execution, LiveRun, common_epoch, inject, prepare
+from ocr_eval.execution.resume import common_epoch
+from ocr_eval.execution.run_pack import Execution, LiveRun, inject, prepare
 from ocr_eval.measures.measure import Trained, find_measures
 from ocr_eval.methods.adapters import Adapters
 from ocr_eval.methods.method import method_of
@@ -146,7 +147,10 @@ class Bases:
         needs = method_of(spec.train).needs
         held = self._base and (self._base.spec, self._base.quantized)
         if self._base is None or needs.whole or held != (spec.model, needs.quantized):
-            self._release()  # two bases need not fit into memory
+            if self._base is not None:  # two need not fit into memory
+                used, self._base = self._base.device, None
+                gc.collect()  # cycles of references keep a quantized network alive
+                free_cache(used)
             self.refuse_impossible(spec)
             holds = least(spec.model, spec.train, device_type(self._device))
             files = self.weights(spec.model)
@@ -155,13 +159,6 @@ class Bases:
                 return base
             self._base = base
         return self._base
-
-    def _release(self) -> None:
-        """Drop the base in memory; cycles of references keep a quantized network alive."""
-        if self._base is not None:
-            device, self._base = self._base.device, None
-            gc.collect()
-            free_cache(device)
 
 
 def do_pack(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None:

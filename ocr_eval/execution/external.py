@@ -22,15 +22,15 @@ from ocr_eval.common.files import prepare_output
 from ocr_eval.data.audit import audit_task
 from ocr_eval.data.task import Task, build_task
 from ocr_eval.execution.execute import answers, open_view
-from ocr_eval.execution.run_pack import common_fields
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.peft_files import WEIGHTS
 from ocr_eval.methods.trained import check_belongs
 from ocr_eval.models import precision, weights
 from ocr_eval.models.base import Base, device_type, load_tokenizer_from
+from ocr_eval.records.config import config_yaml
 from ocr_eval.records.find import FinishedRun
-from ocr_eval.records.folder import RunFolder, config_yaml, kind_of
-from ocr_eval.records.metrics import MetricsLine
+from ocr_eval.records.folder import RunFolder, kind_of
+from ocr_eval.records.metrics import MetricsLine, common_fields
 from ocr_eval.records.record import Record
 from ocr_eval.scoring.candidates import CandidateScores
 from ocr_eval.scoring.quantities import held_out, inexact, probe_lines, summarize_quantities
@@ -150,7 +150,7 @@ def _keep(
         for line in lines:
             folder.add_metrics(line)
         record = Record(
-            **common_fields(folder, spec, task.quantities, lines) | known,
+            **common_fields(folder.identity, spec, task.quantities, lines) | known,
             train=training,
             remote_code=last.brings_code,
             inexact=inexact(task, last.scores),

@@ -1,15 +1,74 @@
-"""What a person follows of a sweep while it runs: a line for each epoch of a pack."""
+"""What a person follows of runs while they train: a line for each epoch of a run, or of a pack of a sweep."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ocr_eval.common.messages import duration, say
-from ocr_eval.execution.execute import PlannedRun
-from ocr_eval.execution.run_pack import Step
+from ocr_eval.data.task import Quantity, the_finding
+from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.metrics import MetricsLine
+from ocr_eval.scoring.ranks import premises
+from ocr_eval.specs.run import RunSpec
+
+if TYPE_CHECKING:
+    from ocr_eval.execution.execute import PlannedRun
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run's new line of metrics.jsonl.
+
+    Attributes:
+        quantities: what it is asked; not known of a run in another process.
+    """
+
+    spec: RunSpec
+    folder: RunFolder
+    line: MetricsLine
+    quantities: Sequence[Quantity] = ()
+
+
+#: Receives, at epoch 0 and after each epoch of a pack, the new line of every run in it.
+Watcher = Callable[[Sequence[Step]], None]
+
+
+def say_lines(steps: Sequence[Step]) -> None:
+    """The watcher that says every line on stderr."""
+    for step in steps:
+        say(progress_line(step) + _time_left(step, len(steps)))
+
+
+def progress_line(step: Step) -> str:
+    """What a person reads of a line of metrics."""
+    spec, line = step.spec, step.line
+    learned = premises(step.quantities, line.scores) if line.scores else {}
+    control = "" if spec.data.variant == "real" else f" {spec.data.variant}"
+    loss = "untouched base" if line.train_loss is None else f"loss {line.train_loss:7.4f}"
+    known = f"  learned {min(learned.values()):4.0%}" if learned else ""
+    width, inferred = len(str(spec.train.epochs)), ""
+    if line.held_out is not None:
+        finding = line.of("first-token")[the_finding(step.quantities).name]
+        inferred = (
+            f"  held-out mean rank {finding.mean_rank:.2f} (null {finding.null_rank:.2f})  "
+            f"OCR score {line.held_out['first-token'].ocr_score:+.2f}"
+        )
+    begin = f"{spec.association.name}{control} seed {spec.seeds} epoch {line.epoch:>{width}}/{spec.train.epochs}"
+    return f"{begin}  {loss:>14}{known}{inferred}"
+
+
+def _time_left(step: Step, runs: int) -> str:
+    """What is left of a pack of ``runs`` runs at the pace so far; nothing before the first epoch and after the last."""
+    epoch, lines = step.line.epoch, step.folder.metrics()
+    left = step.spec.train.epochs - epoch
+    if not epoch or not left:
+        return ""
+    spent = sum(line.seconds for line in lines if line.epoch)
+    return f"  {duration(spent * runs / epoch * left)} left"
 
 
 class SweepWatcher:

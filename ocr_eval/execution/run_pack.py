@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,12 +20,14 @@ from msgspec.structs import replace as replace_fields
 from ocr_eval.common import provenance
 from ocr_eval.common.distributed import agreed, is_first
 from ocr_eval.common.errors import RunFailed, TooLarge, reason_of
-from ocr_eval.common.messages import duration, say, warn
+from ocr_eval.common.messages import say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
 from ocr_eval.data.audit import Audit, audit_task
-from ocr_eval.data.task import Quantity, Task, the_finding
+from ocr_eval.data.task import Task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.execution.interruption import StopRequest, stop_request
+from ocr_eval.execution.progress import Step, Watcher, say_lines
+from ocr_eval.execution.resume import first_epoch
 from ocr_eval.measures.measure import Measure, Trained, take_measures
 from ocr_eval.methods.method import Pack
 from ocr_eval.methods.pack import attach
@@ -33,54 +35,20 @@ from ocr_eval.methods.prevention import end_differs, stops_when_learned, task_of
 from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
-from ocr_eval.records.folder import RunFolder, config_yaml
-from ocr_eval.records.metrics import MetricsLine, matched_in
+from ocr_eval.records.config import config_yaml
+from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.metrics import MetricsLine, common_fields, matched_in
 from ocr_eval.records.record import Matched, Record
 from ocr_eval.scoring.candidates import CandidateScores, score_lanes, told_apart
 from ocr_eval.scoring.quantities import held_out, probe_lines, summarize_quantities
-from ocr_eval.scoring.ranks import Scores, premises, premises_hold
+from ocr_eval.scoring.ranks import Scores, premises_hold
 from ocr_eval.specs import schedule
 from ocr_eval.specs.model import Device
 from ocr_eval.specs.run import SCORINGS, RunSpec
-from ocr_eval.specs.strict import RESULTS_VERSION
 
 #: Seconds between checkpoints, or ten times what one takes to write if that is longer; being killed costs at most
 #: this much, Ctrl-C at most the epoch that has begun (execution/interruption.py), and a short run writes none.
 CHECKPOINT_EVERY = 20.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """A run's new line of metrics.jsonl.
-
-    Attributes:
-        quantities: what it is asked; not known of a run in another process.
-    """
-
-    spec: RunSpec
-    folder: RunFolder
-    line: MetricsLine
-    quantities: Sequence[Quantity] = ()
-
-
-#: Receives, at epoch 0 and after each epoch of a pack, the new line of every run in it.
-Watcher = Callable[[Sequence[Step]], None]
-
-
-def say_lines(steps: Sequence[Step]) -> None:
-    """The watcher that says every line on stderr."""
-    for step in steps:
-        say(progress_line(step) + _time_left(step, len(steps)))
-
-
-def _time_left(step: Step, runs: int) -> str:
-    """What is left of a pack of ``runs`` runs at the pace so far; nothing before the first epoch and after the last."""
-    epoch, lines = step.line.epoch, step.folder.metrics()
-    left = step.spec.train.epochs - epoch
-    if not epoch or not left:
-        return ""
-    spent = sum(line.seconds for line in lines if line.epoch)
-    return f"  {duration(spent * runs / epoch * left)} left"
 
 
 @dataclass(frozen=True)
@@ -157,7 +125,6 @@ class Execution:
     """How runs are done; nothing of it changes what is learned.
 
     Attributes:
-        force: run again even what is done.
         score_at: after which epochs all probes are scored (specs/schedule.py).
         watch: receives the new lines of metrics, a pack's epoch at a time.
         measures: what else to measure at the end; None for what is measured by default.
@@ -212,7 +179,8 @@ def _too_large(base: Base, runs: Sequence[LiveRun], reason: str) -> str:
 
 
 def _inject(base: Base, runs: Sequence[LiveRun], how: Execution, measures: Mapping[str, Measure]) -> None:
-    epoch, environment = agreed(_first_epoch, runs), provenance.environment(str(base.device))
+    environment = provenance.environment(str(base.device))
+    epoch = agreed(first_epoch, [run.folder for run in runs], [run.epochs for run in runs])
     for run in runs:
         if not epoch:
             run.folder.clear()
@@ -317,32 +285,6 @@ def _run(
             raise KeyboardInterrupt
 
 
-def _first_epoch(runs: Sequence[LiveRun]) -> int:
-    """The epoch that a pack resumes after, 0 for the start; what is damaged and so not resumed from is a warning."""
-    epoch = common_epoch([run.folder for run in runs], [run.epochs for run in runs])
-    then = f"training resumes after epoch {epoch}" if epoch else "training starts over"
-    for run in runs:
-        whole = run.folder.resumable()
-        for later, path in run.folder.checkpoints().items():
-            if later > epoch and later not in whole:
-                warn(f"{path}, or the metrics or probes beside it, is damaged: {then}.")
-        if (run.folder.path / "result.json").is_file() and not run.folder.is_prepared():
-            warn(f"{run.folder.path}: result.json, or what it describes, is damaged: {then}.")
-    return epoch
-
-
-def common_epoch(folders: Sequence[RunFolder], epochs: Sequence[int]) -> int:
-    """The last epoch that every run of a pack can resume from, 0 for the start.
-
-    A run can from an epoch whose state it kept, and from its end on if its record is there already.
-    """
-    kept = [folder.resumable() for folder in folders]
-    ends = [last if folder.is_prepared() else math.inf for folder, last in zip(folders, epochs, strict=True)]
-    candidates = set().union(*kept, {int(end) for end in ends if end < math.inf})
-    possible = [e for e in candidates if all(e in own or e >= end for own, end in zip(kept, ends, strict=True))]
-    return max(possible, default=0)
-
-
 @dataclass(frozen=True)
 class _Scored:
     """What a run answered, to all that it is asked or to the premises alone, by first token; and how long it took."""
@@ -415,74 +357,13 @@ def _prepare_record(
     if not is_first():
         return
     asked = run.material
-    found = take_measures(measures, Trained(run.spec, pack, lane, asked.task.quantities, asked.probes, scores))
-    sha256 = pack.save(lane, run.folder.path)
-    last = probe_lines(asked.task, scores, run.epochs)
-    run.folder.prepare(_record(pack.base, run, sha256, found), run.folder.probes() + last)
-
-
-def _record(base: Base, run: LiveRun, learned_sha256: str, measures: dict[str, dict[str, Any]]) -> Record:
-    assert run.lines[-1].train_loss is not None
-    return Record(
-        **common_fields(run.folder, run.spec, run.material.task.quantities, run.lines),
+    record = Record(
+        measures=take_measures(measures, Trained(run.spec, pack, lane, asked.task.quantities, asked.probes, scores)),
+        **common_fields(run.folder.identity, run.spec, asked.task.quantities, run.lines),
         train=run.spec.train,
         matched=run.matched,
-        base_identity=base.identity,
-        adapter_sha256=learned_sha256,
-        remote_code=base.brings_code,
-        measures=measures,
+        base_identity=pack.base.identity,
+        adapter_sha256=pack.save(lane, run.folder.path),
+        remote_code=pack.base.brings_code,
     )
-
-
-def common_fields(
-    folder: RunFolder, spec: RunSpec, quantities: Sequence[Quantity], lines: Sequence[MetricsLine]
-) -> dict[str, Any]:
-    """The fields of a record that its spec and the lines of its metrics state, whoever trained it.
-
-    Those of the untouched base are empty where the lines begin with no epoch 0.
-    """
-    first, last = lines[0], lines[-1]
-    trained = [line.train_seconds for line in lines if line.train_seconds is not None]
-    scored = sum(line.score_seconds or 0.0 for line in lines)
-    seconds = {"train": round(sum(trained), 2)} if len(trained) == len(lines) else {}
-    return {
-        "run": folder.identity,
-        "model": spec.model.name,
-        "published_as": spec.model.published_as,
-        "association": spec.association.name,
-        "kind": spec.association.kind,
-        "seed": spec.seed,
-        "train_seed": spec.train_seed,
-        "dtype": spec.model.dtype,
-        "attention": spec.model.attention,
-        "association_digest": spec.association.digest(),
-        "structure": spec.association.structure,
-        "quantities": quantities,
-        "data": spec.data,
-        "base": {} if first.epoch else first.scores,
-        "final": last.scores,
-        "base_held_out": {} if first.epoch else first.held_out,
-        "held_out": last.held_out,
-        "train_loss": last.train_loss,
-        "seconds": {**seconds, "score": round(scored, 2)},
-        "code": provenance.code_digest(),
-        "results_version": RESULTS_VERSION,
-    }
-
-
-def progress_line(step: Step) -> str:
-    """What a person reads of a line of metrics."""
-    spec, line = step.spec, step.line
-    learned = premises(step.quantities, line.scores) if line.scores else {}
-    control = "" if spec.data.variant == "real" else f" {spec.data.variant}"
-    loss = "untouched base" if line.train_loss is None else f"loss {line.train_loss:7.4f}"
-    known = f"  learned {min(learned.values()):4.0%}" if learned else ""
-    width, inferred = len(str(spec.train.epochs)), ""
-    if line.held_out is not None:
-        finding = line.of("first-token")[the_finding(step.quantities).name]
-        inferred = (
-            f"  held-out mean rank {finding.mean_rank:.2f} (null {finding.null_rank:.2f})  "
-            f"OCR score {line.held_out['first-token'].ocr_score:+.2f}"
-        )
-    begin = f"{spec.association.name}{control} seed {spec.seeds} epoch {line.epoch:>{width}}/{spec.train.epochs}"
-    return f"{begin}  {loss:>14}{known}{inferred}"
+    run.folder.prepare(record, run.folder.probes() + probe_lines(asked.task, scores, run.epochs))

@@ -13,7 +13,8 @@ from typing import Literal
 import psutil
 from tabulate import tabulate
 
-from ocr_eval.records.folder import HEARTBEAT, RunFolder
+from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.hold import HEARTBEAT, holder_of
 from ocr_eval.specs.grid import read_all
 
 #: Seconds without a sign of life after which a run on another host counts as interrupted.
@@ -78,18 +79,13 @@ def run_state(root: Path, run: str, study: str = "") -> RunState:
 
 
 def _is_held(folder: RunFolder) -> bool:
-    holder = folder.holder()
+    holder = holder_of(folder.path)
     if holder is None:
         return False
-    if holder.host == socket.gethostname():
-        return _runs_since(holder.process, holder.seen)
-    return time.time() - holder.seen < _SILENT
-
-
-def _runs_since(process: int, moment: float) -> bool:
-    """Whether a process of this number began before a moment and still runs; numbers are used again."""
-    try:
-        return bool(psutil.Process(process).create_time() <= moment + 1)
+    if holder.host != socket.gethostname():
+        return time.time() - holder.seen < _SILENT
+    try:  # numbers of processes are used again
+        return bool(psutil.Process(holder.process).create_time() <= holder.seen + 1)
     except psutil.Error:
         return False
 

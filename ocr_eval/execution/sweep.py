@@ -28,7 +28,7 @@ from ocr_eval.execution.jobs import Job
 from ocr_eval.execution.run_pack import Execution, prepare
 from ocr_eval.planning.pack_memory import lanes_that_fit
 from ocr_eval.planning.packs import cut_into_packs, share_key
-from ocr_eval.records.folder import parse_run
+from ocr_eval.records.config import parse_run
 from ocr_eval.specs.grid import Grid, SweepState, check_same, read_sweep, state_file
 from ocr_eval.specs.run import RunSpec
 

@@ -28,7 +28,7 @@ from ocr_eval.common.messages import say
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
-    from ocr_eval.execution.run_pack import Step, Watcher
+    from ocr_eval.execution.progress import Step, Watcher
 
 ReportTo = Literal["none", "trackio", "wandb", "tensorboard"]
 
@@ -50,7 +50,6 @@ class Tracker:
     """One run in a tracker: begun, or the one of this group and name resumed.
 
     Args:
-        group: what the run belongs to, e.g. the sweep's name.
         run_name: the run's name within the group; may hold slashes.
         folder: where TensorBoard and Weights & Biases keep their files, each in a folder of its name.
         first_epoch: the next epoch to be logged; what TensorBoard has from there on is struck out.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from ocr_eval.execution.execute import PlannedRun
 from ocr_eval.execution.jobs.local import cores
-from ocr_eval.execution.run_pack import Step, Watcher
+from ocr_eval.execution.progress import Step, Watcher
 from ocr_eval.models.architecture import examine
 from ocr_eval.planning import memory, workload
 from ocr_eval.planning.pack_memory import pack_memory, room, widest

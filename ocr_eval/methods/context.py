@@ -105,10 +105,7 @@ class ContextPack:
     """Runs over one base, each with its context once it has taken its step.
 
     Attributes:
-        base: the base.
-        contexts: of each lane.
         given: the lanes that have taken their step.
-        cut: into what passes are cut.
     """
 
     base: Base

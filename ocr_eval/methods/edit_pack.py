@@ -32,14 +32,9 @@ class EditPack:
     """Runs over one base, each edited in its one step.
 
     Attributes:
-        base: the base.
         adapters: what the edits are written into.
-        specs: the runs.
-        examples: what each is taught.
-        edit: the method.
         found: what each edited lane's line of metrics mentions.
         failed: why a lane's edit failed; it is then the base.
-        cut: into what passes are cut.
     """
 
     base: Base

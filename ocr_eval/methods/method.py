@@ -51,11 +51,7 @@ class Needs:
 
 
 class Pack(Protocol):
-    """Runs that are taught together over one base, a lane each; they share no tensor that changes.
-
-    Attributes:
-        base: the base.
-    """
+    """Runs that are taught together over one base, a lane each; they share no tensor that changes."""
 
     @property
     def base(self) -> Base:
@@ -104,7 +100,6 @@ class Method(Protocol):
     Attributes:
         label: what tables call it.
         about: one line on what it is, with its source.
-        needs: what it needs of the base.
         ignores: settings of TrainSpec that have no effect on it; they are rejected.
         lighter: methods that need less memory, the nearest first; suggested where this one does not fit.
         Settings: a pydantic model of its own settings, if it has any.
@@ -118,11 +113,6 @@ class Method(Protocol):
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:
         """Put runs over a base, untaught: until its first step each is the base itself.
-
-        Args:
-            base: the base, as ``needs`` asks.
-            specs: the runs.
-            examples: what each is taught.
 
         Raises:
             UserError: a setting that the model cannot have.

@@ -66,16 +66,12 @@ class Learner:
 
     Attributes:
         base: over what; not to be changed.
-        train: how it learns.
         order: name of the random stream of its batches.
-        examples: what it learns.
         parameters: its trainable tensors by name, fp32, each with its gradient.
         factors: its adapters, module by module: views of the same tensors; empty where it has none.
         rewrite: puts, after the last step, a function of each matrix's change in its place.
         optimizer: AdamW over them.
         preventions: what interferes with its training.
-        objective: what it minimizes.
-        epochs_done: finished epochs.
     """
 
     base: Base
@@ -100,10 +96,8 @@ class GradientPack:
     """Runs that train together over one base, a lane each; the ``Pack`` of all methods that follow gradients.
 
     Attributes:
-        base: the base.
         adapters: what they train, mounted in the base's network until ``detach``.
         learners: the runs; a run's place is its lane.
-        cut: into what passes are cut.
     """
 
     base: Base
@@ -171,14 +165,7 @@ def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Con
 def gradient_pack(
     base: Base, adapters: Trainable, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]
 ) -> GradientPack:
-    """A pack over what is mounted, with an AdamW for each run.
-
-    Args:
-        base: the base.
-        adapters: what is trained; lanes in the order of the runs.
-        specs: the runs.
-        examples: what each learns.
-    """
+    """A pack over what is mounted, with an AdamW for each run."""
     learners = []
     for lane, (spec, learns) in enumerate(zip(specs, examples, strict=True)):
         parameters = adapters.parameters(lane)

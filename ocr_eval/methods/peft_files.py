@@ -78,7 +78,6 @@ class AdapterFile:
     """A saved adapter, its tensors not read yet.
 
     Attributes:
-        folder: where.
         config: as PEFT reads it.
         fields: the configuration as it is in the file.
         shapes: of each tensor, by its name in the file.
@@ -141,11 +140,6 @@ def write_adapter(
     The base is named by its hub repository where it has one, and else by the model's name.
 
     Args:
-        folder: where.
-        factors: A and B of each adapted module.
-        rank: LoRA r.
-        alpha: LoRA alpha.
-        model: the base.
         in_full: whether other modules of the same last name are not adapted.
 
     Returns:

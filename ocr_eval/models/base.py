@@ -121,6 +121,7 @@ def load_base(
     mapped = quantized or accelerator.device.type == "cuda"  # read onto the device itself, not by way of the CPU
     if quantized:
         require_bitsandbytes("--method qlora")
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     try:
         with quiet_transformers():
             here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trusts_code()}
@@ -134,7 +135,9 @@ def load_base(
                 **here,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
-                **({"quantization_config": _nf4(spec)} if quantized else {}),
+                quantization_config=BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=DTYPES[spec.dtype])
+                if quantized
+                else None,
                 **({"device_map": _placement(accelerator, holds)} if mapped else {}),
             )
         _refuse_incomplete(spec, folder, found)
@@ -203,15 +206,6 @@ def freeze(network: PreTrainedModel) -> None:
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def _nf4(spec: ModelSpec) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPES[spec.dtype],
-    )
 
 
 def require_bitsandbytes(what: str) -> None:

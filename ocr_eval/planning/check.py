@@ -22,7 +22,6 @@ class Check:
         model: as the user named it.
         architecture: its kind, sizes, modules, and the attention it would run with on this machine; None of a folder
             that holds only a tokenizer.
-        vocabulary: entries of the tokenizer.
     """
 
     model: str

@@ -20,7 +20,7 @@ from ocr_eval.planning import memory, timing, workload
 from ocr_eval.planning.memory import MemoryPlan
 from ocr_eval.planning.timing import Speed
 from ocr_eval.planning.workload import Workload
-from ocr_eval.records.folder import config_yaml
+from ocr_eval.records.config import config_yaml
 from ocr_eval.specs import schedule
 from ocr_eval.specs.model import Device, FolderWeights, HubWeights, ModelSpec, PackageWeights, Precision
 from ocr_eval.specs.run import RunSpec

@@ -40,7 +40,12 @@ def cut_into_packs(
             lanes = min(_lanes(group, device), len(group))
             if device == "cuda":  # each has a GPU of its own, which would be idle
                 lanes = min(lanes, -(-len(group) // workers))
-            packs += _cut(group, fit(group, lanes) if lanes > 1 else 1, workers)
+            count = -(-len(group) // (fit(group, lanes) if lanes > 1 else 1))
+            if count > 1:  # a multiple of the workers
+                count = min(len(group), -(-count // workers) * workers)
+            size, more = divmod(len(group), count)  # the first packs may have one run more
+            bounds = [k * size + min(k, more) for k in range(count + 1)]
+            packs += [list(group[first:last]) for first, last in pairwise(bounds)]
             start = end
     return packs
 
@@ -57,13 +62,3 @@ def _lanes(specs: Sequence[RunSpec], device: str) -> int:
         return 1
     nodes = max(spec.train.batch_size for spec in specs) * NODES_A_STATEMENT
     return max(1, PASS_NODES.get(device, PASS_NODES["cpu"]) // nodes)
-
-
-def _cut(specs: Sequence[RunSpec], lanes: int, workers: int) -> list[list[RunSpec]]:
-    """As few packs as lanes allow, or a multiple of the workers; the first packs may have one run more."""
-    count = -(-len(specs) // lanes)
-    if count > 1:
-        count = min(len(specs), -(-count // workers) * workers)
-    size, more = divmod(len(specs), count)
-    bounds = [k * size + min(k, more) for k in range(count + 1)]
-    return [list(specs[start:end]) for start, end in pairwise(bounds)]

@@ -35,11 +35,9 @@ class Workload:
     """The amount of work of one run.
 
     Attributes:
-        task: what is taught and asked.
         real_tokenizer: whether tokens were counted with the model's own tokenizer, or with a stand-in.
         tokens: statement tokens per epoch, as they would be without shared prefixes.
         nodes: nodes of the forests per epoch, with padding: what is computed.
-        steps: optimizer steps of the run.
         training: the largest batch of the first epoch.
         scored_nodes: nodes of one scoring.
         scorings: how often all probes are scored at most.

@@ -29,58 +29,30 @@ import json
 import math
 import os
 import re
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import yaml
-from filelock import Timeout
-
-from ocr_eval.common import yaml_files
-from ocr_eval.common.errors import Busy, UserError
-from ocr_eval.common.files import (
-    read_json,
-    read_jsonl,
-    refuse_folder,
-    remove,
-    replacing,
-    stored,
-    sync,
-    to_jsonl,
-    whole,
-    write_atomic,
-)
-from ocr_eval.common.locks import hold
+from ocr_eval.common import files
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import write_atomic
 from ocr_eval.models.weights import file_sha256, folder_digest
+from ocr_eval.records import hold
 from ocr_eval.records.card import adapter_card
+from ocr_eval.records.config import read_config
 from ocr_eval.records.metrics import MetricsLine, metrics_text, read_metrics
 from ocr_eval.records.record import OtherVersion, Record, read_record
-from ocr_eval.specs.model import Training, TrainSpec
-from ocr_eval.specs.run import DataSpec, RunSpec
+from ocr_eval.specs.model import Training
+from ocr_eval.specs.run import RunSpec
 from ocr_eval.specs.strict import SCHEMA_VERSION
 
-#: Seconds that a lock is waited for: one that only checks whether it is free holds it for an instant.
-_GLANCE = 0.2
-#: Seconds between signs of life of whoever holds a folder.
-HEARTBEAT = 60.0
-#: The weights of an adapter in PEFT's format.
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+#: The weights of an adapter in PEFT's format; what a run read that learned no weights.
+_ADAPTER_WEIGHTS, _CONTEXT = "adapter_model.safetensors", "context.txt"
 #: What makes a run count, written last and removed first.
 _LAST = ("status.json", "result.json")
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process that holds a run's folder: its host, its number there, and its last sign of life."""
-
-    host: str
-    process: int
-    seen: float
 
 
 @dataclass(frozen=True)
@@ -102,96 +74,29 @@ class RunFolder:
         return {int(match[1]): path for match, path in found if match}
 
     @property
-    def adapter(self) -> Path:
-        """The adapter in PEFT format."""
-        return self.path / "adapter"
-
-    @property
-    def model(self) -> Path:
-        """The whole model in Hugging Face layout, where all parameters were trained."""
-        return self.path / "model"
-
-    @property
-    def context(self) -> Path:
-        """What the run read, where it learned no weights."""
-        return self.path / "context.txt"
-
-    @property
     def learned(self) -> Path:
         """What the run learned: its adapter or its model.
 
         Raises:
             UserError: it learned no weights.
         """
-        if self.context.is_file():
-            raise UserError(f"{self.path} has no trained weights to score: it read {self.context.name}.")
-        return self.model if self.model.is_dir() else self.adapter
+        if (self.path / _CONTEXT).is_file():
+            raise UserError(f"{self.path} has no trained weights to score: it read {_CONTEXT}.")
+        model = self.path / "model"
+        return model if model.is_dir() else self.path / "adapter"
 
     @property
     def identity(self) -> str:
         """The folder's place below ``runs/``: model, association, method, seed and fingerprint."""
         return "/".join(self.path.parts[-4:])
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for this process; released also when the process is killed.
-
-        The file ``.lock`` stays, unless an error ends the work before it has left anything: then no trace is left.
-
-        Raises:
-            Busy: another process holds it.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            held = hold(self.path / ".lock", timeout=_GLANCE)
-        except Timeout as error:
-            raise Busy(
-                f"Another process is working on {self.path}. Wait for it, or choose another --output-dir."
-            ) from error
-        holder = self.path / ".holder"
-        holder.write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
-        ended = threading.Event()
-        threading.Thread(target=_beat, args=(holder, ended), daemon=True).start()
-        try:
-            yield
-        except BaseException:
-            self._remove_if_empty()
-            raise
-        finally:
-            ended.set()
-            holder.unlink(missing_ok=True)
-            held.lock.release()
-
-    def _remove_if_empty(self) -> None:
-        """Remove the folder and its parents up to ``runs/`` where they hold nothing but this process's lock.
-
-        Whoever waits for the lock sees that its file is gone and makes another.
-        """
-        if {path.name for path in self.path.iterdir()} <= {".lock", ".holder"}:
-            for name in (".holder", ".lock"):
-                (self.path / name).unlink(missing_ok=True)
-            with suppress(OSError):  # the first that is not empty ends it
-                for folder in (self.path, *self.path.parents[:4]):
-                    folder.rmdir()
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder for this process; see ``hold.hold``."""
+        return hold.hold(self.path)
 
     def is_held(self) -> bool:
         """Whether a process holds the folder now; makes nothing."""
-        if not (self.path / ".lock").is_file():
-            return False
-        try:
-            with hold(self.path / ".lock", timeout=0):
-                return False
-        except Timeout:
-            return True
-
-    def holder(self) -> Holder | None:
-        """Who took the folder last and did not give it back; the process may have been killed since."""
-        path = self.path / ".holder"
-        try:
-            host, process = path.read_text(encoding="utf-8").split()
-            return Holder(host, int(process), path.stat().st_mtime)
-        except (OSError, ValueError):
-            return None
+        return hold.is_held(self.path)
 
     def has_begun(self) -> bool:
         """Whether the run is finished or can be resumed."""
@@ -207,7 +112,7 @@ class RunFolder:
 
     def _has_record(self) -> bool:
         path = self.path / "result.json"
-        kept = stored(path)
+        kept = files.stored(path)
         return kept.is_file() and _is_record(path, kept.stat().st_mtime_ns, kept.stat().st_size)
 
     def is_prepared(self) -> bool:
@@ -227,9 +132,10 @@ class RunFolder:
         Raises:
             OSError, UserError: there are none.
         """
-        if self.context.is_file():
-            return file_sha256(self.context)
-        return folder_digest(self.model) if self.model.is_dir() else file_sha256(self.adapter / ADAPTER_WEIGHTS)
+        if (self.path / _CONTEXT).is_file():
+            return file_sha256(self.path / _CONTEXT)
+        learned = self.learned
+        return folder_digest(learned) if learned.name == "model" else file_sha256(learned / _ADAPTER_WEIGHTS)
 
     def failure(self) -> str | None:
         """Why the run failed, if it did.
@@ -240,8 +146,8 @@ class RunFolder:
         path = self.path / "failure.json"
         if not path.is_file():
             return None
-        with whole(path):
-            return str(read_json(path)["reason"])
+        with files.whole(path):
+            return str(files.read_json(path)["reason"])
 
     @property
     def answers(self) -> Path:
@@ -251,11 +157,11 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what an earlier attempt left, so that the run starts from nothing; first what makes it count."""
         for mark in _LAST:
-            remove(self.path / mark)
-        sync(self.path)
+            files.remove(self.path / mark)
+        files.sync(self.path)
         for entry in self.path.iterdir():
-            if entry.name not in (".lock", ".holder", self.answers.name):
-                remove(entry)
+            if entry.name not in (*hold.FILES, self.answers.name):
+                files.remove(entry)
 
     def begin(self, config: str, environment: dict[str, Any], audit: dict[str, Any]) -> None:
         """Write what the run is, where it runs and what the tokenizer makes of its candidates; it is now unfinished.
@@ -266,8 +172,8 @@ class RunFolder:
             UserError: what a finished run writes last could not be written then.
         """
         for mark in _LAST:
-            refuse_folder(self.path / mark)
-            remove(self.path / mark)
+            files.refuse_folder(self.path / mark)
+            files.remove(self.path / mark)
         earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
         write_atomic(self.path / "config.yaml", config)
         self._write("env.json", environment | earlier)
@@ -280,7 +186,7 @@ class RunFolder:
     def _environments(self, now: dict[str, Any]) -> list[dict[str, Any]]:
         """The environments of this run until now that were others than the present one, the oldest first."""
         try:
-            content = dict(read_json(self.path / "env.json"))
+            content = dict(files.read_json(self.path / "env.json"))
             before = [dict(each) for each in content.pop("earlier", [])]
         except (UserError, TypeError, ValueError):  # it is for the curious
             return []
@@ -320,36 +226,35 @@ class RunFolder:
         Raises:
             UserError: it is missing or damaged.
         """
-        with whole(path := self.path / "probes.jsonl"):
-            return [line for line in read_jsonl(path) if line["epoch"] == 0]
+        with files.whole(path := self.path / "probes.jsonl"):
+            return [line for line in files.read_jsonl(path) if line["epoch"] == 0]
 
     def write_probes(self, lines: list[dict[str, Any]]) -> None:
         """Replace probes.jsonl."""
-        write_atomic(self.path / "probes.jsonl", to_jsonl(lines))
+        write_atomic(self.path / "probes.jsonl", files.to_jsonl(lines))
 
     def write_checkpoint(self, epoch: int, write: Callable[[IO[bytes]], None]) -> None:
         """Keep a training state to resume from, sealed; earlier ones stay until ``drop_checkpoints``."""
-        with replacing(self.path / f"checkpoint-{epoch}.pt") as file:
+        with files.replacing(self.path / f"checkpoint-{epoch}.pt") as file:
             write(file)
             file.flush()
             write_atomic(self.path / f"checkpoint-{epoch}.sha256", self._seal(epoch, Path(file.name)))
 
     def resumable(self) -> set[int]:
         """The epochs that the run can resume from: all that this needs is as it was when the state was kept."""
-        return {epoch for epoch, state in self.checkpoints().items() if self._is_sealed(epoch, state)}
-
-    def _is_sealed(self, epoch: int, state: Path) -> bool:
-        try:
-            return state.with_suffix(".sha256").read_bytes() == self._seal(epoch, state).encode()
-        except (OSError, UserError, KeyError, TypeError):  # the state or the probes are gone or damaged
-            return False
+        whole = set()
+        for epoch, state in self.checkpoints().items():
+            with suppress(OSError, UserError, KeyError, TypeError):  # the state or the probes are gone or damaged
+                if state.with_suffix(".sha256").read_bytes() == self._seal(epoch, state).encode():
+                    whole.add(epoch)
+        return whole
 
     def _seal(self, epoch: int, state: Path) -> str:
         """Digest of a training state with the metrics until then and the base's probes, which the record will need."""
         with state.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         probes = self.probes() if (self.path / "probes.jsonl").is_file() else []
-        for content in (self._metrics_until(epoch), to_jsonl(probes).encode()):
+        for content in (self._metrics_until(epoch), files.to_jsonl(probes).encode()):
             digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
 
@@ -360,13 +265,13 @@ class RunFolder:
                 path.unlink(missing_ok=True)
                 path.with_suffix(".sha256").unlink(missing_ok=True)
         for path in self.path.glob(".*.partial"):  # of a process that was killed
-            remove(path)
+            files.remove(path)
 
     def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
         """Write what a finished run leaves; ``finish`` makes it count."""
         self.write_probes(probes)
-        if self.adapter.is_dir():
-            write_atomic(self.adapter / "README.md", adapter_card(record))
+        if (adapter := self.path / "adapter").is_dir():
+            write_atomic(adapter / "README.md", adapter_card(record))
         write_atomic(self.path / "result.json", record.to_json())
 
     def finish(self) -> None:
@@ -411,10 +316,9 @@ class OnlookersFolder(RunFolder):
     clear = begin = add_metrics = keep_metrics = write_probes = write_checkpoint = _nothing
     drop_checkpoints = prepare = finish = fail = _nothing
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """The first process holds the folder for all."""
-        yield
+        return nullcontext()
 
     def is_held(self) -> bool:
         """By the first process, which is not another's."""
@@ -440,18 +344,6 @@ def kind_of(folder: Path) -> Literal["adapter", "model"]:
     raise UserError(f"--adapter {folder} contains no adapter (adapter_config.json). Give a PEFT adapter's folder.")
 
 
-def read_config(folder: Path) -> RunSpec:
-    """The resolved spec of a run's folder.
-
-    Raises:
-        UserError: no config.yaml there, or one that breaks a rule.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"'{folder}' is not a run folder (no config.yaml). Give a folder below <output>/runs.")
-    return read_run(path)
-
-
 def read_trained(path: Path) -> tuple[RunSpec, RunFolder]:
     """A finished run whose weights are there: its spec and its folder.
 
@@ -468,45 +360,3 @@ def read_trained(path: Path) -> tuple[RunSpec, RunFolder]:
             f"'{folder.learned}' is not what the run's record describes (another sha256). Rerun it with --force."
         )
     return spec, folder
-
-
-def read_run(path: Path) -> RunSpec:
-    """The resolved spec in a run's config.yaml, wherever the file is.
-
-    Raises:
-        UserError: a file that breaks a rule.
-    """
-    return parse_run(yaml_files.read_yaml(path), path)
-
-
-def parse_run(content: dict[str, Any], path: Path) -> RunSpec:
-    """The resolved spec that a file of ours holds.
-
-    Raises:
-        UserError: content that breaks a rule.
-    """
-    content.pop("schema_version", None)
-    if Training.is_external(content.get("train")):
-        raise UserError(f"{path}: this was trained elsewhere. Score it again with --data and --adapter or --model.")
-    for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # a run is what it was when it was made
-        if isinstance(content.get(section), dict):
-            unknown = sorted(content[section].keys() - kind.model_fields.keys())
-            if unknown:
-                key = f"{section}.{unknown[0]}"
-                raise UserError(f"{path}: unknown key '{key}'. If a newer ocr-eval wrote the file, upgrade.")
-            content[section] = {**kind.legacy(), **content[section]}
-    return yaml_files.parse(RunSpec, content, str(path), strict=False)
-
-
-def config_yaml(spec: RunSpec, training: Training | None = None) -> str:
-    """A resolved spec as YAML, with what was done elsewhere in the place of its training."""
-    content = {"schema_version": SCHEMA_VERSION, **spec.model_dump(mode="json")}
-    if training is not None:
-        content["train"] = training.model_dump()
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
-
-
-def _beat(holder: Path, ended: threading.Event) -> None:
-    while not ended.wait(HEARTBEAT):
-        with suppress(OSError):
-            os.utime(holder)

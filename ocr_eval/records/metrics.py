@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from ocr_eval.common import provenance
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import open_stored, to_jsonl
 from ocr_eval.data.task import Quantity
@@ -15,7 +16,8 @@ from ocr_eval.methods.prevention import end_differs
 from ocr_eval.records.record import Matched, load_plain, to_plain
 from ocr_eval.scoring.ranks import HeldOut, Score, Scores, premises_hold
 from ocr_eval.specs.model import TrainSpec
-from ocr_eval.specs.run import Scoring
+from ocr_eval.specs.run import RunSpec, Scoring
+from ocr_eval.specs.strict import RESULTS_VERSION
 
 
 class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,25 +63,8 @@ _FIELDS = MetricsLine.__struct_fields__
 _KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class _Skimmed(msgspec.Struct):
-    """A line whose larger parts are not parsed."""
-
-    epoch: int
-    train_loss: float | None = None
-    train_seconds: float | None = 0.0
-    score_seconds: float | None = None
-    scores: dict[Scoring, msgspec.Raw] | None = None
-    held_out: dict[Scoring, msgspec.Raw] | None = None
-
-
-_SKIM = msgspec.json.Decoder(_Skimmed)
-_SCORES = msgspec.json.Decoder(dict[str, Score])
-
-
-def read_metrics(path: Path, growing: bool = False, scoring: Scoring | None = None) -> list[MetricsLine]:
+def read_metrics(path: Path, growing: bool = False) -> list[MetricsLine]:
     """The lines of a metrics.jsonl; in a ``growing`` one a last line without its newline is skipped.
-
-    With ``scoring`` only losses, times and the statistics by it are parsed: ranks are most of a line.
 
     Raises:
         UserError: a line that is not one of metrics (names it).
@@ -88,7 +73,7 @@ def read_metrics(path: Path, growing: bool = False, scoring: Scoring | None = No
     with open_stored(path) as file:
         try:
             whole = (line for line in file if not growing or line.endswith(b"\n"))
-            lines.extend(_read(line) if scoring is None else _skim(line, scoring) for line in whole)
+            lines.extend(map(_read, whole))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path}, line {len(lines) + 1}: is not a valid line of metrics ({error}).") from error
     return lines
@@ -98,20 +83,6 @@ def _read(content: bytes) -> MetricsLine:
     line = _LINE.decode(content)
     notes = {key: msgspec.json.decode(value) for key, value in _KEYS.decode(content).items() if key not in _FIELDS}
     return msgspec.structs.replace(line, notes=notes) if notes else line
-
-
-def _skim(content: bytes, scoring: Scoring) -> MetricsLine:
-    line = _SKIM.decode(content)
-    if line.held_out is not None and scoring not in line.held_out:
-        raise msgspec.ValidationError(f"no ranks by {scoring}")
-    scores = {name: _SCORES.decode(of) for name, of in (line.scores or {}).items() if name == scoring}
-    return MetricsLine(
-        epoch=line.epoch,
-        train_loss=line.train_loss,
-        train_seconds=line.train_seconds,
-        score_seconds=line.score_seconds,
-        scores=scores or None,
-    )
 
 
 def matched_in(quantities: Sequence[Quantity], train: TrainSpec, lines: Iterable[MetricsLine]) -> Matched | None:
@@ -129,3 +100,39 @@ def matched_in(quantities: Sequence[Quantity], train: TrainSpec, lines: Iterable
 def metrics_text(lines: Sequence[MetricsLine]) -> str:
     """The lines as metrics.jsonl has them."""
     return to_jsonl([line.as_json() for line in lines])
+
+
+def common_fields(
+    run: str, spec: RunSpec, quantities: Sequence[Quantity], lines: Sequence[MetricsLine]
+) -> dict[str, Any]:
+    """The fields of a record that its spec and the lines of its metrics state, whoever trained it.
+
+    ``run`` is its folder's identity. Those of the untouched base are empty where the lines begin with no epoch 0.
+    """
+    first, last = lines[0], lines[-1]
+    trained = [line.train_seconds for line in lines if line.train_seconds is not None]
+    scored = sum(line.score_seconds or 0.0 for line in lines)
+    seconds = {"train": round(sum(trained), 2)} if len(trained) == len(lines) else {}
+    return {
+        "run": run,
+        "model": spec.model.name,
+        "published_as": spec.model.published_as,
+        "association": spec.association.name,
+        "kind": spec.association.kind,
+        "seed": spec.seed,
+        "train_seed": spec.train_seed,
+        "dtype": spec.model.dtype,
+        "attention": spec.model.attention,
+        "association_digest": spec.association.digest(),
+        "structure": spec.association.structure,
+        "quantities": quantities,
+        "data": spec.data,
+        "base": {} if first.epoch else first.scores,
+        "final": last.scores,
+        "base_held_out": {} if first.epoch else first.held_out,
+        "held_out": last.held_out,
+        "train_loss": last.train_loss,
+        "seconds": {**seconds, "score": round(scored, 2)},
+        "code": provenance.code_digest(),
+        "results_version": RESULTS_VERSION,
+    }

@@ -37,8 +37,6 @@ class Matched(msgspec.Struct, frozen=True):
     """A run when it had just learned what it was taught: at the first epoch after which all premises held.
 
     Attributes:
-        epoch: which.
-        scores: the statistics of each quantity.
         ranks: of the finding; of whom and of which answers is what ``Record.held_out`` says.
     """
 
@@ -56,7 +54,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         train_seed: of order and initialization, where it is not ``seed``; not known of training elsewhere.
         attention: as the model's YAML asks for it.
         association_digest: digest of the association's content; empty in the oldest records.
-        structure: how the association is made.
         quantities: what was scored, in the order in which it is shown.
         train: its settings; of training elsewhere the name alone.
         base: scores of the untouched base (epoch 0); empty where that is not known.

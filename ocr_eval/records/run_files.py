@@ -16,17 +16,17 @@ from ocr_eval.specs.run import Scoring
 Line = dict[str, Any]
 
 
-def metrics_of(run: FinishedRun, scoring: Scoring | None) -> list[MetricsLine]:
-    """The lines of metrics.jsonl, one for each epoch of the record, with what ``read_metrics`` reads by a scoring.
+def metrics_of(run: FinishedRun, scoring: Scoring = "first-token") -> list[MetricsLine]:
+    """The lines of metrics.jsonl, one for each epoch of the record.
 
     Raises:
-        UserError: it is missing, damaged, or does not have every epoch of the run.
+        UserError: it is missing, damaged, or does not have every epoch of the run, or a scoring at the last.
     """
     path = run.folder / "metrics.jsonl"
     with whole(path):
-        lines = read_metrics(path, scoring=scoring)
+        lines = read_metrics(path)
     epochs, finding = list(run.record.epochs), the_finding(run.record.quantities).name
-    if [line.epoch for line in lines] != epochs or finding not in lines[-1].of(scoring or "first-token"):
+    if [line.epoch for line in lines] != epochs or finding not in lines[-1].of(scoring):
         raise UserError(f"{path} does not have a line for each of the epochs {epochs[0]} to {epochs[-1]}.")
     return lines
 
@@ -43,7 +43,7 @@ def matched_of(run: FinishedRun) -> Matched | None:
     record = run.record
     if not isinstance(record.train, TrainSpec):
         return None
-    return record.matched or matched_in(record.quantities, record.train, metrics_of(run, None))
+    return record.matched or matched_in(record.quantities, record.train, metrics_of(run))
 
 
 def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:

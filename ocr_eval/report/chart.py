@@ -30,7 +30,6 @@ class Curve:
 
     Attributes:
         record: of the first run, for what all have in common.
-        seeds: how many.
         ranks: mean rank by quantity and epoch, at the epochs at which all runs were scored.
         nulls: null rank of the finding by epoch.
         score: OCR score after the last epoch.

@@ -15,8 +15,9 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_bytes, whole
 from ocr_eval.data.task import the_finding
 from ocr_eval.methods.method import label_of
+from ocr_eval.records.config import read_config
 from ocr_eval.records.find import FinishedRun
-from ocr_eval.records.folder import RunFolder, read_config
+from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.run_files import metrics_of, probes_of
 from ocr_eval.report.chart import Curve
 from ocr_eval.report.figures.curves import chance_rank

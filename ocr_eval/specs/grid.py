@@ -156,19 +156,12 @@ def read_sweep(output: Path, study: str = "") -> SweepState | None:
                 content["grid"] = {**older, **content["grid"]}
             return SweepState.model_validate(content, strict=False)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({_reason(error)}). Delete it; the runs beside it are kept.") from error
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"{path} is damaged ({reason}). Delete it; the runs beside it are kept.") from error
     raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return str(error)
-
-
-def _said(value: object) -> object:
-    return "not given" if value is None else value
 
 
 def check_same(given: Grid, state: SweepState | None, output: Path) -> None:
@@ -177,10 +170,11 @@ def check_same(given: Grid, state: SweepState | None, output: Path) -> None:
     aside = {"measures": given.measures, "score_at": given.score_at}  # nothing of what is learned depends on it
     if not held or held.model_copy(update=aside) == given:
         return
+    stated = {name: (getattr(held, name), value) for name, value in given if name not in aside}
     differing = [
-        f"{name} {_said(getattr(held, name))} there, {_said(value)} here"
-        for name, value in given
-        if getattr(held, name) != value and name not in aside
+        "{} {} there, {} here".format(name, *("not given" if value is None else value for value in both))
+        for name, both in stated.items()
+        if both[0] != both[1]
     ]
     raise UserError(
         f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or drop these "

@@ -37,8 +37,6 @@ class Setting:
     """One field of a spec as text.
 
     Attributes:
-        name: of the field.
-        section: whose field it is.
         field: its type, rules, default and description.
     """
 

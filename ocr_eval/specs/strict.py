@@ -16,12 +16,8 @@ SCHEMA_VERSION: Literal[1] = 1
 RESULTS_VERSION = 1
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 #: Lets a field of tuples take the lists of YAML and of callers, so that specs hash.
-FromList = BeforeValidator(_as_tuple)
+FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
 
 class Strict(BaseModel):

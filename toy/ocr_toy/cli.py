@@ -112,8 +112,9 @@ def _prepare(output: Path | None, figures: Path | None = None) -> None:
         require(output.is_file() or not output.exists(), f"output = {output}: is not a plain file; name a file")
 
 
-def _preset(context: typer.Context, preset: str, options: dict[str, Any]) -> dict[str, Any]:
+def _preset(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
     """The options with the preset's values in place of every default."""
+    preset = options["preset"]
     require(preset in o.PRESETS, f"preset = {preset}: unknown; use {' or '.join(o.PRESETS)}")
     if preset != "official":
         return options
@@ -124,42 +125,16 @@ def _preset(context: typer.Context, preset: str, options: dict[str, Any]) -> dic
 
 @app.command()
 @reported
-def train(
-    context: typer.Context,
-    preset: o.Preset = "published",
-    param: o.Param = "factorized",
-    n: o.Pairs = 20,
-    m_train: o.MTrain = 1,
-    m_test: o.MTest = 3,
-    noise: o.Noise = 5,
-    seq_len: o.SeqLen = None,
-    d_h: o.Width = 128,
-    train_kq: o.TrainKq = True,
-    attention: o.Attention = "linear",
-    mlp: o.Mlp = 0,
-    optimizer: o.Optimizer = "adamw",
-    lr: o.Rate = 5e-3,
-    decay: o.Decay = 0.03,
-    product_decay: o.ProductDecay = 0.0,
-    init: o.Init = "gaussian",
-    init_scale: o.InitScale = 1e-4,
-    steps: o.Steps = 2000,
-    batch: o.BatchSize = 252,
-    seed: o.Seed = 0,
-    record_every: o.RecordEvery = None,
-    precision: o.Precision = "float32",
-    as_json: o.AsJson = False,
-    output: o.Output = None,
-) -> None:
+@o.run_flags()
+def train(context: typer.Context, run: dict[str, Any], as_json: o.AsJson = False, output: o.Output = None) -> None:
     """Train one model; the defaults are the published run.
 
     Prints per record the four losses (nats), the accuracy on test entailments, the held-out margin over the
     train margin, and the norms of W_OV.
     """
-    options = dict(locals())
     from ocr_toy.train import train_runs
 
-    spec = o.run_spec(_preset(context, preset, options))
+    spec = o.run_spec(_preset(context, run))
     _prepare(output)
     result = train_runs([spec], _tenths())[0]
     document = {"spec": asdict(spec), "records": [asdict(r) for r in result.records]}
@@ -169,32 +144,14 @@ def train(
 
 @app.command()
 @reported
+@o.run_flags(without=["seed"], steps=20_000)
 def sweep(
     context: typer.Context,
-    preset: o.Preset = "published",
+    *,
     over: Annotated[str, typer.Option(help="d_h, m_train, seed, decay or init (its scale).")] = "d_h",
     values: Annotated[str | None, typer.Option(help="Comma-separated values.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Comma-separated seeds. [default: 0,1,2]")] = None,
-    param: o.Param = "factorized",
-    n: o.Pairs = 20,
-    m_train: o.MTrain = 1,
-    m_test: o.MTest = 3,
-    noise: o.Noise = 5,
-    seq_len: o.SeqLen = None,
-    d_h: o.Width = 128,
-    train_kq: o.TrainKq = True,
-    attention: o.Attention = "linear",
-    mlp: o.Mlp = 0,
-    optimizer: o.Optimizer = "adamw",
-    lr: o.Rate = 5e-3,
-    decay: o.Decay = 0.03,
-    product_decay: o.ProductDecay = 0.0,
-    init: o.Init = "gaussian",
-    init_scale: o.InitScale = 1e-4,
-    steps: o.Steps = 20_000,
-    batch: o.BatchSize = 252,
-    record_every: o.RecordEvery = None,
-    precision: o.Precision = "float32",
+    run: dict[str, Any],
     as_json: o.AsJson = False,
     output: o.Output = None,
 ) -> None:
@@ -202,7 +159,6 @@ def sweep(
 
     The defaults are the published rank sweep from a small start; --preset official is its exact start and loss.
     """
-    options = {**locals(), "seed": 0}
     from ocr_toy import sweep as sweeps
     from ocr_toy.train import train_runs
 
@@ -215,7 +171,7 @@ def sweep(
         source is None or source.name == "DEFAULT",
         f"{varied} = {context.params[varied]} with over = {axis}: give it as one of the values",
     )
-    base = o.run_spec(_preset(context, preset, options))
+    base = o.run_spec(_preset(context, {**run, "seed": 0}))
     specs = sweeps.sweep_specs(base, axis, chosen, o.whole("0,1,2" if seeds is None else seeds, "seeds"))
     _prepare(output)
     say(f"{len(specs)} runs of {base.train.steps} steps, as one batch")

@@ -1,6 +1,9 @@
 """The options that `train` and `sweep` share, and how their values become a run."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -12,33 +15,68 @@ if TYPE_CHECKING:
     from ocr_toy.runs import RunSpec
 
 N = TypeVar("N", int, float)
+Command = Callable[..., None]
 
-Preset = Annotated[str, typer.Option(help="published, or official: the official code's exact start, seed and loss.")]
-Param = Annotated[str, typer.Option(help="factorized or merged.")]
 Pairs = Annotated[int, typer.Option("--n", help="Number of fact-entailment pairs.")]
-MTrain = Annotated[int, typer.Option("--m-train", help="Train subjects per pair.")]
-MTest = Annotated[int, typer.Option("--m-test", help="Test subjects per pair.")]
-Noise = Annotated[int, typer.Option(help="Number of noise tokens.")]
-SeqLen = Annotated[int | None, typer.Option(help="Sequence length. [default: 16, or 3 without noise]")]
-Width = Annotated[int, typer.Option("--d-h", help="Width of W_O and W_V (factorized).")]
-TrainKq = Annotated[bool, typer.Option("--train-kq/--fix-kq", help="Train W_KQ, or fix the attention.")]
-Attention = Annotated[str, typer.Option(help="linear or softmax.")]
-Mlp = Annotated[int, typer.Option(help="Width of an MLP after attention; 0 for none.")]
-Optimizer = Annotated[str, typer.Option(help="adamw or gd.")]
-Rate = Annotated[float, typer.Option(help="Learning rate.")]
-Decay = Annotated[float, typer.Option(help="Decoupled weight decay.")]
-ProductDecay = Annotated[float, typer.Option(help="Weight of ||W_OV||_F^2 / 2 in the loss.")]
-Init = Annotated[str, typer.Option(help="gaussian or symmetric (merged only).")]
-InitScale = Annotated[float, typer.Option(help="Standard deviation, or value, of the initialization.")]
-Steps = Annotated[int, typer.Option(help="Training steps.")]
-BatchSize = Annotated[int, typer.Option("--batch", help="Batch size; 0 for the full train set.")]
 Seed = Annotated[int, typer.Option(help="Seed of data and initialization.")]
-RecordEvery = Annotated[int | None, typer.Option(help="Steps between records. [default: a twentieth]")]
-Precision = Annotated[str, typer.Option(help="float32 or float64.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seeds = Annotated[str, typer.Option(help="1 to 10 comma-separated seeds.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Figures = Annotated[Path | None, typer.Option(help="Draw the picture into this folder, as PNG, PDF and SVG.")]
 Output = Annotated[Path | None, typer.Option("--output", help="Write the JSON to this file as well.")]
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """The flags of a run, which `train` and `sweep` share; the defaults are the published run."""
+
+    preset: Annotated[
+        str, typer.Option(help="published, or official: the official code's exact start, seed and loss.")
+    ] = "published"
+    param: Annotated[str, typer.Option(help="factorized or merged.")] = "factorized"
+    n: Pairs = 20
+    m_train: Annotated[int, typer.Option("--m-train", help="Train subjects per pair.")] = 1
+    m_test: Annotated[int, typer.Option("--m-test", help="Test subjects per pair.")] = 3
+    noise: Annotated[int, typer.Option(help="Number of noise tokens.")] = 5
+    seq_len: Annotated[int | None, typer.Option(help="Sequence length. [default: 16, or 3 without noise]")] = None
+    d_h: Annotated[int, typer.Option("--d-h", help="Width of W_O and W_V (factorized).")] = 128
+    train_kq: Annotated[bool, typer.Option("--train-kq/--fix-kq", help="Train W_KQ, or fix the attention.")] = True
+    attention: Annotated[str, typer.Option(help="linear or softmax.")] = "linear"
+    mlp: Annotated[int, typer.Option(help="Width of an MLP after attention; 0 for none.")] = 0
+    optimizer: Annotated[str, typer.Option(help="adamw or gd.")] = "adamw"
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 5e-3
+    decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.03
+    product_decay: Annotated[float, typer.Option(help="Weight of ||W_OV||_F^2 / 2 in the loss.")] = 0.0
+    init: Annotated[str, typer.Option(help="gaussian or symmetric (merged only).")] = "gaussian"
+    init_scale: Annotated[float, typer.Option(help="Standard deviation, or value, of the initialization.")] = 1e-4
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 2000
+    batch: Annotated[int, typer.Option("--batch", help="Batch size; 0 for the full train set.")] = 252
+    seed: Seed = 0
+    record_every: Annotated[int | None, typer.Option(help="Steps between records. [default: a twentieth]")] = None
+    precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"
+
+
+def run_flags(without: Collection[str] = (), **defaults: object) -> Callable[[Command], Command]:
+    """A command whose `run` is the flags of a run by name: all but some, and some with a default of the command's."""
+    shared = [
+        Parameter(of.name, Parameter.KEYWORD_ONLY, default=defaults.get(of.name, of.default), annotation=of.type)
+        for of in fields(RunFlags)
+        if of.name not in without
+    ]
+
+    def expand(command: Command) -> Command:
+        parameters: list[Parameter] = []
+        for own in signature(command).parameters.values():
+            parameters += shared if own.name == "run" else [own.replace(kind=Parameter.KEYWORD_ONLY)]
+
+        @functools.wraps(command)
+        def call(**given: Any) -> None:
+            command(run={flag.name: given.pop(flag.name) for flag in shared}, **given)
+
+        call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {each.name: each.annotation for each in parameters}
+        return call
+
+    return expand
 
 
 PRESETS = ("published", "official")

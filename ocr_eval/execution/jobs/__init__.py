@@ -115,11 +115,9 @@ def run_jobs(
     the same ``logs`` and under the same name, is not submitted again but watched.
 
     Args:
-        jobs: what to run; names are distinct.
         placement: ``local`` or ``slurm``, and what they need; ``here`` is left to the caller.
         logs: folder for the output of the jobs, ``<name>.log`` each (``<name>-2.log`` of a second caller that is at
             work here with the same folder); Slurm's own files go to ``slurm/`` in it.
-        progress: called whenever a job's state changes.
         meanwhile: called several times a second on this machine, and whenever Slurm is asked.
 
     Raises:

@@ -96,20 +96,16 @@ def resolve_devices(asked: Sequence[str]) -> tuple[str, ...]:
     """
     if asked and all(device == "cpu" for device in asked):
         return tuple(asked)
-    visible = _visible_cuda_devices()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        import torch
+
+        named = ",".join(map(str, range(torch.cuda.device_count())))
+    visible = tuple(part.strip() for part in named.split(",") if part.strip())
     for device in asked:
         if device != "cpu" and device not in visible:
             raise unknown_name("device", device, [*visible, "cpu"])
     return tuple(asked) or visible or ("auto",)
-
-
-def _visible_cuda_devices() -> tuple[str, ...]:
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return tuple(part.strip() for part in named.split(",") if part.strip())
-    import torch
-
-    return tuple(str(index) for index in range(torch.cuda.device_count()))
 
 
 def device_environment(device: str, devices: Sequence[str]) -> dict[str, str]:

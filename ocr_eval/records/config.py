@@ -1,0 +1,62 @@
+"""A run's config.yaml: its resolved spec, written and read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError
+from ocr_eval.specs.model import Training, TrainSpec
+from ocr_eval.specs.run import DataSpec, RunSpec
+from ocr_eval.specs.strict import SCHEMA_VERSION
+
+
+def read_config(folder: Path) -> RunSpec:
+    """The resolved spec of a run's folder.
+
+    Raises:
+        UserError: no config.yaml there, or one that breaks a rule.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{folder}' is not a run folder (no config.yaml). Give a folder below <output>/runs.")
+    return read_run(path)
+
+
+def read_run(path: Path) -> RunSpec:
+    """The resolved spec in a run's config.yaml, wherever the file is.
+
+    Raises:
+        UserError: a file that breaks a rule.
+    """
+    return parse_run(yaml_files.read_yaml(path), path)
+
+
+def parse_run(content: dict[str, Any], path: Path) -> RunSpec:
+    """The resolved spec that a file of ours holds.
+
+    Raises:
+        UserError: content that breaks a rule.
+    """
+    content.pop("schema_version", None)
+    if Training.is_external(content.get("train")):
+        raise UserError(f"{path}: this was trained elsewhere. Score it again with --data and --adapter or --model.")
+    for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # a run is what it was when it was made
+        if isinstance(content.get(section), dict):
+            unknown = sorted(content[section].keys() - kind.model_fields.keys())
+            if unknown:
+                key = f"{section}.{unknown[0]}"
+                raise UserError(f"{path}: unknown key '{key}'. If a newer ocr-eval wrote the file, upgrade.")
+            content[section] = {**kind.legacy(), **content[section]}
+    return yaml_files.parse(RunSpec, content, str(path), strict=False)
+
+
+def config_yaml(spec: RunSpec, training: Training | None = None) -> str:
+    """A resolved spec as YAML, with what was done elsewhere in the place of its training."""
+    content = {"schema_version": SCHEMA_VERSION, **spec.model_dump(mode="json")}
+    if training is not None:
+        content["train"] = training.model_dump()
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
