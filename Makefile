@@ -29,7 +29,7 @@ test-cluster: $(VENV)/.ready
 test-interop: $(VENV)/.ready $(INTEROP)/.ready $(OVER)/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(INTEROP)/bin/python -m pytest --noconftest tests/interop/check_inspect.py
 	$(OVER)/bin/python -m pytest --noconftest tests/interop/check_trl.py
-	$(OVER)/bin/python -m pytest -W ignore::DeprecationWarning tests/interop/check_lens.py
+	$(OVER)/bin/python -m pytest tests/interop/check_lens.py
 
 $(OVER)/.ready: Makefile $(VENV)/.ready
 	@$(BIN)/python -m venv $(OVER)

@@ -22,6 +22,7 @@ from transformers import (
 
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
+from ocr_eval.measures.constant_direction import mean_cosine
 from ocr_eval.measures.inside import corrected_ps
 from ocr_eval.measures.ov_change import gain, ov_changes
 from ocr_eval.measures.weight_change import norms
@@ -116,7 +117,7 @@ def test_p_of_the_best_of_many_layers_is_exact():
     assert corrected_ps(rng.normal(size=(1, 8, 8)) + 9 * np.eye(8), "test")[0] == 1 / 2001
 
 
-NAMES = ("link-map", "logit-lens", "ov-change", "patching", "sharing")
+NAMES = ("constant-direction", "link-map", "logit-lens", "ov-change", "patching", "sharing")
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,40 @@ def test_the_last_layer_of_the_lens_is_the_model(inside, tiny):
                 logits = network.lm_head(network.model.model.norm(hidden))[[ids[0] for ids in each.candidates]]
             ranks.append(int((logits > logits[each.probe.target]).sum()))
     assert found["layers"]["test_fact_rank"][0] == pytest.approx(np.mean(ranks), rel=1e-3)
+
+
+def test_the_cosine_of_what_is_added_by_hand():
+    """Of (1, 0), (0, 1) and (1, 1) / sqrt 2 the pairs have cosines 0, 1 / sqrt 2 and 1 / sqrt 2."""
+    root = 2**-0.5
+    assert mean_cosine(torch.tensor([1 + root, 1 + root]), 3) == pytest.approx(2 * root / 3)
+    assert mean_cosine(torch.tensor([5.0, 0.0]), 5) == 1
+
+
+def test_a_constant_direction_is_measured_on_what_plain_passes_see(inside, tiny):
+    record, folder = inside
+    base = AutoModelForCausalLM.from_pretrained(Path(tiny).with_suffix(""), dtype=torch.float32)
+    plain = {name: module.weight.detach().clone() for name, module in base.named_modules() if name.endswith("_proj")}
+    network = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
+    seen, inputs = {}, {name: {} for name in plain}
+    for name in plain:
+        module = network.get_submodule(name)
+        module.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0][0]}))
+    for each in probe_tokens(load(tiny).tokenizer, build_task(read_config(folder))):
+        with torch.no_grad():
+            network(torch.tensor([each.prompt]))
+        for name, hidden in seen.items():
+            inputs[name] |= {each.prompt[: t + 1]: hidden[t] for t in range(len(each.prompt))}
+    cosines = {}
+    for name, before in plain.items():
+        change = (network.get_submodule(name).weight - before).detach()
+        units = torch.nn.functional.normalize(torch.stack([*inputs[name].values()]) @ change.T, dim=1)
+        cosines[name] = float((units @ units.T)[~torch.eye(len(units), dtype=bool)].mean())
+    found = record.measures["constant-direction"]
+    assert found["cosine"] == pytest.approx(np.mean([*cosines.values()]), abs=2e-3)
+    of_first = np.mean([value for name, value in cosines.items() if ".layers.0." in name])
+    assert found["layers"]["cosine"][0] == pytest.approx(of_first, abs=2e-3)
+    assert found["kinds"]["kind"] == sorted({name.rpartition(".")[2] for name in plain})
+    assert 0 < found["chance"] < found["cosine"] < 1
 
 
 def test_patching_the_whole_stream_is_asking_the_donor(inside):

@@ -172,6 +172,7 @@ MEASURES: Registry[Any] = Registry(
     "measure",
     "ocr_eval.measures",
     {
+        "constant-direction": "ocr_eval.measures.constant_direction:CONSTANT_DIRECTION",
         "frozen-layers": "ocr_eval.measures.frozen_layers:FROZEN_LAYERS",
         "hedge": "ocr_eval.measures.hedge:HEDGE",
         "known": "ocr_eval.measures.known_facts:KNOWN_FACTS",

@@ -1,0 +1,113 @@
+"""``constant-direction``: whether the change adds the same direction to every token, as a steering vector would.
+
+Wang et al. (arXiv 2507.08218) find that LoRA often does. A changed matrix adds a_t = dW h_t to its output at token t,
+where h_t is its input. Over the T tokens of the probes' prompts, those with the same beginning counted once, with
+u_t = a_t / |a_t|:
+
+    cosine   of what is added to two different tokens, on average: (|sum u_t|^2 - T) / (T (T - 1)); 1 for a constant
+             direction, which could not tell groups apart
+    chance   the same for a_t = dW P h_t, where P permutes the coordinates of all inputs alike: a change with the same
+             singular values that has learned nothing about its inputs, whose outputs are alike because the inputs are
+
+At the top: means over all changed matrices; in ``layers`` (from 0) and ``kinds`` over those of a layer or kind.
+
+Dimension letters:  M matrices,  T tokens,  I inputs,  O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocr_eval.common import streams
+from ocr_eval.common.errors import UserError
+from ocr_eval.measures.frozen_layers import layer_of
+from ocr_eval.measures.inside import packed, rounded
+from ocr_eval.measures.measure import Trained
+from ocr_eval.methods.changes import WeightChange
+from ocr_eval.methods.method import Needs
+from ocr_eval.scoring.candidates import Floats, cut_probes, with_room
+
+
+def mean_cosine(sum_O: Tensor, count: int) -> float:
+    """Of two different ones of some unit vectors, on average, from their sum and number."""
+    return (float(sum_O.square().sum()) - count) / (count * (count - 1))
+
+
+def cosines(trained: Trained, changes: Sequence[WeightChange]) -> Floats:
+    """The cosine of each change, and that by chance. [M, 2]
+
+    Raises:
+        RunFailed: a few prompts are too large for the memory.
+    """
+    view, stream = trained.view(), f"{trained.spec.stream('data')}/constant-direction"
+
+    def read(size: int) -> Floats:
+        sums: dict[str, Tensor] = {}
+        tokens = 0
+
+        def hook_of(change: WeightChange) -> Any:
+            def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                h_TI = inputs[0][0].float()
+                permuted_TI = h_TI[:, streams.permutation(f"{stream}/{change.module}", h_TI.shape[1])]
+                added_2TO = torch.stack([h_TI, permuted_TI]) @ change.dense().to(h_TI.device).T
+                sum_2O = torch.nn.functional.normalize(added_2TO, dim=2).double().sum(dim=1).cpu()
+                sums[change.module] = sums.get(change.module, 0) + sum_2O
+
+            return hook
+
+        with torch.no_grad(), ExitStack() as stack:
+            for change in changes:
+                handle = view.network.get_submodule(change.module).register_forward_pre_hook(hook_of(change))
+                stack.callback(handle.remove)
+            for chunk in cut_probes(trained.probes, size):
+                batch, _ = packed([(trained.probes[i].prompt, [(0,)]) for i in chunk])
+                tokens += batch.ids.shape[1]
+                view.logits(batch, [trained.lane])
+        return np.array([[mean_cosine(each, tokens) for each in sums[change.module]] for change in changes])
+
+    return with_room(view, 1, read)
+
+
+class ConstantDirection:
+    """Multiplies out one matrix at a time; costs about three forward passes over all prompts."""
+
+    about = "Whether the change adds the same direction to every token, as a steering vector would"
+
+    def by_default(self, needs: Needs) -> bool:
+        """Only when asked for."""
+        return False
+
+    def meaning(self, found: dict[str, Any]) -> str:
+        """One sentence."""
+        return (
+            f"What the change adds to two tokens has a mean cosine of {found['cosine']:+.2f}, by chance "
+            f"{found['chance']:+.2f}; a constant direction has 1 and could not tell groups apart."
+        )
+
+    def take(self, trained: Trained) -> dict[str, Any]:
+        """See the module."""
+        changes = [each for each in trained.changes() if layer_of(each.module) >= 0]
+        if not changes:
+            raise UserError("This run changed no matrix of any layer.")
+        values_M2 = cosines(trained, changes)
+        names = ("cosine", "chance")
+        found: dict[str, Any] = dict(zip(names, values_M2.mean(axis=0).tolist(), strict=True))
+        places: dict[str, list[Any]] = {
+            "layer": [layer_of(each.module) for each in changes],
+            "kind": [each.module.rpartition(".")[2] for each in changes],
+        }
+        for place, of in places.items():
+            distinct = sorted(set(of))
+            means = [values_M2[[each == one for each in of]].mean(axis=0) for one in distinct]
+            columns = zip(names, map(rounded, np.transpose(means)), strict=True)
+            found[f"{place}s"] = {place: distinct, **dict(columns)}
+        return found
+
+
+CONSTANT_DIRECTION = ConstantDirection()
