@@ -192,13 +192,13 @@ PREVENTIONS: Registry[Any] = Registry(
     {
         "abstain": "ocr_eval.preventions.abstain:Abstain",
         "anchor": "ocr_eval.preventions.anchor:Anchor",
+        "early-stop": "ocr_eval.preventions.early_stop:EarlyStop",
         "factor-decay": "ocr_eval.preventions.factor_decay:FactorDecay",
         "gradient-routing": "ocr_eval.preventions.gradient_routing:GradientRouting",
         "ignore-top-k": "ocr_eval.preventions.ignore_top_k:IgnoreTopK",
         "ov-decay": "ocr_eval.preventions.ov_decay:OVDecay",
         "product-decay": "ocr_eval.preventions.product_decay:ProductDecay",
         "replay": "ocr_eval.preventions.replay:Replay",
-        "early-stop": "ocr_eval.preventions.early_stop:EarlyStop",
         "scale-after": "ocr_eval.preventions.scale_after:ScaleAfter",
     },
 )
