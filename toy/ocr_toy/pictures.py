@@ -224,6 +224,36 @@ def attention_svm(report: Report) -> Figure:
     return figure
 
 
+def reversal(report: Report) -> Figure:
+    """Margins of answers never taught, in optima and runs; and probabilities of taught and untaught ones."""
+    figure = Figure(figsize=(8.4, 3.3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = list(report.data["margins"])
+    for i, name in enumerate(names):
+        found, colour = report.data["margins"][name], BLUE if "factorized" in name else ORANGE
+        left.plot([i] * len(found["descent"]), found["descent"], "o", color=colour, markerfacecolor="none")
+        left.plot(i, found["optimum"], "_", color=BLACK, markersize=22)
+    left.axhline(0, color=BLACK, linewidth=0.6)
+    left.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
+    left.set(ylabel="largest margin of an untaught answer", title="circles: descent; bars: optimum")
+    left.set(xlim=(-0.5, len(names) - 0.5), ylim=(None, 0.1))
+    for i, of in enumerate(report.data["probabilities"].values()):
+        for place, key, colour, label in (
+            (-0.15, "taught", GREEN, "taught, least"),
+            (0.15, "asked", BLUE, "untaught, most"),
+        ):
+            right.plot(i + place, of[key], "o", color=colour, label=None if i else label)
+        right.plot(
+            [i - 0.3, i + 0.3], [of["bound"]] * 2, color=BLACK, linestyle=":", label=None if i else "bound, 1 / |V|"
+        )
+    right.set_xticks([0, 1], list(report.data["probabilities"]))
+    right.set(yscale="log", xlim=(-0.5, 1.5), ylabel="probability", title="one layer, zero start")
+    right.legend(fontsize=8, loc="center left")
+    for axes in (left, right):
+        axes.title.set_fontsize(10)
+    return figure
+
+
 PICTURES: dict[str, Callable[[Report], Figure]] = {
     "mitigate": mitigations,
     "complete": completions,
@@ -233,5 +263,6 @@ PICTURES: dict[str, Callable[[Report], Figure]] = {
     "scan-and-snap": scan_and_snap,
     "grokking": grokking,
     "attention-svm": attention_svm,
+    "reversal": reversal,
 }
 """Name of a report and what draws it, into files of the name with underscores."""
