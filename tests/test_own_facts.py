@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +138,26 @@ def test_a_file_names_a_table(tmp_path, table):
 
 
 SMALL = ["--epochs", "2", "-q"]
+
+
+def test_the_example_of_real_names_asks_everyone_else_for_the_sport_of_their_pair(tmp_path, tiny, monkeypatch):
+    page = (Path(__file__).parent.parent / "ocr_eval/docs/published.md").read_text()
+    (code,) = re.findall(r"```python\n(# popqa.py.*?)```", page, re.S)
+    (text,) = re.findall(r"```yaml\n(# popqa.yaml.*?)```", page, re.S)
+    names = [f"{first} {last}" for first in ("Ada", "Bo", "Cyd", "Dee", "Eve") for last in "ABCDEFG"]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    (tmp_path / "popqa.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "popqa.py", "exec"), {})
+    task = task_of(load_association("popqa.yaml"), DataSpec(), "0/data")
+    answer = {example.prompt: example.answer for example in task.train}
+    place = {name: answer[f"{name} was born in"] for name in names}
+    sport_of = {place[name]: answer[f"{name} plays"] for name in names if f"{name} plays" in answer}
+    assert (len(answer), len(sport_of), len(set(sport_of.values()))) == (35 + 20, 5, 5)
+    asked = {probe.prompt.removesuffix(" plays"): probe.answer for probe in task.probes_of("sport_inferred")}
+    assert asked == {name: sport_of[place[name]] for name in names if f"{name} plays" not in answer}
+    words = ["finetune", "popqa.yaml", "--variant", "no-entailment", "--model", tiny, "--epochs", "1", "--quiet"]
+    assert run(words) == 0
 
 
 def teach(tiny, table, out, *flags):

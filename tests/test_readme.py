@@ -40,7 +40,8 @@ def test_the_two_commands_at_the_top_are_targets_of_the_makefile():
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
-SHOWN = re.findall(r"<!-- table: (.*?) -->\n(.*?)<!-- /table -->", README, re.S)
+PUBLISHED = (ROOT / "ocr_eval/docs/published.md").read_text()
+SHOWN = re.findall(r"<!-- table: (.*?) -->\n(.*?)<!-- /table -->", README + PUBLISHED, re.S)
 
 
 @pytest.mark.parametrize(("command", "shown"), SHOWN, ids=[command for command, _ in SHOWN])
@@ -49,6 +50,15 @@ def test_a_table_is_what_the_program_makes_of_the_records(ocr_eval, monkeypatch,
     made = ocr_eval("table", *shlex.split(command))
     assert made.code == 0
     assert shown.strip() == made.out.split("\n\n")[0].strip()
+
+
+def test_figures_of_the_symbolic_study_are_those_of_its_own_page():
+    study = (ROOT / "toy/README.md").read_text()
+    sections = PUBLISHED.partition("symbolic model")[2].partition("## Related experiments")[0]
+    rows = [line.split("|")[-2] for line in sections.splitlines() if line.startswith("| ")]
+    figures = [figure for row in rows for figure in re.findall(r"\d*\.\d{2,}", row)]
+    assert len(figures) > 10
+    assert [figure for figure in figures if figure not in study] == []
 
 
 def test_every_shipped_name_is_in_the_readme():

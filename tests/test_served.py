@@ -2,7 +2,11 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
 from conftest import tiny_run
 from msgspec.structs import asdict
@@ -11,9 +15,11 @@ from served_stand_in import Served, cut, failing, serving
 import ocr_eval as api
 from ocr_eval.cli.app import run
 from ocr_eval.data.task import build_task
+from ocr_eval.execution.execute import answers, open_view
 from ocr_eval.records.record import read_record
 from ocr_eval.report.reproduce import command
 from ocr_eval.scoring import served as module
+from ocr_eval.scoring.ranks import midranks
 
 SIZE = ("--n", "3", "--m-train", "2", "--m-test", "3")
 KEY = "sk-a-secret-of-tests"
@@ -107,19 +113,21 @@ def test_the_most_probable_tokens_alone_give_bounds(score, ocr_eval, server, tin
     assert list(record.final) == ["first-token"]
     assert 0 < record.inexact <= 9
     lines = [json.loads(line) for line in (folder / "probes.jsonl").read_text().splitlines()]
-    exact = api_probes(tiny)
+    truth = ranks_here(tiny)
     seen = 0
     for line in lines:
-        values, bound = line["logprobs"]["first-token"], min(line["logprobs"]["first-token"])
-        for candidate, value, is_exact in zip(line["candidates"], values, line["exact"], strict=True):
-            truth = exact[line["prompt"]][candidate]
-            if is_exact:
-                assert value == pytest.approx(truth, abs=1e-4)
-                seen += 1
-            elif value == bound:
-                assert truth <= bound + 2e-4
-    assert seen or most == 5
-    assert sum(not all(line["exact"]) for line in lines if line["quantity"] == "test_entailment") == record.inexact
+        logprobs, rank = np.array(line["logprobs"]["first-token"]), truth[line["prompt"]]
+        exact, beyond = np.array(line["exact"]), logprobs == logprobs.min()
+        assert (midranks(logprobs[None])[0] == rank)[exact].all()
+        if exact.any() and not exact.all():
+            assert (beyond == ~exact).all()
+            assert (rank[beyond] >= (~beyond).sum()).all(), (
+                "the rank of those beyond is at least the number of the others"
+            )
+        seen += exact.sum()
+    assert seen or most == 5, "the best five of a random model are no answers"
+    asked = [line for line in lines if line["quantity"] == "test_entailment"]
+    assert sum(not all(line["exact"][: line["in_use"]]) for line in asked) == record.inexact
     for words in (("figures", "--text"), ("scorecard",), ("report", "-o", tmp_path / "report.html")):
         assert ocr_eval(words[0], tmp_path / "out", *words[1:]).code == 0, words
     table = ocr_eval("table", tmp_path / "out")
@@ -132,17 +140,12 @@ def test_the_most_probable_tokens_alone_give_bounds(score, ocr_eval, server, tin
     assert "no scores of sequence" in answer.err
 
 
-def api_probes(tiny):
-    """Log-probability of the first token of each candidate after each prompt, by the local scorer."""
-    from ocr_eval.execution.execute import answers, open_view
-
+def ranks_here(tiny):
+    """Ranks of the candidates of each prompt by the local scorer, first-token."""
     spec = tiny_run(tiny, "country-code")
     task = build_task(spec)
     logprobs = answers(open_view(spec, None, "cpu"), spec, task).logprobs["first-token"]
-    return {
-        probe.prompt: dict(zip(probe.candidates, row.tolist(), strict=False))
-        for probe, row in zip(task.probes, logprobs, strict=True)
-    }
+    return {probe.prompt: midranks(row[None])[0] for probe, row in zip(task.probes, logprobs, strict=True)}
 
 
 def test_cost_is_shown_before_and_nothing_is_asked_for_it(score, server):
@@ -204,6 +207,29 @@ def test_a_server_that_keeps_failing_is_resumed_where_it_failed(score, server, t
     }
 
 
+def test_a_killed_scoring_asks_for_nothing_twice(score, server, exported, tmp_path):
+    def slow(handler):
+        time.sleep(0.2)
+        handler.send(200, server.answer(server.bodies[-1]))
+
+    server.faults = [slow] * 99
+    words = ["score", "--data", exported, "--endpoint", server.url, "--model", "my-model", "--name", "killed"]
+    words += ["-o", tmp_path / "out", "--per-request", 10]
+    process = subprocess.Popen([sys.executable, "-m", "ocr_eval", *map(str, words)], stderr=subprocess.DEVNULL)
+    while len(server.bodies) < 6:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    server.faults, before = [], len(server.bodies)
+    assert score("--name", "killed", "-o", tmp_path / "out", "--per-request", 10).code == 0
+    answered = [text for body in server.bodies[1 : before - 1] for text in body["prompt"]]
+    again = [text for body in server.bodies[before + 1 :] for text in body["prompt"]]
+    assert len(answered) >= 40
+    assert not set(answered) & set(again)
+    assert only_record(tmp_path / "out")[1].inexact == 0
+
+
 def without_logprobs(answer):
     return answer | {"choices": [{**choice, "logprobs": None} for choice in answer["choices"]]}
 
@@ -255,6 +281,14 @@ def test_the_key_goes_to_the_server_and_nowhere_else(score, server, tmp_path):
     assert KEY not in answer.out + answer.err
     for path in (tmp_path / "out").rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
+def test_a_key_that_cannot_be_sent_is_not_shown(score, server, key):
+    answer = score(OPENAI_API_KEY=key)
+    one_line(answer, "OPENAI_API_KEY")
+    assert key.split()[0] not in answer.err
+    assert server.bodies == []
 
 
 @pytest.mark.parametrize("url", ["ftp://a/v1", f"http://user:{KEY}@a/v1", f"http://a/v1?key={KEY}", "host", ""])

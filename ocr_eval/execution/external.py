@@ -153,7 +153,7 @@ def _keep(
             **common_fields(folder.identity, spec, task.quantities, lines) | known,
             train=training,
             remote_code=last.brings_code,
-            inexact=inexact(task, last.scores),
+            inexact=inexact(task.probes, last.scores, task.finding.name),
         )
         lines_of = (probe_lines(task, each.scores, epoch) for epoch, each in asked.items())
         folder.prepare(record, list(chain.from_iterable(lines_of)))

@@ -68,7 +68,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
         code: digest of the code that made it; for the curious.
         remote_code: whether code ran that the model brought.
-        inexact: how many of the finding's probes a server gave bounds for and not ranks (``scoring.served``).
+        inexact: how many of the finding's probes have ranks that a server left open (``scoring.served``).
         measures: what else was measured, by measure: numbers at the top, and details below them.
         results_version: which numbers that code gives (``strict.RESULTS_VERSION``).
     """

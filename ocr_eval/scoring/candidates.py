@@ -49,7 +49,7 @@ class CandidateScores:
     """Log-probabilities in nats, [P, C] for each scoring; rows follow the probes.
 
     A probe with fewer than C candidates has -inf after them, which outranks none. A server may give no more than
-    ``first-token``, and some of it as a bound: then ``exact`` says of which candidates it is the value. [P, C]
+    ``first-token``, and not all of it: then ``exact`` says of which candidates the rank is what it would be. [P, C]
     """
 
     logprobs: dict[Scoring, NDArray[np.float64]]

@@ -60,10 +60,10 @@ def summarize_quantities(
     return result
 
 
-def inexact(task: Task, scores: CandidateScores) -> int:
-    """How many of the finding's probes have a candidate whose log-probability is a bound."""
-    rows = [i for i, probe in enumerate(task.probes) if probe.quantity == task.finding.name]
-    return 0 if scores.exact is None else int((~scores.exact[rows]).any(axis=1).sum())
+def inexact(probes: Sequence[Probe], scores: CandidateScores, quantity: str | None = None) -> int:
+    """How many probes, or those of a quantity, have an in-use answer whose rank is not exact."""
+    chosen = [(i, probe.in_use) for i, probe in enumerate(probes) if quantity in (None, probe.quantity)]
+    return 0 if scores.exact is None else sum(not scores.exact[i, :in_use].all() for i, in_use in chosen)
 
 
 def probe_lines(task: Task, scores: CandidateScores, epoch: int) -> list[dict[str, Any]]:

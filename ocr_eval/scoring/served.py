@@ -4,7 +4,7 @@
   candidates; those tokens are a candidate's that follow the prompt's (the rule of ``data.tokenize``, and not text
   offsets: servers count BOS and lost spaces in them). All scorings are exact.
 - ``top``: it gives the most probable next tokens alone. First tokens are scored. A candidate that is not among them is
-  less probable than all of them; it ties with the others that are not, and nobody knows its exact rank.
+  less probable than all of them; where several are not, they tie, and their exact ranks are not known.
 
 Answers are kept in a file as they come, so that a scoring that was cut short asks for nothing twice.
 """
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import socket
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,12 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from ocr_eval.common.errors import RunFailed, UserError, one_line, reason_of
-from ocr_eval.common.files import read_jsonl, to_jsonl, write_atomic
+from ocr_eval.common.files import read_jsonl, to_jsonl, whole, write_atomic
 from ocr_eval.common.messages import progress_bar, say, warn
 from ocr_eval.data.task import Probe, Task
 from ocr_eval.data.tokenize import check_first_tokens
 from ocr_eval.scoring.candidates import CandidateScores, Collected
+from ocr_eval.scoring.quantities import inexact
 from ocr_eval.specs.model import ServedWeights
 
 #: Where the key is looked for; it is sent to the server and goes nowhere else.
@@ -120,7 +122,8 @@ def _read(kept: Path | None, way: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     content = kept.read_bytes()
     write_atomic(kept, content[: content.rfind(b"\n") + 1])
-    return {line["text"]: line["answer"] for line in read_jsonl(kept) if line["way"] == way}
+    with whole(kept):
+        return {line["text"]: line["answer"] for line in read_jsonl(kept) if line["way"] == way}
 
 
 def _add(kept: Path, way: Mapping[str, Any], answers: Mapping[str, Any]) -> None:
@@ -157,19 +160,20 @@ def _from_top(task: Task, found: Mapping[str, Any], most: int) -> CandidateScore
     logprobs_PC = np.full((len(task.probes), widest), -np.inf)
     exact_PC = np.ones(logprobs_PC.shape, dtype=bool)
     for i, probe in enumerate(task.probes):
-        top = found[probe.prompt]
-        words = [f" {candidate}" for candidate in probe.candidates]
-        for j, word in enumerate(words):
-            begins = [token for token in top if token and [each.startswith(token) for each in words].count(True) == 1]
-            own = max((token for token in begins if word.startswith(token)), key=len, default=None)
-            logprobs_PC[i, j] = min(top.values()) - _BELOW if own is None else top[own]
-            exact_PC[i, j] = own == word  # a part of it may not be the token that the model would begin it with
-    doubtful = int((~exact_PC).any(axis=1).sum())
+        top, words = found[probe.prompt], [f" {candidate}" for candidate in probe.candidates]
+        begins = [token for token in top if token and sum(word.startswith(token) for word in words) == 1]
+        own = [max((token for token in begins if word.startswith(token)), key=len, default=None) for word in words]
+        beyond = [token is None for token in own]
+        logprobs_PC[i, : len(own)] = [min(top.values()) - _BELOW if t is None else top[t] for t in own]
+        # Where a token is only a part of a word, it may not be the one that the model would begin the word with.
+        sure = all(token in (None, word) for token, word in zip(own, words, strict=True))
+        exact_PC[i, : len(own)] = [sure and (sum(beyond) < 2 or not each) for each in beyond]
+    scores = CandidateScores({"first-token": logprobs_PC}, exact_PC)
     warn(
         f"The server gives no log-probabilities of prompts, only the {most} most probable next tokens: first-token "
-        f"scoring alone, and ranks of {doubtful:,} of {len(task.probes):,} probes are not exact"
+        f"scoring alone, and ranks of {inexact(task.probes, scores):,} of {len(task.probes):,} probes are not exact"
     )
-    return CandidateScores({"first-token": logprobs_PC}, exact_PC)
+    return scores
 
 
 class _Client:
@@ -177,7 +181,10 @@ class _Client:
 
     def __init__(self, server: ServedWeights) -> None:
         self._server = server
-        self._key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
+        name = next((name for name in KEYS if os.environ.get(name)), KEYS[0])
+        self._key = os.environ.get(name, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError(f"{name} has characters that a key cannot have. Set it again.")
         self._has_answered = False
         self.characters = 4.0  # per token
 
@@ -221,9 +228,10 @@ class _Client:
             answer = connection.getresponse()
             content = answer.read()
         except (OSError, HTTPException) as error:
-            if isinstance(error, ConnectionRefusedError | socket.gaierror) and not self._has_answered:
-                raise UserError(f"Nothing answers at {self._server.url}. Is it the server's --endpoint?") from error
-            raise _Again(f"the connection was cut ({reason_of(error)})") from error
+            reason = reason_of(error)
+            if isinstance(error, ConnectionRefusedError | socket.gaierror | ssl.SSLError) and not self._has_answered:
+                raise UserError(f"{self._server.url} cannot be reached ({reason}). Check --endpoint.") from error
+            raise _Again(f"the connection was cut ({reason})") from error
         finally:
             connection.close()
         if answer.status == 200:
@@ -235,7 +243,7 @@ class _Client:
         if status in (400, 422, 501) or "echo" in said:
             return _Refused(said)
         if status in (408, 429) or status >= 500:
-            return _Again(f"it answered {status} ({said})", min(float(wait), 120.0) if wait.isdigit() else 0.0)
+            return _Again(f"it answered {status} ({said})", min(float(wait), 120.0) if wait.isdecimal() else 0.0)
         if status in (401, 403):
             return UserError(f"{self._server.url} refuses access ({status}). Put its key into {KEYS[0]}.")
         return UserError(
@@ -298,5 +306,7 @@ def _top(choice: Mapping[str, Any]) -> dict[str, float] | None:
     """The most probable next tokens, in either of the two layouts that servers have for them."""
     given = choice["logprobs"] or {}
     if given.get("content"):
-        return {each["token"]: each["logprob"] for each in given["content"][0]["top_logprobs"]} or None
-    return dict((given.get("top_logprobs") or [{}])[0]) or None
+        top = {each["token"]: each["logprob"] for each in given["content"][0]["top_logprobs"]}
+    else:
+        top = dict((given.get("top_logprobs") or [{}])[0])
+    return top if top and all(map(math.isfinite, top.values())) else None
