@@ -28,7 +28,7 @@ test-cluster: $(VENV)/.ready
 # share another, which lies over the libraries of this one.
 test-interop: $(VENV)/.ready $(INTEROP)/.ready $(OVER)/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(INTEROP)/bin/python -m pytest --noconftest tests/interop/check_inspect.py
-	$(OVER)/bin/python -m pytest --noconftest tests/interop/check_trl.py
+	$(OVER)/bin/python -m pytest --noconftest tests/interop/check_trl.py tests/interop/check_trl_dpo.py
 	$(OVER)/bin/python -m pytest tests/interop/check_lens.py
 
 $(OVER)/.ready: Makefile $(VENV)/.ready
