@@ -121,6 +121,26 @@ def test_runs_are_listed_by_model_and_association(ocr_eval, runs, tmp_path):
     assert "by ocr-eval report" in footer
 
 
+def test_what_was_measured_inside_has_a_section(ocr_eval, runs, tmp_path):
+    """A figure for each measure that has its columns; what a user's file holds there instead is skipped."""
+    assert 'id="inside"' not in build_page(find_runs(runs), "first-token")[0]
+    lens = {"layer": [0, 1, 2], "test_fact_in_use_rank": [2, 1, 0], "test_entailment_in_use_rank": [2.0, 2.0, 0.1]}
+    measures = {
+        "logit-lens": {"test_fact_rank": 0.0, "layers": lens},
+        "patching": {"layers": {"name_excess": [[1]], "prompt_excess": HOSTILE}},
+        "sharing": {"layers": [HOSTILE]},
+        "constant-direction": {"layers": {"cosine": [0.5, 0.1], "chance": [0.5]}},
+    }
+    write_run(tmp_path / "more", record(seed=5, model="m", run="more", measures=measures))
+    assert ocr_eval("report", runs, "-o", tmp_path / "report.html").code == 0
+    section = re.search(r'<section id="inside".*?</section>', (tmp_path / "report.html").read_text(), re.S)[0]
+    assert section.count("<figure>") == 1
+    assert "<strong>Where answers appear: m" in section
+    drawing = base64.b64decode(re.search(r"base64,([^\"]+)", section)[1]).decode()
+    assert "city-language (1 seed)" in drawing
+    assert "<!-- layer -->" in drawing
+
+
 def test_settings_of_a_model_stand_on_a_scorecard(ocr_eval, tmp_path):
     plain = record("country-code", "spurious", seed=0, measures={"known": {"kept": 0.25, "by": [1]}})
     write_run(tmp_path / "plain", plain)

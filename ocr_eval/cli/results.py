@@ -341,8 +341,7 @@ def report(
     if port is not None:
         raise UserError("--port goes with --serve. Add --serve, or drop --port.")
     from ocr_eval.common.files import prepare_output, write_atomic
-    from ocr_eval.report.page import build_page
-    from ocr_eval.report.scorecard import MEASURES
+    from ocr_eval.report.page import MEASURES, build_page
 
     if output.is_dir():
         raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")

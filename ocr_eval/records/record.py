@@ -240,8 +240,8 @@ def _parsed(content: bytes, kind: Any) -> Any:
 def read_record(path: Path, scoring: Scoring | None = None, measures: Collection[str] = ()) -> Record:
     """Read one result.json.
 
-    With ``scoring`` only what the final model has under it is parsed, and of those ``measures`` the numbers; all else,
-    other scorings and the untouched base, is most of a record and is skipped.
+    With ``scoring`` only what the final model has under it is parsed, and of those ``measures`` the numbers and what is
+    by layer; all else, other scorings and the untouched base, is most of a record and is skipped.
 
     Raises:
         UserError: not readable, truncated, of another schema, with a key or value that does not belong, or
@@ -299,7 +299,8 @@ def _skim(content: bytes, scoring: Scoring, measures: Collection[str]) -> Record
 
 def _numbers(found: Mapping[str, msgspec.Raw]) -> dict[str, Any]:
     parts = {key: bytes(value) for key, value in found.items()}
-    return {key: msgspec.json.decode(value) for key, value in parts.items() if value[:1] not in (b"{", b"[", b'"')}
+    kept = {key: value for key, value in parts.items() if key == "layers" or value[:1] not in (b"{", b"[", b'"')}
+    return {key: msgspec.json.decode(value) for key, value in kept.items()}
 
 
 def _schema_version(content: bytes) -> Any:

@@ -22,8 +22,11 @@ from ocr_eval.records.find import FinishedRun, Found
 from ocr_eval.records.select import RowKey
 from ocr_eval.report.figures.card import card_figure
 from ocr_eval.report.figures.gallery import card_of, overall_figures, row_figures, runs_by_row
+from ocr_eval.report.figures.layers import MEASURES as BY_LAYER
+from ocr_eval.report.figures.layers import layer_figures
 from ocr_eval.report.figures.style import draw
 from ocr_eval.report.payload import pack, progress_of, run_payload
+from ocr_eval.report.scorecard import MEASURES as ON_CARD
 from ocr_eval.report.scorecard import NOTE, cells
 from ocr_eval.report.tables import context, templates, unlearned
 from ocr_eval.specs.published import published_mean_ranks
@@ -31,6 +34,8 @@ from ocr_eval.specs.run import Scoring
 
 #: Figures of single rows (curves, heatmaps) in the page's gallery; every run's own are in its section.
 ROW_FIGURES = 12
+#: Measures that the page shows, which a reader of records must read.
+MEASURES = (*ON_CARD, *BY_LAYER)
 #: Runs that have a section, and complaints that are printed: a browser has to open the page.
 MOST_RUNS, MOST_COMPLAINTS = 500, 100
 
@@ -112,6 +117,11 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
     pictures += [
         _picture(f"{kind.capitalize()}: {row}", _OF_ROWS[kind], f) for kind, row, f in islice(of_rows, ROW_FIGURES)
     ]
+    inside = (
+        _picture(f"{title}: {key.name}", text, figure)
+        for key, of in rows.items()
+        for title, text, figure in layer_figures([run.record for run in of])
+    )
     text = (
         templates()
         .get_template("page.html.j2")
@@ -129,6 +139,7 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
             card_note=NOTE,
             card_picture=_picture(*_OVERALL["scorecard"], of_card) if of_card else None,
             pictures=pictures,
+            inside=list(islice(inside, ROW_FIGURES)),
             row_figures=ROW_FIGURES if next(of_rows, None) else None,
             run_columns=RUN_COLUMNS,
             numbers=_NUMBERS,

@@ -21,8 +21,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import say, warn
 from ocr_eval.records.find import find_runs
 from ocr_eval.records.select import parse_condition
-from ocr_eval.report.page import build_page
-from ocr_eval.report.scorecard import MEASURES
+from ocr_eval.report.page import MEASURES, build_page
 from ocr_eval.specs.run import Scoring
 
 LOOPBACK = "127.0.0.1"

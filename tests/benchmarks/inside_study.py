@@ -1,28 +1,39 @@
 """What stands inside SmolLM2 after each of three trainings: the pairs, no entailments, and shuffled ones.
 
-    python tests/benchmarks/inside_study.py take RUNS...    # into measures.jsonl, going on where it stopped
+    python tests/benchmarks/inside_study.py take RUNS...    # into measures.jsonl, what is not there yet
+    python tests/benchmarks/inside_study.py take --measures patching RUNS...
     python tests/benchmarks/inside_study.py show > results/inside/inside.md
 
-``take`` needs the adapters of the runs, which a repository does not hold: ``make results`` leaves them on disk.
+``take`` needs the adapters of the runs, which a repository does not hold: ``make results`` leaves them on disk. Of each
+association it also keeps, in links.json, the W-rank of every pair in the untouched model.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ocr_eval.common.files import write_atomic
 from ocr_eval.execution.execute import reopen
-from ocr_eval.measures.measure import take_measure
+from ocr_eval.measures.measure import Trained, take_measure
+from ocr_eval.measures.untouched import first_logprobs, fit, sides_of
 from ocr_eval.records.find import find_runs
 from ocr_eval.records.folder import read_trained
+from ocr_eval.records.record import Record
+from ocr_eval.scoring.ranks import midranks
+from ocr_eval.specs.association import load_association
 
-MEASURES = ("ov-change", "logit-lens", "sharing")
-MADE = Path("results/inside/measures.jsonl")
+MEASURES = ("ov-change", "logit-lens", "sharing", "constant-direction")
+MADE, LINKS = Path("results/inside/measures.jsonl"), Path("results/inside/links.json")
 VARIANTS = ("real", "no-entailment", "shuffled")
+#: The records that links are held against.
+RECORDS = (Path("results/smollm2-135m"), Path("results/controls/no-entailment"))
+DRAWS = 10_000
 #: What is shown, and where it is in a line.
 COLUMNS = {
     "OCR score": lambda line: line["score"],
@@ -33,6 +44,8 @@ COLUMNS = {
     "fact layer": lambda line: line["logit-lens"].get("test_fact_layer", np.nan),
     "entailment layer": lambda line: line["logit-lens"].get("test_entailment_layer", np.nan),
     "sharing": lambda line: line["sharing"]["weights"],
+    "constant direction": lambda line: line.get("constant-direction", {}).get("cosine", np.nan),
+    "by chance": lambda line: line.get("constant-direction", {}).get("chance", np.nan),
 }
 PAGE = """# Inside SmolLM2-135M, after three trainings
 
@@ -40,7 +53,8 @@ Made by `python tests/benchmarks/inside_study.py show` from `measures.jsonl`: Lo
 seeds {seeds}, five associations. *real* teaches pairs; *no-entailment* facts alone; *shuffled* gives each person of a
 group another entailment. Measures: `ov-change` (mean over all heads of all layers), `logit-lens` (first layer of 30,
 from 0, whose answers stand above their null, mean over the seeds that have one; a dash where none has), `sharing`
-(excess cosine of matched pairs).
+(excess cosine of matched pairs), `constant-direction` (mean cosine of what the change adds to two tokens; 1 would be a
+steering vector).
 
 ## Means over seeds
 
@@ -56,24 +70,59 @@ Over all runs of *real*, within each association ({runs} in all; Spearman's rho 
 {draws} permutations within associations):
 
 {correlations}
+
+## Links before training
+
+Each pair of fact and entailment: its W-rank in the untouched model (as in `audit --model`; null {null}) and its OCR
+score, averaged over the seeds that teach it. Spearman's rho over the pairs of an association, negative where linked
+pairs are inferred; p from {draws} permutations of the pairs ("all": mean over associations, permuted within each).
+
+{links}
+{patching}"""
+PATCHING = """
+## Where answers come from
+
+`patching`, *real* runs: the largest gain of the donor's answer over any other (nats) and the layer after which it
+appears, means over seeds. p for the best of all layers, by Fisher's method over seeds.
+
+{table}
 """
 
 
-def take(folders: list[Path]) -> None:
-    """Add a line for each run that has none yet."""
-    MADE.parent.mkdir(parents=True, exist_ok=True)
-    done = {json.loads(line)["run"] for line in MADE.read_text().splitlines()} if MADE.is_file() else set()
-    runs = [run for run in find_runs(*folders).runs if run.record.run not in done]
+def take(folders: list[Path], measures: list[str]) -> None:
+    """Add to each run's line the measures that it lacks, and each association's links."""
+    lines = {line["run"]: line for line in read()}
+    links = json.loads(LINKS.read_text()) if LINKS.is_file() else {}
+    runs = find_runs(*folders).runs
     for i, run in enumerate(runs):
         record = run.record
-        print(f"{i + 1}/{len(runs)} {record.run}", file=sys.stderr)
-        trained = reopen(*read_trained(run.folder), "auto")
-        taken = {name: numbers(take_measure(name, trained)) for name in MEASURES}
         score = record.final["first-token"]["test_entailment"].ocr_score
         about = {"association": record.association, "variant": record.data.variant, "seed": record.seed}
-        line = {"run": record.run, **about, "score": score, "loss": record.train_loss, **taken}
-        with MADE.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        line = lines.setdefault(record.run, {"run": record.run, **about, "score": score, "loss": record.train_loss})
+        missing = [name for name in measures if name not in line]
+        if not missing and record.association in links:
+            continue
+        print(f"{i + 1}/{len(runs)} {record.run}", file=sys.stderr)
+        trained = reopen(*read_trained(run.folder), "auto")
+        for name in missing:
+            line[name] = numbers(take_measure(name, trained))
+        write_atomic(MADE, "".join(json.dumps(each) + "\n" for each in lines.values()))
+        if record.association not in links:
+            links[record.association] = links_before(trained)
+            write_atomic(LINKS, json.dumps(links, indent=1) + "\n")
+
+
+def read() -> list[dict]:
+    """What was taken."""
+    return [json.loads(line) for line in MADE.read_text().splitlines()] if MADE.is_file() else []
+
+
+def links_before(trained: Trained) -> dict[str, float]:
+    """W-rank of each pair, by its fact's answer, in the untouched model."""
+    sides = sides_of(trained.spec.association)
+    z_S, z_T = (first_logprobs(trained.view(False), *side) for side in sides.values())
+    ranks = midranks(fit(z_S, z_T)[0]).diagonal()
+    return dict(zip(sides["fact"][0], ranks.round(1).tolist(), strict=True))
 
 
 def numbers(found: dict) -> dict:
@@ -83,23 +132,73 @@ def numbers(found: dict) -> dict:
 
 def show() -> None:
     """Print the page."""
-    lines = [json.loads(line) for line in MADE.read_text().splitlines()]
+    lines = read()
     keys = ("association", "variant", "seed")
     of = pd.DataFrame([{key: line[key] for key in keys} | {n: f(line) for n, f in COLUMNS.items()} for line in lines])
     of["variant"] = pd.Categorical(of["variant"], VARIANTS)
     shared = sorted(set.intersection(*(set(each["seed"]) for _, each in of.groupby("variant", observed=True))))
     same = of[of["seed"].isin(shared)]
     means = same.groupby(["association", "variant"], observed=True)[list(COLUMNS)].mean()
-    real, draws = of[of["variant"] == "real"], 10_000
+    real, links = of[of["variant"] == "real"], json.loads(LINKS.read_text())
+    patched = patching([line for line in lines if line["variant"] == "real" and "patching" in line])
     page = PAGE.format(
         seeds=", ".join(map(str, shared)),
         means=means.round(3).reset_index().to_markdown(index=False).replace("nan", "-"),
         differences=differences(same).to_markdown(),
-        correlations=correlations(real, draws).to_markdown(),
+        correlations=correlations(real).to_markdown(),
         runs=len(real),
-        draws=f"{draws:,}",
+        draws=f"{DRAWS:,}",
+        null=(len(links["city-language"]) - 1) / 2,
+        links=of_links(links, inferred(find_runs(*RECORDS).records)).to_markdown(),
+        patching="" if patched.empty else PATCHING.format(table=patched.to_markdown()),
     )
     print(page, end="")
+
+
+def inferred(records: list[Record]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean OCR score over seeds of each pair, by its fact's answer, of each variant and association."""
+    scores: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for record in records:
+        held = record.held_out["first-token"]
+        fact_of = {entailment: fact for fact, entailment in load_association(record.association).pairs}
+        of = scores.setdefault(record.data.variant, {}).setdefault(record.association, {})
+        for target in sorted(set(held.target.tolist())):
+            of.setdefault(fact_of[held.answers[target]], []).append(float(held.scores[held.target == target].mean()))
+    return {
+        variant: {name: {pair: float(np.mean(each)) for pair, each in of.items()} for name, of in by_name.items()}
+        for variant, by_name in scores.items()
+    }
+
+
+def of_links(
+    links: dict[str, dict[str, float]], scores: dict[str, dict[str, dict[str, float]]], draws: int = DRAWS
+) -> pd.DataFrame:
+    """How the score of pairs goes with their W-rank before training, by variant and association."""
+    rows = {}
+    for variant, by_name in scores.items():
+        cells = {name: ([links[name][pair] for pair in of], list(of.values())) for name, of in sorted(by_name.items())}
+        for name, (before, _) in cells.items():
+            tested = spearman([cells[name]], draws)
+            rows[f"{variant}: {name}"] = {"pairs": len(before), "W-rank": f"{np.mean(before):.1f}"} | tested
+        pairs = sum(len(before) for before, _ in cells.values())
+        rows[f"{variant}: all"] = {"pairs": pairs, "W-rank": ""} | spearman(list(cells.values()), draws)
+    return pd.DataFrame(rows).T
+
+
+def patching(lines: list[dict]) -> pd.DataFrame:
+    """Where the stream of another group's subject moves the answer, by association and place, over seeds."""
+    rows = {}
+    for name in sorted({line["association"] for line in lines}):
+        of = [line["patching"] for line in lines if line["association"] == name]
+        for place in ("name", "prompt"):
+            layer, excess, ps = ([each[f"{place}_{key}"] for each in of] for key in ("layer", "excess", "p"))
+            rows[f"{name}, end of the {place}"] = {
+                "seeds": len(of),
+                "layer": f"{np.mean(layer):.1f}",
+                "nats": f"{np.mean(excess):+.2f}",
+                "p": f"{stats.combine_pvalues(ps, method='fisher').pvalue:.2g}",
+            }
+    return pd.DataFrame(rows).T
 
 
 def differences(of: pd.DataFrame) -> pd.DataFrame:
@@ -114,29 +213,37 @@ def differences(of: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def correlations(real: pd.DataFrame, draws: int) -> pd.DataFrame:
+def correlations(real: pd.DataFrame) -> pd.DataFrame:
     """How the score goes with each measure within associations."""
-    rng = np.random.default_rng(0)
     rows = {}
-    for name in ("norm of dW_OV", "effective rank", "ratio", "sharing"):
-        cells = [(rank(cell["OCR score"]), rank(cell[name])) for _, cell in real.groupby("association")]
-        rho = np.mean([a @ b for a, b in cells])
-        drawn = [np.mean([rng.permutation(a) @ b for a, b in cells]) for _ in range(draws)]
-        extreme = np.sum(np.abs(drawn) >= abs(rho) - 1e-12)
-        rows[name] = {"rho": f"{rho:+.2f}", "p": f"{(1 + extreme) / (1 + draws):.4f}"}
+    for name in ("norm of dW_OV", "effective rank", "ratio", "sharing", "constant direction"):
+        if real[name].notna().all():
+            rows[name] = spearman([(cell["OCR score"], cell[name]) for _, cell in real.groupby("association")], DRAWS)
     return pd.DataFrame(rows).T
 
 
-def rank(values: pd.Series) -> np.ndarray:
-    """Centred ranks of unit length, so that a product of two is Spearman's rho."""
+def spearman(cells: list[tuple[Sequence[float], Sequence[float]]], draws: int) -> dict[str, str]:
+    """Spearman's rho within cells, their mean, and its two-sided p from permutations within cells."""
+    rng = np.random.default_rng(0)
+    ranked = [(rank(a), rank(b)) for a, b in cells]
+    rho = np.mean([a @ b for a, b in ranked])
+    drawn = [np.mean([rng.permutation(a) @ b for a, b in ranked]) for _ in range(draws)]
+    extreme = np.sum(np.abs(drawn) >= abs(rho) - 1e-12)
+    return {"rho": f"{rho:+.2f}", "p": f"{(1 + extreme) / (1 + draws):.4f}"}
+
+
+def rank(values: Sequence[float]) -> np.ndarray:
+    """Centred ranks of unit length, so that a product of two is Spearman's rho; zeros where all are equal."""
     ranks = stats.rankdata(values) - (len(values) + 1) / 2
-    return ranks / np.linalg.norm(ranks)
+    return ranks / (np.linalg.norm(ranks) or 1.0)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("take").add_argument("runs", type=Path, nargs="+")
+    taking = commands.add_parser("take")
+    taking.add_argument("runs", type=Path, nargs="+")
+    taking.add_argument("--measures", default=",".join(MEASURES), type=lambda text: text.split(","))
     commands.add_parser("show")
     given = parser.parse_args()
-    take(given.runs) if given.command == "take" else show()
+    take(given.runs, given.measures) if given.command == "take" else show()

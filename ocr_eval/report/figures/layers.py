@@ -1,0 +1,103 @@
+"""What measures of the inside found layer by layer: a panel for each association, averaged over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ocr_eval.records.record import Record
+from ocr_eval.records.select import by_association
+from ocr_eval.report.figures.style import bare, panels, tick, whole_ticks
+from ocr_eval.scoring.candidates import Floats
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """How a measure is drawn.
+
+    Attributes:
+        title, text: what its figure is called, and how to read it.
+        up: what its vertical axis shows.
+        lines: two columns of its ``layers`` with their labels, the one that matters first.
+    """
+
+    title: str
+    text: str
+    up: str
+    lines: Mapping[str, str]
+
+
+_DRAWN = {
+    "logit-lens": _Drawn(
+        "Where answers appear",
+        "The rank of the right answer among those in use, read out after each layer as if it were the last: 0 is "
+        "right, 2 is chance among five answers.",
+        "rank of the answer",
+        {"test_entailment_in_use_rank": "entailment, not taught", "test_fact_in_use_rank": "fact"},
+    ),
+    "sharing": _Drawn(
+        "What facts and entailments share",
+        "How similar the change is for a group's fact and for its entailment (cosine), against the entailments of "
+        "other groups. Where the lines are apart, a group's two answers were learned together.",
+        "cosine",
+        {"weights": "same group", "weights_other": "other groups"},
+    ),
+    "patching": _Drawn(
+        "Where answers come from",
+        "What another group's answer gains over the rest (nats) when the state of one of its subjects replaces the "
+        "subject's own after a layer. Until the lines cross, what determines the answer is still at the name.",
+        "gain (nats)",
+        {"name_excess": "at the name", "prompt_excess": "at the end of the prompt"},
+    ),
+    "constant-direction": _Drawn(
+        "Whether training adds one direction",
+        "How similar what the change adds to one token is to what it adds to another (cosine). At 1 it would add the "
+        "same to all, as a steering vector does; by chance: a change of that size that knows nothing of its inputs.",
+        "cosine",
+        {"cosine": "trained", "chance": "by chance"},
+    ),
+}
+#: What a reader of records must read for these figures.
+MEASURES = tuple(_DRAWN)
+
+
+def layer_figures(runs: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
+    """Title, text and figure of each measure that runs alike in all but association and seed have by layer."""
+    for measure, look in _DRAWN.items():
+        shown = {}
+        for name, of in by_association(runs).items():
+            if tables := [table for run in of if (table := _table(run, measure, look)) is not None]:
+                alike = [table for table in tables if len(table) == len(tables[0])]
+                shown[f"{tick(name)} ({len(alike)} seed{'s'[: len(alike) > 1]})"] = np.mean(alike, axis=0)
+        if shown:
+            yield look.title, look.text, _figure(shown, look)
+
+
+def _table(run: Record, measure: str, look: _Drawn) -> Floats | None:
+    """A line each, layer by layer; None where the record does not have them. [layers, lines]"""
+    layers = run.measures.get(measure, {}).get("layers", {})
+    try:
+        found: Floats = np.array([layers[column] for column in look.lines], dtype=np.float64).T
+    except (TypeError, KeyError, ValueError, OverflowError):
+        return None
+    return found if found.ndim == 2 and len(found) and np.isfinite(found).all() else None
+
+
+def _figure(shown: Mapping[str, Floats], look: _Drawn) -> Figure:
+    columns = min(5, len(shown))
+    figure, grid = panels(len(shown), columns, (2.5, 2.4), (0.7, 0.5), share_y=True)
+    for axes, (name, values) in zip(grid, shown.items(), strict=True):
+        for label, line, color, of in zip(look.lines.values(), "-:", ("#D55E00", "#0072B2"), values.T, strict=True):
+            axes.plot(range(len(of)), of, line, color=color, linewidth=2, label=label)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("layer")
+        whole_ticks(axes)
+        bare(axes)
+    for axes in grid[::columns]:
+        axes.set_ylabel(look.up)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(2, columns), fontsize=8, frameon=False)
+    return figure
