@@ -148,7 +148,11 @@ def audit(
 
     association = _audited(facts, subject, columns)
     if isinstance(association, PairAssociation):
-        typer.echo(_wiring_of_pairs(association, model or o.DEFAULT_MODEL, machine, as_json))
+        from ocr_eval.measures.untouched import sides_of, wired
+
+        view = _untouched_view(model or o.DEFAULT_MODEL, machine)
+        (found,) = wired(view, sides_of(association), {("fact", "entailment"): dict(association.pairs)})
+        typer.echo(json.dumps(asdict(found), indent=2) if as_json else _wired_text(association.name, found))
         return
     links = find_links(association.facts)
     untouched = None
@@ -158,8 +162,8 @@ def audit(
         linked = links.risks or [link for link in links.all if link.is_linked]
         untouched = examine(_untouched_view(model, machine), association, linked)
     if as_json:
-        found = {} if untouched is None else {"untouched": asdict(untouched)}
-        typer.echo(json.dumps({**_as_json(association.facts, links), **found}, indent=2, ensure_ascii=False))
+        asked = {} if untouched is None else {"untouched": asdict(untouched)}
+        typer.echo(json.dumps({**_as_json(association.facts, links), **asked}, indent=2, ensure_ascii=False))
     elif as_csv:
         text = io.StringIO()
         writer = csv.DictWriter(text, _ROW, lineterminator="\n")
@@ -195,16 +199,6 @@ def _untouched_view(model: str, machine: Machine) -> View:
 
     run = make_run_spec(load_model_spec(model), load_association("city-language"), {}, {}, 0)
     return open_view(run, None, machine.device)
-
-
-def _wiring_of_pairs(association: PairAssociation, model: str, machine: Machine, as_json: bool) -> str:
-    """How an association of pairs is wired."""
-    from ocr_eval.measures.untouched import sides_of, wired
-
-    (found,) = wired(
-        _untouched_view(model, machine), sides_of(association), {("fact", "entailment"): dict(association.pairs)}
-    )
-    return json.dumps(asdict(found), indent=2) if as_json else _wired_text(association.name, found)
 
 
 def _wired_text(what: str, found: Wired) -> str:

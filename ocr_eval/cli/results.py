@@ -28,10 +28,6 @@ FilterOption = Annotated[
 ]
 
 
-#: The port of ``report --serve``.
-_PORT = 8765
-
-
 def find(
     folders: list[Path], scoring: Scoring | None, filters: list[str] | None = None, measures: Collection[str] = ()
 ) -> Found:
@@ -307,13 +303,6 @@ def _with_matched(run: FinishedRun) -> Record:
         return run.record
 
 
-def _made(places: list[Path], scoring: Scoring, filters: list[str]) -> str:
-    """When and by which command a page is made."""
-    chosen = [word for text in filters for word in ("--filter", text)]
-    words = ["ocr-eval", "report", *map(str, places), *(["--scoring", scoring] * (scoring != "first-token")), *chosen]
-    return f"{date.today()} by {shlex.join(words)}"
-
-
 def report(
     runs: o.RunsArgument = None,
     output: Annotated[Path, option("--output", "-o", help="The page to write.")] = Path("report.html"),
@@ -336,7 +325,7 @@ def report(
     if serve:
         from ocr_eval.report.serve import serve_report
 
-        serve_report(places, scoring, _PORT if port is None else port, list(filters or ()))
+        serve_report(places, scoring, 8765 if port is None else port, list(filters or ()))
         return
     if port is not None:
         raise UserError("--port goes with --serve. Add --serve, or drop --port.")
@@ -348,7 +337,9 @@ def report(
         raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")
     prepare_output(output.parent, "--output")
     found = find(places, scoring, filters, MEASURES)
-    page, complaints = build_page(found, scoring, made=_made(places, scoring, filters or []))
+    words = ["ocr-eval", "report", *map(str, places), *(["--scoring", scoring] * (scoring != "first-token"))]
+    words += [word for text in filters or () for word in ("--filter", text)]
+    page, complaints = build_page(found, scoring, made=f"{date.today()} by {shlex.join(words)}")
     write_atomic(output, page)
     typer.echo(str(output))
     o.warn_skipped(complaints[len(found.complaints) :])

@@ -109,7 +109,7 @@ class FactsAssociation(Association):
         if "\n" in str(content.get("table")):
             return yaml_files.parse(cls, content, str(path))
         stated = {"templates": {}, **content}
-        table, subject, columns, templates = (stated.pop(key, None) for key in ("table", *_READING))
+        table, subject, columns, templates = map(stated.pop, ("table", "subject", "columns", "templates"), [None] * 4)
         if not isinstance(table, str) or not isinstance(templates, dict) or not isinstance(columns, list | None):
             raise UserError(
                 f"{path}: an association of a table has 'table' (its path), and may have 'columns' (a list) and "
@@ -186,10 +186,6 @@ class FactsAssociation(Association):
                 hidden[name] = set(free[: math.ceil(self.hold_out * len(present))])
                 kept_out |= hidden[name]
         return hidden
-
-
-#: How a file says that its table is read.
-_READING = ("subject", "columns", "templates")
 
 
 def association_of(table: FactTable, templates: Mapping[str, str], origin: str, **head: Any) -> FactsAssociation:

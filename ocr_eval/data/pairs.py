@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints, model_validator
 from ocr_eval.common import streams, yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import Example, Probe, Quantity, Task
-from ocr_eval.specs.association import Association, Relation, Word, repeated
+from ocr_eval.specs.association import Association, TwoRelations, Word, repeated
 from ocr_eval.specs.names import people
 from ocr_eval.specs.run import DataSpec, Order
 from ocr_eval.specs.strict import Strict
@@ -35,14 +35,12 @@ RELATIONS: tuple[RelationName, ...] = ("fact", "entailment")
 _CIRCLES = 64
 
 
-class PairAssociation(Association):
+class PairAssociation(TwoRelations):
     """The two relations with templates, and the pairs (b_i, c_i).
 
     ``pairs`` is a list of (fact answer b_i, entailment answer c_i). In YAML it is the mapping ``b: c``.
     """
 
-    fact: Relation
-    entailment: Relation
     pairs: tuple[tuple[Word, Word], ...]
 
     @model_validator(mode="after")
@@ -63,11 +61,6 @@ class PairAssociation(Association):
         """All answers of one side, in the order of the pairs."""
         side = RELATIONS.index(relation)
         return [pair[side] for pair in self.pairs]
-
-    @property
-    def wordings(self) -> int:
-        """Templates that both relations have."""
-        return min(len(self.fact.templates), len(self.entailment.templates))
 
     def size(self) -> dict[str, int]:
         """Its pairs."""
@@ -92,18 +85,16 @@ class PairAssociation(Association):
             raise ValueError(f"ten candidates cannot hold {data.n} answers in use; give --candidates in-use or all")
         if data.candidates == "ten" and pairs < 10:
             raise ValueError(f"'{self.name}' has {pairs} pairs and cannot give ten candidates; use --candidates all")
-        self.check_templates(data, {"fact": self.fact, "entailment": self.entailment})
+        super().check(data)
 
     def whole(self, template: int) -> dict[str, Any]:
         """Every pair in use, and a subject of each."""
         return {**super().whole(template), "n": len(self.pairs), "m_train": 0, "m_test": 1}
 
 
-class _OwnFile(Association):
+class _OwnFile(TwoRelations):
     """An association that states its pairs."""
 
-    fact: Relation
-    entailment: Relation
     pairs: Annotated[dict[Word, Word], Field(min_length=2)]
 
 
@@ -146,7 +137,7 @@ def _read(content: dict[str, Any], path: Path, ancestors: tuple[Path, ...]) -> P
 
 
 def _association(
-    file: Association, wordings: _OwnFile | PairAssociation, pairs: Iterable[tuple[str, str]], path: Path
+    file: Association, wordings: TwoRelations, pairs: Iterable[tuple[str, str]], path: Path
 ) -> PairAssociation:
     head = {key: getattr(file, key) for key in Association.model_fields}
     content = {**head, "fact": wordings.fact, "entailment": wordings.entailment, "pairs": tuple(pairs)}

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from ocr_eval.data.blocks import Block, Statement, Unit, blocks_of_people, check_blocks, task_of_blocks
 from ocr_eval.data.task import Example, Task
-from ocr_eval.specs.association import ANSWER_SLOT, Association, Relation, Word
+from ocr_eval.specs.association import ANSWER_SLOT, TwoRelations, Word
 from ocr_eval.specs.run import DataSpec
 from ocr_eval.specs.strict import FromList, Strict
 
@@ -44,18 +44,11 @@ class Beside(Strict):
         return Example(prompt, a if self.answer == "a" else b, self.weight, "beside")
 
 
-class ReversalAssociation(Association):
+class ReversalAssociation(TwoRelations):
     """The two directions, and what is taught beside; ``fact`` is about a and answers b, ``entailment`` the reverse."""
 
-    fact: Relation
-    entailment: Relation
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     beside: Annotated[tuple[Beside, ...], FromList] = ()
-
-    @property
-    def wordings(self) -> int:
-        """Templates that both directions have."""
-        return min(len(self.fact.templates), len(self.entailment.templates))
 
     def size(self) -> dict[str, int]:
         """Its sentences."""
@@ -64,7 +57,7 @@ class ReversalAssociation(Association):
     def check(self, data: DataSpec) -> None:
         """Templates, and what fits into a block."""
         check_blocks(data)
-        self.check_templates(data, {"fact": self.fact, "entailment": self.entailment})
+        super().check(data)
 
 
 class Reversal:

@@ -18,19 +18,16 @@ End = Literal["done", "failed", "timeout", "cancelled", "lost"]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where jobs run and what each may use.
+    """Where jobs run and what each may use. All but ``devices`` is of Slurm, with None for the cluster's default.
 
     Attributes:
         executor: ``here`` is left to the caller.
         devices: local: one job at a time on each; CUDA devices as nvidia-smi numbers them, or "cpu". Empty: all that
             are visible.
-        partition: Slurm: None is the cluster's default.
-        time_limit: Slurm: minutes until a job is stopped and queued again, to resume where it was; None is four hours,
-            or what the partition allows if that is less.
-        gpus_per_job: Slurm: None is one where the partition has any.
-        cpus_per_job: Slurm: cores of a job; None is the cluster's default.
-        memory_gb: Slurm: memory of a job; None is the cluster's default.
-        parallel: Slurm: jobs that run at once at most.
+        time_limit: minutes until a job is stopped and queued again, to resume where it was; None is four hours, or what
+            the partition allows if that is less.
+        gpus_per_job: None is one where the partition has any.
+        parallel: jobs that run at once at most.
         slurm: further options of sbatch, "account=nlp" or "exclusive"; they win over those above.
     """
 
