@@ -9,8 +9,6 @@ Scores go to the trainer's own log history; with ``callback.log = trainer.log`` 
 and subjects go nowhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path

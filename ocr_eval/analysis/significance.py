@@ -18,8 +18,6 @@ least, and fewer than six can give no verdict.
 Dimension letters:  C cells,  S subjects,  n units,  F assignments of a seed,  B draws.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence

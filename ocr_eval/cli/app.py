@@ -1,7 +1,5 @@
 """The ``ocr-eval`` command and its exit codes: 0 done, 1 failed or incomplete, 2 bad input, 130 interrupted."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 import io

@@ -1,7 +1,5 @@
 """``data list``, ``data show``, ``data candidates`` and ``data export``."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """``models list``, ``show``, ``pull``, ``check`` and ``rehearse``."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """``finetune`` does one run: several models, associations or settings are pointed to ``sweep``."""
 
-from __future__ import annotations
-
 import re
 from itertools import zip_longest
 from pathlib import Path

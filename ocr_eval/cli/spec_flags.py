@@ -4,8 +4,6 @@ A parameter of a command may stand for many flags: ``Annotated[Given, Settings(.
 dataclass for its fields.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping

@@ -5,8 +5,6 @@ answer must be cut cleanly. A first token that is hardly a word (a lone space, a
 distinct here, but its probability is shared with many other words.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field

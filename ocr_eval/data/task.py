@@ -4,8 +4,6 @@ A structure reads its own kind of association file and turns it into a ``Task``.
 and the entry points ``ocr_eval.structures`` of other packages (``common.registry.STRUCTURES``).
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

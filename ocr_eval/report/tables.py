@@ -1,7 +1,5 @@
 """The mean-rank table -> md, csv, json, tex, html. Pure."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

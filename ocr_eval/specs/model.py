@@ -1,7 +1,5 @@
 """A base model: where its weights are, its precision, and its training defaults; and how training is described."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Annotated, Literal

@@ -4,8 +4,6 @@ A job must be safe to rerun after it was killed at any moment: that is how time 
 survived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
