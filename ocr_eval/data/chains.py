@@ -60,25 +60,16 @@ class ChainAssociation(TwoRelations):
         most = {"n": 5, "m_train": 0, "m_test": len(self.chains) // 5}
         return {**super().whole(template), **most, "candidates": "in-use"}
 
-
-class Chains:
-    """The structure ``chains``; every chain is a unit."""
-
-    File = ChainAssociation
-
-    def build(self, association: ChainAssociation, data: DataSpec, stream: str) -> Task:
-        """Draw chains and people, block by block."""
-        drawn = iter(streams.shuffled(f"{stream}/chains", list(association.chains.items())))
+    def build(self, data: DataSpec, stream: str) -> Task:
+        """Draw chains, each of them a unit, and people, block by block."""
+        drawn = iter(streams.shuffled(f"{stream}/chains", list(self.chains.items())))
         blocks = []
         for names in blocks_of_people(data, f"{stream}/people"):
             units = []
             for answer, (subject, middle) in zip(names[: data.n], drawn, strict=False):
-                told, asked = association.fact.prompts(middle), association.entailment.prompts(subject)
-                hop = Statement(association.hop.prompts(subject), middle)
+                told, asked = self.fact.prompts(middle), self.entailment.prompts(subject)
+                hop = Statement(self.hop.prompts(subject), middle)
                 units.append(Unit(subject, Statement(told, answer), Statement(asked, answer), hop=hop))
             spare = tuple(names[data.n :])
             blocks.append(Block(tuple(units), {"fact": spare, "entailment": spare}))
         return task_of_blocks(blocks, data, stream)
-
-
-CHAINS = Chains()

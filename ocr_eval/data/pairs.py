@@ -91,6 +91,53 @@ class PairAssociation(TwoRelations):
         """Every pair in use, and a subject of each."""
         return {**super().whole(template), "n": len(self.pairs), "m_train": 0, "m_test": 1}
 
+    def build(self, data: DataSpec, stream: str) -> Task:
+        """Draw the pairs in use, names and groups; group g, the unit of its subjects, is given the g-th pair."""
+        order = streams.permutation(f"{stream}/pairs", len(self.pairs))
+        pairs, spare = ([self.pairs[i] for i in part] for part in (order[: data.n], order[data.n :]))
+        # The in-use answers, then distractors that no subject has: 10 - n of them, all of them, or none.
+        distractors = {"in-use": 0, "ten": 10 - data.n, "all": len(spare)}[data.candidates]
+        ranked = {
+            relation: tuple(pair[side] for pair in (*pairs, *spare[:distractors]))
+            for side, relation in enumerate(RELATIONS)
+        }
+        subjects = list(_subjects(data, stream))
+
+        def prompt(subject: _Subject, relation: RelationName, template: int) -> str:
+            wording = self.fact if relation == "fact" else self.entailment
+            return wording.prompt(template, subject.name)
+
+        def example(subject: _Subject, relation: RelationName, template: int, group: int) -> Example:
+            answer = pairs[group][RELATIONS.index(relation)]
+            asked = prompt(subject, relation, template)
+            when = thirds(data.order, subject.split, relation)
+            return Example(asked, answer, 1.0, relation, subject.name, str(subject.group), when)
+
+        taught_group = {subject: subject.group for subject in subjects if subject.split == "train"}
+        if data.variant == "shuffled":  # whose entailment each is taught is dealt
+            dealt = chain.from_iterable(deal(f"{stream}/shuffle", data.n, data.m_train))
+            taught_group = dict(zip(taught_group, dealt, strict=True))
+        train = []
+        for subject in subjects:
+            for template in data.templates:
+                train.append(example(subject, "fact", template, subject.group))
+                if subject.split == "train" and data.variant != "no-entailment":
+                    train.append(example(subject, "entailment", template, taught_group[subject]))
+        probes = tuple(
+            Probe(
+                prompt=prompt(subject, relation, data.probe_template),
+                candidates=ranked[relation],
+                target=subject.group,
+                null=tuple(range(data.n)),
+                quantity=f"{subject.split}_{relation}",
+                unit=str(subject.group),
+                subject=subject.name,
+            )
+            for subject in subjects
+            for relation in RELATIONS
+        )
+        return Task(tuple(train), probes, quantities(data))
+
 
 class _OwnFile(TwoRelations):
     """An association that states its pairs."""
@@ -178,62 +225,6 @@ def thirds(order: Order, split: Split, relation: RelationName) -> tuple[int, ...
     if split == "test":
         return (2,)
     return (0, 1) if order == "joint" else (0 if order.startswith(relation) else 1,)
-
-
-class Pairs:
-    """The structure ``pairs``; a subject's group is its unit."""
-
-    File = PairAssociation
-
-    def build(self, association: PairAssociation, data: DataSpec, stream: str) -> Task:
-        """Draw the pairs in use, names and groups; group g is given the g-th pair."""
-        order = streams.permutation(f"{stream}/pairs", len(association.pairs))
-        pairs, spare = ([association.pairs[i] for i in part] for part in (order[: data.n], order[data.n :]))
-        # The in-use answers, then distractors that no subject has: 10 - n of them, all of them, or none.
-        distractors = {"in-use": 0, "ten": 10 - data.n, "all": len(spare)}[data.candidates]
-        ranked = {
-            relation: tuple(pair[side] for pair in (*pairs, *spare[:distractors]))
-            for side, relation in enumerate(RELATIONS)
-        }
-        subjects = list(_subjects(data, stream))
-
-        def prompt(subject: _Subject, relation: RelationName, template: int) -> str:
-            wording = association.fact if relation == "fact" else association.entailment
-            return wording.prompt(template, subject.name)
-
-        def example(subject: _Subject, relation: RelationName, template: int, group: int) -> Example:
-            answer = pairs[group][RELATIONS.index(relation)]
-            asked = prompt(subject, relation, template)
-            when = thirds(data.order, subject.split, relation)
-            return Example(asked, answer, 1.0, relation, subject.name, str(subject.group), when)
-
-        taught_group = {subject: subject.group for subject in subjects if subject.split == "train"}
-        if data.variant == "shuffled":  # whose entailment each is taught is dealt
-            dealt = chain.from_iterable(deal(f"{stream}/shuffle", data.n, data.m_train))
-            taught_group = dict(zip(taught_group, dealt, strict=True))
-        train = []
-        for subject in subjects:
-            for template in data.templates:
-                train.append(example(subject, "fact", template, subject.group))
-                if subject.split == "train" and data.variant != "no-entailment":
-                    train.append(example(subject, "entailment", template, taught_group[subject]))
-        probes = tuple(
-            Probe(
-                prompt=prompt(subject, relation, data.probe_template),
-                candidates=ranked[relation],
-                target=subject.group,
-                null=tuple(range(data.n)),
-                quantity=f"{subject.split}_{relation}",
-                unit=str(subject.group),
-                subject=subject.name,
-            )
-            for subject in subjects
-            for relation in RELATIONS
-        )
-        return Task(tuple(train), probes, quantities(data))
-
-
-PAIRS = Pairs()
 
 
 def _subjects(data: DataSpec, stream: str) -> Iterator[_Subject]:

@@ -59,28 +59,19 @@ class ReversalAssociation(TwoRelations):
         check_blocks(data)
         super().check(data)
 
-
-class Reversal:
-    """The structure ``reversal``; every couple is a unit."""
-
-    File = ReversalAssociation
-
-    def build(self, association: ReversalAssociation, data: DataSpec, stream: str) -> Task:
-        """Draw couples; the answers of a block are people whose first names differ."""
+    def build(self, data: DataSpec, stream: str) -> Task:
+        """Draw couples, each of them a unit; the answers of a block are people whose first names differ."""
         blocks = []
         for names in blocks_of_people(data, f"{stream}/people"):
             ends, starts = names[: len(names) // 2], names[len(names) // 2 :]
             units = tuple(
                 Unit(
                     subject=b,
-                    fact=Statement(association.fact.prompts(a), b, association.weight),
-                    entailment=Statement(association.entailment.prompts(b), a, association.weight),
-                    beside=tuple(each.example(a, b) for each in association.beside),
+                    fact=Statement(self.fact.prompts(a), b, self.weight),
+                    entailment=Statement(self.entailment.prompts(b), a, self.weight),
+                    beside=tuple(each.example(a, b) for each in self.beside),
                 )
                 for a, b in zip(starts[: data.n], ends, strict=False)
             )
             blocks.append(Block(units, {"fact": tuple(ends[data.n :]), "entailment": tuple(starts[data.n :])}))
         return task_of_blocks(blocks, data, stream)
-
-
-REVERSAL = Reversal()

@@ -1,7 +1,7 @@
 """Associations: what a YAML file states of facts that are taught, and of what may be inferred from them.
 
-Every association has a structure, which says what else its file holds (``File``) and what is made of it
-(``data.task.Structure``); ``pairs`` where the file names none.
+Every association has a structure: a subclass of ``Association``, whose fields are what else its file holds, and which
+builds what is taught and asked; ``pairs`` where the file names none.
 """
 
 from __future__ import annotations
@@ -110,6 +110,10 @@ class Association(Strict):
             ValueError: it does not, and how to change it.
         """
 
+    def build(self, data: DataSpec, stream: str) -> Any:
+        """Draw what is taught and asked, a ``data.task.Task``, by the run's random stream for data."""
+        raise NotImplementedError
+
     def whole(self, template: int) -> dict[str, Any]:
         """The fields of a data protocol under which all that can be asked is, in one template: what is audited."""
         return {"candidates": "all", "templates": (template,), "probe_template": template}
@@ -172,5 +176,5 @@ def association_type(content: dict[str, Any]) -> type[Association]:
     Raises:
         UserError: no such structure, with the nearest name.
     """
-    found: type[Association] = STRUCTURES.get(str(content.get("structure", "pairs"))).File
+    found: type[Association] = STRUCTURES.get(str(content.get("structure", "pairs")))
     return found
