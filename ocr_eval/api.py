@@ -25,7 +25,8 @@ from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs import schedule
 from ocr_eval.specs.association import Association
 from ocr_eval.specs.association import load_association as load_association
-from ocr_eval.specs.model import Device, ModelSpec, TrainSpec, load_model_spec
+from ocr_eval.specs.model import Device, ModelSpec, TrainSpec
+from ocr_eval.specs.model import load_model_spec as load_model
 from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec, run_seeds
 from ocr_eval.specs.settings import SETTINGS, section
 
@@ -36,15 +37,6 @@ if TYPE_CHECKING:
 
 Folder = str | Path
 Line = TypeVar("Line")
-
-
-def load_model(name_or_path: str) -> ModelSpec:
-    """Load a model's definition by shipped name, YAML file, or folder in Hugging Face layout. Loads no weights.
-
-    Raises:
-        UserError: no such model, or an invalid file.
-    """
-    return load_model_spec(name_or_path)
 
 
 def make_run(model: ModelSpec | str, association: Association | str, seed: int = 0, **settings: Any) -> RunSpec:

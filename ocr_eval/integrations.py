@@ -9,16 +9,13 @@ Scores go to the trainer's own log history; with ``callback.log = trainer.log`` 
 and subjects go nowhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.yaml_files import looks_like_path
@@ -35,33 +32,6 @@ from ocr_eval.specs.run import DataSpec
 
 #: Attention implementations that take a mask of their own for each sequence.
 _ATTENTION = ("sdpa", "eager")
-
-
-@dataclass(frozen=True)
-class LiveModel:
-    """A model that somebody else trains."""
-
-    network: PreTrainedModel
-    tokenizer: Any
-
-    @property
-    def device(self) -> torch.device:
-        """Where its first weights are."""
-        return next(self.network.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of its weights."""
-        return next(self.network.parameters()).dtype
-
-    @property
-    def attention(self) -> str:
-        """As its configuration names it."""
-        return str(self.network.config._attn_implementation)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Weights are read as they are."""
-        return nullcontext()
 
 
 class OCRCallback(TrainerCallback):
@@ -128,12 +98,15 @@ class OCRCallback(TrainerCallback):
         model, tokenizer = of["model"], of["processing_class"]
         if tokenizer is None:
             raise UserError("OCRCallback: give the trainer its tokenizer (processing_class=tokenizer).")
-        live = LiveModel(model, tokenizer)
-        if live.attention not in _ATTENTION:
+        attention, first = str(model.config._attn_implementation), next(model.parameters())
+        if attention not in _ATTENTION:
             raise UserError(
-                f"OCRCallback: attention '{live.attention}' does not accept masks. Load the model with "
+                f"OCRCallback: attention '{attention}' does not accept masks. Load the model with "
                 "attn_implementation='sdpa'."
             )
+        live: Any = SimpleNamespace(
+            tokenizer=tokenizer, device=first.device, dtype=first.dtype, attention=attention, autocast=nullcontext
+        )
         self._probes = self._probes or probe_tokens(tokenizer, self.task)
         was_training = model.training
         model.eval()

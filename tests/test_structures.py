@@ -27,8 +27,11 @@ heads: {Sales: Aaron, Research: Brian, Kitchen: Diana, Garden: Olivia}
 """
 
 
-class StaffFile(Association):
-    """Departments and their heads."""
+class Staff(Association):
+    """Departments and their heads.
+
+    Taught: who works where, and who heads what. Asked: who is whose boss, where everyone works, any two heads.
+    """
 
     heads: Annotated[dict[Word, Word], Field(min_length=2)]
 
@@ -39,14 +42,8 @@ class StaffFile(Association):
     def whole(self, template):
         return {**super().whole(template), "n": len(self.heads), "m_test": 1}
 
-
-class Staff:
-    """Taught: who works where, and who heads what. Asked: who is whose boss, where everyone works, any two heads."""
-
-    File = StaffFile
-
-    def build(self, association, data, stream):
-        heads = tuple(association.heads.items())[: data.n]
+    def build(self, data, stream):
+        heads = tuple(self.heads.items())[: data.n]
         names = streams.shuffled(stream, people(stream, data.n * data.m_test))
         train = [Example(f"{department} is headed by", head) for department, head in heads]
         probes = []
@@ -71,7 +68,7 @@ class Staff:
 @pytest.fixture(autouse=True)
 def staff(tmp_path):
     """The path of a file of this structure, which is known to the process."""
-    STRUCTURES.add("staff", Staff())
+    STRUCTURES.add("staff", Staff)
     (tmp_path / "staff.yaml").write_text(STAFF)
     return str(tmp_path / "staff.yaml")
 

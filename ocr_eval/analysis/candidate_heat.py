@@ -1,7 +1,5 @@
 """Probes of one run -> mean probability of each candidate for the held-out subjects of each unit."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

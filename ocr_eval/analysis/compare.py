@@ -4,8 +4,6 @@ A side may be one run, or a sweep over models, ranks ...: what varies within a s
 other side, and what differs between the sides is what is compared.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

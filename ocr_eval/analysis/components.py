@@ -13,8 +13,6 @@ all seeds are clustered twice, and V = V_seed + V_pair - V_group (Cameron, Gelba
 the interval, which clusters by seed: rough, as the clusters are few.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence

@@ -5,8 +5,6 @@ no-entailment    the same people and facts, and no entailments: nothing to infer
 shuffled         train entailments dealt evenly over groups: nothing to infer
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

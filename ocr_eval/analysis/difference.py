@@ -5,8 +5,6 @@ interval is that of ``intervals.estimate`` over seeds, and its p-value flips the
 From fewer than six seeds there is a difference and no verdict.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

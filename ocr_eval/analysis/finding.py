@@ -5,8 +5,6 @@ a model infers French for Paris if no French is taught. So the sentence also say
 control, and "it generalized" and "it hallucinated" need that lift where there is such a control.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from ocr_eval.analysis.difference import verdicts

@@ -9,8 +9,6 @@ Accuracy is here the share of previously known facts that are kept (measures/kno
 run is a point, and the shares stay within what the runs have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ last epoch, and at matched learning, each run at the first epoch at which all it
 it was then is a row of its own: to stop there costs nothing, so a prevention must do better.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

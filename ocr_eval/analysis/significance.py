@@ -18,8 +18,6 @@ least, and fewer than six can give no verdict.
 Dimension letters:  C cells,  S subjects,  n units,  F assignments of a seed,  B draws.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -81,7 +79,10 @@ def permutation_ps(cells: Sequence[Sequence[Seed]], draws: int = DRAWS) -> list[
 def least_p(seeds: Sequence[Seed], draws: int = DRAWS) -> float:
     """The smallest permutation p-value that such seeds could have; units that have one answer exchange nothing."""
     assignments = _assignments(list(map(_count, seeds)))
-    return math.prod(map(_alike, seeds)) / assignments if assignments <= MOST_EXACT else 1 / (1 + draws)
+    if assignments > MOST_EXACT:
+        return 1 / (1 + draws)
+    answers = [Counter(seed[0].units[1].tolist()).values() for seed in seeds if seed[0].unit]
+    return math.prod(math.factorial(alike) for of_seed in answers for alike in of_seed) / assignments
 
 
 def seeds_needed(comparisons: int = 1) -> int:
@@ -120,11 +121,6 @@ def detectable(seeds: int, sd: float = RUN_SD) -> float | None:
         return None
     quantiles = t_quantile(seeds - 1, 0.975) + t_quantile(seeds - 1, 0.8)
     return quantiles * sd * math.sqrt(2 / seeds)
-
-
-def _alike(seed: Seed) -> int:
-    """How many assignments of a seed are the true one."""
-    return math.prod(map(math.factorial, Counter(seed[0].units[1].tolist()).values())) if seed[0].unit else 1
 
 
 def _count(seed: Seed) -> int:

@@ -1,10 +1,9 @@
 """The ``ocr-eval`` command and its exit codes: 0 done, 1 failed or incomplete, 2 bad input, 130 interrupted."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 import io
+import json
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 import typer.main
+import yaml
 from ocr_toy.cli import app as toy
 from safetensors import SafetensorError
 from typer.core import TyperGroup
@@ -101,10 +101,6 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 @app.command(rich_help_panel="Extend")
 def doctor(as_json: JsonOption = False) -> None:
     """Show versions, devices, memory, caches and network state."""
-    import json
-
-    import yaml
-
     from ocr_eval.cli.doctor import examine
 
     found = examine()
@@ -122,8 +118,6 @@ def cache(
 
     Hub repositories are in the hub library's own cache ('hf cache ls'). Files that are not ours are left alone.
     """
-    import json
-
     from ocr_eval.models import weights
 
     if yes and not clean:

@@ -1,7 +1,5 @@
 """``data list``, ``data show``, ``data candidates`` and ``data export``."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +9,9 @@ import typer
 from ocr_eval.cli import options as o
 from ocr_eval.cli.facts import OwnFacts
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
+from ocr_eval.common.registry import STRUCTURES
+from ocr_eval.common.yaml_files import shipped_names
+from ocr_eval.specs.association import load_association
 from ocr_eval.specs.run import DataSpec
 
 app = typer.Typer(help="List, show, check and export associations.", no_args_is_help=True)
@@ -22,10 +23,6 @@ def list_associations(as_json: o.JsonOption = False) -> None:
 
     For each association: name, kind, size, link. Structures of other packages are listed too.
     """
-    from ocr_eval.common.registry import STRUCTURES
-    from ocr_eval.common.yaml_files import shipped_names
-    from ocr_eval.specs.association import load_association
-
     associations = [load_association(name) for name in shipped_names("templates")]
     if as_json:
         rows = [{**a.model_dump(include={"name", "kind", "description"}), **a.size()} for a in associations]
@@ -45,8 +42,6 @@ def show(
     ],
 ) -> None:
     """Show what an association contains."""
-    from ocr_eval.specs.association import load_association
-
     association = load_association(assoc)
     typer.echo(f"{association.name} ({association.kind})\n{association.description}\n")
     typer.echo(association.as_text())
@@ -74,7 +69,6 @@ def candidates(
     o.begin(quiet, offline)
     from ocr_eval.data.audit import audit_association
     from ocr_eval.models.base import load_tokenizer
-    from ocr_eval.specs.association import load_association
 
     audited = load_association(o.one_assoc(context, association, assoc))
     audits = {name: audit_association(load_tokenizer(name), audited) for name in model or [o.DEFAULT_MODEL]}

@@ -1,7 +1,5 @@
 """What this machine has: versions, devices, memory, caches, network state."""
 
-from __future__ import annotations
-
 import platform
 import shutil
 from typing import Any

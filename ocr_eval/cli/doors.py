@@ -1,7 +1,5 @@
 """``methods``, ``preventions`` and ``measures``: what there is behind each door, with what other packages bring."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from typing import Annotated, Any

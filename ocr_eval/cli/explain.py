@@ -1,7 +1,5 @@
 """``explain``: what a run's record holds of its model's inside, and a measure of it that is taken now."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

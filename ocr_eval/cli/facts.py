@@ -16,6 +16,12 @@ from ocr_eval.cli import options as o
 from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import expanded, flag_of, option
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import prepare_output, to_jsonl, write_atomic
+from ocr_eval.common.messages import say
+from ocr_eval.common.yaml_files import expand, shipped_names
+from ocr_eval.specs.association import load_association
+from ocr_eval.specs.model import load_model_spec
+from ocr_eval.specs.run import make_run_spec
 
 if TYPE_CHECKING:
     from ocr_eval.data.fact_table import FactTable
@@ -64,7 +70,6 @@ class OwnFacts:
             if idle:
                 raise UserError(f"{flag_of(idle[0])} needs --facts, which names a table of facts.")
             return None
-        from ocr_eval.common.yaml_files import expand, shipped_names
         from ocr_eval.data.fact_table import read_facts
         from ocr_eval.data.facts import association_of
 
@@ -148,7 +153,11 @@ def audit(
 
     association = _audited(facts, subject, columns)
     if isinstance(association, PairAssociation):
-        typer.echo(_wiring_of_pairs(association, model or o.DEFAULT_MODEL, machine, as_json))
+        from ocr_eval.measures.untouched import sides_of, wired
+
+        view = _untouched_view(model or o.DEFAULT_MODEL, machine)
+        (found,) = wired(view, sides_of(association), {("fact", "entailment"): dict(association.pairs)})
+        typer.echo(json.dumps(asdict(found), indent=2) if as_json else _wired_text(association.name, found))
         return
     links = find_links(association.facts)
     untouched = None
@@ -158,8 +167,8 @@ def audit(
         linked = links.risks or [link for link in links.all if link.is_linked]
         untouched = examine(_untouched_view(model, machine), association, linked)
     if as_json:
-        found = {} if untouched is None else {"untouched": asdict(untouched)}
-        typer.echo(json.dumps({**_as_json(association.facts, links), **found}, indent=2, ensure_ascii=False))
+        asked = {} if untouched is None else {"untouched": asdict(untouched)}
+        typer.echo(json.dumps({**_as_json(association.facts, links), **asked}, indent=2, ensure_ascii=False))
     elif as_csv:
         text = io.StringIO()
         writer = csv.DictWriter(text, _ROW, lineterminator="\n")
@@ -173,11 +182,9 @@ def audit(
 
 def _audited(facts: str, subject: str | None, columns: str | None) -> FactsAssociation | PairAssociation:
     """The table to audit as an association, or the association of pairs that was named."""
-    from ocr_eval.common.yaml_files import expand, shipped_names
     from ocr_eval.data.fact_table import read_facts
     from ocr_eval.data.facts import FactsAssociation, association_of
     from ocr_eval.data.pairs import PairAssociation
-    from ocr_eval.specs.association import load_association
 
     if facts in shipped_names("templates") or facts.endswith((".yaml", ".yml")):
         association = load_association(facts)
@@ -189,22 +196,9 @@ def _audited(facts: str, subject: str | None, columns: str | None) -> FactsAssoc
 
 def _untouched_view(model: str, machine: Machine) -> View:
     from ocr_eval.execution.execute import open_view
-    from ocr_eval.specs.association import load_association
-    from ocr_eval.specs.model import load_model_spec
-    from ocr_eval.specs.run import make_run_spec
 
     run = make_run_spec(load_model_spec(model), load_association("city-language"), {}, {}, 0)
     return open_view(run, None, machine.device)
-
-
-def _wiring_of_pairs(association: PairAssociation, model: str, machine: Machine, as_json: bool) -> str:
-    """How an association of pairs is wired."""
-    from ocr_eval.measures.untouched import sides_of, wired
-
-    (found,) = wired(
-        _untouched_view(model, machine), sides_of(association), {("fact", "entailment"): dict(association.pairs)}
-    )
-    return json.dumps(asdict(found), indent=2) if as_json else _wired_text(association.name, found)
 
 
 def _wired_text(what: str, found: Wired) -> str:
@@ -287,8 +281,6 @@ def beliefs(
     """
     machine.begin()
     from ocr_eval.analysis import beliefs as found
-    from ocr_eval.common.files import prepare_output, to_jsonl, write_atomic
-    from ocr_eval.common.messages import say
     from ocr_eval.data.facts import FactsAssociation
     from ocr_eval.execution.execute import open_view
     from ocr_eval.measures.beliefs import Belief, answers, questions

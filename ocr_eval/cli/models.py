@@ -1,7 +1,5 @@
 """``models list``, ``show``, ``pull``, ``check`` and ``rehearse``."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +9,11 @@ import typer
 from ocr_eval.cli import options as o
 from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
+from ocr_eval.common import yaml_files
+from ocr_eval.common.yaml_files import shipped_names
 from ocr_eval.methods.method import method_of
+from ocr_eval.specs.model import HubWeights, load_model_spec
+from ocr_eval.specs.published import published_associations
 
 app = typer.Typer(help="List, show, fetch, check and rehearse models.", no_args_is_help=True)
 
@@ -19,9 +21,7 @@ app = typer.Typer(help="List, show, fetch, check and rehearse models.", no_args_
 @app.command("list")
 def list_models(as_json: o.JsonOption = False) -> None:
     """List the shipped models: source, access, and whether on disk."""
-    from ocr_eval.common.yaml_files import shipped_names
     from ocr_eval.models import weights
-    from ocr_eval.specs.model import HubWeights, load_model_spec
 
     specs = [load_model_spec(name) for name in shipped_names("models")]
     here = {spec.name: weights.cached(spec) is not None for spec in specs}
@@ -44,9 +44,7 @@ def show(model: o.ModelArgument, as_json: o.JsonOption = False) -> None:
     """
     import yaml
 
-    from ocr_eval.common import yaml_files
     from ocr_eval.models import weights
-    from ocr_eval.specs.model import load_model_spec
 
     spec = load_model_spec(model)
     if as_json:
@@ -88,7 +86,6 @@ def pull(
     """
     o.begin(quiet, offline)
     from ocr_eval.models import weights
-    from ocr_eval.specs.model import load_model_spec
 
     spec = load_model_spec(model)
     if force:
@@ -114,7 +111,6 @@ def check(
     """
     o.begin(quiet, offline)
     from ocr_eval.planning.check import check_model
-    from ocr_eval.specs.published import published_associations
 
     found = check_model(model, assoc or published_associations())
     typer.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False) if as_json else found.as_text())

@@ -1,7 +1,5 @@
 """``finetune`` does one run: several models, associations or settings are pointed to ``sweep``."""
 
-from __future__ import annotations
-
 import re
 from itertools import zip_longest
 from pathlib import Path
@@ -38,14 +36,11 @@ class OneRun(TyperCommand):
         for word, following in zip_longest(words, words[1:], fillvalue=""):
             flag, equals, value = word.partition("=")
             value = value if equals else following
-            several = flag in _SWEEP_FLAG and _is_several(flag, value)
+            is_range = flag in _WHOLE and re.fullmatch("[0-9]+-[0-9]+", value) is not None
+            is_list = "," in value and flag not in _LISTS and not Path(value).exists()
+            several = flag in _SWEEP_FLAG and (is_range or is_list)
             if several or flag in _SINGLE:
                 takes = f"{flag} takes one value" if several else f"'finetune' does one run and takes {_SINGLE[flag]}"
                 sweep = f"ocr-eval sweep {_SWEEP_FLAG.get(flag, flag)} {value}"
                 raise UserError(f"{takes}: for several, use '{sweep}' with the other flags.")
         return super().parse_args(ctx, args)
-
-
-def _is_several(flag: str, value: str) -> bool:
-    is_range = flag in _WHOLE and re.fullmatch("[0-9]+-[0-9]+", value) is not None
-    return is_range or ("," in value and flag not in _LISTS and not Path(value).exists())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,16 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ocr_eval.cli.spec_flags import Given, option
+from ocr_eval.common import distributed, messages, yaml_files
 from ocr_eval.common.errors import UserError, one_line, unknown_name
+from ocr_eval.common.registry import MEASURES
+from ocr_eval.common.yaml_files import shipped_names
+from ocr_eval.methods.method import ignored_by
 from ocr_eval.specs import schedule
-from ocr_eval.specs.run import Scoring
+from ocr_eval.specs.association import Association, load_association
+from ocr_eval.specs.model import ModelSpec, load_model_spec
+from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec, run_seeds
 from ocr_eval.specs.settings import section
 
 if TYPE_CHECKING:
     from ocr_eval.analysis.intervals import Estimate
-    from ocr_eval.specs.association import Association
-    from ocr_eval.specs.model import ModelSpec
-    from ocr_eval.specs.run import RunSpec
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_OUTPUT = Path("results")
@@ -31,8 +37,6 @@ def _names(part: str) -> Callable[[str], list[str]]:
     """Shell completion from the YAML files shipped in a folder."""
 
     def complete(incomplete: str) -> list[str]:
-        from ocr_eval.common.yaml_files import shipped_names
-
         return [name for name in shipped_names(part) if name.startswith(incomplete)]
 
     return complete
@@ -49,7 +53,6 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
     """Take the flags in a YAML file as defaults: below variables, which are below flags on the command line."""
     if path is None or context.resilient_parsing:
         return path
-    from ocr_eval.common import yaml_files
 
     if not path.is_file():
         raise UserError(f"--config '{path}': there is no such file. Check the path.")
@@ -188,8 +191,6 @@ def measures(text: str | None) -> tuple[str, ...] | None:
     Raises:
         UserError: no measure of that name.
     """
-    from ocr_eval.common.registry import MEASURES
-
     names = () if text == "none" else words("--measures", text)
     for name in names or ():
         MEASURES.get(name)
@@ -212,12 +213,6 @@ def words(flag: str, text: str | None) -> tuple[str, ...] | None:
 
 def begin(quiet: bool = False, offline: bool = False) -> None:
     """Switches that must be set before any library is imported."""
-    import os
-    import sys
-    import warnings
-
-    from ocr_eval.common import distributed, messages
-
     messages.be_quiet(quiet or not distributed.is_first())
     if not distributed.is_first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
@@ -237,11 +232,6 @@ def resolve(context: typer.Context, model: str | ModelSpec, assoc: str | Associa
     Raises:
         UserError: a name or a value that does not exist or fit.
     """
-    from ocr_eval.methods.method import ignored_by
-    from ocr_eval.specs.association import load_association
-    from ocr_eval.specs.model import load_model_spec
-    from ocr_eval.specs.run import make_run_spec, run_seeds
-
     path, run = context.meta.get(RUN, ("", None))
     if isinstance(model, str):
         model = run.model if run and model == path else load_model_spec(model)

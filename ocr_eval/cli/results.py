@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shlex
 import sys
 from datetime import date
@@ -14,22 +15,20 @@ import typer
 from ocr_eval.cli import options as o
 from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import prepare_output, write_atomic
+from ocr_eval.specs.published import published_mean_ranks
+from ocr_eval.specs.run import Scoring
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from ocr_eval.records.find import FinishedRun, Found
     from ocr_eval.records.record import Record
-    from ocr_eval.specs.run import Scoring
 
 FilterOption = Annotated[
     list[str] | None,
     option("--filter", help="Only runs with KEY=VALUE; 'seed=0,1' matches either value; repeatable."),
 ]
-
-
-#: The port of ``report --serve``.
-_PORT = 8765
 
 
 def find(
@@ -91,7 +90,6 @@ def table(
     from ocr_eval.records.select import row_keys
     from ocr_eval.report import tables
     from ocr_eval.report.spread import spread_table
-    from ocr_eval.specs.published import published_mean_ranks
 
     if short and format in ("csv", "json"):
         raise UserError(f"--short has no effect on --format {format}, which has every metric. Drop one of them.")
@@ -139,7 +137,6 @@ def figures(
     model and setting; OCR score by m_train where runs differ in it. The paths go to stdout. Exits with 1 if a file of a
     run could not be read; the rest is drawn.
     """
-    from ocr_eval.common.files import prepare_output
     from ocr_eval.report.chart import charts
     from ocr_eval.report.figures.gallery import gallery, text_curves
     from ocr_eval.report.figures.style import save
@@ -201,7 +198,6 @@ def retention(
     The regression is that of Gekhman et al. (arXiv 2405.05904): kept = b0 + b_known x (share of what is taught that was
     known, and is fitted) + b_unknown x (share that was not known, and is fitted). It needs runs that differ in both.
     """
-    import json
     from dataclasses import asdict
 
     from ocr_eval.analysis.retention import regress, retained
@@ -253,7 +249,6 @@ def compare(
     epoch, and at matched learning: each run at the first epoch at which it has learned what it is taught. The gate
     of --fail-above is undecided, and exits with 1 too, if a single seed has no interval or a run did not learn.
     """
-    import json
     from dataclasses import asdict
 
     from ocr_eval.analysis.compare import contrast, gate, verdict
@@ -307,13 +302,6 @@ def _with_matched(run: FinishedRun) -> Record:
         return run.record
 
 
-def _made(places: list[Path], scoring: Scoring, filters: list[str]) -> str:
-    """When and by which command a page is made."""
-    chosen = [word for text in filters for word in ("--filter", text)]
-    words = ["ocr-eval", "report", *map(str, places), *(["--scoring", scoring] * (scoring != "first-token")), *chosen]
-    return f"{date.today()} by {shlex.join(words)}"
-
-
 def report(
     runs: o.RunsArgument = None,
     output: Annotated[Path, option("--output", "-o", help="The page to write.")] = Path("report.html"),
@@ -336,18 +324,19 @@ def report(
     if serve:
         from ocr_eval.report.serve import serve_report
 
-        serve_report(places, scoring, _PORT if port is None else port, list(filters or ()))
+        serve_report(places, scoring, 8765 if port is None else port, list(filters or ()))
         return
     if port is not None:
         raise UserError("--port goes with --serve. Add --serve, or drop --port.")
-    from ocr_eval.common.files import prepare_output, write_atomic
     from ocr_eval.report.page import MEASURES, build_page
 
     if output.is_dir():
         raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")
     prepare_output(output.parent, "--output")
     found = find(places, scoring, filters, MEASURES)
-    page, complaints = build_page(found, scoring, made=_made(places, scoring, filters or []))
+    words = ["ocr-eval", "report", *map(str, places), *(["--scoring", scoring] * (scoring != "first-token"))]
+    words += [word for text in filters or () for word in ("--filter", text)]
+    page, complaints = build_page(found, scoring, made=f"{date.today()} by {shlex.join(words)}")
     write_atomic(output, page)
     typer.echo(str(output))
     o.warn_skipped(complaints[len(found.complaints) :])

@@ -4,8 +4,6 @@ A parameter of a command may stand for many flags: ``Annotated[Given, Settings(.
 dataclass for its fields.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -82,18 +80,13 @@ class Settings:
         )
 
 
-def _bundle(annotation: Any) -> Any:
-    """What makes one value of many flags, None for the annotation of a single one."""
-    settings = next((each for each in get_args(annotation) if isinstance(each, Settings)), None)
-    return settings or (annotation if is_dataclass(annotation) else None)
-
-
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
     """A command with a flag for each field of its settings and dataclasses."""
     bundles: dict[str, tuple[Callable[..., Any], list[str]]] = {}
     parameters = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        bundle = _bundle(parameter.annotation)
+        settings = next((each for each in get_args(parameter.annotation) if isinstance(each, Settings)), None)
+        bundle: Any = settings or (parameter.annotation if is_dataclass(parameter.annotation) else None)
         own = [parameter] if bundle is None else list(inspect.signature(bundle, eval_str=True).parameters.values())
         parameters += [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
         if bundle is not None:

@@ -14,6 +14,7 @@ from ocr_eval.cli import options as o
 from ocr_eval.cli.means import Means
 from ocr_eval.cli.spec_flags import Given, Settings, expanded
 from ocr_eval.common.errors import UserError
+from ocr_eval.specs.run import RunSpec
 from ocr_eval.specs.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocr_eval.records.record import Record
-    from ocr_eval.specs.run import RunSpec
 
 _SEEDS = ("seed", "data_seed", "train_seed")
 _OF_A_STUDY = Settings(without=["variant"], axes=_SEEDS, defaults={"seed": o.THREE_SEEDS})

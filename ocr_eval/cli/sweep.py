@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,10 @@ import typer
 from ocr_eval.cli import options as o
 from ocr_eval.cli.means import Means
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
+from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.yaml_files import shipped_names
+from ocr_eval.specs.published import published_associations, published_mean_ranks
 from ocr_eval.specs.settings import AXES, SETTINGS
 
 if TYPE_CHECKING:
@@ -53,7 +57,6 @@ def sweep(
     means.begin()
     import yaml
 
-    from ocr_eval.common.yaml_files import shipped_names
     from ocr_eval.specs.grid import check_same, read_sweep
 
     if worker is not None:
@@ -85,7 +88,6 @@ def sweep(
         return
     from ocr_eval.analysis.table import build_table
     from ocr_eval.report.tables import to_markdown
-    from ocr_eval.specs.published import published_mean_ranks
 
     runs = sweep_work.carry_out(specs, output_dir, means, grid=grid)
     records = [run.folder.record() for run in runs if run.folder.is_done()]
@@ -96,9 +98,7 @@ def sweep(
 
 def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
     """The grid that the flags describe; what they leave out is the folder's sweep's, or the default."""
-    from ocr_eval.common import yaml_files
     from ocr_eval.specs.grid import Grid
-    from ocr_eval.specs.published import published_associations
 
     paths: dict[str, Any] = {name: tuple(map(_absolute, given[name])) for name in ("models", "assocs") if name in given}
     defaults: dict[str, Any] = {
@@ -117,8 +117,6 @@ def _absolute(name: str) -> str:
 
     ``org/name`` is a path only where something of that name is there.
     """
-    from ocr_eval.common import yaml_files
-
     path = Path(name)
     return str(path.resolve()) if yaml_files.looks_like_path(name) and path.exists() else name
 
@@ -140,7 +138,6 @@ def status(
 
     Every run's state, epoch, loss and OCR score, also while they run.
     """
-    import json
     from dataclasses import asdict
 
     from ocr_eval.execution.status import run_states, state_table

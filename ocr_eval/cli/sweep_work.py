@@ -3,8 +3,6 @@
 Commands import this module when they run, for it imports what trains.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Variables named OCR_EVAL_* that are not ours: most likely a typo, which would otherwise have no effect in silence."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Iterator

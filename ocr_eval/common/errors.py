@@ -1,7 +1,5 @@
 """The one exception that means "the user can fix this", and the sentences it is made of."""
 
-from __future__ import annotations
-
 import difflib
 import reprlib
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Files and folders that are written whole or not at all, also where the power goes."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -1,7 +1,5 @@
 """The one way to lock a file: by the system, which lets go of it however the process that holds it ends."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 

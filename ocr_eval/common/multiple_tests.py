@@ -1,7 +1,5 @@
 """p-values that are read together. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

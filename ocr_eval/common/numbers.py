@@ -1,7 +1,5 @@
 """Which numbers a setting may be."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

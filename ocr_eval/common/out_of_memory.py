@@ -1,7 +1,5 @@
 """When a device has no more memory, and how what was freed is given back."""
 
-from __future__ import annotations
-
 import ctypes
 from contextlib import suppress
 

@@ -1,7 +1,5 @@
 """Where a result comes from: versions, commit, device, and the digest of the code."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

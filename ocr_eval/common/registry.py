@@ -152,11 +152,11 @@ STRUCTURES: Registry[Any] = Registry(
     "structure",
     "ocr_eval.structures",
     {
-        "chains": "ocr_eval.data.chains:CHAINS",
-        "facts": "ocr_eval.data.facts:FACTS",
-        "known": "ocr_eval.data.known:KNOWN",
-        "pairs": "ocr_eval.data.pairs:PAIRS",
-        "reversal": "ocr_eval.data.reversal:REVERSAL",
+        "chains": "ocr_eval.data.chains:ChainAssociation",
+        "facts": "ocr_eval.data.facts:FactsAssociation",
+        "known": "ocr_eval.data.known:KnownAssociation",
+        "pairs": "ocr_eval.data.pairs:PairAssociation",
+        "reversal": "ocr_eval.data.reversal:ReversalAssociation",
     },
 )
 METHODS: Registry[Any] = Registry(

@@ -11,8 +11,6 @@ The train seed is the seed unless it is set apart. The hash (SHA-256) makes a dr
 every version of Python and its libraries.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from typing import TypeVar

@@ -4,8 +4,6 @@ This is the only module that knows the layout of the repository. YAML is safe-lo
 refused here, unknown keys and wrong types by the pydantic model that a file is parsed into.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Hashable, Iterator
 from datetime import date

@@ -5,8 +5,6 @@ answer must be cut cleanly. A first token that is hardly a word (a lone space, a
 distinct here, but its probability is shared with many other words.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -101,7 +99,9 @@ def _audit(tokenizer: Any, tasks: Iterable[Task]) -> Audit:
         for probe in task.probes:
             firsts.setdefault((probe.quantity, probe.candidates), probe)
         tried += [_audit_prompt(tokenizer, probe) for probe in firsts.values()]
-    return Audit(_bos(tokenizer), tuple(tried))
+    first, second = encode(tokenizer, ["a", "b"])  # which share no token but one before every text
+    bos = tokenizer.convert_ids_to_tokens([first[0]])[0] if first[0] == second[0] else None
+    return Audit(bos, tuple(tried))
 
 
 def _audit_prompt(tokenizer: Any, probe: Probe) -> PromptAudit:
@@ -119,11 +119,3 @@ def _audit_prompt(tokenizer: Any, probe: Probe) -> PromptAudit:
         ),
         clashes=tuple(same_first_token(probe.candidates, list(ids.values()))),
     )
-
-
-def _bos(tokenizer: Any) -> str | None:
-    """The token before every text, seen by encoding two texts that share no token."""
-    first, second = encode(tokenizer, ["a", "b"])
-    same = first[0] == second[0]
-    tokens: list[str] = tokenizer.convert_ids_to_tokens([first[0]])
-    return tokens[0] if same else None

@@ -5,8 +5,6 @@ the n answers of its block: ``m_test`` blocks whose implications are held out, `
 taught. Quantities, variants and orders are those of pairs (data/pairs.py).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -14,23 +14,21 @@ from pydantic import Field, model_validator
 from ocr_eval.common import streams
 from ocr_eval.data.blocks import Block, Statement, Unit, blocks_of_people, check_blocks, task_of_blocks
 from ocr_eval.data.task import Task
-from ocr_eval.specs.association import Association, Relation, Word, repeated
+from ocr_eval.specs.association import Relation, TwoRelations, Word, repeated
 from ocr_eval.specs.run import DataSpec
 
 
-class ChainAssociation(Association):
+class ChainAssociation(TwoRelations):
     """The relations, and the chains; their answers are people, who are drawn.
 
     Attributes:
-        hop: subject -> middle; asked.
         fact: middle -> answer; taught.
         entailment: subject -> answer; asked, and taught of train subjects.
+        hop: subject -> middle; asked.
         chains: the middle of each subject.
     """
 
     hop: Relation
-    fact: Relation
-    entailment: Relation
     chains: dict[Word, Word] = Field(min_length=2)
 
     @model_validator(mode="after")
@@ -43,11 +41,6 @@ class ChainAssociation(Association):
             raise ValueError(f"'{closed}' is the subject of one chain and the middle of another; a chain has two hops")
         return self
 
-    @property
-    def wordings(self) -> int:
-        """Templates that what is taught and what is asked both have."""
-        return min(len(self.fact.templates), len(self.entailment.templates))
-
     def size(self) -> dict[str, int]:
         """Its chains."""
         return {"chains": len(self.chains)}
@@ -55,7 +48,7 @@ class ChainAssociation(Association):
     def check(self, data: DataSpec) -> None:
         """There must be a chain for every subject."""
         check_blocks(data)
-        self.check_templates(data, {"fact": self.fact, "entailment": self.entailment})
+        super().check(data)
         if data.subjects > len(self.chains):
             raise ValueError(
                 f"n x (m_train + m_test) = {data.subjects} is more than the {len(self.chains)} chains of "
@@ -67,25 +60,16 @@ class ChainAssociation(Association):
         most = {"n": 5, "m_train": 0, "m_test": len(self.chains) // 5}
         return {**super().whole(template), **most, "candidates": "in-use"}
 
-
-class Chains:
-    """The structure ``chains``; every chain is a unit."""
-
-    File = ChainAssociation
-
-    def build(self, association: ChainAssociation, data: DataSpec, stream: str) -> Task:
-        """Draw chains and people, block by block."""
-        drawn = iter(streams.shuffled(f"{stream}/chains", list(association.chains.items())))
+    def build(self, data: DataSpec, stream: str) -> Task:
+        """Draw chains, each of them a unit, and people, block by block."""
+        drawn = iter(streams.shuffled(f"{stream}/chains", list(self.chains.items())))
         blocks = []
         for names in blocks_of_people(data, f"{stream}/people"):
             units = []
             for answer, (subject, middle) in zip(names[: data.n], drawn, strict=False):
-                told, asked = association.fact.prompts(middle), association.entailment.prompts(subject)
-                hop = Statement(association.hop.prompts(subject), middle)
+                told, asked = self.fact.prompts(middle), self.entailment.prompts(subject)
+                hop = Statement(self.hop.prompts(subject), middle)
                 units.append(Unit(subject, Statement(told, answer), Statement(asked, answer), hop=hop))
             spare = tuple(names[data.n :])
             blocks.append(Block(tuple(units), {"fact": spare, "entailment": spare}))
         return task_of_blocks(blocks, data, stream)
-
-
-CHAINS = Chains()

@@ -4,8 +4,6 @@ Every format is a pure function (Task, association name) -> content of each file
 No two formats share a file name, so that one folder can hold them all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

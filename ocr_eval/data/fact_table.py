@@ -6,8 +6,6 @@ that is wrong is one line that names row and column; the rows of a file are coun
 heading, which is row 1.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -109,7 +109,7 @@ class FactsAssociation(Association):
         if "\n" in str(content.get("table")):
             return yaml_files.parse(cls, content, str(path))
         stated = {"templates": {}, **content}
-        table, subject, columns, templates = (stated.pop(key, None) for key in ("table", *_READING))
+        table, subject, columns, templates = map(stated.pop, ("table", "subject", "columns", "templates"), [None] * 4)
         if not isinstance(table, str) or not isinstance(templates, dict) or not isinstance(columns, list | None):
             raise UserError(
                 f"{path}: an association of a table has 'table' (its path), and may have 'columns' (a list) and "
@@ -187,9 +187,40 @@ class FactsAssociation(Association):
                 kept_out |= hidden[name]
         return hidden
 
-
-#: How a file says that its table is read.
-_READING = ("subject", "columns", "templates")
+    def build(self, data: DataSpec, stream: str) -> Task:
+        """Teach what is there; the stream draws what is hidden, and of large tables whom is asked about."""
+        taught = self.taught(stream)
+        ask = asked_column(self, taught)
+        names = quantity_names(taught.table.columns)
+        rows, train = taught.table.subjects, []
+        probes: list[Probe] = []
+        quantities: list[Quantity] = []
+        for column, cells in taught.table.columns.items():
+            present = [(row, value) for row, value in enumerate(cells) if value is not None]
+            if column != ask or data.variant != "no-entailment":
+                told = [value for _, value in present]
+                if column == ask and data.variant == "shuffled":
+                    told = streams.shuffled(f"{stream}/shuffle", told)
+                for (row, _), value in zip(present, told, strict=True):
+                    prompt, answer = self.statement(column, rows[row], value)
+                    train.append(Example(prompt, answer, role=names[column], subject=_label(row)))
+            name, is_changed = f"{names[column]}_taught", column == ask and data.variant != "real"
+            quantities.append(Quantity(name, "shown" if is_changed else "premise"))
+            choices, values = taught.choices(column), sorted({value for _, value in present})
+            for row, value in streams.shuffled(f"{stream}/asked/{column}", present)[:_MOST_TAUGHT]:
+                drawn = streams.shuffled(f"{stream}/others/{column}/{row}", values[: 10 * _OTHERS])
+                others = [other for other in drawn if other != value][:_OTHERS]
+                among = choices if value in choices and len(choices) > 1 else (value, *others)
+                if len(among) > 1:  # what is left of a column may be a single value
+                    probes.append(_probe(self, taught, row, column, value, among, name, value))
+        for column, missing in taught.missing.items():
+            some = streams.shuffled(f"{stream}/missing/{column}", missing)[:_MOST_MISSING]
+            found = list(_missing_probes(self, taught, column, some, names[column]))
+            probes += found
+            for name in dict.fromkeys(probe.quantity for probe in found):
+                is_finding = column == ask and name.endswith("_inferred")
+                quantities.append(Quantity(name, "finding" if is_finding else "shown"))
+        return Task(tuple(train), tuple(probes), tuple(quantities), whole_answers=True, personal=True)
 
 
 def association_of(table: FactTable, templates: Mapping[str, str], origin: str, **head: Any) -> FactsAssociation:
@@ -240,50 +271,6 @@ def _check_template(column: str, template: str) -> None:
         )
     if other := set(re.findall(r"\{\w*\}", template)) - {NAME_SLOT, ANSWER_SLOT}:
         raise ValueError(f"the template of column '{column}' has the unknown placeholder {other.pop()}")
-
-
-class Facts:
-    """The structure ``facts``."""
-
-    File = FactsAssociation
-
-    def build(self, association: FactsAssociation, data: DataSpec, stream: str) -> Task:
-        """Teach what is there; the stream draws what is hidden, and of large tables whom is asked about."""
-        taught = association.taught(stream)
-        ask = asked_column(association, taught)
-        names = quantity_names(taught.table.columns)
-        rows, train = taught.table.subjects, []
-        probes: list[Probe] = []
-        quantities: list[Quantity] = []
-        for column, cells in taught.table.columns.items():
-            present = [(row, value) for row, value in enumerate(cells) if value is not None]
-            if column != ask or data.variant != "no-entailment":
-                told = [value for _, value in present]
-                if column == ask and data.variant == "shuffled":
-                    told = streams.shuffled(f"{stream}/shuffle", told)
-                for (row, _), value in zip(present, told, strict=True):
-                    prompt, answer = association.statement(column, rows[row], value)
-                    train.append(Example(prompt, answer, role=names[column], subject=_label(row)))
-            name, is_changed = f"{names[column]}_taught", column == ask and data.variant != "real"
-            quantities.append(Quantity(name, "shown" if is_changed else "premise"))
-            choices, values = taught.choices(column), sorted({value for _, value in present})
-            for row, value in streams.shuffled(f"{stream}/asked/{column}", present)[:_MOST_TAUGHT]:
-                drawn = streams.shuffled(f"{stream}/others/{column}/{row}", values[: 10 * _OTHERS])
-                others = [other for other in drawn if other != value][:_OTHERS]
-                among = choices if value in choices and len(choices) > 1 else (value, *others)
-                if len(among) > 1:  # what is left of a column may be a single value
-                    probes.append(_probe(association, taught, row, column, value, among, name, value))
-        for column, missing in taught.missing.items():
-            some = streams.shuffled(f"{stream}/missing/{column}", missing)[:_MOST_MISSING]
-            found = list(_missing_probes(association, taught, column, some, names[column]))
-            probes += found
-            for name in dict.fromkeys(probe.quantity for probe in found):
-                is_finding = column == ask and name.endswith("_inferred")
-                quantities.append(Quantity(name, "finding" if is_finding else "shown"))
-        return Task(tuple(train), tuple(probes), tuple(quantities), whole_answers=True, personal=True)
-
-
-FACTS = Facts()
 
 
 def asked_column(association: FactsAssociation, taught: Taught) -> str:

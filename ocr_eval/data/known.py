@@ -83,31 +83,11 @@ class KnownAssociation(Association):
                 left.extendleft(answer for answer in reversed(chosen) if subjects[answer])
         return streams.shuffled(f"{stream}/blocks", blocks)
 
-
-@dataclass(frozen=True)
-class Block:
-    """Facts of one relation whose answers are ranked together, and all answers of the relation."""
-
-    relation: KnownRelation
-    facts: tuple[tuple[str, str], ...]
-    answers: tuple[str, ...]
-
-    def distractors(self, most: int | None) -> tuple[str, ...]:
-        """Answers of the relation that none of the facts has, at most so many; None for all."""
-        own = {answer for _, answer in self.facts}
-        return tuple(islice((answer for answer in self.answers if answer not in own), most))
-
-
-class Known:
-    """The structure ``known``; every fact is a unit."""
-
-    File = KnownAssociation
-
-    def build(self, association: KnownAssociation, data: DataSpec, stream: str) -> Task:
-        """Draw blocks; held-out ones first, so that they do not depend on m_train."""
+    def build(self, data: DataSpec, stream: str) -> Task:
+        """Draw blocks of facts, each of them a unit; held-out ones first, so that they do not depend on m_train."""
         train, probes = [], []
         most = {"in-use": 0, "ten": 10 - data.n, "all": None}[data.candidates]
-        for number, block in enumerate(association.blocks(data, stream)[: data.m_test + data.m_train]):
+        for number, block in enumerate(self.blocks(data, stream)[: data.m_test + data.m_train]):
             answers, is_taught = [answer for _, answer in block.facts], number >= data.m_test
             told = streams.shuffled(f"{stream}/shuffle/{number}", answers) if data.variant == "shuffled" else answers
             for place, (subject, _) in enumerate(block.facts):
@@ -130,4 +110,15 @@ class Known:
         return Task(tuple(train), tuple(probes), (Quantity("taught", "premise"), Quantity("held_out", "finding")))
 
 
-KNOWN = Known()
+@dataclass(frozen=True)
+class Block:
+    """Facts of one relation whose answers are ranked together, and all answers of the relation."""
+
+    relation: KnownRelation
+    facts: tuple[tuple[str, str], ...]
+    answers: tuple[str, ...]
+
+    def distractors(self, most: int | None) -> tuple[str, ...]:
+        """Answers of the relation that none of the facts has, at most so many; None for all."""
+        own = {answer for _, answer in self.facts}
+        return tuple(islice((answer for answer in self.answers if answer not in own), most))

@@ -16,8 +16,6 @@ is an orientation and no probability.
 Dimension letters:  S subjects,  R values of A,  C values of B,  T random tables.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

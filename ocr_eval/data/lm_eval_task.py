@@ -4,8 +4,6 @@ It imports nothing of ocr-eval and reads its data from beside itself, so an expo
 any machine that has lm-evaluation-harness. The scoring is ``sequence``: the log-probability of a whole answer.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints, model_validator
 from ocr_eval.common import streams, yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import Example, Probe, Quantity, Task
-from ocr_eval.specs.association import Association, Relation, Word, repeated
+from ocr_eval.specs.association import Association, TwoRelations, Word, repeated
 from ocr_eval.specs.names import people
 from ocr_eval.specs.run import DataSpec, Order
 from ocr_eval.specs.strict import Strict
@@ -35,14 +35,12 @@ RELATIONS: tuple[RelationName, ...] = ("fact", "entailment")
 _CIRCLES = 64
 
 
-class PairAssociation(Association):
+class PairAssociation(TwoRelations):
     """The two relations with templates, and the pairs (b_i, c_i).
 
     ``pairs`` is a list of (fact answer b_i, entailment answer c_i). In YAML it is the mapping ``b: c``.
     """
 
-    fact: Relation
-    entailment: Relation
     pairs: tuple[tuple[Word, Word], ...]
 
     @model_validator(mode="after")
@@ -63,11 +61,6 @@ class PairAssociation(Association):
         """All answers of one side, in the order of the pairs."""
         side = RELATIONS.index(relation)
         return [pair[side] for pair in self.pairs]
-
-    @property
-    def wordings(self) -> int:
-        """Templates that both relations have."""
-        return min(len(self.fact.templates), len(self.entailment.templates))
 
     def size(self) -> dict[str, int]:
         """Its pairs."""
@@ -92,18 +85,63 @@ class PairAssociation(Association):
             raise ValueError(f"ten candidates cannot hold {data.n} answers in use; give --candidates in-use or all")
         if data.candidates == "ten" and pairs < 10:
             raise ValueError(f"'{self.name}' has {pairs} pairs and cannot give ten candidates; use --candidates all")
-        self.check_templates(data, {"fact": self.fact, "entailment": self.entailment})
+        super().check(data)
 
     def whole(self, template: int) -> dict[str, Any]:
         """Every pair in use, and a subject of each."""
         return {**super().whole(template), "n": len(self.pairs), "m_train": 0, "m_test": 1}
 
+    def build(self, data: DataSpec, stream: str) -> Task:
+        """Draw the pairs in use, names and groups; group g, the unit of its subjects, is given the g-th pair."""
+        order = streams.permutation(f"{stream}/pairs", len(self.pairs))
+        pairs, spare = ([self.pairs[i] for i in part] for part in (order[: data.n], order[data.n :]))
+        # The in-use answers, then distractors that no subject has: 10 - n of them, all of them, or none.
+        distractors = {"in-use": 0, "ten": 10 - data.n, "all": len(spare)}[data.candidates]
+        ranked = {
+            relation: tuple(pair[side] for pair in (*pairs, *spare[:distractors]))
+            for side, relation in enumerate(RELATIONS)
+        }
+        subjects = list(_subjects(data, stream))
 
-class _OwnFile(Association):
+        def prompt(subject: _Subject, relation: RelationName, template: int) -> str:
+            wording = self.fact if relation == "fact" else self.entailment
+            return wording.prompt(template, subject.name)
+
+        def example(subject: _Subject, relation: RelationName, template: int, group: int) -> Example:
+            answer = pairs[group][RELATIONS.index(relation)]
+            asked = prompt(subject, relation, template)
+            when = thirds(data.order, subject.split, relation)
+            return Example(asked, answer, 1.0, relation, subject.name, str(subject.group), when)
+
+        taught_group = {subject: subject.group for subject in subjects if subject.split == "train"}
+        if data.variant == "shuffled":  # whose entailment each is taught is dealt
+            dealt = chain.from_iterable(deal(f"{stream}/shuffle", data.n, data.m_train))
+            taught_group = dict(zip(taught_group, dealt, strict=True))
+        train = []
+        for subject in subjects:
+            for template in data.templates:
+                train.append(example(subject, "fact", template, subject.group))
+                if subject.split == "train" and data.variant != "no-entailment":
+                    train.append(example(subject, "entailment", template, taught_group[subject]))
+        probes = tuple(
+            Probe(
+                prompt=prompt(subject, relation, data.probe_template),
+                candidates=ranked[relation],
+                target=subject.group,
+                null=tuple(range(data.n)),
+                quantity=f"{subject.split}_{relation}",
+                unit=str(subject.group),
+                subject=subject.name,
+            )
+            for subject in subjects
+            for relation in RELATIONS
+        )
+        return Task(tuple(train), probes, quantities(data))
+
+
+class _OwnFile(TwoRelations):
     """An association that states its pairs."""
 
-    fact: Relation
-    entailment: Relation
     pairs: Annotated[dict[Word, Word], Field(min_length=2)]
 
 
@@ -146,7 +184,7 @@ def _read(content: dict[str, Any], path: Path, ancestors: tuple[Path, ...]) -> P
 
 
 def _association(
-    file: Association, wordings: _OwnFile | PairAssociation, pairs: Iterable[tuple[str, str]], path: Path
+    file: Association, wordings: TwoRelations, pairs: Iterable[tuple[str, str]], path: Path
 ) -> PairAssociation:
     head = {key: getattr(file, key) for key in Association.model_fields}
     content = {**head, "fact": wordings.fact, "entailment": wordings.entailment, "pairs": tuple(pairs)}
@@ -187,62 +225,6 @@ def thirds(order: Order, split: Split, relation: RelationName) -> tuple[int, ...
     if split == "test":
         return (2,)
     return (0, 1) if order == "joint" else (0 if order.startswith(relation) else 1,)
-
-
-class Pairs:
-    """The structure ``pairs``; a subject's group is its unit."""
-
-    File = PairAssociation
-
-    def build(self, association: PairAssociation, data: DataSpec, stream: str) -> Task:
-        """Draw the pairs in use, names and groups; group g is given the g-th pair."""
-        order = streams.permutation(f"{stream}/pairs", len(association.pairs))
-        pairs, spare = ([association.pairs[i] for i in part] for part in (order[: data.n], order[data.n :]))
-        # The in-use answers, then distractors that no subject has: 10 - n of them, all of them, or none.
-        distractors = {"in-use": 0, "ten": 10 - data.n, "all": len(spare)}[data.candidates]
-        ranked = {
-            relation: tuple(pair[side] for pair in (*pairs, *spare[:distractors]))
-            for side, relation in enumerate(RELATIONS)
-        }
-        subjects = list(_subjects(data, stream))
-
-        def prompt(subject: _Subject, relation: RelationName, template: int) -> str:
-            wording = association.fact if relation == "fact" else association.entailment
-            return wording.prompt(template, subject.name)
-
-        def example(subject: _Subject, relation: RelationName, template: int, group: int) -> Example:
-            answer = pairs[group][RELATIONS.index(relation)]
-            asked = prompt(subject, relation, template)
-            when = thirds(data.order, subject.split, relation)
-            return Example(asked, answer, 1.0, relation, subject.name, str(subject.group), when)
-
-        taught_group = {subject: subject.group for subject in subjects if subject.split == "train"}
-        if data.variant == "shuffled":  # whose entailment each is taught is dealt
-            dealt = chain.from_iterable(deal(f"{stream}/shuffle", data.n, data.m_train))
-            taught_group = dict(zip(taught_group, dealt, strict=True))
-        train = []
-        for subject in subjects:
-            for template in data.templates:
-                train.append(example(subject, "fact", template, subject.group))
-                if subject.split == "train" and data.variant != "no-entailment":
-                    train.append(example(subject, "entailment", template, taught_group[subject]))
-        probes = tuple(
-            Probe(
-                prompt=prompt(subject, relation, data.probe_template),
-                candidates=ranked[relation],
-                target=subject.group,
-                null=tuple(range(data.n)),
-                quantity=f"{subject.split}_{relation}",
-                unit=str(subject.group),
-                subject=subject.name,
-            )
-            for subject in subjects
-            for relation in RELATIONS
-        )
-        return Task(tuple(train), probes, quantities(data))
-
-
-PAIRS = Pairs()
 
 
 def _subjects(data: DataSpec, stream: str) -> Iterator[_Subject]:

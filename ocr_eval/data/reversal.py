@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from ocr_eval.data.blocks import Block, Statement, Unit, blocks_of_people, check_blocks, task_of_blocks
 from ocr_eval.data.task import Example, Task
-from ocr_eval.specs.association import ANSWER_SLOT, Association, Relation, Word
+from ocr_eval.specs.association import ANSWER_SLOT, TwoRelations, Word
 from ocr_eval.specs.run import DataSpec
 from ocr_eval.specs.strict import FromList, Strict
 
@@ -44,18 +44,11 @@ class Beside(Strict):
         return Example(prompt, a if self.answer == "a" else b, self.weight, "beside")
 
 
-class ReversalAssociation(Association):
+class ReversalAssociation(TwoRelations):
     """The two directions, and what is taught beside; ``fact`` is about a and answers b, ``entailment`` the reverse."""
 
-    fact: Relation
-    entailment: Relation
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     beside: Annotated[tuple[Beside, ...], FromList] = ()
-
-    @property
-    def wordings(self) -> int:
-        """Templates that both directions have."""
-        return min(len(self.fact.templates), len(self.entailment.templates))
 
     def size(self) -> dict[str, int]:
         """Its sentences."""
@@ -64,30 +57,21 @@ class ReversalAssociation(Association):
     def check(self, data: DataSpec) -> None:
         """Templates, and what fits into a block."""
         check_blocks(data)
-        self.check_templates(data, {"fact": self.fact, "entailment": self.entailment})
+        super().check(data)
 
-
-class Reversal:
-    """The structure ``reversal``; every couple is a unit."""
-
-    File = ReversalAssociation
-
-    def build(self, association: ReversalAssociation, data: DataSpec, stream: str) -> Task:
-        """Draw couples; the answers of a block are people whose first names differ."""
+    def build(self, data: DataSpec, stream: str) -> Task:
+        """Draw couples, each of them a unit; the answers of a block are people whose first names differ."""
         blocks = []
         for names in blocks_of_people(data, f"{stream}/people"):
             ends, starts = names[: len(names) // 2], names[len(names) // 2 :]
             units = tuple(
                 Unit(
                     subject=b,
-                    fact=Statement(association.fact.prompts(a), b, association.weight),
-                    entailment=Statement(association.entailment.prompts(b), a, association.weight),
-                    beside=tuple(each.example(a, b) for each in association.beside),
+                    fact=Statement(self.fact.prompts(a), b, self.weight),
+                    entailment=Statement(self.entailment.prompts(b), a, self.weight),
+                    beside=tuple(each.example(a, b) for each in self.beside),
                 )
                 for a, b in zip(starts[: data.n], ends, strict=False)
             )
             blocks.append(Block(units, {"fact": tuple(ends[data.n :]), "entailment": tuple(starts[data.n :])}))
         return task_of_blocks(blocks, data, stream)
-
-
-REVERSAL = Reversal()

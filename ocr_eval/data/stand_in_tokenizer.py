@@ -1,7 +1,5 @@
 """A stand-in for a tokenizer that is not at hand: as many tokens as a real one would make, with no meaning."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from types import SimpleNamespace

@@ -1,20 +1,17 @@
 """What a structure of facts builds, and all that the rest of the program knows of it: examples, probes, quantities.
 
-A structure reads its own kind of association file and turns it into a ``Task``. It is found by name: those shipped,
-and the entry points ``ocr_eval.structures`` of other packages (``common.registry.STRUCTURES``).
+A structure is a kind of association, which turns what its file states into a ``Task``. It is found by name: those
+shipped, and the entry points ``ocr_eval.structures`` of other packages (``common.registry.STRUCTURES``).
 """
-
-from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol, cast
+from typing import Literal
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.registry import STRUCTURES
 from ocr_eval.specs.association import Association
 from ocr_eval.specs.run import DataSpec, RunSpec
 
@@ -184,15 +181,6 @@ class Task:
         return [probe for probe in self.probes if probe.quantity == quantity]
 
 
-class Structure(Protocol):
-    """A kind of association: how its file is read, and what is taught and asked."""
-
-    File: type[Association]
-
-    def build(self, association: Any, data: DataSpec, stream: str) -> Task:
-        """Draw the task of a ``File``, by the run's random stream for data (``common.streams``)."""
-
-
 def build_task(spec: RunSpec) -> Task:
     """Draw what one run teaches and asks, from its data stream.
 
@@ -203,9 +191,9 @@ def build_task(spec: RunSpec) -> Task:
 
 
 def task_of(association: Association, data: DataSpec, stream: str) -> Task:
-    """The task of an association; see ``Structure.build``."""
-    structure = cast("Structure", STRUCTURES.get(association.structure))
+    """The task of an association; see ``Association.build``."""
     try:
-        return structure.build(association, data, stream)
+        task: Task = association.build(data, stream)
     except UserError as error:
         raise UserError(f"{association.name} (structure {association.structure}): {error}") from error
+    return task

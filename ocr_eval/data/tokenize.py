@@ -5,8 +5,6 @@ gives a lone space piece under some SentencePiece variants, and then all answers
 Whether a BOS token is added is what the tokenizer does when asked to encode, and nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

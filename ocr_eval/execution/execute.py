@@ -1,7 +1,5 @@
 """RunSpecs -> records: one run, or a pack of them, in the precision and over the base that they need."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack

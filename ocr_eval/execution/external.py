@@ -6,8 +6,6 @@ Of the training the record holds its name and nothing else: no setting, loss or 
 where an adapter or a model is given over one; epoch 1 is the end, after however many there were.
 """
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Callable, Mapping

@@ -7,8 +7,6 @@ the first signal lets the epoch end and be saved, and a second one stops at once
 or none is finished, the first signal stops at once too.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import threading

@@ -38,9 +38,12 @@ Watcher = Callable[[Sequence[Step]], None]
 
 
 def say_lines(steps: Sequence[Step]) -> None:
-    """The watcher that says every line on stderr."""
+    """The watcher that says every line on stderr, with what is left of the pack at the pace so far."""
     for step in steps:
-        say(progress_line(step) + _time_left(step, len(steps)))
+        epoch, left = step.line.epoch, step.spec.train.epochs - step.line.epoch
+        spent = sum(line.seconds for line in step.folder.metrics() if line.epoch)
+        pace = f"  {duration(spent * len(steps) / epoch * left)} left" if epoch and left else ""
+        say(progress_line(step) + pace)
 
 
 def progress_line(step: Step) -> str:
@@ -59,16 +62,6 @@ def progress_line(step: Step) -> str:
         )
     begin = f"{spec.association.name}{control} seed {spec.seeds} epoch {line.epoch:>{width}}/{spec.train.epochs}"
     return f"{begin}  {loss:>14}{known}{inferred}"
-
-
-def _time_left(step: Step, runs: int) -> str:
-    """What is left of a pack of ``runs`` runs at the pace so far; nothing before the first epoch and after the last."""
-    epoch, lines = step.line.epoch, step.folder.metrics()
-    left = step.spec.train.epochs - epoch
-    if not epoch or not left:
-        return ""
-    spent = sum(line.seconds for line in lines if line.epoch)
-    return f"  {duration(spent * runs / epoch * left)} left"
 
 
 class SweepWatcher:

@@ -1,7 +1,5 @@
 """After which epoch a pack resumes: the last that every run of it can resume from."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ only when the others have such a state. A resumed pack is therefore composed as 
 those of an undisturbed one, bit for bit.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence

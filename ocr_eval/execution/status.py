@@ -1,7 +1,5 @@
 """How far the runs of a sweep are, read from its folder at any time. Imports nothing heavy, takes no lock."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections import Counter

@@ -4,8 +4,6 @@ Between matrix products a step of a small model is many short operations, during
 wait. Processes with a thread each keep every core busy: on two cores they do a quarter more than one process with two.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Iterator, Sequence

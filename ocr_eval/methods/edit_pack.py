@@ -16,7 +16,7 @@ from ocr_eval.common.errors import RunFailed
 from ocr_eval.data.tokenize import Continuation
 from ocr_eval.methods.adapters import Adapters, LaneShape
 from ocr_eval.methods.changes import WeightChange
-from ocr_eval.methods.edits import checked, passes_of, relative_change, subjects_of
+from ocr_eval.methods.edits import passes_of, subjects_of
 from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.methods.train import batch_forest
 from ocr_eval.methods.view import Cut, View
@@ -53,7 +53,6 @@ class EditPack:
             self.adapters.select([lane])
             try:
                 nll_S = self.edit(self, lane)
-                checked({each.module: (each.a, each.b) for each in self.adapters.factors(lane)})
                 self.found[lane] = {"edit": self._summary(lane, nll_S)}
             except RunFailed as error:
                 self.failed[lane] = str(error)
@@ -66,10 +65,14 @@ class EditPack:
         return losses
 
     def _summary(self, lane: int, nll_S: torch.Tensor) -> dict[str, Any]:
-        change = {
-            each.module: float(f"{relative_change(self.adapters.layers[each.module].base.weight, each.a, each.b):.4g}")
-            for each in self.adapters.factors(lane)
-        }
+        change = {}
+        for each in self.adapters.factors(lane):
+            a, b = each.a.double(), each.b.double()
+            if not bool(a.isfinite().all() and b.isfinite().all()):
+                raise RunFailed(f"The edit of {each.module} diverged. Lower its rate or clamp, or name a longer text.")
+            size = ((a @ a.T) * (b @ b.T)).sum().clamp_min(0).sqrt()  # |dW|_F of dW = B^T A
+            weight = self.adapters.layers[each.module].base.weight.detach()
+            change[each.module] = float(f"{float(size / weight.double().norm().cpu()):.4g}")
         return {"subjects": len(nll_S), "nll_of_z": round(float(nll_S.mean()), 4), "relative_change": change}
 
     def finish(self, lane: int) -> None:

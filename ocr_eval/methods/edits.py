@@ -9,7 +9,7 @@ R rows of logits,  V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -288,16 +288,3 @@ def seek(base: Base, passes: Sequence[Pass], module: str, subjects: int, aim: Ai
                 deltas_SO *= (aim.clamp * size_S1 / deltas_SO.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
             bar.update()
     return deltas_SO.detach().cpu().double(), nll_S.cpu()
-
-
-def relative_change(weight: Tensor, a: Tensor, b: Tensor) -> float:
-    """|dW|_F / |W|_F of dW = B^T A."""
-    change = ((a.double() @ a.double().T) * (b.double() @ b.double().T)).sum().clamp_min(0).sqrt()
-    return float(change / weight.detach().double().norm().cpu())
-
-
-def checked(factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Raises RunFailed where an edit is not of finite numbers."""
-    for name, (a, b) in factors.items():
-        if not bool(a.isfinite().all() and b.isfinite().all()):
-            raise RunFailed(f"The edit of {name} diverged. Lower its rate or clamp, or name a longer text.")

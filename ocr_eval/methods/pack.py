@@ -166,30 +166,26 @@ def gradient_pack(
     base: Base, adapters: Trainable, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]
 ) -> GradientPack:
     """A pack over what is mounted, with an AdamW for each run."""
+    adamw: Any = partial(torch.optim.AdamW, fused=True)
+    if base.whole and base.device.type == "cuda":  # moments in 8 bits
+        require_bitsandbytes("--method full on a GPU")
+        from bitsandbytes.optim import AdamW8bit
+
+        adamw = AdamW8bit
     learners = []
     for lane, (spec, learns) in enumerate(zip(specs, examples, strict=True)):
-        parameters = adapters.parameters(lane)
+        parameters, train = adapters.parameters(lane), spec.train
         learners.append(
             Learner(
                 base=base,
-                train=spec.train,
+                train=train,
                 order=spec.stream("order"),
                 examples=learns,
                 parameters=parameters,
                 factors=adapters.factors(lane),
                 rewrite=partial(adapters.rewrite, lane),
-                optimizer=_adamw(list(parameters.values()), spec.train, base),
-                preventions=preventions_of(spec.train),
+                optimizer=adamw(parameters.values(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay),
+                preventions=preventions_of(train),
             )
         )
     return GradientPack(base, adapters, tuple(learners))
-
-
-def _adamw(parameters: Sequence[torch.nn.Parameter], train: TrainSpec, base: Base) -> torch.optim.Optimizer:
-    """AdamW; with 8-bit moments where all parameters are trained on CUDA, else fp32."""
-    if base.whole and base.device.type == "cuda":
-        require_bitsandbytes("--method full on a GPU")
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
-    return torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)

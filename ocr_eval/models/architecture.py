@@ -4,8 +4,6 @@ The configurations of the shipped models are shipped with them (configs/models/<
 model's comes from its folder or is the one small file fetched from the hub.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """ModelSpec -> Base: the frozen network and tokenizer that all runs on it share."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

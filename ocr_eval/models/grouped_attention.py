@@ -11,8 +11,6 @@ Dimension letters:  K rows of a batch,  H query heads,  V key-value heads,  G = 
 N queries,  M keys,  D width of a head.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

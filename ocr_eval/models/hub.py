@@ -6,8 +6,6 @@ without asking the hub; a branch is asked for its newest commit. The library's v
 HF_ENDPOINT, HF_HUB_OFFLINE). A broken download resumes, and files that are whole are kept.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

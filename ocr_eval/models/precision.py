@@ -4,8 +4,6 @@ It is read off the device itself (instruction sets, compute capability) and neve
 machine cannot change a result. A run keeps the precision it began in on any machine that resumes it (``Bases.settle``).
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass

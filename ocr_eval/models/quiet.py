@@ -1,7 +1,5 @@
 """transformers without its bars and advice."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO

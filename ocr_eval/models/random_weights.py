@@ -1,7 +1,5 @@
 """A true-size network with random weights, in place of the real ones, without ever holding it twice."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

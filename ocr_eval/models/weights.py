@@ -9,8 +9,6 @@ The cache is ``$OCR_EVAL_CACHE``, or the user's cache folder. Hub repositories a
 library's cache. Only these two modules touch the network.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

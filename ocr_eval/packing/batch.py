@@ -10,8 +10,6 @@ Dimension letters:  K rows,  C clumps a row,  B nodes a clump,  N = C * B nodes 
 T expected tokens in all rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

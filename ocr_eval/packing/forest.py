@@ -11,8 +11,6 @@ Several forests side by side make a batch (packing/batch.py).
 Dimension letters:  R nodes of a forest that logits are read at.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 

@@ -9,8 +9,6 @@ time, and what is kept for the backward pass is the logits themselves:
 Dimension letters:  S rows of logits,  V tokens of the vocabulary,  T expected tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

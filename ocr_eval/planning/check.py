@@ -1,7 +1,5 @@
 """Can this project work with a model? Its sizes and modules, and what its tokenizer makes of each association."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What a run would do and need, from its spec and the model's configuration alone; nothing is trained or written."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How much memory a run takes and what it could be made to take, before any of it is taken."""
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a sweep needs before it runs: how many runs a pack may hold, its memory and its time."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace

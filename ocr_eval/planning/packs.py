@@ -1,7 +1,5 @@
 """Which runs go together: a grid of runs -> packs that share a base and fill a forward pass. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 

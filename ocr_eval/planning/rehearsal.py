@@ -4,8 +4,6 @@ What it proves without the real weights: that the model fits where the plan says
 gradients reach every adapter and every adapter moves, and that scoring works. What it cannot tell: ranks.
 """
 
-from __future__ import annotations
-
 import gc
 import resource
 import sys

@@ -5,8 +5,6 @@ batch has, and the seconds are taken in proportion to the model's weights of tha
 (attention, norms, the adapters) is a factor on top.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections import Counter

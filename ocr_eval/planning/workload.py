@@ -1,7 +1,5 @@
 """RunSpec -> how much there is to compute: examples, tokens, steps, and the shapes of the largest passes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """A run's config.yaml: its resolved spec, written and read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -119,9 +119,8 @@ class RunFolder:
         """Whether all that a finished run leaves is there and agrees; it counts once the status says so."""
         if not self._has_record():
             return False
-        record = self.record()
         try:
-            epochs = [line.epoch for line in self.metrics()]
+            record, epochs = self.record(), [line.epoch for line in self.metrics()]
             return epochs == list(record.epochs) and self.learned_sha256() == record.adapter_sha256
         except (OSError, UserError):
             return False
@@ -143,8 +142,7 @@ class RunFolder:
         Raises:
             UserError: its file is damaged.
         """
-        path = self.path / "failure.json"
-        if not path.is_file():
+        if not (path := self.path / "failure.json").is_file():
             return None
         with files.whole(path):
             return str(files.read_json(path)["reason"])

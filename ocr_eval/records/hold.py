@@ -3,8 +3,6 @@
 The lock is ``.lock``; ``.holder`` says whose it is and is touched every minute.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import threading

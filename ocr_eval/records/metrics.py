@@ -1,7 +1,5 @@
 """The lines of metrics.jsonl: what is known of a run after each epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any

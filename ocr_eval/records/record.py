@@ -160,11 +160,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 def to_plain(content: Any) -> Any:
     """Scores, held-out ranks or a record as what JSON knows."""
-    return msgspec.to_builtins(content, enc_hook=_dump)
-
-
-def _dump(content: Any) -> Any:
-    return content.tolist() if isinstance(content, np.ndarray) else content.model_dump(mode="json")
+    return msgspec.to_builtins(
+        content, enc_hook=lambda part: part.tolist() if isinstance(part, np.ndarray) else part.model_dump(mode="json")
+    )
 
 
 def load_plain(kind: Any, content: Any) -> Any:

@@ -1,7 +1,5 @@
 """What a finished run's metrics.jsonl and probes.jsonl hold, checked against its record."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ocr_eval.common.errors import UserError

@@ -5,8 +5,6 @@ protocol and of training, precision, attention, base weights, results version, s
 but the seeds are never averaged, and neither are those of two associations of one name.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

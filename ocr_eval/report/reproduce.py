@@ -1,7 +1,5 @@
 """The command that makes a run again. Pure but for the list of shipped names."""
 
-from __future__ import annotations
-
 import shlex
 from functools import cache
 

@@ -1,7 +1,5 @@
 """The scorecard as text, csv, JSON and LaTeX."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

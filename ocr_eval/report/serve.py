@@ -3,8 +3,6 @@
 The page asks for ``/state`` now and then and reloads when the folders' content has changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import socket

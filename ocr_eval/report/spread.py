@@ -1,7 +1,5 @@
 """Why runs of a cell differ (``analysis.components``) as a table in Markdown."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

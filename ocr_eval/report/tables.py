@@ -1,7 +1,5 @@
 """The mean-rank table -> md, csv, json, tex, html. Pure."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -260,7 +258,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["tex"] = _tex_text
+    environment.filters["tex"] = lambda text: "".join(_TEX.get(c, c if c.isprintable() else " ") for c in text)
     environment.filters["texnumbers"] = _tex_numbers
     return environment
 
@@ -275,10 +273,6 @@ _TEX = {
     "|": r"\textbar{}",
     **{mark: f"{{{mark}}}" for mark in "[]*"},  # after a row's end they would be its options
 }
-
-
-def _tex_text(text: str) -> str:
-    return "".join(_TEX.get(c, c if c.isprintable() else " ") for c in text)
 
 
 def _tex_numbers(text: str) -> str:

@@ -1,7 +1,7 @@
 """Associations: what a YAML file states of facts that are taught, and of what may be inferred from them.
 
-Every association has a structure, which says what else its file holds (``File``) and what is made of it
-(``data.task.Structure``); ``pairs`` where the file names none.
+Every association has a structure: a subclass of ``Association``, whose fields are what else its file holds, and which
+builds what is taught and asked; ``pairs`` where the file names none.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -110,23 +110,35 @@ class Association(Strict):
             ValueError: it does not, and how to change it.
         """
 
-    def check_templates(self, data: DataSpec, relations: Mapping[str, Relation]) -> None:
-        """Whether relations have the templates that a protocol names.
+    def build(self, data: DataSpec, stream: str) -> Any:
+        """Draw what is taught and asked, a ``data.task.Task``, by the run's random stream for data."""
+        raise NotImplementedError
 
-        Raises:
-            ValueError: one has not.
-        """
-        for side, relation in relations.items():
+    def whole(self, template: int) -> dict[str, Any]:
+        """The fields of a data protocol under which all that can be asked is, in one template: what is audited."""
+        return {"candidates": "all", "templates": (template,), "probe_template": template}
+
+
+class TwoRelations(Association):
+    """An association with a fact, which is taught, and an entailment, which is asked."""
+
+    fact: Relation
+    entailment: Relation
+
+    @property
+    def wordings(self) -> int:
+        """Templates that both have."""
+        return min(len(self.fact.templates), len(self.entailment.templates))
+
+    def check(self, data: DataSpec) -> None:
+        """Both must have the templates that a protocol names."""
+        for side, relation in (("fact", self.fact), ("entailment", self.entailment)):
             for index in (*data.templates, data.probe_template):
                 if index >= len(relation.templates):
                     raise ValueError(
                         f"there is no template {index}: the {side} of '{self.name}' has "
                         f"{len(relation.templates)}, counted from 0"
                     )
-
-    def whole(self, template: int) -> dict[str, Any]:
-        """The fields of a data protocol under which all that can be asked is, in one template: what is audited."""
-        return {"candidates": "all", "templates": (template,), "probe_template": template}
 
 
 def repeated(words: Iterable[str]) -> str | None:
@@ -164,5 +176,5 @@ def association_type(content: dict[str, Any]) -> type[Association]:
     Raises:
         UserError: no such structure, with the nearest name.
     """
-    found: type[Association] = STRUCTURES.get(str(content.get("structure", "pairs"))).File
+    found: type[Association] = STRUCTURES.get(str(content.get("structure", "pairs")))
     return found

@@ -1,7 +1,5 @@
 """A base model: where its weights are, its precision, and its training defaults; and how training is described."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Annotated, Literal
@@ -210,7 +208,7 @@ _REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-
 
 
 def load_model_spec(name_or_path: str) -> ModelSpec:
-    """Read a model: a shipped name, a YAML file, a model folder, or a repository of the hub.
+    """Read a model: a shipped name, a YAML file, a model folder, or a repository of the hub. No weights are loaded.
 
     ``org/name`` is a folder or file where one of that name exists, and else a repository; ``org/name@revision``
     is always a repository. Repositories and folders need no YAML: they are trained with the general defaults.

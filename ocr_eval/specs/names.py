@@ -4,8 +4,6 @@ The lists are part of the package because name generators change between version
 a word, an answer of a shipped association (no Paris, no Ruby, no Carpenter), so a name gives nothing away.
 """
 
-from __future__ import annotations
-
 from importlib.resources import files
 
 from ocr_eval.common import streams

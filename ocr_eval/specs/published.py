@@ -1,7 +1,5 @@
 """The published mean ranks of Huang et al. (NeurIPS 2025, arXiv 2506.10887), LLM table."""
 
-from __future__ import annotations
-
 import csv
 
 from ocr_eval.common import yaml_files

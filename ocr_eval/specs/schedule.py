@@ -5,8 +5,6 @@
 At epoch 0, at the last, and at the first at which all premises hold, they are scored whatever the schedule says.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Annotated
 

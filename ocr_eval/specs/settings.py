@@ -4,8 +4,6 @@ A setting is a field of a spec, described there. Entries of one value are joined
 an axis are comma-separated (``0,0+2,all``), and whole numbers may be ranges (``1-4,8``).
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections import Counter

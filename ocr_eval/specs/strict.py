@@ -1,7 +1,5 @@
 """What all specs are: frozen, strict, and named so that finished runs keep their names."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any, Literal

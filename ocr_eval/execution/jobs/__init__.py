@@ -4,8 +4,6 @@ A job must be safe to rerun after it was killed at any moment: that is how time 
 survived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +16,16 @@ End = Literal["done", "failed", "timeout", "cancelled", "lost"]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where jobs run and what each may use.
+    """Where jobs run and what each may use. All but ``devices`` is of Slurm, with None for the cluster's default.
 
     Attributes:
         executor: ``here`` is left to the caller.
         devices: local: one job at a time on each; CUDA devices as nvidia-smi numbers them, or "cpu". Empty: all that
             are visible.
-        partition: Slurm: None is the cluster's default.
-        time_limit: Slurm: minutes until a job is stopped and queued again, to resume where it was; None is four hours,
-            or what the partition allows if that is less.
-        gpus_per_job: Slurm: None is one where the partition has any.
-        cpus_per_job: Slurm: cores of a job; None is the cluster's default.
-        memory_gb: Slurm: memory of a job; None is the cluster's default.
-        parallel: Slurm: jobs that run at once at most.
+        time_limit: minutes until a job is stopped and queued again, to resume where it was; None is four hours, or what
+            the partition allows if that is less.
+        gpus_per_job: None is one where the partition has any.
+        parallel: jobs that run at once at most.
         slurm: further options of sbatch, "account=nlp" or "exclusive"; they win over those above.
     """
 

@@ -1,7 +1,5 @@
 """Jobs as processes of this machine, one at a time on each device."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

@@ -5,8 +5,6 @@ gets ``stopped`` each time Slurm announces the end and the job is queued again, 
 ``timeout``. A job that Slurm takes away, to cancel it or to run it again, leaves no exit code.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

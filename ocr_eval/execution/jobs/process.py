@@ -1,7 +1,5 @@
 """One command as a child process whose output goes to a log that later attempts append to."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

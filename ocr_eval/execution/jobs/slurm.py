@@ -1,7 +1,5 @@
 """Jobs of a Slurm cluster. Each runs under a name made of its folder's path and its own, by which it is found again."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shlex

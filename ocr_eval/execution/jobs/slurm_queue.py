@@ -3,8 +3,6 @@
 All but ``require_slurm`` and ``find_accounted`` raise RunFailed where Slurm does not answer.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """The scorecard as a picture: where each row stands, and by how much it differs from its reference."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Learning curves over epochs, and the sample-efficiency curve over m_train."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 

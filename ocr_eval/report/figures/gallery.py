@@ -1,7 +1,5 @@
 """All figures that a set of runs can have."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """Which wrong answers win: the probability of each candidate, averaged over the test subjects of each group."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

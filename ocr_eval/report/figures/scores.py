@@ -1,7 +1,5 @@
 """OCR scores: by association and row, and true links against arbitrary ones."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What all figures share: colours of Okabe and Ito, sizes, and the writing of files that are the same every time."""
 
-from __future__ import annotations
-
 import io
 import re
 import textwrap
