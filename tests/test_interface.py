@@ -22,6 +22,12 @@ def test_importing_is_instant():
     assert done.stdout.strip() == "[]"
 
 
+def test_what_reads_records_does_without_torch():
+    code = "import sys, ocr_eval.report.page, ocr_eval.report.tables; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_every_name_is_there_and_documented():
     for name in interface.__all__:
         assert name in dir(interface)

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ocr_eval.records.find import find_runs
+
 RESULTS = Path(__file__).parent.parent.parent / "results"
 MEASURED = """
 import resource, sys
@@ -43,8 +45,8 @@ def main() -> None:
 
 
 def _record(association: str) -> dict:
-    found = sorted(RESULTS.glob(f"smollm2-135m/runs/smollm2-135m/{association}/lora/seed0-*/result.json"))
-    return json.loads(found[0].read_text())
+    (run,) = find_runs(*RESULTS.glob(f"smollm2-135m/runs/smollm2-135m/{association}/lora/seed0-*")).runs
+    return json.loads(run.record.to_json())
 
 
 def two_associations() -> list[dict]:

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ocr_eval.records.find import find_runs
+
 RESULTS = Path(__file__).parent.parent.parent / "results"
 
 
@@ -32,7 +34,7 @@ def main() -> None:
 
 
 def write_records(root: Path, count: int) -> None:
-    originals = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("smollm2-135m/**/result.json"))]
+    originals = [json.loads(record.to_json()) for record in find_runs(RESULTS / "smollm2-135m").records]
     originals = [record for record in originals if record["seed"] < 3][:15]
     for i in range(count):
         copy, original = divmod(i, len(originals))
