@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from ocr_eval.common.files import open_stored
 from ocr_eval.records.record import read_record
 
 ROOT = Path(__file__).parent.parent
-RUNS = [sorted(folder.rglob("result.json")) for folder in (ROOT / "results").iterdir() if folder.is_dir()]
-RECORDS = [found[0] for found in RUNS if found]
+STATUSES = [sorted(folder.rglob("status.json")) for folder in (ROOT / "results").iterdir() if folder.is_dir()]
+RECORDS = [found[0].with_name("result.json") for found in STATUSES if found]
 KINDS = {
     "object": lambda value: isinstance(value, dict),
     "array": lambda value: isinstance(value, list),
@@ -33,6 +34,11 @@ LIMITS = {
     "const": lambda value, one: value == one,
 }
 NOTES = {"$schema", "$defs", "title", "description", "default", "required", "additionalProperties", "properties"}
+
+
+def content_of(path):
+    with open_stored(path) as file:
+        return json.load(file)
 
 
 def schema(name):
@@ -68,7 +74,7 @@ def holds(value, rules, whole):
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.relative_to(ROOT / "results").parts[0])
 def test_committed_records_are_as_the_schema_says(path):
     rules, record = schema("record"), read_record(path)
-    assert holds(json.loads(path.read_text()), rules, rules), "as it was written"
+    assert holds(content_of(path), rules, rules), "as it was written"
     assert holds(json.loads(record.to_json()), rules, rules), "as it would be written today"
 
 
@@ -86,14 +92,14 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_record_is_not(damage):
-    rules, content = schema("record"), json.loads(RECORDS[0].read_text())
+    rules, content = schema("record"), content_of(RECORDS[0])
     assert not holds(content | DAMAGE[damage], rules, rules)
     for key in ("run", "final", "train"):
         assert not holds({name: value for name, value in content.items() if name != key}, rules, rules)
 
 
 def test_a_record_of_training_elsewhere_and_one_of_a_newer_program_are():
-    rules, content = schema("record"), json.loads(RECORDS[0].read_text())
+    rules, content = schema("record"), content_of(RECORDS[0])
     assert holds(content | {"train": {"method": "external:my-sft"}}, rules, rules)
     assert holds(content | {"later": 1, "train": content["train"] | {"later": 1}}, rules, rules)
 
