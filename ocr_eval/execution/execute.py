@@ -263,11 +263,17 @@ def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained
     """A finished run as it was after its last step, from the weights in its folder (``records.folder.read_trained``).
 
     Raises:
-        UserError: its base is not here, or has changed since.
+        UserError: its base is not here, or has changed since; it is neither LoRA nor a whole model; or it cannot be
+            scored, as where memory is too small.
     """
     view = open_view(spec, folder.learned, device, folder.record().base_identity)
     base, adapters = view.base, view.adapters
     assert isinstance(base, Base)
+    if adapters is None and folder.learned.name != "model":
+        raise UserError(
+            f"'{folder.learned}' is not a LoRA adapter, so it cannot be measured later. Name measures in training: "
+            "'ocr-eval finetune --measures'."
+        )
     if adapters is None:
         adapters = WholeNetwork(replace(base, files=weights.locate(spec.model)))
         adapters.unmount()  # it is measured, and not trained
@@ -275,4 +281,8 @@ def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained
     task = build_task(spec)
     probes = probe_tokens(base.tokenizer, task)
     pack = GradientPack(base, adapters, ())
-    return Trained(spec, pack, 0, task.quantities, probes, score_candidates(pack.view(), probes))
+    try:
+        scores = score_candidates(pack.view(), probes)
+    except RunFailed as error:
+        raise UserError(str(error)) from error
+    return Trained(spec, pack, 0, task.quantities, probes, scores)

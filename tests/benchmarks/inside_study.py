@@ -53,8 +53,8 @@ Made by `python tests/benchmarks/inside_study.py show` from `measures.jsonl`: Lo
 seeds {seeds}, five associations. *real* teaches pairs; *no-entailment* facts alone; *shuffled* gives each person of a
 group another entailment. Measures: `ov-change` (mean over all heads of all layers), `logit-lens` (first layer of 30,
 from 0, whose answers stand above their null, mean over the seeds that have one; a dash where none has), `sharing`
-(excess cosine of matched pairs), `constant-direction` (mean cosine of what the change adds to two tokens; 1 would be a
-steering vector).
+(excess cosine of matched pairs), `constant-direction` (mean cosine of what the change adds to two tokens, 1
+for a steering vector, and that by chance; over the {steered} of {all} runs in which it was measured).
 
 ## Means over seeds
 
@@ -147,6 +147,8 @@ def show() -> None:
         differences=differences(same).to_markdown(),
         correlations=correlations(real).to_markdown(),
         runs=len(real),
+        steered=of["by chance"].count(),
+        all=len(of),
         draws=f"{DRAWS:,}",
         null=(len(links["city-language"]) - 1) / 2,
         links=of_links(links, inferred(find_runs(*RECORDS).records)).to_markdown(),
