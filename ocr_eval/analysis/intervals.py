@@ -60,6 +60,10 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    def __str__(self) -> str:
+        """``+0.50 [+0.40, +0.60]``, or the value alone."""
+        return f"{self.value:+.2f}" + ("" if self.bounds is None else " [{:+.2f}, {:+.2f}]".format(*self.bounds))
+
     @property
     def bounds(self) -> tuple[float, float] | None:
         """The interval, if there is one."""

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ocr_eval.analysis.intervals import Seed, above_zero, t_quantile, units_of
 from ocr_eval.common import streams
-from ocr_eval.scoring.ranks import Floats, HeldOut
+from ocr_eval.scoring.ranks import Floats
 
 #: A sentence speaks of inference, or of a difference, at this p-value.
 SIGNIFICANT = 0.05
@@ -156,14 +156,12 @@ def _means(seed: Seed) -> Floats:
 
     Ranks are multiples of 1/2, so the sums are exact. [n units, n answers of units]
     """
-    return np.sum([_sums(run) for run in seed], axis=0) / sum(len(run.target) for run in seed)
-
-
-def _sums(run: HeldOut) -> Floats:
-    unit_S, answer_n = run.units
-    is_of_Sn = unit_S[:, None] == np.arange(len(answer_n))
-    sums_nn: Floats = is_of_Sn.T.astype(np.float64) @ run.in_use[:, answer_n]
-    return sums_nn
+    sums_nn = np.zeros((_count(seed), _count(seed)))
+    for run in seed:
+        unit_S, answer_n = run.units
+        is_of_Sn = unit_S[:, None] == np.arange(len(answer_n))
+        sums_nn += is_of_Sn.T.astype(np.float64) @ run.in_use[:, answer_n]
+    return sums_nn / sum(len(run.target) for run in seed)
 
 
 def _of_assignments(means_Cnn: Floats, answers_Fn: NDArray[np.int64]) -> Floats:

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +22,6 @@ from ocr_eval.specs.association import Association, load_association
 from ocr_eval.specs.model import ModelSpec, load_model_spec
 from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec, run_seeds
 from ocr_eval.specs.settings import section
-
-if TYPE_CHECKING:
-    from ocr_eval.analysis.intervals import Estimate
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_OUTPUT = Path("results")
@@ -248,12 +245,6 @@ def resolve(context: typer.Context, model: str | ModelSpec, assoc: str | Associa
     seeds = run_seeds(section("run", settings), run.seed, run.train_seed)
     described = make_run_spec(defaults, assoc, {**run.data.model_dump(), **data}, train, *seeds)
     return described.model_copy(update={"model": spec})
-
-
-def interval_text(estimate: Estimate) -> str:
-    """``+0.50 [+0.40, +0.60]``, or the value alone."""
-    low_high = "" if estimate.bounds is None else " [{:+.2f}, {:+.2f}]".format(*estimate.bounds)
-    return f"{estimate.value:+.2f}{low_high}"
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -275,8 +275,8 @@ def compare(
         raise ending
     rows = [
         [
-            *(each.name, *map(o.interval_text, (each.a, each.b, each.paired.value))),
-            o.interval_text(each.matched.value) if each.matched else "",
+            *(each.name, *map(str, (each.a, each.b, each.paired.value))),
+            str(each.matched.value) if each.matched else "",
             *(str(each.paired.subjects), str(each.paired.seeds)),
             "yes" if each.premises_hold else "NO",
         ]

@@ -61,9 +61,9 @@ def controls(
             result.condition,
             f"{result.mean_rank:.2f}",
             f"{result.null_rank:.2f}",
-            o.interval_text(result.score),
+            str(result.score),
             f"{result.p:.2g}",
-            o.interval_text(result.against.value) if result.against else "",
+            str(result.against.value) if result.against else "",
             {None: "-", True: "yes", False: "NO"}[result.premises_hold],
         ]
         for result in results
@@ -113,7 +113,7 @@ def curve(
         note = {"note": one_seed} if len(seeds) == 1 else {}
         typer.echo(json.dumps({**about, **note, "points": listed}, indent=2))
         return
-    rows = [[str(m), o.interval_text(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
+    rows = [[str(m), str(score), f"{root:.2f}", "yes" if ok else "NO"] for m, score, root, ok in points]
     typer.echo(o.grid(["m_train", "OCR score", "min(1, sqrt(m_train/m_test))", "learned"], rows))
     if len(seeds) == 1:
         typer.echo(one_seed)

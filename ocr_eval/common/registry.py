@@ -34,10 +34,11 @@ class Registry(Generic[T]):
         noun: what stands behind it, for messages.
         group: the entry points' group.
         shipped: where each shipped thing is, as ``module:attribute``.
+        one_object: whether one object of a class serves all runs.
     """
 
-    def __init__(self, noun: str, group: str, shipped: Mapping[str, str]) -> None:
-        self.noun, self.group = noun, group
+    def __init__(self, noun: str, group: str, shipped: Mapping[str, str], one_object: bool = False) -> None:
+        self.noun, self.group, self._one_object = noun, group, one_object
         self._shipped = dict(shipped)
         self._added: dict[str, T] = {}
         self._loaded: dict[str, T] = {}
@@ -76,10 +77,10 @@ class Registry(Generic[T]):
         installed = self._installed  # says so where a shipped name is taken
         if name in self._shipped:
             module, _, attribute = self._shipped[name].partition(":")
-            self._loaded[name] = getattr(import_module(module), attribute)
+            self._loaded[name] = self._of(getattr(import_module(module), attribute))
         elif name in installed:
             try:
-                self._loaded[name] = installed[name].load()
+                self._loaded[name] = self._of(installed[name].load())
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 raise UserError(
@@ -99,7 +100,11 @@ class Registry(Generic[T]):
             raise UserError(f"A {self.noun} cannot be called '{name}'. Use lowercase letters, digits and '-'.")
         if name in self._shipped or name in self._installed:
             raise UserError(f"The {self.noun} '{name}' already exists. Give yours another name.")
-        self._added[name] = thing
+        self._added[name] = self._of(thing)
+
+    def _of(self, thing: Any) -> T:
+        made: T = thing() if self._one_object and isinstance(thing, type) else thing
+        return made
 
     def choose(self, text: str) -> Choice[T]:
         """What ``name:setting=value`` chooses, its settings checked.
@@ -163,28 +168,35 @@ METHODS: Registry[Any] = Registry(
     "method",
     "ocr_eval.methods",
     {
-        **{name: f"ocr_eval.methods.{name}:{name.upper()}" for name in ("lora", "qlora", "full", "dpo", "steering")},
-        **{name: f"ocr_eval.methods.{name}:{name.upper()}" for name in ("rome", "memit")},
-        "in-context": "ocr_eval.methods.in_context:IN_CONTEXT",
+        "lora": "ocr_eval.methods.lora:Lora",
+        "qlora": "ocr_eval.methods.qlora:QLora",
+        "full": "ocr_eval.methods.full:Full",
+        "dpo": "ocr_eval.methods.dpo:Dpo",
+        "steering": "ocr_eval.methods.steering:Steering",
+        "rome": "ocr_eval.methods.rome:Rome",
+        "memit": "ocr_eval.methods.memit:Memit",
+        "in-context": "ocr_eval.methods.in_context:InContext",
     },
+    one_object=True,
 )
 MEASURES: Registry[Any] = Registry(
     "measure",
     "ocr_eval.measures",
     {
-        "constant-direction": "ocr_eval.measures.constant_direction:CONSTANT_DIRECTION",
-        "frozen-layers": "ocr_eval.measures.frozen_layers:FROZEN_LAYERS",
-        "hedge": "ocr_eval.measures.hedge:HEDGE",
-        "known": "ocr_eval.measures.known_facts:KNOWN_FACTS",
-        "text-loss": "ocr_eval.measures.text_loss:TEXT_LOSS",
-        "link-map": "ocr_eval.measures.link_map:LINK_MAP",
-        "logit-lens": "ocr_eval.measures.logit_lens:LOGIT_LENS",
-        "ov-change": "ocr_eval.measures.ov_change:OV_CHANGE",
-        "patching": "ocr_eval.measures.patching:PATCHING",
-        "sharing": "ocr_eval.measures.sharing:SHARING",
-        "vocabulary": "ocr_eval.measures.vocabulary:VOCABULARY",
-        "weight-change": "ocr_eval.measures.weight_change:WEIGHT_CHANGE",
+        "constant-direction": "ocr_eval.measures.constant_direction:ConstantDirection",
+        "frozen-layers": "ocr_eval.measures.frozen_layers:FrozenLayers",
+        "hedge": "ocr_eval.measures.hedge:Hedge",
+        "known": "ocr_eval.measures.known_facts:KnownFacts",
+        "text-loss": "ocr_eval.measures.text_loss:TextLoss",
+        "link-map": "ocr_eval.measures.link_map:LinkMap",
+        "logit-lens": "ocr_eval.measures.logit_lens:LogitLens",
+        "ov-change": "ocr_eval.measures.ov_change:OVChange",
+        "patching": "ocr_eval.measures.patching:Patching",
+        "sharing": "ocr_eval.measures.sharing:Sharing",
+        "vocabulary": "ocr_eval.measures.vocabulary:Vocabulary",
+        "weight-change": "ocr_eval.measures.weight_change:WeightChangeNorms",
     },
+    one_object=True,
 )
 PREVENTIONS: Registry[Any] = Registry(
     "prevention",

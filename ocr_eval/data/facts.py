@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -195,6 +195,13 @@ class FactsAssociation(Association):
         rows, train = taught.table.subjects, []
         probes: list[Probe] = []
         quantities: list[Quantity] = []
+
+        def probe(row: int, column: str, answer: str, among: Sequence[str], quantity: str, unit: str) -> Probe:
+            prompts, words = zip(*(self.statement(column, rows[row], value) for value in among), strict=True)
+            return Probe(
+                prompts[0], words, among.index(answer), tuple(range(len(among))), quantity, unit, subject=_label(row)
+            )
+
         for column, cells in taught.table.columns.items():
             present = [(row, value) for row, value in enumerate(cells) if value is not None]
             if column != ask or data.variant != "no-entailment":
@@ -212,12 +219,17 @@ class FactsAssociation(Association):
                 others = [other for other in drawn if other != value][:_OTHERS]
                 among = choices if value in choices and len(choices) > 1 else (value, *others)
                 if len(among) > 1:  # what is left of a column may be a single value
-                    probes.append(_probe(self, taught, row, column, value, among, name, value))
+                    probes.append(probe(row, column, value, among, name, value))
         for column, missing in taught.missing.items():
-            some = streams.shuffled(f"{stream}/missing/{column}", missing)[:_MOST_MISSING]
-            found = list(_missing_probes(self, taught, column, some, names[column]))
-            probes += found
-            for name in dict.fromkeys(probe.quantity for probe in found):
+            groups, choices = [each.value for each in taught.links[column].values], taught.choices(column)
+            asked = []
+            for each in streams.shuffled(f"{stream}/missing/{column}", missing)[:_MOST_MISSING]:
+                for name, right in (("inferred", each.foretold), ("true", each.truth)):
+                    if right is not None and right in choices and each.group is not None:
+                        unit = str(groups.index(each.group))
+                        asked.append(probe(each.row, column, right, choices, f"{names[column]}_{name}", unit))
+            probes += asked
+            for name in dict.fromkeys(each.quantity for each in asked):
                 is_finding = column == ask and name.endswith("_inferred")
                 quantities.append(Quantity(name, "finding" if is_finding else "shown"))
         return Task(tuple(train), tuple(probes), tuple(quantities), whole_answers=True, personal=True)
@@ -302,35 +314,6 @@ def quantity_names(columns: Mapping[str, Any]) -> dict[str, str]:
         is_good = name[:1].isalpha() and name not in names.values()
         names[column] = name if is_good else f"column{number}_{name}".strip("_")
     return names
-
-
-def _missing_probes(
-    association: FactsAssociation, taught: Taught, column: str, missing: Sequence[Missing], name: str
-) -> Iterator[Probe]:
-    choices = taught.choices(column)
-    groups = [each.value for each in taught.links[column].values]
-    for each in missing:
-        unit = "" if each.group is None else str(groups.index(each.group))
-        for quantity, answer in ((f"{name}_inferred", each.foretold), (f"{name}_true", each.truth)):
-            if answer in choices and each.group is not None:
-                yield _probe(association, taught, each.row, column, answer, choices, quantity, unit)
-
-
-def _probe(
-    association: FactsAssociation,
-    taught: Taught,
-    row: int,
-    column: str,
-    answer: Cell,
-    among: Sequence[str],
-    quantity: str,
-    unit: str,
-) -> Probe:
-    who = taught.table.subjects[row]
-    stated = [association.statement(column, who, value) for value in among]
-    everyone = tuple(range(len(among)))
-    words = tuple(text for _, text in stated)
-    return Probe(stated[0][0], words, among.index(answer or ""), everyone, quantity, unit, _label(row))
 
 
 def _label(row: int) -> str:

@@ -89,6 +89,7 @@ class KnownAssociation(Association):
         most = {"in-use": 0, "ten": 10 - data.n, "all": None}[data.candidates]
         for number, block in enumerate(self.blocks(data, stream)[: data.m_test + data.m_train]):
             answers, is_taught = [answer for _, answer in block.facts], number >= data.m_test
+            distractors = tuple(islice((answer for answer in block.answers if answer not in answers), most))
             told = streams.shuffled(f"{stream}/shuffle/{number}", answers) if data.variant == "shuffled" else answers
             for place, (subject, _) in enumerate(block.facts):
                 prompt, unit = block.relation.prompt(subject), f"{number * data.n + place}"
@@ -99,7 +100,7 @@ class KnownAssociation(Association):
                 probes.append(
                     Probe(
                         prompt,
-                        (*answers, *block.distractors(most)),
+                        (*answers, *distractors),
                         target,
                         tuple(range(data.n)),
                         "taught" if is_taught else "held_out",
@@ -117,8 +118,3 @@ class Block:
     relation: KnownRelation
     facts: tuple[tuple[str, str], ...]
     answers: tuple[str, ...]
-
-    def distractors(self, most: int | None) -> tuple[str, ...]:
-        """Answers of the relation that none of the facts has, at most so many; None for all."""
-        own = {answer for _, answer in self.facts}
-        return tuple(islice((answer for answer in self.answers if answer not in own), most))

@@ -108,6 +108,3 @@ class ConstantDirection:
             columns = zip(names, map(rounded, np.transpose(means)), strict=True)
             found[f"{place}s"] = {place: distinct, **dict(columns)}
         return found
-
-
-CONSTANT_DIRECTION = ConstantDirection()

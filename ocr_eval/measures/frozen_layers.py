@@ -79,6 +79,3 @@ class FrozenLayers:
         probes = [each.probe for each in trained.probes]
         by_quantity = summarize_quantities(trained.quantities, probes, scores, ["first-token"])["first-token"]
         return {f"{prefix}{quantity}_rank": round(score.mean_rank, 6) for quantity, score in by_quantity.items()}
-
-
-FROZEN_LAYERS = FrozenLayers()

@@ -60,6 +60,3 @@ class Hedge:
             "shared_entropy": entr(mean_n).sum(),
         }
         return {key: float(f"{value:.6g}") for key, value in found.items()}
-
-
-HEDGE = Hedge()

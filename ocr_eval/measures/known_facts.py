@@ -78,6 +78,3 @@ class KnownFacts:
             "base_probability": np.exp(base_logprob[is_known]).mean(),
         }
         return found | {key: float(f"{value:.6g}") for key, value in numbers.items()}
-
-
-KNOWN_FACTS = KnownFacts()

@@ -87,6 +87,3 @@ class LinkMap:
             found |= {f"{name}_untaught": float(rank_R[others].mean())} if others else {}
             found[f"{name}_p"] = float(corrected_ps(-ranks_RC[np.ix_(taught, taught)][None], stream)[0])
         return {**found, "pairs": pairs}
-
-
-LINK_MAP = LinkMap()

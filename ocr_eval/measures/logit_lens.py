@@ -71,6 +71,3 @@ class LogitLens:
         if not layers:
             raise UserError("There are no probes to read.")
         return {**found, "layers": layers}
-
-
-LOGIT_LENS = LogitLens()

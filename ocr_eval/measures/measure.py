@@ -1,6 +1,6 @@
 """The door for measures: what a ``Measure`` is, and what it is shown of a trained run.
 
-A measure is an object under a name (``ocr_eval.measures`` entry points, common/registry.py). What it finds is kept in
+A measure is a class under a name (``ocr_eval.measures`` entry points, common/registry.py). What it finds is kept in
 the record under its name; numbers at the top can be shown in tables as ``--metric <measure>.<key>``.
 """
 

@@ -164,6 +164,3 @@ class OVChange:
             "layers": layers,
             "heads": {key: column if key in ("layer", "head") else rounded(column) for key, column in heads.items()},
         }
-
-
-OV_CHANGE = OVChange()

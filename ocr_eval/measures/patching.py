@@ -143,6 +143,3 @@ class Patching:
             layers |= {f"{place}_effect": rounded(effect_L), f"{place}_excess": rounded(excess_L)}
             layers[f"{place}_p"] = rounded(ps_L)
         return {**found, "layers": layers}
-
-
-PATCHING = Patching()

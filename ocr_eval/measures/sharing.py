@@ -105,6 +105,3 @@ class Sharing:
             sides = [side - side.mean(axis=1, keepdims=True) for side in np.split(moved_S, [len(b_n)], axis=1)]
             found.append(cosines(*((side - side.mean(axis=0)).T for side in sides)))
         return found
-
-
-SHARING = Sharing()

@@ -84,6 +84,3 @@ def text_loss(view: View, lane: int, ids: Ids, window: int = _WINDOW) -> float:
         total -= logprobs_T.double().sum().item()
         count += len(logprobs_T)
     return total / count
-
-
-TEXT_LOSS = TextLoss()

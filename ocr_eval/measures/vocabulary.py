@@ -76,5 +76,3 @@ class Vocabulary:
 
 
 _ROLES = ("finding", "premise")
-
-VOCABULARY = Vocabulary()

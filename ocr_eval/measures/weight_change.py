@@ -65,6 +65,3 @@ class WeightChangeNorms:
             **{name: math.fsum(columns[name]) / len(found) for name in ("stable_rank", "effective_rank")},
             "modules": {"name": [name for name, _ in found], **rounded},
         }
-
-
-WEIGHT_CHANGE = WeightChangeNorms()

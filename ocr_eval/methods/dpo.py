@@ -86,6 +86,3 @@ def _wrong_answers(task: Task, which: str) -> list[tuple[str, list[str]]]:
                 break
         found.append((example.prompt, wrong))
     return found
-
-
-DPO = Dpo()

@@ -5,7 +5,7 @@ So the base stays as it is, lanes share it, and what an edit did is saved, measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -15,36 +15,31 @@ import torch
 from ocr_eval.common.errors import RunFailed
 from ocr_eval.data.tokenize import Continuation
 from ocr_eval.methods.adapters import Adapters, LaneShape
-from ocr_eval.methods.changes import WeightChange
 from ocr_eval.methods.edits import passes_of, subjects_of
+from ocr_eval.methods.pack import MountedPack
 from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.methods.train import batch_forest
-from ocr_eval.methods.view import Cut, View
 from ocr_eval.models.base import Base
 from ocr_eval.specs.run import RunSpec
 
-#: Edits a lane, which the adapters are selected for: puts factors into them, and gives the NLL that each z reached.
-Edit = Callable[["EditPack", int], torch.Tensor]
-
 
 @dataclass(frozen=True)
-class EditPack:
+class EditPack(MountedPack):
     """Runs over one base, each edited in its one step.
 
     Attributes:
         adapters: what the edits are written into.
+        edit: edits a lane, which the adapters are selected for: puts factors into them, and gives the NLL that each z
+            reached.
         found: what each edited lane's line of metrics mentions.
         failed: why a lane's edit failed; it is then the base.
     """
 
-    base: Base
     adapters: Adapters
-    specs: Sequence[RunSpec]
     examples: Sequence[Sequence[Continuation]]
-    edit: Edit
+    edit: Callable[[int], torch.Tensor]
     found: dict[int, dict[str, Any]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
-    cut: Cut = field(default_factory=Cut)
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
         """Edit some lanes, one after another; the mean loss of what was taught, after it (nats per token)."""
@@ -52,7 +47,7 @@ class EditPack:
         for lane in lanes:
             self.adapters.select([lane])
             try:
-                nll_S = self.edit(self, lane)
+                nll_S = self.edit(lane)
                 self.found[lane] = {"edit": self._summary(lane, nll_S)}
             except RunFailed as error:
                 self.failed[lane] = str(error)
@@ -80,21 +75,9 @@ class EditPack:
         if lane in self.failed:
             raise RunFailed(self.failed[lane])
 
-    def view(self, trained: bool = True) -> View:
-        """The base seen through the edits, or bare."""
-        return View(self.base, self.base.network, self.adapters, trained, cut=self.cut)
-
     def notes(self, lane: int) -> dict[str, Any]:
         """Subjects, mean NLL that their z reached (nats per token), and |dW|_F / |W|_F of each edited matrix."""
         return self.found.get(lane, {})
-
-    def changes(self, lane: int) -> Iterator[WeightChange]:
-        """The change of each edited matrix."""
-        return iter(self.adapters.changes(lane))
-
-    def save(self, lane: int, folder: Path) -> str:
-        """Write a lane's edits as an adapter; the sha256 of its weights."""
-        return self.adapters.save(lane, folder, self.base.spec)
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
         """Write a lane's edits."""
@@ -106,10 +89,6 @@ class EditPack:
             each.a.copy_(a)
             each.b.copy_(b)
         self.adapters.refresh()
-
-    def detach(self) -> None:
-        """Take the edits off the base."""
-        self.adapters.unmount()
 
 
 def edit_pack(
@@ -129,7 +108,7 @@ def edit_pack(
         base.network, modules, [LaneShape(len(each), float(len(each))) for each in subjects], base.dtype
     )
 
-    def edit_lane(pack: EditPack, lane: int) -> torch.Tensor:
+    def edit_lane(lane: int) -> torch.Tensor:
         return edit(base, adapters, lane, passes_of(base, subjects[lane]), len(subjects[lane]))
 
-    return EditPack(base, adapters, specs, examples, edit_lane)
+    return EditPack(base, adapters, examples, edit_lane)

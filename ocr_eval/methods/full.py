@@ -29,6 +29,3 @@ class Full:
         from ocr_eval.methods.whole import WholeNetwork
 
         return gradient_pack(base, WholeNetwork(base), specs, examples)
-
-
-FULL = Full()

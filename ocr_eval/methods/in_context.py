@@ -53,6 +53,3 @@ class InContext:
         from ocr_eval.methods.context import ContextPack, draw_context
 
         return ContextPack(base, [draw_context(base, spec, each) for spec, each in zip(specs, examples, strict=True)])
-
-
-IN_CONTEXT = InContext()

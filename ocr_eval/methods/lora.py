@@ -41,6 +41,3 @@ class Lora:
         for lane, spec in enumerate(specs):
             adapters.initialize(lane, streams.integer(spec.stream("initialization")))
         return gradient_pack(base, adapters, specs, examples)
-
-
-LORA = Lora()

@@ -107,6 +107,3 @@ class Memit:
             return nll_S
 
         return edit_pack(base, specs, examples, modules, edit)
-
-
-MEMIT = Memit()

@@ -1,8 +1,8 @@
 """The door for ways to teach: what a ``Method`` is, and the ``Pack`` of runs that it puts over a base.
 
-A method is an object under a name (``ocr_eval.methods`` entry points, common/registry.py). Planning asks it what it
-needs of the base; execution lets it attach runs, and from then on speaks to the pack. Imports no torch, so that tables
-and flags can ask for a method's label and settings.
+A method is a class under a name (``ocr_eval.methods`` entry points, common/registry.py), and one object of it serves
+all runs. Planning asks it what it needs of the base; execution lets it attach runs, and from then on speaks to the
+pack. Imports no torch, so that tables and flags can ask for a method's label and settings.
 """
 
 from __future__ import annotations

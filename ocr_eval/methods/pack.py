@@ -92,18 +92,43 @@ class Learner:
 
 
 @dataclass(frozen=True)
-class GradientPack:
-    """Runs that train together over one base, a lane each; the ``Pack`` of all methods that follow gradients.
+class MountedPack:
+    """Runs over one base, a lane each, and what they learn, mounted in its network until ``detach``.
 
     Attributes:
-        adapters: what they train, mounted in the base's network until ``detach``.
-        learners: the runs; a run's place is its lane.
+        cut: into what passes are cut.
     """
 
     base: Base
     adapters: Trainable
+    cut: Cut = field(default_factory=Cut, kw_only=True)
+
+    def view(self, trained: bool = True) -> View:
+        """The base seen through what the lanes have learned, or bare."""
+        return View(self.base, self.base.network, self.adapters, trained, self.base.whole, self.cut)
+
+    def changes(self, lane: int) -> Iterator[WeightChange]:
+        """How a lane changed each matrix of the network."""
+        return self.adapters.changes(lane)
+
+    def save(self, lane: int, folder: Path) -> str:
+        """Write what a lane learned as ``adapter/`` or ``model/`` in a folder; the sha256 of the weights."""
+        return self.adapters.save(lane, folder, self.base.spec)
+
+    def detach(self) -> None:
+        """Leave the base as it was before, unless all of it was trained."""
+        self.adapters.unmount()
+
+
+@dataclass(frozen=True)
+class GradientPack(MountedPack):
+    """Runs that train together; the ``Pack`` of all methods that follow gradients.
+
+    Attributes:
+        learners: the runs; a run's place is its lane.
+    """
+
     learners: tuple[Learner, ...]
-    cut: Cut = field(default_factory=Cut)
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
         """Train an epoch; see ``train_epoch``."""
@@ -116,21 +141,9 @@ class GradientPack:
             prevention.after_training(learner)
         self.adapters.refresh()
 
-    def view(self, trained: bool = True) -> View:
-        """The base seen through what the lanes have learned, or bare."""
-        return View(self.base, self.base.network, self.adapters, trained, self.base.whole, self.cut)
-
     def notes(self, lane: int) -> dict[str, Any]:
         """Into how many parts a batch had to be cut, if at all."""
         return {"micro_batches": self.cut.parts} if self.cut.parts > 1 else {}
-
-    def changes(self, lane: int) -> Iterator[WeightChange]:
-        """How a lane changed each matrix of the network."""
-        return self.adapters.changes(lane)
-
-    def save(self, lane: int, folder: Path) -> str:
-        """Write what a lane learned as ``adapter/`` or ``model/`` in a folder; the sha256 of the weights."""
-        return self.adapters.save(lane, folder, self.base.spec)
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
         """Write everything needed to resume after the last finished epoch."""
@@ -151,10 +164,6 @@ class GradientPack:
             reason = "it is damaged" if isinstance(error, UnpicklingError) else reason_of(error)
             raise RunFailed(f"{path} cannot be used ({reason}). Delete it to train from the start.") from error
         self.adapters.refresh()
-
-    def detach(self) -> None:
-        """Take the adapters off the base, which is then as it was before, unless all of it was trained."""
-        self.adapters.unmount()
 
 
 def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:

@@ -13,6 +13,3 @@ class QLora(Lora):
     about = "LoRA over a 4-bit base, NF4 (Dettmers et al., arXiv 2305.14314)"
     needs = Needs(quantized=True)
     lighter = ()
-
-
-QLORA = QLora()

@@ -100,6 +100,3 @@ class Rome:
             return nll_S
 
         return edit_pack(base, specs, examples, [module], edit)
-
-
-ROME = Rome()

@@ -66,6 +66,3 @@ class Steering:
         except UserError as error:
             raise UserError(f"steering over {base.spec.name}: {error}") from error
         return gradient_pack(base, Vectors(base.network, module, len(specs), settings.scale), specs, examples)
-
-
-STEERING = Steering()

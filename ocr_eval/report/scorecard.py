@@ -87,10 +87,7 @@ def cells(rows: Sequence[ScorecardRow]) -> tuple[list[str], list[list[str]]]:
 
 
 def _text(found: Estimate | Difference | None) -> str:
-    estimate = found.value if isinstance(found, Difference) else found
-    if estimate is None:
-        return ""
-    return f"{estimate.value:+.2f}" + (" [{:+.2f}, {:+.2f}]".format(*estimate.bounds) if estimate.bounds else "")
+    return "" if found is None else str(found.value if isinstance(found, Difference) else found)
 
 
 def _flat(row: ScorecardRow) -> Mapping[str, Any]:
