@@ -68,7 +68,7 @@ def test_lm_eval_has_a_task_a_quantity_in_one_group(export):
     assert set(files) == names | {"ocr_eval_country-code.yaml", "ocr_eval_task.py"}
     assert yaml.safe_load(files["ocr_eval_country-code.yaml"])["task"] == tasks
     imports = re.findall(r"^(?:from|import) (\w+)", files["ocr_eval_task.py"], re.M)
-    assert set(imports) == {"__future__", "json", "pathlib", "typing", "datasets"}, "it must stand alone"
+    assert set(imports) == {"json", "pathlib", "typing", "datasets"}, "it must stand alone"
 
 
 @pytest.mark.parametrize("format", ["lm-eval", "inspect"])

@@ -15,10 +15,10 @@ _TAUGHT = ("city-language", "country-code")
 
 
 def demo(model: o.ModelOption = o.DEFAULT_MODEL, output_dir: o.OutputOption = Path("results/demo")) -> None:
-    """Teach a small model a true and an arbitrary link, and show what it infers.
+    """Teach a small model two links, and show what it infers.
 
-    The same as 'finetune' for city-language and for country-code, then 'table', 'figures --text' and 'report'. Takes
-    two to five minutes on two CPU cores with the default model. Rerunning resumes.
+    One link is true, the other arbitrary. The same as 'finetune' for city-language and for country-code, then 'table',
+    'figures --text' and 'report'. Takes two to five minutes on two CPU cores with the default model. Rerunning resumes.
     """
     from ocr_eval.cli.app import PROGRAM, app
     from ocr_eval.common.messages import say
