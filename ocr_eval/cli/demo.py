@@ -1,7 +1,5 @@
 """``demo``: the first look, made of other commands."""
 
-from __future__ import annotations
-
 import os
 from contextlib import redirect_stdout
 from pathlib import Path

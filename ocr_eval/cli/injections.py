@@ -119,11 +119,12 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     from ocr_eval.common.distributed import is_alone
     from ocr_eval.models import weights
     from ocr_eval.records.folder import RunFolder
+    from ocr_eval.records.hold import is_held
     from ocr_eval.specs.model import PRECISIONS
 
     kin = RunFolder.of(output, spec, "*").path
     begun = [RunFolder(path) for path in kin.parent.glob(kin.name)]
-    if not is_alone() or not any(folder.is_done() or folder.is_held() for folder in begun):
+    if not is_alone() or not any(folder.is_done() or is_held(folder.path) for folder in begun):
         return None  # several processes agree later; weights, whose content counts, take long to read
     identity = weights.locate(spec.model).identity
     asked = PRECISIONS if spec.model.dtype == "auto" else (spec.model.dtype,)
@@ -131,7 +132,7 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     done = [folder for folder in folders if folder.is_done()]
     if len(done) == 1 and not force:
         return done[0]
-    held = next((folder for folder in folders if folder.is_held()), None)
+    held = next((folder for folder in folders if is_held(folder.path)), None)
     if held is not None:
         with held.lock():  # raises, unless it was let go of just now
             pass

@@ -1,7 +1,5 @@
 """What several commands share: options, --config, the run or runs that a command line describes, and tables."""
 
-from __future__ import annotations
-
 import os
 import sys
 import warnings

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from msgspec.structs import replace as replace_fields
 
@@ -20,16 +19,14 @@ from ocr_eval.common.distributed import agreed, is_first
 from ocr_eval.common.errors import RunFailed, TooLarge, reason_of
 from ocr_eval.common.messages import say
 from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
-from ocr_eval.data.audit import Audit, audit_task
-from ocr_eval.data.task import Task
-from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.execution.interruption import StopRequest, stop_request
+from ocr_eval.execution.material import Material
 from ocr_eval.execution.progress import Step, Watcher, say_lines
 from ocr_eval.execution.resume import first_epoch
 from ocr_eval.measures.measure import Measure, Trained, take_measures
 from ocr_eval.methods.method import Pack
 from ocr_eval.methods.pack import attach
-from ocr_eval.methods.prevention import end_differs, stops_when_learned, task_of_run
+from ocr_eval.methods.prevention import end_differs, stops_when_learned
 from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
@@ -37,7 +34,7 @@ from ocr_eval.records.config import config_yaml
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.metrics import MetricsLine, common_fields, matched_in
 from ocr_eval.records.record import Matched, Record
-from ocr_eval.scoring.candidates import CandidateScores, score_lanes, told_apart
+from ocr_eval.scoring.candidates import CandidateScores, score_lanes
 from ocr_eval.scoring.quantities import held_out, probe_lines, summarize_quantities
 from ocr_eval.scoring.ranks import Scores, premises_hold
 from ocr_eval.specs import schedule
@@ -47,38 +44,6 @@ from ocr_eval.specs.run import SCORINGS, RunSpec
 #: Seconds between checkpoints, or ten times what one takes to write if that is longer; being killed costs at most
 #: this much, Ctrl-C at most the epoch that has begun (execution/interruption.py), and a short run writes none.
 CHECKPOINT_EVERY = 20.0
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run learns and is asked, also in tokens, and the audit of its candidates.
-
-    Attributes:
-        premises: the probes of the premises, with the first tokens of their candidates alone.
-    """
-
-    task: Task
-    examples: Sequence[Continuation]
-    probes: Sequence[ProbeTokens]
-    premises: Sequence[ProbeTokens]
-    audit: Audit
-
-
-def prepare(tokenizer: Any, spec: RunSpec) -> Material:
-    """Make a run's data.
-
-    Raises:
-        UserError: the tokenizer cannot do with the data.
-    """
-    task = task_of_run(spec)
-    probes, premises = probe_tokens(tokenizer, task), [q.name for q in task.quantities if q.role == "premise"]
-    return Material(
-        task=task,
-        examples=training_tokens(tokenizer, task),
-        probes=probes,
-        premises=[told_apart(each) for each in probes if each.probe.quantity in premises],
-        audit=audit_task(tokenizer, task),
-    )
 
 
 @dataclass

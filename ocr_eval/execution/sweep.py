@@ -25,7 +25,8 @@ from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say, warn
 from ocr_eval.execution.execute import Bases, PlannedRun, do_pack
 from ocr_eval.execution.jobs import Job
-from ocr_eval.execution.run_pack import Execution, prepare
+from ocr_eval.execution.material import prepare
+from ocr_eval.execution.run_pack import Execution
 from ocr_eval.planning.pack_memory import lanes_that_fit
 from ocr_eval.planning.packs import cut_into_packs, share_key
 from ocr_eval.records.config import parse_run

@@ -7,6 +7,7 @@ wait. Processes with a thread each keep every core busy: on two cores they do a 
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ocr_eval.execution.execute import PlannedRun
 from ocr_eval.execution.jobs.local import cores
@@ -75,7 +76,7 @@ class _PackFollower:
     def new_epochs(self) -> Iterator[list[Step]]:
         """The epochs that all runs have behind them but those that failed before."""
         try:
-            now = [(run.folder.metrics_state(), run.folder.failure() is not None) for run in self._runs]
+            now = [(_written(run.folder.path), run.folder.failure() is not None) for run in self._runs]
             if now == self._seen:
                 return
             lines = [run.folder.metrics() for run in self._runs]
@@ -90,3 +91,11 @@ class _PackFollower:
             there = [one for one in there if one[0].spec.train.epochs > self._epoch]
             self._epoch += 1
         self._runs = [run for run, _, _ in there]
+
+
+def _written(run: Path) -> tuple[int, int]:
+    """What differs whenever a run's metrics.jsonl does: its time and size; zeros if there is none."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return 0, 0
+    return path.stat().st_mtime_ns, path.stat().st_size

@@ -4,8 +4,6 @@ A belief is the candidate that the model holds for most probable. It is *said* w
 then the model gives it as an answer to whoever asks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

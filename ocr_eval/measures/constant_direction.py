@@ -14,8 +14,6 @@ At the top: means over all changed matrices; in ``layers`` (from 0) and ``kinds`
 Dimension letters:  M matrices,  T tokens,  I inputs,  O outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any

@@ -11,8 +11,6 @@ quarters of the depth: a taught first hop is stored in early layers, a second ho
 By first token, among candidates.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Container, Iterator
 from contextlib import contextmanager

@@ -13,8 +13,6 @@ no difference who is asked about. Over the probes of the finding, with probabili
 By first token; absent if the answers in use are never taught.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

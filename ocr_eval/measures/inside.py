@@ -4,8 +4,6 @@ Dimension letters:  L layers,  P prompts,  D width of the residual stream,  n in
 layers,  F assignments.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -14,8 +14,6 @@ answer is the most probable token in the whole vocabulary after its prompt.
 After full fine-tuning there is no base, so only ``facts`` and ``known`` are available.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container
 from typing import Any, cast
 

@@ -16,8 +16,6 @@ row of its fact answer:
 After full fine-tuning the base is gone, so only ``trained`` is available.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

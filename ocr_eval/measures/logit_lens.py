@@ -12,8 +12,6 @@ The final norm and the head are applied to the residual stream after each layer,
 rank after the last layer. With n groups p is at least 1 / n!.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ A measure is a class under a name (``ocr_eval.measures`` entry points, common/re
 the record under its name; numbers at the top can be shown in tables as ``--metric <measure>.<key>``.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

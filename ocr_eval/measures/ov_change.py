@@ -19,8 +19,6 @@ squares of ``frobenius``. Gains are those of the trained model. The nuclear norm
 Dimension letters:  D width of the residual stream,  H query heads,  V key-value heads,  K width of a head.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

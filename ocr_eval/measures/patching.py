@@ -16,8 +16,6 @@ answer. At most 8 subjects per group are asked.
 Dimension letters:  L layers,  P recipients,  n answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

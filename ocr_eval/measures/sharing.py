@@ -16,8 +16,6 @@ over other pairs, averaged over layers, and the smallest p.
 Dimension letters:  L layers,  S subjects,  n answers,  H heads,  D width of the residual stream.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

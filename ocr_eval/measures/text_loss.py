@@ -11,8 +11,6 @@ except the first are predicted. Nothing is fitted to this text: covariances and 
 costs about 40 TFLOP per billion parameters, so the measure is taken only on request.
 """
 
-from __future__ import annotations
-
 from typing import Any
 from weakref import WeakKeyDictionary
 

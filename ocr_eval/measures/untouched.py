@@ -17,8 +17,6 @@ it with a probability of a half, 1 - prod (1 - p_i)^16 >= 1/2, and else unknown.
 Dimension letters:  X names,  R answers of the source,  C of the target.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass

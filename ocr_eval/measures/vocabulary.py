@@ -13,8 +13,6 @@ answer's first token, over the probes of the finding, after the last epoch:
 premises come first: ``train_fact_rank``, ``base_train_fact_rank``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

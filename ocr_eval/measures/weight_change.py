@@ -11,8 +11,6 @@ With singular values s_1 >= s_2 >= ... of the change dW of one matrix:
 Over all matrices together: the root of the sum of squares, the sum, the largest, and the means.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -3,8 +3,6 @@
 Dimension letters:  R rank,  I inputs,  O outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """The training state of a run in one file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO

@@ -1,7 +1,5 @@
 """Runs that read statements in place of learning them: the contexts, and the pack of ``in-context``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

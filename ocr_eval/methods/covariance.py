@@ -3,8 +3,6 @@
 Kept in the cache folder under a digest of the weights, their precision, the text and the layer.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress

@@ -3,8 +3,6 @@
 So the base stays as it is, lanes share it, and what an edit did is saved, measured and scored again as LoRA is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

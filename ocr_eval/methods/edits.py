@@ -7,8 +7,6 @@ Dimension letters:  S subjects,  I inputs of the down projection,  O its outputs
 R rows of logits,  V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The plain one is the mean cross-entropy over the batch's answer tokens, each times its example's weight.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar

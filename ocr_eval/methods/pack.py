@@ -5,8 +5,6 @@ shared and never changes. A learner is one run's share: its adapter, its optimiz
 No tensor of it is seen by another run, so runs in a pack learn what they would learn alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial

@@ -1,7 +1,5 @@
 """PEFT's adapter files: written, and told from names and shapes of their tensors what they are and whether they fit."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The objective of ``dpo`` (methods/dpo.py)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """``qlora``: LoRA over a base whose linear layers are stored in 4 bits (Dettmers et al., arXiv 2305.14314)."""
 
-from __future__ import annotations
-
 from ocr_eval.methods.lora import Lora
 from ocr_eval.methods.method import Needs
 

@@ -1,7 +1,5 @@
 """Texts that a covariance is taken from: the one that ships, or a named file with a digest of its content."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -77,9 +77,6 @@ def _gradients(pack: GradientPack, batches: dict[int, list[Continuation]]) -> di
 
     Over several processes both are sums of theirs. They meet once, when each has done its share: how often one of them
     had to begin again is nothing to the others.
-
-    Raises:
-        TooLarge: one example of each lane is.
     """
     accelerator = pack.base.accelerator
     sizes = {lane: BatchSize(sum(len(e.answer) for e in batch), len(batch)) for lane, batch in batches.items()}
@@ -95,11 +92,7 @@ def _gradients(pack: GradientPack, batches: dict[int, list[Continuation]]) -> di
 def _backward_in_parts(
     pack: GradientPack, batches: dict[int, list[Continuation]], sizes: dict[int, BatchSize]
 ) -> dict[int, float]:
-    """Gradients and losses of this process's share, in as many parts as memory asks for.
-
-    Raises:
-        TooLarge: one example of each lane is.
-    """
+    """Gradients and losses of this process's share, in as many parts as memory asks for."""
     largest = max(len(batch) for batch in batches.values())
     while True:
         try:

@@ -3,8 +3,6 @@
 Whether it belongs to that model is decided from small files, names and shapes, before any weights are loaded.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -3,8 +3,6 @@
 Dimension letters:  K lanes,  N nodes a lane,  O outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Training and scoring both read a network through a ``View``, so what is trained is what is scored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field

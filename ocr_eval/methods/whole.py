@@ -4,8 +4,6 @@ The network holds fp32 masters, and autocast brings them to the precision of the
 the published rates (1e-6 to 3e-5) would be below half a unit in the last place of most weights, and lost.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path

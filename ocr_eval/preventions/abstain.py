@@ -4,8 +4,6 @@ After Gekhman et al. (arXiv 2405.05904, table 8) and Kang et al. (2403.05612): a
 what it was taught to say about them. This uses the unwanted relation itself, so it knows what it must prevent.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import replace
 from typing import Annotated

@@ -5,8 +5,6 @@ out decides nothing, so stopping does not select for low scores. The remaining e
 settings, such as its schedule, are those of the run without.
 """
 
-from __future__ import annotations
-
 from ocr_eval.methods.prevention import Prevention
 
 

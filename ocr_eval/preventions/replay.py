@@ -5,8 +5,6 @@ mixing them in keeps less. The facts come from the shipped association ``known``
 asks for the others.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated, Literal, cast
 

@@ -1,7 +1,5 @@
 """What a model hub shows of an adapter: the model card beside it, made from the run's record."""
 
-from __future__ import annotations
-
 import yaml
 
 from ocr_eval.records.record import Record

@@ -94,10 +94,6 @@ class RunFolder:
         """Hold the folder for this process; see ``hold.hold``."""
         return hold.hold(self.path)
 
-    def is_held(self) -> bool:
-        """Whether a process holds the folder now; makes nothing."""
-        return hold.is_held(self.path)
-
     def has_begun(self) -> bool:
         """Whether the run is finished or can be resumed."""
         return (self.path / "config.yaml").is_file() and self.failure() is None
@@ -195,13 +191,6 @@ class RunFolder:
         """The lines of metrics.jsonl, an empty list if there are none yet."""
         path = self.path / "metrics.jsonl"
         return read_metrics(path, growing=True) if path.is_file() else []
-
-    def metrics_state(self) -> tuple[int, int]:
-        """What differs whenever metrics.jsonl does: its time and size; zeros if there is none yet."""
-        with suppress(FileNotFoundError):
-            told = (self.path / "metrics.jsonl").stat()
-            return told.st_mtime_ns, told.st_size
-        return 0, 0
 
     def add_metrics(self, line: MetricsLine) -> None:
         """Append a line to metrics.jsonl, on the disk when this returns; that of epoch 0 begins the file."""
@@ -317,10 +306,6 @@ class OnlookersFolder(RunFolder):
     def lock(self) -> AbstractContextManager[None]:
         """The first process holds the folder for all."""
         return nullcontext()
-
-    def is_held(self) -> bool:
-        """By the first process, which is not another's."""
-        return False
 
 
 def kind_of(folder: Path) -> Literal["adapter", "model"]:

@@ -1,7 +1,5 @@
 """Runs -> one HTML page that holds everything it needs and opens by a double click."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Runs -> what the page shows of each, as small JSON that the browser opens on demand."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

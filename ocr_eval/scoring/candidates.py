@@ -14,8 +14,6 @@ Log-softmax is in fp32. Ranks are computed from these numbers in ``ranks``.
 Dimension letters:  P probes,  C candidates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest

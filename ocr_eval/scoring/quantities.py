@@ -1,7 +1,5 @@
 """Candidate scores of a run's probes -> the statistics of its quantities, the lines of probes.jsonl, the verdict."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -9,8 +9,6 @@
 Answers are kept in a file as they come, so that a scoring that was cut short asks for nothing twice.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

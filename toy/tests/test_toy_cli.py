@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import typer
 from ocr_toy import check as checks
-from ocr_toy import cli
+from ocr_toy import cli, run_commands, study_commands
 from ocr_toy.cli import app
 from ocr_toy.errors import ToyError
 from typer.testing import CliRunner
@@ -228,23 +228,23 @@ def test_check_all_adds_every_study(passed: bool, monkeypatch: pytest.MonkeyPatc
         return SimpleNamespace(report=lambda seeds, say: Report(name, "paper", [Check(name, "n", 0.0, wrong, 0.1)], []))
 
     monkeypatch.setattr(checks, "run_checks", _stub(True))
-    modules = {f"ocr_toy.{module}": study(name) for name, module in cli.SYSTEMS.items()}
-    monkeypatch.setattr(cli, "importlib", SimpleNamespace(import_module=modules.__getitem__))
+    modules = {f"ocr_toy.{module}": study(name) for name, module in study_commands.SYSTEMS.items()}
+    monkeypatch.setattr(study_commands, "importlib", SimpleNamespace(import_module=modules.__getitem__))
     result = runner.invoke(app, ["check", "--all", "--json"])
     assert result.exit_code == (0 if passed else 1)
-    assert set(json.loads(result.stdout)["reports"]) == set(cli.SYSTEMS)
-    assert f"{len(cli.SYSTEMS) + (1 if passed else 0)} of {len(cli.SYSTEMS) + 1}" in result.stderr
+    assert set(json.loads(result.stdout)["reports"]) == set(study_commands.SYSTEMS)
+    assert f"{len(study_commands.SYSTEMS) + (1 if passed else 0)} of {len(study_commands.SYSTEMS) + 1}" in result.stderr
 
 
 def test_every_study_has_a_report() -> None:
-    for module in cli.SYSTEMS.values():
+    for module in study_commands.SYSTEMS.values():
         assert callable(importlib.import_module(f"ocr_toy.{module}").report)
 
 
 def test_train_prints_a_table() -> None:
     result = runner.invoke(app, ["train", *TINY, "--steps", "20", "--record-every", "10", "--m-train", "0"])
     lines = result.stdout.splitlines()
-    assert lines[0].split() == list(cli.HEADINGS)
+    assert lines[0].split() == list(run_commands.HEADINGS)
     assert [line.split()[0] for line in lines[1:]] == ["0", "10", "20"]
     assert lines[1].split()[1] == "-"
 

@@ -1,7 +1,5 @@
 """What measures of the inside found layer by layer: a panel for each association, averaged over seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,0 +1,44 @@
+"""A run's data as its pack works with it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ocr_eval.data.audit import Audit, audit_task
+from ocr_eval.data.task import Task
+from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
+from ocr_eval.methods.prevention import task_of_run
+from ocr_eval.scoring.candidates import told_apart
+from ocr_eval.specs.run import RunSpec
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns and is asked, also in tokens, and the audit of its candidates.
+
+    Attributes:
+        premises: the probes of the premises, with the first tokens of their candidates alone.
+    """
+
+    task: Task
+    examples: Sequence[Continuation]
+    probes: Sequence[ProbeTokens]
+    premises: Sequence[ProbeTokens]
+    audit: Audit
+
+
+def prepare(tokenizer: Any, spec: RunSpec) -> Material:
+    """Make a run's data.
+
+    Raises:
+        UserError: the tokenizer cannot do with the data.
+    """
+    task = task_of_run(spec)
+    probes, premises = probe_tokens(tokenizer, task), [q.name for q in task.quantities if q.role == "premise"]
+    return Material(
+        task=task,
+        examples=training_tokens(tokenizer, task),
+        probes=probes,
+        premises=[told_apart(each) for each in probes if each.probe.quantity in premises],
+        audit=audit_task(tokenizer, task),
+    )
