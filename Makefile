@@ -101,11 +101,19 @@ results: $(VENV)/.ready
 
 # The scorecard (ocr_eval/docs/scorecard.md): strengths were chosen on other associations and seeds, by the rule of claim 6.
 CARD := --assocs city-language,country-code,sport-music --dtype bfloat16
+OTHERS := abstain replay ignore-top-k gradient-routing
+ATTENTION := q_proj+k_proj+v_proj+o_proj
+MLP := gate_proj+up_proj+down_proj
+comma := ,
+# $(call row,folder of results/scorecard,flags)
+row = $(BIN)/ocr-eval sweep $(CARD) $(2) -o results/scorecard/$(1) >/dev/null
 card: $(VENV)/.ready
-	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-7 --prevent product-decay:strength=0.03 -o results/scorecard/eight-seeds >/dev/null
-	$(BIN)/ocr-eval sweep $(CARD) --seeds 6,7 -o results/scorecard/lora >/dev/null
-	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --prevent product-decay:strength=0.01,scale-after:norm=1 \
-	  -o results/scorecard/three-seeds >/dev/null
+	$(call row,eight-seeds,--seeds 0-7 --prevent product-decay:strength=0.03)
+	$(call row,factor-decay,--seeds 0-7 --prevent factor-decay:strength=0.003)
+	$(call row,lora,--seeds 6$(comma)7)
+	$(call row,three-seeds,--seeds 0-2 --prevent product-decay:strength=0.01$(comma)scale-after:norm=1)
+	for each in $(OTHERS); do $(call row,$$each,--seeds 0-2 --prevent $$each) || exit 1; done
+	$(call row,modules,--seeds 0-2 --targets $(ATTENTION)$(comma)$(MLP))
 	$(call packed,results/scorecard)
 	$(MAKE) card-shown
 
