@@ -60,7 +60,9 @@ def left_in(out: Path) -> dict[str, bytes]:
         content = path.read_bytes()
         if path.name in ("result.json", "metrics.jsonl"):
             lines = [json.loads(line) for line in ([content] if path.suffix == ".json" else content.splitlines())]
-            content = repr([{k: v for k, v in line.items() if "seconds" not in k} for line in lines]).encode()
+            content = repr(
+                [{k: v for k, v in line.items() if "seconds" not in k and k != "memory"} for line in lines]
+            ).encode()
         elif path.suffix in (".html", ".json"):
             content = re.sub(rb"/(whole|killed)\b", b"", content)
         found[str(path.relative_to(out))] = content

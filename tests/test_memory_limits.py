@@ -7,12 +7,13 @@ import re
 import psutil
 import pytest
 import torch
-from conftest import load, tiny_run
+from conftest import as_a_pack, load, tiny_run
 
 from ocr_eval.common.errors import RunFailed, TooLarge
-from ocr_eval.common.out_of_memory import free_cache
+from ocr_eval.common.out_of_memory import free_cache, peak_bytes
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
+from ocr_eval.execution.run_pack import Execution
 from ocr_eval.methods import view
 from ocr_eval.methods.adapters import Stacks
 from ocr_eval.methods.pack import GradientPack, attach
@@ -145,3 +146,14 @@ def test_freed_memory_goes_back_to_the_system():
     free_cache(torch.device("cpu"))
     assert psutil.Process().memory_info().rss < before - 200_000_000
     assert len(held) == 100
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere the peak of a process cannot be forgotten")
+def test_a_record_has_the_peak_of_its_own_pack_and_not_of_what_was_before(tiny, tmp_path):
+    torch.ones(150_000_000)  # 0.6 GB, which are free again
+    before = peak_bytes(torch.device("cpu"))
+    specs = [tiny_run(tiny, seed=seed, epochs=1) for seed in range(2)]
+    for folder in as_a_pack(specs, tmp_path, Execution("cpu")):
+        memory = folder.record().memory
+        assert memory["runs"] == 2
+        assert 50_000_000 < memory["peak"] < before - 300_000_000

@@ -231,7 +231,7 @@ def test_killed_at_any_write_a_pack_goes_on_to_the_same_records(tiny, tmp_path, 
 
 def content(folder: RunFolder) -> dict[str, object]:
     lines = [{k: v for k, v in line.as_json().items() if not k.endswith("_seconds")} for line in folder.metrics()]
-    record = {k: v for k, v in to_plain(folder.record()).items() if k not in ("seconds", "run")}
+    record = {k: v for k, v in to_plain(folder.record()).items() if k not in ("seconds", "memory", "run")}
     return {"metrics": lines, "record": record, "probes": (folder.path / "probes.jsonl").read_text()}
 
 

@@ -43,7 +43,7 @@ def content(folder: Path) -> dict[str, object]:
     """All that a run states, without times and places."""
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((folder / "result.json").read_text())
-    del result["seconds"]
+    del result["seconds"], result["memory"]
     for line in metrics:
         line.pop("train_seconds", None), line.pop("score_seconds", None)
     return {"metrics": metrics, "result": result, "probes": (folder / "probes.jsonl").read_text()}

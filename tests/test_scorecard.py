@@ -148,3 +148,19 @@ def test_what_cannot_stand_on_one_card_is_a_line(ocr_eval, tmp_path):
     answer = ocr_eval("scorecard", write(tmp_path / "b", *apart))
     assert answer.code == 2
     assert "share no seed" in answer.err
+
+
+def test_memory_is_a_column_of_csv_and_json_where_all_runs_have_it(ocr_eval, tmp_path):
+    some = [
+        record("country-code", "spurious", seed=seed, memory={"peak": 10**9 * (seed + 1), "runs": 2}) for seed in (0, 1)
+    ]
+    others = [
+        record("country-code", "spurious", seed=seed, train=PREVENTED, memory={"peak": 1, "runs": 1} if seed else {})
+        for seed in (0, 1)
+    ]
+    folder = write(tmp_path, *some, *others)
+    plain, prevented = csv.DictReader(io.StringIO(ocr_eval("scorecard", folder, "--format", "csv").out))
+    assert (float(plain["memory_peak"]), float(plain["memory_runs"])) == (1.5e9, 2)
+    assert (prevented["memory_peak"], prevented["memory_runs"]) == ("", "")
+    rows = json.loads(ocr_eval("scorecard", folder, "--format", "json").out)["rows"]
+    assert [row["memory"] for row in rows] == [{"peak": 1.5e9, "runs": 2}, {}]

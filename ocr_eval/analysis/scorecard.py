@@ -60,6 +60,8 @@ class ScorecardRow:
         links: by kind, of those kinds that it has runs of.
         measures: numbers that measures found in all of its runs, their mean, as ``<measure>.<key>``.
         seconds: mean wall time of the training of a run; None where it was elsewhere.
+        memory: ``peak`` of the process that trained a run, in bytes, and how many ``runs`` it trained side by side, on
+            average; empty where a record does not say.
         control: whether it is a point of reference and no way to teach, for no entailments were taught.
         knows_relation: whether a prevention uses the unwanted relation itself; None where one is not installed here, or
             training was elsewhere.
@@ -73,6 +75,7 @@ class ScorecardRow:
     links: Mapping[Kind, Links]
     measures: Mapping[str, float]
     seconds: float | None
+    memory: Mapping[str, float]
     control: bool
     knows_relation: bool | None
 
@@ -130,6 +133,7 @@ def _row(
         },
         measures=mean_of_keys([measured(run) for run in runs]),
         seconds=fmean(run.seconds["train"] for run in runs) if isinstance(runs[0].train, TrainSpec) else None,
+        memory=mean_of_keys([run.memory for run in runs]),
         control=is_control(runs[0]),
         knows_relation=_knows_relation(runs[0]),
     )

@@ -262,7 +262,7 @@ def measured(record: Record) -> dict[Metric, float]:
     }
 
 
-def mean_of_keys(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_of_keys(found: Sequence[Mapping[Any, float]]) -> dict[str, float]:
     """The mean of each number that all have."""
     return {key: sum(of[key] for of in found) / len(found) for key in found[0] if all(key in of for of in found)}
 

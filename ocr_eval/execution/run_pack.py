@@ -18,7 +18,7 @@ from ocr_eval.common import provenance
 from ocr_eval.common.distributed import agreed, is_first
 from ocr_eval.common.errors import RunFailed, TooLarge, reason_of
 from ocr_eval.common.messages import say
-from ocr_eval.common.out_of_memory import free_cache, is_out_of_memory
+from ocr_eval.common.out_of_memory import forget_peak, free_cache, is_out_of_memory, peak_bytes
 from ocr_eval.execution.interruption import StopRequest, stop_request
 from ocr_eval.execution.material import Material
 from ocr_eval.execution.progress import Step, Watcher, say_lines
@@ -33,7 +33,7 @@ from ocr_eval.planning.workload import batch_geometry
 from ocr_eval.records.config import config_yaml
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.metrics import MetricsLine, common_fields, matched_in
-from ocr_eval.records.record import Matched, Record
+from ocr_eval.records.record import Matched, Memory, Record
 from ocr_eval.scoring.candidates import CandidateScores, score_lanes
 from ocr_eval.scoring.quantities import held_out, probe_lines, summarize_quantities
 from ocr_eval.scoring.ranks import Scores, premises_hold
@@ -151,10 +151,11 @@ def _inject(base: Base, runs: Sequence[LiveRun], how: Execution, measures: Mappi
             run.folder.begin(config_yaml(run.spec), environment, run.material.audit.as_json())
             if alike := dict.fromkeys(each.probe.quantity for each in run.material.probes if each.begin_alike):
                 say(f"Answers of {', '.join(alike)} begin with the same token, so all of their tokens are scored.")
+    from_here = forget_peak(base.device)
     pack = attach(base, [run.spec for run in runs], [run.material.examples for run in runs])
     try:
         with stop_request() as stop:
-            _run(pack, runs, epoch, how, measures, stop)
+            _run(pack, runs, epoch, how, measures, stop, from_here)
     finally:
         pack.detach()
         del pack
@@ -168,6 +169,7 @@ def _run(
     how: Execution,
     measures: Mapping[str, Measure],
     stop: StopRequest,
+    knows_peak: bool,
 ) -> None:
     live = [lane for lane, run in enumerate(runs) if epoch < run.epochs]
     for run in runs:
@@ -221,8 +223,9 @@ def _run(
             for i in live
         }
         how.watch([_add_line(runs[i], line, scored.get(i)) for i, line in lines.items()])
+        memory: Memory = {"peak": peak_bytes(pack.base.device), "runs": len(runs)} if knows_peak else {}
         for lane in ending:
-            _prepare_record(pack, lane, runs[lane], scored[lane].scores, measures)
+            _prepare_record(pack, lane, runs[lane], scored[lane].scores, measures, memory)
         live = [lane for lane in live if lane not in ending]
         now = time.monotonic()
         overdue = now - saved_at >= max(CHECKPOINT_EVERY, 10 * saving_seconds)
@@ -315,7 +318,12 @@ def _add_line(run: LiveRun, line: MetricsLine, scored: _Scored | None) -> Step:
 
 
 def _prepare_record(
-    pack: Pack, lane: int, run: LiveRun, scores: CandidateScores, measures: Mapping[str, Measure]
+    pack: Pack,
+    lane: int,
+    run: LiveRun,
+    scores: CandidateScores,
+    measures: Mapping[str, Measure],
+    memory: Memory,
 ) -> None:
     if not is_first():
         return
@@ -328,5 +336,6 @@ def _prepare_record(
         base_identity=pack.base.identity,
         adapter_sha256=pack.save(lane, run.folder.path),
         remote_code=pack.base.brings_code,
+        memory=memory,
     )
     run.folder.prepare(record, run.folder.probes() + probe_lines(asked.task, scores, run.epochs))

@@ -5,8 +5,6 @@ gradients reach every adapter and every adapter moves, and that scoring works. W
 """
 
 import gc
-import resource
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 
 from ocr_eval.common.errors import RunFailed, UserError
 from ocr_eval.common.messages import say
+from ocr_eval.common.out_of_memory import peak_bytes
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.pack import GradientPack, attach, batches_of_epoch
@@ -156,7 +155,7 @@ def rehearse(
     started = time.monotonic()
     scores = score_candidates(pack.view(), asked)
     score_seconds = time.monotonic() - started
-    peak = _peak(place)
+    peak = peak_bytes(place)
     pack.detach()
     if not scores.are_numbers:
         raise RunFailed(f"{spec.model.name}: the scoring pass returned a NaN log-probability.")
@@ -190,15 +189,3 @@ def rehearse(
 def _fingerprints(pack: GradientPack) -> list[tuple[float, float]]:
     """Two sums of each trained matrix, which differ when it has changed; a copy would count in the peak."""
     return [(matrix.sum().item(), matrix.norm().item()) for matrix in pack.adapters.matrices(0).values()]
-
-
-def _peak(device: torch.device) -> int:
-    """Bytes at the peak: of the allocator on a GPU, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux ru_maxrss counts the parent's memory too
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -28,6 +28,9 @@ from ocr_eval.specs.model import Training, TrainSpec
 from ocr_eval.specs.run import DataSpec, Scoring, seeds_text
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
 
+#: Bytes at the peak of a process, and how many runs it trained side by side; empty where that is not known.
+Memory = dict[Literal["peak", "runs"], int]
+
 
 class OtherVersion(UserError):
     """A record of another schema version."""
@@ -64,6 +67,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             (``run_files.matched_of`` finds it for those too).
         train_loss: mean loss of the last epoch, nats an answer token; None of training elsewhere.
         seconds: wall time of training, unless it was elsewhere, and of scoring, over all attempts.
+        memory: of the process that trained it, in the last attempt; empty of training elsewhere, in older records, and
+            where the system does not tell.
         base_identity: identity of the base weights; empty where they are not known.
         adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
         code: digest of the code that made it; for the curious.
@@ -95,6 +100,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     matched: Matched | None = None
     train_loss: float | None
     seconds: dict[Literal["train", "score"], float]
+    memory: Memory = {}
     base_identity: str
     adapter_sha256: str
     code: str

@@ -102,4 +102,5 @@ def _flat(row: ScorecardRow) -> Mapping[str, Any]:
             if isinstance(of, Difference):
                 flat[f"{kind}_{name}_p"] = of.p
     flat |= {key.replace(".", "_").replace("-", "_"): value for key, value in row.measures.items()}
-    return {**flat, "seconds": row.seconds, "control": row.control, "knows_relation": row.knows_relation}
+    flat |= {"seconds": row.seconds, **{f"memory_{key}": row.memory.get(key) for key in ("peak", "runs")}}
+    return {**flat, "control": row.control, "knows_relation": row.knows_relation}
