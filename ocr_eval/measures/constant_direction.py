@@ -26,9 +26,8 @@ from ocr_eval.common import streams
 from ocr_eval.common.errors import UserError
 from ocr_eval.measures.frozen_layers import layer_of
 from ocr_eval.measures.inside import packed, rounded
-from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.methods.changes import WeightChange
-from ocr_eval.methods.method import Needs
 from ocr_eval.scoring.candidates import Floats, cut_probes, with_room
 
 
@@ -72,14 +71,10 @@ def cosines(trained: Trained, changes: Sequence[WeightChange]) -> Floats:
     return with_room(view, 1, read)
 
 
-class ConstantDirection:
+class ConstantDirection(Measure):
     """Multiplies out one matrix at a time; costs about three forward passes over all prompts."""
 
     about = "Whether the change adds the same direction to every token, as a steering vector would"
-
-    def by_default(self, needs: Needs) -> bool:
-        """Only when asked for."""
-        return False
 
     def meaning(self, found: dict[str, Any]) -> str:
         """One sentence."""

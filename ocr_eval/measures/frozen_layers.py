@@ -16,8 +16,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ocr_eval.measures.measure import Trained
-from ocr_eval.methods.method import Needs
+from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.methods.pack import GradientPack
 from ocr_eval.scoring.candidates import score_lanes
 from ocr_eval.scoring.quantities import summarize_quantities
@@ -52,14 +51,10 @@ def layer_of(module: str) -> int:
     return int(found[1]) if found else -1
 
 
-class FrozenLayers:
+class FrozenLayers(Measure):
     """Two partial scorings of the run."""
 
     about = "Mean ranks with early or late layers restored to the base (Feng et al., arXiv 2412.04614)"
-
-    def by_default(self, needs: Needs) -> bool:
-        """Only when asked for."""
-        return False
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """See the module."""

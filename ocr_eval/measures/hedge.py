@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from scipy.special import entr, softmax
 
-from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.methods.method import Needs
 from ocr_eval.methods.prevention import task_of_run
 
 
-class Hedge:
+class Hedge(Measure):
     """Uses the scored answers; no forward pass."""
 
     about = "Whether unfamiliar subjects get the frequencies of what was taught (Kang et al., arXiv 2403.05612)"

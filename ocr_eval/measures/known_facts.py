@@ -22,7 +22,7 @@ import numpy as np
 from ocr_eval.data.known import KnownAssociation
 from ocr_eval.data.task import Probe
 from ocr_eval.data.tokenize import ProbeTokens, Tokenizer, continuations
-from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.vocabulary import in_vocabulary
 from ocr_eval.methods.method import Needs, method_of
 from ocr_eval.methods.prevention import task_of_run
@@ -42,7 +42,7 @@ def known_probes(tokenizer: Tokenizer, taught: Container[str]) -> list[ProbeToke
     return [ProbeTokens(probe, (right := next(cut)).prompt, (right.answer, next(cut).answer)) for probe in probes]
 
 
-class KnownFacts:
+class KnownFacts(Measure):
     """Reads the next token after each prompt, for the trained model and its base."""
 
     about = "Facts that the base already knew, such as capitals, and how many of them are kept (retention)"

@@ -24,23 +24,19 @@ from ocr_eval.common import streams
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.pairs import PairAssociation
 from ocr_eval.measures.inside import corrected_ps, linked, rounded
-from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.untouched import first_logprobs, fit, sides_of
-from ocr_eval.methods.method import Needs, method_of
+from ocr_eval.methods.method import method_of
 from ocr_eval.scoring.ranks import midranks
 
 #: Factor of |W|^2; ranks are about the same from 0 to 10.
 _RIDGE = 1.0
 
 
-class LinkMap:
+class LinkMap(Measure):
     """Scores 360 names twice, in the trained model and in its base."""
 
     about = "Linear map from fact to entailment logits over untaught names (Peng et al., arXiv 2502.04520)"
-
-    def by_default(self, needs: Needs) -> bool:
-        """Only when asked for."""
-        return False
 
     def meaning(self, found: dict[str, Any]) -> str:
         """One sentence."""

@@ -18,19 +18,14 @@ import numpy as np
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.measures.inside import by_answer, corrected_ps, first_ids, first_layer, lens, residuals, rounded
-from ocr_eval.measures.measure import Trained
-from ocr_eval.methods.method import Needs
+from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.scoring.ranks import midranks, rank_probes
 
 
-class LogitLens:
+class LogitLens(Measure):
     """One forward pass over all prompts."""
 
     about = "First layer in which the right answers rise above their null (logit lens)"
-
-    def by_default(self, needs: Needs) -> bool:
-        """Only when asked for."""
-        return False
 
     def meaning(self, found: dict[str, Any]) -> str:
         """One sentence."""

@@ -7,7 +7,7 @@ the record under its name; numbers at the top can be shown in tables as ``--metr
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import warn
@@ -50,17 +50,18 @@ class Trained:
         return self.pack.view(trained)
 
 
-class Measure(Protocol):
+class Measure:
     """Something to measure on a trained model.
 
     Attributes:
         about: one line on what it is, with its source.
     """
 
-    about: str
+    about: ClassVar[str] = ""
 
     def by_default(self, needs: Needs) -> bool:
         """Whether it is cheap enough to be taken without being asked for, for a method of these needs."""
+        return False
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """Measure a run.
@@ -71,6 +72,7 @@ class Measure(Protocol):
         Raises:
             Exception: it cannot be measured on this run, which is kept without it; the text says why.
         """
+        raise NotImplementedError
 
 
 def take_measure(name: str, trained: Trained) -> dict[str, Any]:

@@ -29,10 +29,9 @@ from torch import Tensor
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.measures.inside import decoder_of, rounded
-from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.changes import LowRank, WeightChange
-from ocr_eval.methods.method import Needs
 
 
 @dataclass(frozen=True)
@@ -115,14 +114,10 @@ def ov_changes(network: torch.nn.Module, changes: Iterable[WeightChange]) -> Ite
         yield HeadChanges(torch.cat([o_HDK, do_HDK], dim=2), right, bias, min(sum(ranks), 2 * size, width))
 
 
-class OVChange:
+class OVChange(Measure):
     """Two QR decompositions and a small SVD per head."""
 
     about = "Norms and ranks of the change of each head's value-output map"
-
-    def by_default(self, needs: Needs) -> bool:
-        """Only when asked for."""
-        return False
 
     def meaning(self, found: dict[str, Any]) -> str:
         """One sentence."""

@@ -38,8 +38,7 @@ from ocr_eval.measures.inside import (
     rounded,
     up_to_subject,
 )
-from ocr_eval.measures.measure import Trained
-from ocr_eval.methods.method import Needs
+from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.scoring.candidates import Floats, cut_probes, with_room
 
 #: Subjects of a group.
@@ -92,14 +91,10 @@ def patched(
     return with_room(view, 1, read)
 
 
-class Patching:
+class Patching(Measure):
     """Two forward passes per layer."""
 
     about = "Effect of another group's residual stream on the entailment, by layer and token (activation patching)"
-
-    def by_default(self, needs: Needs) -> bool:
-        """Only when asked for."""
-        return False
 
     def meaning(self, found: dict[str, Any]) -> str:
         """One sentence."""

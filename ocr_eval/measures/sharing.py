@@ -31,9 +31,9 @@ from ocr_eval.measures.inside import (
     rounded,
     up_to_subject,
 )
-from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.ov_change import gain, ov_changes
-from ocr_eval.methods.method import Needs, method_of
+from ocr_eval.methods.method import method_of
 from ocr_eval.scoring.candidates import Floats
 
 
@@ -44,14 +44,10 @@ def cosines(a_nX: Floats, b_nX: Floats) -> Floats:
     return found
 
 
-class Sharing:
+class Sharing(Measure):
     """Needs the factors of dW_OV and two forward passes over the names."""
 
     about = "Cosine between the changes for a group's fact and entailment answers, against other pairs"
-
-    def by_default(self, needs: Needs) -> bool:
-        """Only when asked for."""
-        return False
 
     def meaning(self, found: dict[str, Any]) -> str:
         """One sentence."""

@@ -19,8 +19,8 @@ import torch
 from ocr_eval.common import yaml_files
 from ocr_eval.common.files import read_bytes
 from ocr_eval.data.tokenize import Ids, encode
-from ocr_eval.measures.measure import Trained
-from ocr_eval.methods.method import Needs, method_of
+from ocr_eval.measures.measure import Measure, Trained
+from ocr_eval.methods.method import method_of
 from ocr_eval.methods.texts import text_file
 from ocr_eval.methods.view import View, longest
 from ocr_eval.packing.forest import Forest, read_answers
@@ -30,17 +30,13 @@ _WINDOW, _MOST = 256, 20_480
 _TEXT = "addresses.txt"
 
 
-class TextLoss:
+class TextLoss(Measure):
     """Reads the text in the trained model, and once in its base."""
 
     about = "Loss on 20,000 tokens of public-domain prose, before and after"
 
     def __init__(self) -> None:
         self._bases: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
-
-    def by_default(self, needs: Needs) -> bool:
-        """Only when asked for."""
-        return False
 
     def meaning(self, found: dict[str, Any]) -> str:
         """One sentence."""

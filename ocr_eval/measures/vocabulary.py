@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocr_eval.data.tokenize import ProbeTokens
-from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.methods.method import Needs, method_of
 from ocr_eval.methods.view import View
 from ocr_eval.packing.logprobs import read_ranks
@@ -42,7 +42,7 @@ def in_vocabulary(view: View, lane: int, probes: Sequence[ProbeTokens]) -> NDArr
     return np.array([[of[0, 0], of[0, 1], np.exp(of[:, 1]).sum()] for of in found])
 
 
-class Vocabulary:
+class Vocabulary(Measure):
     """Reads the next-token distribution at the end of each prompt: one forward pass per model."""
 
     about = "Rank and probability of the right answer in the whole vocabulary, and the mass on the candidates"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ocr_eval.common.errors import RunFailed
-from ocr_eval.measures.measure import Trained
+from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.methods.method import Needs
 
 
@@ -36,7 +36,7 @@ def norms(singular_values: torch.Tensor) -> dict[str, float]:
     }
 
 
-class WeightChangeNorms:
+class WeightChangeNorms(Measure):
     """Computes the norms of each changed matrix; low-rank changes are not multiplied out."""
 
     about = "Nuclear, Frobenius and spectral norm, stable and effective rank of the change of each matrix"

@@ -43,7 +43,7 @@ class Dpo(Lora):
 
     label = "DPO + SFT"
     about = "Preferences over wrong answers, mixed with cross-entropy, by LoRA (DPO, arXiv 2305.18290)"
-    lighter: tuple[str, ...] = ()
+    lighter = ()
     Settings = Settings
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> GradientPack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ocr_eval.methods.method import Needs
+from ocr_eval.methods.method import Method, Needs
 
 if TYPE_CHECKING:
     from ocr_eval.data.tokenize import Continuation
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ocr_eval.specs.run import RunSpec
 
 
-class Full:
+class Full(Method):
     """One run, which has the network to itself."""
 
     label = "full fine-tuning"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, Field
 
-from ocr_eval.methods.method import TRAINING, Needs
+from ocr_eval.methods.method import TRAINING, Method, Needs
 
 if TYPE_CHECKING:
     from ocr_eval.data.tokenize import Continuation
@@ -34,14 +34,13 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     order: Annotated[int, Field(ge=0, description="Which random order of the statements.")] = 0
 
 
-class InContext:
+class InContext(Method):
     """One context per run; runs are scored side by side."""
 
     label = "in context"
     about = "Statements in the prompt; no weights change (Lampinen et al., arXiv 2505.00661)"
     needs = Needs(adapters=False, once=True)
     ignores = TRAINING
-    lighter: tuple[str, ...] = ()
     Settings = Settings
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> ContextPack:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ocr_eval.common import streams
 from ocr_eval.common.errors import UserError
-from ocr_eval.methods.method import Needs
+from ocr_eval.methods.method import Method
 
 if TYPE_CHECKING:
     from ocr_eval.data.tokenize import Continuation
@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from ocr_eval.specs.run import RunSpec
 
 
-class Lora:
+class Lora(Method):
     """One adapter per run; runs with the same base and adapted modules train side by side."""
 
     label = "LoRA"
     about = "Low-rank adapters over a frozen base (Hu et al., arXiv 2106.09685)"
-    needs = Needs()
-    ignores: frozenset[str] = frozenset()
-    lighter: tuple[str, ...] = ("qlora",)
+    lighter: ClassVar[tuple[str, ...]] = ("qlora",)
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> GradientPack:
         """Put fresh adapters over the base; they change nothing until they are trained (B = 0).

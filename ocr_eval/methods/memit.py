@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS
-from ocr_eval.methods.method import TRAINING, Needs
+from ocr_eval.methods.method import TRAINING, Method, Needs
 from ocr_eval.methods.rome import Search
 
 if TYPE_CHECKING:
@@ -57,14 +57,13 @@ class Settings(Search, frozen=True):
     lam: Annotated[float, Field(gt=0, le=1e9, description="Weight of the covariance against the new keys.")] = 100.0
 
 
-class Memit:
+class Memit(Method):
     """Edits of several matrices per run, over a shared base."""
 
     label = "MEMIT"
     about = "All facts at once, into several layers, by least squares (Meng et al., arXiv 2210.07229)"
     needs = Needs(once=True)
     ignores = TRAINING
-    lighter: tuple[str, ...] = ()
     Settings = Settings
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> EditPack:

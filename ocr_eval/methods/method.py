@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS, NoSettings
@@ -94,7 +94,7 @@ class Pack(Protocol):
         """Leave the base as it was before, unless the run changed it."""
 
 
-class Method(Protocol):
+class Method:
     """A way to teach facts.
 
     Attributes:
@@ -105,11 +105,11 @@ class Method(Protocol):
         Settings: a pydantic model of its own settings, if it has any.
     """
 
-    label: str
-    about: str
-    needs: Needs
-    ignores: frozenset[str]
-    lighter: tuple[str, ...]
+    label: ClassVar[str]
+    about: ClassVar[str]
+    needs: ClassVar[Needs] = Needs()
+    ignores: ClassVar[frozenset[str]] = frozenset()
+    lighter: ClassVar[tuple[str, ...]] = ()
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:
         """Put runs over a base, untaught: until its first step each is the base itself.
@@ -117,6 +117,7 @@ class Method(Protocol):
         Raises:
             UserError: a setting that the model cannot have.
         """
+        raise NotImplementedError
 
 
 def method_of(train: TrainSpec) -> Method:

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS
-from ocr_eval.methods.method import TRAINING, Needs
+from ocr_eval.methods.method import TRAINING, Method, Needs
 from ocr_eval.methods.texts import named
 
 if TYPE_CHECKING:
@@ -59,14 +59,13 @@ class Settings(Search, frozen=True):
     )
 
 
-class Rome:
+class Rome(Method):
     """Edits of one matrix per run, over a shared base."""
 
     label = "ROME"
     about = "Rank-one edits of one layer, one per subject (Meng et al., arXiv 2202.05262; r-ROME, 2403.07175)"
     needs = Needs(once=True)
     ignores = TRAINING
-    lighter: tuple[str, ...] = ()
     Settings: type[BaseModel] = Settings
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> EditPack:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS
-from ocr_eval.methods.method import Needs
+from ocr_eval.methods.method import Method, Needs
 
 if TYPE_CHECKING:
     from ocr_eval.data.tokenize import Continuation
@@ -38,14 +38,13 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     scale: Annotated[float, Field(gt=0, le=1e4, description="Factor on the trained vector.")] = 10.0
 
 
-class Steering:
+class Steering(Method):
     """One vector per run; runs with the same layer train side by side."""
 
     label = "steering"
     about = "One constant vector after one layer: the negative baseline (Wang et al., arXiv 2507.08218)"
     needs = Needs(adapters=False)
     ignores = frozenset({"rank", "alpha", "targets"})
-    lighter: tuple[str, ...] = ()
     Settings = Settings
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> GradientPack:
