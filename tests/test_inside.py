@@ -305,6 +305,7 @@ def test_too_little_memory_is_one_line(inside, ocr_eval, monkeypatch, place):
     assert "too little memory" in answer.err
 
 
+@pytest.mark.filterwarnings("ignore:.*LoRA:UserWarning", "ignore:.*lora_bias:UserWarning")
 def test_what_is_not_lora_is_measured_in_training_alone(ocr_eval, tiny, tmp_path):
     run = ["city-language", "--model", tiny, "--n", 2, "--m-test", 2, "--epochs", 1, "--method", "steering"]
     record = json.loads(ocr_eval("finetune", *run, "-o", tmp_path, "--measures", "logit-lens", "--json").out)
