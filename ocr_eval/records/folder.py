@@ -250,9 +250,9 @@ class RunFolder:
         for epoch, path in self.checkpoints().items():
             if after < epoch < before:
                 path.unlink(missing_ok=True)
-                path.with_suffix(".sha256").unlink(missing_ok=True)
-        for path in self.path.glob(".*.partial"):  # of a process that was killed
-            files.remove(path)
+        for path in (*self.path.glob("checkpoint-*.sha256"), *self.path.glob(".*.partial")):
+            if not path.with_suffix(".pt").exists():  # just dropped, or of a process that was killed
+                files.remove(path)
 
     def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
         """Write what a finished run leaves; ``finish`` makes it count."""
