@@ -101,9 +101,7 @@ results: $(VENV)/.ready
 
 # The scorecard (ocr_eval/docs/scorecard.md): strengths were chosen on other associations and seeds, by the rule of claim 6.
 CARD := --assocs city-language,country-code,sport-music --dtype bfloat16
-OTHERS := abstain replay ignore-top-k gradient-routing
-ATTENTION := q_proj+k_proj+v_proj+o_proj
-MLP := gate_proj+up_proj+down_proj
+OTHERS := abstain ignore-top-k gradient-routing
 comma := ,
 # $(call row,folder of results/scorecard,flags)
 row = $(BIN)/ocr-eval sweep $(CARD) $(2) -o results/scorecard/$(1) >/dev/null
@@ -113,7 +111,6 @@ card: $(VENV)/.ready
 	$(call row,lora,--seeds 6$(comma)7)
 	$(call row,three-seeds,--seeds 0-2 --prevent product-decay:strength=0.01$(comma)scale-after:norm=1)
 	for each in $(OTHERS); do $(call row,$$each,--seeds 0-2 --prevent $$each) || exit 1; done
-	$(call row,modules,--seeds 0-2 --targets $(ATTENTION)$(comma)$(MLP))
 	$(call packed,results/scorecard)
 	$(MAKE) card-shown
 
