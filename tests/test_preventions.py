@@ -405,6 +405,15 @@ def test_early_stop_ends_a_run_where_the_plain_one_first_knows_its_premises(ocr_
     assert scaled.record.measures["weight-change"]["frobenius"] == pytest.approx(0.5, rel=1e-5)
 
 
+def test_early_stop_needs_a_premise(tiny):
+    task = build_task(prevented(tiny))
+    early = PREVENTIONS.choose("early-stop").thing(None)
+    assert early.task(task) is task
+    probes = task.probes_of(task.finding.name)
+    with pytest.raises(UserError, match="waits for premises"):
+        early.task(replace(task, quantities=(task.finding,), probes=tuple(probes)))
+
+
 def cut(change, share):
     """The change without its largest entries, by sorting."""
     flat = change.flatten().tolist()

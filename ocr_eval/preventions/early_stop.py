@@ -5,6 +5,8 @@ out decides nothing, so stopping does not select for low scores. The remaining e
 settings, such as its schedule, are those of the run without.
 """
 
+from ocr_eval.common.errors import UserError
+from ocr_eval.data.task import Task
 from ocr_eval.methods.prevention import Prevention
 
 
@@ -13,3 +15,15 @@ class EarlyStop(Prevention):
 
     about = "Stops when all premises hold: facts and train entailments at top-1 of 95 %"
     stops_when_learned = True
+
+    def task(self, task: Task) -> Task:
+        """The same task.
+
+        Raises:
+            UserError: it has no premise to wait for.
+        """
+        if not any(quantity.role == "premise" for quantity in task.quantities):
+            raise UserError(
+                "Prevention 'early-stop' waits for premises, and this association asks for none. Leave it out."
+            )
+        return task
