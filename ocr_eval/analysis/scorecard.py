@@ -218,9 +218,9 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
         if parts:
             sentences.append(f"Over {word} links the model infers, against the reference, {'; '.join(parts)}.")
         undecided = [name for name, sign in signs.items() if sign is None]
-        if undecided:
-            seeds = min(found[name].seeds for name in undecided)
-            sentences.append(f"No verdict over {word} links on {', '.join(undecided)}: {too_few(seeds, len(found))}.")
+        for seeds in sorted({found[name].seeds for name in undecided}):
+            alike = ", ".join(name for name in undecided if found[name].seeds == seeds)
+            sentences.append(f"No verdict over {word} links on {alike}: {too_few(seeds, len(found))}.")
     alone = [row.name for row in fair if not any(of.against for of in row.links.values())]
     if alone:
         sentences.append(f"Nothing to pair with the reference, for its people are others: {', '.join(alone)}.")
