@@ -9,7 +9,7 @@ the test loss with that of the train loss.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocr_toy import theory
+from ocr_toy.aside import training_aside
 from ocr_toy.descent import Descent, DescentSpec, descend, usual_descent
 from ocr_toy.errors import require
 from ocr_toy.model import BOTH, ModelSpec, Param
@@ -98,10 +99,10 @@ class CheckSpec:
 
 
 class Study:
-    """The runs the claims share, each made once, when first needed."""
+    """The runs the claims share, each made once, when first needed; `ranks` waits for the runs of claim 5."""
 
-    def __init__(self, spec: CheckSpec, say: Say) -> None:
-        self.spec, self.say = spec, say
+    def __init__(self, spec: CheckSpec, say: Say, ranks: Callable[[], list[RunResult]]) -> None:
+        self.spec, self.say, self.ranks = spec, say, ranks
         self._held: dict[tuple[Sizes, float], Descent] = {}
 
     def held(self, sizes: Sizes, scale: float = SCALES[0]) -> Descent:
@@ -241,9 +242,7 @@ def _claim_4(study: Study) -> Iterator[Check]:
 
 
 def _claim_5(study: Study) -> Iterator[Check]:
-    spec = study.spec
-    study.say(f"ranks {', '.join(map(str, spec.ranks))}, {RANK_SEEDS} seeds, {spec.rank_steps} steps")
-    runs = train_runs(spec.rank_runs())
+    spec, runs = study.spec, study.ranks()
     for i, rank in enumerate(spec.ranks):
         ends = [run.last.loss for run in runs[RANK_SEEDS * i : RANK_SEEDS * (i + 1)]]
         losses, name = [loss[TEST_ENTAILMENT] for loss in ends], f"factorized, d_h = {rank}"
@@ -312,6 +311,8 @@ def run_checks(spec: CheckSpec, say: Say) -> Iterator[Check]:
     """
     for solver in {spec.solver, "CLARABEL"}:
         theory.require_solver(solver)
-    study = Study(spec, say)
-    for claim in (_claim_1_and_2, _claim_3, _claim_4, _claim_5, _claim_6, _claim_7, _claim_8):
-        yield from claim(study)
+    say(f"ranks {', '.join(map(str, spec.ranks))}, {RANK_SEEDS} seeds, {spec.rank_steps} steps, in a second process")
+    with training_aside(spec.rank_runs()) as ranks:
+        study = Study(spec, say, ranks)
+        for claim in (_claim_1_and_2, _claim_3, _claim_4, _claim_5, _claim_6, _claim_7, _claim_8):
+            yield from claim(study)

@@ -61,14 +61,15 @@ def test_a_descent_or_an_optimum_that_is_not_near_its_limit_fails(
 ) -> None:
     for name, value in hasty.items():
         monkeypatch.setattr(claims, name, value)
-    checks = claims._held_descent(claims.Study(CheckSpec(), lambda line: None), (3, 1, 3))
+    checks = claims._held_descent(claims.Study(CheckSpec(), lambda line: None, list), (3, 1, 3))
     failed = [c.name for c in checks if c.claim == 2 and not c.passed]
     assert failed
     assert all(fails in name for name in failed)
 
 
 def test_a_width_that_learned_nothing_is_no_evidence_that_it_does_not_suffice() -> None:
-    study = claims.Study(CheckSpec(ranks=(3,), rank_steps=1), lambda line: None)
+    spec = CheckSpec(ranks=(3,), rank_steps=1)
+    study = claims.Study(spec, lambda line: None, lambda: train_runs(spec.rank_runs()))
     assert [c.name for c in claims._claim_5(study) if not c.passed] == ["factorized, d_h = 3: train loss, learned"]
 
 
@@ -81,7 +82,7 @@ def test_the_checks_fail_where_the_two_models_are_swapped(monkeypatch: pytest.Mo
         gaussian = [replace(run.train, init="gaussian") for run in runs]
         return train_runs([replace(r, model=ModelSpec(d_h=16), train=t) for r, t in zip(runs, gaussian, strict=True)])
 
-    study = claims.Study(CheckSpec(grid=((3, 1, 3),)), lambda line: None)
+    study = claims.Study(CheckSpec(grid=((3, 1, 3),)), lambda line: None, list)
     study.__dict__["published"] = dict(zip(claims.BOTH, reversed(study.published.values()), strict=True))
     monkeypatch.setattr(claims, "descend", swapped)
     monkeypatch.setattr(claims, "train_runs", factorized)

@@ -1,11 +1,14 @@
 """Training: batched equals single, golden losses, the optimizer, determinism."""
 
+import subprocess
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from ocr_toy import model as m
+from ocr_toy.aside import training_aside
 from ocr_toy.errors import ToyError
 from ocr_toy.model import ModelSpec
 from ocr_toy.runs import RunSpec, TrainSpec
@@ -170,3 +173,29 @@ def test_a_diverging_run_is_reported_with_its_cause(fields: dict[str, float], na
     train = replace(SMALL.train, optimizer="gd", decay=0.0, init_scale=1.0, norms_every=40)
     with pytest.raises(ToyError, match="^" + names):
         train_runs([replace(SMALL, train=replace(train, **fields))])
+
+
+def test_runs_trained_in_a_second_process_equal_those_trained_here() -> None:
+    specs = [RunSpec(train=TrainSpec(steps=30, record_every=10, seed=seed)) for seed in (0, 1)]
+    with training_aside(specs) as results:
+        theirs = results()
+    for here, there in zip(train_runs(specs), theirs, strict=True):
+        assert here.records == there.records
+        assert np.array_equal(here.w_ov, there.w_ov)
+
+
+def test_what_is_wrong_in_a_second_process_is_raised_here() -> None:
+    specs = [RunSpec(train=TrainSpec(steps=1)), RunSpec(train=TrainSpec(steps=2))]
+    with pytest.raises(ToyError, match="steps"), training_aside(specs) as results:
+        results()
+
+
+def test_a_second_process_ends_when_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: begun.append(popen(*a, **k)) or begun[-1])
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), training_aside([RunSpec(train=TrainSpec(steps=10_000_000))]):
+        raise KeyboardInterrupt
+    assert begun[0].poll() is not None
+    assert time.monotonic() - start < 60
