@@ -290,6 +290,8 @@ def test_a_measure_that_fails_or_finds_no_plain_number_costs_no_run(ocr_eval, ti
     assert "measure 'broken' failed: out of ink" in answer.err
     assert "measure 'endless' failed" in answer.err
     assert "'fine'" not in answer.err
+    more = json.loads(ocr_eval("finetune", *run, "--measures", "default,text-loss", "--force", "--json").out)
+    assert set(more["measures"]) == {"fine", "hedge", "known", "vocabulary", "weight-change", "text-loss"}
     again = ocr_eval("finetune", *run, "--measures", "weight-change,nothing")
     assert again.code == 2
     assert "Unknown measure 'nothing'" in again.err
@@ -298,6 +300,6 @@ def test_a_measure_that_fails_or_finds_no_plain_number_costs_no_run(ocr_eval, ti
 def test_finished_runs_without_a_measure_say_so(ocr_eval, tiny, tmp_path, door):
     run = ["--model", tiny, "--m-test", 2, "--epochs", 1, "-o", tmp_path, "--seeds", "0", "--n", 2]
     assert ocr_eval("sweep", "--models", *run[1:], "--assocs", "city-language", "--measures", "none").code == 0
-    again = ocr_eval("sweep", "-o", tmp_path, "--measures", "weight-change")
+    again = ocr_eval("sweep", "-o", tmp_path, "--measures", "default,weight-change")
     assert again.code == 0
-    assert "1 finished runs lack the measure 'weight-change'" in again.err
+    assert "1 finished run lacks the measure 'weight-change'" in again.err

@@ -12,7 +12,7 @@ import typer
 from ocr_eval.cli.spec_flags import Given, option
 from ocr_eval.common import distributed, messages, yaml_files
 from ocr_eval.common.errors import UserError, one_line, unknown_name
-from ocr_eval.common.registry import MEASURES
+from ocr_eval.common.registry import DEFAULT_MEASURES, MEASURES
 from ocr_eval.common.yaml_files import shipped_names
 from ocr_eval.methods.method import ignored_by
 from ocr_eval.specs import schedule
@@ -129,7 +129,7 @@ ScoreAtOption = Annotated[
 ]
 MeasuresOption = Annotated[
     str | None,
-    option("--measures", help="Extra measures: 'a,b' from 'measures list', or none (default: the cheap ones)."),
+    option("--measures", help="Measures: 'a,b' from 'measures list', 'default,a' for one more, or none."),
 ]
 ScoringOption = Annotated[Scoring, option("--scoring", help="Scoring to rank by; first-token is the published one.")]
 
@@ -188,7 +188,8 @@ def measures(text: str | None) -> tuple[str, ...] | None:
     """
     names = () if text == "none" else words("--measures", text)
     for name in names or ():
-        MEASURES.get(name)
+        if name != DEFAULT_MEASURES:
+            MEASURES.get(name)
     return names
 
 

@@ -15,6 +15,7 @@ from ocr_eval.common.distributed import agreed, is_alone
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output
 from ocr_eval.common.messages import say
+from ocr_eval.common.registry import DEFAULT_MEASURES
 from ocr_eval.execution.execute import Bases, PlannedRun
 from ocr_eval.execution.jobs import JobEvent, Placement, run_jobs
 from ocr_eval.execution.jobs.local import cores, resolve_devices
@@ -103,8 +104,9 @@ def carry_out(
     done = [run.folder.record() for run in sweep.runs if run.folder.is_done()]
     for name in o.measures(means.measures) or ():
         without = sum(name not in record.measures for record in done)
-        if without:
-            o.warn(f"{without} finished runs lack the measure '{name}'. Rerun them with --force to take it.")
+        if without and name != DEFAULT_MEASURES:
+            runs = "1 finished run lacks" if without == 1 else f"{without} finished runs lack"
+            o.warn(f"{runs} the measure '{name}'. Rerun with --force to take it.")
     return sweep.runs
 
 

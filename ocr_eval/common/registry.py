@@ -198,6 +198,8 @@ MEASURES: Registry[Any] = Registry(
     },
     one_object=True,
 )
+DEFAULT_MEASURES = "default"
+"""Among the names of measures: all those that are taken without being asked for."""
 PREVENTIONS: Registry[Any] = Registry(
     "prevention",
     "ocr_eval.preventions",

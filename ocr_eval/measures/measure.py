@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import warn
-from ocr_eval.common.registry import MEASURES
+from ocr_eval.common.registry import DEFAULT_MEASURES, MEASURES
 from ocr_eval.data.task import Quantity
 from ocr_eval.data.tokenize import ProbeTokens
 from ocr_eval.methods.changes import WeightChange
@@ -91,14 +91,14 @@ def take_measure(name: str, trained: Trained) -> dict[str, Any]:
 
 
 def find_measures(asked: Sequence[str] | None, needs: Needs) -> dict[str, Measure]:
-    """Measures by name: those that were asked for, or for None those that are taken by default.
+    """Measures by name: those that were asked for, and for None or ``default`` those that are taken by default.
 
     Raises:
         UserError: one that was asked for is not there or cannot be imported; others that cannot are a warning.
     """
-    if asked is not None:
-        return {name: MEASURES.get(name) for name in asked}
-    found: dict[str, Measure] = {}
+    found: dict[str, Measure] = {name: MEASURES.get(name) for name in asked or () if name != DEFAULT_MEASURES}
+    if asked is not None and DEFAULT_MEASURES not in asked:
+        return found
     for name in MEASURES.names():
         try:
             measure: Measure = MEASURES.get(name)
