@@ -1,4 +1,4 @@
-"""Training in a second process, which computes the same numbers while this one goes on."""
+"""Training in a second process: the same numbers, beside what this one computes."""
 
 import os
 import pickle
