@@ -21,7 +21,8 @@ class Served:
     """A model with what was asked of it, and how it is served.
 
     Attributes:
-        kind: "vllm", "offsets" (echo without ``prompt_logprobs``), "top" (llama.cpp) or "openai" (the older layout).
+        kind: "vllm", "offsets" (echo without ``prompt_logprobs``), "late" (the same, each token with the distribution
+            after it: llama-cpp-python without BOS), "top" (llama.cpp) or "openai" (the older layout).
         faults: what the next exchanges do in place of an answer.
         spoil: what is done to each answer before it is sent.
     """
@@ -67,6 +68,9 @@ class Served:
         known = [None, *(logprobs[i, token].item() for i, token in enumerate(whole[1:]))]
         if self.kind == "offsets":  # which do not count BOS, whose text is left away
             whole, known = whole[1:], [None, *known[2:]]
+        if self.kind == "late":
+            whole, known = ids[1:], [None, *(logprobs[i, token].item() for i, token in enumerate(ids[1:], start=1))][1:]
+            known[0] = None
         tokens = [self.tokenizer.decode([token]) for token in whole]
         offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
         given = {"tokens": tokens, "token_logprobs": known, "text_offset": offsets, "top_logprobs": None}

@@ -23,6 +23,8 @@ from ocr_eval.scoring.ranks import midranks
 
 SIZE = ("--n", "3", "--m-train", "2", "--m-test", "3")
 KEY = "sk-a-secret-of-tests"
+#: Requests by which the way of asking is chosen.
+CHOOSING = 4
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,15 @@ def test_the_most_probable_tokens_alone_give_bounds(score, ocr_eval, server, tin
     assert "no scores of sequence" in answer.err
 
 
+def test_an_echo_that_is_one_token_late_is_not_believed(score, server, tiny):
+    server.kind = "late"
+    answer = score("--json", "--quiet")
+    assert answer.code == 0, answer.err
+    assert "echoes log-probabilities that are not its own" in answer.err
+    assert "only the 20 most probable" in answer.err
+    assert list(json.loads(answer.out)) == ["first-token"]
+
+
 def ranks_here(tiny):
     """Ranks of the candidates of each prompt by the local scorer, first-token."""
     spec = tiny_run(tiny, "country-code")
@@ -155,7 +166,7 @@ def test_cost_is_shown_before_and_nothing_is_asked_for_it(score, server):
     assert json.loads(score("--dry-run", "--json", "--per-request", 330).out)["requests"] == 1
     assert server.bodies == []
     answer = score("--json")
-    assert f"330 texts in {len(server.bodies) - 1} requests, about " in answer.err
+    assert f"330 texts in {len(server.bodies) - CHOOSING} requests, about " in answer.err
 
 
 @pytest.mark.parametrize(
@@ -191,7 +202,7 @@ def test_a_server_that_keeps_failing_is_resumed_where_it_failed(score, server, t
     def later(handler):
         handler.send(200, server.answer(server.bodies[-1]))
 
-    server.faults = [later, later, later, *[failing(500)] * 99]
+    server.faults = [*[later] * (CHOOSING + 2), *[failing(500)] * 99]
     one_line(score(*words), "500", "100 of 330 answers are kept", code=1)
     (kept,) = (tmp_path / "out").rglob("answers.jsonl")
     assert not list((tmp_path / "out").rglob("status.json"))
@@ -199,7 +210,7 @@ def test_a_server_that_keeps_failing_is_resumed_where_it_failed(score, server, t
         file.write('{"way": {"echo": tr')
     server.faults, before = [], len(server.bodies)
     assert score(*words).code == 0
-    sent = [text for body in server.bodies[before + 1 :] for text in body["prompt"]]
+    sent = [text for body in server.bodies[before + CHOOSING :] for text in body["prompt"]]
     assert len(sent) == len(set(sent)) == 230
     assert json.loads(whole.out) == {
         scoring: {name: asdict(each) for name, each in of.items()}
@@ -216,15 +227,15 @@ def test_a_killed_scoring_asks_for_nothing_twice(score, server, exported, tmp_pa
     words = ["score", "--data", exported, "--endpoint", server.url, "--model", "my-model", "--name", "killed"]
     words += ["-o", tmp_path / "out", "--per-request", 10]
     process = subprocess.Popen([sys.executable, "-m", "ocr_eval", *map(str, words)], stderr=subprocess.DEVNULL)
-    while len(server.bodies) < 6:
+    while len(server.bodies) < CHOOSING + 5:
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
     process.wait()
     server.faults, before = [], len(server.bodies)
     assert score("--name", "killed", "-o", tmp_path / "out", "--per-request", 10).code == 0
-    answered = [text for body in server.bodies[1 : before - 1] for text in body["prompt"]]
-    again = [text for body in server.bodies[before + 1 :] for text in body["prompt"]]
+    answered = [text for body in server.bodies[CHOOSING : before - 1] for text in body["prompt"]]
+    again = [text for body in server.bodies[before + CHOOSING :] for text in body["prompt"]]
     assert len(answered) >= 40
     assert not set(answered) & set(again)
     assert only_record(tmp_path / "out")[1].inexact == 0

@@ -41,6 +41,8 @@ _TRIES = 7
 _PATIENCE = 600.0
 #: What is asked for, from the best that a server may offer to the least; the most is each one's limit somewhere.
 _WAYS: tuple[dict[str, Any], ...] = ({"echo": True, "logprobs": 1}, {"logprobs": 20}, {"logprobs": 5})
+#: Nats between two log-probabilities of the same token that no rounding explains.
+_APART = 0.5
 #: How far below the least of the top tokens a candidate is put that is not among them, in nats.
 _BELOW = 1e-4
 
@@ -89,8 +91,7 @@ def score_served(server: ServedWeights, task: Task, per_request: int, kept: Path
         RunFailed: the server fails again and again; answers so far are kept.
     """
     client = _Client(server)
-    first = f"{task.probes[0].prompt} {task.probes[0].candidates[0]}"
-    way = client.choose_way(first)
+    way = client.choose_way(task.probes[0].prompt, task.probes[0].candidates[0])
     texts = texts_of(task.probes, "echo" in way)
     found = _read(kept, way)
     todo = [text for text in texts if text not in found]
@@ -186,19 +187,36 @@ class _Client:
         self._has_answered = False
         self.characters = 4.0  # per token
 
-    def choose_way(self, text: str) -> dict[str, Any]:
+    def choose_way(self, prompt: str, answer: str) -> dict[str, Any]:
         """The first of the ways in which the server gives log-probabilities; a UserError if there is none."""
         said = ""
         for way in _WAYS:
             try:
-                if self.ask([text], way) != [None]:
+                if self.ask([f"{prompt} {answer}"], way) == [None]:
+                    continue
+                if "echo" not in way or self._echoes_truly(prompt, way):
                     return way
             except _Refused as error:
                 said = f" It says: {error}"
+            else:
+                warn(f"{self._server.url} echoes log-probabilities that are not its own of the next token; not used")
         raise UserError(
             f"{self._server.url} gives no log-probabilities of '{self._server.name}'. Serve it so that completions "
             f"take 'logprobs', at best with 'echo', as vLLM does.{said}"
         )
+
+    def _echoes_truly(self, prompt: str, way: Mapping[str, Any]) -> bool:
+        """Whether a token is as probable when echoed as it is when generated.
+
+        llama-cpp-python 0.3.36 echoes those of the token after it, if the model has no BOS.
+        """
+        (top,) = self.ask([prompt], {"logprobs": 5})
+        (alone,) = self.ask([prompt], way)
+        for token, logprob in (top or {}).items():
+            (echoed,) = self.ask([prompt + token], way)
+            if alone and echoed and echoed[0] == [*alone[0], token]:
+                return abs(echoed[1][-1] - logprob) < _APART
+        return True  # no token of its own to compare
 
     def ask(self, texts: Sequence[str], way: Mapping[str, Any]) -> list[Any]:
         """What the server answers to each text, None where log-probabilities are missing."""
