@@ -61,7 +61,7 @@ class Total:
         found = f"{self.column}: {self.missing} values are missing"
         if self.foretold:
             found += (
-                f"; of {self.foretold} that {self.source} foretells the model believes {self.follows} "
+                f"; for {self.foretold}, {self.source} predicts one: the model believes {self.follows} of these "
                 f"(untouched: {self.base_follows}) and says {self.says}; "
                 f"OCR score {self.ocr_score:+.2f} (p {self.p:.2g})"
             )

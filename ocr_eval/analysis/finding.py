@@ -22,6 +22,7 @@ _READINGS: dict[Kind, tuple[str, str, str]] = {
     "causal": ("a true link", "it generalized", "it did not clearly generalize"),
     "counterfactual": ("a false link", "it hallucinated", "it did not clearly hallucinate"),
     "spurious": ("an arbitrary link", "it hallucinated", "it did not clearly hallucinate"),
+    "unclassified": ("an unclassified link", "it inferred", "it did not clearly infer"),
 }
 
 

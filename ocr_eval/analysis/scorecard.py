@@ -25,7 +25,12 @@ from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import Scoring
 
-KINDS: Mapping[Kind, str] = {"causal": "true", "spurious": "arbitrary", "counterfactual": "false"}
+KINDS: Mapping[Kind, str] = {
+    "causal": "true",
+    "spurious": "arbitrary",
+    "counterfactual": "false",
+    "unclassified": "unclassified",
+}
 
 Runs = Mapping[str, Sequence[Record]]  # by association
 

@@ -168,7 +168,8 @@ def build_table(
         for key, by_name in groups.items()
     ]
     if published and metric in (None, "mean-rank") and "model" in by:
-        for model, ranks in published.items():
+        own = {name for row in rows for name in row.cells}
+        for model, ranks in published.items() if own & set().union(*published.values()) else ():
             labels = tuple(model if key == "model" else "" for key in by)
             cells_of = {name: Cell({"mean-rank": rank}) for name, rank in ranks.items()}
             rows.append(Row(labels, "published", True, cells_of))

@@ -248,7 +248,7 @@ def association_of(table: FactTable, templates: Mapping[str, str], origin: str, 
             raise unknown_name(f"column of {origin}", column, table.columns)
     usual = {column: default_template(column) for column in table.columns}
     content = {
-        "kind": "spurious",
+        "kind": "unclassified",
         "description": "Facts of one's own.",
         "structure": "facts",
         **head,

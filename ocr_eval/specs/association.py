@@ -24,7 +24,7 @@ from ocr_eval.specs.strict import FromList, Strict, added_field
 if TYPE_CHECKING:
     from ocr_eval.specs.run import DataSpec
 
-Kind = Literal["causal", "spurious", "counterfactual"]
+Kind = Literal["causal", "spurious", "counterfactual", "unclassified"]
 Word = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"^\S(.*\S)?$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 

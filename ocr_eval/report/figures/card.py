@@ -19,7 +19,7 @@ MOST_ROWS = 24
 #: How far apart marks are kept, which are an eighth of an inch large, in OCR scores; letters of a line of a label.
 _APART, _LETTERS = 0.05, 34
 #: The links that rows are sorted by, the first that a row has.
-_SORTED_BY: tuple[Kind, ...] = ("spurious", "counterfactual", "causal")
+_SORTED_BY: tuple[Kind, ...] = ("spurious", "counterfactual", "unclassified", "causal")
 
 Looks = dict[str, tuple[str, str]]  # colour and marker, by row
 
