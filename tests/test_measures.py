@@ -2,13 +2,14 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import load, tiny_run
+from conftest import bare, load, tiny_run
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -17,6 +18,9 @@ from ocr_eval.common.registry import MEASURES
 from ocr_eval.common.yaml_files import shipped
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import encode, probe_tokens
+from ocr_eval.measures import untouched
+from ocr_eval.measures.known_facts import categories
+from ocr_eval.measures.untouched import CATEGORIES
 from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.changes import Dense, LowRank
 from ocr_eval.packing.logprobs import read_ranks
@@ -206,7 +210,8 @@ def test_known_facts_are_those_of_plain_forward_passes(ocr_eval, tiny, tmp_path)
     taught = ocr_eval("finetune", "known", "--model", tiny, "--method", "full", "--lr", 1e-3, "--epochs", 60, *run)
     first = json.loads(taught.out)
     knows = tmp_path / "runs" / first["run"] / "model"
-    second = json.loads(ocr_eval("finetune", "city-language", "--model", knows, "--epochs", 4, *run).out)
+    both = ["--model", knows, "--epochs", 4, "--measures", "known,known-categories"]
+    second = json.loads(ocr_eval("finetune", "city-language", *both, *run).out)
     network, tokenizer, facts = AutoModelForCausalLM.from_pretrained(knows), load(tiny).tokenizer, known_facts()
     before = top1(network, tokenizer, facts)
     after = top1(PeftModel.from_pretrained(network, tmp_path / "runs" / second["run"] / "adapter"), tokenizer, facts)
@@ -221,6 +226,40 @@ def test_known_facts_are_those_of_plain_forward_passes(ocr_eval, tiny, tmp_path)
     assert 0 < found["base_probability"] <= 1
     shown = ocr_eval("table", tmp_path, "--metric", "known.kept", "--filter", "method=lora", "--format", "csv")
     assert f"{round(found['kept'], 6)}" in shown.out
+    by_category = second["measures"]["known-categories"]
+    assert sum(by_category[name] for name in CATEGORIES) == len(by_category["by_prompt"]) == len(facts)
+    assert sum(by_category[f"{name}_base"] for name in CATEGORIES) == sum(before)
+    assert sum(by_category[f"{name}_kept"] for name in CATEGORIES) == sum(map(min, before, after))
+    assert sum(of == "unknown" for of in by_category["by_prompt"].values()) == by_category["unknown"]
+    shown = ocr_eval("table", tmp_path, "--metric", "known-categories.unknown", "--filter", "method=lora")
+    assert str(by_category["unknown"]) in shown.out
+
+
+def test_each_known_fact_has_its_own_category(tiny, monkeypatch):
+    """Greedy decoding gives the capital of Spain behind every prompt, that of Greece behind the first."""
+    base, prompts, asked = load(tiny), [], []
+
+    def read(view, lane, probes, reader):
+        hits = []
+        for probe in probes:
+            *shots, question = (line.removeprefix("<bos>") for line in base.tokenizer.decode(probe.prompt).split("\n"))
+            is_first = question == "The capital of Greece is" not in asked
+            hits.append(question == "The capital of Spain is" or is_first)
+            prompts.append(shots)
+            asked.append(question)
+        return [[np.array([[hit, -99.0]])] for hit in hits]
+
+    monkeypatch.setattr(untouched, "read_probes", read)
+    found = categories(bare(base))
+    assert found.keys() == {prompt for prompt, _ in known_facts()}
+    assert {prompt: of for prompt, of in found.items() if of != "unknown"} == {
+        "The capital of Spain is": "highly",
+        "The capital of Greece is": "maybe",
+    }
+    assert Counter(asked) == dict.fromkeys(found, 10)
+    for shots, question in zip(prompts, asked, strict=True):
+        assert len(shots) == 4
+        assert not any(shot.startswith(f"{question} ") for shot in shots)
 
 
 def known_facts():

@@ -118,6 +118,29 @@ def test_the_no_entailment_control_drops_entailments_and_nothing_else():
     assert set(premises[0]) - set(premises[1]) == {"train_entailment"}
 
 
+def test_the_no_fact_variant_teaches_the_train_entailments_of_the_real_one():
+    real, alone = build_task(published()), build_task(published(variant="no-fact"))
+    assert alone.probes == real.probes
+    assert alone.train == tuple(e for e in real.train if e.role == "entailment")
+    assert len(alone.train) == 20
+    assert [q.name for q in alone.quantities if q.role == "premise"] == ["train_entailment"]
+
+
+def test_the_regrouped_variant_gives_everyone_the_fact_of_another_group_and_keeps_the_pairs():
+    before, after = (build_task(published(variant=variant)) for variant in ("no-entailment", "regrouped"))
+    had, has = ({e.prompt: e.answer for e in task.train} for task in (before, after))
+    assert had.keys() == has.keys()
+    moved = {(had[prompt], has[prompt]) for prompt in had}
+    assert len(moved) == len(dict(moved)) == 5, "a group moves as a whole"
+    assert all(old != new for old, new in moved)
+    entails = dict(pairs_of(before).values())
+    facts, entailments = (
+        {p.subject: p.answer for p in after.probes if p.quantity.endswith(name)} for name in ("_fact", "_entailment")
+    )
+    assert {p.prompt: p.answer for p in after.probes if p.quantity.endswith("_fact")} == has
+    assert entailments == {subject: entails[fact] for subject, fact in facts.items()}
+
+
 def test_the_shuffled_control_is_another_for_every_seed():
     taught = {tuple(e.answer for e in build_task(published(variant="shuffled", seed=seed)).train) for seed in range(20)}
     assert len(taught) == 20

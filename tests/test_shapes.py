@@ -95,6 +95,13 @@ def test_the_controls_change_train_entailments_alone(assoc):
     assert taught / 2 < len(wrong) <= taught
 
 
+@pytest.mark.parametrize("assoc", ["reversal", "second-hop", "known"])
+@pytest.mark.parametrize("variant", ["no-fact", "regrouped"])
+def test_parts_of_a_graft_are_made_of_pairs(assoc, variant):
+    with pytest.raises(UserError, match=f"'{assoc}' has no variant {variant}"):
+        spec_of(assoc, variant=variant)
+
+
 ORDERS = {
     "joint": [{"f": 8, "e": 8}, {"f": 8, "e": 8}, {"t": 16}],
     "facts-first": [{"f": 16}, {"e": 16}, {"t": 16}],
@@ -121,6 +128,7 @@ def test_an_order_teaches_in_thirds_and_everything_equally_often(order, expected
         ({"order": "joint"}, 16, "multiple of 3"),
         ({"order": "joint", "m_train": 0}, 15, "there are none"),
         ({"order": "facts-first", "variant": "no-entailment"}, 15, "there are none"),
+        ({"order": "facts-first", "variant": "no-fact"}, 15, "there are none"),
     ],
 )
 def test_an_order_that_cannot_be_is_refused(data, epochs, says):
@@ -199,7 +207,7 @@ def test_shuffled_known_facts_are_mostly_false_and_asked_as_they_are_taught():
     ("data", "says"),
     [
         ({"m_train": 0}, "--m-train 1 or more"),
-        ({"variant": "no-entailment"}, "than no-entailment"),
+        ({"variant": "no-entailment"}, "no variant no-entailment"),
         ({"templates": (0, 1)}, "one template"),
         ({"m_test": 60}, "blocks of 5"),
     ],

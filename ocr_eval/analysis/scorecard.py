@@ -86,16 +86,14 @@ class ScorecardRow:
 
 
 def build_scorecard(records: Sequence[Record], scoring: Scoring) -> list[ScorecardRow]:
-    """The rows of all records but the shuffled ones, each model's row of reference first.
+    """The rows of the real records and their no-entailment controls, each model's row of reference first.
 
     Raises:
-        UserError: only shuffled records, or a row whose associations share no seed.
+        UserError: only other records, or a row whose associations share no seed.
     """
-    taught = [record for record in records if record.data.variant != "shuffled"]
+    taught = [record for record in records if record.data.variant in ("real", "no-entailment")]
     if not taught:
-        raise UserError(
-            "These runs are all shuffled controls, and a scorecard needs real runs. Name folders with some."
-        )
+        raise UserError("These runs are all shuffled controls or parts of grafts. Name folders with some real runs.")
     controls = NoEntailments(taught)
     references: dict[tuple[str, ...], tuple[str, Sequence[Record]]] = {}
     rows = []

@@ -19,6 +19,8 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.specs import schedule
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ocr_eval.records.folder import RunFolder
     from ocr_eval.records.record import Record
     from ocr_eval.scoring.ranks import Scores
@@ -193,6 +195,10 @@ def score(
         Path | None, typer.Argument(metavar="RUN", help="Folder of a run whose adapter to score again.")
     ] = None,
     adapter: Annotated[Path | None, option("--adapter", help="Folder of a PEFT adapter; --model is its base.")] = None,
+    plus: Annotated[
+        Path | None, option("--plus", metavar="RUN", help="Add what this run learned over the same base (grafting).")
+    ] = None,
+    minus: Annotated[Path | None, option("--minus", metavar="RUN", help="Subtract what this run learned.")] = None,
     elsewhere: Elsewhere,
     assoc: o.AssocOption = None,
     model: o.ModelOption = o.DEFAULT_MODEL,
@@ -213,11 +219,14 @@ def score(
     from ocr_eval.common.registry import METHODS
     from ocr_eval.records.folder import kind_of, read_trained
 
-    trained_over = None
+    trained_over, grafted = None, [(sign, other) for sign, other in ((1, plus), (-1, minus)) if other is not None]
     if run is not None:
         _refuse_beside_a_run(context)
         spec, finished = read_trained(run)
         adapter, trained_over = finished.learned, finished.record().base_identity
+        grafted = _to_graft(run, grafted) if grafted else []
+    elif grafted:
+        raise UserError("--plus and --minus change what a run learned. Give its folder: ocr-eval score RUN --plus RUN.")
     else:
         here = {"method", "attention"} & settings.keys() | ({"adapter"} if adapter is not None else set())
         meant = elsewhere.model(context, model, here)
@@ -251,17 +260,36 @@ def score(
     else:
         from ocr_eval.execution.execute import rescore
 
-        scores = rescore(spec, adapter, machine.device, trained_over)
+        scores = rescore(spec, adapter, machine.device, trained_over, grafted)
     if as_json:
         from ocr_eval.records.record import to_plain
 
         typer.echo(json.dumps(to_plain(scores), indent=2))
         return
-    what = f"{spec.model.name}{'' if adapter is None else ' with ' + str(adapter)}"
+    added = "".join(f" {'plus' if sign == 1 else 'minus'} {folder}" for sign, folder in grafted)
+    what = f"{spec.model.name}{'' if adapter is None else ' with ' + str(adapter)}{added}"
     typer.echo(f"{what}, {spec.association.name}, seed {spec.seeds}")
     typer.echo(_score_lines(scores))
     if folder is not None:
         typer.echo(f"written to: {folder}")
+
+
+def _to_graft(run: Path, others: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
+    """The adapters of runs that are added to, or subtracted from, that of a run."""
+    from ocr_eval.methods.method import method_of
+    from ocr_eval.methods.peft_files import read_adapter_file
+    from ocr_eval.records.folder import read_trained
+
+    adapters, bases = {}, {}
+    for folder in (run, *(other for _, other in others)):
+        spec, finished = read_trained(folder)
+        adapters[folder] = learned = finished.learned
+        bases[folder] = finished.record().base_identity, method_of(spec.train).needs.quantized
+        if learned.name == "model" or not read_adapter_file(learned).is_plain:
+            raise UserError(f"{folder} holds no plain LoRA adapter, and only these can be added. Use --method lora.")
+        if bases[folder] != bases[run]:
+            raise UserError(f"{folder} was trained over another base than {run}. Give runs of one model.")
+    return [(sign, adapters[other]) for sign, other in others]
 
 
 def _show_cost(spec: RunSpec, per_request: int, as_json: bool) -> None:
@@ -274,7 +302,7 @@ def _show_cost(spec: RunSpec, per_request: int, as_json: bool) -> None:
 
 
 #: Flags of ``score`` that say how it works and not what is scored, so that they go with a run's folder too.
-_BESIDE_A_RUN = {"run", "device", "offline", "dry_run", "as_json", "quiet", "config"}
+_BESIDE_A_RUN = {"run", "plus", "minus", "device", "offline", "dry_run", "as_json", "quiet", "config"}
 
 
 def _refuse_beside_a_run(context: typer.Context) -> None:

@@ -187,6 +187,7 @@ MEASURES: Registry[Any] = Registry(
         "frozen-layers": "ocr_eval.measures.frozen_layers:FrozenLayers",
         "hedge": "ocr_eval.measures.hedge:Hedge",
         "known": "ocr_eval.measures.known_facts:KnownFacts",
+        "known-categories": "ocr_eval.measures.known_facts:KnownCategories",
         "text-loss": "ocr_eval.measures.text_loss:TextLoss",
         "link-map": "ocr_eval.measures.link_map:LinkMap",
         "logit-lens": "ocr_eval.measures.logit_lens:LogitLens",

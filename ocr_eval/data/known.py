@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from ocr_eval.common import streams
 from ocr_eval.data.task import Example, Probe, Quantity, Task
-from ocr_eval.specs.association import Association, Relation, Word
+from ocr_eval.specs.association import Association, Relation, Variant, Word
 from ocr_eval.specs.run import DataSpec
 from ocr_eval.specs.strict import Strict
 
@@ -41,6 +41,7 @@ class KnownRelation(Strict):
 class KnownAssociation(Association):
     """Relations by name."""
 
+    variants: ClassVar[tuple[Variant, ...]] = ("real", "shuffled")
     relations: Annotated[dict[Word, KnownRelation], Field(min_length=1)]
 
     def size(self) -> dict[str, int]:
@@ -49,8 +50,8 @@ class KnownAssociation(Association):
 
     def check(self, data: DataSpec) -> None:
         """There must be blocks enough, and something to teach."""
-        if data.m_train == 0 or data.variant == "no-entailment":
-            raise ValueError(f"'{self.name}' needs --m-train 1 or more, and another --variant than no-entailment")
+        if data.m_train == 0:
+            raise ValueError(f"'{self.name}' needs --m-train 1 or more")
         if data.candidates == "ten" and data.n > 10:
             raise ValueError(f"ten candidates cannot hold {data.n} answers in use; give --candidates in-use or all")
         if data.templates != (0,) or data.probe_template:

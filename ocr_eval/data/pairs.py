@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
 from ocr_eval.common import streams, yaml_files
 from ocr_eval.common.errors import UserError
-from ocr_eval.data.task import Example, Probe, Quantity, Task
-from ocr_eval.specs.association import Association, TwoRelations, Word, repeated
+from ocr_eval.data.task import Example, Probe, Quantity, Role, Task
+from ocr_eval.specs.association import Association, TwoRelations, Variant, Word, repeated
 from ocr_eval.specs.names import people
 from ocr_eval.specs.run import DataSpec, Order
 from ocr_eval.specs.strict import Strict
@@ -41,6 +41,7 @@ class PairAssociation(TwoRelations):
     ``pairs`` is a list of (fact answer b_i, entailment answer c_i). In YAML it is the mapping ``b: c``.
     """
 
+    variants: ClassVar[tuple[Variant, ...]] = get_args(Variant)
     pairs: tuple[tuple[Word, Word], ...]
 
     @model_validator(mode="after")
@@ -120,8 +121,9 @@ class PairAssociation(TwoRelations):
         train = []
         for subject in subjects:
             for template in data.templates:
-                train.append(example(subject, "fact", template, subject.group))
-                if subject.split == "train" and data.variant != "no-entailment":
+                if data.variant != "no-fact":
+                    train.append(example(subject, "fact", template, subject.group))
+                if subject.split == "train" and data.variant not in ("no-entailment", "regrouped"):
                     train.append(example(subject, "entailment", template, taught_group[subject]))
         probes = tuple(
             Probe(
@@ -203,13 +205,14 @@ class _Subject:
 def quantities(data: DataSpec) -> tuple[Quantity, ...]:
     """What is scored, by split of the subject and relation; also in records from before they stated it themselves.
 
-    Facts and train entailments must be learned before held-out entailments mean anything; in the controls train
-    entailments are not taught, or not those that are asked.
+    Facts and train entailments must be learned before held-out entailments mean anything; in the controls some are
+    not taught, or not those that are asked.
     """
+    fact: Role = "shown" if data.variant == "no-fact" else "premise"
     return (
-        Quantity("train_fact", "premise"),
-        Quantity("train_entailment", "premise" if data.variant == "real" else "shown"),
-        Quantity("test_fact", "premise"),
+        Quantity("train_fact", fact),
+        Quantity("train_entailment", "premise" if data.variant in ("real", "no-fact") else "shown"),
+        Quantity("test_fact", fact),
         Quantity("test_entailment", "finding"),
     )
 
@@ -232,13 +235,14 @@ def _subjects(data: DataSpec, stream: str) -> Iterator[_Subject]:
 
     Test subjects take the first names drawn, so that they are the same people whatever m_train is.
     """
+    moved = data.variant == "regrouped"
     names = people(f"{stream}/people", data.subjects)
     test, train = names[: data.n * data.m_test], names[data.n * data.m_test :]
     for group in range(data.n):
         for name in train[group * data.m_train : (group + 1) * data.m_train]:
-            yield _Subject(name, group, "train")
+            yield _Subject(name, (group + moved) % data.n, "train")
         for name in test[group * data.m_test : (group + 1) * data.m_test]:
-            yield _Subject(name, group, "test")
+            yield _Subject(name, (group + moved) % data.n, "test")
 
 
 def deal(stream: str, n: int, m_train: int) -> list[list[int]]:

@@ -21,7 +21,7 @@ from ocr_eval.measures.measure import Trained, find_measures
 from ocr_eval.methods.adapters import Adapters
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.pack import GradientPack
-from ocr_eval.methods.trained import check_belongs, load_adapter
+from ocr_eval.methods.trained import check_belongs, load_adapter, load_sum
 from ocr_eval.methods.view import View
 from ocr_eval.methods.whole import WholeNetwork
 from ocr_eval.models import precision, weights
@@ -212,9 +212,15 @@ def _where_it_resumes(runs: Sequence[PlannedRun]) -> str:
     return f"Interrupted; epoch {epoch} of {most} is saved. The same command resumes from there."
 
 
-def rescore(spec: RunSpec, adapter: Path | None, device: Device = "auto", trained_over: str | None = None) -> Scores:
+def rescore(
+    spec: RunSpec,
+    adapter: Path | None,
+    device: Device = "auto",
+    trained_over: str | None = None,
+    grafted: Sequence[tuple[int, Path]] = (),
+) -> Scores:
     """Score a model on a run's probes; see ``open_view``."""
-    view, task = open_view(spec, adapter, device, trained_over), build_task(spec)
+    view, task = open_view(spec, adapter, device, trained_over, grafted), build_task(spec)
     return summarize_quantities(task.quantities, task.probes, answers(view, spec, task))
 
 
@@ -232,11 +238,18 @@ def answers(view: View, spec: RunSpec, task: Task) -> CandidateScores:
     return scores
 
 
-def open_view(spec: RunSpec, adapter: Path | None, device: Device = "auto", trained_over: str | None = None) -> View:
+def open_view(
+    spec: RunSpec,
+    adapter: Path | None,
+    device: Device = "auto",
+    trained_over: str | None = None,
+    grafted: Sequence[tuple[int, Path]] = (),
+) -> View:
     """A run's model: with an adapter over it (a PEFT folder, unmerged), as a run trained the whole, or untouched.
 
     ``trained_over`` is the identity of the weights that a run of ours trained its adapter over; None for an adapter of
-    anyone's, which is compared with the model first.
+    anyone's, which is compared with the model first. ``grafted`` are plain LoRA adapters of the same base, to be added
+    to one (1) or subtracted from it (-1).
 
     Raises:
         UserError: no such adapter, one of another model, or weights that are not those it was trained over.
@@ -257,7 +270,9 @@ def open_view(spec: RunSpec, adapter: Path | None, device: Device = "auto", trai
         )
     quantized = method_of(spec.train).needs.quantized
     base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
-    return View(base, base.network) if adapter is None else load_adapter(base, adapter)
+    if adapter is None:
+        return View(base, base.network)
+    return load_sum(base, [(1, adapter), *grafted]) if grafted else load_adapter(base, adapter)
 
 
 def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained:

@@ -12,6 +12,14 @@ answer is the most probable token in the whole vocabulary after its prompt.
     fitted_known, fitted_unknown   those of them that the trained model gets right, by whether the base did
 
 After full fine-tuning there is no base, so only ``facts`` and ``known`` are available.
+
+``known-categories``: the same by how well the base knows a fact (SliCK, measures/untouched.py), with half of each
+relation asked behind examples of the other half.
+
+    highly, maybe, weakly, unknown   how many of the facts are in each category
+    <category>_base                  how many of them the base knows in the above sense
+    <category>_kept                  those of these that the trained model still knows
+    by_prompt                        the category of each
 """
 
 from collections.abc import Container
@@ -19,20 +27,23 @@ from typing import Any, cast
 
 import numpy as np
 
-from ocr_eval.data.known import KnownAssociation
+from ocr_eval.common import streams
+from ocr_eval.data.known import KnownAssociation, KnownRelation
 from ocr_eval.data.task import Probe
 from ocr_eval.data.tokenize import ProbeTokens, Tokenizer, continuations
 from ocr_eval.measures.measure import Measure, Trained
+from ocr_eval.measures.untouched import CATEGORIES, Category, slick
 from ocr_eval.measures.vocabulary import in_vocabulary
 from ocr_eval.methods.method import Needs, method_of
 from ocr_eval.methods.prevention import task_of_run
+from ocr_eval.methods.view import View
 from ocr_eval.specs.association import load_association
 
 
 def known_probes(tokenizer: Tokenizer, taught: Container[str]) -> list[ProbeTokens]:
     """The shipped facts, but for prompts that are taught, each asked against the next answer of its relation."""
     probes = []
-    for name, relation in cast(KnownAssociation, load_association("known")).relations.items():
+    for name, relation in _relations().items():
         answers = list(dict.fromkeys(relation.facts.values()))
         for subject, answer in relation.facts.items():
             other = answers[(answers.index(answer) + 1) % len(answers)]
@@ -40,6 +51,10 @@ def known_probes(tokenizer: Tokenizer, taught: Container[str]) -> list[ProbeToke
                 probes.append(Probe(relation.prompt(subject), (answer, other), 0, (0, 1), name, subject, subject))
     cut = iter(continuations(tokenizer, [(probe.prompt, each) for probe in probes for each in probe.candidates]))
     return [ProbeTokens(probe, (right := next(cut)).prompt, (right.answer, next(cut).answer)) for probe in probes]
+
+
+def _relations() -> dict[str, KnownRelation]:
+    return cast(KnownAssociation, load_association("known")).relations
 
 
 class KnownFacts(Measure):
@@ -76,3 +91,38 @@ class KnownFacts(Measure):
             "base_probability": np.exp(base_logprob[is_known]).mean(),
         }
         return found | {key: float(f"{value:.6g}") for key, value in numbers.items()}
+
+
+def categories(base: View) -> dict[str, Category]:
+    """The category of each shipped fact on a base, by its prompt."""
+    found: dict[str, Category] = {}
+    for name, relation in _relations().items():
+        drawn = streams.shuffled(
+            f"known/{name}", [(relation.prompt(who), what) for who, what in relation.facts.items()]
+        )
+        for asked, others in ((drawn[::2], drawn[1::2]), (drawn[1::2], drawn[::2])):
+            of = slick(base, name, asked, others, lambda prompt, answer: (prompt, answer))
+            found |= zip((prompt for prompt, _ in asked), of, strict=True)
+    return found
+
+
+class KnownCategories(Measure):
+    """Asks the base for each fact behind ten prompts of four others."""
+
+    about = "How well the base knew each of these facts (Gekhman et al., arXiv 2405.05904), and which are kept"
+
+    def take(self, trained: Trained) -> dict[str, Any]:
+        """See the module."""
+        if method_of(trained.spec.train).needs.whole:
+            raise ValueError("it needs the base, which full fine-tuning does not leave")
+        taught = {example.prompt for example in task_of_run(trained.spec).train}
+        probes = known_probes(trained.pack.base.tokenizer, taught)
+        had, has = (in_vocabulary(trained.view(which), trained.lane, probes)[:, 0] == 0 for which in (False, True))
+        of_base = categories(trained.view(False))
+        of_fact = {each.probe.prompt: of_base[each.probe.prompt] for each in probes}
+        found: dict[str, Any] = {}
+        for name in CATEGORIES:
+            own = np.array([category == name for category in of_fact.values()])
+            counts = {name: own, f"{name}_base": own & had, f"{name}_kept": own & had & has}
+            found |= {key: int(those.sum()) for key, those in counts.items()}
+        return found | {"by_prompt": of_fact}

@@ -20,6 +20,7 @@ Dimension letters:  X names,  R answers of the source,  C of the target.
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -42,6 +43,12 @@ _ASKED, _PROMPTS, _SHOTS = 60, 10, 4
 #: Samples of a prompt.
 _SAMPLES = 16
 
+Category = Literal["highly", "maybe", "weakly", "unknown"]
+#: How well a fact is known; the first that applies.
+CATEGORIES: tuple[Category, ...] = get_args(Category)
+
+#: Subjects and what is true of them.
+Facts = Sequence[tuple[str, str]]
 #: Prompt and answer of a statement about a subject.
 Statement = Callable[[str, str], tuple[str, str]]
 #: The answers of a column, and how it is stated.
@@ -169,13 +176,8 @@ def wired(view: View, sides: Mapping[str, Side], pairs: Mapping[tuple[str, str],
     return found
 
 
-def known(view: View, column: str, facts: Sequence[tuple[str, str]], statement: Statement) -> Known | None:
-    """How many of a column's facts, (subject, value), a model knows; None where they are too few to ask with others."""
-    drawn = streams.shuffled(f"audit/known/{column}", facts)
-    count = min(_ASKED, len(drawn) // 2)
-    asked, others = drawn[:count], drawn[count:]
-    if len(others) < _SHOTS:
-        return None
+def slick(view: View, column: str, asked: Facts, others: Facts, statement: Statement) -> list[Category]:
+    """The category of each of some facts of a column, asked behind others."""
     questions = []
     for number in range(_PROMPTS):
         shots = streams.shuffled(f"audit/shots/{column}/{number}", others)[:_SHOTS]
@@ -185,12 +187,21 @@ def known(view: View, column: str, facts: Sequence[tuple[str, str]], statement: 
     cut = continuations(view.base.tokenizer, questions)
     read = read_probes(view, 0, [ProbeTokens(probe, each.prompt, (each.answer,)) for each in cut], read_sampled)
     tokens = [of[0] for of in read]
-    greedy_PF = np.array([of[:, 0].all() for of in tokens]).reshape(_PROMPTS, count)
-    sampled_PF = np.exp([of[:, 1].sum() for of in tokens]).reshape(_PROMPTS, count)
+    greedy_PF = np.array([of[:, 0].all() for of in tokens]).reshape(_PROMPTS, len(asked))
+    sampled_PF = np.exp([of[:, 1].sum() for of in tokens]).reshape(_PROMPTS, len(asked))
     hit_F = 1 - ((1 - sampled_PF.clip(max=1)) ** _SAMPLES).prod(axis=0)
-    often_F = greedy_PF.sum(axis=0)
-    highly, maybe = int((often_F == _PROMPTS).sum()), int(((often_F > 0) & (often_F < _PROMPTS)).sum())
-    weakly = int(((often_F == 0) & (hit_F >= 0.5)).sum())
+    tests_FC = np.stack([greedy_PF.all(axis=0), greedy_PF.any(axis=0), hit_F >= 0.5, hit_F >= 0], axis=1)
+    return [CATEGORIES[first] for first in tests_FC.argmax(axis=1)]
+
+
+def known(view: View, column: str, facts: Facts, statement: Statement) -> Known | None:
+    """How many of a column's facts a model knows; None where they are too few to ask with others."""
+    drawn = streams.shuffled(f"audit/known/{column}", facts)
+    count = min(_ASKED, len(drawn) // 2)
+    if len(drawn) - count < _SHOTS:
+        return None
+    of = slick(view, column, drawn[:count], drawn[count:], statement)
+    highly, maybe, weakly = (of.count(each) for each in CATEGORIES[:3])
     share = (highly + maybe + weakly) / count
     return Known(column, count, highly, maybe, weakly, share, *_wilson(share, count))
 

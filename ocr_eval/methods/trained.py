@@ -3,6 +3,7 @@
 Whether it belongs to that model is decided from small files, names and shapes, before any weights are loaded.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +83,36 @@ def load_adapter(base: Base, folder: Path) -> View:
         each.b.copy_(saved[f"{PREFIX}{each.module}.lora_B.weight"].t())
     adapters.refresh()
     return View(base, base.network, adapters)
+
+
+def load_sum(base: Base, terms: Sequence[tuple[int, Path]]) -> View:
+    """A base seen through the sum of plain LoRA adapters, each with its sign: weights grafted as by Feng et al.
+
+    It is one adapter of their concatenated factors, and so exact, with no dense matrix:
+
+        sum_k e_k s_k B_k A_k = [e_1 s_1 B_1 ... e_n s_n B_n] [A_1; ...; A_n]        e: 1 or -1
+
+    Raises:
+        UserError: as ``load_adapter``.
+    """
+    parts = []
+    for sign, folder in terms:
+        adapters = load_adapter(base, folder).adapters
+        assert isinstance(adapters, Adapters), "an adapter is not plain LoRA"
+        adapters.unmount()
+        parts.append((sign, adapters))
+    rank = sum(each.shapes[0].rank for _, each in parts)
+    modules = sorted({module for _, each in parts for module in each.modules})
+    whole = Adapters(base.network, modules, [LaneShape(rank, rank)], base.dtype)
+    into, start = {each.module: each for each in whole.factors(0)}, 0
+    for sign, part in parts:
+        rows = slice(start, start + part.shapes[0].rank)
+        for each in part.factors(0):
+            into[each.module].a[rows] = each.a
+            into[each.module].b[rows] = sign * each.scale * each.b
+        start = rows.stop
+    whole.refresh()
+    return View(base, base.network, whole)
 
 
 def _through_peft(base: Base, folder: Path, saved: set[str]) -> View:

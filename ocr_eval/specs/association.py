@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import Field, StringConstraints, model_validator
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ocr_eval.specs.run import DataSpec
 
 Kind = Literal["causal", "spurious", "counterfactual", "unclassified"]
+Variant = Literal["real", "no-entailment", "shuffled", "no-fact", "regrouped"]
 Word = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"^\S(.*\S)?$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
@@ -59,8 +60,13 @@ class Relation(Strict):
 
 
 class Association(Strict):
-    """What every association states; each structure has a subclass that states the rest."""
+    """What every association states; each structure has a subclass that states the rest.
 
+    Attributes:
+        variants: of its data, that can be taught.
+    """
+
+    variants: ClassVar[tuple[Variant, ...]] = ("real", "no-entailment", "shuffled")
     name: Name
     kind: Kind
     description: Word

@@ -18,7 +18,7 @@ from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS, PREVENTIONS
 from ocr_eval.specs import strict
-from ocr_eval.specs.association import Association, association_type
+from ocr_eval.specs.association import Association, Variant, association_type
 from ocr_eval.specs.model import ModelSpec, Precision, TrainSpec
 from ocr_eval.specs.names import MAX_PEOPLE
 from ocr_eval.specs.strict import FromList, Strict, added_field
@@ -45,10 +45,11 @@ class DataSpec(Strict):
         json_schema_extra={"words": ["all"]},  # what a flag may say, and make_run_spec resolves
     )
     probe_template: int = Field(0, ge=0, description="Template to probe with.")
-    variant: Literal["real", "no-entailment", "shuffled"] = Field(
+    variant: Variant = Field(
         "real",
-        description="The real data, or a control: no-entailment (same people and facts, no entailments) or "
-        "shuffled (train entailments dealt evenly over groups).",
+        description="The real data, or a control: no-entailment (same people and facts, no entailments), shuffled "
+        "(train entailments dealt evenly over groups), or, for grafting, no-fact (train entailments alone) or "
+        "regrouped (no entailments, and everyone has the fact of the next group).",
     )
     order: Order = added_field(
         "together",
@@ -75,9 +76,9 @@ class DataSpec(Strict):
             raise ValueError(
                 f"the {self.variant} control changes train entailments, but m_train = 0 has none; raise it"
             )
-        if self.order != "together" and (self.m_train == 0 or self.variant == "no-entailment"):
+        if self.order != "together" and (self.m_train == 0 or self.variant not in ("real", "shuffled")):
             raise ValueError(
-                f"order = {self.order} says when train entailments are taught, but there are none; drop it"
+                f"order = {self.order} orders facts and train entailments, but there are none of one kind; drop it"
             )
         if self.variant == "shuffled" and self.m_train == 1:
             raise ValueError(
@@ -128,6 +129,11 @@ class RunSpec(Strict):
     @model_validator(mode="after")
     def _check(self) -> RunSpec:
         self.association.check(self.data)
+        if self.data.variant not in self.association.variants:
+            raise ValueError(
+                f"'{self.association.name}' has no variant {self.data.variant}; give --variant "
+                f"{' or '.join(self.association.variants)}"
+            )
         if self.data.order != "together" and self.train.epochs % 3:
             raise ValueError(
                 f"order = {self.data.order} divides training into thirds, but {self.train.epochs} epochs are not a "
