@@ -96,7 +96,8 @@ results: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep --methods full --seeds 0 --dtype bfloat16 -o results/smollm2-135m-full >/dev/null
 	$(BIN)/ocr-eval sweep --variants shuffled --seeds 0-2 --dtype bfloat16 -o results/controls/shuffled >/dev/null
 	$(BIN)/ocr-eval sweep --variants no-entailment --seeds 0-5 --dtype bfloat16 -o results/controls/no-entailment >/dev/null
-	$(call packed,$(SHOWN) results/smollm2-135m-full results/controls)
+	$(call packed,$(SHOWN))
+	$(call bare,results/smollm2-135m-full results/controls)
 	$(MAKE) results-shown
 
 # The scorecard (ocr_eval/docs/scorecard.md): strengths were chosen on other associations and seeds, by the rule of claim 6.
@@ -111,7 +112,7 @@ card: $(VENV)/.ready
 	$(call row,lora,--seeds 6$(comma)7)
 	$(call row,three-seeds,--seeds 0-2 --prevent product-decay:strength=0.01$(comma)scale-after:norm=1)
 	for each in $(OTHERS); do $(call row,$$each,--seeds 0-2 --prevent $$each) || exit 1; done
-	$(call packed,results/scorecard)
+	$(call bare,results/scorecard)
 	$(MAKE) card-shown
 
 CARDS := results/smollm2-135m results/controls/no-entailment results/scorecard --filter assoc=city-language,country-code,sport-music
@@ -121,8 +122,11 @@ card-shown: $(VENV)/.ready
 	done
 	$(BIN)/ocr-eval figures $(CARDS) -o build/card && cp build/card/scorecard.png results/scorecard/
 
-# $(call packed,folders): readers take the .gz of a run's file as they take the file
-packed = find $(1) \( -name result.json -o -name metrics.jsonl -o -name probes.jsonl \) -exec gzip -9nf {} +
+# $(call packed,folders): readers take the .gz of a run's file as they take the file. Bare runs have no probes, which only
+# the page and the heatmaps show; rerunning one with --force brings them back.
+packed = find $(1) \( -name result.json -o -name metrics.jsonl -o -name probes.jsonl \) -exec gzip -9nf {} + && \
+	find $(1) -name audit.json -delete
+bare = find $(1) -name 'probes.jsonl*' -delete && $(call packed,$(1))
 
 # Everything that is made from records: tables and figures of each model and of all together, and the report page of all
 # (two minutes, without a model).

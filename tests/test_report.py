@@ -179,7 +179,6 @@ def test_markup_in_names_stays_text(tmp_path):
     [
         ("probes.jsonl", lambda path: path.write_text('{"epoch": 1'), "probes"),
         ("probes.jsonl", cut, "probes"),
-        ("probes.jsonl", Path.unlink, "probes"),
         ("metrics.jsonl", lambda path: path.write_text('{"epochs": 1}\n'), "curves"),
         ("metrics.jsonl", cut, "curves"),
         ("metrics.jsonl", Path.unlink, "curves"),
@@ -199,6 +198,17 @@ def test_a_damaged_file_leaves_out_its_part_alone(tmp_path, name, damage, part):
     assert [f"run/{name}" in str(complaint) for complaint in complaints] == [True]
 
 
+def test_a_run_that_is_kept_without_probes_is_shown_without_them(ocr_eval, runs, tmp_path):
+    for path in runs.glob("*/probes.jsonl"):
+        path.unlink()
+    answer = ocr_eval("report", runs, "-o", tmp_path / "report.html")
+    assert (answer.code, answer.err) == (0, "")
+    assert [title for title in titles((tmp_path / "report.html").read_text()) if title.startswith("Heatmap")] == []
+    (run, *_) = find_runs(runs).runs
+    content, complaints = run_payload(run, "first-token")
+    assert (content["probes"], content["heat"], complaints) == (None, None, [])
+
+
 def test_packed_files_are_read_as_before(tmp_path):
     write_run(tmp_path / "run", record())
     (run,) = find_runs(tmp_path).runs
@@ -215,7 +225,7 @@ def test_packed_files_are_read_as_before(tmp_path):
 
 def test_a_damaged_file_is_named_and_the_rest_is_shown(ocr_eval, runs, tmp_path):
     cut(runs / "city-language-1/metrics.jsonl")
-    (runs / "city-language-1/probes.jsonl").unlink()
+    cut(runs / "city-language-1/probes.jsonl")
     (runs / "country-code-0/result.json").write_text("{")
     answer = ocr_eval("report", runs, "-o", tmp_path / "report.html")
     assert answer.code == 1

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import read_jsonl, whole
+from ocr_eval.common.files import read_jsonl, stored, whole
 from ocr_eval.data.task import the_finding
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.metrics import MetricsLine, matched_in, read_metrics
@@ -42,6 +42,11 @@ def matched_of(run: FinishedRun) -> Matched | None:
     if not isinstance(record.train, TrainSpec):
         return None
     return record.matched or matched_in(record.quantities, record.train, metrics_of(run))
+
+
+def has_probes(run: FinishedRun) -> bool:
+    """Whether probes.jsonl is there: runs may be kept without, to save space."""
+    return stored(run.folder / "probes.jsonl").is_file()
 
 
 def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:

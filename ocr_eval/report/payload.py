@@ -16,7 +16,7 @@ from ocr_eval.methods.method import label_of
 from ocr_eval.records.config import read_config
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.folder import RunFolder
-from ocr_eval.records.run_files import metrics_of, probes_of
+from ocr_eval.records.run_files import has_probes, metrics_of, probes_of
 from ocr_eval.report.chart import Curve
 from ocr_eval.report.figures.curves import chance_rank
 from ocr_eval.report.figures.style import drawn
@@ -33,7 +33,8 @@ def run_payload(run: FinishedRun, scoring: Scoring) -> tuple[dict[str, Any], lis
     """Everything that a run's section shows, and a complaint for each file that cannot be read.
 
     Keys: ``command``, ``wants``, ``config`` and ``environment`` (text), ``curves``, ``heat`` and ``probes`` (None
-    where their file is missing or damaged, ``heat`` also where candidates differ between probes).
+    where their file is missing or damaged, ``heat`` also where candidates differ between probes). A run that is kept
+    without its probes is no complaint.
     """
     complaints: list[UserError] = []
 
@@ -44,7 +45,7 @@ def run_payload(run: FinishedRun, scoring: Scoring) -> tuple[dict[str, Any], lis
             complaints.append(error)
             return None
 
-    probes = attempt(lambda: _probes(run, scoring)) or (None, None)
+    probes = (attempt(lambda: _probes(run, scoring)) if has_probes(run) else None) or (None, None)
     content = {
         "command": command(run.record),
         "wants": missing_files(run.record),

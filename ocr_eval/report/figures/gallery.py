@@ -11,7 +11,7 @@ from ocr_eval.analysis.table import Table, build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.record import Record
-from ocr_eval.records.run_files import metrics_of
+from ocr_eval.records.run_files import has_probes, metrics_of
 from ocr_eval.records.select import RowKey, by_association, group_rows
 from ocr_eval.report.chart import Curve, Metrics
 from ocr_eval.report.figures.card import card_figure
@@ -76,7 +76,8 @@ def row_figures(
         if curves := _curves(of, scoring, complain):
             yield "curves", key.name, curve_figure(curves, scoring)
         heats = {}
-        for name, (first, *_) in _by_association(of).items():
+        with_probes = [run for run in of if has_probes(run)]
+        for name, (first, *_) in _by_association(with_probes).items():
             try:
                 heat = heat_of_run(first, scoring)
             except UserError as error:
