@@ -8,7 +8,7 @@ DEMO := results/demo
 # Processes that the tests share.
 JOBS ?= 2
 
-.PHONY: demo test fuzz test-cluster test-interop browser docs lint format lock results results-shown card card-shown rehearsals bench clean
+.PHONY: demo test fuzz test-cluster test-interop browser docs lint format lock results results-shown card card-shown structures rehearsals bench clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/ocr-eval demo -o $(DEMO)
@@ -121,6 +121,22 @@ card-shown: $(VENV)/.ready
 	  $(BIN)/ocr-eval scorecard $(CARDS) --format $$form > results/scorecard/card.$$form || exit 1; \
 	done
 	$(BIN)/ocr-eval figures $(CARDS) -o build/card && cp build/card/scorecard.png results/scorecard/
+
+# Facts of other shapes (ocr_eval/docs/shapes.md), on both small models.
+SHAPES := smollm2-135m gemma3-270m
+# $(call shape,model,folder of results/structures/MODEL,flags)
+shape = $(BIN)/ocr-eval sweep --models $(1) --seeds 0-2 --dtype bfloat16 $(3) -o results/structures/$(1)/$(2) >/dev/null
+structures: $(VENV)/.ready
+	for model in $(SHAPES); do \
+	  $(call shape,$$model,hops,--assocs first-hop$(comma)second-hop --m-train 0 --measures default$(comma)frozen-layers) && \
+	  $(call shape,$$model,reversal,--assocs reversal$(comma)reversal-identity$(comma)reversal-bridge --m-train 0) && \
+	  $(call shape,$$model,order,--assocs nonce$(comma)country-code --order joint$(comma)facts-first$(comma)entailments-first --epochs 24) && \
+	  $(call shape,$$model,one-wording,--assocs paraphrase --m-train 0 --templates 0 --epochs 16) && \
+	  $(call shape,$$model,four-wordings,--assocs paraphrase --m-train 0 --templates all --epochs 4) && \
+	  $(call shape,$$model,known,--assocs known --variants real$(comma)shuffled) && \
+	  $(call shape,$$model,known-early,--assocs known --variants real$(comma)shuffled --epochs 1$(comma)2$(comma)4) || exit 1; \
+	done
+	$(call bare,results/structures)
 
 # $(call packed,folders): readers take the .gz of a run's file as they take the file. Bare runs have no probes, which only
 # the page and the heatmaps show; rerunning one with --force brings them back.
