@@ -34,7 +34,7 @@ def run_payload(run: FinishedRun, scoring: Scoring) -> tuple[dict[str, Any], lis
 
     Keys: ``command``, ``wants``, ``config`` and ``environment`` (text), ``curves``, ``heat`` and ``probes`` (None
     where their file is missing or damaged, ``heat`` also where candidates differ between probes). A run that is kept
-    without its probes is no complaint.
+    without its probes is not complained of.
     """
     complaints: list[UserError] = []
 
