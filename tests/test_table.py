@@ -204,8 +204,8 @@ def test_rows_are_called_by_method_and_control_and_lora_comes_first():
         "full fine-tuning",
         "LoRA, control: no entailments",
         "full fine-tuning, control: no entailments",
-        "LoRA, control: no train subjects",
-        "full fine-tuning, control: no train subjects",
+        "LoRA, no train subjects",
+        "full fine-tuning, no train subjects",
         "LoRA, control: shuffled",
         "full fine-tuning, control: shuffled",
     ]
@@ -221,12 +221,12 @@ def test_a_setting_is_named_only_where_rows_differ_in_it():
     # A control at another rate than the real runs is no control of theirs, and says so.
     assert rows(record(), record(train=fast, data=NONE)) == [
         "LoRA, lr=0.0001",
-        "LoRA, control: no train subjects, lr=0.001",
+        "LoRA, no train subjects, lr=0.001",
     ]
     assert rows(record(), record(data=DataSpec(m_train=1)), record(data=NONE)) == [
         "LoRA, m_train=1",
         "LoRA, m_train=4",
-        "LoRA, control: no train subjects",
+        "LoRA, no train subjects",
     ]
     # Code that differs between methods is not told: no number is compared by it.
     assert rows(record(), record(train=FULL, code="def")) == ["LoRA", "full fine-tuning"]

@@ -45,7 +45,8 @@ FILTER_KEYS = (*ROW_KEYS, "association", "kind", "premises_hold")
 UNKNOWN = "unknown"
 
 #: The controls, in the order of rows; the real data come first.
-_CONTROLS = ("", "no entailments", "no train subjects", "shuffled")
+_NO_TRAIN = "no train subjects"
+_CONTROLS = ("", "no entailments", _NO_TRAIN, "shuffled")
 
 #: Settings that tell rows apart where none are named; seeds are averaged over, and code that gives the same results.
 _TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "train_seed", "code"))
@@ -244,7 +245,9 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
     listed = settings["prevent"].split("+") if "prevent" in rest else []
     prevent = [f"+ {text}" for text in listed if text not in ("", UNKNOWN)]
     taught = [" ".join([*method, *prevent])] if method or prevent else []
-    control = [f"control: {kind}"] if (kind := _control(settings, rest)) else []
+    kind = _control(settings, rest)
+    # Without train subjects papers teach facts of other shapes, so that it is only sometimes a control.
+    control = [kind if kind == _NO_TRAIN else f"control: {kind}"] if kind else []
     named = ("model", "method", "prevent", "variant")
     further = [f"{key}={settings.get(key, 'unset')}" for key in differing if key not in named]
     return ", ".join([*model, *taught, *control, *further])
@@ -253,7 +256,7 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
 def _control(settings: Settings, rest: Sequence[str]) -> str:
     """Which control a run is, where the keys that tell rows apart do not say so themselves; empty for a real run."""
     if "m_train" in rest and settings["m_train"] == "0":
-        return "no train subjects"
+        return _NO_TRAIN
     names = {"no-entailment": "no entailments", "shuffled": "shuffled"}
     return names.get(settings["variant"], "") if "variant" in rest else ""
 
@@ -269,7 +272,7 @@ def _peers(key: str, settings: Settings, rest: Sequence[str]) -> tuple[str, ...]
         return (model, method)
     if key in ("attention", "base", "results"):
         return (model, method, _control(settings, rest))
-    return ("no train subjects" if key == "m_train" and settings["m_train"] == "0" else "",)
+    return (_NO_TRAIN if key == "m_train" and settings["m_train"] == "0" else "",)
 
 
 def by_seed(runs: Sequence[Record]) -> dict[int, list[Record]]:
