@@ -31,6 +31,8 @@ from ocr_eval.specs.association import load_association
 MEASURES = ("ov-change", "logit-lens", "sharing", "constant-direction")
 MADE, LINKS = Path("results/inside/measures.jsonl"), Path("results/inside/links.json")
 VARIANTS = ("real", "no-entailment", "shuffled")
+#: The records that a scorecard is of.
+CARD = (Path("results/smollm2-135m"), Path("results/scorecard"))
 #: The records that links are held against.
 RECORDS = (Path("results/smollm2-135m"), Path("results/controls/no-entailment"))
 DRAWS = 10_000
@@ -78,6 +80,14 @@ score, averaged over the seeds that teach it. Spearman's rho over the pairs of a
 pairs are inferred; p from {draws} permutations of the pairs ("all": mean over associations, permuted within each).
 
 {links}
+
+## Does the shape of the change order what is inferred?
+
+Runs of the scorecard (results/scorecard; city-language, country-code and sport-music): the whole change of the weights by
+prevention, means over runs. Nuclear norm (summed over matrices) over Frobenius norm is small where few directions carry
+the change. Effective rank is the mean over matrices.
+
+{shapes}
 {patching}"""
 PATCHING = """
 ## Where answers come from
@@ -152,6 +162,7 @@ def show() -> None:
         draws=f"{DRAWS:,}",
         null=(len(links["city-language"]) - 1) / 2,
         links=of_links(links, inferred(find_runs(*RECORDS).records)).to_markdown(),
+        shapes=shapes(find_runs(*CARD, measures=("weight-change",)).records).to_markdown(),
         patching="" if patched.empty else PATCHING.format(table=patched.to_markdown()),
     )
     print(page, end="")
@@ -185,6 +196,23 @@ def of_links(
         pairs = sum(len(before) for before, _ in cells.values())
         rows[f"{variant}: all"] = {"pairs": pairs, "W-rank": ""} | spearman(list(cells.values()), draws)
     return pd.DataFrame(rows).T
+
+
+def shapes(records: list[Record]) -> pd.DataFrame:
+    """The norm and the shape of each prevention's change, smallest first, with what is inferred over which links."""
+    shared = {record.association for record in records if record.train.prevent}
+    rows: dict[str, list[dict[str, float]]] = {}
+    for record in records:
+        if record.association in shared and record.premises_hold:
+            change = record.measures["weight-change"]
+            row = {"norm": change["frobenius"], "nuclear / Frobenius": change["nuclear"] / change["frobenius"]}
+            link = {"causal": "true links"}.get(record.kind, "arbitrary links")
+            row |= {"effective rank": change["effective_rank"]}
+            row[link] = record.final["first-token"]["test_entailment"].ocr_score
+            rows.setdefault(", ".join(record.train.prevent) or "none", []).append(row)
+    frames = {name: pd.DataFrame(of) for name, of in rows.items()}
+    means = pd.DataFrame({name: {"runs": len(of)} | dict(of.mean()) for name, of in frames.items()}).T
+    return means.sort_values("norm").round(2)
 
 
 def patching(lines: list[dict]) -> pd.DataFrame:
