@@ -83,9 +83,9 @@ pairs are inferred; p from {draws} permutations of the pairs ("all": mean over a
 
 ## Does the shape of the change order what is inferred?
 
-Runs of the scorecard (results/scorecard; city-language, country-code and sport-music): the whole change of the weights by
-prevention, means over runs. Nuclear norm (summed over matrices) over Frobenius norm is small where few directions carry
-the change. Effective rank is the mean over matrices.
+Runs of the scorecard (results/scorecard; city-language, country-code and sport-music): the whole change, by prevention,
+mean over runs that learned. Nuclear norm (summed over matrices) over Frobenius norm is small where few
+directions carry the change. Effective rank is the mean over matrices.
 
 {shapes}
 {patching}"""
