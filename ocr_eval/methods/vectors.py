@@ -65,6 +65,10 @@ class Vectors:
         """The module, if no gradient of the last pass reached the vector."""
         return [] if bool(self.gradients()[0][lane].any()) else self.modules
 
+    def held(self) -> list[Tensor]:
+        """What a pack holds for the vectors, besides gradients."""
+        return [self._vectors_KO]
+
     def gradients(self) -> list[Tensor]:
         """The gradients of all lanes."""
         assert self._vectors_KO.grad is not None
