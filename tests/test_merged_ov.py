@@ -169,6 +169,13 @@ def test_its_matrices_are_measured_from_the_file(ocr_eval, tiny, finished):
     assert found["weight-change"]["frobenius"] == pytest.approx(plain, rel=1e-4)
 
 
+def test_the_largest_entries_of_a_layer_can_be_dropped(tiny, tmp_path):
+    spec = tiny_run(tiny, method="merged-ov:layers=1", epochs=1, prevent=["ignore-top-k:share=0.25"])
+    (folder,) = as_a_pack([spec], tmp_path, Execution(device="cpu"))
+    (matrices,) = load_file(folder.path / "adapter/adapter_model.safetensors").values()
+    assert int((matrices == 0).sum()) == matrices.numel() // 4
+
+
 def test_peft_refuses_it_and_its_card_does_not_promise_otherwise(finished):
     with pytest.raises((KeyError, ValueError)):
         PeftConfig.from_pretrained(str(finished / "adapter"))
@@ -195,7 +202,6 @@ def test_matrices_of_another_model_or_damaged_are_one_line(ocr_eval, model_files
         (["--method", "merged-ov:layers=1-0"], "1-0"),
         (["--method", "merged-ov", "--rank", 4], "--rank"),
         (["--method", "merged-ov", "--prevent", "product-decay"], "product-decay"),
-        (["--method", "merged-ov", "--prevent", "ignore-top-k"], "ignore-top-k"),
     ],
 )
 def test_bad_input_is_one_line(ocr_eval, tiny, tmp_path, arguments, named):

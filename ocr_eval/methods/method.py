@@ -63,12 +63,14 @@ class Needs:
         quantized: the linear layers are held in 4 bits (NF4).
         whole: the run changes the network itself, whose weights are fp32 masters; it shares it with no other run.
         adapters: it trains low-rank adapters, which some preventions work on.
+        matrices: it changes matrices, which others work on.
         once: everything is taught at once, so that a run has one epoch.
     """
 
     quantized: bool = False
     whole: bool = False
     adapters: bool = True
+    matrices: bool = True
     once: bool = False
 
 

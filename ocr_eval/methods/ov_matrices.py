@@ -60,7 +60,6 @@ class HeadMatrices(torch.nn.Module):
         self._config._attn_implementation = _ATTENTION
         self._input: Tensor | None = None
         self._read: Tensor | None = None
-        # Not as an attribute: a module's child is not its parent.
         self._hooks = [
             attention.register_forward_pre_hook(self._take, with_kwargs=True),
             attention.register_forward_hook(self._add),

@@ -42,7 +42,7 @@ class Steering(Method):
 
     label = "steering"
     about = "One constant vector after one layer: the negative baseline (Wang et al., arXiv 2507.08218)"
-    needs = Needs(adapters=False)
+    needs = Needs(adapters=False, matrices=False)
     ignores = frozenset({"rank", "alpha", "targets"})
     by_layer = True
     Settings = Settings
