@@ -27,8 +27,8 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import replacing_folder
-from ocr_eval.methods.adapters import Factors
 from ocr_eval.methods.changes import Dense, Rewrite
+from ocr_eval.methods.leaves import Leaves
 from ocr_eval.methods.peft_files import CONFIG, WEIGHTS, base_name
 from ocr_eval.models.base import has_plain_attention
 from ocr_eval.models.grouped_attention import grouped_attention
@@ -50,12 +50,10 @@ class HeadMatrices(torch.nn.Module):
 
     def __init__(self, attention: Any, lanes: int) -> None:
         super().__init__()
-        text = attention.config.get_text_config()
-        heads, width = text.num_attention_heads, text.hidden_size
-        device = next(attention.parameters()).device
-        self.weight = torch.zeros(lanes, heads * width, width, device=device, requires_grad=True)
-        self.weight.grad = torch.zeros_like(self.weight)
-        self.heads = heads
+        text, device = attention.config.get_text_config(), next(attention.parameters()).device
+        size = (lanes, text.num_attention_heads * text.hidden_size, text.hidden_size)
+        self.weight = torch.zeros(size, device=device, requires_grad=True)
+        self._of = (attention,)  # in a tuple, for torch would take it for a child
         self._bare, self._config = attention.config, copy.copy(attention.config)
         self._config._attn_implementation = _ATTENTION
         self._input: Tensor | None = None
@@ -65,19 +63,19 @@ class HeadMatrices(torch.nn.Module):
             attention.register_forward_hook(self._add),
         ]
         attention.add_module(MODULE, self)
-        self.select(attention, slice(0, lanes))
+        self.select(slice(0, lanes))
 
-    def select(self, attention: Any, lanes: slice | list[int] | None) -> None:
+    def select(self, lanes: slice | list[int] | None) -> None:
         """From now on row i goes through the i-th of these lanes' matrices; for None through the base alone."""
         self.lanes = lanes
-        attention.config = self._bare if lanes is None else self._config
+        self._of[0].config = self._bare if lanes is None else self._config
 
-    def unmount(self, attention: Any) -> None:
+    def unmount(self) -> None:
         """Leave the layer as it was before."""
-        self.select(attention, None)
+        self.select(None)
         for hook in self._hooks:
             hook.remove()
-        delattr(attention, MODULE)
+        delattr(self._of[0], MODULE)
 
     def forward(self, read_KNX: Tensor) -> Tensor:
         """What the heads write for what they read. [K, N, D]"""
@@ -93,7 +91,7 @@ class HeadMatrices(torch.nn.Module):
         return own, None
 
     def _take(self, attention: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        self._input = named["hidden_states"] if "hidden_states" in named else inputs[0]
+        self._read, self._input = None, named["hidden_states"] if "hidden_states" in named else inputs[0]
 
     def _add(self, attention: Any, inputs: Any, output: Any) -> Any:
         read, self._read, self._input = self._read, None, None
@@ -107,7 +105,7 @@ def _attend(module: Any, *tensors: Any, **how: Any) -> Any:
 AttentionInterface.register(_ATTENTION, _attend)
 
 
-class OVMatrices:
+class OVMatrices(Leaves):
     """The matrices of K lanes over some layers, mounted in a network until ``unmount``.
 
     Args:
@@ -124,31 +122,8 @@ class OVMatrices:
             raise UserError("The model's layers have no plain 'self_attn', which this method needs. Use another model.")
         if missing := [layer for layer in layers if layer not in found]:
             raise UserError(f"The model has no layer {missing[0]}. Name layers from 0 to {max(found)}.")
-        self._attentions = {found[layer][0]: found[layer][1] for layer in layers}
-        self._layers = {
-            f"{name}.{MODULE}": HeadMatrices(attention, lanes) for name, attention in self._attentions.items()
-        }
-
-    @property
-    def modules(self) -> list[str]:
-        """Names of the modules that hold them."""
-        return list(self._layers)
-
-    def parameters(self, lane: int) -> dict[str, torch.nn.Parameter]:
-        """A lane's matrices, [X, D] a layer, with their gradients."""
-        parameters = {}
-        for name, layer in self._layers.items():
-            parameters[name] = torch.nn.Parameter(layer.weight.detach()[lane])
-            parameters[name].grad = _grad(layer)[lane]
-        return parameters
-
-    def matrices(self, lane: int) -> dict[str, Tensor]:
-        """The same, by name."""
-        return {name: layer.weight.detach()[lane] for name, layer in self._layers.items()}
-
-    def factors(self, lane: int) -> list[Factors]:
-        """None: nothing is low-rank."""
-        return []
+        self._layers = {f"{found[each][0]}.{MODULE}": HeadMatrices(found[each][1], lanes) for each in layers}
+        super().__init__({name: layer.weight for name, layer in self._layers.items()})
 
     def rewrite(self, lane: int, f: Rewrite) -> None:
         """Put f(module, dW) in the place of the matrices of each layer, [D, X]."""
@@ -160,38 +135,19 @@ class OVMatrices:
         for name, matrix in self.matrices(lane).items():
             yield Dense(name, partial(torch.t, matrix))
 
-    def silent(self, lane: int) -> list[str]:
-        """Layers whose matrices no gradient of the last pass reached."""
-        return [name for name, layer in self._layers.items() if not bool(_grad(layer)[lane].any())]
-
-    def held(self) -> list[Tensor]:
-        """What a pack holds for them, besides gradients."""
-        return [layer.weight for layer in self._layers.values()]
-
-    def gradients(self) -> list[Tensor]:
-        """The gradients of all lanes."""
-        return [_grad(layer) for layer in self._layers.values()]
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        torch._foreach_zero_(self.gradients())
-
-    def refresh(self) -> None:
-        """The masters are what computes."""
-
     def select(self, lanes: Sequence[int] | None) -> None:
         """From now on row i of a batch goes through the matrices of ``lanes[i]``; for None the base is bare."""
         which: slice | list[int] | None = None
         if lanes is not None:
             first, last = lanes[0], lanes[-1] + 1
             which = slice(first, last) if list(lanes) == list(range(first, last)) else list(lanes)
-        for attention, layer in zip(self._attentions.values(), self._layers.values(), strict=True):
-            layer.select(attention, which)
+        for layer in self._layers.values():
+            layer.select(which)
 
     def unmount(self) -> None:
         """Leave the network as it was before."""
-        for attention, layer in zip(self._attentions.values(), self._layers.values(), strict=True):
-            layer.unmount(attention)
+        for layer in self._layers.values():
+            layer.unmount()
 
     def save(self, lane: int, folder: Path, model: ModelSpec) -> str:
         """Write a lane's matrices, [H, D, D] a layer, as ``adapter/``; the sha256 of their file.
@@ -199,18 +155,13 @@ class OVMatrices:
         The files are called as PEFT's are, but PEFT has no such type and refuses them.
         """
         files = {
-            f"{name}.weight": layer.weight.detach()[lane].unflatten(0, (layer.heads, -1)).cpu().contiguous()
-            for name, layer in self._layers.items()
+            f"{name}.weight": matrix.unflatten(0, (-1, matrix.shape[1])).cpu().contiguous()
+            for name, matrix in self.matrices(lane).items()
         }
         with replacing_folder(folder / "adapter") as partial_folder:
             (partial_folder / CONFIG).write_bytes(msgspec.json.encode(_Config(TYPE, base_name(model))))
             save_file(files, partial_folder / WEIGHTS)
         return file_sha256(folder / "adapter" / WEIGHTS)
-
-
-def _grad(layer: HeadMatrices) -> Tensor:
-    assert layer.weight.grad is not None
-    return layer.weight.grad
 
 
 class _Config(msgspec.Struct):
