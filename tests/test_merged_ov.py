@@ -182,6 +182,12 @@ def test_peft_refuses_it_and_its_card_does_not_promise_otherwise(finished):
     assert "PeftModel" not in (finished / "adapter/README.md").read_text()
 
 
+def test_it_cannot_be_grafted(ocr_eval, finished):
+    refused = ocr_eval("score", finished, "--plus", finished)
+    assert refused.code == 2
+    assert "plain LoRA" in refused.err
+
+
 def test_matrices_of_another_model_or_damaged_are_one_line(ocr_eval, model_files, finished, tmp_path):
     score = ["score", "--assoc", "city-language", "--adapter"]
     refused = ocr_eval(*score, finished / "adapter", "--model", "smollm2-135m", "--offline")
