@@ -11,6 +11,9 @@ What is frozen around it is not in the theorem: names are not orthogonal vectors
 written for a fact to an entailment. And AdamW from zero does not approach the smallest Frobenius norm as gradient
 descent does; ``--weight-decay`` adds it.
 
+The default is one layer, as in the theorem: the middle one. In a pilot on SmolLM2-135M (64 steps, layer 15), all
+premises held at a rate of 0.01 and not at 0.003; the model's default, which is LoRA's, is 0.002.
+
 A head's matrix has D x D entries for a residual stream of width D: for SmolLM2-135M a layer has 3 million, 12 MB, and
 for an 8B model with 32 heads 537 million, 2 GB; gradients and AdamW's moments take three times as much again.
 """
