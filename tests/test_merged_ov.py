@@ -219,7 +219,8 @@ def test_bad_input_is_one_line(ocr_eval, tiny, tmp_path, arguments, named):
 
 def test_the_plan_knows_what_it_holds(ocr_eval, tiny, tmp_path):
     run = ["city-language", "--model", tiny, "-o", tmp_path, "--dry-run", "--json", "--method"]
-    one, both = (json.loads(ocr_eval("finetune", *run, f"merged-ov:layers={each}").out) for each in ("1", "0-1"))
+    names = ("merged-ov", "merged-ov:layers=0-1")  # by default the middle third, here of two
+    one, both = (json.loads(ocr_eval("finetune", *run, name).out) for name in names)
     assert (one["trainable_parameters"], both["trainable_parameters"]) == (4 * 64 * 64, 2 * 4 * 64 * 64)
     for plan in (one, both):
         trained = 4 * plan["trainable_parameters"]

@@ -11,8 +11,8 @@ What is frozen around it is not in the theorem: names are not orthogonal vectors
 written for a fact to an entailment. And AdamW from zero does not approach the smallest Frobenius norm as gradient
 descent does; ``--weight-decay`` adds it.
 
-The default is one layer, as in the theorem: the middle one. In a pilot on SmolLM2-135M (64 steps, layer 15), all
-premises held at a rate of 0.01 and not at 0.003; the model's default, which is LoRA's, is 0.002.
+The default is the middle third of the layers. In a pilot on SmolLM2-135M (64 steps) these, 10 to 19, held all premises
+at the model's default rate of 0.002; layer 15 alone, which is nearer to the theorem, needs 0.01.
 
 A head's matrix has D x D entries for a residual stream of width D: for SmolLM2-135M a layer has 3 million, 12 MB, and
 for an 8B model with 32 heads 537 million, 2 GB; gradients and AdamW's moments take three times as much again.
@@ -39,7 +39,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     """Which layers."""
 
     layers: LayerRange = Field(
-        None, description="The layer, or first and last, from 0, as in 15 or 10-12; by default the middle one."
+        None, description="The layer, or first and last, from 0, as in 15 or 10-12; by default the middle third."
     )
 
 
@@ -64,5 +64,6 @@ class MergedOV(Method):
         from ocr_eval.methods.ov_matrices import OVMatrices
 
         settings = cast(Settings, METHODS.choose(trains[0].method).settings)
-        middle = network.config.get_text_config().num_hidden_layers // 2
-        return OVMatrices(network, layers_of(settings.layers or str(middle)), len(trains))
+        depth: int = network.config.get_text_config().num_hidden_layers
+        middle = range(depth // 3, max(1, 2 * depth // 3))
+        return OVMatrices(network, layers_of(settings.layers) if settings.layers else middle, len(trains))
