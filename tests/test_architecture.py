@@ -4,7 +4,8 @@ import pytest
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.models.architecture import examine, read_config
-from ocr_eval.specs.model import load_model_spec
+from ocr_eval.planning.memory import trainable
+from ocr_eval.specs.model import TrainSpec, load_model_spec
 
 #: Totals as published with the weights (tied embeddings once).
 PARAMETERS = {
@@ -29,8 +30,11 @@ def test_adapters_on_every_linear_of_llama3():
     sizes |= {"gate_proj": (4096, 14336), "up_proj": (4096, 14336), "down_proj": (14336, 4096)}
     assert architecture.linears == {(name, *size): 32 for name, size in sizes.items()}
     by_hand = 32 * 16 * sum(inputs + outputs for inputs, outputs in sizes.values())
-    assert architecture.adapter_parameters(16, "all-linear") == by_hand == 41_943_040
-    assert architecture.adapter_parameters(16, ["q_proj"]) == 32 * 16 * 8192
+    spec = load_model_spec("llama3-8b").model_copy(update={"dtype": "bfloat16"})
+    assert trainable(spec, TrainSpec(rank=16)) == by_hand == 41_943_040
+    assert trainable(spec, TrainSpec(rank=16, targets=("q_proj",))) == 32 * 16 * 8192
+    assert trainable(spec, TrainSpec(rank=16, targets=("3.self_attn.q_proj", "7.self_attn.q_proj"))) == 2 * 16 * 8192
+    assert trainable(spec, TrainSpec(method="merged-ov:layers=10-12")) == 3 * 32 * 4096**2
 
 
 def test_what_a_download_costs_is_the_published_precision():

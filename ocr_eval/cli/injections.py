@@ -285,7 +285,8 @@ def _to_graft(run: Path, others: Sequence[tuple[int, Path]]) -> list[tuple[int, 
         spec, finished = read_trained(folder)
         adapters[folder] = learned = finished.learned
         bases[folder] = finished.record().base_identity, method_of(spec.train).needs.quantized
-        if learned.name == "model" or not read_adapter_file(learned).is_plain:
+        in_peft = learned.name != "model" and method_of(spec.train).in_peft
+        if not in_peft or not read_adapter_file(learned).is_plain:
             raise UserError(f"{folder} holds no plain LoRA adapter, and only these can be added. Use --method lora.")
         if bases[folder] != bases[run]:
             raise UserError(f"{folder} was trained over another base than {run}. Give runs of one model.")

@@ -172,6 +172,7 @@ METHODS: Registry[Any] = Registry(
         "qlora": "ocr_eval.methods.qlora:QLora",
         "full": "ocr_eval.methods.full:Full",
         "dpo": "ocr_eval.methods.dpo:Dpo",
+        "merged-ov": "ocr_eval.methods.merged_ov:MergedOV",
         "steering": "ocr_eval.methods.steering:Steering",
         "rome": "ocr_eval.methods.rome:Rome",
         "memit": "ocr_eval.methods.memit:Memit",

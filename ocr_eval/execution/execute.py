@@ -18,9 +18,8 @@ from ocr_eval.execution.material import prepare
 from ocr_eval.execution.resume import common_epoch
 from ocr_eval.execution.run_pack import Execution, LiveRun, inject
 from ocr_eval.measures.measure import Trained, find_measures
-from ocr_eval.methods.adapters import Adapters
 from ocr_eval.methods.method import method_of
-from ocr_eval.methods.pack import GradientPack
+from ocr_eval.methods.pack import GradientPack, Trainable
 from ocr_eval.methods.trained import check_belongs, load_adapter, load_sum
 from ocr_eval.methods.view import View
 from ocr_eval.methods.whole import WholeNetwork
@@ -279,8 +278,8 @@ def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained
     """A finished run as it was after its last step, from the weights in its folder (``records.folder.read_trained``).
 
     Raises:
-        UserError: its base is not here, or has changed since; it is neither LoRA nor a whole model; or it cannot be
-            scored, as where memory is too small.
+        UserError: its base is not here, or has changed since; it is neither LoRA, matrices of heads nor a whole
+            model; or it cannot be scored, as where memory is too small.
     """
     view = open_view(spec, folder.learned, device, folder.record().base_identity)
     base, adapters = view.base, view.adapters
@@ -293,7 +292,7 @@ def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained
     if adapters is None:
         adapters = WholeNetwork(replace(base, files=weights.locate(spec.model)))
         adapters.unmount()  # it is measured, and not trained
-    assert isinstance(adapters, Adapters | WholeNetwork)
+    assert isinstance(adapters, Trainable)
     task = build_task(spec)
     probes = probe_tokens(base.tokenizer, task)
     pack = GradientPack(base, adapters, ())

@@ -6,7 +6,8 @@ norm before the values, and of the norm after attention if there is one (Gemma),
     dW_OV = diag(g_out) (W_O' dW_V + dW_O W_V) diag(g_in)           W_O' after training, W_V before
 
 is the product of [W_O', dW_O]_h, D x 2K, and [dW_V; W_V]_g, 2K x D. Its singular values are those of the product of
-the triangular factors of their QR decompositions; no D x D matrix is formed. For each head: the norms and ranks of
+the triangular factors of their QR decompositions; no D x D matrix is formed. A dW_OV that was trained as one matrix is
+diag(g_out) dW_h diag(g_in), and the two factors are D x D. For each head: the norms and ranks of
 ``weight-change``, and
 
     ratio     |dW|_* / (sqrt(R) |dW|_F), R = min(2 rank, 2 K): 1 / sqrt(R) for one direction, 1 for R equal ones
@@ -32,6 +33,7 @@ from ocr_eval.measures.inside import decoder_of, rounded
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.changes import LowRank, WeightChange
+from ocr_eval.methods.ov_matrices import MODULE
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,10 @@ def ov_changes(network: torch.nn.Module, changes: Iterable[WeightChange]) -> Ite
     """The changes of all heads, layer by layer.
 
     Raises:
-        UserError: quantized weights, an architecture without v_proj and o_proj, or neither is changed.
+        UserError: quantized weights, an architecture without v_proj and o_proj, or nothing of attention is changed.
     """
-    changed = {change.module: change for change in changes if change.module.endswith((".v_proj", ".o_proj"))}
+    read = (".v_proj", ".o_proj", f".{MODULE}")
+    changed = {change.module: change for change in changes if change.module.endswith(read)}
     if not changed:
         raise UserError("This run changed neither values nor outputs of attention (v_proj, o_proj).")
     names = {module: name for name, module in network.named_modules()}
@@ -101,6 +104,12 @@ def ov_changes(network: torch.nn.Module, changes: Iterable[WeightChange]) -> Ite
         behind = before is None or hasattr(layer, "pre_feedforward_layernorm")  # else it is the norm before the MLP
         g_in = gain(before, width, bare[0].weight)
         g_out = gain(layer.post_attention_layernorm if behind else None, width, bare[0].weight)
+
+        direct = changed.get(f"{names[attention]}.{MODULE}")
+        if direct is not None:
+            left = direct.dense().cpu().double().view(width, heads, width).transpose(0, 1) * g_out[:, None]
+            yield HeadChanges(left, g_in.diag().expand(heads, width, width), None, width)
+            continue
 
         def of_heads(values: Tensor, heads: int = heads, groups: int = groups, size: int = size) -> Tensor:
             return values.view(groups, size, -1).repeat_interleave(heads // groups, dim=0)  # [H, K, ...]

@@ -205,7 +205,8 @@ class Adapters:
         self._network = network
         modules = {name: network.get_submodule(name) for name in target_names(network, targets)}
         linear = {name: module for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
-        self._in_full = not isinstance(targets, str) and set(targets) == set(linear)
+        alike = target_names(network, sorted({name.rpartition(".")[2] for name in linear}))
+        self._in_full = targets != "all-linear" and len(alike) > len(linear)
         rank, device = max(shape.rank for shape in shapes), next(iter(linear.values())).weight.device
         inputs = sum(module.in_features for module in linear.values())
         outputs = sum(module.out_features for module in linear.values())
@@ -298,6 +299,10 @@ class Adapters:
         """Take over the master weights into what computes; due after every change of them."""
         self._a.refresh()
         self._b.refresh()
+
+    def held(self) -> list[Tensor]:
+        """What a pack holds for the adapters, besides gradients."""
+        return [tensor for stacks in (self._a, self._b) for tensor in (stacks.master, stacks.compute)]
 
     def gradients(self) -> list[Tensor]:
         """The gradients of all lanes."""

@@ -39,7 +39,7 @@ class InContext(Method):
 
     label = "in context"
     about = "Statements in the prompt; no weights change (Lampinen et al., arXiv 2505.00661)"
-    needs = Needs(adapters=False, once=True)
+    needs = Needs(adapters=False, matrices=False, once=True)
     ignores = TRAINING
     Settings = Settings
 

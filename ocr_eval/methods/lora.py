@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from ocr_eval.common import streams
-from ocr_eval.common.errors import UserError
 from ocr_eval.methods.method import Method
 
 if TYPE_CHECKING:
@@ -28,14 +27,12 @@ class Lora(Method):
 
         Each adapter's A matrices come from its run's own initialization stream.
         """
-        from ocr_eval.methods.adapters import Adapters, LaneShape
-        from ocr_eval.methods.pack import gradient_pack
+        from ocr_eval.methods.adapters import Adapters
+        from ocr_eval.methods.pack import GradientPack
 
-        shapes = [LaneShape(spec.train.rank, spec.train.alpha) for spec in specs]
-        try:
-            adapters = Adapters(base.network, specs[0].train.targets, shapes, base.dtype)
-        except UserError as error:
-            raise UserError(f"{base.spec.name}: {error}") from error
+        pack = super().attach(base, specs, examples)
+        assert isinstance(pack, GradientPack)
+        assert isinstance(pack.adapters, Adapters)
         for lane, spec in enumerate(specs):
-            adapters.initialize(lane, streams.integer(spec.stream("initialization")))
-        return gradient_pack(base, adapters, specs, examples)
+            pack.adapters.initialize(lane, streams.integer(spec.stream("initialization")))
+        return pack

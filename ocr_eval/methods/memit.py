@@ -14,15 +14,14 @@ was tuned for down projections with ten times as many inputs, whose keys are ten
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS
-from ocr_eval.methods.method import TRAINING, Method, Needs
+from ocr_eval.methods.method import TRAINING, LayerRange, Method, Needs, layers_of
 from ocr_eval.methods.rome import Search
 
 if TYPE_CHECKING:
@@ -35,25 +34,12 @@ if TYPE_CHECKING:
     from ocr_eval.specs.run import RunSpec
 
 
-def _range(text: str | None) -> str | None:
-    if text is not None and not (re.fullmatch(r"\d{1,4}-\d{1,4}", text) and _ends(text)[0] <= _ends(text)[1]):
-        raise ValueError(f"layers '{text}' are not a range; write them as 4-10")
-    return text
-
-
-def _ends(text: str) -> tuple[int, int]:
-    first, _, last = text.partition("-")
-    return int(first), int(last)
-
-
 class Settings(Search, frozen=True):
     """Where, and how."""
 
-    layers: Annotated[
-        str | None,
-        AfterValidator(_range),
-        Field(description="First and last layer, from 0, as in 4-10; by default an eighth to a third of the depth."),
-    ] = None
+    layers: LayerRange = Field(
+        None, description="First and last layer, from 0, as in 4-10; by default an eighth to a third of the depth."
+    )
     lam: Annotated[float, Field(gt=0, le=1e9, description="Weight of the covariance against the new keys.")] = 100.0
 
 
@@ -79,9 +65,9 @@ class Memit(Method):
 
         settings = cast("Settings", METHODS.choose(specs[0].train.method).settings)
         depth: int = base.network.config.get_text_config().num_hidden_layers
-        first, last = (depth // 8 + (depth > 8), depth // 3) if settings.layers is None else _ends(settings.layers)
+        layers = layers_of(settings.layers or f"{depth // 8 + (depth > 8)}-{depth // 3}")
         try:
-            modules = [down_projection(base.network, layer) for layer in range(first, last + 1)]
+            modules = [down_projection(base.network, layer) for layer in layers]
         except UserError as error:
             raise UserError(f"memit over {base.spec.name}: {error}") from error
         block = modules[-1].removesuffix(".mlp.down_proj")

@@ -7,20 +7,26 @@ pack. Imports no torch, so that tables and flags can ask for a method's label an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+
+from pydantic import AfterValidator
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS, NoSettings
 
 if TYPE_CHECKING:
+    import torch
+
     from ocr_eval.data.tokenize import Continuation
     from ocr_eval.methods.changes import WeightChange
+    from ocr_eval.methods.pack import Beside
     from ocr_eval.methods.view import View
     from ocr_eval.models.base import Base
-    from ocr_eval.specs.model import TrainSpec
+    from ocr_eval.specs.model import Training, TrainSpec
     from ocr_eval.specs.run import RunSpec
 
 
@@ -33,6 +39,22 @@ TRAINING = frozenset(
 )
 
 
+def layers_of(text: str) -> range:
+    """The layers, from 0, that ``4-10`` or ``7`` names."""
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def _range(text: str | None) -> str | None:
+    if text is not None and not (re.fullmatch(r"\d{1,4}(-\d{1,4})?", text) and layers_of(text)):
+        raise ValueError(f"layers '{text}' are not a range; write them as 4-10, or 7 for one")
+    return text
+
+
+#: Layers as a setting: the first and the last, from 0; None for the method's own choice.
+LayerRange = Annotated[str | None, AfterValidator(_range)]
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a method needs of the base, and of a run.
@@ -41,12 +63,14 @@ class Needs:
         quantized: the linear layers are held in 4 bits (NF4).
         whole: the run changes the network itself, whose weights are fp32 masters; it shares it with no other run.
         adapters: it trains low-rank adapters, which some preventions work on.
+        matrices: it changes matrices, which others work on.
         once: everything is taught at once, so that a run has one epoch.
     """
 
     quantized: bool = False
     whole: bool = False
     adapters: bool = True
+    matrices: bool = True
     once: bool = False
 
 
@@ -102,6 +126,8 @@ class Method:
         about: one line on what it is, with its source.
         ignores: settings of TrainSpec that have no effect on it; they are rejected.
         lighter: methods that need less memory, the nearest first; suggested where this one does not fit.
+        by_layer: whether it trains chosen layers only, so that a plan of memory has to simulate all of them.
+        in_peft: whether PEFT loads the adapter that it saves.
         Settings: a pydantic model of its own settings, if it has any.
     """
 
@@ -110,6 +136,20 @@ class Method:
     needs: ClassVar[Needs] = Needs()
     ignores: ClassVar[frozenset[str]] = frozenset()
     lighter: ClassVar[tuple[str, ...]] = ()
+    by_layer: ClassVar[bool] = False
+    in_peft: ClassVar[bool] = True
+
+    def mount(self, network: torch.nn.Module, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Beside:
+        """Put what runs train into a network, untrained: LoRA's adapters, unless a method has others.
+
+        Plans of memory do the same with tensors that hold no values.
+
+        Raises:
+            UserError: a setting that the model cannot have.
+        """
+        from ocr_eval.methods.adapters import Adapters, LaneShape
+
+        return Adapters(network, trains[0].targets, [LaneShape(each.rank, each.alpha) for each in trains], dtype)
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:
         """Put runs over a base, untaught: until its first step each is the base itself.
@@ -117,10 +157,16 @@ class Method:
         Raises:
             UserError: a setting that the model cannot have.
         """
-        raise NotImplementedError
+        from ocr_eval.methods.pack import gradient_pack
+
+        try:
+            mounted = self.mount(base.network, [spec.train for spec in specs], base.dtype)
+        except UserError as error:
+            raise UserError(f"{base.spec.name}: {error}") from error
+        return gradient_pack(base, mounted, specs, examples)
 
 
-def method_of(train: TrainSpec) -> Method:
+def method_of(train: Training) -> Method:
     """The method of a run.
 
     Raises:

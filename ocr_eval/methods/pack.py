@@ -22,6 +22,7 @@ from ocr_eval.methods.changes import Rewrite, WeightChange
 from ocr_eval.methods.checkpoint import read_state, write_state
 from ocr_eval.methods.method import Pack, method_of
 from ocr_eval.methods.objective import Objective
+from ocr_eval.methods.ov_matrices import OVMatrices
 from ocr_eval.methods.prevention import Prevention, preventions_of
 from ocr_eval.methods.train import train_epoch
 from ocr_eval.methods.vectors import Vectors
@@ -54,8 +55,10 @@ def _taught_in(examples: Sequence[Continuation], order: str, epoch: int, epochs:
     return taught
 
 
-#: What the lanes of a pack train: their adapters, a vector each, or the network itself.
-Trainable = Adapters | Vectors | WholeNetwork
+#: What the lanes of a pack train beside a frozen network: adapters, matrices of attention heads, or a vector each.
+Beside = Adapters | OVMatrices | Vectors
+#: The same, or the network itself.
+Trainable = Beside | WholeNetwork
 
 
 @dataclass

@@ -130,12 +130,15 @@ def _is_plain(name: str, value: Any) -> bool:
     return value in _PLAIN.get(name, (None,)) or value is False
 
 
+def base_name(model: ModelSpec) -> str:
+    """What an adapter's files call its base: its hub repository where it has one, and else the model's name."""
+    return model.weights.repo if isinstance(model.weights, HubWeights) else model.name
+
+
 def write_adapter(
     folder: Path, factors: Sequence[LowRank], rank: int, alpha: float, model: ModelSpec, in_full: bool = False
 ) -> str:
     """Write an adapter as PEFT itself does, whole or not at all.
-
-    The base is named by its hub repository where it has one, and else by the model's name.
 
     Args:
         in_full: whether other modules of the same last name are not adapted.
@@ -192,7 +195,7 @@ def _write(folder: Path, files: dict[str, Tensor], model: ModelSpec, **fields: A
     config = LoraConfig(
         task_type="CAUSAL_LM",
         lora_dropout=0.0,
-        base_model_name_or_path=model.weights.repo if isinstance(model.weights, HubWeights) else model.name,
+        base_model_name_or_path=base_name(model),
         inference_mode=True,
         **fields,
     )

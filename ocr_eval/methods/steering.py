@@ -16,19 +16,18 @@ stream is much larger than a LoRA factor; hence the scale of 10. In 64 steps at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import BaseModel, Field
 
-from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS
 from ocr_eval.methods.method import Method, Needs
 
 if TYPE_CHECKING:
-    from ocr_eval.data.tokenize import Continuation
-    from ocr_eval.methods.pack import GradientPack
-    from ocr_eval.models.base import Base
-    from ocr_eval.specs.run import RunSpec
+    import torch
+
+    from ocr_eval.methods.vectors import Vectors
+    from ocr_eval.specs.model import TrainSpec
 
 
 class Settings(BaseModel, extra="forbid", frozen=True):
@@ -43,25 +42,21 @@ class Steering(Method):
 
     label = "steering"
     about = "One constant vector after one layer: the negative baseline (Wang et al., arXiv 2507.08218)"
-    needs = Needs(adapters=False)
+    needs = Needs(adapters=False, matrices=False)
     ignores = frozenset({"rank", "alpha", "targets"})
+    by_layer = True
     Settings = Settings
 
-    def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> GradientPack:
+    def mount(self, network: Any, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Vectors:
         """Hook zero vectors into the layer.
 
         Raises:
             UserError: the model has no such layer.
         """
-        from ocr_eval.methods.pack import gradient_pack
         from ocr_eval.methods.vectors import Vectors
         from ocr_eval.models.architecture import down_projection
 
-        settings = cast(Settings, METHODS.choose(specs[0].train.method).settings)
-        layers: int = base.network.config.get_text_config().num_hidden_layers
-        layer = layers // 2 if settings.layer is None else settings.layer
-        try:
-            module = down_projection(base.network, layer)
-        except UserError as error:
-            raise UserError(f"steering over {base.spec.name}: {error}") from error
-        return gradient_pack(base, Vectors(base.network, module, len(specs), settings.scale), specs, examples)
+        settings = cast(Settings, METHODS.choose(trains[0].method).settings)
+        middle = network.config.get_text_config().num_hidden_layers // 2
+        module = down_projection(network, middle if settings.layer is None else settings.layer)
+        return Vectors(network, module, len(trains), settings.scale)

@@ -16,6 +16,7 @@ from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import warn
 from ocr_eval.methods.adapters import Adapters, LaneShape
+from ocr_eval.methods.ov_matrices import load_matrices, matrices_over
 from ocr_eval.methods.peft_files import PREFIX, WEIGHTS, read_adapter_file
 from ocr_eval.methods.view import View
 from ocr_eval.models import weights
@@ -43,6 +44,12 @@ def check_belongs(folder: Path, kind: Literal["adapter", "model"], spec: ModelSp
     if kind == "model":
         _check_model(folder, spec)
         return
+    over = matrices_over(folder)
+    if over is not None:
+        _check_name(folder, over, spec, changes_base=False)
+        with torch.device("meta"):
+            load_matrices(build(spec, read_config(spec), "cpu"), folder)
+        return
     adapter = read_adapter_file(folder)
     _check_name(folder, adapter.config.base_model_name_or_path, spec, adapter.changes_base)
     if adapter.is_plain:
@@ -56,12 +63,17 @@ def check_belongs(folder: Path, kind: Literal["adapter", "model"], spec: ModelSp
 def load_adapter(base: Base, folder: Path) -> View:
     """A base seen through a saved PEFT adapter, unmerged and frozen.
 
-    A plain LoRA is read through the very code that trains; any other kind, of LoRA and of PEFT, through PEFT.
+    A plain LoRA and matrices of heads are read through the very code that trains; any other kind, of LoRA and of PEFT,
+    through PEFT.
 
     Raises:
         UserError: no adapter there, one of another model (missing or unexpected tensors), or one that
             was never trained (every B is zero).
     """
+    if matrices_over(folder) is not None:
+        if base.quantized:
+            raise UserError(f"{folder} was trained over full precision. Drop --method qlora.")
+        return View(base, base.network, load_matrices(base.network, folder))
     file = read_adapter_file(folder)
     saved = load_file(folder / WEIGHTS)
     if file.is_plain and not any(bool(tensor.any()) for name, tensor in saved.items() if "lora_B" in name):

@@ -12,19 +12,20 @@ from torch import Tensor
 
 from ocr_eval.methods.adapters import Factors
 from ocr_eval.methods.changes import Rewrite
+from ocr_eval.methods.leaves import Leaves
 from ocr_eval.methods.peft_files import write_bias
 from ocr_eval.models.architecture import linear_modules
 from ocr_eval.specs.model import ModelSpec
 
 
-class Vectors:
+class Vectors(Leaves):
     """The vectors of K lanes over one linear module, hooked into a network until ``unmount``."""
 
     def __init__(self, network: torch.nn.Module, module: str, lanes: int, scale: float) -> None:
         self._module, self._scale = module, scale
         linear = linear_modules(network)[module]
         self._vectors_KO = torch.zeros(lanes, linear.out_features, device=linear.weight.device, requires_grad=True)
-        self._vectors_KO.grad = torch.zeros_like(self._vectors_KO)
+        super().__init__({"vector": self._vectors_KO})
         self._inputs = linear.in_features
         self._lanes: Sequence[int] | None = range(lanes)
         self._hook = linear.register_forward_hook(self._add)
@@ -35,47 +36,12 @@ class Vectors:
         vectors_KO = self._scale * self._vectors_KO[list(self._lanes)]
         return y_KNO + vectors_KO.to(y_KNO.dtype)[:, None]
 
-    @property
-    def modules(self) -> list[str]:
-        """The module whose output is moved."""
-        return [self._module]
-
-    def parameters(self, lane: int) -> dict[str, torch.nn.Parameter]:
-        """A lane's vector before it is scaled, with its gradient."""
-        parameter = torch.nn.Parameter(self._vectors_KO.detach()[lane])
-        parameter.grad = self.gradients()[0][lane]
-        return {"vector": parameter}
-
-    def matrices(self, lane: int) -> dict[str, Tensor]:
-        """The same, by name."""
-        return {"vector": self._vectors_KO.detach()[lane]}
-
-    def factors(self, lane: int) -> list[Factors]:
-        """None: nothing is low-rank."""
-        return []
-
     def rewrite(self, lane: int, f: Rewrite) -> None:
         """Nothing: no matrix changes."""
 
     def changes(self, lane: int) -> Iterator[Factors]:
         """None: no matrix changes."""
         return iter(())
-
-    def silent(self, lane: int) -> list[str]:
-        """The module, if no gradient of the last pass reached the vector."""
-        return [] if bool(self.gradients()[0][lane].any()) else self.modules
-
-    def gradients(self) -> list[Tensor]:
-        """The gradients of all lanes."""
-        assert self._vectors_KO.grad is not None
-        return [self._vectors_KO.grad]
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        self.gradients()[0].zero_()
-
-    def refresh(self) -> None:
-        """The masters are what computes."""
 
     def select(self, lanes: Sequence[int] | None) -> None:
         """From now on row i of a batch gets the vector of ``lanes[i]``; for None the base is bare."""

@@ -53,14 +53,6 @@ class Architecture:
         """Weights of all decoder linears: what every token passes, and what 4-bit methods quantize."""
         return sum(inputs * outputs * count for (_, inputs, outputs), count in self.linears.items())
 
-    def adapter_parameters(self, rank: int, targets: str | Sequence[str]) -> int:
-        """Trainable parameters of LoRA: ``rank * (inputs + outputs)`` for each targeted linear."""
-        return sum(
-            rank * (inputs + outputs) * count
-            for (name, inputs, outputs), count in self.linears.items()
-            if targets == "all-linear" or name in targets
-        )
-
 
 def read_config(spec: ModelSpec, layers: int | None = None) -> PretrainedConfig:
     """A model's transformers configuration; with ``layers``, that of its first ``layers`` layers.
@@ -145,9 +137,9 @@ def down_projection(network: torch.nn.Module, layer: int) -> str:
     """
     found = [name for name in linear_modules(network) if name.endswith(".mlp.down_proj")]
     if not found:
-        raise UserError("its MLPs do not end in a 'down_proj', which this method needs. Use another model or method.")
+        raise UserError("The model's MLPs end in no 'down_proj', which this method needs. Use another model or method.")
     if layer not in range(len(found)):
-        raise UserError(f"it has no layer {layer}. Name one from 0 to {len(found) - 1}.")
+        raise UserError(f"The model has no layer {layer}. Name one from 0 to {len(found) - 1}.")
     return found[layer]
 
 

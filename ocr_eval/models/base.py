@@ -185,14 +185,23 @@ def attention_for(spec: ModelSpec, config: PretrainedConfig, device: str) -> str
     Raises:
         UserError: grouped attention was asked for and would leave out a part of the architecture's own.
     """
-    capped = bool(getattr(config, "attn_logit_softcapping", None))
-    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    plain = getattr(kind, "_supports_attention_backend", False) and (capped or getattr(kind, "_supports_sdpa", False))
+    plain = has_plain_attention(config)
     if spec.attention == grouped_attention.NAME and not plain:
         raise UserError(f"{spec.name}: {config.model_type} has no plain attention; write 'attention: eager'.")
     if spec.attention != "auto":
         return spec.attention
-    return grouped_attention.NAME if plain and (capped or device == "cpu") else "sdpa"
+    return grouped_attention.NAME if plain and (_is_capped(config) or device == "cpu") else "sdpa"
+
+
+def has_plain_attention(config: PretrainedConfig) -> bool:
+    """Whether an architecture's attention takes nothing but queries, keys, values, a mask and perhaps a soft cap."""
+    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    fused = _is_capped(config) or getattr(kind, "_supports_sdpa", False)
+    return bool(getattr(kind, "_supports_attention_backend", False) and fused)
+
+
+def _is_capped(config: PretrainedConfig) -> bool:
+    return bool(getattr(config, "attn_logit_softcapping", None))
 
 
 def freeze(network: PreTrainedModel) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import duration
-from ocr_eval.methods.method import method_of
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import Architecture, examine
 from ocr_eval.models.base import make_accelerator
@@ -58,10 +57,7 @@ class Plan:
     @property
     def trainable(self) -> int:
         """Parameters that learn."""
-        train = self.spec.train
-        if method_of(train).needs.whole:
-            return self.sizes.parameters
-        return self.sizes.adapter_parameters(train.rank, train.targets)
+        return memory.trainable(self.spec.model, self.spec.train)
 
     @property
     def seconds(self) -> float:

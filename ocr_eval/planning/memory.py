@@ -13,7 +13,7 @@ from ocr_eval.common.distributed import is_alone
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS, SHIPPED
 from ocr_eval.methods.method import method_of
-from ocr_eval.models.architecture import examine, read_config
+from ocr_eval.models.architecture import build, examine, read_config
 from ocr_eval.models.base import DTYPES, device_type
 from ocr_eval.planning.simulation import PARTS, Geometry, Part, peaks
 from ocr_eval.specs.model import Device, ModelSpec, TrainSpec
@@ -81,7 +81,8 @@ def _estimate(
         passes = ((training, True), (scoring, False))
         return [p for of, learns in passes for p in peaks(spec, config, train, of, state_bytes, device, learns)]
 
-    found = _at(layers, with_layers)
+    chosen = method_of(train).by_layer or any("." in target for target in train.targets)
+    found = with_layers(layers) if chosen else _at(layers, with_layers)
     if method_of(train).needs.quantized:  # one matrix at a time is unpacked, for its product
         unpacked = max(inputs * outputs for _, inputs, outputs in examine(spec, layers).linears)
         for peak in found:
@@ -130,7 +131,7 @@ def estimate(
 def note(train: TrainSpec) -> str:
     """A clause for plans of a method that the plan does not know, which it takes for LoRA or full fine-tuning."""
     name, needs = train.method.partition(":")[0], method_of(train).needs
-    if METHODS.source(name) == SHIPPED and needs.adapters and not needs.once:
+    if METHODS.source(name) == SHIPPED and not needs.once:
         return ""
     taken_for = "full fine-tuning" if needs.whole else "LoRA"
     return f"; the plan does not know '{name}' and takes it for {taken_for}"
@@ -148,7 +149,18 @@ def least(spec: ModelSpec, train: TrainSpec, device: str) -> int:
     if needs.whole:
         return int(sizes.parameters * (4 + 4 + state))
     adapter = 4 + DTYPES[spec.dtype].itemsize + 4 + state
-    return frozen_bytes(spec, needs.quantized) + int(sizes.adapter_parameters(train.rank, train.targets) * adapter)
+    return frozen_bytes(spec, needs.quantized) + int(trainable(spec, train) * adapter)
+
+
+@functools.lru_cache
+def trainable(spec: ModelSpec, train: TrainSpec) -> int:
+    """Parameters that a run trains."""
+    if method_of(train).needs.whole:
+        return examine(spec).parameters
+    with torch.device("meta"):
+        network = build(spec, read_config(spec), "cpu")
+        mounted = method_of(train).mount(network, [train], DTYPES[spec.dtype])
+    return sum(parameter.numel() for parameter in mounted.parameters(0).values())
 
 
 def frozen_bytes(spec: ModelSpec, quantized: bool, layers: int | None = None) -> int:

@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ocr_eval.methods.adapters import Adapters, LaneShape
 from ocr_eval.methods.method import method_of
 from ocr_eval.models import grouped_attention
 from ocr_eval.models.architecture import build
@@ -94,12 +93,11 @@ def _hold(
         meter = _Meter(vocabulary, {tuple(p.shape) for p in trainable})
         meter.hold("weights", trainable)
     else:
-        adapters = Adapters(network, train.targets, [LaneShape(train.rank, train.alpha)] * lanes, DTYPES[spec.dtype])
-        stacks = [stack for layer in adapters.layers.values() for stack in (layer.a, layer.b)]
-        trainable = [parameter for lane in range(lanes) for parameter in adapters.parameters(lane).values()]
+        mounted = method_of(train).mount(network, [train] * lanes, DTYPES[spec.dtype])
+        trainable = [parameter for lane in range(lanes) for parameter in mounted.parameters(lane).values()]
         meter = _Meter(vocabulary, set())
-        meter.hold("adapters", [t for stack in stacks for t in (stack.master, stack.compute)])
-        meter.hold("gradients", [stack.grad for stack in stacks])
+        meter.hold("adapters", mounted.held())
+        meter.hold("gradients", mounted.gradients())
     meter.hold("weights", [*network.parameters(), *network.buffers()])
     meter.hold("optimizer", [torch.empty(int(p.numel() * state_bytes), dtype=torch.uint8) for p in trainable])
     return meter

@@ -113,7 +113,7 @@ class TrainSpec(Training):
     method: Chosen = Field(
         "lora",
         description="How facts get in: lora, qlora, full, dpo, in-context, rome, memit, steering, "
-        "or one from 'ocr-eval methods list'.",
+        "merged-ov, or one from 'ocr-eval methods list'.",
     )
     lr: float = Field(1e-4, gt=0, lt=1, description="AdamW's learning rate, at the peak of its schedule.")
     epochs: int = Field(16, ge=1, le=10_000, description="Passes over the training set.")
@@ -121,7 +121,9 @@ class TrainSpec(Training):
     rank: int = Field(16, ge=1, le=4096, description="LoRA rank r.")
     alpha: float = Field(32.0, gt=0, le=1e6, description="LoRA alpha: the update is scaled by alpha / r.")
     targets: Annotated[Literal["all-linear"] | tuple[str, ...], FromList] = Field(
-        "all-linear", description="Linear modules that get an adapter: 'q_proj+v_proj', or 'all-linear'."
+        "all-linear",
+        description="Linear modules that get an adapter: 'q_proj+v_proj', '15.self_attn.v_proj' of one layer, "
+        "or 'all-linear'.",
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping: maximum 2-norm of a step's gradient.")
     weight_decay: float = added_field(

@@ -262,7 +262,7 @@ def _chosen(train: dict[str, Any]) -> dict[str, Any]:
             "low-rank adapters"
             if each.thing.needs_adapters and (needs.whole or not needs.adapters)
             else "changed matrices"
-            if each.thing.needs_matrices and not (needs.whole or needs.adapters)
+            if each.thing.needs_matrices and not needs.matrices
             else None
         )
         if works_on:
