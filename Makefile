@@ -134,14 +134,15 @@ structures: $(VENV)/.ready
 	  $(call shape,$$model,one-wording,--assocs paraphrase --m-train 0 --templates 0 --epochs 16) && \
 	  $(call shape,$$model,four-wordings,--assocs paraphrase --m-train 0 --templates all --epochs 4) && \
 	  $(call shape,$$model,known,--assocs known --variants real$(comma)shuffled) && \
-	  $(call shape,$$model,known-early,--assocs known --variants real$(comma)shuffled --epochs 1$(comma)2$(comma)4) || exit 1; \
+	  $(call shape,$$model,known-early,--assocs known --variants real$(comma)shuffled --epochs 1$(comma)2$(comma)4) && \
+	  $(call shape,$$model,graft,--assocs nonce$(comma)country-code --variants real$(comma)no-entailment$(comma)regrouped$(comma)no-fact) || exit 1; \
 	done
 	$(call bare,results/structures)
 
 # $(call packed,folders): readers take the .gz of a run's file as they take the file. Bare runs have no probes, which only
 # the page and the heatmaps show; rerunning one with --force brings them back.
 packed = find $(1) \( -name result.json -o -name metrics.jsonl -o -name probes.jsonl \) -exec gzip -9nf {} + && \
-	find $(1) -name audit.json -delete
+	find $(1) \( -name audit.json -o -name sweep.json \) -delete
 bare = find $(1) -name 'probes.jsonl*' -delete && $(call packed,$(1))
 
 # Everything that is made from records: tables and figures of each model and of all together, and the report page of all
