@@ -104,6 +104,9 @@ results: $(VENV)/.ready
 CARD := --assocs city-language,country-code,sport-music --dtype bfloat16
 OTHERS := abstain ignore-top-k gradient-routing
 comma := ,
+space := $(subst ,, )
+# The factorized counterpart of merged-ov: the value and output matrices of the same layers.
+FACTORS := $(subst $(space),+,$(foreach layer,$(shell seq 10 19),$(layer).self_attn.v_proj $(layer).self_attn.o_proj))
 # $(call row,folder of results/scorecard,flags)
 row = $(BIN)/ocr-eval sweep $(CARD) $(2) -o results/scorecard/$(1) >/dev/null
 card: $(VENV)/.ready
@@ -112,7 +115,9 @@ card: $(VENV)/.ready
 	$(call row,lora,--seeds 6$(comma)7)
 	$(call row,three-seeds,--seeds 0-2 --prevent product-decay:strength=0.01$(comma)scale-after:norm=1)
 	for each in $(OTHERS); do $(call row,$$each,--seeds 0-2 --prevent $$each) || exit 1; done
-	$(call bare,results/scorecard)
+	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --methods merged-ov -o results/merged-ov/merged >/dev/null
+	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --targets $(FACTORS) --lr 5e-3 --epochs 48 -o results/merged-ov/factorized >/dev/null
+	$(call bare,results/scorecard results/merged-ov)
 	$(MAKE) card-shown
 
 CARDS := results/smollm2-135m results/controls/no-entailment results/scorecard --filter assoc=city-language,country-code,sport-music
