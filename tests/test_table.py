@@ -228,6 +228,10 @@ def test_a_setting_is_named_only_where_rows_differ_in_it():
         "LoRA, m_train=4",
         "LoRA, no train subjects",
     ]
+    few = TrainSpec(targets=("3.self_attn.v_proj", "1.mlp.up_proj", "4.self_attn.v_proj", "7.self_attn.v_proj"))
+    assert rows(record(), record(train=few))[0] == (
+        "LoRA, targets=3-4.self_attn.v_proj+7.self_attn.v_proj+1.mlp.up_proj"
+    )
     # Code that differs between methods is not told: no number is compared by it.
     assert rows(record(), record(train=FULL, code="def")) == ["LoRA", "full fine-tuning"]
     assert rows(record(), record(train=FULL), by=("model", "method")) == ["", ""]

@@ -249,8 +249,27 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
     # Without train subjects papers teach facts of other shapes, so that it is only sometimes a control.
     control = [kind if kind == _NO_TRAIN else f"control: {kind}"] if kind else []
     named = ("model", "method", "prevent", "variant")
-    further = [f"{key}={settings.get(key, 'unset')}" for key in differing if key not in named]
+    further = [f"{key}={_told(key, settings.get(key, 'unset'))}" for key in differing if key not in named]
     return ", ".join([*model, *taught, *control, *further])
+
+
+def _told(key: str, value: str) -> str:
+    """A value in a row's name: modules of neighbouring layers are told as one, ``10-12.self_attn.v_proj``."""
+    layers: dict[str, list[list[int]]] = {}
+    for module in value.split("+"):
+        layer, dot, rest = module.partition(".")
+        if key != "targets" or not (dot and layer.isdecimal()):
+            return value
+        spans = layers.setdefault(rest, [])
+        if spans and spans[-1][1] + 1 == int(layer):
+            spans[-1][1] += 1
+        else:
+            spans.append([int(layer)] * 2)
+    return "+".join(
+        f"{first if first == last else f'{first}-{last}'}.{rest}"
+        for rest, spans in layers.items()
+        for first, last in spans
+    )
 
 
 def _control(settings: Settings, rest: Sequence[str]) -> str:
