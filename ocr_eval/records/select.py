@@ -254,7 +254,7 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
 
 
 def _told(key: str, value: str) -> str:
-    """A value in a row's name: modules of neighbouring layers are told as one, ``10-12.self_attn.v_proj``."""
+    """A value in a row's name; modules of neighbouring layers are joined, ``10-12.self_attn.v_proj``."""
     layers: dict[str, list[list[int]]] = {}
     for module in value.split("+"):
         layer, dot, rest = module.partition(".")
