@@ -55,7 +55,8 @@ def left_in(out: Path) -> dict[str, bytes]:
     found = {}
     for path in out.rglob("*"):
         # A part of a file that was never put in its place has a name of its own, and stays.
-        if not path.is_file() or path.name in (".lock", ".sweep.lock", "env.json") or path.suffix == ".partial":
+        part = path.suffix == ".partial" or re.match(r"\.[0-9a-f]{16}-", path.name)
+        if not path.is_file() or path.name in (".lock", ".sweep.lock", "env.json") or part:
             continue
         content = path.read_bytes()
         if path.name in ("result.json", "metrics.jsonl"):

@@ -1,7 +1,7 @@
 """Writing results: folders tested before work starts, files that appear whole or not at all."""
 
 import json
-import os
+import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ def prepare_folder(folder: Path) -> Path:
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{secrets.token_hex(8)}-{path.name}")
     try:
         write(temporary)
         temporary.replace(path)
