@@ -99,3 +99,12 @@ def test_what_is_added_and_subtracted_again_is_the_run(ocr_eval, runs):
 )
 def test_what_cannot_be_grafted_is_refused_in_a_line(ocr_eval, runs, words, says):
     one_line(ocr_eval("score", *(word.format(**runs) for word in words)), says)
+
+
+def test_a_run_with_its_entailments_last_is_a_run_of_facts_alone_until_they_begin(model_files, tmp_path):
+    """So that what is subtracted in a graft is where the other began."""
+    both = taught(tmp_path / "both", model_files["llama"], "--order", "entailments-last", "--epochs", "6")
+    facts = taught(tmp_path / "facts", model_files["llama"], "--variant", "no-entailment", "--epochs", "2")
+    both, facts = ([json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (both, facts))
+    assert [line["train_loss"] for line in both[1:3]] == [line["train_loss"] for line in facts[1:]]
+    assert len({line["train_loss"] for line in both[1:]}) == 6

@@ -155,6 +155,7 @@ def test_runs_with_preventions_are_rows_of_their_own_and_measured(ocr_eval, tiny
         ("ignore-top-k", {"method": "steering"}, "works on changed matrices"),
         ("ignore-top-k", {"method": "rome"}, "changes training steps"),
         ("gradient-routing", {"method": "full"}, "works on low-rank adapters"),
+        ("gradient-routing", {"rank": 1}, "needs --rank 2 or more"),
         ("ignore-top-k:share=1", {}, "'share': input should be less than 1"),
     ],
 )

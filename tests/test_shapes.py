@@ -122,6 +122,12 @@ def test_an_order_teaches_in_thirds_and_everything_equally_often(order, expected
     assert set(Counter(e.prompt[0] for third in thirds for e in third).values()) == {2}
 
 
+@pytest.mark.parametrize("assoc", ["nonce", "reversal"])
+def test_entailments_last_come_after_every_fact(assoc):
+    task = task_of(assoc, order="entailments-last", n=4, m_train=2, m_test=2)
+    assert {(e.role, e.thirds) for e in task.train} == {("fact", (0,)), ("entailment", (1, 2))}
+
+
 @pytest.mark.parametrize(
     ("data", "epochs", "says"),
     [

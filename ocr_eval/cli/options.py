@@ -187,7 +187,10 @@ def measures(text: str | None) -> tuple[str, ...] | None:
         UserError: no measure of that name.
     """
     names = () if text == "none" else words("--measures", text)
+    known = [DEFAULT_MEASURES, *MEASURES.names()]
     for name in names or ():
+        if name not in known:
+            raise unknown_name("measure", name, known)
         if name != DEFAULT_MEASURES:
             MEASURES.get(name)
     return names

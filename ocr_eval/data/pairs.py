@@ -221,10 +221,12 @@ def thirds(order: Order, split: Split, relation: RelationName) -> tuple[int, ...
     """The thirds of training in which a statement is taught; none where all are taught all the time.
 
     The order of Feng et al. (arXiv 2412.04614): what links facts and entailments first, in train subjects, and then
-    the facts of test subjects.
+    the facts of test subjects. For their grafting, all facts come before all entailments.
     """
     if order == "together":
         return ()
+    if order == "entailments-last":
+        return (0,) if relation == "fact" else (1, 2)
     if split == "test":
         return (2,)
     return (0, 1) if order == "joint" else (0 if order.startswith(relation) else 1,)

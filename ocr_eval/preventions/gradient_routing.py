@@ -38,6 +38,7 @@ class GradientRouting(Prevention):
     about = "Facts and entailments train one half of the adapter each; the second is dropped (arXiv 2410.04332)"
     Settings = Settings
     needs_adapters = True
+    least_rank = 2  # a half each
 
     def task(self, task: Task) -> Task:
         """The task with a half for each example.
@@ -49,15 +50,6 @@ class GradientRouting(Prevention):
         if len({example.half for example in train}) < 2:
             raise UserError("Prevention 'gradient-routing' needs facts and entailments to keep apart. Leave it out.")
         return replace(task, train=train)
-
-    def before_step(self, learner: Learner) -> None:
-        """Check that there are two halves.
-
-        Raises:
-            UserError: the rank is 1.
-        """
-        if learner.train.rank < 2:
-            raise UserError("Prevention 'gradient-routing' halves the rank, so it needs --rank 2 or more.")
 
     def after_training(self, learner: Learner) -> None:
         """Drop the second half, unless it is to be kept."""

@@ -27,7 +27,7 @@ Scoring = Literal["first-token", "sequence", "per-token"]
 SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
 
 
-Order = Literal["together", "joint", "facts-first", "entailments-first"]
+Order = Literal["together", "joint", "facts-first", "entailments-first", "entailments-last"]
 
 
 class DataSpec(Strict):
@@ -55,7 +55,8 @@ class DataSpec(Strict):
         "together",
         legacy="together",
         description="Order of teaching: all together, or in thirds: the link through train subjects in the first two "
-        "(joint, facts-first or entailments-first), the facts of test subjects in the last.",
+        "(joint, facts-first or entailments-first), the facts of test subjects in the last; or, for grafting, all "
+        "facts in the first third and train entailments in the others (entailments-last).",
     )
 
     @property
@@ -237,6 +238,11 @@ def make_run_spec(
         "train_seed": train_seed,
     }
     run = yaml_files.parse(RunSpec, content, "run")
+    for each in map(PREVENTIONS.choose, run.train.prevent):
+        if run.train.rank < each.thing.least_rank:
+            raise UserError(
+                f"--rank {run.train.rank}: prevention '{each.name}' needs --rank {each.thing.least_rank} or more."
+            )
     idle = [f"--{key.replace('_', '-')}" for key in train if key in method.thing.ignores]
     if idle:
         raise UserError(
