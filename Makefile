@@ -131,6 +131,7 @@ card-shown: $(VENV)/.ready
 SHAPES := smollm2-135m gemma3-270m
 # $(call shape,model,folder of results/structures/MODEL,flags)
 shape = $(BIN)/ocr-eval sweep --models $(1) --seeds 0-2 --dtype bfloat16 $(3) -o results/structures/$(1)/$(2) >/dev/null
+GRAFT := --assocs nonce$(comma)country-code
 structures: $(VENV)/.ready
 	for model in $(SHAPES); do \
 	  $(call shape,$$model,hops,--assocs first-hop$(comma)second-hop --m-train 0 --measures default$(comma)frozen-layers) && \
@@ -140,7 +141,11 @@ structures: $(VENV)/.ready
 	  $(call shape,$$model,four-wordings,--assocs paraphrase --m-train 0 --templates all --epochs 4) && \
 	  $(call shape,$$model,known,--assocs known --variants real$(comma)shuffled) && \
 	  $(call shape,$$model,known-early,--assocs known --variants real$(comma)shuffled --epochs 1$(comma)2$(comma)4) && \
-	  $(call shape,$$model,graft,--assocs nonce$(comma)country-code --variants real$(comma)no-entailment$(comma)regrouped$(comma)no-fact) || exit 1; \
+	  $(call shape,$$model,graft/both,$(GRAFT) --order entailments-last --epochs 24) && \
+	  $(call shape,$$model,graft/facts,$(GRAFT) --variants no-entailment --epochs 8 --schedule constant) && \
+	  $(call shape,$$model,graft/implications,$(GRAFT) --variants no-fact --epochs 8) && \
+	  $(call shape,$$model,graft/regrouped,$(GRAFT) --variants regrouped --epochs 8) && \
+	  $(BIN)/python tests/benchmarks/graft_study.py results/structures/$$model/graft || exit 1; \
 	done
 	$(call bare,results/structures)
 
