@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,8 @@ from torch import Tensor
 from ocr_eval.common import streams
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import write_atomic
-from ocr_eval.common.registry import METHODS
 from ocr_eval.data.tokenize import Continuation, Ids
 from ocr_eval.methods.changes import WeightChange
-from ocr_eval.methods.in_context import Settings
 from ocr_eval.methods.view import Cut, View, longest
 from ocr_eval.models.base import Base
 from ocr_eval.models.weights import file_sha256
@@ -44,19 +42,18 @@ class Context:
 
 
 def draw_context(base: Base, spec: RunSpec, examples: Sequence[Continuation]) -> Context:
-    """Write down a run's statements in the order that its setting draws.
+    """Write down a run's statements in the order that its seed draws.
 
     Raises:
         UserError: it is longer than the model, or the window of its attention, can read.
     """
-    order = cast(Settings, METHODS.choose(spec.train.method).settings).order
     tokenizer = base.tokenizer
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and all(example.prompt[0] == bos for example in examples)
     end = tokenizer(".\n", add_special_tokens=False).input_ids
     ids: list[int] = [bos] if adds_bos else []
     answers: list[int] = []
-    for i in streams.permutation(f"{spec.stream('order')}/context-{order}", len(examples)):
+    for i in streams.permutation(f"{spec.stream('order')}/context", len(examples)):
         ids += examples[i].prompt[adds_bos:]
         answers += range(len(ids), len(ids) + len(examples[i].answer))
         ids += [*examples[i].answer, *end]

@@ -6,7 +6,8 @@ This is the upper baseline for edits that should propagate (RippleEdits, TACL 20
 further than fine-tuning (Lampinen et al., arXiv 2505.00661). Probes branch off the end of the context, which each pass
 computes once. A question starts a line and has the same tokens as it has alone; a BOS comes before the context.
 
-The order comes from the run's order stream: ``order`` 0, 1, 2 are three orders to average over.
+The order comes from the run's order stream: ``--train-seed 0-2`` gives three orders, which tables average before they
+look at seeds of the data.
 
 The run has one epoch. Its train_loss is that of the taught answers as the model reads them in the context, each after
 the statements before it; nothing was minimized. As for any method, probes show how well the premises hold.
@@ -15,9 +16,7 @@ the statements before it; nothing was minimized. As for any method, probes show 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import BaseModel, Field
+from typing import TYPE_CHECKING
 
 from ocr_eval.methods.method import TRAINING, Method, Needs
 
@@ -28,12 +27,6 @@ if TYPE_CHECKING:
     from ocr_eval.specs.run import RunSpec
 
 
-class Settings(BaseModel, extra="forbid", frozen=True):
-    """Which order."""
-
-    order: Annotated[int, Field(ge=0, description="Which random order of the statements.")] = 0
-
-
 class InContext(Method):
     """One context per run; runs are scored side by side."""
 
@@ -41,7 +34,6 @@ class InContext(Method):
     about = "Statements in the prompt; no weights change (Lampinen et al., arXiv 2505.00661)"
     needs = Needs(adapters=False, matrices=False, once=True)
     ignores = TRAINING
-    Settings = Settings
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> ContextPack:
         """Write down what each run will read.
