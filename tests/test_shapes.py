@@ -6,12 +6,14 @@ from collections import Counter
 import pytest
 
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.yaml_files import shipped
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import Continuation
 from ocr_eval.methods.pack import batches_of_epoch
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import load_model_spec
 from ocr_eval.specs.run import make_run_spec
+from tests.test_trained import one_line
 
 SHAPES = ["first-hop", "nonce", "paraphrase", "reversal", "reversal-bridge", "reversal-identity", "second-hop"]
 
@@ -120,6 +122,22 @@ def test_an_order_teaches_in_thirds_and_everything_equally_often(order, expected
     thirds = [[*epochs[i], *epochs[i + 1]] for i in (0, 2, 4)]
     assert [dict(Counter(kind[task.train[e.prompt[0]]] for e in third)) for third in thirds] == expected
     assert set(Counter(e.prompt[0] for third in thirds for e in third).values()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("nonce", "says"),
+    [(["house"], "takes 'house' for an invented word, but it is one token"), (["wug"], "nonce word 'wug' is nowhere")],
+)
+def test_a_word_that_the_model_may_know_is_not_an_invented_one(ocr_eval, tmp_path, nonce, says):
+    path = tmp_path / "own.yaml"
+    text = (shipped("templates") / "nonce.yaml").read_text()
+    path.write_text(
+        text.replace("[dax, zong]", f"[{', '.join(nonce)}]")
+        .replace(" dax is", " house is")
+        .replace("name: nonce", "name: own")
+    )
+    for command in (["data", "candidates"], ["finetune", "-o", tmp_path / "out"]):
+        one_line(ocr_eval(*command, path, "--model", "smollm2-135m", "--quiet"), says)
 
 
 @pytest.mark.parametrize("assoc", ["nonce", "reversal"])

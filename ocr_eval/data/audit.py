@@ -81,8 +81,28 @@ class Audit:
         }
 
 
+def refuse_known_words(tokenizer: Any, association: Association) -> None:
+    """Check that a model cannot know the association's invented words.
+
+    Raises:
+        UserError: one is a single token, which a vocabulary has only for text that the model has often read.
+    """
+    alone, *within = encode(tokenizer, ["The", *(f"The {word}" for word in association.nonce)])
+    for word, ids in zip(association.nonce, within, strict=True):
+        if len(ids) - len(alone) < 2:
+            raise UserError(
+                f"Association '{association.name}' takes '{word}' for an invented word, but it is one token of this "
+                "model, which may know it. Invent another."
+            )
+
+
 def audit_association(tokenizer: Any, association: Association) -> Audit:
-    """Audit all answers of an association after every template."""
+    """Audit all answers of an association after every template.
+
+    Raises:
+        UserError: the model may know one of its invented words.
+    """
+    refuse_known_words(tokenizer, association)
     protocols = [DataSpec(**association.whole(template)) for template in range(association.wordings)]
     return _audit(tokenizer, (task_of(association, data, "audit") for data in protocols))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ocr_eval.data.audit import Audit, audit_task
+from ocr_eval.data.audit import Audit, audit_task, refuse_known_words
 from ocr_eval.data.task import Task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.methods.prevention import task_of_run
@@ -31,8 +31,9 @@ def prepare(tokenizer: Any, spec: RunSpec) -> Material:
     """Make a run's data.
 
     Raises:
-        UserError: the tokenizer cannot do with the data.
+        UserError: the tokenizer cannot do with the data, or has an invented word as a token.
     """
+    refuse_known_words(tokenizer, spec.association)
     task = task_of_run(spec)
     probes, premises = probe_tokens(tokenizer, task), [q.name for q in task.quantities if q.role == "premise"]
     return Material(

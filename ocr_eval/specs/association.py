@@ -29,6 +29,8 @@ Variant = Literal["real", "no-entailment", "shuffled", "no-fact", "regrouped"]
 Word = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"^\S(.*\S)?$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
+#: Fields of an association that change nothing that is taught or asked.
+_ABOUT = ("name", "kind", "description", "nonce")
 NAME_SLOT, ANSWER_SLOT = "{name}", "{answer}"
 
 
@@ -64,6 +66,7 @@ class Association(Strict):
 
     Attributes:
         variants: of its data, that can be taught.
+        nonce: words of its templates that no model should know; one that is a single token of a model is refused.
     """
 
     variants: ClassVar[tuple[Variant, ...]] = ("real", "no-entailment", "shuffled")
@@ -71,6 +74,14 @@ class Association(Strict):
     kind: Kind
     description: Word
     structure: str = added_field("pairs", legacy="pairs")
+    nonce: Annotated[tuple[Word, ...], FromList] = added_field((), legacy=())
+
+    @model_validator(mode="after")
+    def _check_nonce(self) -> Association:
+        written = json.dumps(self.content(), ensure_ascii=False)
+        if absent := [word for word in self.nonce if word not in written]:
+            raise ValueError(f"the nonce word '{absent[0]}' is nowhere in the file; leave it out")
+        return self
 
     def __hash__(self) -> int:
         return hash(self.name)  # a structure may have fields that do not hash
@@ -85,8 +96,8 @@ class Association(Strict):
         return yaml_files.parse(cls, content, str(path))
 
     def content(self) -> dict[str, Any]:
-        """What is taught and asked: all but name, kind and description."""
-        return {key: value for key, value in self.identity().items() if key not in ("name", "kind", "description")}
+        """What is taught and asked: all but what only says something about it."""
+        return {key: value for key, value in self.identity().items() if key not in _ABOUT}
 
     def shared(self) -> dict[str, Any]:
         """What a tracker receives of it: everything, unless it is a user's own table."""
