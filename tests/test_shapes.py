@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from conftest import load
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.yaml_files import shipped
@@ -124,20 +125,15 @@ def test_an_order_teaches_in_thirds_and_everything_equally_often(order, expected
     assert set(Counter(e.prompt[0] for third in thirds for e in third).values()) == {2}
 
 
-@pytest.mark.parametrize(
-    ("nonce", "says"),
-    [(["house"], "takes 'house' for an invented word, but it is one token"), (["wug"], "nonce word 'wug' is nowhere")],
-)
-def test_a_word_that_the_model_may_know_is_not_an_invented_one(ocr_eval, tmp_path, nonce, says):
-    path = tmp_path / "own.yaml"
-    text = (shipped("templates") / "nonce.yaml").read_text()
-    path.write_text(
-        text.replace("[dax, zong]", f"[{', '.join(nonce)}]")
-        .replace(" dax is", " house is")
-        .replace("name: nonce", "name: own")
-    )
-    for command in (["data", "candidates"], ["finetune", "-o", tmp_path / "out"]):
-        one_line(ocr_eval(*command, path, "--model", "smollm2-135m", "--quiet"), says)
+def test_a_word_that_the_model_may_know_is_not_an_invented_one(ocr_eval, tiny, tmp_path):
+    tokens = load(tiny).tokenizer.tokenize
+    known = next(word for word in ("lives", "speaks", "code", "born") if len(tokens(f" {word}")) == 1)
+    own = (shipped("templates") / "nonce.yaml").read_text().replace("name: nonce", "name: own")
+    for words, says in ((known, f"takes '{known}' for an invented word, but it is one token"), ("wug", "is nowhere")):
+        path = tmp_path / f"{words}.yaml"
+        path.write_text(own.replace("[dax, zong]", f"[{words}]").replace(" dax is", f" {known} is"))
+        for command in (["data", "candidates"], ["finetune", "-o", tmp_path / "out"]):
+            one_line(ocr_eval(*command, path, "--model", tiny, "--quiet"), says)
 
 
 @pytest.mark.parametrize("assoc", ["nonce", "reversal"])
