@@ -108,7 +108,7 @@ space := $(subst ,, )
 # The factorized counterpart of merged-ov: the value and output matrices of the same layers.
 FACTORS := $(subst $(space),+,$(foreach layer,$(shell seq 10 19),$(layer).self_attn.v_proj $(layer).self_attn.o_proj))
 # $(call row,folder of results/scorecard,flags)
-row = $(BIN)/ocr-eval sweep $(CARD) $(2) -o results/scorecard/$(1) >/dev/null
+row = $(BIN)/ocr-eval sweep $(CARD) --measures default$(comma)paraphrase$(comma)text-loss $(2) -o results/scorecard/$(1) >/dev/null
 card: $(VENV)/.ready
 	$(call row,eight-seeds,--seeds 0-7 --prevent product-decay:strength=0.03)
 	$(call row,factor-decay,--seeds 0-7 --prevent factor-decay:strength=0.003)

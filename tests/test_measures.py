@@ -183,6 +183,20 @@ def candidate_rank(network, probes, quantity):
     return np.mean(ranks)
 
 
+def test_other_wordings_are_those_that_a_scoring_of_the_adapter_asks(ocr_eval, tiny, tmp_path):
+    same = ["--model", tiny, "--assoc", "city-language", "--n", 3, "--m-train", 2, "--m-test", 3]
+    train = ["--epochs", 6, "--lr", 1e-2, "--templates", "0", "--measures", "paraphrase", "-o", tmp_path]
+    found = json.loads(ocr_eval("finetune", *same, *train, "--json").out)["measures"]["paraphrase"]
+    (adapter,) = tmp_path.rglob("adapter")
+    assert found.pop("wordings") == load_association("city-language").wordings - 1
+    for prefix, weights in (("", ["--adapter", adapter]), ("base_", [])):
+        asked = [json.loads(ocr_eval("score", *same, *weights, "--probe-template", t, "--json").out) for t in (1, 2, 3)]
+        for quantity in ("train_fact", "train_entailment", "test_fact"):
+            top1 = [scores["first-token"][quantity]["top1"] for scores in asked]
+            assert found.pop(prefix + quantity) == pytest.approx(sum(top1) / 3, abs=1e-6)
+    assert not found
+
+
 def test_a_hand_worked_hedge(tiny):
     """Two groups of two test subjects."""
     spec = tiny_run(tiny, n=2, m_train=2, m_test=2)

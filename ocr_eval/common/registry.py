@@ -193,6 +193,7 @@ MEASURES: Registry[Any] = Registry(
         "link-map": "ocr_eval.measures.link_map:LinkMap",
         "logit-lens": "ocr_eval.measures.logit_lens:LogitLens",
         "ov-change": "ocr_eval.measures.ov_change:OVChange",
+        "paraphrase": "ocr_eval.measures.paraphrase:Paraphrase",
         "patching": "ocr_eval.measures.patching:Patching",
         "sharing": "ocr_eval.measures.sharing:Sharing",
         "vocabulary": "ocr_eval.measures.vocabulary:Vocabulary",

@@ -14,6 +14,7 @@ from ocr_eval.report.tables import markdown_text, spreadsheet_text
 
 #: What measures add to the card, with the heads of their columns.
 _MEASURES = {
+    "paraphrase.test_fact": "reworded",
     "known.kept": "known kept",
     "vocabulary.probability": "p(answer)",
     "text-loss.rise": "prose loss",
@@ -26,6 +27,7 @@ MEASURES = tuple(dict.fromkeys(key.partition(".")[0] for key in _MEASURES))
 NOTE = (
     "OCR score [95 % interval over seeds], mean over the associations of a kind; against: minus the first row of its "
     "model, paired by seed. taught: the least of the premises' mean top-1; learned: runs of which all premises hold. "
+    "reworded: share of held-out subjects' facts that rank first in wordings that were not taught. "
     "known kept: share of facts known before that still are. p(answer): probability of the right held-out answer in "
     "the whole vocabulary. prose loss: what the loss on unrelated prose rose by, nats per token. "
     "norm of dW: Frobenius norm of the weight change. seconds: training of a run. "
