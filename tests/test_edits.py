@@ -1,18 +1,21 @@
 """ROME and MEMIT: closed forms against dense fp64 oracles, keys and z against stock transformers, runs to the table."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import load, tiny_run
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from ocr_eval.common.errors import RunFailed
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
 from ocr_eval.methods import edits
 from ocr_eval.methods.covariance import covariances
+from ocr_eval.methods.edit_pack import edit_pack
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import batch_forest
 
@@ -102,6 +105,131 @@ def test_z_makes_the_network_say_what_is_taught(tiny):
         assert sum(losses) / len(losses) == pytest.approx(reached.item(), rel=1e-2, abs=1e-3)
     untouched = edits.seek(base, passes, module, len(subjects), replace(aim, rate=1e-9), "z")[1]
     assert (nll < untouched).all()
+
+
+def plain_loss(network, module, subject, delta, v0, before, aim):
+    """One subject's loss in the search for z, sentence by sentence."""
+
+    def logits(ids, end):
+        def add(layer, inputs, y):
+            return torch.cat([y[:, : end - 1], y[:, end - 1 : end] + delta, y[:, end:]], dim=1)
+
+        hook = network.get_submodule(module).register_forward_hook(add)
+        found = network(torch.tensor([ids])).logits[0]
+        hook.remove()
+        return found
+
+    nll = torch.stack(
+        [
+            torch.nn.functional.cross_entropy(
+                logits([*each.prompt, *each.answer], end)[len(each.prompt) - 1 : -1], torch.tensor(each.answer)
+            )
+            for each, end in zip(subject.statements, subject.ends, strict=True)
+        ]
+    ).mean()
+    after = logits(subject.essence, subject.essence_end)[-1].log_softmax(-1)
+    divergence = torch.nn.functional.kl_div(after, before, log_target=True, reduction="sum")
+    return nll + aim.kl * divergence + aim.decay * delta.norm() / v0.norm() ** 2
+
+
+@pytest.mark.parametrize(("kl", "decay"), [(3.0, 0.0), (0.0, 30.0), (0.5, 5.0)])
+def test_the_search_descends_the_loss_that_it_states(tiny, kl, decay):
+    spec, base = tiny_run(tiny, method="rome", **SMALL), load(tiny)
+    subjects, module = edits.subjects_of(base.tokenizer, build_task(spec)), "model.layers.0.mlp.down_proj"
+    passes = edits.passes_of(base, subjects)
+    aim = edits.Aim(steps=6, rate=0.1, clamp=1e4, decay=decay, kl=kl)
+    deltas, _ = edits.seek(base, passes, module, len(subjects), aim, "z")
+    network = AutoModelForCausalLM.from_pretrained(Path(tiny).with_suffix("")).requires_grad_(False)
+    for subject, found in zip(subjects, deltas, strict=True):
+        taken = []
+        hook = network.get_submodule(module).register_forward_hook(
+            lambda layer, inputs, y, taken=taken: taken.append(y)
+        )
+        before = network(torch.tensor([subject.essence])).logits[0, -1].log_softmax(-1)
+        hook.remove()
+        delta = torch.zeros(64, requires_grad=True)
+        optimizer = torch.optim.Adam([delta], lr=aim.rate)
+        for _ in range(aim.steps):
+            optimizer.zero_grad()
+            plain_loss(network, module, subject, delta, taken[0][0, subject.essence_end - 1], before, aim).backward()
+            optimizer.step()
+        assert torch.nn.functional.cosine_similarity(found.float(), delta.detach(), dim=0) > 0.99
+
+
+def test_memit_over_layers_spreads_what_is_left_over_those_to_come(tiny, tmp_path):
+    """Against dense weights that are changed one after another in a stock network."""
+    text, lam, deep = text_of(tmp_path), 0.01, tmp_path / "deep.yaml"
+    torch.manual_seed(0)
+    shutil.copytree(Path(tiny).with_suffix(""), tmp_path / "deep")
+    config = AutoConfig.from_pretrained(tmp_path / "deep", num_hidden_layers=3, layer_types=None, initializer_range=0.2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "deep")
+    deep.write_text(Path(tiny).read_text().replace(f"./{Path(tiny).stem}", "./deep"))
+    method = f"memit:layers=0-1:lam={lam}:text={text}:clamp=1000:kl=0:rate=1:steps=20"
+    spec, base = tiny_run(deep, method=method, **SMALL), load(deep)
+    subjects = edits.subjects_of(base.tokenizer, build_task(spec))
+    modules, block = [f"model.layers.{k}.mlp.down_proj" for k in (0, 1)], "model.layers.1"
+    aim = edits.Aim(steps=20, rate=1.0, clamp=1000.0, decay=1e-3, kl=0.0)
+    deltas, _ = edits.seek(base, edits.passes_of(base, subjects), block, len(subjects), aim, "z")
+    moments = covariances(base, modules, str(text))
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "deep").requires_grad_(False)
+
+    def at_subjects(name, of_input):
+        rows = []
+        for subject in subjects:
+            taken = []
+            hook = network.get_submodule(name).register_forward_hook(
+                lambda layer, inputs, y, taken=taken: taken.append(inputs[0] if of_input else y)
+            )
+            network(torch.tensor([subject.essence]))
+            hook.remove()
+            rows.append((taken[0][0] if isinstance(taken[0], tuple) else taken[0])[0, subject.essence_end - 1].double())
+        return torch.stack(rows)
+
+    z, expected = at_subjects(block, of_input=False) + deltas, {}
+    for left, name in zip((2, 1), modules, strict=True):
+        keys, residuals = at_subjects(name, of_input=True), (z - at_subjects(block, of_input=False)) / left
+        rows = torch.cat([keys, lam**0.5 * torch.linalg.cholesky(moments[name]).T])
+        wanted = torch.cat([residuals, torch.zeros(len(moments[name]), 64, dtype=torch.float64)])
+        expected[name] = torch.linalg.lstsq(rows, wanted).solution.T
+        network.get_submodule(name).weight += expected[name].float()
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+    pack.step([0])
+    for each in pack.adapters.factors(0):
+        dense = each.b.double().T @ each.a.double()
+        assert (dense - expected[each.module]).norm() < 0.02 * expected[each.module].norm()
+    pack.detach()
+
+
+def test_an_edit_that_diverges_is_undone_and_costs_no_other_run(tiny):
+    specs, base = [tiny_run(tiny, seed=k, method="rome", **SMALL) for k in (0, 1)], load(tiny)
+    examples = [training_tokens(base.tokenizer, build_task(spec)) for spec in specs]
+
+    def edit(base, adapters, lane, passes, subjects):
+        for each in adapters.factors(lane):
+            each.a.fill_(0.01)
+            each.b.fill_(torch.inf if lane == 0 else 0.01)
+        adapters.refresh()
+        return torch.zeros(subjects)
+
+    pack = edit_pack(base, specs, examples, ["model.layers.0.mlp.down_proj"], edit)
+    untouched = -pack.view(False).token_logprobs({0: batch_forest(examples[0])})[0].mean().item()
+    losses = pack.step([0, 1])
+    with pytest.raises(RunFailed, match="diverged"):
+        pack.finish(0)
+    pack.finish(1)
+    assert losses[0] == pytest.approx(untouched, rel=1e-5)
+    assert pack.notes(0) == {}
+    assert pack.notes(1)["edit"]["relative_change"]["model.layers.0.mlp.down_proj"] > 0
+    pack.detach()
+
+
+def test_a_search_that_diverges_says_so(tiny):
+    spec, base = tiny_run(tiny, method="rome", **SMALL), load(tiny)
+    subjects = edits.subjects_of(base.tokenizer, build_task(spec))
+    base.network.lm_head.weight.data.fill_(torch.nan)
+    aim = edits.Aim(steps=2, rate=1.0, clamp=4.0, decay=0.0, kl=0.0)
+    with pytest.raises(RunFailed, match="diverged in step 1 of its search"):
+        edits.seek(base, edits.passes_of(base, subjects), "model.layers.0.mlp.down_proj", len(subjects), aim, "z")
 
 
 @pytest.mark.parametrize("method", ["rome:layer=0", "memit:layers=0-0:lam=0.01"])
