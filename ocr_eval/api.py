@@ -189,7 +189,8 @@ def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
     """How finished runs learned: a row per run and epoch. Epoch 0 is the untouched base.
 
     Columns: ``run`` and the settings, as in ``records_frame``; ``epoch``, ``train_loss`` (nats per answer token),
-    ``train_seconds``, ``score_seconds``; and every statistic of every quantity, such as ``test_entailment_ocr_score``.
+    ``train_seconds``, ``score_seconds``; every statistic of every quantity, such as ``test_entailment_ocr_score``; and
+    measures that go with an epoch, such as ``weight-change.frobenius``.
     What was not measured at an epoch is NaN. A run whose file cannot be read is skipped with a warning.
 
     Args:
@@ -210,7 +211,8 @@ def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
             f"{quantity}_{name}": v for quantity, each in line.of(scoring).items() for name, v in asdict(each).items()
         }
         measured = {key: getattr(line, key) for key in ("epoch", "train_loss", "train_seconds", "score_seconds")}
-        rows.append({**settings, **measured, **scores})
+        found = {f"{name}.{key}": v for name, each in (line.measures or {}).items() for key, v in each.items()}
+        rows.append({**settings, **measured, **scores, **found})
     return pd.DataFrame(rows)
 
 

@@ -20,6 +20,7 @@ from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import encode, probe_tokens
 from ocr_eval.measures import untouched
 from ocr_eval.measures.known_facts import categories
+from ocr_eval.measures.measure import Measure
 from ocr_eval.measures.untouched import CATEGORIES
 from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.changes import Dense, LowRank
@@ -299,6 +300,27 @@ def test_ties_in_the_vocabulary_share_their_rank():
         assert found[3, 1] == pytest.approx(-math.log(5))
 
 
+def test_an_epoch_has_the_norms_of_a_run_that_ends_with_it(ocr_eval, tiny, tmp_path):
+    run = ["--model", tiny, "--assoc", "city-language", "--n", 2, "--m-test", 2, "-o", tmp_path, "--json"]
+    short, long = (json.loads(ocr_eval("finetune", *run, "--epochs", k, "--score-at", "every").out) for k in (2, 4))
+    folder = tmp_path / "runs" / long["run"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    by_epoch = [line.get("measures", {}).get("weight-change") for line in lines]
+    assert by_epoch[0] is None
+    for found, record in ((by_epoch[2], short), (by_epoch[4], long)):
+        expected = {key: v for key, v in record["measures"]["weight-change"].items() if isinstance(v, float)}
+        assert found == pytest.approx(expected, rel=1e-6)
+    assert by_epoch[1]["frobenius"] < by_epoch[4]["frobenius"]
+    explained = json.loads(ocr_eval("explain", folder, "--json").out)["weight-change"]
+    assert explained["epochs"]["epoch"] == [1, 2, 3, 4]
+    assert explained["epochs"]["nuclear"] == [each["nuclear"] for each in by_epoch[1:]]
+    assert "effective_rank" in ocr_eval("explain", folder, "--layer", 1).out
+    layers = explained["layers"]
+    assert layers["layer"] == [0, 1]
+    assert math.hypot(*layers["frobenius"]) == pytest.approx(explained["frobenius"], rel=1e-3)
+    assert sum(layers["nuclear"]) == pytest.approx(explained["nuclear"], rel=1e-3)
+
+
 def check(measured, changes):
     values = {name: torch.linalg.svdvals(change.double()) for name, change in changes.items()}
     modules = measured["modules"]
@@ -317,7 +339,7 @@ def door(monkeypatch):
     return MEASURES.add
 
 
-class Taken:
+class Taken(Measure):
     about = "What a test says"
 
     def __init__(self, take):

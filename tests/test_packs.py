@@ -16,9 +16,10 @@ from ocr_eval.cli.sweep_work import packs_at_once
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.execution import run_pack
+from ocr_eval.execution.live_run import LiveRun
 from ocr_eval.execution.material import prepare
 from ocr_eval.execution.resume import common_epoch
-from ocr_eval.execution.run_pack import LiveRun, inject
+from ocr_eval.execution.run_pack import inject
 from ocr_eval.methods import view
 from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.methods.train import train_epoch

@@ -52,7 +52,7 @@ def explain(
         folder = RunFolder(run)
         if not folder.is_done():
             raise UserError(f"'{run}' is not a finished run. Rerun its command first.")
-        found = folder.record().measures
+        found = with_epochs(run)
     if not found:
         raise UserError(f"The record of '{run}' has no measures. Name one with --measure; 'measures list' shows them.")
     if layer is not None:
@@ -63,6 +63,23 @@ def explain(
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
     typer.echo("\n\n".join(_as_text(name, each) for name, each in found.items()))
+
+
+def with_epochs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The measures of a finished run, those that go with an epoch with a table of their epochs."""
+    from ocr_eval.common.files import stored
+    from ocr_eval.records.metrics import read_metrics
+    from ocr_eval.records.record import read_record
+
+    found = {name: dict(each) for name, each in read_record(folder / "result.json").measures.items()}
+    path = folder / "metrics.jsonl"
+    for line in read_metrics(path) if stored(path).is_file() else ():
+        for name, numbers in (line.measures or {}).items():
+            table = found.setdefault(name, {}).setdefault("epochs", {"epoch": []})
+            table["epoch"].append(line.epoch)
+            for key, value in numbers.items():
+                table.setdefault(key, []).append(value)
+    return found
 
 
 def _tables(found: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:

@@ -14,9 +14,10 @@ from ocr_eval.common.files import prepare_output
 from ocr_eval.common.out_of_memory import free_cache
 from ocr_eval.data.task import Task, build_task
 from ocr_eval.data.tokenize import probe_tokens
+from ocr_eval.execution.live_run import LiveRun
 from ocr_eval.execution.material import prepare
 from ocr_eval.execution.resume import common_epoch
-from ocr_eval.execution.run_pack import Execution, LiveRun, inject
+from ocr_eval.execution.run_pack import Execution, inject
 from ocr_eval.measures.measure import Trained, find_measures
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.pack import GradientPack, Trainable

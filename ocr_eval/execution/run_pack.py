@@ -9,7 +9,7 @@ those of an undisturbed one, bit for bit.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from msgspec.structs import replace as replace_fields
@@ -20,67 +20,29 @@ from ocr_eval.common.errors import RunFailed, TooLarge, reason_of
 from ocr_eval.common.messages import say
 from ocr_eval.common.out_of_memory import forget_peak, free_cache, is_out_of_memory, peak_bytes
 from ocr_eval.execution.interruption import StopRequest, stop_request
+from ocr_eval.execution.live_run import LiveRun
 from ocr_eval.execution.material import Material
 from ocr_eval.execution.progress import Step, Watcher, say_lines
 from ocr_eval.execution.resume import first_epoch
-from ocr_eval.measures.measure import Measure, Trained, take_measures
+from ocr_eval.measures.measure import Measure, take_by_epoch, take_measures
 from ocr_eval.methods.method import Pack
 from ocr_eval.methods.pack import attach
-from ocr_eval.methods.prevention import end_differs, stops_when_learned
 from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
 from ocr_eval.records.config import config_yaml
-from ocr_eval.records.folder import RunFolder
-from ocr_eval.records.metrics import MetricsLine, common_fields, matched_in
-from ocr_eval.records.record import Matched, Memory, Record
+from ocr_eval.records.metrics import MetricsLine, common_fields
+from ocr_eval.records.record import Memory, Record
 from ocr_eval.scoring.candidates import CandidateScores, score_lanes
 from ocr_eval.scoring.quantities import held_out, probe_lines, summarize_quantities
 from ocr_eval.scoring.ranks import Scores, premises_hold
 from ocr_eval.specs import schedule
 from ocr_eval.specs.model import Device
-from ocr_eval.specs.run import SCORINGS, RunSpec
+from ocr_eval.specs.run import SCORINGS
 
 #: Seconds between checkpoints, or ten times what one takes to write if that is longer; being killed costs at most
 #: this much, Ctrl-C at most the epoch that has begun (execution/interruption.py), and a short run writes none.
 CHECKPOINT_EVERY = 20.0
-
-
-@dataclass
-class LiveRun:
-    """A run to do in its folder, which this process holds, and its metrics.jsonl so far."""
-
-    spec: RunSpec
-    folder: RunFolder
-    material: Material
-    lines: list[MetricsLine] = field(default_factory=list)
-
-    @property
-    def epochs(self) -> int:
-        """Epochs to train."""
-        return self.spec.train.epochs
-
-    @property
-    def matched(self) -> Matched | None:
-        """The run when all premises first held, if they have."""
-        return matched_in(self.material.task.quantities, self.spec.train, self.lines)
-
-    @property
-    def has_learned(self) -> bool:
-        """Whether all premises held after an epoch of training."""
-        asked = self.material.task.quantities
-        return any(line.epoch and line.scores and premises_hold(asked, line.scores) for line in self.lines)
-
-    @property
-    def has_stopped(self) -> bool:
-        """Whether it has learned what it is taught and, by a prevention, is to learn no more."""
-        return stops_when_learned(self.spec.train) and self.has_learned
-
-    @property
-    def is_learning(self) -> bool:
-        """Whether its premises are yet to hold for the first time, and it matters when they do."""
-        train = self.spec.train
-        return not self.has_learned and (stops_when_learned(train) or not end_differs(train))
 
 
 @dataclass(frozen=True)
@@ -219,6 +181,7 @@ def _run(
                 train_loss=losses[i],
                 train_seconds=seconds if i in going else 0.0,
                 notes=pack.notes(i),
+                measures=_by_epoch(pack, i, runs[i], scored.get(i), measures),
             )
             for i in live
         }
@@ -317,6 +280,15 @@ def _add_line(run: LiveRun, line: MetricsLine, scored: _Scored | None) -> Step:
     return Step(run.spec, run.folder, line, asked.quantities)
 
 
+def _by_epoch(
+    pack: Pack, lane: int, run: LiveRun, scored: _Scored | None, measures: Mapping[str, Measure]
+) -> dict[str, dict[str, float]] | None:
+    """The numbers of measures that go with an epoch; None where not all was scored."""
+    if scored is None or not scored.whole or not is_first():
+        return None
+    return take_by_epoch(measures, run.trained(pack, lane, scored.scores)) or None
+
+
 def _prepare_record(
     pack: Pack,
     lane: int,
@@ -329,7 +301,7 @@ def _prepare_record(
         return
     asked = run.material
     record = Record(
-        measures=take_measures(measures, Trained(run.spec, pack, lane, asked.task.quantities, asked.probes, scores)),
+        measures=take_measures(measures, run.trained(pack, lane, scores)),
         **common_fields(run.folder.identity, run.spec, asked.task.quantities, run.lines),
         train=run.spec.train,
         matched=run.matched,

@@ -24,10 +24,9 @@ from torch import Tensor
 
 from ocr_eval.common import streams
 from ocr_eval.common.errors import UserError
-from ocr_eval.measures.frozen_layers import layer_of
 from ocr_eval.measures.inside import packed, rounded
 from ocr_eval.measures.measure import Measure, Trained
-from ocr_eval.methods.changes import WeightChange
+from ocr_eval.methods.changes import WeightChange, layer_of
 from ocr_eval.scoring.candidates import Floats, cut_probes, with_room
 
 

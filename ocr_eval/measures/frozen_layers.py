@@ -11,12 +11,12 @@ quarters of the depth: a taught first hop is stored in early layers, a second ho
 By first token, among candidates.
 """
 
-import re
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ocr_eval.measures.measure import Measure, Trained
+from ocr_eval.methods.changes import layer_of
 from ocr_eval.methods.pack import GradientPack
 from ocr_eval.scoring.candidates import score_lanes
 from ocr_eval.scoring.quantities import summarize_quantities
@@ -43,12 +43,6 @@ def taken_back(trained: Trained, layers: Container[int]) -> Iterator[None]:
         for b, kept in taken:
             b.copy_(kept)
         pack.adapters.refresh()
-
-
-def layer_of(module: str) -> int:
-    """The number of a module's layer, -1 of one that is in none."""
-    found = re.search(r"\.layers\.(\d+)\.", module)
-    return int(found[1]) if found else -1
 
 
 class FrozenLayers(Measure):

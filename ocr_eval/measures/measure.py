@@ -6,6 +6,7 @@ the record under its name; numbers at the top can be shown in tables as ``--metr
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -55,9 +56,12 @@ class Measure:
 
     Attributes:
         about: one line on what it is, with its source.
+        by_epoch: whether metrics.jsonl has its numbers, too, after every epoch whose probes were all scored; for what
+            takes a fraction of a second.
     """
 
     about: ClassVar[str] = ""
+    by_epoch: ClassVar[bool] = False
 
     def by_default(self, needs: Needs) -> bool:
         """Whether it is cheap enough to be taken without being asked for, for a method of these needs."""
@@ -107,6 +111,17 @@ def find_measures(asked: Sequence[str] | None, needs: Needs) -> dict[str, Measur
             continue
         if measure.by_default(needs):
             found[name] = measure
+    return found
+
+
+def take_by_epoch(measures: Mapping[str, Measure], trained: Trained) -> dict[str, dict[str, float]]:
+    """The numbers of the measures that go with an epoch. One that fails is absent; at the end it says why."""
+    found = {}
+    for name, measure in measures.items():
+        if measure.by_epoch:
+            with suppress(Exception):  # of a package that we know nothing of
+                numbers = {key: value for key, value in measure.take(trained).items() if isinstance(value, int | float)}
+                found[name] = json.loads(json.dumps(numbers, allow_nan=False))
     return found
 
 

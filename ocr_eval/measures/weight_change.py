@@ -8,16 +8,19 @@ With singular values s_1 >= s_2 >= ... of the change dW of one matrix:
     stable rank    |dW|_F^2 / |dW|^2
     effective rank exp(-sum p_i ln p_i),  p_i = s_i / sum s       (Roy and Vetterli, EUSIPCO 2007)
 
-Over all matrices together: the root of the sum of squares, the sum, the largest, and the means.
+Over several matrices together, all or those of a layer: the root of the sum of squares, the sum, the largest, and the
+means.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ocr_eval.common.errors import RunFailed
 from ocr_eval.measures.measure import Measure, Trained
+from ocr_eval.methods.changes import layer_of
 from ocr_eval.methods.method import Needs
 
 
@@ -39,6 +42,7 @@ def norms(singular_values: torch.Tensor) -> dict[str, float]:
 class WeightChangeNorms(Measure):
     """Computes the norms of each changed matrix; low-rank changes are not multiplied out."""
 
+    by_epoch = True
     about = "Nuclear, Frobenius and spectral norm, stable and effective rank of the change of each matrix"
 
     def by_default(self, needs: Needs) -> bool:
@@ -46,7 +50,7 @@ class WeightChangeNorms(Measure):
         return needs.adapters and not needs.whole
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """Norms over all matrices, and in ``modules`` a column of each, to four digits.
+        """Norms over all matrices, in ``modules`` of each, and in ``layers`` of each layer's matrices, to four digits.
 
         Raises:
             RunFailed: the method changes no weights.
@@ -54,12 +58,28 @@ class WeightChangeNorms(Measure):
         found = [(change.module, norms(change.singular_values())) for change in trained.changes()]
         if not found:
             raise RunFailed(f"method '{trained.spec.train.method_name}' changes no weights.")
-        columns = {name: [of_module[name] for _, of_module in found] for name in found[0][1]}
-        rounded = {name: [float(f"{value:.4g}") for value in values] for name, values in columns.items()}
+        layers: dict[int, list[dict[str, float]]] = {}
+        for module, of_module in found:
+            layers.setdefault(layer_of(module), []).append(of_module)
+        numbers = sorted(number for number in layers if number >= 0)
+        by_layer = [together(layers[number]) for number in numbers]
         return {
-            "frobenius": math.hypot(*columns["frobenius"]),
-            "nuclear": math.fsum(columns["nuclear"]),
-            "spectral": max(columns["spectral"]),
-            **{name: math.fsum(columns[name]) / len(found) for name in ("stable_rank", "effective_rank")},
-            "modules": {"name": [name for name, _ in found], **rounded},
+            **together([of_module for _, of_module in found]),
+            "modules": {"name": [module for module, _ in found], **_columns([of_module for _, of_module in found])},
+            "layers": {"layer": numbers, **_columns(by_layer)},
         }
+
+
+def together(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The five of several matrices."""
+    columns = {name: [of_module[name] for of_module in found] for name in found[0]}
+    return {
+        "frobenius": math.hypot(*columns["frobenius"]),
+        "nuclear": math.fsum(columns["nuclear"]),
+        "spectral": max(columns["spectral"]),
+        **{name: math.fsum(columns[name]) / len(found) for name in ("stable_rank", "effective_rank")},
+    }
+
+
+def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: [float(f"{row[name]:.4g}") for row in rows] for name in (rows[0] if rows else ())}

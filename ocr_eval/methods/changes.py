@@ -3,6 +3,7 @@
 Dimension letters:  R rank,  I inputs,  O outputs.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,12 @@ from torch import Tensor
 
 #: From a tensor's name and its change, the change that is to stand in its place.
 Rewrite = Callable[[str, Tensor], Tensor]
+
+
+def layer_of(module: str) -> int:
+    """The number of a module's layer, -1 of one that is in none."""
+    found = re.search(r"\.layers\.(\d+)\.", module)
+    return int(found[1]) if found else -1
 
 
 class WeightChange(Protocol):

@@ -29,6 +29,7 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
         score_seconds: wall time of its scoring; None, as what follows, where it was not scored.
         scores: the statistics of each quantity; where only the premises were scored, of these, by first token.
         held_out: ranks of the finding; None where it was not scored.
+        measures: numbers of the measures that go with an epoch, where all was scored.
     """
 
     epoch: int
@@ -38,6 +39,7 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
     score_seconds: float | None = None
     scores: Scores | None = None
     held_out: dict[Scoring, HeldOut] | None = None
+    measures: dict[str, dict[str, float]] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """A plain object, including the notes; what was not measured is omitted."""

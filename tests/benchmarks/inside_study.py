@@ -2,6 +2,7 @@
 
     python tests/benchmarks/inside_study.py take RUNS...    # into measures.jsonl, what is not there yet
     python tests/benchmarks/inside_study.py take --measures patching RUNS...
+    python tests/benchmarks/inside_study.py epochs RUNS...  # of runs with --score-at every, into epochs.json
     python tests/benchmarks/inside_study.py show > results/inside/inside.md
 
 ``take`` needs the adapters of the runs, which a repository does not hold: ``make results`` leaves them on disk. Of each
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ocr_eval import epochs_frame
 from ocr_eval.common.files import write_atomic
 from ocr_eval.execution.execute import reopen
 from ocr_eval.measures.measure import Trained, take_measure
@@ -30,6 +32,7 @@ from ocr_eval.specs.association import load_association
 
 MEASURES = ("ov-change", "logit-lens", "sharing", "constant-direction")
 MADE, LINKS = Path("results/inside/measures.jsonl"), Path("results/inside/links.json")
+EPOCHS = Path("results/inside/epochs.json")
 VARIANTS = ("real", "no-entailment", "shuffled")
 #: The records that a scorecard is of.
 CARD = (Path("results/smollm2-135m"), Path("results/scorecard"))
@@ -88,7 +91,14 @@ mean over runs that learned. Nuclear norm (summed over matrices) over Frobenius 
 directions carry the change. Effective rank is the mean over matrices.
 
 {shapes}
-{patching}"""
+{epochs}{patching}"""
+BY_EPOCH = """
+## Does the rank fall while it infers?
+
+The whole change after some epochs, mean over the seeds of an association; effective rank is the mean over matrices.
+
+{table}
+"""
 PATCHING = """
 ## Where answers come from
 
@@ -120,6 +130,25 @@ def take(folders: list[Path], measures: list[str]) -> None:
         if record.association not in links:
             links[record.association] = links_before(trained)
             write_atomic(LINKS, json.dumps(links, indent=1) + "\n")
+
+
+def take_epochs(folders: list[Path]) -> None:
+    """Keep the norms of each run's change, its loss and its score after each epoch."""
+    frame = epochs_frame(*folders)
+    frame = frame[frame["epoch"] > 0].rename(columns={"test_entailment_ocr_score": "score"})
+    columns = {name: name.removeprefix("weight-change.") for name in frame if name.startswith("weight-change.")}
+    kept = ["association", "variant", "seed", "epoch", "train_loss", "score", *columns.values()]
+    write_atomic(EPOCHS, frame.rename(columns=columns)[kept].round(4).to_json(orient="records", indent=1) + "\n")
+
+
+def by_epoch(lines: list[dict]) -> str:
+    """Effective rank, nuclear over Frobenius norm and score, as they rise and fall."""
+    of = pd.DataFrame(lines)
+    of["ratio"] = of["nuclear"] / of["frobenius"]
+    some = of[of["epoch"].isin([1, 2, 3, 4, 6, 8, 12, of["epoch"].max()])]
+    means = some.groupby(["association", "variant", "epoch"])[["train_loss", "score", "frobenius", "ratio"]].mean()
+    means["effective rank"] = some.groupby(["association", "variant", "epoch"])["effective_rank"].mean()
+    return str(means.round(2).reset_index().to_markdown(index=False))
 
 
 def read() -> list[dict]:
@@ -163,6 +192,7 @@ def show() -> None:
         null=(len(links["city-language"]) - 1) / 2,
         links=of_links(links, inferred(find_runs(*RECORDS).records)).to_markdown(),
         shapes=shapes(find_runs(*CARD, measures=("weight-change",)).records).to_markdown(),
+        epochs=BY_EPOCH.format(table=by_epoch(json.loads(EPOCHS.read_text()))) if EPOCHS.is_file() else "",
         patching="" if patched.empty else PATCHING.format(table=patched.to_markdown()),
     )
     print(page, end="")
@@ -274,6 +304,12 @@ if __name__ == "__main__":
     taking = commands.add_parser("take")
     taking.add_argument("runs", type=Path, nargs="+")
     taking.add_argument("--measures", default=",".join(MEASURES), type=lambda text: text.split(","))
+    commands.add_parser("epochs").add_argument("runs", type=Path, nargs="+")
     commands.add_parser("show")
     given = parser.parse_args()
-    take(given.runs, given.measures) if given.command == "take" else show()
+    if given.command == "take":
+        take(given.runs, given.measures)
+    elif given.command == "epochs":
+        take_epochs(given.runs)
+    else:
+        show()

@@ -36,6 +36,12 @@ _DRAWN = {
         "rank of the answer",
         {"test_entailment_in_use_rank": "entailment, not taught", "test_fact_in_use_rank": "fact"},
     ),
+    "weight-change": _Drawn(
+        "Where the weights change",
+        "Frobenius norm of the change of each layer's matrices together.",
+        "norm of the change",
+        {"frobenius": "all matrices of a layer"},
+    ),
     "sharing": _Drawn(
         "What facts and entailments share",
         "How similar the change is for a group's fact and for its entailment (cosine), against the entailments of "
