@@ -549,16 +549,20 @@ def test_routed_gradients_reach_the_half_that_they_are_for(tiny, door, rank):
 def test_the_half_of_entailments_is_dropped_or_kept(ocr_eval, tiny, tmp_path):
     run = ["finetune", "city-language", "--model", tiny, "--n", 2, "--m-test", 2, "--epochs", 3, "--rank", 6, "--json"]
     saved, margins = {}, {}
-    for keep in ("facts", "both"):
+    for keep in ("facts", "entailments", "both"):
         record = json.loads(ocr_eval(*run, "--prevent", f"gradient-routing:keep={keep}", "-o", tmp_path).out)
         saved[keep] = load_file(tmp_path / "runs" / record["run"] / "adapter/adapter_model.safetensors")
         margins[keep] = [score["margin"] for score in record["final"]["sequence"].values()]
     for name, tensor in saved["both"].items():
         if "lora_B" in name:
             assert bool(tensor[:, 3:].any())
-            tensor[:, 3:] = 0
-        assert torch.equal(tensor, saved["facts"][name])
-    assert margins["facts"] != margins["both"]
+            assert torch.equal(saved["facts"][name][:, :3], tensor[:, :3])
+            assert torch.equal(saved["entailments"][name][:, 3:], tensor[:, 3:])
+            assert not saved["facts"][name][:, 3:].any()
+            assert not saved["entailments"][name][:, :3].any()
+        else:
+            assert torch.equal(tensor, saved["facts"][name])
+    assert len(set(map(tuple, margins.values()))) == 3
 
 
 def test_routing_needs_entailments_and_two_halves(ocr_eval, tiny, tmp_path):

@@ -6,7 +6,8 @@ After Cloud et al. (arXiv 2410.04332). m is 0 for all tokens of a statement of a
 Both halves take part in every forward pass, so that neither has to learn what the other has; a gradient neither
 changes the half it is not for nor passes through it. What the first half infers alone needs no taught entailment. The
 train entailments are mostly in the second, so that without it their premise may fail; ``keep=both`` scores the two
-together. The halves share the rank: with ``--rank 32 --alpha 64`` each is as LoRA is by default.
+together, and ``keep=entailments`` the second alone. The halves share the rank: with ``--rank 32 --alpha 64`` each is as
+LoRA is by default.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     """Its one setting."""
 
     keep: Annotated[
-        Literal["facts", "both"], Field(description="What is scored and saved: the facts' half alone, or both.")
+        Literal["facts", "entailments", "both"],
+        Field(description="What is scored and saved: the facts' half, the entailments', or both."),
     ] = "facts"
 
 
@@ -52,7 +54,8 @@ class GradientRouting(Prevention):
         return replace(task, train=train)
 
     def after_training(self, learner: Learner) -> None:
-        """Drop the second half, unless it is to be kept."""
-        if self.settings.keep == "facts":
-            for each in learner.factors:
-                each.b[learner.train.rank // 2 :].zero_()
+        """Drop the half that is not to be kept."""
+        half = learner.train.rank // 2
+        dropped = {"facts": slice(half, None), "entailments": slice(half), "both": slice(0)}[self.settings.keep]
+        for each in learner.factors:
+            each.b[dropped].zero_()
