@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from test_comparison import write
 from test_table import record
@@ -29,6 +30,18 @@ def test_a_hand_worked_regression(ocr_eval, tmp_path):
     shown = ocr_eval("retention", folder).out
     assert "kept = 0.900 +0.100 x fitted known -0.400 x fitted unknown" in shown
     assert "84%" in shown  # kept, on average
+
+
+def test_held_out_facts_are_regressed_where_runs_have_them(ocr_eval, tmp_path):
+    runs = [run(seed, *point) for seed, point in enumerate(POINTS)]
+    refused = ocr_eval("retention", write(tmp_path / "a", *runs), "--explain", "held-out").out
+    assert "No regression: Only 0 runs have held-out facts" in refused
+    for i, (each, (*_, accuracy)) in enumerate(zip(runs, POINTS, strict=True)):
+        of = each.final["first-token"]
+        held_out = msgspec.structs.replace(of["test_entailment"], top1=accuracy / 2)
+        runs[i] = msgspec.structs.replace(each, final={**each.final, "first-token": {**of, "held_out": held_out}})
+    answer = ocr_eval("retention", write(tmp_path / "b", *runs), "--explain", "held-out")
+    assert "held-out = 0.450 +0.050 x fitted known -0.200 x fitted unknown" in answer.out, answer.err
 
 
 def test_what_noise_is_left_over_is_in_r2(ocr_eval, tmp_path):

@@ -3,20 +3,25 @@
 Gekhman et al. (2405.05904, section 5) explain the accuracy of fine-tuned models by how many of the taught facts they
 fit, apart for those that the base knew and those that it did not:
 
-    kept = b0 + b_known * fitted_known / taught + b_unknown * fitted_unknown / taught
+    accuracy = b0 + b_known * fitted_known / taught + b_unknown * fitted_unknown / taught
 
-Accuracy is here the share of previously known facts that are kept (measures/known_facts.py). Ordinary least squares; a
-run is a point, and the shares stay within what the runs have.
+Accuracy is either the share of previously known facts that are kept (measures/known_facts.py), or, as in the paper,
+that of held-out facts of the same relations which rank first among the candidates (runs of ``known``). Ordinary least
+squares; a run is a point, and the shares stay within what the runs have.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import by_association, group_rows
+
+#: The quantity of facts of common knowledge that were not taught (data/known.py).
+_HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Retained:
 
 @dataclass(frozen=True)
 class Regression:
-    """Coefficients in the share of facts kept, and the share of the variance over runs that they explain."""
+    """Coefficients in the accuracy, and the share of its variance over runs that they explain."""
 
     intercept: float
     known: float
@@ -60,29 +65,41 @@ def retained(records: Sequence[Record]) -> list[Retained]:
     return found
 
 
-def regress(records: Sequence[Record]) -> Regression:
-    """The regression over all runs whose record has retention.
+#: What may be explained, in the words of its flag.
+Accuracy = Literal["kept", "held-out"]
+
+
+def regress(records: Sequence[Record], accuracy: Accuracy = "kept") -> Regression:
+    """The regression over all runs whose record has retention and, for ``held-out``, that quantity.
 
     Raises:
         UserError: fewer than four such runs, or runs that do not differ in what they fit.
     """
-    shares = [_shares(record) for record in records if _is_measured(record)]
-    if len(shares) < 4:
+    measured = [record for record in records if _is_measured(record)]
+    if accuracy == "held-out":
+        measured = [record for record in measured if _HELD_OUT in record.final["first-token"]]
+    if len(measured) < 4:
+        lacking = "retention" if accuracy == "kept" else "held-out facts"
         raise UserError(
-            f"Only {len(shares)} runs have retention, and the regression needs four. Add runs with the measure 'known'."
+            f"Only {len(measured)} runs have {lacking}, and the regression needs four. Add runs of 'known'."
         )
-    kept_R = np.array([share["kept"] for share in shares])
+    shares = [_shares(record) for record in measured]
+    accuracy_R = np.array(
+        [share["kept"] for share in shares]
+        if accuracy == "kept"
+        else [record.final["first-token"][_HELD_OUT].top1 for record in measured]
+    )
     design_R3 = np.array([[1.0, share["fitted_known"], share["fitted_unknown"]] for share in shares])
-    coefficients, _, rank, _ = np.linalg.lstsq(design_R3, kept_R, rcond=1e-9)
+    coefficients, _, rank, _ = np.linalg.lstsq(design_R3, accuracy_R, rcond=1e-9)
     if rank < 3:
         raise UserError(
             "These runs do not differ in how many known and unknown facts they fit, so their effects cannot be "
             "separated. Add runs of 'known', real and shuffled, with several --epochs."
         )
-    spread = float(((kept_R - kept_R.mean()) ** 2).sum())
+    spread = float(((accuracy_R - accuracy_R.mean()) ** 2).sum())
     if not spread:
-        raise UserError("All runs keep the same number of facts, so there is nothing to explain. Add other runs.")
-    r2 = 1 - float(((kept_R - design_R3 @ coefficients) ** 2).sum()) / spread
+        raise UserError("All runs have the same accuracy, so there is nothing to explain. Add other runs.")
+    r2 = 1 - float(((accuracy_R - design_R3 @ coefficients) ** 2).sum()) / spread
     intercept, known, unknown = map(float, coefficients)
     return Regression(intercept, known, unknown, r2, len(shares))
 

@@ -190,13 +190,17 @@ def scorecard(
 def retention(
     runs: o.RunsArgument = None,
     filters: FilterOption = None,
+    explain: Annotated[
+        Literal["kept", "held-out"],
+        option("--explain", help="What is regressed: known facts kept, or held-out facts answered (runs of 'known')."),
+    ] = "kept",
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
     """Show how many previously known facts are kept.
 
-    The regression is that of Gekhman et al. (arXiv 2405.05904): kept = b0 + b_known x (share of what is taught that was
-    known, and is fitted) + b_unknown x (share that was not known, and is fitted). It needs runs that differ in both.
+    The regression is that of Gekhman et al. (arXiv 2405.05904): accuracy = b0 + b_known x (share of what is taught that
+    was known, and is fitted) + b_unknown x (share that was not, and is fitted). It needs runs that differ in both.
     """
     from dataclasses import asdict
 
@@ -208,7 +212,7 @@ def retention(
         raise UserError("No record has retention. Rerun a run with --force (full fine-tuning never has it).")
     fit, missing = None, ""
     try:
-        fit = regress(found.records)
+        fit = regress(found.records, explain)
     except UserError as error:
         missing = str(error)
     if as_json:
@@ -226,7 +230,7 @@ def retention(
         typer.echo(f"No regression: {missing}")
         return
     typer.echo(
-        f"kept = {fit.intercept:.3f} {fit.known:+.3f} x fitted known {fit.unknown:+.3f} x fitted unknown  "
+        f"{explain} = {fit.intercept:.3f} {fit.known:+.3f} x fitted known {fit.unknown:+.3f} x fitted unknown  "
         f"(shares of what is taught; R2 {fit.r2:.2f}, {fit.runs} runs)"
     )
 
