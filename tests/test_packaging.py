@@ -9,30 +9,49 @@ import zipfile
 from itertools import chain
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_wheel_works_away_from_the_checkout(tmp_path, tiny):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        tmp_path,
-        ROOT,
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+def pip(*arguments: str | Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def content(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_a_source_distribution_makes_the_same_wheel(wheel, tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (source,) = tmp_path.glob("*.tar.gz")
+    pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, source)
+    (again,) = tmp_path.glob("*.whl")
+    assert content(again) == content(wheel)
+
+
+def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path, tiny):
+    top = {name.split("/")[0] for name in content(wheel)}
     assert {name for name in top if not name.endswith(".dist-info")} == {"ocr_eval", "ocr_toy"}
 
     venv.create(tmp_path / "venv", with_pip=False)
+    pip("--python", tmp_path / "venv", "install", "--quiet", "--no-deps", "--no-index", wheel)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")}))
-    zipfile.ZipFile(wheel).extractall(site)
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "OCR_EVAL_EPOCHS": "2"}
 
@@ -44,6 +63,7 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path, tiny):
 
     assert run("-c", "import ocr_eval; print(ocr_eval.__file__)").startswith(str(site))
     assert "country-code" in run("-m", "ocr_eval", "data", "list")
+    assert "finetune" in run(str(tmp_path / "venv/bin/ocr-eval"), "--help")
     assert "llama3-8b" in run("-m", "ocr_eval", "models", "list")
     assert "ocr_eval_task.py" in run(
         "-m", "ocr_eval", "data", "export", "--assoc", "sport-music", "--format", "lm-eval", "-o", "exported"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -94,7 +95,8 @@ def _figure(shown: Mapping[str, Floats], look: _Drawn) -> Figure:
     columns = min(5, len(shown))
     figure, grid = panels(len(shown), columns, (2.5, 2.4), (0.7, 0.5), share_y=True)
     for axes, (name, values) in zip(grid, shown.items(), strict=True):
-        for label, line, color, of in zip(look.lines.values(), "-:", ("#D55E00", "#0072B2"), values.T, strict=True):
+        styles = islice(zip("-:", ("#D55E00", "#0072B2"), strict=True), len(look.lines))
+        for label, of, (line, color) in zip(look.lines.values(), values.T, styles, strict=True):
             axes.plot(range(len(of)), of, line, color=color, linewidth=2, label=label)
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("layer")
