@@ -79,7 +79,7 @@ def test_few_seeds_show_a_difference_and_no_verdict(ocr_eval, tmp_path):
 def test_rows_without_a_verdict_are_told_by_their_seeds(ocr_eval, tmp_path):
     one = runs((0.5, 2.0, 1.0), 1, train=TrainSpec(prevent=["abstain"]))
     answer = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN), *runs((0.5, 2.0, 1.0), train=PREVENTED), *one))
-    assert "over true links on smollm2-135m, LoRA + product-decay: 6 seeds cannot" in answer.err
+    assert "over true links on smollm2-135m, LoRA + product-decay: 6 seeds are too few" in answer.err
     assert "over true links on smollm2-135m, LoRA + abstain: 1 seed cannot" in answer.err
 
 

@@ -30,7 +30,8 @@ NOTE = (
     "reworded: share of held-out subjects' facts that rank first in wordings that were not taught. "
     "known kept: share of facts known before that still are. p(answer): probability of the right held-out answer in "
     "the whole vocabulary. prose loss: what the loss on unrelated prose rose by, nats per token. "
-    "norm of dW: Frobenius norm of the weight change. seconds: training of a run. "
+    "norm of dW: Frobenius norm of the weight change. seconds: training of a run; comparable only between rows "
+    "trained on the same machine under the same load. "
     "! a run did not learn what it was taught. k: a prevention uses the unwanted relation itself."
 )
 
