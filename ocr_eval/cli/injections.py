@@ -161,7 +161,7 @@ def _summary(record: Record, train: TrainSpec, losses: list[float]) -> str:
 
     finding, learned = record.finding("first-token"), "learned what it was taught"
     if missing := unlearned(record):
-        learned = f"{missing.upper()} NOT LEARNED, so the rank says nothing. {remedy(losses, train)}"
+        learned = f"{missing.upper()} NOT LEARNED: do not interpret the rank. {remedy(losses, train)}"
     return (
         f"{record.model} {record.association} ({record.kind}) seed {record.seeds}: "
         f"held-out mean rank {finding.mean_rank:.2f}, null {finding.null_rank:.2f}, "
