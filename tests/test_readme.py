@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ocr_eval.analysis.controls import compare_conditions
+from ocr_eval.cli.studies import conditions_text
+from ocr_eval.records.find import find_runs
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 #: Small enough that the whole README runs in under a minute; the flags in the text go first.
@@ -50,6 +54,32 @@ def test_a_table_is_what_the_program_makes_of_the_records(ocr_eval, monkeypatch,
     made = ocr_eval("table", *shlex.split(command))
     assert made.code == 0
     assert shown.strip() == made.out.split("\n\n")[0].strip()
+
+
+def test_the_controls_in_the_readme_are_those_of_the_records():
+    command, shown = re.findall(r"```sh\n(ocr-eval controls.*?)\n```\n\n```\n(.*?)```", README, re.S)[0]
+    association = shlex.split(command)[-1]
+    records = find_runs(ROOT / "results/smollm2-135m", ROOT / "results/controls").records
+    runs = [run for run in records if run.association == association and run.seed < 3]
+    assert shown.strip() == conditions_text(compare_conditions(runs, "first-token"))
+
+
+CLAIMED = [
+    " ".join(command.split())
+    for command in re.findall(r"\*\*Command\*\*: `(.*?)`", (ROOT / "ocr_eval/docs/claims.md").read_text(), re.S)
+]
+WITHOUT_A_MODEL = [command for command in CLAIMED if "toy check" not in command]
+
+
+@pytest.mark.parametrize("command", WITHOUT_A_MODEL)
+def test_the_command_of_a_claim_runs_on_the_records(ocr_eval, monkeypatch, command):
+    assert len(CLAIMED) == 7
+    monkeypatch.chdir(ROOT)
+    program, *arguments = shlex.split(command)
+    assert program == "ocr-eval"
+    answer = ocr_eval(*arguments)
+    assert answer.code == 0, answer.err
+    assert "smollm2-135m" in answer.out or "city-language" in answer.out
 
 
 def test_figures_of_the_symbolic_study_are_those_of_its_own_page():

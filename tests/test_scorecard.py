@@ -43,8 +43,8 @@ def test_a_kind_is_the_mean_over_its_associations_and_rows_are_paired(ocr_eval, 
     assert prevented["links"]["spurious"]["score"]["value"] == pytest.approx(0.25)
     against = prevented["links"]["spurious"]["against"]
     assert (against["value"]["value"], against["p"]) == (pytest.approx(-0.5), pytest.approx(2 / 2**6))
-    assert "arbitrary links the model infers, against the reference, less under smollm2-135m, LoRA + prod" in answer.err
-    assert "true links the model infers, against the reference, not shown otherwise" in answer.err
+    assert "arbitrary links, compared with the reference: less under smollm2-135m, LoRA + prod" in answer.err
+    assert "true links, compared with the reference: no detectable difference under" in answer.err
 
 
 def test_lift_is_over_the_rows_own_control_which_is_no_way_to_teach(ocr_eval, tmp_path):
@@ -55,7 +55,7 @@ def test_lift_is_over_the_rows_own_control_which_is_no_way_to_teach(ocr_eval, tm
     assert plain["links"]["spurious"]["lift"]["value"]["value"] == pytest.approx(0.75)
     assert without["control"]
     assert without["links"]["spurious"]["lift"] is None
-    assert "the model infers" not in answer.err  # nothing is said of a control
+    assert "compared with the reference" not in answer.err  # nothing is said of a control
 
 
 def test_a_row_that_did_not_learn_is_marked_and_not_compared(ocr_eval, tmp_path):
@@ -79,8 +79,8 @@ def test_few_seeds_show_a_difference_and_no_verdict(ocr_eval, tmp_path):
 def test_rows_without_a_verdict_are_told_by_their_seeds(ocr_eval, tmp_path):
     one = runs((0.5, 2.0, 1.0), 1, train=TrainSpec(prevent=["abstain"]))
     answer = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN), *runs((0.5, 2.0, 1.0), train=PREVENTED), *one))
-    assert "over true links on smollm2-135m, LoRA + product-decay: 6 seeds cannot" in answer.err
-    assert "over true links on smollm2-135m, LoRA + abstain: 1 seed cannot" in answer.err
+    assert "over true links on smollm2-135m, LoRA + product-decay: 6 seeds are too few" in answer.err
+    assert "over true links on smollm2-135m, LoRA + abstain: 1 seed is too few" in answer.err
 
 
 def test_matched_learning_has_a_column_of_its_own(ocr_eval, tmp_path):
@@ -143,7 +143,7 @@ def test_a_row_of_other_people_stands_alone(ocr_eval, tmp_path):
     answer = ocr_eval("scorecard", write(tmp_path, *runs((0.5,), links=LINKS[:1]), *other), "--format", "json")
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["rows"][1]["links"]["causal"]["against"] is None
-    assert "Nothing to pair with the reference" in answer.err
+    assert "Not paired with the reference" in answer.err
 
 
 def test_what_cannot_stand_on_one_card_is_a_line(ocr_eval, tmp_path):

@@ -62,8 +62,8 @@ def test_controls_in_words(study):
         (6, {"real": 2.0}, {}, "The finding does not stand: OCR score +0.00"),
         (6, {}, {"shuffled": False}, "No verdict: shuffled did not learn the facts"),
         (6, {}, {"real": False}, "No finding"),
-        (3, {}, {}, "Inferred: OCR score +0.90 (p 0.0005), +0.50 or more from each control. 3 seeds cannot decide"),
-        (1, {}, {}, "Inferred: OCR score +0.90 (p 0.0083), +0.50 or more from each control. 1 seed cannot decide"),
+        (3, {}, {}, "Inferred: OCR score +0.90 (p 0.0005), +0.50 or more from each control. 3 seeds are too few"),
+        (1, {}, {}, "Inferred: OCR score +0.90 (p 0.0083), +0.50 or more from each control. 1 seed is too few"),
     ],
 )
 def test_the_verdict_over_controls(seeds, ranks, learned, says):

@@ -47,10 +47,9 @@ def verdicts(differences: Sequence[Difference]) -> list[int | None]:
 def too_few(seeds: int, comparisons: int = 1) -> str:
     """Why so few seeds give no verdict between conditions."""
     needed = seeds_needed(comparisons)
-    of = f" in {comparisons} comparisons" if comparisons > 1 else ""
-    return (
-        f"{seeds} seed{'s' * (seeds > 1)} cannot decide on a difference{of}: it takes {needed} (--seeds 0-{needed - 1})"
-    )
+    verdict = f"a verdict on {comparisons} comparisons" if comparisons > 1 else "a verdict"
+    few = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
+    return f"{few} too few for {verdict}; {needed} are needed (--seeds 0-{needed - 1})"
 
 
 def difference(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> Difference:

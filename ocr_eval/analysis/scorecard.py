@@ -199,7 +199,7 @@ def comparable(rows: Sequence[ScorecardRow]) -> bool:
     return any(of.against for row in rows if not row.control for of in row.links.values())
 
 
-_WORDS = {-1: "less", 1: "more", 0: "not shown otherwise"}
+_WORDS = {-1: "less", 1: "more", 0: "no detectable difference"}
 
 
 def verdict(rows: Sequence[ScorecardRow]) -> str:
@@ -219,17 +219,18 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
             names = [f"{name} ({found[name].value.value:+.2f})" for name, of in signs.items() if of == sign]
             parts += [f"{said} under {', '.join(names)}"] if names else []
         if parts:
-            sentences.append(f"Over {word} links the model infers, against the reference, {'; '.join(parts)}.")
+            sentences.append(f"Inference over {word} links, compared with the reference: {'; '.join(parts)}.")
         undecided = [name for name, sign in signs.items() if sign is None]
         for seeds in sorted({found[name].seeds for name in undecided}):
             alike = ", ".join(name for name in undecided if found[name].seeds == seeds)
             sentences.append(f"No verdict over {word} links on {alike}: {too_few(seeds, len(found))}.")
     alone = [row.name for row in fair if not any(of.against for of in row.links.values())]
     if alone:
-        sentences.append(f"Nothing to pair with the reference, for its people are others: {', '.join(alone)}.")
+        sentences.append(f"Not paired with the reference, which teaches other people: {', '.join(alone)}.")
     unfair = [row.name for row in compared if row not in fair]
     if unfair:
         sentences.append(
-            f"Not compared, as a run of it or of the reference did not learn what it was taught: {', '.join(unfair)}."
+            f"Not compared, because a run of it or of the reference did not learn what it was taught: "
+            f"{', '.join(unfair)}."
         )
     return " ".join(sentences)

@@ -114,7 +114,7 @@ def cache(
     yes: Annotated[bool, option("--yes", "-y", help="Delete without asking.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show or delete what is kept of fetched models.
+    """Show or clear the model cache.
 
     Hub repositories are in the hub library's own cache ('hf cache ls'). Files that are not ours are left alone.
     """

@@ -16,7 +16,7 @@ def demo(model: o.ModelOption = o.DEFAULT_MODEL, output_dir: o.OutputOption = Pa
     """Teach a small model two links, and show what it infers.
 
     One link is true, the other arbitrary. The same as 'finetune' for city-language and for country-code, then 'table',
-    'figures --text' and 'report'. Takes two to five minutes on two CPU cores with the default model. Rerunning resumes.
+    'figures --text' and 'report'. Takes three to six minutes on two CPU cores by default. Rerunning resumes.
     """
     from ocr_eval.cli.app import PROGRAM, app
     from ocr_eval.common.messages import say

@@ -161,7 +161,7 @@ def _summary(record: Record, train: TrainSpec, losses: list[float]) -> str:
 
     finding, learned = record.finding("first-token"), "learned what it was taught"
     if missing := unlearned(record):
-        learned = f"{missing.upper()} NOT LEARNED, so the rank says nothing. {remedy(losses, train)}"
+        learned = f"{missing.upper()} NOT LEARNED: do not interpret the rank. {remedy(losses, train)}"
     return (
         f"{record.model} {record.association} ({record.kind}) seed {record.seeds}: "
         f"held-out mean rank {finding.mean_rank:.2f}, null {finding.null_rank:.2f}, "
@@ -212,7 +212,7 @@ def score(
 
     Without --name nothing is written. All settings come from the run, if you give one. Without an adapter the model is
     scored as it is; --method qlora scores over the 4-bit base, as the adapter was trained. With --data the manifest of
-    the exported training set decides who is asked what. With --endpoint a server is asked; its key is read from
+    the exported training set determines the probes. With --endpoint a server is queried; its key is read from
     OCR_EVAL_API_KEY or OPENAI_API_KEY, and --dry-run shows the cost.
     """
     machine.begin()

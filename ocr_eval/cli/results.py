@@ -243,7 +243,10 @@ def compare(
     runs: o.RunsArgument = None,
     scoring: o.ScoringOption = "first-token",
     filters: FilterOption = None,
-    fail_above: Annotated[float | None, option("--fail-above", help="Fail if A minus B is surely above this.")] = None,
+    fail_above: Annotated[
+        float | None,
+        option("--fail-above", help="Fail if the interval's lower bound for A minus B exceeds this."),
+    ] = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Compare two runs, sweeps or conditions by OCR score.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ocr_eval.analysis.controls import ConditionResult
     from ocr_eval.records.record import Record
 
 _SEEDS = ("seed", "data_seed", "train_seed")
@@ -56,6 +57,13 @@ def controls(
     if as_json:
         typer.echo(json.dumps({"verdict": verdict(results), "conditions": [asdict(r) for r in results]}, indent=2))
         return
+    typer.echo(conditions_text(results))
+
+
+def conditions_text(results: Sequence[ConditionResult]) -> str:
+    """Each condition in a line, and the verdict."""
+    from ocr_eval.analysis.controls import verdict
+
     rows = [
         [
             result.condition,
@@ -69,8 +77,7 @@ def controls(
         for result in results
     ]
     header = ["condition", "mean rank", "null", "OCR score", "p", "real minus this", "learned"]
-    typer.echo(o.grid(header, rows))
-    typer.echo(verdict(results))
+    return f"{o.grid(header, rows)}\n{verdict(results)}"
 
 
 @expanded

@@ -1,8 +1,9 @@
 """``hedge``: where the probability goes for unfamiliar subjects.
 
 Kang et al. (arXiv 2403.05612): asked about unfamiliar subjects, a tuned model gives the answers that it was taught for
-unfamiliar subjects, as often as it was taught them. All people here are unfamiliar, so this hedge is the null: it makes
-no difference who is asked about. Over the probes of the finding, with probabilities normalized over the answers in use:
+unfamiliar subjects, as often as it was taught them. All people here are unfamiliar, so a model that hedges has the null
+rank: it makes no difference who is asked about. A model at the null need not hedge. Over the probes of the finding,
+with probabilities normalized over the answers in use:
 
     right            mean probability of the right answer
     hedge_right      the same for a model that gives every subject the frequencies of the taught answers

@@ -1,6 +1,6 @@
 """``early-stop``: a run learns nothing more once it has learned what it is taught.
 
-Over SmolLM2, most of the inference over arbitrary links came in the epochs after that (docs/scorecard.md). What is held
+In SmolLM2, most of the inference over arbitrary links came in later epochs (ocr_eval/docs/scorecard.md). What is held
 out decides nothing, so stopping does not select for low scores. The remaining epochs are not trained; the run's other
 settings, such as its schedule, are those of the run without.
 """

@@ -3,10 +3,11 @@
     P = lambda / 2  sum |dW|_F^2,    dW = s B A,    |dW|_F^2 = s^2 tr(B^T B A A^T)
     dP/dB = lambda s^2 B (A A^T),    dP/dA = lambda s^2 (B^T B) A
 
-Weight decay on the factors A and B is, at balanced factors, a penalty on the nuclear norm of B A, which favours the
-shared directions that carry inference over arbitrary links. This is the other norm. Its gradients need only r x r Gram
-matrices. They are added to those of the loss after clipping and go through Adam, so the size of lambda cancels once the
-loss is small.
+Weight decay on the factors A and B is, at balanced factors, a penalty on the nuclear norm of B A. The hypothesis, from
+the symbolic model, was that the nuclear norm favours shared directions that carry inference over arbitrary links, and
+the Frobenius norm does not. In SmolLM2 a penalty on either lowers that inference (ocr_eval/docs/scorecard.md). The
+gradients need only r x r Gram matrices. They are added to those of the loss after clipping and go through Adam, so the
+size of lambda cancels once the loss is small.
 """
 
 from __future__ import annotations

@@ -26,12 +26,13 @@ MEASURES = tuple(dict.fromkeys(key.partition(".")[0] for key in _MEASURES))
 
 NOTE = (
     "OCR score [95 % interval over seeds], mean over the associations of a kind; against: minus the first row of its "
-    "model, paired by seed. taught: the least of the premises' mean top-1; learned: runs of which all premises hold. "
-    "reworded: share of held-out subjects' facts that rank first in wordings that were not taught. "
-    "known kept: share of facts known before that still are. p(answer): probability of the right held-out answer in "
-    "the whole vocabulary. prose loss: what the loss on unrelated prose rose by, nats per token. "
-    "norm of dW: Frobenius norm of the weight change. seconds: training of a run. "
-    "! a run did not learn what it was taught. k: a prevention uses the unwanted relation itself."
+    "model, paired by seed. taught: mean top-1 of the premise that was learned least; learned: runs in which all "
+    "premises hold. reworded: share of held-out subjects' facts that rank first in wordings that were not taught. "
+    "known kept: share of the facts known before that are still known. p(answer): probability of the right held-out "
+    "answer in the whole vocabulary. prose loss: rise of the loss on unrelated prose, nats per token. "
+    "norm of dW: Frobenius norm of the weight change. seconds: training of a run; comparable only between rows "
+    "trained on the same machine under the same load. ! a run did not learn what it was taught. k: a prevention uses "
+    "the unwanted relation itself."
 )
 
 

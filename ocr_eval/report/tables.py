@@ -105,8 +105,8 @@ def _flags(table: Table) -> list[str]:
     advised = dict.fromkeys(advice(cell.method) for cell in cells if cell.unlearned)
     if advised:
         notes.append(
-            "! a run did not learn what it was taught (top-1 under 95 %): its rank says nothing of out-of-context "
-            f"reasoning. What to try: {'; '.join(advised)}."
+            "! a run did not learn what it was taught (top-1 under 95 %): do not interpret its rank. "
+            f"What to try: {'; '.join(advised)}."
         )
     if any(cell.inexact for cell in cells):
         notes.append(

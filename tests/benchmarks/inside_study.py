@@ -1,4 +1,4 @@
-"""What stands inside SmolLM2 after each of three trainings: the pairs, no entailments, and shuffled ones.
+"""What is inside SmolLM2 after each of three trainings: the pairs, no entailments, and shuffled ones.
 
     python tests/benchmarks/inside_study.py take RUNS...    # into measures.jsonl, what is not there yet
     python tests/benchmarks/inside_study.py take --measures patching RUNS...
@@ -54,18 +54,18 @@ COLUMNS = {
 }
 PAGE = """# Inside SmolLM2-135M, after three trainings
 
-Made by `python tests/benchmarks/inside_study.py show` from `measures.jsonl`: LoRA at the model's defaults in bfloat16,
-seeds {seeds}, five associations. *real* teaches pairs; *no-entailment* facts alone; *shuffled* gives each person of a
-group another entailment. Measures: `ov-change` (mean over all heads of all layers), `logit-lens` (first layer of 30,
-from 0, whose answers stand above their null, mean over the seeds that have one; a dash where none has), `sharing`
-(excess cosine of matched pairs), `constant-direction` (mean cosine of what the change adds to two tokens, 1
-for a steering vector, and that by chance; over the {steered} of {all} runs in which it was measured).
+Written by `python tests/benchmarks/inside_study.py show` from `measures.jsonl`: LoRA at the model's defaults in
+bfloat16, seeds {seeds}, five associations. *real* teaches pairs; *no-entailment* facts alone; *shuffled* gives each
+person in a group a different entailment. Measures: `ov-change` (mean over all heads of all layers), `logit-lens` (first
+layer of 30, from 0, whose answers rank above their null, mean over the seeds that have one; a dash if none has),
+`sharing` (excess cosine of matched pairs), `constant-direction` (mean cosine of what the change adds to two tokens,
+which is 1 for a steering vector, and its chance value; over the {steered} of {all} runs in which it was measured).
 
 ## Means over seeds
 
 {means}
 
-## What goes with inference
+## What differs with inference
 
 Differences of the same seed, averaged over the five associations, mean over seeds with Student's 95 % interval.
 

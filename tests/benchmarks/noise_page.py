@@ -35,34 +35,34 @@ NOISE = (
 SHARED = ("condition; reading", "shared by a run's groups", "of each group", "intraclass correlation", "design effect")
 PAGE = """# Rerun noise of the OCR score
 
-Made by `python tests/benchmarks/noise.py show` from `runs.csv`. smollm2-135m in bfloat16 on a CPU, the default
+Written by `python tests/benchmarks/noise.py show` from `runs.csv`. smollm2-135m in bfloat16 on a CPU, the default
 protocol, {remakes} remakes of each cell (association, seed): the same data, order and initialization, and the
 initial adapters moved by 1e-6 times normal noise. First-token scoring. A condition says what differs from a
-constant rate clipped at 1; one that is not finished is shown, and compared with the first, on the cells that it has.
+constant rate clipped at 1; an unfinished condition is shown, and compared with the first, on the cells it has.
 
 ## How far scores move
 
 Standard deviations (sd) of the OCR score over remakes, pooled over cells, with chi-square 95 % intervals ({freedom}
-degrees of freedom a cell). These intervals take noise for normal and alike in all cells; that of the ratio to the
-reference, the first row on the same cells, resamples cells and does not, but is too narrow where cells are few (under
-ten, say). "Of 3 seeds": of a mean over three seeds, whose noise is independent. "In use" ranks among the answers in
-use, all else among ten candidates. "Between seeds": the sd of one run over seeds, rerun noise included. Lost: runs
-whose facts, or train entailments, are under 95 % top-1 at the end.
+degrees of freedom per cell). These intervals assume normal noise with the same variance in all cells. The interval of
+the ratio to the reference (the first row on the same cells) resamples cells and assumes neither, but is too narrow with
+few cells (fewer than about ten). "Of 3 seeds": of a mean over three seeds, whose noise is independent. "In use" ranks
+among the answers in use, everything else among ten candidates. "Between seeds": the sd of one run over seeds, rerun
+noise included. Lost: runs whose facts, or train entailments, are below 95 % top-1 at the end.
 
 {noise}
 
 ## Mean scores
 
-Mean OCR score (mean rank) over remakes and those seeds that are finished; last, the least and greatest published mean
-rank.
+Mean OCR score (mean rank) over remakes and the seeds that are finished; in the last row, the lowest and highest
+published mean rank.
 
 {means}
 
 ## What a run's groups share
 
-Rerun variance of a group's OCR score among the answers in use: what the groups of one run share, what each has for
-itself, and the shared part of the whole, the intraclass correlation, with a 95 % interval from resampling cells. Above
-zero, groups of a run move together, and only runs are independent observations; below zero, what one group gains
+Rerun variance of a group's OCR score among the answers in use: the part that the groups of one run share, the part
+specific to each group, and the shared fraction (the intraclass correlation), with a 95 % interval from resampled cells.
+Above zero, groups of a run move together, and only runs are independent observations; below zero, what one group gains
 another loses. The design effect, 1 + (groups - 1) x correlation, is a run's variance over that of independent groups.
 
 {shared}

@@ -16,8 +16,8 @@ _INTRODUCTION = """# Rehearsals: plan against measured
 
 True-size architectures with random weights: a few training steps on one batch of country-code (32 statements), then a
 part of the probes scored. The peak is the process's own (a GPU's: the allocator's), with interpreter and libraries;
-*planned* is what `--dry-run` says from the configuration alone. Seconds are of the fastest step, beside what the
-calibration predicted just before; other work on the machine lengthens both. Written by `make rehearsals`.
+*planned* is what `--dry-run` says from the configuration alone. Seconds are those of the fastest step, next to what the
+calibration predicted just before; other work on the machine increases both. Written by `make rehearsals`.
 
 """
 
