@@ -85,8 +85,8 @@ def _table(run: Record, measure: str, look: _Drawn) -> Floats | None:
 
 
 def _figure(shown: Mapping[str, Floats], look: _Drawn) -> Figure:
-    columns = min(5, len(shown))
-    figure, grid = panels(len(shown), columns, (2.5, 2.4), (0.7, 0.5), share_y=True)
+    columns = min(3, len(shown))
+    figure, grid = panels(len(shown), columns, (2.6, 2.2), (0.7, 0.5), share_y=True)
     for axes, (name, values) in zip(grid, shown.items(), strict=True):
         for label, line, color, of in zip(look.lines.values(), "-:", ("#D55E00", "#0072B2"), values.T, strict=True):
             axes.plot(range(len(of)), of, line, color=color, linewidth=2, label=label)
