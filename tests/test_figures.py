@@ -21,6 +21,7 @@ from ocr_eval.report.chart import Curve
 from ocr_eval.report.figures.card import card_figure
 from ocr_eval.report.figures.curves import curve_figure, efficiency_figure
 from ocr_eval.report.figures.heatmaps import heatmap_figure
+from ocr_eval.report.figures.rows import in_words, seeds_by_row
 from ocr_eval.report.figures.scores import scatter_figure, score_figure
 from ocr_eval.report.figures.style import save
 from ocr_eval.scoring.ranks import Score
@@ -74,8 +75,9 @@ def test_scores_show_every_association_and_no_published_row():
     table = build_table([record(), record("sport-music", "spurious")], "first-token", published_mean_ranks())
     figure = score_figure(table)
     axes = figure.axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["city-language", "sport-music"]
-    assert legend_of(figure) == ["smollm2-135m, LoRA"]
+    named = [label.get_text() for label in axes.get_xticklabels()]
+    assert named == ["city-language\ntrue link", "sport-music\narbitrary link"]
+    assert legend_of(figure) == ["smollm2-135m, LoRA (1 seed)"]
 
 
 def test_a_legend_of_long_labels_stays_inside_its_figure():
@@ -127,18 +129,32 @@ def curves_of(figure) -> dict[str, list[list[float]]]:
     return {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
 
 
-def test_curves_show_the_four_quantities_and_the_null_averaged_over_seeds():
+def bands_of(figure) -> list[list[list[float]]]:
+    """The corners of each band in a figure's first axes, without repetition."""
+    return [np.unique(band.get_paths()[0].vertices, axis=0).tolist() for band in figure.axes[0].collections[:-1]]
+
+
+def test_curves_show_the_finding_what_was_taught_and_the_null_averaged_over_seeds():
     runs = [
         (record(), [scored(0, 2.0), MetricsLine(epoch=1, train_loss=1.0), scored(2, 1.0)]),
         (record(seed=1), [scored(0, 4.0), MetricsLine(epoch=1, train_loss=1.0), scored(2, 2.0)]),
     ]
     figure = curves_figure(*runs)
     drawn = curves_of(figure)
-    quantities = ("train facts", "test facts", "train entailments", "held-out entailments")
-    assert set(drawn) == {*quantities, "null of held-out", "chance"}
-    assert all(drawn[quantity] == [[0, 3.0], [2, 1.5]] for quantity in quantities)
+    assert set(drawn) == {"what was taught", "held-out entailments", "null of held-out", "chance"}
+    assert drawn["what was taught"] == drawn["held-out entailments"] == [[0, 3.0], [2, 1.5]]
     assert drawn["null of held-out"] == [[0, 4.0], [2, 2.5]]
     assert "2 seeds" in figure.axes[0].get_title()
+    assert bands_of(figure) == [[[0, 2.0], [0, 4.0], [2, 1.0], [2, 2.0]]] * 2
+
+
+def test_what_was_taught_is_the_mean_of_its_quantities_and_its_band_reaches_over_them():
+    line = scored(0, 1.0)
+    worse = Score(probes=9, mean_rank=4.0, null_rank=4.0, ocr_score=0.0, top1=0.0, mrr=0.2, margin=0.0, ties=0)
+    line.scores["first-token"]["train_entailment"] = worse
+    figure = curves_figure((record(), [line]), (record(seed=1), [scored(0, 1.0)]))
+    assert curves_of(figure)["what was taught"] == [[0, pytest.approx(1.5)]]
+    assert bands_of(figure)[0] == [[0, 1.0], [0, 4.0]]
 
 
 def test_curves_have_only_the_epochs_at_which_all_seeds_were_scored():
@@ -211,7 +227,7 @@ def test_generalization_stands_against_hallucination():
     runs = [record(rank=0.2), record("country-code", "spurious", rank=1.5)]
     controls = [record("country-code", "spurious", rank=0.0, data=DataSpec(variant="shuffled"))]
     controls += [record(name, kind, rank=1.0, data=DataSpec(m_train=0)) for name, kind in KINDS]
-    assert points_of(scatter_figure([*runs, *controls], "first-token")) == {((0.9, 0.25), False)}
+    assert points_of(scatter_figure([*runs, *controls], "first-token")) == {((0.25, 0.9), False)}
 
 
 def test_what_did_not_learn_its_facts_is_hollow_and_the_legend_says_so():
@@ -231,24 +247,87 @@ def test_what_did_not_learn_its_facts_is_hollow_and_the_legend_says_so():
     scores, scatter, efficiency = figures(learned=False)
     assert all(hollow in legend_of(figure) for figure in (scores, scatter, efficiency))
     assert points_of(scores) == {((0, 0.9), False), ((1, 0.25), True)}
-    assert points_of(scatter) == {((0.9, 0.25), True)}
+    assert points_of(scatter) == {((0.25, 0.9), True)}
     assert points_of(efficiency) == {((4, 0.5), True)}
 
 
-def test_no_mark_of_a_card_hides_another_and_rows_are_named():
-    trains = [TrainSpec(), *(TrainSpec(prevent=[f"product-decay:strength={s}"]) for s in (0.1, 0.2, 0.3))]
-    runs = [record(*kind, seed=seed, train=train) for train in trains for kind in KINDS for seed in (0, 1)]
+def marks_of(figure) -> dict[str, tuple[float, float]]:
+    """Place of the large marks in a figure's first axes, in inches, by their colour and marker."""
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[0]
+    large = [line for line in axes.get_lines() if len(line.get_xdata()) == 1 and line.get_markersize() > 6]
+    places = [axes.transData.transform(line.get_xydata()[0]) / figure.dpi for line in large]
+    return {f"{line.get_color()} {line.get_marker()}": tuple(at) for line, at in zip(large, places, strict=True)}
+
+
+CROWD = [TrainSpec(), *(TrainSpec(prevent=[f"product-decay:strength={s}"]) for s in (0.1, 0.2, 0.3))]
+
+
+def test_no_mark_hides_another_and_moved_marks_are_joined_to_their_place():
+    runs = [record(*kind, seed=seed, train=train, rank=0.0) for train in CROWD for kind in KINDS for seed in (0, 1)]
+    for figure in (
+        card_figure(build_scorecard(runs, "first-token"), "first-token"),
+        scatter_figure(runs, "first-token"),
+    ):
+        marks, axes = marks_of(figure), figure.axes[0]
+        assert len(marks) == 4
+        assert min(math.dist(a, b) for a, b in combinations(marks.values(), 2)) > 0.125
+        leads = [
+            line.get_xydata() for line in axes.get_lines() if line.get_color() == "black" and line.get_zorder() == 4
+        ]
+        assert [lead[1].tolist() for lead in leads] == [[1.0, 1.0]] * 3
+        assert all(x < 1 and y == 1 for (x, y), _ in map(list, leads)), "beside, and never above the maximum"
+        assert "stands aside" in axes.get_xlabel()
+    alone = scatter_figure([record(*kind) for kind in KINDS], "first-token")
+    assert "stands aside" not in alone.axes[0].get_xlabel()
+
+
+def test_rows_of_a_card_are_named_in_words():
+    runs = [record(*kind, seed=seed, train=train) for train in CROWD for kind in KINDS for seed in (0, 1)]
     runs += [record(*kind, train=TrainSpec(prevent=["abstain"]), learned=False) for kind in KINDS]
-    figure = card_figure(build_scorecard(runs, "first-token"), "first-token")
-    points = points_of(figure)
-    assert [hollow for _, hollow in points].count(True) == 1
-    assert len(points) == 5
-    assert min(math.dist(a, b) for (a, _), (b, _) in combinations(points, 2)) > 0.04
-    named = [label.get_text().replace("\n", " ") for label in figure.axes[1].get_yticklabels()]
-    assert named[0] == "LoRA (reference)"
-    assert "LoRA + abstain (knows the relation)" in named
+    card = build_scorecard(runs, "first-token")
+    figure = card_figure(card, "first-token", seeds_by_row(runs))
+    assert [hollow for _, hollow in points_of(figure)].count(True) == 1
+    named = [" ".join(label.get_text().split()) for label in figure.axes[1].get_yticklabels()]
+    assert named[0] == "LoRA (2 seeds, reference)"
+    assert "LoRA + abstain (1 seed, knows the relation)" in named
+    assert "LoRA + product decay: strength 0.1 (2 seeds)" in named
     assert [axes.get_title() for axes in figure.axes[1:]] == ["true links", "arbitrary links"]
+    assert "LoRA (reference)" in [
+        label.get_text() for label in card_figure(card, "first-token").axes[1].get_yticklabels()
+    ]
     assert card_figure([], "first-token") is None
+
+
+def test_a_row_looks_alike_in_all_figures():
+    runs = [record(*kind, seed=seed, train=train) for train in CROWD for kind in KINDS for seed in (0, 1)]
+    runs += [record(*kind, model="another", data=DataSpec(variant="shuffled")) for kind in KINDS]
+    seen = []
+    for figure in (score_figure(build_table(runs, "first-token")), scatter_figure(runs, "first-token")):
+        lines = [line for line in figure.axes[0].get_lines() if "smollm2-135m, LoRA" in line.get_label()]
+        seen.append({line.get_label(): (line.get_color(), line.get_marker()) for line in lines})
+    assert seen[0] == seen[1]
+    assert len(set(seen[0].values())) == 4
+    card = card_figure(build_scorecard(runs, "first-token"), "first-token", seeds_by_row(runs))
+    assert {f"{color} {marker}" for color, marker in seen[0].values()} <= marks_of(card).keys()
+    alone = scatter_figure([run for run in runs if not run.train.prevent], "first-token")
+    (line,) = [line for line in alone.axes[0].get_lines() if "smollm2-135m, LoRA" in line.get_label()]
+    assert seen[0]["smollm2-135m, LoRA (2 seeds)"] == (line.get_color(), line.get_marker())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "m, LoRA + abstain:people=4:answer=unknown, lr=0.001",
+            "m, LoRA + abstain: people 4, answer unknown, lr=0.001",
+        ),
+        ("m, graft:at_epoch=2 + mine.own:a=1", "m, graft: at epoch 2 + mine.own: a 1"),
+        ("org/m:7b, LoRA", "org/m:7b, LoRA"),
+    ],
+)
+def test_settings_of_methods_and_preventions_are_told_in_words(name, words):
+    assert in_words(name) == words
 
 
 def test_every_row_of_a_legend_has_a_marker_of_its_own_and_the_rest_are_counted():

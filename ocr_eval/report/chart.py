@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import fmean
 from typing import TextIO
 
 from ocr_eval.data.task import the_finding
@@ -33,6 +34,7 @@ class Curve:
         ranks: mean rank by quantity and epoch, at the epochs at which all runs were scored.
         nulls: null rank of the finding by epoch.
         score: OCR score after the last epoch.
+        ranges: lowest and highest rank of any run, by quantity and epoch.
     """
 
     record: Record
@@ -40,30 +42,33 @@ class Curve:
     ranks: Mapping[str, Mapping[int, float]]
     nulls: Mapping[int, float]
     score: float
+    ranges: Mapping[str, Mapping[int, tuple[float, float]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, runs: Iterable[tuple[Record, Metrics]], scoring: Scoring) -> Curve | None:
         """The curve of some runs, whose metrics are read one after the other; None of no runs."""
         records: list[Record] = []
-        sums: dict[str, dict[int, tuple[int, float, float]]] = defaultdict(dict)
+        ranks: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        nulls: dict[int, list[float]] = defaultdict(list)
         for record, lines in runs:
             records.append(record)
+            finding = the_finding(record.quantities).name
             for line in lines:
                 for name, score in line.of(scoring).items():
-                    count, rank, null = sums[name].get(line.epoch, (0, 0.0, 0.0))
-                    sums[name][line.epoch] = count + 1, rank + score.mean_rank, null + score.null_rank
+                    ranks[name][line.epoch].append(score.mean_rank)
+                    if name == finding:
+                        nulls[line.epoch].append(score.null_rank)
         if not records:
             return None
-        n, finding = len(records), the_finding(records[0].quantities).name
+        n = len(records)
+        whole = {name: {epoch: of for epoch, of in by.items() if len(of) == n} for name, by in ranks.items()}
         return cls(
             records[0],
             len({record.seed for record in records}),
-            {
-                name: {epoch: rank / n for epoch, (count, rank, _) in of.items() if count == n}
-                for name, of in sums.items()
-            },
-            {epoch: null / n for epoch, (count, _, null) in sums[finding].items() if count == n},
-            sum(record.held_out[scoring].ocr_score for record in records) / n,
+            {name: {epoch: fmean(of) for epoch, of in by.items()} for name, by in whole.items()},
+            {epoch: fmean(of) for epoch, of in nulls.items() if len(of) == n},
+            fmean(record.held_out[scoring].ocr_score for record in records),
+            {name: {epoch: (min(of), max(of)) for epoch, of in by.items()} for name, by in whole.items()},
         )
 
     @property

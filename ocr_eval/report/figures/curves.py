@@ -1,7 +1,8 @@
 """Learning curves over epochs, and the sample-efficiency curve over m_train."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,16 +12,15 @@ from ocr_eval.analysis.table import make_cells
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import by_association, group_rows
 from ocr_eval.report.chart import Curve
+from ocr_eval.report.figures.rows import in_words, looks
 from ocr_eval.report.figures.style import (
     LEGEND_ROWS,
     bare,
     drawn,
     entry,
-    face,
     figure_of_rows,
     legend_of_rows,
     panels,
-    series,
     tick,
     whole_ticks,
 )
@@ -28,13 +28,14 @@ from ocr_eval.specs.run import Scoring
 
 
 def curve_figure(curves: Sequence[Curve], scoring: Scoring) -> Figure:
-    """Mean rank over epochs of every quantity, a panel for each curve, of which there is one at least.
+    """Mean rank over epochs, a panel for each curve, of which there is one at least: of the finding, and of what was
+    taught, its quantities as one. Bands reach from the lowest run and quantity to the highest.
 
     The dashed grey line is the null rank of the finding, the dotted one chance: the mean rank of an answer drawn among
     all candidates.
     """
-    columns = min(5, len(curves))
-    figure, grid = panels(len(curves), columns, (2.5, 2.7), (0.6, 0.5), share_y=True)
+    columns = min(3, len(curves))
+    figure, grid = panels(len(curves), columns, (2.5, 2.3), (0.6, 0.6), share_y=True)
     for axes, curve in zip(grid, curves, strict=True):
         _curve_panel(axes, curve)
         axes.set_title(f"{tick(curve.record.association)} ({curve.seeds} seed{'s'[: curve.seeds > 1]})", fontsize=9)
@@ -45,7 +46,7 @@ def curve_figure(curves: Sequence[Curve], scoring: Scoring) -> Figure:
         axes.set_ylabel(f"mean rank ({scoring}),\n0 is perfect")
     legends = (axes.get_legend_handles_labels() for axes in grid)
     entries = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
-    ncols = min(6, columns + 1)
+    ncols = (1, 2, 5)[columns - 1]
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols, fontsize=8, frameon=False)
     return figure
 
@@ -59,21 +60,34 @@ def chance_rank(record: Record) -> float | None:
 
 
 def _curve_panel(axes: Axes, curve: Curve) -> None:
+    roles = {quantity.name: quantity.role for quantity in curve.record.quantities}
+    taught = [name for name in curve.ranks if roles.get(name) == "premise"]
+    if taught:
+        epochs = sorted(set.intersection(*(set(curve.ranks[name]) for name in taught)))
+        means = [fmean(curve.ranks[name][epoch] for name in taught) for epoch in epochs]
+        ends = [[curve.ranges[name][epoch] for name in taught] for epoch in epochs]
+        band = [(min(low for low, _ in of), max(high for _, high in of)) for of in ends]
+        axes.plot(epochs, means, "--", color="#0072B2", linewidth=1.6, label="what was taught")
+        _band(axes, epochs, band, "#0072B2")
     for look in drawn(curve.record.quantities):
         points = curve.ranks.get(look.name, {})
-        axes.plot(
-            list(points),
-            list(points.values()),
-            linestyle=look.line,
-            color=look.color,
-            linewidth=look.width,
-            label=look.label,
-        )
-    epochs, nulls = list(curve.nulls), list(curve.nulls.values())
-    axes.plot(epochs, nulls, color="0.35", linewidth=1.2, linestyle=(0, (6, 3)), label="null of held-out")
+        if points and look.name not in taught:
+            axes.plot(*_xy(points), look.line, color=look.color, linewidth=look.width, label=look.label)
+            _band(axes, list(points), list(curve.ranges[look.name].values()), look.color)
+    axes.plot(*_xy(curve.nulls), color="0.35", linewidth=1.2, linestyle=(0, (6, 3)), label="null of held-out")
     chance = chance_rank(curve.record)
     if chance is not None:
         axes.axhline(chance, color="0.55", linewidth=1, linestyle=(0, (1, 2)), label="chance")
+    if curve.seeds > 1:
+        axes.fill_between([], [], [], color="0.7", linewidth=0, label="bands: all seeds")
+
+
+def _xy(points: Mapping[int, float]) -> tuple[list[int], list[float]]:
+    return list(points), list(points.values())
+
+
+def _band(axes: Axes, epochs: Sequence[int], ends: Sequence[tuple[float, float]], color: str) -> None:
+    axes.fill_between(epochs, [low for low, _ in ends], [high for _, high in ends], color=color, alpha=0.2, linewidth=0)
 
 
 def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None:
@@ -101,18 +115,19 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
     cells = iter(make_cells([runs for _, by_size in lines for runs in by_size.values()], scoring))
     figure, axes = figure_of_rows(6.0, 3.6, len(lines))
     step = 0.015 * max(size for _, by_size in lines for size in by_size)
+    look_of = looks(name for name, _ in lines)
     for i, (name, by_size) in enumerate(lines):
-        color, marker = series(i)
+        look = look_of[name]
         sizes, found = list(by_size), [next(cells) for _ in by_size]
         scores = [cell.values["ocr-score"] for cell in found]
-        label = entry(name) if i < LEGEND_ROWS else None
-        axes.plot(sizes, scores, marker=marker, color=color, linewidth=1.6, label=label)
+        label = entry(in_words(name)) if i < LEGEND_ROWS else None
+        axes.plot(sizes, scores, marker=look.marker, color=look.color, linewidth=1.6, label=label)
         for size, score, cell in zip(sizes, scores, found, strict=True):
             if "ocr-score" in cell.bounds:
                 beside = size + step * (i - (len(lines) - 1) / 2)  # so that no interval hides another
-                axes.plot([beside, beside], cell.bounds["ocr-score"], color=color, linewidth=1.6, alpha=0.6)
+                axes.plot([beside, beside], cell.bounds["ocr-score"], color=look.color, linewidth=1.6, alpha=0.6)
             if cell.unlearned:
-                axes.plot(size, score, marker, color=color, markerfacecolor=face(color, True))
+                axes.plot(size, score, look.marker, color=look.color, markerfacecolor=look.face(True))
     of_lines = [run for _, by_size in lines for runs in by_size.values() for run in runs]
     for m_test in sorted({run.data.m_test for run in of_lines}):
         most = max(run.data.m_train for run in of_lines)

@@ -17,6 +17,7 @@ from ocr_eval.report.chart import Curve, Metrics
 from ocr_eval.report.figures.card import card_figure
 from ocr_eval.report.figures.curves import curve_figure, efficiency_figure
 from ocr_eval.report.figures.heatmaps import heatmap_figure
+from ocr_eval.report.figures.rows import seeds_by_row
 from ocr_eval.report.figures.scores import scatter_figure, score_figure
 from ocr_eval.report.figures.style import file_name
 from ocr_eval.specs.run import Scoring
@@ -37,7 +38,7 @@ def gallery(
     records = [run.record for run in runs]
     table = build_table(records, scoring)
     yield from overall_figures(records, table)
-    if card := card_figure(card_of(records, table), scoring):
+    if card := card_figure(card_of(records, table), scoring, seeds_by_row(records)):
         yield "scorecard", card
     for kind, row, figure in row_figures(runs_by_row(runs), scoring, complain):
         yield file_name(kind, row.lower()), figure

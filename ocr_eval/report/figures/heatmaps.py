@@ -18,7 +18,7 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
     """
     most = max(len(heat.candidates) for heat in heats.values())
     groups = max(len(heat.groups) for heat in heats.values())
-    figure, grid = panels(len(heats), 3, (0.36 * most + 1.3, 0.34 * groups + 1.5))
+    figure, grid = panels(len(heats), 2, (0.36 * most + 1.3, 0.34 * groups + 1.8))
     for axes, (name, heat) in zip(grid, heats.items(), strict=True):
         image = axes.imshow(heat.probability, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for row, target in enumerate(heat.target):
@@ -27,12 +27,12 @@ def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
         for (row, column), value in np.ndenumerate(heat.probability):
             if value >= 0.10:
                 text, color = "1" if value >= 0.95 else f"{value:.1f}"[1:], "white" if value > 0.55 else "black"
-                axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
-        axes.set_xticks(range(len(heat.candidates)), map(tick, heat.candidates), rotation=55, ha="right", fontsize=7)
-        axes.set_yticks(range(len(heat.groups)), map(tick, heat.groups), fontsize=7)
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+        axes.set_xticks(range(len(heat.candidates)), map(tick, heat.candidates), rotation=55, ha="right", fontsize=8)
+        axes.set_yticks(range(len(heat.groups)), map(tick, heat.groups), fontsize=8)
         axes.axvline(heat.in_use - 0.5, color="0.4", linewidth=1, linestyle=":")
         axes.set_title(title(name), fontsize=9)
     figure.supylabel("taught fact of the group", fontsize=8)
-    bar = figure.colorbar(image, ax=grid, shrink=0.8)
+    bar = figure.colorbar(image, ax=grid, shrink=1.0 if len(heats) < 3 else 0.5)
     bar.set_label(f"probability among\ncandidates ({scoring})", fontsize=8)
     return figure

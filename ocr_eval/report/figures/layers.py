@@ -92,8 +92,8 @@ def _table(run: Record, measure: str, look: _Drawn) -> Floats | None:
 
 
 def _figure(shown: Mapping[str, Floats], look: _Drawn) -> Figure:
-    columns = min(5, len(shown))
-    figure, grid = panels(len(shown), columns, (2.5, 2.4), (0.7, 0.5), share_y=True)
+    columns = min(3, len(shown))
+    figure, grid = panels(len(shown), columns, (2.6, 2.2), (0.7, 0.5), share_y=True)
     for axes, (name, values) in zip(grid, shown.items(), strict=True):
         styles = islice(zip("-:", ("#D55E00", "#0072B2"), strict=True), len(look.lines))
         for label, of, (line, color) in zip(look.lines.values(), values.T, styles, strict=True):

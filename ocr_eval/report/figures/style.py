@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from ocr_eval.common.files import prepare_output, write_atomic
 from ocr_eval.data.task import Quantity
@@ -38,6 +39,8 @@ _CHARACTER, _MARKER = 0.063, 0.6
 #: A legend of more rows than this says how many it omits.
 LEGEND_ROWS = 12
 
+#: Dots an inch of a PNG.
+_DPI = 160
 _METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -127,16 +130,6 @@ def whole_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
 
 
-def series(i: int) -> tuple[str, str]:
-    """Colour and marker of the i-th row."""
-    return COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-
-
-def face(color: str, unlearned: bool) -> str:
-    """What fills a marker: its colour, or nothing where a run did not learn what it was taught."""
-    return "white" if unlearned else color
-
-
 def plain(text: str, most: int) -> str:
     """User data as a label: cut to a length, and a dollar sign is not the begin of a formula."""
     cut = text if len(text) <= most else text[: most - 3] + "..."
@@ -156,7 +149,16 @@ def draw(figure: Figure, form: str, salt: str) -> bytes:
     """A figure as png, pdf or svg; the same bytes every time."""
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": salt, "pdf.fonttype": 42}):
-        figure.savefig(out, format=form, dpi=160, metadata=_METADATA[form])
+        figure.savefig(out, format=form, dpi=_DPI, metadata=_METADATA[form])
+    return _palette(out) if form == "png" else out.getvalue()
+
+
+def _palette(png: io.BytesIO) -> bytes:
+    """The same picture in 256 colours: a third of the size, and no difference that can be seen."""
+    with Image.open(png) as image:
+        few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    out = io.BytesIO()
+    few.save(out, "png", optimize=True, dpi=(_DPI, _DPI))
     return out.getvalue()
 
 

@@ -1,0 +1,120 @@
+"""True links against arbitrary ones: a plane on which rows have their places, and no mark hides another."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from ocr_eval.analysis.intervals import Estimate
+from ocr_eval.report.figures.rows import Look
+from ocr_eval.report.figures.style import bare
+from ocr_eval.specs.run import Scoring
+
+#: Inches: a mark with room around it; the steps in which it moves aside.
+_MARK, _STEP = 0.15, 0.01
+#: The least that is shown of the range of scores, upwards; below the other, intervals are cut.
+_LEAST, _LOWEST = 0.2, -0.25
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A row on the plane.
+
+    Attributes:
+        x: OCR score over arbitrary links.
+        y: OCR score over true ones.
+        unlearned: whether a run did not learn what it was taught.
+        seeds: the place of each seed and whether it lacks learning; a single one is not drawn.
+    """
+
+    look: Look
+    x: Estimate
+    y: Estimate
+    unlearned: bool
+    seeds: Sequence[tuple[Point, bool]] = ()
+
+
+def draw_plane(axes: Axes, marks: Sequence[Mark], size: tuple[float, float], scoring: Scoring) -> None:
+    """Marks with the 95 % intervals of both scores; small ones are seeds.
+
+    A mark that would hide another stands aside, to the left or right and only as far as it must; a line leads to its
+    place, which has a dot. Below the dotted line arbitrary links are inferred more than true ones.
+
+    Args:
+        size: width and height of the axes in inches, about.
+    """
+    seeds = [point for mark in marks for point, _ in mark.seeds]
+    x_low = _low([mark.x for mark in marks], [x for x, _ in seeds], 1.0)
+    y_low = _low([mark.y for mark in marks], [y for _, y in seeds], _LEAST)
+    axes.set_xlim(x_low - 0.05, 1.05)
+    axes.set_ylim(y_low - 0.05 * (1 - y_low), 1 + 0.06 * (1 - y_low))
+    scale = size[0] / (1.1 - x_low), size[1] / (1.11 * (1 - y_low))
+    begin = max(axes.get_xlim()[0], axes.get_ylim()[0])
+    axes.plot([begin, 1], [begin, 1], color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+    corner: dict[str, Any] = {
+        "ha": "right",
+        "va": "bottom",
+        "fontsize": 7.5,
+        "color": "0.35",
+        "transform": axes.transAxes,
+    }
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    axes.text(0.99, 0.02, "below the dotted line:\narbitrary links more than true ones", bbox=paper, **corner)
+    axes.axvline(0, color="black", linewidth=0.8, zorder=0)
+    if y_low <= 0:
+        axes.axhline(0, color="black", linewidth=0.8, zorder=0)
+    places = _apart([(mark.x.value, mark.y.value) for mark in marks], scale, x_low)
+    for mark, place in zip(marks, places, strict=True):
+        _draw(axes, mark, place)
+    moved = any(place[0] != mark.x.value for mark, place in zip(marks, places, strict=True))
+    note = "\n(a mark that would hide another stands aside; its place is the dot)" * moved
+    axes.set_xlabel(f"unwanted: OCR score over arbitrary links{note}")
+    axes.set_ylabel(f"wanted: OCR score over true links\n({scoring})")
+    axes.set_title("Wanted against unwanted inference", fontsize=10)
+    bare(axes)
+
+
+def _draw(axes: Axes, mark: Mark, place: Point) -> None:
+    look, at = mark.look, (mark.x.value, mark.y.value)
+    if mark.x.bounds:
+        axes.plot(mark.x.bounds, [at[1]] * 2, color=look.color, linewidth=1.4, alpha=0.7, zorder=1)
+    if mark.y.bounds:
+        axes.plot([at[0]] * 2, mark.y.bounds, color=look.color, linewidth=1.4, alpha=0.7, zorder=1)
+    style: dict[str, Any] = {"color": look.color, "zorder": 3}
+    axes.plot(*place, look.marker, markersize=8, markerfacecolor=look.face(mark.unlearned), **style)
+    if place != at:
+        axes.plot(*zip(place, at, strict=True), color="black", linewidth=0.8, zorder=4)
+        axes.plot([at[0]] * 2, [at[1]] * 2, "o", color="black", markersize=3, markeredgecolor="white", zorder=5)
+    for lacking in (False, True):
+        points = [point for point, unlearned in mark.seeds if unlearned == lacking]
+        if points and len(mark.seeds) > 1:
+            edge = look.color if lacking else "white"
+            small: dict[str, Any] = {"markersize": 4.5, "markeredgewidth": 0.6, "zorder": 4}
+            filled = look.face(lacking)
+            axes.plot(*zip(*points, strict=True), look.marker, markerfacecolor=filled, markeredgecolor=edge, **small)
+
+
+def _low(estimates: Sequence[Estimate], seeds: Sequence[float], least: float) -> float:
+    """Where an axis begins: below all that is drawn, but not far below all marks for an interval alone."""
+    bounds = [max(e.bounds[0], _LOWEST) for e in estimates if e.bounds]
+    lowest = min(*(e.value for e in estimates), *bounds, *seeds, 1 - least)
+    return min(lowest, 0.0) if lowest < 0.4 else lowest
+
+
+def _apart(points: Sequence[Point], scale: Point, lowest: float) -> list[Point]:
+    """The place of each mark: its own or, where one before it stands, the nearest free one to the left or right."""
+    taken: list[Point] = []
+    for x, y in points:
+        aside = (x + sign * i * _STEP / scale[0] for i in range(1, round(1 / _STEP)) for sign in (1, -1))
+        choices = (x, *(other for other in aside if lowest <= other <= 1))
+        free = (other for other in choices if not any(_hides((other, y), place, scale) for place in taken))
+        taken.append((next(free, x), y))
+    return taken
+
+
+def _hides(a: Point, b: Point, scale: Point) -> bool:
+    return math.hypot((a[0] - b[0]) * scale[0], (a[1] - b[1]) * scale[1]) < _MARK

@@ -1,0 +1,74 @@
+"""How rows of the table look in figures: one colour, one marker and one name each, the same in all of them."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from zlib import crc32
+
+from ocr_eval.records.record import Record
+from ocr_eval.records.select import group_rows
+from ocr_eval.report.figures.style import COLORS, MARKERS
+
+#: How many of the markers, the clearest, rows ask for.
+_ASKED = 6
+#: ``name:key=value:key=value``, as a method or prevention with its settings is called.
+_CALL = re.compile(r"([\w.-]+)((?::[\w.-]+=[^:,\s]+)+)")
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour and marker of a row."""
+
+    color: str
+    marker: str
+
+    def face(self, unlearned: bool) -> str:
+        """What fills its marker: its colour, or nothing where a run did not learn what it was taught."""
+        return "white" if unlearned else self.color
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """The look of each row by its name.
+
+    A name asks for a colour and a marker of its own, so that it tends to look alike also among other rows. Where
+    earlier rows have them, it gets those nearest that are least in use.
+    """
+    colors, markers, found = Counter[int](), Counter[int](), dict[str, tuple[int, int]]()
+
+    def cost(pair: tuple[int, int], wish: tuple[int, int]) -> tuple[int, ...]:
+        used = markers[pair[1]], colors[pair[0]]
+        return (pairs[pair], *used, (pair[0] - wish[0]) % len(COLORS), (pair[1] - wish[1]) % len(MARKERS))
+
+    pairs = Counter[tuple[int, int]]()
+    for name in dict.fromkeys(names):
+        hashed = crc32(name.encode())
+        wish = hashed % len(COLORS), hashed // len(COLORS) % _ASKED
+        choices = product(range(len(COLORS)), range(len(MARKERS)))
+        found[name] = pair = min(choices, key=lambda pair: cost(pair, wish))
+        pairs[pair] += 1
+        colors[pair[0]] += 1
+        markers[pair[1]] += 1
+    return {name: Look(COLORS[color], MARKERS[marker]) for name, (color, marker) in found.items()}
+
+
+def seeds_by_row(records: Sequence[Record]) -> dict[str, int]:
+    """How many seeds each row has, controls included, by its name; most to least where associations differ."""
+    return {key.name: len({run.seed for run in runs}) for key, runs in group_rows(records).items()}
+
+
+def in_words(name: str, *notes: str) -> str:
+    """A row's name to be read, ``decay:strength=0.1`` as ``decay: strength 0.1``, and notes in parentheses."""
+
+    def call(found: re.Match[str]) -> str:
+        settings = found[2].removeprefix(":").replace(":", ", ").replace("=", " ").replace("_", " ")
+        return f"{found[1].replace('-', ' ')}: {settings}"
+
+    noted = ", ".join(note for note in notes if note)
+    return _CALL.sub(call, name) + (f" ({noted})" if noted else "")
+
+
+def counted(seeds: int | str | None) -> str:
+    """``1 seed``, ``3 seeds``, ``1-3 seeds``; nothing where it is not known."""
+    return "" if seeds in (None, "") else f"{seeds} seed{'' if str(seeds) == '1' else 's'}"
