@@ -96,6 +96,7 @@ results: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep --methods full --seeds 0 --dtype bfloat16 -o results/smollm2-135m-full >/dev/null
 	$(BIN)/ocr-eval sweep --variants shuffled --seeds 0-2 --dtype bfloat16 -o results/controls/shuffled >/dev/null
 	$(BIN)/ocr-eval sweep --variants no-entailment --seeds 0-5 --dtype bfloat16 -o results/controls/no-entailment >/dev/null
+	find $(SHOWN) -path '*/seed[1-9]*' -name 'probes.jsonl*' -delete
 	$(call packed,$(SHOWN))
 	$(call bare,results/smollm2-135m-full results/controls)
 	$(MAKE) results-shown
