@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy import stats
 
 from ocr_eval import epochs_frame
@@ -27,12 +29,13 @@ from ocr_eval.measures.untouched import first_logprobs, fit, sides_of
 from ocr_eval.records.find import find_runs
 from ocr_eval.records.folder import read_trained
 from ocr_eval.records.record import Record
+from ocr_eval.report.figures.style import COLORS, bare, draw
 from ocr_eval.scoring.ranks import midranks
 from ocr_eval.specs.association import load_association
 
 MEASURES = ("ov-change", "logit-lens", "sharing", "constant-direction")
 MADE, LINKS = Path("results/inside/measures.jsonl"), Path("results/inside/links.json")
-EPOCHS = Path("results/inside/epochs.json")
+EPOCHS, PICTURE = Path("results/inside/epochs.json"), Path("results/inside/inside.png")
 VARIANTS = ("real", "no-entailment", "shuffled")
 #: The records that a scorecard is of.
 CARD = (Path("results/smollm2-135m"), Path("results/scorecard"))
@@ -60,6 +63,8 @@ person in a group a different entailment. Measures: `ov-change` (mean over all h
 layer of 30, from 0, whose answers rank above their null, mean over the seeds that have one; a dash if none has),
 `sharing` (excess cosine of matched pairs), `constant-direction` (mean cosine of what the change adds to two tokens,
 which is 1 for a steering vector, and its chance value; over the {steered} of {all} runs in which it was measured).
+
+![Rank, sharing and layers of answers after each training](inside.png)
 
 ## Means over seeds
 
@@ -195,7 +200,48 @@ def show() -> None:
         epochs=BY_EPOCH.format(table=by_epoch(json.loads(EPOCHS.read_text()))) if EPOCHS.is_file() else "",
         patching="" if patched.empty else PATCHING.format(table=patched.to_markdown()),
     )
+    write_atomic(PICTURE, draw(picture(same), "png", "inside"))
     print(page, end="")
+
+
+def picture(of: pd.DataFrame) -> Figure:
+    """Rank and sharing after each training, and the layers in which answers appear; a dot is a seed."""
+    figure = Figure(figsize=(9, 3.1), layout="constrained")
+    colors = dict(zip(sorted(set(of["association"])), COLORS, strict=False))
+    names = {"real": "pairs", "no-entailment": "facts alone", "shuffled": "shuffled"}
+    axes = figure.subplots(1, 3)
+    for panel, (column, title, up) in zip(
+        axes,
+        [
+            ("effective rank", "The rank does not fall\nwhere the model infers", "effective rank of dW_OV"),
+            ("sharing", "A fact and its entailment share\nslightly more than in the controls", "excess cosine"),
+        ],
+        strict=False,
+    ):
+        for (association, variant), cell in of.groupby(["association", "variant"], observed=True):
+            at = VARIANTS.index(variant) + 0.12 * (sorted(colors).index(association) - 2)
+            panel.plot([at] * len(cell), cell[column], "o", markersize=4, color=colors[association])
+        panel.set_xticks(range(len(VARIANTS)), [names[variant] for variant in VARIANTS])
+        panel.set_title(title, fontsize=9)
+        panel.set_ylabel(up)
+    axes[1].axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    real = of[of["variant"] == "real"]
+    for association, cell in real.groupby("association"):
+        at = sorted(colors).index(association)
+        axes[2].plot([at - 0.12] * len(cell), cell["fact layer"], "o", markersize=4, color=colors[association])
+        entailment = cell["entailment layer"]
+        axes[2].plot([at + 0.12] * len(cell), entailment, "s", markersize=4, color=colors[association], mfc="white")
+    axes[2].plot([], [], "o", color="0.3", markersize=4, label="fact")
+    axes[2].plot([], [], "s", color="0.3", markersize=4, mfc="white", label="entailment")
+    axes[2].legend(fontsize=8, frameon=False, loc="lower left")
+    axes[2].set_xticks([])
+    axes[2].set_title("False and arbitrary entailments\nappear in the last layers", fontsize=9)
+    axes[2].set_ylabel("first layer above the null")
+    for panel in axes:
+        bare(panel)
+    dots = [Line2D([], [], marker="o", linestyle="", markersize=4, color=colors[name], label=name) for name in colors]
+    figure.legend(handles=dots, loc="outside lower center", ncols=len(dots), fontsize=8, frameon=False)
+    return figure
 
 
 def inferred(records: list[Record]) -> dict[str, dict[str, dict[str, float]]]:
