@@ -375,3 +375,19 @@ def test_a_pack_that_starts_over_forgets_how_far_its_runs_came_in_another(tiny, 
     assert list(alone[0].folder.checkpoints()) == [1]
     inject(base, alone)
     assert [line.epoch for line in alone[0].folder.metrics()] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("method", ["lora", "dpo", "steering", "merged-ov:layers=0-1"])
+def test_a_state_that_is_taken_up_continues_to_the_same_bits(tiny, tmp_path, method):
+    spec, base = tiny_run(tiny, method=method, epochs=2), load(tiny)
+    examples = [training_tokens(base.tokenizer, build_task(spec))]
+    pack = attach(base, [spec], examples)
+    pack.step([0])
+    with (tmp_path / "state.pt").open("wb") as file:
+        pack.write_state(0, file)
+    undisturbed = pack.step([0])
+    pack.detach()
+    again = attach(base, [spec], examples)
+    again.read_state(0, tmp_path / "state.pt")
+    assert again.step([0]) == undisturbed
+    again.detach()

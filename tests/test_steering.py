@@ -56,20 +56,6 @@ def test_two_lanes_learn_what_a_plain_loop_learns_and_peft_reads_it(tiny, tmp_pa
     torch.testing.assert_close(base.network(ids).logits, AutoModelForCausalLM.from_pretrained(folder)(ids).logits)
 
 
-def test_it_resumes_to_the_same_bits(tiny, tmp_path):
-    spec, base = tiny_run(tiny, method="steering", epochs=2), load(tiny)
-    examples = [training_tokens(base.tokenizer, build_task(spec))]
-    pack = attach(base, [spec], examples)
-    pack.step([0])
-    with (tmp_path / "state.pt").open("wb") as file:
-        pack.write_state(0, file)
-    undisturbed = pack.step([0])
-    pack.detach()
-    again = attach(base, [spec], examples)
-    again.read_state(0, tmp_path / "state.pt")
-    assert again.step([0]) == undisturbed
-
-
 def test_a_layer_that_the_model_lacks_is_one_line(ocr_eval, tiny, tmp_path):
     refused = ocr_eval("finetune", "city-language", "--model", tiny, "--method", "steering:layer=7", "-o", tmp_path)
     assert refused.code == 2
