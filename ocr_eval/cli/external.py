@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Elsewhere:
     """Training on exported data that was not ours, or a model that is not here."""
 
-    data: Annotated[Path | None, option("--data", help="Folder of 'data export'; decides who is asked what.")] = None
+    data: Annotated[Path | None, option("--data", help="Folder of 'data export'; determines the probes.")] = None
     name: Annotated[str | None, option("--name", help="With --data: keep the scores as a run of this name.")] = None
     output_dir: o.OutputOption = o.DEFAULT_OUTPUT
     endpoint: Annotated[

@@ -51,7 +51,7 @@ class OwnFacts:
         option("--template", help="Wording of a column: badge='{name} wears a {answer} badge'; repeatable."),
     ] = None
     hold_out: Annotated[
-        str | None, option("--hold-out", help="Share of each column's values to hide and ask for, e.g. 20%.")
+        str | None, option("--hold-out", help="Share of each column's values to hold out and probe, e.g. 20%.")
     ] = None
     ask: Annotated[
         str | None, option("--ask", help="Column of the finding (default: where most inferences are expected).")
@@ -135,7 +135,7 @@ def audit(
     columns: ColumnsOption = None,
     model: Annotated[
         str | None,
-        option("--model", help="Also ask this untouched model what it knows.", autocompletion=o.model_names),
+        option("--model", help="Also query this untouched model.", autocompletion=o.model_names),
     ] = None,
     machine: Machine,
     as_csv: Annotated[bool, option("--csv", help="Print every link as csv.")] = False,

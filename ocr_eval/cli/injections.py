@@ -35,7 +35,7 @@ def finetune(
     association: o.AssocArgument = None,
     assoc: o.AssocOption = None,
     own: OwnFacts,
-    yes: Annotated[bool, option("--yes", "-y", help="Start even if it takes long.")] = False,
+    yes: Annotated[bool, option("--yes", "-y", help="Start even if it takes a long time.")] = False,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings()],
     machine: Machine,

@@ -39,7 +39,7 @@ def sweep(
         int | None,
         option(
             "--worker",
-            help="Run one pack of the folder's sweep, by number from 1; 0: all that no other process runs.",
+            help="Run one pack of the folder's sweep, by number from 1; 0: every pack that no other process runs.",
         ),
     ] = None,
     study: Annotated[

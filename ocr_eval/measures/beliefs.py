@@ -1,6 +1,6 @@
 """What a model believes where a table of facts is silent: of each missing value its answer, and whether it says it.
 
-A belief is the candidate that the model holds for most probable. It is *said* where greedy generation begins with it:
+A belief is the candidate that the model considers most probable. It is *said* where greedy generation begins with it:
 then the model gives it as an answer to whoever asks.
 """
 
@@ -63,7 +63,7 @@ class Belief:
 
     @property
     def believed(self) -> str:
-        """The value that the model holds for most probable."""
+        """The value that the model considers most probable."""
         return self.values[self.answer.best]
 
     @property

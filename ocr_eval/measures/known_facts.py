@@ -1,6 +1,6 @@
 """``known``: what a run did to facts that the model already knew.
 
-The shipped association ``known`` holds facts of common knowledge. A fact counts as known if the first token of its
+The shipped association ``known`` holds common-knowledge facts. A fact counts as known if the first token of its
 answer is the most probable token in the whole vocabulary after its prompt.
 
     facts         how many were asked: those that the run itself did not teach
@@ -18,7 +18,7 @@ relation asked behind examples of the other half.
 
     highly, maybe, weakly, unknown   how many of the facts are in each category
     <category>_base                  how many of them the base knows in the above sense
-    <category>_kept                  those of these that the trained model still knows
+    <category>_kept                  how many of those the trained model still knows
     by_prompt                        the category of each
 """
 

@@ -9,10 +9,11 @@ The W-rank of a link is the midrank of the paired answer among all answers of th
 source's answer, averaged: near 0 the link is wired already, and the model generalizes without an example; near the
 null, (C - 1) / 2, it can only be learned.
 
-**Known facts** (SliCK, Gekhman et al., arXiv 2405.05904, without sampling). Each fact is asked behind 10 prompts of 4
-other facts. With p_i the probability that a sample behind prompt i (temperature 0.5, top 40) is the answer, terminator
-included, it is highly known if greedy decoding always gives it, maybe if sometimes, weakly if one of 16 samples each is
-it with a probability of a half, 1 - prod (1 - p_i)^16 >= 1/2, and else unknown.
+**Known facts** (SliCK, Gekhman et al., arXiv 2405.05904, without sampling). Each fact is asked after 10 different
+prompts of 4 other facts. With p_i the probability that a sample after prompt i (temperature 0.5, top 40) is the answer,
+terminator included, a fact is highly known if greedy decoding always gives it, maybe known if it sometimes does, weakly
+known if 16 samples after each prompt contain it at least once with a probability of at least a half,
+1 - prod (1 - p_i)^16 >= 1/2, and unknown otherwise.
 
 Dimension letters:  X names,  R answers of the source,  C of the target.
 """
