@@ -194,7 +194,7 @@ def advice(method: str) -> str:
     if not thing.needs.once:
         return "train longer (--epochs) or at another --lr"
     own = getattr(thing, "Settings", NoSettings).model_fields
-    return f"change the settings of {name} ({', '.join(own)})" if own else f"{name} has no settings: choose another"
+    return f"change the settings of {name} ({', '.join(own)})" if own else f"{name} has no settings: use another method"
 
 
 def label_of(method: str) -> str:
