@@ -7,6 +7,7 @@ seeds. Scoring there is the harness's ``loglikelihood`` in batches of 32, which 
 candidates of one token. Times are of the whole commands, with imports.
 
     python tests/benchmarks/bench_sweep.py [--epochs 2] [--seeds 3] [--rounds 1]
+    python tests/benchmarks/bench_sweep.py --schedules --epochs 16 --seeds 2   # scoring every epoch against the default
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from ocr_eval.models.base import load_tokenizer
 from ocr_eval.models.quiet import quiet_transformers
 from ocr_eval.models.weights import locate
 from ocr_eval.specs.run import RunSpec
+from ocr_eval.specs.schedule import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,32 @@ def seconds_of(command: list[str]) -> tuple[float, str]:
     return time.perf_counter() - started, done.stdout
 
 
+def sweep_seconds(seeds: int, epochs: int, *flags: str) -> float:
+    """Seconds of a sweep."""
+    with tempfile.TemporaryDirectory() as scratch:
+        grid = ["--seeds", f"0-{seeds - 1}", "--epochs", str(epochs), *flags]
+        return seconds_of([sys.executable, "-m", "ocr_eval", "sweep", "--output-dir", scratch, *grid])[0]
+
+
+def schedules(seeds: int, epochs: int, rounds: int) -> None:
+    """Time both schedules of scoring by turns, two associations, and print the ratio."""
+    took: dict[str, list[float]] = {"every": [], DEFAULT: []}
+    for _ in range(rounds):
+        for schedule, seconds in took.items():
+            two = ("--assocs", "city-language,country-code", "--score-at", schedule)
+            seconds.append(sweep_seconds(seeds, epochs, *two))
+    every, default = map(statistics.median, took.values())
+    print(f"--score-at every               {every:8.1f} s   1.00 x")
+    print(f"--score-at {DEFAULT:19} {default:8.1f} s  {every / default:5.2f} x")
+
+
 def main() -> None:
     """Time both and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--schedules", action="store_true", help="time two schedules of scoring instead")
     parser.add_argument("--usual", action="store_true", help="measure the usual way in this process")
     arguments = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -146,12 +168,12 @@ def main() -> None:
     if arguments.usual:
         print(json.dumps(asdict(usual(arguments.epochs))))
         return
+    if arguments.schedules:
+        schedules(arguments.seeds, arguments.epochs, arguments.rounds)
+        return
     ours, theirs, parts = [], [], []
     for _ in range(arguments.rounds):
-        with tempfile.TemporaryDirectory() as scratch:
-            grid = ["--seeds", f"0-{arguments.seeds - 1}", "--epochs", str(arguments.epochs)]
-            command = [sys.executable, "-m", "ocr_eval", "sweep", "--score-at", "every", "--output-dir", scratch, *grid]
-            ours.append(seconds_of(command)[0])
+        ours.append(sweep_seconds(arguments.seeds, arguments.epochs, "--score-at", "every"))
         command = [sys.executable, __file__, "--usual", "--epochs", str(arguments.epochs)]
         seconds, printed = seconds_of(command)
         theirs.append(seconds * arguments.seeds)
