@@ -28,7 +28,9 @@ from ocr_eval.report.payload import run_payload
 from ocr_eval.report.reproduce import command, missing_files
 from ocr_eval.report.serve import Report, make_server
 from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.run import DataSpec
 
+SCORING = "first-token"
 REAL = Path(__file__).parent.parent / "results"
 
 
@@ -116,9 +118,38 @@ def test_runs_are_listed_by_model_and_association(ocr_eval, runs, tmp_path):
     groups = re.findall(r"<summary><h3>(.+?)</h3>\s*<span class=\"headline\">(.+?)</span>", page)
     assert groups[0] == ("m, city-language", "2 runs")
     assert len(groups) == 4
-    footer = page.partition("<footer>")[2]
-    assert "Models: m, other." in footer
-    assert "by ocr-eval report" in footer
+    assert "by ocr-eval report" in page.partition("<footer>")[2]
+
+
+def test_the_page_opens_with_the_finding_its_models_and_a_figure(ocr_eval, runs, tmp_path):
+    write_run(tmp_path / "control", record(model="m", run="control", data=DataSpec(variant="shuffled")))
+    assert ocr_eval("report", runs, "-o", tmp_path / "report.html").code == 0
+    page = (tmp_path / "report.html").read_text()
+    opening = page.partition("</header>")[0]
+    assert "Models: m, other." in opening
+    assert "<strong>Finding:</strong> m (LoRA) and other (LoRA): over a true link" in opening
+    order = [page.index(f'<section id="{name}"') for name in ("figures", "table", "rows", "runs")]
+    assert order == sorted(order)
+    assert page.index("<figure>") < page.index("<table")
+
+
+def test_a_finding_of_many_settings_names_the_models_alone(tmp_path):
+    for i in range(7):
+        write_run(tmp_path / f"run-{i}", record(model="m" if i else "n", train=TrainSpec(lr=i + 1), run=f"run-{i}"))
+    assert "<strong>Finding:</strong> m (6 settings) and n (LoRA): over" in build_page(find_runs(tmp_path), SCORING)[0]
+    for i in range(6):
+        write_run(tmp_path / f"more-{i}", record(model=f"more-{i}", run=f"more-{i}"))
+    page = build_page(find_runs(tmp_path), SCORING)[0]
+    assert "more-0 (LoRA), more-1 (LoRA), more-2 (LoRA), more-3 (LoRA) and 2 more: over" in page
+
+
+def test_what_has_no_verdict_is_said_once(tmp_path):
+    for association, kind in (("city-language", "causal"), ("country-code", "spurious")):
+        for name, train in (("plain", TrainSpec()), ("other", TrainSpec(prevent=["product-decay"]))):
+            write_run(tmp_path / f"{name}-{kind}", record(association, kind, train=train, run=f"{name}-{kind}"))
+    page = build_page(find_runs(tmp_path), SCORING)[0]
+    assert page.count("No verdict over") == 1
+    assert "No verdict over true and arbitrary links on smollm2-135m, LoRA + product-decay: 1 seed cannot" in page
 
 
 def test_what_was_measured_inside_has_a_section(ocr_eval, runs, tmp_path):

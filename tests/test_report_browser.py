@@ -1,21 +1,33 @@
-"""The report page in a real headless Chromium: sort, search, open a probe, no error, nothing loaded.
+"""The report page in a real headless Chromium: sort, search, open a probe, print, narrow and large; nothing loaded.
 
 Needs a Chromium ('make browser' installs one) and the driver of the extra ``dev``.
 """
 
 import itertools
+import json
+import random
+import re
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import pytest
-from test_report import write_run
+from PIL import Image
+from test_report import write_lines, write_run
 from test_table import HOSTILE, record
 
 from ocr_eval.records.find import find_runs
 from ocr_eval.report.page import build_page
+from ocr_eval.specs.model import TrainSpec
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER: the page is not tested; run 'make browser'")
+
+ASSOCIATIONS = (
+    ("city-language", "causal"),
+    ("city-language-cf", "counterfactual"),
+    *((name, "spurious") for name in ("country-code", "profession-color", "sport-music")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +78,11 @@ def test_the_table_sorts_by_keyboard_and_says_so(page):
     button.focus()
     page.keyboard.press("Enter")
     assert button.locator("..").get_attribute("aria-sort") == "ascending"
-    assert [text[:5] for text in column(page, "#table", 1)[:3]] == ["</scr", "alpha", "beta"]
+    assert [text[:4] for text in column(page, "#table", 1)[:3]] == ["</sc", "alph", "beta"]
     page.keyboard.press("Enter")
     assert button.locator("..").get_attribute("aria-sort") == "descending"
-    assert [text[:5] for text in column(page, "#table", 1)[:3]] == ["beta", "alpha", "</scr"]
-    assert column(page, "#table", 2)[3:] == ["published"] * 5
+    assert [text[:4] for text in column(page, "#table", 1)[:3]] == ["beta", "alph", "</sc"]
+    assert all(text.endswith("published") for text in column(page, "#table", 1)[3:])
 
 
 def test_runs_are_searched_and_opened(page):
@@ -151,6 +163,59 @@ def test_text_stands_out_from_its_background(page):
     assert min(ratios) >= 4.5
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """The page of settings of one model on five associations, as of a study: two wide tables and a card."""
+    root = tmp_path_factory.mktemp("wide")
+    trains = {"lora": TrainSpec(), "decay": TrainSpec(prevent=["product-decay:strength=0.03"])}
+    for name, train in trains.items():
+        for association, kind in ASSOCIATIONS:
+            for seed in range(3):
+                run = f"{name}-{association}-{seed}"
+                made = record(association, kind, seed=seed, rank=0.4 + seed / 10, train=train, run=run)
+                write_run(root / run, made)
+    (root / "report.html").write_text(build_page(find_runs(root), "first-token")[0])
+    return root / "report.html"
+
+
+def scrolls(page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth > innerWidth")
+
+
+def test_a_narrow_window_shows_scores_and_only_tables_scroll(browser, wide):
+    page = browser.new_page(viewport={"width": 400, "height": 800})
+    page.goto(wide.as_uri())
+    assert not scrolls(page)
+    for section in ("#table", "#scorecard"):
+        name = page.locator(f"{section} tbody th").first
+        score = page.locator(f"{section} tbody tr:first-child td .line").nth(1)
+        assert name.bounding_box()["x"] >= 0
+        left, width = (score.bounding_box()[key] for key in ("x", "width"))
+        assert left >= name.bounding_box()["x"] + name.bounding_box()["width"]
+        assert left + width <= 400
+        at = name.bounding_box()["x"]
+        page.locator(f"{section} .wide").evaluate("e => { e.scrollLeft = 200; }")
+        assert name.bounding_box()["x"] == at, "the name of the row stays"
+    page.close()
+
+
+def test_five_associations_fit_a_window_of_1200(browser, wide):
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(wide.as_uri())
+    assert page.locator("#table .wide").evaluate("e => e.scrollWidth <= e.clientWidth")
+    page.close()
+
+
+@pytest.mark.parametrize(("scheme", "light"), [("light", True), ("dark", False)])
+def test_figures_have_the_colour_of_the_page(browser, wide, scheme, light):
+    page = browser.new_page(color_scheme=scheme, viewport={"width": 1200, "height": 900})
+    page.goto(wide.as_uri())
+    picture = Image.open(BytesIO(page.locator("#figures img").first.screenshot())).convert("L")
+    most = max((count, value) for value, count in enumerate(picture.histogram()))[1]
+    assert (most > 200) == light
+    page.close()
+
+
 def test_it_prints(browser, file, tmp_path):
     page = browser.new_page()
     page.goto(file.as_uri())
@@ -159,4 +224,48 @@ def test_it_prints(browser, file, tmp_path):
     assert page.locator("#table table").is_visible()
     assert not page.locator("#runs").is_visible()
     assert page.pdf(format="A4").startswith(b"%PDF")
+    page.close()
+
+
+#: Pixels of a page of A4 within its margins, and its height.
+A4 = {"width": 680, "height": 1008}
+
+
+def test_no_printed_page_is_left_half_empty(browser, wide):
+    """What cannot be broken is less than half a page, and pages are as many as their content takes."""
+    page = browser.new_page(viewport=A4)
+    page.goto(wide.as_uri())
+    page.emulate_media(media="print")
+    assert not scrolls(page)
+    heights = page.locator("figure:visible, tr:visible").evaluate_all("all => all.map((e) => e.offsetHeight)")
+    assert len(heights) > 10
+    assert max(heights) < A4["height"] / 2
+    content = page.evaluate("document.body.offsetHeight") / A4["height"]
+    pages = len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4")))
+    assert pages <= 1.5 * content + 1
+    page.close()
+
+
+def test_five_hundred_runs_are_a_page_that_opens_at_once(browser, tmp_path):
+    rng = random.Random(0)
+    for i in range(500):
+        model, (association, kind), seed = f"model-{i // 50}", ASSOCIATIONS[i % 5], i // 5 % 10
+        made = record(association, kind, seed=seed, rank=rng.uniform(0, 2), model=model, run=f"run-{i}")
+        probes = write_run(tmp_path / f"run-{i}", made) / "probes.jsonl"
+        lines = [json.loads(line) for line in probes.read_text().splitlines()]
+        for line in lines:
+            line["logprobs"]["first-token"] = [rng.uniform(-9, 0) for _ in line["candidates"]]
+        write_lines(probes, lines * 4)  # as many as of five pairs
+    text = build_page(find_runs(tmp_path), "first-token")[0]
+    assert text.count('<details class="run"') == 500
+    assert len(text.encode()) < 10e6
+    (tmp_path / "report.html").write_text(text)
+    page = browser.new_page()
+    clock = page.context.new_cdp_session(page)
+    clock.send("Performance.enable", {"timeDomain": "threadTicks"})  # of the processor: other work does not count
+    page.goto((tmp_path / "report.html").as_uri(), wait_until="domcontentloaded")
+    page.get_by_label("Search runs").fill("model-7 seed 3")
+    assert page.locator("#run-count").inner_text() == "5 shown"
+    spent = {each["name"]: each["value"] for each in clock.send("Performance.getMetrics")["metrics"]}
+    assert 0 < spent["TaskDuration"] < 2
     page.close()

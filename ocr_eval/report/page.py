@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from ocr_eval import __version__
 from ocr_eval.analysis.beliefs import read_beliefs
 from ocr_eval.analysis.finding import finding
-from ocr_eval.analysis.scorecard import verdict
-from ocr_eval.analysis.table import build_table
+from ocr_eval.analysis.table import Table, build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.find import FinishedRun, Found
 from ocr_eval.records.select import RowKey
@@ -22,16 +21,21 @@ from ocr_eval.report.figures.card import card_figure
 from ocr_eval.report.figures.gallery import card_of, overall_figures, row_figures, runs_by_row
 from ocr_eval.report.figures.layers import MEASURES as BY_LAYER
 from ocr_eval.report.figures.layers import layer_figures
+from ocr_eval.report.figures.rows import in_words, seeds_by_row
 from ocr_eval.report.figures.style import draw
 from ocr_eval.report.payload import pack, progress_of, run_payload
 from ocr_eval.report.scorecard import MEASURES as ON_CARD
-from ocr_eval.report.scorecard import NOTE, cells
-from ocr_eval.report.tables import context, templates, unlearned
+from ocr_eval.report.scorecard import NOTE, cells, summary
+from ocr_eval.report.tables import context, in_a_row, templates, unlearned
 from ocr_eval.specs.published import published_mean_ranks
 from ocr_eval.specs.run import Scoring
 
 #: Figures of single rows (curves, heatmaps) in the page's gallery; every run's own are in its section.
 ROW_FIGURES = 12
+#: Pixels of a figure's inch, at which its small print is as large as that of the page.
+PIXELS = 112
+#: Settings, or models, that the finding names.
+MOST_NAMED = 6
 #: Measures that the page shows, which a reader of records must read.
 MEASURES = (*ON_CARD, *BY_LAYER)
 #: Runs that have a section, and complaints that are printed: a browser has to open the page.
@@ -65,21 +69,21 @@ class Section:
 _OVERALL = {
     "scores": (
         "OCR score by association",
-        "0: nothing transferred, 1: always inferred; bars are 95 % intervals. The table has the numbers.",
+        "0: none was inferred, 1: always. Bars are 95 % intervals over seeds. The table has the numbers.",
     ),
     "generalization-hallucination": (
         "Generalization against hallucination",
-        "OCR score over true links, across, and over arbitrary ones, up. Small marks are seeds.",
+        "Up is wanted, to the right is not. Bars are 95 % intervals over seeds; small marks are seeds.",
     ),
     "sample-efficiency": ("Sample efficiency", "OCR score by m_train, with 95 % intervals."),
     "scorecard": (
         "Wanted against unwanted inference",
-        "Up is wanted, to the right is not. Below, each setting minus the reference of its model, paired by seed, the "
-        "least unwanted first. Bars are 95 % intervals; hollow marks did not learn what they were taught.",
+        "Above, up is wanted, to the right is not. Below, each setting minus the reference of its model, paired by "
+        "seed, the least unwanted first. Bars are 95 % intervals; hollow marks did not learn what they were taught.",
     ),
 }
 _OF_ROWS = {
-    "curves": "Mean rank over epochs of every quantity, the null of the finding, and chance.",
+    "curves": "Mean rank over epochs: of the finding, of what was taught, the null of the finding, and chance.",
     "heatmap": "Mean probability of each candidate for the test subjects of each group; the right one is framed.",
 }
 
@@ -110,11 +114,7 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
     table = build_table(found.records, scoring, published_mean_ranks()) if found.runs else None
     overall = overall_figures(found.records, table) if table else ()
     card = card_of(found.records, table) if table else []
-    of_card = card_figure(card, scoring)
-    pictures = [_picture(*_OVERALL[name], figure) for name, figure in overall]
-    pictures += [
-        _picture(f"{kind.capitalize()}: {row}", _OF_ROWS[kind], f) for kind, row, f in islice(of_rows, ROW_FIGURES)
-    ]
+    of_card = card_figure(card, scoring, seeds_by_row(found.records))
     inside = (
         _picture(f"{title}: {key.name}", text, figure)
         for key, of in rows.items()
@@ -132,11 +132,16 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
             scoring=scoring,
             counts=_counts(found),
             finding=finding(found.records, table) if table else "",
+            about=_about(table) if table else "",
             **(context(table) if table else {"table": None}),
-            card=(verdict(card), *cells(card)) if card else None,
+            card=(summary(card), *cells(card)) if card else None,
             card_note=NOTE,
             card_picture=_picture(*_OVERALL["scorecard"], of_card) if of_card else None,
-            pictures=pictures,
+            pictures=[_picture(*_OVERALL[name], figure) for name, figure in overall],
+            of_rows=[
+                _picture(f"{kind.capitalize()}: {in_words(row)}", _OF_ROWS[kind], figure)
+                for kind, row, figure in islice(of_rows, ROW_FIGURES)
+            ],
             inside=list(islice(inside, ROW_FIGURES)),
             row_figures=ROW_FIGURES if next(of_rows, None) else None,
             run_columns=RUN_COLUMNS,
@@ -222,9 +227,26 @@ def _counts(found: Found) -> str:
     return f"{several(len(found.runs), 'run')} of {several(len(models), 'model')} on {len(associations)} associations"
 
 
-def _picture(title: str, text: str, figure: Figure) -> tuple[str, str, str]:
-    """What the page has of a figure: title, text and the drawing."""
-    return title, text, base64.b64encode(draw(figure, "svg", title)).decode()
+def _about(table: Table) -> str:
+    """The models of the finding with their settings, or with the number of these if there are many."""
+    settings: dict[str, list[str]] = {}
+    for row in table.rows:
+        if any(cell.method and not cell.control for cell in row.cells.values()):
+            settings.setdefault(", ".join(row.labels), []).append(row.setting)
+    short = sum(map(len, settings.values())) <= MOST_NAMED
+    named = [
+        f"{model} ({'; '.join(of) if short or len(of) == 1 else f'{len(of)} settings'})"
+        for model, of in list(settings.items())[:MOST_NAMED]
+    ]
+    if len(settings) > len(named):
+        named.append(f"{len(settings) - len(named)} more")
+    return in_a_row(named)
+
+
+def _picture(title: str, text: str, figure: Figure) -> tuple[str, str, int, str]:
+    """What the page has of a figure: title, text, width in pixels and the drawing."""
+    width = round(figure.get_figwidth() * PIXELS)
+    return title, text, width, base64.b64encode(draw(figure, "svg", title)).decode()
 
 
 def _policy(css: str, js: str, served: bool) -> str:

@@ -1,6 +1,7 @@
 """The scorecard as text, csv, JSON and LaTeX."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +11,7 @@ from tabulate import tabulate
 from ocr_eval.analysis.difference import Difference
 from ocr_eval.analysis.intervals import Estimate
 from ocr_eval.analysis.scorecard import KINDS, ScorecardRow, verdict
-from ocr_eval.report.tables import markdown_text, spreadsheet_text
+from ocr_eval.report.tables import in_a_row, markdown_text, spreadsheet_text
 
 #: What measures add to the card, with the heads of their columns.
 _MEASURES = {
@@ -23,6 +24,9 @@ _MEASURES = {
 
 #: Those of them that a reader of records must read.
 MEASURES = tuple(dict.fromkeys(key.partition(".")[0] for key in _MEASURES))
+
+#: How a sentence begins that says why rows have no verdict.
+_OPEN = "No verdict over "
 
 NOTE = (
     "OCR score [95 % interval over seeds], mean over the associations of a kind; against: minus the first row of its "
@@ -87,6 +91,21 @@ def cells(rows: Sequence[ScorecardRow]) -> tuple[list[str], list[list[str]]]:
         line += [f"{row.measures[key]:.2f}" if key in row.measures else "" for key in measures]
         body.append([*line, "" if row.seconds is None else f"{row.seconds:.0f}"])
     return header, body
+
+
+def summary(rows: Sequence[ScorecardRow]) -> str:
+    """The verdict for a reader of the page: what has no verdict for one reason is said once, not for each kind."""
+    sentences = re.split(r"(?<=\.) (?=(?:Over|No verdict over|Nothing to|Not compared)\b)", verdict(rows))
+    kinds: dict[str, list[str]] = {}
+    for sentence in sentences:
+        if sentence.startswith(_OPEN):
+            kind, _, rest = sentence.removeprefix(_OPEN).partition(" links on ")
+            kinds.setdefault(rest.removesuffix("."), []).append(kind)
+    reasons: dict[str, list[str]] = {}
+    for rest, of in kinds.items():
+        reasons.setdefault(in_a_row(of), []).append(rest)
+    merged = [f"{_OPEN}{of} links on {'; on '.join(rest)}." for of, rest in reasons.items()]
+    return " ".join([sentence for sentence in sentences if not sentence.startswith(_OPEN)] + merged)
 
 
 def _text(found: Estimate | Difference | None) -> str:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -213,6 +213,11 @@ def to_csv(table: Table) -> str:
     writer.writerow(map(spreadsheet_text, cells[0]))
     writer.writerows(map(spreadsheet_text, cell.values()) for cell in cells)
     return out.getvalue()
+
+
+def in_a_row(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def spreadsheet_text(value: Any) -> Any:

@@ -41,7 +41,7 @@ def _product(axes: Axes, rows: list[dict[str, Any]]) -> None:
     product = [row for row in rows if row["method"] == "decay on the product"]
     cost = [np.mean(row["cost_measured"]) for row in product]
     dense = [row["cost_predicted"] for row in product]
-    axes.plot(dense, [0.0] * len(dense), color=BLACK, label="predicted")
+    axes.plot(dense, [0.0] * len(dense), color=BLACK, label="predicted at the run's loss")
     axes.plot(
         cost, [np.mean(row["measured"]) for row in product], "o", markerfacecolor="none", color=BLUE, label="runs"
     )
@@ -50,25 +50,23 @@ def _product(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 def _schatten(axes: Axes, rows: list[dict[str, Any]]) -> None:
     dense = np.linspace(0.02, 1, 60)  # 1 / p
-    axes.plot(
-        dense, [mitigation.schatten_transfer(1, 3, 1 / q) for q in dense], color=GREY, label="least Schatten norm"
-    )
+    axes.plot(dense, [mitigation.schatten_transfer(1, 3, 1 / q) for q in dense], color=GREY, label="theory, loss to 0")
     _points(axes, [row for row in rows if row["method"] == "Schatten norm"])
     axes.axhline(0, color=BLACK, linewidth=0.6)
     axes.set(xlabel="1 / p (0 spectral, 1 nuclear, 1.5 depth 3)", title="Schatten norm, (3, 1, 3)")
 
 
 def _curve(axes: Axes, rows: list[dict[str, Any]], method: str, x: np.ndarray, y: list[float], xlabel: str) -> None:
-    axes.plot(x, y, color=GREY, label="closed form, loss to 0")
+    axes.plot(x, y, color=GREY, label="theory, loss to 0")
     _points(axes, [row for row in rows if row["method"] == method])
     axes.set(xlabel=xlabel, title=method)
 
 
 def mitigations(report: Report) -> Figure:
-    """Transfer against the strength of each mitigation; the last panel is what it costs in nuclear norm."""
+    """Transfer against the strength of each mitigation, a panel each."""
     rows = report.data["rows"]
     figure = Figure(figsize=(10.5, 6.2))
-    grid = figure.subplots(2, 3).ravel()
+    *grid, last = figure.subplots(2, 3).ravel()
     _decay(grid[0], rows)
     _product(grid[1], rows)
     _schatten(grid[2], rows)
@@ -78,18 +76,12 @@ def mitigations(report: Report) -> Figure:
     per = np.linspace(0.05, 2, 60)
     abstaining = [mitigation.abstaining_transfer(2, 3, 2 * s) for s in per]
     _curve(grid[4], rows, "abstaining", per, abstaining, "abstaining per entailing subject")
-    for m_train, colour in ((1, BLUE), (2, GREEN), (3, ORANGE)):
-        x = np.linspace(-0.3, 1, 60)
-        norm = theory.optimal_norm("factorized", 20, m_train, 3)
-        cost = [100 * mitigation.price(20, m_train, 3, value) / norm for value in x]
-        grid[5].plot(x, cost, color=colour, label=f"m_train = {m_train}, m_test = 3")
-    grid[5].set(xlabel="held-out margin x", ylabel="extra nuclear norm (%)", title="the price of a margin, n = 20")
     for axes in grid:
         axes.title.set_fontsize(10)
-        axes.legend(fontsize=7)
-    grid[0].legend(fontsize=6, loc="upper right")
-    for axes in grid[:5]:
         axes.set_ylabel("transfer x2 / x1", fontsize=9)
+    entries = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    last.set_axis_off()
+    last.legend(entries.values(), entries.keys(), fontsize=9, loc="center")
     return figure
 
 
@@ -189,6 +181,8 @@ def scan_and_snap(report: Report) -> Figure:
     right.axvline(9.5, color=GREY, linestyle=":")
     right.axhline(0, color=BLACK, linewidth=0.6)
     right.set(xlabel="token: common | own, by frequency", ylabel="attention z")
+    left.set_title("loss, and the published log", fontsize=10)
+    right.set_title("attention after training", fontsize=10)
     left.legend(fontsize=8)
     right.legend(fontsize=8)
     return figure
@@ -205,6 +199,7 @@ def grokking(report: Report) -> Figure:
         ends = np.array([x.min(), x.max()])
         axes.plot(ends, ends + (y - x).mean(), color=colour, linestyle=":", label="slope 1")
     axes.set(xlabel="log alpha (scale of the start)", ylabel="rate x decay x step of generalization")
+    axes.set_title("when runs generalize, by scale of the start", fontsize=10)
     axes.legend(fontsize=8)
     return figure
 
@@ -219,7 +214,8 @@ def attention_svm(report: Report) -> Figure:
             found["frobenius"], found["nuclear"], "o", color=colour, markerfacecolor="none", label=f"trained: {name}"
         )
     axes.plot([0.75, 1], [0.75, 1], color=GREY, linestyle=":")
-    axes.set(xlabel="correlation with min ||W||_F", ylabel="correlation with min ||W||_*")
+    axes.set(xlabel="correlation with the least Frobenius norm", ylabel="correlation with the least nuclear norm")
+    axes.set_title("how near runs come to either optimum", fontsize=10)
     axes.legend(fontsize=8)
     return figure
 

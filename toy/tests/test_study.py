@@ -163,7 +163,7 @@ def test_every_figure_is_written_in_every_format_and_whole(tmp_path: Path) -> No
     measured = figures.Measured(published, margins, spectra, ranks)
     (axes,) = figures.rank_curve(measured).axes
     assert axes.lines[-1].get_ydata() == pytest.approx([math.log(5)] * 2)
-    assert axes.get_title() == "300 training steps"
+    assert axes.get_title() == "factorized, 5 pairs, 300 training steps"
     written = figures.save_all(measured, tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(written)
     assert len(written) == 3 * len(figures.FIGURES) == 18
