@@ -145,7 +145,7 @@ structures: $(VENV)/.ready
 	  $(call shape,$$model,graft/both,$(GRAFT) --order entailments-last --epochs 24) && \
 	  $(call shape,$$model,graft/facts,$(GRAFT) --variants no-entailment --epochs 8 --schedule constant) && \
 	  $(call shape,$$model,graft/implications,$(GRAFT) --variants no-fact --epochs 8) && \
-	  $(call shape,$$model,graft/regrouped,$(GRAFT) --variants regrouped --epochs 8) && \
+	  $(call shape,$$model,graft/regrouped,$(GRAFT) --variants regrouped) && \
 	  $(BIN)/python tests/benchmarks/graft_study.py results/structures/$$model/graft || exit 1; \
 	done
 	$(call bare,results/structures)

@@ -67,7 +67,9 @@ def key(record: Record) -> tuple[str, int]:
 
 
 def of_sum(runs: dict[str, FinishedRun], asked: str, terms: dict[str, int]) -> Scores:
-    """Scores of a sum of changes on the probes of one of the runs."""
+    """Scores of a sum of changes on the probes of one of the runs; those of a run alone are in its record."""
+    if terms == {asked: 1}:
+        return runs[asked].record.final
     (onto, _), *others = terms.items()
     trained = {part: read_trained(runs[part].folder) for part in terms}
     grafted = [(sign, trained[part][1].learned) for part, sign in others]
