@@ -130,7 +130,8 @@ def table_schema() -> str:
         "published": {"type": "boolean"},
         "scoring": {"enum": list(SCORINGS)},
         "association": {"type": "string"},
-        **dict.fromkeys((*map(column, METRICS), *bounds, "p_holm", "lift_p"), number),
+        **dict.fromkeys((*map(column, METRICS), *bounds, "p_holm", "lift_p", "lift_p_holm"), number),
+        "control_premises_hold": switch,
         "seeds": {"type": ["integer", "null"]},
         "premises_hold": switch,
     }

@@ -167,6 +167,33 @@ def test_sides_of_two_results_versions_are_said_to_differ():
     assert "results version (1 against 2)" in sentence
 
 
+def test_a_side_of_two_results_versions_says_why_it_does_not_pair(ocr_eval, tmp_path):
+    both = [
+        rated(lr, rank, seed=s, results_version=v)
+        for lr, rank in ((1e-3, 0.5), (2e-3, 1.0))
+        for s in range(6)
+        for v in (1, 2)
+    ]
+    answer = ocr_eval("compare", "lr=1e-3", "lr=2e-3", write(tmp_path, *both))
+    assert answer.code == 2
+    assert "Runs of results versions 1 and 2 are never averaged, as numbers changed in between" in answer.err
+    assert "--filter results=2" in answer.err
+    one = ocr_eval("compare", "lr=1e-3", "lr=2e-3", tmp_path, "--filter", "results=2")
+    assert one.out.strip().splitlines()[-1] == "A is above B on city-language (+0.25)."
+    with pytest.raises(UserError) as settings:
+        contrast([rated(1e-3, 0.5), rated(2e-3, 0.5)], [rated(5e-3, 0.5)], "first-token")
+    assert "results versions" not in str(settings.value)
+
+
+def test_comparisons_of_too_few_seeds_are_not_corrected_for():
+    def side(lr, rank):
+        few = [rated(lr, rank, association="country-code", kind="spurious", seed=s) for s in range(3)]
+        return [*few, *(rated(lr, rank, seed=s) for s in range(6))]
+
+    sentence = verdict(contrast(side(1e-3, 0.5), side(2e-3, 1.0), "first-token"))
+    assert sentence.startswith("A is above B on city-language (+0.25). No verdict on country-code: 3 seeds are too few")
+
+
 def test_sides_of_two_precisions_are_said_to_differ():
     sentence = verdict(contrast([record(rank=0.1, dtype="float32")], [record(dtype="bfloat16")], "first-token"))
     assert "float32 against bfloat16" in sentence

@@ -77,10 +77,48 @@ def test_few_seeds_show_a_difference_and_no_verdict(ocr_eval, tmp_path):
 
 
 def test_rows_without_a_verdict_are_told_by_their_seeds(ocr_eval, tmp_path):
+    """One that no seeds could decide is no test, so that the other is not corrected for it."""
     one = runs((0.5, 2.0, 1.0), 1, train=TrainSpec(prevent=["abstain"]))
-    answer = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN), *runs((0.5, 2.0, 1.0), train=PREVENTED), *one))
-    assert "over true links on smollm2-135m, LoRA + product-decay: 6 seeds are too few" in answer.err
-    assert "over true links on smollm2-135m, LoRA + abstain: 1 seed is too few" in answer.err
+    answer = ocr_eval("scorecard", write(tmp_path / "a", *runs(PLAIN), *runs((0.5, 2.0, 1.0), train=PREVENTED), *one))
+    assert (
+        "Inference over arbitrary links, compared with the reference: less under smollm2-135m, LoRA + prod"
+        in answer.err
+    )
+    assert "over true links on smollm2-135m, LoRA + abstain: 1 seed is too few for a verdict on 2" in answer.err
+    both = [runs((0.5, 2.0, 1.0), train=TrainSpec(prevent=[name])) for name in ("product-decay", "abstain")]
+    answer = ocr_eval("scorecard", write(tmp_path / "b", *runs(PLAIN), *both[0], *both[1]))
+    assert "LoRA + product-decay: 6 seeds are too few for a verdict on 2 comparisons; 7 are needed" in answer.err
+    assert "less under" not in answer.err
+
+
+def test_the_least_difference_that_could_be_shown_is_said(ocr_eval, tmp_path):
+    few, enough = (
+        ocr_eval(
+            "scorecard", write(tmp_path / str(seeds), *runs(PLAIN, seeds), *runs(PLAIN, seeds, train=PREVENTED))
+        ).err
+        for seeds in (3, 8)
+    )
+    assert "3 seeds are too few" in few
+    assert few.count("6 seeds show a difference in OCR score of 0.38 or more (80 % power, sd of a run 0.15).") == 1
+    assert enough.count("8 seeds show a difference in OCR score of 0.25 or more (80 % power, sd of a run 0.15).") == 1
+
+
+def test_a_lift_on_the_card_is_judged_by_the_rule_of_the_table(ocr_eval, tmp_path):
+    """Corrected for the lifts of the other rows; none where a run of the control did not learn its facts."""
+    both = [*runs(PLAIN, 8), *runs(PLAIN, 8, train=PREVENTED)]
+    none = [
+        record(name, kind, seed=seed, rank=2.0, train=train, data=DataSpec(variant="no-entailment"), learned=learned)
+        for train in (TrainSpec(), PREVENTED)
+        for name, kind in LINKS
+        for seed in range(8)
+        for learned in [(train, name, seed) != (PREVENTED, "country-code", 3)]
+    ]
+    text = ocr_eval("scorecard", write(tmp_path, *both, *none), "--format", "csv").out
+    plain, prevented, *_ = csv.DictReader(io.StringIO(text))
+    assert float(plain["spurious_lift_p"]) == float(prevented["spurious_lift_p"]) == 2 / 256
+    assert (float(plain["spurious_lift_p_holm"]), plain["spurious_control_premises_hold"]) == (4 / 256, "True")
+    assert (prevented["spurious_lift_p_holm"], prevented["spurious_control_premises_hold"]) == ("", "False")
+    assert float(prevented["causal_lift_p_holm"]) == 4 / 256
 
 
 def test_matched_learning_has_a_column_of_its_own(ocr_eval, tmp_path):

@@ -1,6 +1,8 @@
 """The permutation test over groups: hand-worked cases, its definition in plain loops, and its size."""
 
+import re
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,14 @@ from scipy import stats
 from simulated import Study
 from test_intervals import seed_of
 
-from ocr_eval.analysis.significance import detectable, inference_ps, least_p, permutation_ps, sign_flip_p
+from ocr_eval.analysis.significance import (
+    detectable,
+    inference_ps,
+    least_p,
+    permutation_ps,
+    seeds_needed,
+    sign_flip_p,
+)
 from ocr_eval.common.multiple_tests import holm
 from ocr_eval.scoring.ranks import HeldOut
 
@@ -173,14 +182,39 @@ def test_hand_worked_holm():
     assert holm([]) == []
 
 
-def test_the_least_difference_is_detected_about_four_times_in_five():
-    """Paired runs that each move by 0.15, apart by what is said to be detectable, tested by t over seeds."""
+@pytest.mark.parametrize(("seeds", "tests"), [(6, 1), (7, 1), (9, 5), (12, 1), (20, 1), (20, 5)])
+def test_the_least_difference_is_detected_about_four_times_in_five(seeds, tests):
+    """Paired runs that each move by 0.15, by the rule that gives the verdict: signs flip, p is corrected."""
     rng = np.random.default_rng(10)
-    for seeds in (3, 6, 12):
-        apart = rng.normal(detectable(seeds, 0.15), 0.15 * np.sqrt(2), size=(4000, seeds))
-        detected = stats.ttest_1samp(apart, 0, axis=1).pvalue <= 0.05
-        assert 0.75 <= detected.mean() <= 0.86
-    assert detectable(1) is None
+    studies = 400 if seeds > 10 else 1500
+    apart = rng.normal(detectable(seeds, tests, sd=0.15), 0.15 * np.sqrt(2), size=(studies, seeds))
+    detected = [sign_flip_p(of) <= 0.05 / tests and np.mean(of) > 0 for of in apart]
+    assert np.mean(detected) == pytest.approx(0.8, abs=0.05)
+
+
+def test_where_all_signs_must_agree_the_least_difference_is_worked_by_hand():
+    """As many as S seeds of one sign, each with probability Phi(d / sd): d = sd x Phi^-1(0.8^(1/S))."""
+    for seeds, tests in ((6, 1), (7, 2), (8, 4), (8, 5)):
+        by_hand = 0.15 * np.sqrt(2) * stats.norm.ppf(0.8 ** (1 / seeds))
+        assert detectable(seeds, tests) == pytest.approx(by_hand, abs=0.006)
+    assert detectable(6, sd=0.3) == pytest.approx(2 * detectable(6))
+
+
+def test_too_few_seeds_detect_nothing():
+    for tests in (1, 2, 5, 20):
+        assert detectable(seeds_needed(tests) - 1, tests) is None
+        assert detectable(seeds_needed(tests), tests) > detectable(seeds_needed(tests) + 2, tests)
+
+
+def test_the_least_differences_of_the_page_are_those_of_the_program():
+    page = (Path(__file__).parent.parent / "ocr_eval/docs/numbers.md").read_text()
+    head, rows = re.search(r"\| comparisons \|(.*)\n\|-.*\n((?:\|.*\n)+)", page).groups()
+    seeds = [int(each) for each in re.findall(r"\d+", head)]
+    assert 3 in seeds
+    for row in rows.splitlines():
+        tests, *shown = (cell.strip() for cell in row.strip("|").split("|"))
+        least = [detectable(each, int(tests)) for each in seeds]
+        assert shown == ["no verdict" if each is None else f"{each:.2f}" for each in least]
 
 
 def test_no_seeds_is_an_error():

@@ -63,7 +63,8 @@ def test_controls_in_words(study):
         (6, {}, {"shuffled": False}, "No verdict: shuffled did not learn the facts"),
         (6, {}, {"real": False}, "No finding"),
         (3, {}, {}, "Inferred: OCR score +0.90 (p 0.0005), +0.50 or more from each control. 3 seeds are too few"),
-        (1, {}, {}, "Inferred: OCR score +0.90 (p 0.0083), +0.50 or more from each control. 1 seed is too few"),
+        (1, {}, {}, "No verdict from one seed: OCR score +0.90, +0.50 or more from each control."),
+        (1, {"real": 2.0}, {}, "No verdict from one seed: OCR score +0.00, -0.40 or more from each control."),
     ],
 )
 def test_the_verdict_over_controls(seeds, ranks, learned, says):
@@ -217,11 +218,32 @@ def test_a_study_is_planned_before_it_is_run(study, tmp_path, command, runs):
     assert "GB" in answer.out
     assert "time: about" in answer.out
     assert "comparing: no verdict from 2 seeds; a comparison of OCR scores takes 6" in answer.out
-    assert "6 seeds show a difference in OCR score of 0.30 or more" in study(*command[:-1], "0-5", "--dry-run").out
+    assert (
+        "6 seeds show a difference in OCR score of 0.38 or more (80 % power, sd of a run 0.15)"
+        in study(*command[:-1], "0-5", "--dry-run").out
+    )
     assert list(tmp_path.iterdir()) == []
     assert study(*command, "--dry-run", "--json").code == 2
     assert study(*command, "--epochs", 1).code == 0
     assert study(*command, "--epochs", 1, "--dry-run").out.count(" done\n") == runs
+
+
+def test_a_plan_of_several_comparisons_says_what_they_take(ocr_eval, tiny, tmp_path):
+    def planned(seeds):
+        flags = [
+            "--assocs",
+            "country-code,sport-music",
+            "--variants",
+            "real,shuffled",
+            "--m-train",
+            2,
+            "--seeds",
+            seeds,
+        ]
+        return ocr_eval("sweep", "--models", tiny, *SMALL, *flags, "-o", tmp_path, "--dry-run").out
+
+    assert "comparing: no verdict from 6 seeds; 2 comparisons of OCR scores take 7 or more\n" in planned("0-5")
+    assert "7 seeds show a difference in OCR score of 0.39 or more in each of 2 comparisons (80 %" in planned("0-6")
 
 
 def test_controls_need_something_to_shuffle(study):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ocr_eval.analysis.difference import Difference, difference, matched, too_few, verdicts
+from ocr_eval.analysis.difference import Difference, comparisons, difference, matched, too_few, verdicts
 from ocr_eval.analysis.intervals import Estimate, of_metric
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
@@ -80,9 +80,14 @@ def _units(a: Sequence[Record], b: Sequence[Record]) -> tuple[Mapping[Unit, list
         one_setting = all(len(group_rows(records)) == 1 for side in sides for records in side.values())
         if one_setting and sides[0].keys() & sides[1].keys():
             return sides[0], sides[1]
+    versions = sorted({record.results_version for record in (*a, *b)})
+    mixed = (
+        f"Runs of results versions {' and '.join(map(str, versions))} are never averaged, as numbers changed in "
+        f"between, so a side that has both pairs with none. Choose one, for example --filter results={versions[-1]}. "
+    )
     raise UserError(
         f"It is unclear what to compare: the first side has {_names(a)}; the second {_names(b)}. "
-        "Narrow them with conditions such as 'lr=1e-3', or with --filter."
+        f"{mixed * (len(versions) > 1)}Narrow them with conditions such as 'lr=1e-3', or with --filter."
     )
 
 
@@ -157,8 +162,9 @@ def verdict(contrasts: Sequence[Contrast]) -> str:
     sentences = [f"A is {'; '.join(parts)}."] if parts else []
     undecided = [name for name, sign in last.items() if sign is None]
     if undecided:
-        seeds = min(each.seeds for each in told.values())
-        sentences.append(f"No verdict on {', '.join(undecided)}: {too_few(seeds, len(told))}.")
+        tests = dict(zip(told, comparisons(list(told.values())), strict=True))
+        fewest = min(undecided, key=lambda name: told[name].seeds)
+        sentences.append(f"No verdict on {', '.join(undecided)}: {too_few(told[fewest].seeds, tests[fewest])}.")
     otherwise = {name: sign for name, sign in early.items() if sign is not None and sign != last.get(name)}
     if otherwise:
         sentences.append(f"At matched learning A is {'; '.join(_parts(otherwise, matched))}.")

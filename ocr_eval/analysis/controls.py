@@ -87,6 +87,9 @@ def verdict(results: Sequence[ConditionResult]) -> str:
     differences = [result.against for result in controls if result.against is not None]
     if not real.premises_hold:
         return "No finding: what was taught was not learned."
+    least = min(each.value.value for each in differences)
+    if max(each.seeds for each in differences) == 1:
+        return f"No verdict from one seed: OCR score {real.score.value:+.2f}, {least:+.2f} or more from each control."
     score = f"OCR score {real.score.value:+.2f} (p {real.p:.2g})"
     if real.p > SIGNIFICANT:
         return f"The finding does not stand: {score} is not clearly above zero."
@@ -97,7 +100,6 @@ def verdict(results: Sequence[ConditionResult]) -> str:
     shown = [verdicts([each])[0] for each in differences]
     if None in shown:
         seeds = min(each.seeds for each in differences)
-        least = min(each.value.value for each in differences)
         return f"Inferred: {score}, {least:+.2f} or more from each control. {too_few(seeds).capitalize()}."
     below = [result.condition for result, sign in zip(controls, shown, strict=True) if sign != 1]
     if below:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ocr_eval.analysis.intervals import Estimate, Seed, averaged, estimate, units_of
-from ocr_eval.analysis.significance import SIGNIFICANT, seeds_needed, sign_flip_p
+from ocr_eval.analysis.significance import POWER, RUN_SD, SIGNIFICANT, detectable, seeds_needed, sign_flip_p
 from ocr_eval.common.multiple_tests import holm
 from ocr_eval.scoring.ranks import HeldOut
 
@@ -31,25 +31,50 @@ class Difference:
     subjects: int
 
 
+def corrected(differences: Sequence[Difference]) -> list[float | None]:
+    """p of each, corrected by Holm for all that are looked at; None from so few seeds that they could show nothing.
+
+    Those of too few seeds are no tests, so that the others are not corrected for them.
+    """
+    adjusted = iter(holm([each.p for each in differences if each.p is not None]))
+    return [None if each.p is None else next(adjusted) for each in differences]
+
+
+def comparisons(differences: Sequence[Difference]) -> list[int]:
+    """For how many comparisons each is corrected, or would be if all had seeds enough for a test."""
+    tests = sum(each.p is not None for each in differences)
+    return [len(differences) if each.p is None else tests for each in differences]
+
+
+def sign_of(apart: Difference, p: float | None, tests: int) -> int | None:
+    """The verdict by a p corrected for so many tests; None where so few seeds could not be significant."""
+    if p is not None and p <= SIGNIFICANT:
+        return 1 if apart.value.value > 0 else -1
+    return None if p is None or apart.seeds < seeds_needed(tests) else 0
+
+
 def verdicts(differences: Sequence[Difference]) -> list[int | None]:
     """Of each, 1 where A is above B, -1 where it is below, 0 where neither is shown; p corrected for all by Holm.
 
     None where even the clearest difference of so few seeds would show nothing.
     """
-    able = [i for i, each in enumerate(differences) if each.seeds >= seeds_needed(len(differences))]
-    found: list[int | None] = [None] * len(differences)
-    ps = holm([each.p if each.p is not None else 1.0 for each in differences])
-    for i in able:
-        found[i] = 0 if ps[i] > SIGNIFICANT else 1 if differences[i].value.value > 0 else -1
-    return found
+    return list(map(sign_of, differences, corrected(differences), comparisons(differences)))
 
 
-def too_few(seeds: int, comparisons: int = 1) -> str:
+def too_few(seeds: int, tests: int = 1) -> str:
     """Why so few seeds give no verdict between conditions."""
-    needed = seeds_needed(comparisons)
-    verdict = f"a verdict on {comparisons} comparisons" if comparisons > 1 else "a verdict"
+    needed = seeds_needed(tests)
+    verdict = f"a verdict on {tests} comparisons" if tests > 1 else "a verdict"
     few = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
     return f"{few} too few for {verdict}; {needed} are needed (--seeds 0-{needed - 1})"
+
+
+def power(seeds: int, tests: int = 1) -> str:
+    """The least difference in OCR score that so many seeds show, in words; empty where they can show none."""
+    least = detectable(seeds, tests)
+    of = f" in each of {tests} comparisons" if tests > 1 else ""
+    chance = f"{100 * POWER:.0f} % power, sd of a run {RUN_SD:g}"
+    return f"{seeds} seeds show a difference in OCR score of {least:.2f} or more{of} ({chance})" if least else ""
 
 
 def difference(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> Difference:

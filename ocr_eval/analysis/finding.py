@@ -1,4 +1,4 @@
-"""What a set of records shows, in one sentence: what was inferred, and was it because of what was taught. Pure.
+"""What a table shows, in one sentence: what was inferred, and was it because of what was taught. Pure.
 
 What was inferred (the OCR score, its p corrected by Holm for all cells that are looked at) may have been known before:
 a model infers French for Paris if no French is taught. So the sentence also says the lift over the no-entailment
@@ -7,15 +7,12 @@ control, and "it generalized" and "it hallucinated" need that lift where there i
 
 from collections.abc import Sequence
 
-from ocr_eval.analysis.difference import verdicts
+from ocr_eval.analysis.lift import Lift
 from ocr_eval.analysis.significance import SIGNIFICANT
-from ocr_eval.analysis.table import Cell, Row, Table, make_cells
+from ocr_eval.analysis.table import Cell, Table
 from ocr_eval.methods.method import advice, method_of
-from ocr_eval.records.record import Record
-from ocr_eval.records.select import NoEntailments, by_association, is_control
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
-from ocr_eval.specs.run import Scoring
 
 #: What an inference over a link of each kind is called, and what its absence is.
 _READINGS: dict[Kind, tuple[str, str, str]] = {
@@ -26,15 +23,21 @@ _READINGS: dict[Kind, tuple[str, str, str]] = {
 }
 
 
-def finding(records: Sequence[Record], table: Table) -> str:
-    """A sentence for a single row of the table of some records; counts of cells for several. Controls do not count."""
-    rows = [row for row in table.rows if any(cell.method and not cell.control for cell in row.cells.values())]
+def finding(table: Table) -> str:
+    """A sentence for a single row of the table; counts of cells for several. Controls do not count.
+
+    No verdict is given from one seed, nor where a run did not learn what it was taught.
+    """
+    rows = [[(name, row.cells[name]) for name in table.associations if name in row.cells] for row in table.rows]
+    rows = [[(name, cell) for name, cell in row if cell.method and not cell.control] for row in rows]
+    rows = [row for row in rows if row]
+    tests = sum(cell.p_holm is not None for row in rows for _, cell in row)
+    of_kind = [[(name, cell) for row in rows for name, cell in row if cell.kind == kind] for kind in _READINGS]
     if len(rows) == 1:
-        parts = _clauses(records, rows[0], table.scoring)
+        parts = [_clause(name, cell, tests) for cells in of_kind for name, cell in cells]
     else:
-        cells = [cell for row in rows for cell in row.cells.values() if not cell.control]
-        parts = [_count(kind, [cell for cell in cells if cell.kind == kind]) for kind in _READINGS]
-    return "; ".join(part for part in parts if part) + "." if any(parts) else ""
+        parts = [_count([cell for _, cell in cells]) for cells in of_kind if cells]
+    return "; ".join(parts) + "." if parts else ""
 
 
 def remedy(losses: Sequence[float], train: TrainSpec) -> str:
@@ -55,62 +58,85 @@ def remedy(losses: Sequence[float], train: TrainSpec) -> str:
     return f"The loss stopped falling at {losses[-1]:.2g}: try another --lr (now {train.lr:g}), a higher one first."
 
 
-def _clauses(records: Sequence[Record], row: Row, scoring: Scoring) -> list[str]:
-    """What the runs of each association show that learned what they were taught; cells of their own if not all did."""
-    real = [record for record in records if not is_control(record)]
-    every = sorted(by_association(real).values(), key=lambda runs: list(_READINGS).index(runs[0].kind))
-    learned = [[run for run in runs if run.premises_hold] for runs in every]
-    if all(run.premises_hold for run in real):
-        return [_clause(runs, len(runs), row.cells[runs[0].association]) for runs in every]
-    cells = iter(make_cells([runs for runs in learned if runs], scoring, (), NoEntailments(records)))
-    return [_clause(runs, len(of), next(cells) if of else None) for runs, of in zip(every, learned, strict=True)]
-
-
-def _clause(runs: Sequence[Record], learned: int, cell: Cell | None) -> str:
-    link, yes, no = _READINGS[runs[0].kind]
-    where = f"on {runs[0].association} ({link})"
-    if cell is None:
-        return f"{where} what was taught was not learned, so there is no conclusion ({advice(runs[0].train.method)})"
-    left_out = f", leaving out {len(runs) - learned} of {len(runs)} runs that did not learn what they were taught,"
-    if cell.p_holm is None:
+def _clause(association: str, cell: Cell, tests: int) -> str:
+    """What a cell shows, among so many that p is corrected for."""
+    link, yes, no = _READINGS[cell.kind or "unclassified"]
+    where = f"on {association} ({link})"
+    if cell.unlearned:
+        of = "" if cell.unlearned == cell.runs else f" in {cell.unlearned} of {cell.runs} runs"
+        return f"{where} what was taught was not learned{of}, so there is no conclusion ({advice(cell.method)})"
+    p = f", p {cell.p:.2g}"
+    if cell.seeds == 1:
+        said, p = "no verdict from one seed", ""
+    elif cell.p_holm is None:
         said = "too few groups to tell"
-    elif not cell.inferred:
-        said = no
-    elif cell.lift is None:
-        said = f"{yes}{', or knew it before' * (runs[0].kind == 'causal')}"
     else:
-        said = {1: yes, None: "it inferred"}.get(verdicts([cell.lift])[0], f"it inferred, and {no.removeprefix('it ')}")
+        p = f", {_p(cell.p_holm, tests)}"
+        if not cell.inferred:
+            said = no
+        elif cell.lift is None:
+            said = f"{yes}{', or knew it before' * (cell.kind == 'causal')}"
+        else:
+            said = {1: yes, None: "it inferred"}.get(cell.lift.sign, f"it inferred, and {no.removeprefix('it ')}")
     return (
-        f"{where}{left_out if learned < len(runs) else ''} {said}: "
-        f"the held-out answer ranks {cell.values['mean-rank']:.2f}, null {cell.values['null-rank']:.2f} "
-        f"(OCR score {cell.values['ocr-score']:+.2f}, p {cell.p:.2g}; {_lift(cell)})"
+        f"{where} {said}: the held-out answer ranks {cell.values['mean-rank']:.2f}, "
+        f"null {cell.values['null-rank']:.2f} (OCR score {cell.values['ocr-score']:+.2f}{p}; {_lift(cell.lift)})"
     )
 
 
-def _lift(cell: Cell) -> str:
-    """What the control adds."""
-    if cell.lift is None:
+def _lift(lift: Lift | None) -> str:
+    """What was inferred beyond the control, and whether that is shown."""
+    if lift is None:
         return "no control to compare with"
-    seeds = f"{cell.lift.seeds} seed{'s' * (cell.lift.seeds > 1)}"
-    told = f"no verdict from {seeds}" if cell.lift.p is None else f"p {cell.lift.p:.2g}"
-    return f"{cell.lift.value.value:+.2f} over no entailments, {told}"
+    if lift.control_unlearned:
+        of = f"{lift.control_unlearned} of {lift.control_runs} control runs"
+        told = f"no verdict as {of} did not learn the facts"
+    elif lift.sign is None:
+        lifts = "a lift takes" if lift.comparisons == 1 else f"{lift.comparisons} lifts take"
+        told = f"no verdict from {lift.seeds} seed{'s' * (lift.seeds > 1)} ({lifts} {lift.seeds_needed})"
+    else:
+        told = _p(lift.p_holm or 0.0, lift.comparisons)
+    return f"{lift.value.value:+.2f} over no entailments, {told}"
 
 
-def _count(kind: Kind, cells: Sequence[Cell]) -> str:
-    if not cells:
-        return ""
+def _p(p: float, tests: int) -> str:
+    return f"{'corrected ' * (tests > 1)}p {p:.2g}"
+
+
+def _count(cells: Sequence[Cell]) -> str:
+    """How many cells of one kind show inference, and what they add to their controls."""
+    link = _READINGS[cells[0].kind or "unclassified"][0]
     learned = [cell for cell in cells if not cell.unlearned]
+    alone = [cell for cell in learned if cell.seeds == 1]
     able = [cell for cell in learned if cell.p_holm is not None]
-    left_out, unable = len(cells) - len(learned), len(learned) - len(able)
-    rest = f" ({left_out} more had runs that did not learn what they were taught)" if left_out else ""
-    rest += f" ({unable} more had too few groups to tell)" if unable else ""
-    link = _READINGS[kind][0]
+    more = " more" * bool(able)
+    left_out, unable = len(cells) - len(learned), len(learned) - len(alone) - len(able)
+    rest = [f"{left_out}{more} had runs that did not learn what they were taught"] if left_out else []
+    rest += [f"{unable}{more} had too few groups to tell"] if unable else []
+    if alone:
+        seen = _range([cell.values["ocr-score"] for cell in alone])
+        rest += [f"{len(alone)}{more} had one seed, which gives no verdict, OCR score {seen}"]
     if not able:
-        return f"over {link} there is no conclusion{rest.replace(' more', '')}"
-    lifts = sorted(cell.lift.value.value for cell in able if cell.lift is not None)
-    ends = dict.fromkeys(f"{lift:+.2f}" for lift in (lifts[:1] + lifts[-1:]))
-    lift = f", {' to '.join(ends)} over no entailments" if lifts else ", no control to compare with"
+        return f"over {link} there is no conclusion ({', '.join(rest)})"
     inferred = sum(cell.inferred for cell in able)
-    return (
-        f"over {link} {inferred} of {len(able)} cells show inference (p at most {SIGNIFICANT:g} after Holm){lift}{rest}"
-    )
+    lifts = [cell.lift for cell in able if cell.lift is not None]
+    note = ", ".join([f"p at most {SIGNIFICANT:g} after Holm", *rest])
+    return f"over {link} {inferred} of {len(able)} cells show inference ({note}), {_lifts(lifts, len(able))}"
+
+
+def _lifts(lifts: Sequence[Lift], cells: int) -> str:
+    """What was inferred beyond the controls of so many cells, and in how many that is shown."""
+    if not lifts:
+        return "no control to compare with"
+    where = "the one that has a control" if len(lifts) == 1 else f"the {len(lifts)} that have a control"
+    where = "" if len(lifts) == cells else f" in {where}"
+    told = [f"{sum(lift.sign == 1 for lift in lifts) or 'none'} shown"]
+    forgot = sum(lift.control_unlearned > 0 for lift in lifts)
+    few = sum(lift.sign is None for lift in lifts) - forgot
+    told += [f"no verdict on {forgot} whose control did not learn the facts"] if forgot else []
+    told += [f"no verdict on {few} from so few seeds"] if few else []
+    return f"{_range([lift.value.value for lift in lifts])} over no entailments{where} ({', '.join(told)})"
+
+
+def _range(values: Sequence[float]) -> str:
+    return " to ".join(dict.fromkeys(f"{value:+.2f}" for value in (min(values), max(values))))

@@ -9,13 +9,15 @@ it was then is a row of its own: to stop there costs nothing, so a prevention mu
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import msgspec
 
-from ocr_eval.analysis.difference import Difference, mean_difference, too_few, verdicts
+from ocr_eval.analysis.difference import Difference, comparisons, mean_difference, power, too_few, verdicts
 from ocr_eval.analysis.intervals import WITHIN, Estimate, averaged, estimate, units_of
+from ocr_eval.analysis.lift import Lift, decided, lift_over
+from ocr_eval.analysis.significance import seeds_needed
 from ocr_eval.analysis.table import mean_of_keys, measured
 from ocr_eval.common.errors import UserError
 from ocr_eval.methods.prevention import preventions_of
@@ -41,14 +43,15 @@ class Links:
 
     Attributes:
         score: OCR score, the mean over associations in each seed that all of them have.
-        lift: the same minus that of the row's own no-entailment control; None where it was not made.
+        lift: the same minus that of the row's own no-entailment control, its verdict corrected for all rows' lifts over
+            this kind of link; None where it was not made.
         against: the same minus that of the row of reference; None for that row, and where no people are shared.
         matched: ``against`` at matched learning; None as well where the premises of a run never held.
     """
 
     associations: tuple[str, ...]
     score: Estimate
-    lift: Difference | None
+    lift: Lift | None
     against: Difference | None
     matched: Difference | None
 
@@ -103,7 +106,15 @@ def build_scorecard(records: Sequence[Record], scoring: Scoring) -> list[Scoreca
         early = [at for run in runs if (at := _stopped(run))]
         if key.name == first_name and len(early) == len(runs) and not is_control(runs[0]):
             rows.append(_row(f"{key.name}, stopped when learned", early, first_name, first, controls, scoring))
-    return rows
+    return _with_lifts_decided(rows)
+
+
+def _with_lifts_decided(rows: Sequence[ScorecardRow]) -> list[ScorecardRow]:
+    of_kind = {kind: iter(decided([of.lift for row in rows if (of := row.links.get(kind))])) for kind in KINDS}
+    return [
+        replace(row, links={kind: replace(of, lift=next(of_kind[kind])) for kind, of in row.links.items()})
+        for row in rows
+    ]
 
 
 def _stopped(run: Record) -> Record | None:
@@ -161,10 +172,19 @@ def _links(name: str, runs: Runs, first: Runs | None, controls: NoEntailments, s
     return Links(
         tuple(runs),
         score=estimate(scores, WITHIN["ocr-score"]),
-        lift=None if is_control(next(iter(runs.values()))[0]) else _apart(runs, own, scoring),
+        lift=None if is_control(next(iter(runs.values()))[0]) else _lift(runs, own, scoring),
         against=_apart(runs, first, scoring),
         matched=_apart(_when_matched(runs), _when_matched(first), scoring),
     )
+
+
+def _lift(runs: Runs, controls: Runs, scoring: Scoring) -> Lift | None:
+    apart = _apart(runs, controls, scoring)
+    if apart is None:
+        return None
+    pairs = [(runs[each], of) for each, of in controls.items()]
+    premises = [run.premises_hold for own, of in pairs for run in of if run.seed in {each.seed for each in own}]
+    return lift_over(apart, sum(not run.premises_hold for own, _ in pairs for run in own), premises)
 
 
 def _when_matched(runs: Runs | None) -> Runs:
@@ -210,7 +230,7 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
     learned = {row.name for row in rows if not row.unlearned}
     compared = [row for row in rows if row.name != row.reference and not row.control]
     fair = [row for row in compared if {row.name, row.reference} <= learned]
-    sentences = []
+    sentences, powers = [], set[tuple[int, int]]()
     for kind, word in KINDS.items():
         found = {row.name: of.against for row in fair if (of := row.links.get(kind)) and of.against}
         signs = dict(zip(found, verdicts(list(found.values())), strict=True))
@@ -220,10 +240,14 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
             parts += [f"{said} under {', '.join(names)}"] if names else []
         if parts:
             sentences.append(f"Inference over {word} links, compared with the reference: {'; '.join(parts)}.")
+        tests = dict(zip(found, comparisons(list(found.values())), strict=True))
         undecided = [name for name, sign in signs.items() if sign is None]
-        for seeds in sorted({found[name].seeds for name in undecided}):
+        for seeds, among in sorted({(found[name].seeds, tests[name]) for name in undecided}):
             alike = ", ".join(name for name in undecided if found[name].seeds == seeds)
-            sentences.append(f"No verdict over {word} links on {alike}: {too_few(seeds, len(found))}.")
+            sentences.append(f"No verdict over {word} links on {alike}: {too_few(seeds, among)}.")
+        tested = {(of.seeds, tests[name]) for name, of in found.items() if signs[name] is not None}
+        powers |= tested or {(seeds_needed(among), among) for among in tests.values()}
+    sentences += [f"{power(*each)}." for each in sorted(powers)]
     alone = [row.name for row in fair if not any(of.against for of in row.links.values())]
     if alone:
         sentences.append(f"Not paired with the reference, which teaches other people: {', '.join(alone)}.")

@@ -21,12 +21,13 @@ Dimension letters:  C cells,  S subjects,  n units,  F assignments of a seed,  B
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import cache
 from itertools import permutations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocr_eval.analysis.intervals import Seed, above_zero, t_quantile, units_of
+from ocr_eval.analysis.intervals import Seed, above_zero, units_of
 from ocr_eval.common import streams
 from ocr_eval.scoring.ranks import Floats
 
@@ -38,8 +39,12 @@ DRAWS = 2000
 #: Standard deviation of a run's OCR score that pairing by seed does not take away. Rerun noise is about half of it
 #: (results/noise/noise.md); the rest is that two conditions do not meet the same luck in a seed.
 RUN_SD = 0.15
+#: How often a least detectable difference is shown.
+POWER = 0.8
 #: Cells that are tested in one matrix product: assignments x cells x 8 bytes at once.
 _CELLS_AT_ONCE = 256
+#: Draws of noise for ``detectable``; noises x flips that it looks at, in all and at once.
+_STUDIES, _LOOKED_AT, _AT_ONCE = 6000, 4_000_000, 500_000
 
 
 def inference_ps(cells: Sequence[Sequence[Seed]], draws: int = DRAWS) -> list[float]:
@@ -99,28 +104,64 @@ def sign_flip_p(differences: Sequence[float], draws: int = DRAWS) -> float | Non
     seeds = len(differences)
     if seeds < seeds_needed():
         return None
-    exact = 2**seeds <= MOST_EXACT
-    if exact:
-        signs_BS = 1 - 2 * ((np.arange(2**seeds)[:, None] >> np.arange(seeds)) & 1)
-    else:
-        signs_BS = np.random.default_rng(streams.integer("evaluation/signs")).choice([-1, 1], size=(draws, seeds))
+    signs_BS, exact = _signs(seeds, draws)
     values_S = np.asarray(differences)
     as_far = np.count_nonzero(abs(signs_BS @ values_S) >= abs(values_S.sum()) - 1e-9)
     return as_far / len(signs_BS) if exact else (1 + as_far) / (1 + draws)
 
 
-def detectable(seeds: int, sd: float = RUN_SD) -> float | None:
-    """The difference of two conditions' OCR scores that so many seeds show with a power of 80 %, about.
+def detectable(seeds: int, comparisons: int = 1, sd: float = RUN_SD) -> float | None:
+    """The difference of two conditions' OCR scores that the sign flips of so many seeds show with a power of 80 %.
 
-    For paired runs, each moved independently: (t(S - 1, 97.5 %) + t(S - 1, 80 %)) * sd * sqrt(2 / S).
+    For paired runs that each move by ``sd``, normally and independently. One of several comparisons is held to the
+    strictest p of Holm's correction, as if the others showed nothing.
 
     Returns:
-        None for a single seed.
+        None where no difference could be shown (``seeds_needed``).
     """
-    if seeds < 2:
+    least = _detectable(seeds, comparisons)
+    return None if least is None else least * sd * math.sqrt(2)
+
+
+@cache
+def _detectable(seeds: int, comparisons: int) -> float | None:
+    """``detectable`` in standard deviations of a seed's difference, simulated.
+
+    Noise z of the seeds is drawn. Flipping the seeds F leaves a sum as far from zero as the one seen just where the
+    true difference is at most the mean of -z over F, or that over the other seeds. So each draw of z has a difference
+    from which on few enough flips do, and the result is the quantile of those.
+    """
+    if seeds < seeds_needed(comparisons):
         return None
-    quantiles = t_quantile(seeds - 1, 0.975) + t_quantile(seeds - 1, 0.8)
-    return quantiles * sd * math.sqrt(2 / seeds)
+    signs_BS, exact = _signs(seeds, DRAWS)
+    # A flip and its opposite are as far from zero: of all flips, the half that leaves the last seed is enough.
+    flips_BS = (signs_BS[: len(signs_BS) // 2] if exact else signs_BS) < 0
+    level = SIGNIFICANT / comparisons
+    allowed = math.floor((level * len(flips_BS) if exact else level * (1 + DRAWS) - 1) + 1e-9)
+    if allowed < 0:
+        return None
+    flips_SB, flipped_B = flips_BS.T.astype(np.float64), flips_BS.sum(axis=1)
+    nothing_B = (flipped_B == 0) | (flipped_B == seeds)
+    shares_2B = np.where(nothing_B, 1, [flipped_B, seeds - flipped_B])
+    kept = len(flips_BS) - 1 - allowed
+    studies = min(_STUDIES, _LOOKED_AT // len(flips_BS))
+    z_RS = np.random.default_rng(streams.integer("evaluation/power")).normal(size=(studies, seeds))
+    enough = []
+    for some_RS in np.array_split(z_RS, math.ceil(studies * len(flips_BS) / _AT_ONCE)):
+        sums_RB, mean_R = some_RS @ flips_SB, some_RS.mean(axis=1)
+        least_RB = np.maximum(sums_RB / shares_2B[0], (seeds * mean_R[:, None] - sums_RB) / shares_2B[1])
+        least_RB[:, nothing_B] = np.inf
+        enough.append(np.maximum(np.partition(least_RB, kept, axis=1)[:, kept], mean_R))
+    return float(np.quantile(np.concatenate(enough), POWER))
+
+
+def _signs(seeds: int, draws: int) -> tuple[Floats, bool]:
+    """All flips of so many seeds' signs, or ``draws`` of them where they are too many; and whether it is all. [B, S]"""
+    if 2**seeds <= MOST_EXACT:
+        flips_BS = (np.arange(2**seeds)[:, None] >> np.arange(seeds)) & 1
+        return (1 - 2 * flips_BS).astype(np.float64), True
+    rng = np.random.default_rng(streams.integer("evaluation/signs"))
+    return rng.choice([-1.0, 1.0], size=(draws, seeds)), False
 
 
 def _count(seed: Seed) -> int:

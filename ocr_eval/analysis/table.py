@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ocr_eval.analysis import intervals
-from ocr_eval.analysis.difference import Difference, difference
+from ocr_eval.analysis.difference import difference
 from ocr_eval.analysis.intervals import Estimate, Seed, of_metric
+from ocr_eval.analysis.lift import Lift, decided, lift_over
 from ocr_eval.analysis.significance import SIGNIFICANT, inference_ps, least_p
 from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.common.multiple_tests import holm
@@ -52,12 +53,13 @@ class Cell:
         values: each metric, averaged over seeds. Published cells have a mean rank only.
         bounds: 95 % intervals of those metrics that were asked for; none from a single seed.
         p: p-value of "nothing was inferred" (``significance.inference_ps``); None in published rows.
-        p_holm: p corrected for how many cells of the table are looked at; None for those that no sentence counts:
-            controls, cells without all premises, and cells of too few groups to tell.
+        p_holm: p corrected for how many cells of the table are looked at; None for those that have no verdict:
+            controls, cells without all premises, and cells of one seed or of too few groups to tell.
         least_p: the smallest permutation p-value that so few groups and seeds can give; None in published rows.
-        lift: OCR score minus that of the no-entailment control; None where there is none.
+        lift: OCR score minus that of the no-entailment control, with its verdict; None where there is no control.
         premises: mean top-1 of each premise.
         seeds: how many; None in published rows.
+        runs: how many; None in published rows.
         unlearned: of how many runs a premise does not hold; None in published rows.
         inexact: of how many runs the ranks are not exact.
         kind: of the association; None in published rows.
@@ -70,9 +72,10 @@ class Cell:
     p: float | None = None
     p_holm: float | None = None
     least_p: float | None = None
-    lift: Difference | None = None
+    lift: Lift | None = None
     premises: Mapping[str, float] = field(default_factory=dict)
     seeds: int | None = None
+    runs: int | None = None
     unlearned: int | None = None
     inexact: int = 0
     kind: Kind | None = None
@@ -91,11 +94,13 @@ class Row(RowKey):
 
     Attributes:
         dtype: the precision of its runs; empty in published rows.
+        results: the results version of its runs; None in published rows.
     """
 
     published: bool
     cells: Mapping[str, Cell]
     dtype: str = ""
+    results: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,7 @@ def build_table(
             False,
             {name: next(cells) for name in by_name},
             ", ".join(sorted({run.dtype for runs in by_name.values() for run in runs})),
+            next(run.results_version for runs in by_name.values() for run in runs),
         )
         for key, by_name in groups.items()
     ]
@@ -190,7 +196,7 @@ def make_cells(
     bounded: Sequence[intervals.Metric] = ("ocr-score",),
     controls: NoEntailments | None = None,
 ) -> list[Cell]:
-    """A cell for each group of runs that differ in their seeds alone; all that is inferred is corrected together.
+    """A cell for each group of runs that differ in their seeds alone; all p are corrected together, and all lifts.
 
     Those metrics are ``bounded`` that get an interval; a cell's control is looked for among ``controls``.
     """
@@ -200,7 +206,8 @@ def make_cells(
     for runs, seeds, p in zip(groups, ranks, ps, strict=True):
         control = is_control(runs[0])
         against = None if control or controls is None else controls.of(runs[0])
-        lift = _lift(runs[0], seeds, ranks_by_seed(against, scoring)) if against else None
+        unlearned = sum(not run.premises_hold for run in runs)
+        lift = _lift(runs[0], seeds, against, scoring, unlearned) if against else None
         estimates = {metric: of_metric(list(seeds.values()), metric) for metric in {*bounded, "ocr-score"}}
         values = _averages(runs, scoring) | {"ocr-score": estimates["ocr-score"].value, "p": p}
         shown: dict[Metric, Estimate] = {metric: estimates[metric] for metric in bounded}
@@ -215,7 +222,8 @@ def make_cells(
                 lift=lift,
                 premises=mean_of_keys([run.premises for run in runs]),
                 seeds=len(seeds),
-                unlearned=sum(not run.premises_hold for run in runs),
+                runs=len(runs),
+                unlearned=unlearned,
                 inexact=sum(run.inexact > 0 for run in runs),
                 kind=runs[0].kind,
                 control=control,
@@ -225,21 +233,27 @@ def make_cells(
     counted = [
         i
         for i, cell in enumerate(cells)
-        if not (cell.control or cell.unlearned) and cell.least_p is not None and cell.least_p <= SIGNIFICANT
+        if not (cell.control or cell.unlearned or cell.seeds == 1)
+        and cell.least_p is not None
+        and cell.least_p <= SIGNIFICANT
     ]
     for i, adjusted in zip(counted, holm([ps[i] for i in counted]), strict=True):
         cells[i] = replace(cells[i], p_holm=adjusted)
-    return cells
+    return [replace(cell, lift=lift) for cell, lift in zip(cells, decided([cell.lift for cell in cells]), strict=True)]
 
 
-def _lift(run: Record, real: Mapping[int, Seed], control: Mapping[int, Seed]) -> Difference | None:
+def _lift(
+    run: Record, real: Mapping[int, Seed], controls: Sequence[Record], scoring: Scoring, unlearned: int
+) -> Lift | None:
     """Real minus control; None where they have no seed in common."""
-    if not real.keys() & control.keys():
+    paired = [control for control in controls if control.seed in real]
+    if not paired:
         return None
     try:
-        return difference(real, control)
+        apart = difference(real, ranks_by_seed(paired, scoring))
     except ValueError as error:
         raise UserError(f"{run.association} ({run.model}), real data against its control: {error}.") from error
+    return lift_over(apart, unlearned, [control.premises_hold for control in paired])
 
 
 def _averages(runs: Sequence[Record], scoring: Scoring) -> dict[Metric, float]:
@@ -291,11 +305,19 @@ def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
                 if metric in (*intervals.METRICS, "lift"):
                     low, high = map(_rounded, cell.bounds.get(metric, (None, None)))
                     flat |= {f"{column(metric)}_low": low, f"{column(metric)}_high": high}
-            flat |= {"p_holm": _rounded(cell.p_holm), "lift_p": _rounded(cell.lift.p if cell.lift else None)}
+            flat |= {"p_holm": _rounded(cell.p_holm), **_of_lift(cell.lift)}
             flat |= {f"{name}_top1": _rounded(cell.premises.get(name)) for name in premises}
             learned = None if cell.unlearned is None else cell.unlearned == 0
             flat |= {"seeds": cell.seeds, "premises_hold": learned}
             yield {**flat, "exact": not cell.inexact} if doubtful else flat
+
+
+def _of_lift(lift: Lift | None) -> dict[str, Any]:
+    return {
+        "lift_p": _rounded(lift.p if lift else None),
+        "lift_p_holm": _rounded(lift.p_holm if lift else None),
+        "control_premises_hold": lift.control_unlearned == 0 if lift else None,
+    }
 
 
 def _rounded(value: float | None) -> float | None:

@@ -112,7 +112,7 @@ def table(
         short=short,
     )
     typer.echo(tables.FORMATS[format](built), nl=False)
-    sentence = finding(found.records, built)
+    sentence = finding(built)
     if sentence:
         typer.echo(f"\nFinding: {sentence}", err=True)
     if found.complaints:

@@ -197,7 +197,8 @@ def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") 
 
 def _power(specs: Sequence[RunSpec]) -> list[str]:
     """What the seeds of several conditions can show; nothing of runs that differ in model or association alone."""
-    from ocr_eval.analysis.significance import RUN_SD, detectable, seeds_needed
+    from ocr_eval.analysis.difference import power
+    from ocr_eval.analysis.significance import seeds_needed
 
     conditions = {(spec.model.name, spec.association.name, spec.data, spec.train) for spec in specs}
     compared = Counter((model, association) for model, association, *_ in conditions)
@@ -205,10 +206,7 @@ def _power(specs: Sequence[RunSpec]) -> list[str]:
     if not comparisons:
         return []
     seeds, needed = len({spec.seed for spec in specs}), seeds_needed(comparisons)
-    of = f"{comparisons} comparisons" if comparisons > 1 else "a comparison"
     if seeds < needed:
-        return [
-            f"comparing: no verdict from {seeds} seed{'s' * (seeds > 1)}; {of} of OCR scores takes {needed} or more"
-        ]
-    power = f"80 % power, sd of a run {RUN_SD:g}"
-    return [f"comparing: {seeds} seeds show a difference in OCR score of {detectable(seeds):.2f} or more ({power})"]
+        of = f"{comparisons} comparisons of OCR scores take" if comparisons > 1 else "a comparison of OCR scores takes"
+        return [f"comparing: no verdict from {seeds} seed{'s' * (seeds > 1)}; {of} {needed} or more"]
+    return [f"comparing: {power(seeds, comparisons)}"]

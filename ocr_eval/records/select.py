@@ -44,9 +44,17 @@ FILTER_KEYS = (*ROW_KEYS, "association", "kind", "premises_hold")
 #: The settings of training that was done elsewhere.
 UNKNOWN = "unknown"
 
-#: The controls, in the order of rows; the real data come first.
+#: What controls are called.
 _NO_TRAIN = "no train subjects"
-_CONTROLS = ("", "no entailments", _NO_TRAIN, "shuffled")
+_VARIANTS = {
+    "real": "",
+    "no-entailment": "no entailments",
+    "shuffled": "shuffled",
+    "no-fact": "no facts",
+    "regrouped": "regrouped facts",
+}
+#: In the order of rows; the real data come first.
+_CONTROLS = ("", "no entailments", _NO_TRAIN, "shuffled", "no facts", "regrouped facts")
 
 #: Settings that tell rows apart where none are named; seeds are averaged over, and code that gives the same results.
 _TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "train_seed", "code"))
@@ -276,8 +284,7 @@ def _control(settings: Settings, rest: Sequence[str]) -> str:
     """Which control a run is, where the keys that tell rows apart do not say so themselves; empty for a real run."""
     if "m_train" in rest and settings["m_train"] == "0":
         return _NO_TRAIN
-    names = {"no-entailment": "no entailments", "shuffled": "shuffled"}
-    return names.get(settings["variant"], "") if "variant" in rest else ""
+    return _VARIANTS[settings["variant"]] if "variant" in rest else ""
 
 
 def _peers(key: str, settings: Settings, rest: Sequence[str]) -> tuple[str, ...]:

@@ -131,7 +131,7 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
             version=__version__,
             scoring=scoring,
             counts=_counts(found),
-            finding=finding(found.records, table) if table else "",
+            finding=finding(table) if table else "",
             about=_about(table) if table else "",
             **(context(table) if table else {"table": None}),
             card=(summary(card), *cells(card)) if card else None,

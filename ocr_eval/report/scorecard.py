@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from ocr_eval.analysis.difference import Difference
 from ocr_eval.analysis.intervals import Estimate
+from ocr_eval.analysis.lift import Lift
 from ocr_eval.analysis.scorecard import KINDS, ScorecardRow, verdict
 from ocr_eval.report.tables import in_a_row, markdown_text, spreadsheet_text
 
@@ -95,7 +96,7 @@ def cells(rows: Sequence[ScorecardRow]) -> tuple[list[str], list[list[str]]]:
 
 def summary(rows: Sequence[ScorecardRow]) -> str:
     """The verdict for a reader of the page: what has no verdict for one reason is said once, not for each kind."""
-    sentences = re.split(r"(?<=\.) (?=(?:Over|No verdict over|Nothing to|Not compared)\b)", verdict(rows))
+    sentences = re.split(r"(?<=\.) (?=(?:Inference over|No verdict over|Not paired|Not compared|\d+ seeds show)\b)", verdict(rows))
     kinds: dict[str, list[str]] = {}
     for sentence in sentences:
         if sentence.startswith(_OPEN):
@@ -123,6 +124,9 @@ def _flat(row: ScorecardRow) -> Mapping[str, Any]:
             flat |= dict(zip((f"{kind}_{name}{end}" for end in ("", "_low", "_high")), values, strict=True))
             if isinstance(of, Difference):
                 flat[f"{kind}_{name}_p"] = of.p
+            if isinstance(of, Lift):
+                flat[f"{kind}_{name}_p_holm"] = of.p_holm
+                flat[f"{kind}_control_premises_hold"] = not of.control_unlearned
     flat |= {key.replace(".", "_").replace("-", "_"): value for key, value in row.measures.items()}
     flat |= {"seconds": row.seconds, **{f"memory_{key}": row.memory.get(key) for key in ("peak", "runs")}}
     return {**flat, "control": row.control, "knows_relation": row.knows_relation}

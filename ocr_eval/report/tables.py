@@ -3,13 +3,14 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import tabulate
 
+from ocr_eval.analysis.difference import too_few
 from ocr_eval.analysis.intervals import METRICS as _INTERVALS
 from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
@@ -78,34 +79,52 @@ def _protocol(table: Table) -> list[str]:
     shared = dict(table.protocol)
     if shared.get("variant") == "real":
         del shared["variant"]
-    rows: dict[str, list[str]] = {}
-    for row in table.rows:
-        if not row.published:
-            rows.setdefault(row.dtype, []).append(row.name)
-    told = all("dtype=" in name for names in rows.values() for name in names)  # each row says its own
-    if len(rows) == 1:
-        shared["dtype"] = next(iter(rows))
+    own = [row for row in table.rows if not row.published]
+    dtypes = _rows_with((row.dtype, row.name) for row in own)
+    told = all("dtype=" in row.name for row in own)  # each row says its own
+    if len(dtypes) == 1:
+        shared["dtype"] = next(iter(dtypes))
     notes = [f"All runs: {', '.join(f'{key} {value}' for key, value in shared.items())}."] if shared else []
-    if len(rows) > 1 and not told:
-        most = 6
-        precisions = [
-            f"{dtype} ({'; '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''})"
-            for dtype, names in rows.items()
-        ]
+    if len(dtypes) > 1 and not told:
+        precisions = [f"{dtype} ({names})" for dtype, names in dtypes.items()]
         notes.append(f"Precision differs between rows: {', '.join(precisions)}.")
+    versions = _rows_with((row.results, row.name) for row in own)
+    if len(versions) > 1:
+        listed = [f"{version} ({versions[version]})" for version in sorted(versions)]
+        notes.append(
+            f"Results versions differ between rows: {', '.join(listed)}. Numbers changed in between, so such runs are "
+            "never averaged, nor is one the other's control."
+        )
     return notes
+
+
+def _rows_with(values: Iterable[tuple[Any, str]]) -> dict[Any, str]:
+    """Of each value the names of the first rows that have it."""
+    most = 6
+    rows: dict[Any, list[str]] = {}
+    for value, name in values:
+        rows.setdefault(value, []).append(name)
+    return {
+        value: f"{'; '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}"
+        for value, names in rows.items()
+    }
 
 
 def _flags(table: Table) -> list[str]:
     cells = [cell for row in table.rows for cell in row.cells.values()]
-    notes = []
-    counted = sum(cell.p_holm is not None for cell in cells)
-    if any("*" in _mark(table, cell) for cell in cells):
+    marks = "".join(_mark(table, cell) for cell in cells)
+    notes = _lift_flags(table, cells) if table.metric == "lift" else []
+    bounded = any((table.metric or "ocr-score") in cell.bounds for cell in cells)
+    if "*" in marks and table.metric != "lift":
+        counted = sum(cell.p_holm is not None for cell in cells)
         notes.append(f"* inferred: p at most {SIGNIFICANT:g}, corrected for {counted} cells (Holm).")
-    advised = dict.fromkeys(advice(cell.method) for cell in cells if cell.unlearned)
+    if "*" in marks and bounded:
+        notes.append(_TWO_ANSWERS["lift" if table.metric == "lift" else "inferred"])
+    advised = dict.fromkeys(advice(cell.method) for cell in cells if _unlearned(table, cell))
     if advised:
+        who = "a run, or one of its control," if table.metric == "lift" else "a run"
         notes.append(
-            "! a run did not learn what it was taught (top-1 under 95 %): do not interpret its rank. "
+            f"! {who} did not learn what it was taught (top-1 under 95 %): do not interpret its rank. "
             f"What to try: {'; '.join(advised)}."
         )
     if any(cell.inexact for cell in cells):
@@ -113,8 +132,35 @@ def _flags(table: Table) -> list[str]:
             "? ranks are not exact: the server gave only its most probable next tokens, and candidates beyond them "
             "share one rank."
         )
-    if table.metric in (None, *_INTERVALS) and any(cell.seeds == 1 for cell in cells):
-        notes.append("One seed has no interval.")
+    if table.metric in (None, "p", "lift", *_INTERVALS) and any(cell.seeds == 1 for cell in cells):
+        notes.append("One seed has no interval and no verdict.")
+    return notes
+
+
+#: Why a star and the interval next to it can disagree.
+_TWO_ANSWERS = {
+    "inferred": (
+        "p is one-sided, asks whether groups agree too, and is corrected; the interval is two-sided and of its cell "
+        "alone, so a starred cell's interval may reach below zero, and one that does not may lack the star."
+    ),
+    "lift": (
+        "p is of sign flips and corrected; the interval is Student's t and of its cell alone, so a starred cell's "
+        "interval may hold zero, and one that does not may lack the star."
+    ),
+}
+
+
+def _lift_flags(table: Table, cells: Sequence[Cell]) -> list[str]:
+    lifts = [cell.lift for cell in cells if cell.lift is not None]
+    tests = sum(lift.p is not None for lift in lifts)
+    notes = []
+    if any("*" in _mark(table, cell) for cell in cells):
+        notes.append(
+            f"* differs from its control: p at most {SIGNIFICANT:g} by sign flips over seeds, corrected for {tests} "
+            "lifts (Holm)."
+        )
+    few = {lift.seeds_needed: lift for lift in lifts if lift.seeds < lift.seeds_needed}
+    notes += [f"{too_few(lift.seeds, lift.comparisons)}." for lift in few.values()]
     return notes
 
 
@@ -139,9 +185,17 @@ def _published_note(table: Table) -> list[str]:
 
 
 def _mark(table: Table, cell: Cell) -> str:
-    """``*`` at ranks and scores that show inference (what one seed shows is of that training alone), ``!``, ``?``."""
-    star = cell.inferred and (cell.seeds or 0) > 1 and table.metric in (None, *_INTERVALS)
-    return "*" * star + " !" * bool(cell.unlearned) + " ?" * bool(cell.inexact)
+    """``*`` at ranks and scores that show inference and at lifts that are shown, ``!``, ``?``."""
+    star = cell.inferred and table.metric in (None, *_INTERVALS)
+    star = star or (table.metric == "lift" and cell.lift is not None and bool(cell.lift.sign))
+    return "*" * star + " !" * _unlearned(table, cell) + " ?" * bool(cell.inexact)
+
+
+def _unlearned(table: Table, cell: Cell) -> bool:
+    """Whether a run of what a cell shows did not learn what it was taught; a lift is of its control's runs too."""
+    return bool(cell.unlearned) or (
+        table.metric == "lift" and cell.lift is not None and cell.lift.control_unlearned > 0
+    )
 
 
 def _number(metric: str, value: float) -> str:

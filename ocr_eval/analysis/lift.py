@@ -1,0 +1,62 @@
+"""What was inferred because of what was taught: scores minus those of the no-entailment control. Pure.
+
+One rule for every table, sentence and file. p is that of ``difference``: two-sided sign flips over the seeds that both
+have. It is corrected by Holm for all lifts that are looked at together and have seeds enough for one, those without a
+verdict too: which controls forget is known only afterwards. And there is no verdict where a run, or one of the
+control's, did not learn what it was taught, for the two then differ in more than the entailments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ocr_eval.analysis.difference import Difference, comparisons, corrected, sign_of
+from ocr_eval.analysis.significance import seeds_needed
+
+
+@dataclass(frozen=True)
+class Lift(Difference):
+    """A condition minus its no-entailment control.
+
+    Attributes:
+        unlearned: of how many runs of the condition a premise does not hold.
+        control_runs: runs of the control in the seeds that are compared.
+        control_unlearned: of how many of those a premise does not hold; their premises are the facts.
+        p_holm: p corrected for all lifts that are looked at; None from fewer than six seeds, and where a premise fails.
+        sign: the verdict: 1 above the control, -1 below, 0 neither is shown; None for no verdict.
+        comparisons: for how many lifts p is corrected, or would be if this one had seeds enough.
+    """
+
+    unlearned: int = 0
+    control_runs: int = 0
+    control_unlearned: int = 0
+    p_holm: float | None = None
+    sign: int | None = None
+    comparisons: int = 1
+
+    @property
+    def seeds_needed(self) -> int:
+        """Seeds that a verdict takes."""
+        return seeds_needed(self.comparisons)
+
+
+def lift_over(apart: Difference, unlearned: int, control_premises: Sequence[bool]) -> Lift:
+    """A lift before its verdict; ``control_premises`` says of each run of the control whether its premises hold."""
+    return Lift(
+        **vars(apart),
+        unlearned=unlearned,
+        control_runs=len(control_premises),
+        control_unlearned=sum(not hold for hold in control_premises),
+    )
+
+
+def decided(lifts: Sequence[Lift | None]) -> list[Lift | None]:
+    """Lifts that are looked at together, each with its corrected p and its verdict; None stays None."""
+    there = [lift for lift in lifts if lift is not None]
+    found = map(_decided, there, corrected(there), comparisons(there))
+    return [None if lift is None else next(found) for lift in lifts]
+
+
+def _decided(lift: Lift, p: float | None, tests: int) -> Lift:
+    if lift.unlearned or lift.control_unlearned:
+        p = None
+    return replace(lift, p_holm=p, sign=sign_of(lift, p, tests), comparisons=tests)
