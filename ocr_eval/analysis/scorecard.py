@@ -20,6 +20,7 @@ from ocr_eval.analysis.lift import Lift, decided, lift_over
 from ocr_eval.analysis.significance import seeds_needed
 from ocr_eval.analysis.table import mean_of_keys, measured
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.messages import in_a_row
 from ocr_eval.methods.prevention import preventions_of
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import NoEntailments, by_association, group_rows, is_control, ranks_by_seed
@@ -231,6 +232,7 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
     compared = [row for row in rows if row.name != row.reference and not row.control]
     fair = [row for row in compared if {row.name, row.reference} <= learned]
     sentences, powers = [], set[tuple[int, int]]()
+    undecided: dict[str, list[str]] = {}
     for kind, word in KINDS.items():
         found = {row.name: of.against for row in fair if (of := row.links.get(kind)) and of.against}
         signs = dict(zip(found, verdicts(list(found.values())), strict=True))
@@ -241,12 +243,15 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
         if parts:
             sentences.append(f"Inference over {word} links, compared with the reference: {'; '.join(parts)}.")
         tests = dict(zip(found, comparisons(list(found.values())), strict=True))
-        undecided = [name for name, sign in signs.items() if sign is None]
-        for seeds, among in sorted({(found[name].seeds, tests[name]) for name in undecided}):
-            alike = ", ".join(name for name in undecided if found[name].seeds == seeds)
-            sentences.append(f"No verdict over {word} links on {alike}: {too_few(seeds, among)}.")
+        without = [name for name, sign in signs.items() if sign is None]
+        for seeds, among in sorted({(found[name].seeds, tests[name]) for name in without}):
+            alike = ", ".join(name for name in without if found[name].seeds == seeds)
+            undecided.setdefault(f"{alike}: {too_few(seeds, among)}", []).append(word)
         tested = {(of.seeds, tests[name]) for name, of in found.items() if signs[name] is not None}
         powers |= tested or {(seeds_needed(among), among) for among in tests.values()}
+    for words in dict.fromkeys(map(tuple, undecided.values())):
+        which = "; on ".join(said for said, over in undecided.items() if tuple(over) == words)
+        sentences.append(f"No verdict over {in_a_row(words)} links on {which}.")
     sentences += [f"{power(*each)}." for each in sorted(powers)]
     alone = [row.name for row in fair if not any(of.against for of in row.links.values())]
     if alone:

@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from ocr_eval import __version__
 from ocr_eval.analysis.beliefs import read_beliefs
 from ocr_eval.analysis.finding import finding
+from ocr_eval.analysis.scorecard import verdict
 from ocr_eval.analysis.table import Table, build_table
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.messages import in_a_row
 from ocr_eval.records.find import FinishedRun, Found
 from ocr_eval.records.select import RowKey
 from ocr_eval.report.figures.card import card_figure
@@ -25,8 +27,8 @@ from ocr_eval.report.figures.rows import in_words, seeds_by_row
 from ocr_eval.report.figures.style import draw
 from ocr_eval.report.payload import pack, progress_of, run_payload
 from ocr_eval.report.scorecard import MEASURES as ON_CARD
-from ocr_eval.report.scorecard import NOTE, cells, summary
-from ocr_eval.report.tables import context, in_a_row, templates, unlearned
+from ocr_eval.report.scorecard import NOTE, cells
+from ocr_eval.report.tables import context, templates, unlearned
 from ocr_eval.specs.published import published_mean_ranks
 from ocr_eval.specs.run import Scoring
 
@@ -134,7 +136,7 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
             finding=finding(table) if table else "",
             about=_about(table) if table else "",
             **(context(table) if table else {"table": None}),
-            card=(summary(card), *cells(card)) if card else None,
+            card=(verdict(card), *cells(card)) if card else None,
             card_note=NOTE,
             card_picture=_picture(*_OVERALL["scorecard"], of_card) if of_card else None,
             pictures=[_picture(*_OVERALL[name], figure) for name, figure in overall],

@@ -1,7 +1,6 @@
 """The scorecard as text, csv, JSON and LaTeX."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +11,7 @@ from ocr_eval.analysis.difference import Difference
 from ocr_eval.analysis.intervals import Estimate
 from ocr_eval.analysis.lift import Lift
 from ocr_eval.analysis.scorecard import KINDS, ScorecardRow, verdict
-from ocr_eval.report.tables import in_a_row, markdown_text, spreadsheet_text
+from ocr_eval.report.tables import markdown_text, spreadsheet_text
 
 #: What measures add to the card, with the heads of their columns.
 _MEASURES = {
@@ -26,18 +25,16 @@ _MEASURES = {
 #: Those of them that a reader of records must read.
 MEASURES = tuple(dict.fromkeys(key.partition(".")[0] for key in _MEASURES))
 
-#: How a sentence begins that says why rows have no verdict.
-_OPEN = "No verdict over "
-
 NOTE = (
     "OCR score [95 % interval over seeds], mean over the associations of a kind; against: minus the first row of its "
-    "model, paired by seed. taught: mean top-1 of the premise that was learned least; learned: runs in which all "
-    "premises hold. reworded: share of held-out subjects' facts that rank first in wordings that were not taught. "
-    "known kept: share of the facts known before that are still known. p(answer): probability of the right held-out "
-    "answer in the whole vocabulary. prose loss: rise of the loss on unrelated prose, nats per token. "
-    "norm of dW: Frobenius norm of the weight change. seconds: training of a run; comparable only between rows "
-    "trained on the same machine under the same load. ! a run did not learn what it was taught. k: a prevention uses "
-    "the unwanted relation itself."
+    "model, paired by seed; lift: minus the same row taught no entailments. taught: mean top-1 of the premise that "
+    "was learned least; learned: runs in which all premises hold. reworded: share of held-out subjects' facts that "
+    "rank first in wordings that were not taught. known kept: share of the facts known before that are still known. "
+    "p(answer): probability of the right held-out answer in the whole vocabulary. prose loss: rise of the loss on "
+    "unrelated prose, nats per token. norm of dW: Frobenius norm of the weight change. seconds: training of a run; "
+    "comparable only between rows trained on the same machine under the same load. GB: peak memory of the process "
+    "that trained a run, alone or with others. ! a run did not learn what it was taught. k: a prevention uses the "
+    "unwanted relation itself."
 )
 
 
@@ -77,10 +74,13 @@ def cells(rows: Sequence[ScorecardRow]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the card as text."""
     kinds = [kind for kind in KINDS if any(kind in row.links for row in rows)]
     measures = [key for key in _MEASURES if any(key in row.measures for row in rows)]
+    lifted = any(row.links["causal"].lift for row in rows if "causal" in row.links)
+    weighed = any("peak" in row.memory for row in rows)
     header = ["setting", "learned", "taught"]
     for kind in kinds:
         header += [KINDS[kind], f"{KINDS[kind]} against"]
-    header += [*(_MEASURES[key] for key in measures), "seconds"]
+        header += [f"{KINDS[kind]} lift"] if lifted and kind == "causal" else []
+    header += [*(_MEASURES[key] for key in measures), "seconds", *(["GB"] if weighed else [])]
     body = []
     for row in rows:
         marks = "!" * bool(row.unlearned) + "k" * bool(row.knows_relation)
@@ -89,24 +89,12 @@ def cells(rows: Sequence[ScorecardRow]) -> tuple[list[str], list[list[str]]]:
         for kind in kinds:
             links = row.links.get(kind)
             line += ["", ""] if links is None else [_text(links.score), _text(links.against)]
+            if lifted and kind == "causal":
+                line.append("" if links is None else _text(links.lift))
         line += [f"{row.measures[key]:.2f}" if key in row.measures else "" for key in measures]
-        body.append([*line, "" if row.seconds is None else f"{row.seconds:.0f}"])
+        line.append("" if row.seconds is None else f"{row.seconds:.0f}")
+        body.append([*line, *([f"{row.memory['peak'] / 1e9:.1f}" if "peak" in row.memory else ""] if weighed else [])])
     return header, body
-
-
-def summary(rows: Sequence[ScorecardRow]) -> str:
-    """The verdict for a reader of the page: what has no verdict for one reason is said once, not for each kind."""
-    sentences = re.split(r"(?<=\.) (?=(?:Inference over|No verdict over|Not paired|Not compared|\d+ seeds show)\b)", verdict(rows))
-    kinds: dict[str, list[str]] = {}
-    for sentence in sentences:
-        if sentence.startswith(_OPEN):
-            kind, _, rest = sentence.removeprefix(_OPEN).partition(" links on ")
-            kinds.setdefault(rest.removesuffix("."), []).append(kind)
-    reasons: dict[str, list[str]] = {}
-    for rest, of in kinds.items():
-        reasons.setdefault(in_a_row(of), []).append(rest)
-    merged = [f"{_OPEN}{of} links on {'; on '.join(rest)}." for of, rest in reasons.items()]
-    return " ".join([sentence for sentence in sentences if not sentence.startswith(_OPEN)] + merged)
 
 
 def _text(found: Estimate | Difference | None) -> str:

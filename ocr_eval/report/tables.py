@@ -269,11 +269,6 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def in_a_row(words: Sequence[str]) -> str:
-    """``a, b and c``."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
 def spreadsheet_text(value: Any) -> Any:
     """A value of a csv; text that a spreadsheet would take for a formula gets an apostrophe before it."""
     if not isinstance(value, str):
