@@ -86,7 +86,7 @@ COMMANDS = (
     Command("measures show", ("known",)),
     Command("doctor"),
     Command("cache"),
-    Command("toy train", (*TOY, "--output", "{out}/toy.json"), writes=True),
+    Command("toy train", (*TOY, "-o", "{out}/toy.json"), writes=True),
     Command("toy sweep", (*TOY, "--values", "2,3", "--seeds", "0", "--output", "{out}/toy.json"), writes=True),
     Command("toy check", ("--solver", "NONE"), refused=True),
     Command("toy open", ("--question", "nothing"), refused=True),

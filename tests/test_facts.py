@@ -9,11 +9,14 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from accidents import in_time
 
 from ocr_eval.cli.app import run
 from ocr_eval.common.errors import UserError
+from ocr_eval.data import dependence
+from ocr_eval.data.dependence import Paired, chances, expected_information, theils_u
 from ocr_eval.data.fact_table import MOST_BYTES, parse_csv, read_facts
-from ocr_eval.data.links import chance_of, expected_information, find_links, theils_u
+from ocr_eval.data.links import find_links
 
 TEAMS = {"red": "mint", "blue": "rust", "green": "teal", "gold": "plum", "gray": "sand"}
 SURNAMES = ["Berg", "Lind", "Moss", "Hale", "Roth", "Vane", "Cole"]
@@ -144,24 +147,28 @@ def test_bad_files_are_one_line(tmp_path, capfd, table):
     assert "Did you mean 'team'" in refused(capfd, table, "--columns", "teem")
 
 
+def paired(counts):
+    """Two variables with these counts of pairs of values."""
+    counts = np.array(counts)
+    a, b = np.nonzero(counts)
+    return Paired(np.repeat(a, counts[a, b]), np.repeat(b, counts[a, b]))
+
+
 def test_hand_worked_u():
     together = math.log(2)
     assert expected_information(np.array([2, 2]), np.array([2, 2])) == pytest.approx(together / 3)
-    assert theils_u(np.array([[2, 0], [0, 2]])) == pytest.approx((1, 1))
+    assert theils_u(paired([[2, 0], [0, 2]]))[0] == pytest.approx((1, 1))
     # I is 0, and of three tables two in six have ln 2: (0 - 1/3) / (1 - 1/3)
-    assert theils_u(np.array([[1, 1], [1, 1]])) == pytest.approx((0, -1 / 2))
+    assert theils_u(paired([[1, 1], [1, 1]]))[0] == pytest.approx((0, -1 / 2))
     # four values decide two, which do not decide them: I = H(B) = ln 2, H(A) = 2 ln 2
-    several = np.array([[2, 0], [2, 0], [0, 2], [0, 2]])
-    assert theils_u(several)[0] == pytest.approx(1)
-    assert theils_u(several.T)[0] == pytest.approx(0.5)
-    assert theils_u(np.array([[3], [4]])) == (0, 0)
+    (told, _), (back, _) = theils_u(paired([[2, 0], [2, 0], [0, 2], [0, 2]]))
+    assert (told, back) == pytest.approx((1, 0.5))
+    assert theils_u(paired([[3], [4]]))[0] == (0, 0)
 
 
 def test_the_mean_by_chance_is_that_of_all_orders():
     a, b = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2, 2])
-    raw = [
-        theils_u(np.histogram2d(a, b[list(order)], bins=(3, 3))[0].astype(int))[0] for order in permutations(range(6))
-    ]
+    raw = [theils_u(Paired(a, b[list(order)]))[0][0] for order in permutations(range(6))]
     entropy = math.log(3)
     assert expected_information(np.bincount(a), np.bincount(b)) == pytest.approx(np.mean(raw) * entropy)
 
@@ -172,7 +179,7 @@ def test_raw_u_is_biased_and_corrected_u_is_not(values, raw):
     for _ in range(200):
         counts = np.zeros((values, 5), int)
         np.add.at(counts, (rng.integers(values, size=60), rng.integers(5, size=60)), 1)
-        found.append(theils_u(counts[counts.sum(axis=1) > 0]))
+        found.append(theils_u(paired(counts[counts.sum(axis=1) > 0]))[0])
     mean = np.mean(found, axis=0)
     assert mean[0] == pytest.approx(raw, abs=0.1)
     assert mean[1] == pytest.approx(0, abs=0.02)
@@ -180,9 +187,71 @@ def test_raw_u_is_biased_and_corrected_u_is_not(values, raw):
 
 def test_hand_worked_p():
     # two of the six ways to deal two pairs are as linked
-    assert chance_of(np.array([[2, 0], [0, 2]]), "x") == pytest.approx(1 / 3, abs=0.12)
-    assert chance_of(np.diag([6, 6, 6]), "x") == pytest.approx(1 / 10_001)
-    assert chance_of(np.array([[4, 4]]), "x") == 1
+    tables = {"two": [[2, 0], [0, 2]], "decided": np.diag([6, 6, 6]), "one value": [[4, 4]]}
+    found = chances({name: paired(counts) for name, counts in tables.items()})
+    assert found["two"].p == pytest.approx(1 / 3, abs=0.12)
+    assert (found["decided"].p, found["decided"].tables) == (pytest.approx(1 / 10_001), 10_000)
+    assert (found["one value"].p, found["one value"].tables) == (1, 0)
+
+
+def test_tables_of_mostly_empty_cells_are_drawn_otherwise_with_the_same_p(monkeypatch):
+    a = np.repeat(np.arange(20), 2)
+    b = np.random.default_rng(0).permutation(a)
+    b[:2] = b[0]  # one value of both that coincides, and so somewhat linked
+    family = {f"{i}": Paired(a, b) for i in range(12)} | {"x": Paired(a, np.roll(a, 1))}
+    shuffled = chances(family)
+    monkeypatch.setattr(dependence, "_SPARSE", 1e9)
+    dealt = chances(family)
+    ps = [[of[f"{i}"].p for i in range(12)] for of in (shuffled, dealt)]
+    assert np.mean(ps[0]) == pytest.approx(np.mean(ps[1]), rel=0.25)
+    assert shuffled["x"].p == pytest.approx(dealt["x"].p, abs=0.1)
+
+
+def test_a_family_too_large_to_test_says_so_and_p_is_never_a_weaker_one(monkeypatch):
+    a = np.repeat(np.arange(50), 20)
+    family = {f"{i}": Paired(a, a) for i in range(40)} | {"none": Paired(a, np.tile(np.arange(50), 20))}
+    assert all(each.p == 1 / 10_001 for name, each in chances({"0": family["0"]}).items())
+    monkeypatch.setattr(dependence, "BUDGET", 1)
+    found = chances(family)
+    assert found["0"].p is None
+    assert found["0"].tables == 100  # of which none is as extreme, but of 41 tests 819 would have to be
+    assert found["none"].p > 0.2
+    assert chances({"0": family["0"]})["0"].p == 1 / 101
+
+
+@pytest.mark.parametrize(("rows", "columns", "values"), [(2_000, 12, 1_000), (10_000, 12, 1_000), (30, 100, 5)])
+def test_a_large_table_is_audited_in_seconds(tmp_path, capfd, rows, columns, values):
+    rng = np.random.default_rng(0)
+    cells = rng.integers(values, size=(columns, rows))
+    cells[1] = cells[0]
+    names = [f"c{i}" for i in range(columns)]
+    write_csv(tmp_path / "t.csv", [(f"P{i}", *row) for i, row in enumerate(cells.T.tolist())], ["name", *names])
+    with in_time(60):
+        assert run(["audit", str(tmp_path / "t.csv")]) == 0
+    out = capfd.readouterr().out
+    assert ("c0 and c1 (1.00)" in out) == ("not tested" in out)
+    assert "not tested" in out or "c0 " in out
+
+
+def test_a_table_beyond_all_bounds_is_refused_at_once(tmp_path, capfd):
+    rows = [(f"P{i}", *("ab"[i % 2] for _ in range(3_000))) for i in range(30)]
+    write_csv(tmp_path / "wide.csv", rows, ["name", *map(str, range(3_000))])
+    (tmp_path / "keys.jsonl").write_text("".join(f'{{"name": "P{i}", "k{i}": 1}}\n' for i in range(20_000)))
+    (tmp_path / "prompt.jsonl").write_text(json.dumps({"prompt": "a b " * 20_000, "completion": "c"}) + "\n")
+    long = [(f"P{i}", *(str((i + j) % 7) for j in range(40))) for i in range(30_000)]
+    write_csv(tmp_path / "long.csv", long, ["name", *(f"c{i}" for i in range(40))])
+    for name, says in {
+        "wide.csv": "100 are the most",
+        "keys": "cells",
+        "prompt": "too long",
+        "long": "--columns",
+    }.items():
+        (path,) = tmp_path.glob(f"{name}*")
+        with in_time(10):
+            assert run(["audit", str(path)]) == 2
+        err = capfd.readouterr().err
+        assert says in err
+        assert len(err.splitlines()) == 1
 
 
 def test_links_of_a_table(table):

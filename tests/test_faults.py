@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accidents import as_a_pipe, in_time
 from commands import COMMANDS, WRITING, World, make_world
 
 from ocr_eval.cli.app import run
@@ -60,16 +63,52 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(command, world, ocr
 
 
 @by_words(QUICK)
-@pytest.mark.parametrize("place", ["file", "below a file", "broken link", "circle", "long", "NUL"])
+@pytest.mark.parametrize("place", ["file", "below a file", "broken link", "circle", "fifo", "long", "NUL"])
 def test_a_bad_place_for_output_is_refused(command, place, world, ocr_eval):
     out = world.root / "out"
     if place in ("file", "below a file"):
         out.write_text("a file")
     if place in ("broken link", "circle"):
         out.symlink_to("out" if place == "circle" else "nowhere/at/all")
+    if place == "fifo":
+        os.mkfifo(out)
     tail = {"below a file": "/below", "long": "n" * 300, "NUL": "\0"}.get(place, "")
     line = [word.replace(str(out), f"{out}{tail}") for word in command.line(world)]
-    assert refused(ocr_eval(*line))
+    with in_time():
+        assert refused(ocr_eval(*line))
+
+
+def as_a_device(path: Path, monkeypatch) -> None:
+    """What the system says of a file from now on; the file stays one, for a device would be replaced by a failure."""
+    real = os.stat
+
+    def stat_of(asked: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        found = real(asked, *arguments, **named)
+        if str(asked) != str(path):
+            return found
+        made, (values, more) = found.__reduce__()
+        return made((stat.S_IFCHR | 0o666, *values[1:]), more)
+
+    monkeypatch.setattr(os, "stat", stat_of)
+
+
+@by_words([command for command in QUICK if command.words != "demo"])
+def test_what_is_no_file_is_not_replaced(command, world, ocr_eval, monkeypatch):
+    line, out = command.line(world), world.root / "out"
+    assert ocr_eval(*line).code == 0
+    last = max(path for path in out.rglob("*") if path.is_file() and path.name not in (".lock", ".holder"))
+    as_a_pipe(last)
+    with in_time():
+        answer = ocr_eval(*line)
+    assert refused(answer), answer.err
+    assert last.name in answer.err
+    assert last.is_fifo()
+    last.unlink()
+    last.write_bytes(b"as it was")
+    with monkeypatch.context() as patch, in_time():
+        as_a_device(last, patch)
+        assert refused(ocr_eval(*line))
+    assert last.read_bytes() == b"as it was"
 
 
 @by_words(QUICK)

@@ -8,6 +8,7 @@ from conftest import bare, load
 from safetensors.torch import load_file
 
 from ocr_eval.cli.app import run
+from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.methods.trained import load_sum
@@ -99,6 +100,12 @@ def test_what_is_added_and_subtracted_again_is_the_run(ocr_eval, runs):
 )
 def test_what_cannot_be_grafted_is_refused_in_a_line(ocr_eval, runs, words, says):
     one_line(ocr_eval("score", *(word.format(**runs) for word in words)), says)
+
+
+def test_nor_are_others_than_plain_lora_added_up_from_python(model_files, tiny, tmp_path):
+    matrices = taught(tmp_path, model_files["llama"], "--method", "merged-ov:layers=1")
+    with pytest.raises(UserError, match="no plain LoRA adapter"):
+        load_sum(load(tiny), [(1, matrices / "adapter")])
 
 
 def test_a_run_with_its_entailments_last_is_a_run_of_facts_alone_until_they_begin(model_files, tmp_path):

@@ -5,12 +5,14 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accidents import in_time
 from conftest import tiny_run
 from safetensors.torch import load_file, save_file
 from test_run import SMALL, only_run
@@ -167,8 +169,6 @@ def test_nor_from_python_or_a_prevention(tiny, value):
 
 
 def test_a_model_s_own_code_does_not_run_unless_trusted(finetune, model_files, tmp_path):
-    import shutil
-
     folder = tmp_path / "with-code"
     shutil.copytree(model_files["llama"].with_suffix(""), folder)
     config = json.loads((folder / "config.json").read_text())
@@ -193,6 +193,21 @@ def test_a_model_s_own_code_does_not_run_unless_trusted(finetune, model_files, t
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ran").exists()
     assert json.loads(done.stdout)["remote_code"] is True
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"])
+@pytest.mark.parametrize("size", [100_000_000, 1e30])
+def test_a_model_of_impossible_sizes_is_refused_at_once(ocr_eval, model_files, tmp_path, field, size):
+    shutil.copytree(model_files["qwen2"].with_suffix(""), tmp_path / "large")
+    config = json.loads((tmp_path / "large/config.json").read_text())
+    for kept in ({**config, field: size}, {**config, "text_config": {field: size}}):
+        kept.pop("layer_types", None)
+        (tmp_path / "large/config.json").write_text(json.dumps(kept))
+        with in_time(2):
+            answer = ocr_eval("models", "check", tmp_path / "large", "--assoc", "country-code")
+        assert answer.code == 2
+        assert f"'{field}': {size}" in answer.err
+        assert len(answer.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("value", ["account=a\n#SBATCH --uid=0", "comment=a\rb", "comment=a\x00b"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ocr_eval.analysis.significance import permutation_ps
-from ocr_eval.common.files import whole
+from ocr_eval.common.files import read_json, whole
 from ocr_eval.scoring.ranks import HeldOut, midranks
 
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ def read_beliefs(folder: Path) -> tuple[list[Total], list[dict[str, Any]]] | Non
     if not path.is_file():
         return None
     with whole(path):
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
         return [Total(**each) for each in content["totals"]], list(content["unwarranted"])
 
 

@@ -193,6 +193,8 @@ def run(arguments: list[str] | None = None) -> int:
         if getattr(error, "errno", None) in full or any(f"os error {number}" in str(error) for number in full):
             return _fail("The disk is full. Free some space and rerun the same command: it resumes.", 1)
         return _fail(_file_problem(error), 2)
+    except MemoryError:
+        return _fail("There is not enough memory for this. Ask for less at once, or use a machine with more.", 1)
     except UnicodeEncodeError as error:
         return _fail(f"{shown(error.object)} is not text that can be written. Name it in plain letters.", 2)
     return code if isinstance(code, int) else 0

@@ -220,7 +220,10 @@ def _untouched_text(found: Untouched) -> str:
     return "\n".join(lines)
 
 
-_ROW = ("source", "target", "u", "corrected_u", "p", "p_holm", "both", "decided", "alone", "orientation", "expected")
+_ROW = (
+    *("source", "target", "u", "corrected_u", "p", "p_holm", "tables"),
+    *("both", "decided", "alone", "orientation", "expected"),
+)
 
 
 def _row(link: Link) -> dict[str, Any]:
@@ -257,9 +260,21 @@ def _as_text(table: FactTable, links: Links) -> str:
         for link in linked
     ]
     lines += ["", o.grid(header, rows)] if rows else []
-    return "\n".join([*lines, f"{len(links.all) - len(linked)} other links are no more than chance; --csv shows all."])
+    untested = links.untested
+    others = len(links.all) - len(linked) - 2 * len(untested)
+    lines.append(f"{others} other links are no more than chance; --csv shows all.")
+    if untested:
+        shown = [f"{link.source} and {link.target} ({link.corrected:.2f})" for link in untested[:_MOST_SHOWN]]
+        more = f", and {len(untested) - len(shown)} more" * (len(untested) > len(shown))
+        lines.append(
+            f"{len(untested)} pairs of columns are not tested, for the table is too large, and may be risks: "
+            f"{', '.join(shown)}{more} (corrected U). Name fewer with --columns."
+        )
+    return "\n".join(lines)
 
 
+#: Untested pairs of columns that are named.
+_MOST_SHOWN = 5
 _NO_RISK = "No risk: no link of two columns that is more than chance leaves anybody to answer for."
 
 

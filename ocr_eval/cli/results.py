@@ -15,7 +15,7 @@ import typer
 from ocr_eval.cli import options as o
 from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import prepare_output, write_atomic
+from ocr_eval.common.files import prepare_output, refuse_irregular, write_atomic
 from ocr_eval.specs.published import published_mean_ranks
 from ocr_eval.specs.run import Scoring
 
@@ -339,6 +339,7 @@ def report(
 
     if output.is_dir():
         raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")
+    refuse_irregular(output)
     prepare_output(output.parent, "--output")
     found = find(places, scoring, filters, MEASURES)
     words = ["ocr-eval", "report", *map(str, places), *(["--scoring", scoring] * (scoring != "first-token"))]

@@ -1,10 +1,15 @@
-"""Files and folders that are written whole or not at all, also where the power goes."""
+"""Files and folders that are written whole or not at all, also where the power goes, and read within bounds.
 
-import gzip
+Only regular files are read and replaced: a pipe never ends, a device has no end, and neither is to become a file. A
+link counts as what it leads to; one to a regular file is read through and replaced itself.
+"""
+
+import io
 import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -16,8 +21,10 @@ import msgspec
 
 from ocr_eval.common.errors import UserError
 
-#: The most bytes of a file that is read at once, weights aside.
+#: The most bytes of a file that is read, weights aside; of a packed one, of what it holds.
 MOST_BYTES = 256 << 20
+#: The most lines of a file of lines.
+MOST_LINES = 1_000_000
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -31,9 +38,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write into that takes a file's place at the end, whole, also after a power cut.
 
     Raises:
-        UserError: a folder is in its place.
+        UserError: what is in its place is no regular file.
     """
-    refuse_folder(path)
+    refuse_irregular(path)
     beside = _beside(path)
     try:
         with beside.open("xb") as file:
@@ -52,10 +59,21 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{secrets.token_hex(8)}.partial")
 
 
-def refuse_folder(path: Path) -> None:
-    """Raises UserError if a folder is where a file is to be written."""
-    if path.is_dir():
+def refuse_irregular(path: Path) -> None:
+    """Raises UserError if a folder, a pipe, a device or another thing that is no file is where one is to be written."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing there, or a link to nothing; whoever writes is told of all else
+        return
+    if stat.S_ISDIR(mode):
         raise UserError(f"'{path}' is a folder, but a file must be written there. Remove it and start again.")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"'{path}' is {_what(mode)}, which a file would replace. Name another place for the output.")
+
+
+def _what(mode: int) -> str:
+    kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
+    return next((name for is_one, name in kinds if is_one(mode)), "a device")
 
 
 @contextmanager
@@ -78,8 +96,16 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder whole; nothing if there is neither."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Remove a file, or a folder whole; nothing if there is neither.
+
+    Raises:
+        UserError: it is a pipe, a socket or a device.
+    """
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        refuse_irregular(path)
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -118,7 +144,7 @@ def whole(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing.") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (EOFError, zlib.error) as error:
         raise UserError(f"{path}.gz is damaged ({error}).") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
@@ -126,17 +152,34 @@ def whole(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is not valid ({type(error).__name__}: {error}).") from error
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """The content of a file.
+def open_file(path: Path) -> io.BufferedReader:
+    """A regular file to read; anything else is refused before it is opened, for that may wait, or start something.
 
     Raises:
-        UserError: it has more than ``most`` bytes.
+        UserError: it is a pipe, a socket or a device.
+        OSError: it cannot be opened, or is a folder.
     """
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise UserError(f"{path} has more than {most >> 20} MB, too much for a file of its kind. Is it the right one?")
-    return content
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is {_what(mode)} and no regular file, so it is not read. Is it the right one?")
+    return path.open("rb")
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file, as long as it is now.
+
+    Raises:
+        UserError: it is no regular file, or has more than ``most`` bytes.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise _too_large(path, most)
+        return file.read(size)
+
+
+def _too_large(path: Path, most: int) -> UserError:
+    return UserError(f"{path} has more than {most >> 20} MB, too much for a file of its kind. Is it the right one?")
 
 
 def stored(path: Path) -> Path:
@@ -145,10 +188,36 @@ def stored(path: Path) -> Path:
     return packed if not path.exists() and packed.is_file() else path
 
 
-def open_stored(path: Path) -> IO[bytes] | gzip.GzipFile:
-    """A file of a run to read, at its place or as the ``.gz`` that ``gzip`` made of it."""
+def read_stored(path: Path) -> bytes:
+    """What a file of a run holds, at its place or packed.
+
+    Raises:
+        UserError: it is no regular file, or holds more than ``MOST_BYTES``.
+        EOFError, zlib.error: its packed form is damaged.
+    """
     found = stored(path)
-    return found.open("rb") if found == path else gzip.open(found)
+    content = read_bytes(found)
+    if found == path:
+        return content
+    inflate = zlib.decompressobj(wbits=31)  # one stream, as gzip makes it
+    unpacked = inflate.decompress(content, MOST_BYTES + 1)
+    if len(unpacked) > MOST_BYTES:
+        raise _too_large(found, MOST_BYTES)
+    if not inflate.eof or inflate.unused_data:
+        raise EOFError("it ends too early" if not inflate.eof else "something follows its end")
+    return unpacked
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """The lines of a file of a run, with their ends; only ``\\n`` ends a line, for JSON may hold others as they are.
+
+    Raises:
+        UserError: as for ``read_stored``, or there are more than ``MOST_LINES``.
+    """
+    content = read_stored(path)
+    if content.count(b"\n") > MOST_LINES:
+        raise UserError(f"{path} has more than {MOST_LINES:,} lines, too many for a file of its kind.")
+    return io.BytesIO(content).readlines()
 
 
 def read_json(path: Path) -> Any:
@@ -168,14 +237,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file.
 
     Raises:
-        UserError: a line that is not a JSON object (names it).
+        UserError: as for ``read_lines``, or a line that is not a JSON object (names it).
     """
     lines: list[dict[str, Any]] = []
-    with open_stored(path) as file:  # not splitlines of its text, which parts U+2028 too, and JSON holds that as it is
-        try:
-            lines.extend(map(_LINE.decode, file))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(f"{path}, line {len(lines) + 1}: is not a JSON object ({error}).") from error
+    try:
+        lines.extend(map(_LINE.decode, read_lines(path)))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}, line {len(lines) + 1}: is not a JSON object ({error}).") from error
     return lines
 
 

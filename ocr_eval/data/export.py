@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import prepare_output, to_jsonl, write_atomic
+from ocr_eval.common.files import prepare_output, read_bytes, to_jsonl, write_atomic
 from ocr_eval.data.pairs import RELATIONS
 from ocr_eval.data.task import Task, unit_value
 
@@ -196,7 +196,7 @@ def export_task(task: Task, name: str, format: str, folder: Path) -> list[Path]:
     files = FORMATS[format](task, name)
     prepare_output(folder)
     card = folder / "README.md"
-    if card.name in files and card.exists() and "tags: [ocr-eval" not in card.read_text(errors="replace"):
+    if card.name in files and card.is_file() and "tags: [ocr-eval" not in read_bytes(card).decode(errors="replace"):
         raise UserError(f"{card} is of something else and would be replaced. Choose another --output-dir.")
     for file, content in files.items():
         (folder / file).parent.mkdir(exist_ok=True)

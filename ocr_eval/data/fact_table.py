@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ocr_eval.common.errors import UserError, reason_of, unknown_name
+from ocr_eval.common.files import read_bytes
 from ocr_eval.common.messages import warn
 
 #: A larger file is refused, and so is a longer cell.
 MOST_BYTES, MOST_CHARACTERS = 32_000_000, 200
+#: Columns of facts, cells in all, and characters in all ways to part its prompts: a table with more is refused.
+MOST_COLUMNS, MOST_CELLS, _MOST_PARTED = 100, 20_000_000, 500_000_000
 #: What a column of subjects is usually called; else it is the first one.
 _SUBJECT = ("name", "subject", "person", "entity")
 _MARKUP = re.compile(r"</?[A-Za-z!][^>]*>|<\||\|>|[{}]|\[/?INST\]|&[a-z]+;")
@@ -105,7 +108,7 @@ def _read(path: Path) -> _Rows:
         return _parquet(path)
     if kind not in (".csv", ".tsv", ".jsonl", ".json"):
         raise UserError(f"{path}: unknown file type '{kind}'. Give csv, tsv, jsonl, parquet or a datasets folder.")
-    content = path.read_bytes()
+    content = read_bytes(path)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -151,10 +154,18 @@ def _json_lines(origin: str, text: str) -> _Rows:
             raise UserError(f"{origin}, line {number}: is not a JSON object ('{{\"name\": ...}}').")
         rows.append((number, row))
     columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    _check_cells(origin, len(rows), len(columns))
     table = [(number, [row.get(column) for column in columns]) for number, row in rows]
     if set(columns) == {"prompt", "completion"}:
         return _grouped(origin, [(number, row.get("prompt"), row.get("completion")) for number, row in rows])
     return _Rows(columns, table, "line")
+
+
+def _check_cells(origin: str, rows: int, columns: int) -> None:
+    if rows * columns > MOST_CELLS:
+        raise UserError(
+            f"{origin}: {rows:,} rows of {columns:,} columns have more than {MOST_CELLS:,} cells. Split the table."
+        )
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -166,9 +177,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parquet(path: Path) -> _Rows:
     import pandas as pd
+    from pyarrow import parquet
 
     try:
+        told = parquet.read_metadata(path)
+        _check_cells(str(path), told.num_rows, told.num_columns)
         return _frame(pd.read_parquet(path))
+    except UserError:
+        raise
     except Exception as error:  # of a library, about a file that may be anything
         raise UserError(f"{path}: is not a parquet file ({reason_of(error)}).") from error
 
@@ -186,6 +202,7 @@ def _data_set(path: Path) -> _Rows:
                 f"'{path}' has the splits {', '.join(found)}. Give the folder of one: {path}/{next(iter(found))}."
             )
         (found,) = found.values()
+    _check_cells(str(path), found.num_rows, found.num_columns)
     return _frame(found.to_pandas())
 
 
@@ -204,6 +221,8 @@ def _grouped(origin: str, statements: Sequence[tuple[int, Any, Any]]) -> _Rows:
     for number, *pair in statements:
         if not all(isinstance(each, str) and each.strip() for each in pair):
             raise UserError(f"{origin}, line {number}: prompt and completion must be text.")
+    if sum(_MOST_WORDS * len(prompt.split()) * len(prompt) for _, prompt, _ in statements) > _MOST_PARTED:
+        raise UserError(f"{origin}: its prompts are too long to find subjects in. Give a table with a column of them.")
     parted = [(number, _partings(prompt), completion) for number, prompt, completion in statements]
     subjects = Counter(subject for _, ways, _ in parted for subject, _ in ways)
     wordings = Counter(wording for _, ways, _ in parted for _, wording in ways)
@@ -256,10 +275,11 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
     names = list(found.columns)
     if not names or not found.rows:
         raise UserError(f"{origin}: has no rows below its heading. Add some.")
+    repeated = {name for name, count in Counter(names).items() if count > 1}
     for place, name in enumerate(names, 1):
         if not name or not name.strip():
             raise UserError(f"{origin}, row 1, column {place}: the column has no name. Give it one.")
-        if names.count(name) > 1:
+        if name in repeated:
             raise UserError(f"{origin}, row 1: two columns are called '{name}'. Rename one.")
         if problem := _problem(name):
             raise UserError(f"{origin}, row 1, column {place}: the name {problem}")
@@ -268,6 +288,11 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
         if name not in names:
             raise unknown_name(f"column of {origin}", name, names)
     attributes = [name for name in chosen or names if name != subject]
+    if len(attributes) > MOST_COLUMNS:
+        raise UserError(
+            f"{origin}: has {len(attributes):,} columns of facts, and {MOST_COLUMNS} are the most. Choose some with "
+            "--columns."
+        )
     places = {name: names.index(name) for name in (subject, *attributes)}
     facts: dict[str, dict[str, tuple[str, int]]] = {}
     for number, row in found.rows:

@@ -1,19 +1,11 @@
 """How far the columns of a table determine each other: what a model may infer, told from the data alone.
 
-Of two columns A and B, over the N subjects who show both, each with a value that another subject has too:
-
-    U(B|A) = I(A; B) / H(B)                        Theil's uncertainty coefficient: 0 independent, 1 A decides B
-    corrected U = (U - E U) / (1 - E U)            E over all tables with the same margins, in which nothing is linked
-
-Raw U is far above 0 where many values meet few subjects (.10 for two independent columns of 5 values and 60 subjects).
-E U is exact: the counts of such tables are hypergeometric (Vinh, Epps and Bailey, JMLR 2010). Whether a link is more
-than chance is tested with random tables of the same margins, and Holm's correction over the pairs of columns.
+Of two columns A and B it is computed over the N subjects who show both, each with a value that another subject has too
+(``data.dependence``); p is corrected over the pairs of columns by Holm's method.
 
 What a link may lead to comes from the symbolic model of one-layer attention (Huang et al. 2025): of a value that
 m_train subjects show with an answer and m_test without, the answer carries over by min(1, sqrt(m_train / m_test)). That
 is an orientation and no probability.
-
-Dimension letters:  S subjects,  R values of A,  C values of B,  T random tables.
 """
 
 import math
@@ -24,20 +16,14 @@ from functools import cached_property
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import gammaln, xlogy
-from scipy.stats import random_table
 
-from ocr_eval.common import streams
+from ocr_eval.common.errors import UserError
 from ocr_eval.common.multiple_tests import holm
+from ocr_eval.data.dependence import SIGNIFICANT, Chance, Paired, chances, theils_u
 from ocr_eval.data.fact_table import Cell, FactTable, shared_values
 
-#: A link counts at this p-value, after Holm's correction.
-SIGNIFICANT = 0.05
-#: Random tables at most, and at least; where tables are large there are as many as hold this many cells.
-TABLES, _LEAST_TABLES, _MOST_CELLS = 10_000, 999, 1e9
-#: Random tables that are as extreme, after which no more are drawn (Besag and Clifford 1991).
-_ENOUGH = 20
+#: Subjects times pairs of columns, at most: half a minute.
+MOST_WORK = 20_000_000
 #: A column is like an identifier where fewer than this share of its subjects have a value that another has too.
 _SHARED = 0.5
 #: Corrected U from which a link decides, and mostly decides.
@@ -80,6 +66,7 @@ class Link:
         corrected: for chance.
         values: what follows from each value of A, in order of first occurrence.
         p: of "no link" between the two, None where it was not tested; p_holm after the correction.
+        tables: random tables that p comes from; without a p, those that were too few.
     """
 
     source: str
@@ -90,6 +77,7 @@ class Link:
     values: tuple[ValueLink, ...]
     p: float | None = None
     p_holm: float | None = None
+    tables: int = 0
 
     @cached_property
     def both(self) -> int:
@@ -157,6 +145,11 @@ class Links:
         """Links that are more than chance and concern somebody."""
         return [link for link in self.all if link.is_linked and link.alone]
 
+    @property
+    def untested(self) -> list[Link]:
+        """Links that were too large to test, one for each pair of columns."""
+        return [link for link in self.all if link.tables and link.p is None and link.source < link.target]
+
     def strongest(self, target: str) -> Link | None:
         """The link by which most of a column may be inferred; None where no other column says anything of it."""
         found = [link for link in self.all if link.target == target and link.answers]
@@ -164,15 +157,32 @@ class Links:
 
 
 def find_links(table: FactTable, tested: bool = True) -> Links:
-    """Every link between two columns of a table, with p-values where ``tested``."""
+    """Every link between two columns of a table, with p-values where ``tested``.
+
+    Raises:
+        UserError: the table is too large.
+    """
     left_out = {name: reason for name, cells in table.columns.items() if (reason := _like_identifier(cells))}
     names = [name for name in table.columns if name not in left_out]
-    pairs = [list(_both_ways(table, *pair, tested)) for pair in combinations(names, 2)]
+    pairs = list(combinations(names, 2))
+    if len(pairs) * len(table.subjects) > MOST_WORK:
+        raise UserError(
+            f"{len(table.subjects):,} subjects times {len(pairs):,} pairs of columns are more than {MOST_WORK:,}, too "
+            "many to compare. Name fewer columns with --columns."
+        )
+    paired = {f"{a}/{b}": _paired(table.columns[a], table.columns[b]) for a, b in pairs}
+    links = [link for pair in pairs for link in _both_ways(table, *pair, paired["/".join(pair)])]
     if tested:
-        adjusted = holm([of_pair[0].p or 0.0 for of_pair in pairs])
-        pairs = [[replace(link, p_holm=p) for link in of_pair] for of_pair, p in zip(pairs, adjusted, strict=True)]
-    links = [link for of_pair in pairs for link in of_pair]
+        found = chances(paired)
+        adjusted = holm([1.0 if each.p is None else each.p for each in found.values()])
+        of = {pair: (each, p) for pair, each, p in zip(pairs, found.values(), adjusted, strict=True)}
+        of |= {(b, a): each for (a, b), each in of.items()}
+        links = [_tested(link, *of[link.source, link.target]) for link in links]
     return Links(tuple(sorted(links, key=lambda link: (-link.is_linked, -link.expected, -link.corrected))), left_out)
+
+
+def _tested(link: Link, chance: Chance, p_holm: float) -> Link:
+    return replace(link, p=chance.p, p_holm=None if chance.p is None else p_holm, tables=chance.tables)
 
 
 def _like_identifier(cells: Sequence[Cell]) -> str | None:
@@ -184,13 +194,10 @@ def _like_identifier(cells: Sequence[Cell]) -> str | None:
     return None
 
 
-def _both_ways(table: FactTable, first: str, second: str, tested: bool) -> Iterator[Link]:
-    counts_RC = contingency(table.columns[first], table.columns[second])
-    p = chance_of(counts_RC, f"{first}/{second}") if tested else None
-    for source, target, counts in ((first, second, counts_RC), (second, first, counts_RC.T)):
-        u, corrected = theils_u(counts)
+def _both_ways(table: FactTable, first: str, second: str, paired: Paired) -> Iterator[Link]:
+    for source, target, us in zip((first, second), (second, first), theils_u(paired), strict=True):
         values = tuple(_values(table.columns[source], table.columns[target]))
-        yield Link(source, target, int(counts.sum()), u, corrected, values, p)
+        yield Link(source, target, len(paired.a), *us, values)
 
 
 def _values(source: Sequence[Cell], target: Sequence[Cell]) -> Iterator[ValueLink]:
@@ -204,64 +211,12 @@ def _values(source: Sequence[Cell], target: Sequence[Cell]) -> Iterator[ValueLin
         yield ValueLink(a, answer, counts.total(), agree, alone)
 
 
-def contingency(source: Sequence[Cell], target: Sequence[Cell]) -> NDArray[np.int64]:
-    """How many subjects have each pair of values, without values that a single subject has. [R, C]"""
+def _paired(source: Sequence[Cell], target: Sequence[Cell]) -> Paired:
+    """The values of those who show both, without values that a single subject has."""
     kept = shared_values(source), shared_values(target)
     pairs = [(a, b) for a, b in zip(source, target, strict=True) if a in kept[0] and b in kept[1]]
-    rows, columns = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
-    row_of, column_of = ({value: i for i, value in enumerate(values)} for values in (rows, columns))
-    flat = [row_of[a] * len(columns) + column_of[b] for a, b in pairs]
-    counts: NDArray[np.int64] = np.bincount(flat, minlength=len(rows) * len(columns)) if flat else np.zeros(0, np.int64)
-    return counts.reshape(len(rows), len(columns))
-
-
-def theils_u(counts_RC: NDArray[np.int64]) -> tuple[float, float]:
-    """U of the columns' variable given the rows', and the same corrected for chance; 0 where that has one value."""
-    rows_R, columns_C, total = counts_RC.sum(axis=1), counts_RC.sum(axis=0), int(counts_RC.sum())
-    if len(columns_C) < 2:
-        return 0.0, 0.0
-    entropy = math.log(total) - float(xlogy(columns_C, columns_C).sum()) / total
-    marginal = math.log(total) - float(xlogy(rows_R, rows_R).sum() + xlogy(columns_C, columns_C).sum()) / total
-    information = float(xlogy(counts_RC, counts_RC).sum()) / total + marginal
-    by_chance = expected_information(rows_R, columns_C)
-    left = entropy - by_chance
-    return information / entropy, (information - by_chance) / left if left > 1e-12 else 0.0
-
-
-def expected_information(rows_R: NDArray[np.int64], columns_C: NDArray[np.int64]) -> float:
-    """Mean of I over all tables with these margins, nats.
-
-    A count n of row a and column b is hypergeometric, so E I = sum over a, b, n of P(n) n/N ln(N n / (a b)).
-    """
-    total = int(rows_R.sum())
-    log_factorial = gammaln(np.arange(total + 1) + 1.0)
-    rows, columns = (np.stack(np.unique(margin, return_counts=True), axis=1) for margin in (rows_R, columns_C))
-    expected = 0.0
-    for a, as_often in rows:
-        for b, as_often_too in columns:
-            n = np.arange(max(1, a + b - total), min(a, b) + 1)
-            ways = log_factorial[[a, b, total - a, total - b]].sum() - log_factorial[total]
-            cells = np.array([n, a - n, b - n, total - a - b + n])
-            here = ways - log_factorial[cells].sum(axis=0)
-            terms = np.exp(here) * n / total * np.log(total * n / (float(a) * float(b)))
-            expected += float(as_often * as_often_too * terms.sum())
-    return expected
-
-
-def chance_of(counts_RC: NDArray[np.int64], stream: str) -> float:
-    """p of "no link": the share of random tables with the same margins whose information is as large.
-
-    Of fixed margins the information rises with sum n ln n alone. No more tables are drawn once enough are as extreme.
-    """
-    if min(counts_RC.shape) < 2:
-        return 1.0
-    tables = random_table(counts_RC.sum(axis=1), counts_RC.sum(axis=0))
-    rng = np.random.default_rng(streams.integer(f"audit/{stream}"))
-    most = int(min(TABLES, max(_LEAST_TABLES, _MOST_CELLS // counts_RC.size)))
-    seen, drawn, as_large = float(xlogy(counts_RC, counts_RC).sum()), 0, 0
-    while drawn < most and as_large < _ENOUGH:
-        size = min(most - drawn, max(1, min(max(100, drawn), 2_000_000 // counts_RC.size)))
-        found_TRC = tables.rvs(size, random_state=rng).astype(np.float64)
-        as_large += int((xlogy(found_TRC, found_TRC).sum(axis=(1, 2)) >= seen - 1e-9 * (1 + abs(seen))).sum())
-        drawn += size
-    return (1 + as_large) / (1 + drawn)
+    numbers = []
+    for side in (0, 1):
+        number = {value: i for i, value in enumerate(dict.fromkeys(pair[side] for pair in pairs))}
+        numbers.append(np.array([number[pair[side]] for pair in pairs], np.int32))
+    return Paired(*numbers)

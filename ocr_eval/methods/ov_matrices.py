@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import replacing_folder
+from ocr_eval.common.files import read_bytes, replacing_folder
 from ocr_eval.methods.changes import Dense, Rewrite
 from ocr_eval.methods.leaves import Leaves
 from ocr_eval.methods.peft_files import CONFIG, WEIGHTS, base_name
@@ -174,8 +174,8 @@ class _Config(msgspec.Struct):
 def matrices_over(folder: Path) -> str | None:
     """What a folder of saved matrices calls its base; None where it holds something else."""
     try:
-        config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=_Config)
-    except (OSError, msgspec.DecodeError, RecursionError):
+        config = msgspec.json.decode(read_bytes(folder / CONFIG), type=_Config)
+    except (OSError, UserError, msgspec.DecodeError, RecursionError):
         return None
     return config.base_model_name_or_path if config.peft_type == TYPE else None
 

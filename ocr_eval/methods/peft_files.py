@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import replacing_folder
+from ocr_eval.common.files import read_bytes, replacing_folder
 from ocr_eval.methods.changes import LowRank, WeightChange
 from ocr_eval.models.architecture import target_names
 from ocr_eval.models.weights import file_sha256
@@ -214,7 +214,8 @@ def read_adapter_file(folder: Path) -> AdapterFile:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no adapter ({CONFIG}). Give a PEFT folder or a run's folder.")
     try:
-        stated = msgspec.json.decode((folder / CONFIG).read_bytes(), type=_Stated)
+        content = read_bytes(folder / CONFIG)
+        stated = msgspec.json.decode(content, type=_Stated)
     except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{folder}/{CONFIG} cannot be used: {error}.") from error
     is_lora = stated.peft_type == "LORA"
@@ -226,7 +227,7 @@ def read_adapter_file(folder: Path) -> AdapterFile:
             f"{folder}: init_lora_weights '{stated.init_lora_weights}' has changed the base's weights, which are not "
             "in this folder. Save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         )
-    fields = msgspec.json.decode((folder / CONFIG).read_bytes())
+    fields = msgspec.json.decode(content)
     for name in sorted(fields.keys() - _FREE - _THROUGH_PEFT) if is_lora else ():
         if not _is_plain(name, fields[name]):
             raise UserError(f"{folder}/{CONFIG}: adapters with '{name}' cannot be scored. Save it as plain LoRA.")

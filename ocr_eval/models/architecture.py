@@ -18,6 +18,7 @@ from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models.base import DTYPES, attention_for, freeze
 from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code, why_not_loaded
 from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.models.sizes import refuse_impossible
 from ocr_eval.models.weights import located
 from ocr_eval.specs.model import FolderWeights, ModelSpec
 
@@ -78,8 +79,9 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
     """The transformers configuration in a folder.
 
     Raises:
-        UserError: it is of no known model; ``name`` says whose.
+        UserError: it is of no known model, or of sizes that no model has; ``name`` says whose.
     """
+    refuse_impossible(folder)
     try:
         with quiet_transformers():
             config: PretrainedConfig = AutoConfig.from_pretrained(

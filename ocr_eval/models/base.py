@@ -22,6 +22,7 @@ from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models import grouped_attention
 from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code, why_not_loaded
 from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.models.sizes import refuse_impossible
 from ocr_eval.models.weights import WeightFolder, located
 from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
 
@@ -119,6 +120,7 @@ def load_base(
     mapped = quantized or accelerator.device.type == "cuda"  # read onto the device itself, not by way of the CPU
     if quantized:
         require_bitsandbytes("--method qlora")
+    refuse_impossible(folder.path)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     try:
         with quiet_transformers():
@@ -258,6 +260,7 @@ def load_tokenizer_from(folder: Path) -> Any:
     Raises:
         UserError: none there that loads.
     """
+    refuse_impossible(folder)
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code())

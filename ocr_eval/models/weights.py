@@ -29,7 +29,7 @@ from filelock import Timeout
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import read_json, replacing_folder, write_atomic
+from ocr_eval.common.files import open_file, read_json, replacing_folder, write_atomic
 from ocr_eval.common.files import remove as remove_path
 from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say
@@ -134,7 +134,7 @@ def remove(spec: ModelSpec) -> None:
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's content."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

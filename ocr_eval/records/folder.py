@@ -166,7 +166,7 @@ class RunFolder:
             UserError: what a finished run writes last could not be written then.
         """
         for mark in _LAST:
-            files.refuse_folder(self.path / mark)
+            files.refuse_irregular(self.path / mark)
             files.remove(self.path / mark)
         earlier = {"earlier": self._environments(environment)} if self.checkpoints() else {}
         write_atomic(self.path / "config.yaml", config)
@@ -205,7 +205,7 @@ class RunFolder:
 
     def _metrics_until(self, epoch: int) -> bytes:
         path = self.path / "metrics.jsonl"
-        return b"".join(path.read_bytes().splitlines(keepends=True)[: epoch + 1]) if path.is_file() else b""
+        return b"".join(files.read_lines(path)[: epoch + 1]) if path.is_file() else b""
 
     def probes(self) -> list[dict[str, Any]]:
         """The lines of probes.jsonl that belong to the untouched base.
@@ -232,13 +232,13 @@ class RunFolder:
         whole = set()
         for epoch, state in self.checkpoints().items():
             with suppress(OSError, UserError, KeyError, TypeError):  # the state or the probes are gone or damaged
-                if state.with_suffix(".sha256").read_bytes() == self._seal(epoch, state).encode():
+                if files.read_bytes(state.with_suffix(".sha256")) == self._seal(epoch, state).encode():
                     whole.add(epoch)
         return whole
 
     def _seal(self, epoch: int, state: Path) -> str:
         """Digest of a training state with the metrics until then and the base's probes, which the record will need."""
-        with state.open("rb") as file:
+        with files.open_file(state) as file:
             digest = hashlib.file_digest(file, "sha256")
         probes = self.probes() if (self.path / "probes.jsonl").is_file() else []
         for content in (self._metrics_until(epoch), files.to_jsonl(probes).encode()):

@@ -14,12 +14,15 @@ from pathlib import Path
 from filelock import Timeout
 
 from ocr_eval.common import locks
-from ocr_eval.common.errors import Busy
+from ocr_eval.common.errors import Busy, UserError
+from ocr_eval.common.files import read_bytes, refuse_irregular
 
 #: The files of whoever holds a folder.
 FILES = (".holder", ".lock")
 #: Seconds that a lock is waited for: one that only checks whether it is free holds it for an instant.
 _GLANCE = 0.2
+#: The most bytes that say who holds a folder.
+_MOST_BYTES = 1 << 20
 #: Seconds between signs of life of whoever holds a folder.
 HEARTBEAT = 60.0
 
@@ -41,13 +44,15 @@ def hold(folder: Path) -> Iterator[None]:
 
     Raises:
         Busy: another process holds it.
+        UserError: something that is no file is where its holder is noted.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_irregular(mark := folder / ".holder")
     try:
         lock = locks.hold(folder / ".lock", timeout=_GLANCE).lock
     except Timeout as error:
         raise Busy(f"Another process is working on {folder}. Wait for it, or choose another --output-dir.") from error
-    mark, ended = folder / ".holder", threading.Event()
+    ended = threading.Event()
     mark.write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
     threading.Thread(target=_beat, args=(mark, ended), daemon=True).start()
     try:
@@ -94,7 +99,7 @@ def is_held(folder: Path) -> bool:
 def holder_of(folder: Path) -> Holder | None:
     """Who took the folder last and did not give it back; the process may have been killed since."""
     try:
-        host, process = (folder / ".holder").read_text(encoding="utf-8").split()
+        host, process = read_bytes(folder / ".holder", _MOST_BYTES).decode().split()
         return Holder(host, int(process), (folder / ".holder").stat().st_mtime)
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):
         return None

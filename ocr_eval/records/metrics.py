@@ -8,7 +8,7 @@ import msgspec
 
 from ocr_eval.common import provenance
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import open_stored, to_jsonl
+from ocr_eval.common.files import read_lines, to_jsonl
 from ocr_eval.data.task import Quantity
 from ocr_eval.methods.prevention import end_differs
 from ocr_eval.records.record import Matched, load_plain, to_plain
@@ -67,15 +67,14 @@ def read_metrics(path: Path, growing: bool = False) -> list[MetricsLine]:
     """The lines of a metrics.jsonl; in a ``growing`` one a last line without its newline is skipped.
 
     Raises:
-        UserError: a line that is not one of metrics (names it).
+        UserError: as for ``read_lines``, or a line that is not one of metrics (names it).
     """
     lines: list[MetricsLine] = []
-    with open_stored(path) as file:
-        try:
-            whole = (line for line in file if not growing or line.endswith(b"\n"))
-            lines.extend(map(_read, whole))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(f"{path}, line {len(lines) + 1}: is not a valid line of metrics ({error}).") from error
+    try:
+        whole = (line for line in read_lines(path) if not growing or line.endswith(b"\n"))
+        lines.extend(map(_read, whole))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}, line {len(lines) + 1}: is not a valid line of metrics ({error}).") from error
     return lines
 
 

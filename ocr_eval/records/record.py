@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import ConfigDict
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import open_stored
+from ocr_eval.common.files import read_stored
 from ocr_eval.data import pairs
 from ocr_eval.data.task import Quantity, the_finding
 from ocr_eval.scoring.ranks import Floats, HeldOut, Score, Scores, premises, premises_hold
@@ -248,12 +248,11 @@ def read_record(path: Path, scoring: Scoring | None = None, measures: Collection
     by layer; all else, other scorings and the untouched base, is most of a record and is skipped.
 
     Raises:
-        UserError: not readable, truncated, of another schema, with a key or value that does not belong, or
-            with a mean rank that is not the mean of the ranks beside it.
+        UserError: not readable, no regular file, too large, truncated, of another schema, with a key or value that
+            does not belong, or with a mean rank that is not the mean of the ranks beside it.
     """
     try:
-        with open_stored(path) as file:
-            content = file.read()
+        content = read_stored(path)
         record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring, measures)
     except msgspec.ValidationError as error:
         version = _schema_version(content)

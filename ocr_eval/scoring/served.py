@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from ocr_eval.common.errors import RunFailed, UserError, one_line, reason_of
-from ocr_eval.common.files import read_jsonl, to_jsonl, whole, write_atomic
+from ocr_eval.common.files import read_bytes, read_jsonl, refuse_irregular, to_jsonl, whole, write_atomic
 from ocr_eval.common.messages import progress_bar, say, warn
 from ocr_eval.data.task import Probe, Task
 from ocr_eval.data.tokenize import check_first_tokens
@@ -117,9 +117,12 @@ def score_served(server: ServedWeights, task: Task, per_request: int, kept: Path
 
 def _read(kept: Path | None, way: Mapping[str, Any]) -> dict[str, Any]:
     """Answers that are kept and were asked for in the same way; a last line without its end does not count."""
-    if kept is None or not kept.is_file():
+    if kept is None:
         return {}
-    content = kept.read_bytes()
+    refuse_irregular(kept)
+    if not kept.is_file():
+        return {}
+    content = read_bytes(kept)
     write_atomic(kept, content[: content.rfind(b"\n") + 1])
     with whole(kept):
         return {line["text"]: line["answer"] for line in read_jsonl(kept) if line["way"] == way}

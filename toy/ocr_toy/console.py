@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
 
-from ocr_toy.errors import ToyError, require
+from ocr_toy.errors import ToyError
 
 if TYPE_CHECKING:
     from ocr_toy.train import Progress
@@ -77,10 +77,10 @@ def emit(document: Any, as_json: bool, output: Path | None, lines: list[str]) ->
 
 def prepare(output: Path | None, figures: Path | None = None) -> None:
     """Make the folders of what will be written. Raises ToyError where a file cannot be."""
-    from ocr_toy.files import prepare_folder
+    from ocr_toy.files import prepare_folder, require_file
 
+    if output is not None:
+        require_file(output)
+        prepare_folder(output.parent)
     if figures is not None:
         prepare_folder(figures)
-    if output is not None:
-        prepare_folder(output.parent)
-        require(output.is_file() or not output.exists(), f"output = {output}: is not a plain file; name a file")

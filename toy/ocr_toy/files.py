@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ocr_toy.errors import ToyError
+from ocr_toy.errors import ToyError, require
+
+#: The most bytes of a file that is read.
+MOST_BYTES = 64 << 20
 
 
 def prepare_folder(folder: Path) -> Path:
@@ -21,8 +24,14 @@ def prepare_folder(folder: Path) -> Path:
     return folder
 
 
+def require_file(path: Path) -> None:
+    """Raises ToyError unless the path is free or holds a plain file; a link counts as what it leads to."""
+    require(path.is_file() or not path.exists(), f"output = {path}: is not a plain file; name a file")
+
+
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it to `path`."""
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`. Raises ToyError as `require_file`."""
+    require_file(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}-{path.name}")
     try:
         write(temporary)
@@ -42,13 +51,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises ToyError if the file is missing or is not JSON."""
+    """Read JSON. Raises ToyError if the file is missing, no plain file, too large, or not JSON."""
+    require(path.is_file() or not path.exists(), f"file = {path}: is not a plain file; name a file of JSON")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        value = json.loads(content) if len(content) <= MOST_BYTES else None
     except OSError as error:
         raise ToyError(f"file = {path}: cannot be read ({error.strerror}); name an existing file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ToyError(f"file = {path}: is not JSON; write it with --json") from error
+    require(len(content) <= MOST_BYTES, f"file = {path}: has more than {MOST_BYTES >> 20} MB; name a file of JSON")
+    return value
 
 
 def to_json(value: Any) -> str:

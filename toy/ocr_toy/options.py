@@ -22,7 +22,7 @@ Seed = Annotated[int, typer.Option(help="Seed of data and initialization.")]
 Seeds = Annotated[str, typer.Option(help="1 to 10 comma-separated seeds.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Figures = Annotated[Path | None, typer.Option(help="Draw the picture into this folder, as PNG, PDF and SVG.")]
-Output = Annotated[Path | None, typer.Option("--output", help="Write the JSON to this file as well.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON to this file as well.")]
 
 
 @dataclass(frozen=True)

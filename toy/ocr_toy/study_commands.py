@@ -249,7 +249,7 @@ def open_questions(
 @app.command()
 @reported
 def figures(
-    output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("results/toy"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files.")] = Path("results/toy"),
     rank_sweep: Annotated[
         Path | None, typer.Option(help="A rank sweep written by: sweep --over d_h --output. [default: run it]")
     ] = None,

@@ -100,7 +100,7 @@ def test_a_solver_that_is_not_installed_names_the_extra(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cvxpy", None)
-    result = runner.invoke(app, [command, "--output", str(tmp_path / "out/checks.json")])
+    result = runner.invoke(app, [command, "-o", str(tmp_path / "out/checks.json")])
     assert result.exit_code == 2
     assert list(tmp_path.iterdir()) == []
     assert result.stderr == (

@@ -9,6 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import open_file, refuse_irregular
+
 _MARK = "=== "
 #: Becomes the command; nothing of this process, which may have threads, runs in its fork.
 _CHILD = Path(__file__).with_name("child.py")
@@ -27,7 +30,11 @@ def start(
 
     ``place`` is the device or job that the log names; ``environment`` comes on top of this process's own, and a new
     session is out of reach of this terminal's Ctrl-C.
+
+    Raises:
+        UserError: something that is no file is where the log is to be.
     """
+    refuse_irregular(log)
     with log.open("ab") as output:
         header = f"{_MARK}{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()} {place}: {' '.join(command)}\n"
         output.write(header.encode())
@@ -61,10 +68,10 @@ def stop(processes: Sequence[subprocess.Popen[bytes]], grace: float = 10.0) -> N
 def last_line(log: Path) -> str:
     """The last line that the latest attempt wrote; empty if it wrote none or there is no log."""
     try:
-        with log.open("rb") as file:
+        with open_file(log) as file:
             file.seek(max(0, log.stat().st_size - 8192))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    except OSError:
+            lines = [line.strip() for line in file.read(8192).decode(errors="replace").splitlines()]
+    except (OSError, UserError):
         return ""
     line = next((line for line in reversed(lines) if line), "")
     return "" if line.startswith(_MARK) else line
