@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write into that takes a file's place at the end, whole, also after a power cut.
 
     Raises:
-        UserError: what is in its place is no regular file.
+        UserError: its place is taken by something else than a regular file.
     """
     refuse_irregular(path)
     beside = _beside(path)
@@ -60,10 +60,10 @@ def _beside(path: Path) -> Path:
 
 
 def refuse_irregular(path: Path) -> None:
-    """Raises UserError if a folder, a pipe, a device or another thing that is no file is where one is to be written."""
+    """Raises UserError where a folder, a pipe, a device or the like takes the place of a file to be written."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # nothing there, or a link to nothing; whoever writes is told of all else
+    except OSError:  # nothing there, or a link to nothing; writing shows all else
         return
     if stat.S_ISDIR(mode):
         raise UserError(f"'{path}' is a folder, but a file must be written there. Remove it and start again.")
@@ -169,7 +169,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """The content of a regular file, as long as it is now.
 
     Raises:
-        UserError: it is no regular file, or has more than ``most`` bytes.
+        UserError: not a regular file, or more than ``most`` bytes.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -192,7 +192,7 @@ def read_stored(path: Path) -> bytes:
     """What a file of a run holds, at its place or packed.
 
     Raises:
-        UserError: it is no regular file, or holds more than ``MOST_BYTES``.
+        UserError: not a regular file, or more than ``MOST_BYTES`` bytes.
         EOFError, zlib.error: its packed form is damaged.
     """
     found = stored(path)

@@ -87,7 +87,7 @@ def expected_information(rows_R: Ints, columns_C: Ints) -> float:
     """Mean of I over all tables with these margins, nats.
 
     A count n of row a and column b is hypergeometric, so E I = sum over a, b, n of P(n) n/N ln(N n / (a b)). Counts
-    further from their mean than ten standard deviations and thirty are left out: all have a probability below 1e-18.
+    further from their mean than ten standard deviations and thirty are skipped: all have a probability below 1e-18.
     """
     total = int(rows_R.sum())
     log_factorial = gammaln(np.arange(total + 1) + 1.0)

@@ -44,7 +44,7 @@ def hold(folder: Path) -> Iterator[None]:
 
     Raises:
         Busy: another process holds it.
-        UserError: something that is no file is where its holder is noted.
+        UserError: the place of its holder is taken by something else than a file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     refuse_irregular(mark := folder / ".holder")

@@ -32,7 +32,7 @@ def start(
     session is out of reach of this terminal's Ctrl-C.
 
     Raises:
-        UserError: something that is no file is where the log is to be.
+        UserError: the place of the log is taken by something else than a file.
     """
     refuse_irregular(log)
     with log.open("ab") as output:
