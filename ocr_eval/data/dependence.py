@@ -65,7 +65,7 @@ class Paired:
 
 
 def theils_u(paired: Paired) -> tuple[tuple[float, float], tuple[float, float]]:
-    """U and U corrected for chance: of B given A, and of A given B; 0 where what is told has one value."""
+    """U and U corrected for chance: of B given A, and of A given B; 0 where the known one has a single value."""
     total, margins = len(paired.a), (paired.columns, paired.rows)
     if not total:
         return (0.0, 0.0), (0.0, 0.0)
