@@ -136,7 +136,7 @@ def chances(family: Mapping[str, Paired]) -> dict[str, Chance]:
 
 
 class _Test:
-    """A test that goes on: of fixed margins the information rises with sum n ln n alone."""
+    """A sequential test: of fixed margins the information rises with sum n ln n alone."""
 
     def __init__(self, paired: Paired, stream: str) -> None:
         self.paired, self.drawn, self.as_large = paired, 0, 0

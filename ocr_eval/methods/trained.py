@@ -105,13 +105,13 @@ def load_sum(base: Base, terms: Sequence[tuple[int, Path]]) -> View:
         sum_k e_k s_k B_k A_k = [e_1 s_1 B_1 ... e_n s_n B_n] [A_1; ...; A_n]        e: 1 or -1
 
     Raises:
-        UserError: as ``load_adapter``, or one that is not plain LoRA; the base is then to be loaded anew.
+        UserError: as ``load_adapter``, or one that is not plain LoRA; load the base again afterwards.
     """
     parts = []
     for sign, folder in terms:
         adapters = load_adapter(base, folder).adapters
         if not isinstance(adapters, Adapters):
-            raise UserError(f"{folder} is no plain LoRA adapter, and only those can be added up. Name another run.")
+            raise UserError(f"{folder} holds no plain LoRA adapter, and only those can be added up. Name another run.")
         adapters.unmount()
         parts.append((sign, adapters))
     rank = sum(each.shapes[0].rank for _, each in parts)
