@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer.main
@@ -19,6 +19,7 @@ from ocr_eval.common.yaml_files import shipped
 
 SMALL = ("--n", "3", "--m-train", "2", "--m-test", "2")
 TRAINED = (*SMALL, "--epochs", "2", "--quiet")
+OF_FACTS = ("--hold-out", "20%", "--epochs", "2", "--quiet")
 TOY = ("--n", "3", "--noise", "0", "--steps", "20", "--batch", "0")
 
 
@@ -68,13 +69,17 @@ COMMANDS = (
     Command("scorecard", ("{grid}",)),
     Command("retention", ("{grid}", "--filter", "seed=9"), refused=True),
     Command("explain", ("{run}", "--measure", "ov-change", "--quiet")),
+    Command("score", ("--data", "{data}", "--endpoint", "{server}", "--model", "my-model")),
     Command("audit", ("{facts}",)),
-    Command("beliefs", ("{run}", "-o", "{out}"), refused=True),
+    Command("audit", ("{facts}", "--model", "{tiny}", "--quiet")),
+    Command("finetune", ("--facts", "{facts}", *OF_FACTS, "--model", "{tiny}", "-o", "{out}"), writes=True),
+    Command("beliefs", ("{told}", "-o", "{out}", "--quiet"), writes=True),
     Command("report", ("{grid}", "-o", "{out}/report.html"), writes=True),
     Command("data list"),
     Command("data show", ("{pairs}",)),
     Command("data candidates", ("{pairs}", "--model", "{tiny}", "--quiet")),
     Command("data export", ("{pairs}", "-o", "{out}", *SMALL), writes=True),
+    Command("data export", ("{pairs}", "--format", "hub", "-o", "{out}", *SMALL), writes=True),
     Command("models list"),
     Command("models show", ("{tiny}",)),
     Command("models pull", ("{tiny}", "--quiet")),
@@ -100,12 +105,18 @@ WRITING = [command for command in COMMANDS if command.writes]
 
 @dataclass(frozen=True)
 class World:
-    """A folder with everything that the calls read: a model, an association, a file of flags, and a sweep."""
+    """A folder with everything that the calls read: a model, an association, a file of flags, a sweep, a run of facts.
+
+    Attributes:
+        root: the folder.
+        server: where completions are served; by default nowhere.
+    """
 
     root: Path
+    server: str = "http://127.0.0.1:9/v1"
 
     @property
-    def places(self) -> dict[str, Path]:
+    def places(self) -> dict[str, Path | str]:
         """What a call may name."""
         return {
             "tiny": self.root / "tiny.yaml",
@@ -115,13 +126,15 @@ class World:
             "data": self.root / "data",
             "grid": self.root / "grid",
             "run": min(self.root.glob("grid/runs/*/*/*/seed0-*"), default=self.root / "grid"),
+            "told": min(self.root.glob("told/runs/*/*/*/seed0-*"), default=self.root / "told"),
             "out": self.root / "out",
+            "server": self.server,
         }
 
     def copy(self, to: Path) -> World:
         """Another of the same content, without any output."""
         shutil.copytree(self.root, to)
-        return World(to)
+        return replace(self, root=to)
 
     def files(self) -> list[Path]:
         """Every file that a call may read, relative to the root."""
@@ -133,7 +146,7 @@ class World:
 def make_world(root: Path, model: Path) -> World:
     """A world over a model's YAML and folder: of its four runs two are finished, one failed and one has begun.
 
-    What the first was taught is exported, too.
+    What the first was taught is exported, too; a fifth run, elsewhere, was taught a table of facts.
     """
     root.mkdir()
     text = model.read_text()
@@ -147,6 +160,8 @@ def make_world(root: Path, model: Path) -> World:
     assert run(["data", "export", str(root / "pairs.yaml"), "-o", str(root / "data"), *SMALL]) == 0
     grid = ["--models", str(root / "tiny.yaml"), "--assocs", str(root / "pairs.yaml"), "-o", str(root / "grid")]
     assert run(["sweep", *grid, "--seeds", "0-3", *TRAINED]) == 0
+    told = ["--facts", str(root / "facts.csv"), *OF_FACTS, "--model", str(root / "tiny.yaml"), "-o", str(root / "told")]
+    assert run(["finetune", *told]) == 0
     for seed in (2, 3):
         (folder,) = root.glob(f"grid/runs/*/*/*/seed{seed}-*")
         for name in ("status.json", "result.json"):

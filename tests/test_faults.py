@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import stat
@@ -60,6 +61,29 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(command, world, ocr
     assert "disk is full" in answer.err
     assert whole(world.root)
     assert ocr_eval(*command.line(world)).code == 0
+
+
+@by_words(QUICK)
+def test_a_file_system_that_is_read_only_is_said(command, world, ocr_eval, monkeypatch):
+    def is_refused(path: Any) -> bool:
+        return not isinstance(path, int) and Path(os.fsdecode(path)).is_relative_to(world.root)
+
+    def refusing(function: Any, writes: Any) -> Any:
+        def call(path: Any, *arguments: Any, **named: Any) -> Any:
+            if is_refused(path) and writes(*arguments, **named):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return function(path, *arguments, **named)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", refusing(io.open, lambda mode="r", *_, **__: not {*mode}.isdisjoint("wax+")))
+        patch.setattr(os, "open", refusing(os.open, lambda flags, *_, **__: flags & (os.O_WRONLY | os.O_RDWR)))
+        patch.setattr(os, "mkdir", refusing(os.mkdir, lambda *_, **__: True))
+        answer = ocr_eval(*command.line(world))
+    assert refused(answer), answer.err
+    assert os.strerror(errno.EROFS) in answer.err
+    assert not (world.root / "out").exists()
 
 
 @by_words(QUICK)

@@ -10,8 +10,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from accidents import (
 from commands import COMMANDS, Command, World, make_world, of_the_program, parameters
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from served_stand_in import Served, serving
 
 from ocr_eval.cli.app import run
 
@@ -172,10 +174,11 @@ accidents: st.SearchStrategy[Callable[[Path], object]] = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def world(model_files, tmp_path_factory) -> World:
+def world(model_files, tmp_path_factory) -> Iterator[World]:
     deep = tmp_path_factory.mktemp("fuzz") / "a" / "b" / "c"  # "../../.." leads to nothing of other tests
     deep.mkdir(parents=True)
-    return make_world(deep / "world", model_files["llama"])
+    with serving(Served(model_files["llama"].with_suffix(""))) as served:
+        yield replace(make_world(deep / "world", model_files["llama"]), server=served.url)
 
 
 def test_every_command_of_the_program_is_in_the_table():
