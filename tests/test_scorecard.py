@@ -84,7 +84,7 @@ def test_rows_without_a_verdict_are_told_by_their_seeds(ocr_eval, tmp_path):
         "Inference over arbitrary links, compared with the reference: less under smollm2-135m, LoRA + prod"
         in answer.err
     )
-    assert "over true links on smollm2-135m, LoRA + abstain: 1 seed is too few for a verdict on 2" in answer.err
+    assert " links on smollm2-135m, LoRA + abstain: 1 seed is too few for a verdict on 2" in answer.err
     both = [runs((0.5, 2.0, 1.0), train=TrainSpec(prevent=[name])) for name in ("product-decay", "abstain")]
     answer = ocr_eval("scorecard", write(tmp_path / "b", *runs(PLAIN), *both[0], *both[1]))
     assert "LoRA + product-decay: 6 seeds are too few for a verdict on 2 comparisons; 7 are needed" in answer.err
