@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ocr_eval.common.files import open_stored
+from ocr_eval.common.files import read_stored
 from ocr_eval.records.record import read_record
 
 ROOT = Path(__file__).parent.parent
@@ -37,8 +37,7 @@ NOTES = {"$schema", "$defs", "title", "description", "default", "required", "add
 
 
 def content_of(path):
-    with open_stored(path) as file:
-        return json.load(file)
+    return json.loads(read_stored(path))
 
 
 def schema(name):
