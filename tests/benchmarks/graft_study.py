@@ -32,11 +32,12 @@ ASKED = {
 }
 PAGE = """# Grafting
 
-Made by `python tests/benchmarks/graft_study.py {folder}` from {model}, LoRA, {dtype}, seeds {seeds}. *Facts, then
-implications* is asked about its own facts. Its change less that of the facts alone, added to a model of other facts
-about the same people (*regrouped*), is the *graft*: it is asked about the implications of the new facts, and of the
-old ones. *Control* adds implications that were learned without facts. OCR score of held-out implications: mean over
-seeds, Student's 95 % interval, and each seed; facts: share of test subjects' facts that rank first.
+Made by `python tests/benchmarks/graft_study.py {folder}`
+from {model}, LoRA, {dtype}, seeds {seeds}. *Facts, then implications* is asked about its own facts. Its change less
+that of the facts alone, added to a model of other facts about the same people (*regrouped*), is the *graft*: it is
+asked about the implications of the new facts, and of the old ones. *Control* adds implications that were learned
+without facts. OCR score of held-out implications: mean over seeds, Student's 95 % interval, and each seed; facts:
+share of test subjects' facts that rank first.
 
 {table}
 """
