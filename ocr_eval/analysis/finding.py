@@ -125,7 +125,7 @@ def _count(cells: Sequence[Cell]) -> str:
 
 
 def _lifts(lifts: Sequence[Lift], cells: int) -> str:
-    """What was inferred beyond the controls of so many cells, and in how many that is shown."""
+    """What was inferred beyond the controls, in how many cells there are any, and in how many that is shown."""
     if not lifts:
         return "no control to compare with"
     where = "the one that has a control" if len(lifts) == 1 else f"the {len(lifts)} that have a control"

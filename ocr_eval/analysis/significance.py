@@ -111,7 +111,7 @@ def sign_flip_p(differences: Sequence[float], draws: int = DRAWS) -> float | Non
 
 
 def detectable(seeds: int, comparisons: int = 1, sd: float = RUN_SD) -> float | None:
-    """The difference of two conditions' OCR scores that the sign flips of so many seeds show with a power of 80 %.
+    """The difference of two conditions' OCR scores that sign flips over these seeds show with a power of 80 %.
 
     For paired runs that each move by ``sd``, normally and independently. One of several comparisons is held to the
     strictest p of Holm's correction, as if the others showed nothing.
@@ -156,7 +156,7 @@ def _detectable(seeds: int, comparisons: int) -> float | None:
 
 
 def _signs(seeds: int, draws: int) -> tuple[Floats, bool]:
-    """All flips of so many seeds' signs, or ``draws`` of them where they are too many; and whether it is all. [B, S]"""
+    """All sign flips over some seeds, or ``draws`` of them if they are too many; and whether these are all. [B, S]"""
     if 2**seeds <= MOST_EXACT:
         flips_BS = (np.arange(2**seeds)[:, None] >> np.arange(seeds)) & 1
         return (1 - 2 * flips_BS).astype(np.float64), True

@@ -242,7 +242,7 @@ def measure(way: str, epochs: int, seeds: int, dtype: Dtype) -> Measured:
     if way == "one run at a time":
         base = load_base(specs[0].model, folder)
         seconds = seeds * sum(pack_seconds(base, [spec], epochs) for spec in specs[::seeds])
-    elif way == "one run goes on":
+    elif way == "one run resumes":
         base = load_base(specs[0].model, folder)
         seconds = seeds * sum(later_epochs_seconds(base, spec, epochs) for spec in specs[::seeds])
     else:
@@ -277,7 +277,7 @@ def useful_flop(epochs: int, seeds: int, dtype: Dtype) -> tuple[float, int]:
     return flop * epochs, tokens * epochs
 
 
-OURS = ("packs", "one run at a time", "one run goes on")
+OURS = ("packs", "one run at a time", "one run resumes")
 WAYS: dict[Dtype, tuple[str, ...]] = {
     "bfloat16": (*OURS, "Trainer, bf16 autocast", "Trainer, bf16 weights"),
     "float32": (*OURS, "Trainer, fp32"),
