@@ -21,6 +21,7 @@ from typer.exceptions import Abort, TyperException
 from ocr_eval.cli import data, demo, doors, explain, facts, injections, models, results, studies, sweep, variables
 from ocr_eval.cli.one_run import OneRun
 from ocr_eval.cli.options import JsonOption
+from ocr_eval.cli.retention import retention
 from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.distributed import is_alone, is_first
 from ocr_eval.common.errors import RunFailed, UserError, one_line, reason_of, shown
@@ -73,7 +74,7 @@ app.command(rich_help_panel="Score")(facts.beliefs)
 app.command(rich_help_panel="Look")(explain.explain)
 for panel, commands in {
     "Teach": (sweep.sweep, sweep.status, demo.demo),
-    "Look": (results.table, results.figures, results.compare, results.scorecard, results.retention, results.report),
+    "Look": (results.table, results.figures, results.compare, results.scorecard, retention, results.report),
     "Study": (studies.controls, studies.curve),
 }.items():
     for command in commands:

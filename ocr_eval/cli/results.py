@@ -187,54 +187,6 @@ def scorecard(
         raise typer.Exit(1)
 
 
-def retention(
-    runs: o.RunsArgument = None,
-    filters: FilterOption = None,
-    explain: Annotated[
-        Literal["kept", "held-out"],
-        option("--explain", help="What is regressed: known facts kept, or held-out facts answered (runs of 'known')."),
-    ] = "kept",
-    as_json: o.JsonOption = False,
-    config: o.ConfigOption = None,
-) -> None:
-    """Show how many previously known facts are kept.
-
-    The regression is that of Gekhman et al. (arXiv 2405.05904): accuracy = b0 + b_known x (share of what is taught that
-    was known, and is fitted) + b_unknown x (share that was not, and is fitted). It needs runs that differ in both.
-    """
-    from dataclasses import asdict
-
-    from ocr_eval.analysis.retention import regress, retained
-
-    found = find(runs or [o.DEFAULT_OUTPUT], "first-token", filters, ["known"])
-    cells = retained(found.records)
-    if not cells:
-        raise UserError("No record has retention. Rerun a run with --force (full fine-tuning never has it).")
-    fit, missing = None, ""
-    try:
-        fit = regress(found.records, explain)
-    except UserError as error:
-        missing = str(error)
-    if as_json:
-        typer.echo(json.dumps({"cells": [asdict(c) for c in cells], "regression": fit and asdict(fit)}, indent=2))
-        return
-    rows = [
-        [
-            *(c.row, c.association, str(c.runs), f"{c.known:.0f}"),
-            *(f"{v:.0%}" for v in (c.kept, c.fitted_known, c.fitted_unknown)),
-        ]
-        for c in cells
-    ]
-    typer.echo(o.grid(["model", "association", "runs", "known", "kept", "fitted known", "fitted unknown"], rows))
-    if fit is None:
-        typer.echo(f"No regression: {missing}")
-        return
-    typer.echo(
-        f"{explain} = {fit.intercept:.3f} {fit.known:+.3f} x fitted known {fit.unknown:+.3f} x fitted unknown  "
-        f"(shares of what is taught; R2 {fit.r2:.2f}, {fit.runs} runs)"
-    )
-
-
 def compare(
     a: Annotated[
         str, typer.Argument(metavar="A", help="A run's folder, a folder of runs, or a condition such as 'lr=1e-3'.")
