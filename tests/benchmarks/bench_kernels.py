@@ -1,8 +1,8 @@
-"""What each hand-written part of a training step gives: the step as it is, and without one part at a time.
+"""What each hand-written part gives: a training step and a full scoring as they are, and without one part at a time.
 
-Every way makes the gradients of the same batches in turn in one process, so that all meet the same noise. A ratio says
-how many times longer the step takes without a part; its time is the processor's with one thread (a pack as a sweep
-does it, undisturbed by what else runs) and the fastest of the rounds on the clock with more.
+Every way makes the gradients of the same batches, and scores the same probes, in turn in one process, so that all meet
+the same noise. A ratio says how many times longer it takes without a part; the time is the processor's with one thread
+(a pack as a sweep does it, undisturbed by what else runs) and the fastest of the rounds on the clock with more.
 
     python tests/benchmarks/bench_kernels.py [--dtype float32] [--lanes 4] [--threads 1] [--rounds 4]
 """
@@ -25,12 +25,14 @@ from torch import Tensor
 
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
+from ocr_eval.execution.material import prepare
 from ocr_eval.methods import view
 from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.methods.train import _gradients
 from ocr_eval.models import grouped_attention
 from ocr_eval.models.base import load_base
 from ocr_eval.models.weights import locate
+from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import load_model_spec
 from ocr_eval.specs.run import make_run_spec
@@ -93,19 +95,26 @@ def main() -> None:
         [ways[way] for way in ways if way not in ("as it is", "sdpa for attention", "without clumps")],
     )
     batch = {lane: injection.batches()[0] for lane, injection in enumerate(pack.learners)}
+    probes = prepare(base.tokenizer, specs[0]).probes
+    jobs: dict[str, Callable[[], object]] = {
+        "step": lambda: _gradients(pack, batch),
+        "scoring": lambda: score_candidates(view.View(base, base.network), probes),
+    }
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(arguments.rounds + 1):  # the first warms up
         for way, changed in ways.items():
-            with changed():
-                started = clock()
-                _gradients(pack, batch)
-                seconds[way].append(clock() - started)
-    best = {way: min(times[1:]) for way, times in seconds.items()}
+            for name, job in jobs.items():
+                with changed():
+                    started = clock()
+                    job()
+                    seconds.setdefault((way, name), []).append(clock() - started)
+    best = {key: min(times[1:]) for key, times in seconds.items()}
     print(f"{arguments.dtype}, {torch.backends.cpu.get_cpu_capability()}, {arguments.lanes} lanes, ", end="")
-    print(f"{arguments.threads} threads, best of {arguments.rounds}: {best['as it is']:.3f} s a step")
-    for way, best_of in best.items():
-        print(f"{way:24}{best_of / best['as it is']:6.2f}x")
+    print(f"{arguments.threads} threads, best of {arguments.rounds}: ", end="")
+    print(", ".join(f"{best['as it is', name]:.3f} s a {name}" for name in jobs))
+    for way in ways:
+        print(f"{way:24}" + "".join(f"{best[way, name] / best['as it is', name]:6.2f}x" for name in jobs))
 
 
 if __name__ == "__main__":
