@@ -395,11 +395,11 @@ def test_one_seed_gives_no_verdict_and_does_not_count():
     assert cells["sport-music"].p_holm == cells["sport-music"].p, "corrected for one cell, not for two"
     assert "* inferred: p at most 0.05, corrected for 1 cells" in to_markdown(build_table(both, "first-token"))
     assert said([*both, *seeds("sport-music", "spurious", model="b", rank=2.0)]) == (
-        "over an arbitrary link 1 of 2 cells show inference (p at most 0.05 after Holm, 1 more had one seed, which "
-        "gives no verdict, OCR score +1.00), no control to compare with."
+        "Inference is shown in 1 of 2 cells over arbitrary links (p at most 0.05 after Holm). There is no control to "
+        "compare with. Without a verdict: 1 with one seed (OCR score +1.00)."
     )
     assert said([record(model=model, rank=rank) for model, rank in (("a", 0.0), ("b", 1.0))]) == (
-        "over a true link there is no conclusion (2 had one seed, which gives no verdict, OCR score +0.50 to +1.00)."
+        "No conclusion. Without a verdict: 2 with one seed (OCR score +0.50 to +1.00)."
     )
 
 
@@ -480,11 +480,14 @@ def test_a_control_that_did_not_learn_its_facts_gives_no_verdict():
 def test_several_rows_say_of_how_many_cells_there_is_a_control():
     more = [replace(run, model="b") for run in lifted(8, unlearned=("other",)) if run.data == DataSpec()]
     assert said([*lifted(8, unlearned=("other",)), *more]) == (
-        "over an arbitrary link 8 of 8 cells show inference (p at most 0.05 after Holm), +0.50 over no entailments in "
-        "the 4 that have a control (3 shown, no verdict on 1 whose control did not learn the facts)."
+        "Inference is shown in 8 of 8 cells over arbitrary links (p at most 0.05 after Holm). Teaching entailments "
+        "adds +0.50 over arbitrary links; 3 of 4 lifts can be told from zero: in 1 a control run did not learn its "
+        "facts."
     )
-    assert said([*lifted(6), *seeds("z", "causal", 6), *seeds("z", "causal", 6, model="b")]).endswith(
-        "+0.50 over no entailments (none shown, no verdict on 4 from so few seeds)."
+    assert said([*lifted(6), *seeds("z", "causal", 6), *seeds("z", "causal", 6, model="b")]) == (
+        "Inference is shown in 2 of 2 cells over true links and in 4 of 4 cells over arbitrary links (p at most 0.05 "
+        "after Holm). Teaching entailments adds +0.50 over arbitrary links; none of 4 lifts can be told from zero: 4 "
+        "have too few seeds."
     )
 
 
@@ -493,7 +496,7 @@ def test_too_few_groups_are_no_finding_either_way():
     one = said(seeds(count=2, rank=0.1, held_out=few))  # 2 x 2 assignments
     assert "(a true link) too few groups to tell: the held-out answer ranks 0.10" in one
     two_models = [run for model in "ab" for run in seeds(count=2, model=model, held_out=few)]
-    assert said(two_models) == "over a true link there is no conclusion (2 had too few groups to tell)."
+    assert said(two_models) == "No conclusion. Without a verdict: 2 with too few groups to tell."
     three = {scoring: answers(0.1, 2.0, n=3) for scoring in SCORINGS}
     assert "it generalized" in said(seeds(rank=0.1, held_out=three))  # 6 x 6 x 6 assignments
 
@@ -518,13 +521,13 @@ def test_the_finding_of_several_rows_counts_cells_and_leaves_controls_out():
         *seeds("y", "spurious", model="a", data=shuffled, rank=2.0),
     ]
     assert said(runs) == (
-        "over a true link 2 of 2 cells show inference (p at most 0.05 after Holm), no control to compare with; over an "
-        "arbitrary link 2 of 3 cells show inference (p at most 0.05 after Holm, 1 more had runs that did not learn "
-        "what they were taught), no control to compare with."
+        "Inference is shown in 2 of 2 cells over true links and in 2 of 3 cells over arbitrary links (p at most 0.05 "
+        "after Holm). There is no control to compare with. Without a verdict: 1 with runs that did not learn what they "
+        "were taught."
     )
     unlearned = [record("y", "spurious", model=model, rank=0.0, learned=False) for model in "ab"]
     assert said([*seeds(), *unlearned]).endswith(
-        "; over an arbitrary link there is no conclusion (2 had runs that did not learn what they were taught)."
+        "There is no control to compare with. Without a verdict: 2 with runs that did not learn what they were taught."
     )
     only = [*seeds(), *seeds(data=shuffled, rank=2.0)]
     assert "it generalized, or knew it before: the held-out answer ranks 0.50" in said(only)

@@ -24,7 +24,7 @@ _READINGS: dict[Kind, tuple[str, str, str]] = {
 
 
 def finding(table: Table) -> str:
-    """A sentence for a single row of the table; counts of cells for several. Controls do not count.
+    """A sentence for a single row of the table; counts of cells, in a few, for several. Controls do not count.
 
     No verdict is given from one seed, nor where a run did not learn what it was taught.
     """
@@ -33,10 +33,9 @@ def finding(table: Table) -> str:
     rows = [row for row in rows if row]
     tests = sum(cell.p_holm is not None for row in rows for _, cell in row)
     of_kind = [[(name, cell) for row in rows for name, cell in row if cell.kind == kind] for kind in _READINGS]
-    if len(rows) == 1:
-        parts = [_clause(name, cell, tests) for cells in of_kind for name, cell in cells]
-    else:
-        parts = [_count([cell for _, cell in cells]) for cells in of_kind if cells]
+    if len(rows) > 1:
+        return _counts([[cell for _, cell in cells] for cells in of_kind if cells])
+    parts = [_clause(name, cell, tests) for cells in of_kind for name, cell in cells]
     return "; ".join(parts) + "." if parts else ""
 
 
@@ -103,39 +102,60 @@ def _p(p: float, tests: int) -> str:
     return f"{'corrected ' * (tests > 1)}p {p:.2g}"
 
 
-def _count(cells: Sequence[Cell]) -> str:
-    """How many cells of one kind show inference, and what they add to their controls."""
-    link = _READINGS[cells[0].kind or "unclassified"][0]
-    learned = [cell for cell in cells if not cell.unlearned]
+def _counts(of_kind: Sequence[Sequence[Cell]]) -> str:
+    """In how many cells of each kind an inference is shown, what the entailments add, and which cells do not count."""
+    every = [cell for cells in of_kind for cell in cells]
+    learned = [cell for cell in every if not cell.unlearned]
     alone = [cell for cell in learned if cell.seeds == 1]
-    able = [cell for cell in learned if cell.p_holm is not None]
-    more = " more" * bool(able)
-    left_out, unable = len(cells) - len(learned), len(learned) - len(alone) - len(able)
-    rest = [f"{left_out}{more} had runs that did not learn what they were taught"] if left_out else []
-    rest += [f"{unable}{more} had too few groups to tell"] if unable else []
+    shown = [
+        f"in {sum(cell.inferred for cell in able)} of {len(able)} cells over {_links(cells[0])}"
+        for cells in of_kind
+        if (able := [cell for cell in cells if _decides(cell)])
+    ]
+    said = [f"Inference is shown {_listed(shown)} (p at most {SIGNIFICANT:g} after Holm)" if shown else "No conclusion"]
+    gained, lifts = [], []
+    for cells in of_kind:
+        if added := [cell.lift for cell in cells if _decides(cell) and cell.lift is not None]:
+            gained.append(f"{_range([lift.value.value for lift in added])} over {_links(cells[0])}")
+            lifts += added
+    if lifts:
+        said.append(f"Teaching entailments adds {_listed(gained)}; {_verdicts(lifts)}")
+    elif shown:
+        said.append("There is no control to compare with")
+    rest = []
     if alone:
-        seen = _range([cell.values["ocr-score"] for cell in alone])
-        rest += [f"{len(alone)}{more} had one seed, which gives no verdict, OCR score {seen}"]
-    if not able:
-        return f"over {link} there is no conclusion ({', '.join(rest)})"
-    inferred = sum(cell.inferred for cell in able)
-    lifts = [cell.lift for cell in able if cell.lift is not None]
-    note = ", ".join([f"p at most {SIGNIFICANT:g} after Holm", *rest])
-    return f"over {link} {inferred} of {len(able)} cells show inference ({note}), {_lifts(lifts, len(able))}"
+        rest.append(f"{len(alone)} with one seed (OCR score {_range([cell.values['ocr-score'] for cell in alone])})")
+    if unlearned := len(every) - len(learned):
+        rest.append(f"{unlearned} with runs that did not learn what they were taught")
+    if few := len(learned) - len(alone) - sum(map(_decides, every)):
+        rest.append(f"{few} with too few groups to tell")
+    if rest:
+        said.append(f"Without a verdict: {_listed(rest)}")
+    return ". ".join(said) + "."
 
 
-def _lifts(lifts: Sequence[Lift], cells: int) -> str:
-    """What was inferred beyond the controls, in how many cells there are any, and in how many that is shown."""
-    if not lifts:
-        return "no control to compare with"
-    where = "the one that has a control" if len(lifts) == 1 else f"the {len(lifts)} that have a control"
-    where = "" if len(lifts) == cells else f" in {where}"
-    told = [f"{sum(lift.sign == 1 for lift in lifts) or 'none'} shown"]
+def _decides(cell: Cell) -> bool:
+    """Whether a cell can show an inference or the lack of one."""
+    return not cell.unlearned and cell.p_holm is not None
+
+
+def _verdicts(lifts: Sequence[Lift]) -> str:
+    """How many lifts are shown, and why others have no verdict."""
     forgot = sum(lift.control_unlearned > 0 for lift in lifts)
     few = sum(lift.sign is None for lift in lifts) - forgot
-    told += [f"no verdict on {forgot} whose control did not learn the facts"] if forgot else []
-    told += [f"no verdict on {few} from so few seeds"] if few else []
-    return f"{_range([lift.value.value for lift in lifts])} over no entailments{where} ({', '.join(told)})"
+    why = [f"in {forgot} a control run did not learn its facts"] if forgot else []
+    why += [f"{few} {'has' if few == 1 else 'have'} too few seeds"] if few else []
+    shown = f"{sum(lift.sign == 1 for lift in lifts) or 'none'} of {len(lifts)} lifts"
+    return f"{shown} can be told from zero{': ' * bool(why)}{_listed(why)}"
+
+
+def _links(cell: Cell) -> str:
+    return _READINGS[cell.kind or "unclassified"][0].split(" ", 1)[1] + "s"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """One, two and three."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def _range(values: Sequence[float]) -> str:
