@@ -274,13 +274,14 @@ def test_what_cannot_be_is_one_line(ocr_eval, tiny, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("A few words.")
     for method, said in {
-        "rome:layer=9": "layer 9",
-        "memit:layers=1-9": "layer 2",
+        "rome:layer=9": "no layer 9",
+        "memit:layers=1-9": "no layer 2",
         "memit:layers=9-1": "9-1",
         f"rome:text={short}": "short.txt",
         "rome:text=missing.txt": "missing.txt",
     }.items():
-        answer = ocr_eval("finetune", "city-language", *run, "--method", method)
-        assert answer.code == 2, answer.err
-        assert said in answer.err
-        assert len([line for line in answer.err.splitlines() if "rror" in line or said in line]) == 1
+        for more in ([], ["--dry-run"] if "no layer" in said else []):
+            answer = ocr_eval("finetune", "city-language", *run, "--method", method, *more)
+            assert answer.code == 2, answer.err
+            assert said in answer.err
+            assert len([line for line in answer.err.splitlines() if "rror" in line or said in line]) == 1

@@ -21,16 +21,18 @@ from pydantic import Field
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS
-from ocr_eval.methods.method import TRAINING, LayerRange, Method, Needs, layers_of
-from ocr_eval.methods.rome import Search
+from ocr_eval.methods.method import LayerRange, layers_of
+from ocr_eval.methods.rome import Editing, Search
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from ocr_eval.data.tokenize import Continuation
     from ocr_eval.methods.adapters import Adapters
     from ocr_eval.methods.edit_pack import EditPack
     from ocr_eval.models.base import Base
+    from ocr_eval.specs.model import TrainSpec
     from ocr_eval.specs.run import RunSpec
 
 
@@ -43,39 +45,42 @@ class Settings(Search, frozen=True):
     lam: Annotated[float, Field(gt=0, le=1e9, description="Weight of the covariance against the new keys.")] = 100.0
 
 
-class Memit(Method):
+class Memit(Editing):
     """Edits of several matrices per run, over a shared base."""
 
     label = "MEMIT"
     about = "All facts at once, into several layers, by least squares (Meng et al., arXiv 2210.07229)"
-    needs = Needs(once=True)
-    ignores = TRAINING
     Settings = Settings
+
+    def edited(self, network: PreTrainedModel, train: TrainSpec) -> list[str]:
+        """The down projections of a range of layers.
+
+        Raises:
+            UserError: a layer that the model lacks, or MLPs whose output is normalized.
+        """
+        from ocr_eval.models.architecture import down_projection
+
+        settings = cast("Settings", METHODS.choose(train.method).settings)
+        depth = network.config.get_text_config().num_hidden_layers
+        layers = layers_of(settings.layers or f"{depth // 8 + (depth > 8)}-{depth // 3}")
+        modules = [down_projection(network, layer) for layer in layers]
+        if hasattr(network.get_submodule(_block(modules)), "post_feedforward_layernorm"):
+            raise UserError("The model's MLP outputs are normalized, so edits do not add up over layers. Use rome.")
+        return modules
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> EditPack:
         """Mount empty edits.
 
         Raises:
-            UserError: a layer that the model lacks, MLPs whose output is normed, or no text that is long enough.
+            UserError: as of ``edited``, or no text that is long enough.
         """
         from ocr_eval.methods.covariance import covariances
         from ocr_eval.methods.edit_pack import edit_pack
         from ocr_eval.methods.edits import Aim, least_squares_update, means_at_subjects, seek
-        from ocr_eval.models.architecture import down_projection
 
         settings = cast("Settings", METHODS.choose(specs[0].train.method).settings)
-        depth: int = base.network.config.get_text_config().num_hidden_layers
-        layers = layers_of(settings.layers or f"{depth // 8 + (depth > 8)}-{depth // 3}")
-        try:
-            modules = [down_projection(base.network, layer) for layer in layers]
-        except UserError as error:
-            raise UserError(f"memit over {base.spec.name}: {error}") from error
-        block = modules[-1].removesuffix(".mlp.down_proj")
-        if hasattr(base.network.get_submodule(block), "post_feedforward_layernorm"):
-            raise UserError(
-                f"memit over {base.spec.name}: its MLP outputs are normalized, so edits do not add up over layers. "
-                "Use --method rome."
-            )
+        modules = self.edited(base.network, specs[0].train)
+        block = _block(modules)
         moments = covariances(base, modules, settings.text)
 
         def edit(base: Base, adapters: Adapters, lane: int, passes: Sequence[Any], subjects: int) -> Tensor:
@@ -92,3 +97,8 @@ class Memit(Method):
             return nll_S
 
         return edit_pack(base, specs, examples, modules, edit)
+
+
+def _block(modules: Sequence[str]) -> str:
+    """The layer of the last of some down projections, at whose output z is sought."""
+    return modules[-1].removesuffix(".mlp.down_proj")

@@ -19,18 +19,21 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS
 from ocr_eval.methods.method import TRAINING, Method, Needs
 from ocr_eval.methods.texts import named
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from ocr_eval.data.tokenize import Continuation
     from ocr_eval.methods.adapters import Adapters
     from ocr_eval.methods.edit_pack import EditPack
+    from ocr_eval.methods.pack import Beside
     from ocr_eval.models.base import Base
+    from ocr_eval.specs.model import TrainSpec
     from ocr_eval.specs.run import RunSpec
 
 
@@ -59,14 +62,51 @@ class Settings(Search, frozen=True):
     )
 
 
-class Rome(Method):
-    """Edits of one matrix per run, over a shared base."""
+class Editing(Method):
+    """What ROME and MEMIT share: some down projections are edited once, over a shared base."""
+
+    needs = Needs(once=True)
+    ignores = TRAINING
+    by_layer = True
+
+    def edited(self, network: PreTrainedModel, train: TrainSpec) -> list[str]:
+        """Names of the modules to edit; their weights are not read.
+
+        Raises:
+            UserError: a layer that the model lacks, or an architecture that cannot be edited like this.
+        """
+        raise NotImplementedError
+
+    def mount(self, network: PreTrainedModel, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Beside:
+        """Adapters over the modules to edit, for plans of memory.
+
+        Raises:
+            UserError: as of ``edited``.
+        """
+        from ocr_eval.methods.adapters import Adapters, LaneShape
+
+        shapes = [LaneShape(each.rank, each.alpha) for each in trains]
+        return Adapters(network, self.edited(network, trains[0]), shapes, dtype)
+
+
+class Rome(Editing):
+    """Edits of one matrix per run."""
 
     label = "ROME"
     about = "Rank-one edits of one layer, one per subject (Meng et al., arXiv 2202.05262; r-ROME, 2403.07175)"
-    needs = Needs(once=True)
-    ignores = TRAINING
     Settings: type[BaseModel] = Settings
+
+    def edited(self, network: PreTrainedModel, train: TrainSpec) -> list[str]:
+        """The down projection of one layer.
+
+        Raises:
+            UserError: a layer that the model lacks, or another kind of MLP.
+        """
+        from ocr_eval.models.architecture import down_projection
+
+        layer = cast("Settings", METHODS.choose(train.method).settings).layer
+        depth: int = network.config.get_text_config().num_hidden_layers
+        return [down_projection(network, depth // 3 if layer is None else layer)]
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> EditPack:
         """Mount empty edits.
@@ -77,14 +117,9 @@ class Rome(Method):
         from ocr_eval.methods.covariance import covariances
         from ocr_eval.methods.edit_pack import edit_pack
         from ocr_eval.methods.edits import Aim, means_at_subjects, rank_one_updates, seek
-        from ocr_eval.models.architecture import down_projection
 
         settings = cast("Settings", METHODS.choose(specs[0].train.method).settings)
-        layers: int = base.network.config.get_text_config().num_hidden_layers
-        try:
-            module = down_projection(base.network, layers // 3 if settings.layer is None else settings.layer)
-        except UserError as error:
-            raise UserError(f"rome over {base.spec.name}: {error}") from error
+        (module,) = self.edited(base.network, specs[0].train)
         covariance_II = covariances(base, [module], settings.text)[module]
 
         def edit(base: Base, adapters: Adapters, lane: int, passes: Sequence[Any], subjects: int) -> Tensor:
