@@ -38,6 +38,8 @@ TINY = [*TINY_TASK, "--d-h", "4"]
         (["sweep", "--over", "width"], "error: over = width"),
         (["sweep", "--values", "3,x"], "error: values = 3,x"),
         (["sweep", "--values", "3.5"], "error: values = 3.5: not integers"),
+        (["check", "--solver", "a" * 6000], "error: solver = AAAA"),
+        (["check", "--solver", "a\n\x1b[31m"], r"error: solver = A \x1b[31M: unknown"),
         (["sweep", "--param", "merged"], "error: over = d_h with param = merged"),
         (["check", "--solver", "mosek"], "error: solver = MOSEK: unknown; use CLARABEL or SCS"),
         (["check", "--grid", "3,1"], "error: grid = 3,1"),
@@ -93,6 +95,7 @@ def test_bad_input_is_one_line_on_stderr_and_exit_2(
     assert result.stdout == ""
     assert result.stderr.startswith(says)
     assert result.stderr.count("\n") == 1
+    assert len(result.stderr) < 1000
 
 
 @pytest.mark.parametrize("command", ["check", "figures"])
