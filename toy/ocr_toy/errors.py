@@ -1,6 +1,5 @@
 """The one error of the package that a caller is expected to cause."""
 
-
 _LONGEST = 600
 
 
