@@ -132,6 +132,26 @@ def test_trainings_of_one_data_set_are_one_seed():
 CONTROL = DataSpec(variant="no-entailment")
 
 
+def test_a_row_names_settings_that_most_rows_do_not_have():
+    """Two rows name what differs; of more, those that have the value of most do not, and the note says which."""
+    usual = TrainSpec(lr=2e-3, targets=("q_proj",))
+    others = [
+        usual.model_copy(update=changed)
+        for changed in ({"lr": 1e-3}, {"targets": ("k_proj",)}, {"prevent": ("early-stop",)}, {"rank": 4})
+    ]
+    names = {train: row.setting for train in (usual, *others) for row in group_rows([record(train=train)])}
+    assert set(names.values()) == {"LoRA", "LoRA + early-stop"}, "a row alone names nothing"
+    two = build_table([record(train=usual), record(train=others[0])], "first-token")
+    assert [row.setting for row in two.rows] == ["LoRA, lr=0.001", "LoRA, lr=0.002"]
+    assert "Unless" not in to_markdown(two)
+    rows = build_table([record(train=train) for train in (usual, *others)], "first-token").rows
+    assert [row.setting for row in rows] == [
+        *("LoRA", "LoRA, lr=0.001", "LoRA, rank=4", "LoRA, targets=k_proj", "LoRA + early-stop"),
+    ]
+    note = to_markdown(build_table([record(train=train) for train in (usual, *others)], "first-token"))
+    assert "Unless a row says otherwise: lr=0.002, rank=16, targets=q_proj." in note
+
+
 def test_lift_is_over_the_control_of_the_same_settings():
     fast = TrainSpec(lr=1e-3)
     runs = [
@@ -142,9 +162,10 @@ def test_lift_is_over_the_control_of_the_same_settings():
     ]
     table = build_table(runs, "first-token", metric="lift")
     shown = {row.setting: row.cells["city-language"] for row in table.rows}
-    assert shown["LoRA, lr=0.0001"].values["lift"] == pytest.approx(0.5)
-    assert shown["LoRA, lr=0.0001"].lift.p == 2 / 64
+    assert shown["LoRA"].values["lift"] == pytest.approx(0.5)
+    assert shown["LoRA"].lift.p == 2 / 64
     assert "lift" not in shown["LoRA, lr=0.001"].values
+    assert "Unless a row says otherwise: lr=0.0001." in to_markdown(table)
     assert "| +0.50 [" in to_markdown(table)
     assert re.search(r"no control \|", to_markdown(table))
     (cell,) = [c for c in json.loads(to_json(table))["cells"] if c["lift"] is not None]

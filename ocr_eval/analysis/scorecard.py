@@ -63,6 +63,7 @@ class ScorecardRow:
 
     Attributes:
         name: model and setting.
+        unnamed: settings that other rows of the model name, and this one does not (``select.RowKey``).
         reference: the row that it is compared with; its own name for that row.
         unlearned: of how many of them a premise does not hold; such a row is compared with none.
         premises: mean top-1 of each premise.
@@ -77,6 +78,7 @@ class ScorecardRow:
     """
 
     name: str
+    unnamed: tuple[str, ...]
     reference: str
     runs: int
     unlearned: int
@@ -103,10 +105,12 @@ def build_scorecard(records: Sequence[Record], scoring: Scoring) -> list[Scoreca
     rows = []
     for key, runs in group_rows(taught).items():
         first_name, first = references.setdefault(key.labels, (key.name, runs))
-        rows.append(_row(key.name, runs, first_name, first, controls, scoring))
+        rows.append(_row(key.name, key.unnamed, runs, first_name, first, controls, scoring))
         early = [at for run in runs if (at := _stopped(run))]
         if key.name == first_name and len(early) == len(runs) and not is_control(runs[0]):
-            rows.append(_row(f"{key.name}, stopped when learned", early, first_name, first, controls, scoring))
+            rows.append(
+                _row(f"{key.name}, stopped when learned", key.unnamed, early, first_name, first, controls, scoring)
+            )
     return _with_lifts_decided(rows)
 
 
@@ -129,6 +133,7 @@ def _stopped(run: Record) -> Record | None:
 
 def _row(
     name: str,
+    unnamed: tuple[str, ...],
     runs: Sequence[Record],
     first_name: str,
     first: Sequence[Record],
@@ -138,6 +143,7 @@ def _row(
     of_kind, of_first = _by_kind(runs), _by_kind(first)
     return ScorecardRow(
         name=name,
+        unnamed=unnamed,
         reference=first_name,
         runs=len(runs),
         unlearned=sum(not run.premises_hold for run in runs),

@@ -170,6 +170,7 @@ def build_table(
             {name: next(cells) for name in by_name},
             ", ".join(sorted({run.dtype for runs in by_name.values() for run in runs})),
             next(run.results_version for runs in by_name.values() for run in runs),
+            unnamed=key.unnamed,
         )
         for key, by_name in groups.items()
     ]

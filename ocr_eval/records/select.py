@@ -6,9 +6,9 @@ but the seeds are never averaged, and neither are those of two associations of o
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -58,6 +58,9 @@ _CONTROLS = ("", "no entailments", _NO_TRAIN, "shuffled", "no facts", "regrouped
 
 #: Settings that tell rows apart where none are named; seeds are averaged over, and code that gives the same results.
 _TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "train_seed", "code"))
+
+#: Settings that need no name in the rows that have the value of most.
+_USUAL = frozenset(TrainSpec.model_fields) - {"method", "prevent"}
 
 Settings = Mapping[str, str]
 Condition = Mapping[str, tuple[str, ...]]
@@ -189,10 +192,12 @@ class RowKey:
     Attributes:
         labels: the values of the keys that rows were asked to be made of.
         setting: the method's name, which control it is, and what else differs among the rows of these labels.
+        unnamed: settings that other rows of these labels name and this one does not, as most have its value.
     """
 
     labels: tuple[str, ...]
     setting: str
+    unnamed: tuple[str, ...] = field(default=(), compare=False, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -213,17 +218,23 @@ def group_rows(
     rest = [key for key in (*_TOLD_APART, *unknown) if key not in by and key not in but]
     kinds = [tuple(settings.get(key, "") for key in (*by, *rest)) for settings in told]
     alike = dict(zip(kinds, told, strict=True))
-    values: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    rows: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
     contents: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for kind, settings in alike.items():
         for key in rest:
-            values[kind[: len(by)], key, _peers(key, settings, rest)].add(settings.get(key, ""))
+            rows[kind[: len(by)], key, _peers(key, settings, rest)][settings.get(key, "")] += 1
     for record, kind in zip(records, kinds, strict=True):
         contents[kind[: len(by)], record.model, record.association].add(record.association_digest)
-    names = {}
+    names, unnamed = {}, {}
     for kind, settings in alike.items():
-        differing = [key for key in rest if len(values[kind[: len(by)], key, _peers(key, settings, rest)]) > 1]
-        names[kind] = _name(settings, differing, rest)
+        differing = [key for key in rest if len(rows[kind[: len(by)], key, _peers(key, settings, rest)]) > 1]
+        usual = [
+            key
+            for key in differing
+            if key in _USUAL and _is_usual(rows[kind[: len(by)], key, _peers(key, settings, rest)], settings[key])
+        ]
+        names[kind] = _name(settings, [key for key in differing if key not in usual], rest)
+        unnamed[kind] = tuple(_further(settings, usual))
     groups: dict[RowKey, list[Record]] = defaultdict(list)
     places: dict[RowKey, tuple[Any, ...]] = {}
     for record, kind in zip(records, kinds, strict=True):
@@ -231,7 +242,7 @@ def group_rows(
         if len(contents[label, record.model, record.association]) > 1:
             digest = record.association_digest or "an older version"
             name = ", ".join(filter(None, [name, f"{record.association} as of {digest}"]))
-        row = RowKey(label, name)
+        row = RowKey(label, name, unnamed=unnamed[kind])
         groups[row].append(record)
         if row not in places:
             places[row] = (*map(natural, label), *_place(alike[kind], rest), natural(name))
@@ -257,8 +268,17 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
     # Without train subjects papers teach facts of other shapes, so that it is only sometimes a control.
     control = [kind if kind == _NO_TRAIN else f"control: {kind}"] if kind else []
     named = ("model", "method", "prevent", "variant")
-    further = [f"{key}={_told(key, settings.get(key, 'unset'))}" for key in differing if key not in named]
+    further = _further(settings, [key for key in differing if key not in named])
     return ", ".join([*model, *taught, *control, *further])
+
+
+def _is_usual(rows: Counter[str], value: str) -> bool:
+    """Whether most rows have a value, so that only the others need to name theirs."""
+    return 2 * rows[value] > rows.total()
+
+
+def _further(settings: Settings, keys: Iterable[str]) -> list[str]:
+    return [f"{key}={_told(key, settings.get(key, 'unset'))}" for key in keys]
 
 
 def _told(key: str, value: str) -> str:
@@ -299,6 +319,24 @@ def _peers(key: str, settings: Settings, rest: Sequence[str]) -> tuple[str, ...]
     if key in ("attention", "base", "results"):
         return (model, method, _control(settings, rest))
     return (_NO_TRAIN if key == "m_train" and settings["m_train"] == "0" else "",)
+
+
+def usual_settings(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A sentence on the settings that some rows name and most do not; empty where there are none.
+
+    Args:
+        rows: name and ``RowKey.unnamed`` of each.
+    """
+    rows_of: dict[str, list[str]] = {}
+    for name, unnamed in rows:
+        for text in unnamed:
+            rows_of.setdefault(text, []).append(name)
+    values = Counter(text.partition("=")[0] for text in rows_of)
+    told = [
+        text if values[text.partition("=")[0]] == 1 else f"{text} ({'; '.join(names)})"
+        for text, names in rows_of.items()
+    ]
+    return f"Unless a row says otherwise: {', '.join(told)}." if told else ""
 
 
 def by_seed(runs: Sequence[Record]) -> dict[int, list[Record]]:

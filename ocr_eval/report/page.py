@@ -27,7 +27,7 @@ from ocr_eval.report.figures.rows import in_words, seeds_by_row
 from ocr_eval.report.figures.style import draw
 from ocr_eval.report.payload import pack, progress_of, run_payload
 from ocr_eval.report.scorecard import MEASURES as ON_CARD
-from ocr_eval.report.scorecard import NOTE, cells
+from ocr_eval.report.scorecard import cells, note
 from ocr_eval.report.tables import context, templates, unlearned
 from ocr_eval.specs.published import published_mean_ranks
 from ocr_eval.specs.run import Scoring
@@ -137,7 +137,7 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
             about=_about(table) if table else "",
             **(context(table) if table else {"table": None}),
             card=(verdict(card), *cells(card)) if card else None,
-            card_note=NOTE,
+            card_note=note(card),
             card_picture=_picture(*_OVERALL["scorecard"], of_card) if of_card else None,
             pictures=[_picture(*_OVERALL[name], figure) for name, figure in overall],
             of_rows=[

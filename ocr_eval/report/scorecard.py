@@ -11,6 +11,7 @@ from ocr_eval.analysis.difference import Difference
 from ocr_eval.analysis.intervals import Estimate
 from ocr_eval.analysis.lift import Lift
 from ocr_eval.analysis.scorecard import KINDS, ScorecardRow, verdict
+from ocr_eval.records.select import usual_settings
 from ocr_eval.report.tables import markdown_text, spreadsheet_text
 
 #: What measures add to the card, with the heads of their columns.
@@ -25,7 +26,7 @@ _MEASURES = {
 #: Those of them that a reader of records must read.
 MEASURES = tuple(dict.fromkeys(key.partition(".")[0] for key in _MEASURES))
 
-NOTE = (
+_NOTE = (
     "OCR score [95 % interval over seeds], mean over the associations of a kind; against: minus the first row of its "
     "model, paired by seed; lift: minus the same row taught no entailments. taught: mean top-1 of the premise that "
     "was learned least; learned: runs in which all premises hold. reworded: share of held-out subjects' facts that "
@@ -38,19 +39,24 @@ NOTE = (
 )
 
 
+def note(rows: Sequence[ScorecardRow]) -> str:
+    """How to read the card, and the settings that its rows do not name."""
+    return " ".join(filter(None, [_NOTE, usual_settings((row.name, row.unnamed) for row in rows)]))
+
+
 def to_text(rows: Sequence[ScorecardRow]) -> str:
     """The card as a Markdown table with how to read it."""
     header, body = cells(rows)
     escaped = [[markdown_text(cell) for cell in row] for row in body]
     table: str = tabulate(escaped, header, tablefmt="github", disable_numparse=True)
-    return f"{table}\n\n{NOTE}\n"
+    return f"{table}\n\n{note(rows)}\n"
 
 
 def to_tex(rows: Sequence[ScorecardRow]) -> str:
     """The card for a paper (booktabs)."""
     header, body = cells(rows)
     table: str = tabulate(body, header, tablefmt="latex_booktabs", disable_numparse=True)
-    return f"% {NOTE}\n{table}\n"
+    return f"% {note(rows)}\n{table}\n"
 
 
 def to_csv(rows: Sequence[ScorecardRow]) -> str:

@@ -16,6 +16,7 @@ from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
 from ocr_eval.methods.method import advice, label_of
 from ocr_eval.records.record import Record
+from ocr_eval.records.select import usual_settings
 from ocr_eval.scoring.ranks import LEARNED_TOP1
 from ocr_eval.specs.strict import SCHEMA_VERSION
 
@@ -85,6 +86,8 @@ def _protocol(table: Table) -> list[str]:
     if len(dtypes) == 1:
         shared["dtype"] = next(iter(dtypes))
     notes = [f"All runs: {', '.join(f'{key} {value}' for key, value in shared.items())}."] if shared else []
+    if usual := usual_settings((row.name, row.unnamed) for row in own):
+        notes.append(usual)
     if len(dtypes) > 1 and not told:
         precisions = [f"{dtype} ({names})" for dtype, names in dtypes.items()]
         notes.append(f"Precision differs between rows: {', '.join(precisions)}.")
