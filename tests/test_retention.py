@@ -69,6 +69,28 @@ def test_without_enough_runs_there_are_means_and_no_regression(ocr_eval, tmp_pat
     assert json.loads(ocr_eval("retention", folder, "--json").out)["regression"] is None
 
 
+def test_what_cannot_be_counted_is_not(ocr_eval, tmp_path):
+    odd = run(0, 0, 0, 0.5), run(1, 0, 0, 0.5)
+    odd[0].measures["known"]["taught"] = 0
+    odd[1].measures["known"]["base_known"] = None
+    answer = ocr_eval("retention", write(tmp_path, *odd))
+    assert (answer.code, answer.out) == (2, "")
+    assert "No record has retention" in answer.err
+
+
+def test_records_that_cannot_be_read_are_told_by_the_exit_code(ocr_eval, tmp_path):
+    folder = write(tmp_path, *(run(seed, *point) for seed, point in enumerate(POINTS)))
+    next(folder.rglob("result.json")).write_text("{")
+    for more in ([], ["--json"]):
+        answer = ocr_eval("retention", folder, *more)
+        assert (answer.code, "is not a valid record" in answer.err) == (1, True)
+
+
+def test_the_regression_says_where_its_runs_are_of_several_models(ocr_eval, tmp_path):
+    runs = [run(seed, *point, model=f"m{seed % 2}") for seed, point in enumerate(POINTS)]
+    assert "runs of 2 models: m0 and m1" in ocr_eval("retention", write(tmp_path, *runs)).out
+
+
 def test_records_without_retention_are_no_table(ocr_eval, tmp_path):
     answer = ocr_eval("retention", write(tmp_path, record()))
     assert answer.code == 2

@@ -184,6 +184,35 @@ def test_a_row_of_other_people_stands_alone(ocr_eval, tmp_path):
     assert "Not paired with the reference" in answer.err
 
 
+def test_seeds_that_not_all_associations_have_are_left_out_and_named(ocr_eval, tmp_path):
+    some = [run for run in runs((0.5, 2.0, 1.0)) if run.association != "country-code" or run.seed < 2]
+    answer = ocr_eval("scorecard", write(tmp_path, *some), "--format", "json")
+    (row,) = json.loads(answer.out)["rows"]
+    assert [(row["links"][kind]["seeds"], row["links"][kind]["all_seeds"]) for kind in row["links"]] == [(6, 6), (2, 6)]
+    assert (
+        "Scores over arbitrary links use only 2 of 6 seeds, those that country-code and profession-color have in "
+        "common: smollm2-135m, LoRA."
+    ) in answer.err
+
+
+def test_matched_learning_and_lift_are_of_all_associations_of_a_kind_or_of_none(ocr_eval, tmp_path):
+    def side(train, never=""):
+        return [
+            record(name, "spurious", seed=seed, train=train, matched=None if name == never else learned_at(4, 1.0))
+            for name in ("country-code", "profession-color")
+            for seed in range(6)
+        ]
+
+    control = [
+        record("country-code", "spurious", seed=seed, data=DataSpec(variant="no-entailment")) for seed in range(6)
+    ]
+    folder = write(tmp_path, *side(TrainSpec()), *side(PREVENTED, never="country-code"), *control)
+    plain, _, prevented, _ = csv.DictReader(io.StringIO(ocr_eval("scorecard", folder, "--format", "csv").out))
+    assert plain["spurious_lift"] == ""
+    assert float(prevented["spurious_against"]) == pytest.approx(0.0)
+    assert prevented["spurious_matched"] == ""
+
+
 def test_what_cannot_stand_on_one_card_is_a_line(ocr_eval, tmp_path):
     shuffled = write(tmp_path / "a", *runs(PLAIN, 1, data=DataSpec(variant="shuffled")))
     answer = ocr_eval("scorecard", shuffled)

@@ -414,7 +414,7 @@ def test_one_seed_gives_no_verdict_and_does_not_count():
     both = [*alone, *seeds("sport-music", "spurious", rank=0.0)]
     cells = build_table(both, "first-token").rows[0].cells
     assert cells["sport-music"].p_holm == cells["sport-music"].p, "corrected for one cell, not for two"
-    assert "* inferred: p at most 0.05, corrected for 1 cells" in to_markdown(build_table(both, "first-token"))
+    assert "* inferred: p at most 0.05." in to_markdown(build_table(both, "first-token"))
     assert said([*both, *seeds("sport-music", "spurious", model="b", rank=2.0)]) == (
         "Inference is shown in 1 of 2 cells over arbitrary links (p at most 0.05 after Holm). There is no control to "
         "compare with. Without a verdict: 1 with one seed (OCR score +1.00)."
@@ -726,6 +726,10 @@ def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
         (('"mrr": 0.8', '"mrr": 0.7'), "states mrr"),
         (('"ocr_score": 0.75', '"ocr_score": 0.85'), "states OCR score 0.85 and the ranks have 0.75"),
         (('"target": [0,', f'"target": [{10**30},'), "not numbers in rows"),
+        (('"top1": 1.0', '"top1": 7.5'), "test_fact has a top-1 of 7.5"),
+        (('{"train": 1.0, ', "{"), "seconds are missing or negative"),
+        (('{"train": 1.0, ', '{"train": -1.0, '), "seconds are missing or negative"),
+        (('"subject": ["s0", "s1"', '"subject": ["s0", "s0"'), "asks about someone twice"),
     ],
 )
 def test_a_record_edited_by_hand_is_named(ocr_eval, tmp_path, edit, says):
@@ -739,6 +743,27 @@ def test_a_record_edited_by_hand_is_named(ocr_eval, tmp_path, edit, says):
     assert says in answer.err
     assert str(tmp_path / "1/result.json") in answer.err
     assert "|       1 |" in answer.out
+
+
+def test_runs_of_a_seed_that_ask_about_different_people_are_one_line(ocr_eval, tmp_path):
+    runs = record(), record(run="another", train_seed=1)
+    held = {name: replace(each, subject=each.subject[::-1]) for name, each in runs[1].held_out.items()}
+    for folder, run in (("a", runs[0]), ("b", replace(runs[1], held_out=held))):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "result.json").write_text(run.to_json())
+        (tmp_path / folder / "status.json").write_text("{}")
+    for command in ("table", "scorecard", "figures"):
+        answer = ocr_eval(command, tmp_path)
+        assert answer.code == 2
+        assert "Runs of seed 0 ask about different people" in answer.err.splitlines()[-1]
+
+
+def test_a_measure_that_some_runs_lack_is_told_from_one_that_all_lack():
+    some = [record(seed=seed, measures={"known": {"kept": 0.5}} if seed else {}) for seed in range(3)]
+    table = build_table(some, "first-token", metric="known.kept")
+    assert "measured in 2 of 3 runs" in to_markdown(table)
+    (cell,) = json.loads(FORMATS["json"](table))["cells"]
+    assert cell["known_kept"] is None
 
 
 def test_a_copied_run_counts_once(ocr_eval, tmp_path):

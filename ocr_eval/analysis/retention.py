@@ -22,6 +22,8 @@ from ocr_eval.records.select import by_association, group_rows
 
 #: The quantity of facts of common knowledge that were not taught (data/known.py).
 _HELD_OUT = "held_out"
+#: What retention needs of the measure ``known``.
+_NEEDED = ("base_known", "kept", "taught", "fitted_known", "fitted_unknown")
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,18 @@ class Retained:
 
 @dataclass(frozen=True)
 class Regression:
-    """Coefficients in the accuracy, and the share of its variance over runs that they explain."""
+    """Coefficients in the accuracy, and the share of its variance over runs that they explain.
+
+    Attributes:
+        models: of the runs; they are regressed together.
+    """
 
     intercept: float
     known: float
     unknown: float
     r2: float
     runs: int
+    models: tuple[str, ...]
 
 
 def retained(records: Sequence[Record]) -> list[Retained]:
@@ -101,12 +108,12 @@ def regress(records: Sequence[Record], accuracy: Accuracy = "kept") -> Regressio
         raise UserError("All runs have the same accuracy, so there is nothing to explain. Add other runs.")
     r2 = 1 - float(((accuracy_R - design_R3 @ coefficients) ** 2).sum()) / spread
     intercept, known, unknown = map(float, coefficients)
-    return Regression(intercept, known, unknown, r2, len(shares))
+    return Regression(intercept, known, unknown, r2, len(shares), tuple(sorted({each.model for each in measured})))
 
 
 def _is_measured(record: Record) -> bool:
     found = record.measures.get("known", {})
-    return {"kept", "taught"} <= found.keys()
+    return all(isinstance(found.get(key), int | float) for key in _NEEDED) and found["taught"] > 0
 
 
 def _shares(record: Record) -> Mapping[str, float]:

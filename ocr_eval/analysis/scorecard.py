@@ -44,14 +44,18 @@ class Links:
 
     Attributes:
         score: OCR score, the mean over associations in each seed that all of them have.
+        seeds: how many seeds all of them have.
+        all_seeds: how many seeds any of them has; those that not all have are left out of the score.
         lift: the same minus that of the row's own no-entailment control, its verdict corrected for all rows' lifts over
-            this kind of link; None where it was not made.
+            this kind of link; None where it was not made for each association.
         against: the same minus that of the row of reference; None for that row, and where no people are shared.
         matched: ``against`` at matched learning; None as well where the premises of a run never held.
     """
 
     associations: tuple[str, ...]
     score: Estimate
+    seeds: int
+    all_seeds: int
     lift: Lift | None
     against: Difference | None
     matched: Difference | None
@@ -179,6 +183,8 @@ def _links(name: str, runs: Runs, first: Runs | None, controls: NoEntailments, s
     return Links(
         tuple(runs),
         score=estimate(scores, WITHIN["ocr-score"]),
+        seeds=len(seeds),
+        all_seeds=len(set.union(*(set(of) for of in ranks.values()))),
         lift=None if is_control(next(iter(runs.values()))[0]) else _lift(runs, own, scoring),
         against=_apart(runs, first, scoring),
         matched=_apart(_when_matched(runs), _when_matched(first), scoring),
@@ -187,7 +193,7 @@ def _links(name: str, runs: Runs, first: Runs | None, controls: NoEntailments, s
 
 def _lift(runs: Runs, controls: Runs, scoring: Scoring) -> Lift | None:
     apart = _apart(runs, controls, scoring)
-    if apart is None:
+    if apart is None or len(controls) < len(runs):
         return None
     pairs = [(runs[each], of) for each, of in controls.items()]
     premises = [run.premises_hold for own, of in pairs for run in of if run.seed in {each.seed for each in own}]
@@ -195,9 +201,10 @@ def _lift(runs: Runs, controls: Runs, scoring: Scoring) -> Lift | None:
 
 
 def _when_matched(runs: Runs | None) -> Runs:
-    """The runs at matched learning, of those associations all of whose runs reached it."""
-    then = {name: [early for run in of if (early := run.when_matched())] for name, of in (runs or {}).items()}
-    return {name: early for name, early in then.items() if runs and len(early) == len(runs[name])}
+    """The runs at matched learning; none where one of them never reached it."""
+    runs = runs or {}
+    then = {name: [early for run in of if (early := run.when_matched())] for name, of in runs.items()}
+    return then if all(len(early) == len(runs[name]) for name, early in then.items()) else {}
 
 
 def _apart(a: Runs, b: Runs | None, scoring: Scoring) -> Difference | None:
@@ -259,6 +266,7 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
         which = "; on ".join(said for said, over in undecided.items() if tuple(over) == words)
         sentences.append(f"No verdict over {in_a_row(words)} links on {which}.")
     sentences += [f"{power(*each)}." for each in sorted(powers)]
+    sentences += _left_out(rows)
     alone = [row.name for row in fair if not any(of.against for of in row.links.values())]
     if alone:
         sentences.append(f"Not paired with the reference, which teaches other people: {', '.join(alone)}.")
@@ -269,3 +277,15 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
             f"{', '.join(unfair)}."
         )
     return " ".join(sentences)
+
+
+def _left_out(rows: Sequence[ScorecardRow]) -> list[str]:
+    """Where a score is of fewer seeds than its associations have, for they do not have the same."""
+    under: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for kind, of in row.links.items():
+            if of.seeds < of.all_seeds:
+                common = f"those that {in_a_row(of.associations)} have in common"
+                what = f"over {KINDS[kind]} links use only {of.seeds} of {of.all_seeds} seeds, {common}"
+                under[what].append(row.name)
+    return [f"Scores {what}: {'; '.join(names)}." for what, names in under.items()]

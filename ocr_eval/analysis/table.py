@@ -6,8 +6,10 @@ settings are never averaged. A cell is one association over the row's seeds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ocr_eval.analysis import intervals
@@ -56,6 +58,7 @@ class Cell:
         p_holm: p corrected for how many cells of the table are looked at; None for those that have no verdict:
             controls, cells without all premises, and cells of one seed or of too few groups to tell.
         least_p: the smallest permutation p-value that so few groups and seeds can give; None in published rows.
+        partly: of how many runs a number was found, of those that measures found in some runs only.
         lift: OCR score minus that of the no-entailment control, with its verdict; None where there is no control.
         premises: mean top-1 of each premise.
         seeds: how many; None in published rows.
@@ -72,6 +75,7 @@ class Cell:
     p: float | None = None
     p_holm: float | None = None
     least_p: float | None = None
+    partly: Mapping[Metric, int] = field(default_factory=dict)
     lift: Lift | None = None
     premises: Mapping[str, float] = field(default_factory=dict)
     seeds: int | None = None
@@ -210,16 +214,18 @@ def make_cells(
         unlearned = sum(not run.premises_hold for run in runs)
         lift = _lift(runs[0], seeds, against, scoring, unlearned) if against else None
         estimates = {metric: of_metric(list(seeds.values()), metric) for metric in {*bounded, "ocr-score"}}
+        found = [measured(run) for run in runs]
         values = _averages(runs, scoring) | {"ocr-score": estimates["ocr-score"].value, "p": p}
         shown: dict[Metric, Estimate] = {metric: estimates[metric] for metric in bounded}
         if lift is not None:
             values["lift"], shown["lift"] = lift.value.value, lift.value
         cells.append(
             Cell(
-                values=values | mean_of_keys([measured(run) for run in runs]),
+                values=values | mean_of_keys(found),
                 bounds={metric: each.bounds for metric, each in shown.items() if each.bounds is not None},
                 p=p,
                 least_p=least_p(list(seeds.values())),
+                partly={key: count for key, count in Counter(chain.from_iterable(found)).items() if count < len(runs)},
                 lift=lift,
                 premises=mean_of_keys([run.premises for run in runs]),
                 seeds=len(seeds),

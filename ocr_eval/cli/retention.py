@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,10 @@ from ocr_eval.cli import options as o
 from ocr_eval.cli.results import FilterOption, find
 from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.messages import in_a_row
+
+if TYPE_CHECKING:
+    from ocr_eval.analysis.retention import Accuracy, Regression, Retained
 
 
 def retention(
@@ -26,7 +30,8 @@ def retention(
     """Show how many previously known facts are kept.
 
     The regression is that of Gekhman et al. (arXiv 2405.05904): accuracy = b0 + b_known x (share of what is taught that
-    was known, and is fitted) + b_unknown x (share that was not, and is fitted). It needs runs that differ in both.
+    was known, and is fitted) + b_unknown x (share that was not, and is fitted). It needs runs that differ in both. If a
+    record cannot be read, it is skipped and the exit code is 1.
     """
     from dataclasses import asdict
 
@@ -43,7 +48,13 @@ def retention(
         missing = str(error)
     if as_json:
         typer.echo(json.dumps({"cells": [asdict(c) for c in cells], "regression": fit and asdict(fit)}, indent=2))
-        return
+    else:
+        _print(cells, fit, explain, missing)
+    if found.complaints:
+        raise typer.Exit(1)
+
+
+def _print(cells: list[Retained], fit: Regression | None, explain: Accuracy, missing: str) -> None:
     rows = [
         [
             *(c.row, c.association, str(c.runs), f"{c.known:.0f}"),
@@ -55,7 +66,8 @@ def retention(
     if fit is None:
         typer.echo(f"No regression: {missing}")
         return
+    of = f" of {len(fit.models)} models: {in_a_row(fit.models)}" if len(fit.models) > 1 else ""
     typer.echo(
         f"{explain} = {fit.intercept:.3f} {fit.known:+.3f} x fitted known {fit.unknown:+.3f} x fitted unknown  "
-        f"(shares of what is taught; R2 {fit.r2:.2f}, {fit.runs} runs)"
+        f"(shares of what is taught; R2 {fit.r2:.2f}, {fit.runs} runs{of})"
     )

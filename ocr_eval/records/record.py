@@ -22,6 +22,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_stored
 from ocr_eval.data import pairs
 from ocr_eval.data.task import Quantity, the_finding
+from ocr_eval.records.contradiction import contradiction
 from ocr_eval.scoring.ranks import Floats, HeldOut, Score, Scores, premises, premises_hold
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import Training, TrainSpec
@@ -268,7 +269,7 @@ def read_record(path: Path, scoring: Scoring | None = None, measures: Collection
     if scoring is not None and scoring not in {*record.final, *record.held_out}:
         raise UserError(f"{path} has no scores of {scoring}.")
     for each in record.final if scoring is None else [scoring]:
-        problem = _disagreement(record, each)
+        problem = contradiction(record, each)
         if problem:
             raise UserError(f"{path}: {problem}; was it edited by hand?")
     return record
@@ -312,42 +313,3 @@ def _schema_version(content: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return loose.get("schema_version") if isinstance(loose, dict) else None
-
-
-def _disagreement(record: Record, scoring: Scoring) -> str | None:
-    """How a record's held-out ranks contradict themselves or its score; None if they do not."""
-    if sum(quantity.role == "finding" for quantity in record.quantities) != 1:
-        return "quantities do not state one finding"
-    held = record.held_out.get(scoring)
-    score = record.final.get(scoring, {}).get(the_finding(record.quantities).name)
-    if held is None or score is None:
-        return f"{scoring}: held-out ranks or their score are missing"
-    if (held.target.ndim, held.ranks.ndim) != (1, 2):
-        return f"held_out.{scoring} has rows of unequal length"
-    subjects = len(held.subject)
-    if not subjects == len(held.target) == len(held.ranks) == score.probes or len(held.unit) not in (0, subjects):
-        return f"held_out.{scoring} does not have one rank for each of {score.probes} probes"
-    ranks, target = held.ranks, held.target.tolist()
-    if not target or not 0 <= min(target) <= max(target) < ranks.shape[1]:
-        return f"held_out.{scoring} has an answer that is none"
-    if record.matched and record.matched.ranks.get(scoring, held.target).shape != ranks.shape:
-        return f"matched.{scoring} does not have the ranks of {score.probes} probes"
-    right = ranks[np.arange(score.probes), held.target]
-    mean = float(np.add.reduce(right)) / score.probes
-    null = float(np.add.reduce(ranks, axis=None)) / ranks.size
-    if not null > 0:
-        return f"held_out.{scoring} has a null rank of {null:g}, which ranks of several answers cannot have"
-    for name, stated, found in (
-        ("mean rank", score.mean_rank, mean),
-        ("null rank", score.null_rank, null),
-        ("top-1", score.top1, np.count_nonzero(right == 0) / score.probes),
-        ("mrr", score.mrr, float(np.add.reduce(1 / (right + 1))) / score.probes),
-    ):
-        if not abs(found - stated) <= 1e-6:
-            return f"final.{scoring} states {name} {stated:g} and the ranks have {found:g}"
-    measured = [value for found in record.measures.values() for value in found.values() if isinstance(value, int)]
-    if any(abs(value) >> 1000 for value in measured):
-        return "measures have a number that is too large"
-    if score.ocr_score is not None and not abs(held.ocr_score - score.ocr_score) <= 1e-6:
-        return f"final.{scoring} states OCR score {score.ocr_score:g} and the ranks have {held.ocr_score:g}"
-    return None

@@ -348,7 +348,15 @@ def by_seed(runs: Sequence[Record]) -> dict[int, list[Record]]:
 
 
 def ranks_by_seed(runs: Sequence[Record], scoring: Scoring) -> dict[int, list[HeldOut]]:
-    """What intervals and tests are made of: the ranks of the runs of each seed."""
+    """What intervals and tests are made of: the ranks of the runs of each seed.
+
+    Raises:
+        UserError: runs of one seed ask about different people.
+    """
+    for seed, of_seed in by_seed(runs).items():
+        if len({tuple(run.held_out[scoring].subject) for run in of_seed}) > 1:
+            names = " and ".join(dict.fromkeys(run.run for run in of_seed))
+            raise UserError(f"Runs of seed {seed} ask about different people, so they are not averaged: {names}.")
     return {seed: [run.held_out[scoring] for run in of_seed] for seed, of_seed in by_seed(runs).items()}
 
 

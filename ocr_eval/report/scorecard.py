@@ -111,6 +111,7 @@ def _flat(row: ScorecardRow) -> Mapping[str, Any]:
     flat: dict[str, Any] = {"setting": row.name, "reference": row.reference, "runs": row.runs}
     flat |= {"unlearned": row.unlearned, **{f"{name}_top1": value for name, value in row.premises.items()}}
     for kind, links in row.links.items():
+        flat[f"{kind}_seeds"] = links.seeds
         found = {"score": links.score, "lift": links.lift, "against": links.against, "matched": links.matched}
         for name, of in found.items():
             estimate = of.value if isinstance(of, Difference) else of

@@ -120,7 +120,9 @@ def _flags(table: Table) -> list[str]:
     bounded = any((table.metric or "ocr-score") in cell.bounds for cell in cells)
     if "*" in marks and table.metric != "lift":
         counted = sum(cell.p_holm is not None for cell in cells)
-        notes.append(f"* inferred: p at most {SIGNIFICANT:g}, corrected for {counted} cells (Holm).")
+        notes.append(
+            f"* inferred: p at most {SIGNIFICANT:g}{f', corrected for {counted} cells (Holm)' * (counted > 1)}."
+        )
     if "*" in marks and bounded:
         notes.append(_TWO_ANSWERS["lift" if table.metric == "lift" else "inferred"])
     advised = dict.fromkeys(advice(cell.method) for cell in cells if _unlearned(table, cell))
@@ -222,7 +224,8 @@ def cell_lines(table: Table, cell: Cell | None) -> list[str]:
     if cell.seeds is None:
         return [f"{cell.values['mean-rank']:.2f}"]
     if table.metric is not None and table.metric not in cell.values:
-        return [f"{'no control' if table.metric == 'lift' else 'not measured'}{_mark(table, cell)}"]
+        some = f"measured in {cell.partly[table.metric]} of {cell.runs} runs" if table.metric in cell.partly else ""
+        return [f"{'no control' if table.metric == 'lift' else some or 'not measured'}{_mark(table, cell)}"]
     if table.metric is not None:
         return [_bounded(cell, table.metric) + _mark(table, cell)]
     ranks = f"{cell.values['mean-rank']:.2f} / {cell.values['null-rank']:.2f}"
