@@ -8,27 +8,29 @@ print(ocr_eval.render_table(ocr_eval.make_table(ocr_eval.read_records("results")
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from msgspec.structs import asdict
 
-from ocr_eval.analysis.table import Metric, Table, build_table, column, measured
+from ocr_eval.analysis.frames import records_frame as records_frame
+from ocr_eval.analysis.frames import settings_columns
+from ocr_eval.analysis.table import Metric, Table, build_table
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError as UserError
 from ocr_eval.common.errors import unknown_name
 from ocr_eval.records.find import FinishedRun, Found, find_runs
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import parse_condition, settings_of
+from ocr_eval.records.select import parse_condition, row_keys
 from ocr_eval.scoring.ranks import Scores
 from ocr_eval.specs import schedule
 from ocr_eval.specs.association import Association
 from ocr_eval.specs.association import load_association as load_association
-from ocr_eval.specs.model import Device, ModelSpec, TrainSpec
+from ocr_eval.specs.model import Device, ModelSpec
 from ocr_eval.specs.model import load_model_spec as load_model
-from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec, run_seeds
-from ocr_eval.specs.settings import SETTINGS, section
+from ocr_eval.specs.run import SCORINGS, RunSpec, Scoring, make_run_spec, run_seeds
+from ocr_eval.specs.settings import SETTINGS, given, section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +41,7 @@ Folder = str | Path
 Line = TypeVar("Line")
 
 
-def make_run(model: ModelSpec | str, association: Association | str, seed: int = 0, **settings: Any) -> RunSpec:
+def make_run(model: ModelSpec | Folder, association: Association | Folder, seed: int = 0, **settings: Any) -> RunSpec:
     """Resolve one run completely; nothing is computed yet.
 
     Args:
@@ -48,8 +50,9 @@ def make_run(model: ModelSpec | str, association: Association | str, seed: int =
         seed: draws pairs, names, groups, order and initialization. The settings ``data_seed`` and ``train_seed`` set
             the first three, or the last two, separately.
         settings: fields of the data protocol (``n=5, m_train=4, m_test=16, candidates="ten"`` ...) and of training
-            (``method="lora", lr=1e-3, epochs=8, rank=16`` ...), and the model's ``dtype`` and ``attention``. The
-            defaults are the protocol's and the model's.
+            (``method="lora", lr=1e-3, epochs=8, rank=16`` ...), and the model's ``dtype`` and ``attention``. Those of
+            several entries are lists, or text as in flags (``targets="q_proj+v_proj"``). The defaults are the
+            protocol's and the model's.
 
     Raises:
         UserError: an unknown setting, or an invalid value.
@@ -58,13 +61,27 @@ def make_run(model: ModelSpec | str, association: Association | str, seed: int =
     for name in settings:
         if name not in known:
             raise unknown_name("setting", name, known)
-    spec = load_model(model) if isinstance(model, str) else model
+    settings = {name: given(name, value) for name, value in settings.items()}
+    spec = model if isinstance(model, ModelSpec) else load_model(_named("model", model))
     of_model = section("model", settings)
     if of_model:
         spec = yaml_files.parse(ModelSpec, {**spec.model_dump(), **of_model}, "settings")
-    found = load_association(association) if isinstance(association, str) else association
+    found = (
+        association if isinstance(association, Association) else load_association(_named("association", association))
+    )
     seeds = run_seeds(section("run", settings), seed)
     return make_run_spec(spec, found, section("data", settings), section("train", settings), *seeds)
+
+
+def _named(kind: str, given: object) -> str:
+    if not isinstance(given, str | Path):
+        raise UserError(f"The {kind} is given by its name or path, got {given!r}.")
+    return str(given)
+
+
+def _one_of(kind: str, given: str, known: Collection[str]) -> None:
+    if given not in known:
+        raise unknown_name(kind, given, known)
 
 
 def finetune(
@@ -128,7 +145,7 @@ def read_records(*folders: Folder, where: str | Sequence[str] = ()) -> list[Reco
         where: conditions such as ``"method=lora"`` or ``["lr=1e-3", "seed=0,1"]``.
 
     Raises:
-        UserError: no such folder, or no run that meets the conditions.
+        UserError: no folder, none of that name, or no run that meets the conditions.
     """
     return _found(folders, where).records
 
@@ -140,49 +157,16 @@ def _found(
     stacklevel: int = 3,
     measures: Sequence[str] = (),
 ) -> Found:
+    if scoring is not None:
+        _one_of("scoring", scoring, SCORINGS)
+    if not folders:
+        raise UserError("Name a folder that contains runs, for example 'results'.")
     texts = [where] if isinstance(where, str) else where
     conditions = [parse_condition("where", text) for text in texts]
     found = find_runs(*map(Path, folders), scoring=scoring, measures=measures)
     for complaint in found.complaints:
         warnings.warn(f"{complaint} Skipped.", stacklevel=stacklevel)
     return found.where(conditions)
-
-
-def records_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """Records as a tidy table: a row per run, moment, scoring and quantity.
-
-    Columns: ``run``, the settings (``model``, ``method``, ``lr``, ``m_train`` ...), ``premises_hold``,
-    ``published_as``, ``train_loss``; ``moment`` (``base`` or ``final``), ``scoring``, ``quantity``; and the statistics
-    ``probes``, ``mean_rank``, ``null_rank``, ``ocr_score``, ``top1``, ``mrr``, ``margin`` (nats), ``ties``. Measures
-    have their own columns, such as ``weight_change_frobenius``.
-    """
-    import pandas as pd
-
-    rows = []
-    for record in records:
-        run = {**_settings(record), "published_as": record.published_as, "train_loss": record.train_loss}
-        run |= {column(name): value for name, value in measured(record).items()}
-        for moment, scores in (("base", record.base), ("final", record.final)):
-            for scoring, by_quantity in scores.items():
-                for quantity, score in by_quantity.items():
-                    statistics = asdict(score)
-                    rows.append({**run, "moment": moment, "scoring": scoring, "quantity": quantity, **statistics})
-    return pd.DataFrame(rows)
-
-
-def _settings(record: Record) -> dict[str, Any]:
-    """The columns that identify a row's run."""
-    told = settings_of(record)
-    is_ours = isinstance(record.train, TrainSpec)
-    typed = {
-        **dict.fromkeys(TrainSpec.model_fields),
-        **record.train.model_dump(),
-        **record.data.model_dump(),
-        "seed": record.seed,
-        "train_seed": record.training_seed if is_ours else None,
-    }
-    named = {key: typed.get(key, value) for key, value in told.items()}
-    return {"run": record.run, **named, "premises_hold": record.premises_hold}
 
 
 def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Scoring = "first-token") -> pd.DataFrame:
@@ -256,13 +240,14 @@ def _lines(
     read: Callable[[FinishedRun, Scoring], list[Line]],
 ) -> Iterator[tuple[dict[str, Any], Line]]:
     """The settings of each run with each line of one of its files; an unusable file is a warning."""
+    _one_of("scoring", scoring, SCORINGS)
     for run in _found(folders, where, stacklevel=4).runs:
         try:
             lines = read(run, scoring)
         except UserError as error:
             warnings.warn(f"{error} Skipped.", stacklevel=3)
             continue
-        settings = _settings(run.record)
+        settings = settings_columns(run.record)
         yield from ((settings, line) for line in lines)
 
 
@@ -279,7 +264,7 @@ def make_table(
     records: Sequence[Record],
     scoring: Scoring = "first-token",
     metric: Metric | None = None,
-    by: Sequence[str] = ("model",),
+    by: str | Sequence[str] = ("model",),
     published: bool = True,
 ) -> Table:
     """Make the mean-rank table of records; see ``ocr_eval.analysis.table.Table`` for its fields.
@@ -288,22 +273,30 @@ def make_table(
         records: from ``read_records``.
         scoring: ``first-token``, ``sequence`` or ``per-token``.
         metric: the metric in each cell; None for mean rank, null rank and OCR score.
-        by: what defines a row, e.g. ``("model", "rank")``.
+        by: what defines a row, e.g. ``("model", "rank")`` or ``"model,rank"``.
         published: add the published rows.
 
     Raises:
+        UserError: an unknown scoring, metric or key of ``by``.
         ValueError: no records.
     """
     from ocr_eval.specs.published import published_mean_ranks
 
+    _one_of("scoring", scoring, SCORINGS)
+    keys = row_keys("by", by if isinstance(by, str) else ",".join(by))
     ranks = published_mean_ranks() if published else None
-    return NotebookTable(**vars(build_table(records, scoring, ranks, metric, by, every_interval=True)))
+    return NotebookTable(**vars(build_table(records, scoring, ranks, metric, keys, every_interval=True)))
 
 
 def render_table(table: Table, format: Literal["md", "csv", "json", "tex", "html"] = "md") -> str:
-    """Render the table as text in one of the formats."""
+    """Render the table as text in one of the formats.
+
+    Raises:
+        UserError: none of them.
+    """
     from ocr_eval.report.tables import FORMATS
 
+    _one_of("format", format, FORMATS)
     return FORMATS[format](table)
 
 

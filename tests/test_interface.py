@@ -49,6 +49,50 @@ def test_a_run_is_resolved_from_names_and_settings(tiny):
         interface.make_run(tiny, "city-language", n=12)
 
 
+def test_settings_of_several_entries_are_lists_or_text(tiny):
+    def made(**settings):
+        return interface.make_run(Path(tiny), "city-language", **settings)
+
+    same = made(targets=["q_proj", "v_proj"], templates=[0, 2], prevent=["product-decay", "early-stop"])
+    assert made(targets="q_proj+v_proj", templates="0+2", prevent="product-decay+early-stop") == same
+    for settings, says in (
+        ({"targets": []}, "names no module"),
+        ({"targets": "q_proj++v_proj"}, "An entry is empty"),
+        ({"prevent": 3}, "'prevent' is a word, got 3"),
+        ({"method": None}, "'method' has no value"),
+        ({"method": 3}, "'method' is a word"),
+    ):
+        with pytest.raises(interface.UserError, match=re.escape(says)):
+            made(**settings)
+    with pytest.raises(interface.UserError, match="model is given by its name or path, got None"):
+        interface.make_run(None, "city-language")
+
+
+def test_what_does_not_exist_is_refused_and_not_an_empty_answer(tmp_path):
+    write(tmp_path, *(record(seed=s, train=TrainSpec(rank=rank)) for s in (0, 1) for rank in (4, 8)))
+    records = interface.read_records(tmp_path)
+    assert interface.make_table(records, by="model,rank").by == ("model", "rank")
+    assert len(interface.make_table(records, by="rank", published=False).rows) == 2
+    with pytest.raises(interface.UserError, match="Unknown key of by: 'ranks'"):
+        interface.make_table(records, by=["model", "ranks"])
+    with pytest.raises(interface.UserError, match="Unknown format 'latex'"):
+        interface.render_table(interface.make_table(records), "latex")
+    for call in (
+        lambda: interface.make_table(records, scoring="first"),
+        lambda: interface.epochs_frame(tmp_path, scoring="first"),
+        lambda: interface.probes_frame(tmp_path, scoring="first"),
+        lambda: interface.draw_figures(tmp_path, scoring="first"),
+        lambda: interface.write_report(tmp_path, output=tmp_path / "r.html", scoring="first"),
+    ):
+        with pytest.raises(interface.UserError, match="Unknown scoring 'first'"):
+            call()
+    for read in (interface.read_records, interface.epochs_frame, interface.probes_frame, interface.draw_figures):
+        with pytest.raises(interface.UserError, match="Name a folder"):
+            read()
+    with pytest.raises(interface.UserError, match="Name a folder"):
+        interface.write_report(output=tmp_path / "r.html")
+
+
 def test_records_as_a_frame(tmp_path):
     write(tmp_path, *(record(seed=s, train=TrainSpec(lr=lr)) for s in (0, 1) for lr in (1e-3, 2e-3)))
     records = interface.read_records(tmp_path, where="lr=2e-3")

@@ -238,6 +238,8 @@ def make_run_spec(
         "train_seed": train_seed,
     }
     run = yaml_files.parse(RunSpec, content, "run")
+    if not run.train.targets:
+        raise UserError("--targets names no module. Name some ('q_proj+v_proj'), or give all-linear.")
     for each in map(PREVENTIONS.choose, run.train.prevent):
         if run.train.rank < each.thing.least_rank:
             raise UserError(

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from ocr_eval.common.errors import UserError
 from ocr_eval.specs.model import ModelSpec, TrainSpec
 from ocr_eval.specs.run import DataSpec, RunSpec
 
@@ -194,3 +195,21 @@ AXES: Mapping[str, Setting] = {each.axis: each for each in SETTINGS.values() if 
 def section(name: Section, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of some settings that belong to a section."""
     return {key: value for key, value in settings.items() if SETTINGS[key].section == name}
+
+
+def given(name: str, value: Any) -> Any:
+    """A setting's value as Python gives it; of those with several entries also as their text.
+
+    Raises:
+        UserError: it has none, or no value of this kind.
+    """
+    if value is None:
+        raise UserError(f"'{name}' has no value. Leave it out for its default.")
+    if not isinstance(value, str):
+        if name in ("method", "prevent") and (name == "method" or not isinstance(value, list | tuple)):
+            raise UserError(f"'{name}' is a word, got {value!r}.")
+        return value
+    try:
+        return SETTINGS[name].parse(value) if SETTINGS[name].is_list else value
+    except ValueError as error:
+        raise UserError(f"'{name}': {error}") from error
