@@ -6,7 +6,7 @@ layers,  F assignments.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
@@ -56,12 +56,10 @@ def hooked(network: torch.nn.Module, see: Callable[[int, Tensor], Tensor | None]
         return hook
 
     layers: Any = decoder_of(network).layers
-    handles = [module.register_forward_hook(hook_of(i)) for i, module in enumerate(layers)]
-    try:
+    with ExitStack() as hooks:
+        for i, module in enumerate(layers):
+            hooks.enter_context(module.register_forward_hook(hook_of(i)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def packed(questions: Sequence[tuple[Ids, Sequence[Ids]]]) -> tuple[Batch, Tensor]:
