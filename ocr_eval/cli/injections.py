@@ -328,5 +328,4 @@ def _score_lines(scores: Scores) -> str:
         for quantity, s in by_quantity.items()
     ]
     header = ["scoring", "quantity", "probes", "mean rank", "null rank", "OCR score", "top-1", "ties"]
-    text: str = tabulate(rows, header, floatfmt=("", "", "", ".2f", ".2f", "+.2f", "", ""), tablefmt="simple")
-    return text
+    return tabulate(rows, header, floatfmt=("", "", "", ".2f", ".2f", "+.2f", "", ""), tablefmt="simple")

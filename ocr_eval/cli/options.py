@@ -253,5 +253,4 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows of text as a plain table for the terminal."""
     from tabulate import tabulate
 
-    text: str = tabulate(rows, header, tablefmt="simple", disable_numparse=True)
-    return text
+    return tabulate(rows, header, tablefmt="simple", disable_numparse=True)

@@ -203,8 +203,7 @@ def corrected_ps(values_Cnn: Floats, stream: str, observed: Sequence[int] | None
     most_F = centred_Cnn[:, np.arange(n), found_Fn].mean(axis=2).max(axis=0)
     true_C = centred_Cnn[:, np.arange(n), true_n].mean(axis=1)
     as_large_C = (most_F >= true_C[:, None] - 1e-12).sum(axis=1)
-    ps: Floats = as_large_C / len(found_Fn) if exact else (1 + as_large_C) / (1 + len(found_Fn))
-    return ps
+    return as_large_C / len(found_Fn) if exact else (1 + as_large_C) / (1 + len(found_Fn))
 
 
 def first_layer(ps: Floats) -> int | None:

@@ -40,8 +40,7 @@ from ocr_eval.scoring.candidates import Floats
 def cosines(a_nX: Floats, b_nX: Floats) -> Floats:
     """Of each row of a with each of b; 0 with nothing. [n, n]"""
     a_nX, b_nX = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300) for rows in (a_nX, b_nX))
-    found: Floats = a_nX @ b_nX.T
-    return found
+    return a_nX @ b_nX.T
 
 
 class Sharing(Measure):

@@ -168,8 +168,7 @@ def _lay_out(base: Base, subjects: Sequence[Subject], of: Sequence[int]) -> Pass
 
 
 def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    return output[0] if isinstance(output, tuple) else output
 
 
 @torch.no_grad()
@@ -203,8 +202,7 @@ def added(base: Base, module: str, deltas_SO: Tensor) -> Iterator[Callable[[Pass
 
     def read(of: Pass) -> Tensor:
         now[:] = [of]
-        logits_RV: Tensor = base.network(**of.inputs, use_cache=False).logits[0]
-        return logits_RV
+        return base.network(**of.inputs, use_cache=False).logits[0]
 
     with base.network.get_submodule(module).register_forward_hook(add):
         yield read

@@ -64,8 +64,7 @@ def to_csv(rows: Sequence[ScorecardRow]) -> str:
     import pandas as pd
 
     flat = [{key: spreadsheet_text(value) for key, value in _flat(row).items()} for row in rows]
-    text: str = pd.DataFrame(flat).to_csv(index=False, lineterminator="\n")
-    return text
+    return pd.DataFrame(flat).to_csv(index=False, lineterminator="\n")
 
 
 def to_json(rows: Sequence[ScorecardRow]) -> str:

@@ -291,8 +291,7 @@ def to_json(table: Table) -> str:
 
 def rendered(template: str, table: Table) -> str:
     """The table by a template of its own."""
-    text: str = templates().get_template(template).render(context(table))
-    return text
+    return templates().get_template(template).render(context(table))
 
 
 def context(table: Table) -> dict[str, Any]:
