@@ -30,7 +30,7 @@ import numpy as np
 from ocr_eval.common import streams
 from ocr_eval.data.known import KnownAssociation, KnownRelation
 from ocr_eval.data.task import Probe
-from ocr_eval.data.tokenize import ProbeTokens, Tokenizer, continuations
+from ocr_eval.data.tokenize import ProbeTokens, Tokenizer, tokens_of
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.untouched import CATEGORIES, Category, slick
 from ocr_eval.measures.vocabulary import in_vocabulary
@@ -49,8 +49,7 @@ def known_probes(tokenizer: Tokenizer, taught: Container[str]) -> list[ProbeToke
             other = answers[(answers.index(answer) + 1) % len(answers)]
             if relation.prompt(subject) not in taught:
                 probes.append(Probe(relation.prompt(subject), (answer, other), 0, (0, 1), name, subject, subject))
-    cut = iter(continuations(tokenizer, [(probe.prompt, each) for probe in probes for each in probe.candidates]))
-    return [ProbeTokens(probe, (right := next(cut)).prompt, (right.answer, next(cut).answer)) for probe in probes]
+    return tokens_of(tokenizer, probes)
 
 
 def _relations() -> dict[str, KnownRelation]:

@@ -30,10 +30,10 @@ from ocr_eval.data.facts import FactsAssociation, Taught
 from ocr_eval.data.links import Link
 from ocr_eval.data.pairs import RELATIONS, PairAssociation, RelationName
 from ocr_eval.data.task import Probe
-from ocr_eval.data.tokenize import ProbeTokens, continuations, same_first_token
+from ocr_eval.data.tokenize import ProbeTokens, continuations, same_first_token, tokens_of
 from ocr_eval.methods.view import View
 from ocr_eval.packing.logprobs import read_sampled
-from ocr_eval.scoring.candidates import Floats, read_probes, score_lanes
+from ocr_eval.scoring.candidates import Floats, first_tokens, read_probes, score_lanes
 from ocr_eval.scoring.ranks import midranks
 from ocr_eval.specs.names import people
 
@@ -148,13 +148,11 @@ def first_logprobs(
     count = _FITTED + _TESTED
     drawn = people("audit/wired", 4 * count if taught else count)
     names = [name for name in drawn if name not in taught][:count]
-    stated = [[statement(name, answer) for answer in answers] for name in names]
-    cut = iter(continuations(view.base.tokenizer, [pair for of_name in stated for pair in of_name]))
-    everyone, asked = tuple(range(len(answers))), []
-    for of_name in stated:
-        tokens = [next(cut) for _ in answers]
-        probe = Probe(of_name[0][0], tuple(answer for _, answer in of_name), 0, everyone, "wired", "", "")
-        asked.append(ProbeTokens(probe, tokens[0].prompt, tuple(each.answer[:1] for each in tokens)))
+    everyone, probes = tuple(range(len(answers))), []
+    for name in names:
+        (prompt, *_), words = zip(*(statement(name, answer) for answer in answers), strict=True)
+        probes.append(Probe(prompt, words, 0, everyone, "wired", "", ""))
+    asked = list(map(first_tokens, tokens_of(view.base.tokenizer, probes)))
     return score_lanes(view, {lane: asked})[lane].logprobs["sequence"]
 
 
