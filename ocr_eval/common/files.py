@@ -4,6 +4,7 @@ Only regular files are read and replaced: a pipe never ends, a device has no end
 link counts as what it leads to; one to a regular file is read through and replaced itself.
 """
 
+import csv
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -245,6 +246,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}, line {len(lines) + 1}: is not a JSON object ({error}).") from error
     return lines
+
+
+def to_csv(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    """A header and rows as csv."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def to_jsonl(lines: list[dict[str, Any]]) -> str:

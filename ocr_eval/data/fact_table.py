@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ocr_eval.common.errors import UserError, reason_of, unknown_name
-from ocr_eval.common.files import read_bytes
+from ocr_eval.common.files import read_bytes, to_csv
 from ocr_eval.common.messages import warn
 
 #: A larger file is refused, and so is a longer cell.
@@ -54,12 +54,8 @@ class FactTable:
 
     def to_csv(self) -> str:
         """The table as csv, which ``parse_csv`` reads."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         rows = zip(self.subjects, *self.columns.values(), strict=True)
-        writer.writerow([self.subject, *self.columns])
-        writer.writerows([s, *(v or "" for v in row)] for s, *row in rows)
-        return text.getvalue()
+        return to_csv([self.subject, *self.columns], ([s, *(v or "" for v in row)] for s, *row in rows))
 
 
 @dataclass(frozen=True)

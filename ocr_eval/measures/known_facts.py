@@ -34,7 +34,7 @@ from ocr_eval.data.tokenize import ProbeTokens, Tokenizer, tokens_of
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.untouched import CATEGORIES, Category, slick
 from ocr_eval.measures.vocabulary import in_vocabulary
-from ocr_eval.methods.method import Needs, method_of
+from ocr_eval.methods.method import Needs
 from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.methods.view import View
 from ocr_eval.specs.association import load_association
@@ -71,7 +71,7 @@ class KnownFacts(Measure):
         probes = known_probes(trained.pack.base.tokenizer, taught)
         rank, logprob, _ = in_vocabulary(trained.view(), trained.lane, probes).T
         found = {"facts": len(probes), "known": int((rank == 0).sum())}
-        if method_of(trained.spec.train).needs.whole:
+        if not trained.has_base:
             return found
         base_rank, base_logprob, _ = in_vocabulary(trained.view(False), trained.lane, probes).T
         is_known = base_rank == 0
@@ -112,7 +112,7 @@ class KnownCategories(Measure):
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """See the module."""
-        if method_of(trained.spec.train).needs.whole:
+        if not trained.has_base:
             raise ValueError("it needs the base, which full fine-tuning does not leave")
         taught = {example.prompt for example in task_of_run(trained.spec).train}
         probes = known_probes(trained.pack.base.tokenizer, taught)
