@@ -59,8 +59,7 @@ class Link:
     """How far column A determines column B.
 
     Attributes:
-        source: A.
-        target: B.
+        source, target: A and B.
         subjects: those that U is computed from.
         u: as it is.
         corrected: for chance.

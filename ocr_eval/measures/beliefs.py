@@ -47,9 +47,7 @@ class Belief:
     """What a model believes of a missing value, and what it did before it was taught.
 
     Attributes:
-        subject: whom it is about.
         cell: the missing value.
-        prompt: what was asked.
         values: the candidates, as the table has them.
         answer, base: of the trained model, and of the untouched one.
     """

@@ -97,13 +97,7 @@ def residuals(view: View, lane: int, probes: Sequence[ProbeTokens]) -> Tensor:
 
 
 def lens(network: Any, residual_PD: Tensor, tokens: NDArray[np.int64]) -> Floats:
-    """Logits of tokens by the final norm and the head, fp32. [P, C]
-
-    Args:
-        network: whose.
-        residual_PD: the residual stream.
-        tokens: of each prompt. [P, C]
-    """
+    """Logits of each prompt's ``tokens`` [P, C] by the final norm and the head of a network, fp32. [P, C]"""
     norm, head = decoder_of(network).norm, network.get_output_embeddings()
     assert isinstance(norm, torch.nn.Module)
     with torch.no_grad():
@@ -170,12 +164,9 @@ def by_answer(values_CPn: Floats, targets: Sequence[int]) -> Floats:
 
 
 def assignments(n: int, stream: str, fixed: bool = True) -> tuple[NDArray[np.int64], bool]:
-    """Assignments of n answers to n groups; all of them, or some that are drawn; and whether it is all. [F, n]
+    """Assignments of n answers to n groups, and whether these are all; where they are too many, some are drawn. [F, n]
 
-    Args:
-        n: how many.
-        stream: that they are drawn from.
-        fixed: whether a group may keep its own.
+    ``fixed`` is whether a group may keep its own.
     """
     exact = math.factorial(n) <= _MOST_EXACT
     rows = list(permutations(range(n))) if exact else [streams.permutation(f"{stream}/{i}", n) for i in range(_DRAWS)]
