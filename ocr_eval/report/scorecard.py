@@ -11,7 +11,7 @@ from ocr_eval.analysis.difference import Difference
 from ocr_eval.analysis.intervals import Estimate
 from ocr_eval.analysis.lift import Lift
 from ocr_eval.analysis.scorecard import KINDS, ScorecardRow, verdict
-from ocr_eval.records.select import usual_settings
+from ocr_eval.records.rows import usual_settings
 from ocr_eval.report.tables import markdown_text, spreadsheet_text
 
 #: What measures add to the card, with the heads of their columns.

@@ -16,7 +16,7 @@ from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
 from ocr_eval.methods.method import advice, label_of
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import usual_settings
+from ocr_eval.records.rows import usual_settings
 from ocr_eval.scoring.ranks import LEARNED_TOP1
 from ocr_eval.specs.strict import SCHEMA_VERSION
 
