@@ -105,7 +105,6 @@ class LaneLinear(torch.nn.Module):
     """A frozen linear layer with the adapters of K lanes.
 
     Attributes:
-        base: the layer.
         a: A of each lane, zero rows where a lane's rank is smaller. [K, R, I]
         b: B of each lane, transposed. [K, R, O]
         scales: alpha / r of each lane. [K, 1, 1]

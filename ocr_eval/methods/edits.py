@@ -103,7 +103,6 @@ class Pass:
     """Some subjects' statements as one forward pass.
 
     Attributes:
-        inputs: of the network.
         subjects: which of all subjects they are.
         places: where in the row a subject's last token is. [P]
         owners: whose, of all subjects. [P]

@@ -47,7 +47,6 @@ class Objective:
             answers: what was read of them.
             logprobs_T: of the tokens of these answers, in order.
             base_T: the same of the base, if it ``reads_base``.
-            size: of the whole batch.
         """
         return -weighted(logprobs_T, batch).sum() / size.tokens
 

@@ -171,9 +171,7 @@ class Beliefs:
     """What a run believes where its table is silent.
 
     Attributes:
-        run: which.
         totals: a sentence for each column.
-        header: of the rows.
         rows: the first of the unwarranted beliefs.
         unwarranted: of how many.
     """
