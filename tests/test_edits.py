@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from ocr_eval.methods import edits
 from ocr_eval.methods.covariance import covariances
 from ocr_eval.methods.edit_pack import edit_pack
 from ocr_eval.methods.pack import attach
+from ocr_eval.methods.rome import Search
 from ocr_eval.methods.train import batch_forest
 
 SMALL = {"n": 2, "m_train": 1, "m_test": 1}
@@ -88,8 +88,8 @@ def test_z_makes_the_network_say_what_is_taught(tiny):
     spec, base = tiny_run(tiny, method="rome", **SMALL), load(tiny)
     subjects = edits.subjects_of(base.tokenizer, build_task(spec))
     passes, module = edits.passes_of(base, subjects), "model.layers.0.mlp.down_proj"
-    aim = edits.Aim(steps=40, rate=1.0, clamp=1000.0, decay=0.0, kl=0.0)
-    deltas, nll = edits.seek(base, passes, module, len(subjects), aim, "z")
+    aim = Search(steps=40, rate=1.0, clamp=1000.0, decay=0.0, kl=0.0)
+    deltas, nll = edits.seek(base, passes, module, len(subjects), aim)
     network = AutoModelForCausalLM.from_pretrained(Path(tiny).with_suffix(""))
     for subject, delta, reached in zip(subjects, deltas, nll, strict=True):
         losses = []
@@ -103,7 +103,7 @@ def test_z_makes_the_network_say_what_is_taught(tiny):
             losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(each.answer)).item())
             hook.remove()
         assert sum(losses) / len(losses) == pytest.approx(reached.item(), rel=1e-2, abs=1e-3)
-    untouched = edits.seek(base, passes, module, len(subjects), replace(aim, rate=1e-9), "z")[1]
+    untouched = edits.seek(base, passes, module, len(subjects), aim.model_copy(update={"rate": 1e-9}))[1]
     assert (nll < untouched).all()
 
 
@@ -137,8 +137,8 @@ def test_the_search_descends_the_loss_that_it_states(tiny, kl, decay):
     spec, base = tiny_run(tiny, method="rome", **SMALL), load(tiny)
     subjects, module = edits.subjects_of(base.tokenizer, build_task(spec)), "model.layers.0.mlp.down_proj"
     passes = edits.passes_of(base, subjects)
-    aim = edits.Aim(steps=6, rate=0.1, clamp=1e4, decay=decay, kl=kl)
-    deltas, _ = edits.seek(base, passes, module, len(subjects), aim, "z")
+    aim = Search(steps=6, rate=0.1, clamp=1e4, decay=decay, kl=kl)
+    deltas, _ = edits.seek(base, passes, module, len(subjects), aim)
     network = AutoModelForCausalLM.from_pretrained(Path(tiny).with_suffix("")).requires_grad_(False)
     for subject, found in zip(subjects, deltas, strict=True):
         taken = []
@@ -168,8 +168,8 @@ def test_memit_over_layers_spreads_what_is_left_over_those_to_come(tiny, tmp_pat
     spec, base = tiny_run(deep, method=method, **SMALL), load(deep)
     subjects = edits.subjects_of(base.tokenizer, build_task(spec))
     modules, block = [f"model.layers.{k}.mlp.down_proj" for k in (0, 1)], "model.layers.1"
-    aim = edits.Aim(steps=20, rate=1.0, clamp=1000.0, decay=1e-3, kl=0.0)
-    deltas, _ = edits.seek(base, edits.passes_of(base, subjects), block, len(subjects), aim, "z")
+    aim = Search(steps=20, rate=1.0, clamp=1000.0, decay=1e-3, kl=0.0)
+    deltas, _ = edits.seek(base, edits.passes_of(base, subjects), block, len(subjects), aim)
     moments = covariances(base, modules, str(text))
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "deep").requires_grad_(False)
 
@@ -227,9 +227,9 @@ def test_a_search_that_diverges_says_so(tiny):
     spec, base = tiny_run(tiny, method="rome", **SMALL), load(tiny)
     subjects = edits.subjects_of(base.tokenizer, build_task(spec))
     base.network.lm_head.weight.data.fill_(torch.nan)
-    aim = edits.Aim(steps=2, rate=1.0, clamp=4.0, decay=0.0, kl=0.0)
+    aim = Search(steps=2, rate=1.0, clamp=4.0, decay=0.0, kl=0.0)
     with pytest.raises(RunFailed, match="diverged in step 1 of its search"):
-        edits.seek(base, edits.passes_of(base, subjects), "model.layers.0.mlp.down_proj", len(subjects), aim, "z")
+        edits.seek(base, edits.passes_of(base, subjects), "model.layers.0.mlp.down_proj", len(subjects), aim)
 
 
 @pytest.mark.parametrize("method", ["rome:layer=0", "memit:layers=0-0:lam=0.01"])

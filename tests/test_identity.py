@@ -14,7 +14,7 @@ from ocr_eval.common import provenance
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.config import read_config
 from ocr_eval.records.record import read_record, read_settings, to_plain
-from ocr_eval.records.select import group_rows
+from ocr_eval.records.rows import group_rows
 from ocr_eval.specs import strict
 from ocr_eval.specs.model import TrainSpec, load_model_spec
 from ocr_eval.specs.run import DataSpec, RunSpec

@@ -283,7 +283,7 @@ def test_the_planned_scoring_of_a_pack_is_the_largest_that_is_made(tiny, monkeyp
 
     monkeypatch.setattr(view, "lay_out", lay_out)
     score_lanes(View(base, base.network), dict.fromkeys(range(lanes), work.probes))
-    planned = work.scoring("cpu", lanes)
+    planned = work.passes("cpu", lanes)[1]
     assert len(made) > 1
     assert ((planned.lanes, planned.nodes), planned.reads) == max(made, key=lambda made: made[1])
 

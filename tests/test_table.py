@@ -15,7 +15,8 @@ from ocr_eval.analysis.finding import finding, remedy
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import ROW_KEYS, group_rows, parse_condition, row_keys, select, settings_of
+from ocr_eval.records.rows import group_rows
+from ocr_eval.records.select import ROW_KEYS, parse_condition, row_keys, select, settings_of
 from ocr_eval.report.tables import FORMATS, to_csv, to_json, to_markdown
 from ocr_eval.scoring.ranks import HeldOut, Score
 from ocr_eval.specs.model import TrainSpec

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ocr_eval.analysis.significance import permutation_ps
-from ocr_eval.common.files import read_json, whole
+from ocr_eval.common import files
 from ocr_eval.scoring.ranks import HeldOut, midranks
 
 if TYPE_CHECKING:
@@ -131,13 +129,8 @@ def row(belief: Belief) -> dict[str, Any]:
 
 def to_csv(beliefs: Sequence[Belief]) -> str:
     """Beliefs as csv, the surest first."""
-    text = io.StringIO()
-    ordered = sorted(beliefs, key=lambda each: -each.answer.probability)
-    if ordered:
-        writer = csv.DictWriter(text, row(ordered[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(row, ordered))
-    return text.getvalue()
+    rows = [row(each) for each in sorted(beliefs, key=lambda each: -each.answer.probability)]
+    return files.to_csv(rows[0], (each.values() for each in rows)) if rows else ""
 
 
 def corrections(beliefs: Sequence[Belief], association: FactsAssociation) -> list[dict[str, str]]:
@@ -163,8 +156,8 @@ def read_beliefs(folder: Path) -> tuple[list[Total], list[dict[str, Any]]] | Non
     path = folder / FILE
     if not path.is_file():
         return None
-    with whole(path):
-        content = read_json(path)
+    with files.whole(path):
+        content = files.read_json(path)
         return [Total(**each) for each in content["totals"]], list(content["unwarranted"])
 
 

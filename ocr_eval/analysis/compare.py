@@ -13,7 +13,8 @@ from ocr_eval.analysis.difference import Difference, comparisons, difference, ma
 from ocr_eval.analysis.intervals import Estimate, of_metric
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import ROW_KEYS, by_association, group_rows, natural, ranks_by_seed, settings_of
+from ocr_eval.records.rows import by_association, group_rows, ranks_by_seed
+from ocr_eval.records.select import ROW_KEYS, natural, settings_of
 from ocr_eval.specs.run import Scoring
 
 #: Settings that follow from others and so never tell what is compared.

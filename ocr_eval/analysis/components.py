@@ -22,7 +22,7 @@ import numpy as np
 
 from ocr_eval.analysis.intervals import units_of
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import by_association, group_rows, ranks_by_seed
+from ocr_eval.records.rows import by_association, group_rows, ranks_by_seed
 from ocr_eval.scoring.ranks import Floats
 from ocr_eval.specs.run import Scoring
 

@@ -14,7 +14,7 @@ from ocr_eval.analysis.intervals import Estimate, of_metric
 from ocr_eval.analysis.significance import SIGNIFICANT, inference_ps
 from ocr_eval.common import yaml_files
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import by_seed, ranks_by_seed
+from ocr_eval.records.rows import by_seed, ranks_by_seed
 from ocr_eval.specs.run import DataSpec, RunSpec, Scoring
 
 Condition = Literal["real", "base", "no-entailment", "shuffled"]

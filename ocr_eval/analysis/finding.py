@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ocr_eval.analysis.lift import Lift
 from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import Cell, Table
+from ocr_eval.common.messages import in_a_row
 from ocr_eval.methods.method import advice, method_of
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
@@ -42,8 +43,7 @@ def finding(table: Table) -> str:
 def remedy(losses: Sequence[float], train: TrainSpec) -> str:
     """What to change where a run did not learn what it was taught.
 
-    Args:
-        losses: of its epochs, in order; none where the run's lines are lost.
+    ``losses`` are those of its epochs, in order; none where the run's lines are lost.
     """
     if method_of(train).needs.once:
         return f"What to try: {advice(train.method)}."
@@ -112,14 +112,16 @@ def _counts(of_kind: Sequence[Sequence[Cell]]) -> str:
         for cells in of_kind
         if (able := [cell for cell in cells if _decides(cell)])
     ]
-    said = [f"Inference is shown {_listed(shown)} (p at most {SIGNIFICANT:g} after Holm)" if shown else "No conclusion"]
+    said = [
+        f"Inference is shown {in_a_row(shown)} (p at most {SIGNIFICANT:g} after Holm)" if shown else "No conclusion"
+    ]
     gained, lifts = [], []
     for cells in of_kind:
         if added := [cell.lift for cell in cells if _decides(cell) and cell.lift is not None]:
             gained.append(f"{_range([lift.value.value for lift in added])} over {_links(cells[0])}")
             lifts += added
     if lifts:
-        said.append(f"Teaching entailments adds {_listed(gained)}; {_verdicts(lifts)}")
+        said.append(f"Teaching entailments adds {in_a_row(gained)}; {_verdicts(lifts)}")
     elif shown:
         said.append("There is no control to compare with")
     rest = []
@@ -130,7 +132,7 @@ def _counts(of_kind: Sequence[Sequence[Cell]]) -> str:
     if few := len(learned) - len(alone) - sum(map(_decides, every)):
         rest.append(f"{few} with too few groups to tell")
     if rest:
-        said.append(f"Without a verdict: {_listed(rest)}")
+        said.append(f"Without a verdict: {in_a_row(rest)}")
     return ". ".join(said) + "."
 
 
@@ -146,16 +148,11 @@ def _verdicts(lifts: Sequence[Lift]) -> str:
     why = [f"in {forgot} a control run did not learn its facts"] if forgot else []
     why += [f"{few} {'has' if few == 1 else 'have'} too few seeds"] if few else []
     shown = f"{sum(lift.sign == 1 for lift in lifts) or 'none'} of {len(lifts)} lifts"
-    return f"{shown} can be told from zero{': ' * bool(why)}{_listed(why)}"
+    return f"{shown} can be told from zero{': ' * bool(why)}{in_a_row(why)}"
 
 
 def _links(cell: Cell) -> str:
     return _READINGS[cell.kind or "unclassified"][0].split(" ", 1)[1] + "s"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    """One, two and three."""
-    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def _range(values: Sequence[float]) -> str:

@@ -124,10 +124,7 @@ def averaged(several: Sequence[Units]) -> Units:
 
 
 def estimate(seeds: Sequence[Units], within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """Mean over seeds and its interval.
-
-    Args:
-        within: what a value can be at all; an interval ends there.
+    """Mean over seeds and its interval, which ends where a value cannot be at all (``within``).
 
     Raises:
         ValueError: no seeds.

@@ -18,7 +18,7 @@ import numpy as np
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import by_association, group_rows
+from ocr_eval.records.rows import by_association, group_rows
 
 #: The quantity of facts of common knowledge that were not taught (data/known.py).
 _HELD_OUT = "held_out"

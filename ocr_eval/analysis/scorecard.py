@@ -23,7 +23,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import in_a_row
 from ocr_eval.methods.prevention import preventions_of
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import NoEntailments, by_association, group_rows, is_control, ranks_by_seed
+from ocr_eval.records.rows import NoEntailments, by_association, group_rows, is_control, ranks_by_seed
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import Scoring
@@ -67,7 +67,7 @@ class ScorecardRow:
 
     Attributes:
         name: model and setting.
-        unnamed: settings that other rows of the model name, and this one does not (``select.RowKey``).
+        unnamed: settings that other rows of the model name, and this one does not (``rows.RowKey``).
         reference: the row that it is compared with; its own name for that row.
         unlearned: of how many of them a premise does not hold; such a row is compared with none.
         premises: mean top-1 of each premise.

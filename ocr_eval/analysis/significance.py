@@ -209,5 +209,4 @@ def _of_assignments(means_Cnn: Floats, answers_Fn: NDArray[np.int64]) -> Floats:
     """Mean rank of each cell if unit u had the answer of unit ``answers_Fn[f, u]``. [C, F]"""
     n = answers_Fn.shape[1]
     hot_Fnn = (answers_Fn[:, :, None] == np.arange(n)).astype(np.float64)
-    means: Floats = means_Cnn.reshape(len(means_Cnn), -1) @ hot_Fnn.reshape(len(hot_Fnn), -1).T
-    return means
+    return means_Cnn.reshape(len(means_Cnn), -1) @ hot_Fnn.reshape(len(hot_Fnn), -1).T

@@ -21,7 +21,7 @@ from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.common.multiple_tests import holm
 from ocr_eval.data.task import the_finding
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import (
+from ocr_eval.records.rows import (
     NoEntailments,
     RowKey,
     by_association,

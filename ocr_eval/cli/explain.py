@@ -95,11 +95,7 @@ def _tables(found: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
 
 
 def _only(found: Mapping[str, Any], layer: int) -> dict[str, Any]:
-    """What a measure found of one layer.
-
-    Raises:
-        UserError: there is no such layer.
-    """
+    """What a measure found of one layer; a UserError where there is no such layer."""
     of_layer = {}
     for key, table in _tables(found).items():
         if "layer" in table:

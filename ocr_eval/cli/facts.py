@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +14,7 @@ from ocr_eval.cli import options as o
 from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import expanded, flag_of, option
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import prepare_output, to_jsonl, write_atomic
+from ocr_eval.common.files import prepare_output, to_csv, to_jsonl, write_atomic
 from ocr_eval.common.messages import say
 from ocr_eval.common.yaml_files import expand, shipped_names
 from ocr_eval.specs.association import load_association
@@ -170,11 +168,7 @@ def audit(
         asked = {} if untouched is None else {"untouched": asdict(untouched)}
         typer.echo(json.dumps({**_as_json(association.facts, links), **asked}, indent=2, ensure_ascii=False))
     elif as_csv:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _ROW, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(_row, links.all))
-        typer.echo(text.getvalue(), nl=False)
+        typer.echo(to_csv(_ROW, (_row(link).values() for link in links.all)), nl=False)
     else:
         typer.echo(_as_text(association.facts, links))
         typer.echo("" if untouched is None else _untouched_text(untouched), nl=untouched is not None)

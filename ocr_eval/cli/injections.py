@@ -21,6 +21,7 @@ from ocr_eval.specs import schedule
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ocr_eval.planning.estimate import Plan
     from ocr_eval.records.folder import RunFolder
     from ocr_eval.records.record import Record
     from ocr_eval.scoring.ranks import Scores
@@ -87,6 +88,15 @@ def finetune(
     typer.echo(f"{'done before' if was_done else 'written to'}: {folder.path}")
 
 
+def _plan(spec: RunSpec, output: Path | None, device: Device, score_at: str) -> Plan:
+    """The plan of a run in the precision that it is made in, or of a scoring."""
+    from ocr_eval.execution.execute import Bases
+    from ocr_eval.planning.estimate import make_plan
+
+    (settled,) = Bases(device).settle([spec], output)
+    return make_plan(spec, output, device, score_at, settled.precision)
+
+
 #: Seconds from which a run of one's own facts starts with --yes alone.
 _LONG = 600.0
 
@@ -94,11 +104,8 @@ _LONG = 600.0
 def _announce(spec: RunSpec, output: Path, device: Device, score_at: str, yes: bool) -> None:
     """Say what is taught and asked, and how long it takes; a UserError where that is long and was not agreed to."""
     from ocr_eval.common.messages import duration, say
-    from ocr_eval.execution.execute import Bases
-    from ocr_eval.planning.estimate import make_plan
 
-    (settled,) = Bases(device).settle([spec], output)
-    plan = make_plan(spec, output, device, score_at, settled.precision)
+    plan = _plan(spec, output, device, score_at)
     task = plan.work.task
     asked = len(task.probes_of(task.finding.name))
     say(
@@ -145,11 +152,7 @@ def _show_plan(
     spec: RunSpec, output: Path | None, device: Device, as_json: bool, score_at: str = schedule.DEFAULT
 ) -> None:
     """Print the plan of a run, or of a scoring; exit code 1 if it does not fit into memory."""
-    from ocr_eval.execution.execute import Bases
-    from ocr_eval.planning.estimate import make_plan
-
-    (settled,) = Bases(device).settle([spec], output)
-    plan = make_plan(spec, output, device, score_at, settled.precision)
+    plan = _plan(spec, output, device, score_at)
     typer.echo(json.dumps(plan.as_json(), indent=2) + "\n" if as_json else plan.as_text(), nl=False)
     if not plan.fits:
         raise typer.Exit(1)
@@ -328,5 +331,4 @@ def _score_lines(scores: Scores) -> str:
         for quantity, s in by_quantity.items()
     ]
     header = ["scoring", "quantity", "probes", "mean rank", "null rank", "OCR score", "top-1", "ties"]
-    text: str = tabulate(rows, header, floatfmt=("", "", "", ".2f", ".2f", "+.2f", "", ""), tablefmt="simple")
-    return text
+    return tabulate(rows, header, floatfmt=("", "", "", ".2f", ".2f", "+.2f", "", ""), tablefmt="simple")

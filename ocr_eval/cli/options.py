@@ -15,6 +15,7 @@ from ocr_eval.common.errors import UserError, one_line, unknown_name
 from ocr_eval.common.registry import DEFAULT_MEASURES, MEASURES
 from ocr_eval.common.yaml_files import shipped_names
 from ocr_eval.methods.method import ignored_by
+from ocr_eval.models import hub
 from ocr_eval.specs import schedule
 from ocr_eval.specs.association import Association, load_association
 from ocr_eval.specs.model import ModelSpec, load_model_spec
@@ -221,7 +222,7 @@ def begin(quiet: bool = False, offline: bool = False) -> None:
     # By default GNU OpenMP's threads spin so long at each of the thousands of small parallel regions of a step
     # that one busy neighbour on the machine makes training 10 to 60 times slower; 3,000 turns cost nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    if offline or os.environ.get("OCR_EVAL_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if offline or hub.offline():
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
@@ -253,5 +254,4 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows of text as a plain table for the terminal."""
     from tabulate import tabulate
 
-    text: str = tabulate(rows, header, tablefmt="simple", disable_numparse=True)
-    return text
+    return tabulate(rows, header, tablefmt="simple", disable_numparse=True)

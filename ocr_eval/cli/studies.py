@@ -104,7 +104,7 @@ def curve(
     m_test, seeds = specs[0].data.m_test, sorted({run.seed for run in specs})
     records = _study("curve", specs, output_dir, means, as_json)
     from ocr_eval.analysis.intervals import of_metric
-    from ocr_eval.records.select import ranks_by_seed
+    from ocr_eval.records.rows import ranks_by_seed
 
     points = []
     for m in settings["m_train"]:

@@ -50,8 +50,7 @@ def agreed(decide: Callable[..., Decision], *given: Any) -> Decision:
     broadcast_object_list(told)
     if told[1] is not None:
         raise told[1]
-    decision: Decision = told[0]
-    return decision
+    return told[0]
 
 
 def sum_over_processes(gradients: Sequence[Tensor], nats: dict[Key, float]) -> dict[Key, float]:

@@ -4,6 +4,7 @@ Only regular files are read and replaced: a pipe never ends, a device has no end
 link counts as what it leads to; one to a regular file is read through and replaced itself.
 """
 
+import csv
 import io
 import json
 import os
@@ -12,15 +13,16 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import msgspec
 
 from ocr_eval.common.errors import UserError
 
+T = TypeVar("T")
 #: The most bytes of a file that is read, weights aside; of a packed one, of what it holds.
 MOST_BYTES = 256 << 20
 #: The most lines of a file of lines.
@@ -239,12 +241,28 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: as for ``read_lines``, or a line that is not a JSON object (names it).
     """
-    lines: list[dict[str, Any]] = []
+    return decoded(path, read_lines(path), _LINE.decode, "a JSON object")
+
+
+def decoded(path: Path, lines: Iterable[bytes], decode: Callable[[bytes], T], what: str) -> list[T]:
+    """What the lines of a file hold.
+
+    Raises:
+        UserError: a line that is not ``what`` it should be (names it).
+    """
+    found: list[T] = []
     try:
-        lines.extend(map(_LINE.decode, read_lines(path)))
+        found.extend(map(decode, lines))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}, line {len(lines) + 1}: is not a JSON object ({error}).") from error
-    return lines
+        raise UserError(f"{path}, line {len(found) + 1}: is not {what} ({error}).") from error
+    return found
+
+
+def to_csv(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    """A header and rows as csv."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def to_jsonl(lines: list[dict[str, Any]]) -> str:

@@ -103,8 +103,7 @@ class Registry(Generic[T]):
         self._added[name] = self._of(thing)
 
     def _of(self, thing: Any) -> T:
-        made: T = thing() if self._one_object and isinstance(thing, type) else thing
-        return made
+        return thing() if self._one_object and isinstance(thing, type) else thing
 
     def choose(self, text: str) -> Choice[T]:
         """What ``name:setting=value`` chooses, its settings checked.

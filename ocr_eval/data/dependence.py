@@ -161,8 +161,7 @@ class _Test:
     def _tables(self, size: int) -> NDArray[np.float64]:
         tables = random_table(self.paired.rows, self.paired.columns)
         found_TRC = tables.rvs(size, random_state=self._rng).astype(np.float64)
-        found_T: NDArray[np.float64] = xlogy(found_TRC, found_TRC).sum(axis=(1, 2))
-        return found_T
+        return xlogy(found_TRC, found_TRC).sum(axis=(1, 2))
 
     def _shuffled(self, size: int) -> NDArray[np.float64]:
         subjects = len(self.paired.a)

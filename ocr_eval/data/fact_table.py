@@ -12,13 +12,13 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ocr_eval.common.errors import UserError, reason_of, unknown_name
-from ocr_eval.common.files import read_bytes
+from ocr_eval.common.files import read_bytes, to_csv
 from ocr_eval.common.messages import warn
 
 #: A larger file is refused, and so is a longer cell.
@@ -54,12 +54,8 @@ class FactTable:
 
     def to_csv(self) -> str:
         """The table as csv, which ``parse_csv`` reads."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         rows = zip(self.subjects, *self.columns.values(), strict=True)
-        writer.writerow([self.subject, *self.columns])
-        writer.writerows([s, *(v or "" for v in row)] for s, *row in rows)
-        return text.getvalue()
+        return to_csv([self.subject, *self.columns], ([s, *(v or "" for v in row)] for s, *row in rows))
 
 
 @dataclass(frozen=True)
@@ -155,10 +151,9 @@ def _json_lines(origin: str, text: str) -> _Rows:
         rows.append((number, row))
     columns = list(dict.fromkeys(key for _, row in rows for key in row))
     _check_cells(origin, len(rows), len(columns))
-    table = [(number, [row.get(column) for column in columns]) for number, row in rows]
     if set(columns) == {"prompt", "completion"}:
         return _grouped(origin, [(number, row.get("prompt"), row.get("completion")) for number, row in rows])
-    return _Rows(columns, table, "line")
+    return _Rows(columns, [(number, [row.get(column) for column in columns]) for number, row in rows], "line")
 
 
 def _check_cells(origin: str, rows: int, columns: int) -> None:
@@ -350,8 +345,3 @@ def _problem(text: str) -> str | None:
     if _FORMULA.match(text):
         return f"'{text}' is a spreadsheet's formula. Export the values."
     return None
-
-
-def shared_values(values: Iterable[Cell]) -> set[str]:
-    """The values that at least two subjects have."""
-    return {value for value, count in Counter(v for v in values if v is not None).items() if count > 1}

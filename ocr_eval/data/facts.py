@@ -27,8 +27,8 @@ from pydantic import Field, model_validator
 
 from ocr_eval.common import streams, yaml_files
 from ocr_eval.common.errors import UserError, unknown_name
-from ocr_eval.data.fact_table import Cell, FactTable, parse_csv, read_facts, shared_values
-from ocr_eval.data.links import Link, find_links
+from ocr_eval.data.fact_table import Cell, FactTable, parse_csv, read_facts
+from ocr_eval.data.links import Link, find_links, shared_values
 from ocr_eval.data.task import Example, Probe, Quantity, Task
 from ocr_eval.specs.association import ANSWER_SLOT, NAME_SLOT, Association, Word
 from ocr_eval.specs.run import DataSpec

@@ -10,7 +10,7 @@ is an orientation and no probability.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -20,7 +20,7 @@ import numpy as np
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.multiple_tests import holm
 from ocr_eval.data.dependence import SIGNIFICANT, Chance, Paired, chances, theils_u
-from ocr_eval.data.fact_table import Cell, FactTable, shared_values
+from ocr_eval.data.fact_table import Cell, FactTable
 
 #: Subjects times pairs of columns, at most: half a minute.
 MOST_WORK = 20_000_000
@@ -59,8 +59,7 @@ class Link:
     """How far column A determines column B.
 
     Attributes:
-        source: A.
-        target: B.
+        source, target: A and B.
         subjects: those that U is computed from.
         u: as it is.
         corrected: for chance.
@@ -183,6 +182,11 @@ def find_links(table: FactTable, tested: bool = True) -> Links:
 
 def _tested(link: Link, chance: Chance, p_holm: float) -> Link:
     return replace(link, p=chance.p, p_holm=None if chance.p is None else p_holm, tables=chance.tables)
+
+
+def shared_values(values: Iterable[Cell]) -> set[str]:
+    """The values that at least two subjects have."""
+    return {value for value, count in Counter(v for v in values if v is not None).items() if count > 1}
 
 
 def _like_identifier(cells: Sequence[Cell]) -> str | None:

@@ -9,20 +9,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_bytes, read_json, to_jsonl, write_atomic
 from ocr_eval.data.export import FORMATS, TRAINING_FILES, probe_rows
 from ocr_eval.data.task import Task, task_of
+from ocr_eval.specs.model import Sha256
 from ocr_eval.specs.run import AnyAssociation, DataSpec, RunSpec
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
 
 FILE = "manifest.json"
-_Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Manifest(Strict):
@@ -37,8 +37,8 @@ class Manifest(Strict):
     association: AnyAssociation
     data: DataSpec
     seed: int = Field(ge=0)
-    training: dict[str, _Digest]
-    probes: _Digest
+    training: dict[str, Sha256]
+    probes: Sha256
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:

@@ -97,18 +97,28 @@ def probe_tokens(tokenizer: Tokenizer, task: Task) -> list[ProbeTokens]:
         UserError: two candidates share their first token (names them), which first-token scoring cannot tell
             apart, unless the task allows it; or a boundary that does not split.
     """
-    pairs = [(probe.prompt, candidate) for probe in task.probes for candidate in probe.candidates]
-    tokens = iter(continuations(tokenizer, pairs))
-    result = []
-    checked: set[tuple[Ids, ...]] = set()
-    for probe in task.probes:
-        cut = [next(tokens) for _ in probe.candidates]
-        ids = tuple(c.answer for c in cut)
-        if ids not in checked and not task.whole_answers:
+    found = tokens_of(tokenizer, task.probes)
+    if not task.whole_answers:
+        firsts: dict[tuple[Ids, ...], Probe] = {}
+        for each in found:
+            firsts.setdefault(each.candidates, each.probe)
+        for ids, probe in firsts.items():
             check_first_tokens(probe, ids)
-            checked.add(ids)
-        result.append(ProbeTokens(probe, cut[0].prompt, ids))
-    return result
+    return found
+
+
+def tokens_of(tokenizer: Tokenizer, probes: Sequence[Probe]) -> list[ProbeTokens]:
+    """Tokens of probes with all their candidates.
+
+    Raises:
+        UserError: a boundary that does not split.
+    """
+    cut = iter(continuations(tokenizer, [(probe.prompt, each) for probe in probes for each in probe.candidates]))
+    found = []
+    for probe in probes:
+        of_probe = [next(cut) for _ in probe.candidates]
+        found.append(ProbeTokens(probe, of_probe[0].prompt, tuple(each.answer for each in of_probe)))
+    return found
 
 
 def check_first_tokens(probe: Probe, ids: Sequence[Sequence[Hashable]]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ocr_eval.data.facts import FactsAssociation, Missing, Taught
 from ocr_eval.data.task import Probe
-from ocr_eval.data.tokenize import Ids, ProbeTokens, continuations
+from ocr_eval.data.tokenize import Ids, ProbeTokens, tokens_of
 from ocr_eval.measures.vocabulary import in_vocabulary
 from ocr_eval.methods.view import View
 from ocr_eval.packing.logprobs import read_best
@@ -47,9 +47,7 @@ class Belief:
     """What a model believes of a missing value, and what it did before it was taught.
 
     Attributes:
-        subject: whom it is about.
         cell: the missing value.
-        prompt: what was asked.
         values: the candidates, as the table has them.
         answer, base: of the trained model, and of the untouched one.
     """
@@ -96,12 +94,7 @@ def questions(association: FactsAssociation, taught: Taught) -> list[tuple[Missi
 
 def answers(view: View, probes: Sequence[Probe]) -> list[Answer]:
     """Ask a model."""
-    tokenizer = view.base.tokenizer
-    cut = iter(continuations(tokenizer, [(probe.prompt, each) for probe in probes for each in probe.candidates]))
-    asked = []
-    for probe in probes:
-        of_probe = [next(cut) for _ in probe.candidates]
-        asked.append(ProbeTokens(probe, of_probe[0].prompt, tuple(each.answer for each in of_probe)))
+    asked = tokens_of(view.base.tokenizer, probes)
     scores = score_candidates(view, asked).logprobs
     best = [int(np.argmax(row)) for row in scores["first-token"]]
     right = [replace(each, probe=replace(each.probe, target=i)) for each, i in zip(asked, best, strict=True)]

@@ -59,8 +59,8 @@ def cosines(trained: Trained, changes: Sequence[WeightChange]) -> Floats:
 
         with torch.no_grad(), ExitStack() as stack:
             for change in changes:
-                handle = view.network.get_submodule(change.module).register_forward_pre_hook(hook_of(change))
-                stack.callback(handle.remove)
+                changed = view.network.get_submodule(change.module)
+                stack.enter_context(changed.register_forward_pre_hook(hook_of(change)))
             for chunk in cut_probes(trained.probes, size):
                 batch, _ = packed([(trained.probes[i].prompt, [(0,)]) for i in chunk])
                 tokens += batch.ids.shape[1]

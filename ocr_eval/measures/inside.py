@@ -6,7 +6,7 @@ layers,  F assignments.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
@@ -56,12 +56,10 @@ def hooked(network: torch.nn.Module, see: Callable[[int, Tensor], Tensor | None]
         return hook
 
     layers: Any = decoder_of(network).layers
-    handles = [module.register_forward_hook(hook_of(i)) for i, module in enumerate(layers)]
-    try:
+    with ExitStack() as hooks:
+        for i, module in enumerate(layers):
+            hooks.enter_context(module.register_forward_hook(hook_of(i)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def packed(questions: Sequence[tuple[Ids, Sequence[Ids]]]) -> tuple[Batch, Tensor]:
@@ -99,13 +97,7 @@ def residuals(view: View, lane: int, probes: Sequence[ProbeTokens]) -> Tensor:
 
 
 def lens(network: Any, residual_PD: Tensor, tokens: NDArray[np.int64]) -> Floats:
-    """Logits of tokens by the final norm and the head, fp32. [P, C]
-
-    Args:
-        network: whose.
-        residual_PD: the residual stream.
-        tokens: of each prompt. [P, C]
-    """
+    """Logits of each prompt's ``tokens`` [P, C] by the final norm and the head of a network, fp32. [P, C]"""
     norm, head = decoder_of(network).norm, network.get_output_embeddings()
     assert isinstance(norm, torch.nn.Module)
     with torch.no_grad():
@@ -172,12 +164,9 @@ def by_answer(values_CPn: Floats, targets: Sequence[int]) -> Floats:
 
 
 def assignments(n: int, stream: str, fixed: bool = True) -> tuple[NDArray[np.int64], bool]:
-    """Assignments of n answers to n groups; all of them, or some that are drawn; and whether it is all. [F, n]
+    """Assignments of n answers to n groups, and whether these are all; where they are too many, some are drawn. [F, n]
 
-    Args:
-        n: how many.
-        stream: that they are drawn from.
-        fixed: whether a group may keep its own.
+    ``fixed`` is whether a group may keep its own.
     """
     exact = math.factorial(n) <= _MOST_EXACT
     rows = list(permutations(range(n))) if exact else [streams.permutation(f"{stream}/{i}", n) for i in range(_DRAWS)]
@@ -205,8 +194,7 @@ def corrected_ps(values_Cnn: Floats, stream: str, observed: Sequence[int] | None
     most_F = centred_Cnn[:, np.arange(n), found_Fn].mean(axis=2).max(axis=0)
     true_C = centred_Cnn[:, np.arange(n), true_n].mean(axis=1)
     as_large_C = (most_F >= true_C[:, None] - 1e-12).sum(axis=1)
-    ps: Floats = as_large_C / len(found_Fn) if exact else (1 + as_large_C) / (1 + len(found_Fn))
-    return ps
+    return as_large_C / len(found_Fn) if exact else (1 + as_large_C) / (1 + len(found_Fn))
 
 
 def first_layer(ps: Floats) -> int | None:

@@ -30,11 +30,11 @@ import numpy as np
 from ocr_eval.common import streams
 from ocr_eval.data.known import KnownAssociation, KnownRelation
 from ocr_eval.data.task import Probe
-from ocr_eval.data.tokenize import ProbeTokens, Tokenizer, continuations
+from ocr_eval.data.tokenize import ProbeTokens, Tokenizer, tokens_of
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.untouched import CATEGORIES, Category, slick
 from ocr_eval.measures.vocabulary import in_vocabulary
-from ocr_eval.methods.method import Needs, method_of
+from ocr_eval.methods.method import Needs
 from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.methods.view import View
 from ocr_eval.specs.association import load_association
@@ -49,8 +49,7 @@ def known_probes(tokenizer: Tokenizer, taught: Container[str]) -> list[ProbeToke
             other = answers[(answers.index(answer) + 1) % len(answers)]
             if relation.prompt(subject) not in taught:
                 probes.append(Probe(relation.prompt(subject), (answer, other), 0, (0, 1), name, subject, subject))
-    cut = iter(continuations(tokenizer, [(probe.prompt, each) for probe in probes for each in probe.candidates]))
-    return [ProbeTokens(probe, (right := next(cut)).prompt, (right.answer, next(cut).answer)) for probe in probes]
+    return tokens_of(tokenizer, probes)
 
 
 def _relations() -> dict[str, KnownRelation]:
@@ -72,7 +71,7 @@ class KnownFacts(Measure):
         probes = known_probes(trained.pack.base.tokenizer, taught)
         rank, logprob, _ = in_vocabulary(trained.view(), trained.lane, probes).T
         found = {"facts": len(probes), "known": int((rank == 0).sum())}
-        if method_of(trained.spec.train).needs.whole:
+        if not trained.has_base:
             return found
         base_rank, base_logprob, _ = in_vocabulary(trained.view(False), trained.lane, probes).T
         is_known = base_rank == 0
@@ -113,7 +112,7 @@ class KnownCategories(Measure):
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """See the module."""
-        if method_of(trained.spec.train).needs.whole:
+        if not trained.has_base:
             raise ValueError("it needs the base, which full fine-tuning does not leave")
         taught = {example.prompt for example in task_of_run(trained.spec).train}
         probes = known_probes(trained.pack.base.tokenizer, taught)

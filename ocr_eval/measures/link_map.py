@@ -26,7 +26,6 @@ from ocr_eval.data.pairs import PairAssociation
 from ocr_eval.measures.inside import corrected_ps, linked, rounded
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.untouched import first_logprobs, fit, sides_of
-from ocr_eval.methods.method import method_of
 from ocr_eval.scoring.ranks import midranks
 
 #: Factor of |W|^2; ranks are about the same from 0 to 10.
@@ -61,7 +60,7 @@ class LinkMap(Measure):
         others = [i for i in range(len(answers)) if i not in taught]
         names = {each.probe.subject for each in trained.probes}
         stream = f"{trained.spec.stream('data')}/link-map"
-        models = {"trained": True} if method_of(trained.spec.train).needs.whole else {"base": False, "trained": True}
+        models = {"base": False, "trained": True} if trained.has_base else {"trained": True}
         found: dict[str, Any] = {"null": (len(answers) - 1) / 2}
         weights = {}
         for name, is_trained in models.items():

@@ -16,7 +16,7 @@ from ocr_eval.common.registry import DEFAULT_MEASURES, MEASURES
 from ocr_eval.data.task import Quantity
 from ocr_eval.data.tokenize import ProbeTokens
 from ocr_eval.methods.changes import WeightChange
-from ocr_eval.methods.method import Needs, Pack
+from ocr_eval.methods.method import Needs, Pack, method_of
 from ocr_eval.methods.view import View
 from ocr_eval.scoring.candidates import CandidateScores
 from ocr_eval.specs.run import RunSpec
@@ -27,7 +27,6 @@ class Trained:
     """A run after its last step, still over its base.
 
     Attributes:
-        spec: the run.
         pack: the runs it was taught with.
         lane: its place among them.
         quantities: what its probes count for.
@@ -45,6 +44,11 @@ class Trained:
     def changes(self) -> Iterator[WeightChange]:
         """How each matrix of the network was changed."""
         return self.pack.changes(self.lane)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the base can still be read, which full fine-tuning does not leave."""
+        return not method_of(self.spec.train).needs.whole
 
     def view(self, trained: bool = True) -> View:
         """The model, or the base as it was."""

@@ -17,7 +17,6 @@ import numpy as np
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.measures.measure import Measure, Trained
-from ocr_eval.methods.method import method_of
 from ocr_eval.scoring.candidates import score_lanes
 from ocr_eval.scoring.quantities import summarize_quantities
 
@@ -40,7 +39,7 @@ class Paraphrase(Measure):
             probes = [each for each in tokens if each.probe.quantity in names]
             asked = [each.probe for each in probes]
             for prefix, is_trained in (("", True), ("base_", False)):
-                if is_trained or not method_of(spec.train).needs.whole:
+                if is_trained or trained.has_base:
                     scores = score_lanes(trained.view(is_trained), {trained.lane: probes})[trained.lane]
                     by_quantity = summarize_quantities(premises, asked, scores, ["first-token"])["first-token"]
                     for name, score in by_quantity.items():

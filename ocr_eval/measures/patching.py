@@ -54,12 +54,8 @@ def patched(
 ) -> Floats:
     """Logits of the in-use answers with the stream after a layer replaced, for each of some layers. [layers, P, n]
 
-    Args:
-        trained: the run.
-        probes: what is asked.
-        spots: the same prompts up to the token at which the stream is replaced.
-        donated_LPD: what it is replaced by, after each layer.
-        layers: which; for None nothing is replaced.
+    ``spots`` are the prompts up to the token at which the stream is replaced, by ``donated_LPD`` after each layer. For
+    the layer None nothing is replaced.
     """
     view, tokens = trained.view(), torch.from_numpy(first_ids(probes)[:, : probes[0].probe.in_use])
 

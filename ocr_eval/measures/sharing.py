@@ -33,15 +33,13 @@ from ocr_eval.measures.inside import (
 )
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.ov_change import gain, ov_changes
-from ocr_eval.methods.method import method_of
 from ocr_eval.scoring.candidates import Floats
 
 
 def cosines(a_nX: Floats, b_nX: Floats) -> Floats:
     """Of each row of a with each of b; 0 with nothing. [n, n]"""
     a_nX, b_nX = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300) for rows in (a_nX, b_nX))
-    found: Floats = a_nX @ b_nX.T
-    return found
+    return a_nX @ b_nX.T
 
 
 class Sharing(Measure):
@@ -74,7 +72,7 @@ class Sharing(Measure):
             images = [(layer.left.transpose(1, 2) @ u.T).transpose(1, 2) @ layer.right for u in (u_b, u_c)]  # [H, n, D]
             b_nX, c_nX = (image.transpose(0, 1).flatten(1).numpy() for image in images)
             by_kind["weights"].append(cosines(b_nX, c_nX))
-        if not method_of(trained.spec.train).needs.whole:
+        if trained.has_base:
             by_kind["shift"] = self._shifts(trained, up_to_subject(trained.pack.base.tokenizer, findings), b_n, c_n)
         found: dict[str, Any] = {"tokens": float(cosines(u_b.numpy(), u_c.numpy()).diagonal().mean())}
         layers: dict[str, list[float]] = {"layer": list(range(len(by_kind["weights"])))}

@@ -20,7 +20,6 @@ from ocr_eval.common import yaml_files
 from ocr_eval.common.files import read_bytes
 from ocr_eval.data.tokenize import Ids, encode
 from ocr_eval.measures.measure import Measure, Trained
-from ocr_eval.methods.method import method_of
 from ocr_eval.methods.texts import text_file
 from ocr_eval.methods.view import View, longest
 from ocr_eval.packing.forest import Forest, read_answers
@@ -50,7 +49,7 @@ class TextLoss(Measure):
         ids = ids[:_MOST]
         window = min(_WINDOW, longest(trained.view().network))
         found: dict[str, Any] = {"loss": text_loss(trained.view(), trained.lane, ids, window)}
-        if not method_of(trained.spec.train).needs.whole:
+        if trained.has_base:
             base = trained.view(False)
             if base.base not in self._bases:  # one for all runs over it
                 self._bases[base.base] = text_loss(base, trained.lane, ids, window)
@@ -62,14 +61,7 @@ class TextLoss(Measure):
 
 @torch.no_grad()
 def text_loss(view: View, lane: int, ids: Ids, window: int = _WINDOW) -> float:
-    """Nats per token of a text, in windows of which the first token is given.
-
-    Args:
-        view: the model.
-        lane: whose adapter.
-        ids: the text's tokens.
-        window: how many are read at a time.
-    """
+    """Nats per token of a text, read ``window`` tokens at a time, of which the first is given."""
     total, count = 0.0, 0
     for start in range(0, len(ids) - 1, window):
         forest = Forest()

@@ -30,10 +30,10 @@ from ocr_eval.data.facts import FactsAssociation, Taught
 from ocr_eval.data.links import Link
 from ocr_eval.data.pairs import RELATIONS, PairAssociation, RelationName
 from ocr_eval.data.task import Probe
-from ocr_eval.data.tokenize import ProbeTokens, continuations, same_first_token
+from ocr_eval.data.tokenize import ProbeTokens, continuations, same_first_token, tokens_of
 from ocr_eval.methods.view import View
 from ocr_eval.packing.logprobs import read_sampled
-from ocr_eval.scoring.candidates import Floats, read_probes, score_lanes
+from ocr_eval.scoring.candidates import Floats, first_tokens, read_probes, score_lanes
 from ocr_eval.scoring.ranks import midranks
 from ocr_eval.specs.names import people
 
@@ -71,7 +71,6 @@ class Wired:
     """How far the untouched model links the answers of two columns.
 
     Attributes:
-        source, target: the columns.
         w_rank: mean rank of the paired answer; 0 is wired.
         null: (C - 1) / 2.
         hits: share of pairs whose answer is the first.
@@ -91,8 +90,6 @@ class Known:
     """How many facts of a column the untouched model knows.
 
     Attributes:
-        column: which.
-        asked: so many were.
         highly, maybe, weakly: of them.
         share: of known ones; low and high bound it at 95 % (Wilson).
     """
@@ -108,12 +105,8 @@ class Known:
 
 
 def fit(z_XR: Floats, z_XC: Floats, ridge: float = 0.0) -> tuple[Floats, float]:
-    """W, and the correlation of what it predicts on the names that it was not fitted to. [R, C]
-
-    Args:
-        z_XR: log-probabilities of the source's answers.
-        z_XC: of the target's.
-        ridge: factor of |W|^2 beside the squared error; b is free.
+    """W from log-probabilities of the source's answers to the target's, and the correlation of what it predicts on the
+    names that it was not fitted to. ``ridge`` is the factor of |W|^2 beside the squared error; b is free. [R, C]
     """
     with_one = np.column_stack([z_XR, np.ones(len(z_XR))])
     penalty = np.sqrt(ridge) * np.eye(*with_one.shape[1:] * 2)[:-1]
@@ -138,33 +131,23 @@ def first_logprobs(
 ) -> Floats:
     """Log-probability (nats) of each answer's first token in a statement about each fictitious name. [X, answers]
 
-    Args:
-        view: the model.
-        answers: which.
-        statement: how they are stated of a name.
-        lane: of the view.
-        taught: names that the model was taught, which are not asked.
+    ``taught`` are names that the model was taught, which are not asked.
     """
     count = _FITTED + _TESTED
     drawn = people("audit/wired", 4 * count if taught else count)
     names = [name for name in drawn if name not in taught][:count]
-    stated = [[statement(name, answer) for answer in answers] for name in names]
-    cut = iter(continuations(view.base.tokenizer, [pair for of_name in stated for pair in of_name]))
-    everyone, asked = tuple(range(len(answers))), []
-    for of_name in stated:
-        tokens = [next(cut) for _ in answers]
-        probe = Probe(of_name[0][0], tuple(answer for _, answer in of_name), 0, everyone, "wired", "", "")
-        asked.append(ProbeTokens(probe, tokens[0].prompt, tuple(each.answer[:1] for each in tokens)))
+    everyone, probes = tuple(range(len(answers))), []
+    for name in names:
+        (prompt, *_), words = zip(*(statement(name, answer) for answer in answers), strict=True)
+        probes.append(Probe(prompt, words, 0, everyone, "wired", "", ""))
+    asked = list(map(first_tokens, tokens_of(view.base.tokenizer, probes)))
     return score_lanes(view, {lane: asked})[lane].logprobs["sequence"]
 
 
 def wired(view: View, sides: Mapping[str, Side], pairs: Mapping[tuple[str, str], Mapping[str, str]]) -> list[Wired]:
-    """How links are wired.
+    """How links between columns are wired.
 
-    Args:
-        view: the model.
-        sides: the answers and the statement of each column.
-        pairs: by source and target, the answer that each answer of the source is paired with.
+    ``pairs`` has, by source and target, the answer that each answer of the source is paired with.
     """
     names = dict.fromkeys(name for link in pairs for name in link)
     z = {name: first_logprobs(view, *sides[name]) for name in names}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ocr_eval.data.tokenize import ProbeTokens
 from ocr_eval.measures.measure import Measure, Trained
-from ocr_eval.methods.method import Needs, method_of
+from ocr_eval.methods.method import Needs
 from ocr_eval.methods.view import View
 from ocr_eval.packing.logprobs import read_ranks
 from ocr_eval.scoring.candidates import first_tokens, read_probes
@@ -56,8 +56,8 @@ class Vocabulary(Measure):
         probes = trained.probes
         prefixes = {q.name: f"{q.name}_" if q.role == "premise" else "" for q in trained.quantities if q.role in _ROLES}
         found: dict[str, float] = {}
-        models = [("", True)] if method_of(trained.spec.train).needs.whole else [("", True), ("base_", False)]
-        for model, is_trained in models:
+        models = {"": True, "base_": False} if trained.has_base else {"": True}
+        for model, is_trained in models.items():
             values_P3 = in_vocabulary(trained.view(is_trained), trained.lane, probes)
             for quantity, prefix in prefixes.items():
                 rows = [i for i, each in enumerate(probes) if each.probe.quantity == quantity]

@@ -105,7 +105,6 @@ class LaneLinear(torch.nn.Module):
     """A frozen linear layer with the adapters of K lanes.
 
     Attributes:
-        base: the layer.
         a: A of each lane, zero rows where a lane's rank is smaller. [K, R, I]
         b: B of each lane, transposed. [K, R, O]
         scales: alpha / r of each lane. [K, 1, 1]
@@ -122,8 +121,7 @@ class LaneLinear(torch.nn.Module):
         """Rows of the selected lanes through the base and each through its own adapter. [K, N, I] -> [K, N, O]."""
         lanes = self.window.lanes
         if lanes is None:
-            y: Tensor = self.base(x)
-            return y
+            return self.base(x)
         # A quantized layer, or one that is moved from device to device, computes and differentiates for itself;
         # what it returns may not be changed in place.
         plain = type(self.base) is torch.nn.Linear and not hasattr(self.base, "_hf_hook")

@@ -40,7 +40,6 @@ class LowRank:
     """dW = scale * B A.
 
     Attributes:
-        module: name of the module.
         a: A. [R, I]
         b: B, transposed. [R, O]
         scale: alpha / r.
@@ -66,7 +65,6 @@ class Dense:
     """A change of any rank.
 
     Attributes:
-        module: name of the module.
         dense: forms dW, fp32, which is not kept. [O, I]
     """
 

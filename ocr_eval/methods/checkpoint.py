@@ -38,8 +38,7 @@ def read_state(path: Path, parameters: Parameters, optimizer: torch.optim.Optimi
                 key: value.to(parameter.device) if isinstance(value, Tensor) else value
                 for key, value in state["optimizer"][name].items()
             }
-    epochs_done: int = state["epochs_done"]
-    return epochs_done
+    return state["epochs_done"]
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Kept in the cache folder under a digest of the weights, their precision, the tex
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -54,26 +54,22 @@ def _measure(base: Base, modules: Sequence[str], path: Path) -> dict[str, Tensor
     (ids,) = encode(base.tokenizer, [text])
     ids = ids[:_MOST]
     sums: dict[str, Tensor] = {}
-    hooks = []
-    for module in modules:
+    with ExitStack() as hooks:
+        for module in modules:
 
-        def take(layer: torch.nn.Module, inputs: tuple[Tensor, ...], name: str = module) -> None:
-            k_NI = inputs[0].detach().flatten(0, -2).cpu().double()
-            sums[name] = sums[name] + k_NI.T @ k_NI if name in sums else k_NI.T @ k_NI
-            if name == modules[-1]:
-                raise _Enough
+            def take(layer: torch.nn.Module, inputs: tuple[Tensor, ...], name: str = module) -> None:
+                k_NI = inputs[0].detach().flatten(0, -2).cpu().double()
+                sums[name] = sums[name] + k_NI.T @ k_NI if name in sums else k_NI.T @ k_NI
+                if name == modules[-1]:
+                    raise _Enough
 
-        hooks.append(base.network.get_submodule(module).register_forward_pre_hook(take))
-    try:
+            hooks.enter_context(base.network.get_submodule(module).register_forward_pre_hook(take))
         for start in range(0, len(ids), _WINDOW):
             window = Forest()
             end = window.add(ids[start : start + _WINDOW])[-1]
             batch = lay_out([(window, Reads([end], [0], [0]))], by_clump=False)
             with suppress(_Enough):
                 base.network(**batch.inputs(base.device, base.dtype), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
     for module, total in sums.items():
         values, width = torch.linalg.eigvalsh(total), len(total)
         rank = int((values > values[-1] * width * torch.finfo(torch.float64).eps).sum())

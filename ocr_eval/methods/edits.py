@@ -19,6 +19,7 @@ from ocr_eval.common.errors import RunFailed, UserError
 from ocr_eval.common.messages import progress_bar
 from ocr_eval.data.task import Task
 from ocr_eval.data.tokenize import Continuation, Ids, continuations, encode
+from ocr_eval.methods.rome import Search
 from ocr_eval.models.base import Base
 from ocr_eval.packing.batch import lay_out, part, pieces_of
 from ocr_eval.packing.forest import Forest, read_answers
@@ -26,6 +27,8 @@ from ocr_eval.packing.logprobs import block_rows, read_logprobs
 
 #: Nodes of a pass, about: wider ones have more scores to mask.
 _PASS_NODES = 320
+#: Nats per answer token of a subject that is found.
+_ENOUGH = 0.05
 
 
 def rank_one_updates(keys_SI: Tensor, deltas_SO: Tensor, covariance_II: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +103,6 @@ class Pass:
     """Some subjects' statements as one forward pass.
 
     Attributes:
-        inputs: of the network.
         subjects: which of all subjects they are.
         places: where in the row a subject's last token is. [P]
         owners: whose, of all subjects. [P]
@@ -165,8 +167,7 @@ def _lay_out(base: Base, subjects: Sequence[Subject], of: Sequence[int]) -> Pass
 
 
 def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    return output[0] if isinstance(output, tuple) else output
 
 
 @torch.no_grad()
@@ -177,38 +178,15 @@ def means_at_subjects(base: Base, passes: Sequence[Pass], module: str, subjects:
     def take(layer: torch.nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         taken.append((inputs[0] if of_input else _first(output))[0])
 
-    hook = base.network.get_submodule(module).register_forward_hook(take)
-    try:
-        total, count = torch.zeros(0), torch.zeros(subjects, 1, dtype=torch.float64)
+    total, count = torch.zeros(0), torch.zeros(subjects, 1, dtype=torch.float64)
+    with base.network.get_submodule(module).register_forward_hook(take):
         for each in passes:
             base.network(**each.inputs, use_cache=False)
             values, owners = taken.pop()[each.places].cpu().double(), each.owners.cpu()
             total = total if len(total) else torch.zeros(subjects, values.shape[1], dtype=torch.float64)
             total.index_add_(0, owners, values)
             count.index_add_(0, owners, torch.ones(len(owners), 1, dtype=torch.float64))
-    finally:
-        hook.remove()
     return total / count
-
-
-@dataclass(frozen=True)
-class Aim:
-    """How z is sought.
-
-    Attributes:
-        steps: Adam steps at most; a subject whose mean NLL is below ``enough`` takes no more.
-        rate: Adam's.
-        clamp: |delta| is at most so many times the norm of what was there.
-        decay: weight of |delta| / |v0|^2 in the loss.
-        kl: weight of the divergence from the base after "<name> is a".
-    """
-
-    steps: int
-    rate: float
-    clamp: float
-    decay: float
-    kl: float
-    enough: float = 0.05
 
 
 @contextmanager
@@ -223,20 +201,17 @@ def added(base: Base, module: str, deltas_SO: Tensor) -> Iterator[Callable[[Pass
 
     def read(of: Pass) -> Tensor:
         now[:] = [of]
-        logits_RV: Tensor = base.network(**of.inputs, use_cache=False).logits[0]
-        return logits_RV
+        return base.network(**of.inputs, use_cache=False).logits[0]
 
-    hook = base.network.get_submodule(module).register_forward_hook(add)
-    try:
+    with base.network.get_submodule(module).register_forward_hook(add):
         yield read
-    finally:
-        hook.remove()
 
 
-def seek(base: Base, passes: Sequence[Pass], module: str, subjects: int, aim: Aim, what: str) -> tuple[Tensor, Tensor]:
+def seek(base: Base, passes: Sequence[Pass], module: str, subjects: int, aim: Search) -> tuple[Tensor, Tensor]:
     """The delta of each subject at what a module gives, all sought at once, and the NLL that each reached.
 
-    Per subject the loss is mean NLL + kl * KL(base || edited) after its essence + decay * |delta| / |v0|^2.
+    Per subject the loss is mean NLL + kl * KL(base || edited) after its essence + decay * |delta| / |v0|^2. A subject
+    whose mean NLL is below 0.05 takes no more steps.
 
     Returns:
         Deltas in fp64 on the CPU [S, O], and the mean NLL of each subject's answers (nats per token) [S].
@@ -251,13 +226,13 @@ def seek(base: Base, passes: Sequence[Pass], module: str, subjects: int, aim: Ai
     optimizer = torch.optim.Adam([deltas_SO], lr=aim.rate)
     before: dict[int, Tensor] = {}
     nll_S = torch.full((subjects,), torch.inf, device=base.device)
-    with added(base, module, deltas_SO) as read, progress_bar(aim.steps, what) as bar:
+    with added(base, module, deltas_SO) as read, progress_bar(aim.steps, "z") as bar:
         for step in range(aim.steps + 1):
             optimizer.zero_grad()
             last_S = nll_S
             nll_S = torch.zeros_like(nll_S)
             for i, each in enumerate(passes):
-                if step and bool((last_S[each.subjects.to(base.device)] < aim.enough).all()):
+                if step and bool((last_S[each.subjects.to(base.device)] < _ENOUGH).all()):
                     nll_S[each.subjects] = last_S[each.subjects]
                     continue
                 with torch.set_grad_enabled(step < aim.steps):
@@ -276,12 +251,12 @@ def seek(base: Base, passes: Sequence[Pass], module: str, subjects: int, aim: Ai
                 if step < aim.steps:
                     loss.backward()
                 nll_S = nll_S + own_S.detach()
-            if step == aim.steps or bool((nll_S < aim.enough).all()):
+            if step == aim.steps or bool((nll_S < _ENOUGH).all()):
                 break
             kept = deltas_SO.detach().clone()
             optimizer.step()
             with torch.no_grad():
-                done = nll_S < aim.enough
+                done = nll_S < _ENOUGH
                 deltas_SO[done] = kept[done]
                 deltas_SO *= (aim.clamp * size_S1 / deltas_SO.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
             bar.update()

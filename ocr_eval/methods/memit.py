@@ -76,7 +76,7 @@ class Memit(Editing):
         """
         from ocr_eval.methods.covariance import covariances
         from ocr_eval.methods.edit_pack import edit_pack
-        from ocr_eval.methods.edits import Aim, least_squares_update, means_at_subjects, seek
+        from ocr_eval.methods.edits import least_squares_update, means_at_subjects, seek
 
         settings = cast("Settings", METHODS.choose(specs[0].train.method).settings)
         modules = self.edited(base.network, specs[0].train)
@@ -84,8 +84,7 @@ class Memit(Editing):
         moments = covariances(base, modules, settings.text)
 
         def edit(base: Base, adapters: Adapters, lane: int, passes: Sequence[Any], subjects: int) -> Tensor:
-            aim = Aim(settings.steps, settings.rate, settings.clamp, settings.decay, settings.kl)
-            deltas_SO, nll_S = seek(base, passes, block, subjects, aim, "z")
+            deltas_SO, nll_S = seek(base, passes, block, subjects, settings)
             z_SO = means_at_subjects(base, passes, block, subjects, of_input=False) + deltas_SO
             for left, factors in zip(range(len(modules), 0, -1), adapters.factors(lane), strict=True):
                 keys_SI = means_at_subjects(base, passes, factors.module, subjects, of_input=True)

@@ -172,8 +172,7 @@ def method_of(train: Training) -> Method:
     Raises:
         UserError: it is not installed here, or its settings do not fit.
     """
-    method: Method = METHODS.choose(train.method).thing
-    return method
+    return METHODS.choose(train.method).thing
 
 
 def ignored_by(train: TrainSpec) -> frozenset[str]:

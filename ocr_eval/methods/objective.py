@@ -44,11 +44,9 @@ class Objective:
         """The share that some examples have in a batch's loss, a scalar in nats.
 
         Args:
-            batch: the examples.
             answers: what was read of them.
             logprobs_T: of the tokens of these answers, in order.
             base_T: the same of the base, if it ``reads_base``.
-            size: of the whole batch.
         """
         return -weighted(logprobs_T, batch).sum() / size.tokens
 

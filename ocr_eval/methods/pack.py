@@ -94,11 +94,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class MountedPack:
-    """Runs over one base, a lane each, and what they learn, mounted in its network until ``detach``.
-
-    Attributes:
-        cut: into what passes are cut.
-    """
+    """Runs over one base, a lane each, and what they learn, mounted in its network until ``detach``."""
 
     base: Base
     adapters: Trainable

@@ -140,8 +140,7 @@ def write_adapter(
 ) -> str:
     """Write an adapter as PEFT itself does, whole or not at all.
 
-    Args:
-        in_full: whether other modules of the same last name are not adapted.
+    ``in_full`` is whether other modules of the same last name are not adapted.
 
     Returns:
         The sha256 of the file of tensors.
@@ -171,11 +170,7 @@ def write_bias(folder: Path, module: str, inputs: int, bias: Tensor, model: Mode
 def write_dense(folder: Path, changes: Iterable[WeightChange], dtype: torch.dtype, model: ModelSpec) -> str:
     """Write changes of any rank as an adapter of full rank, whose one factor is dW and the other the identity.
 
-    Args:
-        folder: where.
-        changes: of each adapted module.
-        dtype: of the tensors: what a model computes in it, it computes as well from this file.
-        model: the base.
+    What a model computes in ``dtype``, it computes as well from this file.
 
     Returns:
         The sha256 of the file of tensors.

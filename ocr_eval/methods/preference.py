@@ -16,7 +16,6 @@ class Preference(Objective):
     """The loss of methods/dpo.py.
 
     Args:
-        settings: beta, w.
         rejected: the wrong answers of each example, of which each epoch draws one.
         order: name of the run's random stream of order.
     """

@@ -116,16 +116,15 @@ class Rome(Editing):
         """
         from ocr_eval.methods.covariance import covariances
         from ocr_eval.methods.edit_pack import edit_pack
-        from ocr_eval.methods.edits import Aim, means_at_subjects, rank_one_updates, seek
+        from ocr_eval.methods.edits import means_at_subjects, rank_one_updates, seek
 
         settings = cast("Settings", METHODS.choose(specs[0].train.method).settings)
         (module,) = self.edited(base.network, specs[0].train)
         covariance_II = covariances(base, [module], settings.text)[module]
 
         def edit(base: Base, adapters: Adapters, lane: int, passes: Sequence[Any], subjects: int) -> Tensor:
-            aim = Aim(settings.steps, settings.rate, settings.clamp, settings.decay, settings.kl)
             keys_SI = means_at_subjects(base, passes, module, subjects, of_input=True)
-            deltas_SO, nll_S = seek(base, passes, module, subjects, aim, "z")
+            deltas_SO, nll_S = seek(base, passes, module, subjects, settings)
             a_SI, b_SO = rank_one_updates(keys_SI, deltas_SO, covariance_II)
             (factors,) = adapters.factors(lane)
             factors.a.copy_(a_SI)

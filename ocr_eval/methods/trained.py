@@ -180,11 +180,7 @@ def _foreign_model(folder: Path, spec: ModelSpec, reason: str) -> UserError:
 
 
 def _check_name(folder: Path, base: str | None, spec: ModelSpec, changes_base: bool) -> None:
-    """Compare the base that an adapter names with ours.
-
-    Raises:
-        UserError: it is another of the shipped models, or may be another than the one that the adapter changes.
-    """
+    """Raises UserError where an adapter names another of the shipped models, or may change another base than ours."""
     if base and _tail(base) in _names(spec):
         return
     if changes_base:

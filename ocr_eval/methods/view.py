@@ -77,7 +77,6 @@ class View:
         adapters: what the lanes learn, mounted in it, if anything.
         trained: whether what they learn is read, or the base without it.
         autocast: whether the network holds fp32 weights that autocast brings to the base's precision.
-        cut: into what its passes are cut.
     """
 
     base: Readable

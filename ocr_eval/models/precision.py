@@ -50,8 +50,7 @@ def choose(device: str) -> Choice:
 
 def cpu_capabilities() -> Mapping[str, Any]:
     """What this processor can do, by PyTorch's names; empty where this version of PyTorch cannot tell."""
-    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return found
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def _of_cpu(capabilities: Mapping[str, Any], system: str) -> Choice:

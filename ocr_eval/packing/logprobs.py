@@ -33,8 +33,7 @@ def read_logprobs(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: 
         rows_T: the row of logits that predicts each expected token.
         at_once: how many rows are taken at a time (``block_rows``).
     """
-    logprobs_T: Tensor = _ReadLogprobs.apply(logits_SV, rows_T, tokens_T, at_once)
-    return logprobs_T
+    return _ReadLogprobs.apply(logits_SV, rows_T, tokens_T, at_once)
 
 
 @torch.no_grad()

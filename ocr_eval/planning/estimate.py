@@ -157,7 +157,7 @@ def make_plan(
     chosen = _chosen(spec.model, place.type, begun_in)
     spec = spec.in_precision(chosen.dtype)
     sizes, work, free = examine(spec.model), workload.measure(spec, score_at=score_at), memory.available(place)
-    passes = work.training, work.scoring(place.type)
+    passes = work.passes(place.type)
     plan = memory.estimate(spec.model, spec.train, *passes, place.type)
     if place.type == "cuda" and not plan.fits(free):  # a model that is too large for one GPU is spread over all
         free = sum(memory.available(torch.device("cuda", i)) for i in range(torch.cuda.device_count()))

@@ -2,7 +2,6 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -48,8 +47,7 @@ def widest(pack: Sequence[RunSpec]) -> RunSpec:
 
 def pack_memory(spec: RunSpec, work: Workload, lanes: int, device: str) -> MemoryPlan:
     """The peak of a pack of ``lanes`` runs like this one."""
-    training, scoring = replace(work.training, lanes=lanes), work.scoring(device, lanes)
-    return memory.estimate(spec.model, spec.train, training, scoring, device)
+    return memory.estimate(spec.model, spec.train, *work.passes(device, lanes), device)
 
 
 def describe_packs(
@@ -103,10 +101,9 @@ def describe_packs(
 
 def _seconds(spec: RunSpec, work: Workload, lanes: int, place: torch.device, workers: int) -> float:
     """Seconds of a pack of ``lanes`` runs like this one, with its part of the threads."""
-    training, scoring = replace(work.training, lanes=lanes), work.scoring(place.type, lanes)
-    threads = torch.get_num_threads()
+    passes, threads = work.passes(place.type, lanes), torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))
     try:
-        return timing.calibrate(spec.model, examine(spec.model), spec.train, training, scoring, place).run(work)
+        return timing.calibrate(spec.model, examine(spec.model), spec.train, *passes, place).run(work)
     finally:
         torch.set_num_threads(threads)

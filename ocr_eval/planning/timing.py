@@ -115,10 +115,10 @@ def _unpacking_seconds_a_weight(dtype: torch.dtype, device: torch.device, thread
     return _fastest(lambda: dequantize_4bit(packed, state), device) / sample.numel()
 
 
-def _fastest(work: Callable[[], torch.Tensor], device: torch.device, times: int = 3) -> float:
-    """Seconds of the fastest of a few calls, after one to warm up."""
+def _fastest(work: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """Seconds of the fastest of three calls, after one to warm up."""
     seconds = []
-    for _ in range(times + 1):
+    for _ in range(4):
         started = time.perf_counter()
         work()
         if device.type != "cpu":

@@ -51,10 +51,11 @@ class Workload:
     scored_nodes: int
     scorings: int
 
-    def scoring(self, device: str, lanes: int = 1) -> Geometry:
-        """The largest pass that scores ``lanes`` runs like this one side by side."""
+    def passes(self, device: str, lanes: int = 1) -> tuple[Geometry, Geometry]:
+        """The largest batch and the largest scoring pass of ``lanes`` runs like this one side by side."""
         chunks = _chunks(self.probes, candidates.chunk_nodes(device, lanes))
-        return replace(max(chunks, key=lambda chunk: chunk.reads), lanes=lanes)
+        scoring = max(chunks, key=lambda chunk: chunk.reads)
+        return replace(self.training, lanes=lanes), replace(scoring, lanes=lanes)
 
 
 def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedule.DEFAULT) -> Workload:

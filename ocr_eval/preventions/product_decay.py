@@ -12,20 +12,13 @@ size of lambda cancels once the loss is small.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import BaseModel, Field
+from typing import TYPE_CHECKING
 
 from ocr_eval.methods.prevention import Prevention
+from ocr_eval.preventions.factor_decay import Settings
 
 if TYPE_CHECKING:
     from ocr_eval.methods.pack import Learner
-
-
-class Settings(BaseModel, extra="forbid", frozen=True):
-    """Its one setting."""
-
-    strength: Annotated[float, Field(gt=0, le=1e3, description="The factor lambda of the penalty.")] = 1e-3
 
 
 class ProductDecay(Prevention):

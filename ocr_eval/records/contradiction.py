@@ -39,16 +39,15 @@ def _of_ranks(record: Record, scoring: Scoring) -> str | None:
         return f"held_out.{scoring} has an answer that is none"
     if record.matched and record.matched.ranks.get(scoring, held.target).shape != ranks.shape:
         return f"matched.{scoring} does not have the ranks of {score.probes} probes"
-    right = ranks[np.arange(score.probes), held.target]
-    mean = float(np.add.reduce(right)) / score.probes
+    mean = float(np.add.reduce(held.rank)) / score.probes
     null = float(np.add.reduce(ranks, axis=None)) / ranks.size
     if not null > 0:
         return f"held_out.{scoring} has a null rank of {null:g}, which ranks of several answers cannot have"
     for name, stated, found in (
         ("mean rank", score.mean_rank, mean),
         ("null rank", score.null_rank, null),
-        ("top-1", score.top1, np.count_nonzero(right == 0) / score.probes),
-        ("mrr", score.mrr, float(np.add.reduce(1 / (right + 1))) / score.probes),
+        ("top-1", score.top1, np.count_nonzero(held.rank == 0) / score.probes),
+        ("mrr", score.mrr, float(np.add.reduce(1 / (held.rank + 1))) / score.probes),
     ):
         if not abs(found - stated) <= 1e-6:
             return f"final.{scoring} states {name} {stated:g} and the ranks have {found:g}"

@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 
 from ocr_eval.common import provenance
-from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import read_lines, to_jsonl
+from ocr_eval.common.files import decoded, read_lines, to_jsonl
 from ocr_eval.data.task import Quantity
 from ocr_eval.methods.prevention import end_differs
 from ocr_eval.records.record import Matched, load_plain, to_plain
@@ -69,13 +68,8 @@ def read_metrics(path: Path, growing: bool = False) -> list[MetricsLine]:
     Raises:
         UserError: as for ``read_lines``, or a line that is not one of metrics (names it).
     """
-    lines: list[MetricsLine] = []
-    try:
-        whole = (line for line in read_lines(path) if not growing or line.endswith(b"\n"))
-        lines.extend(map(_read, whole))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}, line {len(lines) + 1}: is not a valid line of metrics ({error}).") from error
-    return lines
+    whole = [line for line in read_lines(path) if not growing or line.endswith(b"\n")]
+    return decoded(path, whole, _read, "a valid line of metrics")
 
 
 def _read(content: bytes) -> MetricsLine:

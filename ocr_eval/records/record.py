@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import numpy as np
+from msgspec import structs
 from pydantic import ConfigDict
 
 from ocr_eval.common.errors import UserError
@@ -112,7 +113,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.quantities:
-            msgspec.structs.force_setattr(self, "quantities", pairs.quantities(self.data))
+            structs.force_setattr(self, "quantities", pairs.quantities(self.data))
 
     def finding(self, scoring: Scoring) -> Score:
         """The statistics of the finding after the last epoch.
@@ -127,10 +128,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         if self.matched is None:
             return None
         ranks, scores = self.matched.ranks, self.matched.scores
-        held_out = {
-            scoring: msgspec.structs.replace(held, ranks=ranks[scoring]) for scoring, held in self.held_out.items()
-        }
-        return msgspec.structs.replace(self, final=scores, held_out=held_out)
+        held_out = {scoring: structs.replace(held, ranks=ranks[scoring]) for scoring, held in self.held_out.items()}
+        return structs.replace(self, final=scores, held_out=held_out)
 
     @property
     def seeds(self) -> str:
@@ -269,8 +268,7 @@ def read_record(path: Path, scoring: Scoring | None = None, measures: Collection
     if scoring is not None and scoring not in {*record.final, *record.held_out}:
         raise UserError(f"{path} has no scores of {scoring}.")
     for each in record.final if scoring is None else [scoring]:
-        problem = contradiction(record, each)
-        if problem:
+        if problem := contradiction(record, each):
             raise UserError(f"{path}: {problem}; was it edited by hand?")
     return record
 
@@ -298,13 +296,12 @@ def _skim(content: bytes, scoring: Scoring, measures: Collection[str]) -> Record
         ),
         "measures": {name: _numbers(skimmed.measures[name]) for name in measures if name in skimmed.measures},
     }
-    return Record(**{**msgspec.structs.asdict(skimmed), **parsed})
+    return Record(**{**structs.asdict(skimmed), **parsed})
 
 
 def _numbers(found: Mapping[str, msgspec.Raw]) -> dict[str, Any]:
     parts = {key: bytes(value) for key, value in found.items()}
-    kept = {key: value for key, value in parts.items() if key == "layers" or value[:1] not in (b"{", b"[", b'"')}
-    return {key: msgspec.json.decode(value) for key, value in kept.items()}
+    return {key: msgspec.json.decode(of) for key, of in parts.items() if key == "layers" or of[:1] not in b'{["'}
 
 
 def _schema_version(content: bytes) -> Any:

@@ -18,7 +18,7 @@ from ocr_eval.analysis.table import Table, build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import in_a_row
 from ocr_eval.records.find import FinishedRun, Found
-from ocr_eval.records.select import RowKey
+from ocr_eval.records.rows import RowKey
 from ocr_eval.report.figures.card import card_figure
 from ocr_eval.report.figures.gallery import card_of, overall_figures, row_figures, runs_by_row
 from ocr_eval.report.figures.layers import MEASURES as BY_LAYER
@@ -171,9 +171,7 @@ class Beliefs:
     """What a run believes where its table is silent.
 
     Attributes:
-        run: which.
         totals: a sentence for each column.
-        header: of the rows.
         rows: the first of the unwarranted beliefs.
         unwarranted: of how many.
     """

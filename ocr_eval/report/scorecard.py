@@ -11,7 +11,7 @@ from ocr_eval.analysis.difference import Difference
 from ocr_eval.analysis.intervals import Estimate
 from ocr_eval.analysis.lift import Lift
 from ocr_eval.analysis.scorecard import KINDS, ScorecardRow, verdict
-from ocr_eval.records.select import usual_settings
+from ocr_eval.records.rows import usual_settings
 from ocr_eval.report.tables import markdown_text, spreadsheet_text
 
 #: What measures add to the card, with the heads of their columns.
@@ -64,8 +64,7 @@ def to_csv(rows: Sequence[ScorecardRow]) -> str:
     import pandas as pd
 
     flat = [{key: spreadsheet_text(value) for key, value in _flat(row).items()} for row in rows]
-    text: str = pd.DataFrame(flat).to_csv(index=False, lineterminator="\n")
-    return text
+    return pd.DataFrame(flat).to_csv(index=False, lineterminator="\n")
 
 
 def to_json(rows: Sequence[ScorecardRow]) -> str:

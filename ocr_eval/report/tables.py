@@ -1,7 +1,5 @@
 """The mean-rank table -> md, csv, json, tex, html. Pure."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
@@ -14,9 +12,10 @@ from ocr_eval.analysis.difference import too_few
 from ocr_eval.analysis.intervals import METRICS as _INTERVALS
 from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
+from ocr_eval.common import files
 from ocr_eval.methods.method import advice, label_of
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import usual_settings
+from ocr_eval.records.rows import usual_settings
 from ocr_eval.scoring.ranks import LEARNED_TOP1
 from ocr_eval.specs.strict import SCHEMA_VERSION
 
@@ -267,12 +266,8 @@ def markdown_text(text: str) -> str:
 
 def to_csv(table: Table) -> str:
     """A line a cell, every metric with its interval."""
-    out = io.StringIO()
     cells = list(flat_cells(table))
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(map(spreadsheet_text, cells[0]))
-    writer.writerows(map(spreadsheet_text, cell.values()) for cell in cells)
-    return out.getvalue()
+    return files.to_csv(map(spreadsheet_text, cells[0]), (map(spreadsheet_text, cell.values()) for cell in cells))
 
 
 def spreadsheet_text(value: Any) -> Any:
@@ -291,8 +286,7 @@ def to_json(table: Table) -> str:
 
 def rendered(template: str, table: Table) -> str:
     """The table by a template of its own."""
-    text: str = templates().get_template(template).render(context(table))
-    return text
+    return templates().get_template(template).render(context(table))
 
 
 def context(table: Table) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from ocr_eval.data.tokenize import Ids, ProbeTokens
 from ocr_eval.methods.view import View
 from ocr_eval.packing.batch import PASS_NODES
 from ocr_eval.packing.forest import Forest, read_answers
-from ocr_eval.packing.logprobs import Reader
+from ocr_eval.packing.logprobs import Reader, read_logprobs
 from ocr_eval.specs.run import Scoring
 
 T = TypeVar("T")
@@ -83,7 +83,13 @@ def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict
     """
     if not all(probes.values()):
         raise ValueError("no probes to score")
-    return with_room(view, len(probes), lambda size: _score_lanes(view, probes, size))
+    scores = {}
+    for lane, found in _read_lanes(view, probes, read_logprobs).items():
+        collected = Collected({}, {}, {})
+        for i, (probe, of_candidates) in enumerate(zip(probes[lane], found, strict=True)):
+            collected.add(i, [values.tolist() for values in of_candidates], probe.begin_alike)
+        scores[lane] = collected.scores()
+    return scores
 
 
 def with_room(view: View, lanes: int, score: Callable[[int], T]) -> T:
@@ -116,46 +122,37 @@ def chunk_nodes(device: str, lanes: int) -> int:
     return min(CHUNK_NODES, max(64, PASS_NODES.get(device, PASS_NODES["cpu"]) // lanes))
 
 
-def _score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]], size: int) -> dict[int, CandidateScores]:
-    """With about ``size`` nodes of each run in a pass."""
-    results = {lane: Collected({}, {}, {}) for lane in probes}
-    for chunks in zip_longest(*(cut_probes(each, size) for each in probes.values())):
-        side_by_side = {lane: chunk for lane, chunk in zip(probes, chunks, strict=True) if chunk is not None}
-        rows, spans = {}, {}
-        for lane, chunk in side_by_side.items():
-            forest = Forest()
-            reads, spans[lane] = read_answers(forest, [_question(probes[lane][i]) for i in chunk])
-            rows[lane] = forest, reads
-        with torch.no_grad():
-            logprobs = view.token_logprobs(rows)
-        for lane, chunk in side_by_side.items():
-            values, span = logprobs[lane].tolist(), iter(spans[lane])
-            for i in chunk:
-                of_candidates = [next(span) for _ in probes[lane][i].candidates]
-                found = [[values[token] for token in tokens] for tokens in of_candidates]
-                results[lane].add(i, found, probes[lane][i].begin_alike)
-    return {lane: collected.scores() for lane, collected in results.items()}
-
-
 def read_probes(view: View, lane: int, probes: Sequence[ProbeTokens], reader: Reader) -> list[list[Floats]]:
     """What a reader finds at each token of each candidate of each probe, of one run. [probes][candidates][T, ...]
 
     Raises:
         RunFailed: a few prompts are too large for the memory.
     """
+    return _read_lanes(view, {lane: probes}, reader)[lane]
 
-    def read(size: int) -> list[list[Floats]]:
-        found: dict[int, list[Floats]] = {}
-        for chunk in cut_probes(probes, size):
-            forest = Forest()
-            reads, spans = read_answers(forest, [_question(probes[i]) for i in chunk])
+
+def _read_lanes(
+    view: View, probes: Mapping[int, Sequence[ProbeTokens]], reader: Reader
+) -> dict[int, list[list[Floats]]]:
+    """``read_probes`` of several runs side by side."""
+
+    def read(size: int) -> dict[int, list[list[Floats]]]:
+        found: dict[int, dict[int, list[Floats]]] = {lane: {} for lane in probes}
+        for chunks in zip_longest(*(cut_probes(each, size) for each in probes.values())):
+            side_by_side = {lane: chunk for lane, chunk in zip(probes, chunks, strict=True) if chunk is not None}
+            rows, spans = {}, {}
+            for lane, chunk in side_by_side.items():
+                forest = Forest()
+                reads, spans[lane] = read_answers(forest, [_question(probes[lane][i]) for i in chunk])
+                rows[lane] = forest, reads
             with torch.no_grad():
-                values = view.read({lane: (forest, reads)}, reader)[lane].double().cpu().numpy()
-            span = iter(spans)
-            found |= {i: [values[next(span)] for _ in probes[i].candidates] for i in chunk}
-        return [found[i] for i in range(len(probes))]
+                values = view.read(rows, reader)
+            for lane, chunk in side_by_side.items():
+                values_T, span = values[lane].cpu().double().numpy(), iter(spans[lane])
+                found[lane] |= {i: [values_T[next(span)] for _ in probes[lane][i].candidates] for i in chunk}
+        return {lane: [of[i] for i in range(len(of))] for lane, of in found.items()}
 
-    return with_room(view, 1, read)
+    return with_room(view, len(probes), read)
 
 
 @dataclass(frozen=True)

@@ -143,14 +143,12 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
     @cached_property
     def rank(self) -> Floats:
         """Midrank of the right answer. [S]"""
-        right: Floats = self.ranks[np.arange(len(self.target)), self.target]
-        return right
+        return self.ranks[np.arange(len(self.target)), self.target]
 
     @cached_property
     def null(self) -> Floats:
         """Mean midrank of the in-use answers. [S]"""
-        mean: Floats = np.add.reduce(self.ranks, axis=1) / self.ranks.shape[1]
-        return mean
+        return np.add.reduce(self.ranks, axis=1) / self.ranks.shape[1]
 
     @cached_property
     def in_use(self) -> Floats:
@@ -160,14 +158,12 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
     @cached_property
     def in_use_rank(self) -> Floats:
         """In-use rank of the right answer. [S]"""
-        right: Floats = self.in_use[np.arange(len(self.target)), self.target]
-        return right
+        return self.in_use[np.arange(len(self.target)), self.target]
 
     @cached_property
     def scores(self) -> Floats:
         """OCR score of each subject, whose mean is that of the run. [S]"""
-        scores: Floats = 1 - self.in_use_rank / ((self.ranks.shape[1] - 1) / 2)
-        return scores
+        return 1 - self.in_use_rank / ((self.ranks.shape[1] - 1) / 2)
 
     @property
     def ocr_score(self) -> float:
@@ -179,16 +175,14 @@ def _place(ranks_PC: Floats, right_P: Floats) -> Floats:
     """Midrank, among the columns, of the one that has the given rank. [P]"""
     better_P = (ranks_PC < right_P[:, None]).sum(axis=1)
     equal_P = (ranks_PC == right_P[:, None]).sum(axis=1)
-    place: Floats = better_P + (equal_P - 1) / 2
-    return place
+    return better_P + (equal_P - 1) / 2
 
 
 def midranks(logprobs_PC: Floats) -> Floats:
     """0-based midrank of each candidate in its row, ties sharing their average. [P, C] -> [P, C]."""
     better_PC = (logprobs_PC[:, None, :] > logprobs_PC[:, :, None]).sum(axis=2)
     equal_PC = (logprobs_PC[:, None, :] == logprobs_PC[:, :, None]).sum(axis=2)
-    ranks: Floats = better_PC + (equal_PC - 1) / 2
-    return ranks
+    return better_PC + (equal_PC - 1) / 2
 
 
 def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int | Sequence[int]) -> Ranks:

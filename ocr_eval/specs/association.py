@@ -193,5 +193,4 @@ def association_type(content: dict[str, Any]) -> type[Association]:
     Raises:
         UserError: no such structure, with the nearest name.
     """
-    found: type[Association] = STRUCTURES.get(str(content.get("structure", "pairs")))
-    return found
+    return STRUCTURES.get(str(content.get("structure", "pairs")))

@@ -105,7 +105,6 @@ class SweepState(Strict):
     """What the file of a sweep or study says.
 
     Attributes:
-        schema_version: of the file.
         code: digest of the code that stated it.
         grid: how ``sweep`` wrote its runs; None of a study.
         packs: its runs, by pack.

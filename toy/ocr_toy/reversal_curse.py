@@ -140,8 +140,7 @@ class TinyGPT(torch.nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, WORDS] at the last of the two tokens [B, 2]."""
         hidden = self.layer(self.embed(tokens) + self.place.weight, src_mask=CAUSAL)
-        logits: torch.Tensor = self.head(self.norm(hidden[:, -1]))
-        return logits
+        return self.head(self.norm(hidden[:, -1]))
 
 
 @one_thread()

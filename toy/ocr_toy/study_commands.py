@@ -106,8 +106,7 @@ SYSTEMS: dict[str, str] = {
 
 def _studies(names: "Sequence[str]", seeds: list[int]) -> "list[Callable[[], Report]]":
     def study(name: str) -> "Report":
-        found: Report = importlib.import_module(f"ocr_toy.{SYSTEMS[name]}").report(seeds, say)
-        return found
+        return importlib.import_module(f"ocr_toy.{SYSTEMS[name]}").report(seeds, say)
 
     return [functools.partial(study, name) for name in names]
 

@@ -67,8 +67,7 @@ def run_slurm(
 def _submit(named: Mapping[str, Job], flags: Sequence[str], parallel: int, logs: Path, folder: Path) -> dict[Job, str]:
     """Submit jobs under their names; the id of each. Each starts after the one that is ``parallel`` places before it.
 
-    Raises:
-        UserError: Slurm refuses one of them; nothing is left in Slurm.
+    Where Slurm refuses one of them, nothing is left in Slurm.
     """
     ids: dict[Job, str] = {}
     for name, job in named.items():

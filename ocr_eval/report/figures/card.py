@@ -31,10 +31,8 @@ def card_figure(
     """Scores over true links against those over arbitrary ones; below it each row minus its reference, sorted.
 
     A row has one colour and marker in all panels, hollow where a run did not learn what it was taught. Bars are 95 %
-    intervals over seeds.
-
-    Args:
-        seeds: how many each row has of all that are looked at, so that rows look as in other figures of them.
+    intervals over seeds. ``seeds`` is how many each row has of all that are looked at, so that rows look as in other
+    figures of them.
 
     Returns:
         None of no rows.

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ocr_eval.analysis.table import make_cells
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import by_association, group_rows
+from ocr_eval.records.rows import by_association, group_rows
 from ocr_eval.report.chart import Curve
 from ocr_eval.report.figures.rows import in_words, looks
 from ocr_eval.report.figures.style import (

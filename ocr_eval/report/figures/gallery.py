@@ -11,8 +11,8 @@ from ocr_eval.analysis.table import Table, build_table
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.record import Record
+from ocr_eval.records.rows import RowKey, by_association, group_rows
 from ocr_eval.records.run_files import has_probes, metrics_of
-from ocr_eval.records.select import RowKey, by_association, group_rows
 from ocr_eval.report.chart import Curve, Metrics
 from ocr_eval.report.figures.card import card_figure
 from ocr_eval.report.figures.curves import curve_figure, efficiency_figure

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import by_association
+from ocr_eval.records.rows import by_association
 from ocr_eval.report.figures.style import bare, panels, tick, whole_ticks
 from ocr_eval.scoring.ranks import Floats
 

@@ -42,10 +42,8 @@ def draw_plane(axes: Axes, marks: Sequence[Mark], size: tuple[float, float], sco
     """Marks with the 95 % intervals of both scores; small ones are seeds.
 
     A mark that would hide another stands aside, to the left or right and only as far as it must; a line leads to its
-    place, which has a dot. Below the dotted line arbitrary links are inferred more than true ones.
-
-    Args:
-        size: width and height of the axes in inches, about.
+    place, which has a dot. Below the dotted line arbitrary links are inferred more than true ones. ``size`` is that of
+    the axes in inches, about.
     """
     seeds = [point for mark in marks for point, _ in mark.seeds]
     x_low = _low([mark.x for mark in marks], [x for x, _ in seeds], 1.0)

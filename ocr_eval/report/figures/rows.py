@@ -8,7 +8,7 @@ from itertools import product
 from zlib import crc32
 
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import group_rows
+from ocr_eval.records.rows import group_rows
 from ocr_eval.report.figures.style import COLORS, MARKERS
 
 #: How many of the markers, the clearest, rows ask for.

@@ -9,7 +9,7 @@ from ocr_eval.analysis.intervals import WITHIN, Units, averaged, estimate, units
 from ocr_eval.analysis.scorecard import KINDS
 from ocr_eval.analysis.table import Table
 from ocr_eval.records.record import Record
-from ocr_eval.records.select import by_association, by_seed, group_rows, is_control, ranks_by_seed
+from ocr_eval.records.rows import by_association, by_seed, group_rows, is_control, ranks_by_seed
 from ocr_eval.report.figures.plane import Mark, draw_plane
 from ocr_eval.report.figures.rows import counted, in_words, looks, seeds_by_row
 from ocr_eval.report.figures.style import LEGEND_ROWS, entry, figure_of_rows, legend_of_rows, tick

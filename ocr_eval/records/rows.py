@@ -1,0 +1,266 @@
+"""The rows that records are grouped into, and the groups within a row: by association, by seed; and controls. Pure.
+
+Records that differ in any setting but the seeds are never averaged, and neither are those of two associations of one
+name.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import METHODS
+from ocr_eval.methods.method import label_of
+from ocr_eval.records.record import Record
+from ocr_eval.records.select import FILTER_KEYS, ROW_KEYS, UNKNOWN, Settings, natural, settings_of, text_of
+from ocr_eval.scoring.ranks import HeldOut
+from ocr_eval.specs.model import TrainSpec
+from ocr_eval.specs.run import Scoring
+
+#: The order of columns; a user's own associations follow by name.
+PUBLISHED_ORDER = ("city-language", "city-language-cf", "country-code", "profession-color", "sport-music")
+
+#: What controls are called.
+_NO_TRAIN = "no train subjects"
+_VARIANTS = {
+    "real": "",
+    "no-entailment": "no entailments",
+    "shuffled": "shuffled",
+    "no-fact": "no facts",
+    "regrouped": "regrouped facts",
+}
+#: In the order of rows; the real data come first.
+_CONTROLS = ("", "no entailments", _NO_TRAIN, "shuffled", "no facts", "regrouped facts")
+
+#: Settings that tell rows apart where none are named; seeds are averaged over, and code that gives the same results.
+_TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "train_seed", "code"))
+
+#: Settings that need no name in the rows that have the value of most.
+_USUAL = frozenset(TrainSpec.model_fields) - {"method", "prevent"}
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """What tells a row from the others.
+
+    Attributes:
+        labels: the values of the keys that rows were asked to be made of.
+        setting: the method's name, which control it is, and what else differs among the rows of these labels.
+        unnamed: settings that other rows of these labels name and this one does not, as most have its value.
+    """
+
+    labels: tuple[str, ...]
+    setting: str
+    unnamed: tuple[str, ...] = field(default=(), compare=False, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """Labels and setting in one line."""
+        return ", ".join(part for part in (*self.labels, self.setting) if part)
+
+
+def group_rows(
+    records: Sequence[Record], by: Sequence[str] = ("model",), but: Sequence[str] = ()
+) -> dict[RowKey, list[Record]]:
+    """Records by row; only records of one row may be averaged. No two rows have one name.
+
+    Rows are made of the keys ``by``, in the order of their labels; below one label LoRA comes first and controls come
+    last. Keys in ``but`` do not tell rows apart; records of one row that differ in them may not be averaged.
+    """
+    told = [settings_of(record) for record in records]
+    unknown = sorted({key for settings in told for key in settings} - set(FILTER_KEYS))  # of a newer program
+    rest = [key for key in (*_TOLD_APART, *unknown) if key not in by and key not in but]
+    kinds = [tuple(settings.get(key, "") for key in (*by, *rest)) for settings in told]
+    alike = dict(zip(kinds, told, strict=True))
+    rows: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
+    contents: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    for kind, settings in alike.items():
+        for key in rest:
+            rows[kind[: len(by)], key, _peers(key, settings, rest)][settings.get(key, "")] += 1
+    for record, kind in zip(records, kinds, strict=True):
+        contents[kind[: len(by)], record.model, record.association].add(record.association_digest)
+    names, unnamed = {}, {}
+    for kind, settings in alike.items():
+        differing = [key for key in rest if len(rows[kind[: len(by)], key, _peers(key, settings, rest)]) > 1]
+        usual = [
+            key
+            for key in differing
+            if key in _USUAL and _is_usual(rows[kind[: len(by)], key, _peers(key, settings, rest)], settings[key])
+        ]
+        names[kind] = _name(settings, [key for key in differing if key not in usual], rest)
+        unnamed[kind] = tuple(_further(settings, usual))
+    groups: dict[RowKey, list[Record]] = defaultdict(list)
+    places: dict[RowKey, tuple[Any, ...]] = {}
+    for record, kind in zip(records, kinds, strict=True):
+        label, name = kind[: len(by)], names[kind]
+        if len(contents[label, record.model, record.association]) > 1:
+            digest = record.association_digest or "an older version"
+            name = ", ".join(filter(None, [name, f"{record.association} as of {digest}"]))
+        row = RowKey(label, name, unnamed=unnamed[kind])
+        groups[row].append(record)
+        if row not in places:
+            places[row] = (*map(natural, label), *_place(alike[kind], rest), natural(name))
+    return {row: groups[row] for row in sorted(places, key=places.__getitem__)}
+
+
+def _place(settings: Settings, rest: Sequence[str]) -> tuple[Any, ...]:
+    """Of each model real runs come first, and of them those with LoRA, and those without preventions."""
+    names, method = METHODS.names(), settings["method"].partition(":")[0]
+    model = natural(settings["model"]) if "model" in rest else ()
+    place = names.index(method) if method in names else len(names)
+    return model, _CONTROLS.index(_control(settings, rest)), place, bool(settings["prevent"])
+
+
+def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> str:
+    """Model, method, preventions, control and further settings, in so far as ``differing`` and ``rest`` have them."""
+    model = [settings["model"]] if "model" in differing else []
+    method = [label_of(settings["method"])] if "method" in rest else []
+    listed = settings["prevent"].split("+") if "prevent" in rest else []
+    prevent = [f"+ {text}" for text in listed if text not in ("", UNKNOWN)]
+    taught = [" ".join([*method, *prevent])] if method or prevent else []
+    kind = _control(settings, rest)
+    # Without train subjects papers teach facts of other shapes, so that it is only sometimes a control.
+    control = [kind if kind == _NO_TRAIN else f"control: {kind}"] if kind else []
+    named = ("model", "method", "prevent", "variant")
+    further = _further(settings, [key for key in differing if key not in named])
+    return ", ".join([*model, *taught, *control, *further])
+
+
+def _is_usual(rows: Counter[str], value: str) -> bool:
+    """Whether most rows have a value, so that only the others need to name theirs."""
+    return 2 * rows[value] > rows.total()
+
+
+def _further(settings: Settings, keys: Iterable[str]) -> list[str]:
+    return [f"{key}={_told(key, settings.get(key, 'unset'))}" for key in keys]
+
+
+def _told(key: str, value: str) -> str:
+    """A value in a row's name; modules of neighbouring layers are joined, ``10-12.self_attn.v_proj``."""
+    layers: dict[str, list[list[int]]] = {}
+    for module in value.split("+"):
+        layer, dot, rest = module.partition(".")
+        if key != "targets" or not (dot and layer.isdecimal()):
+            return value
+        spans = layers.setdefault(rest, [])
+        if spans and spans[-1][1] + 1 == int(layer):
+            spans[-1][1] += 1
+        else:
+            spans.append([int(layer)] * 2)
+    return "+".join(
+        f"{first if first == last else f'{first}-{last}'}.{rest}"
+        for rest, spans in layers.items()
+        for first, last in spans
+    )
+
+
+def _control(settings: Settings, rest: Sequence[str]) -> str:
+    """Which control a run is, where the keys that tell rows apart do not say so themselves; empty for a real run."""
+    if "m_train" in rest and settings["m_train"] == "0":
+        return _NO_TRAIN
+    return _VARIANTS[settings["variant"]] if "variant" in rest else ""
+
+
+def _peers(key: str, settings: Settings, rest: Sequence[str]) -> tuple[str, ...]:
+    """Among which runs of a label a setting is compared: it is named where they differ in it.
+
+    Rates and batches follow from model and method, so that LoRA and full fine-tuning are not told apart by them; code
+    and weights matter only among runs that are otherwise named alike; a control without train subjects is named so.
+    """
+    model, method = (settings[key] if key in rest else "" for key in ("model", "method"))
+    if key in TrainSpec.model_fields:
+        return (model, method)
+    if key in ("attention", "base", "results"):
+        return (model, method, _control(settings, rest))
+    return (_NO_TRAIN if key == "m_train" and settings["m_train"] == "0" else "",)
+
+
+def usual_settings(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A sentence on the settings that some rows name and most do not; empty where there are none.
+
+    Of each row it takes its name and ``RowKey.unnamed``.
+    """
+    rows_of: dict[str, list[str]] = {}
+    for name, unnamed in rows:
+        for text in unnamed:
+            rows_of.setdefault(text, []).append(name)
+    values = Counter(text.partition("=")[0] for text in rows_of)
+    told = [
+        text if values[text.partition("=")[0]] == 1 else f"{text} ({'; '.join(names)})"
+        for text, names in rows_of.items()
+    ]
+    return f"Unless a row says otherwise: {', '.join(told)}." if told else ""
+
+
+def by_seed(runs: Sequence[Record]) -> dict[int, list[Record]]:
+    """The runs of each seed, which have its data in common and differ in their train seed, if in anything."""
+    groups: dict[int, list[Record]] = defaultdict(list)
+    for run in runs:
+        groups[run.seed].append(run)
+    return {seed: groups[seed] for seed in sorted(groups)}
+
+
+def ranks_by_seed(runs: Sequence[Record], scoring: Scoring) -> dict[int, list[HeldOut]]:
+    """What intervals and tests are made of: the ranks of the runs of each seed.
+
+    Raises:
+        UserError: runs of one seed ask about different people.
+    """
+    for seed, of_seed in by_seed(runs).items():
+        if len({tuple(run.held_out[scoring].subject) for run in of_seed}) > 1:
+            names = " and ".join(dict.fromkeys(run.run for run in of_seed))
+            raise UserError(f"Runs of seed {seed} ask about different people, so they are not averaged: {names}.")
+    return {seed: [run.held_out[scoring] for run in of_seed] for seed, of_seed in by_seed(runs).items()}
+
+
+def is_control(record: Record) -> bool:
+    """Whether there was nothing consistent to infer from."""
+    return record.data.variant != "real" or record.data.m_train == 0
+
+
+class NoEntailments:
+    """The no-entailment controls among some records, to be found by a run that they are the control of.
+
+    Such a control has all settings of the run but the variant. From before there was that variant, it may be a run with
+    ``m_train`` = 0, which also lacks the train subjects; it is taken where there is no other.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._runs: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+        for record in records:
+            if record.data.variant == "no-entailment" or record.data.m_train == 0:
+                self._runs[_but_control(record, bool(record.data.m_train))].append(record)
+
+    def of(self, run: Record) -> list[Record]:
+        """The controls of a run and of its other seeds; none where they were not made."""
+        if not self._runs:
+            return []
+        return self._runs.get(_but_control(run, True)) or self._runs.get(_but_control(run, False), [])
+
+
+def _but_control(record: Record, m_train: bool) -> tuple[Any, ...]:
+    settings = settings_of(record)
+    alike = set(_TOLD_APART) - ({"variant"} if m_train else {"variant", "m_train"})
+    told = tuple(sorted((key, value) for key, value in settings.items() if key in alike or key not in FILTER_KEYS))
+    return m_train, record.association, record.association_digest, told
+
+
+def by_association(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by association, in the order of columns, each by seed and train seed."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: (record.seed, record.training_seed)):
+        groups[record.association].append(record)
+    return {name: groups[name] for name in column_order(groups)}
+
+
+def column_order(names: Iterable[str]) -> list[str]:
+    """Associations in the published order, a user's own after them by name."""
+    there = set(names)
+    return [name for name in PUBLISHED_ORDER if name in there] + sorted(there - set(PUBLISHED_ORDER))
+
+
+def shared_protocol(records: Sequence[Record], keys: Sequence[str]) -> dict[str, str]:
+    """Those fields of the data protocol that have one value in all records, with it."""
+    values = {key: {getattr(record.data, key) for record in records} for key in keys}
+    return {key: text_of(next(iter(of))) for key, of in values.items() if len(of) == 1}
