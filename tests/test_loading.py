@@ -56,6 +56,37 @@ def test_a_model_with_a_tensor_of_another_shape_is_refused(ocr_eval, model_files
     assert "model.norm.weight" in answer.err
 
 
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (("seed: 0", "seed: 1"), "the seed is not as in result.json"),
+        (("  n: 2", "  n: 3"), "n is not as in result.json"),
+        (("  rank: 4", "  rank: 8"), "rank is not as in result.json"),
+        (("- French", "- Frensh"), "the association's content is not as in result.json"),
+    ],
+)
+def test_a_run_whose_configuration_was_edited_is_not_scored_as_another(ocr_eval, tiny, tmp_path, edit, says):
+    command = ["finetune", "--model", tiny, "--assoc", "city-language", "--n", 2, "--epochs", 1, "--measures", "none"]
+    assert ocr_eval(*command, "-o", tmp_path).code == 0
+    (folder,) = tmp_path.glob("runs/*/*/*/*")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(*edit))
+    answer = ocr_eval("score", folder)
+    assert (answer.code, answer.out) == (2, "")
+    assert says in answer.err.splitlines()[-1]
+
+
+def test_an_adapter_of_another_kind_than_its_tensors_is_a_line(ocr_eval, tiny, tmp_path):
+    command = ["finetune", "--model", tiny, "--assoc", "city-language", "--n", 2, "--epochs", 1, "--measures", "none"]
+    assert ocr_eval(*command, "-o", tmp_path).code == 0
+    (adapter,) = tmp_path.glob("runs/*/*/*/*/adapter")
+    config = adapter / "adapter_config.json"
+    config.write_text(config.read_text().replace('"LORA"', '"IA3"'))
+    answer = ocr_eval("score", "--model", tiny, "--assoc", "city-language", "--n", 2, "--adapter", adapter)
+    assert answer.code == 2
+    assert "its tensors are not those of an adapter" in answer.err.splitlines()[-1]
+
+
 def test_a_trained_model_that_lacks_tensors_is_refused(ocr_eval, tiny, tmp_path):
     command = ["finetune", "--model", tiny, "--assoc", "city-language", "--method", "full", "--n", 2, "--epochs", 1]
     assert ocr_eval(*command, "-o", tmp_path).code == 0

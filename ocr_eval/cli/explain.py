@@ -35,7 +35,8 @@ def explain(
     machine.begin()
     from ocr_eval.common.registry import MEASURES
     from ocr_eval.records.config import read_config
-    from ocr_eval.records.folder import RunFolder, read_trained
+    from ocr_eval.records.folder import RunFolder
+    from ocr_eval.records.trained import read_trained
 
     names = o.words("--measure", measure)
     for name in names or ():

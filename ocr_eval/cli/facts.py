@@ -293,7 +293,7 @@ def beliefs(
     from ocr_eval.data.facts import FactsAssociation
     from ocr_eval.execution.execute import open_view
     from ocr_eval.measures.beliefs import Belief, answers, questions
-    from ocr_eval.records.folder import read_trained
+    from ocr_eval.records.trained import read_trained
 
     spec, folder = read_trained(run)
     association = spec.association

@@ -220,7 +220,8 @@ def score(
     """
     machine.begin()
     from ocr_eval.common.registry import METHODS
-    from ocr_eval.records.folder import kind_of, read_trained
+    from ocr_eval.records.folder import kind_of
+    from ocr_eval.records.trained import read_trained
 
     trained_over, grafted = None, [(sign, other) for sign, other in ((1, plus), (-1, minus)) if other is not None]
     if run is not None:
@@ -281,7 +282,7 @@ def _to_graft(run: Path, others: Sequence[tuple[int, Path]]) -> list[tuple[int, 
     """The adapters of runs that are added to, or subtracted from, that of a run."""
     from ocr_eval.methods.method import method_of
     from ocr_eval.methods.peft_files import read_adapter_file
-    from ocr_eval.records.folder import read_trained
+    from ocr_eval.records.trained import read_trained
 
     adapters, bases = {}, {}
     for folder in (run, *(other for _, other in others)):

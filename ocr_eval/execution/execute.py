@@ -276,7 +276,7 @@ def open_view(
 
 
 def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained:
-    """A finished run as it was after its last step, from the weights in its folder (``records.folder.read_trained``).
+    """A finished run as it was after its last step, from the weights in its folder (``records.trained.read_trained``).
 
     Raises:
         UserError: its base is not here, or has changed since; it is neither LoRA, matrices of heads nor a whole

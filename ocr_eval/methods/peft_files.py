@@ -89,6 +89,8 @@ class AdapterFile:
     @property
     def is_plain(self) -> bool:
         """Whether it is y + (alpha / r) B A x on some linear modules and nothing else."""
+        if self.fields.get("peft_type") != "LORA":
+            return False
         return all(name in _FREE or _is_plain(name, value) for name, value in self.fields.items()) and all(
             name.startswith(PREFIX) and name.endswith((".lora_A.weight", ".lora_B.weight")) for name in self.shapes
         )

@@ -42,7 +42,6 @@ from ocr_eval.common.files import write_atomic
 from ocr_eval.models.weights import file_sha256, folder_digest
 from ocr_eval.records import hold
 from ocr_eval.records.card import adapter_card
-from ocr_eval.records.config import read_config
 from ocr_eval.records.metrics import MetricsLine, metrics_text, read_metrics
 from ocr_eval.records.record import OtherVersion, Record, read_record
 from ocr_eval.specs.model import Training
@@ -325,21 +324,3 @@ def kind_of(folder: Path) -> Literal["adapter", "model"]:
     if (folder / "config.yaml").is_file():
         raise UserError(f"--adapter {folder} is a run's folder. Give it without --adapter: ocr-eval score {folder}")
     raise UserError(f"--adapter {folder} contains no adapter (adapter_config.json). Give a PEFT adapter's folder.")
-
-
-def read_trained(path: Path) -> tuple[RunSpec, RunFolder]:
-    """A finished run whose weights are there: its spec and its folder.
-
-    Raises:
-        UserError: it is not one.
-    """
-    spec, folder = read_config(path), RunFolder(path)
-    if not folder.is_done():
-        raise UserError(f"'{path}' is not a finished run. Rerun its command first.")
-    if not folder.learned.is_dir():
-        raise UserError(f"'{path}' has no {folder.learned.name}/ to score. Rerun it: a record keeps no weights.")
-    if folder.learned_sha256() != folder.record().adapter_sha256:
-        raise UserError(
-            f"'{folder.learned}' is not what the run's record describes (another sha256). Rerun it with --force."
-        )
-    return spec, folder

@@ -27,8 +27,8 @@ from ocr_eval.execution.execute import reopen
 from ocr_eval.measures.measure import Trained, take_measure
 from ocr_eval.measures.untouched import first_logprobs, fit, sides_of
 from ocr_eval.records.find import find_runs
-from ocr_eval.records.folder import read_trained
 from ocr_eval.records.record import Record
+from ocr_eval.records.trained import read_trained
 from ocr_eval.report.figures.style import COLORS, bare, draw
 from ocr_eval.scoring.ranks import midranks
 from ocr_eval.specs.association import load_association

@@ -1,0 +1,48 @@
+"""A finished run to go on with: its resolved spec and its folder, which belong together."""
+
+from pathlib import Path
+
+from ocr_eval.common.errors import UserError
+from ocr_eval.records.config import read_config
+from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.record import Record
+from ocr_eval.specs.run import RunSpec
+
+
+def read_trained(path: Path) -> tuple[RunSpec, RunFolder]:
+    """A finished run whose weights are there: its spec and its folder.
+
+    Raises:
+        UserError: it is not one, or its files do not belong together.
+    """
+    spec, folder = read_config(path), RunFolder(path)
+    if not folder.is_done():
+        raise UserError(f"'{path}' is not a finished run. Rerun its command first.")
+    if not folder.learned.is_dir():
+        raise UserError(f"'{path}' has no {folder.learned.name}/ to score. Rerun it: a record keeps no weights.")
+    if folder.learned_sha256() != folder.record().adapter_sha256:
+        raise UserError(
+            f"'{folder.learned}' is not what the run's record describes (another sha256). Rerun it with --force."
+        )
+    differing = _unlike(spec, folder.record())
+    if differing:
+        raise UserError(f"{path / 'config.yaml'}: {differing} is not as in result.json. Undo the edit, or rerun it.")
+    return spec, folder
+
+
+def _unlike(spec: RunSpec, record: Record) -> str | None:
+    """The first thing in which a resolved spec is not that of a record; None if it is in none."""
+    both: tuple[tuple[str, object, object], ...] = (
+        ("the model's name", spec.model.name, record.model),
+        ("the seed", spec.seed, record.seed),
+        ("the train seed", spec.train_seed, record.train_seed),
+        ("the association", spec.association.name, record.association),
+        (
+            "the association's content",
+            spec.association.digest(),
+            record.association_digest or spec.association.digest(),
+        ),
+        *((name, value, getattr(record.data, name)) for name, value in spec.data),
+        *((name, value, getattr(record.train, name)) for name, value in spec.train),
+    )
+    return next((name for name, ours, theirs in both if ours != theirs), None)
