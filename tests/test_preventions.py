@@ -572,3 +572,18 @@ def test_routing_needs_entailments_and_two_halves(ocr_eval, tiny, tmp_path):
         assert answer.code == 2
         assert word in answer.err.splitlines()[-1]
         assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--method", "qlora", "--prevent", "ov-decay"], "reads the base's weights, which method 'qlora' quantizes"),
+        (["--prevent", "scale-after"], "write scale-after:norm=VALUE ('ocr-eval preventions show scale-after')"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(ocr_eval, tiny, tmp_path, flags, says):
+    for more in (["--dry-run"], []):
+        command = ["finetune", "city-language", "--model", tiny, "--n", 3, "-o", tmp_path, *flags, *more]
+        answer = ocr_eval(*command)
+        assert (answer.code, answer.out) == (2, "")
+        assert says in answer.err

@@ -118,6 +118,11 @@ class Registry(Generic[T]):
         if len(given) < len(pairs) or not all(key and equals and value for key, equals, value in pairs):
             raise UserError(f"'{text}': write a {self.noun}'s settings as {name}:setting=value, each once.")
         kind: type[BaseModel] = getattr(thing, "Settings", NoSettings)
+        lacking = [key for key, field in kind.model_fields.items() if field.is_required() and key not in given]
+        if lacking:
+            needs = ":".join(f"{key.replace('_', '-')}=VALUE" for key in lacking)
+            shown = f"'ocr-eval {self.noun}s show {name}'"
+            raise UserError(f"{self.noun.capitalize()} '{name}' needs a setting: write {name}:{needs} ({shown}).")
         settings = yaml_files.parse(kind, given, f"{self.noun} '{name}'", strict=False)
         try:
             numbers.checked(tuple(settings.model_dump().values()))

@@ -44,6 +44,7 @@ class Prevention:
         Settings: a pydantic model of its settings.
         needs_adapters: whether it works on low-rank adapters, and so not with full fine-tuning.
         needs_matrices: whether it works on changed matrices, and so not with a method that changes none.
+        reads_base: whether it reads the base's weights, and so not with a method whose base is quantized.
         least_rank: the smallest rank of adapters that it can work with.
         knows_relation: whether it uses the unwanted relation itself, which a user would have to know beforehand.
         stops_when_learned: whether training ends after the first epoch at which all premises hold.
@@ -54,6 +55,7 @@ class Prevention:
     Settings: ClassVar[type[BaseModel]] = NoSettings
     needs_adapters: ClassVar[bool] = False
     needs_matrices: ClassVar[bool] = False
+    reads_base: ClassVar[bool] = False
     least_rank: ClassVar[int] = 1
     knows_relation: ClassVar[bool] = False
     stops_when_learned: ClassVar[bool] = False

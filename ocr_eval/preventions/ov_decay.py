@@ -42,12 +42,13 @@ class OVDecay(Prevention):
     about = "Frobenius penalty on the change of each head's output-value matrix (arXiv 2506.10887)"
     Settings = Settings
     needs_adapters = True
+    reads_base = True
 
     def before_step(self, learner: Learner) -> None:
         """Add it to the gradients of the adapters of v_proj and o_proj.
 
         Raises:
-            UserError: no layer has adapters on both, or their weights are quantized.
+            UserError: no layer has adapters on both.
         """
         factors = {each.module: each for each in learner.factors}
         pairs = [(o, factors.get(f"{name[:-6]}v_proj")) for name, o in factors.items() if name.endswith("o_proj")]
@@ -62,8 +63,6 @@ class OVDecay(Prevention):
 def _weight(learner: Learner, of: Factors) -> Tensor:
     """The base's weight under an adapter. [O, I]"""
     weight: Tensor = learner.base.network.get_submodule(of.module).base.weight
-    if not weight.is_floating_point():
-        raise UserError("ov-decay reads the base's weights, which are quantized here. Use --method lora.")
     return weight.to(of.a.device).float()
 
 

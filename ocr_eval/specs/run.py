@@ -266,6 +266,11 @@ def _chosen(train: dict[str, Any]) -> dict[str, Any]:
                 "Use --method lora, or leave it out."
             )
         needs = method.thing.needs
+        if each.thing.reads_base and needs.quantized:
+            raise UserError(
+                f"Prevention '{each.name}' reads the base's weights, which method '{method.name}' quantizes. "
+                "Use --method lora, or leave it out."
+            )
         works_on = (
             "low-rank adapters"
             if each.thing.needs_adapters and (needs.whole or not needs.adapters)
