@@ -503,12 +503,12 @@ def test_several_rows_say_of_how_many_cells_there_is_a_control():
     more = [replace(run, model="b") for run in lifted(8, unlearned=("other",)) if run.data == DataSpec()]
     assert said([*lifted(8, unlearned=("other",)), *more]) == (
         "Inference is shown in 8 of 8 cells over arbitrary links (p at most 0.05 after Holm). Teaching entailments "
-        "adds +0.50 over arbitrary links; 3 of 4 lifts can be told from zero: in 1 a control run did not learn its "
+        "adds +0.50 over arbitrary links; 3 of 4 lifts are significant: in 1 a control run did not learn its "
         "facts."
     )
     assert said([*lifted(6), *seeds("z", "causal", 6), *seeds("z", "causal", 6, model="b")]) == (
         "Inference is shown in 2 of 2 cells over true links and in 4 of 4 cells over arbitrary links (p at most 0.05 "
-        "after Holm). Teaching entailments adds +0.50 over arbitrary links; none of 4 lifts can be told from zero: 4 "
+        "after Holm). Teaching entailments adds +0.50 over arbitrary links; none of 4 lifts is significant: 4 "
         "have too few seeds."
     )
 

@@ -147,8 +147,9 @@ def _verdicts(lifts: Sequence[Lift]) -> str:
     few = sum(lift.sign is None for lift in lifts) - forgot
     why = [f"in {forgot} a control run did not learn its facts"] if forgot else []
     why += [f"{few} {'has' if few == 1 else 'have'} too few seeds"] if few else []
-    shown = f"{sum(lift.sign == 1 for lift in lifts) or 'none'} of {len(lifts)} lifts"
-    return f"{shown} can be told from zero{': ' * bool(why)}{in_a_row(why)}"
+    shown = sum(lift.sign == 1 for lift in lifts)
+    verb = "are" if shown > 1 else "is"
+    return f"{shown or 'none'} of {len(lifts)} lifts {verb} significant{': ' * bool(why)}{in_a_row(why)}"
 
 
 def _links(cell: Cell) -> str:

@@ -45,7 +45,7 @@ class Links:
     Attributes:
         score: OCR score, the mean over associations in each seed that all of them have.
         seeds: how many seeds all of them have.
-        all_seeds: how many seeds any of them has; those that not all have are left out of the score.
+        all_seeds: how many seeds any of them has; only those that all have count in the score.
         lift: the same minus that of the row's own no-entailment control, its verdict corrected for all rows' lifts over
             this kind of link; None where it was not made for each association.
         against: the same minus that of the row of reference; None for that row, and where no people are shared.

@@ -1,4 +1,4 @@
-"""A finished run to go on with: its resolved spec and its folder, which belong together."""
+"""A finished run to continue with: its resolved spec and its folder, which belong together."""
 
 from pathlib import Path
 
