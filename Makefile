@@ -100,7 +100,8 @@ results: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep $(LIFT) --variants real,no-entailment --seeds 0-7 --lr 1e-3 --epochs 24 -o results/lift >/dev/null
 	find $(SHOWN) -path '*/seed[1-9]*' -name 'probes.jsonl*' -delete
 	$(call packed,$(SHOWN))
-	$(call bare,results/smollm2-135m-full results/controls results/lift)
+	$(call bare,results/smollm2-135m-full results/controls)
+	$(call lean,results/lift)
 	$(MAKE) results-shown
 
 # How the rate and the epochs of results/lift were chosen: the first of these under which no control run forgets its facts.
@@ -110,7 +111,7 @@ lift-pilot: $(VENV)/.ready
 	$(call pilot,warm,$(LIFT) --warmup 0.1)
 	$(call pilot,lower,$(LIFT) --lr 1e-3)
 	$(call pilot,longer,--assocs profession-color --dtype bfloat16 --lr 1e-3 --epochs 24)
-	$(call bare,results/lift-pilot)
+	$(call lean,results/lift-pilot)
 
 # The scorecard (ocr_eval/docs/scorecard.md): strengths were chosen on other associations and seeds, by the rule of claim 6.
 CARD := --assocs city-language,country-code,sport-music --dtype bfloat16
@@ -129,7 +130,8 @@ card: $(VENV)/.ready
 	for each in $(OTHERS); do $(call row,$$each,--seeds 0-2 --prevent $$each) || exit 1; done
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --methods merged-ov -o results/merged-ov/merged >/dev/null
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --targets $(FACTORS) --lr 5e-3 --epochs 48 -o results/merged-ov/factorized >/dev/null
-	$(call bare,results/scorecard results/merged-ov)
+	$(call bare,results/scorecard)
+	$(call lean,results/merged-ov)
 	$(MAKE) card-shown
 
 CARDS := results/smollm2-135m results/controls/no-entailment results/scorecard --filter assoc=city-language,country-code,sport-music
@@ -159,13 +161,15 @@ structures: $(VENV)/.ready
 	  $(call shape,$$model,graft/regrouped,$(GRAFT) --variants regrouped) && \
 	  $(BIN)/python tests/benchmarks/graft_study.py results/structures/$$model/graft || exit 1; \
 	done
-	$(call bare,results/structures)
+	$(call lean,results/structures)
 
 # $(call packed,folders): readers take the .gz of a run's file as they take the file. Bare runs have no probes, which only
 # the page and the heatmaps show; rerunning one with --force brings them back.
 packed = find $(1) \( -name result.json -o -name metrics.jsonl -o -name probes.jsonl \) -exec gzip -9nf {} + && \
 	find $(1) \( -name audit.json -o -name sweep.json \) -delete
 bare = find $(1) -name 'probes.jsonl*' -delete && $(call packed,$(1))
+# And these have no lines of epochs either, which only curves show.
+lean = find $(1) -name 'metrics.jsonl*' -delete && $(call bare,$(1))
 
 # Everything that is made from records: tables and figures of each model and of all together, and the report page of all
 # (two minutes, without a model).
@@ -173,6 +177,7 @@ results-shown: $(VENV)/.ready
 	$(call show,results/all,$(SHOWN) results/smollm2-135m-full results/controls)
 	$(BIN)/ocr-eval report $(SHOWN) results/smollm2-135m-full results/controls -o results/all/report.html
 	$(foreach folder,$(SHOWN),$(call show,$(folder),$(folder)) &&) true
+	$(BIN)/ocr-eval table results/lift > results/lift/table.md
 
 # $(call show,where,of which folders)
 define show
