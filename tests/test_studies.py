@@ -78,6 +78,19 @@ def test_the_verdict_over_controls(seeds, ranks, learned, says):
     assert verdict(compare_conditions(runs, "first-token")).startswith(says)
 
 
+def test_too_few_groups_give_no_verdict_over_controls():
+    """Two groups in four seeds can be exchanged in 16 ways, so no data could have a p below 1/16."""
+    held = {score: dict.fromkeys(SCORINGS, answers(score, 2.0, n=2)) for score in (0.2, 1.2, 2.0)}
+    runs = [
+        record(seed=seed, data=DataSpec(n=2, variant=name), held_out=held[rank], base_held_out=held[2.0])
+        for name, rank in (("real", 0.2), ("no-entailment", 1.2), ("shuffled", 1.2))
+        for seed in range(4)
+    ]
+    said = verdict(compare_conditions(runs, "first-token"))
+    assert said.startswith("No verdict: OCR score +0.9")
+    assert said.endswith("(p 0.062), and so few groups cannot give p <= 0.05. Raise --n or add seeds.")
+
+
 def test_controls_reuse_runs_that_are_done(study, tmp_path):
     study("controls", "--m-train", 2, "--epochs", 1)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/*/*/result.json")}

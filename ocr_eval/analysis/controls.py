@@ -11,7 +11,7 @@ from typing import Literal
 
 from ocr_eval.analysis.difference import Difference, difference, too_few, verdicts
 from ocr_eval.analysis.intervals import Estimate, of_metric
-from ocr_eval.analysis.significance import SIGNIFICANT, inference_ps
+from ocr_eval.analysis.significance import SIGNIFICANT, inference_ps, least_p
 from ocr_eval.common import yaml_files
 from ocr_eval.records.record import Record
 from ocr_eval.records.rows import by_seed, ranks_by_seed
@@ -28,6 +28,7 @@ class ConditionResult:
     Attributes:
         score: OCR score with its interval.
         p: p-value of "nothing was inferred".
+        least_p: the smallest p that so few groups and seeds can give.
         premises_hold: whether every run learned what it was taught; None for the untouched base.
         against: the real condition minus this one, paired by seed; None for the real one.
     """
@@ -35,6 +36,7 @@ class ConditionResult:
     condition: Condition
     score: Estimate
     p: float
+    least_p: float
     mean_rank: float
     null_rank: float
     premises_hold: bool | None
@@ -72,6 +74,7 @@ def compare_conditions(runs: Sequence[Record], scoring: Scoring) -> list[Conditi
                 condition=condition,
                 score=of_metric(seeds),
                 p=inference_ps([seeds])[0],
+                least_p=least_p(seeds),
                 mean_rank=sum(float(held.rank.mean()) for held in every) / len(every),
                 null_rank=sum(float(held.null.mean()) for held in every) / len(every),
                 premises_hold=None if condition == "base" else all(run.premises_hold for run in of[condition]),
@@ -91,6 +94,8 @@ def verdict(results: Sequence[ConditionResult]) -> str:
     if max(each.seeds for each in differences) == 1:
         return f"No verdict from one seed: OCR score {real.score.value:+.2f}, {least:+.2f} or more from each control."
     score = f"OCR score {real.score.value:+.2f} (p {real.p:.2g})"
+    if real.least_p > SIGNIFICANT:
+        return f"No verdict: {score}, and so few groups cannot give p <= {SIGNIFICANT:g}. Raise --n or add seeds."
     if real.p > SIGNIFICANT:
         return f"The finding does not stand: {score} is not clearly above zero."
     unlearned = [result.condition for result in controls if result.premises_hold is False]
