@@ -5,7 +5,7 @@ name.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,35 +73,43 @@ def group_rows(
     rest = [key for key in (*_TOLD_APART, *unknown) if key not in by and key not in but]
     kinds = [tuple(settings.get(key, "") for key in (*by, *rest)) for settings in told]
     alike = dict(zip(kinds, told, strict=True))
-    rows: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
+    names = _names(alike, len(by), rest)
     contents: dict[tuple[Any, ...], set[str]] = defaultdict(set)
-    for kind, settings in alike.items():
-        for key in rest:
-            rows[kind[: len(by)], key, _peers(key, settings, rest)][settings.get(key, "")] += 1
     for record, kind in zip(records, kinds, strict=True):
         contents[kind[: len(by)], record.model, record.association].add(record.association_digest)
-    names, unnamed = {}, {}
-    for kind, settings in alike.items():
-        differing = [key for key in rest if len(rows[kind[: len(by)], key, _peers(key, settings, rest)]) > 1]
-        usual = [
-            key
-            for key in differing
-            if key in _USUAL and _is_usual(rows[kind[: len(by)], key, _peers(key, settings, rest)], settings[key])
-        ]
-        names[kind] = _name(settings, [key for key in differing if key not in usual], rest)
-        unnamed[kind] = tuple(_further(settings, usual))
     groups: dict[RowKey, list[Record]] = defaultdict(list)
     places: dict[RowKey, tuple[Any, ...]] = {}
     for record, kind in zip(records, kinds, strict=True):
-        label, name = kind[: len(by)], names[kind]
+        label, (name, unnamed) = kind[: len(by)], names[kind]
         if len(contents[label, record.model, record.association]) > 1:
             digest = record.association_digest or "an older version"
             name = ", ".join(filter(None, [name, f"{record.association} as of {digest}"]))
-        row = RowKey(label, name, unnamed=unnamed[kind])
+        row = RowKey(label, name, unnamed=unnamed)
         groups[row].append(record)
         if row not in places:
             places[row] = (*map(natural, label), *_place(alike[kind], rest), natural(name))
     return {row: groups[row] for row in sorted(places, key=places.__getitem__)}
+
+
+def _names(
+    alike: Mapping[tuple[str, ...], Settings], labels: int, rest: Sequence[str]
+) -> dict[tuple[str, ...], tuple[str, tuple[str, ...]]]:
+    """Name of each row, and the settings that it leaves unnamed: those that others name and most have its value of."""
+
+    def peers(kind: tuple[str, ...], key: str) -> tuple[Any, ...]:
+        return kind[:labels], key, _peers(key, alike[kind], rest)
+
+    rows: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
+    for kind, settings in alike.items():
+        for key in rest:
+            rows[peers(kind, key)][settings.get(key, "")] += 1
+    names = {}
+    for kind, settings in alike.items():
+        differing = [key for key in rest if len(rows[peers(kind, key)]) > 1]
+        usual = [key for key in differing if key in _USUAL and _is_usual(rows[peers(kind, key)], settings[key])]
+        name = _name(settings, [key for key in differing if key not in usual], rest)
+        names[kind] = name, tuple(_further(settings, usual))
+    return names
 
 
 def _place(settings: Settings, rest: Sequence[str]) -> tuple[Any, ...]:
