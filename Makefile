@@ -95,7 +95,7 @@ results: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep --seeds 0-5 --dtype bfloat16 -o results/smollm2-135m >/dev/null
 	$(BIN)/ocr-eval sweep --models gemma3-270m --dtype bfloat16 -o results/gemma3-270m >/dev/null
 	$(BIN)/ocr-eval sweep --methods full --seeds 0 --dtype bfloat16 -o results/smollm2-135m-full >/dev/null
-	$(BIN)/ocr-eval sweep --variants shuffled --seeds 0-2 --dtype bfloat16 -o results/controls/shuffled >/dev/null
+	$(BIN)/ocr-eval sweep --variants shuffled --seeds 0-5 --dtype bfloat16 -o results/controls/shuffled >/dev/null
 	$(BIN)/ocr-eval sweep --variants no-entailment --seeds 0-5 --dtype bfloat16 -o results/controls/no-entailment >/dev/null
 	$(BIN)/ocr-eval sweep $(LIFT) --variants real,no-entailment --seeds 0-7 --lr 1e-3 --epochs 24 -o results/lift >/dev/null
 	find $(SHOWN) -path '*/seed[1-9]*' -name 'probes.jsonl*' -delete
