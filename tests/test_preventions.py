@@ -150,7 +150,7 @@ def test_runs_with_preventions_are_rows_of_their_own_and_measured(ocr_eval, tiny
         ("product-decay:strength=-1", {}, "'strength': input should be greater than 0"),
         ("product-decay:strength", {}, "product-decay:setting=value"),
         ("product-decay:power=1", {}, "unknown key 'power'"),
-        ("scale-after", {}, "'norm' is missing"),
+        ("scale-after", {}, "write scale-after:norm=VALUE"),
         ("product-decay", {"method": "full"}, "works on low-rank adapters"),
         ("ignore-top-k", {"method": "steering"}, "works on changed matrices"),
         ("ignore-top-k", {"method": "rome"}, "changes training steps"),
