@@ -8,7 +8,7 @@ DEMO := results/demo
 # Processes that the tests share.
 JOBS ?= 2
 
-.PHONY: demo test fuzz test-cluster test-interop browser docs lint format lock results results-shown lift-pilot card card-shown structures rehearsals bench clean
+.PHONY: demo test fuzz test-cluster test-interop browser docs lint format lock results results-shown lift-pilot card card-more card-shown structures rehearsals bench clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/ocr-eval demo -o $(DEMO)
@@ -94,7 +94,7 @@ LIFT := --assocs city-language-cf,country-code,profession-color,sport-music --dt
 results: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep --seeds 0-5 --dtype bfloat16 -o results/smollm2-135m >/dev/null
 	$(BIN)/ocr-eval sweep --models gemma3-270m --dtype bfloat16 -o results/gemma3-270m >/dev/null
-	$(BIN)/ocr-eval sweep --methods full --seeds 0 --dtype bfloat16 -o results/smollm2-135m-full >/dev/null
+	$(BIN)/ocr-eval sweep --methods full --seeds 0-2 --dtype bfloat16 -o results/smollm2-135m-full >/dev/null
 	$(BIN)/ocr-eval sweep --variants shuffled --seeds 0-5 --dtype bfloat16 -o results/controls/shuffled >/dev/null
 	$(BIN)/ocr-eval sweep --variants no-entailment --seeds 0-5 --dtype bfloat16 -o results/controls/no-entailment >/dev/null
 	$(BIN)/ocr-eval sweep $(LIFT) --variants real,no-entailment --seeds 0-7 --lr 1e-3 --epochs 24 -o results/lift >/dev/null
@@ -120,10 +120,11 @@ comma := ,
 space := $(subst ,, )
 # The factorized counterpart of merged-ov: the value and output matrices of the same layers.
 FACTORS := $(subst $(space),+,$(foreach layer,$(shell seq 10 19),$(layer).self_attn.v_proj $(layer).self_attn.o_proj))
-# $(call row,folder of results/scorecard,flags)
+# $(call row,folder of results/scorecard,flags), and more of results/scorecard-more.
 # MEASURES=default,paraphrase,text-loss adds the loss on prose, which takes as long as training a run.
 MEASURES := default,paraphrase
 row = $(BIN)/ocr-eval sweep $(CARD) --measures $(MEASURES) $(2) -o results/scorecard/$(1) >/dev/null
+more = $(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --measures $(MEASURES) $(2) -o results/scorecard-more/$(1) >/dev/null
 card: $(VENV)/.ready
 	$(call row,eight-seeds,--seeds 0-7 --prevent product-decay:strength=0.03)
 	$(call row,factor-decay,--seeds 0-7 --prevent factor-decay:strength=0.003)
@@ -135,6 +136,19 @@ card: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --targets $(FACTORS) --lr 5e-3 --epochs 48 -o results/merged-ov/factorized >/dev/null
 	$(call bare,results/scorecard)
 	$(call lean,results/merged-ov)
+	$(MAKE) card-shown
+
+# Other ways of teaching, and preventions that change little; about an hour and a half.
+card-more: $(VENV)/.ready
+	$(call more,strengths,--prevent product-decay:strength=0.003$(comma)product-decay:strength=0.1)
+	$(call more,attention,--targets q_proj+k_proj+v_proj+o_proj)
+	$(call more,mlp,--targets gate_proj+up_proj+down_proj)
+	$(call more,rank-1,--rank 1)
+	$(call more,lower-rate,--lr 1e-3)
+	$(call more,steering,--methods steering)
+	$(call more,ov-decay,--prevent ov-decay:strength=1)
+	for each in replay anchor; do $(call more,$$each,--prevent $$each) || exit 1; done
+	$(call lean,results/scorecard-more)
 	$(MAKE) card-shown
 
 CARDS := results/smollm2-135m results/controls/no-entailment results/scorecard --filter assoc=city-language,country-code,sport-music
