@@ -98,10 +98,11 @@ results: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep --variants shuffled --seeds 0-5 --dtype bfloat16 -o results/controls/shuffled >/dev/null
 	$(BIN)/ocr-eval sweep --variants no-entailment --seeds 0-5 --dtype bfloat16 -o results/controls/no-entailment >/dev/null
 	$(BIN)/ocr-eval sweep $(LIFT) --variants real,no-entailment --seeds 0-7 --lr 1e-3 --epochs 24 -o results/lift >/dev/null
+	$(BIN)/ocr-eval sweep --assocs country-code --data-seed 0-2 --train-seed 0-2 --dtype bfloat16 -o results/crossed >/dev/null
 	find $(SHOWN) -path '*/seed[1-9]*' -name 'probes.jsonl*' -delete
 	$(call packed,$(SHOWN))
 	$(call bare,results/smollm2-135m-full results/controls)
-	$(call lean,results/lift)
+	$(call lean,results/lift results/crossed)
 	$(MAKE) results-shown
 
 # How the rate and the epochs of results/lift were chosen: the first of these under which no control run forgets its facts.
