@@ -1,4 +1,4 @@
-"""What measures of the inside found layer by layer: a panel for each association, averaged over seeds."""
+"""Results of measures by layer: one panel per association, averaged over seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class _Drawn:
     """How a measure is drawn.
 
     Attributes:
-        title, text: what its figure is called, and how to read it.
-        up: what its vertical axis shows.
-        lines: two columns of its ``layers`` with their labels, the one that matters first.
+        title, text: the figure's title, and how to read it.
+        up: label of the vertical axis.
+        lines: up to two columns of the measure's ``layers`` with their labels, the more important first.
     """
 
     title: str
@@ -65,12 +65,12 @@ _DRAWN = {
         {"cosine": "trained", "chance": "by chance"},
     ),
 }
-#: What a reader of records must read for these figures.
+#: The measures that must be read from records for these figures.
 MEASURES = tuple(_DRAWN)
 
 
 def layer_figures(runs: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
-    """Title, text and figure of each measure that runs alike in all but association and seed have by layer."""
+    """Title, text and figure of each measure by layer, for runs that differ only in association and seed."""
     for measure, look in _DRAWN.items():
         shown = {}
         for name, of in by_association(runs).items():
@@ -82,7 +82,7 @@ def layer_figures(runs: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
 
 
 def _table(run: Record, measure: str, look: _Drawn) -> Floats | None:
-    """A line each, layer by layer; None where the record does not have them. [layers, lines]"""
+    """The values of each line by layer; None if the record lacks them. [layers, lines]"""
     layers = run.measures.get(measure, {}).get("layers", {})
     try:
         found: Floats = np.array([layers[column] for column in look.lines], dtype=np.float64).T
