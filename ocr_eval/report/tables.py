@@ -71,7 +71,7 @@ def _reading(table: Table) -> str:
         return (
             f"{table.metric} of the trained model, averaged over seeds; it depends on no scoring and has no interval."
         )
-    bound = " (no interval: records keep no margins of subjects)" if table.metric == "margin" else ""
+    bound = " (no interval: records keep no margins per subject)" if table.metric == "margin" else ""
     return f"{where}: {METRIC_NAMES[table.metric]}{interval or bound}."
 
 
@@ -95,7 +95,7 @@ def _protocol(table: Table) -> list[str]:
         listed = [f"{version} ({versions[version]})" for version in sorted(versions)]
         notes.append(
             f"Results versions differ between rows: {', '.join(listed)}. Numbers changed in between, so such runs are "
-            "never averaged, nor is one the other's control."
+            "never averaged, nor used as each other's controls."
         )
     return notes
 
@@ -144,12 +144,12 @@ def _flags(table: Table) -> list[str]:
 #: Why a star and the interval next to it can disagree.
 _TWO_ANSWERS = {
     "inferred": (
-        "p is one-sided, asks whether groups agree too, and is corrected; the interval is two-sided and of its cell "
-        "alone, so a starred cell's interval may reach below zero, and one that does not may lack the star."
+        "p is one-sided, also tests whether groups agree, and is corrected; the interval is two-sided and for its cell "
+        "alone, so a starred cell's interval may reach below zero, and one whose interval does not may lack the star."
     ),
     "lift": (
-        "p is of sign flips and corrected; the interval is Student's t and of its cell alone, so a starred cell's "
-        "interval may hold zero, and one that does not may lack the star."
+        "p is from sign flips and corrected; the interval is Student's t for its cell alone, so a starred cell's "
+        "interval may contain zero, and one whose interval does not may lack the star."
     ),
 }
 
@@ -184,8 +184,8 @@ def _published_note(table: Table) -> list[str]:
     if table.scoring != "first-token":
         differs.append(f"score the first token (here {table.scoring})")
     if table.protocol.get("n") != "5" or (table.protocol.get("m_train"), table.protocol.get("m_test")) != ("4", "16"):
-        differs.append("have 5 pairs and 4 + 16 subjects a pair")
-    return [f"Published rows are of Huang et al. (2025). Protocols differ: {'; '.join(differs)}."]
+        differs.append("have 5 pairs and 4 + 16 subjects per pair")
+    return [f"Published rows are from Huang et al. (2025). Protocols differ: {'; '.join(differs)}."]
 
 
 def _mark(table: Table, cell: Cell) -> str:
