@@ -136,7 +136,7 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
         axes.plot(x, y, color="0.35", linewidth=1, linestyle=(0, (6, 3)), label=f"min(1, sqrt(m_train / {m_test}))")
     axes.axhline(0, color="black", linewidth=1)
     whole_ticks(axes)
-    axes.set_xlabel("m_train: subjects a group whose entailment is taught")
+    axes.set_xlabel("m_train: subjects per group whose entailment is taught")
     axes.set_ylabel(f"OCR score ({scoring})")
     legend_of_rows(figure, len(lines), not all(run.premises_hold for run in of_lines))
     return figure

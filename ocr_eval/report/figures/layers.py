@@ -52,15 +52,15 @@ _DRAWN = {
     ),
     "patching": _Drawn(
         "Where answers come from",
-        "What another group's answer gains over the rest (nats) when the state of one of its subjects replaces the "
+        "How much another group's answer gains over the rest (nats) when the state of one of its subjects replaces the "
         "subject's own after a layer. Until the lines cross, what determines the answer is still at the name.",
         "gain (nats)",
         {"name_excess": "at the name", "prompt_excess": "at the end of the prompt"},
     ),
     "constant-direction": _Drawn(
         "Whether training adds one direction",
-        "How similar what the change adds to one token is to what it adds to another (cosine). At 1 it would add the "
-        "same to all, as a steering vector does; by chance: a change of that size that knows nothing of its inputs.",
+        "How similar the change's additions to two tokens are (cosine). At 1 it would add the same to all tokens, like "
+        "a steering vector; by chance: a change of the same size that learned nothing about its inputs.",
         "cosine",
         {"cosine": "trained", "chance": "by chance"},
     ),
