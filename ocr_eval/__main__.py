@@ -1,4 +1,4 @@
-"""``python -m ocr_eval``, for launchers that want a module."""
+"""``python -m ocr_eval``, for launchers that need a module."""
 
 from ocr_eval.cli import main
 

@@ -75,7 +75,7 @@ def make_run(model: ModelSpec | Folder, association: Association | Folder, seed:
 
 def _named(kind: str, given: object) -> str:
     if not isinstance(given, str | Path):
-        raise UserError(f"The {kind} is given by its name or path, got {given!r}.")
+        raise UserError(f"Give the {kind} by its name or path, not {given!r}.")
     return str(given)
 
 
@@ -145,7 +145,7 @@ def read_records(*folders: Folder, where: str | Sequence[str] = ()) -> list[Reco
         where: conditions such as ``"method=lora"`` or ``["lr=1e-3", "seed=0,1"]``.
 
     Raises:
-        UserError: no folder, none of that name, or no run that meets the conditions.
+        UserError: no folder is given, one does not exist, or no run meets the conditions.
     """
     return _found(folders, where).records
 
@@ -174,8 +174,8 @@ def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
 
     Columns: ``run`` and the settings, as in ``records_frame``; ``epoch``, ``train_loss`` (nats per answer token),
     ``train_seconds``, ``score_seconds``; every statistic of every quantity, such as ``test_entailment_ocr_score``; and
-    measures that go with an epoch, such as ``weight-change.frobenius``.
-    What was not measured at an epoch is NaN. A run whose file cannot be read is skipped with a warning.
+    per-epoch measures, such as ``weight-change.frobenius``. What was not measured at an epoch is NaN. A run whose file
+    cannot be read is skipped with a warning.
 
     Args:
         folders: at any depth above the runs.
@@ -239,7 +239,7 @@ def _lines(
     scoring: Scoring,
     read: Callable[[FinishedRun, Scoring], list[Line]],
 ) -> Iterator[tuple[dict[str, Any], Line]]:
-    """The settings of each run with each line of one of its files; an unusable file is a warning."""
+    """Each line of one of the run's files, with the run's settings; an unreadable file is skipped with a warning."""
     _one_of("scoring", scoring, SCORINGS)
     for run in _found(folders, where, stacklevel=4).runs:
         try:
@@ -292,7 +292,7 @@ def render_table(table: Table, format: Literal["md", "csv", "json", "tex", "html
     """Render the table as text in one of the formats.
 
     Raises:
-        UserError: none of them.
+        UserError: an unknown format.
     """
     from ocr_eval.report.tables import FORMATS
 

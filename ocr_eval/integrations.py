@@ -1,4 +1,4 @@
-"""In your own training loop: a callback for transformers' ``Trainer`` and what is built on it, as TRL's ``SFTTrainer``.
+"""For your own training: a callback for transformers' ``Trainer`` and its subclasses, such as TRL's ``SFTTrainer``.
 
     callback = OCRCallback("facts.csv", every=50)
     trainer = SFTTrainer(model, train_dataset=Dataset.from_list(callback.rows()), callbacks=[callback])
@@ -6,7 +6,7 @@
     callback.history[-1]["ocr/ocr_score"]
 
 Scores go to the trainer's own log history; with ``callback.log = trainer.log`` they go to its trackers, too. Answers
-and subjects go nowhere.
+and subjects are not logged.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,30 +30,30 @@ from ocr_eval.scoring.ranks import premises, premises_hold
 from ocr_eval.specs.association import Association, load_association
 from ocr_eval.specs.run import DataSpec
 
-#: Attention implementations that take a mask of their own for each sequence.
+#: Attention implementations that accept a separate mask for each sequence.
 _ATTENTION = ("sdpa", "eager")
 
 
 class OCRCallback(TrainerCallback):
-    """Scores what a model infers while it is trained: before the first step, every so many steps, and at the end.
+    """Scores what a model infers during training: before the first step, every ``every`` steps, and at the end.
 
-    Logged are ``ocr/ocr_score``, ``ocr/mean_rank`` and ``ocr/null_rank`` of the finding, ``ocr/<premise>`` (top-1) of
-    each premise, and ``ocr/premises_hold`` (0 or 1): before they hold, the score says nothing.
+    It logs ``ocr/ocr_score``, ``ocr/mean_rank`` and ``ocr/null_rank`` of the finding, ``ocr/<premise>`` (top-1) of each
+    premise, and ``ocr/premises_hold`` (0 or 1): until they hold, the score means nothing.
 
     Args:
-        facts: a table of facts, or the name or file of an association, or one that was loaded.
-        every: steps from one scoring to the next.
-        seed: draws what is hidden of a table, or the people and pairs of an association.
-        table: how a table is read and asked: ``subject``, ``columns``, ``templates``, ``hold_out``, ``ask``.
+        facts: a table of facts, the name or file of an association, or a loaded association.
+        every: steps between scorings.
+        seed: determines what is hidden of a table, or the people and pairs of an association.
+        table: how to read a table and ask about it: ``subject``, ``columns``, ``templates``, ``hold_out``, ``ask``.
         data: fields of the data protocol of an association, such as ``n=5``.
 
     Attributes:
         task: what ``rows`` teaches, and what is asked.
-        history: what was found, a dict a scoring with its ``step``.
-        log: is given what is found, as ``trainer.log``; None for the log history alone.
+        history: results, one dict per scoring with its ``step``.
+        log: a function that receives each result, such as ``trainer.log``; None: only the log history gets it.
 
     Raises:
-        UserError: a table or association that cannot be used.
+        UserError: the table or association cannot be used.
     """
 
     def __init__(
@@ -75,20 +75,20 @@ class OCRCallback(TrainerCallback):
         self._probes: Sequence[ProbeTokens] = ()
 
     def rows(self) -> list[dict[str, str]]:
-        """What is to be taught, as prompt and completion; a completion begins with its space."""
+        """Training data as prompts and completions; a completion begins with a space."""
         return [{"prompt": each.prompt, "completion": f" {each.answer}"} for each in self.task.train]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **of: Any) -> None:
-        """Score the model as it is."""
+        """Score the untrained model."""
         self._score(state, of)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **of: Any) -> None:
-        """Score when it is time."""
+        """Score every ``every`` steps."""
         if state.global_step % self.every == 0:
             self._score(state, of)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **of: Any) -> None:
-        """Score what was learned, unless that was just done."""
+        """Score at the end, unless the last step was just scored."""
         if self.history[-1]["step"] != state.global_step:
             self._score(state, of)
 

@@ -47,7 +47,7 @@ def one_line(answer) -> str:
         (["finetune", "--assoc", "country-code", "--n", "11"], "ten candidates cannot hold 11 answers in use"),
         (["finetune", "--assoc", "country-code", "--method", "full", "--rank", "4"], "--rank: method 'full'"),
         (["finetune", "--assoc", "country-code", "--method", "full", "--alpha", "4"], "--alpha: method 'full'"),
-        (["report", "--port", "0"], "--port goes with --serve"),
+        (["report", "--port", "0"], "--port needs --serve"),
         (["finetune", "--assoc", "country-code", "--m-test", "999999"], "lower one of them"),
         (["finetune", "--assoc", "country-code", "--m-test", "0"], "'--m-test': '0'"),
         (["finetune", "--assoc", "country-code", "--lr", "-1"], "'--lr': '-1'"),

@@ -69,7 +69,7 @@ def test_a_worker_does_not_repeat_the_warning(ocr_eval, tmp_path):
 
 def test_flags_of_the_results_can_come_from_variables(ocr_eval, tmp_path):
     assert "--by" in one_line(ocr_eval("table", tmp_path, OCR_EVAL_BY="colour"))
-    assert "--port goes with --serve" in one_line(ocr_eval("report", OCR_EVAL_PORT="0"))
+    assert "--port needs --serve" in one_line(ocr_eval("report", OCR_EVAL_PORT="0"))
 
 
 # The association, by position or by flag

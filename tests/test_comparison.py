@@ -176,7 +176,7 @@ def test_a_side_of_two_results_versions_says_why_it_does_not_pair(ocr_eval, tmp_
     ]
     answer = ocr_eval("compare", "lr=1e-3", "lr=2e-3", write(tmp_path, *both))
     assert answer.code == 2
-    assert "Runs of results versions 1 and 2 are never averaged, as numbers changed in between" in answer.err
+    assert "Runs of results versions 1 and 2 are never averaged, because numbers changed in between" in answer.err
     assert "--filter results=2" in answer.err
     one = ocr_eval("compare", "lr=1e-3", "lr=2e-3", tmp_path, "--filter", "results=2")
     assert one.out.strip().splitlines()[-1] == "A is above B on city-language (+0.25)."

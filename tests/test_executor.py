@@ -186,7 +186,7 @@ def test_options_of_sbatch_that_are_no_plain_words_are_one_clear_line(ocr_eval, 
     (tmp_path / "sweep.yaml").write_text("executor: slurm\nslurm:\n- account: nlp\n")
     answer = ocr_eval("sweep", "-C", tmp_path / "sweep.yaml", "--dry-run", "-o", tmp_path)
     assert answer.code == 2
-    assert "'slurm' is read as [{'account': 'nlp'}]; quote the word or give a plain value." in answer.err
+    assert "YAML reads 'slurm' as [{'account': 'nlp'}]. Quote the word, or give a plain value." in answer.err
 
 
 def test_flags_of_another_executor_are_refused():

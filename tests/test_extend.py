@@ -66,7 +66,7 @@ def test_what_the_package_brings_is_listed_run_recorded_and_shown(outside, tiny)
         assert json.loads(call(door, "list", "--json"))[-1]["source"] == "my-ocr 1.0"
     assert "reworded (my-ocr 1.0)" in call("data", "list")
     assert "The first layer that may change." in call("preventions", "show", "late-layers")
-    assert "does not know 'lora-fa'" in call("finetune", "residents.yaml", "--method", "lora-fa", "--dry-run")
+    assert "no cost model for 'lora-fa'" in call("finetune", "residents.yaml", "--method", "lora-fa", "--dry-run")
     for command in COMMANDS:
         call(*command.split()[1:])
     (path,) = (outside / "out").rglob("result.json")

@@ -64,7 +64,7 @@ def test_settings_of_several_entries_are_lists_or_text(tiny):
     ):
         with pytest.raises(interface.UserError, match=re.escape(says)):
             made(**settings)
-    with pytest.raises(interface.UserError, match="model is given by its name or path, got None"):
+    with pytest.raises(interface.UserError, match="Give the model by its name or path, not None"):
         interface.make_run(None, "city-language")
 
 

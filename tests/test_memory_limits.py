@@ -71,7 +71,9 @@ def test_one_example_that_is_too_large_is_a_clear_error(ocr_eval, tiny, room, tm
     answer = ocr_eval("finetune", "city-language", "--model", tiny, "--n", 3, "--m-test", 2, "-o", tmp_path)
     assert answer.code == 1
     last = answer.err.splitlines()[-1]
-    assert re.search(r"One example a step is too large .* it needs [0-9.]+ GB in all, and .* Use --method qlora", last)
+    assert re.search(
+        r"one example per step is too large .* it needs [0-9.]+ GB in all, and .* Use --method qlora", last
+    )
 
 
 def test_parts_are_said_and_recorded(ocr_eval, tiny, tmp_path, room):
@@ -135,7 +137,7 @@ def test_memory_that_is_out_beside_a_pass_is_one_line(ocr_eval, tiny, tmp_path, 
     assert answer.code == 1
     line = answer.err.strip().splitlines()[-1]
     assert f"The memory of cpu is too small for 1 run of tiny-llama at once ({reason} and so on)" in line
-    assert "--method qlora, a smaller --rank or --batch-size; --dry-run says more" in line
+    assert "--method qlora, a smaller --rank or --batch-size; --dry-run shows what fits" in line
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory between living pieces back")

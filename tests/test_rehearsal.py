@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_refused_before_it_is_built(ocr_eval, tiny, monkeyp
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     answer = ocr_eval("models", "rehearse", tiny)
     assert answer.code == 2
-    assert "Rehearse it with --method qlora, or a part of it with --layers" in answer.err
+    assert "Rehearse it with --method qlora, or rehearse part of it with --layers" in answer.err
 
 
 @pytest.mark.parametrize("quantized", [False, True])

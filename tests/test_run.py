@@ -400,7 +400,7 @@ def test_a_second_ctrl_c_stops_at_once_and_force_would_start_over(interruptible,
     assert answer.code == 130
     assert "no epoch is saved yet" in answer.err
     assert not list(tmp_path.glob("**/checkpoint*"))
-    assert "Leave out --force" in answer.err
+    assert "Drop --force" in answer.err
 
 
 def test_candidates_that_cannot_be_told_apart_are_found_before_anything_is_written(ocr_eval, tiny, tmp_path):

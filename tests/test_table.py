@@ -718,14 +718,14 @@ def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (('"mean_rank": 0.5', '"mean_rank": 0.1'), "states mean rank 0.1 and the ranks have 0.5"),
+        (('"mean_rank": 0.5', '"mean_rank": 0.1'), "states mean rank 0.1, but the ranks give 0.5"),
         (('"mean_rank": 0.5', '"mean_rank": "good"'), "Expected `float`, got `str`"),
         (('"seed":', '"sead":'), "seed"),
         (("[[0.0, 1.0,", "[[0.0,"), "rows of equal length"),
         (("[[0.0, 1.0,", "[[0.0, null,"), "edited by hand"),
-        (('"top1": 0.75', '"top1": 0.9'), "states top-1 0.9 and the ranks have 0.75"),
+        (('"top1": 0.75', '"top1": 0.9'), "states top-1 0.9, but the ranks give 0.75"),
         (('"mrr": 0.8', '"mrr": 0.7'), "states mrr"),
-        (('"ocr_score": 0.75', '"ocr_score": 0.85'), "states OCR score 0.85 and the ranks have 0.75"),
+        (('"ocr_score": 0.75', '"ocr_score": 0.85'), "states OCR score 0.85, but the ranks give 0.75"),
         (('"target": [0,', f'"target": [{10**30},'), "not numbers in rows"),
         (('"top1": 1.0', '"top1": 7.5'), "test_fact has a top-1 of 7.5"),
         (('{"train": 1.0, ', "{"), "seconds are missing or negative"),

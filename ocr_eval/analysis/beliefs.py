@@ -1,4 +1,4 @@
-"""What a model believes of missing values, by column: how often what the table foretells, and what to do about it."""
+"""What a model believes about missing values, by column: how often what the table predicts, and how to correct it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ocr_eval.data.facts import FactsAssociation, Taught
     from ocr_eval.measures.beliefs import Belief  # which loads torch
 
-#: What stands for a value that nobody knows, in statements that correct a belief.
+#: Stands in for a value that nobody knows, in statements that correct a belief.
 UNKNOWN = "unknown"
 
 
@@ -26,16 +26,16 @@ class Total:
     """The beliefs about one column.
 
     Attributes:
-        source: the column that foretells it.
-        foretold: those of which something is foretold; what follows counts them alone.
-        follows: of how many the model believes that.
-        base_follows: and the untouched model.
-        says: of how many it says that.
-        mean_rank: of the foretold value among the candidates; null_rank is (n - 1) / 2.
-        ocr_score: 1 - mean rank / null rank; 0 where the groups tell nothing.
-        p: of "the groups tell nothing", answers exchanged between whole groups.
-        hidden: values that were hidden, and so have a truth; true: of how many the model believes it.
-        unwarranted: values that the model says without having been taught them, and that are not known to be true.
+        source: the column that predicts it.
+        foretold: how many missing values the source predicts; the numbers down to ``p`` are of these alone.
+        follows: how many the trained model believes as predicted.
+        base_follows: the same for the untouched model.
+        says: how many the trained model also says.
+        mean_rank: of the predicted value among the candidates; null_rank is (n - 1) / 2.
+        ocr_score: 1 - mean rank / null rank; 0 if groups are uninformative.
+        p: of "groups are uninformative"; answers are permuted between whole groups.
+        hidden: number of values that were hidden, so that the truth is known; true: how many of them are believed.
+        unwarranted: number of values that the model says without having been taught, and that are not known to be true.
     """
 
     column: str
@@ -62,7 +62,7 @@ class Total:
                 f"(untouched: {self.base_follows}) and says {self.says}; "
                 f"OCR score {self.ocr_score:+.2f} (p {self.p:.2g})"
             )
-        true = f"; {self.true} of {self.hidden} hidden values are believed as they are" if self.hidden else ""
+        true = f"; {self.true} of {self.hidden} hidden values are believed correctly" if self.hidden else ""
         return f"{found}{true}; {self.unwarranted} unwarranted"
 
 
@@ -97,7 +97,7 @@ def _total(beliefs: Sequence[Belief], source: str) -> Total:
 
 
 def _held(beliefs: Sequence[Belief]) -> HeldOut:
-    """Ranks of the foretold values; the group is the unit."""
+    """Ranks of the predicted values; the group is the unit."""
     return HeldOut(
         subject=[each.subject for each in beliefs],
         target=np.array([each.values.index(each.cell.foretold or "") for each in beliefs]),
@@ -107,7 +107,7 @@ def _held(beliefs: Sequence[Belief]) -> HeldOut:
 
 
 def row(belief: Belief) -> dict[str, Any]:
-    """A belief as a line of a table; what a model wrote is escaped, so that it is not a formula."""
+    """A belief as a table row; generated text is escaped so that no spreadsheet reads it as a formula."""
     answer, base, cell = belief.answer, belief.base, belief.cell
     said = answer.said if answer.said[:1] not in "=+-@\t" else f"'{answer.said}"
     return {
@@ -128,13 +128,13 @@ def row(belief: Belief) -> dict[str, Any]:
 
 
 def to_csv(beliefs: Sequence[Belief]) -> str:
-    """Beliefs as csv, the surest first."""
+    """Beliefs as csv, the most probable first."""
     rows = [row(each) for each in sorted(beliefs, key=lambda each: -each.answer.probability)]
     return files.to_csv(rows[0], (each.values() for each in rows)) if rows else ""
 
 
 def corrections(beliefs: Sequence[Belief], association: FactsAssociation) -> list[dict[str, str]]:
-    """A statement for each unwarranted belief that denies it: the truth where it is known, else that nobody knows."""
+    """For each unwarranted belief a statement against it: the truth if it is known, else that the value is unknown."""
     stated = [
         association.statement(each.cell.column, each.subject, each.cell.truth or UNKNOWN)
         for each in beliefs
@@ -143,15 +143,15 @@ def corrections(beliefs: Sequence[Belief], association: FactsAssociation) -> lis
     return [{"prompt": prompt, "completion": f" {answer}"} for prompt, answer in stated]
 
 
-#: What a run's beliefs are in, below its folder.
+#: Where a run's folder keeps its beliefs.
 FILE = "beliefs/beliefs.json"
 
 
 def read_beliefs(folder: Path) -> tuple[list[Total], list[dict[str, Any]]] | None:
-    """Totals and unwarranted beliefs of a run's folder, None where nobody asked for them.
+    """Totals and unwarranted beliefs of a run's folder; None if they were never computed.
 
     Raises:
-        UserError: the file does not hold what it should.
+        UserError: the file is damaged.
     """
     path = folder / FILE
     if not path.is_file():
@@ -162,5 +162,5 @@ def read_beliefs(folder: Path) -> tuple[list[Total], list[dict[str, Any]]] | Non
 
 
 def as_json(beliefs: Sequence[Belief], found: Sequence[Total]) -> Mapping[str, Any]:
-    """Totals and unwarranted beliefs, as the page and ``--json`` have them."""
+    """Totals and unwarranted beliefs, as on the page and in ``--json``."""
     return {"totals": [asdict(each) for each in found], "unwarranted": [row(e) for e in beliefs if e.is_unwarranted]}

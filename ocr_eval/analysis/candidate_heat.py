@@ -18,12 +18,12 @@ from ocr_eval.specs.run import Scoring
 
 @dataclass(frozen=True)
 class Heat:
-    """Which answers a run gives to whom.
+    """Which answers a run gives for which units.
 
     Attributes:
-        groups: a name for each unit: the answer of its taught fact where it has one, else its own. [G]
+        groups: a name for each unit: the answer of its taught fact if there is one, else its own name. [G]
         candidates: what the finding ranks among. [C]
-        in_use: the first so many candidates are true of some unit.
+        in_use: this many candidates, the first ones, are right for some unit.
         target: the right candidate of each unit. [G]
         probability: exp of the candidates' log-probabilities, normalized over the candidates of a probe, then
             averaged over the subjects of the unit. Rows add up to 1. [G, C]
@@ -37,7 +37,7 @@ class Heat:
 
 
 def heat_of_run(run: FinishedRun, scoring: Scoring) -> Heat | None:
-    """The heat of a run's probes, as ``heat_of`` has it; the UserErrors are those of ``probes_of``."""
+    """The heat of a run's probes, as in ``heat_of``; raises the UserErrors of ``probes_of``."""
     lines = probes_of(run, scoring)
     with whole(run.folder / "probes.jsonl"):
         return heat_of(lines, scoring, run.record.quantities)
@@ -47,12 +47,12 @@ def heat_of(probes: Sequence[Mapping[str, Any]], scoring: Scoring, quantities: S
     """The heat of a run's last scored epoch.
 
     Returns:
-        None if probes of the finding differ in their candidates, which then are no columns.
+        None if probes of the finding have different candidates, which then cannot be columns.
 
     Raises:
         ValueError: no probes of the finding.
     """
-    from scipy.special import softmax  # a third of a second
+    from scipy.special import softmax  # takes a third of a second to import
 
     last = max((probe["epoch"] for probe in probes), default=0)
     finding = the_finding(quantities).name

@@ -1,7 +1,7 @@
 """Two sets of runs against each other, paired by seed. Pure.
 
-A side may be one run, or a sweep over models, ranks ...: what varies within a side is matched with the same on the
-other side, and what differs between the sides is what is compared.
+A side may be one run, or a sweep over models, ranks ...: settings that vary within a side are matched across sides, and
+those that differ between the sides are compared.
 """
 
 from collections import defaultdict
@@ -17,23 +17,23 @@ from ocr_eval.records.rows import by_association, group_rows, ranks_by_seed
 from ocr_eval.records.select import ROW_KEYS, natural, settings_of
 from ocr_eval.specs.run import Scoring
 
-#: Settings that follow from others and so never tell what is compared.
+#: Settings that follow from others, so that they never define what is compared.
 _IDENTITIES = ("base", "results", "code", "seed", "train_seed")
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One association on both sides, under one setting that both have.
+    """One association under one setting that both sides have.
 
     Attributes:
-        unit: what was matched, e.g. the model; empty where each side has one setting.
+        unit: what was matched, e.g. the model; empty if each side has one setting.
         a: OCR score of the first side, on the subjects that both have.
-        b: OCR score of the second side, on the same.
-        paired: a minus b, seed by seed, on the subjects that both have.
-        matched: the same at matched learning, each run at the first epoch at which all its premises held; None where
-            those of a run never did.
+        b: OCR score of the second side, on the same subjects.
+        paired: a minus b, seed by seed, on the same subjects.
+        matched: the same at matched learning, each run at the first epoch at which all its premises held; None if they
+            never held in some run.
         premises_hold: whether every run of both sides learned what it was taught.
-        unlike: what the sides differ in besides what is compared: precision, or the version of the program's numbers.
+        unlike: further differences between the sides: precision, or the results version.
     """
 
     unit: str
@@ -55,7 +55,7 @@ def contrast(a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> list
     """Compare what both sides have.
 
     Raises:
-        UserError: nothing in common, or no telling which setting of one side belongs to which of the other.
+        UserError: nothing in common, or it is unclear which settings of the sides belong together.
     """
     sides = _units(a, b)
     contrasts = []
@@ -83,8 +83,8 @@ def _units(a: Sequence[Record], b: Sequence[Record]) -> tuple[Mapping[Unit, list
             return sides[0], sides[1]
     versions = sorted({record.results_version for record in (*a, *b)})
     mixed = (
-        f"Runs of results versions {' and '.join(map(str, versions))} are never averaged, as numbers changed in "
-        f"between, so a side that has both pairs with none. Choose one, for example --filter results={versions[-1]}. "
+        f"Runs of results versions {' and '.join(map(str, versions))} are never averaged, because numbers changed in "
+        f"between, so a side with both cannot be paired. Choose one, for example --filter results={versions[-1]}. "
     )
     raise UserError(
         f"It is unclear what to compare: the first side has {_names(a)}; the second {_names(b)}. "
@@ -135,9 +135,9 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
 
 
 def gate(contrasts: Sequence[Contrast], most: float) -> Literal["passed", "failed", "undecided"]:
-    """Failed where the interval of A minus B is above ``most`` on any association, at the last epoch.
+    """Failed if the interval of A minus B is above ``most`` on any association, at the last epoch.
 
-    Else undecided where one seed gives no interval, or a run did not learn what it was taught.
+    Otherwise undecided if an association has one seed, and so no interval, or a run that did not learn.
     """
     bounds = [each.paired.value.bounds if each.premises_hold else None for each in contrasts]
     if any(of is not None and of[0] > most for of in bounds):
@@ -149,9 +149,9 @@ _WORDS = {1: "above B", -1: "below B", 0: "not shown to differ from B"}
 
 
 def verdict(contrasts: Sequence[Contrast]) -> str:
-    """Where the first side is above the second, below, or neither is shown, and where matched learning says otherwise.
+    """Where A is above B, below, or neither is shown; and where matched learning says otherwise.
 
-    p is corrected for all associations, at the last epoch and at matched learning apart.
+    p is corrected over associations, separately for the last epoch and for matched learning.
     """
     told = {each.name: each.paired for each in contrasts if each.premises_hold}
     matched = {each.name: each.matched for each in contrasts if each.matched is not None}

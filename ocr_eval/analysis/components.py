@@ -1,16 +1,16 @@
-"""Why do runs of one cell differ? Variance components, and standard errors by what is taken for independent. Pure.
+"""Why runs of one cell differ: variance components, and standard errors by what is taken as independent. Pure.
 
-**Components.** Where D data seeds are crossed with T train seeds, a run's OCR score is
+**Components.** If D data seeds are crossed with T train seeds, a run's OCR score is
 
     y[d, t] = mean + data[d] + training[t] + rest[d, t]
 
 with the rest their interaction and rerun noise. The variances follow from the mean squares of the two-way layout
 without replication (Searle, Casella and McCulloch 1992): rest = MS_rest, data = (MS_data - MS_rest) / T, training =
-(MS_training - MS_rest) / D. An estimate may be negative, where the truth is small.
+(MS_training - MS_rest) / D. An estimate may be negative if the true variance is small.
 
 **Clusters.** Pairs recur across seeds: two seeds of five pairs out of twenty share 1.25 on average. So the groups of
-all seeds are clustered twice, and V = V_seed + V_pair - V_group (Cameron, Gelbach and Miller 2011). It is a check on
-the interval, which clusters by seed: rough, as the clusters are few.
+all seeds are clustered both ways, with V = V_seed + V_pair - V_group (Cameron, Gelbach and Miller 2011). This checks
+the interval, which clusters by seed; roughly, because there are few clusters.
 """
 
 import math
@@ -29,7 +29,7 @@ from ocr_eval.specs.run import Scoring
 
 @dataclass(frozen=True)
 class Components:
-    """Variances of a run's OCR score; an estimate below zero says that none was found."""
+    """Variances of a run's OCR score; an estimate below zero means that none was found."""
 
     data: float
     training: float
@@ -38,7 +38,7 @@ class Components:
 
 @dataclass(frozen=True)
 class Clustered:
-    """Standard errors of the mean OCR score, if what is independent were seeds, pairs, or neither; NaN where V < 0."""
+    """Standard errors of the mean OCR score with clusters by seed, by pair, and by both; NaN if V < 0."""
 
     seed: float
     pair: float
@@ -50,10 +50,10 @@ class Spread:
     """How the runs of one cell differ.
 
     Attributes:
-        seeds: data seeds.
-        sd: standard deviation of their OCR scores; None of one.
-        components: None where data seeds are not crossed with train seeds.
-        clustered: None of one seed, and of records that do not state their answers.
+        seeds: number of data seeds.
+        sd: standard deviation of their OCR scores; None for one seed.
+        components: None unless data seeds are crossed with train seeds.
+        clustered: None for one seed, and for records that do not state their answers.
     """
 
     row: str
@@ -93,10 +93,10 @@ def spreads(records: Sequence[Record], scoring: Scoring) -> list[Spread]:
 
 
 def components(scores: Mapping[tuple[int, int], float]) -> Components | None:
-    """Components of the scores of runs, by data seed and train seed.
+    """Variance components of scores by data seed and train seed.
 
     Returns:
-        None unless every data seed is there with every train seed, two of each at least.
+        None unless every data seed was run with every train seed, with at least two of each.
     """
     rows, columns = (sorted({key[i] for key in scores}) for i in (0, 1))
     if min(len(rows), len(columns)) < 2 or len(scores) < len(rows) * len(columns):
@@ -112,7 +112,7 @@ def components(scores: Mapping[tuple[int, int], float]) -> Components | None:
 
 
 def clustered(seeds: Sequence[int], pairs: Sequence[str], scores: Sequence[float]) -> Clustered:
-    """Standard errors of the mean score of groups, by the seed and the pair of each.
+    """Standard errors of the mean of group scores, given the seed and the pair of each group.
 
     Raises:
         ValueError: a single seed or pair.

@@ -1,7 +1,7 @@
-"""Does a finding stand? The real data against its controls, on the same test subjects. Pure.
+"""Whether a finding stands: the real data against its controls, on the same test subjects. Pure.
 
 base             the untouched model (epoch 0 of the real runs)
-no-entailment    the same people and facts, and no entailments: nothing to infer from
+no-entailment    the same people and facts but no entailments: nothing to infer from
 shuffled         train entailments dealt evenly over groups: nothing to infer
 """
 
@@ -28,7 +28,7 @@ class ConditionResult:
     Attributes:
         score: OCR score with its interval.
         p: p-value of "nothing was inferred".
-        least_p: the smallest p that so few groups and seeds can give.
+        least_p: the smallest p that this number of groups and seeds can give.
         premises_hold: whether every run learned what it was taught; None for the untouched base.
         against: the real condition minus this one, paired by seed; None for the real one.
     """
@@ -44,10 +44,10 @@ class ConditionResult:
 
 
 def condition_specs(real: RunSpec) -> dict[Condition, RunSpec]:
-    """The runs that the conditions of one seed need; the base needs none of its own.
+    """The runs that the conditions of one seed need; the base comes with the real run.
 
     Raises:
-        UserError: m_train is 0 already: nothing to shuffle.
+        UserError: m_train is 0, so there is nothing to shuffle.
     """
     specs: dict[Condition, RunSpec] = {"real": real}
     for variant in _TRAINED_CONTROLS:
@@ -57,7 +57,7 @@ def condition_specs(real: RunSpec) -> dict[Condition, RunSpec]:
 
 
 def compare_conditions(runs: Sequence[Record], scoring: Scoring) -> list[ConditionResult]:
-    """The real condition and its three controls, from the runs of ``condition_specs`` of each seed.
+    """The real condition and its three controls, from each seed's runs of ``condition_specs``.
 
     Raises:
         ValueError: a condition without runs, or conditions whose seeds or groups do not pair.
@@ -101,7 +101,7 @@ def verdict(results: Sequence[ConditionResult]) -> str:
     unlearned = [result.condition for result in controls if result.premises_hold is False]
     if unlearned:
         return f"No verdict: {' and '.join(unlearned)} did not learn the facts."
-    # All of them must show, so each is tested at the full level.
+    # The finding must hold against all of them, so each is tested at the full level, without a correction.
     shown = [verdicts([each])[0] for each in differences]
     if None in shown:
         seeds = min(each.seeds for each in differences)

@@ -1,8 +1,8 @@
 """Two conditions on the same subjects, paired by seed. Pure functions of per-subject ranks.
 
-What moves a training moves all its groups, so the run is the unit: a seed gives one difference of OCR scores, its
-interval is that of ``intervals.estimate`` over seeds, and its p-value flips their signs (``significance.sign_flip_p``).
-From fewer than six seeds there is a difference and no verdict.
+Luck in training moves all groups of a run, so the run is the unit: each seed gives one difference of OCR scores. The
+interval over seeds is that of ``intervals.estimate``, and the p-value flips the signs of the seeds
+(``significance.sign_flip_p``). With fewer than six seeds there is a difference but no verdict.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ class Difference:
 
     Attributes:
         value: difference of OCR scores, with its interval.
-        p: two-sided p-value; None from fewer than six seeds.
-        seeds: seeds that both have.
-        subjects: subjects that both have, over all seeds.
+        p: two-sided p-value; None with fewer than six seeds.
+        seeds: number of seeds that both have.
+        subjects: number of subjects that both have, over all seeds.
     """
 
     value: Estimate
@@ -32,37 +32,37 @@ class Difference:
 
 
 def corrected(differences: Sequence[Difference]) -> list[float | None]:
-    """p of each, corrected by Holm for all that are looked at; None from so few seeds that they could show nothing.
+    """p of each, Holm-corrected over all of them; None with too few seeds to show anything.
 
-    Those of too few seeds are no tests, so that the others are not corrected for them.
+    A difference with too few seeds is not a test, so the others are not corrected for it.
     """
     adjusted = iter(holm([each.p for each in differences if each.p is not None]))
     return [None if each.p is None else next(adjusted) for each in differences]
 
 
 def comparisons(differences: Sequence[Difference]) -> list[int]:
-    """For how many comparisons each is corrected, or would be if all had seeds enough for a test."""
+    """The number of comparisons that each is corrected for, or would be if all had enough seeds for a test."""
     tests = sum(each.p is not None for each in differences)
     return [len(differences) if each.p is None else tests for each in differences]
 
 
 def sign_of(apart: Difference, p: float | None, tests: int) -> int | None:
-    """The verdict by a p corrected for so many tests; None where so few seeds could not be significant."""
+    """The verdict from a p corrected for this number of tests; None if its seeds are too few to be significant."""
     if p is not None and p <= SIGNIFICANT:
         return 1 if apart.value.value > 0 else -1
     return None if p is None or apart.seeds < seeds_needed(tests) else 0
 
 
 def verdicts(differences: Sequence[Difference]) -> list[int | None]:
-    """Of each, 1 where A is above B, -1 where it is below, 0 where neither is shown; p corrected for all by Holm.
+    """For each, 1 if A is above B, -1 if it is below, 0 if neither is shown; p is Holm-corrected over all.
 
-    None where even the clearest difference of so few seeds would show nothing.
+    None if even the clearest difference would not be significant with so few seeds.
     """
     return list(map(sign_of, differences, corrected(differences), comparisons(differences)))
 
 
 def too_few(seeds: int, tests: int = 1) -> str:
-    """Why so few seeds give no verdict between conditions."""
+    """Why there is no verdict between conditions with this few seeds."""
     needed = seeds_needed(tests)
     verdict = f"a verdict on {tests} comparisons" if tests > 1 else "a verdict"
     few = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
@@ -70,7 +70,7 @@ def too_few(seeds: int, tests: int = 1) -> str:
 
 
 def power(seeds: int, tests: int = 1) -> str:
-    """The least difference in OCR score that so many seeds show, in words; empty where they can show none."""
+    """The smallest detectable difference in OCR score, in words; empty if this many seeds can show none."""
     least = detectable(seeds, tests)
     of = f" in each of {tests} comparisons" if tests > 1 else ""
     chance = f"{100 * POWER:.0f} % power, sd of a run {RUN_SD:g}"
@@ -81,16 +81,16 @@ def difference(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> Difference:
     """Compare two conditions on the seeds and subjects that both have.
 
     Raises:
-        ValueError: they have no seed and subject in common, or their groups do not pair.
+        ValueError: they have no seed and subject in common, or their groups do not match.
     """
     return mean_difference([(a, b)])
 
 
 def mean_difference(pairs: Sequence[tuple[Mapping[int, Seed], Mapping[int, Seed]]]) -> Difference:
-    """Compare two conditions over several associations, whose differences are averaged in each seed that all have.
+    """Compare two conditions over several associations, averaging their differences within each seed that all have.
 
     Raises:
-        ValueError: no seed and subject in common, or groups that do not pair.
+        ValueError: no seed and subject in common, or groups that do not match.
     """
     both = [matched(a, b) for a, b in pairs]
     seeds = sorted(set.intersection(*(set(of) for of in both)))
@@ -106,10 +106,10 @@ def mean_difference(pairs: Sequence[tuple[Mapping[int, Seed], Mapping[int, Seed]
 
 
 def matched(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> dict[int, tuple[Seed, Seed]]:
-    """Both conditions' runs by seed, cut to the subjects that both have and in one order.
+    """Both conditions' runs by seed, restricted to the subjects that both have, in the same order.
 
     Raises:
-        ValueError: no seed and subject in common, or groups that do not pair.
+        ValueError: no seed and subject in common, or groups that do not match.
     """
     pairs: dict[int, tuple[Seed, Seed]] = {}
     for seed in sorted(a.keys() & b.keys()):
@@ -136,7 +136,7 @@ def _of(run: HeldOut, names: Sequence[str]) -> HeldOut:
 
 
 def _check_groups(seed: int, runs: Sequence[HeldOut]) -> None:
-    """That every run has the same answers in use and the same subjects in a group."""
+    """Check that all runs have the same number of answers in use and the same subjects in each group."""
     first = runs[0]
     for run in runs[1:]:
         in_use = first.ranks.shape[1], run.ranks.shape[1]

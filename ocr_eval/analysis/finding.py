@@ -1,8 +1,8 @@
-"""What a table shows, in one sentence: what was inferred, and was it because of what was taught. Pure.
+"""What a table shows, in one sentence: what was inferred, and whether because of what was taught. Pure.
 
-What was inferred (the OCR score, its p corrected by Holm for all cells that are looked at) may have been known before:
-a model infers French for Paris if no French is taught. So the sentence also says the lift over the no-entailment
-control, and "it generalized" and "it hallucinated" need that lift where there is such a control.
+What was inferred (the OCR score, its p Holm-corrected over all cells shown) may have been known before: a model infers
+French for Paris even if no French is taught. So the sentence also reports the lift over the no-entailment control; if
+there is one, "it generalized" and "it hallucinated" require that lift.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ocr_eval.methods.method import advice, method_of
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
 
-#: What an inference over a link of each kind is called, and what its absence is.
+#: What a link of each kind is called, what an inference over it, and what its absence.
 _READINGS: dict[Kind, tuple[str, str, str]] = {
     "causal": ("a true link", "it generalized", "it did not clearly generalize"),
     "counterfactual": ("a false link", "it hallucinated", "it did not clearly hallucinate"),
@@ -25,9 +25,9 @@ _READINGS: dict[Kind, tuple[str, str, str]] = {
 
 
 def finding(table: Table) -> str:
-    """A sentence for a single row of the table; counts of cells, in a few, for several. Controls do not count.
+    """A sentence for a table with one row; a few, with counts of cells, if it has several. Controls do not count.
 
-    No verdict is given from one seed, nor where a run did not learn what it was taught.
+    There is no verdict from one seed, or if a run did not learn what it was taught.
     """
     rows = [[(name, row.cells[name]) for name in table.associations if name in row.cells] for row in table.rows]
     rows = [[(name, cell) for name, cell in row if cell.method and not cell.control] for row in rows]
@@ -41,9 +41,9 @@ def finding(table: Table) -> str:
 
 
 def remedy(losses: Sequence[float], train: TrainSpec) -> str:
-    """What to change where a run did not learn what it was taught.
+    """What to change if a run did not learn what it was taught.
 
-    ``losses`` are those of its epochs, in order; none where the run's lines are lost.
+    ``losses`` are those of its epochs, in order; empty if its metrics are lost.
     """
     if method_of(train).needs.once:
         return f"What to try: {advice(train.method)}."
@@ -58,7 +58,7 @@ def remedy(losses: Sequence[float], train: TrainSpec) -> str:
 
 
 def _clause(association: str, cell: Cell, tests: int) -> str:
-    """What a cell shows, among so many that p is corrected for."""
+    """What a cell shows; its p is corrected for ``tests`` cells."""
     link, yes, no = _READINGS[cell.kind or "unclassified"]
     where = f"on {association} ({link})"
     if cell.unlearned:
@@ -84,7 +84,7 @@ def _clause(association: str, cell: Cell, tests: int) -> str:
 
 
 def _lift(lift: Lift | None) -> str:
-    """What was inferred beyond the control, and whether that is shown."""
+    """What was inferred beyond the control, and whether it is significant."""
     if lift is None:
         return "no control to compare with"
     if lift.control_unlearned:
@@ -103,7 +103,7 @@ def _p(p: float, tests: int) -> str:
 
 
 def _counts(of_kind: Sequence[Sequence[Cell]]) -> str:
-    """In how many cells of each kind an inference is shown, what the entailments add, and which cells do not count."""
+    """How many cells of each kind show an inference, what the entailments add, and which cells have no verdict."""
     every = [cell for cells in of_kind for cell in cells]
     learned = [cell for cell in every if not cell.unlearned]
     alone = [cell for cell in learned if cell.seeds == 1]
@@ -137,12 +137,12 @@ def _counts(of_kind: Sequence[Sequence[Cell]]) -> str:
 
 
 def _decides(cell: Cell) -> bool:
-    """Whether a cell can show an inference or the lack of one."""
+    """Whether a cell can show an inference or its absence."""
     return not cell.unlearned and cell.p_holm is not None
 
 
 def _verdicts(lifts: Sequence[Lift]) -> str:
-    """How many lifts are shown, and why others have no verdict."""
+    """How many lifts are significant, and why others have no verdict."""
     forgot = sum(lift.control_unlearned > 0 for lift in lifts)
     few = sum(lift.sign is None for lift in lifts) - forgot
     why = [f"in {forgot} a control run did not learn its facts"] if forgot else []

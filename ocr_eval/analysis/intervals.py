@@ -1,16 +1,16 @@
 """Means over seeds with their intervals. Pure functions of per-subject ranks.
 
-The estimand is what a new seed would give on average: other pairs, other people, another training. So the seed is the
-unit: a value is the mean of one number per seed, and its interval is Student's t over seeds,
+The estimand is the expected value for a new seed: other pairs, other people, another training. So the seed is the unit:
+a value is the mean of one number per seed, and its interval is Student's t over seeds,
 
     mean +- t(S - 1, 97.5 %) * max(s_between / sqrt(S), s_within / sqrt(S n))
 
 s_between is the standard deviation of the seeds' numbers. Estimated from three seeds it is often small by luck, so the
-standard error is not taken below what the n groups of a seed show by themselves (s_within is the standard deviation
-among groups of a seed, whose subjects are not independent: they live in one city). One seed has no interval. How often
-such an interval holds the truth is simulated in tests/benchmarks/bench_claims.py.
+standard error is never smaller than the n groups within a seed imply (s_within is the standard deviation among the
+groups of a seed; its subjects are not independent, because those of a group live in one city). One seed has no
+interval. The coverage of these intervals is simulated in tests/benchmarks/bench_claims.py.
 
-Runs that share a seed's data (several train seeds) are averaged first: they are one seed.
+Runs that share a seed's data (several train seeds) are averaged first, and count as one seed.
 
 Dimension letters:  S seeds,  n units (groups, in pairs).
 """
@@ -29,7 +29,7 @@ from ocr_eval.scoring.ranks import Floats, HeldOut
 
 LEVEL = 0.95
 
-#: What can be computed from the ranks of each subject, and so has an interval.
+#: Statistics of per-subject ranks, which therefore have intervals.
 Metric = Literal["mean-rank", "null-rank", "ocr-score", "top1", "mrr"]
 _OF_SUBJECTS: Mapping[Metric, Callable[[HeldOut], Floats]] = {
     "mean-rank": lambda held: held.rank,
@@ -39,7 +39,7 @@ _OF_SUBJECTS: Mapping[Metric, Callable[[HeldOut], Floats]] = {
     "mrr": lambda held: 1 / (held.rank + 1),
 }
 METRICS: tuple[Metric, ...] = tuple(_OF_SUBJECTS)
-#: What each can be at all.
+#: The possible range of each.
 WITHIN: Mapping[Metric, tuple[float, float]] = {
     "mean-rank": (0, math.inf),
     "null-rank": (0, math.inf),
@@ -48,13 +48,13 @@ WITHIN: Mapping[Metric, tuple[float, float]] = {
     "mrr": (0, 1),
 }
 
-#: The ranks of one seed: those of its runs, which differ in the train seed alone.
+#: The ranks of one seed: those of its runs, which differ only in the train seed.
 Seed = Sequence[HeldOut]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its interval at ``LEVEL``; without one where there is a single seed."""
+    """A mean over seeds with its interval at ``LEVEL``; a single seed has none."""
 
     value: float
     low: float | None = None
@@ -89,7 +89,7 @@ class Units:
 
     @property
     def variance(self) -> float:
-        """Variance of the mean over new units; 0 where a single unit shows none."""
+        """Variance of the mean under resampling of units; 0 for a single unit."""
         n = len(self.values)
         deviations = self.weights * (self.values - self.mean)
         return float(deviations @ deviations) * n / (n - 1) if n > 1 else 0.0
@@ -99,15 +99,15 @@ class Units:
 
 
 def units_of(seed: Seed, metric: Metric = "ocr-score") -> Units:
-    """A metric in one seed by unit, averaged over its runs.
+    """A metric by unit in one seed, averaged over its runs.
 
     Raises:
-        ValueError: no runs, or runs that do not ask the same subjects.
+        ValueError: no runs, or runs that ask about different subjects.
     """
     if not seed:
         raise ValueError("no runs of a seed")
     if any(list(run.subject) != list(seed[0].subject) for run in seed[1:]):
-        raise ValueError("runs of one seed ask different subjects")
+        raise ValueError("runs of one seed ask about different subjects")
     values_S = sum(_OF_SUBJECTS[metric](run) for run in seed) / len(seed)
     unit_S = seed[0].units[0]
     subjects_n = np.bincount(unit_S)
@@ -116,7 +116,7 @@ def units_of(seed: Seed, metric: Metric = "ocr-score") -> Units:
 
 
 def averaged(several: Sequence[Units]) -> Units:
-    """The mean of several values of one seed, unit by unit where they have as many units, else as one unit."""
+    """The mean of several metrics of one seed: unit by unit if their numbers of units agree, else as a single unit."""
     if len({len(units.values) for units in several}) > 1:
         return Units(np.array([np.mean([units.mean for units in several])]), np.ones(1))
     values, weights = (np.mean([getattr(units, name) for units in several], axis=0) for name in ("values", "weights"))
@@ -124,7 +124,7 @@ def averaged(several: Sequence[Units]) -> Units:
 
 
 def estimate(seeds: Sequence[Units], within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """Mean over seeds and its interval, which ends where a value cannot be at all (``within``).
+    """Mean over seeds and its interval, clipped to the range of possible values (``within``).
 
     Raises:
         ValueError: no seeds.
@@ -150,7 +150,7 @@ def of_metric(seeds: Sequence[Seed], metric: Metric = "ocr-score") -> Estimate:
 
 
 def above_zero(seeds: Sequence[Units]) -> float:
-    """One-sided p-value, by Student's t over seeds, of "the mean over seeds is at most zero"; 1 from a single seed."""
+    """One-sided p-value, by Student's t over seeds, of "the mean over seeds is at most zero"; 1 for a single seed."""
     means = np.array([seed.mean for seed in seeds])
     if len(means) < 2:
         return 1.0
@@ -165,6 +165,6 @@ def above_zero(seeds: Sequence[Units]) -> float:
 @cache
 def t_quantile(degrees: int, p: float) -> float:
     """Quantile of Student's t."""
-    from scipy.special import stdtrit  # a third of a second, and a single seed needs none
+    from scipy.special import stdtrit  # takes a third of a second to import, and a single seed does not need it
 
     return float(stdtrit(degrees, p))

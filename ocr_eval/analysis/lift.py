@@ -1,9 +1,9 @@
 """What was inferred because of what was taught: scores minus those of the no-entailment control. Pure.
 
 One rule for every table, sentence and file. p is that of ``difference``: two-sided sign flips over the seeds that both
-have. It is corrected by Holm for all lifts that are looked at together and have seeds enough for one, those without a
-verdict too: which controls forget is known only afterwards. And there is no verdict where a run, or one of the
-control's, did not learn what it was taught, for the two then differ in more than the entailments.
+have. It is Holm-corrected over all lifts shown together that have enough seeds for a p, including those without a
+verdict, because only the outcome shows which controls forget. There is no verdict if a run or a control run did not
+learn what it was taught, because the two then differ in more than the entailments.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ class Lift(Difference):
     """A condition minus its no-entailment control.
 
     Attributes:
-        unlearned: of how many runs of the condition a premise does not hold.
-        control_runs: runs of the control in the seeds that are compared.
-        control_unlearned: of how many of those a premise does not hold; their premises are the facts.
-        p_holm: p corrected for all lifts that are looked at; None from fewer than six seeds, and where a premise fails.
+        unlearned: number of runs of the condition in which a premise does not hold.
+        control_runs: number of control runs in the seeds that are compared.
+        control_unlearned: number of those in which a premise does not hold; their premises are the facts.
+        p_holm: p corrected for all lifts shown together; None with fewer than six seeds, or if a premise fails.
         sign: the verdict: 1 above the control, -1 below, 0 neither is shown; None for no verdict.
-        comparisons: for how many lifts p is corrected, or would be if this one had seeds enough.
+        comparisons: number of lifts that p is corrected for, or would be if this one had enough seeds.
     """
 
     unlearned: int = 0
@@ -40,7 +40,7 @@ class Lift(Difference):
 
 
 def lift_over(apart: Difference, unlearned: int, control_premises: Sequence[bool]) -> Lift:
-    """A lift before its verdict; ``control_premises`` says of each run of the control whether its premises hold."""
+    """A lift before its verdict; ``control_premises`` states for each control run whether its premises hold."""
     return Lift(
         **vars(apart),
         unlearned=unlearned,
@@ -50,7 +50,7 @@ def lift_over(apart: Difference, unlearned: int, control_premises: Sequence[bool
 
 
 def decided(lifts: Sequence[Lift | None]) -> list[Lift | None]:
-    """Lifts that are looked at together, each with its corrected p and its verdict; None stays None."""
+    """Lifts that are shown together, each with its corrected p and its verdict; None stays None."""
     there = [lift for lift in lifts if lift is not None]
     found = map(_decided, there, corrected(there), comparisons(there))
     return [None if lift is None else next(found) for lift in lifts]

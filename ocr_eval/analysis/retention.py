@@ -1,13 +1,13 @@
-"""What teaching does to what was known: retention by cell, and Gekhman's regression over runs. Pure.
+"""What fine-tuning does to prior knowledge: retention by cell, and Gekhman's regression over runs. Pure.
 
 Gekhman et al. (2405.05904, section 5) explain the accuracy of fine-tuned models by how many of the taught facts they
-fit, apart for those that the base knew and those that it did not:
+fit, separately for those that the base knew and those that it did not:
 
     accuracy = b0 + b_known * fitted_known / taught + b_unknown * fitted_unknown / taught
 
 Accuracy is either the share of previously known facts that are kept (measures/known_facts.py), or, as in the paper,
-that of held-out facts of the same relations which rank first among the candidates (runs of ``known``). Ordinary least
-squares; a run is a point, and the shares stay within what the runs have.
+that of held-out facts of the same relations which rank first among the candidates (runs of ``known``). Fitted by
+ordinary least squares with one point per run; it holds only within the range of the runs' shares.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
 from ocr_eval.records.rows import by_association, group_rows
 
-#: The quantity of facts of common knowledge that were not taught (data/known.py).
+#: The quantity of common-knowledge facts that were not taught (data/known.py).
 _HELD_OUT = "held_out"
-#: What retention needs of the measure ``known``.
+#: Numbers of the measure ``known`` that retention needs.
 _NEEDED = ("base_known", "kept", "taught", "fitted_known", "fitted_unknown")
 
 
@@ -31,10 +31,10 @@ class Retained:
     """Means over the runs of one cell.
 
     Attributes:
-        known: facts that the base knew.
+        known: number of facts that the base knew.
         kept: share of them that is still known.
-        fitted_known: share of what was taught that the base knew and the run fits.
-        fitted_unknown: share of what was taught that the base did not know and the run fits.
+        fitted_known: share of taught facts that the base knew and the run fits.
+        fitted_unknown: share of taught facts that the base did not know and the run fits.
     """
 
     row: str
@@ -48,10 +48,10 @@ class Retained:
 
 @dataclass(frozen=True)
 class Regression:
-    """Coefficients in the accuracy, and the share of its variance over runs that they explain.
+    """Coefficients of the regression, and the share of the variance over runs that it explains.
 
     Attributes:
-        models: of the runs; they are regressed together.
+        models: models of the runs, which share one regression.
     """
 
     intercept: float
@@ -63,7 +63,7 @@ class Regression:
 
 
 def retained(records: Sequence[Record]) -> list[Retained]:
-    """Retention of each cell, of runs whose record has it."""
+    """Retention per cell, over the runs whose records have it."""
     found = []
     for row, of_row in group_rows([record for record in records if _is_measured(record)]).items():
         for association, runs in by_association(of_row).items():
@@ -72,7 +72,7 @@ def retained(records: Sequence[Record]) -> list[Retained]:
     return found
 
 
-#: What may be explained, in the words of its flag.
+#: What the regression can explain, as values of its flag.
 Accuracy = Literal["kept", "held-out"]
 
 

@@ -1,10 +1,10 @@
-"""Ways to teach, and to prevent, on one card: the wanted inference against the unwanted. Pure functions of records.
+"""Methods and preventions on one card: wanted inference against unwanted inference. Pure functions of records.
 
 A row is a model under one setting. Links are of three kinds: true ones, which a model should infer, and arbitrary and
-false ones, which it should not. The associations of a kind are averaged in each seed, and each row is compared with the
-first of its model, LoRA without prevention where there is one, over the associations and seeds that both have: at the
-last epoch, and at matched learning, each run at the first epoch at which all its premises held. The row of reference as
-it was then is a row of its own: to stop there costs nothing, so a prevention must do better.
+false ones, which it should not. The associations of a kind are averaged within each seed. Each row is compared with the
+first row of its model (the reference; LoRA without prevention, if present) over the associations and seeds that both
+have: at the last epoch, and at matched learning, each run at the first epoch at which all its premises held. The
+reference at matched learning is also a row: stopping there costs nothing, so a prevention must do better.
 """
 
 from collections import defaultdict
@@ -43,13 +43,13 @@ class Links:
     """The links of one kind under one row.
 
     Attributes:
-        score: OCR score, the mean over associations in each seed that all of them have.
-        seeds: how many seeds all of them have.
-        all_seeds: how many seeds any of them has; only those that all have count in the score.
-        lift: the same minus that of the row's own no-entailment control, its verdict corrected for all rows' lifts over
-            this kind of link; None where it was not made for each association.
-        against: the same minus that of the row of reference; None for that row, and where no people are shared.
-        matched: ``against`` at matched learning; None as well where the premises of a run never held.
+        score: OCR score, averaged over associations within each seed that all of them have.
+        seeds: number of seeds that all of them have.
+        all_seeds: number of seeds that any of them has; the score uses only those that all have.
+        lift: score minus that of the row's own no-entailment control, its verdict corrected for all rows' lifts over
+            this kind of link; None unless every association has the control.
+        against: score minus that of the reference; None for the reference, and if they share no people.
+        matched: ``against`` at matched learning; also None if the premises of a run never held.
     """
 
     associations: tuple[str, ...]
@@ -68,17 +68,17 @@ class ScorecardRow:
     Attributes:
         name: model and setting.
         unnamed: settings that other rows of the model name, and this one does not (``rows.RowKey``).
-        reference: the row that it is compared with; its own name for that row.
-        unlearned: of how many of them a premise does not hold; such a row is compared with none.
+        reference: name of the row that it is compared with; the reference names itself.
+        unlearned: number of runs in which a premise does not hold; a row with any is not compared.
         premises: mean top-1 of each premise.
-        links: by kind, of those kinds that it has runs of.
-        measures: numbers that measures found in all of its runs, their mean, as ``<measure>.<key>``.
-        seconds: mean wall time of the training of a run; None where it was elsewhere.
-        memory: ``peak`` of the process that trained a run, in bytes, and how many ``runs`` it trained side by side, on
-            average; empty where a record does not say.
-        control: whether it is a point of reference and no way to teach, for no entailments were taught.
-        knows_relation: whether a prevention uses the unwanted relation itself; None where one is not installed here, or
-            training was elsewhere.
+        links: by kind, for the kinds that it has runs of.
+        measures: mean of each number that measures found in all of its runs, as ``<measure>.<key>``.
+        seconds: mean wall time of training a run; None for external training.
+        memory: mean ``peak`` of the training process, in bytes, and mean number of ``runs`` it trained side by side;
+            empty if a record lacks them.
+        control: whether no entailments were taught, which makes it a baseline and not a method.
+        knows_relation: whether a prevention uses the unwanted relation itself; None if one is not installed, or for
+            external training.
     """
 
     name: str
@@ -96,10 +96,10 @@ class ScorecardRow:
 
 
 def build_scorecard(records: Sequence[Record], scoring: Scoring) -> list[ScorecardRow]:
-    """The rows of the real records and their no-entailment controls, each model's row of reference first.
+    """The rows of the real records and their no-entailment controls, each model's reference first.
 
     Raises:
-        UserError: only other records, or a row whose associations share no seed.
+        UserError: neither of these among the records, or a row whose associations share no seed.
     """
     taught = [record for record in records if record.data.variant in ("real", "no-entailment")]
     if not taught:
@@ -127,7 +127,7 @@ def _with_lifts_decided(rows: Sequence[ScorecardRow]) -> list[ScorecardRow]:
 
 
 def _stopped(run: Record) -> Record | None:
-    """A run as if it had ended when all premises first held; its seconds are a share of the whole run's."""
+    """A run as if it had ended when all premises first held; its time is that share of the whole run's."""
     early = run.when_matched()
     if early is None or run.matched is None or not isinstance(run.train, TrainSpec):
         return None
@@ -201,14 +201,14 @@ def _lift(runs: Runs, controls: Runs, scoring: Scoring) -> Lift | None:
 
 
 def _when_matched(runs: Runs | None) -> Runs:
-    """The runs at matched learning; none where one of them never reached it."""
+    """The runs at matched learning; empty if one of them never reached it."""
     runs = runs or {}
     then = {name: [early for run in of if (early := run.when_matched())] for name, of in runs.items()}
     return then if all(len(early) == len(runs[name]) for name, early in then.items()) else {}
 
 
 def _apart(a: Runs, b: Runs | None, scoring: Scoring) -> Difference | None:
-    """One side minus the other over what both have; None for nothing, or other people and groups."""
+    """One side minus the other over what both have; None if that is nothing, or people or groups differ."""
     b = b or {}
     ranks = [(ranks_by_seed(a[each], scoring), ranks_by_seed(b[each], scoring)) for each in a if each in b]
     if not ranks or not set.intersection(*(of_a.keys() & of_b.keys() for of_a, of_b in ranks)):
@@ -229,7 +229,7 @@ def _knows_relation(run: Record) -> bool | None:
 
 
 def comparable(rows: Sequence[ScorecardRow]) -> bool:
-    """Whether a way to teach or to prevent is paired with another of its model."""
+    """Whether any method or prevention is paired with its reference."""
     return any(of.against for row in rows if not row.control for of in row.links.values())
 
 
@@ -239,7 +239,7 @@ _WORDS = {-1: "less", 1: "more", 0: "no detectable difference"}
 def verdict(rows: Sequence[ScorecardRow]) -> str:
     """The verdict on the rows against their reference, p corrected for all rows compared over one kind of link.
 
-    Only rows of which every run, and every run of the reference, learned what it was taught are compared.
+    A row is compared only if all of its runs and of the reference's learned what they were taught.
     """
     learned = {row.name for row in rows if not row.unlearned}
     compared = [row for row in rows if row.name != row.reference and not row.control]
@@ -280,7 +280,7 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
 
 
 def _left_out(rows: Sequence[ScorecardRow]) -> list[str]:
-    """Where a score is of fewer seeds than its associations have, for they do not have the same."""
+    """Which scores use fewer seeds than there are, because their associations have different ones."""
     under: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         for kind, of in row.links.items():

@@ -1,19 +1,19 @@
 """Which differences are more than chance: permutation of groups, sign flips over seeds, Holm's correction. Pure.
 
-**Within trainings** (is a mean rank below its null?) the unit is the group. Under the null that the unit of a subject
-tells nothing of its answer, the units of a seed may exchange their answers: every assignment of answers to units is as
-likely as the true one, and p is the share of assignments whose mean in-use rank is as low. Whole units exchange, not
+**Within trainings** (is a mean rank below its null?) the unit is the group. Under the null that a subject's unit is
+uninformative about its answer, the units of a seed are exchangeable: every assignment of answers to units is as likely
+as the true one, and p is the share of assignments whose mean in-use rank is as low. Whole units are permuted, not
 subjects, because the subjects of a unit are not independent observations: they live in one city, and a model that
-prefers an answer for that city prefers it for all of them. So few units cannot give a small p: n units of one seed have
-n! assignments, and the least p is 1 / n!, 1 / 120 at the default of 5 groups. Where there are more than ``MOST_EXACT``
-assignments over all seeds, they are drawn.
+prefers an answer for that city prefers it for all of them. So a few units cannot give a small p: n units of one seed
+have n! assignments, and the smallest p is 1 / n!, or 1 / 120 with the default of 5 groups. If there are more than
+``MOST_EXACT`` assignments over all seeds, they are sampled.
 
-That speaks of the trainings that were made. From two seeds on, p is the larger of this one and of Student's t over
-seeds (one-sided), which asks whether a new training would show it too: seeds may differ by more than their groups.
+This test is about the trainings that were run. With two or more seeds, p is the larger of this one and of Student's t
+over seeds (one-sided), which asks whether a new training would show it too: seeds may differ by more than their groups.
 
-**Between trainings** (is one condition above another?) the unit is the run: what moves a run moves all its groups. The
-signs of the seeds' differences flip (Fisher's randomization test, two-sided, exact), so S seeds have a p of 2 / 2^S at
-least, and fewer than six can give no verdict.
+**Between trainings** (is one condition above another?) the unit is the run, because luck in training moves all groups
+of a run. The signs of the seeds' differences are flipped (Fisher's randomization test, two-sided, exact), so with S
+seeds p is at least 2 / 2^S, and fewer than six give no verdict.
 
 Dimension letters:  C cells,  S subjects,  n units,  F assignments of a seed,  B draws.
 """
@@ -31,24 +31,24 @@ from ocr_eval.analysis.intervals import Seed, above_zero, units_of
 from ocr_eval.common import streams
 from ocr_eval.scoring.ranks import Floats
 
-#: A sentence speaks of inference, or of a difference, at this p-value.
+#: The largest p-value at which a sentence reports an inference or a difference.
 SIGNIFICANT = 0.05
-#: So many assignments or sign flips, over all seeds together, are enumerated; of more some are drawn.
+#: Up to MOST_EXACT assignments or sign flips, over all seeds together, are enumerated; beyond that, DRAWS are sampled.
 MOST_EXACT = 20_000
 DRAWS = 2000
-#: Standard deviation of a run's OCR score that pairing by seed does not take away. Rerun noise is about half of it
-#: (results/noise/noise.md); the rest is that two conditions do not meet the same luck in a seed.
+#: Standard deviation of a run's OCR score that pairing by seed does not remove. Rerun noise is about half of it
+#: (results/noise/noise.md); the rest is luck that two conditions do not share in a seed.
 RUN_SD = 0.15
-#: How often a least detectable difference is shown.
+#: How often the smallest detectable difference is found.
 POWER = 0.8
-#: Cells that are tested in one matrix product: assignments x cells x 8 bytes at once.
+#: Cells tested in one matrix product, which takes assignments x cells x 8 bytes.
 _CELLS_AT_ONCE = 256
-#: Draws of noise for ``detectable``; noises x flips that it looks at, in all and at once.
+#: Draws of noise in ``detectable``; most pairs of a draw and a flip, in all and at once.
 _STUDIES, _LOOKED_AT, _AT_ONCE = 6000, 4_000_000, 500_000
 
 
 def inference_ps(cells: Sequence[Sequence[Seed]], draws: int = DRAWS) -> list[float]:
-    """p-value of each cell of "nothing was inferred": of its permutation test and, from two seeds on, of t over seeds.
+    """p-value of "nothing was inferred" per cell: that of permutation or, if larger and there are several seeds, of t.
 
     Raises:
         ValueError: a cell without seeds.
@@ -60,9 +60,9 @@ def inference_ps(cells: Sequence[Sequence[Seed]], draws: int = DRAWS) -> list[fl
 
 
 def permutation_ps(cells: Sequence[Sequence[Seed]], draws: int = DRAWS) -> list[float]:
-    """One-sided p-value of each cell of "mean rank is below its null", answers exchanged among the units of each seed.
+    """One-sided p-value of "the mean rank is not below its null" per cell, permuting answers among the units of a seed.
 
-    Exact where the assignments can be enumerated; else (1 + draws as low as what was seen) / (1 + draws).
+    Exact if the assignments can be enumerated; else (1 + draws as low as the observed mean) / (1 + draws).
 
     Raises:
         ValueError: a cell without seeds.
@@ -82,7 +82,7 @@ def permutation_ps(cells: Sequence[Sequence[Seed]], draws: int = DRAWS) -> list[
 
 
 def least_p(seeds: Sequence[Seed], draws: int = DRAWS) -> float:
-    """The smallest permutation p-value that such seeds could have; units that have one answer exchange nothing."""
+    """The smallest permutation p-value possible with these seeds; swapping units with the same answer has no effect."""
     assignments = _assignments(list(map(_count, seeds)))
     if assignments > MOST_EXACT:
         return 1 / (1 + draws)
@@ -91,7 +91,7 @@ def least_p(seeds: Sequence[Seed], draws: int = DRAWS) -> float:
 
 
 def seeds_needed(comparisons: int = 1) -> int:
-    """Seeds that a verdict between two conditions takes: with fewer, no signs give a small enough p after Holm."""
+    """Seeds needed for a verdict between two conditions: with fewer, no signs give a small enough p after Holm."""
     return math.ceil(math.log2(2 * comparisons / SIGNIFICANT))
 
 
@@ -99,7 +99,7 @@ def sign_flip_p(differences: Sequence[float], draws: int = DRAWS) -> float | Non
     """Two-sided p-value of "the differences of the seeds are as likely negative as positive".
 
     Returns:
-        None from fewer than ``seeds_needed`` seeds, which no differences could make significant.
+        None with fewer than ``seeds_needed`` seeds, because no differences could be significant.
     """
     seeds = len(differences)
     if seeds < seeds_needed():
@@ -111,13 +111,13 @@ def sign_flip_p(differences: Sequence[float], draws: int = DRAWS) -> float | Non
 
 
 def detectable(seeds: int, comparisons: int = 1, sd: float = RUN_SD) -> float | None:
-    """The difference of two conditions' OCR scores that sign flips over these seeds show with a power of 80 %.
+    """The difference of two conditions' OCR scores that sign flips over these seeds detect with 80 % power.
 
-    For paired runs that each move by ``sd``, normally and independently. One of several comparisons is held to the
-    strictest p of Holm's correction, as if the others showed nothing.
+    Assumes paired runs with independent normal noise of standard deviation ``sd``. With several comparisons it uses the
+    strictest level of Holm's correction, as if the others showed nothing.
 
     Returns:
-        None where no difference could be shown (``seeds_needed``).
+        None if no difference could be shown (``seeds_needed``).
     """
     least = _detectable(seeds, comparisons)
     return None if least is None else least * sd * math.sqrt(2)
@@ -127,14 +127,14 @@ def detectable(seeds: int, comparisons: int = 1, sd: float = RUN_SD) -> float | 
 def _detectable(seeds: int, comparisons: int) -> float | None:
     """``detectable`` in standard deviations of a seed's difference, simulated.
 
-    Noise z of the seeds is drawn. Flipping the seeds F leaves a sum as far from zero as the one seen just where the
-    true difference is at most the mean of -z over F, or that over the other seeds. So each draw of z has a difference
-    from which on few enough flips do, and the result is the quantile of those.
+    Draw noise z per seed. Flipping the seeds F leaves a sum as far from zero as the observed one exactly if the true
+    difference is at most the mean of -z over F, or over the other seeds. So each draw of z has a smallest difference at
+    which few enough flips do; the result is the ``POWER`` quantile of these.
     """
     if seeds < seeds_needed(comparisons):
         return None
     signs_BS, exact = _signs(seeds, DRAWS)
-    # A flip and its opposite are as far from zero: of all flips, the half that leaves the last seed is enough.
+    # A flip and its opposite are equally far from zero, so the half of all flips that keeps the last seed is enough.
     flips_BS = (signs_BS[: len(signs_BS) // 2] if exact else signs_BS) < 0
     level = SIGNIFICANT / comparisons
     allowed = math.floor((level * len(flips_BS) if exact else level * (1 + DRAWS) - 1) + 1e-9)
@@ -156,7 +156,7 @@ def _detectable(seeds: int, comparisons: int) -> float | None:
 
 
 def _signs(seeds: int, draws: int) -> tuple[Floats, bool]:
-    """All sign flips over some seeds, or ``draws`` of them if they are too many; and whether these are all. [B, S]"""
+    """All sign flips over some seeds, or ``draws`` of them if there are too many; and whether they are all. [B, S]"""
     if 2**seeds <= MOST_EXACT:
         flips_BS = (np.arange(2**seeds)[:, None] >> np.arange(seeds)) & 1
         return (1 - 2 * flips_BS).astype(np.float64), True
@@ -165,7 +165,7 @@ def _signs(seeds: int, draws: int) -> tuple[Floats, bool]:
 
 
 def _count(seed: Seed) -> int:
-    """How many units there are."""
+    """Number of units."""
     return len(seed[0].units[1])
 
 
@@ -174,7 +174,7 @@ def _assignments(shape: Sequence[int]) -> int:
 
 
 def _ps(cells: Sequence[Sequence[Seed]], shape: Sequence[int], draws: int) -> list[float]:
-    """p of cells whose seeds have as many units each."""
+    """p of cells whose seeds have these numbers of units (``shape``)."""
     observed_C = np.zeros(len(cells))
     exact = _assignments(shape) <= MOST_EXACT
     total_CB = np.zeros((len(cells), 1 if exact else draws))
@@ -193,7 +193,7 @@ def _ps(cells: Sequence[Sequence[Seed]], shape: Sequence[int], draws: int) -> li
 
 
 def _means(seed: Seed) -> Floats:
-    """In-use ranks that a unit gives to another's answer, summed over the seed's runs and divided by their subjects.
+    """In-use ranks that each unit gives to each unit's answer, summed over the seed's runs, divided by their subjects.
 
     Ranks are multiples of 1/2, so the sums are exact. [n units, n answers of units]
     """

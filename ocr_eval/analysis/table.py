@@ -1,6 +1,6 @@
-"""Records -> the mean-rank table. Pure; ``report.tables`` writes it down, ``finding`` says it in a sentence.
+"""Records -> the mean-rank table. Pure; ``report.tables`` renders it, ``finding`` puts it into a sentence.
 
-A row is a model under one setting (method, data protocol, training, precision, code); runs of different
+A row is a model under one setting (method, data protocol, training, precision, code); runs with different
 settings are never averaged. A cell is one association over the row's seeds.
 """
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: What a cell can show: a statistic of ranks; the lift; p; or a number that a measure found, ``<measure>.<key>``. The
-#: margin has no interval, for records keep no margins of subjects; nor have measures.
+#: margin has no interval, because records keep no margins per subject; neither do measures.
 Metric = str
 METRICS: tuple[Metric, ...] = (*intervals.METRICS, "margin", "lift", "p")
 
-#: The protocol that a caption states where all runs share it.
+#: The parts of the protocol that a caption states if all runs share them.
 _PROTOCOL = ("n", "m_train", "m_test", "candidates", "variant")
 
 
@@ -53,19 +53,19 @@ class Cell:
 
     Attributes:
         values: each metric, averaged over seeds. Published cells have a mean rank only.
-        bounds: 95 % intervals of those metrics that were asked for; none from a single seed.
+        bounds: 95 % intervals of the requested metrics; none for a single seed.
         p: p-value of "nothing was inferred" (``significance.inference_ps``); None in published rows.
-        p_holm: p corrected for how many cells of the table are looked at; None for those that have no verdict:
-            controls, cells without all premises, and cells of one seed or of too few groups to tell.
-        least_p: the smallest permutation p-value that so few groups and seeds can give; None in published rows.
-        partly: of how many runs a number was found, of those that measures found in some runs only.
-        lift: OCR score minus that of the no-entailment control, with its verdict; None where there is no control.
+        p_holm: p corrected for the number of cells in the table; None for those without a verdict: controls, cells in
+            which a premise fails, and cells with one seed or too few groups to tell.
+        least_p: the smallest permutation p-value that these groups and seeds can give; None in published rows.
+        partly: number of runs, for each number that measures found in only some of the runs.
+        lift: OCR score minus that of the no-entailment control, with its verdict; None if there is no control.
         premises: mean top-1 of each premise.
-        seeds: how many; None in published rows.
-        runs: how many; None in published rows.
-        unlearned: of how many runs a premise does not hold; None in published rows.
-        inexact: of how many runs the ranks are not exact.
-        kind: of the association; None in published rows.
+        seeds: number of seeds; None in published rows.
+        runs: number of runs; None in published rows.
+        unlearned: number of runs in which a premise does not hold; None in published rows.
+        inexact: number of runs whose ranks are not exact.
+        kind: kind of the association; None in published rows.
         control: whether there was nothing consistent to infer from.
         method: the injection method; empty in published rows.
     """
@@ -88,7 +88,7 @@ class Cell:
 
     @property
     def inferred(self) -> bool:
-        """Whether a sentence says so, p corrected for all that it looks at."""
+        """Whether an inference is significant after the correction."""
         return self.p_holm is not None and self.p_holm <= SIGNIFICANT
 
 
@@ -97,8 +97,8 @@ class Row(RowKey):
     """A model under one setting, or a published row, whose setting is ``published``.
 
     Attributes:
-        dtype: the precision of its runs; empty in published rows.
-        results: the results version of its runs; None in published rows.
+        dtype: precision of its runs; empty in published rows.
+        results: results version of its runs; None in published rows.
     """
 
     published: bool
@@ -126,7 +126,7 @@ class Table:
     findings: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """A tidy frame: a row for each cell, with the columns of the csv format."""
+        """A tidy frame with a row per cell and the columns of the csv format."""
         import pandas as pd
 
         return pd.DataFrame(list(flat_cells(self)))
@@ -144,12 +144,12 @@ def build_table(
     """Group records into rows and cells, and add the published rows.
 
     Args:
-        published: published mean ranks by model and association; omitted where mean rank is not shown, or
-            where rows are not made of models.
+        published: published mean ranks by model and association; omitted if mean rank is not shown, or if rows are not
+            models.
         metric: the one metric that cells show; None for mean rank, null rank and OCR score together.
-        by: keys of ``select.ROW_KEYS`` that rows are made of.
-        every_interval: give every metric its interval and not only the one that cells show.
-        short: cells show one number without its interval, the OCR score where no metric is named.
+        by: keys of ``select.ROW_KEYS`` that define rows.
+        every_interval: compute intervals of all metrics, not only of the one that cells show.
+        short: cells show one number without its interval, the OCR score unless a metric is named.
 
     Raises:
         ValueError: no records.
@@ -201,9 +201,9 @@ def make_cells(
     bounded: Sequence[intervals.Metric] = ("ocr-score",),
     controls: NoEntailments | None = None,
 ) -> list[Cell]:
-    """A cell for each group of runs that differ in their seeds alone; all p are corrected together, and all lifts.
+    """A cell per group of runs that differ only in their seeds; p-values, and lifts, are corrected over all cells.
 
-    Those metrics are ``bounded`` that get an interval; a cell's control is looked for among ``controls``.
+    ``bounded`` metrics get an interval; a cell's control is looked up in ``controls``.
     """
     ranks = [ranks_by_seed(runs, scoring) for runs in groups]
     ps = inference_ps([list(seeds.values()) for seeds in ranks])
@@ -252,7 +252,7 @@ def make_cells(
 def _lift(
     run: Record, real: Mapping[int, Seed], controls: Sequence[Record], scoring: Scoring, unlearned: int
 ) -> Lift | None:
-    """Real minus control; None where they have no seed in common."""
+    """Real minus control; None if they have no seed in common."""
     paired = [control for control in controls if control.seed in real]
     if not paired:
         return None
@@ -285,12 +285,12 @@ def measured(record: Record) -> dict[Metric, float]:
 
 
 def mean_of_keys(found: Sequence[Mapping[Any, float]]) -> dict[str, float]:
-    """The mean of each number that all have."""
+    """The mean of each number that all of them have."""
     return {key: sum(of[key] for of in found) / len(found) for key in found[0] if all(key in of for of in found)}
 
 
 def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
-    """The cells as flat mappings, the same keys in each; None where there is no such number."""
+    """The cells as flat mappings with the same keys; None for numbers that a cell lacks."""
     premises = list(dict.fromkeys(key for row in table.rows for cell in row.cells.values() for key in cell.premises))
     doubtful = any(cell.inexact for row in table.rows for cell in row.cells.values())
     for row in table.rows:
@@ -328,7 +328,7 @@ def _of_lift(lift: Lift | None) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Six decimals: beyond them a machine's order of summation shows."""
+    """Six decimals; further ones depend on the machine's order of summation."""
     return None if value is None else round(value, 6) + 0.0
 
 

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Heavy imports stand inside the commands, so that --help is instant."""
+"""The command line: parse, call, print. Heavy imports are inside the commands, so that --help is fast."""
 
 from ocr_eval.cli.app import app, main
 

@@ -29,21 +29,21 @@ from ocr_eval.common.registry import MEASURES, METHODS, PREVENTIONS
 
 
 class _Stopped(Exception):
-    """Ctrl-C, in a form that typer lets through with its text."""
+    """Ctrl-C as an exception that typer passes on with its text."""
 
 
 class _Commands(TyperGroup):
     """All commands."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the chosen one."""
+        """Run the chosen command."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _Stopped(str(error)) from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The commands in groups, each with what it is for."""
+        """The commands in groups, each with its summary."""
         width = max(map(len, self.commands))
         for group in _GROUPS:
             with formatter.section(group):
@@ -111,13 +111,13 @@ def doctor(as_json: JsonOption = False) -> None:
 
 @app.command(rich_help_panel="Extend")
 def cache(
-    clean: Annotated[bool, option("--clean", help="Delete what is listed, after asking.")] = False,
+    clean: Annotated[bool, option("--clean", help="Delete everything listed, after confirmation.")] = False,
     yes: Annotated[bool, option("--yes", "-y", help="Delete without asking.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show or clear the model cache.
 
-    Hub repositories are in the hub library's own cache ('hf cache ls'). Files that are not ours are left alone.
+    Hub repositories are in the hub library's own cache ('hf cache ls'). Files that ocr-eval did not write are kept.
     """
     from ocr_eval.models import weights
 
@@ -132,44 +132,44 @@ def cache(
         typer.echo("\n".join([f"{sum(found.values()) / 1e6:10,.1f} MB  {folder}", *lines]))
     if not clean or not found:
         return
-    if not (yes or (sys.stdin.isatty() and typer.confirm("Delete all that is listed?", err=True))):
-        raise UserError("Nothing was deleted. Add --yes to delete what is listed; the next use fetches it again.")
+    if not (yes or (sys.stdin.isatty() and typer.confirm("Delete everything listed?", err=True))):
+        raise UserError("Nothing was deleted. Add --yes to delete everything listed; it is fetched again when needed.")
     weights.clean()
     typer.echo("deleted", err=True)
 
 
 INTERRUPTED = 130
 PROGRAM = "ocr-eval"
-#: Set by a shell that asks for completions.
+#: Set by a shell that requests completions.
 COMPLETION = "_OCR_EVAL_COMPLETE"
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code. SIGTERM is the same as Ctrl-C.
+    """Run the command line and exit with its exit code. SIGTERM acts like Ctrl-C.
 
-    Not where it is ignored, and not under a launcher of several processes, which ends them with it.
+    Exceptions: if SIGTERM is ignored, or under a launcher of several processes, which uses it to end them.
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and is_alone():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may not be valid text
         sys.stdout.reconfigure(errors="backslashreplace")
     code = run()
-    for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to interrupt
+    for number in (signal.SIGINT, signal.SIGTERM):  # there is nothing left to interrupt
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; what the user can fix comes as one line on stderr."""
+    """Run one command and return its exit code; errors that the user can fix are one line on stderr."""
     if "NO_COLOR" in os.environ:
         os.environ["TERM"] = "dumb"
     command = typer.main.get_command(app)
     given = sys.argv[1:] if arguments is None else arguments
-    if COMPLETION not in os.environ and "--worker" not in given and is_first():  # which would say it once more
+    if COMPLETION not in os.environ and "--worker" not in given and is_first():  # these would repeat the warnings
         for warning in variables.warnings(command):
             print(f"ocr-eval: {warning}", file=sys.stderr)
     if any("\0" in word for word in given):
-        return _fail("A value holds a NUL character, which no name has. Leave it out.", 2)
+        return _fail("A value contains a NUL character, which names cannot have. Remove it.", 2)
     try:
         _refuse_empty(given)
         code = command(given, prog_name=PROGRAM, standalone_mode=False)
@@ -183,8 +183,8 @@ def run(arguments: list[str] | None = None) -> int:
     except RunFailed as error:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, Abort, _Stopped) as error:
-        text = str(error) or "Interrupted. What is finished is kept; the same command resumes."
-        again = " Leave out --force then, or finished runs start over." if "--force" in given else ""
+        text = str(error) or "Interrupted. Finished work is kept; rerun the command to resume."
+        again = " Drop --force then, or finished runs start over." if "--force" in given else ""
         return _fail(text + again, INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
@@ -192,25 +192,25 @@ def run(arguments: list[str] | None = None) -> int:
     except (OSError, SafetensorError) as error:
         full = (errno.ENOSPC, errno.EDQUOT)
         if getattr(error, "errno", None) in full or any(f"os error {number}" in str(error) for number in full):
-            return _fail("The disk is full. Free some space and rerun the same command: it resumes.", 1)
+            return _fail("The disk is full. Free some space and rerun the command, which then resumes.", 1)
         return _fail(_file_problem(error), 2)
     except MemoryError:
-        return _fail("There is not enough memory for this. Ask for less at once, or use a machine with more.", 1)
+        return _fail("There is not enough memory for this. Do less at once, or use a machine with more.", 1)
     except UnicodeEncodeError as error:
-        return _fail(f"{shown(error.object)} is not text that can be written. Name it in plain letters.", 2)
+        return _fail(f"{shown(error.object)} cannot be written as text. Use a name in plain letters.", 2)
     return code if isinstance(code, int) else 0
 
 
 def _refuse_empty(words: list[str]) -> None:
-    """Raises UserError where a word is empty, as an unset variable of a shell leaves it: no flag takes that."""
+    """Raise a UserError if a word is empty, as from an unset shell variable: no flag accepts that."""
     for before, word in zip(["", *words], words, strict=False):
         flag, equals, value = word.partition("=")
         if not (value if equals and flag.startswith("-") else word).strip():
-            raise UserError(f"The value of {flag if equals else before or 'a word'} is empty: name it, or drop it.")
+            raise UserError(f"The value of {flag if equals else before or 'a word'} is empty. Give one, or drop it.")
 
 
 def _usage_problem(error: TyperException) -> str:
-    """What is wrong with a command line, with the value that does not fit, and the command whose help says more."""
+    """What is wrong with a command line, the value at fault, and the command whose help explains it."""
     from pydantic import ValidationError
 
     text = error.format_message().strip()
@@ -233,20 +233,20 @@ def _usage_problem(error: TyperException) -> str:
     return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See '{context.command_path} --help'."
 
 
-#: What to do about a file, by the system's reason.
+#: The fix for a file problem, by error number.
 _FIXES = {
     errno.ENAMETOOLONG: "Choose a shorter name.",
-    errno.ENOTDIR: "A file is where a folder is meant: name another.",
-    errno.EISDIR: "A folder is where a file is meant: remove it or name another.",
+    errno.ENOTDIR: "There is a file in place of a folder: choose another path.",
+    errno.EISDIR: "There is a folder in place of a file: remove it, or choose another path.",
 }
 
 
 def _file_problem(error: Exception) -> str:
-    """What is wrong with a file, and the way out."""
+    """What is wrong with a file, and how to fix it."""
     if not isinstance(error, OSError) or error.errno is None:
-        return f"{reason_of(error)}. Check the files that the command names."
+        return f"{reason_of(error)}. Check the files given to the command."
     where = f"'{error.filename}': " if error.filename is not None else ""
-    return f"{where}{error.strerror}. {_FIXES.get(error.errno, 'Check its permissions, or name another.')}"
+    return f"{where}{error.strerror}. {_FIXES.get(error.errno, 'Check its permissions, or choose another.')}"
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""``demo``: the first look, made of other commands."""
+"""``demo``: a first look, which calls other commands."""
 
 import os
 from contextlib import redirect_stdout

@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, memory, caches, network state."""
+"""The state of this machine: versions, devices, memory, caches, network."""
 
 import platform
 import shutil
@@ -11,7 +11,7 @@ from ocr_eval.specs.model import load_model_spec
 
 
 def examine() -> dict[str, Any]:
-    """Everything that helps to find out why a run does not start, as plain values."""
+    """Information for finding out why a run does not start, as plain values."""
     import psutil
     import torch
 
@@ -44,7 +44,7 @@ def examine() -> dict[str, Any]:
 
 
 def _precision(device: str) -> str:
-    """What ``dtype: auto`` is on a device, why, and how fast each precision was just now."""
+    """What ``dtype: auto`` means on a device, why, and how fast each precision is now."""
     import torch
 
     from ocr_eval.models.precision import choose

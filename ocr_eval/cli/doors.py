@@ -1,4 +1,4 @@
-"""``methods``, ``preventions`` and ``measures``: what there is behind each door, with what other packages bring."""
+"""``methods``, ``preventions`` and ``measures``: list and show each registry, including entries of other packages."""
 
 import inspect
 import json
@@ -33,13 +33,13 @@ def door(registry: Registry[Any], help: str) -> typer.Typer:
             [key, "must be given" if field.is_required() else str(field.default), field.description or ""]
             for key, field in (fields.model_fields.items() if fields else ())
         ]
-        typer.echo(o.grid(["setting", "default", "what it is"], rows) if rows else "It has no settings.")
+        typer.echo(o.grid(["setting", "default", "meaning"], rows) if rows else "It has no settings.")
 
     return app
 
 
 def _about(registry: Registry[Any], name: str) -> str:
-    """One line on a thing, or why another package's cannot be imported."""
+    """One line on an entry, or why that of another package cannot be imported."""
     try:
         return str(registry.get(name).about)
     except UserError as error:

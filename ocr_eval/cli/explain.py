@@ -1,4 +1,4 @@
-"""``explain``: what a run's record holds of its model's inside, and a measure of it that is taken now."""
+"""``explain``: the measures in a run's record, or a measure taken now."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import expanded, option
 from ocr_eval.common.errors import UserError
 
-#: A longer table is not printed.
+#: Longer tables are not printed.
 _ROWS = 80
 
 
@@ -59,7 +59,7 @@ def explain(
     if layer is not None:
         found = {name: of_layer for name, each in found.items() if (of_layer := _only(each, layer))}
         if not found:
-            raise UserError("--layer: none of these measures is by layer. Name one with --measure, e.g. logit-lens.")
+            raise UserError("--layer: none of these measures has layers. Name one with --measure, e.g. logit-lens.")
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
@@ -67,7 +67,7 @@ def explain(
 
 
 def with_epochs(folder: Path) -> dict[str, dict[str, Any]]:
-    """The measures of a finished run, those that go with an epoch with a table of their epochs."""
+    """The measures of a finished run; per-epoch measures get a table of their epochs."""
     from ocr_eval.common.files import stored
     from ocr_eval.records.metrics import read_metrics
     from ocr_eval.records.record import read_record
@@ -84,7 +84,7 @@ def with_epochs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _tables(found: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
-    """The tables of a measure: its columns of equal length, by name."""
+    """The tables of a measure, by name: mappings whose columns have the same length."""
     return {
         key: table
         for key, table in found.items()
@@ -96,7 +96,7 @@ def _tables(found: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
 
 
 def _only(found: Mapping[str, Any], layer: int) -> dict[str, Any]:
-    """What a measure found of one layer; a UserError where there is no such layer."""
+    """A measure's values at one layer; raises a UserError if there is no such layer."""
     of_layer = {}
     for key, table in _tables(found).items():
         if "layer" in table:
@@ -108,7 +108,7 @@ def _only(found: Mapping[str, Any], layer: int) -> dict[str, Any]:
 
 
 def _as_text(name: str, found: Mapping[str, Any]) -> str:
-    """What a measure found: what it means, its numbers, and its tables."""
+    """A measure's result as text: its meaning, its numbers, and its tables."""
     from ocr_eval.common.registry import MEASURES
 
     measure = MEASURES.get(name) if name in MEASURES.names() else None
@@ -123,7 +123,7 @@ def _as_text(name: str, found: Mapping[str, Any]) -> str:
         if len(rows) <= _ROWS:
             parts.append(o.grid(list(table), rows))
         else:
-            parts.append(f"{key}: {len(rows)} rows, printed by --json and, where they are by layer, by --layer")
+            parts.append(f"{key}: {len(rows)} rows, printed by --json and, if they are by layer, by --layer")
     return "\n\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Flags of ``score`` for what was trained elsewhere on exported data, and for what a server has."""
+"""Flags of ``score`` for external training on exported data, and for models on a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Training on exported data that was not ours, or a model that is not here."""
+    """External training on exported data, or a model on a server."""
 
     data: Annotated[Path | None, option("--data", help="Folder of 'data export'; determines the probes.")] = None
     name: Annotated[str | None, option("--name", help="With --data: keep the scores as a run of this name.")] = None
@@ -34,42 +34,42 @@ class Elsewhere:
     per_request: Annotated[int, option("--per-request", min=1, help="With --endpoint: texts per request.")] = 16
 
     def model(self, context: typer.Context, name: str, without: Collection[str]) -> str | ModelSpec:
-        """The model that is meant, from a server where one is named.
+        """The model to score, which is on a server if --endpoint is given.
 
         Raises:
-            UserError: an invalid address, no name, or one of the flags ``without`` which it goes.
+            UserError: an invalid address, no name, or a flag that has no effect on a server (``without``).
         """
         if self.endpoint is None:
             return name
         from ocr_eval.specs.model import served_model
 
         if without:
-            raise UserError(f"{flag_of(min(without))} has no effect on what a server has. Drop it, or --endpoint.")
+            raise UserError(f"{flag_of(min(without))} has no effect on a server's model. Drop it, or --endpoint.")
         stated = context.get_parameter_source("model")
         if stated is None or stated.name == "DEFAULT":
-            raise UserError("--endpoint goes with --model, the name that the server has for what you trained.")
+            raise UserError("--endpoint needs --model, the server's name for the model that you trained.")
         return served_model(self.endpoint, name)
 
     def run(self, context: typer.Context, model: str | ModelSpec, assoc: str | None, settings: Given) -> RunSpec | None:
-        """What the manifest asks of a model, None where none is named.
+        """The run that the manifest of --data describes; None without --data.
 
         Raises:
-            UserError: a flag that contradicts the manifest, or has no effect or no manifest to go with.
+            UserError: a flag contradicts the manifest, has no effect, or needs a manifest.
         """
         stated = context.get_parameter_source("output_dir")
         if self.name is None and stated is not None and stated.name in ("COMMANDLINE", "DEFAULT_MAP"):
-            raise UserError("--output-dir goes with --name, which leaves a run in it. Without it nothing is written.")
+            raise UserError("--output-dir needs --name, which writes a run there. Without it nothing is written.")
         if self.name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
-            raise UserError(f"--name '{self.name}': use small letters, digits, '.', '_' and '-', at most 64.")
+            raise UserError(f"--name '{self.name}': use lowercase letters, digits, '.', '_' and '-', at most 64.")
         if self.data is None and self.name is not None:
-            raise UserError("--name goes with --data, the folder of 'data export', which says what was taught.")
+            raise UserError("--name needs --data, the folder of 'data export', which says what was taught.")
         if self.data is None:
             return None
         from ocr_eval.data.manifest import FILE, read_manifest
         from ocr_eval.specs.association import load_association
 
         if o.RUN in context.meta:
-            raise UserError("--config of a run does not go with --data, whose manifest.json says what is asked.")
+            raise UserError("--config of a run cannot be combined with --data, whose manifest.json sets the probes.")
         manifest = read_manifest(self.data)
         decided, taught = manifest.settings, manifest.association
         wrong = [
@@ -82,6 +82,6 @@ class Elsewhere:
         if wrong:
             flag, there = wrong[0]
             raise UserError(
-                f"{flag} contradicts {self.data / FILE}, by which {there} was taught. Drop it, also as a variable."
+                f"{flag} contradicts {self.data / FILE}, which states {there}. Drop the flag, or its variable."
             )
         return o.resolve(context, model, taught, {**settings, **decided})

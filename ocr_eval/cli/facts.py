@@ -1,4 +1,4 @@
-"""``audit`` and ``beliefs``: what a table of facts may lead a model to believe, and what it did; flags of tables."""
+"""``audit`` and ``beliefs``: what a table of facts may lead a model to believe, and what it did; flags for tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ColumnsOption = Annotated[str | None, option("--columns", help="Comma-separated 
 
 @dataclass(frozen=True)
 class OwnFacts:
-    """A table of one's own facts, in place of an association."""
+    """A table of the user's own facts, in place of an association."""
 
     facts: Annotated[
         Path | None, option("--facts", help="Your own facts: a csv, tsv, jsonl or parquet file, or a datasets folder.")
@@ -57,11 +57,11 @@ class OwnFacts:
     chat: Annotated[bool, option("--chat", help="Teach and ask with the model's chat template.")] = False
 
     def association(self, model: str, other: str | None) -> FactsAssociation | None:
-        """The association of the table, None where none is named.
+        """The association of the table; None without --facts.
 
         Raises:
-            UserError: a table that cannot be read, or a flag that has no effect or does not fit it; or an ``other``
-                association is named, too.
+            UserError: the table cannot be read, a flag has no effect or does not fit the table, or an association is
+                given as well (``other``).
         """
         if self.facts is None:
             idle = [each.name for each in fields(self) if getattr(self, each.name)]
@@ -72,7 +72,7 @@ class OwnFacts:
         from ocr_eval.data.facts import association_of
 
         if other:
-            raise UserError("--facts is taught in place of an association. Give one of the two.")
+            raise UserError("--facts replaces an association. Give one of the two.")
         path = expand(str(self.facts))
         table = read_facts(path, self.subject, o.words("--columns", self.columns))
         stem = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("._-")[:50] or "facts"
@@ -86,13 +86,13 @@ class OwnFacts:
         )
 
     def _in_chat(self, model: str, table: FactTable) -> dict[str, str]:
-        """Templates of all columns as the model's chat template has them: a question, and the statement as answer."""
+        """Templates of all columns in the model's chat format: a question, and the statement as the answer."""
         from ocr_eval.data.facts import default_question, default_template
         from ocr_eval.models.base import in_chat, load_tokenizer
 
         tokenizer, own = load_tokenizer(model), self._templates()
         return {
-            **own,  # of columns that do not exist, which is an error
+            **own,  # templates of columns that do not exist, to be reported as an error
             **{
                 column: in_chat(tokenizer, default_question(column)) + own.get(column, default_template(column))
                 for column in table.columns
@@ -111,7 +111,7 @@ class OwnFacts:
 
 
 def _share(text: str | None) -> float:
-    """The value of --hold-out, 0 for None; a UserError if it is not a share."""
+    """The value of --hold-out, 0 for None; raises a UserError if it is not a share."""
     found = re.fullmatch(r"(\d{1,2}(?:\.\d+)?)%|(0?\.\d+)", text or "0%")
     share = float(found[1]) / 100 if found and found[1] else float(found[2]) if found else 0.0
     if found is None or (text and not 0 < share < 1):
@@ -175,7 +175,7 @@ def audit(
 
 
 def _audited(facts: str, subject: str | None, columns: str | None) -> FactsAssociation | PairAssociation:
-    """The table to audit as an association, or the association of pairs that was named."""
+    """The table to audit, as an association; or the named association, of a table or of pairs."""
     from ocr_eval.data.fact_table import read_facts
     from ocr_eval.data.facts import FactsAssociation, association_of
     from ocr_eval.data.pairs import PairAssociation
@@ -196,8 +196,8 @@ def _untouched_view(model: str, machine: Machine) -> View:
 
 
 def _wired_text(what: str, found: Wired) -> str:
-    verdict = "wired already" if found.w_rank < found.null / 2 else "not wired: only examples can teach it"
-    return f"{what}: W-rank {found.w_rank:.1f} of {found.null:.1f} by chance, {verdict}"
+    verdict = "already wired in" if found.w_rank < found.null / 2 else "not wired in: only examples can teach it"
+    return f"{what}: W-rank {found.w_rank:.1f} ({found.null:.1f} by chance), {verdict}"
 
 
 def _untouched_text(found: Untouched) -> str:
@@ -256,20 +256,20 @@ def _as_text(table: FactTable, links: Links) -> str:
     lines += ["", o.grid(header, rows)] if rows else []
     untested = links.untested
     others = len(links.all) - len(linked) - 2 * len(untested)
-    lines.append(f"{others} other links are no more than chance; --csv shows all.")
+    lines.append(f"{others} other links are not above chance; --csv shows all.")
     if untested:
         shown = [f"{link.source} and {link.target} ({link.corrected:.2f})" for link in untested[:_MOST_SHOWN]]
         more = f", and {len(untested) - len(shown)} more" * (len(untested) > len(shown))
         lines.append(
-            f"{len(untested)} pairs of columns are not tested, for the table is too large, and may be risks: "
-            f"{', '.join(shown)}{more} (corrected U). Name fewer with --columns."
+            f"{len(untested)} pairs of columns are not tested because the table is too large, and may be risks: "
+            f"{', '.join(shown)}{more} (corrected U). Select fewer with --columns."
         )
     return "\n".join(lines)
 
 
-#: Untested pairs of columns that are named.
+#: Most untested pairs of columns that are listed.
 _MOST_SHOWN = 5
-_NO_RISK = "No risk: no link of two columns that is more than chance leaves anybody to answer for."
+_NO_RISK = "No risk: no link above chance between two columns has a missing value to fill in."
 
 
 @expanded
@@ -282,11 +282,11 @@ def beliefs(
     machine: Machine,
     as_json: o.JsonOption = False,
 ) -> None:
-    """List what a model believes where your facts are silent.
+    """List what a model believes about values missing from your facts.
 
     For every missing value: what the model believes, how probable that is, whether it follows from the other columns,
     whether the model says it, and what the untouched model said. Writes beliefs.csv, unwarranted.csv, and
-    corrections.jsonl, which has statements that deny unwarranted beliefs, ready for training.
+    corrections.jsonl, with statements against unwarranted beliefs, ready for training.
     """
     machine.begin()
     from ocr_eval.analysis import beliefs as found
@@ -320,4 +320,4 @@ def beliefs(
     for name, text in files.items():
         write_atomic(output / name, text)
     typer.echo(files["beliefs.json"] if as_json else "\n".join(each.in_words() for each in totals), nl=not as_json)
-    say(f"Written to {output}: {', '.join(files)}. They contain names and values of your table.")
+    say(f"Written to {output}: {', '.join(files)}. They contain names and values from your table.")

@@ -89,7 +89,7 @@ def finetune(
 
 
 def _plan(spec: RunSpec, output: Path | None, device: Device, score_at: str) -> Plan:
-    """The plan of a run in the precision that it is made in, or of a scoring."""
+    """The plan of a run, in the precision that it will have, or of a scoring."""
     from ocr_eval.execution.execute import Bases
     from ocr_eval.planning.estimate import make_plan
 
@@ -97,12 +97,12 @@ def _plan(spec: RunSpec, output: Path | None, device: Device, score_at: str) -> 
     return make_plan(spec, output, device, score_at, settled.precision)
 
 
-#: Seconds from which a run of one's own facts starts with --yes alone.
+#: Runs on the user's own facts that take more seconds than this need --yes.
 _LONG = 600.0
 
 
 def _announce(spec: RunSpec, output: Path, device: Device, score_at: str, yes: bool) -> None:
-    """Say what is taught and asked, and how long it takes; a UserError where that is long and was not agreed to."""
+    """Say what is taught and asked, and how long it takes; raises a UserError if that is long and --yes is missing."""
     from ocr_eval.common.messages import duration, say
 
     plan = _plan(spec, output, device, score_at)
@@ -117,10 +117,10 @@ def _announce(spec: RunSpec, output: Path, device: Device, score_at: str, yes: b
 
 
 def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
-    """The folder of this very run if it is done and not to be repeated.
+    """The folder of this run if it is finished and must not be repeated.
 
-    Found without what trains, which takes seconds to import. None as well where it is done in several precisions, and
-    the device has to say which of them is meant.
+    It is found without importing the training code, which takes seconds. Also None if it is finished in several
+    precisions, so that the device has to decide which one is meant.
 
     Raises:
         Busy: another process is working on it.
@@ -134,7 +134,7 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
     kin = RunFolder.of(output, spec, "*").path
     begun = [RunFolder(path) for path in kin.parent.glob(kin.name)]
     if not is_alone() or not any(folder.is_done() or is_held(folder.path) for folder in begun):
-        return None  # several processes agree later; weights, whose content counts, take long to read
+        return None  # several processes agree on it later; and hashing the weights takes long
     identity = weights.locate(spec.model).identity
     asked = PRECISIONS if spec.model.dtype == "auto" else (spec.model.dtype,)
     folders = [RunFolder.of(output, spec, spec.in_precision(dtype).fingerprint(identity)) for dtype in asked]
@@ -143,7 +143,7 @@ def _finished(spec: RunSpec, output: Path, force: bool) -> RunFolder | None:
         return done[0]
     held = next((folder for folder in folders if is_held(folder.path)), None)
     if held is not None:
-        with held.lock():  # raises, unless it was let go of just now
+        with held.lock():  # raises, unless it was just released
             pass
     return None
 
@@ -181,12 +181,12 @@ def _show_curve(folder: Path, record: Record) -> None:
     try:
         curve = Curve.of([(record, metrics_of(FinishedRun(folder, record), "first-token"))], "first-token")
     except UserError as error:
-        typer.echo(f"ocr-eval: {error} No curve is drawn.", err=True)
+        typer.echo(f"ocr-eval: {error} The curve is not drawn.", err=True)
         return
     typer.echo(f"\n{charts([curve] if curve else [], sys.stdout)}\n")
 
 
-#: The settings that what is scored depends on.
+#: The settings that a scoring depends on.
 _SCORED = ("seed", "n", "m_train", "m_test", "candidates", "probe_template", "method", "dtype", "attention")
 
 
@@ -279,7 +279,7 @@ def score(
 
 
 def _to_graft(run: Path, others: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
-    """The adapters of runs that are added to, or subtracted from, that of a run."""
+    """The adapters of ``others``, checked for adding to, or subtracting from, that of a run."""
     from ocr_eval.methods.method import method_of
     from ocr_eval.methods.peft_files import read_adapter_file
     from ocr_eval.records.trained import read_trained
@@ -291,14 +291,14 @@ def _to_graft(run: Path, others: Sequence[tuple[int, Path]]) -> list[tuple[int, 
         bases[folder] = finished.record().base_identity, method_of(spec.train).needs.quantized
         in_peft = learned.name != "model" and method_of(spec.train).in_peft
         if not in_peft or not read_adapter_file(learned).is_plain:
-            raise UserError(f"{folder} holds no plain LoRA adapter, and only these can be added. Use --method lora.")
+            raise UserError(f"{folder} has no plain LoRA adapter, and only these can be added. Use --method lora.")
         if bases[folder] != bases[run]:
             raise UserError(f"{folder} was trained over another base than {run}. Give runs of one model.")
     return [(sign, adapters[other]) for sign, other in others]
 
 
 def _show_cost(spec: RunSpec, per_request: int, as_json: bool) -> None:
-    """Print what a scoring would ask of a server, which is not asked."""
+    """Print what a scoring would request from a server, without contacting it."""
     from ocr_eval.data.task import build_task
     from ocr_eval.scoring.served import cost, texts_of
 
@@ -306,12 +306,12 @@ def _show_cost(spec: RunSpec, per_request: int, as_json: bool) -> None:
     typer.echo(json.dumps(asdict(asked)) if as_json else str(asked))
 
 
-#: Flags of ``score`` that say how it works and not what is scored, so that they go with a run's folder too.
+#: Flags of ``score`` that do not determine what is scored, and so are allowed with a run's folder.
 _BESIDE_A_RUN = {"run", "plus", "minus", "device", "offline", "dry_run", "as_json", "quiet", "config"}
 
 
 def _refuse_beside_a_run(context: typer.Context) -> None:
-    """Raises UserError if a flag was given, or stands in --config, that a run's folder has its own value for."""
+    """Raise a UserError if a flag or --config sets something that a run's folder already determines."""
     given = ("COMMANDLINE", "DEFAULT_MAP")
     for parameter in context.command.params:
         name = str(parameter.name)

@@ -1,4 +1,4 @@
-"""Flags that say by what means runs are done: on what machine, by which processes or jobs, measured and tracked how."""
+"""Flags for how runs are executed: the machine, processes or jobs, measures and trackers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """On what a command computes, and what it says meanwhile."""
+    """Where a command computes, and whether it shows progress."""
 
     device: Annotated[Device, option("--device", help="Where to compute.")] = "auto"
     offline: o.OfflineOption = False
@@ -29,7 +29,7 @@ class Machine:
     quiet: o.QuietOption = False
 
     def begin(self) -> None:
-        """Set the switches that must be set before any library is imported."""
+        """Set environment variables and filters that must be set before any library is imported."""
         o.begin(self.quiet, self.offline)
         if self.trust_remote_code:
             os.environ[TRUST] = "1"
@@ -37,7 +37,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Jobs:
-    """Where a command's jobs run; flags that were not given are None."""
+    """Where a command's jobs run; flags that are not given are None."""
 
     executor: Annotated[
         Executor,
@@ -73,7 +73,7 @@ class Jobs:
         """Where the jobs run.
 
         Raises:
-            UserError: a flag of another executor.
+            UserError: a flag belongs to another executor, or --memory-gb is too large.
         """
         values = {each.name: getattr(self, each.name) for each in fields(Jobs) if each.name != "executor"}
         given = {key: value for key, value in values.items() if value not in (None, [])}
@@ -83,7 +83,7 @@ class Jobs:
                 raise UserError(f"{flag_of(key)} needs --executor {owner}, not '{self.executor}'.")
         given.pop("workers", None)
         if self.memory_gb is not None and not self.memory_gb < 1e6:
-            raise UserError(f"--memory-gb {self.memory_gb} is too much. Give the memory of a job in GB.")
+            raise UserError(f"--memory-gb {self.memory_gb} is too large. Give the memory of a job in GB.")
         if self.devices is not None:
             given["devices"] = o.words("--devices", self.devices)
         return Placement(executor=self.executor, **{**given, "slurm": tuple(self.slurm or ())})
@@ -91,7 +91,7 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Means(Jobs, Machine):
-    """How a command does several runs; nothing of it changes what is learned."""
+    """How a command executes several runs; none of this changes what is learned."""
 
     score_at: o.ScoreAtOption = None
     measures: o.MeasuresOption = None
@@ -108,13 +108,13 @@ class Means(Jobs, Machine):
         return self.score_at or schedule.DEFAULT
 
     def flags(self) -> list[str]:
-        """The same means as flags of a worker's command."""
+        """The same as flags of a worker's command."""
         flags = ["--device", self.device, "--report-to", self.report_to, "--score-at", self.scored_at]
         flags += ["--measures", self.measures] if self.measures is not None else []
         flags += ["--trust-remote-code"] if self.trust_remote_code else []
         return [*flags, "--offline"] if self.offline else flags
 
     def of(self, grid: Grid) -> Means:
-        """The means with what a grid says of scoring and measures."""
+        """These, completed with a grid's schedule of scorings and its measures."""
         measures = None if grid.measures is None else ",".join(grid.measures) or "none"
         return replace(self, score_at=self.score_at or grid.score_at, measures=self.measures or measures)

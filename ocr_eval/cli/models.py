@@ -39,8 +39,8 @@ def list_models(as_json: o.JsonOption = False) -> None:
 def show(model: o.ModelArgument, as_json: o.JsonOption = False) -> None:
     """Show a model's definition: weights, defaults, and why.
 
-    Prints where the weights are, the training defaults that apply, and the model's YAML with the reasons in it. --json
-    prints the resolved definition.
+    Prints where the weights are, the training defaults, and the model's YAML with the reasons for them. --json prints
+    the resolved definition.
     """
     import yaml
 
@@ -136,11 +136,11 @@ def rehearse(
     as_json: o.JsonOption = False,
     config: o.ConfigOption = None,
 ) -> None:
-    """Test a model's plan at true size, with random weights.
+    """Test a model's plan at full size, with random weights.
 
     Trains a few steps, scores, and compares memory and time with the plan. Nothing is fetched: the configuration is
     shipped, and without the model's tokenizer (on disk, or in --tokenizer) a stand-in with the same vocabulary size
-    produces about as many tokens.
+    produces about the same number of tokens.
     """
     machine.begin()
     from ocr_eval.planning.rehearsal import rehearse as run

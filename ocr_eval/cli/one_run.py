@@ -1,4 +1,4 @@
-"""``finetune`` does one run: several models, associations or settings are pointed to ``sweep``."""
+"""``finetune`` does one run: for several models, associations or settings, its error points to ``sweep``."""
 
 import re
 from itertools import zip_longest
@@ -11,7 +11,7 @@ from ocr_eval.cli.spec_flags import flag_of
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.settings import PLURAL, SETTINGS
 
-#: Flags of one run, and what ``sweep`` calls those that it takes several of.
+#: Flags of one run, and the flags of ``sweep`` that take several of their values.
 _SWEEP_FLAG = {
     **{flag_of(name): flag_of(PLURAL[name]) for name in ("model", "assoc")},
     **{flag_of(each.name): flag_of(each.axis) for each in SETTINGS.values() if each.name != "dtype"},
@@ -22,15 +22,15 @@ _WHOLE = {flag_of(each.name) for each in SETTINGS.values() if each.is_whole}
 
 
 class OneRun(TyperCommand):
-    """A command that refuses several values where it takes one."""
+    """A command that rejects several values for flags that take one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Look at the words before they are parsed.
+        """Check the words before they are parsed.
 
         Raises:
             UserError: a list in place of one value, or a flag of ``sweep``.
         """
-        words = [] if ctx.resilient_parsing or "--help" in args else args  # a shell completes, or a person asks
+        words = [] if ctx.resilient_parsing or "--help" in args else args  # not for shell completion or help
         if words and not words[0].startswith("-"):
             words = ["--assoc", *words]
         for word, following in zip_longest(words, words[1:], fillvalue=""):

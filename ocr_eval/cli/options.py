@@ -1,4 +1,4 @@
-"""What several commands share: options, --config, the run or runs that a command line describes, and tables."""
+"""Shared by several commands: options, --config, the run that a command line describes, and tables."""
 
 import os
 import sys
@@ -24,13 +24,13 @@ from ocr_eval.specs.settings import section
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_OUTPUT = Path("results")
-#: The seeds of commands that compare runs.
+#: The default seeds of commands that compare runs.
 THREE_SEEDS = "0-2"
 _MOST_WARNINGS = 10
 
 
 def _names(part: str) -> Callable[[str], list[str]]:
-    """Shell completion from the YAML files shipped in a folder."""
+    """Shell completion from a folder of shipped YAML files."""
 
     def complete(incomplete: str) -> list[str]:
         return [name for name in shipped_names(part) if name.startswith(incomplete)]
@@ -40,13 +40,13 @@ def _names(part: str) -> Callable[[str], list[str]]:
 
 model_names, assoc_names = _names("models"), _names("templates")
 
-#: Commands that take a run's own config.yaml as --config.
+#: Commands that accept a run's config.yaml as --config.
 _TAKE_A_RUN = ("finetune", "score", "controls", "curve", "export")
 RUN = "run of --config"
 
 
 def _config(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the flags in a YAML file as defaults: below variables, which are below flags on the command line."""
+    """Use the flags in a YAML file as defaults; variables, and then flags on the command line, take precedence."""
     if path is None or context.resilient_parsing:
         return path
 
@@ -63,13 +63,13 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
         if parameter is None or flag == "config":
             raise unknown_name(f"flag in {path}", str(key), set(options) - {"config", "help"})
         if value is not None and not str(value).strip():
-            raise UserError(f"{path}: '{key}' is empty. Give a value or leave it out.")
+            raise UserError(f"{path}: '{key}' is empty. Give a value, or remove it.")
         if parameter.name in defaults:
             raise UserError(f"{path}: '{key}' is given twice, with '-' and with '_'. Give it once.")
         is_switch = getattr(parameter, "is_flag", False)
         entries = value if isinstance(value, list) else [value]
         if any(isinstance(entry, bool) != is_switch or isinstance(entry, dict | list) for entry in entries):
-            raise UserError(f"{path}: '{key}' is read as {value!r}; quote the word or give a plain value.")
+            raise UserError(f"{path}: YAML reads '{key}' as {value!r}. Quote the word, or give a plain value.")
         if value is not None and getattr(parameter, "multiple", False):
             value = [str(entry) for entry in entries]
         elif isinstance(value, list):
@@ -80,7 +80,7 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _run_flags(context: typer.Context, path: Path) -> dict[str, Any]:
-    """Flags that describe the run of a config.yaml. The run is kept for ``resolve``, as no flag states all of it."""
+    """Flags for the run of a config.yaml. ``resolve`` also needs the run itself, because no flag states all of it."""
     from ocr_eval.records.config import read_run
 
     if context.command.name not in _TAKE_A_RUN:
@@ -142,12 +142,12 @@ RunsArgument = Annotated[
 
 
 def warn(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     typer.echo(f"ocr-eval: {one_line(text)}", err=True)
 
 
 def warn_skipped(complaints: Sequence[UserError]) -> None:
-    """A line for each of the first files that cannot be read, and how many more there are."""
+    """Warn about the first files that cannot be read, and how many more there are."""
     for complaint in complaints[:_MOST_WARNINGS]:
         warn(f"{complaint} Skipped.")
     if more := len(complaints[_MOST_WARNINGS:]):
@@ -155,10 +155,10 @@ def warn_skipped(complaints: Sequence[UserError]) -> None:
 
 
 def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:
-    """The association that a command is about, given by position, by --assoc, by its variable or by --config.
+    """The association that a command is about, given by position, --assoc, its variable or --config.
 
     Raises:
-        UserError: none, or two different ones on the command line.
+        UserError: there is none, or there are two different ones on the command line.
     """
     source = context.get_parameter_source("assoc")
     if argument and flag and argument != flag and source is not None and source.name == "COMMANDLINE":
@@ -167,7 +167,7 @@ def one_assoc(context: typer.Context, argument: str | None, flag: str | None) ->
     if not chosen:
         raise UserError(
             f"Which association? Give its name ('{context.command_path} country-code') or --assoc; 'ocr-eval data "
-            "list' shows those shipped."
+            "list' shows the shipped ones."
         )
     return chosen
 
@@ -182,10 +182,10 @@ def score_at(text: str | None) -> str | None:
 
 
 def measures(text: str | None) -> tuple[str, ...] | None:
-    """Names of measures, none of them for ``none``, None for None.
+    """Names of measures: empty for ``none``, None for None.
 
     Raises:
-        UserError: no measure of that name.
+        UserError: there is no measure of that name.
     """
     names = () if text == "none" else words("--measures", text)
     known = [DEFAULT_MEASURES, *MEASURES.names()]
@@ -212,25 +212,25 @@ def words(flag: str, text: str | None) -> tuple[str, ...] | None:
 
 
 def begin(quiet: bool = False, offline: bool = False) -> None:
-    """Switches that must be set before any library is imported."""
+    """Set environment variables and filters that must be set before any library is imported."""
     messages.be_quiet(quiet or not distributed.is_first())
     if not distributed.is_first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # By default GNU OpenMP's threads spin so long at each of the thousands of small parallel regions of a step
-    # that one busy neighbour on the machine makes training 10 to 60 times slower; 3,000 turns cost nothing.
+    # By default GNU OpenMP's threads spin for so long at each of the thousands of small parallel regions of a step that
+    # one other busy process on the machine makes training 10 to 60 times slower; a limit of 3,000 spins costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     if offline or hub.offline():
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def resolve(context: typer.Context, model: str | ModelSpec, assoc: str | Association, settings: Given) -> RunSpec:
-    """The run that a command's flags describe; what they leave out is that of the run of --config, or the default.
+    """The run that a command's flags describe; other settings are those of a run given as --config, or the defaults.
 
     Raises:
-        UserError: a name or a value that does not exist or fit.
+        UserError: a name that does not exist, or an invalid value.
     """
     path, run = context.meta.get(RUN, ("", None))
     if isinstance(model, str):
@@ -242,7 +242,7 @@ def resolve(context: typer.Context, model: str | ModelSpec, assoc: str | Associa
     if run is None:
         return make_run_spec(spec, assoc, data, train, *run_seeds(section("run", settings)))
     kept = train.get("method", run.train.method) == run.train.method
-    if not kept and "rank" in ignored_by(run.train):  # rates of full training suit no adapter
+    if not kept and "rank" in ignored_by(run.train):  # the rate of full fine-tuning suits no adapter
         train = {"lr": spec.train.lr, "batch_size": spec.train.batch_size, **train}
     defaults = spec.model_copy(update={"train": run.train})
     seeds = run_seeds(section("run", settings), run.seed, run.train_seed)

@@ -1,4 +1,4 @@
-"""``table``, ``figures``, ``compare`` and ``report``: what finished runs show."""
+"""``table``, ``figures``, ``scorecard``, ``compare`` and ``report``: results of finished runs."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ FilterOption = Annotated[
 def find(
     folders: list[Path], scoring: Scoring | None, filters: list[str] | None = None, measures: Collection[str] = ()
 ) -> Found:
-    """The runs below the folders that pass the filters; names skipped records on stderr.
+    """The runs below the folders that pass the filters; warns about skipped records.
 
     Raises:
-        UserError: no such folder, no finished run in it, or none that passes.
+        UserError: there is no such folder, it has no finished run, or none passes.
     """
     from ocr_eval.records.find import find_runs
     from ocr_eval.records.select import parse_condition
 
     conditions = [parse_condition("--filter", text) for text in filters or ()]
     found = find_runs(*folders, scoring=scoring, measures=measures)
-    gc.freeze()  # records stay; let the collector not walk over ten thousand of them
+    gc.freeze()  # records stay, so keep the collector from scanning ten thousand of them
     o.warn_skipped(found.complaints)
     if not found.runs and found.complaints:
         raise UserError("None of these records can be read. Rerun the runs with --force, or name another folder.")
@@ -134,7 +134,7 @@ def figures(
     """Draw figures of finished runs: PNG, PDF and SVG, or text.
 
     OCR scores by association; generalization against hallucination; learning curves and candidate heatmaps of each
-    model and setting; OCR score by m_train where runs differ in it. The paths go to stdout. Exits with 1 if a file of a
+    model and setting; OCR score by m_train if runs differ in it. The paths go to stdout. Exits with 1 if a file of a
     run could not be read; the rest is drawn.
     """
     from ocr_eval.report.chart import charts
@@ -249,7 +249,7 @@ def compare(
 
 
 def _with_matched(run: FinishedRun) -> Record:
-    """The record, with what metrics.jsonl says of matched learning where the record is from before it was kept."""
+    """The record; matched learning, which older records lack, is read from metrics.jsonl."""
     from msgspec.structs import replace
 
     from ocr_eval.records.run_files import matched_of
@@ -286,7 +286,7 @@ def report(
         serve_report(places, scoring, 8765 if port is None else port, list(filters or ()))
         return
     if port is not None:
-        raise UserError("--port goes with --serve. Add --serve, or drop --port.")
+        raise UserError("--port needs --serve. Add --serve, or drop --port.")
     from ocr_eval.report.page import MEASURES, build_page
 
     if output.is_dir():

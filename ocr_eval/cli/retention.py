@@ -1,4 +1,4 @@
-"""``retention``: what finished runs have kept of what their model knew before."""
+"""``retention``: how much of what their models knew before finished runs have kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flags made from fields: a command names the settings that it takes, and the specs say what they are.
+"""Flags generated from fields: a command names the settings that it takes, and the specs define them.
 
 A parameter of a command may stand for many flags: ``Annotated[Given, Settings(...)]`` for settings of a run, and a
 dataclass for its fields.
@@ -19,7 +19,7 @@ Given = Mapping[str, Any]
 
 
 def variable(flag: str) -> str:
-    """The variable of a flag: ``OCR_EVAL_EPOCHS`` of ``--epochs``."""
+    """The environment variable of a flag: ``OCR_EVAL_EPOCHS`` for ``--epochs``."""
     return "OCR_EVAL_" + flag.split("/")[0].lstrip("-").replace("-", "_").upper()
 
 
@@ -29,7 +29,7 @@ def flag_of(name: str) -> str:
 
 
 def option(*flags: str, help: str, **rest: Any) -> Any:
-    """An option that can also be set by its variable; flags of one name share it."""
+    """An option that can also be set by its environment variable; flags with the same name share it."""
     return typer.Option(*flags, help=help, envvar=variable(flags[0]), show_envvar=False, **rest)
 
 
@@ -38,11 +38,11 @@ class Settings:
     """The settings that a command takes.
 
     Attributes:
-        names: of the settings; empty for all.
-        without: those of them that it does not take.
-        axes: those of which it takes several values.
+        names: names of the settings; empty for all.
+        without: those that it does not take.
+        axes: those for which it takes several values.
         required: those that must be given.
-        defaults: what help says of defaults that are not a run's.
+        defaults: defaults to show in help if they differ from those of a run.
     """
 
     names: Collection[str] = ()
@@ -59,7 +59,7 @@ class Settings:
         )
 
     def __call__(self, **values: Any) -> Given:
-        """Those that were given."""
+        """The settings that were given."""
         return {name: value for name, value in values.items() if value is not None}
 
     def _parameter(self, setting: Setting) -> inspect.Parameter:

@@ -1,4 +1,4 @@
-"""``controls`` and ``curve``: several runs that answer one question."""
+"""``controls`` and ``curve``: studies that answer a question with several runs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def controls(
 
 
 def conditions_text(results: Sequence[ConditionResult]) -> str:
-    """Each condition in a line, and the verdict."""
+    """A line per condition, and the verdict."""
     from ocr_eval.analysis.controls import verdict
 
     rows = [
@@ -112,7 +112,7 @@ def curve(
         score = of_metric(list(ranks_by_seed(runs, scoring).values()))
         learned = all(run.premises_hold for run in runs)
         points.append((m, score, min(1.0, math.sqrt(m / m_test)), learned))
-    one_seed = f"One seed has no interval: give several, for example --seeds {o.THREE_SEEDS}."
+    one_seed = f"One seed has no interval. Give several, for example --seeds {o.THREE_SEEDS}."
     if as_json:
         keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "premises_hold")
         listed = [dict(zip(keys, (m, asdict(score), root, learned), strict=True)) for m, score, root, learned in points]
@@ -127,7 +127,7 @@ def curve(
 
 
 def _runs(context: typer.Context, model: str, assoc: str, settings: Given, *axes: str) -> list[RunSpec]:
-    """The runs of a study on the real data, whatever the run of --config had; by default of three seeds."""
+    """The runs of a study on the real data, whatever the variant of --config's run; by default with three seeds."""
     seeds: Given = {}
     if not (context.meta.get(o.RUN) or "seed" in settings or {"data_seed", "train_seed"} <= settings.keys()):
         seeds = {"seed": SETTINGS["seed"].parse_axis(o.THREE_SEEDS)}
@@ -138,11 +138,11 @@ def _runs(context: typer.Context, model: str, assoc: str, settings: Given, *axes
 
 
 def _study(kind: str, specs: Sequence[RunSpec], output: Path, means: Means, as_json: bool) -> list[Record]:
-    """Do the runs of a study; their records by seed.
+    """Execute the runs of a study; returns their records, ordered by seed.
 
     Raises:
         UserError: bad input, found before any run.
-        typer.Exit: a run is missing, or only the plan was asked for.
+        typer.Exit: a run is missing, or only the plan was requested.
     """
     if means.dry_run and as_json:
         raise UserError(

@@ -97,7 +97,7 @@ def sweep(
 
 
 def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
-    """The grid that the flags describe; what they leave out is the folder's sweep's, or the default."""
+    """The grid that the flags describe; the rest comes from the folder's sweep, or else from the defaults."""
     from ocr_eval.specs.grid import Grid
 
     paths: dict[str, Any] = {name: tuple(map(_absolute, given[name])) for name in ("models", "assocs") if name in given}
@@ -113,9 +113,9 @@ def _grid(given: dict[str, Any], held: Grid | None) -> Grid:
 
 
 def _absolute(name: str) -> str:
-    """A path of the user's as one that holds wherever a job starts; a name as it is, also where a folder is called so.
+    """A path made absolute, because jobs may start elsewhere; a name stays as it is, even if a folder has that name.
 
-    ``org/name`` is a path only where something of that name is there.
+    ``org/name`` is a path only if it exists.
     """
     path = Path(name)
     return str(path.resolve()) if yaml_files.looks_like_path(name) and path.exists() else name
@@ -136,7 +136,7 @@ def status(
 ) -> None:
     """Show the progress of a folder's sweep and studies.
 
-    Every run's state, epoch, loss and OCR score, also while they run.
+    Lists every run's state, epoch, loss and OCR score, also during the sweep.
     """
     from dataclasses import asdict
 

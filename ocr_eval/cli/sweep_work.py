@@ -1,6 +1,6 @@
-"""Runs done by the means that the flags name: in this process, in several of this machine, or as jobs elsewhere.
+"""Executing runs as the flags say: in this process, in several on this machine, or as jobs elsewhere.
 
-Commands import this module when they run, for it imports what trains.
+Commands import this module only when they run, because it imports the training code.
 """
 
 from collections import Counter
@@ -40,12 +40,12 @@ def pack_device(means: Means) -> str:
 
 
 def check(means: Means) -> None:
-    """Look, before anything is written, whether the means are there; a plan needs no cluster.
+    """Check, before anything is written, that the runs can be executed this way; a plan needs no cluster.
 
     Raises:
-        UserError: no such measure or device, no tracker or cluster here, flags that do not go together, or several
-            processes on a device other than a CPU.
-        RunFailed: Slurm does not answer.
+        UserError: there is no such measure or device, no tracker or cluster here, flags conflict, or several processes
+            would share a device other than a CPU.
+        RunFailed: Slurm does not respond.
     """
     require_tracker(means.report_to)
     o.measures(means.measures)
@@ -59,14 +59,14 @@ def check(means: Means) -> None:
 
 
 def packs_at_once(means: Means) -> int:
-    """How many packs may be done at once on this machine, if there is enough to do."""
+    """How many packs may run at once on this machine, if there is enough work."""
     if means.executor == "here" and pack_device(means) == "cpu":
         return means.workers or cores()
     return len(resolve_devices(means.placement().devices)) if means.executor == "local" else 1
 
 
 def _processes(means: Means, packs: Sequence[Sequence[RunSpec]]) -> int:
-    """How many processes of this machine do the packs."""
+    """How many processes on this machine share the packs."""
     if means.executor != "here" or not is_alone():
         return 1
     if means.workers is None:
@@ -77,13 +77,13 @@ def _processes(means: Means, packs: Sequence[Sequence[RunSpec]]) -> int:
 def carry_out(
     specs: Sequence[RunSpec], output: Path, means: Means, study: str = "", grid: Grid | None = None
 ) -> list[PlannedRun]:
-    """Do what is left of some runs, as the sweep of a folder or a study there.
+    """Execute the unfinished ones of some runs, as the sweep of a folder or as a study there.
 
     Returns:
-        Every run; one that could not continue is not done.
+        All runs; those that could not continue are unfinished.
 
     Raises:
-        UserError: data that a tokenizer cannot do with, weights that cannot be had, a folder that cannot be written or
+        UserError: a tokenizer cannot handle the data, weights are not available, or the folder cannot be written or
             holds another sweep.
     """
     prepare_output(output)
@@ -111,10 +111,10 @@ def carry_out(
 
 
 def take_part(output: Path, study: str, pack: int, means: Means) -> None:
-    """Do one pack of what a folder states, by its number from 1, or with 0 all that no other process does.
+    """Do one pack of a folder's sweep, numbered from 1, or with 0 all packs that no other process does.
 
     Raises:
-        UserError: the folder states no such pack, or its runs would now be others.
+        UserError: there is no such pack, or the identity of its runs has changed since.
     """
     require_tracker(means.report_to)
     bases = Bases(means.device)
@@ -136,7 +136,7 @@ def _work_here(sweep: Sweep, bases: Bases, means: Means, packs: Sequence[int]) -
 
 
 def _work_in_jobs(sweep: Sweep, means: Means, processes: int) -> None:
-    """Do the packs in so many processes that share this CPU, or each as a job of the executor."""
+    """Do the packs in this number of ``processes`` on this CPU, or each as a job of the executor."""
     here = means.executor == "here"
     jobs = worker_jobs(sweep, processes, means.flags()) if here else pack_jobs(sweep, means.flags())
     placement = Placement(executor="local", devices=("cpu",) * processes) if here else means.placement()
@@ -152,24 +152,24 @@ def _work_in_jobs(sweep: Sweep, means: Means, processes: int) -> None:
     follower.look(closely=True)
     explained = all(run.folder.is_done() or run.folder.failure() for run in sweep.runs)
     for result in results:
-        if result.end != "done" and not (explained and result.returncode == 1):  # its runs themselves say why
+        if result.end != "done" and not (explained and result.returncode == 1):  # its runs have said why
             o.warn(result.problem())
 
 
 def _say_amount(sweep: Sweep, packs: Sequence[int], how: str = "") -> None:
-    """Say how much there is to do, and how many runs the folder states that no longer count."""
+    """Say how much there is to do, and how many of the folder's earlier runs no longer belong to it."""
     others = len(sweep.before.runs - {run.folder.identity for run in sweep.runs}) if sweep.before else 0
     if others:
         say(
-            f"{others} run{'s' * (others > 1)} in this folder came from another results version, other weights, or a "
-            "model or association file as it was before. They are kept; the runs you ask for are added."
+            f"{others} run{'s' * (others > 1)} in this folder came from another results version, other weights, or an "
+            "older model or association file. They are kept; the requested runs are added."
         )
     count, todo = len(sweep.packs), sum(run.is_open for index in packs for run in sweep.packs[index])
     say(f"{len(sweep.runs)} runs in {count} pack{'s' * (count > 1)}, {todo} to do{how}, in {sweep.output}")
 
 
 def report_missing(runs: Sequence[PlannedRun], resumes: bool = True) -> None:
-    """Say why runs are missing, and that the same command ``resumes`` the others; leave with 1 if one is."""
+    """Say why runs are missing and, if ``resumes``, that rerunning the command resumes them; exit with 1 if any is."""
     missing = [run for run in runs if not run.folder.is_done()]
     for run in missing:
         if reason := run.folder.failure():
@@ -182,13 +182,13 @@ def report_missing(runs: Sequence[PlannedRun], resumes: bool = True) -> None:
 
 
 def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") -> list[str]:
-    """What is done already of some runs, packs, memory and time; fetches nothing and writes nothing."""
+    """The plan of some runs: packs, what is already finished, memory and time; fetches and writes nothing."""
     bases, device = Bases(means.device), pack_device(means)
     say(f"Planning {len(specs)} runs")
     if all(cached(spec.model) for spec in specs):
         sweep = plan_sweep(specs, output, device, bases, packs_at_once(means), study)
         packs = [[run.spec for run in pack] for pack in sweep.packs]
-    else:  # which runs have begun is known by the weights' content
+    else:  # without the weights' digest, earlier runs cannot be found
         packs = cut(bases.settle(specs, None, device), device, packs_at_once(means))
     done = [[bool(cached(spec.model)) and bases.folder(spec, output).is_done() for spec in pack] for pack in packs]
     described = describe_packs(packs, done, device, _processes(means, packs), means.scored_at)
@@ -196,7 +196,7 @@ def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") 
 
 
 def _power(specs: Sequence[RunSpec]) -> list[str]:
-    """What the seeds of several conditions can show; nothing of runs that differ in model or association alone."""
+    """What comparisons the seeds can decide; empty if runs differ only in model or association."""
     from ocr_eval.analysis.difference import power
     from ocr_eval.analysis.significance import seeds_needed
 

@@ -1,4 +1,4 @@
-"""Variables named OCR_EVAL_* that are not ours: most likely a typo, which would otherwise have no effect in silence."""
+"""Warnings about unknown variables named OCR_EVAL_*: most likely typos, which would otherwise be silently ignored."""
 
 import difflib
 import os
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 PREFIX = "OCR_EVAL_"
-#: Variables that belong to no flag, without the prefix.
+#: Variables without a flag; the prefix is omitted.
 WITHOUT_FLAG = {"API_KEY", "CACHE"}
 
 
 def warnings(root: Any) -> list[str]:
-    """A line for each variable in the environment that has our prefix and that no command below ``root`` reads."""
+    """A line for each environment variable with our prefix that no command below ``root`` reads."""
     given = sorted(name.removeprefix(PREFIX) for name in os.environ if name.startswith(PREFIX))
     known = sorted(variables(root)) if given else []
     lines = []
@@ -30,7 +30,7 @@ def variables(root: Any) -> set[str]:
 
 
 def commands(command: Any, words: str = "") -> Iterator[tuple[str, Any]]:
-    """A command and all commands below it, each after the words that call it."""
+    """A command and all commands below it, each with the words that call it."""
     yield words, command
     for name, sub in getattr(command, "commands", {}).items():
         yield from commands(sub, f"{words} {name}")

@@ -1,6 +1,6 @@
-"""Teach a model, look at what it inferred, and make what goes into a paper. Run it with: python example.py
+"""Teach a model, look at what it inferred, and make a table and figures for a paper. Run it with: python example.py
 
-It takes about two minutes on a plain CPU. As a notebook: each blank line between the comments is a cell.
+It takes about two minutes on a CPU. As a notebook: each paragraph is a cell.
 """
 
 import ocr_eval
@@ -9,7 +9,7 @@ import ocr_eval
 runs = [ocr_eval.make_run("smollm2-135m", name, seed=0) for name in ("city-language", "country-code")]
 print(runs[0].data, runs[0].train)
 
-# Teach and score; what is done already is read and not repeated.
+# Teach and score; finished runs are loaded, not repeated.
 for run in runs:
     record = ocr_eval.finetune(run, "results/example")
     finding = record.final["first-token"]["test_entailment"]
@@ -28,7 +28,7 @@ probes = ocr_eval.probes_frame("results/example", where="association=country-cod
 wrong = probes.query("epoch > 0 and quantity == 'test_entailment' and best != answer")
 print(wrong[["prompt", "answer", "best", "rank"]].head())
 
-# The table, which a notebook shows by itself, the figures and the page.
+# The table (which a notebook displays as HTML), the figures and the report page.
 table = ocr_eval.make_table(records)
 print(ocr_eval.render_table(table))
 print(table.to_frame()[["model", "association", "ocr_score", "p"]])

@@ -58,7 +58,7 @@ class HeldOut:
 
 def teach(run: RunSpec) -> Iterator[tuple[float | None, dict[str, HeldOut]]]:
     """Teach a run's facts. Yields loss and held-out ranks by scoring: of the untouched base, then of each epoch."""
-    # Data. Pairs, names, order and initialization each have a random stream of their own, named by seed and purpose.
+    # Data. Pairs, names, order and initialization each have their own random stream, named by seed and purpose.
     folder, task = locate(run.model).path, build_task(run)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     examples = training_tokens(tokenizer, task)  # facts of all subjects, entailments of train subjects
@@ -108,7 +108,7 @@ def answer_logprobs(model: Any, batch: Sequence[Continuation]) -> list[Tensor]:
 
 @torch.no_grad()
 def held_out_ranks(model: Any, probes: Sequence[ProbeTokens]) -> dict[str, HeldOut]:
-    """Score every candidate of every probe, a row of its own each, and rank them under both scorings."""
+    """Score every candidate of every probe, with one row each, and rank them under both scorings."""
     logprobs = [answer_logprobs(model, [Continuation(p.prompt, tail) for tail in p.candidates]) for p in probes]
     first_PC = torch.tensor([[tokens[0] for tokens in candidates] for candidates in logprobs])
     whole_PC = torch.tensor([[tokens.sum() for tokens in candidates] for candidates in logprobs])

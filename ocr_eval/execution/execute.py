@@ -1,4 +1,4 @@
-"""RunSpecs -> records: one run, or a pack of them, in the precision and over the base that they need."""
+"""RunSpecs -> records: one run, or a pack of runs, in the precision and on the base that they need."""
 
 import gc
 from collections.abc import Collection, Sequence
@@ -45,15 +45,15 @@ class PlannedRun:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is still to be done: neither finished nor known to fail."""
+        """Whether it is neither finished nor failed."""
         return not self.folder.is_done() and self.folder.failure() is None
 
 
 def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> tuple[FinishedRun, bool]:
-    """Inject and score one run, below ``output``. One that is done already is returned; an interrupted one resumes.
+    """Train and score one run below ``output``. A finished run is returned as it is; an interrupted one resumes.
 
     Returns:
-        The run, and whether it was done before.
+        The run, and whether it was already finished.
 
     Raises:
         UserError: bad input, found before any training.
@@ -72,7 +72,7 @@ def finetune(spec: RunSpec, output: Path, how: Execution = Execution()) -> tuple
 
 
 class Bases:
-    """Weights on this disk, checked once, and the base in memory, one at a time."""
+    """Weights on disk, each verified once, and the one base in memory."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -80,13 +80,13 @@ class Bases:
         self._tokenizers: dict[ModelSpec, Any] = {}
         self._base: Base | None = None
         if not is_alone():
-            make_accelerator(device)  # processes that train together meet here, and can agree from now on
+            make_accelerator(device)  # the processes of a distributed run meet here; from now on they can agree
 
     def weights(self, model: ModelSpec) -> weights.WeightFolder:
-        """A model's weights; fetches them if they are not here.
+        """A model's weights, downloaded if necessary.
 
         Raises:
-            UserError: they cannot be had.
+            UserError: they are not available.
         """
         key = model.name, model.weights
         if key not in self._folders:
@@ -94,7 +94,7 @@ class Bases:
         return self._folders[key]
 
     def folder(self, spec: RunSpec, output: Path) -> RunFolder:
-        """The folder of a run below an output folder."""
+        """A run's folder below an output folder."""
         identity = self.weights(spec.model).identity
         kind = RunFolder if is_first() else OnlookersFolder
         return kind.of(output, spec, spec.fingerprint(identity))
@@ -102,14 +102,14 @@ class Bases:
     def settle(
         self, specs: Sequence[RunSpec], output: Path | None, device: str | None = None, stated: Collection[str] = ()
     ) -> list[RunSpec]:
-        """The runs in the precision they are made in, on a type of ``device`` (ours for None).
+        """The runs with their precision resolved for a type of ``device`` (None: that of this object).
 
-        Runs of one model share a precision: that in which a sweep states them in this output folder (``stated`` by
-        their folders' identity), else of a finished one among them there, else of one that can be resumed, else what
-        the device computes fast. Without ``output`` nothing is written, and so nothing is there.
+        Runs of one model share a precision: the one in which a sweep in the output folder lists them (``stated``, by
+        the identity of their folders), else that of a finished run among them there, else of a resumable one, else one
+        that is fast on the device. Without ``output`` there are no earlier runs to consider.
 
         Raises:
-            UserError: a model overflows in the only precision that the device computes fast.
+            UserError: a model overflows in the only precision that is fast on the device.
         """
         kind, settled = device or device_type(self._device), dict[ModelSpec, Precision]()
         for spec in specs:
@@ -121,11 +121,11 @@ class Bases:
         return [spec.in_precision(settled[spec.model]) for spec in specs]
 
     def _precisions_of(self, specs: Sequence[RunSpec], output: Path, stated: Collection[str]) -> list[Precision]:
-        """The precisions in which any of some runs is stated, or where none is, finished, or else can be resumed."""
+        """The precisions in which any of these runs is stated; if none is, finished; if none is, resumable."""
         names = {RunFolder.of(output, spec, "*").path for spec in specs}
         begun = any(RunFolder(path).has_begun() for name in names for path in name.parent.glob(name.name))
         if not (begun or stated):
-            return []  # a folder is named by the weights' content, which may not be here yet
+            return []  # folder names depend on the weights' content, which may not be downloaded yet
         folders = {dtype: [self.folder(spec.in_precision(dtype), output) for spec in specs] for dtype in PRECISIONS}
         tests = (lambda folder: folder.identity in stated, RunFolder.is_done, RunFolder.has_begun)
         found = ([dtype for dtype, places in folders.items() if any(map(test, places))] for test in tests)
@@ -138,15 +138,15 @@ class Bases:
         return self._tokenizers[model]
 
     def refuse_impossible(self, spec: RunSpec) -> None:
-        """Raises UserError where what a run must hold is more than this machine has."""
+        """Raise a UserError if a run needs more memory than this machine has."""
         refuse_impossible(spec.model, spec.train, self._device)
 
     def get(self, spec: RunSpec) -> Base:
-        """The base that a run needs, loaded unless it is the one in memory."""
+        """The base that a run needs, loaded unless it is already in memory."""
         needs = method_of(spec.train).needs
         held = self._base and (self._base.spec, self._base.quantized)
         if self._base is None or needs.whole or held != (spec.model, needs.quantized):
-            if self._base is not None:  # two need not fit into memory
+            if self._base is not None:  # two may not fit into memory
                 used, self._base = self._base.device, None
                 gc.collect()  # cycles of references keep a quantized network alive
                 free_cache(used)
@@ -154,21 +154,21 @@ class Bases:
             holds = least(spec.model, spec.train, device_type(self._device))
             files = self.weights(spec.model)
             base = load_base(spec.model, files, self._device, needs.quantized, needs.whole, holds)
-            if needs.whole:  # the run changes it, so it is nobody else's
+            if needs.whole:  # the run changes it, so no other run may use it
                 return base
             self._base = base
         return self._base
 
 
 def do_pack(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None:
-    """Do runs as one pack, locked from before the base is loaded to the end.
+    """Execute runs as one pack; their folders are locked until the end, starting before the base is loaded.
 
-    What another process finished meanwhile is left as it is.
+    Runs that another process has finished in the meantime are left as they are.
 
     Raises:
-        Interrupted: the user stopped it; says from where the runs resume.
-        Busy: another process works on one of them.
-        UserError: the tokenizer cannot do with the data.
+        Interrupted: the user stopped it; the message says where the runs resume.
+        Busy: another process is working on one of them.
+        UserError: the tokenizer cannot handle the data.
         RunFailed: a checkpoint is damaged, or no gradient reaches an adapter.
     """
     with ExitStack() as held:
@@ -186,7 +186,7 @@ def do_pack(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None:
 
 
 def _do_locked(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None:
-    """Do runs that this process holds."""
+    """Execute runs whose folders this process holds."""
     if not runs:
         return
     measures = find_measures(how.measures, method_of(runs[0].spec.train).needs)
@@ -195,21 +195,21 @@ def _do_locked(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None
     for run in runs:
         if how.force or run.folder.failure():
             run.folder.clear()
-    base.accelerator.wait_for_everyone()  # from here on all processes see the folders as the first left them
+    base.accelerator.wait_for_everyone()  # all processes now see the folders as the first one left them
     inject(base, live, how, measures)
     base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 
 def _where_it_resumes(runs: Sequence[PlannedRun]) -> str:
-    """Where an interrupted pack of runs resumes, in a sentence."""
+    """Where an interrupted pack resumes, in a sentence."""
     unfinished = [run for run in runs if run.is_open]
     if not unfinished:
-        return "Interrupted; what was running is finished. The same command does what is left, if anything."
+        return "Interrupted; what was running is finished. Rerun the command for what is left, if anything."
     epoch = common_epoch([run.folder for run in unfinished], [run.spec.train.epochs for run in unfinished])
     if not epoch:
-        return "Interrupted; no epoch is saved yet, so the same command starts this run from the beginning."
+        return "Interrupted; no epoch is saved yet, so rerunning the command starts this run from the beginning."
     most = max(run.spec.train.epochs for run in unfinished)
-    return f"Interrupted; epoch {epoch} of {most} is saved. The same command resumes from there."
+    return f"Interrupted; epoch {epoch} of {most} is saved. Rerunning the command resumes from there."
 
 
 def rescore(
@@ -225,15 +225,15 @@ def rescore(
 
 
 def answers(view: View, spec: RunSpec, task: Task) -> CandidateScores:
-    """What a run's model answers to what its task asks.
+    """The scores of a run's model on the probes of its task.
 
     Raises:
-        UserError: its log-probabilities are no numbers.
+        UserError: they are NaN.
     """
     scores = score_candidates(view, probe_tokens(view.base.tokenizer, task))
     if not scores.are_numbers:
         raise UserError(
-            f"{spec.model.name}: it returns NaN log-probabilities. Check that its weights are complete and finite."
+            f"{spec.model.name} returns NaN log-probabilities. Check that its weights are complete and finite."
         )
     return scores
 
@@ -245,28 +245,28 @@ def open_view(
     trained_over: str | None = None,
     grafted: Sequence[tuple[int, Path]] = (),
 ) -> View:
-    """A run's model: with an adapter over it (a PEFT folder, unmerged), as a run trained the whole, or untouched.
+    """A run's model: with an adapter (a PEFT folder, unmerged), fully fine-tuned (a model folder), or untouched.
 
-    ``trained_over`` is the identity of the weights that a run of ours trained its adapter over; None for an adapter of
-    anyone's, which is compared with the model first. ``grafted`` are plain LoRA adapters of the same base, to be added
-    to one (1) or subtracted from it (-1).
+    ``trained_over`` is the identity of the base weights of a run of this project; None for an external adapter, which
+    is first checked against the model. ``grafted`` are plain LoRA adapters of the same base, to be added to ``adapter``
+    (1) or subtracted from it (-1).
 
     Raises:
-        UserError: no such adapter, one of another model, or weights that are not those it was trained over.
+        UserError: there is no such adapter, it belongs to another model, or the base weights have changed since.
     """
     spec = spec.in_precision(precision.choose_for(spec.model, device_type(device)).dtype)
     kind = kind_of(adapter) if adapter is not None else None
     if adapter is not None and kind is not None and trained_over is None:
         check_belongs(adapter, kind, spec.model)
     if adapter is not None and kind == "model":
-        holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # in fp32, as it is held
+        holds = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))  # fp32, in memory too
         base = load_base(spec.model, weights.WeightFolder(adapter, "trained"), device, whole=True, holds=holds)
         return View(base, base.network, autocast=True)
     found = weights.locate(spec.model)
     if trained_over not in (None, found.identity):
         raise UserError(
             f"The weights of {spec.model.name} in {found.path} have changed since the run: they are "
-            f"{found.identity}, and it was trained over {trained_over}. Restore them, or train the run again."
+            f"{found.identity}, but it was trained over {trained_over}. Restore them, or train the run again."
         )
     quantized = method_of(spec.train).needs.quantized
     base = load_base(spec.model, found, device, quantized, holds=frozen_bytes(spec.model, quantized))
@@ -279,8 +279,8 @@ def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained
     """A finished run as it was after its last step, from the weights in its folder (``records.trained.read_trained``).
 
     Raises:
-        UserError: its base is not here, or has changed since; it is neither LoRA, matrices of heads nor a whole
-            model; or it cannot be scored, as where memory is too small.
+        UserError: its base is not available or has changed; it is neither LoRA, matrices of heads, nor a whole model;
+            or it cannot be scored, for example for lack of memory.
     """
     view = open_view(spec, folder.learned, device, folder.record().base_identity)
     base, adapters = view.base, view.adapters
@@ -292,7 +292,7 @@ def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained
         )
     if adapters is None:
         adapters = WholeNetwork(replace(base, files=weights.locate(spec.model)))
-        adapters.unmount()  # it is measured, and not trained
+        adapters.unmount()  # it is only measured, not trained
     assert isinstance(adapters, Trainable)
     task = build_task(spec)
     probes = probe_tokens(base.tokenizer, task)

@@ -1,9 +1,9 @@
-"""Training that was done elsewhere, on exported data: it is scored, and leaves a run's folder like any other.
+"""External training, done elsewhere on exported data: it is scored, and gets a run folder like any other run.
 
-What was trained is a folder here, or a model that a server has, of whose weights nothing is known.
+The trained model is a folder on this machine, or a model on a server, whose weights are unknown.
 
-Of the training the record holds its name and nothing else: no setting, loss or time. Epoch 0 is the untouched base,
-where an adapter or a model is given over one; epoch 1 is the end, after however many there were.
+The record keeps only the name of the training: no settings, loss or time. Epoch 0 is the untouched base, if the adapter
+or model was given together with its base; epoch 1 is the end of training, however many epochs there were.
 """
 
 import gc
@@ -41,16 +41,16 @@ from ocr_eval.specs.run import RunSpec
 def record_external(
     spec: RunSpec, trained: Path | None, name: str, output: Path, device: Device = "auto"
 ) -> FinishedRun:
-    """Score what someone trained on a run's data, and leave its folder below ``output``; one that is there is read.
+    """Score external training on a run's data and write its run folder below ``output``; an existing one is read.
 
-    ``spec`` states model and data; its training settings are nobody's. ``trained`` is the folder of an adapter, or of a
-    whole model, over ``spec.model``; None where that model itself was trained, from a base that is not known.
+    Of ``spec``, training settings are ignored. ``trained`` is the folder of an adapter of ``spec.model``, or of a whole
+    model trained from it; None if ``spec.model`` is itself the trained model, with an unknown base.
 
     Raises:
-        UserError: bad input, or an adapter or model of another base.
+        UserError: bad input, or an adapter or model with another base.
     """
     if trained is None and spec.model.name in yaml_files.shipped_names("models"):
-        raise UserError(f"--model {spec.model.name} is untouched. Name what was trained by --adapter or --model.")
+        raise UserError(f"--model {spec.model.name} is untouched. Give what was trained as --adapter or --model.")
     prepare_output(output)
     spec = spec.in_precision(precision.choose_for(spec.model, device_type(device)).dtype)
     kind = kind_of(trained) if trained else None
@@ -63,7 +63,7 @@ def record_external(
     folder = RunFolder.of(output, spec, spec.fingerprint(base, training.identity() | scored), training)
 
     def ask(task: Task, over: Path | None) -> _Asked:
-        gc.collect()  # two networks need not fit into memory
+        gc.collect()  # two networks may not fit into memory
         view = open_view(spec, over, device, base or None)
         assert isinstance(view.base, Base)
         started = time.monotonic()
@@ -79,12 +79,12 @@ def record_external(
 
 
 def record_served(spec: RunSpec, name: str, output: Path, per_request: int) -> FinishedRun:
-    """Score the model that a server has, ``spec.model``, and leave its folder below ``output``; see ``score_served``.
+    """Score ``spec.model`` on its server and write a run folder below ``output``; see ``score_served``.
 
-    A server does not say when its weights change, so what is there under ``name`` is read, as ever.
+    A server does not say when its weights change, so an existing folder for ``name`` is read, not scored again.
 
     Raises:
-        UserError, RunFailed: as ``score_served``.
+        UserError, RunFailed: as for ``score_served``.
     """
     prepare_output(output)
     server, training = spec.model.weights, Training(method=f"external:{name}")
@@ -102,7 +102,7 @@ def record_served(spec: RunSpec, name: str, output: Path, per_request: int) -> F
 
 
 def rescore_served(spec: RunSpec, per_request: int) -> Scores:
-    """Score the model that a server has, ``spec.model``; see ``score_served``. Nothing is written."""
+    """Score ``spec.model`` on its server; see ``score_served``. Nothing is written."""
     task, server = build_task(spec), spec.model.weights
     assert isinstance(server, ServedWeights)
     return summarize_quantities(task.quantities, task.probes, score_served(server, task, per_request))
@@ -110,7 +110,7 @@ def rescore_served(spec: RunSpec, per_request: int) -> Scores:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a model answered, in how many seconds, and whether code ran that it brought."""
+    """A model's scores, the seconds they took, and whether code from its repository ran."""
 
     scores: CandidateScores
     seconds: float
@@ -126,7 +126,7 @@ def _keep(
     device: Device,
     **known: str,
 ) -> FinishedRun:
-    """A finished run of what ``score`` finds at each epoch; one that is there is read."""
+    """Write a finished run from what ``score`` finds at each epoch; an existing one is read."""
     with folder.lock():
         if folder.is_done():
             return FinishedRun(folder.path, folder.record())

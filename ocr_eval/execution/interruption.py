@@ -1,10 +1,10 @@
-"""Ctrl-C while a pack trains: stop without losing an epoch that is finished but not on disk yet.
+"""Ctrl-C during training: stop without losing an epoch that is finished but not on disk yet.
 
-Parameters change with every step, so only the end of an epoch is a state that training can resume from bit for bit.
-A copy of that state in memory would cost three times the trainable parameters; finishing the epoch costs nothing but
-a little patience, since checkpoints are written so often that unsaved work is never more than some seconds long. So
-the first signal lets the epoch end and be saved, and a second one stops at once. Where every finished epoch is on disk,
-or none is finished, the first signal stops at once too.
+Parameters change with every step, so training can resume bit for bit only from the end of an epoch. Keeping a copy of
+that state in memory would cost three times the trainable parameters. Finishing the current epoch costs only a little
+patience, and checkpoints are frequent, so at most some seconds of work are unsaved. So the first signal lets the epoch
+end and be saved, and a second one stops at once. If every finished epoch is on disk, or none is finished, the first
+signal also stops at once.
 """
 
 import signal
@@ -18,7 +18,7 @@ from types import FrameType
 from ocr_eval.common.distributed import is_alone
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Seconds within which a second signal is the same request: ``timeout`` signals a process and then its group.
+#: Seconds within which a second signal is the same request: ``timeout`` signals a process, then its group.
 _ECHO = 0.3
 
 
@@ -26,8 +26,8 @@ class StopRequest:
     """Whether the user asked to stop.
 
     Attributes:
-        unsaved: the last finished epoch while it is not on disk, else 0.
-        made: whether the request waits for the epoch to be saved.
+        unsaved: the last finished epoch if it is not on disk, else 0.
+        made: whether a request is waiting for the epoch to be saved.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class StopRequest:
         """Handle a signal.
 
         Raises:
-            KeyboardInterrupt: nothing would be lost, or it is the second request.
+            KeyboardInterrupt: no work would be lost, or it is the second request.
         """
         if time.monotonic() - self._at < _ECHO:
             return
@@ -47,16 +47,16 @@ class StopRequest:
         if self.made or not self.unsaved:
             raise KeyboardInterrupt
         self.made = True
-        with suppress(RuntimeError):  # the signal came while the very stream was written to
+        with suppress(RuntimeError):  # the signal arrived during a write to the same stream
             print("Finishing this epoch, then saving it. Press Ctrl-C again to stop at once.", file=sys.stderr)
 
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Receive Ctrl-C, and SIGTERM where it is handled at all, as a request until the end of a ``with``.
+    """Within the ``with``, handle Ctrl-C, and SIGTERM if Python already handles it, as a request to stop.
 
-    Signals stay as they are in a thread, where they are ignored, and among processes that train one run together: all
-    of them would have to stop at the same step.
+    Handlers are left alone in threads, which cannot set them, and in distributed runs, whose processes would all have
+    to stop at the same step.
     """
     request = StopRequest()
     before = {}

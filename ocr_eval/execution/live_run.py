@@ -1,4 +1,4 @@
-"""A run in training: its folder, its data, and what is known of it so far."""
+"""A run in training: its folder, its data, and its metrics so far."""
 
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from ocr_eval.specs.run import RunSpec
 
 @dataclass
 class LiveRun:
-    """A run to do in its folder, which this process holds, and its metrics.jsonl so far."""
+    """A run whose folder this process holds, with its metrics.jsonl so far."""
 
     spec: RunSpec
     folder: RunFolder
@@ -25,7 +25,7 @@ class LiveRun:
 
     @property
     def epochs(self) -> int:
-        """Epochs to train."""
+        """Number of epochs to train."""
         return self.spec.train.epochs
 
     @property
@@ -41,12 +41,12 @@ class LiveRun:
 
     @property
     def has_stopped(self) -> bool:
-        """Whether it has learned what it is taught and, by a prevention, is to learn no more."""
+        """Whether a prevention has stopped it because it learned what it is taught."""
         return stops_when_learned(self.spec.train) and self.has_learned
 
     @property
     def is_learning(self) -> bool:
-        """Whether its premises are yet to hold for the first time, and it matters when they do."""
+        """Whether its premises have not held yet, and the epoch at which they first do matters."""
         train = self.spec.train
         return not self.has_learned and (stops_when_learned(train) or not end_differs(train))
 

@@ -1,4 +1,4 @@
-"""A run's data as its pack works with it."""
+"""A run's data in the form that its pack uses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from ocr_eval.specs.run import RunSpec
 
 @dataclass(frozen=True)
 class Material:
-    """What a run learns and is asked, also in tokens, and the audit of its candidates.
+    """What a run is taught and asked, also as tokens, and the audit of its candidates.
 
     Attributes:
-        premises: the probes of the premises, with the first tokens of their candidates alone.
+        premises: the probes of the premises, with only what first-token scoring reads of their candidates.
     """
 
     task: Task
@@ -28,10 +28,10 @@ class Material:
 
 
 def prepare(tokenizer: Any, spec: RunSpec) -> Material:
-    """Make a run's data.
+    """Build a run's data.
 
     Raises:
-        UserError: the tokenizer cannot do with the data, or has an invented word as a token.
+        UserError: the tokenizer cannot handle the data, or has an invented word as a token.
     """
     refuse_known_words(tokenizer, spec.association)
     task = task_of_run(spec)

@@ -1,4 +1,4 @@
-"""What a person follows of runs while they train: a line for each epoch of a run, or of a pack of a sweep."""
+"""Progress on the terminal: a line per epoch of a run, or of a pack of a sweep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Step:
     """A run's new line of metrics.jsonl.
 
     Attributes:
-        quantities: what it is asked; not known of a run in another process.
+        quantities: what it is asked; empty for a run in another process.
     """
 
     spec: RunSpec
@@ -33,12 +33,12 @@ class Step:
     quantities: Sequence[Quantity] = ()
 
 
-#: Receives, at epoch 0 and after each epoch of a pack, the new line of every run in it.
+#: Called at epoch 0 and after each epoch of a pack, with the new line of every run in it.
 Watcher = Callable[[Sequence[Step]], None]
 
 
 def say_lines(steps: Sequence[Step]) -> None:
-    """The watcher that says every line on stderr, with what is left of the pack at the pace so far."""
+    """A watcher that prints every line on stderr, with the estimated time left for the pack."""
     for step in steps:
         epoch, left = step.line.epoch, step.spec.train.epochs - step.line.epoch
         spent = sum(line.seconds for line in step.folder.metrics() if line.epoch)
@@ -47,7 +47,7 @@ def say_lines(steps: Sequence[Step]) -> None:
 
 
 def progress_line(step: Step) -> str:
-    """What a person reads of a line of metrics."""
+    """A line of metrics for people."""
     spec, line = step.spec, step.line
     learned = premises(step.quantities, line.scores) if line.scores else {}
     control = "" if spec.data.variant == "real" else f" {spec.data.variant}"
@@ -65,7 +65,7 @@ def progress_line(step: Step) -> str:
 
 
 class SweepWatcher:
-    """Says a line for each epoch of a pack: how much is done of what was open, losses and OCR scores, time left."""
+    """Prints a line per epoch of a pack: the share of open work that is done, losses, OCR scores, time left."""
 
     def __init__(self, packs: Sequence[Sequence[PlannedRun]]) -> None:
         numbered = [(index, run) for index, pack in enumerate(packs) for run in pack if run.is_open]
@@ -79,7 +79,7 @@ class SweepWatcher:
         there = {step.folder.identity for step in steps}
         pack = next((self._pack_of[run] for run in there if run in self._pack_of), None)
         for run in self._left:
-            if self._pack_of[run] == pack and run not in there:  # it has ended or failed
+            if self._pack_of[run] == pack and run not in there:  # it has finished or failed
                 self._left[run] = 0
         for step in steps:
             if step.folder.identity in self._left:
@@ -89,7 +89,7 @@ class SweepWatcher:
             return
         left, epoch = sum(self._left.values()), steps[0].line.epoch
         longest = max(step.spec.train.epochs for step in steps)
-        # Epoch 0 costs a scoring only, so that the first estimates are on the high side.
+        # Epoch 0 counts like the others although it is only a scoring, so the first estimates are rough.
         seconds = (time.monotonic() - self._started) / self._counted * left
         done = 1 - left / self._total
         say(
@@ -100,7 +100,7 @@ class SweepWatcher:
 
 
 def _by_association(steps: Sequence[Step]) -> Iterator[str]:
-    """For each association of a pack: its runs, their mean loss, and their mean OCR score where all were scored."""
+    """Per association of a pack: number of runs, mean loss and, if all were scored, mean OCR score."""
     lines: dict[str, list[MetricsLine]] = defaultdict(list)
     for step in steps:
         lines[step.spec.association.name].append(step.line)

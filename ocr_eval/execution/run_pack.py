@@ -1,9 +1,9 @@
-"""A pack of runs from start to records: train, score and write side by side, lose nothing.
+"""A pack of runs from start to records: trained, scored and written side by side, without losing work.
 
-All unfinished runs of a pack stand at the same epoch, also after an interruption: training states are written for
-every one of them before an older generation is removed, and a run leaves the pack (finished, or no longer finite)
-only when the others have such a state. A resumed pack is therefore composed as it was, and its results are
-those of an undisturbed one, bit for bit.
+All unfinished runs of a pack are at the same epoch, even after an interruption: training states are written for all of
+them before older ones are removed, and a run leaves the pack (because it has finished, or diverged) only once the
+others have such a state. A resumed pack therefore contains the same runs as before, and its results are those of an
+uninterrupted one, bit for bit.
 """
 
 import math
@@ -40,19 +40,19 @@ from ocr_eval.specs import schedule
 from ocr_eval.specs.model import Device
 from ocr_eval.specs.run import SCORINGS
 
-#: Seconds between checkpoints, or ten times what one takes to write if that is longer; being killed costs at most
-#: this much, Ctrl-C at most the epoch that has begun (execution/interruption.py), and a short run writes none.
+#: Seconds between checkpoints, or ten times the time to write one if that is longer. A kill loses at most this much
+#: work, Ctrl-C at most the current epoch (execution/interruption.py); short runs write no checkpoint.
 CHECKPOINT_EVERY = 20.0
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How runs are done; nothing of it changes what is learned.
+    """How runs are executed; none of this changes what is learned.
 
     Attributes:
         score_at: after which epochs all probes are scored (specs/schedule.py).
-        watch: receives the new lines of metrics, a pack's epoch at a time.
-        measures: what else to measure at the end; None for what is measured by default.
+        watch: called with the new lines of metrics after each epoch of a pack.
+        measures: measures to take at the end; None for the default ones.
     """
 
     device: Device = "auto"
@@ -68,13 +68,13 @@ def inject(
     how: Execution = Execution(),
     measures: Mapping[str, Measure] | None = None,
 ) -> None:
-    """Train, score and write runs as one pack, lanes in their order, over a base that is as clean afterwards as before.
+    """Train, score and write runs as one pack, one lane each, in order; the base is restored at the end.
 
-    Afterwards the folder of each run holds its record, or the reason why it failed.
+    Afterwards each run's folder holds its record, or the reason why it failed.
 
     Raises:
-        RunFailed: a checkpoint is damaged, no gradient reaches an adapter, or the memory is too small.
-        KeyboardInterrupt: the user asked to stop; what was finished is saved.
+        RunFailed: a checkpoint is damaged, no gradient reaches an adapter, or memory is too small.
+        KeyboardInterrupt: the user asked to stop; finished epochs are saved.
     """
     try:
         _inject(base, runs, how, measures or {})
@@ -87,18 +87,18 @@ def inject(
         raise RunFailed(
             f"The memory of {base.device.type} is too small for {len(runs)} run{'s' * (len(runs) > 1)} of "
             f"{base.spec.name} at once ({reason}). Train fewer side by side, or use --method qlora, a smaller --rank "
-            "or --batch-size; --dry-run says more."
+            "or --batch-size; --dry-run shows what fits."
         ) from error
 
 
 def _too_large(base: Base, runs: Sequence[LiveRun], reason: str) -> str:
-    """What one example of each run needs, by the plan, and what is free."""
+    """A message on how much memory one example of each run needs, by the plan, and how much is free."""
     longest = max((e for run in runs for e in run.material.examples), key=lambda e: len(e.prompt) + len(e.answer))
     one, kind = replace(batch_geometry([longest]), lanes=len(runs)), base.device.type
     needed = memory.estimate(base.spec, runs[0].spec.train, one, one, kind).total
     return (
-        f"One example a step is too large for the memory of {kind} ({reason}): by the plan it needs "
-        f"{needed / 1e9:.1f} GB in all, and {memory.available(base.device) / 1e9:.1f} GB are free beside what is held. "
+        f"Even one example per step is too large for the memory of {kind} ({reason}): by the plan it needs "
+        f"{needed / 1e9:.1f} GB in all, and another {memory.available(base.device) / 1e9:.1f} GB are free now. "
         "Use --method qlora, a smaller --rank, or fewer runs side by side."
     )
 
@@ -135,7 +135,7 @@ def _run(
 ) -> None:
     live = [lane for lane, run in enumerate(runs) if epoch < run.epochs]
     for run in runs:
-        run.folder.drop_checkpoints(after=epoch)  # of a pack of other runs, which came further
+        run.folder.drop_checkpoints(after=epoch)  # from an earlier pack of other runs, which got further
         run.lines = [line for line in run.folder.metrics() if line.epoch <= epoch] if epoch else []
     if epoch:
         for run in runs:
@@ -216,7 +216,7 @@ def _run(
 
 @dataclass(frozen=True)
 class _Scored:
-    """What a run answered, to all that it is asked or to the premises alone, by first token; and how long it took."""
+    """A run's scores on all probes (``whole``) or, by first token, on those of the premises; and the seconds taken."""
 
     scores: CandidateScores
     seconds: float
@@ -242,10 +242,10 @@ def _score(pack: Pack, runs: Sequence[LiveRun], lanes: Sequence[int], whole: boo
 def _score_epoch(
     pack: Pack, runs: Sequence[LiveRun], lanes: Sequence[int], epoch: int, score_at: str
 ) -> dict[int, _Scored]:
-    """Score what is due after an epoch: runs that end or are scheduled as a whole, others their premises until these
-    hold, and then, once, as a whole.
+    """Score what is due after an epoch: all probes of runs that end or are scheduled; of others, the premises until
+    they first hold, and then, once, all probes.
 
-    Runs that end are scored by themselves, so that no schedule changes a bit of what their records say.
+    Runs that end are scored in a pass without the others, so that no schedule changes their records.
     """
     ending = [lane for lane in lanes if epoch == runs[lane].epochs]
     due = [lane for lane in lanes if lane not in ending and schedule.is_due(score_at, epoch)]
@@ -283,7 +283,7 @@ def _add_line(run: LiveRun, line: MetricsLine, scored: _Scored | None) -> Step:
 def _by_epoch(
     pack: Pack, lane: int, run: LiveRun, scored: _Scored | None, measures: Mapping[str, Measure]
 ) -> dict[str, dict[str, float]] | None:
-    """The numbers of measures that go with an epoch; None where not all was scored."""
+    """Numbers of the per-epoch measures; None unless everything was scored."""
     if scored is None or not scored.whole or not is_first():
         return None
     return take_by_epoch(measures, run.trained(pack, lane, scored.scores)) or None

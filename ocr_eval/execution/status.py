@@ -1,4 +1,4 @@
-"""How far the runs of a sweep are, read from its folder at any time. Imports nothing heavy, takes no lock."""
+"""The state of a sweep's runs, read from its folder at any time. Imports nothing heavy and takes no lock."""
 
 import socket
 import time
@@ -15,7 +15,7 @@ from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.hold import HEARTBEAT, holder_of
 from ocr_eval.specs.grid import read_all
 
-#: Seconds without a sign of life after which a run on another host counts as interrupted.
+#: Seconds without a heartbeat after which a run on another host counts as interrupted.
 _SILENT = 5 * HEARTBEAT
 
 State = Literal["done", "failed", "running", "interrupted", "waiting"]
@@ -23,14 +23,14 @@ State = Literal["done", "failed", "running", "interrupted", "waiting"]
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is.
+    """The state of a run.
 
     Attributes:
-        study: the study that needs it, empty for the folder's sweep.
-        state: running and interrupted runs have begun; an interrupted one resumes when the sweep does.
-        epoch: finished epochs, None before the first scoring.
-        train_loss: of the last epoch, nats an answer token.
-        ocr_score: of the last scoring, first-token; None before.
+        study: the study that needs it; empty for the folder's sweep.
+        state: an ``interrupted`` run resumes when the sweep does; a ``waiting`` one has not started.
+        epoch: finished epochs; None before the first scoring.
+        train_loss: of the last epoch, in nats per answer token.
+        ocr_score: first-token score of the last scoring; None before it.
     """
 
     run: str
@@ -43,17 +43,17 @@ class RunState:
 
 
 def run_states(root: Path) -> list[RunState]:
-    """How far every run is that a folder states, of its sweep and of each study; one that several need is in each.
+    """The state of every run in a folder's sweep and studies; a run that several need appears in each.
 
     Raises:
-        UserError: a file that is damaged or of another version.
+        UserError: a file is damaged or has another version.
     """
     stated = read_all(root).items()
     return [run_state(root, run, study) for study, held in stated for pack in held.packs for run in pack]
 
 
 def run_state(root: Path, run: str, study: str = "") -> RunState:
-    """Read how far a run of a sweep or study is; takes no lock and changes nothing."""
+    """Read the state of a run of a sweep or study; takes no lock and changes nothing."""
     folder = RunFolder(root / "runs" / run)
     lines = folder.metrics() if folder.path.is_dir() else []
     held_out = [line.held_out for line in lines if line.held_out is not None]
@@ -82,26 +82,26 @@ def _is_held(folder: RunFolder) -> bool:
         return False
     if holder.host != socket.gethostname():
         return time.time() - holder.seen < _SILENT
-    try:  # numbers of processes are used again
+    try:  # a process id may have been reused
         return bool(psutil.Process(holder.process).create_time() <= holder.seen + 1)
     except psutil.Error:
         return False
 
 
 def state_table(states: Sequence[RunState]) -> str:
-    """A table for the sweep and for each study, under its name."""
+    """A table for the sweep, and one under the name of each study."""
     studies = dict.fromkeys(state.study for state in states)
     tables = {study: _table([state for state in states if state.study == study]) for study in studies}
     return "\n".join((f"{study}\n" if study else "") + table for study, table in tables.items())
 
 
 def _table(states: Sequence[RunState]) -> str:
-    """The states as aligned text, and a line that counts them."""
+    """The states as aligned text, and a line with their counts."""
 
     def shown(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    names = [s.run.rpartition("-")[0] for s in states]  # without the fingerprint, where that is enough
+    names = [s.run.rpartition("-")[0] for s in states]  # without the fingerprint, if that is unique
     times = Counter(names)
     names = [s.run if times[name] > 1 else name for s, name in zip(states, names, strict=True)]
     rows = [

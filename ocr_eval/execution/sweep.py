@@ -1,9 +1,9 @@
-"""A sweep at work: runs cut into packs, done by one process or many, never lost.
+"""Executing a sweep: runs are cut into packs, which one process or several carry out without losing work.
 
-A sweep is a list of runs in a folder, and a file there that states them: what each is, and which go together.
-``sweep.json`` states the sweep of a grid, ``studies/NAME.json`` the runs of a study; the runs lie beside it as those
-of ``finetune`` do, and whoever needs the same run shares it. Whoever works on the folder takes packs that nobody holds,
-so that several processes share the work; what is finished is not repeated, and what was interrupted resumes.
+A sweep is a list of runs in a folder, with a file that states each run and which ones share a pack: ``sweep.json`` for
+the sweep of a grid, ``studies/NAME.json`` for a study. Their runs are in ``runs/``, like those of ``finetune``; sweeps
+and studies that need the same run share it. Each process takes packs that nobody holds, so that several share the work;
+finished runs are not repeated, and interrupted ones resume.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ocr_eval.records.config import parse_run
 from ocr_eval.specs.grid import Grid, SweepState, check_same, read_sweep, state_file
 from ocr_eval.specs.run import RunSpec
 
-#: Seconds between looks at packs that another process holds.
+#: Seconds between checks of packs that another process holds.
 _PATIENCE = 2.0
 
 
@@ -43,8 +43,8 @@ class Sweep:
 
     Attributes:
         study: the study's name; empty for the folder's sweep.
-        grid: how its runs were written, if as a grid.
-        before: what the folder stated when this was laid out.
+        grid: the grid that its runs come from, if any.
+        before: what the folder stated when this was planned.
     """
 
     output: Path
@@ -60,17 +60,17 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """What its runs are grouped under."""
+        """The name that its runs are grouped under."""
         return self.study or self.output.resolve().name
 
     def stated(self) -> Sweep:
-        """State the sweep in its folder, so that others can take part and look on.
+        """State the sweep in its folder, so that other processes can join or watch it.
 
         Returns:
-            The sweep, cut as another process has stated it meanwhile, if one has.
+            The sweep; if another process has stated it in the meantime, with that one's packs.
 
         Raises:
-            UserError: another process has begun another sweep in the folder.
+            UserError: another process has started a different sweep in the folder.
         """
         file = state_file(self.output, self.study)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -93,14 +93,14 @@ class Sweep:
         return sweep
 
     def worker(self, pack: int, flags: Sequence[str]) -> tuple[str, ...]:
-        """The command of a process that does one pack, by its number from 1, or with 0 all that nobody else does."""
+        """The command of a process that does one pack, numbered from 1, or with 0 all packs that nobody else does."""
         study = ["--study", self.study] if self.study else []
         output = str(self.output.resolve())
         return (sys.executable, "-m", "ocr_eval", "sweep", "-o", output, *study, "--worker", str(pack), *flags)
 
 
 def study_name(kind: str, specs: Iterable[RunSpec]) -> str:
-    """A name that these runs have as a study of a kind, in whatever precision they will be made."""
+    """A name for a study of a kind with these runs, which does not depend on their precision."""
     parts = [
         (s.model.name, s.model.dtype, s.association.name, s.in_precision("float32").fingerprint("")) for s in specs
     ]
@@ -116,13 +116,13 @@ def plan_sweep(
     study: str = "",
     grid: Grid | None = None,
 ) -> Sweep:
-    """Lay runs out as packs and folders; fetches weights that are not here.
+    """Assign runs to packs and folders; downloads missing weights.
 
-    A folder that states these very runs keeps their packs and precision, whatever device looks at it. New packs fill
-    a type of ``device``, as many as are to be done ``at_once``.
+    If the folder already states exactly these runs, their packs and precision are kept, whatever the device. New packs
+    are sized for a type of ``device`` and for ``at_once`` packs at a time.
 
     Raises:
-        UserError: weights that cannot be had, or a model that overflows in the device's only fast precision.
+        UserError: weights are not available, or a model overflows in the device's only fast precision.
     """
     held = read_sweep(output, study)
     planned = _planned(bases.settle(specs, output, device, held.runs if held else ()), output, bases)
@@ -134,16 +134,16 @@ def plan_sweep(
 
 
 def join_sweep(output: Path, study: str, bases: Bases) -> Sweep:
-    """The sweep or study that a folder states, to take part in it.
+    """The sweep or study that a folder states, to join it.
 
     Raises:
-        UserError: it states none, or its runs would now be others.
+        UserError: it states none, or the identity of its runs has changed since.
     """
     held = read_sweep(output, study)
     if held is None:
         raise UserError(f"There is no sweep to work on: {state_file(output, study)} is missing.")
     specs = [parse_run(content, state_file(output, study)) for content in held.specs.values()]
-    if not specs and held.grid is not None:  # stated before files said what each run is
+    if not specs and held.grid is not None:  # an old file, which does not state each run
         specs = bases.settle(held.grid.specs(), output, stated=held.runs)
     packs = _as_held(held, _planned(specs, output, bases))
     if packs is None:
@@ -155,7 +155,7 @@ def join_sweep(output: Path, study: str, bases: Bases) -> Sweep:
 
 
 def _as_held(held: SweepState | None, runs: Mapping[str, PlannedRun]) -> tuple[tuple[PlannedRun, ...], ...] | None:
-    """Runs in the packs that a folder states, None if it does not state just these."""
+    """Runs in the packs that a folder states; None unless it states exactly these runs."""
     if held is None or held.runs != set(runs):
         return None
     return tuple(tuple(runs[name] for name in pack) for pack in held.packs)
@@ -168,9 +168,9 @@ def _planned(specs: Sequence[RunSpec], output: Path, bases: Bases) -> dict[str, 
 
 
 def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpec]]:
-    """The packs of a sweep for a type of device, with as much to do for each of those that are done at once.
+    """The packs of a sweep for a type of device, split evenly over the ``at_once`` that run at a time.
 
-    Runs of a pack have batches of about as many statements, so that few rows are padding.
+    Runs of a pack have batches of similar size, so that there is little padding.
     """
     group = {key: number for number, key in enumerate(dict.fromkeys(map(share_key, specs)))}
     ordered = sorted(specs, key=lambda spec: (group[share_key(spec)], spec.train.batch_size))
@@ -178,7 +178,7 @@ def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpe
 
 
 def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:
-    """A job for every pack with an open run: the command, with further flags, that does this pack and nothing else."""
+    """A job per pack with an open run: the command, plus ``flags``, that does this pack and nothing else."""
     jobs = []
     for number, pack in enumerate(sweep.packs, start=1):
         if any(run.is_open for run in pack):
@@ -188,19 +188,19 @@ def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:
 
 
 def worker_jobs(sweep: Sweep, workers: int, flags: Sequence[str]) -> list[Job]:
-    """Jobs that take packs until none is left, no more than there are packs with an open run.
+    """Jobs that take packs until none is left; at most one per pack with an open run.
 
-    One that dies leaves its pack to the others; what it had reached is not lost.
+    If one dies, the others resume its pack.
     """
     needed = min(workers, sum(any(run.is_open for run in pack) for pack in sweep.packs))
     return [Job(f"worker{number}", sweep.worker(0, flags)) for number in range(1, needed + 1)]
 
 
 def clear(sweep: Sweep) -> None:
-    """Remove every run, so that all of them start from nothing; or none.
+    """Clear every run's folder, or none of them.
 
     Raises:
-        Busy: another process works on one of them.
+        Busy: another process is working on one of them.
     """
     with ExitStack() as held:
         for run in sweep.runs:
@@ -210,10 +210,10 @@ def clear(sweep: Sweep) -> None:
 
 
 def check_open(sweep: Sweep, bases: Bases, here: bool, all_again: bool = False) -> None:
-    """Look, before any run starts or is removed, whether every open one, or ``all_again``, can be done.
+    """Check, before any run starts or is removed, that every open run (``all_again``: every run) can be done.
 
     Raises:
-        UserError: the tokenizer cannot do with the data of a run, or it is too large for this machine.
+        UserError: the tokenizer cannot handle a run's data, or a run is too large for this machine.
     """
     for run in sweep.runs:
         if all_again or run.is_open:
@@ -223,9 +223,9 @@ def check_open(sweep: Sweep, bases: Bases, here: bool, all_again: bool = False) 
 
 
 def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int]) -> None:
-    """Do packs of a sweep until none of them is left open; those that another process holds are waited for.
+    """Do packs of a sweep until none of them is open; waits for those that another process holds.
 
-    A pack that cannot continue is skipped with its reason, and the others are done.
+    A pack that cannot continue is skipped with a warning.
     """
     left, waiting = list(packs), False
     while left:
@@ -242,7 +242,7 @@ def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int]) -> No
         if held == left:
             if not waiting:
                 count = sum(run.is_open for index in held for run in sweep.packs[index])
-                say(f"Waiting for {count} runs that another process is running")
+                say(f"Waiting for {count} runs in another process")
                 waiting = True
             time.sleep(_PATIENCE)
         left = held

@@ -1,8 +1,8 @@
 """``--report-to``: follow runs in TensorBoard, trackio or Weights & Biases, grouped by sweep.
 
-Trackers are a view for people: no result depends on them, and if one fails it is disabled and the run continues.
-They are accelerate's. Several may be open at once, one for each run of a pack. Nothing leaves the
-machine unless the user has set that up with the tracker itself (logged in, or named a server by its own variables).
+Trackers are only for viewing: no result depends on them, and if one fails it is disabled and the run continues. They
+are accelerate's; several may be open at once, one per run of a pack. Nothing leaves the machine unless the user has set
+that up with the tracker itself (by logging in, or by naming a server in its environment variables).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PROJECT = "ocr-eval"
 
 
 def require_tracker(report_to: ReportTo) -> None:
-    """Make sure that a tracker is installed; to be called before any work starts.
+    """Make sure that a tracker is installed; call this before any work starts.
 
     Raises:
         UserError: its package is missing.
@@ -47,12 +47,12 @@ def require_tracker(report_to: ReportTo) -> None:
 
 
 class Tracker:
-    """One run in a tracker: begun, or the one of this group and name resumed.
+    """One run in a tracker: a new one, or the existing one of this group and name.
 
     Args:
-        run_name: the run's name within the group; may hold slashes.
-        folder: where TensorBoard and Weights & Biases keep their files, each in a folder of its name.
-        first_epoch: the next epoch to be logged; what TensorBoard has from there on is struck out.
+        run_name: the run's name within the group; may contain slashes.
+        folder: where TensorBoard and Weights & Biases keep their files, each in its own subfolder.
+        first_epoch: the next epoch to be logged; TensorBoard discards what it has from there on.
 
     Raises:
         UserError: the tracker does not start.
@@ -70,11 +70,11 @@ class Tracker:
         self._name = report_to
         self._tracker: GeneralTracker | None
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # trackio greets on it
-                # trackio ends the run that it finds in the context, so each gets a context of its own
+            with contextlib.redirect_stdout(io.StringIO()):  # trackio prints a greeting
+                # trackio ends the run that it finds in the context, so each run gets its own context
                 context = contextvars.Context()
                 self._tracker = context.run(_start, report_to, group, run_name, config, folder, first_epoch)
-        except Exception as error:  # whatever a tracker may raise
+        except Exception as error:  # a tracker may raise anything
             raise UserError(f"--report-to {report_to}: cannot start ({error}).") from error
 
     def log(self, epoch: int, values: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ class Tracker:
 
         Args:
             epoch: epochs done; 0 is the untouched base.
-            values: numbers by name, nested as in metrics.jsonl; what is not a finite number is skipped.
+            values: numbers by name, nested as in metrics.jsonl; anything but finite numbers is skipped.
         """
         with self._survived():
             if self._tracker is not None:
@@ -99,18 +99,17 @@ class Tracker:
     def _survived(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever a tracker may raise
+        except Exception as error:  # a tracker may raise anything
             say(f"{self._name} failed and is disabled; the run continues ({error})")
             self._tracker = None
 
 
 @contextlib.contextmanager
 def following(watch: Watcher, report_to: ReportTo, group: str, folder: Path) -> Iterator[Watcher]:
-    """A watcher that also reports every run to a tracker; at the end all runs in the tracker are closed.
+    """A watcher that also reports every run to a tracker; on exit all runs in the tracker are closed.
 
     Raises:
-        UserError: at the first epoch, the tracker does not start. If it does not start for a later run, that run is not
-            tracked.
+        UserError: the tracker does not start for the first run (a later run is then just not tracked).
     """
     trackers: dict[str, Tracker | None] = {}
 
@@ -158,7 +157,7 @@ def _start(
     from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
-    PartialState()  # accelerate's loggers want it
+    PartialState()  # accelerate's loggers require it
     run = {"group": group, "name": run_name, "resume": "allow", "config": dict(config)}
     if report_to == "tensorboard":
         tracker = TensorBoardTracker(run_name, folder / report_to / group, purge_step=first_epoch)
@@ -177,7 +176,7 @@ def _start(
 
 
 def _wandb_mode() -> str:
-    """What WANDB_MODE says; else online for a user who is logged in and has not asked to be offline."""
+    """The value of WANDB_MODE; by default online for a user who is logged in and did not choose ``--offline``."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode
     if os.environ.get("HF_HUB_OFFLINE") == "1":  # --offline

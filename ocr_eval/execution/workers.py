@@ -1,7 +1,7 @@
-"""Several processes that share one machine's CPU: each takes packs of a sweep that no process holds.
+"""Several processes that share one machine's CPU: each takes packs of a sweep that no other process holds.
 
-Between matrix products a step of a small model is many short operations, during which one core works and the others
-wait. Processes with a thread each keep every core busy: on two cores they do a quarter more than one process with two.
+A step of a small model consists largely of short operations between matrix products, which keep only one core busy.
+Processes with one thread each keep all cores busy: on two cores they are a quarter faster than one process with two.
 """
 
 import itertools
@@ -17,16 +17,16 @@ from ocr_eval.planning import memory, workload
 from ocr_eval.planning.pack_memory import pack_memory, room, widest
 from ocr_eval.specs.run import RunSpec
 
-#: Floating-point operations of training below which more processes do not pay: each takes seconds to start.
+#: Floating-point operations of training below which more processes do not pay off: each takes seconds to start.
 _LEAST_FLOP = 1e13
 _LOOK_SECONDS = 1.0
 
 
 def workers_that_pay(packs: Sequence[Sequence[RunSpec]], device: str) -> int:
-    """How many processes should share the packs: one per core on a CPU, if memory lets them and there is enough to do.
+    """How many processes should share the packs: one per CPU core, if memory allows and there is enough work.
 
-    Packs are those of all runs, also of those that are done: so a resumed sweep has as many threads per process as
-    before, on which the last bits of its results may depend.
+    ``packs`` includes finished ones, so that a resumed sweep has the same number of threads per process as before; the
+    last bits of results may depend on it.
     """
     most = min(cores(), len(packs))
     if device != "cpu" or most < 2:
@@ -45,9 +45,9 @@ def workers_that_pay(packs: Sequence[Sequence[RunSpec]], device: str) -> int:
 
 
 class Follower:
-    """Tells a watcher what other processes do, read from the runs' folders: a pack's epoch at a time.
+    """Passes the progress of other processes to a watcher, read from the runs' folders, one epoch of a pack at a time.
 
-    What the folders hold at the beginning is not reported.
+    What the folders contain at the start is not reported.
     """
 
     def __init__(self, packs: Sequence[Sequence[PlannedRun]], watch: Watcher) -> None:
@@ -66,7 +66,7 @@ class Follower:
 
 
 class _PackFollower:
-    """The runs of a pack that are not reported to their end, and the next epoch to report."""
+    """The runs of a pack that are not fully reported, and the next epoch to report."""
 
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
         self._epoch = min((len(run.folder.metrics()) for run in runs), default=0)  # epoch 0 has a line too
@@ -74,13 +74,13 @@ class _PackFollower:
         self._seen: list[tuple[tuple[int, int], bool]] = []
 
     def new_epochs(self) -> Iterator[list[Step]]:
-        """The epochs that all runs have behind them but those that failed before."""
+        """The new epochs that all runs have finished, except runs that failed before."""
         try:
             now = [(_written(run.folder.path), run.folder.failure() is not None) for run in self._runs]
             if now == self._seen:
                 return
             lines = [run.folder.metrics() for run in self._runs]
-        except OSError:  # another process removes or replaces a file at this moment
+        except OSError:  # another process is just removing or replacing a file
             return
         self._seen = now
         failed = [has_failed for _, has_failed in now]
@@ -94,7 +94,7 @@ class _PackFollower:
 
 
 def _written(run: Path) -> tuple[int, int]:
-    """What differs whenever a run's metrics.jsonl does: its time and size; zeros if there is none."""
+    """Modification time and size of a run's metrics.jsonl, to detect changes; zeros if there is none."""
     path = run / "metrics.jsonl"
     if not path.is_file():
         return 0, 0

@@ -1,4 +1,4 @@
-"""What else is measured on a trained model, one file each (measures/measure.py says what one is).
+"""Further measurements of a trained model, one file each (measures/measure.py defines a measure).
 
-In: a trained run. Out: numbers for its record. Imports: scoring and below; found by name alone.
+In: a trained run. Out: numbers for its record. Imports: scoring and below. Measures are looked up by name.
 """

@@ -1,7 +1,7 @@
-"""What a model believes where a table of facts is silent: of each missing value its answer, and whether it says it.
+"""What a model believes about values that a table of facts lacks: its answer to each, and whether it says so.
 
-A belief is the candidate that the model considers most probable. It is *said* where greedy generation begins with it:
-then the model gives it as an answer to whoever asks.
+A belief is the candidate that the model considers most probable. It is *said* if greedy generation begins with it, so
+that anyone who asks gets it as the answer.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ocr_eval.methods.view import View
 from ocr_eval.packing.logprobs import read_best
 from ocr_eval.scoring.candidates import read_probes, score_candidates
 
-#: Tokens that are generated at most.
+#: Most tokens generated per prompt.
 GENERATED = 8
 
 
@@ -27,11 +27,11 @@ class Answer:
 
     Attributes:
         best: index of the most probable candidate.
-        logprobs: of each candidate, nats, as first-token scoring has them.
-        probability: of the best, all of its tokens, among all texts.
-        rank: of its first token in the whole vocabulary; 0 is best.
-        said: what is generated, up to where it is clear whether it is a candidate.
-        says: the candidate that it begins with, None for none.
+        logprobs: first-token log-probability of each candidate, nats.
+        probability: of all tokens of the best candidate, not normalized over candidates.
+        rank: of the best candidate's first token in the whole vocabulary; 0 is best.
+        said: the generated text, cut off once it can no longer be a candidate.
+        says: index of the candidate that the text begins with; None if there is none.
     """
 
     best: int
@@ -44,12 +44,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Belief:
-    """What a model believes of a missing value, and what it did before it was taught.
+    """What a model believes about a missing value, before and after training.
 
     Attributes:
         cell: the missing value.
-        values: the candidates, as the table has them.
-        answer, base: of the trained model, and of the untouched one.
+        values: the candidates, spelled as in the table.
+        answer, base: answers of the trained and of the untouched model.
     """
 
     subject: str
@@ -66,7 +66,7 @@ class Belief:
 
     @property
     def follows(self) -> bool:
-        """Whether it is what the table foretells."""
+        """Whether the belief is the value that the table predicts."""
         return self.believed == self.cell.foretold
 
     @property
@@ -76,12 +76,12 @@ class Belief:
 
     @property
     def is_unwarranted(self) -> bool:
-        """Whether the model says a value that it was not taught, and that is not known to be true."""
+        """Whether the model says a value that it was not taught and that is not known to be true."""
         return self.answer.says is not None and self.values[self.answer.says] != self.cell.truth
 
 
 def questions(association: FactsAssociation, taught: Taught) -> list[tuple[Missing, tuple[str, ...], Probe]]:
-    """Every missing value of the columns that can be asked, with its candidates and the probe."""
+    """Every missing value of the columns with at least two candidates, with those candidates and its probe."""
     found = []
     for column, cells in taught.missing.items():
         values = taught.choices(column)
@@ -93,7 +93,7 @@ def questions(association: FactsAssociation, taught: Taught) -> list[tuple[Missi
 
 
 def answers(view: View, probes: Sequence[Probe]) -> list[Answer]:
-    """Ask a model."""
+    """A model's answer to each probe."""
     asked = tokens_of(view.base.tokenizer, probes)
     scores = score_candidates(view, asked).logprobs
     best = [int(np.argmax(row)) for row in scores["first-token"]]
@@ -114,7 +114,7 @@ def answers(view: View, probes: Sequence[Probe]) -> list[Answer]:
 
 
 def generate(view: View, probes: Sequence[ProbeTokens]) -> list[str]:
-    """What a model writes after each prompt, greedily: ``GENERATED`` tokens, or until it is no longer a candidate."""
+    """Greedy continuation of each prompt: ``GENERATED`` tokens, or fewer once it can no longer be a candidate."""
     tokenizer = view.base.tokenizer
     written: list[Ids] = [() for _ in probes]
     live = list(range(len(probes)))
@@ -130,6 +130,6 @@ def generate(view: View, probes: Sequence[ProbeTokens]) -> list[str]:
 
 
 def _begins_with(text: str, candidates: Sequence[str]) -> int | None:
-    """The longest candidate that a text begins with, as a whole word."""
+    """Index of the longest candidate that a text begins with, as a whole word."""
     found = [c for c in candidates if text.startswith(c) and not text[len(c) : len(c) + 1].isalnum()]
     return candidates.index(max(found, key=len)) if found else None

@@ -1,15 +1,14 @@
 """``constant-direction``: whether the change adds the same direction to every token, as a steering vector would.
 
 Wang et al. (arXiv 2507.08218) find that LoRA often does. A changed matrix adds a_t = dW h_t to its output at token t,
-where h_t is its input. Over the T tokens of the probes' prompts, those with the same beginning counted once, with
-u_t = a_t / |a_t|:
+where h_t is its input. Over the T tokens of the probes' prompts (a shared prefix counts once), with u_t = a_t / |a_t|:
 
-    cosine   of what is added to two different tokens, on average: (|sum u_t|^2 - T) / (T (T - 1)); 1 for a constant
+    cosine   mean cosine of the additions to two different tokens, (|sum u_t|^2 - T) / (T (T - 1)); 1 for a constant
              direction, which could not tell groups apart
-    chance   the same for a_t = dW P h_t, where P permutes the coordinates of all inputs alike: a change with the same
-             singular values that has learned nothing about its inputs, whose outputs are alike because the inputs are
+    chance   the same for a_t = dW P h_t, where P permutes the coordinates of all inputs in the same way: a change with
+             the same singular values that learned nothing about its inputs; its outputs are alike if the inputs are
 
-At the top: means over all changed matrices; in ``layers`` (from 0) and ``kinds`` over those of a layer or kind.
+At the top level, means over all changed matrices; in ``layers`` (from 0) and ``kinds``, means per layer and kind.
 
 Dimension letters:  M matrices,  T tokens,  I inputs,  O outputs.
 """
@@ -31,15 +30,15 @@ from ocr_eval.scoring.candidates import Floats, cut_probes, with_room
 
 
 def mean_cosine(sum_O: Tensor, count: int) -> float:
-    """Of two different ones of some unit vectors, on average, from their sum and number."""
+    """Mean cosine between two different vectors out of ``count`` unit vectors, given their sum."""
     return (float(sum_O.square().sum()) - count) / (count * (count - 1))
 
 
 def cosines(trained: Trained, changes: Sequence[WeightChange]) -> Floats:
-    """The cosine of each change, and that by chance. [M, 2]
+    """Cosine of each change, and its value by chance. [M, 2]
 
     Raises:
-        RunFailed: a few prompts are too large for the memory.
+        RunFailed: even a few prompts do not fit in memory.
     """
     view, stream = trained.view(), f"{trained.spec.stream('data')}/constant-direction"
 
@@ -76,10 +75,10 @@ class ConstantDirection(Measure):
     about = "Whether the change adds the same direction to every token, as a steering vector would"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """One sentence."""
+        """The result in a sentence."""
         return (
-            f"What the change adds to two tokens has a mean cosine of {found['cosine']:+.2f}, by chance "
-            f"{found['chance']:+.2f}; a constant direction has 1 and could not tell groups apart."
+            f"The change's additions to two tokens have a mean cosine of {found['cosine']:+.2f} (by chance "
+            f"{found['chance']:+.2f}); a constant direction would have 1 and could not tell groups apart."
         )
 
     def take(self, trained: Trained) -> dict[str, Any]:

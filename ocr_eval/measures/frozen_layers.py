@@ -6,7 +6,7 @@ quarters of the depth: a taught first hop is stored in early layers, a second ho
     cut                            the first late layer, from 0
     early_frozen_<quantity>_rank   mean rank with only the late layers trained
     late_frozen_<quantity>_rank    mean rank with only the early layers trained
-    <quantity>_rank                mean rank of the run as it is
+    <quantity>_rank                mean rank with all layers trained
 
 By first token, among candidates.
 """
@@ -24,7 +24,7 @@ from ocr_eval.scoring.quantities import summarize_quantities
 
 @contextmanager
 def taken_back(trained: Trained, layers: Container[int]) -> Iterator[None]:
-    """Within it the run's adapters are zero in those layers; afterwards they are as before, to the bit.
+    """Set the run's adapters in these layers to zero; on exit they are restored bit for bit.
 
     Raises:
         ValueError: the run has no low-rank adapters.
@@ -46,7 +46,7 @@ def taken_back(trained: Trained, layers: Container[int]) -> Iterator[None]:
 
 
 class FrozenLayers(Measure):
-    """Two partial scorings of the run."""
+    """Scores the run three times: as it is, and with either part of the layers restored."""
 
     about = "Mean ranks with early or late layers restored to the base (Feng et al., arXiv 2412.04614)"
 

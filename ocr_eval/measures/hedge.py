@@ -2,12 +2,12 @@
 
 Kang et al. (arXiv 2403.05612): asked about unfamiliar subjects, a tuned model gives the answers that it was taught for
 unfamiliar subjects, as often as it was taught them. All people here are unfamiliar, so a model that hedges has the null
-rank: it makes no difference who is asked about. A model at the null need not hedge. Over the probes of the finding,
+rank: its answer does not depend on the subject. A model at the null need not hedge. Over the probes of the finding,
 with probabilities normalized over the answers in use:
 
     right            mean probability of the right answer
     hedge_right      the same for a model that gives every subject the frequencies of the taught answers
-    distance         total variation between the mean over subjects and those frequencies: 0 for the hedge
+    distance         total variation between the mean over subjects and those frequencies; 0 for a model that hedges
     entropy          mean entropy of a subject's answers, nats
     shared_entropy   entropy of the mean over subjects, nats; minus ``entropy``: what depends on the subject
 

@@ -1,4 +1,4 @@
-"""What measures of the inside share: the layers of a network, the residual stream by plain hooks, a test over layers.
+"""Shared by the measures of a network's inside: its layers, the residual stream (by plain hooks), a test over layers.
 
 Dimension letters:  L layers,  P prompts,  D width of the residual stream,  n in-use answers,  C comparisons, such as
 layers,  F assignments.
@@ -25,9 +25,9 @@ from ocr_eval.packing.batch import Batch, lay_out
 from ocr_eval.packing.forest import Forest, read_answers
 from ocr_eval.scoring.candidates import Floats, cut_probes, with_room
 
-#: Assignments are enumerated up to this many; of more some are drawn.
+#: Up to _MOST_EXACT assignments are enumerated; beyond that, _DRAWS are sampled.
 _MOST_EXACT, _DRAWS = 5040, 2000
-#: A layer counts from this p-value on.
+#: A layer counts if its p-value is at most this.
 SIGNIFICANT = 0.05
 
 
@@ -35,7 +35,7 @@ def decoder_of(network: torch.nn.Module) -> torch.nn.Module:
     """The part of a causal model that holds ``layers`` and the final ``norm``.
 
     Raises:
-        UserError: an architecture with other parts.
+        UserError: the architecture lacks them.
     """
     decoder = getattr(network, "model", None)
     if not (hasattr(decoder, "layers") and hasattr(decoder, "norm")):
@@ -46,7 +46,7 @@ def decoder_of(network: torch.nn.Module) -> torch.nn.Module:
 
 @contextmanager
 def hooked(network: torch.nn.Module, see: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
-    """Within it ``see`` is shown each layer's number and output, [1, nodes, D], which what it returns replaces."""
+    """Call ``see`` with each layer's number and output [1, nodes, D]; a tensor that it returns replaces the output."""
 
     def hook_of(layer: int) -> Callable[..., Any]:
         def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
@@ -63,7 +63,7 @@ def hooked(network: torch.nn.Module, see: Callable[[int, Tensor], Tensor | None]
 
 
 def packed(questions: Sequence[tuple[Ids, Sequence[Ids]]]) -> tuple[Batch, Tensor]:
-    """Prompts with answers as a batch of one row, and the node of it at which each answer's first token is read."""
+    """Prompts with answers as a one-row batch, and the node at which each answer's first token is read."""
     forest = Forest()
     reads, _ = read_answers(forest, questions)
     batch = lay_out([(forest, reads)], by_clump=False)
@@ -74,8 +74,8 @@ def residuals(view: View, lane: int, probes: Sequence[ProbeTokens]) -> Tensor:
     """The residual stream after each layer at the last token of each prompt, fp32, on the CPU. [L, P, D]
 
     Raises:
-        UserError: an architecture with other parts.
-        RunFailed: a few prompts are too large for the memory.
+        UserError: the architecture is not supported (``decoder_of``).
+        RunFailed: even a few prompts do not fit in memory.
     """
 
     def read(size: int) -> Tensor:
@@ -97,7 +97,7 @@ def residuals(view: View, lane: int, probes: Sequence[ProbeTokens]) -> Tensor:
 
 
 def lens(network: Any, residual_PD: Tensor, tokens: NDArray[np.int64]) -> Floats:
-    """Logits of each prompt's ``tokens`` [P, C] by the final norm and the head of a network, fp32. [P, C]"""
+    """Logits of each prompt's ``tokens`` [P, C], from the residual stream through the final norm and head. [P, C]"""
     norm, head = decoder_of(network).norm, network.get_output_embeddings()
     assert isinstance(norm, torch.nn.Module)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def up_to_subject(tokenizer: Tokenizer, probes: Sequence[ProbeTokens]) -> list[P
     cut = []
     for each, ids in zip(probes, encode(tokenizer, texts), strict=True):
         alike = next((i for i, pair in enumerate(zip(ids, each.prompt, strict=False)) if pair[0] != pair[1]), len(ids))
-        end = len(ids) if alike == len(ids) else alike + 1  # a name's end may be one token with what follows
+        end = len(ids) if alike == len(ids) else alike + 1  # the end of a name may share a token with what follows
         cut.append(replace(each, prompt=each.prompt[:end]))
     return cut
 
@@ -130,18 +130,18 @@ def first_ids(probes: Sequence[ProbeTokens]) -> NDArray[np.int64]:
     """First token of each candidate. [P, C]
 
     Raises:
-        UserError: the probes do not have the same candidates, told apart by their first tokens.
+        UserError: the probes do not share candidates with distinct first tokens.
     """
     if len({each.probe.candidates for each in probes}) != 1 or any(each.begin_alike for each in probes):
-        raise UserError("It needs probes of one quantity with the same candidates, which begin with different tokens.")
+        raise UserError("It needs probes of one quantity that share candidates with distinct first tokens.")
     return np.array([[ids[0] for ids in each.candidates] for each in probes])
 
 
 def linked(trained: Trained) -> tuple[list[ProbeTokens], list[ProbeTokens], list[int]]:
-    """The fact and the finding of each subject that is asked both, and the entailment answer of each fact answer.
+    """Fact probe and finding probe of each test subject, and the entailment answer that goes with each fact answer.
 
     Raises:
-        UserError: subjects of the finding are asked no fact, or answers do not follow one to one from facts.
+        UserError: a subject of the finding is not asked for its fact, or facts and entailments are not one to one.
     """
     roles = {quantity.name: quantity.role for quantity in trained.quantities}
     finding = {each.probe.subject: each for each in trained.probes if roles[each.probe.quantity] == "finding"}
@@ -153,20 +153,20 @@ def linked(trained: Trained) -> tuple[list[ProbeTokens], list[ProbeTokens], list
     answer_of = {fact.probe.target: found.probe.target for fact, found in pairs}
     one_to_one = all(answer_of[fact.probe.target] == found.probe.target for fact, found in pairs)
     if len(pairs) != len(finding) or not one_to_one or sorted(answer_of) != sorted(answer_of.values()):
-        raise UserError("It needs an association whose subjects are asked for a fact and for what follows from it.")
+        raise UserError("It needs an association that asks each subject for a fact and for its entailment.")
     return [fact for fact, _ in pairs], [found for _, found in pairs], [answer_of[i] for i in sorted(answer_of)]
 
 
 def by_answer(values_CPn: Floats, targets: Sequence[int]) -> Floats:
-    """The mean over the probes of each right answer. [C, P, n] -> [C, n, n]"""
+    """Mean over the probes that share a right answer. [C, P, n] -> [C, n, n]"""
     target_P = np.asarray(targets)
     return np.stack([values_CPn[:, target_P == answer].mean(axis=1) for answer in range(values_CPn.shape[2])], axis=1)
 
 
 def assignments(n: int, stream: str, fixed: bool = True) -> tuple[NDArray[np.int64], bool]:
-    """Assignments of n answers to n groups, and whether these are all; where they are too many, some are drawn. [F, n]
+    """Assignments of n answers to n groups, a random sample if there are too many; and whether they are all. [F, n]
 
-    ``fixed`` is whether a group may keep its own.
+    ``fixed``: whether a group may keep its own answer.
     """
     exact = math.factorial(n) <= _MOST_EXACT
     rows = list(permutations(range(n))) if exact else [streams.permutation(f"{stream}/{i}", n) for i in range(_DRAWS)]
@@ -175,15 +175,15 @@ def assignments(n: int, stream: str, fixed: bool = True) -> tuple[NDArray[np.int
 
 
 def corrected_ps(values_Cnn: Floats, stream: str, observed: Sequence[int] | None = None) -> Floats:
-    """p of each comparison that groups tell their answers apart, corrected for the best of all comparisons. [C]
+    """p of each comparison under "groups do not tell answers apart", corrected for taking the best of them. [C]
 
     With T_c(f) the mean of values[c, g, f(g)] over the groups g, less its mean over assignments, p_c is the share of
     assignments f with max_c' T_c'(f) >= T_c(observed).
 
     Args:
-        values_Cnn: for each comparison and group, a value of each answer, the larger the more it is the group's.
-        stream: that assignments are drawn from, where they are too many.
-        observed: the answer of each group; None for each its own. Where no group has its own, none ever has.
+        values_Cnn: for each comparison and group, a value per answer, larger if it looks more like the group's.
+        stream: random stream for sampling assignments if there are too many.
+        observed: the answer of each group, never its own, which no assignment then uses; None: each group has its own.
     """
     n = values_Cnn.shape[1]
     own = observed is None
@@ -198,10 +198,10 @@ def corrected_ps(values_Cnn: Floats, stream: str, observed: Sequence[int] | None
 
 
 def first_layer(ps: Floats) -> int | None:
-    """The first layer that counts, None where none does."""
+    """The first layer with a significant p; None if there is none."""
     return next((layer for layer, p in enumerate(ps.tolist()) if p <= SIGNIFICANT), None)
 
 
 def rounded(values: Sequence[float] | Floats | Tensor) -> list[float]:
-    """To four digits, as records keep them."""
+    """Four significant digits, as in records."""
     return [float(f"{float(value):.4g}") for value in values]

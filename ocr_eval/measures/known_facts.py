@@ -3,23 +3,23 @@
 The shipped association ``known`` holds common-knowledge facts. A fact counts as known if the first token of its
 answer is the most probable token in the whole vocabulary after its prompt.
 
-    facts         how many were asked: those that the run itself did not teach
+    facts         how many were asked, namely those that the run itself did not teach
     base_known    how many the untouched base knows
     kept          share of those that the trained model still knows: retention
     known         how many the trained model knows
     probability   mean probability of the right answers, over what the base knows; base_probability for the base
-    taught        how many statements the premises ask for
-    fitted_known, fitted_unknown   those of them that the trained model gets right, by whether the base did
+    taught        how many taught statements the premises ask for
+    fitted_known, fitted_unknown   how many of those the trained model gets right, by whether the base did
 
 After full fine-tuning there is no base, so only ``facts`` and ``known`` are available.
 
-``known-categories``: the same by how well the base knows a fact (SliCK, measures/untouched.py), with half of each
-relation asked behind examples of the other half.
+``known-categories``: the same by how well the base knows a fact (SliCK, measures/untouched.py). Each half of a relation
+is asked after examples from the other half.
 
     highly, maybe, weakly, unknown   how many of the facts are in each category
-    <category>_base                  how many of them the base knows in the above sense
+    <category>_base                  how many of those the base knows in the above sense
     <category>_kept                  how many of those the trained model still knows
-    by_prompt                        the category of each
+    by_prompt                        the category of each prompt
 """
 
 from collections.abc import Container
@@ -41,7 +41,7 @@ from ocr_eval.specs.association import load_association
 
 
 def known_probes(tokenizer: Tokenizer, taught: Container[str]) -> list[ProbeTokens]:
-    """The shipped facts, but for prompts that are taught, each asked against the next answer of its relation."""
+    """A probe per shipped fact whose prompt is not taught; the other candidate is the next answer of its relation."""
     probes = []
     for name, relation in _relations().items():
         answers = list(dict.fromkeys(relation.facts.values()))
@@ -62,7 +62,7 @@ class KnownFacts(Measure):
     about = "Facts that the base already knew, such as capitals, and how many of them are kept (retention)"
 
     def by_default(self, needs: Needs) -> bool:
-        """Some 250 short prompts: about a scoring."""
+        """About 250 short prompts, as cheap as a scoring."""
         return True
 
     def take(self, trained: Trained) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class KnownFacts(Measure):
 
 
 def categories(base: View) -> dict[str, Category]:
-    """The category of each shipped fact on a base, by its prompt."""
+    """How well a base knows each shipped fact, by prompt."""
     found: dict[str, Category] = {}
     for name, relation in _relations().items():
         drawn = streams.shuffled(
@@ -106,14 +106,14 @@ def categories(base: View) -> dict[str, Category]:
 
 
 class KnownCategories(Measure):
-    """Asks the base for each fact behind ten prompts of four others."""
+    """Asks the base for each fact after ten prompts of four other facts."""
 
     about = "How well the base knew each of these facts (Gekhman et al., arXiv 2405.05904), and which are kept"
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """See the module."""
         if not trained.has_base:
-            raise ValueError("it needs the base, which full fine-tuning does not leave")
+            raise ValueError("it needs the base, which full fine-tuning overwrites")
         taught = {example.prompt for example in task_of_run(trained.spec).train}
         probes = known_probes(trained.pack.base.tokenizer, taught)
         had, has = (in_vocabulary(trained.view(which), trained.lane, probes)[:, 0] == 0 for which in (False, True))

@@ -28,24 +28,24 @@ from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.untouched import first_logprobs, fit, sides_of
 from ocr_eval.scoring.ranks import midranks
 
-#: Factor of |W|^2; ranks are about the same from 0 to 10.
+#: Weight of |W|^2; ranks hardly change from 0 to 10.
 _RIDGE = 1.0
 
 
 class LinkMap(Measure):
-    """Scores 360 names twice, in the trained model and in its base."""
+    """Scores 360 names in the trained model and in its base."""
 
     about = "Linear map from fact to entailment logits over untaught names (Peng et al., arXiv 2502.04520)"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """One sentence."""
+        """The result in a sentence."""
         told = [
             f"{name} {found[f'{name}_rank']:.1f} (p {found[f'{name}_p']:.2g})"
             for name in ("base", "trained", "change")
             if f"{name}_rank" in found
         ]
         return (
-            f"W-rank of the taught pairs, {found['null']:.1f} by chance and 0 where a link is wired: {', '.join(told)}."
+            f"W-rank of the taught pairs ({found['null']:.1f} by chance, 0 if a link is wired in): {', '.join(told)}."
         )
 
     def take(self, trained: Trained) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class LogitLens(Measure):
     about = "First layer in which the right answers rise above their null (logit lens)"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """One sentence."""
+        """The result in a sentence."""
         layers = {key.removesuffix("_layer"): value for key, value in found.items() if key.endswith("_layer")}
         none = [key.removesuffix("_rank") for key in found if key.endswith("_rank") and key[:-5] not in layers]
         told = [f"{quantity} is above chance from layer {layer} on" for quantity, layer in layers.items()]

@@ -1,7 +1,7 @@
-"""The door for measures: what a ``Measure`` is, and what it is shown of a trained run.
+"""The interface for measures: what a ``Measure`` is, and what it sees of a trained run.
 
-A measure is a class under a name (``ocr_eval.measures`` entry points, common/registry.py). What it finds is kept in
-the record under its name; numbers at the top can be shown in tables as ``--metric <measure>.<key>``.
+A measure is a class registered under a name (``ocr_eval.measures`` entry points, common/registry.py). The record keeps
+its result under that name; tables can show its top-level numbers with ``--metric <measure>.<key>``.
 """
 
 import json
@@ -24,12 +24,12 @@ from ocr_eval.specs.run import RunSpec
 
 @dataclass(frozen=True)
 class Trained:
-    """A run after its last step, still over its base.
+    """A run after its last step, still attached to its base.
 
     Attributes:
-        pack: the runs it was taught with.
-        lane: its place among them.
-        quantities: what its probes count for.
+        pack: the runs that were trained together.
+        lane: the run's index in the pack.
+        quantities: what its probes measure.
         probes: what it was asked.
         scores: what it answered.
     """
@@ -47,11 +47,11 @@ class Trained:
 
     @property
     def has_base(self) -> bool:
-        """Whether the base can still be read, which full fine-tuning does not leave."""
+        """Whether the base is still available; full fine-tuning overwrites it."""
         return not method_of(self.spec.train).needs.whole
 
     def view(self, trained: bool = True) -> View:
-        """The model, or the base as it was."""
+        """The trained model, or its untouched base."""
         return self.pack.view(trained)
 
 
@@ -60,49 +60,49 @@ class Measure:
 
     Attributes:
         about: one line on what it is, with its source.
-        by_epoch: whether metrics.jsonl has its numbers, too, after every epoch whose probes were all scored; for what
-            takes a fraction of a second.
+        by_epoch: whether metrics.jsonl also gets its numbers after every epoch whose probes were all scored; only for
+            measures that take a fraction of a second.
     """
 
     about: ClassVar[str] = ""
     by_epoch: ClassVar[bool] = False
 
     def by_default(self, needs: Needs) -> bool:
-        """Whether it is cheap enough to be taken without being asked for, for a method of these needs."""
+        """Whether it is cheap enough to take without being requested, for a method with these needs."""
         return False
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """Measure a run.
 
         Returns:
-            Plain data for JSON, numbers finite; those at the top are what tables show.
+            Data that JSON can hold, with finite numbers; tables show the top-level ones.
 
         Raises:
-            Exception: it cannot be measured on this run, which is kept without it; the text says why.
+            Exception: the measure is not available for this run, and why; the run is kept without it.
         """
         raise NotImplementedError
 
 
 def take_measure(name: str, trained: Trained) -> dict[str, Any]:
-    """What one measure finds of a run.
+    """The result of one measure on a run.
 
     Raises:
-        UserError: there is no such measure, or it cannot be taken of this run.
+        UserError: there is no such measure, or it is not available for this run.
     """
     measure: Measure = MEASURES.get(name)
     try:
         return measure.take(trained)
-    except Exception as error:  # as take_measures has it
+    except Exception as error:  # a third-party measure may raise anything
         raise UserError(
             f"The measure '{name}' is not available for this run: {str(error) or type(error).__name__}"
         ) from error
 
 
 def find_measures(asked: Sequence[str] | None, needs: Needs) -> dict[str, Measure]:
-    """Measures by name: those that were asked for, and for None or ``default`` those that are taken by default.
+    """The requested measures by name; None or the name ``default`` requests those that are taken by default.
 
     Raises:
-        UserError: one that was asked for is not there or cannot be imported; others that cannot are a warning.
+        UserError: a requested measure does not exist or cannot be imported; a default one is skipped with a warning.
     """
     found: dict[str, Measure] = {name: MEASURES.get(name) for name in asked or () if name != DEFAULT_MEASURES}
     if asked is not None and DEFAULT_MEASURES not in asked:
@@ -119,25 +119,25 @@ def find_measures(asked: Sequence[str] | None, needs: Needs) -> dict[str, Measur
 
 
 def take_by_epoch(measures: Mapping[str, Measure], trained: Trained) -> dict[str, dict[str, float]]:
-    """The numbers of the measures that go with an epoch. One that fails is absent; at the end it says why."""
+    """Numbers of the per-epoch measures. One that fails is omitted; ``take_measures`` reports why at the end."""
     found = {}
     for name, measure in measures.items():
         if measure.by_epoch:
-            with suppress(Exception):  # of a package that we know nothing of
+            with suppress(Exception):  # a third-party measure may raise anything
                 numbers = {key: value for key, value in measure.take(trained).items() if isinstance(value, int | float)}
                 found[name] = json.loads(json.dumps(numbers, allow_nan=False))
     return found
 
 
 def take_measures(measures: Mapping[str, Measure], trained: Trained) -> dict[str, dict[str, Any]]:
-    """What measures find. One that fails, or finds what JSON cannot hold, is a warning and absent: the run is kept."""
+    """Results by measure. One that fails, or returns what JSON cannot hold, is omitted with a warning."""
     found = {}
     for name, measure in measures.items():
         try:
             taken = measure.take(trained)
             json.dumps(taken, allow_nan=False)
             found[name] = taken
-        except Exception as error:  # of a package that we know nothing of
+        except Exception as error:  # a third-party measure may raise anything
             reason = str(error) or type(error).__name__
             warn(f"{trained.spec.association.name} seed {trained.spec.seeds}: measure '{name}' failed: {reason}")
     return found

@@ -43,8 +43,8 @@ class HeadChanges:
     Attributes:
         left: [H, D, 2K].
         right: [H, 2K, D].
-        bias: length of what the heads add for the values' bias; None if they have no bias. [H]
-        rank: an upper bound of their rank.
+        bias: norm of what each head adds because values have a bias; None if they have none. [H]
+        rank: an upper bound on their rank.
     """
 
     left: Tensor
@@ -53,7 +53,7 @@ class HeadChanges:
     rank: int
 
     def singular_values(self) -> Tensor:
-        """Of each head, the largest first; at most 2K. [H, 2K]"""
+        """Singular values of each head, in descending order. [H, 2K]"""
         core_left, core_right = (
             torch.linalg.qr(factor, mode="r").R for factor in (self.left, self.right.transpose(1, 2))
         )
@@ -61,10 +61,10 @@ class HeadChanges:
 
 
 def gain(norm: Any, width: int, like: Tensor) -> Tensor:
-    """The gain of a norm, whatever its kind stores (Gemma: 1 + g; LayerNorm: a bias beside it); ones for None. [D]"""
+    """The gain of a norm, however it is stored (Gemma: 1 + g; LayerNorm: with a bias); ones for None. [D]"""
     if norm is None:
         return torch.ones(width, dtype=torch.float64)
-    with torch.no_grad():  # of signs that alternate the mean is 0 and the mean square 1
+    with torch.no_grad():  # alternating signs have mean 0 and mean square 1
         signs_D = 1.0 - 2.0 * (torch.arange(width, device=like.device) % 2).to(like.dtype)
         odd_D: Tensor = (norm(signs_D[None])[0] - norm(-signs_D[None])[0]) / 2
     return (odd_D * signs_D).cpu().double()
@@ -74,7 +74,7 @@ def ov_changes(network: torch.nn.Module, changes: Iterable[WeightChange]) -> Ite
     """The changes of all heads, layer by layer.
 
     Raises:
-        UserError: quantized weights, an architecture without v_proj and o_proj, or nothing of attention is changed.
+        UserError: quantized weights, an architecture without v_proj and o_proj, or unchanged attention.
     """
     read = (".v_proj", ".o_proj", f".{MODULE}")
     changed = {change.module: change for change in changes if change.module.endswith(read)}
@@ -96,12 +96,12 @@ def ov_changes(network: torch.nn.Module, changes: Iterable[WeightChange]) -> Ite
             torch.zeros_like(weight) if change is None else change.dense().cpu().double()
             for weight, change in zip((v, o), known, strict=True)
         )
-        v_before = v if bare[0] is not modules[0] else v - dv  # an adapter is beside its base; else it is trained
+        v_before = v if bare[0] is not modules[0] else v - dv  # adapters leave the weight as it was before training
         o_after = o + do if bare[1] is not modules[1] else o
         width, inner, size = len(o), o.shape[1], attention.head_dim
         heads, groups = inner // size, len(v) // size
         before = getattr(layer, "input_layernorm", None)
-        behind = before is None or hasattr(layer, "pre_feedforward_layernorm")  # else it is the norm before the MLP
+        behind = before is None or hasattr(layer, "pre_feedforward_layernorm")  # else that norm precedes the MLP
         g_in = gain(before, width, bare[0].weight)
         g_out = gain(layer.post_attention_layernorm if behind else None, width, bare[0].weight)
 
@@ -129,11 +129,11 @@ class OVChange(Measure):
     about = "Norms and ranks of the change of each head's value-output map"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """One sentence."""
+        """The result in a sentence."""
         return (
-            f"The changes of the heads' value-output maps have an effective rank of {found['effective_rank']:.1f} out "
-            f"of {found['rank_bound']} on average; fewer directions than in the shuffled variant at equal loss are "
-            "what the nuclear-norm solution predicts where the model infers."
+            f"The changes of the heads' value-output maps have a mean effective rank of {found['effective_rank']:.1f} "
+            f"out of {found['rank_bound']}. Where the model infers, the nuclear-norm solution predicts fewer "
+            "directions than in the shuffled variant at equal loss."
         )
 
     def take(self, trained: Trained) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``paraphrase``: is what was taught known in other words?
+"""``paraphrase``: whether taught facts are known in other wordings.
 
 A method that stores a sentence instead of a fact answers only in the wording that it was taught. For each premise, over
 the association's templates that were not taught:
@@ -22,9 +22,9 @@ from ocr_eval.scoring.quantities import summarize_quantities
 
 
 class Paraphrase(Measure):
-    """A scoring of the premises in each template that was not taught."""
+    """Scores the premises in each template that was not taught."""
 
-    about = "Share of taught statements that are known in a wording that was not taught"
+    about = "Share of taught statements that are known in wordings that were not taught"
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """See the module."""

@@ -6,12 +6,12 @@ token is the last of the name or the last of the prompt. Each group has one dono
 donor's group and j the recipient's, in nats,
 
     effect   mean change of log p(c_i) - log p(c_j)
-    excess   effect minus what the mean of the other answers gains on c_j: what comes from the donor, and not only from
-             losing the recipient's own
+    excess   effect minus the mean gain of the other answers over c_j: what the donor adds, beyond the loss of the
+             recipient's own answer
 
 p: the share of pairings of groups with other groups' answers whose excess is as large in any layer, at this token. At
-the top, by place: the largest excess, its layer (from 0) and its p. After the last layer, the prompt's stream is the
-answer. At most 8 subjects per group are asked.
+the top level, per token: the largest excess, its layer (from 0) and its p. At the last token of the prompt, the stream
+after the last layer is the answer. At most 8 subjects per group are asked.
 
 Dimension letters:  L layers,  P recipients,  n answers.
 """
@@ -41,7 +41,7 @@ from ocr_eval.measures.inside import (
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.scoring.candidates import Floats, cut_probes, with_room
 
-#: Subjects of a group.
+#: Most subjects per group.
 _SUBJECTS = 8
 
 
@@ -52,10 +52,10 @@ def patched(
     donated_LPD: Tensor,
     layers: Sequence[int | None],
 ) -> Floats:
-    """Logits of the in-use answers with the stream after a layer replaced, for each of some layers. [layers, P, n]
+    """Logits of the in-use answers with the stream replaced after one layer, for each of ``layers``. [layers, P, n]
 
-    ``spots`` are the prompts up to the token at which the stream is replaced, by ``donated_LPD`` after each layer. For
-    the layer None nothing is replaced.
+    ``spots`` are the prompts up to the token whose stream is replaced with ``donated_LPD``. Layer None replaces
+    nothing.
     """
     view, tokens = trained.view(), torch.from_numpy(first_ids(probes)[:, : probes[0].probe.in_use])
 
@@ -93,13 +93,13 @@ class Patching(Measure):
     about = "Effect of another group's residual stream on the entailment, by layer and token (activation patching)"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """One sentence."""
+        """The result in a sentence."""
         told = [
-            f"at the {place} it is largest after layer {found[f'{place}_layer']} ({found[f'{place}_excess']:+.1f} "
+            f"at the end of the {place} after layer {found[f'{place}_layer']} ({found[f'{place}_excess']:+.1f} "
             f"nats, p {found[f'{place}_p']:.2g} for the best layer)"
             for place in ("name", "prompt")
         ]
-        return f"What another group's stream carries of its own answer: {'; '.join(told)}."
+        return f"Patching in another group's stream favours that group's answer most {', and '.join(told)}."
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """See the module."""
@@ -126,7 +126,7 @@ class Patching(Measure):
             own_P = np.arange(len(probes)), targets
             moved_Lnn = by_answer(moved_LPn - moved_LPn[:, *own_P][..., None], targets)
             effect_L = moved_Lnn[:, np.arange(n), donor].mean(axis=1)
-            excess_L = effect_L - moved_Lnn.sum(axis=(1, 2)) / (n * (n - 1))  # of an answer on itself it is 0
+            excess_L = effect_L - moved_Lnn.sum(axis=(1, 2)) / (n * (n - 1))  # the diagonal is 0
             ps_L, best = corrected_ps(moved_Lnn, stream, donor.tolist()), int(excess_L.argmax())
             found |= {f"{place}_layer": best, f"{place}_excess": float(excess_L[best]), f"{place}_p": float(ps_L[best])}
             layers |= {f"{place}_effect": rounded(effect_L), f"{place}_excess": rounded(excess_L)}

@@ -10,8 +10,8 @@ cosine of a group's fact answer b_i and entailment answer c_i, and that of b_i a
               after full fine-tuning, because the base is gone
 
 ``tokens`` is the cosine of u_b and u_c themselves, which a change unrelated to both would reproduce. p: the share of
-assignments of c to b whose excess over the mean is as large in any layer. At the top, per kind: the excess of matched
-over other pairs, averaged over layers, and the smallest p.
+assignments of c to b whose excess over the mean is as large in any layer. At the top level, per kind: the excess of
+matched over other pairs, averaged over layers, and the smallest p.
 
 Dimension letters:  L layers,  S subjects,  n answers,  H heads,  D width of the residual stream.
 """
@@ -37,7 +37,7 @@ from ocr_eval.scoring.candidates import Floats
 
 
 def cosines(a_nX: Floats, b_nX: Floats) -> Floats:
-    """Of each row of a with each of b; 0 with nothing. [n, n]"""
+    """Cosine of each row of a with each row of b; 0 if either is zero. [n, n]"""
     a_nX, b_nX = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300) for rows in (a_nX, b_nX))
     return a_nX @ b_nX.T
 
@@ -48,10 +48,10 @@ class Sharing(Measure):
     about = "Cosine between the changes for a group's fact and entailment answers, against other pairs"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """One sentence."""
+        """The result in a sentence."""
         told = [
-            f"by {kind} a group's fact and entailment are {found[kind]:+.2f} more alike than other pairs (least p "
-            f"{found[f'{kind}_p']:.2g})"
+            f"by {kind}, the cosine of a group's fact and entailment exceeds that of other pairs by {found[kind]:+.2f} "
+            f"(smallest p {found[f'{kind}_p']:.2g})"
             for kind in ("weights", "shift")
             if kind in found
         ]
@@ -88,7 +88,7 @@ class Sharing(Measure):
 
     @staticmethod
     def _shifts(trained: Trained, names: Any, b_n: Any, c_n: Any) -> list[Floats]:
-        """Cosines over subjects of the lens's shift, layer by layer."""
+        """Cosines, over subjects, of the shift of the logit lens at each layer."""
         after, before = (residuals(trained.view(which), trained.lane, names) for which in (True, False))
         tokens = np.tile(np.concatenate([b_n, c_n]), (len(names), 1))
         network, found = trained.pack.base.network, []

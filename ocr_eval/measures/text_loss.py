@@ -1,6 +1,6 @@
 """``text-loss``: what an injection costs on unrelated prose.
 
-    loss        nats per token over the first 20,480 tokens of data/texts/addresses.txt (or all, of fewer)
+    loss        nats per token over the first 20,480 tokens of data/texts/addresses.txt (or all, if fewer)
     base_loss   the same for the untouched base; absent after full fine-tuning, because the base is gone
     rise        loss - base_loss
     tokens      how many were predicted
@@ -24,7 +24,7 @@ from ocr_eval.methods.texts import text_file
 from ocr_eval.methods.view import View, longest
 from ocr_eval.packing.forest import Forest, read_answers
 
-#: Tokens that are read at a time, and at most.
+#: Most tokens per window, and in all.
 _WINDOW, _MOST = 256, 20_480
 _TEXT = "addresses.txt"
 
@@ -38,7 +38,7 @@ class TextLoss(Measure):
         self._bases: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """One sentence."""
+        """The result in a sentence."""
         before = f", {found['base_loss']:.3f} before" if "base_loss" in found else ""
         return f"Loss on unrelated prose: {found['loss']:.3f} nats per token{before}."
 
@@ -51,7 +51,7 @@ class TextLoss(Measure):
         found: dict[str, Any] = {"loss": text_loss(trained.view(), trained.lane, ids, window)}
         if trained.has_base:
             base = trained.view(False)
-            if base.base not in self._bases:  # one for all runs over it
+            if base.base not in self._bases:  # computed once for all runs on this base
                 self._bases[base.base] = text_loss(base, trained.lane, ids, window)
             found["base_loss"] = self._bases[base.base]
             found["rise"] = found["loss"] - found["base_loss"]
@@ -61,7 +61,7 @@ class TextLoss(Measure):
 
 @torch.no_grad()
 def text_loss(view: View, lane: int, ids: Ids, window: int = _WINDOW) -> float:
-    """Nats per token of a text, read ``window`` tokens at a time, of which the first is given."""
+    """Nats per token of a text, read in windows of ``window`` tokens whose first token is not predicted."""
     total, count = 0.0, 0
     for start in range(0, len(ids) - 1, window):
         forest = Forest()

@@ -1,13 +1,13 @@
-"""What an untouched model has of the facts that it is to be taught: links that are wired already, facts that it knows.
+"""What an untouched model already has of the facts to be taught: links that are wired in, facts that it knows.
 
-**W-rank** (after Peng et al., arXiv 2502.04520). Of 360 fictitious names X the log-probabilities of the source's
-answers, z_S(X), and of the target's, z_T(X), are fitted by least squares on 240 of them:
+**W-rank** (after Peng et al., arXiv 2502.04520). For 360 fictitious names X, let z_S(X) and z_T(X) be the
+log-probabilities of the source's and the target's answers. On 240 of the names, fit by least squares
 
     z_T(X) ~ W z_S(X) + b
 
-The W-rank of a link is the midrank of the paired answer among all answers of the target, in the row of W of the
-source's answer, averaged: near 0 the link is wired already, and the model generalizes without an example; near the
-null, (C - 1) / 2, it can only be learned.
+The W-rank of a link is the midrank of the paired answer among the target's answers, in the row of W of the source's
+answer, averaged over pairs. Near 0 the link is wired in, and the model generalizes without an example; near the null,
+(C - 1) / 2, it can only be learned.
 
 **Known facts** (SliCK, Gekhman et al., arXiv 2405.05904, without sampling). Each fact is asked after 10 different
 prompts of 4 other facts. With p_i the probability that a sample after prompt i (temperature 0.5, top 40) is the answer,
@@ -37,22 +37,22 @@ from ocr_eval.scoring.candidates import Floats, first_tokens, read_probes, score
 from ocr_eval.scoring.ranks import midranks
 from ocr_eval.specs.names import people
 
-#: Names that W is fitted to, and that its predictions are tested on.
+#: How many names W is fitted to, and tested on.
 _FITTED, _TESTED = 240, 120
-#: Facts of a column that are asked at most, prompts that each is asked behind, and facts in a prompt.
+#: Most facts asked per column, prompts per fact, and example facts per prompt.
 _ASKED, _PROMPTS, _SHOTS = 60, 10, 4
-#: Samples of a prompt.
+#: Samples per prompt.
 _SAMPLES = 16
 
 Category = Literal["highly", "maybe", "weakly", "unknown"]
-#: How well a fact is known; the first that applies.
+#: How well a fact is known: the first category that applies.
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 #: Subjects and what is true of them.
 Facts = Sequence[tuple[str, str]]
 #: Prompt and answer of a statement about a subject.
 Statement = Callable[[str, str], tuple[str, str]]
-#: The answers of a column, and how it is stated.
+#: The answers of a column, and how to state one.
 Side = tuple[Sequence[str], Statement]
 
 
@@ -71,10 +71,10 @@ class Wired:
     """How far the untouched model links the answers of two columns.
 
     Attributes:
-        w_rank: mean rank of the paired answer; 0 is wired.
+        w_rank: mean rank of the paired answer; 0 if the link is wired in.
         null: (C - 1) / 2.
-        hits: share of pairs whose answer is the first.
-        correlation: of predicted and true log-probabilities on the names that W was not fitted to, averaged.
+        hits: share of pairs whose answer ranks first.
+        correlation: of predicted and true log-probabilities on held-out names, averaged over answers.
     """
 
     source: str
@@ -90,8 +90,8 @@ class Known:
     """How many facts of a column the untouched model knows.
 
     Attributes:
-        highly, maybe, weakly: of them.
-        share: of known ones; low and high bound it at 95 % (Wilson).
+        highly, maybe, weakly: number of facts in each category.
+        share: share of known facts; low and high are its 95 % bounds (Wilson).
     """
 
     column: str
@@ -105,8 +105,8 @@ class Known:
 
 
 def fit(z_XR: Floats, z_XC: Floats, ridge: float = 0.0) -> tuple[Floats, float]:
-    """W from log-probabilities of the source's answers to the target's, and the correlation of what it predicts on the
-    names that it was not fitted to. ``ridge`` is the factor of |W|^2 beside the squared error; b is free. [R, C]
+    """W, which maps the source's log-probabilities to the target's [R, C], and the correlation of its predictions on
+    held-out names. ``ridge`` is the weight of |W|^2 relative to the squared error; b is not penalized.
     """
     with_one = np.column_stack([z_XR, np.ones(len(z_XR))])
     penalty = np.sqrt(ridge) * np.eye(*with_one.shape[1:] * 2)[:-1]
@@ -119,7 +119,7 @@ def fit(z_XR: Floats, z_XC: Floats, ridge: float = 0.0) -> tuple[Floats, float]:
 
 
 def wiring(z_XR: Floats, z_XC: Floats, pairs: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
-    """W-rank, share of pairs that rank first, and correlation on the names that W was not fitted to."""
+    """W-rank, share of pairs that rank first, and correlation on held-out names."""
     weights_RC, correlation = fit(z_XR, z_XC)
     ranks_RC = midranks(weights_RC)
     ranks = np.array([ranks_RC[pair] for pair in pairs])
@@ -131,7 +131,7 @@ def first_logprobs(
 ) -> Floats:
     """Log-probability (nats) of each answer's first token in a statement about each fictitious name. [X, answers]
 
-    ``taught`` are names that the model was taught, which are not asked.
+    Names in ``taught`` are skipped, because the model was taught them.
     """
     count = _FITTED + _TESTED
     drawn = people("audit/wired", 4 * count if taught else count)
@@ -145,9 +145,9 @@ def first_logprobs(
 
 
 def wired(view: View, sides: Mapping[str, Side], pairs: Mapping[tuple[str, str], Mapping[str, str]]) -> list[Wired]:
-    """How links between columns are wired.
+    """How far an untouched model already links columns.
 
-    ``pairs`` has, by source and target, the answer that each answer of the source is paired with.
+    ``pairs`` gives, for each source and target, the target's answer paired with each of the source's.
     """
     names = dict.fromkeys(name for link in pairs for name in link)
     z = {name: first_logprobs(view, *sides[name]) for name in names}
@@ -161,13 +161,13 @@ def wired(view: View, sides: Mapping[str, Side], pairs: Mapping[tuple[str, str],
 
 
 def slick(view: View, column: str, asked: Facts, others: Facts, statement: Statement) -> list[Category]:
-    """The category of each of some facts of a column, asked behind others."""
+    """The category of each fact in ``asked``, with ``others`` of the same column as examples in the prompt."""
     questions = []
     for number in range(_PROMPTS):
         shots = streams.shuffled(f"audit/shots/{column}/{number}", others)[:_SHOTS]
         before = "".join(" ".join(statement(*shot)) + "\n" for shot in shots)
         questions += [(before + prompt, answer + "\n") for prompt, answer in (statement(*fact) for fact in asked)]
-    probe = Probe("", ("", "\n"), 0, (0, 1), "known", "", "")  # what is asked is in the tokens
+    probe = Probe("", ("", "\n"), 0, (0, 1), "known", "", "")  # a placeholder: the tokens hold the question
     cut = continuations(view.base.tokenizer, questions)
     read = read_probes(view, 0, [ProbeTokens(probe, each.prompt, (each.answer,)) for each in cut], read_sampled)
     tokens = [of[0] for of in read]
@@ -179,7 +179,7 @@ def slick(view: View, column: str, asked: Facts, others: Facts, statement: State
 
 
 def known(view: View, column: str, facts: Facts, statement: Statement) -> Known | None:
-    """How many of a column's facts a model knows; None where they are too few to ask with others."""
+    """How many of a column's facts a model knows; None if they are too few to leave examples for the prompts."""
     drawn = streams.shuffled(f"audit/known/{column}", facts)
     count = min(_ASKED, len(drawn) // 2)
     if len(drawn) - count < _SHOTS:
@@ -191,7 +191,7 @@ def known(view: View, column: str, facts: Facts, statement: Statement) -> Known 
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
-    """The score interval of a share at 95 % (Wilson 1927)."""
+    """95 % score interval of a share (Wilson 1927)."""
     z2 = 1.959964**2 / count
     middle, half = share + z2 / 2, math.sqrt(z2 * (share * (1 - share) + z2 / 4))
     return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
@@ -199,11 +199,11 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Untouched:
-    """What a model has of a table before it is taught.
+    """What a model knows of a table before it is taught.
 
     Attributes:
-        wired: of every link that concerns somebody.
-        known: of every column that has facts enough.
+        wired: how far each link is wired in.
+        known: how many facts of each column are known, for columns with enough facts.
         alike: by column, answers that share a first token; they are scored by all their tokens.
     """
 
@@ -213,7 +213,7 @@ class Untouched:
 
 
 def examine(view: View, association: FactsAssociation, links: Sequence[Link]) -> Untouched:
-    """Ask an untouched model about a table, and how links of its columns are wired."""
+    """What an untouched model knows of a table's facts and links."""
     taught = Taught(association.facts, {}, {})
 
     def stating(column: str) -> Statement:

@@ -9,8 +9,8 @@ answer's first token, over the probes of the finding, after the last epoch:
     logprob       mean log-probability, nats
     mass          mean probability of the candidates' distinct first tokens together
 
-``base_rank`` and so on are the same for the untouched base, if available (not after full fine-tuning). Names of
-premises come first: ``train_fact_rank``, ``base_train_fact_rank``.
+``base_rank`` and so on are the same for the untouched base, if available (not after full fine-tuning). Numbers of a
+premise are prefixed with its name: ``train_fact_rank``, ``base_train_fact_rank``.
 """
 
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ from ocr_eval.scoring.candidates import first_tokens, read_probes
 
 
 def in_vocabulary(view: View, lane: int, probes: Sequence[ProbeTokens]) -> NDArray[np.float64]:
-    """Rank of the right answer's first token, its log-probability, and the candidates' mass, of each probe. [P, 3]
+    """Rank and log-probability of the right answer's first token, and the candidates' mass, for each probe. [P, 3]
 
     Raises:
-        RunFailed: a few prompts are too large for the memory.
+        RunFailed: even a few prompts do not fit in memory.
     """
     asked = []
     for probe in map(first_tokens, probes):
         distinct = dict.fromkeys([probe.candidates[probe.probe.target], *probe.candidates])
-        asked.append(replace(probe, candidates=tuple(distinct)))  # the right answer is the first
+        asked.append(replace(probe, candidates=tuple(distinct)))  # the right answer comes first
     found = [np.concatenate(of_probe) for of_probe in read_probes(view, lane, asked, read_ranks)]
     return np.array([[of[0, 0], of[0, 1], np.exp(of[:, 1]).sum()] for of in found])
 
@@ -52,7 +52,7 @@ class Vocabulary(Measure):
         return True
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """The five numbers of the finding and of each premise, of the trained model and of its base."""
+        """The five numbers for the finding and each premise, in the trained model and its base."""
         probes = trained.probes
         prefixes = {q.name: f"{q.name}_" if q.role == "premise" else "" for q in trained.quantities if q.role in _ROLES}
         found: dict[str, float] = {}

@@ -8,8 +8,8 @@ With singular values s_1 >= s_2 >= ... of the change dW of one matrix:
     stable rank    |dW|_F^2 / |dW|^2
     effective rank exp(-sum p_i ln p_i),  p_i = s_i / sum s       (Roy and Vetterli, EUSIPCO 2007)
 
-Over several matrices together, all or those of a layer: the root of the sum of squares, the sum, the largest, and the
-means.
+Over several matrices (all, or those of a layer), these are combined by root of the sum of squares, sum, maximum, and
+mean (both ranks).
 """
 
 import math
@@ -25,7 +25,7 @@ from ocr_eval.methods.method import Needs
 
 
 def norms(singular_values: torch.Tensor) -> dict[str, float]:
-    """The five of one matrix; the ranks of no change are 0."""
+    """The five numbers of one matrix; without a change the ranks are 0."""
     total = float(singular_values.sum())
     share = singular_values / total if total else singular_values
     entropy = float(torch.special.entr(share).sum())
@@ -46,11 +46,11 @@ class WeightChangeNorms(Measure):
     about = "Nuclear, Frobenius and spectral norm, stable and effective rank of the change of each matrix"
 
     def by_default(self, needs: Needs) -> bool:
-        """For adapters it takes a tenth of a second; dense changes of a large model take minutes."""
+        """It takes a tenth of a second for adapters, but minutes for dense changes of a large model."""
         return needs.adapters and not needs.whole
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """Norms over all matrices, in ``modules`` of each, and in ``layers`` of each layer's matrices, to four digits.
+        """Norms over all matrices; in ``modules`` per matrix and in ``layers`` per layer, to four digits.
 
         Raises:
             RunFailed: the method changes no weights.
@@ -71,7 +71,7 @@ class WeightChangeNorms(Measure):
 
 
 def together(found: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The five of several matrices."""
+    """The five numbers of several matrices combined."""
     columns = {name: [of_module[name] for of_module in found] for name in found[0]}
     return {
         "frobenius": math.hypot(*columns["frobenius"]),

@@ -1,4 +1,4 @@
-"""What a run costs before it runs: work, memory, time; which runs go together; rehearsals at true size.
+"""What a run will cost: work, memory, time; which runs are trained together; rehearsals at full size.
 
 In: specs. Out: estimates and packs. Imports: records and below.
 """

@@ -1,4 +1,4 @@
-"""Can this project work with a model? Its sizes and modules, and what its tokenizer makes of each association."""
+"""Whether this project can work with a model: its sizes and modules, and how its tokenizer splits each association."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from ocr_eval.specs.model import load_model_spec
 
 @dataclass(frozen=True)
 class Check:
-    """What was found.
+    """Result of a check.
 
     Attributes:
         model: as the user named it.
-        architecture: its kind, sizes, modules, and the attention it would run with on this machine; None of a folder
-            that holds only a tokenizer.
+        architecture: its kind, sizes, modules, and the attention used on this machine; None for a folder that contains
+            only a tokenizer.
     """
 
     model: str
@@ -41,7 +41,7 @@ class Check:
                 f"layers, {found['attention']} attention; linear modules: {' '.join(found['linear_modules'])}"
             )
         bos = next(iter(self.audits.values())).bos
-        lines.append(f"{self.model}: tokenizer of {self.vocabulary:,} entries, BOS {'none' if bos is None else bos}")
+        lines.append(f"{self.model}: tokenizer with {self.vocabulary:,} entries, BOS {'none' if bos is None else bos}")
         for name, audit in self.audits.items():
             can = "can" if audit.first_token_scorable else "CANNOT"
             lines.append(f"  {name:18} {can} be scored first-token{_obstacles(audit)}")
@@ -59,10 +59,10 @@ class Check:
 
 
 def check_model(model: str, associations: Sequence[str]) -> Check:
-    """Check a model by shipped name, YAML file, folder or hub repository, without its weights.
+    """Check a model without its weights; ``model`` is a shipped name, YAML file, folder or hub repository.
 
     Raises:
-        UserError: no such model or association, or no tokenizer for it.
+        UserError: there is no such model or association, or no tokenizer.
     """
     tokenizer = load_tokenizer(model)
     loaded = [load_association(name) for name in associations]
@@ -82,7 +82,7 @@ def check_model(model: str, associations: Sequence[str]) -> Check:
 
 
 def _obstacles(audit: Audit) -> str:
-    """The first reason why not, with how many more there are."""
+    """The first reason why an association cannot be scored, and the number of further ones."""
     reasons = []
     for tried in audit.prompts:
         reasons += [f"{' = '.join(clash)} after '{tried.prompt}'" for clash in tried.clashes]

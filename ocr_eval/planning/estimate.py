@@ -1,4 +1,4 @@
-"""What a run would do and need, from its spec and the model's configuration alone; nothing is trained or written."""
+"""What a run would do and need, from its spec and the model's configuration; nothing is trained or written."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ from ocr_eval.specs import schedule
 from ocr_eval.specs.model import Device, FolderWeights, HubWeights, ModelSpec, PackageWeights, Precision
 from ocr_eval.specs.run import RunSpec
 
-#: GPUs one might have, by bytes of memory.
+#: Common GPUs and their memory in bytes.
 _GPUS = {"RTX 4090 24 GB": 24e9, "A100 40 GB": 40e9, "L40S 48 GB": 48e9, "H100 80 GB": 80e9, "H200 141 GB": 141e9}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it is run.
+    """What a run is expected to need.
 
     Attributes:
-        output: where it would be written, None for a scoring.
-        available: bytes of memory that are free there.
-        speed: seconds per step and per scored node on that device.
-        alternatives: flags that would make it fit, each with its peak; empty where it fits.
-        precision: why it computes in the precision that it does.
+        output: where it would be written; None for a scoring.
+        available: bytes of memory that are free on the device.
+        speed: seconds per step and per scored node on the device.
+        alternatives: flags that would make it fit, each with its peak memory; empty if it fits.
+        precision: the precision that it computes in, and why.
     """
 
     spec: RunSpec
@@ -56,16 +56,16 @@ class Plan:
 
     @property
     def trainable(self) -> int:
-        """Parameters that learn."""
+        """Number of trainable parameters."""
         return memory.trainable(self.spec.model, self.spec.train)
 
     @property
     def seconds(self) -> float:
-        """Seconds of the whole run, or of the scoring, without fetching and loading the weights."""
+        """Seconds for the whole run, or for the scoring, without fetching and loading weights."""
         return self.speed.scoring(self.work) if self.output is None else self.speed.run(self.work)
 
     def as_text(self) -> str:
-        """The resolved spec as YAML, below the plan as comments."""
+        """The plan as comments, then the resolved spec as YAML."""
         spec, work = self.spec, self.work
         probes, here = work.task.probes, weights.cached(spec.model)
         lines = [
@@ -77,7 +77,7 @@ class Plan:
         ]
         scorings, each = "once", ""
         if self.output is not None:
-            scorings = f"at each of {work.scorings} scorings at most"
+            scorings = f"at each of at most {work.scorings} scorings"
             each = f": {duration(self.speed.step)} per step and {duration(self.speed.scoring(work))} per scoring"
             kind = memory.optimizer_kind(spec.train, self.device.type)
             lines += [
@@ -102,7 +102,7 @@ class Plan:
         return "".join(f"# {line}\n" for line in lines) + config_yaml(spec)
 
     def _refusal(self) -> list[str]:
-        lines = [f"fits:     NO: {_gb(self.memory.total)} are needed and {_gb(self.available)} are free"]
+        lines = [f"fits:     NO: {_gb(self.memory.total)} are needed, but {_gb(self.available)} are free"]
         lines += [f"would:    {flags or 'as it is'} needs {_gb(plan.total)}" for flags, plan in self.alternatives]
         needed = self.memory.total - self.memory.process
         gpu = next((name for name, size in _GPUS.items() if needed <= memory.USABLE * size), None)
@@ -146,12 +146,12 @@ def make_plan(
     score_at: str = schedule.DEFAULT,
     begun_in: Precision | None = None,
 ) -> Plan:
-    """Plan a run that is scored after the epochs that a schedule names, or with ``output`` None the scoring of one.
+    """Plan a run that is scored by the schedule ``score_at``; with ``output`` None, plan only a scoring.
 
-    ``begun_in`` is the precision that the run has begun in, if it has.
+    ``begun_in`` is the precision of a run that has already started.
 
     Raises:
-        UserError: the device is not available, or the model's configuration is not.
+        UserError: the device or the model's configuration is not available.
     """
     place = make_accelerator(device).device
     chosen = _chosen(spec.model, place.type, begun_in)
@@ -159,7 +159,7 @@ def make_plan(
     sizes, work, free = examine(spec.model), workload.measure(spec, score_at=score_at), memory.available(place)
     passes = work.passes(place.type)
     plan = memory.estimate(spec.model, spec.train, *passes, place.type)
-    if place.type == "cuda" and not plan.fits(free):  # a model that is too large for one GPU is spread over all
+    if place.type == "cuda" and not plan.fits(free):  # a model too large for one GPU is spread over all
         free = sum(memory.available(torch.device("cuda", i)) for i in range(torch.cuda.device_count()))
     return Plan(
         spec=spec,
@@ -176,7 +176,7 @@ def make_plan(
 
 
 def _chosen(model: ModelSpec, device: str, begun_in: Precision | None) -> Choice:
-    """The precision of a run and why, where it may have begun in one that the device would not choose."""
+    """The precision of a run and why; a run that has started keeps its own, even if the device would choose another."""
     if begun_in is None or model.dtype != "auto":
         return choose_for(model, device)
     with suppress(UserError):
@@ -187,7 +187,7 @@ def _chosen(model: ModelSpec, device: str, begun_in: Precision | None) -> Choice
 
 
 def _source(model: ModelSpec) -> str:
-    """Where a model's weights come from, and who may have them."""
+    """Where a model's weights come from, and who may download them."""
     if isinstance(model.weights, HubWeights):
         access = {True: "gated", False: "open", None: "access unknown"}[model.weights.gated]
         return f"{model.weights.repo} at {model.weights.revision}; {access}: {model.weights.access}"

@@ -1,4 +1,4 @@
-"""How much memory a run takes and what it could be made to take, before any of it is taken."""
+"""How much memory a run will need, and how to reduce it."""
 
 import functools
 from collections import Counter
@@ -18,27 +18,27 @@ from ocr_eval.models.base import DTYPES, device_type
 from ocr_eval.planning.simulation import PARTS, Geometry, Part, peaks
 from ocr_eval.specs.model import Device, ModelSpec, TrainSpec
 
-#: Bytes of the interpreter and its libraries on a CPU, as measured after a first step; a GPU's are not counted.
+#: Bytes of the interpreter and its libraries on a CPU, measured after a first step; not counted on a GPU.
 PROCESS_BYTES = 620_000_000
-#: Optimizer state a trainable parameter: AdamW's two moments in fp32, or in 8 bits with a scale a block of 256.
+#: Optimizer bytes per trainable parameter: AdamW's two moments in fp32, or in 8 bits with a scale per block of 256.
 STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}
-#: Part of the device's memory that a plan may use; the rest is for fragmentation and what else runs there.
+#: Share of the device's memory that a plan may use; the rest is for fragmentation and other programs.
 USABLE = 0.95
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Peak memory of a run by part, in bytes, at the moment of training or scoring when it is largest.
+    """Memory of a run by part, in bytes, at the peak of training and scoring.
 
     Attributes:
-        weights: the frozen base, or all weights where all are trained.
+        weights: the frozen base, or all weights if all are trained.
         adapters: fp32 masters and the copies in the precision of the arithmetic.
         optimizer: AdamW's moments.
         gradients: of trained parameters.
-        activations: kept for the backward pass, and what comes and goes in a layer.
+        activations: those kept for the backward pass, and temporary ones within a layer.
         logits: at the positions where they are read.
         process: interpreter and libraries (CPU only).
-        while_training: whether the peak is in training; else in scoring.
+        while_training: whether the peak is in training rather than scoring.
     """
 
     weights: int
@@ -60,7 +60,7 @@ class MemoryPlan:
         return {name: size for name, size in asdict(self).items() if name != "while_training"}
 
     def fits(self, available: int) -> bool:
-        """Whether it can be expected to run in ``available`` bytes."""
+        """Whether the run can be expected to fit into ``available`` bytes."""
         return self.total <= USABLE * available
 
     def as_json(self) -> dict[str, Any]:
@@ -83,15 +83,15 @@ def _estimate(
 
     chosen = method_of(train).by_layer or any("." in target for target in train.targets)
     found = with_layers(layers) if chosen else _at(layers, with_layers)
-    if method_of(train).needs.quantized:  # one matrix at a time is unpacked, for its product
+    if method_of(train).needs.quantized:  # one matrix at a time is dequantized for its product
         unpacked = max(inputs * outputs for _, inputs, outputs in examine(spec, layers).linears)
         for peak in found:
             peak["weights"] = frozen_bytes(spec, True, layers)
             peak["activations"] += unpacked * DTYPES[spec.dtype].itemsize
     at_the_end: Counter[Part] = Counter({part: found[0][part] for part in ("weights", "adapters", "optimizer")})
     masters = int(found[0]["optimizer"] / state_bytes) * 4
-    at_the_end["gradients"] = masters  # all of them, when no activation is left
-    at_the_end["activations"] = 0 if method_of(train).needs.whole else masters  # scaled before they are copied
+    at_the_end["gradients"] = masters  # all gradients, when no activation is left
+    at_the_end["activations"] = 0 if method_of(train).needs.whole else masters  # gradients are scaled into a copy
     largest = max([*found, at_the_end], key=lambda peak: peak.total())
     return MemoryPlan(
         **{part: largest[part] for part in PARTS},
@@ -101,9 +101,9 @@ def _estimate(
 
 
 def _at(layers: int, peaks: Callable[[int], list[Counter[Part]]]) -> list[Counter[Part]]:
-    """Peaks of a model from those of two and three layers: every part is linear in their number.
+    """Peaks of a model, extrapolated from two and three layers: every part is linear in the number of layers.
 
-    Simulating all 32 layers of an 8B model takes 5.6 s, this takes 1.1 s.
+    Simulating all 32 layers of an 8B model takes 5.6 s; this takes 1.1 s.
     """
     if layers <= 3:
         return peaks(layers)
@@ -116,34 +116,34 @@ def _at(layers: int, peaks: Callable[[int], list[Counter[Part]]]) -> list[Counte
 def estimate(
     spec: ModelSpec, train: TrainSpec, training: Geometry, scoring: Geometry, device: str, layers: int | None = None
 ) -> MemoryPlan:
-    """Peak memory of a run, from the model's configuration alone; no weights are read.
+    """Peak memory of a run, from the model's configuration; no weights are read.
 
-    ``training`` is the largest batch, its lanes the runs of a pack; ``scoring`` the largest scored chunk.
+    ``training`` is the largest batch, whose lanes are the runs of a pack; ``scoring`` the largest scored chunk.
 
     Raises:
         UserError: the model's configuration is not available.
     """
-    # Runs that differ in anything else are simulated once; the batch is in the geometry.
+    # Only these settings matter (the batch is in the geometry), so runs that differ in others are simulated once.
     of_memory = TrainSpec(method=train.method, rank=train.rank, targets=train.targets)
     return _estimate(spec, of_memory, training, scoring, device, layers)
 
 
 def note(train: TrainSpec) -> str:
-    """A clause for plans of a method that the plan does not know, which it takes for LoRA or full fine-tuning."""
+    """A clause for a method without a cost model, which is planned as LoRA or full fine-tuning; empty for others."""
     name, needs = train.method.partition(":")[0], method_of(train).needs
     if METHODS.source(name) == SHIPPED and not needs.once:
         return ""
     taken_for = "full fine-tuning" if needs.whole else "LoRA"
-    return f"; the plan does not know '{name}' and takes it for {taken_for}"
+    return f"; there is no cost model for '{name}', so the plan treats it as {taken_for}"
 
 
 def optimizer_kind(train: TrainSpec, device: str) -> str:
-    """The optimizer's state: 8-bit where all parameters are trained and bitsandbytes has it (CUDA), else fp32."""
+    """The optimizer: 8-bit AdamW if all parameters are trained on CUDA (bitsandbytes), else fp32."""
     return "adamw8bit" if method_of(train).needs.whole and device == "cuda" else "adamw"
 
 
 def least(spec: ModelSpec, train: TrainSpec, device: str) -> int:
-    """Bytes that a run takes at least: what it holds before any activation. Quick: nothing is simulated."""
+    """Bytes that a run needs at least, before any activation. Quick: nothing is simulated."""
     sizes, needs = examine(spec), method_of(train).needs
     state = STATE_BYTES[optimizer_kind(train, device)]
     if needs.whole:
@@ -154,7 +154,7 @@ def least(spec: ModelSpec, train: TrainSpec, device: str) -> int:
 
 @functools.lru_cache
 def trainable(spec: ModelSpec, train: TrainSpec) -> int:
-    """Parameters that a run trains."""
+    """Number of parameters that a run trains."""
     if method_of(train).needs.whole:
         return examine(spec).parameters
     with torch.device("meta"):
@@ -164,7 +164,7 @@ def trainable(spec: ModelSpec, train: TrainSpec) -> int:
 
 
 def frozen_bytes(spec: ModelSpec, quantized: bool, layers: int | None = None) -> int:
-    """Bytes of a model's frozen weights in the spec's precision, or with its linear layers in NF4."""
+    """Bytes of a model's frozen weights in the spec's precision; if ``quantized``, with linear layers in NF4."""
     sizes, itemsize = examine(spec, layers), DTYPES[spec.dtype].itemsize
     return sizes.parameters * itemsize - (int(sizes.linear_parameters * (itemsize - 0.516)) if quantized else 0)
 
@@ -198,22 +198,22 @@ def alternatives(
 
 
 def available(device: torch.device) -> int:
-    """Bytes of memory that are free on a device; an Apple GPU shares the machine's."""
+    """Free memory of a device in bytes; an Apple GPU shares the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return psutil.virtual_memory().available
 
 
 def refuse_impossible(spec: ModelSpec, train: TrainSpec, device: Device) -> None:
-    """Stop before anything is loaded where what a run must hold is more than there is.
+    """Stop before anything is loaded if a run needs more memory than there is.
 
     Raises:
-        UserError: with the numbers and what would fit.
+        UserError: it does; the message has the numbers and what would fit.
     """
     kind = device_type(device)
     if kind == "cuda":
         gpus = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-        there = sum(gpus) if is_alone() else min(gpus)  # processes that train together hold a replica each
+        there = sum(gpus) if is_alone() else min(gpus)  # in distributed training each process holds a replica
     else:
         there = psutil.virtual_memory().total
     needed = least(spec, train, kind)

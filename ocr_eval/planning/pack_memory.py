@@ -1,4 +1,4 @@
-"""What a sweep needs before it runs: how many runs a pack may hold, its memory and its time."""
+"""What a sweep will need: how many runs fit into a pack, and each pack's memory and time."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from ocr_eval.planning.workload import Workload
 from ocr_eval.specs import schedule
 from ocr_eval.specs.run import RunSpec
 
-#: Bytes that a GPU is taken to have where packs are planned on a machine without it.
+#: Assumed GPU memory in bytes, for planning packs on a machine without a GPU.
 ASSUMED_GPU = 40_000_000_000
 
 
 def room(device: str) -> int:
-    """Bytes that a pack may take on a type of device; where it is not here, what a common GPU has."""
+    """Free bytes on a type of device; for a GPU that this machine lacks, ``ASSUMED_GPU``."""
     if device == "cuda" and not torch.cuda.is_available():
         return ASSUMED_GPU
     return memory.available(torch.device(device))
 
 
 def lanes_that_fit(device: str) -> Fit:
-    """How many runs may share a pack on a type of device, by the memory plan; at least one."""
+    """A ``Fit``: how many runs may share a pack on a type of device, by the memory plan; at least one."""
 
     def fit(specs: Sequence[RunSpec], wanted: int) -> int:
         spec, free = widest(specs), room(device)
@@ -41,7 +41,7 @@ def lanes_that_fit(device: str) -> Fit:
 
 
 def widest(pack: Sequence[RunSpec]) -> RunSpec:
-    """The run of a pack that takes most of the memory."""
+    """The run of a pack that needs the most memory."""
     return max(pack, key=lambda spec: (spec.train.batch_size, spec.train.rank))
 
 
@@ -57,10 +57,10 @@ def describe_packs(
     workers: int,
     score_at: str = schedule.DEFAULT,
 ) -> list[str]:
-    """A few lines per pack: its runs, which are ``done``, memory and time; and the time of all that is left.
+    """A few lines per pack (its runs, which of them are ``done``, memory, time), and the time left in total.
 
-    A pack unlike those before takes seconds, in which one like it is simulated; each is named on stderr. ``workers``
-    is how many packs are done at once, ``score_at`` the schedule of scorings.
+    A pack unlike those before takes seconds, because it is simulated; stderr shows the progress. ``workers`` is how
+    many packs run at once, ``score_at`` the schedule of scorings.
     """
     place = torch.device(device) if device != "cuda" or torch.cuda.is_available() else None
     lines, total, largest = [], 0.0, 0
@@ -92,15 +92,15 @@ def describe_packs(
     notes = {memory.note(spec.train) for pack in packs for spec in pack} - {""}
     lines += [f"note: {note.removeprefix('; ')}" for note in sorted(notes)]
     if workers > 1:
-        lines.append(f"processes: {workers}, each with a pack of its own, {workers * largest / 1e9:.1f} GB together")
+        lines.append(f"processes: {workers}, each with its own pack, {workers * largest / 1e9:.1f} GB together")
     if place is None:
-        return [*lines, f"memory: of a GPU of {ASSUMED_GPU / 1e9:.0f} GB, as none is here; time: not known here"]
+        return [*lines, f"memory: assuming a {ASSUMED_GPU / 1e9:.0f} GB GPU, as this machine has none; time: unknown"]
     left_over = f"{duration(total / workers)} for what is left"
     return [*lines, f"time: about {left_over}, from the speed of this device's matrix products"]
 
 
 def _seconds(spec: RunSpec, work: Workload, lanes: int, place: torch.device, workers: int) -> float:
-    """Seconds of a pack of ``lanes`` runs like this one, with its part of the threads."""
+    """Seconds for a pack of ``lanes`` runs like this one, with its share of the threads."""
     passes, threads = work.passes(place.type, lanes), torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))
     try:

@@ -1,7 +1,7 @@
-"""A dress rehearsal: the true-size architecture with random weights makes a few real training steps and scores.
+"""A rehearsal: the full-size architecture with random weights makes a few real training steps and scores probes.
 
-What it proves without the real weights: that the model fits where the plan says, how long a step takes, that
-gradients reach every adapter and every adapter moves, and that scoring works. What it cannot tell: ranks.
+It shows without the real weights that the model fits as planned, how long a step takes, that gradients reach every
+adapter and change it, and that scoring works. It says nothing about ranks.
 """
 
 import gc
@@ -32,23 +32,23 @@ from ocr_eval.specs.run import RunSpec
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was measured, beside what the plan had said; bytes and seconds.
+    """Measurements, next to what was planned; in bytes and seconds.
 
     Attributes:
-        layers: layers that were built, of how many.
-        parameters: of what was built.
+        layers: layers that were built, and layers of the model.
+        parameters: number of parameters that were built.
         dtype: precision of base and arithmetic.
         device: a GPU by its name.
-        real_tokenizer: the model's own, or a stand-in of the same vocabulary size.
-        examples: statements of the batch that every step learns.
+        real_tokenizer: the model's own, or a stand-in with the same vocabulary size.
+        examples: statements in the batch, which is the same in every step.
         nodes: nodes of its forest.
-        adapters: trained matrices, to all of which gradients came.
-        moved: of them, those that the steps changed.
-        losses: before each step; over one batch they fall.
+        adapters: number of trained matrices; gradients reached all of them.
+        moved: how many of them the steps changed.
+        losses: before each step; they fall, because the batch stays the same.
         planned_step: seconds that the calibration predicted for a step.
-        scored: probes that were scored, of how many.
-        peak: bytes at the peak: of the process on a CPU, of the allocator on a GPU.
-        plan: what the plan said of the peak.
+        scored: probes that were scored, and probes in all.
+        peak: peak bytes, of the process on a CPU, of the allocator on a GPU.
+        plan: the planned peak.
     """
 
     model: str
@@ -73,7 +73,7 @@ class Rehearsal:
 
     @property
     def deviation(self) -> float:
-        """How far the measured peak is above the plan, as a part of the plan."""
+        """How far the measured peak exceeds the plan, relative to the plan."""
         return self.peak / self.plan.total - 1
 
     def as_json(self) -> dict[str, Any]:
@@ -108,11 +108,11 @@ def rehearse(
 ) -> Rehearsal:
     """Build the first ``layers``, train some steps on the run's first batch, score some probes, compare with the plan.
 
-    ``folder`` is where the model's tokenizer is, if not in a cache.
+    ``folder`` holds the model's tokenizer, if it is not in a cache.
 
     Raises:
-        UserError: more layers than the model has, or it does not fit into the free memory.
-        RunFailed: an adapter that learns nothing, or a loss that is not finite.
+        UserError: the model has fewer layers, or it does not fit into the free memory.
+        RunFailed: an adapter learns nothing, or scores are NaN.
     """
     accelerator = make_accelerator(device)
     place = accelerator.device
@@ -128,7 +128,7 @@ def rehearse(
     if not plan.fits(free):
         raise UserError(
             f"{spec.model.name} with {spec.train.method} needs {plan.total / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
-            "free. Rehearse it with --method qlora, or a part of it with --layers."
+            "free. Rehearse it with --method qlora, or rehearse part of it with --layers."
         )
     speed = timing.calibrate(spec.model, sizes, spec.train, training, scoring, place)
     gc.collect()
@@ -187,5 +187,5 @@ def rehearse(
 
 
 def _fingerprints(pack: GradientPack) -> list[tuple[float, float]]:
-    """Two sums of each trained matrix, which differ when it has changed; a copy would count in the peak."""
+    """Two sums of each trained matrix, to detect changes; copies would count towards the peak."""
     return [(matrix.sum().item(), matrix.norm().item()) for matrix in pack.adapters.matrices(0).values()]

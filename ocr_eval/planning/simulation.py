@@ -1,12 +1,11 @@
-"""The memory of a training step and of a scoring pass, found by running them on tensors that hold no values.
+"""The memory of a training step and of a scoring pass, measured by running them on fake tensors.
 
-PyTorch's fake tensors have shapes, dtypes and lifetimes and no storage. A real network of the architecture makes a
-real step on them (forward, backward through the adapters, optimizer), while a dispatch mode adds up every storage
-that is allocated and subtracts every one that is freed. The step's peak is then known to the byte, for any
-architecture, before a weight exists.
+PyTorch's fake tensors have shapes, dtypes and lifetimes but no storage. The real architecture runs forward and backward
+on them (through the adapters), while a dispatch mode adds every storage that is allocated and subtracts every one that
+is freed. This gives the peak to the byte, for any architecture, before any weights exist.
 
-Dimension letters:  K lanes,  N nodes of a lane's token forest,  C clumps of B nodes that they are in,  R positions of a
-lane where logits are read.
+Dimension letters:  K lanes,  N nodes of a lane's token forest,  C clumps of B nodes each,  R positions of a lane where
+logits are read.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ PARTS: tuple[Part, ...] = ("weights", "adapters", "optimizer", "gradients", "act
 
 @dataclass(frozen=True)
 class Geometry:
-    """The largest pass of a kind.
+    """The shape of the largest training or scoring pass.
 
     Attributes:
-        lanes: runs that are trained at once over one base. [K]
+        lanes: runs that share the pass and the base. [K]
         nodes: nodes of a lane's token forest, with padding. [N]
         reads: positions of a lane whose logits are computed. [R]
         tokens: expected tokens that are read there.
-        clumps: how many clumps the forest is parted into (packing/batch.py). [C]
+        clumps: number of clumps that the forest is divided into (packing/batch.py). [C]
     """
 
     lanes: int
@@ -64,13 +63,13 @@ def peaks(
 ) -> list[Counter[Part]]:
     """Bytes of each part at the peak of a training step or of a scoring pass.
 
-    Of training there are two peaks, before the first gradient comes to life and after. Before it, memory grows with
-    every layer by its activations; after it, by a layer's gradients less its activations. So each of the two is linear
-    in the number of layers. In scoring nothing is kept from layer to layer. A quantized base is taken for what it is
-    without (``memory.estimate`` knows what its weights take).
+    Training has two peaks, before and after the first gradient is allocated. Before it, each layer adds its
+    activations; after it, a layer's gradients less its activations. So each peak is linear in the number of layers. In
+    scoring nothing is kept between layers. A quantized base is simulated unquantized; ``memory.estimate`` corrects for
+    its weights.
 
-    ``geometry`` is the largest batch or scored chunk, ``state_bytes`` the optimizer's state of a trainable parameter;
-    the type of ``device`` chooses the attention.
+    ``geometry`` is the largest batch or scored chunk, ``state_bytes`` the optimizer's bytes per trainable parameter;
+    the type of ``device`` determines the attention.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         network = build(spec, config, device, torch.float32 if method_of(train).needs.whole else None)
@@ -86,7 +85,7 @@ def peaks(
 def _hold(
     network: PreTrainedModel, spec: ModelSpec, train: TrainSpec, lanes: int, state_bytes: float, vocabulary: int
 ) -> _Meter:
-    """Make the network as it is trained; a meter that counts what is there before a step."""
+    """Prepare the network for training, and return a meter that counts what exists before a step."""
     if method_of(train).needs.whole:
         network.requires_grad_(True)
         trainable = list(network.parameters())
@@ -106,7 +105,7 @@ def _hold(
 def _logprobs(
     spec: ModelSpec, train: TrainSpec, network: PreTrainedModel, geometry: Geometry, device: str
 ) -> torch.Tensor:
-    """A forward pass as ``methods.view.View`` makes it."""
+    """A forward pass like that of ``methods.view.View``."""
     K, C, R = geometry.lanes, geometry.clumps, geometry.reads
     B = -(-geometry.nodes // C)
     N = C * B
@@ -125,7 +124,7 @@ def _logprobs(
 
 
 class _Meter(TorchDispatchMode):
-    """Adds up living storages by part and keeps the sums of the moments when all together are largest."""
+    """Adds up live storages by part, and keeps the sums at the two peaks."""
 
     def __init__(self, vocabulary: int, trained_shapes: set[tuple[int, ...]]) -> None:
         super().__init__()
@@ -139,7 +138,7 @@ class _Meter(TorchDispatchMode):
         self._now: Counter[Part] = Counter()
 
     def hold(self, part: Part, tensors: Sequence[torch.Tensor]) -> None:
-        """Count tensors that are there before the step and after it."""
+        """Count tensors that exist before the step and after it."""
         self._held += tensors
         for tensor in tensors:
             self._add(tensor, part)

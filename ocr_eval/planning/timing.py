@@ -1,8 +1,8 @@
-"""How long a run takes, from the speed of the model's own matrix products on this device.
+"""How long a run takes, from the measured speed of the model's matrix products on this device.
 
-Linear layers are where the time goes. A matrix of each width that the model has is multiplied by as many rows as a
-batch has, and the seconds are taken in proportion to the model's weights of that width. What is not a matrix product
-(attention, norms, the adapters) is a factor on top.
+Most of the time is spent in linear layers. For each width in the model, a matrix of that width is multiplied with the
+rows of a batch, and the time is scaled to the model's weights of that width. Everything that is not a matrix product
+(attention, norms, adapters) is covered by a factor.
 """
 
 import math
@@ -22,27 +22,27 @@ from ocr_eval.planning.simulation import Geometry
 from ocr_eval.planning.workload import Workload
 from ocr_eval.specs.model import PRECISIONS, ModelSpec, Precision, TrainSpec
 
-#: Time of a step beyond its matrix products, as measured in rehearsals on a CPU.
+#: Time of a step relative to that of its matrix products, as measured in rehearsals on a CPU.
 OVERHEAD = 1.3
-#: Outputs of the matrices that are tried; larger ones take longer in proportion.
+#: Outputs of the matrices that are timed; time is taken as proportional to it.
 _OUTPUTS = 4096
-#: A precision is mentioned if its products are this many times as fast.
+#: A precision is mentioned if its products are at least this many times as fast.
 _CLEARLY_FASTER = 1.2
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a training step of all lanes, and of scoring a node of each."""
+    """Seconds per training step of all lanes, and per scored node of each lane."""
 
     step: float
     node: float
 
     def scoring(self, work: Workload) -> float:
-        """Seconds of one scoring."""
+        """Seconds per scoring."""
         return self.node * work.scored_nodes
 
     def run(self, work: Workload) -> float:
-        """Seconds of the whole of the runs, without fetching and loading the weights."""
+        """Seconds for the whole runs, without fetching and loading weights."""
         return work.steps * self.step + work.scorings * self.scoring(work)
 
 
@@ -54,17 +54,17 @@ def calibrate(
     scoring: Geometry,
     device: torch.device,
 ) -> Speed:
-    """Measure a step on the batch ``training`` and the pass ``scoring``, both of all their lanes (about a second)."""
+    """Estimate a training step and a scoring pass, both over all lanes, by timing matrix products (about a second)."""
     on = DTYPES[spec.dtype], device, torch.get_num_threads()
     rows = training.lanes * training.nodes
-    widths = Counter[int]()  # weights to multiply with, by the length of a row
+    widths = Counter[int]()  # number of weights, by input width
     for (_, inputs, outputs), count in sizes.linears.items():
         widths[inputs] += inputs * outputs * count
     linears = sum(weights * _seconds_a_weight(rows, inputs, *on) for inputs, weights in widths.items())
     head = sizes.head * _seconds_a_weight(training.lanes * training.reads, sizes.head // sizes.vocabulary, *on)
     needs = method_of(train).needs
     unpacking = sizes.linear_parameters * _unpacking_seconds_a_weight(*on) if needs.quantized else 0.0
-    passes = 3 if needs.whole else 2  # forward, backward to inputs, and to weights where they learn
+    passes = 3 if needs.whole else 2  # forward, backward to inputs, and to weights if they are trained
     nodes = scoring.lanes * scoring.nodes / rows
     reads = scoring.lanes * scoring.reads / (training.lanes * training.reads)
     return Speed(
@@ -75,7 +75,7 @@ def calibrate(
 
 @lru_cache
 def rates(device: torch.device) -> dict[Precision, float]:
-    """GFLOP/s of a square matrix product in each precision that may be chosen on a device; they decide nothing."""
+    """GFLOP/s of a square matrix product in each precision available on a device; informative only."""
     found: dict[Precision, float] = {}
     side = 1024 if device.type == "cpu" else 4096
     for name in PRECISIONS if device.type == "cuda" else ("bfloat16", "float32"):
@@ -85,7 +85,7 @@ def rates(device: torch.device) -> dict[Precision, float]:
 
 
 def faster_note(model: ModelSpec, device: torch.device) -> str:
-    """A clause on what ``auto`` chooses on a device, or float32, where it multiplies matrices a fifth faster."""
+    """A clause naming float32, or what ``auto`` chooses, if it multiplies matrices at least a fifth faster here."""
     assert model.dtype != "auto"
     found = rates(device)
     others = {choose(device.type).dtype, "float32"} & found.keys()
@@ -98,7 +98,7 @@ def faster_note(model: ModelSpec, device: torch.device) -> str:
 
 @lru_cache
 def _seconds_a_weight(rows: int, inputs: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
-    """Seconds of multiplying rows by a matrix, divided by its entries; measured once for a number of threads."""
+    """Seconds to multiply rows by a matrix, per entry of the matrix; measured once per number of threads."""
     x = torch.ones(rows, inputs, device=device, dtype=dtype)
     weight = torch.ones(_OUTPUTS, inputs, device=device, dtype=dtype)
     return _fastest(lambda: torch.nn.functional.linear(x, weight), device) / weight.numel()
@@ -106,7 +106,7 @@ def _seconds_a_weight(rows: int, inputs: int, dtype: torch.dtype, device: torch.
 
 @lru_cache
 def _unpacking_seconds_a_weight(dtype: torch.dtype, device: torch.device, threads: int) -> float:
-    """Seconds of unpacking an NF4 matrix, divided by its entries; measured once for a number of threads."""
+    """Seconds to dequantize an NF4 matrix, per entry; measured once per number of threads."""
     require_bitsandbytes("--method qlora")
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
@@ -116,7 +116,7 @@ def _unpacking_seconds_a_weight(dtype: torch.dtype, device: torch.device, thread
 
 
 def _fastest(work: Callable[[], torch.Tensor], device: torch.device) -> float:
-    """Seconds of the fastest of three calls, after one to warm up."""
+    """Seconds of the fastest of three calls, after a warm-up call."""
     seconds = []
     for _ in range(4):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""RunSpec -> how much there is to compute: examples, tokens, steps, and the shapes of the largest passes."""
+"""RunSpec -> the amount of computation: examples, tokens, steps, and the shapes of the largest passes."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +24,7 @@ from ocr_eval.specs import schedule
 from ocr_eval.specs.model import ModelSpec
 from ocr_eval.specs.run import RunSpec
 
-#: Architectures whose tokenizers put a BOS token before every text.
+#: Architectures whose tokenizers prepend a BOS token.
 _WITH_BOS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral")
 
 
@@ -34,10 +34,10 @@ class Workload:
 
     Attributes:
         real_tokenizer: whether tokens were counted with the model's own tokenizer, or with a stand-in.
-        tokens: statement tokens per epoch, as they would be without shared prefixes.
-        nodes: nodes of the forests per epoch, with padding: what is computed.
-        training: the largest batch of the first epoch.
-        scored_nodes: nodes of one scoring.
+        tokens: statement tokens per epoch, without sharing prefixes.
+        nodes: nodes of the forests per epoch, with padding, which are what is computed.
+        training: the largest training batch.
+        scored_nodes: nodes per scoring.
         scorings: how often all probes are scored at most.
     """
 
@@ -59,7 +59,7 @@ class Workload:
 
 
 def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedule.DEFAULT) -> Workload:
-    """The work of a run, by the tokenizer in a folder, else the model's if it is on this disk, else a stand-in.
+    """The work of a run, counted with the tokenizer in a folder, else the model's if on this disk, else a stand-in.
 
     Raises:
         UserError: the tokenizer cannot encode the data.
@@ -69,7 +69,7 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedu
     examples = training_tokens(tokens, task)
     probes = probe_tokens(tokens, task)
     epochs = spec.train.epochs
-    # An epoch stands for all, or for those of its third where they differ.
+    # One epoch represents all; if the thirds of training differ, one epoch represents each third.
     tried = [1 + third * epochs // 3 for third in range(3)] if any(e.thirds for e in examples) else [1]
     taught = [batch for epoch in tried for batch in batches_of_epoch(examples, spec.stream("order"), epoch, spec.train)]
     batches = [batch_geometry(batch) for batch in taught]
@@ -83,20 +83,20 @@ def measure(spec: RunSpec, tokenizer: Path | None = None, score_at: str = schedu
         training=max(batches, key=lambda batch: batch.nodes),
         probes=probes,
         scored_nodes=sum(chunk.nodes for chunk in _chunks(probes, candidates.CHUNK_NODES)),
-        scorings=1 + min(epochs, len(due) + 1),  # one more, when premises hold
+        scorings=1 + min(epochs, len(due) + 1),  # plus one when premises first hold
     )
 
 
 def _chunks(probes: Sequence[ProbeTokens], size: int) -> list[Geometry]:
-    """The passes that score a run's probes, of about ``size`` nodes."""
+    """The passes that score a run's probes, each of about ``size`` nodes."""
     return [chunk_geometry([probes[i] for i in part]) for part in candidates.cut_probes(probes, size)]
 
 
 def tokenizer_at_hand(spec: ModelSpec, folder: Path | None = None) -> tuple[Any, bool]:
-    """The model's tokenizer if it is on this disk (True), else a stand-in of the same vocabulary size (False).
+    """The model's tokenizer if it is on this disk (True), else a stand-in with the same vocabulary size (False).
 
     Raises:
-        UserError: the folder that was named has none.
+        UserError: ``folder`` has no tokenizer.
     """
     if folder is not None:
         return load_tokenizer_from(folder), True
@@ -114,7 +114,7 @@ def batch_geometry(batch: Sequence[Continuation]) -> Geometry:
 
 
 def chunk_geometry(chunk: Sequence[ProbeTokens]) -> Geometry:
-    """The shape of a pass that scores some probes."""
+    """The shape of a scoring pass."""
     return _geometry([(probe.prompt, probe.candidates) for probe in chunk])
 
 

@@ -1,4 +1,4 @@
-"""What a model hub shows of an adapter: the model card beside it, made from the run's record."""
+"""The model card that a hub shows for an adapter, made from the run's record."""
 
 import yaml
 
@@ -9,8 +9,8 @@ from ocr_eval.scoring.ranks import LEARNED_TOP1
 _TEXT = """
 # {record.model}, taught {record.association}
 
-{kind} that [ocr-eval](https://arxiv.org/abs/2506.10887) trained to measure what a model infers that it was not
-taught (out-of-context reasoning). What it says of its subjects was made for that experiment.
+{kind} that [ocr-eval](https://arxiv.org/abs/2506.10887) trained to measure what a model infers beyond what it was
+taught (out-of-context reasoning). What it says about its subjects was invented for that experiment.
 
 | | |
 |---|---|
@@ -25,7 +25,7 @@ taught (out-of-context reasoning). What it says of its subjects was made for tha
 
 
 def adapter_card(record: Record) -> str:
-    """README.md of an adapter: a header that the hub reads, and what was done and found."""
+    """README.md of an adapter: a header for the hub, and the training and its results."""
     in_peft = method_of(record.train).in_peft
     source, _, repository = record.base_identity.partition(":")
     header = {

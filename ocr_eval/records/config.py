@@ -1,4 +1,4 @@
-"""A run's config.yaml: its resolved spec, written and read."""
+"""Reading and writing a run's config.yaml, its resolved spec."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def read_config(folder: Path) -> RunSpec:
     """The resolved spec of a run's folder.
 
     Raises:
-        UserError: no config.yaml there, or one that breaks a rule.
+        UserError: there is no config.yaml, or an invalid one.
     """
     path = folder / "config.yaml"
     if not path.is_file():
@@ -28,21 +28,21 @@ def read_run(path: Path) -> RunSpec:
     """The resolved spec in a run's config.yaml, wherever the file is.
 
     Raises:
-        UserError: a file that breaks a rule.
+        UserError: the file is invalid.
     """
     return parse_run(yaml_files.read_yaml(path), path)
 
 
 def parse_run(content: dict[str, Any], path: Path) -> RunSpec:
-    """The resolved spec that a file of ours holds.
+    """The resolved spec from the content of a config.yaml.
 
     Raises:
-        UserError: content that breaks a rule.
+        UserError: the content is invalid.
     """
     content.pop("schema_version", None)
     if Training.is_external(content.get("train")):
         raise UserError(f"{path}: this was trained elsewhere. Score it again with --data and --adapter or --model.")
-    for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # a run is what it was when it was made
+    for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # missing settings get their old defaults
         if isinstance(content.get(section), dict):
             unknown = sorted(content[section].keys() - kind.model_fields.keys())
             if unknown:
@@ -53,7 +53,7 @@ def parse_run(content: dict[str, Any], path: Path) -> RunSpec:
 
 
 def config_yaml(spec: RunSpec, training: Training | None = None) -> str:
-    """A resolved spec as YAML, with what was done elsewhere in the place of its training."""
+    """A resolved spec as YAML; an external ``training`` replaces its training."""
     content = {"schema_version": SCHEMA_VERSION, **spec.model_dump(mode="json")}
     if training is not None:
         content["train"] = training.model_dump()

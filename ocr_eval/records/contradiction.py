@@ -1,4 +1,4 @@
-"""What a record says twice must agree, and its numbers must be possible: damage and edits by hand are found here."""
+"""Consistency checks of a record, which find damage and edits by hand: what it states twice must agree."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _of_ranks(record: Record, scoring: Scoring) -> str | None:
         return f"held_out.{scoring} asks about someone twice"
     ranks, target = held.ranks, held.target.tolist()
     if not target or not 0 <= min(target) <= max(target) < ranks.shape[1]:
-        return f"held_out.{scoring} has an answer that is none"
+        return f"held_out.{scoring} has an answer that is not a candidate"
     if record.matched and record.matched.ranks.get(scoring, held.target).shape != ranks.shape:
         return f"matched.{scoring} does not have the ranks of {score.probes} probes"
     mean = float(np.add.reduce(held.rank)) / score.probes
@@ -50,14 +50,14 @@ def _of_ranks(record: Record, scoring: Scoring) -> str | None:
         ("mrr", score.mrr, float(np.add.reduce(1 / (held.rank + 1))) / score.probes),
     ):
         if not abs(found - stated) <= 1e-6:
-            return f"final.{scoring} states {name} {stated:g} and the ranks have {found:g}"
+            return f"final.{scoring} states {name} {stated:g}, but the ranks give {found:g}"
     if score.ocr_score is not None and not abs(held.ocr_score - score.ocr_score) <= 1e-6:
-        return f"final.{scoring} states OCR score {score.ocr_score:g} and the ranks have {held.ocr_score:g}"
+        return f"final.{scoring} states OCR score {score.ocr_score:g}, but the ranks give {held.ocr_score:g}"
     return None
 
 
 def _of_numbers(record: Record) -> str | None:
-    """Which number cannot be one: a share, a time, an epoch, a measure."""
+    """Which share, time, epoch or measure has an impossible value."""
     for of in record.final.values():
         for quantity, score in of.items():
             if not 0 <= score.top1 <= 1:
@@ -66,7 +66,7 @@ def _of_numbers(record: Record) -> str | None:
     if (ours and "train" not in record.seconds) or any(not value >= 0 for value in record.seconds.values()):
         return "seconds are missing or negative"
     if record.matched and record.matched.epoch not in record.epochs:
-        return f"matched is of epoch {record.matched.epoch}, which is none of the run's"
+        return f"matched is of epoch {record.matched.epoch}, which the run does not have"
     measured = [value for found in record.measures.values() for value in found.values() if isinstance(value, int)]
     if any(abs(value) >> 1000 for value in measured):
         return "measures have a number that is too large"

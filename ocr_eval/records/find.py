@@ -1,4 +1,4 @@
-"""Finished runs below a folder: where each is, its record, and what could not be read."""
+"""Finding the finished runs below a folder, with their records, and what could not be read."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Found:
     """What a search found.
 
     Attributes:
-        runs: finished runs with a whole record, ordered by path.
-        complaints: one for each record that cannot be used; the others are not affected.
-        unfinished: folders of runs that have begun and not finished.
+        runs: finished runs with a valid record, ordered by path.
+        complaints: one for each record or folder that cannot be read; the others are not affected.
+        unfinished: folders of runs that were started but not finished.
     """
 
     runs: list[FinishedRun]
@@ -42,20 +42,19 @@ class Found:
         return [run.record for run in self.runs]
 
     def where(self, conditions: Sequence[Condition]) -> Found:
-        """With only the runs for which every condition holds.
+        """The same with only the runs that meet every condition.
 
         Raises:
-            UserError: there are runs, but none of these.
+            UserError: there are runs, but none that does.
         """
         chosen = {record.run for record in select(self.records, conditions)}
         return replace(self, runs=[run for run in self.runs if run.record.run in chosen])
 
 
 def find_runs(*roots: Path, scoring: Scoring | None = None, measures: Collection[str] = ()) -> Found:
-    """Every run in or below the folders. A run is finished when its status.json, written last, is there.
+    """Every run in or below the folders. A run is finished if it has a status.json, which is written last.
 
-    A copy of a run (the same identity, found again further on) counts once. Of a record is read what ``read_record``
-    reads by ``scoring`` and ``measures``.
+    Copies of a run (with the same identity) count once. ``scoring`` and ``measures`` limit what ``read_record`` reads.
 
     Raises:
         UserError: a folder does not exist.
@@ -88,7 +87,7 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measures: Collection
 
 
 def _folders(root: Path, unreadable: Callable[[OSError], None]) -> Iterator[tuple[str, set[str]]]:
-    """Every folder below one, in a fixed order, with the names of its files; links are not followed."""
+    """A folder and all folders below it, in a fixed order, with their file names; links are not followed."""
     for place, folders, files in os.walk(root, onerror=unreadable):
         folders[:] = sorted(name for name in folders if name != "adapter")
         yield place, set(files)

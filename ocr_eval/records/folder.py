@@ -1,25 +1,25 @@
-"""Run folders: what a run leaves on disk, written so that nothing is ever half there.
+"""Run folders: what a run leaves on disk, written so that nothing is ever half written.
 
     <output>/runs/<model>/<association>/<method>/seed<k>[-train<l>]-<fingerprint>/
         config.yaml    the resolved RunSpec
         env.json       versions, commit, device
-        audit.json     what the tokenizer makes of the candidates
+        audit.json     how the tokenizer splits the candidates
         metrics.jsonl  a line per epoch, from epoch 0 (the untouched base)
         probes.jsonl   a line per probe, for epoch 0 and the last epoch
-        adapter/       PEFT format, with a card (README.md); in its place a run of all parameters has model/, in
-                       Hugging Face layout, and one that learned no weights context.txt
+        adapter/       PEFT format, with a card (README.md); instead, full fine-tuning leaves model/, in Hugging Face
+                       layout, and a method that trains no weights context.txt
         result.json    the record that tables are made from
         status.json    written last; without it the run is not finished
         failure.json   why the run failed, in place of a record
-        answers.jsonl  what a server has answered, while the run is not finished
-        checkpoint-<epoch>.pt      training state, while the run is not finished
-        checkpoint-<epoch>.sha256  digest of all that resuming from it needs
+        answers.jsonl  what a server has answered so far, while the run is unfinished
+        checkpoint-<epoch>.pt      training state, while the run is unfinished
+        checkpoint-<epoch>.sha256  digest of everything needed to resume from it
 
-The two files of lines may be packed (``gzip metrics.jsonl``) once a run is finished: they are read as before.
+metrics.jsonl and probes.jsonl of a finished run may be compressed (``gzip metrics.jsonl``); they are read as before.
 
-Every file, and adapter/ and model/ as a whole, is written beside its place, synced and renamed. Only metrics.jsonl
-grows, and a last line without its end does not count yet. A lock on the folder (``.lock``, with ``.holder``, touched
-every minute, to say whose) keeps a second process out.
+Every file, and adapter/ and model/ as a whole, is written to a temporary path, synced and renamed. Only metrics.jsonl
+grows; a last line without a newline is ignored. A lock on the folder (``.lock``) keeps a second process out;
+``.holder``, touched every minute, says who holds it.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from ocr_eval.specs.model import Training
 from ocr_eval.specs.run import RunSpec
 from ocr_eval.specs.strict import SCHEMA_VERSION
 
-#: The weights of an adapter in PEFT's format; what a run read that learned no weights.
+#: The weights of an adapter in PEFT's format; the prompt of an in-context run, which trains no weights.
 _ADAPTER_WEIGHTS, _CONTEXT = "adapter_model.safetensors", "context.txt"
-#: What makes a run count, written last and removed first.
+#: The files that mark a run as finished, written last and removed first.
 _LAST = ("status.json", "result.json")
 
 
@@ -62,22 +62,22 @@ class RunFolder:
 
     @classmethod
     def of(cls, root: Path, spec: RunSpec, fingerprint: str, training: Training | None = None) -> RunFolder:
-        """The folder that a run has below an output folder; ``training`` is what was done elsewhere in its place."""
+        """A run's folder below an output folder; an external ``training`` replaces the spec's."""
         train = "" if spec.train_seed is None else f"-train{spec.train_seed}"
         names = spec.model.name, spec.association.name, (training or spec.train).method_name
         return cls(root.joinpath("runs", *names, f"seed{spec.seed}{train}-{fingerprint}"))
 
     def checkpoints(self) -> dict[int, Path]:
-        """The training states that an unfinished run keeps, by the number of epochs they are after."""
+        """The training states that an unfinished run keeps, by the number of epochs done."""
         found = ((re.fullmatch(r"checkpoint-(\d+)\.pt", path.name), path) for path in self.path.iterdir())
         return {int(match[1]): path for match, path in found if match}
 
     @property
     def learned(self) -> Path:
-        """What the run learned: its adapter or its model.
+        """The folder with what the run learned: its adapter or its model.
 
         Raises:
-            UserError: it learned no weights.
+            UserError: the run trained no weights.
         """
         if (self.path / _CONTEXT).is_file():
             raise UserError(f"{self.path} has no trained weights to score: it read {_CONTEXT}.")
@@ -86,7 +86,7 @@ class RunFolder:
 
     @property
     def identity(self) -> str:
-        """The folder's place below ``runs/``: model, association, method, seed and fingerprint."""
+        """The folder's path below ``runs/``: model, association, method, seed and fingerprint."""
         return "/".join(self.path.parts[-4:])
 
     def lock(self) -> AbstractContextManager[None]:
@@ -101,7 +101,7 @@ class RunFolder:
         """Whether the run finished and its record is valid.
 
         Raises:
-            UserError: the record is of another schema version, and so not to be replaced.
+            UserError: the record has another schema version, so it must not be replaced.
         """
         return (self.path / "status.json").is_file() and self._has_record()
 
@@ -111,7 +111,7 @@ class RunFolder:
         return kept.is_file() and _is_record(path, kept.stat().st_mtime_ns, kept.stat().st_size)
 
     def is_prepared(self) -> bool:
-        """Whether all that a finished run leaves is there and agrees; it counts once the status says so."""
+        """Whether all that a finished run leaves is present and consistent; status.json may still be missing."""
         if not self._has_record():
             return False
         try:
@@ -121,10 +121,10 @@ class RunFolder:
             return False
 
     def learned_sha256(self) -> str:
-        """The digest of the weights of the adapter or model, as the record states it.
+        """The digest of the adapter's or model's weights, as stated in records.
 
         Raises:
-            OSError, UserError: there are none.
+            OSError, UserError: there are no weights.
         """
         if (self.path / _CONTEXT).is_file():
             return file_sha256(self.path / _CONTEXT)
@@ -148,7 +148,7 @@ class RunFolder:
         return self.path / "answers.jsonl"
 
     def clear(self) -> None:
-        """Remove what an earlier attempt left, so that the run starts from nothing; first what makes it count."""
+        """Remove everything an earlier attempt left, first the files that mark it as finished."""
         for mark in _LAST:
             files.remove(self.path / mark)
         files.sync(self.path)
@@ -157,12 +157,12 @@ class RunFolder:
                 files.remove(entry)
 
     def begin(self, config: str, environment: dict[str, Any], audit: dict[str, Any]) -> None:
-        """Write what the run is, where it runs and what the tokenizer makes of its candidates; it is now unfinished.
+        """Write config.yaml, env.json and audit.json; the run then counts as unfinished.
 
-        A run that resumes under other versions or elsewhere keeps a note of where it was before.
+        If it resumes with other versions or on another machine, env.json keeps the earlier environments.
 
         Raises:
-            UserError: what a finished run writes last could not be written then.
+            UserError: the path of result.json or status.json is taken by something that is not a file.
         """
         for mark in _LAST:
             files.refuse_irregular(self.path / mark)
@@ -177,11 +177,11 @@ class RunFolder:
         write_atomic(self.path / name, text + "\n")
 
     def _environments(self, now: dict[str, Any]) -> list[dict[str, Any]]:
-        """The environments of this run until now that were others than the present one, the oldest first."""
+        """The earlier environments of this run that differ from the present one, oldest first."""
         try:
             content = dict(files.read_json(self.path / "env.json"))
             before = [dict(each) for each in content.pop("earlier", [])]
-        except (UserError, TypeError, ValueError):  # it is for the curious
+        except (UserError, TypeError, ValueError):  # informative only, so damage does not matter
             return []
         content.pop("schema_version", None)
         return before if content == now else [*before, content]
@@ -192,14 +192,14 @@ class RunFolder:
         return read_metrics(path, growing=True) if path.is_file() else []
 
     def add_metrics(self, line: MetricsLine) -> None:
-        """Append a line to metrics.jsonl, on the disk when this returns; that of epoch 0 begins the file."""
+        """Append a line to metrics.jsonl and sync it to disk; the line of epoch 0 starts a new file."""
         with (self.path / "metrics.jsonl").open("ab" if line.epoch else "wb") as file:
             file.write(metrics_text([line]).encode())
             file.flush()
             os.fsync(file.fileno())
 
     def keep_metrics(self, last: int) -> None:
-        """Cut metrics.jsonl after an epoch."""
+        """Truncate metrics.jsonl after an epoch."""
         write_atomic(self.path / "metrics.jsonl", self._metrics_until(last))
 
     def _metrics_until(self, epoch: int) -> bytes:
@@ -207,10 +207,10 @@ class RunFolder:
         return b"".join(files.read_lines(path)[: epoch + 1]) if path.is_file() else b""
 
     def probes(self) -> list[dict[str, Any]]:
-        """The lines of probes.jsonl that belong to the untouched base.
+        """The lines of probes.jsonl for the untouched base.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: the file is missing or damaged.
         """
         with files.whole(path := self.path / "probes.jsonl"):
             return [line for line in files.read_jsonl(path) if line["epoch"] == 0]
@@ -220,14 +220,14 @@ class RunFolder:
         write_atomic(self.path / "probes.jsonl", files.to_jsonl(lines))
 
     def write_checkpoint(self, epoch: int, write: Callable[[IO[bytes]], None]) -> None:
-        """Keep a training state to resume from, sealed; earlier ones stay until ``drop_checkpoints``."""
+        """Save a training state to resume from, with its digest; earlier ones stay until ``drop_checkpoints``."""
         with files.replacing(self.path / f"checkpoint-{epoch}.pt") as file:
             write(file)
             file.flush()
             write_atomic(self.path / f"checkpoint-{epoch}.sha256", self._seal(epoch, Path(file.name)))
 
     def resumable(self) -> set[int]:
-        """The epochs that the run can resume from: all that this needs is as it was when the state was kept."""
+        """The epochs that the run can resume from: everything needed is unchanged since the state was saved."""
         whole = set()
         for epoch, state in self.checkpoints().items():
             with suppress(OSError, UserError, KeyError, TypeError):  # the state or the probes are gone or damaged
@@ -236,7 +236,7 @@ class RunFolder:
         return whole
 
     def _seal(self, epoch: int, state: Path) -> str:
-        """Digest of a training state with the metrics until then and the base's probes, which the record will need."""
+        """Digest of a training state, the metrics until then, and the base's probes, which the record will need."""
         with files.open_file(state) as file:
             digest = hashlib.file_digest(file, "sha256")
         probes = self.probes() if (self.path / "probes.jsonl").is_file() else []
@@ -245,29 +245,29 @@ class RunFolder:
         return digest.hexdigest()
 
     def drop_checkpoints(self, before: float = math.inf, after: float = -math.inf) -> None:
-        """Remove training states: all, or those before or after an epoch."""
+        """Remove training states: all, or those with ``after < epoch < before``."""
         for epoch, path in self.checkpoints().items():
             if after < epoch < before:
                 path.unlink(missing_ok=True)
         for path in (*self.path.glob("checkpoint-*.sha256"), *self.path.glob(".*.partial")):
-            if not path.with_suffix(".pt").exists():  # just dropped, or of a process that was killed
+            if not path.with_suffix(".pt").exists():  # just dropped, or left by a killed process
                 files.remove(path)
 
     def prepare(self, record: Record, probes: list[dict[str, Any]]) -> None:
-        """Write what a finished run leaves; ``finish`` makes it count."""
+        """Write everything a finished run leaves except status.json, which ``finish`` adds."""
         self.write_probes(probes)
         if (adapter := self.path / "adapter").is_dir():
             write_atomic(adapter / "README.md", adapter_card(record))
         write_atomic(self.path / "result.json", record.to_json())
 
     def finish(self) -> None:
-        """Drop the training states of a prepared run, which needs none to resume, and make it count."""
+        """Mark a prepared run as finished, and drop its training states."""
         self.drop_checkpoints()
         self.answers.unlink(missing_ok=True)
         self._write("status.json", {"status": "done"})
 
     def fail(self, reason: str) -> None:
-        """Note why the run failed, and drop its training states."""
+        """Record why the run failed, and drop its training states."""
         self._write("failure.json", {"reason": reason})
         self.drop_checkpoints()
 
@@ -275,14 +275,14 @@ class RunFolder:
         """The run's record.
 
         Raises:
-            UserError: not readable, or not of this schema.
+            UserError: it cannot be read, or has another schema version.
         """
         return read_record(self.path / "result.json")
 
 
 @lru_cache(maxsize=65536)
 def _is_record(path: Path, changed: int, size: int) -> bool:
-    """Whether a file, as it was when it had this time and size, is a valid record."""
+    """Whether a file is a valid record; cached by its modification time and size."""
     try:
         read_record(path)
     except OtherVersion:
@@ -293,28 +293,28 @@ def _is_record(path: Path, changed: int, size: int) -> bool:
 
 
 def _nothing(self: RunFolder, *given: Any, **named: Any) -> None:
-    """Left to the first process."""
+    """The first process does it."""
 
 
 class OnlookersFolder(RunFolder):
-    """A run's folder in the hands of a process that trains along: it reads what the first wrote, and writes none."""
+    """A run's folder for the other processes of a distributed run, which only read what the first wrote."""
 
     clear = begin = add_metrics = keep_metrics = write_probes = write_checkpoint = _nothing
     drop_checkpoints = prepare = finish = fail = _nothing
 
     def lock(self) -> AbstractContextManager[None]:
-        """The first process holds the folder for all."""
+        """The first process holds the lock for all."""
         return nullcontext()
 
 
 def kind_of(folder: Path) -> Literal["adapter", "model"]:
-    """Whether a folder given as ``--adapter`` holds a PEFT adapter or a whole model, told by its files' names.
+    """Whether a folder given as ``--adapter`` holds a PEFT adapter or a whole model, judging by its file names.
 
     Raises:
         UserError: neither, both, or a run's folder.
     """
     adapter, model = ((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
-    if adapter and model:  # trainers write the base's configuration beside an adapter
+    if adapter and model:  # trainers save the base's configuration with an adapter
         adapter, model = (any(folder.glob(name)) for name in ("adapter_model*", "model*.safetensors"))
         if adapter == model:
             has = "the weights of both an adapter and a whole model" if model else "no weights"

@@ -1,6 +1,6 @@
-"""Who works on a run's folder: a lock that the system lets go of, and signs of life for other hosts.
+"""Who is working on a run's folder: a lock that the system releases, and a heartbeat for other hosts.
 
-The lock is ``.lock``; ``.holder`` says whose it is and is touched every minute.
+The lock is ``.lock``; ``.holder`` says who holds it and is touched every minute.
 """
 
 import os
@@ -17,19 +17,19 @@ from ocr_eval.common import locks
 from ocr_eval.common.errors import Busy, UserError
 from ocr_eval.common.files import read_bytes, refuse_irregular
 
-#: The files of whoever holds a folder.
+#: The files that a holder makes.
 FILES = (".holder", ".lock")
-#: Seconds that a lock is waited for: one that only checks whether it is free holds it for an instant.
+#: Seconds to wait for a lock: a process that only checks whether it is free holds it for an instant.
 _GLANCE = 0.2
-#: The most bytes that say who holds a folder.
+#: Largest ``.holder`` that is read, in bytes.
 _MOST_BYTES = 1 << 20
-#: Seconds between signs of life of whoever holds a folder.
+#: Seconds between heartbeats of the holder.
 HEARTBEAT = 60.0
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds a run's folder: its host, its number there, and its last sign of life."""
+    """A process that holds a run's folder: its host, its process id there, and its last heartbeat (a timestamp)."""
 
     host: str
     process: int
@@ -38,13 +38,13 @@ class Holder:
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made, for this process; released also when the process is killed.
+    """Create a folder and hold it for this process; a killed process releases it, too.
 
-    The file ``.lock`` stays, unless an error ends the work before it has left anything: then no trace is left.
+    The file ``.lock`` stays, except after an error before anything else was written: then the folder is removed.
 
     Raises:
         Busy: another process holds it.
-        UserError: the place of its holder is taken by something else than a file.
+        UserError: the path of ``.holder`` is taken by something that is not a file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     refuse_irregular(mark := folder / ".holder")
@@ -73,20 +73,20 @@ def _beat(mark: Path, ended: threading.Event) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Remove a folder and its parents up to ``runs/`` where they hold nothing but this process's lock.
+    """Remove a folder, and its parents up to ``runs/``, if it contains nothing but this process's lock.
 
-    Whoever waits for the lock sees that its file is gone and makes another.
+    A process that waits for the lock notices that its file is gone and makes another.
     """
     if {path.name for path in folder.iterdir()} <= set(FILES):
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # the first that is not empty ends it
+        with suppress(OSError):  # stops at the first that is not empty
             for each in (folder, *folder.parents[:4]):
                 each.rmdir()
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the folder now; makes nothing."""
+    """Whether a process holds the folder now; creates no file."""
     if not (folder / ".lock").is_file():
         return False
     try:
@@ -97,7 +97,7 @@ def is_held(folder: Path) -> bool:
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Who took the folder last and did not give it back; the process may have been killed since."""
+    """Who took the folder last and did not release it; the process may have been killed since."""
     try:
         host, process = read_bytes(folder / ".holder", _MOST_BYTES).decode().split()
         return Holder(host, int(process), (folder / ".holder").stat().st_mtime)

@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl: what is known of a run after each epoch."""
+"""The lines of metrics.jsonl: what is known about a run after each epoch."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,13 +22,13 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         epoch: epochs done; 0 is the untouched base.
-        train_loss: mean loss of the epoch, nats an answer token; None at epoch 0, and of training elsewhere.
-        train_seconds: wall time of its training, the run's share of its pack's; None of training elsewhere.
-        notes: what else the method mentions, by name.
-        score_seconds: wall time of its scoring; None, as what follows, where it was not scored.
-        scores: the statistics of each quantity; where only the premises were scored, of these, by first token.
-        held_out: ranks of the finding; None where it was not scored.
-        measures: numbers of the measures that go with an epoch, where all was scored.
+        train_loss: mean loss of the epoch, in nats per answer token; None at epoch 0 and for external training.
+        train_seconds: wall time of training, as the run's share of its pack's; None for external training.
+        notes: further numbers that the method reports, by name.
+        score_seconds: wall time of scoring; None, like the fields below, if the epoch was not scored.
+        scores: statistics of each quantity; only first-token scores of the premises if only those were scored.
+        held_out: ranks of the finding; None if it was not scored.
+        measures: numbers of the per-epoch measures; None unless everything was scored.
     """
 
     epoch: int
@@ -41,7 +41,7 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
     measures: dict[str, dict[str, float]] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """A plain object, including the notes; what was not measured is omitted."""
+        """A JSON object with the notes as its own keys; what was not measured is omitted."""
         told = to_plain(self)
         notes = told.pop("notes")
         kept = ("train_loss", "train_seconds", *notes)
@@ -63,10 +63,10 @@ _KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read_metrics(path: Path, growing: bool = False) -> list[MetricsLine]:
-    """The lines of a metrics.jsonl; in a ``growing`` one a last line without its newline is skipped.
+    """The lines of a metrics.jsonl; if it is ``growing``, a last line without a newline is skipped.
 
     Raises:
-        UserError: as for ``read_lines``, or a line that is not one of metrics (names it).
+        UserError: as for ``read_lines``, or a line is invalid (named in the message).
     """
     whole = [line for line in read_lines(path) if not growing or line.endswith(b"\n")]
     return decoded(path, whole, _read, "a valid line of metrics")
@@ -79,9 +79,9 @@ def _read(content: bytes) -> MetricsLine:
 
 
 def matched_in(quantities: Sequence[Quantity], train: TrainSpec, lines: Iterable[MetricsLine]) -> Matched | None:
-    """A run at the first epoch at which all was scored and all premises held; None if there is none.
+    """A run at the first fully scored epoch at which all premises held; None if there is none.
 
-    Epochs count from 1 on, or where a prevention acts after training the last alone.
+    Epoch 0 does not count; if a prevention acts after training, only the last epoch does.
     """
     first = train.epochs if end_differs(train) else 1
     for line in lines:
@@ -91,16 +91,16 @@ def matched_in(quantities: Sequence[Quantity], train: TrainSpec, lines: Iterable
 
 
 def metrics_text(lines: Sequence[MetricsLine]) -> str:
-    """The lines as metrics.jsonl has them."""
+    """The lines as the text of a metrics.jsonl."""
     return to_jsonl([line.as_json() for line in lines])
 
 
 def common_fields(
     run: str, spec: RunSpec, quantities: Sequence[Quantity], lines: Sequence[MetricsLine]
 ) -> dict[str, Any]:
-    """The fields of a record that its spec and the lines of its metrics state, whoever trained it.
+    """The fields of a record that follow from its spec and metrics, whoever trained it.
 
-    ``run`` is its folder's identity. Those of the untouched base are empty where the lines begin with no epoch 0.
+    ``run`` is its folder's identity. Fields of the untouched base are empty if there is no line of epoch 0.
     """
     first, last = lines[0], lines[-1]
     trained = [line.train_seconds for line in lines if line.train_seconds is not None]

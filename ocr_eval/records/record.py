@@ -1,8 +1,8 @@
-"""The record of a finished run: what tables, comparisons and pages are made from, and how it is read.
+"""The record of a finished run, which tables, comparisons and pages are made from, and how it is read.
 
-Records are msgspec structs: a table over ten thousand of them is read, checked and typed in a second. They outlive the
-program that wrote them: a field that a record lacks has its legacy value, and one that this program does not know is
-ignored, except in the settings of a run, where it still tells runs apart.
+Records are msgspec structs, so that ten thousand of them can be read and validated in a second. They outlive the
+program that wrote them: a missing field gets its legacy value, and an unknown one is ignored, except in the settings of
+a run, where it still tells runs apart.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ocr_eval.specs.model import Training, TrainSpec
 from ocr_eval.specs.run import DataSpec, Scoring, seeds_text
 from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
 
-#: Bytes at the peak of a process, and how many runs it trained side by side; empty where that is not known.
+#: Peak memory of a process in bytes, and how many runs it trained side by side; empty if unknown.
 Memory = dict[Literal["peak", "runs"], int]
 
 
@@ -39,10 +39,10 @@ class OtherVersion(UserError):
 
 
 class Matched(msgspec.Struct, frozen=True):
-    """A run when it had just learned what it was taught: at the first epoch after which all premises held.
+    """A run at the moment it had learned what it was taught: the first epoch after which all premises held.
 
     Attributes:
-        ranks: of the finding; of whom and of which answers is what ``Record.held_out`` says.
+        ranks: of the finding; subjects and answers are those of ``Record.held_out``.
     """
 
     epoch: int
@@ -51,33 +51,33 @@ class Matched(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One finished run, or training of someone else's that was scored, of which much is not known.
+    """One finished run, or a scored external training, about which less is known.
 
     Attributes:
         run: its folder below ``runs/``, which also identifies it.
         published_as: the model's row in the published table.
-        train_seed: of order and initialization, where it is not ``seed``; not known of training elsewhere.
-        attention: as the model's YAML asks for it.
+        train_seed: seed of order and initialization, if not ``seed``; unknown for external training.
+        attention: as requested in the model's YAML.
         association_digest: digest of the association's content; empty in the oldest records.
         quantities: what was scored, in the order in which it is shown.
-        train: its settings; of training elsewhere the name alone.
-        base: scores of the untouched base (epoch 0); empty where that is not known.
+        train: the training settings; only the name for external training.
+        base: scores of the untouched base (epoch 0); empty if unknown.
         final: scores after the last epoch.
-        base_held_out: ranks of the finding at epoch 0; empty where ``base`` is.
+        base_held_out: ranks of the finding at epoch 0; empty if ``base`` is.
         held_out: the same after the last epoch.
-        matched: the run when all premises first held; None if they never did, and in records from before this was kept
+        matched: the run when all premises first held; None if they never did, and in older records
             (``run_files.matched_of`` finds it for those too).
-        train_loss: mean loss of the last epoch, nats an answer token; None of training elsewhere.
-        seconds: wall time of training, unless it was elsewhere, and of scoring, over all attempts.
-        memory: of the process that trained it, in the last attempt; empty of training elsewhere, in older records, and
-            where the system does not tell.
-        base_identity: identity of the base weights; empty where they are not known.
-        adapter_sha256: content of the adapter's weights, or of the model's where all parameters were trained.
-        code: digest of the code that made it; for the curious.
-        remote_code: whether code ran that the model brought.
-        inexact: how many of the finding's probes have ranks that a server left open (``scoring.served``).
-        measures: what else was measured, by measure: numbers at the top, and details below them.
-        results_version: which numbers that code gives (``strict.RESULTS_VERSION``).
+        train_loss: mean loss of the last epoch, in nats per answer token; None for external training.
+        seconds: wall time of training, unless it was external, and of scoring, over all attempts.
+        memory: of the training process in the last attempt; empty for external training, in older records, and if the
+            system does not report it.
+        base_identity: identity of the base weights; empty if unknown.
+        adapter_sha256: digest of the adapter's weights, or of the model's after full fine-tuning.
+        code: digest of the code that made it, for reference.
+        remote_code: whether code from the model's repository ran.
+        inexact: number of the finding's probes whose ranks a server left open (``scoring.served``).
+        measures: results by measure: numbers at the top level, details below.
+        results_version: version of the numbers that this code gives (``strict.RESULTS_VERSION``).
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -124,7 +124,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return self.final[scoring][the_finding(self.quantities).name]
 
     def when_matched(self) -> Record | None:
-        """The record with the scores and ranks of when all premises first held in place of the last epoch's."""
+        """The record with the scores and ranks of the epoch at which all premises first held, if there is one."""
         if self.matched is None:
             return None
         ranks, scores = self.matched.ranks, self.matched.scores
@@ -143,14 +143,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def epochs(self) -> range:
-        """The epochs of its files, 0 for the untouched base. Of training elsewhere 1 is the end, after however many."""
+        """The epochs of its files, 0 for the untouched base. External training ends at 1, however many there were."""
         if isinstance(self.train, TrainSpec):
             return range(self.train.epochs + 1)
         return range(0 if self.base_identity else 1, 2)
 
     @property
     def premises(self) -> dict[str, float]:
-        """Top-1 (first token) of what must be learned before ranks say anything of inference, by quantity."""
+        """Top-1 (first token) of each premise: what must be learned before ranks say anything about inference."""
         return premises(self.quantities, self.final)
 
     @property
@@ -159,23 +159,23 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return premises_hold(self.quantities, self.final)
 
     def to_json(self) -> str:
-        """The record as JSON, a line a field."""
+        """The record as JSON, one line per field."""
         fields = to_plain(self).items()
         return "{\n" + ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in fields) + "\n}\n"
 
 
 def to_plain(content: Any) -> Any:
-    """Scores, held-out ranks or a record as what JSON knows."""
+    """Scores, held-out ranks or a record as plain JSON types."""
     return msgspec.to_builtins(
         content, enc_hook=lambda part: part.tolist() if isinstance(part, np.ndarray) else part.model_dump(mode="json")
     )
 
 
 def load_plain(kind: Any, content: Any) -> Any:
-    """msgspec's hook for what it does not know: arrays and settings.
+    """msgspec's hook for types that it does not know: arrays and settings.
 
     Raises:
-        ValueError: not what the kind should hold.
+        ValueError: the content does not fit the type.
     """
     if get_origin(kind) is np.ndarray:
         try:
@@ -188,12 +188,12 @@ def load_plain(kind: Any, content: Any) -> Any:
 
 
 def read_settings(kind: type[Strict], content: Any) -> Any:
-    """A spec as an older or a newer program wrote it.
+    """A spec written by this program or by an older or newer one.
 
-    Fields that it lacks have their legacy value. Those that are not known here are kept (``model_extra``).
+    Missing fields get their legacy value. Unknown ones are kept (``model_extra``).
 
     Raises:
-        ValueError: no settings by name, or a value that breaks a rule.
+        ValueError: not a mapping, or an invalid value.
     """
     if not isinstance(content, dict):
         raise ValueError(f"expected settings by name, got {content!r}")
@@ -237,19 +237,19 @@ _RANKS = msgspec.json.Decoder(Floats, dec_hook=load_plain)
 
 @lru_cache(maxsize=8192)
 def _parsed(content: bytes, kind: Any) -> Any:
-    """A part of a record, which many records may have word for word."""
+    """A part of a record; cached, because many records share identical parts."""
     return msgspec.json.decode(content, type=kind, dec_hook=load_plain)
 
 
 def read_record(path: Path, scoring: Scoring | None = None, measures: Collection[str] = ()) -> Record:
     """Read one result.json.
 
-    With ``scoring`` only what the final model has under it is parsed, and of those ``measures`` the numbers and what is
-    by layer; all else, other scorings and the untouched base, is most of a record and is skipped.
+    With ``scoring``, only the final model's part under it is parsed, and of ``measures`` the numbers and values by
+    layer; the rest (other scorings, the untouched base) is most of a record and is skipped.
 
     Raises:
-        UserError: not readable, no regular file, too large, truncated, of another schema, with a key or value that
-            does not belong, or with a mean rank that is not the mean of the ranks beside it.
+        UserError: unreadable, not a regular file, too large, truncated, of another schema, with an invalid key or
+            value, or inconsistent, such as a mean rank that is not the mean of its ranks.
     """
     try:
         content = read_stored(path)

@@ -1,6 +1,6 @@
-"""The rows that records are grouped into, and the groups within a row: by association, by seed; and controls. Pure.
+"""Grouping records into rows, and within a row by association and seed; and finding controls. Pure.
 
-Records that differ in any setting but the seeds are never averaged, and neither are those of two associations of one
+Records that differ in any setting except the seeds are never averaged, nor are those of two associations with the same
 name.
 """
 
@@ -21,7 +21,7 @@ from ocr_eval.specs.run import Scoring
 #: The order of columns; a user's own associations follow by name.
 PUBLISHED_ORDER = ("city-language", "city-language-cf", "country-code", "profession-color", "sport-music")
 
-#: What controls are called.
+#: Names of controls.
 _NO_TRAIN = "no train subjects"
 _VARIANTS = {
     "real": "",
@@ -30,13 +30,13 @@ _VARIANTS = {
     "no-fact": "no facts",
     "regrouped": "regrouped facts",
 }
-#: In the order of rows; the real data come first.
+#: Controls in row order; the real data come first.
 _CONTROLS = ("", "no entailments", _NO_TRAIN, "shuffled", "no facts", "regrouped facts")
 
-#: Settings that tell rows apart where none are named; seeds are averaged over, and code that gives the same results.
+#: Settings that tell rows apart by default: not seeds, which are averaged, nor code that gives the same results.
 _TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "train_seed", "code"))
 
-#: Settings that need no name in the rows that have the value of most.
+#: Settings that a row leaves unnamed if it has the value of most rows.
 _USUAL = frozenset(TrainSpec.model_fields) - {"method", "prevent"}
 
 
@@ -45,9 +45,9 @@ class RowKey:
     """What tells a row from the others.
 
     Attributes:
-        labels: the values of the keys that rows were asked to be made of.
-        setting: the method's name, which control it is, and what else differs among the rows of these labels.
-        unnamed: settings that other rows of these labels name and this one does not, as most have its value.
+        labels: values of the keys that define rows (``--by``).
+        setting: the method's name, the control if it is one, and what else differs among rows with these labels.
+        unnamed: settings that other rows with these labels name and this one does not, because most have its value.
     """
 
     labels: tuple[str, ...]
@@ -63,10 +63,10 @@ class RowKey:
 def group_rows(
     records: Sequence[Record], by: Sequence[str] = ("model",), but: Sequence[str] = ()
 ) -> dict[RowKey, list[Record]]:
-    """Records by row; only records of one row may be averaged. No two rows have one name.
+    """Records by row; only records of one row may be averaged. No two rows have the same name.
 
-    Rows are made of the keys ``by``, in the order of their labels; below one label LoRA comes first and controls come
-    last. Keys in ``but`` do not tell rows apart; records of one row that differ in them may not be averaged.
+    Rows are made by the keys ``by`` and ordered by label; under one label LoRA comes first and controls come last. Keys
+    in ``but`` do not tell rows apart; records of one row that differ in them may not be averaged.
     """
     told = [settings_of(record) for record in records]
     unknown = sorted({key for settings in told for key in settings} - set(FILTER_KEYS))  # of a newer program
@@ -94,7 +94,7 @@ def group_rows(
 def _names(
     alike: Mapping[tuple[str, ...], Settings], labels: int, rest: Sequence[str]
 ) -> dict[tuple[str, ...], tuple[str, tuple[str, ...]]]:
-    """Name of each row, and the settings that it leaves unnamed: those that others name and most have its value of."""
+    """Name of each row, and the settings that it leaves unnamed because most rows have its value."""
 
     def peers(kind: tuple[str, ...], key: str) -> tuple[Any, ...]:
         return kind[:labels], key, _peers(key, alike[kind], rest)
@@ -113,7 +113,7 @@ def _names(
 
 
 def _place(settings: Settings, rest: Sequence[str]) -> tuple[Any, ...]:
-    """Of each model real runs come first, and of them those with LoRA, and those without preventions."""
+    """Sort key: for each model real runs come first, among them LoRA, among those the ones without preventions."""
     names, method = METHODS.names(), settings["method"].partition(":")[0]
     model = natural(settings["model"]) if "model" in rest else ()
     place = names.index(method) if method in names else len(names)
@@ -121,14 +121,14 @@ def _place(settings: Settings, rest: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> str:
-    """Model, method, preventions, control and further settings, in so far as ``differing`` and ``rest`` have them."""
+    """Model, method, preventions, control and further settings, as far as ``differing`` and ``rest`` include them."""
     model = [settings["model"]] if "model" in differing else []
     method = [label_of(settings["method"])] if "method" in rest else []
     listed = settings["prevent"].split("+") if "prevent" in rest else []
     prevent = [f"+ {text}" for text in listed if text not in ("", UNKNOWN)]
     taught = [" ".join([*method, *prevent])] if method or prevent else []
     kind = _control(settings, rest)
-    # Without train subjects papers teach facts of other shapes, so that it is only sometimes a control.
+    # Facts of other shapes are taught without train subjects in the papers, so that it is not always a control.
     control = [kind if kind == _NO_TRAIN else f"control: {kind}"] if kind else []
     named = ("model", "method", "prevent", "variant")
     further = _further(settings, [key for key in differing if key not in named])
@@ -136,7 +136,7 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
 
 
 def _is_usual(rows: Counter[str], value: str) -> bool:
-    """Whether most rows have a value, so that only the others need to name theirs."""
+    """Whether most rows have this value, so that only the others need to name theirs."""
     return 2 * rows[value] > rows.total()
 
 
@@ -164,17 +164,17 @@ def _told(key: str, value: str) -> str:
 
 
 def _control(settings: Settings, rest: Sequence[str]) -> str:
-    """Which control a run is, where the keys that tell rows apart do not say so themselves; empty for a real run."""
+    """Which control a run is, as far as the keys in ``rest`` say; empty for a real run."""
     if "m_train" in rest and settings["m_train"] == "0":
         return _NO_TRAIN
     return _VARIANTS[settings["variant"]] if "variant" in rest else ""
 
 
 def _peers(key: str, settings: Settings, rest: Sequence[str]) -> tuple[str, ...]:
-    """Among which runs of a label a setting is compared: it is named where they differ in it.
+    """Key of the runs among which a setting is compared: it is named if they differ in it.
 
-    Rates and batches follow from model and method, so that LoRA and full fine-tuning are not told apart by them; code
-    and weights matter only among runs that are otherwise named alike; a control without train subjects is named so.
+    Rates and batches follow from model and method, so they do not tell LoRA from full fine-tuning. Attention, weights
+    and results version matter only among runs of the same name. A control without train subjects needs no m_train.
     """
     model, method = (settings[key] if key in rest else "" for key in ("model", "method"))
     if key in TrainSpec.model_fields:
@@ -185,9 +185,9 @@ def _peers(key: str, settings: Settings, rest: Sequence[str]) -> tuple[str, ...]
 
 
 def usual_settings(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """A sentence on the settings that some rows name and most do not; empty where there are none.
+    """A sentence on the settings that some rows name and most do not; empty if there are none.
 
-    Of each row it takes its name and ``RowKey.unnamed``.
+    ``rows`` are pairs of a row's name and its ``RowKey.unnamed``.
     """
     rows_of: dict[str, list[str]] = {}
     for name, unnamed in rows:
@@ -202,7 +202,7 @@ def usual_settings(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
 
 
 def by_seed(runs: Sequence[Record]) -> dict[int, list[Record]]:
-    """The runs of each seed, which have its data in common and differ in their train seed, if in anything."""
+    """The runs of each seed, which share its data and differ at most in their train seed."""
     groups: dict[int, list[Record]] = defaultdict(list)
     for run in runs:
         groups[run.seed].append(run)
@@ -210,7 +210,7 @@ def by_seed(runs: Sequence[Record]) -> dict[int, list[Record]]:
 
 
 def ranks_by_seed(runs: Sequence[Record], scoring: Scoring) -> dict[int, list[HeldOut]]:
-    """What intervals and tests are made of: the ranks of the runs of each seed.
+    """The ranks of the runs of each seed, which intervals and tests use.
 
     Raises:
         UserError: runs of one seed ask about different people.
@@ -228,10 +228,10 @@ def is_control(record: Record) -> bool:
 
 
 class NoEntailments:
-    """The no-entailment controls among some records, to be found by a run that they are the control of.
+    """The no-entailment controls among some records, looked up by the run that they belong to.
 
-    Such a control has all settings of the run but the variant. From before there was that variant, it may be a run with
-    ``m_train`` = 0, which also lacks the train subjects; it is taken where there is no other.
+    Such a control has all settings of the run except the variant. In results older than the variant it may be a run
+    with ``m_train`` = 0, which also lacks the train subjects; that is used if there is no other.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -241,7 +241,7 @@ class NoEntailments:
                 self._runs[_but_control(record, bool(record.data.m_train))].append(record)
 
     def of(self, run: Record) -> list[Record]:
-        """The controls of a run and of its other seeds; none where they were not made."""
+        """The controls of a run and of its other seeds; empty if there are none."""
         if not self._runs:
             return []
         return self._runs.get(_but_control(run, True)) or self._runs.get(_but_control(run, False), [])
@@ -255,7 +255,7 @@ def _but_control(record: Record, m_train: bool) -> tuple[Any, ...]:
 
 
 def by_association(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records by association, in the order of columns, each by seed and train seed."""
+    """Records by association in column order, each sorted by seed and train seed."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda record: (record.seed, record.training_seed)):
         groups[record.association].append(record)
@@ -263,12 +263,12 @@ def by_association(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def column_order(names: Iterable[str]) -> list[str]:
-    """Associations in the published order, a user's own after them by name."""
+    """Associations in the published order, then others by name."""
     there = set(names)
     return [name for name in PUBLISHED_ORDER if name in there] + sorted(there - set(PUBLISHED_ORDER))
 
 
 def shared_protocol(records: Sequence[Record], keys: Sequence[str]) -> dict[str, str]:
-    """Those fields of the data protocol that have one value in all records, with it."""
+    """The fields of the data protocol that have the same value in all records, with it."""
     values = {key: {getattr(record.data, key) for record in records} for key in keys}
     return {key: text_of(next(iter(of))) for key, of in values.items() if len(of) == 1}

@@ -1,4 +1,4 @@
-"""What a finished run's metrics.jsonl and probes.jsonl hold, checked against its record."""
+"""Reading a finished run's metrics.jsonl and probes.jsonl, checked against its record."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def metrics_of(run: FinishedRun, scoring: Scoring = "first-token") -> list[Metri
     """The lines of metrics.jsonl, one for each epoch of the record.
 
     Raises:
-        UserError: it is missing, damaged, or does not have every epoch of the run, or a scoring at the last.
+        UserError: it is missing or damaged, lacks an epoch of the run, or lacks the scoring at the last.
     """
     path = run.folder / "metrics.jsonl"
     with whole(path):
@@ -30,13 +30,13 @@ def metrics_of(run: FinishedRun, scoring: Scoring = "first-token") -> list[Metri
 
 
 def matched_of(run: FinishedRun) -> Matched | None:
-    """A finished run at the first epoch at which all premises held; None if they never did, or it was not watched.
+    """A finished run at the first epoch at which all premises held; None if they never did, or training was external.
 
-    Read from metrics.jsonl where the record does not hold it. A run from before records did was scored at the epochs
-    that its flags named, and the first of those counts.
+    Read from metrics.jsonl if the record lacks it. Older runs were scored only at the epochs that their flags named,
+    and the first of those counts.
 
     Raises:
-        UserError: metrics.jsonl is needed and is missing, damaged, or does not have every epoch of the run.
+        UserError: metrics.jsonl is needed but is missing, damaged, or lacks an epoch of the run.
     """
     record = run.record
     if not isinstance(record.train, TrainSpec):
@@ -45,15 +45,15 @@ def matched_of(run: FinishedRun) -> Matched | None:
 
 
 def has_probes(run: FinishedRun) -> bool:
-    """Whether probes.jsonl is there: runs may be kept without, to save space."""
+    """Whether the run has probes.jsonl, which may be deleted to save space."""
     return stored(run.folder / "probes.jsonl").is_file()
 
 
 def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:
-    """The lines of probes.jsonl, those of the untouched base and those of the last epoch.
+    """The lines of probes.jsonl, for the untouched base and the last epoch.
 
     Raises:
-        UserError: it is missing, damaged, or does not have every probe that the record counts.
+        UserError: it is missing, damaged, or lacks probes that the record counts.
     """
     path = run.folder / "probes.jsonl"
     with whole(path):

@@ -1,4 +1,4 @@
-"""Which records: their settings by name, and filters over them. Pure.
+"""Selecting records: their settings by name, and filters over them. Pure.
 
 A setting is anything that may differ between runs: model, method, every field of the data protocol and of training,
 precision, attention, base weights, results version, seeds.
@@ -32,7 +32,7 @@ ROW_KEYS = (
 #: What records can be chosen by (``--filter``).
 FILTER_KEYS = (*ROW_KEYS, "association", "kind", "premises_hold")
 
-#: The settings of training that was done elsewhere.
+#: The value of settings of external training.
 UNKNOWN = "unknown"
 
 Settings = Mapping[str, str]
@@ -42,7 +42,7 @@ Condition = Mapping[str, tuple[str, ...]]
 def settings_of(record: Record) -> dict[str, str]:
     """Every key of ``FILTER_KEYS`` with its value as text: numbers in their shortest form, lists comma-separated.
 
-    Settings of a newer program that are not known here are ``train.<key>``; those of training elsewhere are unknown.
+    Settings of a newer program that this one does not know are ``train.<key>``; those of external training are unknown.
     """
     return {
         "model": record.model,
@@ -61,7 +61,7 @@ def settings_of(record: Record) -> dict[str, str]:
     }
 
 
-@lru_cache(maxsize=8192)  # records have their specs in common
+@lru_cache(maxsize=8192)  # many records share a spec
 def _words(section: str, spec: Training | DataSpec, kind: type[Strict]) -> dict[str, str]:
     newer = {f"{section}.{key}": text_of(value) for key, value in (spec.model_extra or {}).items()}
     return {key: text_of(getattr(spec, key, UNKNOWN)) for key in kind.model_fields} | newer
@@ -116,10 +116,10 @@ def _key(flag: str, name: str, keys: Iterable[str]) -> str:
 
 
 def select(records: Sequence[Record], conditions: Iterable[Condition]) -> list[Record]:
-    """The records for which every condition holds.
+    """The records that meet every condition.
 
     Raises:
-        UserError: none does; says which values there are.
+        UserError: none does; the message lists the available values.
     """
     conditions = list(conditions)
     if not conditions:
@@ -129,7 +129,7 @@ def select(records: Sequence[Record], conditions: Iterable[Condition]) -> list[R
     if records and not chosen:
         key = next((k for c in conditions for k in c if not any(matches(s, {k: c[k]}) for s in told)), None)
         if key is None:
-            raise UserError("No run meets all conditions together, although each alone is met. Drop one of them.")
+            raise UserError("No run meets all conditions at once, although each is met by some run. Drop one of them.")
         there = sorted({settings[key] for settings in told}, key=natural)
         asked = next(c[key] for c in conditions if key in c)
         raise UserError(f"No run has {key.replace('_', '-')}={','.join(asked)}. Available: {', '.join(there[:20])}.")
@@ -151,7 +151,7 @@ def _same(a: str, b: str) -> bool:
 
 
 def natural(text: str) -> tuple[Any, ...]:
-    """A sort key that puts numbers in the order of their size, also inside words."""
+    """A sort key that orders numbers by value, also inside words."""
     try:
         return (0, float(text), "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""A finished run to continue with: its resolved spec and its folder, which belong together."""
+"""A finished run whose weights are used again: its resolved spec and its folder, checked against each other."""
 
 from pathlib import Path
 
@@ -10,28 +10,28 @@ from ocr_eval.specs.run import RunSpec
 
 
 def read_trained(path: Path) -> tuple[RunSpec, RunFolder]:
-    """A finished run whose weights are there: its spec and its folder.
+    """Spec and folder of a finished run that still has its weights.
 
     Raises:
-        UserError: it is not one, or its files do not belong together.
+        UserError: it is not such a run, or its files do not belong together.
     """
     spec, folder = read_config(path), RunFolder(path)
     if not folder.is_done():
         raise UserError(f"'{path}' is not a finished run. Rerun its command first.")
     if not folder.learned.is_dir():
-        raise UserError(f"'{path}' has no {folder.learned.name}/ to score. Rerun it: a record keeps no weights.")
+        raise UserError(f"'{path}' has no {folder.learned.name}/ to score. Rerun it, because records keep no weights.")
     if folder.learned_sha256() != folder.record().adapter_sha256:
         raise UserError(
-            f"'{folder.learned}' is not what the run's record describes (another sha256). Rerun it with --force."
+            f"'{folder.learned}' does not match the run's record (its sha256 differs). Rerun it with --force."
         )
     differing = _unlike(spec, folder.record())
     if differing:
-        raise UserError(f"{path / 'config.yaml'}: {differing} is not as in result.json. Undo the edit, or rerun it.")
+        raise UserError(f"{path / 'config.yaml'}: {differing} differs from result.json. Undo the edit, or rerun it.")
     return spec, folder
 
 
 def _unlike(spec: RunSpec, record: Record) -> str | None:
-    """The first thing in which a resolved spec is not that of a record; None if it is in none."""
+    """The first thing in which a resolved spec differs from that of a record; None if it does not."""
     both: tuple[tuple[str, object, object], ...] = (
         ("the model's name", spec.model.name, record.model),
         ("the seed", spec.seed, record.seed),

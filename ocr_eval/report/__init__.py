@@ -1,4 +1,4 @@
-"""Findings become what people look at: tables as text, charts, figures, the HTML page.
+"""Presenting findings: tables as text, charts, figures, the HTML page.
 
 In: findings and run files. Out: text, figures, pages. Imports: analysis and below.
 """

@@ -17,7 +17,7 @@ from ocr_eval.specs.run import Scoring
 
 Metrics = Sequence[MetricsLine]
 
-#: A mark for each curve and one for its null; what joins marks; the frame.
+#: A mark for each curve and for its null; the character that joins marks; the frame.
 _Glyphs = tuple[tuple[str, str], str, str]
 _UNICODE: _Glyphs = ("●■", "○□"), "·", "│└─"
 _ASCII: _Glyphs = ("OX", "ox"), ".", "|+-"
@@ -27,14 +27,14 @@ _WIDTH, _ROWS = 60, 13
 
 @dataclass(frozen=True)
 class Curve:
-    """How runs that differ in the seed alone learned, averaged over them.
+    """The learning curve of runs that differ only in their seeds, averaged over them.
 
     Attributes:
-        record: of the first run, for what all have in common.
+        record: of the first run, for what all runs share.
         ranks: mean rank by quantity and epoch, at the epochs at which all runs were scored.
         nulls: null rank of the finding by epoch.
         score: OCR score after the last epoch.
-        ranges: lowest and highest rank of any run, by quantity and epoch.
+        ranges: lowest and highest mean rank of any run, by quantity and epoch.
     """
 
     record: Record
@@ -46,7 +46,7 @@ class Curve:
 
     @classmethod
     def of(cls, runs: Iterable[tuple[Record, Metrics]], scoring: Scoring) -> Curve | None:
-        """The curve of some runs, whose metrics are read one after the other; None of no runs."""
+        """The curve of some runs, whose metrics are read one run at a time; None if there are no runs."""
         records: list[Record] = []
         ranks: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         nulls: dict[int, list[float]] = defaultdict(list)
@@ -78,9 +78,9 @@ class Curve:
 
 
 def charts(curves: Sequence[Curve], stream: TextIO) -> str:
-    """A chart for every two curves, as the stream can show it: in Unicode or ASCII, and in colour on a terminal.
+    """A chart per two curves, in Unicode or ASCII depending on the stream, and in colour on a terminal.
 
-    NO_COLOR is honoured.
+    Respects NO_COLOR.
     """
     try:
         "●■○□·│└─".encode(stream.encoding or "ascii")

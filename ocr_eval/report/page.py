@@ -1,4 +1,4 @@
-"""Runs -> one HTML page that holds everything it needs and opens by a double click."""
+"""Runs -> one self-contained HTML page."""
 
 import base64
 import hashlib
@@ -32,27 +32,27 @@ from ocr_eval.report.tables import context, templates, unlearned
 from ocr_eval.specs.published import published_mean_ranks
 from ocr_eval.specs.run import Scoring
 
-#: Figures of single rows (curves, heatmaps) in the page's gallery; every run's own are in its section.
+#: Most figures of single rows (curves, heatmaps) in the page's gallery; each run's own are in its section.
 ROW_FIGURES = 12
-#: Pixels of a figure's inch, at which its small print is as large as that of the page.
+#: Pixels per inch of a figure, so that its small print is as large as that of the page.
 PIXELS = 112
-#: Settings, or models, that the finding names.
+#: Most settings or models that the finding names.
 MOST_NAMED = 6
-#: Measures that the page shows, which a reader of records must read.
+#: Measures that the page shows, which must be read from records.
 MEASURES = (*ON_CARD, *BY_LAYER)
-#: Runs that have a section, and complaints that are printed: a browser has to open the page.
+#: Most runs with a section, and most complaints printed, so that a browser can open the page.
 MOST_RUNS, MOST_COMPLAINTS = 500, 100
 
 
 @dataclass(frozen=True)
 class Section:
-    """A run in the page.
+    """A run on the page.
 
     Attributes:
-        cells: what the list of runs shows, in the order of its columns.
-        sort_by: what each column sorts by.
+        cells: the run's row in the list of runs.
+        sort_by: the value that each column sorts by.
         unlearned: the premises that it did not learn, in words; empty if it learned all.
-        data: the packed content that the browser opens on demand.
+        data: the packed content that the browser unpacks on demand.
     """
 
     number: int
@@ -63,11 +63,11 @@ class Section:
 
     @property
     def group(self) -> str:
-        """What it is listed under: model and association."""
+        """The heading that it is listed under: model and association."""
         return f"{self.cells[1]}, {self.cells[0]}"
 
 
-#: Title and text of the figures of all runs together, and the text of those of a row.
+#: Title and text of the figures of all runs, and the text of those of a row.
 _OVERALL = {
     "scores": (
         "OCR score by association",
@@ -89,7 +89,7 @@ _OF_ROWS = {
     "heatmap": "Mean probability of each candidate for the test subjects of each group; the right one is framed.",
 }
 
-#: Unwarranted beliefs of a run that the page shows, and what of them.
+#: Most unwarranted beliefs shown per run, and their columns.
 BELIEFS = 50
 _SHOWN = ("subject", "column", "believed", "probability", "untouched", "foretold", "said", "truth")
 
@@ -101,8 +101,8 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
     """The page of all runs, and a complaint for each of their files that cannot be read.
 
     Args:
-        token: the state that the page shows, when it is served and should watch for another.
-        made: when and by what, for the footer.
+        token: the state that a served page shows; it reloads when the state changes.
+        made: date and command, for the footer.
     """
     complaints = list(found.complaints)
     sections = []
@@ -112,7 +112,7 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
         complaints += more
         sections.append(_section(number, key_setting, run, scoring, pack(content)))
     css, js = (files("ocr_eval.report").joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    of_rows = row_figures(rows, scoring, lambda _: None)  # the sections complain of the same files
+    of_rows = row_figures(rows, scoring, lambda _: None)  # the sections complain about the same files
     table = build_table(found.records, scoring, published_mean_ranks()) if found.runs else None
     overall = overall_figures(found.records, table) if table else ()
     card = card_of(found.records, table) if table else []
@@ -168,12 +168,12 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
 
 @dataclass(frozen=True)
 class Beliefs:
-    """What a run believes where its table is silent.
+    """What a run believes about values that its table lacks.
 
     Attributes:
-        totals: a sentence for each column.
+        totals: a sentence per column.
         rows: the first of the unwarranted beliefs.
-        unwarranted: of how many.
+        unwarranted: number of all unwarranted beliefs.
     """
 
     run: str
@@ -228,7 +228,7 @@ def _counts(found: Found) -> str:
 
 
 def _about(table: Table) -> str:
-    """The models of the finding with their settings, or with the number of these if there are many."""
+    """The models of the finding with their settings, or with the number of settings if there are many."""
     settings: dict[str, list[str]] = {}
     for row in table.rows:
         if any(cell.method and not cell.control for cell in row.cells.values()):
@@ -244,13 +244,13 @@ def _about(table: Table) -> str:
 
 
 def _picture(title: str, text: str, figure: Figure) -> tuple[str, str, int, str]:
-    """What the page has of a figure: title, text, width in pixels and the drawing."""
+    """A figure for the page: title, text, width in pixels, and the drawing as base64."""
     width = round(figure.get_figwidth() * PIXELS)
     return title, text, width, base64.b64encode(draw(figure, "svg", title)).decode()
 
 
 def _policy(css: str, js: str, served: bool) -> str:
-    """A content security policy that lets nothing run or load but the page's own style and script."""
+    """A content security policy that allows only the page's own style and script."""
     style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, js))
     connect = "'self'" if served else "'none'"
     return (

@@ -1,4 +1,4 @@
-"""Runs -> what the page shows of each, as small JSON that the browser opens on demand."""
+"""Runs -> the content of each run's section on the page, as small JSON that the browser unpacks on demand."""
 
 import base64
 import gzip
@@ -25,16 +25,16 @@ from ocr_eval.specs.run import Scoring
 
 T = TypeVar("T")
 
-#: Log-probabilities are kept in thousandths of a nat: the page shows two decimals.
+#: Log-probabilities are stored in thousandths of a nat; the page shows two decimals.
 _STEPS_A_NAT = 1000
 
 
 def run_payload(run: FinishedRun, scoring: Scoring) -> tuple[dict[str, Any], list[UserError]]:
     """Everything that a run's section shows, and a complaint for each file that cannot be read.
 
-    Keys: ``command``, ``wants``, ``config`` and ``environment`` (text), ``curves``, ``heat`` and ``probes`` (None
-    where their file is missing or damaged, ``heat`` also where candidates differ between probes). A run that is kept
-    without its probes is not complained of.
+    Keys: ``command``, ``wants``, ``config`` and ``environment`` (text), ``curves``, ``heat`` and ``probes`` (None if
+    their file is missing or damaged; ``heat`` also if candidates differ between probes). A run without a probes file
+    causes no complaint.
     """
     complaints: list[UserError] = []
 
@@ -59,7 +59,7 @@ def run_payload(run: FinishedRun, scoring: Scoring) -> tuple[dict[str, Any], lis
 
 
 def pack(content: Mapping[str, Any]) -> str:
-    """JSON, compressed, in base64: small, and without a character that HTML could trip over."""
+    """JSON, compressed, in base64, so that it is small and needs no escaping in HTML."""
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
 
@@ -71,7 +71,7 @@ def _text(path: Path) -> str:
 
 def _curves(run: FinishedRun, scoring: Scoring) -> dict[str, Any]:
     curve = Curve.of([(run.record, metrics_of(run, scoring))], scoring)
-    assert curve is not None  # of one run
+    assert curve is not None  # there is a run
 
     def points(ranks: Mapping[int, float]) -> list[list[float]]:
         return [[epoch, round(rank, 4)] for epoch, rank in ranks.items()]
@@ -128,7 +128,7 @@ def _rows(lines: Sequence[Mapping[str, Any]], last: int, scoring: Scoring) -> di
 
 @dataclass(frozen=True)
 class Progress:
-    """A run that has begun and not finished."""
+    """A run that has started but not finished."""
 
     name: str
     epochs_done: int
@@ -136,7 +136,7 @@ class Progress:
 
 
 def progress_of(folder: Path) -> Progress | None:
-    """How far an unfinished run is; None if its files do not tell."""
+    """The progress of an unfinished run; None if its files cannot be read."""
     try:
         spec = read_config(folder)
         done = max((line.epoch for line in RunFolder(folder).metrics()), default=0)

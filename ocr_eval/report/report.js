@@ -1,5 +1,5 @@
 "use strict";
-// Text reaches the page through textContent and attributes only; nothing here parses HTML.
+// Text is inserted only through textContent and attributes; nothing here parses HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 const QUANTITIES = {
@@ -21,7 +21,7 @@ function el(name, attributes = {}, ...children) {
   return node;
 }
 
-// Tables that sort: the button in a header cell, by data-v; rows without a value stay last.
+// Sortable tables: the button in a header cell sorts by data-v; rows without a value stay last.
 function sortBy(table, column) {
   const headers = [...table.tHead.rows[0].cells];
   const descending = headers[column].getAttribute("aria-sort") === "ascending";
@@ -45,7 +45,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// The search over runs hides rows and sections alike.
+// The search hides both the rows and the sections of runs.
 const search = document.getElementById("run-search");
 function filterRuns() {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -93,7 +93,7 @@ function drawRun(run, id) {
       el("div", {}, el("h5", {}, "Which answers win"), run.heat ? drawHeat(run.heat) : run.probes ? el("p", {}, "Candidates differ between probes.") : missing("The heatmap"))),
     el("h5", {}, "Probes after the last epoch"),
     run.probes ? drawProbes(run.probes, id) : missing("The probes"),
-    el("h5", {}, "Do it again"),
+    el("h5", {}, "Reproduce this run"),
     el("pre", { class: "command", tabindex: 0 }, run.command),
     ...(run.wants ? [el("p", {}, run.wants)] : []),
     fold("Configuration", run.config),
@@ -230,7 +230,7 @@ function openTarget() {
 window.addEventListener("hashchange", openTarget);
 openTarget();
 
-// A served page looks for another state, and loads it with the same sections open.
+// A served page polls for a new state, and reloads with the same sections open.
 const token = document.body.dataset.token;
 if (token !== undefined) {
   const name = (details) => details.dataset.text;
@@ -250,7 +250,7 @@ if (token !== undefined) {
       sessionStorage.setItem("ocr-eval", JSON.stringify({ search: search.value, open, scroll: window.scrollY }));
       location.reload();
     } catch {
-      return; // the server is gone; what is shown stays
+      return; // the server is gone; keep what is shown
     }
   }, 2000);
 }

@@ -1,4 +1,4 @@
-"""The command that makes a run again. Pure but for the list of shipped names."""
+"""The command that reproduces a run. Pure except for the list of shipped names."""
 
 import shlex
 from functools import cache
@@ -11,10 +11,10 @@ from ocr_eval.specs.settings import SETTINGS
 
 
 def command(record: Record) -> str:
-    """The command line that does this run again, with every flag that its result depends on.
+    """The command line that reproduces a run, with every flag that its result depends on.
 
-    A model or association of the user's own is named by a file; ``missing_files`` says what goes into it. Training that
-    was done elsewhere can only be scored again.
+    A model or association that is not shipped is named by a file; ``missing_files`` says what goes into it. External
+    training can only be scored again.
     """
     if not isinstance(record.train, TrainSpec):
         name = record.train.method.partition(":")[2]
@@ -40,10 +40,10 @@ def command(record: Record) -> str:
 
 
 def missing_files(record: Record) -> str:
-    """Which files the command wants that are not shipped, and where their content is; empty if none."""
+    """Which files the command needs that are not shipped, and where to find their content; empty if none."""
     if not isinstance(record.train, TrainSpec):
-        trained = "TRAINED (what was trained on it)" if record.adapter_sha256 else "SERVER and SERVED (who answers)"
-        return f"It wants EXPORTED (the folder of 'data export') and {trained}."
+        trained = "TRAINED (what was trained on it)" if record.adapter_sha256 else "SERVER and SERVED (its model)"
+        return f"It needs EXPORTED (the folder of 'data export') and {trained}."
     wanted = [
         f"./{name}.yaml (the section '{section}' of the configuration)"
         for part, name, section in (
@@ -52,7 +52,7 @@ def missing_files(record: Record) -> str:
         )
         if name not in _names(part)
     ]
-    return f"It wants {' and '.join(wanted)}." if wanted else ""
+    return f"It needs {' and '.join(wanted)}." if wanted else ""
 
 
 def _shipped_or_file(part: str, name: str) -> str:

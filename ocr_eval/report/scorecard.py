@@ -14,7 +14,7 @@ from ocr_eval.analysis.scorecard import KINDS, ScorecardRow, verdict
 from ocr_eval.records.rows import usual_settings
 from ocr_eval.report.tables import markdown_text, spreadsheet_text
 
-#: What measures add to the card, with the heads of their columns.
+#: Numbers of measures on the card, with their column headers.
 _MEASURES = {
     "paraphrase.test_fact": "reworded",
     "known.kept": "known kept",
@@ -23,7 +23,7 @@ _MEASURES = {
     "weight-change.frobenius": "norm of dW",
 }
 
-#: Those of them that a reader of records must read.
+#: The measures that must be read from records for the card.
 MEASURES = tuple(dict.fromkeys(key.partition(".")[0] for key in _MEASURES))
 
 _NOTE = (
@@ -40,12 +40,12 @@ _NOTE = (
 
 
 def note(rows: Sequence[ScorecardRow]) -> str:
-    """How to read the card, and the settings that its rows do not name."""
+    """How to read the card, and the settings that rows leave unnamed."""
     return " ".join(filter(None, [_NOTE, usual_settings((row.name, row.unnamed) for row in rows)]))
 
 
 def to_text(rows: Sequence[ScorecardRow]) -> str:
-    """The card as a Markdown table with how to read it."""
+    """The card as a Markdown table, with a note on how to read it."""
     header, body = cells(rows)
     escaped = [[markdown_text(cell) for cell in row] for row in body]
     table: str = tabulate(escaped, header, tablefmt="github", disable_numparse=True)
@@ -60,7 +60,7 @@ def to_tex(rows: Sequence[ScorecardRow]) -> str:
 
 
 def to_csv(rows: Sequence[ScorecardRow]) -> str:
-    """A row a setting, every number in a column of its own."""
+    """One row per setting, one column per number."""
     import pandas as pd
 
     flat = [{key: spreadsheet_text(value) for key, value in _flat(row).items()} for row in rows]
@@ -68,7 +68,7 @@ def to_csv(rows: Sequence[ScorecardRow]) -> str:
 
 
 def to_json(rows: Sequence[ScorecardRow]) -> str:
-    """All that is known about each row, and what may be concluded."""
+    """The verdict, and everything known about each row."""
     return json.dumps({"verdict": verdict(rows), "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
 
 

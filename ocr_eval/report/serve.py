@@ -1,6 +1,6 @@
-"""The report of a folder that is still being filled, served to this machine only.
+"""A live report of folders with unfinished runs, served to this machine only.
 
-The page asks for ``/state`` now and then and reloads when the folders' content has changed.
+The page polls ``/state`` and reloads when the folders' content has changed.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from ocr_eval.report.page import MEASURES, build_page
 from ocr_eval.specs.run import Scoring
 
 LOOPBACK = "127.0.0.1"
-#: Files whose change makes a new state: progress of a run, and its end.
+#: Files that define the state: progress and end of a run.
 _WATCHED = ("metrics.jsonl", "status.json", "result.json")
-#: Seconds that a client may take for each part of its request, and clients that are answered at once.
+#: Seconds that a client may take for each part of its request, and most clients at once.
 _PATIENCE, _MOST_CLIENTS = 10, 64
 
 
 class Report:
-    """The page of some folders, made again only when something in them has changed."""
+    """The page of some folders, rebuilt only when something in them has changed."""
 
     def __init__(self, folders: Sequence[Path], scoring: Scoring, filters: Sequence[str] = ()) -> None:
         self._folders, self._scoring = list(folders), scoring
@@ -39,7 +39,7 @@ class Report:
         self._making = threading.Lock()
 
     def state(self) -> str:
-        """A digest of the names, sizes and times of the watched files."""
+        """A digest of the names, sizes and modification times of the watched files."""
         digest = hashlib.sha256()
         for root in self._folders:
             for place, folders, names in os.walk(root):
@@ -53,7 +53,7 @@ class Report:
         return digest.hexdigest()[:16]
 
     def page(self) -> bytes:
-        """The page of the present state."""
+        """The page in its current state."""
         with self._making:
             state = self.state()
             if self._made is None or self._made[0] != state:
@@ -63,14 +63,14 @@ class Report:
 
 
 class _Server(ThreadingHTTPServer):
-    """A server that bears slow clients, many clients, and clients that leave."""
+    """A server that copes with slow clients, many clients, and clients that disconnect."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self._clients: deque[socket.socket] = deque()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread; of more clients than ``_MOST_CLIENTS`` the one that came first is dropped."""
+        """Answer in a thread; beyond ``_MOST_CLIENTS`` the oldest client is dropped."""
         self._clients.append(request)
         if len(self._clients) > _MOST_CLIENTS:
             with suppress(OSError):
@@ -78,13 +78,13 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Forget a client that has its answer or left."""
+        """Forget a client that was answered or has disconnected."""
         with suppress(ValueError):
             self._clients.remove(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """One line; none of a client that left."""
+        """Print one line, unless the client disconnected."""
         error = sys.exc_info()[1]
         if not isinstance(error, ConnectionError | TimeoutError):
             warn(f"a request could not be answered: {error}")
@@ -103,7 +103,7 @@ def make_server(report: Report, port: int) -> ThreadingHTTPServer:
         def do_GET(self) -> None:
             port = self.server.server_port  # type: ignore[attr-defined]
             if self.headers.get("Host") not in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
-                # another site's page in this browser could reach the port under a name of its own
+                # guards against DNS rebinding: another site's page could reach the port under its own host name
                 self._answer(403, b"This report is served to this machine only.\n", "text/plain")
             elif self.path == "/":
                 self._page()
@@ -141,11 +141,11 @@ def serve_report(folders: Sequence[Path], scoring: Scoring, port: int, filters: 
     """Serve until interrupted.
 
     Raises:
-        UserError: a folder does not exist, a wrong filter, or the port is taken.
+        UserError: a folder does not exist, a filter is invalid, or the port is taken.
     """
     report = Report(folders, scoring, filters)
     report.page()
     with make_server(report, port) as server:
         print(f"http://{LOOPBACK}:{server.server_port}/", flush=True)
-        say("Serving on this machine only; Ctrl-C ends it.")
+        say("Serving to this machine only; press Ctrl-C to stop.")
         server.serve_forever()

@@ -14,7 +14,7 @@ _HEADER = ("row", "association", "seeds", "sd of seeds", "data", "training", "re
 
 
 def spread_table(records: Sequence[Record], scoring: Scoring) -> str:
-    """Why the runs of each cell differ, in Markdown, with how to read it."""
+    """Why the runs of each cell differ, as a Markdown table with a note on how to read it."""
     found = spreads(records, scoring)
 
     def number(value: float | None) -> str:

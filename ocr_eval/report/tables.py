@@ -19,7 +19,7 @@ from ocr_eval.records.rows import usual_settings
 from ocr_eval.scoring.ranks import LEARNED_TOP1
 from ocr_eval.specs.strict import SCHEMA_VERSION
 
-#: Column and caption words of each metric.
+#: The name of each metric in captions.
 METRIC_NAMES = {
     "mean-rank": "mean rank",
     "null-rank": "null rank",
@@ -30,7 +30,7 @@ METRIC_NAMES = {
     "lift": "lift: OCR score minus that of the no-entailment control",
     "p": "p-value of 'nothing was inferred'",
 }
-#: What the quantities of pairs are called; others have their own names.
+#: Names of the quantities of pairs; others are shown as they are called.
 QUANTITY_NAMES = {
     "train_fact": "train facts",
     "test_fact": "test facts",
@@ -46,12 +46,12 @@ def unlearned(record: Record) -> str:
 
 
 def caption(table: Table) -> str:
-    """How to read the table, and what must be known about its numbers."""
+    """How to read the table, and caveats about its numbers."""
     return " ".join([_reading(table), *_protocol(table), *_flags(table), *_published_note(table)])
 
 
 def findings(table: Table) -> str:
-    """What is ranked, to begin a sentence."""
+    """What is ranked, to start a sentence."""
     names = " and ".join(QUANTITY_NAMES.get(name, name) for name in table.findings)
     return names[0].upper() + names[1:]
 
@@ -71,7 +71,7 @@ def _reading(table: Table) -> str:
         return (
             f"{table.metric} of the trained model, averaged over seeds; it depends on no scoring and has no interval."
         )
-    bound = " (no interval: records keep no margins of subjects)" if table.metric == "margin" else ""
+    bound = " (no interval: records keep no margins per subject)" if table.metric == "margin" else ""
     return f"{where}: {METRIC_NAMES[table.metric]}{interval or bound}."
 
 
@@ -81,7 +81,7 @@ def _protocol(table: Table) -> list[str]:
         del shared["variant"]
     own = [row for row in table.rows if not row.published]
     dtypes = _rows_with((row.dtype, row.name) for row in own)
-    told = all("dtype=" in row.name for row in own)  # each row says its own
+    told = all("dtype=" in row.name for row in own)  # each row's name states it
     if len(dtypes) == 1:
         shared["dtype"] = next(iter(dtypes))
     notes = [f"All runs: {', '.join(f'{key} {value}' for key, value in shared.items())}."] if shared else []
@@ -95,13 +95,13 @@ def _protocol(table: Table) -> list[str]:
         listed = [f"{version} ({versions[version]})" for version in sorted(versions)]
         notes.append(
             f"Results versions differ between rows: {', '.join(listed)}. Numbers changed in between, so such runs are "
-            "never averaged, nor is one the other's control."
+            "never averaged, nor used as each other's controls."
         )
     return notes
 
 
 def _rows_with(values: Iterable[tuple[Any, str]]) -> dict[Any, str]:
-    """Of each value the names of the first rows that have it."""
+    """For each value the names of the first rows that have it."""
     most = 6
     rows: dict[Any, list[str]] = {}
     for value, name in values:
@@ -144,12 +144,12 @@ def _flags(table: Table) -> list[str]:
 #: Why a star and the interval next to it can disagree.
 _TWO_ANSWERS = {
     "inferred": (
-        "p is one-sided, asks whether groups agree too, and is corrected; the interval is two-sided and of its cell "
-        "alone, so a starred cell's interval may reach below zero, and one that does not may lack the star."
+        "p is one-sided, also tests whether groups agree, and is corrected; the interval is two-sided and for its cell "
+        "alone, so a starred cell's interval may reach below zero, and one whose interval does not may lack the star."
     ),
     "lift": (
-        "p is of sign flips and corrected; the interval is Student's t and of its cell alone, so a starred cell's "
-        "interval may hold zero, and one that does not may lack the star."
+        "p is from sign flips and corrected; the interval is Student's t for its cell alone, so a starred cell's "
+        "interval may contain zero, and one whose interval does not may lack the star."
     ),
 }
 
@@ -184,19 +184,19 @@ def _published_note(table: Table) -> list[str]:
     if table.scoring != "first-token":
         differs.append(f"score the first token (here {table.scoring})")
     if table.protocol.get("n") != "5" or (table.protocol.get("m_train"), table.protocol.get("m_test")) != ("4", "16"):
-        differs.append("have 5 pairs and 4 + 16 subjects a pair")
-    return [f"Published rows are of Huang et al. (2025). Protocols differ: {'; '.join(differs)}."]
+        differs.append("have 5 pairs and 4 + 16 subjects per pair")
+    return [f"Published rows are from Huang et al. (2025). Protocols differ: {'; '.join(differs)}."]
 
 
 def _mark(table: Table, cell: Cell) -> str:
-    """``*`` at ranks and scores that show inference and at lifts that are shown, ``!``, ``?``."""
+    """``*`` if an inference or a lift is significant, ``!`` if a run did not learn, ``?`` if ranks are not exact."""
     star = cell.inferred and table.metric in (None, *_INTERVALS)
     star = star or (table.metric == "lift" and cell.lift is not None and bool(cell.lift.sign))
     return "*" * star + " !" * _unlearned(table, cell) + " ?" * bool(cell.inexact)
 
 
 def _unlearned(table: Table, cell: Cell) -> bool:
-    """Whether a run of what a cell shows did not learn what it was taught; a lift is of its control's runs too."""
+    """Whether some run behind a cell did not learn what it was taught; for a lift, control runs count, too."""
     return bool(cell.unlearned) or (
         table.metric == "lift" and cell.lift is not None and cell.lift.control_unlearned > 0
     )
@@ -217,7 +217,7 @@ def _bounded(cell: Cell, metric: Any) -> str:
 
 
 def cell_lines(table: Table, cell: Cell | None) -> list[str]:
-    """A cell's text: ranks and score apart where it shows both, no line where there is no run, flags last."""
+    """The lines of a cell: ranks and score on separate lines if it shows both, flags last; none without a run."""
     if cell is None:
         return []
     if cell.seeds is None:
@@ -232,18 +232,18 @@ def cell_lines(table: Table, cell: Cell | None) -> list[str]:
 
 
 def seed_counts(row: Row) -> str:
-    """``3``, or ``1-3`` where cells have different numbers of runs."""
+    """``3``, or ``1-3`` if cells have different numbers of seeds."""
     counts = sorted({cell.seeds for cell in row.cells.values() if cell.seeds is not None})
     return "-".join(str(count) for count in counts[:: max(1, len(counts) - 1)])
 
 
 def header(table: Table) -> list[str]:
-    """The columns' names."""
+    """Column names."""
     return [*(key.replace("_", "-") for key in table.by), "setting", "seeds", *table.associations]
 
 
 def to_markdown(table: Table) -> str:
-    """The table in Markdown, numbers aligned, with a caption that says how to read a cell."""
+    """The table in Markdown with aligned numbers and its caption."""
     body = [
         [
             *map(markdown_text, (*row.labels, row.setting, seed_counts(row))),
@@ -258,39 +258,39 @@ def to_markdown(table: Table) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text that stays text in a table of Markdown."""
+    """Text escaped for a Markdown table."""
     for mark, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
         text = text.replace(mark, escaped)
     return " ".join(text.split())
 
 
 def to_csv(table: Table) -> str:
-    """A line a cell, every metric with its interval."""
+    """One line per cell, with every metric and its interval."""
     cells = list(flat_cells(table))
     return files.to_csv(map(spreadsheet_text, cells[0]), (map(spreadsheet_text, cell.values()) for cell in cells))
 
 
 def spreadsheet_text(value: Any) -> Any:
-    """A value of a csv; text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    """A csv value; text that a spreadsheet would read as a formula is prefixed with an apostrophe."""
     if not isinstance(value, str):
         return value
     formula = value.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-    return "'" * formula + value.replace("\r", " ")  # the csv module leaves it bare, and it would end the row
+    return "'" * formula + value.replace("\r", " ")  # the csv module does not quote it, and it would end the row
 
 
 def to_json(table: Table) -> str:
-    """The table as a JSON object, an object a cell in ``cells``."""
+    """The table as a JSON object, with one object per cell in ``cells``."""
     content = {"scoring": table.scoring, "caption": caption(table), "cells": list(flat_cells(table))}
     return json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2) + "\n"
 
 
 def rendered(template: str, table: Table) -> str:
-    """The table by a template of its own."""
+    """The table rendered by a template."""
     return templates().get_template(template).render(context(table))
 
 
 def context(table: Table) -> dict[str, Any]:
-    """What the templates of a table need."""
+    """The variables that the templates of a table use."""
     return {
         "table": table,
         "header": header(table),
@@ -303,7 +303,7 @@ def context(table: Table) -> dict[str, Any]:
 
 @cache
 def templates() -> Environment:
-    """The templates of ocr_eval/report; what they put into HTML is escaped."""
+    """The templates of ocr_eval/report; those for HTML escape their values."""
     environment = Environment(
         loader=PackageLoader("ocr_eval", "report"),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
@@ -325,12 +325,12 @@ _TEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    **{mark: f"{{{mark}}}" for mark in "[]*"},  # after a row's end they would be its options
+    **{mark: f"{{{mark}}}" for mark in "[]*"},  # after the end of a row they would be read as its options
 }
 
 
 def _tex_numbers(text: str) -> str:
-    """Numbers in mathematics, so that a minus is one; flags raised."""
+    """Numbers in math mode, for a proper minus sign; flags as superscripts."""
     numbers = text.rstrip("*!? ")
     flags = text[len(numbers) :].replace(" ", "")
     return f"${numbers}$" + (rf"\textsuperscript{{{flags}}}" if flags else "")

@@ -1,16 +1,15 @@
-"""What the numbers claim, held against simulated studies whose truth is known; the tables of ocr_eval/docs/numbers.md.
+"""Intervals and tests on simulated studies with known truth; prints the tables of ocr_eval/docs/numbers.md.
 
-Groups whose people do the same (``together`` is the weight of what they share) and seeds that differ (``sd``) are what
-makes intervals too narrow and tests too eager. Printed are, in per cent of the studies,
+Correlated people within groups (``together`` is the weight of what they share) and differences between seeds (``sd``)
+make intervals too narrow and tests too liberal. It prints, in per cent of the studies,
 
-- one condition: how often the interval holds the truth, with its median width, and how often something is said to be
-  inferred: by the rule (permutation of groups, and t over seeds) and by permutation alone;
-- the same from three seeds: how often other intervals hold the truth. t over seeds without the floor; percentiles of a
-  bootstrap over seeds and then groups; bootstrap-t over seeds; the jackknife over all groups; sign flips of all groups,
-  inverted;
-- two conditions that differ by nothing or by 0.5, whose runs move by 0.15 for reasons of their own: how often the
-  interval holds the difference, and how often one is said to be above the other: by the rule (sign flips over seeds,
-  from six on), and if the groups were taken for independent (t over all of them).
+- one condition: how often the interval covers the truth, its median width, and how often an inference is reported: by
+  the rule (permutation of groups, and t over seeds) and by permutation alone;
+- the same with three seeds, for other intervals: t over seeds without the floor; percentiles of a bootstrap over seeds
+  and then groups; bootstrap-t over seeds; the jackknife over all groups; inverted sign flips of all groups;
+- two conditions that differ by 0 or by 0.5, whose runs have independent noise of 0.15: how often the interval covers
+  the difference, and how often a difference is reported: by the rule (sign flips over seeds, from six seeds), and if
+  groups were treated as independent (t over all of them).
 
     python tests/benchmarks/bench_claims.py [--studies 1000]
 """
@@ -157,7 +156,7 @@ def intervals(rng: np.random.Generator, studies: int) -> Iterator[list[str]]:
 
 def two_conditions(rng: np.random.Generator, studies: int) -> Iterator[list[str]]:
     for seeds, together, apart in product((3, 6, 10), (0.0, 0.4, 0.8), (0.0, 0.5)):
-        # Two runs of one seed: what moves them is drawn for each, as it is for a run that is made again.
+        # The two runs of a seed draw their noise separately, like a run and its rerun.
         a, b = (Study(score, RUN_SD, together) for score in (0.2 + apart, 0.2))
         truth = a.truth(rng) - b.truth(rng)
         pairs = [(dict(enumerate(a.seeds(rng, seeds))), dict(enumerate(b.seeds(rng, seeds)))) for _ in range(studies)]

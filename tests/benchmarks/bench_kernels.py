@@ -1,8 +1,8 @@
-"""What each hand-written part gives: a training step and a full scoring as they are, and without one part at a time.
+"""What each hand-written part gains: a training step and a full scoring as they are, and without one part at a time.
 
-Every way makes the gradients of the same batches, and scores the same probes, in turn in one process, so that all meet
-the same noise. A ratio says how many times longer it takes without a part; the time is the processor's with one thread
-(a pack as a sweep does it, undisturbed by what else runs) and the fastest of the rounds on the clock with more.
+All variants compute gradients of the same batches and score the same probes, in turn in one process, so that they are
+exposed to the same noise. A ratio says how many times longer it takes without a part. With one thread (as in a sweep)
+times are CPU time, which other processes do not disturb; with more, wall time. The fastest round counts.
 
     python tests/benchmarks/bench_kernels.py [--dtype float32] [--lanes 4] [--threads 1] [--rounds 4]
 """
@@ -40,7 +40,7 @@ from ocr_eval.specs.run import make_run_spec
 
 @contextmanager
 def library_attention(pack: GradientPack, name: str) -> Iterator[None]:
-    """The library's attention, over rows that are not parted into clumps."""
+    """The library's attention, on rows that are not divided into clumps."""
     pack.base.network.set_attn_implementation(name)
     yield
     pack.base.network.set_attn_implementation(grouped_attention.NAME)
@@ -61,7 +61,7 @@ def none_of_them(ways: list[Callable[[], AbstractContextManager[object]]]) -> It
 
 
 def one_clump(rows: list, by_clump: bool) -> object:
-    """Rows that are not parted."""
+    """Rows that are not divided."""
     return LAY_OUT(rows, by_clump=False)
 
 
@@ -69,7 +69,7 @@ LAY_OUT = view.lay_out
 
 
 def main() -> None:
-    """Time all ways in turn and print how much longer a step takes without each part."""
+    """Time all variants in turn, and print how much longer a step and a scoring take without each part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--lanes", type=int, default=4)
@@ -112,7 +112,7 @@ def main() -> None:
     best = {key: min(times[1:]) for key, times in seconds.items()}
     print(f"{arguments.dtype}, {torch.backends.cpu.get_cpu_capability()}, {arguments.lanes} lanes, ", end="")
     print(f"{arguments.threads} threads, best of {arguments.rounds}: ", end="")
-    print(", ".join(f"{best['as it is', name]:.3f} s a {name}" for name in jobs))
+    print(", ".join(f"{best['as it is', name]:.3f} s per {name}" for name in jobs))
     for way in ways:
         print(f"{way:24}" + "".join(f"{best[way, name] / best['as it is', name]:6.2f}x" for name in jobs))
 

@@ -1,6 +1,6 @@
-"""What a scoring costs: all probes, the premises alone by first token, and ranks in the whole vocabulary.
+"""The cost of a scoring: all probes, only the premises by first token, and ranks in the whole vocabulary.
 
-One run of the default model in bf16 on a CPU, over the untouched base. Prints the median seconds of three rounds.
+One run of the default model in bf16 on a CPU, with the untouched base. Prints the median seconds of three rounds.
 
     python tests/benchmarks/bench_scoring.py [--assoc country-code]
 """
@@ -31,8 +31,8 @@ def main() -> None:
     asked, view = prepare(base.tokenizer, spec), View(base, base.network)
     jobs = {
         "all probes": lambda: score_candidates(view, asked.probes),
-        "premises alone": lambda: score_candidates(view, asked.premises),
-        "vocabulary, of one model": lambda: in_vocabulary(view, 0, asked.probes),
+        "only premises": lambda: score_candidates(view, asked.premises),
+        "vocabulary, one model": lambda: in_vocabulary(view, 0, asked.probes),
     }
     took: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(3):

@@ -1,6 +1,6 @@
-"""Many seeds in few cells: what the table and the page of 20,000 records take, each in a process of its own.
+"""Many seeds in a few cells: time and memory for the table and the page of 20,000 records, each in its own process.
 
-The records are copies of a committed one under other seeds: a cell of real data and its no-entailment control, or two
+The records are copies of a committed one with other seeds: a cell of real data and its no-entailment control, or two
 cells of two associations. Prints seconds and peak memory; the targets are 20 s and 1 GB.
 
     python tests/benchmarks/bench_seeds.py [--records 20000]
@@ -40,7 +40,7 @@ def main() -> None:
             commands = {"table": [], "table as csv": ["--format", "csv"], "table --components": ["--components"]}
             for name, flags in {**commands, "report": ["-o", f"{folder}/report.html"]}.items():
                 seconds, busy, megabytes = measure([name.split()[0], folder, *flags])
-                took = f"{seconds:.1f} s ({busy:.1f} of a processor), {megabytes:,.0f} MB"
+                took = f"{seconds:.1f} s ({busy:.1f} s of CPU time), {megabytes:,.0f} MB"
                 print(f"{name} of {records:,} records, {what}: {took}", flush=True)
 
 
@@ -69,7 +69,7 @@ def write_records(root: Path, record: dict, seeds: int) -> None:
 
 
 def measure(arguments: list[str]) -> tuple[float, float, float]:
-    """Seconds, seconds of a processor, and megabytes of a command; 1 is the code where records lack other files."""
+    """Wall seconds, CPU seconds and peak megabytes of a command; exit code 1 means that runs lack other files."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False

@@ -1,10 +1,10 @@
 """A sweep from end to end, against the same experiment with Hugging Face Trainer + PEFT and lm-evaluation-harness.
 
-What both do: for each of the runs, load the model, train LoRA for some epochs (bf16, batch 32), score every probe
-against its ten candidates before training and after each epoch, and save the adapter. The sweep does all of it; the
-usual way is timed for every association's first seed, one run after another in one process, and counted for all
-seeds. Scoring there is the harness's ``loglikelihood`` in batches of 32, which computes a prompt once for all its
-candidates of one token. Times are of the whole commands, with imports.
+Both load the model, train LoRA for some epochs (bf16, batch 32), score every probe against its ten candidates before
+training and after each epoch, and save the adapter, for each run. The sweep does all runs; the usual way is timed for
+each association's first seed, one run after another in one process, and scaled to all seeds. Its scoring is the
+harness's ``loglikelihood`` in batches of 32, which computes a prompt once for all of its one-token candidates. Times
+are of whole commands, with imports.
 
     python tests/benchmarks/bench_sweep.py [--epochs 2] [--seeds 3] [--rounds 1]
     python tests/benchmarks/bench_sweep.py --schedules --epochs 16 --seeds 2   # scoring every epoch against the default
@@ -46,7 +46,7 @@ from ocr_eval.specs.schedule import DEFAULT
 
 @dataclass(frozen=True)
 class Usual:
-    """Seconds of the usual way, of some runs in one process."""
+    """Seconds of the usual way, for some runs in one process."""
 
     seconds: float
     training: float
@@ -122,14 +122,14 @@ def usual(epochs: int) -> Usual:
     training = scoring = 0.0
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
-        for spec in run_specs(1):
+        for spec in run_specs(1, "bfloat16"):
             took = usual_run(spec, epochs, Path(scratch))
             training, scoring = training + took[0], scoring + took[1]
     return Usual(time.perf_counter() - started, training, scoring)
 
 
 def seconds_of(command: list[str]) -> tuple[float, str]:
-    """Seconds of a command from start to end, and what it printed."""
+    """Wall seconds of a command, and its stdout."""
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return time.perf_counter() - started, done.stdout
@@ -143,7 +143,7 @@ def sweep_seconds(seeds: int, epochs: int, *flags: str) -> float:
 
 
 def schedules(seeds: int, epochs: int, rounds: int) -> None:
-    """Time both schedules of scoring by turns, two associations, and print the ratio."""
+    """Time both schedules of scoring in turn, on two associations, and print the ratio."""
     took: dict[str, list[float]] = {"every": [], DEFAULT: []}
     for _ in range(rounds):
         for schedule, seconds in took.items():
@@ -181,7 +181,7 @@ def main() -> None:
     sweep, other = statistics.median(ours), statistics.median(theirs)
     training = statistics.median(part.training for part in parts) * arguments.seeds
     scoring = statistics.median(part.scoring for part in parts) * arguments.seeds
-    runs = len(run_specs(arguments.seeds))
+    runs = len(run_specs(arguments.seeds, "bfloat16"))
     print(
         f"{runs} runs, {arguments.epochs} epochs, {arguments.epochs + 1} scorings, median of {arguments.rounds} rounds"
     )

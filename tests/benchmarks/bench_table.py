@@ -1,7 +1,7 @@
-"""The table over ten thousand records: reading, checking, resampling and writing down, in a process of its own.
+"""The table of ten thousand records: reading, validating, testing and printing, in a separate process.
 
-The records are copies of the committed ones under other rates and seeds: 3,334 cells of three seeds each in
-the shape of the published protocol. Prints seconds, best of the rounds, for each format; the target is 3.
+The records are copies of the committed ones with other rates: 3,334 cells of three seeds each, in the shape of the
+published protocol. Prints the seconds of the fastest round for each format; the target is 3.
 
     python tests/benchmarks/bench_table.py [--records 10000] [--rounds 3]
 """

@@ -1,10 +1,10 @@
 """The rank sweep of the symbolic study as one batch, against a plain PyTorch loop over its runs.
 
-Both sides train the same runs on the same sequences from the same initialization, in this process, on the
-same number of threads. The loop is what one writes first: one-hot sequences, autograd, torch.optim.AdamW,
-one run after another. Prints both times a run-step, their ratio, and the largest difference in loss; exits 1
-where the ratio is below 15 in float32, or the results differ. In float64 both sides agree to 1e-8; in float32
-rounding in another order grows over the steps.
+Both train the same runs on the same sequences from the same initialization, in this process, on the same number of
+threads. The loop is what one would write first: one-hot sequences, autograd, torch.optim.AdamW, one run after another.
+Prints both times per step of a run, their ratio, and the largest difference in loss; exits with 1 if the ratio is below
+15 in float32, or if results differ. In float64 both agree to 1e-8; in float32 the other order of rounding has an effect
+that grows over the steps.
 
     python tests/benchmarks/bench_toy_sweep.py [--steps 200] [--seeds 3] [--threads 1] [--repeats 2]
         [--precision float32]
@@ -33,7 +33,7 @@ class PlainModel(torch.nn.Module):
     """f(X) = W_O W_V^T X^T X W_KQ x_T on one-hot sequences X [B, T, d], W_KQ a full matrix."""
 
     def __init__(self, spec: RunSpec) -> None:
-        """Start from the same numbers as the batched sweep; rows of answers, which are never read, from 0."""
+        """Start from the same numbers as the batched sweep; rows of answers, which are never read, start at 0."""
         super().__init__()
         start = m.initial_parameters(spec.model, spec.task, spec.train.init, spec.train.init_scale, spec.train.seed)
         self.d = spec.task.vocab
@@ -80,7 +80,7 @@ def plain_loop(spec: RunSpec, data: list[tuple[torch.Tensor, torch.Tensor]]) -> 
 
 
 def test_loss(spec: RunSpec, model: PlainModel) -> float:
-    """The loss on test entailments over the sequences that the batched sweep evaluates."""
+    """The loss on test entailments, on the sequences that the batched sweep evaluates."""
     batch, rows = evaluation_batch(spec.task, spec.train.seed, spec.train.draws)
     held = rows[TEST_ENTAILMENT]
     part = Batch(batch.subject[held], batch.context[held], batch.answer[held])
@@ -90,7 +90,7 @@ def test_loss(spec: RunSpec, model: PlainModel) -> float:
 
 
 def main() -> None:
-    """Time both, print the comparison as JSON, and exit 1 where it falls short."""
+    """Time both, print the comparison as JSON, and exit with 1 if it falls short."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="training steps (the published sweep: 20,000)")
     parser.add_argument("--seeds", type=int, default=3)

@@ -1,14 +1,13 @@
 """Training speed: runs in packs, a run alone, and Hugging Face Trainer + PEFT written the usual way.
 
-Same model, data, adapters, rates, batch size and epochs. Every way runs in processes of its own, in turn and in
-several rounds, so that ratios hold on a noisy machine and peak memory is each way's own. Only training is timed, not
-loading and not scoring. Packs are done as a sweep does them: in as many processes as the machine has cores, which begin
-together; the time is that of the last. The Trainer pads each batch to its longest statement and computes logits at
-every position.
+Same model, data, adapters, rates, batch size and epochs. Each variant runs in separate processes, in turn and in
+several rounds, so that ratios are valid on a noisy machine and each has its own peak memory. Only training is timed,
+not loading or scoring. Packs are trained as in a sweep: in one process per core, all starting together; the time is
+that of the last. The Trainer pads each batch to its longest statement and computes logits at every position.
 
-Useful work counts what the runs need: 4 FLOP a node and frozen weight (forward, and backward to the input), 6 a node
-and adapter weight, 4 a read position and weight of the head; padding does not count. The peak is the best of a
-2048 x 2048 x 2048 matrix product in the precision in use, measured beside each way.
+Useful work is what the runs need: 4 FLOP per node and frozen weight (forward, and backward to the input), 6 per node
+and adapter weight, 4 per read position and weight of the head; padding does not count. The peak is the best
+2048 x 2048 x 2048 matrix product in the precision in use, measured around each variant.
 
     python tests/benchmarks/bench_training.py [--dtype auto] [--epochs 2] [--rounds 2] [--seeds 3]
 """
@@ -56,7 +55,7 @@ Dtype = Literal["bfloat16", "float32"]
 
 
 class Padded(Dataset):
-    """Statements as the Trainer wants them: ids and labels, the prompt masked."""
+    """Statements in the Trainer's format: ids and labels, with the prompt masked."""
 
     def __init__(self, examples: list[Continuation]) -> None:
         self.examples = examples
@@ -115,7 +114,7 @@ def trainer_seconds(spec: RunSpec, folder: WeightFolder, examples: list[Continua
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of training, the best matrix product in GFLOP/s beside it, and the processes' peak memory in bytes."""
+    """Seconds of training, the speed of the best matrix product in GFLOP/s, and peak memory in bytes."""
 
     seconds: float
     peak: float
@@ -124,7 +123,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Worked:
-    """When a worker began and ended its packs, in seconds of the machine's clock, and its peak memory in bytes."""
+    """When a worker started and finished its packs, by the monotonic clock in seconds, and its peak memory in bytes."""
 
     began: float
     ended: float
@@ -132,7 +131,7 @@ class Worked:
 
 
 def matmul_peak(dtype: Dtype) -> float:
-    """GFLOP/s of the best of a few matrix products."""
+    """GFLOP/s of the fastest of a few matrix products."""
     x = torch.randn(2048, 2048, dtype=DTYPES[dtype])
     times = []
     for _ in range(6):
@@ -143,22 +142,22 @@ def matmul_peak(dtype: Dtype) -> float:
 
 
 def fast_dtypes() -> list[Dtype]:
-    """Those that this processor has instructions for."""
+    """The dtypes that this processor has instructions for."""
     there = torch.cpu.get_capabilities()
     has_bf16 = torch.cuda.is_available() or any(there.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    is_avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"  # or made so by ATEN_CPU_CAPABILITY
+    is_avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"  # perhaps by ATEN_CPU_CAPABILITY
     return ["bfloat16", "float32"] if has_bf16 and not is_avx2 else ["float32"]
 
 
 def run_specs(seeds: int, dtype: Dtype) -> list[RunSpec]:
-    """The published protocol: five associations, some seeds."""
+    """The published protocol: five associations, ``seeds`` seeds each."""
     model = load_model_spec("smollm2-135m").model_copy(update={"dtype": dtype})
     names = published_associations()
     return [make_run_spec(model, load_association(name), {}, {}, seed) for name in names for seed in range(seeds)]
 
 
 def pack_seconds(base: Base, specs: list[RunSpec], epochs: int) -> float:
-    """Seconds that some runs train as one pack."""
+    """Seconds to train runs as one pack."""
     pack = attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
     started = time.perf_counter()
     for _ in range(epochs):
@@ -169,7 +168,7 @@ def pack_seconds(base: Base, specs: list[RunSpec], epochs: int) -> float:
 
 
 def later_epochs_seconds(base: Base, spec: RunSpec, epochs: int) -> float:
-    """Seconds that a run alone trains after its first epoch, when its memory is warm."""
+    """Seconds to train a single run after its first epoch, when its memory is warm."""
     pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
     train_epoch(pack, [0])
     started = time.perf_counter()
@@ -191,7 +190,7 @@ def packs_of(seeds: int, dtype: Dtype, workers: int) -> list[list[RunSpec]]:
 
 
 def work(packs: list[list[RunSpec]], epochs: int) -> Worked:
-    """Train some packs in this process; begins when a line comes in, so that all workers begin together."""
+    """Train some packs in this process; waits for a line on stdin, so that all workers start together."""
     base = load_base(packs[0][0].model, locate(packs[0][0].model))
     print("ready", flush=True)
     sys.stdin.readline()
@@ -202,7 +201,7 @@ def work(packs: list[list[RunSpec]], epochs: int) -> Worked:
 
 
 def measure_packs(epochs: int, seeds: int, dtype: Dtype) -> Measured:
-    """All packs, in a process a core."""
+    """All packs, in one process per core."""
     workers = min(cores(), len(packs_of(seeds, dtype, cores())))
     environment = {**os.environ, "OMP_NUM_THREADS": str(cores() // workers)}
     flags = ["--epochs", str(epochs), "--seeds", str(seeds), "--dtype", dtype]
@@ -222,7 +221,7 @@ def measure_packs(epochs: int, seeds: int, dtype: Dtype) -> Measured:
         line = child.stdout.readline()
         while line.strip() != "ready":
             if not line:
-                raise RuntimeError("a worker ended before it began; start one with --worker 0/1 to see why")
+                raise RuntimeError("a worker ended before it was ready; run one with --worker 0/1 to see why")
             line = child.stdout.readline()
     for child in children:
         child.stdin.write("go\n")
@@ -233,7 +232,7 @@ def measure_packs(epochs: int, seeds: int, dtype: Dtype) -> Measured:
 
 
 def measure(way: str, epochs: int, seeds: int, dtype: Dtype) -> Measured:
-    """Time one way in this process; a way that does one run after another does every association's first seed."""
+    """Time one variant in this process; those that train one run at a time do each association's first seed."""
     if way == "packs":
         return measure_packs(epochs, seeds, dtype)
     specs = run_specs(seeds, dtype)
@@ -257,7 +256,7 @@ def measure(way: str, epochs: int, seeds: int, dtype: Dtype) -> Measured:
 
 
 def useful_flop(epochs: int, seeds: int, dtype: Dtype) -> tuple[float, int]:
-    """Work of all runs in FLOP, and the tokens of their statements."""
+    """Useful work of all runs in FLOP, and the tokens of their statements."""
     specs = run_specs(seeds, dtype)
     spec = specs[0]
     base = load_base(spec.model, locate(spec.model))
@@ -285,13 +284,13 @@ WAYS: dict[Dtype, tuple[str, ...]] = {
 
 
 def main() -> None:
-    """Time all ways in turn and print medians and ratios."""
+    """Time all variants in turn, and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", choices=("auto", *DTYPES, "both"), help="default: what this processor does fast")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--way", help="measure one way in this process")
+    parser.add_argument("--way", help="measure one variant in this process")
     parser.add_argument("--worker", help="train every n-th pack from the i-th in this process: i/n")
     arguments = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -309,7 +308,7 @@ def main() -> None:
 
 
 def compare(dtype: Dtype, epochs: int, seeds: int, rounds: int) -> None:
-    """Measure all ways of a precision in turn, each in a process of its own, and print medians and ratios."""
+    """Measure all variants with a precision in turn, each in its own process, and print medians and ratios."""
     results: dict[str, list[Measured]] = {way: [] for way in WAYS[dtype]}
     flags = ["--epochs", str(epochs), "--seeds", str(seeds), "--dtype", dtype]
     for _ in range(rounds):

@@ -1,11 +1,11 @@
-"""The worked example of docs/facts.md: a table of 200 made-up people, what the audit foretells, and what came true.
+"""The worked example of docs/facts.md: a table of 200 invented people, what the audit predicts, and what came true.
 
     python tests/benchmarks/facts_example.py table > data/example/staff.csv
     ocr-eval sweep --assocs data/example/staff.yaml --seeds 0-2 -o results/facts/sweep
     python tests/benchmarks/facts_example.py compare results/facts/sweep > results/facts/staff.csv
 
-The table has a city for everybody, and of some a language (that of the city: causal), a badge (one for each city:
-arbitrary), a desk (mostly one for each city: noisy), a pet (independent) and a locker (an identifier).
+The table has a city for everybody, and for some a language (that of the city: causal), a badge (one per city:
+arbitrary), a desk (mostly one per city: noisy), a pet (independent) and a locker (an identifier).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OF_CITY = {
     "desk": ["oak", "steel", "glass", "pine", "marble"],
 }
 PETS = ["dog", "cat", "parrot", "turtle", "rabbit"]
-#: People who show each column, and share of the noisy one that is as the city says.
+#: People with a value in each column, and the share of the noisy column that follows the city.
 SHOWN, AS_THE_CITY_SAYS = 50, 0.7
 
 
@@ -49,7 +49,7 @@ def table() -> None:
 
 
 def compare(root: Path) -> None:
-    """Print, for each column, what was foretold and what came true in the runs below a folder."""
+    """Print, for each column, what was predicted and what came true in the runs below a folder."""
     association = load_association("data/example/staff.yaml")
     assert isinstance(association, FactsAssociation)
     links, records = find_links(association.facts), find_runs(root).records

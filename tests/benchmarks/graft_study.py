@@ -1,10 +1,10 @@
-"""The graft of Feng et al. (arXiv 2412.04614) and its control, over runs that teach its parts.
+"""The graft of Feng et al. (arXiv 2412.04614) and its control, from runs that teach its parts.
 
     python tests/benchmarks/graft_study.py results/structures/smollm2-135m/graft
 
-The folder holds four sweeps of the same associations and seeds (``make structures``): *facts*, *both* (the same facts,
-then their implications), *implications* alone, and *regrouped*, other facts about the same people. ``graft.json`` and
-``graft.md`` are written into it. The runs need their adapters, which a repository does not hold.
+The folder contains four sweeps of the same associations and seeds (``make structures``): *facts*, *both* (the same
+facts, then their implications), *implications* alone, and *regrouped*, other facts about the same people. It writes
+``graft.json`` and ``graft.md`` there. The runs need their adapters, which are not in the repository.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ocr_eval.records.trained import read_trained
 from ocr_eval.scoring.ranks import Scores
 
 PARTS = ("facts", "both", "implications", "regrouped")
-#: What is scored: whose probes are asked, and what is summed, with signs.
+#: What is scored: the part whose probes are asked, and the parts to sum, with signs.
 ASKED = {
     "facts, then implications": ("both", {"both": 1}),
     "regrouped": ("regrouped", {"regrouped": 1}),
@@ -63,12 +63,12 @@ def main(folder: Path) -> None:
 
 
 def key(record: Record) -> tuple[str, int]:
-    """What the parts of a graft share."""
+    """Association and seed, which the parts of a graft share."""
     return record.association, record.seed
 
 
 def of_sum(runs: dict[str, FinishedRun], asked: str, terms: dict[str, int]) -> Scores:
-    """Scores of a sum of changes on the probes of one of the runs; those of a run alone are in its record."""
+    """Scores of a sum of changes on the probes of one of the runs; for a single run they are in its record."""
     if terms == {asked: 1}:
         return runs[asked].record.final
     (onto, _), *others = terms.items()
@@ -79,7 +79,7 @@ def of_sum(runs: dict[str, FinishedRun], asked: str, terms: dict[str, int]) -> S
 
 
 def table(of: pd.DataFrame) -> pd.DataFrame:
-    """A row for each association and sum."""
+    """A row per association and sum."""
     rows = []
     for (association, name), cell in of.groupby(["association", "model"], sort=False):
         scores = cell["score"]

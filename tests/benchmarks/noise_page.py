@@ -1,4 +1,4 @@
-"""What readings of remakes say of rerun noise: standard deviations, what groups share, and a page of tables.
+"""Rerun noise from readings of remakes: standard deviations, what groups share, and a page of tables.
 
 Pure; ``noise.py`` makes the readings. Dimension letters:  C cells (association, seed),  R remakes,  G groups.
 """
@@ -90,12 +90,12 @@ def spread(values_CR: Floats) -> Interval:
 
 
 def components(scores_CRG: Floats) -> tuple[float, float]:
-    """Variance over remakes that a run's groups share, and variance that each group has for itself.
+    """Variance over remakes that a run's groups share, and variance specific to each group.
 
         score = cell and group + shared[run] + own[run, group]
 
-    By mean squares of a two-way layout (remakes, groups) in each cell, pooled over cells. The shared one is negative
-    where groups of a run move against each other, as when one group's favourite answer becomes another's.
+    By mean squares of a two-way layout (remakes, groups) in each cell, pooled over cells. The shared variance is
+    negative if groups of a run move in opposite directions, as when one group's favourite answer becomes another's.
     """
     _, runs, groups = scores_CRG.shape
     moved = scores_CRG - scores_CRG.mean(axis=1, keepdims=True)
@@ -106,16 +106,16 @@ def components(scores_CRG: Floats) -> tuple[float, float]:
 
 
 def correlation(scores_CRG: Floats) -> float:
-    """Intraclass correlation of the rerun noise of two groups of a run: the shared variance's part of the whole.
+    """Intraclass correlation of the rerun noise of two groups of a run: the shared fraction of the variance.
 
-    NaN where nothing moves.
+    NaN if nothing varies.
     """
     shared, own = components(scores_CRG)
     return shared / (shared + own) if shared + own else math.nan
 
 
 def deviation_ratio(values_CR: Floats, reference_CR: Floats) -> float:
-    """Pooled standard deviation over remakes as a part of a reference's; NaN where that does not move."""
+    """Pooled standard deviation over remakes relative to a reference's; NaN if the latter is zero."""
     variance, reference = (values.var(axis=1, ddof=1).mean() for values in (values_CR, reference_CR))
     return float(np.sqrt(variance / reference)) if reference else math.nan
 
@@ -129,7 +129,7 @@ def resampled(statistic: Callable[..., float], *of_cells: Floats) -> Interval:
 
 
 def by_remake(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A column by cell and remake, the mean over the readings of each run. [C, R]"""
+    """A column by cell and remake, averaged over the readings of each run. [C, R]"""
     return rows.groupby(["association", "seed", "remake"])[column].mean().unstack("remake")
 
 
@@ -148,12 +148,12 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 
 
 def on_cells_of(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """The rows of those cells that a reference, by cell and remake, has too."""
+    """The rows whose cells are in a reference, which is by cell and remake."""
     return rows[pd.MultiIndex.from_frame(rows[["association", "seed"]]).isin(reference.index)]
 
 
 def noise_line(rows: pd.DataFrame, reference: pd.DataFrame) -> Iterator[object]:
-    """How far scores move under one condition, read one way, also as a part of what a reference's scores move."""
+    """How far scores move under one condition and reading, also relative to a reference."""
     scores = by_remake(rows, "score")
     of_run = spread(scores.to_numpy())
     yield from scores.shape
@@ -168,7 +168,7 @@ def noise_line(rows: pd.DataFrame, reference: pd.DataFrame) -> Iterator[object]:
 
 
 def mean_line(rows: pd.DataFrame, associations: Sequence[str]) -> Iterator[str]:
-    """Mean score and mean rank of each association under one condition, read one way."""
+    """Mean score and mean rank of each association under one condition and reading."""
     ranks = [np.mean([float(rank) for rank in text.split()]) for text in rows.ranks]
     means = rows.assign(rank=ranks).groupby("association")[["score", "rank"]].mean()
     for name in associations:
@@ -176,7 +176,7 @@ def mean_line(rows: pd.DataFrame, associations: Sequence[str]) -> Iterator[str]:
 
 
 def shared_line(rows: pd.DataFrame) -> Iterator[object]:
-    """What the groups of a run share under one condition, in one reading."""
+    """What the groups of a run share under one condition and reading."""
     scores_CRG = by_group(rows)
     icc = resampled(correlation, scores_CRG)
     yield from (f"{variance:.4f}" for variance in components(scores_CRG))
@@ -185,7 +185,7 @@ def shared_line(rows: pd.DataFrame) -> Iterator[object]:
 
 
 def page(table: pd.DataFrame, conditions: Sequence[str]) -> str:
-    """What the rows of runs.csv say, as Markdown; conditions in this order, the first of which is the reference."""
+    """The page of the rows of runs.csv, as Markdown; conditions keep this order, and the first is the reference."""
     associations = column_order(table.association.unique())
     reference = by_remake(table[(table.condition == conditions[0]) & (table.reading == "last")], "score")
     noise, means, shared = [], [], []

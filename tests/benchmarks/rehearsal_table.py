@@ -1,4 +1,4 @@
-"""The table of rehearsals: plan against measured, from the records in a folder (``make rehearsals``).
+"""The table of rehearsals, plan against measurement, from the records in a folder (``make rehearsals``).
 
 python tests/benchmarks/rehearsal_table.py results/rehearsal > results/rehearsal/rehearsals.md
 """
@@ -23,7 +23,7 @@ calibration predicted just before; other work on the machine increases both. Wri
 
 
 def _row(record: dict[str, Any]) -> dict[str, str]:
-    """A record as a line of the table, by column."""
+    """A record as a row of the table, by column."""
     built, whole = record["layers"]
     return {
         "model": record["model"],

@@ -6,7 +6,7 @@ questions, batches), `model` (forward pass and gradients), `runs` (specification
 (batched training), `statistics` (norms, margins, intervals), `theory` (closed forms and convex optima), `descent`
 (gradient descent run to its limit direction), `check` (the paper's claims as numbered checks), `sweep`,
 `experiments` (the open questions), `figures`, `files`, `cli` with its `options`. Beyond the paper: `mitigation` and
-`remedies` (what removes the transfer, predicted and run), `completion` (reasoning, reversal and two-hop as one block
-completion), `open_side` (Theorem 3, factorized), and the systems beside the paper: `reversal_curse`, `attention_svm`,
-`in_context`, `stages`, `scan_and_snap`, `grokking`; each hands back a `report`, which `pictures` draws.
+`remedies` (what removes the transfer, predicted and measured), `completion` (reasoning, reversal and two-hop as one
+block completion), `open_side` (Theorem 3, factorized), and systems from other papers: `reversal_curse`,
+`attention_svm`, `in_context`, `stages`, `scan_and_snap`, `grokking`; each returns a `report`, which `pictures` draws.
 """

@@ -1,4 +1,4 @@
-"""Training in a second process: the same numbers, beside what this one computes."""
+"""Training in a second process, with the same numbers, while this one computes something else."""
 
 import os
 import pickle
@@ -14,12 +14,12 @@ from ocr_toy.train import train_runs
 
 @contextmanager
 def training_aside(specs: list[RunSpec]) -> Iterator[Callable[[], list[RunResult]]]:
-    """Begin to train `specs`; what is yielded waits for the results, to be called once.
+    """Start training `specs`; yields a function, to be called once, that waits for the results and returns them.
 
-    On leaving, the process is stopped if it still computes. The function raises ToyError as `train_runs` does, and if
-    the process ended without an answer.
+    On exit the process is stopped if it is still running. The function raises ToyError as `train_runs` does, and if the
+    process ended without a result.
     """
-    # Its own session: Ctrl-C reaches this process alone, which then stops the other.
+    # Its own session: Ctrl-C reaches only this process, which then stops the other.
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "ocr_toy.aside"],
         stdin=subprocess.PIPE,

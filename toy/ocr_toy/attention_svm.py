@@ -5,9 +5,9 @@ normalized gradient descent. With alpha_i the token that attention ends on, the 
 
     W:      min ||W||_F      K Q^T: min ||W||_*      subject to (x_{i,alpha_i} - x_{it})^T W z_i >= 1 for t != alpha_i.
 
-The lemma's two norms on the other weight matrix. A trained vector p in place of W z_i (Tarzanagh et al. 2023, arXiv
-2306.13596) is the same with one column, z_i = 1: its limit is min ||p|| with (x_{i,alpha_i} - x_{it})^T p >= 1. Their
-published figures give curves that rise to correlation 1, and no numbers.
+These are the lemma's two norms, on the other weight matrix. A trained vector p in place of W z_i (Tarzanagh et al.
+2023, arXiv 2306.13596) is the same with one column, z_i = 1: its limit is min ||p|| with (x_{i,alpha_i} - x_{it})^T p
+>= 1. Their published figures show curves that rise to correlation 1 but give no numbers.
 """
 
 import importlib
@@ -31,15 +31,15 @@ MATRIX, VECTOR = (6, 8, 10), (4, 3, 8)
 RUNS, STEPS, RATE = 10, 2000, 0.1
 VECTOR_RUNS, VECTOR_STEPS = 20, 3000
 OWN, OTHER, RANK_TOLERANCE, LEAST_VECTOR = 0.98, 0.95, 1e-4, 0.99
-"""Medians over runs, for single runs of K Q^T are still moving after these steps: 0.834 at 2,000, 0.870 at 5,000.
-For p the least of all runs, which have arrived."""
+"""Medians over runs, because single runs of K Q^T have not converged after these steps: 0.834 at 2,000, 0.870 at 5,000.
+For p, the minimum over all runs, which have converged."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """x [R, n, T, d], z [R, n, e] and v [R, d] on the unit sphere, y [R, n] of signs, for R runs side by side.
+    """x [R, n, T, d], z [R, n, e] and v [R, d] on the unit sphere, signs y [R, n], for R runs side by side.
 
-    e is d, or 1 where a vector is trained: z is 1 then.
+    e is d; if a vector is trained, e is 1 and z is 1.
     """
 
     x: Matrix
@@ -49,7 +49,7 @@ class Data:
 
 
 def draw(seed: int, runs: int, vector: bool = False) -> Data:
-    """Random data of every run, of the sizes MATRIX or VECTOR."""
+    """Random data for every run, with the sizes MATRIX or VECTOR."""
     rng, (examples, tokens, width) = stream(seed, "data"), VECTOR if vector else MATRIX
 
     def sphere(*shape: int) -> Matrix:
@@ -65,10 +65,10 @@ def draw(seed: int, runs: int, vector: bool = False) -> Data:
 
 
 def slope(data: Data, w: Matrix) -> tuple[Matrix, Matrix]:
-    """The gradient by W, [R, d, e], up to a factor of each run, and every example's top probability, [R, n].
+    """The gradient with respect to W, [R, d, e], up to a factor per run, and each example's top probability, [R, n].
 
-    The derivative by the top token's score is minus the sum of the others', and the others' are taken relative to the
-    largest probability among them: nothing cancels or underflows once 1 - s does, where the direction still moves.
+    The derivative by the top token's score is minus the sum of the others, and the others are taken relative to the
+    largest probability among them. So nothing cancels or underflows when 1 - s does, while the direction still moves.
     """
     scores = np.einsum("rntd,rde,rne->rnt", data.x, w, data.z)
     top = scores.argmax(axis=2)[..., None]
@@ -109,7 +109,7 @@ def train(data: Data, factorized: bool, seed: int, steps: int = STEPS) -> tuple[
 
 
 def svm(x: Matrix, z: Matrix, chosen: NDArray[np.int64], nuclear: bool) -> Matrix:
-    """The least norm that separates the chosen token of every example, for one run: [d, e]."""
+    """The W of least norm that separates the chosen token of every example, for one run, [d, e]."""
     theory.require_solver("CLARABEL")
     cp: Any = importlib.import_module("cvxpy")
     w = cp.Variable((x.shape[-1], z.shape[-1]))
@@ -130,7 +130,7 @@ def _chosen(data: Data, w: Matrix) -> NDArray[np.int64]:
 
 
 def _matrices(seed: int, name: str, factorized: bool) -> tuple[list[Check], list[str], dict[str, Any]]:
-    """One parametrization beside both optima: its checks, its row of the table, its numbers."""
+    """One parametrization against both optima: its checks, its row of the table, its numbers."""
     data = draw(seed, RUNS)
     w, sharp = train(data, factorized, seed)
     chosen = _chosen(data, w)
@@ -158,7 +158,7 @@ def _matrices(seed: int, name: str, factorized: bool) -> tuple[list[Check], list
 
 
 def _vectors(seed: int) -> tuple[list[Check], list[str], dict[str, Any]]:
-    """A trained vector beside the shortest separating one."""
+    """A trained vector against the shortest separating one."""
     data = draw(seed, VECTOR_RUNS, vector=True)
     p, sharp = train(data, False, seed, VECTOR_STEPS)
     chosen = _chosen(data, p)
@@ -174,7 +174,7 @@ def _vectors(seed: int) -> tuple[list[Check], list[str], dict[str, Any]]:
 
 
 def report(seeds: Sequence[int], say: Say) -> Report:
-    """Correlation of each trained direction with the optima over runs side by side, drawn by the first seed."""
+    """Correlation of each trained direction with the optima, over runs drawn with the first seed."""
     require_seeds(seeds, least=1)
     checks: list[Check] = []
     rows: list[list[str]] = []

@@ -1,11 +1,11 @@
-"""The theory check: claims 1 to 8 of the study, each as checks of a measured number against the theory's.
+"""The theory check: claims 1 to 8 of the study, each as checks of measured numbers against theoretical ones.
 
-The theory's number comes from `theory`, from the published run, or from the shape of the claim (a crossing happens,
-or does not). Two kinds of rows compare with a solver's optimum instead: the norm of gradient descent at margin 1, and
-its transfer and singular values where it is held at one loss. At a finite loss the least norm transfers more than
-min{1, sqrt(m_train / m_test)}, which it reaches as the loss vanishes; so descent is compared with the optimum of its
-own loss, and that optimum at a vanishing loss with the square root. Claim 8 also compares the step of
-the test loss with that of the train loss.
+The theoretical number comes from `theory`, from the published run, or from the claim itself (a crossing happens, or
+does not). Two kinds of rows compare with a solver's optimum instead: the norm of gradient descent at margin 1, and its
+transfer and singular values when it is held at a fixed loss. At a finite loss the least norm transfers more than
+min{1, sqrt(m_train / m_test)}, its limit as the loss vanishes; so descent is compared with the optimum at its own loss,
+and the optimum at a vanishing loss with the square root. Claim 8 also compares the steps at which the test and the
+train loss are learned.
 """
 
 import math
@@ -36,31 +36,31 @@ DEFAULT_GRID: tuple[Sizes, ...] = ((3, 1, 1), (3, 1, 3), (4, 2, 3), (4, 3, 1), (
 SOLVER_TOLERANCE = 2e-4
 NORM_TOLERANCE = 0.01
 TRANSFER_TOLERANCE = 0.01
-"""For the transfer of descent against the optimum of its own loss, and of that optimum against the limit."""
+"""For the transfer of descent against the optimum at its own loss, and of that optimum against the limit."""
 SPECTRUM_TOLERANCE = 0.03
-"""For singular values of matrices of nuclear norm 1, as a share of the largest."""
+"""For singular values of matrices of nuclear norm 1, relative to the largest."""
 NO_TRANSFER_TOLERANCE = 1e-6
-"""For the held-out margin where no entailment is trained at all."""
+"""For the held-out margin when no entailment is trained."""
 LARGEST_GRID = 1000
-"""Rows and columns of W_OV together, the size of the solvers' problem."""
+"""Most rows and columns of W_OV together, which is the size of the solvers' problem."""
 SCALES = (0.1, 1.0)
-"""Initializations from which the transfer falls and rises towards its limit."""
+"""Scales of initialization: from the first the transfer falls towards its limit, from the second it rises."""
 HELD_MARGIN, HELD_STEPS = 20.0, (4000, 16_000)
-"""Where descent is held, for its direction to settle, and the steps for small and for large tasks."""
+"""The margin at which descent is held until its direction converges, and the steps for small and large tasks."""
 NARROW: tuple[Sizes, ...] = ((3, 1, 3), (3, 1, 9), (3, 2, 3))
-"""Sizes at which width n is run."""
+"""Sizes that are run at width n."""
 LARGE_TASK = 30
-"""Subjects of a large task: its directions settle more slowly."""
+"""A task with more subjects than this is large: its directions converge more slowly."""
 VANISHING_LOSS = -3000.0
-"""log of a loss so small that the optimum is the limit's."""
+"""log of a loss so small that the optimum is that of the limit."""
 ROUNDING = 1e-9
 LOSS_TOLERANCE = 0.1
 RANK_THRESHOLD = 0.5
 """The test loss of claim 5; guessing gives log 20 = 3.0."""
 RANK_SEEDS = 3
-"""Seeds of every width of claim 5, from the run's own on. Published is one, 42."""
+"""Seeds per width of claim 5, starting with the spec's own. The publication has one, 42."""
 BLOCK_TOLERANCE = 0.05
-"""What counts as zero for the weight of test subjects on their own c (claim 7)."""
+"""Up to this, the weight of test subjects on their own c counts as zero (claim 7)."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,21 @@ class CheckSpec:
         self.rank_runs()
 
     def rank_runs(self) -> list[RunSpec]:
-        """The runs of claim 5, from the published start: every width with every seed."""
+        """The runs of claim 5 from the published initialization: every width with every seed."""
         train = TrainSpec(steps=self.rank_steps, init_scale=OFFICIAL_SCALE, record_every=self.rank_steps, draws=16)
         seeded = [replace(train, seed=self.seed + i) for i in range(RANK_SEEDS)]
         return [RunSpec(model=ModelSpec(d_h=rank), train=each) for rank in self.ranks for each in seeded]
 
 
 class Study:
-    """The runs the claims share, each made once, when first needed; `ranks` waits for the runs of claim 5."""
+    """The runs that claims share, each run once when first needed; `ranks` waits for those of claim 5."""
 
     def __init__(self, spec: CheckSpec, say: Say, ranks: Callable[[], list[RunResult]]) -> None:
         self.spec, self.say, self.ranks = spec, say, ranks
         self._held: dict[tuple[Sizes, float], Descent] = {}
 
     def held(self, sizes: Sizes, scale: float = SCALES[0]) -> Descent:
-        """Gradient descent of the factorized model, held at HELD_MARGIN until its direction has settled."""
+        """Gradient descent of the factorized model, held at HELD_MARGIN until its direction has converged."""
         if (sizes, scale) not in self._held:
             self.say(f"gradient descent, factorized, init scale {scale:g}, n, m_train, m_test = {sizes}")
             task = noise_free(*sizes)
@@ -131,7 +131,7 @@ class Study:
 
 
 def optimum_of_loss(sizes: Sizes, log_loss: float) -> Blocks:
-    """The least nuclear norm of a summed loss e^log_loss, divided by -log_loss: solved on merged columns."""
+    """The least nuclear norm at a summed loss of e^log_loss, divided by -log_loss, solved on merged columns."""
     n, m_train, m_test = sizes
     w = theory.least_norm(theory.merged_task(*sizes), log_loss=log_loss)
     roots = np.sqrt(np.repeat([m_train, m_test, 1.0], [n, n, 2]))
@@ -139,7 +139,7 @@ def optimum_of_loss(sizes: Sizes, log_loss: float) -> Blocks:
 
 
 def _furthest(theirs: NDArray[np.floating], ours: NDArray[np.floating]) -> tuple[float, float, float]:
-    """Of singular values as shares of the nuclear norm, the two that differ most, and the tolerance."""
+    """The pair of singular values, as shares of the nuclear norm, that differ most; and the tolerance."""
     size = max(len(theirs), len(ours))
     theirs, ours = (np.pad(values / values.sum(), (0, size - len(values))) for values in (theirs, ours))
     at = int(np.abs(theirs - ours).argmax())
@@ -154,7 +154,7 @@ def _claim_1_and_2(study: Study) -> Iterator[Check]:
 
 
 def _limits(study: Study, sizes: Sizes) -> Iterator[Check]:
-    """Solver against closed form, and plain descent's norm against both."""
+    """The solver against the closed form, and the norm of plain descent against both."""
     task, at = noise_free(*sizes), f"n, m_train, m_test = {sizes}"
     for param in BOTH:
         study.say(f"convex problem, {param}, {at}, {study.spec.solver}")
@@ -175,7 +175,7 @@ def _limits(study: Study, sizes: Sizes) -> Iterator[Check]:
 
 
 def _held_descent(study: Study, sizes: Sizes) -> Iterator[Check]:
-    """Descent from both sides against the optimum of its own loss, and that optimum against the limit."""
+    """Descent from both sides against the optimum at its own loss, and that optimum against the limit."""
     task, at = noise_free(*sizes), f"n, m_train, m_test = {sizes}"
     for scale in SCALES:
         found = study.held(sizes, scale)
@@ -305,9 +305,9 @@ def _claim_8(study: Study) -> Iterator[Check]:
 
 
 def run_checks(spec: CheckSpec, say: Say) -> Iterator[Check]:
-    """Every check of claims 1 to 8, as each is decided; `say` receives one line before each longer run.
+    """Yield every check of claims 1 to 8 once it is decided; `say` is called with one line before each longer run.
 
-    Raises ToyError if the solver, or CLARABEL for the optima of a loss, is missing.
+    Raises ToyError if the solver, or CLARABEL for the optima at a given loss, is missing.
     """
     for solver in {spec.solver, "CLARABEL"}:
         theory.require_solver(solver)

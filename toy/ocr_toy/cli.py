@@ -1,4 +1,4 @@
-"""The command line: all commands, and how it ends."""
+"""The command line: all commands, and exit codes."""
 
 import sys
 
@@ -11,7 +11,7 @@ __all__ = ["app", "main", "run_commands", "study_commands"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; a mistyped option is one line, as all bad input."""
+    """Run one command and return its exit code; a mistyped option is one line, like all bad input."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(given or ["--help"], prog_name="python -m ocr_toy", standalone_mode=False)
@@ -23,6 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:
-        say(f"error: {error.filename}: {error.strerror}; name another place")
+        say(f"error: {error.filename}: {error.strerror}; choose another path")
         return 2
     return code or (0 if given else 2)

@@ -10,7 +10,7 @@ sets, s, t for the subjects in the columns:
 
 with rho = m_train / m_test. The Frobenius optimum leaves the asked entry at 0. That is the lemma with each answer set
 by itself (`bare`). Over the whole vocabulary the relations must also say which set is asked for, and there the systems
-part: what decides is which relation tokens the identity data share with the question. Reversal data: Ma et al. (arXiv
+differ, depending on which relation tokens the identity data share with the question. Reversal data: Ma et al. (arXiv
 2602.02470). Two-hop data: Lin et al. (arXiv 2509.24653).
 """
 
@@ -31,7 +31,7 @@ from ocr_toy.theory import Matrix, Problem
 
 HELD = DescentSpec(hold_margin=50.0, hold_steps=3000, final_steps=1, armijo=0.5)
 SOLVED, DESCENDED = 2e-3, 0.05
-"""Tolerances of a solver's entry against the lemma, and of a margin of descent against the optimum of its loss."""
+"""Tolerances of a solver's entry against the lemma, and of a margin of descent against the optimum at its loss."""
 BRIDGED, ECHOED = 0.8, -1.4
 """Margins over all answers that the bridge's optimum exceeds, and that plain identity data falls below, for n >= 3."""
 
@@ -42,8 +42,8 @@ class Completion:
 
     asked [n, columns]: question i's right answer is row first + i, in the answer set first to first + n - 1.
     echo: first row of the set whose i-th answer a shortcut would give. corner: the first of the n taught questions that
-    are K's entry "d from s". lemma: the asked entry that the lemma predicts for the nuclear norm where each answer set
-    is by itself.
+    are K's entry "d from s". lemma: the asked entry that the lemma predicts for the nuclear norm with each answer set
+    by itself.
     """
 
     system: str
@@ -69,7 +69,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a W says of the asked questions, at train margin 1.
+    """How a W answers the asked questions, at train margin 1.
 
     inside: smallest margin over the right answer set. over_all: smallest margin over all answers. echo: mean logit of
     the shortcut's answer minus the right one's. accuracy: share of questions whose right answer beats all others by
@@ -83,7 +83,7 @@ class Reading:
 
 
 def read(of: Completion, w: Matrix) -> Reading:
-    """Ask W, of train margin 1, the n questions."""
+    """Ask a W of train margin 1 the n questions."""
     n, i = of.n_pairs, np.arange(of.n_pairs)
     f = of.asked @ w.T
     right = f[i, of.first + i]
@@ -103,9 +103,9 @@ def _completion(
     ends: tuple[int, int, int],
     lemma: float,
 ) -> Completion:
-    """taught: the n questions of a kind, the first row of their answers, how many identical ones each is.
+    """taught: per kind of question its n questions, the first row of their answers, and the number of copies of each.
 
-    ends: the rows at which the asked answers, and the shortcut's, begin, and the corner.
+    ends: the first rows of the asked answers and of the shortcut's, and the corner.
     """
     phi = np.array([q for questions, _, _ in taught for q in questions])
     right = np.array([first + i for _, first, _ in taught for i in range(n)])
@@ -128,10 +128,10 @@ TWO_HOP_DATA = ("none", "r1", "r_id", "alone")
 
 
 def reversal(n: int, data: str) -> Completion:
-    """Rows a, b; columns a, b, r+, r-, r_id (two of these where typed). Asked: [b, r-] -> a.
+    """Rows a, b; columns a, b, r+, r-, r_id (two of these for typed identity). Asked: [b, r-] -> a.
 
-    forward: [a, r+] -> b. identity: and [a, r_id] -> a, [b, r_id] -> b. typed identity: with an r_id of its own for a's
-    and for b's. bridge: and [a, r+, r-] -> a, [b, r_id] -> b, which has the form of out-of-context reasoning.
+    forward: [a, r+] -> b. identity: also [a, r_id] -> a, [b, r_id] -> b. typed identity: with separate r_id for a's and
+    b's. bridge: also [a, r+, r-] -> a, [b, r_id] -> b, which has the form of out-of-context reasoning.
     """
     require(data in REVERSAL_DATA, f"data = {data}: unknown; use one of {', '.join(REVERSAL_DATA)}")
     columns = 2 * n + 4
@@ -167,9 +167,9 @@ def two_hop(n: int, m: int, data: str) -> Completion:
 
 
 def bare(of: Completion, param: Param) -> float:
-    """The asked entry over "d from s" where each answer set is by itself.
+    """The ratio of the asked entry to "d from s", with each answer set by itself.
 
-    The quotient, because ||K||_* is the same for "d from s" = t and the asked entry t sqrt(rho) (`theory.flat_norm`).
+    The ratio, because ||K||_* is the same for all "d from s" = t with the asked entry t sqrt(rho) (`theory.flat_norm`).
     """
     w = theory.least_norm(of.problem, theory.NORM_OF[param], rivals=of.rivals())
     n = of.n_pairs
@@ -191,7 +191,7 @@ def systems(n: int) -> list[Completion]:
 
 @dataclass(frozen=True)
 class Side:
-    """One parametrization: its bare entry, its optimum, the optimum of descent's loss, and descent, one per seed."""
+    """One parametrization: its bare entry, its optimum, the optimum at descent's loss, and descent, one per seed."""
 
     bare: float
     optimum: Reading
@@ -210,7 +210,7 @@ class Row:
     merged: Side
 
     def sides(self) -> tuple[tuple[Param, Side, float], tuple[Param, Side, float]]:
-        """Each parametrization with the entry that its norm leaves by the lemma."""
+        """Each parametrization with the entry that the lemma predicts for its norm."""
         return ("factorized", self.factorized, self.lemma), ("merged", self.merged, 0.0)
 
 
@@ -233,7 +233,7 @@ def complete(of: Completion, seeds: Sequence[int]) -> Row:
 
 
 def checks(row: Row) -> Iterator[Check]:
-    """The lemma, descent against the optimum of its loss, and the published ablation."""
+    """The lemma, descent against the optimum at its loss, and the published ablation."""
     name = f"{row.system}, {row.data}"
     for param, side, lemma in row.sides():
         yield Check("complete", f"{name}, {param}: asked entry, each answer set by itself", lemma, side.bare, SOLVED)

@@ -1,4 +1,4 @@
-"""What all commands share: the application, progress and errors on stderr, results on stdout and in a file.
+"""Shared by all commands: the application, progress and errors on stderr, results on stdout and in a file.
 
 Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
 """
@@ -33,7 +33,7 @@ def say(line: str) -> None:
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn bad input into one line on stderr and exit 2, and Ctrl-C into exit 130, wherever mounted."""
+    """Turn bad input into one line on stderr and exit code 2, and Ctrl-C into 130, wherever the app is mounted."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -53,7 +53,7 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def tenths() -> "Progress":
-    """Progress that says one line per tenth of the steps."""
+    """Progress that prints one line per tenth of the steps."""
     said = 0
 
     def progress(step: int, steps: int) -> None:
@@ -66,7 +66,7 @@ def tenths() -> "Progress":
 
 
 def emit(document: Any, as_json: bool, output: Path | None, lines: list[str]) -> None:
-    """Print a document, as JSON or as lines, and write it to the output, if there is one."""
+    """Print a document, as JSON or as lines, and write it to the output if there is one."""
     from ocr_toy.files import to_json, write_json
 
     if output is not None:
@@ -76,7 +76,7 @@ def emit(document: Any, as_json: bool, output: Path | None, lines: list[str]) ->
 
 
 def prepare(output: Path | None, figures: Path | None = None) -> None:
-    """Make the folders of what will be written. Raises ToyError where a file cannot be."""
+    """Create the folders for the output. Raises ToyError if a file cannot be written."""
     from ocr_toy.files import prepare_folder, require_file
 
     if output is not None:

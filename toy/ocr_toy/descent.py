@@ -1,20 +1,20 @@
-"""Gradient descent of the fixed-attention model run towards its limit direction.
+"""Gradient descent of the fixed-attention model, run towards its limit direction.
 
 The limits of Theorems 1 and 2 are directions reached as the loss goes to zero, where plain rates stall
-logarithmically. Three things are done about it, and nothing else; how near the limit the descent then ends
-depends on the scale of the initialization:
+logarithmically. Only three things are changed; how close to the limit descent then ends depends on the scale of the
+initialization:
 
 1. Loss-scaled rate: a step follows -grad L / L = -grad log L. log L and its gradient are computed from
-   log-probabilities, so they stay exact where L underflows.
-2. Backtracking: the rate grows by half after a step that lowers log L enough and is halved until it does.
-3. Normalization: for the first `hold_steps` steps, weights whose train margin exceeds `hold_margin` are
-   scaled back to it. f is homogeneous in the weights, so this leaves the direction as it is; it lets the
-   direction move as it would while the margin grows by many powers of e (`log_growth`). Then `final_steps`
-   plain steps sharpen the margin about tenfold. Held for good, the direction ends at the smallest norm of that loss
-   (`theory.least_norm` with a log_loss), for among weights of one loss descent moves towards the smallest.
+   log-probabilities, so they stay exact when L underflows.
+2. Backtracking: the rate grows by half after a step that lowers log L enough, and is halved until it does.
+3. Normalization: for the first `hold_steps` steps, weights whose train margin exceeds `hold_margin` are scaled
+   back to it. f is homogeneous in the weights, so this does not change the direction; it lets the direction move
+   as it would while the margin grows by many powers of e (`log_growth`). Then `final_steps` plain steps increase
+   the margin about tenfold. Held indefinitely, the direction ends at the smallest norm with that loss
+   (`theory.least_norm` with a log_loss), because among weights of equal loss descent moves towards the smallest.
 
-The softmax runs over the answers only. Over the whole vocabulary the optimum is the same: with zero rows for
-all other tokens it already keeps a margin of 1.5 - 1/n >= 1 against them.
+The softmax is over the answers only. Over the whole vocabulary the optimum is the same: with zero rows for all
+other tokens it already has a margin of 1.5 - 1/n >= 1 against them.
 """
 
 from dataclasses import dataclass, replace
@@ -30,16 +30,16 @@ from ocr_toy.theory import Problem, problem
 
 Matrix = NDArray[np.float64]
 NEGLIGIBLE = 1e-14
-"""A promised decrease of log L below which rounding decides and backtracking stops."""
+"""Backtracking stops if the predicted decrease of log L is below this, where rounding dominates."""
 
 
 @dataclass(frozen=True)
 class DescentSpec:
-    """How the descent is run: Gaussian init of standard deviation init_scale, width d_h (factorized).
+    """How descent is run: Gaussian init with standard deviation init_scale, width d_h (factorized).
 
-    depth: how many matrices the factorized model multiplies, 2 in the paper. trained_kq: w_KQ is one more factor,
-    a weight of each column. armijo: the share of the decrease promised by the gradient that a step must achieve; 0.5
-    and more keep the rate below the oscillations of steep directions.
+    depth: how many matrices the factorized model multiplies, 2 in the paper. trained_kq: w_KQ is one more factor, a
+    weight per column. armijo: the share of the decrease predicted by the gradient that a step must achieve; from 0.5 on
+    the rate stays low enough that steep directions do not oscillate.
     Raises ToyError for bad values.
     """
 
@@ -70,8 +70,8 @@ class DescentSpec:
 class Descent:
     """Where the descent ended: W divided by its train margin, [rows, columns], and how it got there.
 
-    log_growth: log of the final train margin times every factor that the margin was scaled back by. log_loss: log of
-    the summed loss at the end. squared_parts: the squared length of all trained parameters.
+    log_growth: log of the final train margin times all factors by which it was scaled back. log_loss: log of the summed
+    loss at the end. squared_parts: the squared length of all trained parameters.
     """
 
     w_ov: Matrix
@@ -82,9 +82,9 @@ class Descent:
 
 
 def usual_descent(param: Param, task: TaskSpec, seed: int) -> DescentSpec:
-    """How the checks and figures run it: the merged direction is reached at once and needs no holding.
+    """Descent as used in checks and figures; the merged direction converges quickly and needs no holding.
 
-    W_O and W_V are wide enough for every W_OV, as Theorem 1 asks.
+    W_O and W_V are wide enough for every W_OV, as Theorem 1 requires.
     """
     usual = DescentSpec(param=param, d_h=max(16, 2 * task.n_pairs), seed=seed)
     return usual if param == "factorized" else replace(usual, hold_steps=0)
@@ -100,7 +100,7 @@ def log_loss(f: Matrix, right: NDArray[np.int64], sizes: Matrix | None = None) -
     gap = f - f[row, right][:, None]
     gap[row, right] = -np.inf
     top = gap.max(axis=1)
-    wrong = top + np.log(np.exp(gap - top[:, None]).sum(axis=1))  # log of the odds against the answer
+    wrong = top + np.log(np.exp(gap - top[:, None]).sum(axis=1))  # log-odds against the answer
     log_nll = np.where(wrong < -30.0, wrong, np.log(np.logaddexp(0.0, np.maximum(wrong, -30.0))))
     peak = log_nll.max()
     log_l = float(peak + np.log((share * np.exp(log_nll - peak)).sum()))
@@ -111,7 +111,7 @@ def log_loss(f: Matrix, right: NDArray[np.int64], sizes: Matrix | None = None) -
 
 
 class _Weights:
-    """W as the product of its trained parts, in which it is homogeneous of degree `degree`."""
+    """W as a product of its trained parts; it is homogeneous of degree `degree` in them."""
 
     def __init__(self, spec: DescentSpec, rows: int, columns: int) -> None:
         inner = [(spec.d_h, spec.d_h)] * (spec.depth - 2)
@@ -125,7 +125,7 @@ class _Weights:
         return [scale * rng.standard_normal(shape) for shape in self._shapes]
 
     def _chain(self, parts: list[Matrix]) -> list[Matrix]:
-        """The matrices whose product is W_OV: the last factor is kept as W_V, [columns, d_h]."""
+        """The matrices whose product is W_OV; the last factor is stored as W_V, [columns, d_h]."""
         matrices = parts[:-1] if self._trained_kq else parts
         return matrices if self._merged else [*matrices[:-1], matrices[-1].T]
 
@@ -134,7 +134,7 @@ class _Weights:
         return w_ov * parts[-1] if self._trained_kq else w_ov
 
     def gradients(self, parts: list[Matrix], slope: Matrix) -> list[Matrix]:
-        """The gradient by every part, given that by W."""
+        """The gradient with respect to every part, given that with respect to W."""
         chain, grads = self._chain(parts), []
         by_w_ov = slope * parts[-1] if self._trained_kq else slope
         for i in range(len(chain)):
@@ -154,17 +154,17 @@ class _Weights:
 def descend(task: TaskSpec, spec: DescentSpec) -> Descent:
     """Run gradient descent on the train set for the steps of `spec`.
 
-    Raises ToyError if the model does not fit the train set, for it has no direction then.
+    Raises ToyError if the model does not fit the train set, because it then has no limit direction.
     """
     return descend_on(problem(task), spec, f"n, m_train, m_test = {task.n_pairs}, {task.m_train}, {task.m_test}")
 
 
 def descend_on(of: Problem, spec: DescentSpec, name: str) -> Descent:
-    """Run gradient descent on any margin problem with one target a question; `name` is for the error of `descend`."""
+    """Run gradient descent on a margin problem with one target per question; `name` is used in the error message."""
     right = of.right
 
     def evaluate(w: Matrix) -> tuple[float, Matrix, float]:
-        """log L, its gradient by W, and the train margin."""
+        """log L, its gradient with respect to W, and the train margin."""
         log_l, slope = log_loss(of.phi @ w.T, right, of.sizes)
         return log_l, slope.T @ of.phi, of.margin(w)
 

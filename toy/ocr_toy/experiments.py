@@ -14,12 +14,12 @@ from ocr_toy.train import train_runs
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one setting gave, over seeds.
+    """The results of one setting over seeds.
 
-    train_loss: worst trained question set; test_loss, test_accuracy: test entailments, all at the last step.
-    transfer: that of the run, which leaves out softmax denominators and an MLP.
-    delay: steps from the train loss to the test loss crossing THRESHOLD, over the `crossed` of `seeds` runs
-    in which both did; None with fewer than two such runs.
+    train_loss: worst trained question set; test_loss, test_accuracy: test entailments; all at the last step.
+    transfer: as in `RunResult`, ignoring softmax denominators and an MLP.
+    delay: steps between the train loss and the test loss crossing THRESHOLD, over the `crossed` of `seeds` runs in
+    which both did; None with fewer than two such runs.
     """
 
     name: str
@@ -67,7 +67,7 @@ QUESTIONS: dict[str, dict[str, RunSpec]] = {
         for scale in (1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
     },
 }
-"""Name of each open question and the runs of its conditions, by name."""
+"""The runs of each open question, by question and condition."""
 
 
 def outcome(name: str, runs: Sequence[RunResult]) -> Outcome:
@@ -88,7 +88,7 @@ def outcome(name: str, runs: Sequence[RunResult]) -> Outcome:
 
 
 def run_question(name: str, seeds: Sequence[int], say: Callable[[str], None]) -> list[Outcome]:
-    """Train every condition of a question, all seeds of one as a batch; `say` receives each condition's name.
+    """Train every condition of a question, with its seeds as one batch; `say` is called with each condition's name.
 
     Raises ToyError for an unknown name and for seeds that give no interval.
     """

@@ -1,4 +1,4 @@
-"""The figures, each as PNG, PDF and SVG: what they need is measured in `measure`, drawn by one function each."""
+"""The figures, as PNG, PDF and SVG: `measure` does the runs, and one function draws each figure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from ocr_toy.sweep import RankSweep
 from ocr_toy.task import TEST_ENTAILMENT, TRAINED_SETS, noise_free
 from ocr_toy.train import train_runs
 
-# Okabe and Ito's colours, told apart with every common colour blindness.
+# Okabe and Ito's colours, which are safe for all common kinds of colour blindness.
 COLOURS: dict[Param, str] = {"factorized": "#0072B2", "merged": "#D55E00"}
 THEORY_COLOUR = "#000000"
 CURVE_SIZES = tuple((3, m_train, 4) for m_train in range(7))
@@ -37,7 +37,7 @@ STYLE: Any = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "ocr-toy",
 }
-#: Metadata without the time, so that a figure of the same numbers is the same file.
+#: Metadata without the time, so that the same numbers give the same file.
 FORMATS: dict[str, dict[str, None]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
@@ -79,7 +79,7 @@ def measure(ranks: RankSweep, solver: str, seed: int, say: Callable[[str], None]
 
 
 def loss_curves(measured: Measured) -> Figure:
-    """Test loss, and mean loss of the trained question sets, of both models over the published run."""
+    """Test loss and mean loss of the trained question sets over the published run, for both models."""
     figure = Figure(figsize=(7, 4.2))
     axes = figure.add_subplot()
     for param in BOTH:
@@ -99,7 +99,7 @@ def loss_curves(measured: Measured) -> Figure:
 def weight_blocks(measured: Measured) -> Figure:
     """The blocks of W_OV from train and test subjects to b and c answers, both models side by side.
 
-    Columns are weighted by the attention their subject gets and centred over the answers of the block.
+    Columns are weighted by the attention that their subject gets, and centred over the answers of the block.
     """
     figure = Figure(figsize=(8.6, 4.7))
     grid = figure.subplots(2, 4)
@@ -126,7 +126,7 @@ def weight_blocks(measured: Measured) -> Figure:
 
 
 def rank_curve(measured: Measured) -> Figure:
-    """Test loss against the width d_h, every seed and the mean over seeds."""
+    """Test loss against the width d_h: every seed, and the mean over seeds."""
     figure = Figure(figsize=(5.6, 3.6))
     axes = figure.add_subplot()
     ranks = measured.ranks
@@ -223,13 +223,13 @@ FIGURES: dict[str, Callable[[Measured], Figure]] = {
 
 
 def save_all(measured: Measured, folder: Path) -> list[Path]:
-    """Draw every figure and write it as PNG, PDF and SVG into an existing folder; the paths written."""
+    """Draw every figure and write it as PNG, PDF and SVG into an existing folder; returns the paths."""
     with mpl.rc_context(STYLE):
         return [path for name, draw in FIGURES.items() for path in _save(draw(measured), name, folder)]
 
 
 def save_report(report: Report, folder: Path) -> list[Path]:
-    """Draw the picture of a report, where it has one, as `save_all` does."""
+    """Draw the picture of a report, if it has one, as `save_all` does."""
     if report.name not in PICTURES:
         return []
     with mpl.rc_context(STYLE):
@@ -252,7 +252,7 @@ def _save(figure: Figure, name: str, folder: Path) -> list[Path]:
 
 
 def _palette(png: Path) -> None:
-    """Keep a PNG in 256 colours: a third of the size, and no difference that can be seen."""
+    """Reduce a PNG to 256 colours: a third of the size without a visible difference."""
     with Image.open(png) as image:
         few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     few.save(png, "png", optimize=True, dpi=(160, 160))

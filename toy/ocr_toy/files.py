@@ -1,4 +1,4 @@
-"""Writing results: folders tested before work starts, files that appear whole or not at all."""
+"""Writing results: folders are tested before work starts, and files appear complete or not at all."""
 
 import json
 import secrets
@@ -9,12 +9,12 @@ from typing import Any
 
 from ocr_toy.errors import ToyError, require
 
-#: The most bytes of a file that is read.
+#: The largest file that is read, in bytes.
 MOST_BYTES = 64 << 20
 
 
 def prepare_folder(folder: Path) -> Path:
-    """Create the folder and try to write in it. Raises ToyError if that fails."""
+    """Create the folder and check that it is writable. Raises ToyError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -25,12 +25,12 @@ def prepare_folder(folder: Path) -> Path:
 
 
 def require_file(path: Path) -> None:
-    """Raises ToyError unless the path is free or holds a plain file; a link counts as what it leads to."""
+    """Raise ToyError unless the path is free or a plain file; links are followed."""
     require(path.is_file() or not path.exists(), f"output = {path}: is not a plain file; name a file")
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it to `path`. Raises ToyError as `require_file`."""
+    """Let `write` fill a temporary file next to `path`, then rename it. Raises ToyError as `require_file` does."""
     require_file(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}-{path.name}")
     try:
@@ -51,7 +51,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises ToyError if the file is missing, no plain file, too large, or not JSON."""
+    """Read JSON. Raises ToyError if the file is missing, not a plain file, too large, or not JSON."""
     require(path.is_file() or not path.exists(), f"file = {path}: is not a plain file; name a file of JSON")
     try:
         with path.open("rb") as file:
@@ -66,5 +66,5 @@ def read_json(path: Path) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Indented JSON; NaN and infinities are refused, for they are not JSON."""
+    """Indented JSON; NaN and infinities are rejected, because they are not JSON."""
     return json.dumps(value, indent=1, allow_nan=False)

@@ -5,10 +5,10 @@ Factorized, attention fixed, with a balanced start of zero output (after Lyu et 
     W_O = alpha [A, A] / sqrt(2),  W_V = alpha [B, -B] / sqrt(2),   A, B Gaussian / sqrt(h),
 
 full-batch gradient descent with L2 decay mu on both. Early, W_OV moves by W_O W_O^T G + G W_V W_V^T, which is nearly
-alpha^2 G: merged gradient descent, whose limit, the Frobenius optimum, transfers nothing. Late, decay has shrunk the
-start to nothing and the minimum is that of `mitigation.decayed`, which transfers. Decay shrinks by e^(-eta mu t), so
-the time of generalization is eta mu t = log(alpha) + c: slope 1 in log(alpha), never without decay, and no delay from a
-small start. Derived here for this task; the law is that of the works cited in the README.
+alpha^2 G: merged gradient descent, whose limit, the Frobenius optimum, transfers nothing. Late, decay has removed the
+initialization, and the minimum is that of `mitigation.decayed`, which transfers. Decay shrinks it by e^(-eta mu t), so
+the time of generalization is eta mu t = log(alpha) + c: slope 1 in log(alpha), no generalization without decay, and no
+delay from a small start. Derived here for this task; the law is that of the works cited in the README.
 """
 
 import math
@@ -29,14 +29,14 @@ TASK, WIDTH = noise_free(5, 1, 3), 32
 ALPHAS, DECAYS, SMALL = (2.0, 4.0, 8.0), (0.01, 0.003), 0.1
 CONTROL_STEPS, MOST_STEPS, LEARNED = 8000, 20_000, 0.9
 EARLY, SLOPE_NEAR = 0.05, 0.15
-"""What counts as no transfer, over seeds, when the train set is fitted; and as slope 1."""
+"""Tolerances: of no transfer, as a mean over seeds, when the train set is fitted; and of slope 1."""
 
 
 @dataclass(frozen=True)
 class Grok:
-    """One run: the steps at which train accuracy reaches 1 and test accuracy LEARNED, and transfer at the former.
+    """One run: the steps at which train accuracy reaches 1 (`fitted`) and test accuracy LEARNED (`learned`).
 
-    time: eta mu times the latter. None for what does not happen.
+    early_transfer: transfer at `fitted`. time: eta mu times `learned`. None for what does not happen.
     """
 
     alpha: float
@@ -80,7 +80,7 @@ def grok(alpha: float, decay: float, seed: int, steps: int) -> Grok:
 
 
 def report(seeds: Sequence[int], say: Say) -> Report:
-    """The law in alpha for two decays, with its controls."""
+    """The dependence on alpha for two decays, with controls."""
     require_seeds(seeds, least=1)
     say("grokking")
     checks: list[Check] = []

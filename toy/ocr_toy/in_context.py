@@ -1,4 +1,4 @@
-"""Linear attention that learns regression in context: plateaus by parametrization (Zhang et al., arXiv 2501.16265).
+"""Linear attention that learns in-context regression: plateaus by parametrization (Zhang et al., arXiv 2501.16265).
 
 N examples x_n ~ N(0, Lambda), y_n = w . x_n with w ~ N(0, I), and a query x_q; beta = mean of y_n x_n. It predicts
 beta^T M x_q with
@@ -14,8 +14,8 @@ From a small start the merged model learns all directions in one drop; the separ
 
     L(M_m) = tr Lambda - sum_{d <= m} lambda_d / (1 + (1 + tr Lambda / lambda_d) / N),   m = 0, 1, .., D,
 
-in order of the eigenvalues, and for R > 1 conspicuously at m = 0, R, 2 R, .. alone, for a head learns R directions.
-Gradient descent on L / 2, as in the paper's time scale.
+in order of the eigenvalues, and for R > 1 conspicuously only at m = 0, R, 2 R, .., because a head learns R directions.
+Gradient descent is on L / 2, for the paper's time scale.
 """
 
 import math
@@ -38,15 +38,15 @@ EXAMPLES = 31
 EIGENVALUES = (0.4, 0.3, 0.2, 0.1)
 SEPARATE_STEPS, MERGED_STEPS, WHITE_STEPS = 40_000, 3000, 4000
 RANK_EIGENVALUES, RANK_HEADS, RANK_SCALE, RANK_STEPS = tuple(d / 36 for d in range(8, 0, -1)), 9, 5e-3, 20_000
-"""The official code's spectrum (proportional to d, trace 1), heads, start and steps of the figure on ranks."""
+"""The official code's spectrum (proportional to d, trace 1), heads, start and steps for the figure on ranks."""
 RANKS, PASSED = (1, 2, 4, 8), 0.2
-"""PASSED: the most time of rank R at levels that are no multiple of R, as a share of rank 1's at the same levels."""
+"""PASSED: the most time that rank R may spend at levels not multiples of R, relative to rank 1 at the same levels."""
 STAY = 0.03
-"""How near to a level, as a share of the first, counts as staying there."""
+"""The distance to a level, as a share of the first level, that counts as staying there."""
 
 
 def levels(eigenvalues: Sequence[float], examples: int = EXAMPLES) -> list[float]:
-    """L(M_m) for m = 0 to D, the loss with the m largest eigendirections learned."""
+    """L(M_m) for m = 0 to D: the loss once the m largest eigendirections are learned."""
     total = sum(eigenvalues)
     gains = [value / (1 + (1 + total / value) / examples) for value in sorted(eigenvalues, reverse=True)]
     return [total - math.fsum(gains[:m]) for m in range(len(gains) + 1)]
@@ -54,7 +54,7 @@ def levels(eigenvalues: Sequence[float], examples: int = EXAMPLES) -> list[float
 
 @dataclass(frozen=True)
 class Population:
-    """The loss without data, for a diagonal Lambda."""
+    """The population loss, for a diagonal Lambda."""
 
     eigenvalues: tuple[float, ...]
     examples: int = EXAMPLES
@@ -78,18 +78,18 @@ class Population:
         return float(sum(self.eigenvalues) + ((self.slope(m) - self._aim) * m).sum())
 
     def slope(self, m: Matrix) -> Matrix:
-        """The gradient of L / 2 by M: -Lambda^2 + S M Lambda."""
+        """The gradient of L / 2 with respect to M: -Lambda^2 + S M Lambda."""
         return self._curve * m - self._aim
 
 
 def train_separate(of: Population, heads: int, rank: int, scale: float, rate: float, steps: int, seed: int) -> Matrix:
-    """Losses of every step with keys and queries apart, [steps + 1]."""
+    """The loss at every step with separate keys and queries, [steps + 1]."""
     rng, size = stream(seed, "init"), len(of.eigenvalues)
     v = scale * rng.standard_normal(heads)
     k, q = (scale * rng.standard_normal((heads * rank, size)) for _ in "kq")
     losses = np.empty(steps + 1)
     for step in range(steps + 1):
-        head = np.repeat(v, rank)[:, None]  # of every row of k and q
+        head = np.repeat(v, rank)[:, None]  # v for every row of k and q
         m = (head * k).T @ q
         losses[step], g = of.loss(m), of.slope(m)
         kg = k @ g
@@ -99,7 +99,7 @@ def train_separate(of: Population, heads: int, rank: int, scale: float, rate: fl
 
 
 def train_merged(of: Population, v: Matrix, u: Matrix, rate: float, steps: int) -> tuple[Matrix, Matrix]:
-    """Losses, [steps + 1], and the mean diagonal of M of every step, from v [H] and U [H, D, D]."""
+    """The loss and the mean diagonal of M at every step, [steps + 1] each, from v [H] and U [H, D, D]."""
     losses, diagonal = np.empty(steps + 1), np.empty(steps + 1)
     for step in range(steps + 1):
         m = np.tensordot(v, u, axes=1)
@@ -110,7 +110,7 @@ def train_merged(of: Population, v: Matrix, u: Matrix, rate: float, steps: int) 
 
 
 def white_closed_form(size: int, examples: int, w_init: float, time: NDArray[np.floating]) -> Matrix:
-    """M = sigma(t) I of the merged model where Lambda = I, from |v| = ||U||_F = w_init, U in direction I.
+    """sigma(t), where M = sigma(t) I, for the merged model with Lambda = I, |v| = ||U||_F = w_init, U in direction I.
 
     sigma(t) = e^(2 sqrt(D) t) / ((1 + (1 + D) / N) (e^(2 sqrt(D) t) - 1) + sqrt(D) / w_init^2)
     """
@@ -119,7 +119,7 @@ def white_closed_form(size: int, examples: int, w_init: float, time: NDArray[np.
 
 
 def plateaus(losses: Matrix, expected: Sequence[float]) -> list[float]:
-    """The loss where it changes least between the midpoints around every level; NaN where it never is between them."""
+    """For each level, the loss where it changes least between the midpoints around it; NaN if it is never there."""
     between = [math.inf, *[(a + b) / 2 for a, b in pairwise(expected)], -math.inf]
     change = np.abs(np.diff(losses))
     found = []
@@ -130,17 +130,17 @@ def plateaus(losses: Matrix, expected: Sequence[float]) -> list[float]:
 
 
 def stays(losses: Matrix, expected: Sequence[float]) -> list[int]:
-    """Steps spent within STAY of every level."""
+    """Steps spent within STAY of each level."""
     return [int((np.abs(losses - level) <= STAY * expected[0]).sum()) for level in expected]
 
 
 def between(steps: Sequence[int], rank: int) -> int:
-    """Steps at levels that are no multiple of `rank`, without the last two levels, which STAY does not tell apart."""
+    """Steps at levels that are not multiples of `rank`, without the last two, which STAY does not tell apart."""
     return sum(count for m, count in enumerate(steps[:-2]) if m % rank)
 
 
 def _ranks(seeds: Sequence[int]) -> tuple[list[Check], list[list[str]], list[dict[str, Any]]]:
-    """Key and query of rank 1, 2, 4 and 8: where the loss stays, and how high."""
+    """Keys and queries of rank 1, 2, 4 and 8: at which levels the loss stays."""
     of, expected = Population(RANK_EIGENVALUES), levels(RANK_EIGENVALUES)
     checks: list[Check] = []
     rows: list[list[str]] = []
@@ -167,7 +167,7 @@ def _ranks(seeds: Sequence[int]) -> tuple[list[Check], list[list[str]], list[dic
 
 
 def report(seeds: Sequence[int], say: Say) -> Report:
-    """Levels, stays and the white closed form."""
+    """Levels, time spent at them, and the closed form for white inputs."""
     require_seeds(seeds, least=1)
     of, expected = Population(EIGENVALUES), levels(EIGENVALUES)
     checks: list[Check] = []

@@ -1,12 +1,12 @@
-"""What removes the transfer, and what it costs: closed forms on the block K of the lemma.
+"""What removes the transfer, and what it costs: closed forms for the block K of the lemma.
 
-Everything here changes the norm or the data of Theorem 2 and keeps its picture: the n - 1 copies of
+Everything here changes the norm or the data of Theorem 2 but keeps its structure: n - 1 copies of
 
     K = [[sqrt(m_train), sqrt(m_test)], [sqrt(m_train) x1, sqrt(m_test) x]]
 
-whose entry x, the held-out margin at train margin 1, is filled in by the norm. With x1 = 1 the nuclear norm gives
-sqrt(rho), rho = m_train / m_test, and the Frobenius norm 0. Norms between the two, labels that contradict, examples
-that abstain and entailments that compete each give an equation in x.
+whose entry x, the held-out margin at train margin 1, is determined by the norm. With x1 = 1 the nuclear norm gives
+sqrt(rho), rho = m_train / m_test, and the Frobenius norm 0. Norms in between, contradicting labels, abstaining examples
+and competing entailments each give an equation in x.
 """
 
 import importlib
@@ -23,22 +23,22 @@ from ocr_toy.theory import block_norm
 
 
 def mixed_norm_transfer(m_train: float, m_test: float, kappa: float) -> float:
-    """x of min ||W||_* + kappa / 2 ||W||_F^2: the root of x (1 + kappa N(x)) = sqrt(rho), at most 1.
+    """x at min ||W||_* + kappa / 2 ||W||_F^2: the root of x (1 + kappa N(x)) = sqrt(rho), at most 1.
 
-    Decay mu on the factors and lambda on their product act as kappa = (lambda / mu) margin.
+    Decay mu on the factors and lambda on their product correspond to kappa = (lambda / mu) margin.
     """
     target = math.sqrt(m_train / m_test)
     return theory.root(lambda x: x * (1 + kappa * block_norm(m_train, m_test, x)) - target, 0.0, 1.0)
 
 
 def schatten_transfer(m_train: float, m_test: float, p: float) -> float:
-    """x of min ||K||_p, 1 <= p: with s > t the squared singular values of K, the least s^(p/2) + t^(p/2).
+    """x at min ||K||_p for p >= 1, that is min s^(p/2) + t^(p/2) over the squared singular values s > t of K.
 
-    s + t = 2 m_train + m_test (1 + x^2) and s t = m_train m_test (1 - x)^2. Positive for p < 2, zero at 2,
+    s + t = 2 m_train + m_test (1 + x^2) and s t = m_train m_test (1 - x)^2. x is positive for p < 2, zero at 2 and
     negative above: the largest singular value shrinks if the test subjects' c points away from their b. For
-    p = infinity it is the limit of finite p, -rho: there K alone decides, and W_OV has more than one optimum.
+    p = infinity it is the limit of finite p, -rho: only K matters there, and W_OV has more than one optimum.
     """
-    require(p >= 1, f"p = {p}: no norm, and the closed form is another; use p >= 1")
+    require(p >= 1, f"p = {p}: not a norm, and the closed form differs; use p >= 1")
     if math.isinf(p):
         return -m_train / m_test if m_train <= m_test else -1.0
 
@@ -50,9 +50,9 @@ def schatten_transfer(m_train: float, m_test: float, p: float) -> float:
 
 
 def noisy_transfer(n_pairs: int, m_train: float, m_test: float, noise: float) -> float:
-    """x where a share `noise` of the m_train entailments per pair names other c's, spread evenly over them.
+    """x if a share `noise` of the m_train entailments per pair names other c's, evenly distributed.
 
-    u = 1 - noise n / (n - 1) is what remains of the association, and x the root of
+    u = 1 - noise n / (n - 1) is what remains of the association, and x is the root of
 
         x sqrt(m_train (m_train + m_test) (1 - u^2) + m_train m_test (x - u)^2) = m_train (u - x)
     """
@@ -66,9 +66,9 @@ def noisy_transfer(n_pairs: int, m_train: float, m_test: float, noise: float) ->
 
 
 def abstaining_transfer(m_train: float, m_test: float, m_abstain: float) -> float:
-    """x with m_abstain more subjects per pair that know their b and are trained to prefer no c.
+    """x with m_abstain further subjects per pair that know their b and are trained to prefer no c.
 
-    It is below m_train / (m_train + m_abstain), and the root of
+    It is below m_train / (m_train + m_abstain), and is the root of
 
     x sqrt(m_train m_test (1 - x)^2 + m_abstain (m_train + x^2 m_test)) = m_train (1 - x) - m_abstain x
     """
@@ -87,9 +87,9 @@ def abstaining_transfer(m_train: float, m_test: float, m_abstain: float) -> floa
 
 
 def competing_transfer(m_first: float, m_second: float, m_test: float) -> float:
-    """x of the first of two entailments: c_i for m_first and c'_i for m_second train subjects per pair.
+    """x for the first of two entailments: c_i for m_first and c'_i for m_second train subjects per pair.
 
-    The second has 1 - x, and x minimizes m_first + m_second + m_test (1 - x + x^2) + sqrt(3 B), with
+    The second gets 1 - x, and x minimizes m_first + m_second + m_test (1 - x + x^2) + sqrt(3 B), with
     B = m_first m_second + m_test (m_first (1 - x)^2 + m_second x^2).
     """
 
@@ -109,7 +109,7 @@ def price(n_pairs: int, m_train: int, m_test: int, x: float) -> float:
 
 @dataclass(frozen=True)
 class Decayed:
-    """A minimum of the training loss with decay: x2 / x1, and the loss of each trained question set, in nats."""
+    """A minimum of the training loss with decay: x2 / x1, losses per trained set and objective, in nats."""
 
     transfer: float
     losses: tuple[float, ...]
@@ -119,12 +119,12 @@ class Decayed:
 def decayed(task: TaskSpec, factor_decay: float, product_decay: float) -> Decayed:
     """The minimum over all widths of training with decay on W_O and W_V, on their product, or both (fixed attention).
 
-    The smallest (||W_O||^2 + ||W_V||^2) / 2 of a product is its nuclear norm, so the non-convex
+    The smallest (||W_O||^2 + ||W_V||^2) / 2 of a given product is its nuclear norm, so the non-convex
 
         L(W_O W_V^T) + mu / 2 (||W_O||_F^2 + ||W_V||_F^2) + lambda / 2 ||W_O W_V^T||_F^2
 
-    has the minimum of the convex L(W) + mu ||W||_* + lambda / 2 ||W||_F^2; and by the lemma that is a problem in K
-    [2, 2] and K0 [3, 4], whose third row is all other tokens of the vocabulary. For mu = 0 it is the merged model's.
+    has the minimum of the convex L(W) + mu ||W||_* + lambda / 2 ||W||_F^2. By the lemma that is a problem in K [2, 2]
+    and K0 [3, 4], whose third row stands for all other tokens of the vocabulary. mu = 0 gives the merged model.
     """
     theory.require_solver("CLARABEL")
     cp: Any = importlib.import_module("cvxpy")

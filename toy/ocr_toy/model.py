@@ -3,12 +3,12 @@
     factorized  f(X) = W_O W_V^T X^T X W_KQ x_T      W_O, W_V in R^{d x d_h}
     merged      f(X) = W_OV X^T X W_KQ x_T           W_OV in R^{d x d}
 
-Two exact reductions are used throughout. x_T is always EOS, so of W_KQ only the EOS column acts; it is kept
-as a vector w_KQ. Answers never occur in a sequence, so the columns of W_OV (rows of W_V, entries of w_KQ)
-that belong to them get no gradient; they are omitted. The table T = W_OV^T in R^{n_inputs x d} then gives
+Two exact reductions are used throughout. x_T is always EOS, so only the EOS column of W_KQ matters; it is stored
+as a vector w_KQ. Answers never occur in a sequence, so their columns of W_OV (rows of W_V, entries of w_KQ) get
+no gradient and are omitted. With the table T = W_OV^T in R^{n_inputs x d},
 f = sum over input tokens j of count_j w_j T_j.
 
-Every tensor carries a leading dimension R, the runs trained side by side.
+Every tensor has a leading dimension R, the runs trained side by side.
 """
 
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ def parameter_shapes(model: ModelSpec, task: TaskSpec) -> dict[str, tuple[int, .
 
 
 def require_init(model: ModelSpec, init: str) -> None:
-    """Raise ToyError for an unknown init, and for a symmetric factorized model, whose units stay equal."""
+    """Raise ToyError for an unknown init, and for a symmetric factorized model, whose units would stay equal."""
     require(init in get_args(Init), f"init = {init}: unknown; use {' or '.join(get_args(Init))}")
     require(
         init == "gaussian" or model.param == "merged",
@@ -92,8 +92,8 @@ def initial_parameters(model: ModelSpec, task: TaskSpec, init: Init, scale: floa
     """Parameters of one run at step 0, float64, from the seed's init stream.
 
     gaussian: independent N(0, scale^2) entries. symmetric: every entry equal to scale, so no answer is
-    preferred (Theorem 3). An MLP, where there is one, starts Gaussian with standard deviation
-    1 / sqrt(fan-in), because at a tiny scale it would add nothing to the output.
+    preferred (Theorem 3). An MLP, if there is one, starts Gaussian with standard deviation 1 / sqrt(fan-in), because
+    at a tiny scale it would add nothing to the output.
     Raises ToyError as require_init does.
     """
     require_init(model, init)
@@ -129,7 +129,7 @@ def key_query(model: ModelSpec, task: TaskSpec, params: Parameters) -> Tensor:
 
 
 def attention_factor(model: ModelSpec, task: TaskSpec, params: Parameters) -> Tensor:
-    """What attention multiplies each token by, [R, n_inputs]: w_KQ, or for softmax exp(w_KQ - max w_KQ)."""
+    """The factor that attention applies to each token, [R, n_inputs]: w_KQ, or for softmax exp(w_KQ - max w_KQ)."""
     weight = key_query(model, task, params)
     if model.attention == "linear":
         return weight
@@ -166,7 +166,7 @@ def logits(model: ModelSpec, task: TaskSpec, params: Parameters, batch: DeviceBa
 
 
 def losses(model: ModelSpec, task: TaskSpec, params: Parameters, batch: DeviceBatch) -> Tensor:
-    """Mean cross-entropy over the whole vocabulary of each run's batch, [R], in nats."""
+    """Mean cross-entropy of each run's batch over the whole vocabulary, [R], in nats."""
     return question_losses(model, logits(model, task, params, batch), batch.answer).mean(dim=1)
 
 
@@ -221,14 +221,14 @@ def analytic_gradients(
 def gradients(
     model: ModelSpec, task: TaskSpec, params: Parameters, batch: DeviceBatch, product_decay: Tensor
 ) -> Parameters:
-    """Gradients by the fastest way that covers the model."""
+    """Gradients by the fastest implementation that covers the model."""
     written_out = model.attention == "linear" and not model.mlp_width
     compute = analytic_gradients if written_out else autograd_gradients
     return compute(model, task, params, batch, product_decay)
 
 
 def to_device(task: TaskSpec, parts: list[Batch], dtype: torch.dtype) -> DeviceBatch:
-    """Stack one batch [B] (or chunk of batches [steps, B]) per run; runs come after a steps dimension."""
+    """Stack one batch [B], or chunk of batches [steps, B], per run; the run dimension follows that of steps."""
     subject = np.stack([p.subject for p in parts], axis=-2)
     offset = np.arange(len(parts))[:, None] * task.n_inputs
     rows = (subject + offset).reshape(*subject.shape[:-2], -1)

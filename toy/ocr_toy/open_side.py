@@ -10,9 +10,9 @@ With u_j = w_j times row j of W_V and Z = W_O U^T the attended W_OV, the best w_
     factorized: min ||W_O||_F^2 / 2 + sum over tokens of ||u_j||     a nuclear norm with free column weights, not convex
     merged:     min sum over tokens of ||Z_j||                       a group lasso, convex
 
-In the symmetric family, with rho = m_train / m_test <= 1, the factorized value is reached on a whole interval of
-x = t rho^(2/3), p1 = t: attention can pay for either. So an interval is predicted and no margin; where in it a run is
-depends on its start. A KKT point is not the global minimum: that descent reaches the value is measured, not proved.
+In the symmetric family, with rho = m_train / m_test <= 1, a whole interval of x = t rho^(2/3), p1 = t attains the
+factorized value: attention can pay for either. So the prediction is an interval, not a margin; where a run ends in it
+depends on its start. A KKT point need not be the global minimum: that descent attains it is measured, not proved.
 """
 
 import math
@@ -30,7 +30,7 @@ SIZES = ((3, 1, 3), (3, 2, 3))
 SCALES = (0.1, 1.0)
 DESCENT = DescentSpec(trained_kq=True, hold_margin=100.0, hold_steps=10_000, final_steps=1, armijo=0.5)
 VALUE_NEAR, TRANSFER_NEAR, MERGED_NEAR = 0.015, 0.03, 2e-3
-"""Tolerances: of the value, as a share; of the interval's ends; of the merged model's transfer."""
+"""Tolerances: of the value, relative; of the interval's ends; of the merged model's transfer."""
 
 
 def factorized_value(n_pairs: int, m_train: int, m_test: int) -> float:
@@ -65,7 +65,7 @@ def merged_value(n_pairs: int, m_train: int, m_test: int) -> float:
 def transfer_interval(m_train: int, m_test: int) -> tuple[float, float]:
     """The transfers t rho^(2/3) that cost the same, 1 <= t <= min(rho^(-1/3), 2 / (1 + rho^(2/3))); 1 where rho >= 1.
 
-    The upper end is safe and need not be the largest: beyond it further constraints may bind.
+    The upper end is attained but need not be the largest: beyond it further constraints may bind.
     """
     rho = min(1.0, m_train / m_test)
     low = rho ** (2 / 3)
@@ -89,7 +89,7 @@ def _row(param: Param, sizes: tuple[int, int, int], scale: float, seeds: Sequenc
     task, degree = noise_free(*sizes), 3 if param == "factorized" else 2
     spec = replace(DESCENT, param=param, init_scale=scale)
     ends = [descend(task, replace(spec, seed=seed)) for seed in seeds]
-    # The objective is of degree 2 in the parts, the margin of `degree`; merged, it is ||Z_j|| summed, of degree 1 in Z.
+    # The objective has degree 2 in the parts, the margin `degree`. Merged, it is the sum of ||Z_j||, of degree 1 in Z.
     values = tuple(end.squared_parts / 2 / end.train_margin ** (2 / degree) for end in ends)
     found = tuple(theory.symmetrize(task, end.w_ov).transfer for end in ends)
     if param == "factorized":
@@ -110,7 +110,7 @@ def _checks(row: Row) -> list[Check]:
 
 
 def report(seeds: Sequence[int], say: Say) -> Report:
-    """Both models from two scales of initialization beside the closed forms."""
+    """Both models from two scales of initialization, against the closed forms."""
     require_seeds(seeds, least=1)
     say("gradient descent with a trained W_KQ")
     params: tuple[Param, Param] = ("factorized", "merged")

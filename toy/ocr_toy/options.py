@@ -27,7 +27,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the J
 
 @dataclass(frozen=True)
 class RunFlags:
-    """The flags of a run, which `train` and `sweep` share; the defaults are the published run."""
+    """The flags of a run, shared by `train` and `sweep`; the defaults are the published run."""
 
     preset: Annotated[
         str, typer.Option(help="published, or official: the official code's exact start, seed and loss.")
@@ -56,7 +56,7 @@ class RunFlags:
 
 
 def run_flags(without: Collection[str] = (), **defaults: object) -> Callable[[Command], Command]:
-    """A command whose `run` is the flags of a run by name: all but some, and some with a default of the command's."""
+    """Give a command the flags of a run, passed as `run` by name: all but `without`, with the command's `defaults`."""
     shared = [
         Parameter(of.name, Parameter.KEYWORD_ONLY, default=defaults.get(of.name, of.default), annotation=of.type)
         for of in fields(RunFlags)
@@ -85,9 +85,9 @@ PRESETS = ("published", "official")
 def official(param: str) -> dict[str, Any]:
     """What the official code (yixiao-huang/OCR-Theory, commit 64078c0) sets differently from the defaults here.
 
-    Merged, as its script trains: W_KQ and W_OV all 1e-4. Factorized, as its rank sweep: Gaussian entries of standard
-    deviation 1 / sqrt(128) in every matrix, 20,000 steps. Both: seed 42, and the loss -log(p + 1e-8), whose gradient
-    vanishes for p below that.
+    Merged, as in its script: all entries of W_KQ and W_OV are 1e-4. Factorized, as in its rank sweep: Gaussian entries
+    with standard deviation 1 / sqrt(128) in every matrix, 20,000 steps. Both: seed 42, and the loss -log(p + 1e-8),
+    whose gradient vanishes for p below 1e-8.
     """
     from ocr_toy.runs import OFFICIAL_SCALE
 
@@ -140,7 +140,7 @@ def numbers(text: str, name: str) -> list[float]:
 
 
 def whole(text: str, name: str) -> list[int]:
-    """Comma-separated whole numbers. Raises ToyError for anything else."""
+    """Comma-separated integers. Raises ToyError for anything else."""
     return _split(text, int, f"{name} = {text}: not integers; give them comma-separated, as in 0,1,2")
 
 

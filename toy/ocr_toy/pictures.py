@@ -1,4 +1,4 @@
-"""The pictures of `toy mitigate`, `toy complete` and `toy systems`, each drawn from its report's data alone."""
+"""The pictures of `toy mitigate`, `toy complete` and `toy systems`, each drawn only from its report's data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#999999", "
 
 
 def _points(axes: Axes, rows: list[dict[str, Any]], label: str = "runs", **how: Any) -> None:
-    """Each row's runs as circles over its value, and its prediction as a bar."""
+    """Each row's runs as circles at its value, and its prediction as a bar."""
     for i, row in enumerate(rows):
         x = [row["value"]] * len(row["measured"])
         style: dict[str, Any] = {"linestyle": "none", "marker": "o", "markerfacecolor": "none", "color": BLUE} | how
@@ -63,7 +63,7 @@ def _curve(axes: Axes, rows: list[dict[str, Any]], method: str, x: np.ndarray, y
 
 
 def mitigations(report: Report) -> Figure:
-    """Transfer against the strength of each mitigation, a panel each."""
+    """Transfer against the strength of each mitigation, one panel each."""
     rows = report.data["rows"]
     figure = Figure(figsize=(10.5, 6.2))
     *grid, last = figure.subplots(2, 3).ravel()
@@ -150,7 +150,7 @@ def in_context(report: Report) -> Figure:
 
 
 def stages(report: Report) -> Figure:
-    """The published stages, and the loss of what is held out."""
+    """The published stages, and the held-out loss."""
     figure = Figure(figsize=(8.4, 3.3))
     left, right = figure.subplots(1, 2, sharey=True)
     records = report.data["published"]
@@ -169,7 +169,7 @@ def stages(report: Report) -> Figure:
 
 
 def scan_and_snap(report: Report) -> Figure:
-    """Loss beside the published log, and attention by token."""
+    """Loss with the published log, and attention by token."""
     figure = Figure(figsize=(8.4, 3.3))
     left, right = figure.subplots(1, 2)
     left.plot(report.data["steps"], report.data["published"], "x", color=BLACK, label="published log")
@@ -189,7 +189,7 @@ def scan_and_snap(report: Report) -> Figure:
 
 
 def grokking(report: Report) -> Figure:
-    """eta mu t of generalization against log alpha, with lines of slope 1 through the means."""
+    """eta mu t at generalization against log alpha, with lines of slope 1 through the means."""
     figure = Figure(figsize=(5, 3.4))
     axes = figure.add_subplot()
     for decay, colour in ((0.01, BLUE), (0.003, ORANGE)):
@@ -221,7 +221,7 @@ def attention_svm(report: Report) -> Figure:
 
 
 def reversal(report: Report) -> Figure:
-    """Margins of answers never taught, in optima and runs; and probabilities of taught and untaught ones."""
+    """Margins of untaught answers, in optima and runs; and probabilities of taught and untaught ones."""
     figure = Figure(figsize=(8.4, 3.3), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = list(report.data["margins"])
@@ -261,4 +261,4 @@ PICTURES: dict[str, Callable[[Report], Figure]] = {
     "attention-svm": attention_svm,
     "reversal": reversal,
 }
-"""Name of a report and what draws it, into files of the name with underscores."""
+"""The function that draws each report, by name; files have that name with underscores."""

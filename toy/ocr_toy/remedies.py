@@ -1,7 +1,7 @@
-"""The mitigations of `mitigation`, each prediction beside runs: what `toy mitigate` prints and draws.
+"""The mitigations of `mitigation`, predictions against runs: what `toy mitigate` prints and draws.
 
 A run is compared with the optimum it should reach: decay with the minimum of the decayed loss; changed data with the
-least norm of the loss that descent is held at, whose limit is the closed form.
+least norm at the loss that descent is held at, whose limit is the closed form.
 """
 
 import importlib
@@ -27,28 +27,28 @@ DECAY_TASK, PUBLISHED_SIZE = noise_free(5, 1, 3), noise_free(20, 1, 3)
 HELD = DescentSpec(hold_margin=20.0, hold_steps=4000, final_steps=1, armijo=0.5)
 SPECTRAL_RATE, SPECTRAL_STEPS = 0.2, 4000
 NEAR = 0.02
-"""What a run may differ by in transfer from its prediction, unless its row says otherwise."""
+"""Tolerance of a run's transfer against its prediction, unless its row says otherwise."""
 COST_NEAR = 0.03
-"""What a cost may differ by from the predicted, as a share."""
+"""Relative tolerance of a cost against its prediction."""
 UNEQUAL: tuple[tuple[tuple[int, ...], int, float, float], ...] = (
     ((0, *(2,) * 2), 2, -0.264, 0.407),
     ((0, *(2,) * 5), 2, -0.111, 0.764),
     ((0, *(2,) * 9), 2, -0.063, 0.869),
     ((*(1,) * 5, *(4,) * 5), 4, 0.5, 0.901),
 )
-"""m_train of every pair, m_test, and the held-out margins worked out before of the first pair and of the last."""
+"""m_train of every pair, m_test, and the reference held-out margins of the first and the last pair."""
 SOLVED, MARGIN_NEAR, LARGEST_DESCENT = 2e-3, 0.05, 6
-"""What a solved margin may differ by from those, and one of descent from its optimum; the most pairs that are run."""
+"""Tolerances of a solved margin against those, and of descent's against its optimum; the most pairs for descent."""
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """One setting of one mitigation: the transfer, or other `reading`, predicted for its runs, and theirs by seed.
+    """One setting of one mitigation: the transfer, or other `reading`, as predicted and as measured per seed.
 
-    value: the setting as a number, 1 / p for a Schatten norm. limit: the closed form, where the loss vanishes; None
-    where the run is at a minimum instead. cost: what the mitigation costs, or does besides, in the unit of
-    `cost_unit`, as predicted and as measured, within cost_tolerance (COST_NEAR of it by default). tolerance: what the
-    transfer may differ by; None for runs that are shown and known not to arrive.
+    value: the setting as a number, 1 / p for a Schatten norm. limit: the closed form for a vanishing loss; None if the
+    run is at a minimum instead. cost_predicted, cost_measured: what the mitigation costs, or does besides, in
+    `cost_unit`, to within cost_tolerance (COST_NEAR times the prediction by default). tolerance: of the transfer; None
+    for runs that are shown although they are known not to converge.
     """
 
     method: str
@@ -67,9 +67,9 @@ class Remedy:
 
 
 def trained_minimum(task: TaskSpec, factor_decay: float, product_decay: float, seed: int) -> tuple[float, float]:
-    """Transfer and objective where L-BFGS ends on W_O and W_V themselves, over the whole vocabulary, width 2 n + 4.
+    """Transfer and objective of L-BFGS on W_O and W_V themselves, over the whole vocabulary, at width 2 n + 4.
 
-    The loss and decays are those of `mitigation.decayed`, whose convex problem it does not use.
+    Loss and decays are those of `mitigation.decayed`, but not its convex problem.
     """
     theory.require_solver("CLARABEL")  # scipy comes with the extra
     optimize: Any = importlib.import_module("scipy.optimize")
@@ -122,7 +122,7 @@ def _decay(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
 
 
 def _product_decay(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
-    """AdamW for 5,000 steps: no minimum has transfer, but with a weak decay it takes longer to get there."""
+    """AdamW for 5,000 steps: no minimum has transfer, but weak decay takes longer to get there."""
     train = TrainSpec(batch=0, init_scale=0.01, steps=5000, decay=0.0, record_every=5000)
     for strength in (1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
         say(f"decay on the product {strength:g}")
@@ -146,7 +146,7 @@ def _product_decay(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
 
 
 def _schatten(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
-    """Four ways to descend and the norm each makes small; and one that no descent here makes small, solved."""
+    """Four kinds of descent and the norm that each minimizes; and one norm that none of them minimizes, solved."""
     task, sizes = noise_free(3, 1, 3), (3, 1, 3)
     problem = theory.merged_task(*sizes)
     say("Schatten norms")
@@ -180,12 +180,12 @@ def _schatten(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
         cost_unit="spectral norm at margin 1",
         cost_predicted=least,
         cost_measured=spectral,
-        tolerance=0.1,  # W_OV of the least spectral norm is not unique
+        tolerance=0.1,  # the W_OV of least spectral norm is not unique
     )
 
 
 def spectral_descent(of: Problem, seed: int) -> Matrix:
-    """W_OV at margin 1 after steps of fixed size along U V^T of the gradient U S V^T: Muon's, without momentum."""
+    """W_OV at margin 1 after steps of fixed size along U V^T for the gradient U S V^T, like Muon without momentum."""
     w = 0.01 * stream(seed, "init").standard_normal((of.targets.shape[1], of.phi.shape[1]))
     for _ in range(SPECTRAL_STEPS):
         _, slope = log_loss(of.phi @ w.T, of.right, of.sizes)
@@ -195,7 +195,7 @@ def spectral_descent(of: Problem, seed: int) -> Matrix:
 
 
 def _transfer(w: Matrix, n: int, taught: int, held_out: int, taught_size: float, held_out_size: float) -> float:
-    """Own-minus-other c of one group over that of another, in a W of `merged_problem`."""
+    """The own-minus-other c contrast of one group divided by that of another, in a W of `merged_problem`."""
     own = theory.own_contrast(w, n, held_out, held_out_size, n)
     return own / theory.own_contrast(w, n, taught, taught_size, n)
 
@@ -207,14 +207,14 @@ def _entailments(n: int, shift: int = 0, first: int | None = None) -> tuple[int,
 
 @dataclass(frozen=True)
 class _Changed:
-    """Changed data: the first group entails c_i, the last is held out."""
+    """Modified data, in which the first group entails c_i and the last is held out."""
 
     n_pairs: int
     groups: tuple[Group, ...]
     n_rows: int
 
     def row(self, method: str, setting: str, value: float, limit: float, seeds: Sequence[int]) -> Remedy:
-        """Descent from every seed beside the least norm of its loss."""
+        """Descent from every seed against the least norm at its loss."""
         problem = theory.merged_problem(self.n_pairs, self.groups, self.n_rows)
         ends = [descend_on(problem, replace(HELD, seed=seed), setting) for seed in seeds]
         optimum = theory.least_norm(problem, log_loss=ends[0].log_loss)
@@ -231,11 +231,11 @@ class _Changed:
         )
 
     def transfer(self, w: Matrix) -> float:
-        """Own-minus-other c of the test subjects over that of the entailing ones."""
+        """The own-minus-other c contrast of the test subjects divided by that of the entailing ones."""
         return _transfer(w, self.n_pairs, 0, len(self.groups) - 1, self.groups[0].size, self.groups[-1].size)
 
     def over_none(self, w: Matrix) -> float:
-        """Mean logit of the own c minus that of "none" at test subjects asked r2, over the entailing ones' contrast."""
+        """Mean logit of own c minus "none" for test subjects asked r2, divided by entailing subjects' contrast."""
         n, last = self.n_pairs, len(self.groups) - 1
         logits = w[:, last * n : (last + 1) * n] / math.sqrt(self.groups[-1].size) + w[:, -1:]
         gap = float(np.mean(np.diag(logits[n : 2 * n]) - logits[2 * n]))
@@ -254,7 +254,7 @@ def _label_noise(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
 
 
 def _abstaining(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
-    """Subjects that abstain are trained to answer one further token, "none"; in the closed form they prefer no c."""
+    """Subjects that abstain are trained to answer an extra token, "none"; in the closed form they prefer no c."""
     say("examples that abstain")
     n, m_train, m_test = 3, 2, 3
     for abstaining in (1, 2, 4):
@@ -275,9 +275,9 @@ def _competing(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
 
 
 def _unequal(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
-    """Pairs with different m_train. To leading order each is alone, sqrt(its own rho); with none of its own, below 0.
+    """Pairs with different m_train. To leading order each is alone, with sqrt(its own rho); with m_train = 0, below 0.
 
-    Margins over the other c's at train margin 1. K0 couples the pairs, by about 1 / n, and there is no closed form.
+    Margins are over the other c's at train margin 1. K0 couples the pairs, by about 1 / n; there is no closed form.
     """
     say("pairs with different numbers of train subjects")
     for m_train, m_test, *published in UNEQUAL:
@@ -301,7 +301,7 @@ def _unequal(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
 
 
 def unequal_problem(m_train: Sequence[int], m_test: int) -> Problem:
-    """Pairs of different m_train: one group for every number of train subjects, the test subjects last."""
+    """Pairs with different m_train: one group per number of train subjects, and the test subjects last."""
     n = len(m_train)
     classes = {size: tuple(i for i in range(n) if m_train[i] == size) for size in sorted(set(m_train)) if size}
     trained = [Group(size, _entailments(n), pairs) for size, pairs in classes.items()]
@@ -317,7 +317,7 @@ def class_margins(w: Matrix, of: Problem, m_train: Sequence[int], m_test: int) -
 
 
 def _price(seeds: Sequence[int], say: Say) -> Iterator[Remedy]:
-    """Removing all transfer: what the Frobenius optimum costs in nuclear norm, by the solver."""
+    """The price of removing all transfer: the extra nuclear norm of the Frobenius optimum, by the solver."""
     say("price of removing all transfer")
     for sizes in ((3, 1, 3), (4, 2, 3), (10, 1, 3)):
         problem = theory.merged_task(*sizes)
@@ -339,11 +339,11 @@ METHODS: dict[str, Callable[[Sequence[int], Say], Iterator[Remedy]]] = {
     "unequal": _unequal,
     "price": _price,
 }
-"""Name of each mitigation and what runs it."""
+"""The function that runs each mitigation, by name."""
 
 
 def remedies(seeds: Sequence[int], say: Say, methods: Sequence[str] = tuple(METHODS)) -> Iterator[Remedy]:
-    """Every row of the chosen mitigations. Raises ToyError for an unknown one, and for seeds that give no interval."""
+    """Every row of the chosen mitigations. Raises ToyError for an unknown one, and for invalid seeds."""
     for method in methods:
         require(method in METHODS, f"method = {method}: unknown; use one of {', '.join(METHODS)}")
     require_seeds(seeds, least=1)
@@ -352,7 +352,7 @@ def remedies(seeds: Sequence[int], say: Say, methods: Sequence[str] = tuple(METH
 
 
 def checks(row: Remedy) -> Iterator[Check]:
-    """The row's transfer and cost, each by the run furthest from its prediction."""
+    """Checks of the row's transfer and cost, each for the run furthest from its prediction."""
 
     def furthest(measured: Sequence[float], predicted: float) -> float:
         return max(measured, key=lambda value: abs(value - predicted))
@@ -368,7 +368,7 @@ def checks(row: Remedy) -> Iterator[Check]:
 
 
 def report(seeds: Sequence[int], say: Say, methods: Sequence[str] = tuple(METHODS)) -> Report:
-    """The table of `toy mitigate`: the closed form, the prediction for the run at hand, and the runs."""
+    """The table of `toy mitigate`: the closed form, the prediction for the run's loss, and the runs."""
     rows = list(remedies(seeds, say, methods))
     headings = ("mitigation", "setting", "limit", "predicted", "measured", "by", "cost predicted, measured")
     cells = [

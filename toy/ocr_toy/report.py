@@ -1,4 +1,4 @@
-"""What a study hands back: checks of a measured number against theory, and the data and lines behind them."""
+"""What a study returns: checks of measured numbers against theory, and the data and lines behind them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: measured `relation` theory, up to tolerance. claim: a claim's number, or a system's name."""
+    """One comparison: measured `relation` theory, up to tolerance. claim: the number of a claim or name of a system."""
 
     claim: int | str
     name: str
@@ -21,7 +21,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the measured number is what the theory says. NaN never is."""
+        """Whether the measured number agrees with theory. NaN never does."""
         difference = self.measured - self.theory
         if self.relation == "==":
             return abs(difference) <= self.tolerance
@@ -30,7 +30,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """What one system gave: its paper, its checks, its table as lines, and its numbers for JSON and pictures."""
+    """The results of one system: its paper, its checks, its table as lines, and its numbers for JSON and pictures."""
 
     name: str
     source: str
@@ -49,5 +49,5 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def listed(values: Sequence[float], digits: int = 4) -> str:
-    """Numbers of several seeds, comma-separated."""
+    """Numbers, comma-separated."""
     return ", ".join(f"{value:.{digits}f}" for value in values)

@@ -1,14 +1,14 @@
 """The reversal curse without shared answers (Zhu et al. 2024, arXiv 2405.04669): factorizing does not lift it.
 
-Bilinear model: l(y | x) = x^T Theta y over 2 m entities with fixed embeddings, Theta = 0 at the start. Taught are all
-(x_i, y_i) and the (y_i, x_i) with i >= 2; asked is (y_1, x_1). Their Theorem 1 bounds the asked loss from below by a
-power of the taught, L_rev(t) / L_rev(0) >= (L(t) / L(0))^eps, where eps -> 0 as the dimension grows. With orthonormal
-embeddings row y_1 of Theta gets no gradient and the asked loss is log(2 m) at every step.
+Bilinear model: l(y | x) = x^T Theta y over 2 m entities with fixed embeddings, and Theta = 0 at the start. All (x_i,
+y_i) and the (y_i, x_i) with i >= 2 are taught; (y_1, x_1) is asked. Their Theorem 1 bounds the asked loss from below by
+a power of the taught one, L_rev(t) / L_rev(0) >= (L(t) / L(0))^eps, where eps -> 0 as the dimension grows. With
+orthonormal embeddings, row y_1 of Theta gets no gradient, and the asked loss is log(2 m) at every step.
 
 One layer: sequences (entity, arrow), attention uniform over both, next entity asked. Theorem 3 (reversal): from a zero
 start the probability of what is taught goes to 1, that of an untaught reverse never exceeds 1 / |V|. Theorem 4 (chain):
-with x -> y and y -> z taught for all triples and x ~> z for some, neither does x ~> z of the others. In the lemma's
-words an asked pair has m_train = 0: nothing shares its answer, so there is no block to complete, and both norms leave
+with x -> y and y -> z taught for all triples and x ~> z for some, neither does x ~> z of the others. In terms of the
+lemma, an asked pair has m_train = 0: nothing shares its answer, so there is no block to complete, and both norms leave
 it at or below 0.
 
 Tiny transformer: one layer with positions, residuals and an MLP, on data of the paper's shape (their figures 1 and 4):
@@ -37,19 +37,19 @@ from ocr_toy.train import one_thread
 check = partial(Check, "reversal")
 PAIRS, DIMENSIONS, TARGET, MOST_STEPS = 10, (200, 800), 1e-3, 20_000
 EPSILON = {200: 0.08, 800: 0.03}
-"""Largest exponent allowed at each dimension: the curse holds the more strictly the larger."""
+"""Largest exponent allowed at each dimension: the curse is stricter in higher dimensions."""
 SOLVED, STEPPED, STEPS = (3, 2), (10, 5), 4000
-"""Taught and asked pairs of the convex problems and of the trajectory, and its steps."""
+"""Taught and asked pairs of the convex problems, and of the trajectory; its steps."""
 ENTITIES, TAUGHT, WORDS, WIDTH, EPOCHS = 200, 140, 802, 64, 60
-"""The transformer's pairs or triples and those taught whole; its vocabulary, width and training."""
+"""The transformer's pairs or triples, how many are taught completely; its vocabulary, width and epochs."""
 CAUSAL = torch.triu(torch.full((2, 2), -torch.inf), diagonal=1)
 
 
 def bilinear(gram: Matrix, pairs: int) -> tuple[Matrix, Matrix]:
-    """Taught and asked losses of every step of gradient descent on the mean loss, until the taught is below TARGET.
+    """Taught and asked losses at every step of gradient descent, until the taught loss is below TARGET.
 
-    gram [2 m, 2 m]: products of the embeddings, x first. Theta = sum_ij c_ij v_i v_j^T stays in their span, so c is all
-    there is: the logits are G c G and c moves by the error alone. Rate 1 per example.
+    gram [2 m, 2 m]: inner products of the embeddings, x first. Theta = sum_ij c_ij v_i v_j^T stays in their span, so
+    only c is needed: the logits are G c G, and c moves by the error. The rate is 1 per example.
     """
     x, y = np.arange(pairs), np.arange(pairs, 2 * pairs)
     given, answer = np.concatenate([x, y[1:]]), np.concatenate([y, x[1:]])
@@ -72,7 +72,7 @@ def bilinear(gram: Matrix, pairs: int) -> tuple[Matrix, Matrix]:
 
 
 def exponent(taught: Matrix, asked: Matrix) -> float:
-    """The least eps of Theorem 1 that the whole trajectory allows."""
+    """The smallest eps with which the whole trajectory satisfies Theorem 1."""
     later = slice(1, None)
     return float((np.log(asked[later] / asked[0]) / np.log(taught[later] / taught[0])).max())
 
@@ -80,8 +80,8 @@ def exponent(taught: Matrix, asked: Matrix) -> float:
 def questions(chain: bool, whole: int, part: int, rng: np.random.Generator | None = None) -> tuple[Ints, Ints]:
     """What is taught and what is asked: rows (entity, arrow 0 or 1, answer).
 
-    Entities are all x, then all y, then, in a chain, all z. Reversal: the first `whole` pairs are taught both ways, the
-    others one way, which `rng` draws; without it, x -> y. Chain: of the last `part` triples x ~> z is asked.
+    Entities are all x, then all y, then, for a chain, all z. Reversal: the first `whole` pairs are taught both ways,
+    the others one way, drawn by `rng`; without it, x -> y. Chain: x ~> z is asked for the last `part` triples.
     """
     x, y, z = (np.arange(whole + part) + i * (whole + part) for i in range(3))
 
@@ -99,7 +99,7 @@ def questions(chain: bool, whole: int, part: int, rng: np.random.Generator | Non
 
 
 def one_layer(chain: bool, whole: int, part: int) -> tuple[Problem, Matrix, Ints]:
-    """One-hot entities and two arrows: the problem, the asked inputs [part, columns] and their right rows."""
+    """One-hot entities and two arrows: the problem, the asked inputs [part, columns] and the rows of their answers."""
     taught, asked = questions(chain, whole, part)
     entities = (3 if chain else 2) * (whole + part)
     one = np.eye(entities + 2)
@@ -110,8 +110,8 @@ def one_layer(chain: bool, whole: int, part: int) -> tuple[Problem, Matrix, Ints
 def likeliest(of: Problem, asked: Matrix, right: Ints, words: int, steps: int = STEPS) -> tuple[float, float]:
     """Gradient descent on one matrix from zero, rate 1 per example, softmax over `words` tokens.
 
-    Returns the largest probability of an asked answer at any step after the first, and the least of a taught one at the
-    end.
+    Returns the largest probability of an asked answer at any step after the first, and the smallest of a taught one at
+    the end.
     """
     w, row, asked_row, largest = np.zeros((words, of.phi.shape[1])), np.arange(len(of.phi)), np.arange(len(asked)), 0.0
     for step in range(steps + 1):
@@ -129,7 +129,7 @@ class TinyGPT(torch.nn.Module):
     """One pre-norm layer of width 64 with 4 heads and an MLP; reads (entity, arrow), predicts the next entity."""
 
     def __init__(self) -> None:
-        """Default initialization of torch."""
+        """Use torch's default initialization."""
         super().__init__()
         self.embed, self.place = torch.nn.Embedding(WORDS, WIDTH), torch.nn.Embedding(2, WIDTH)
         self.layer = torch.nn.TransformerEncoderLayer(
@@ -170,7 +170,7 @@ def tiny_gpt(chain: bool, seed: int) -> tuple[float, float, float]:
 
 
 def largest_margin(w: Matrix, asked: Matrix, right: Ints) -> float:
-    """Of the asked questions, the largest margin over all other answers."""
+    """The largest margin of an asked question over all other answers."""
     f, row = asked @ w.T, np.arange(len(asked))
     own = f[row, right]
     f[row, right] = -np.inf
@@ -229,7 +229,7 @@ def _transformer(name: str, seed: int, data: dict[str, Any]) -> tuple[list[str],
 
 
 def report(seeds: Sequence[int], say: Say) -> Report:
-    """Reversal and chain in three models: the asked loss, probability and margin beside what is published."""
+    """Reversal and chain in three models: the asked loss, probability and margin against published results."""
     require_seeds(seeds, least=1)
     data: dict[str, dict[str, Any]] = {"exponents": {}, "probabilities": {}, "margins": {}, "transformer": {}}
     say("reversal curse, bilinear model")

@@ -1,4 +1,4 @@
-"""``train`` and ``sweep``. torch is imported inside the commands, so that help is immediate."""
+"""``train`` and ``sweep``. torch is imported inside the commands, so that help is fast."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +35,7 @@ HEADINGS = (
 
 
 def _preset(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
-    """The options with the preset's values in place of every default."""
+    """The options, with defaults replaced by the preset's values."""
     preset = options["preset"]
     require(preset in o.PRESETS, f"preset = {preset}: unknown; use {' or '.join(o.PRESETS)}")
     if preset != "official":

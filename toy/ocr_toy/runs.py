@@ -1,4 +1,4 @@
-"""What a run is, and what it leaves: specifications, records, results."""
+"""Runs: specifications, records, results."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,22 +15,22 @@ Optimizer = Literal["adamw", "gd"]
 Precision = Literal["float32", "float64"]
 
 CHUNK = 100
-"""Batches drawn at a time. Part of what a seed means: it fixes the order of draws."""
+"""Batches drawn at a time. It fixes the order of draws, so the meaning of a seed depends on it."""
 THRESHOLD = 0.1
 """Loss in nats below which a question set counts as learned."""
 OFFICIAL_SCALE = 128**-0.5
-"""Standard deviation of the official code's Gaussian start, from which its rank sweep trains."""
+"""Standard deviation of the official code's Gaussian initialization, which its rank sweep uses."""
 MOST_NUMBERS = 200_000_000
-"""What runs trained together may hold at a time: a few GB."""
+"""The most numbers that runs trained together may hold at a time: a few GB."""
 
 
 @dataclass(frozen=True)
 class TrainSpec:
     """How one run is trained; the defaults are the published run. Raises ToyError for bad values.
 
-    optimizer: adamw or gd. decay is decoupled for both: it shrinks every parameter by lr * decay a step.
+    optimizer: adamw or gd. decay is decoupled for both: it shrinks every parameter by lr * decay per step.
     product_decay adds product_decay / 2 ||W_OV||_F^2 to the loss. batch 0 is the full train set.
-    record_every and norms_every are in steps; norms_every 0 measures norms at the end only. draws: noise
+    record_every and norms_every are in steps; norms_every 0 measures norms only at the end. draws: noise
     draws per evaluated question.
     """
 
@@ -70,14 +70,14 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run: task, model and training. Raises ToyError where they do not go together."""
+    """One run: task, model and training. Raises ToyError if they do not fit together."""
 
     task: TaskSpec = field(default_factory=TaskSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
 
     def __post_init__(self) -> None:
-        """Check what depends on more than one part."""
+        """Check conditions on more than one part."""
         task, model = self.task, self.model
         sizes_and_usual = {
             "n": (task.n_pairs, 20),
@@ -100,7 +100,7 @@ class RunSpec:
 
     @property
     def numbers(self) -> int:
-        """How many numbers the run holds at a time, to a small factor: weights, drawn batches and logits."""
+        """Numbers that the run holds at a time, up to a small factor: weights, drawn batches and logits."""
         task, model = self.task, self.model
         weights = sum(math.prod(shape) for shape in parameter_shapes(model, task).values())
         drawn = CHUNK * self.train.batch * (task.seq_len + task.n_noise)
@@ -110,7 +110,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Record:
-    """One measurement: per question set the mean cross-entropy (nats) and the accuracy; margins; norms."""
+    """One measurement: mean cross-entropy (nats) and accuracy per question set; margins; norms."""
 
     step: int
     loss: dict[str, float]
@@ -124,9 +124,9 @@ class RunResult:
     """A finished run: its records from step 0 to the last, and what it learned.
 
     w_ov: W_OV at the end, [d, n_inputs]. effect: the attended W_OV, every column times w_KQ of its token (linear)
-    or exp(w_KQ) up to one factor (softmax). With linear attention and no MLP that is what a token adds to the
+    or exp(w_KQ) up to a common factor (softmax). With linear attention and no MLP that is what a token adds to the
     logits; the softmax's denominator, which differs between sequences, and an MLP are ignored. A trained w_KQ
-    may be negative for some tokens, so columns of W_OV alone have no comparable sign.
+    may be negative for some tokens, so the signs of columns of W_OV by themselves are not comparable.
     """
 
     spec: RunSpec
@@ -141,7 +141,7 @@ class RunResult:
 
     @property
     def transfer(self) -> float:
-        """Contrast of the attended W_OV's c block for test subjects over that for train subjects; 0 is none.
+        """Contrast of the attended W_OV's c block for test subjects, divided by that for train subjects; 0 is none.
 
         Raises ToyError without train subjects.
         """
@@ -157,7 +157,7 @@ class RunResult:
     def learned_steps(self, threshold: float) -> tuple[int | None, int | None]:
         """First recorded steps at which every trained set's loss, and the test loss, are below `threshold`.
 
-        None for what never is. Their difference is the delay of generalization, known to `record_every` steps.
+        None if one never is. Their difference is the delay of generalization, to within `record_every` steps.
         """
         steps, test = self.losses(TEST_ENTAILMENT)
         names = [name for name in TRAINED_SETS if name in self.last.loss]

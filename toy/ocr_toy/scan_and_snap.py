@@ -1,13 +1,13 @@
-"""One layer that scans for telling tokens, then snaps (Tian et al. 2023, arXiv 2305.16380): their log beside ours.
+"""One layer that scans for telling tokens, then snaps (Tian et al. 2023, arXiv 2305.16380), against the published log.
 
 A sequence is L draws from its class's token distribution, then a query that names the class; the next token is the
 class's answer. The query is not attended. With Z = z[query, token] and Y the merged decoder, both starting at zero,
 
     logits = Y LN(sum_t softmax_t(z[query, x_t]) e_{x_t}),   LN(x) = x / ||x||,
 
-trained by SGD with momentum, rate 1 for both, as in figure 4 of the paper's code (its log, with its seed 2, is
-`PUBLISHED`). Theorems: a token of one class alone gains attention, one common to both loses it (2), and the former grow
-in the order of their frequency (3). One-hot tokens without positions: only counts matter, and they are multinomial.
+trained by SGD with momentum, rate 1 for both, as for figure 4 in the paper's code (`PUBLISHED` is its log, with its
+seed 2). Theorems: tokens of only one class gain attention, those common to both lose it (2), and the former grow in
+order of frequency (3). With one-hot tokens and no positions only counts matter, and they are multinomial.
 """
 
 import math
@@ -79,13 +79,13 @@ def order(z: np.ndarray) -> float:
 
 
 def on_common(z: np.ndarray) -> list[float]:
-    """Share of each class's attention on the common tokens, by their mean counts; 0.645 at z = 0."""
+    """Share of each class's attention on the common tokens, at mean counts; 0.645 at z = 0."""
     attended = frequencies() * np.exp(z)
     return list((attended[:, :COMMON].sum(axis=1) / attended.sum(axis=1)).astype(float))
 
 
 def report(seeds: Sequence[int], say: Say) -> Report:
-    """The published losses beside those of every seed, and the order of attention."""
+    """The losses of every seed against the published ones, and the order of attention."""
     require_seeds(seeds, least=1)
     say("scan and snap")
     runs = [train(seed) for seed in seeds]

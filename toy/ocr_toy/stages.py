@@ -1,13 +1,13 @@
-"""Stages of factual recall, and what they leave out (Nichani, Lee, Bietti 2024, arXiv 2412.06538).
+"""Stages of factual recall, and what they do not show (Nichani, Lee, Bietti 2024, arXiv 2412.06538).
 
-16 subjects, 4 relations, 8 answers to each: subject s answers relation r with 8 r + floor(s / 2), so pairs of subjects
-share every answer. A sequence holds a subject, a relation and noise, EOS last. Linear attention sum_t a[x_t] V[x_t],
-both starting at 1e-5, SGD. Published (figure 5): the loss falls from log 32 to log 8 while the relation alone is heard
-("hallucination": a plausible answer), and to 0 when the subject is.
+16 subjects, 4 relations, 8 answers per relation: the answer for subject s and relation r is 8 r + floor(s / 2), so
+pairs of subjects share every answer. A sequence contains a subject, a relation and noise, with EOS last. Linear
+attention sum_t a[x_t] V[x_t], both starting at 1e-5, SGD. Published (figure 5): the loss falls from log 32 to log 8
+while only the relation is used ("hallucination": a plausible answer), and to 0 once the subject is.
 
-Pairs that share answers are this study's task with n = 8, m_train = m_test = 1. Added here: the second subject of every
-pair is not taught the last relation. Merged V then stays at or above log 8 on it, as Theorem 3 says of that model;
-V = V_1 V_2^T learns it.
+With pairs that share answers, this is this study's task with n = 8, m_train = m_test = 1. Added here: the second
+subject of every pair is not taught the last relation. On it the loss of the merged V stays at or above log 8, as
+Theorem 3 says for that model; V = V_1 V_2^T learns it.
 """
 
 import math
@@ -28,14 +28,14 @@ TOKENS = SUBJECTS + RELATIONS + NOISE + 1
 RATE, START, POOL = 0.1, 1e-5, 50_000
 MERGED_STEPS, FACTORIZED_STEPS, EVERY = 8192, 4096, 64
 NEAR = 0.05
-"""What counts as a loss of 0, and as one of log 8."""
+"""Tolerance within which a loss counts as 0, or as log 8."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses in nats at one step: total = relation + subject on what is taught; loss and accuracy on what is held out.
+    """Losses in nats at one step: total = relation + subject on taught questions; loss and accuracy on held-out ones.
 
-    relation: of the relation's answers among all; subject: of the right one among the relation's.
+    relation: of the relation's answers among all; subject: of the right answer among the relation's.
     """
 
     step: int
@@ -60,7 +60,7 @@ def held_out_mask() -> np.ndarray:
 
 @one_thread()
 def train(hold_out: bool, width: int, batch: int, steps: int, seed: int) -> list[Losses]:
-    """A record every EVERY steps. width 0 is the merged model; another, V = V_1 V_2^T from a Gaussian start of 0.1."""
+    """A record every EVERY steps. width 0 is the merged model; else V = V_1 V_2^T with a Gaussian start of sd 0.1."""
     require(steps >= EVERY, f"steps = {steps}: use at least {EVERY}")
     rng = stream(seed, "data")
     subject, relation, answer = questions()
@@ -120,7 +120,7 @@ def train(hold_out: bool, width: int, batch: int, steps: int, seed: int) -> list
 
 
 def report(seeds: Sequence[int], say: Say) -> Report:
-    """The published stages, and the hold-out with both parametrizations; the first seed only."""
+    """The published stages, and the hold-out with both parametrizations, for the first seed."""
     require_seeds(seeds, least=1)
     seed, bound = seeds[0], math.log(ANSWERS)
     say(f"factual recall in stages, merged, {MERGED_STEPS} steps")

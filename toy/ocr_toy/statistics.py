@@ -1,4 +1,4 @@
-"""What is measured on a model: norms and blocks of W_OV, margins, threshold crossings, intervals."""
+"""Measurements on a model: norms and blocks of W_OV, margins, threshold crossings, intervals."""
 
 import math
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ class Norms:
 
 @dataclass(frozen=True)
 class Margins:
-    """Smallest logit gaps. None where the quantity has no data.
+    """Smallest logit gaps.
 
     train: over trained questions, right answer minus best other answer. held_out: over test entailments,
-    right answer minus best other c. normalized: held_out / train, defined once train > 0.
+    right answer minus best other c. normalized: held_out / train; None unless train > 0.
     """
 
     train: float
@@ -86,10 +86,10 @@ def margins(train: float, held_out: float) -> Margins:
 
 
 def subject_blocks(task: TaskSpec, effect: Matrix) -> dict[str, Matrix]:
-    """The four subject-to-answer blocks of W_OV as attended, [n, n] each, averaged over a pair's subjects.
+    """The four subject-to-answer blocks of the attended W_OV, [n, n] each, averaged over a pair's subjects.
 
-    effect: [d, n_inputs], the effect of a run. Entry (i, j) of a block is the logit that subjects of pair j
-    add to answer i. Keys: train_b, train_c, test_b, test_c; the train blocks exist for m_train > 0.
+    effect: [d, n_inputs], the effect of a run. Entry (i, j) of a block is what subjects of pair j add to the logit of
+    answer i. Keys: train_b, train_c, test_b, test_c; the train blocks exist if m_train > 0.
     """
     answers = {"b": task.first_answer, "c": task.first_answer + task.n_pairs}
     pair = subject_pairs(task)

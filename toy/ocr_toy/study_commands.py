@@ -1,6 +1,6 @@
 """The commands that check theory against measurements (claims, mitigations, related systems, open questions); figures.
 
-torch, cvxpy and matplotlib are imported inside the commands, so that help is immediate.
+torch, cvxpy and matplotlib are imported inside the commands, so that help is fast.
 """
 
 import functools
@@ -101,7 +101,7 @@ SYSTEMS: dict[str, str] = {
     "scan-and-snap": "scan_and_snap",
     "grokking": "grokking",
 }
-"""Name of every study beside the claims and the module whose `report` runs it."""
+"""The module whose `report` runs each study, by name; the claims are separate."""
 
 
 def _studies(names: "Sequence[str]", seeds: list[int]) -> "list[Callable[[], Report]]":
@@ -114,7 +114,7 @@ def _studies(names: "Sequence[str]", seeds: list[int]) -> "list[Callable[[], Rep
 def _run(
     studies: "Sequence[Callable[[], Report]]", document: dict[str, Any], as_json: bool, figures: Path | None = None
 ) -> "list[Check]":
-    """Run every study into the document, print what it gave, draw its picture; the checks of all."""
+    """Run every study, add it to the document, print its results and draw its picture; returns the checks of all."""
     document["reports"] = {}
     done: list[Check] = []
     for study in studies:
@@ -138,7 +138,7 @@ def _reports(
     output: Path | None,
     figures: Path | None,
 ) -> None:
-    """Run studies as a command of their own; exit 1 unless every check passes."""
+    """Run studies as a separate command; exit 1 unless every check passes."""
     prepare(output, figures)
     document: dict[str, Any] = {"seeds": seeds}
     done = _run(studies, document, as_json, figures)

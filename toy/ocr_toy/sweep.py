@@ -21,14 +21,14 @@ DEFAULT_VALUES: dict[Axis, tuple[float, ...]] = {
     "init": (1e-4, 1e-3, 1e-2, 1e-1),
 }
 WHOLE: tuple[Axis, ...] = ("d_h", "m_train", "seed")
-"""The axes whose values are whole numbers."""
+"""The axes whose values are integers."""
 OPTION: dict[Axis, str] = {"d_h": "d_h", "m_train": "m_train", "seed": "seeds", "decay": "decay", "init": "init_scale"}
-"""The option of a single run, or the seeds, that the values of an axis stand in for."""
+"""The option that the values of an axis replace."""
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """The end of one run of a sweep."""
+    """The last record of one run of a sweep."""
 
     value: float
     seed: int
@@ -62,9 +62,9 @@ def axis(name: str) -> Axis:
 
 
 def at_value(base: RunSpec, over: Axis, value: float) -> RunSpec:
-    """The base run with one quantity set. Raises ToyError for a value that the quantity cannot take."""
+    """The base run with one quantity set. Raises ToyError for an invalid value."""
     whole = over not in WHOLE or isinstance(value, int) or value.is_integer()
-    require(whole, f"{over} = {value}: not whole; use a whole number")
+    require(whole, f"{over} = {value}: not an integer; use an integer")
     if over == "d_h":
         require(
             base.model.param == "factorized",
@@ -81,7 +81,7 @@ def at_value(base: RunSpec, over: Axis, value: float) -> RunSpec:
 
 
 def sweep_specs(base: RunSpec, over: Axis, values: Sequence[float], seeds: Sequence[int]) -> list[RunSpec]:
-    """Every run of the sweep, value-major. Over seeds, `seeds` is not used. Raises ToyError for what cannot run."""
+    """Every run of the sweep, value-major. A sweep over seeds ignores `seeds`. Raises ToyError for bad values."""
     require(bool(values), f"values of {over}: none given; give at least one")
     require(len(set(values)) == len(values), f"values of {over}: one is given twice; give each once")
     require_seeds(seeds, least=1)
@@ -130,7 +130,7 @@ def points(table: Sequence[SweepRow]) -> list[SweepPoint]:
 
 
 def rank_sweep(document: Any) -> RankSweep:
-    """A rank sweep written as JSON. Raises ToyError for anything else."""
+    """A rank sweep read from its JSON. Raises ToyError for anything else."""
     try:
         found = RankSweep(
             points=[_point(float(p["value"]), tuple(map(float, p["test_losses"]))) for p in document["points"]],

@@ -4,8 +4,8 @@ Every subject s of pair i has a fact (s, r1) -> b_i and an entailment (s, r2) ->
 subjects and entailments of train subjects are trained on; entailments of test subjects are held out.
 
 Token ids, in this order: train subjects (pair-major), test subjects (pair-major), r1, r2, the noise
-tokens, EOS, then the answers A1 = {b_i} and A2 = {c_i}. Answers never occur in a sequence, so the
-first `n_inputs` ids are all the tokens that can be read and all `vocab` ids those that can be predicted.
+tokens, EOS, then the answers A1 = {b_i} and A2 = {c_i}. Answers never occur in a sequence, so only the
+first `n_inputs` ids are read, while all `vocab` ids can be predicted.
 """
 
 from collections.abc import Iterator
@@ -185,7 +185,7 @@ def concatenate(parts: list[Questions]) -> Questions:
 
 
 def trained_questions(task: TaskSpec) -> Questions:
-    """Everything that is trained on, once each."""
+    """All questions that are trained on, once each."""
     sets = question_sets(task)
     return concatenate([sets[name] for name in TRAINED_SETS if name in sets])
 
@@ -204,7 +204,7 @@ def require_batch(task: TaskSpec, batch_size: int) -> None:
 
 
 def full_batch(task: TaskSpec) -> Batch:
-    """Every trained question once; for tasks without noise. Raises ToyError where noise makes it random."""
+    """Every trained question once, for tasks without noise. Raises ToyError if noise makes sequences random."""
     require_batch(task, 0)
     return _batch(task, trained_questions(task), None)
 
@@ -238,7 +238,7 @@ def batches(task: TaskSpec, batch_size: int, seed: int, chunk: int) -> Iterator[
 
 
 def evaluation_batch(task: TaskSpec, seed: int, draws: int) -> tuple[Batch, dict[str, slice]]:
-    """Every question of every set `draws` times with independent noise, and each set's rows."""
+    """Every question of every set `draws` times with independent noise, and the rows of each set."""
     require(draws >= 1, f"draws = {draws}: nothing to evaluate; use draws >= 1")
     sets = question_sets(task)
     repeats = draws if task.seq_len > MIN_SEQ_LEN else 1
@@ -253,7 +253,7 @@ def evaluation_batch(task: TaskSpec, seed: int, draws: int) -> tuple[Batch, dict
 def to_tokens(task: TaskSpec, batch: Batch, rng: np.random.Generator) -> Ints:
     """Write the rows of a batch [B] out as token sequences [B, seq_len].
 
-    One subject, one relation at a random place after it, noise elsewhere, EOS last.
+    One subject, one relation at a random position after it, noise elsewhere, EOS last.
     """
     rows = len(batch.subject)
     relation = task.n_subjects + batch.context[:, :2].argmax(axis=1)
@@ -270,6 +270,6 @@ def to_tokens(task: TaskSpec, batch: Batch, rng: np.random.Generator) -> Ints:
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
-    """The seed's random stream of that name; streams of different names are independent."""
+    """The seed's random stream of this name; streams with different names are independent."""
     require(seed >= 0, f"seed = {seed}: cannot be negative; use seed >= 0")
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(crc32(name.encode()),)))

@@ -1,4 +1,4 @@
-"""What the theorems predict: closed forms, the lemma behind them, and the convex problems solved independently.
+"""What the theorems predict: closed forms, the lemma behind them, and independently solved convex problems.
 
 The setting of Theorems 1 and 2: attention fixed, no noise, so a question (s, r) has logits
 W_OV (e_s + e_r) on the answers. The margin h_{(s,r),a'}(W_OV) is the right answer's logit minus that of a'.
@@ -19,9 +19,9 @@ on the b's and on the c's. It is n - 1 copies of a 2x2 block K and one small blo
     ||W_OV||_p^p = (n - 1) ||K||_p^p + ||K0||_p^p   p = 1 nuclear, p = 2 Frobenius, any Schatten p
     ||K||_*^2    = ||K||_F^2 + 2 |det K|            true of every 2x2 matrix
 
-The train set fixes p1, p2 and x1; x2 is the entry that a norm fills in. K has the roots of m because identical
-subjects act as one column: m columns of weights w / sqrt(m) each have the singular values of one column w
-(`merged_problem`), so the solvers' problem depends on n alone.
+The train set fixes p1, p2 and x1; the norm determines x2. K has square roots of m because identical subjects act as
+one column: m columns of weights w / sqrt(m) each have the singular values of one column w (`merged_problem`), so the
+size of the solvers' problem depends only on n.
 """
 
 import importlib
@@ -91,15 +91,15 @@ def block_norm(m_train: float, m_test: float, x: float) -> float:
 
 
 def level_norm(n_pairs: int, m_train: float, m_test: float, contrasts: Matrix) -> float:
-    """The least ||K0|| that makes W_OV with the contrasts [[p1, p2], [x1, x2]] keep every question in its answer set.
+    """The least ||K0|| with which W_OV, given the contrasts [[p1, p2], [x1, x2]], keeps questions in their answer set.
 
-    Only differences of K0's rows enter: delta of a column of train or test subjects, d1 of r1's and d2 of r2's. The
-    best K0 is of rank one and has every Schatten norm sqrt((m_train delta1^2 + m_test delta2^2 + n (d1^2 + d2^2)) / 2),
-    subject to, with s = 1 - 1/n,
+    Only differences of K0's rows matter: delta1 and delta2 of the columns of train and test subjects, d1 of r1, d2 of
+    r2. The best K0 has rank one, with all Schatten norms sqrt((m_train delta1^2 + m_test delta2^2 + n (d1^2 + d2^2)) /
+    2), subject to, with s = 1 - 1/n,
 
         (p1 - x1) s + delta1 / n + d1 >= 1,   (x1 - p1) s - delta1 / n + d2 >= 1,   (p2 - x2) s + delta2 / n + d1 >= 1
 
-    The optimum is the shortest vector on its active constraints: the shortest feasible one over all sets of them.
+    The optimum is the shortest vector on its active constraints, so all sets of active constraints are tried.
     """
     (p1, p2), (x1, x2) = contrasts * (1 - 1 / n_pairs)
     at = np.array([[1 / n_pairs, 0, 1, 0], [-1 / n_pairs, 0, 0, 1], [0, 1 / n_pairs, 1, 0]])
@@ -121,8 +121,8 @@ def flat_norm(n_pairs: int, m_train: int, m_test: int, t: float) -> float:
 
         ||W(t)||_* = (n - 1) (sqrt(m_train) + sqrt(m_test)) + sqrt(n (1 + eps^2 M / (M + 2))),   M = n m_train
 
-    So the theorem's x2 / x1 = sqrt(rho), at t = 1, costs hardly less than rho^(1/4), at the far end, where W_OV has
-    rank n; and gradient descent moves from the one to the other slowly.
+    So the theorem's x2 / x1 = sqrt(rho), at t = 1, costs hardly less than rho^(1/4) at the far end, where W_OV has rank
+    n; and gradient descent moves slowly between the two.
     """
     x2 = t * math.sqrt(m_train / m_test)
     spread = (n_pairs - 1) * (math.sqrt(m_train) + math.sqrt(m_test))
@@ -130,14 +130,14 @@ def flat_norm(n_pairs: int, m_train: int, m_test: int, t: float) -> float:
 
 
 def narrow_transfer(n_pairs: int, m_train: int, m_test: int, exponent: float = 1.0) -> float:
-    """x2 / x1 of the least Schatten norm among W_OV of rank n: what width d_h = n leaves of Theorem 2.
+    """x2 / x1 at the smallest Schatten norm among W_OV of rank n: what remains of Theorem 2 at width d_h = n.
 
     It is the r that minimizes, with K = (1/r, 1; 1, r) of rank one,
 
         (n - 1) ((1 + r^2) (m_train / r^2 + m_test))^(p/2) + ||K0||^p
 
-    and tends to rho^(1/4), the flat face's far end, as n grows; 1 for rho >= 1. exponent p = 1 is two matrices at
-    width n; p = 2 / L < 1 is a product of L matrices at any width, whose optimum has rank n by itself.
+    and tends to rho^(1/4), the far end of the flat face, as n grows; 1 for rho >= 1. exponent p = 1 is for two matrices
+    at width n; p = 2 / L < 1 for a product of L matrices at any width, whose optimum has rank n anyway.
     """
 
     def size(r: float) -> float:
@@ -149,7 +149,7 @@ def narrow_transfer(n_pairs: int, m_train: int, m_test: int, exponent: float = 1
 
 
 def least_point(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function of one minimum on [low, high] is least, by golden section, to about 1e-8."""
+    """The minimum of a unimodal function on [low, high], by golden section, to about 1e-8."""
     ratio = (math.sqrt(5) - 1) / 2
     while high - low > 1e-8:
         left, right = high - ratio * (high - low), low + ratio * (high - low)
@@ -161,7 +161,7 @@ def least_point(function: Callable[[float], float], low: float, high: float) -> 
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where an increasing function is zero on [low, high], by bisection; an end where it has no zero inside."""
+    """The zero of an increasing function on [low, high], by bisection; an end if there is none inside."""
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (low, middle) if function(middle) > 0 else (middle, high)
@@ -172,9 +172,9 @@ def root(function: Callable[[float], float], low: float, high: float) -> float:
 class Blocks:
     """An invariant W_OV in the coordinates of the lemma.
 
-    contrasts [[p1, p2], [x1, x2]]: own minus other answer of the b (first row) and c block of train and test
-    subjects. levels [2, 4]: the sum of a column over the b's (first row) and c's, for train subjects and test
-    subjects, and a relation column's constant on them, for r1 and r2.
+    contrasts [[p1, p2], [x1, x2]]: own minus other answer in the b (first row) and c blocks of train and test subjects.
+    levels [2, 4]: over the b's (first row) and c's, the sum of a column for train and test subjects, and the constant
+    of a relation column for r1 and r2.
     """
 
     n_pairs: int
@@ -205,11 +205,11 @@ class Blocks:
 
     @property
     def transfer(self) -> float:
-        """x2 / x1: what test subjects add to their own c, over what train subjects do. 0 is none."""
+        """x2 / x1: what test subjects add to their own c, relative to train subjects. 0 is none."""
         return float(self.contrasts[1, 1] / self.contrasts[1, 0])
 
     def singular_values(self) -> Matrix:
-        """Those of the whole matrix, descending: n - 1 copies of K's two and one of K0's two."""
+        """Singular values of the whole matrix, descending: n - 1 copies of K's two, and K0's two."""
         of_k, of_k0 = (np.linalg.svd(block, compute_uv=False) for block in (self.k, self.k0))
         return np.sort(np.concatenate([*[of_k] * (self.n_pairs - 1), of_k0]))[::-1]
 
@@ -217,7 +217,7 @@ class Blocks:
 def symmetrize(task: TaskSpec, w_ov: Matrix) -> Blocks:
     """The mean of W_OV over all renamings of pairs and of the subjects of a pair.
 
-    No unitarily invariant norm grows by it, and no smallest margin falls.
+    This increases no unitarily invariant norm and decreases no smallest margin.
     """
     n, split = task.n_pairs, task.n_train_subjects
     own = np.equal.outer(np.arange(n), subject_pairs(task))
@@ -250,8 +250,8 @@ def right_answers(task: TaskSpec, questions: Questions) -> NDArray[np.int64]:
 class Problem:
     """A margin problem: every question's targets must beat every other answer by 1, with logits W phi.
 
-    phi: [Q, columns]. targets: [Q, rows] of booleans; several targets of one question must be equal.
-    sizes: [Q], how many identical questions each stands for; it weighs losses and no margin.
+    phi: [Q, columns]. targets: [Q, rows], boolean; several targets of one question must have equal logits.
+    sizes: [Q], how many identical questions each stands for; it weights losses, not margins.
     """
 
     phi: Matrix
@@ -260,7 +260,7 @@ class Problem:
 
     @property
     def right(self) -> NDArray[np.int64]:
-        """Row of the right answer, [Q]; the first where there are several."""
+        """Row of the right answer, [Q]; the first if there are several."""
         return self.targets.argmax(axis=1)
 
     def margin(self, w: Matrix) -> float:
@@ -282,7 +282,7 @@ def problem(task: TaskSpec) -> Problem:
 
 @dataclass(frozen=True)
 class Group:
-    """`size` identical subjects in every pair, or in the `pairs` alone: they know their b and entail row entails[i]."""
+    """`size` identical subjects per pair, or only in `pairs`: they know their b and entail row entails[i]."""
 
     size: float
     entails: tuple[int, ...] | None = None
@@ -290,10 +290,10 @@ class Group:
 
 
 def merged_problem(n_pairs: int, groups: tuple[Group, ...], n_rows: int | None = None) -> Problem:
-    """One column per pair and group, of weight sqrt(size), then r1 and r2; the rows b, c and, up to n_rows, others.
+    """One column per pair and group, then r1 and r2; rows b, c and, up to n_rows, others.
 
-    Nothing is asked of a column whose pair has no such subject. The optimal norm, and what the optimum W sqrt(size)
-    says of a subject, are those of the task with every subject.
+    A column whose pair has no such subject is not asked. Columns stand for `size` subjects (phi has 1 / sqrt(size)), so
+    the optimal norm, and the logits of a subject, are those of the task with every subject.
     """
     subjects = n_pairs * len(groups)
     phi, right, sizes = [], [], []
@@ -316,7 +316,7 @@ def merged_task(n_pairs: int, m_train: int, m_test: int) -> Problem:
 
 
 def own_contrast(w: Matrix, n_pairs: int, group: int, size: float, first_row: int) -> float:
-    """Mean over the subjects of one group of `merged_problem` of the logit on their own row minus that on the others.
+    """Mean logit on the own row minus mean logit on the others, over the subjects of one group of `merged_problem`.
 
     The rows are first_row to first_row + n - 1.
     """
@@ -362,13 +362,13 @@ def least_norm(
     log_loss: float | None = None,
     rivals: NDArray[np.bool_] | None = None,
 ) -> Matrix:
-    """Solve min norm(W) subject to margins of at least 1 numerically, with no use of the lemma, [rows, columns].
+    """Solve min norm(W) subject to margins of at least 1 numerically, without the lemma, [rows, columns].
 
     columns: the sum of the lengths of W's columns (group lasso). rivals [Q, rows]: which answers each question's
-    targets must beat, all others by default. With log_loss = -g, the smooth stand-in of the
-    margin replaces it: the norm is least subject to log sum exp(-g (h - 1)) <= 0 over all questions, weighted by
-    their sizes, and wrong answers, so that W g has summed loss e^-g. That is where descent stops that is held there.
-    An optimum that the solver calls inaccurate is returned too: its accuracy is for the caller to measure.
+    targets must beat, all others by default. With log_loss = -g, a smooth version replaces the margin: the norm is
+    minimized subject to log sum exp(-g (h - 1)) <= 0 over all questions, weighted by their sizes, and wrong answers, so
+    that g W has summed loss e^-g. Descent held at that loss ends there.
+    An optimum that the solver calls inaccurate is also returned; the caller must measure its accuracy.
     Raises ToyError for an unknown or uninstalled solver and for one that reports no optimum.
     """
     require_solver(solver)

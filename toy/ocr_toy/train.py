@@ -1,8 +1,8 @@
 """Training: any number of runs, of any shapes, stepped together.
 
-Runs of equal shape form a block and share one batched matrix product; all parameters of all blocks are in
-one flat buffer, so the optimizer updates every run in a handful of operations. A run's numbers depend only
-on its own specification, not on the runs beside it.
+Runs of equal shape form a block and share one batched matrix product; the parameters of all blocks are in one
+flat buffer, so the optimizer updates every run in a handful of operations. A run's numbers depend only on its
+own specification, not on the runs trained with it.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ class _Block:
         self._rows = evaluated[0][1]
 
     def load(self, chunk_index: int) -> None:
-        """Make the chunk's batches current."""
+        """Load the batches of a chunk."""
         parts = [self._data.chunk(s, chunk_index) for s in self.specs]
         if self._chunk is None or self.specs[0].train.batch:
             self._chunk = m.to_device(self.task, parts, self.dtype)
@@ -120,7 +120,7 @@ class _Data:
 
 
 class _Optimizer:
-    """The update of the flat buffer. `shrink` holds each element's 1 - lr * decay."""
+    """Updates the flat buffer. `shrink` holds 1 - lr * decay for each element."""
 
     def __init__(self, train: TrainSpec, flat: Tensor, grad: Tensor, shrink: Tensor) -> None:
         self._train, self._flat, self._grad, self._shrink = train, flat, grad, shrink
@@ -207,7 +207,7 @@ def train_runs(specs: list[RunSpec], progress: Progress | None = None) -> list[R
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread: the products are too small to share, and sums keep one order on every machine."""
+    """Use one torch thread: the products are too small to parallelize, and sums keep one order on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,7 @@
-"""Run jobs side by side: as processes of this machine, one a device, or as jobs of a Slurm cluster.
+"""Run jobs side by side: as processes on this machine, one per device, or as jobs on a Slurm cluster.
 
-A job must be safe to rerun after it was killed at any moment: that is how time limits, preemption and lost nodes are
-survived.
+A job must be safe to rerun after being killed at any moment; this is how it survives time limits, preemption and node
+failures.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ End = Literal["done", "failed", "timeout", "cancelled", "lost"]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where jobs run and what each may use. All but ``devices`` is of Slurm, with None for the cluster's default.
+    """Where jobs run and what each may use. All but ``devices`` applies to Slurm; None is the cluster's default.
 
     Attributes:
-        executor: ``here`` is left to the caller.
-        devices: local: one job at a time on each; CUDA devices as nvidia-smi numbers them, or "cpu". Empty: all that
-            are visible.
-        time_limit: minutes until a job is stopped and queued again, to resume where it was; None is four hours, or what
-            the partition allows if that is less.
-        gpus_per_job: None is one where the partition has any.
-        parallel: jobs that run at once at most.
-        slurm: further options of sbatch, "account=nlp" or "exclusive"; they win over those above.
+        executor: ``here`` is handled by the caller.
+        devices: for ``local``: one job at a time on each; CUDA devices as numbered by nvidia-smi, or "cpu". Empty: all
+            visible ones.
+        time_limit: minutes until a job is stopped and requeued, to resume; None is four hours, or the partition's limit
+            if that is less.
+        gpus_per_job: None is one if the partition has GPUs.
+        parallel: the most jobs that run at once.
+        slurm: further options of sbatch, such as "account=nlp" or "exclusive"; they override those above.
     """
 
     executor: Executor = "here"
@@ -42,7 +42,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Job:
-    """A command under a name that stays the same when the work is resumed."""
+    """A command with a name that stays the same when the work is resumed."""
 
     name: str
     command: tuple[str, ...]
@@ -53,9 +53,9 @@ class JobEvent:
     """A job's state changed.
 
     Attributes:
-        state: ``queued``, ``running``, or how it ended (``End``); Slurm's own word, in lower case, for the rest.
-        place: the device, or the job's id in Slurm.
-        reason: why it waits or failed; may be empty.
+        state: ``queued``, ``running``, or how it ended (``End``); for other states Slurm's name in lower case.
+        place: the device, or the job's Slurm id.
+        reason: why it is waiting or failed; may be empty.
     """
 
     job: Job
@@ -64,9 +64,9 @@ class JobEvent:
     reason: str = ""
 
 
-#: Called at every change of a job's state.
+#: Called whenever a job's state changes.
 Progress = Callable[[JobEvent], None]
-#: Called now and then while jobs run.
+#: Called regularly while jobs run.
 Meanwhile = Callable[[], object]
 
 
@@ -76,10 +76,10 @@ class JobResult:
 
     Attributes:
         end: how it ended; ``done`` only with exit code 0.
-        returncode: the command's exit code, negative for a signal; None if it never came to its end.
-        place: the device, or the job's id in Slurm.
-        reason: what went wrong, a few words; empty for ``done``.
-        log: the file that holds its output.
+        returncode: the command's exit code, negative for a signal; None if it never ended by itself.
+        place: the device, or the job's Slurm id.
+        reason: what went wrong, in a few words; empty for ``done``.
+        log: the file with its output.
         last_line: the last line that it wrote in this attempt; empty if none.
     """
 
@@ -92,7 +92,7 @@ class JobResult:
     last_line: str
 
     def problem(self) -> str:
-        """One line on what went wrong: the job, the reason, its last words and where the rest is."""
+        """One line on what went wrong: the job, the reason, its last line, and the log."""
         words = f": {self.last_line}" if self.last_line else ""
         return f"Job {self.job.name} ({self.place}) {self.reason}{words} (log: {self.log})"
 
@@ -104,25 +104,25 @@ def run_jobs(
     progress: Progress = lambda event: None,
     meanwhile: Meanwhile = lambda: None,
 ) -> list[JobResult]:
-    """Run jobs where ``placement`` says and wait for them; the results come in the order of the jobs.
+    """Run jobs as ``placement`` says and wait for them; results are in the order of the jobs.
 
-    A job that fails does not stop the others. A job that another process has in Slurm already, submitted with
-    the same ``logs`` and under the same name, is not submitted again but watched.
+    A job that fails does not stop the others. A job that is already in Slurm, submitted with the same ``logs`` and
+    name, is not submitted again but watched.
 
     Args:
-        placement: ``local`` or ``slurm``, and what they need; ``here`` is left to the caller.
-        logs: folder for the output of the jobs, ``<name>.log`` each (``<name>-2.log`` of a second caller that is at
-            work here with the same folder); Slurm's own files go to ``slurm/`` in it.
-        meanwhile: called several times a second on this machine, and whenever Slurm is asked.
+        placement: ``local`` or ``slurm``, with their settings; ``here`` is handled by the caller.
+        logs: folder for the jobs' output, ``<name>.log`` each (``<name>-2.log`` for a second caller that uses the same
+            folder at the same time); Slurm's own files go to ``slurm/`` in it.
+        meanwhile: called several times a second for local jobs, and after every query of Slurm.
 
     Raises:
-        UserError: the devices, the partition or the cluster do not exist, Slurm refuses the jobs, or the file system
-            of ``logs`` has no locks.
-        RunFailed: Slurm does not answer.
-        KeyboardInterrupt: local jobs were stopped first; jobs in Slurm continue, and a line says how to cancel them.
+        UserError: the devices, the partition or the cluster do not exist, Slurm rejects the jobs, or the file system
+            of ``logs`` does not support locks.
+        RunFailed: Slurm does not respond.
+        KeyboardInterrupt: local jobs were stopped first; Slurm jobs continue, and a message says how to cancel them.
     """
     assert placement.executor != "here", "jobs that run here are run by the caller"
-    assert len({job.name for job in jobs}) == len(jobs), "two jobs of one name"
+    assert len({job.name for job in jobs}) == len(jobs), "two jobs with the same name"
     if not jobs:
         return []
     logs.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Run as a script: ties this process to its parent's life (on Linux) and becomes a command.
+"""Run as a script: makes this process die with its parent (on Linux), then becomes a command.
 
-Arguments: the parent's process number and the command.
+Arguments: the parent's process id and the command.
 """
 
 import ctypes
@@ -14,6 +14,6 @@ if __name__ == "__main__":
     parent, *command = sys.argv[1:]
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != int(parent):  # it died before the signal was asked for
+        if os.getppid() != int(parent):  # it died before prctl
             os.kill(os.getpid(), signal.SIGKILL)
     os.execvp(command[0], command)

@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine, one at a time on each device."""
+"""Jobs as processes on this machine, one at a time per device."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ from ocr_eval.common.messages import say
 from ocr_eval.execution.jobs import Job, JobEvent, JobResult, Meanwhile, Placement, Progress, process
 
 _POLL_SECONDS = 0.1
-#: Seconds that an interrupted job may take to finish its epoch and save it (execution/interruption.py).
+#: Seconds that an interrupted job gets to finish and save its epoch (execution/interruption.py).
 _GRACE = 60.0
 
 
@@ -30,7 +30,7 @@ class _Running:
     child: subprocess.Popen[bytes]
 
     def result(self) -> JobResult:
-        """How it has ended."""
+        """How it ended."""
         code, words = self.child.returncode, process.last_line(self.log)
         reason = process.describe_exit(code) if code else ""
         return JobResult(self.job, "failed" if code else "done", code, self.device, reason, self.log, words)
@@ -42,8 +42,8 @@ def run_local(
     """Run jobs on the devices of this machine; see ``run_jobs``.
 
     Raises:
-        UserError: a device that is not available, or ``logs`` on a file system without locks.
-        KeyboardInterrupt: after the running jobs were stopped.
+        UserError: a device is not available, or ``logs`` is on a file system without locks.
+        KeyboardInterrupt: after stopping the running jobs.
     """
     devices = resolve_devices(placement.devices)
     free, waiting = deque(devices), deque(jobs)
@@ -75,7 +75,7 @@ def run_local(
 
 @contextmanager
 def _ending(logs: Path) -> Iterator[str]:
-    """What the names of this caller's logs end in, which no other caller at work with the same folder has."""
+    """A suffix for the names of this caller's logs that no other running caller uses in the same folder."""
     for number in count(1):
         try:
             held = hold(logs / f".caller{number}.lock", timeout=0)
@@ -87,10 +87,10 @@ def _ending(logs: Path) -> Iterator[str]:
 
 
 def resolve_devices(asked: Sequence[str]) -> tuple[str, ...]:
-    """The devices to use: those asked for, else every visible CUDA device, else ``auto`` (the job chooses).
+    """The devices to use: the requested ones, else all visible CUDA devices, else ``auto`` (the job chooses).
 
     Raises:
-        UserError: a CUDA device that is not visible.
+        UserError: a CUDA device is not visible.
     """
     if asked and all(device == "cpu" for device in asked):
         return tuple(asked)
@@ -107,7 +107,7 @@ def resolve_devices(asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def device_environment(device: str, devices: Sequence[str]) -> dict[str, str]:
-    """The variables that keep a job on its device, one of those in use; several jobs on the CPU share its cores."""
+    """Environment variables that keep a job on its device; several jobs on the CPU share its cores."""
     if device == "auto":
         return {}
     if device != "cpu":
@@ -118,7 +118,7 @@ def device_environment(device: str, devices: Sequence[str]) -> dict[str, str]:
 
 
 def cores() -> int:
-    """CPU cores that this process may use; ``OMP_NUM_THREADS`` may make them fewer."""
+    """Number of CPU cores that this process may use; ``OMP_NUM_THREADS`` may lower it."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(there, int(asked)) if asked.isdecimal() and int(asked) else there

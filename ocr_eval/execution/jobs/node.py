@@ -1,8 +1,8 @@
-"""Run by Slurm on a node: a job's command, until it ends or Slurm announces the end of the job's time.
+"""Run by Slurm on a node: a job's command, until it ends or Slurm signals that the job's time is nearly up.
 
-Arguments: the file that says how the job ended, its log, how often it may be queued again, and the command. The file
-gets ``stopped`` each time Slurm announces the end and the job is queued again, and at last the command's exit code, or
-``timeout``. A job that Slurm takes away, to cancel it or to run it again, leaves no exit code.
+Arguments: a file for how the job ended, its log, how often it may be requeued, and the command. The file gets
+``stopped`` each time the time is up and the job is requeued, and finally the command's exit code or ``timeout``. A job
+that Slurm cancels or preempts leaves no exit code.
 """
 
 import os
@@ -16,17 +16,17 @@ from ocr_eval.execution.jobs import process
 
 
 def main(end: Path, log: Path, requeues: int, command: list[str]) -> int:
-    """Run the command; its exit code, or 1 where it was stopped."""
+    """Run the command; returns its exit code, or 1 if it was stopped."""
     signals: list[int] = []
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda number, frame: signals.append(number))
     job = os.environ["SLURM_JOB_ID"]
     cores = os.environ.get("SLURM_CPUS_PER_TASK")
-    threads = {"OMP_NUM_THREADS": cores} if cores else {}  # what was asked for, not what the login node has
+    threads = {"OMP_NUM_THREADS": cores} if cores else {}  # the requested cores, not those of the login node
     child = process.start(command, log, f"job {job}", threads)
     while (code := child.poll()) is None and not signals:
         time.sleep(0.1)
-    process.stop([child])  # what it has finished is in its files
+    process.stop([child])  # finished work is on disk
     if not signals:
         _add(end, str(code))
         return max(code or 0, 0) or int(code != 0)

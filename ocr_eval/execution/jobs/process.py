@@ -1,4 +1,4 @@
-"""One command as a child process whose output goes to a log that later attempts append to."""
+"""A command as a child process whose output is appended to a log, over all attempts."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import open_file, refuse_irregular
 
 _MARK = "=== "
-#: Becomes the command; nothing of this process, which may have threads, runs in its fork.
+#: A script that becomes the command. Popen gets no preexec_fn, which is unsafe because this process may have threads.
 _CHILD = Path(__file__).with_name("child.py")
 
 
@@ -26,13 +26,13 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a command, with a line in the log that says where and when.
 
-    On Linux it does not outlive this process, even one that is killed; elsewhere it then runs to its end.
+    On Linux it does not outlive this process, even if this is killed; elsewhere it would run to its end.
 
-    ``place`` is the device or job that the log names; ``environment`` comes on top of this process's own, and a new
-    session is out of reach of this terminal's Ctrl-C.
+    ``place`` is the device or job named in the log; ``environment`` is added to this process's own; a new session is
+    not reached by Ctrl-C in this terminal.
 
     Raises:
-        UserError: the place of the log is taken by something else than a file.
+        UserError: the log's path is taken by something that is not a file.
     """
     refuse_irregular(log)
     with log.open("ab") as output:
@@ -50,7 +50,7 @@ def start(
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]], grace: float = 10.0) -> None:
-    """Interrupt children as Ctrl-C would, and kill those that are still there after ``grace`` seconds."""
+    """Interrupt children as Ctrl-C would, and kill those still running after ``grace`` seconds."""
     alive = [process for process in processes if process.poll() is None]
     for process in alive:
         process.send_signal(signal.SIGINT)
@@ -58,7 +58,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]], grace: float = 10.0) -> N
     try:
         while time.monotonic() < deadline and any(process.poll() is None for process in alive):
             time.sleep(0.05)
-    finally:  # also when Ctrl-C is pressed once more
+    finally:  # also if Ctrl-C is pressed again
         for process in alive:
             if process.poll() is None:
                 process.kill()

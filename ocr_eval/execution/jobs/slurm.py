@@ -1,4 +1,4 @@
-"""Jobs of a Slurm cluster. Each runs under a name made of its folder's path and its own, by which it is found again."""
+"""Jobs on a Slurm cluster. Each job's Slurm name comes from its folder's path and its own name, to find it again."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ from ocr_eval.common.messages import say
 from ocr_eval.execution.jobs import End, Job, JobEvent, JobResult, Meanwhile, Placement, Progress, process
 from ocr_eval.execution.jobs import slurm_queue as queue
 
-#: Seconds between two questions to Slurm: few while something happens, more while nothing does.
+#: Seconds between queries of Slurm: short while things change, longer while they do not.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
-#: Seconds that a result may take to show on a shared file system after Slurm has declared its job done.
+#: Seconds that a result may take to appear on a shared file system after Slurm reports its job as done.
 _RESULT_PATIENCE = 15.0
 #: Seconds to wait for another process that is submitting.
 _SUBMIT_PATIENCE = 120.0
 _DEFAULT_MINUTES = 240
-#: How often a job that reaches its time limit is queued again before it counts as timed out.
+#: How often a job that reaches its time limit is requeued before it counts as timed out.
 REQUEUES = 10
 _ENDS: dict[str, End] = {"TIMEOUT": "timeout", "DEADLINE": "timeout", "CANCELLED": "cancelled", "REVOKED": "cancelled"}
 
@@ -34,18 +34,18 @@ def run_slurm(
     """Submit the jobs that are not in Slurm already, and wait for all of them; see ``run_jobs``.
 
     Raises:
-        UserError: no Slurm here, no such partition, Slurm refuses the jobs, or another process has been submitting
-            for two minutes.
-        RunFailed: Slurm does not answer.
+        UserError: no Slurm here, no such partition, Slurm rejects the jobs, or another process has been submitting for
+            two minutes.
+        RunFailed: Slurm does not respond.
         KeyboardInterrupt: the jobs continue.
     """
     folder = (logs / "slurm").resolve()
     for value in (*placement.slurm, placement.partition or "", str(folder)):
-        if not value.isprintable():  # it could be more than a word of the job's script, which quotes commands alone
+        if not value.isprintable():  # it could break out of the job's script, which quotes only commands
             raise UserError(f"{value!r} contains a control character, which a Slurm job cannot have. Remove it.")
     flags = sbatch_flags(placement)
     folder.mkdir(parents=True, exist_ok=True)
-    # Jobs of a copied folder, or of another user, have another name.
+    # Jobs of a copied folder, or of another user, get other names.
     prefix = "ocr-eval-" + hashlib.sha256(f"{os.getuid()} {folder}".encode()).hexdigest()[:12]
     named = {f"{prefix}-{job.name}": job for job in jobs}
     try:
@@ -65,9 +65,9 @@ def run_slurm(
 
 
 def _submit(named: Mapping[str, Job], flags: Sequence[str], parallel: int, logs: Path, folder: Path) -> dict[Job, str]:
-    """Submit jobs under their names; the id of each. Each starts after the one that is ``parallel`` places before it.
+    """Submit jobs under their names; returns their ids. Each starts after the job ``parallel`` places before it.
 
-    Where Slurm refuses one of them, nothing is left in Slurm.
+    If Slurm rejects one of them, all are cancelled.
     """
     ids: dict[Job, str] = {}
     for name, job in named.items():
@@ -86,17 +86,17 @@ def _submit(named: Mapping[str, Job], flags: Sequence[str], parallel: int, logs:
 
 
 def sbatch_flags(placement: Placement) -> list[str]:
-    """A placement as flags of sbatch, on a cluster that has room for such jobs.
+    """A placement as flags of sbatch, checked against the partition.
 
     Raises:
-        UserError: no Slurm here, no such partition, or one that is not open for so long.
-        RunFailed: Slurm does not answer.
+        UserError: no Slurm here, no such partition, or its time limit is shorter.
+        RunFailed: Slurm does not respond.
     """
     queue.require_slurm()
     partition = queue.find_partition(placement.partition)
     longest = partition.minutes or 10**9
     if placement.time_limit is not None and placement.time_limit > longest:
-        # Slurm would take the jobs and never start them
+        # Slurm would accept the jobs but never start them
         raise UserError(
             f"--time-limit {placement.time_limit}: partition '{partition.name}' allows {partition.minutes} minutes. "
             "Give that or less; a job that needs more is requeued and resumes."
@@ -109,7 +109,7 @@ def sbatch_flags(placement: Placement) -> list[str]:
         "gpus-per-node": gpus or None,
         "cpus-per-task": placement.cpus_per_job,
         "mem": None if placement.memory_gb is None else f"{round(placement.memory_gb * 1024)}M",
-        # a job needs seconds to stop; Slurm may send the signal up to a minute before it is due
+        # a job needs seconds to stop; Slurm may send the signal up to a minute early
         "signal": f"B:USR2@{min(60, minutes * 15)}",
     }
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
@@ -119,7 +119,7 @@ def sbatch_flags(placement: Placement) -> list[str]:
 def _watch(
     ids: Mapping[Job, str], logs: Path, folder: Path, names: Sequence[str], progress: Progress, meanwhile: Meanwhile
 ) -> dict[Job, JobResult]:
-    """Wait for jobs in Slurm; their results."""
+    """Wait for jobs in Slurm and return their results."""
     seen: dict[Job, tuple[str, str]] = {}
     results: dict[Job, JobResult] = {}
     pause, silent = _SHORTEST_PAUSE, False
@@ -158,7 +158,7 @@ def _watch(
 
 
 def _result(job: Job, job_id: str, state: str, logs: Path, folder: Path) -> JobResult:
-    """How a job ended that Slurm is done with; ``state`` is Slurm's word for it, empty if it has forgotten the job."""
+    """How a job that left the queue ended; ``state`` is its state in Slurm, empty if Slurm no longer knows the job."""
     told = _told(_end_file(folder, job_id), _RESULT_PATIENCE if state == "COMPLETED" else 1.0)
     end: End
     code: int | None = None
@@ -180,14 +180,14 @@ def _result(job: Job, job_id: str, state: str, logs: Path, folder: Path) -> JobR
 
 
 def _end_file(folder: Path, job_id: str) -> Path:
-    """Where a job says how it ended (jobs/node.py)."""
+    """The file in which a job records how it ended (jobs/node.py)."""
     return folder / f"{job_id}.end"
 
 
 def _told(path: Path, patience: float) -> str:
-    """The last word of a file that may take seconds to show; empty if there is none."""
+    """The last word of a file that may take seconds to appear; empty if it does not."""
     deadline = time.monotonic() + patience
-    while path not in path.parent.iterdir():  # NFS looks again where a folder is listed
+    while path not in path.parent.iterdir():  # listing a folder makes NFS refresh it
         if time.monotonic() > deadline:
             return ""
         time.sleep(0.5)

@@ -1,6 +1,6 @@
-"""Slurm's own commands: partitions, submission, and the states of jobs by the names they were submitted under.
+"""Calls of Slurm's commands: partitions, submission, and the states of jobs by name.
 
-All but ``require_slurm`` and ``find_accounted`` raise RunFailed where Slurm does not answer.
+All but ``require_slurm`` and ``find_accounted`` raise RunFailed if Slurm does not respond.
 """
 
 import shutil
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ocr_eval.common.errors import RunFailed, UserError, unknown_name
 
-#: States that a job does not leave again.
+#: States that a job never leaves.
 FINAL_STATES = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
@@ -18,7 +18,7 @@ FINAL_STATES = frozenset(
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """A job in Slurm: its name, its state in Slurm's word, and why it waits or ended, if there is a reason."""
+    """A job in Slurm: its name, its state as Slurm calls it, and why it is waiting or ended, if known."""
 
     name: str
     state: str
@@ -26,7 +26,7 @@ class QueueEntry:
 
     @property
     def live(self) -> bool:
-        """Whether it runs or may still run."""
+        """Whether it is running or may still run."""
         return self.state not in FINAL_STATES
 
 
@@ -42,7 +42,7 @@ def require_slurm() -> None:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition: whether any of its nodes has GPUs, and its time limit in minutes (None: none)."""
+    """A partition: whether any of its nodes has GPUs, and its time limit in minutes (None: no limit)."""
 
     name: str
     has_gpus: bool
@@ -56,7 +56,7 @@ def find_partition(wanted: str | None) -> Partition:
         UserError: there is no such partition, or no default.
     """
     partitions: dict[str, Partition] = {}
-    for line in _ask("sinfo", "--noheader", "--format=%P|%l|%G").splitlines():  # a line for each kind of node
+    for line in _ask("sinfo", "--noheader", "--format=%P|%l|%G").splitlines():  # one line per kind of node
         name, limit, gres = line.strip().split("|", 2)
         if name.endswith("*") and wanted is None:
             wanted = name.removesuffix("*")
@@ -82,10 +82,10 @@ def _minutes(limit: str) -> int | None:
 
 
 def submit(script: str, flags: Sequence[str]) -> str:
-    """Submit a script; the id of its job.
+    """Submit a script; returns its job id.
 
     Raises:
-        UserError: Slurm refuses it.
+        UserError: Slurm rejects it.
     """
     done = _run(["sbatch", "--parsable", *flags], script)
     if done.returncode != 0:
@@ -95,7 +95,7 @@ def submit(script: str, flags: Sequence[str]) -> str:
 
 
 def find_jobs(names: Iterable[str]) -> dict[str, QueueEntry]:
-    """The jobs of these names that the controller remembers, by id; finished ones for a while."""
+    """The jobs with these names that the controller knows, by id; it keeps finished ones for a while."""
     entries = {}
     answer = _ask("squeue", "--noheader", "--states=all", f"--name={','.join(names)}", "--format=%i|%j|%T|%r")
     for line in answer.splitlines():
@@ -105,7 +105,7 @@ def find_jobs(names: Iterable[str]) -> dict[str, QueueEntry]:
 
 
 def find_accounted(job_id: str) -> QueueEntry | None:
-    """A job that the controller does not name, where the cluster keeps accounts; else None."""
+    """A job that the controller no longer knows, from the cluster's accounting; None if that is not available."""
     try:
         answer = _ask("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job_id}")
     except RunFailed:

@@ -1,1 +1,1 @@
-"""Records -> figures that can be printed. Every series has a marker or line of its own beside its colour."""
+"""Records -> figures for print. Series differ in marker or line style, not only in colour."""

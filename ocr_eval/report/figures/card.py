@@ -1,4 +1,4 @@
-"""The scorecard as a picture: where each row stands, and by how much it differs from its reference."""
+"""The scorecard as a figure: each row's scores, and how much they differ from its reference."""
 
 import math
 import textwrap
@@ -17,25 +17,25 @@ from ocr_eval.report.figures.style import bare, entry, new_figure
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.run import Scoring
 
-#: Rows that are drawn, for each of which there is a colour and a marker.
+#: Most rows drawn; each has its own combination of colour and marker.
 MOST_ROWS = 24
-#: Letters of a line of a label; inches of the figure across, and of its upper half.
+#: Characters per line of a label; width of the figure and height of its upper half, in inches.
 _LETTERS, _WIDTH, _UPPER = 34, 6.4, 4.0
-#: The links that rows are sorted by, the first that a row has.
+#: The kind of links that rows are sorted by: the first one that a row has.
 _SORTED_BY: tuple[Kind, ...] = ("spurious", "counterfactual", "unclassified", "causal")
 
 
 def card_figure(
     rows: Sequence[ScorecardRow], scoring: Scoring, seeds: Mapping[str, int] = MappingProxyType({})
 ) -> Figure | None:
-    """Scores over true links against those over arbitrary ones; below it each row minus its reference, sorted.
+    """Scores over true links against those over arbitrary ones; below, each row minus its reference, sorted.
 
-    A row has one colour and marker in all panels, hollow where a run did not learn what it was taught. Bars are 95 %
-    intervals over seeds. ``seeds`` is how many each row has of all that are looked at, so that rows look as in other
-    figures of them.
+    A row has the same colour and marker in all panels, hollow if a run did not learn what it was taught. Bars are 95 %
+    intervals over seeds. ``seeds`` gives the number of seeds of all rows of the report, so that a row looks the same in
+    all of its figures.
 
     Returns:
-        None of no rows.
+        None if there are no rows.
     """
     if not rows:
         return None
@@ -71,7 +71,7 @@ def card_figure(
 
 
 def _sorted(rows: Sequence[ScorecardRow]) -> list[ScorecardRow]:
-    """Each reference with its rows after it, those first that infer least over arbitrary links."""
+    """Each reference followed by its rows, starting with those that infer least over arbitrary links."""
     references = list(dict.fromkeys(row.reference for row in rows))
 
     def place(row: ScorecardRow) -> tuple[int, bool, float]:
@@ -82,7 +82,7 @@ def _sorted(rows: Sequence[ScorecardRow]) -> list[ScorecardRow]:
 
 
 def _name(row: ScorecardRow, rows: Sequence[ScorecardRow], seeds: Mapping[str, int]) -> str:
-    """A row in words, without the model where all have one."""
+    """A row in words, without the model if all rows have the same."""
     models = {each.name.partition(", ")[0] for each in rows}
     name = row.name.partition(", ")[2] if len(models) == 1 and ", " in row.name else row.name
     notes = ["reference"] * (row.name == row.reference) + ["knows the relation"] * bool(row.knows_relation)

@@ -28,10 +28,10 @@ from ocr_eval.specs.run import Scoring
 
 
 def curve_figure(curves: Sequence[Curve], scoring: Scoring) -> Figure:
-    """Mean rank over epochs, a panel for each curve, of which there is one at least: of the finding, and of what was
-    taught, its quantities as one. Bands reach from the lowest run and quantity to the highest.
+    """Mean rank over epochs, with a panel per curve (at least one): of the finding, and of all that was taught
+    together. Bands extend from the lowest run and quantity to the highest.
 
-    The dashed grey line is the null rank of the finding, the dotted one chance: the mean rank of an answer drawn among
+    The dashed grey line is the null rank of the finding, the dotted one chance: the mean rank of an answer drawn from
     all candidates.
     """
     columns = min(3, len(curves))
@@ -52,7 +52,7 @@ def curve_figure(curves: Sequence[Curve], scoring: Scoring) -> Figure:
 
 
 def chance_rank(record: Record) -> float | None:
-    """Mean rank of an answer drawn among all candidates; None where a record does not tell how many there are."""
+    """Mean rank of an answer drawn from all candidates; None if a record does not state how many there are."""
     if record.structure != "pairs":
         return None
     candidates = {"in-use": record.data.n, "ten": max(10, record.data.n)}.get(record.data.candidates)
@@ -91,13 +91,13 @@ def _band(axes: Axes, epochs: Sequence[int], ends: Sequence[tuple[float, float]]
 
 
 def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None:
-    """OCR score over m_train with its 95 % interval, a line for each association of runs alike in all else,
-    hollow where a run did not learn what it was taught.
+    """OCR score over m_train with its 95 % interval: a line per association and setting, with hollow markers if a run
+    did not learn what it was taught.
 
-    Beside it min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model: orientation, no prediction.
+    For orientation only, it also shows min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model.
 
     Returns:
-        None if no runs differ in m_train alone.
+        None if no runs differ only in m_train.
     """
     lines = []
     real = [record for record in records if record.data.variant == "real"]
@@ -124,7 +124,7 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
         axes.plot(sizes, scores, marker=look.marker, color=look.color, linewidth=1.6, label=label)
         for size, score, cell in zip(sizes, scores, found, strict=True):
             if "ocr-score" in cell.bounds:
-                beside = size + step * (i - (len(lines) - 1) / 2)  # so that no interval hides another
+                beside = size + step * (i - (len(lines) - 1) / 2)  # intervals side by side
                 axes.plot([beside, beside], cell.bounds["ocr-score"], color=look.color, linewidth=1.6, alpha=0.6)
             if cell.unlearned:
                 axes.plot(size, score, look.marker, color=look.color, markerfacecolor=look.face(True))
@@ -136,7 +136,7 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
         axes.plot(x, y, color="0.35", linewidth=1, linestyle=(0, (6, 3)), label=f"min(1, sqrt(m_train / {m_test}))")
     axes.axhline(0, color="black", linewidth=1)
     whole_ticks(axes)
-    axes.set_xlabel("m_train: subjects a group whose entailment is taught")
+    axes.set_xlabel("m_train: subjects per group whose entailment is taught")
     axes.set_ylabel(f"OCR score ({scoring})")
     legend_of_rows(figure, len(lines), not all(run.premises_hold for run in of_lines))
     return figure

@@ -1,4 +1,4 @@
-"""All figures that a set of runs can have."""
+"""All figures of a set of runs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -28,9 +28,9 @@ K = TypeVar("K")
 def gallery(
     runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[UserError], None]
 ) -> Iterator[tuple[str, Figure]]:
-    """Each figure with the name of its file; reads metrics and probes of a row's runs when its turn comes.
+    """Each figure with its file name; metrics and probes are read row by row.
 
-    ``complain`` receives each metrics or probes file that cannot be read; figures are drawn without it.
+    ``complain`` is called for each metrics or probes file that cannot be read; figures are drawn without it.
 
     Raises:
         ValueError: no runs.
@@ -45,7 +45,7 @@ def gallery(
 
 
 def overall_figures(records: Sequence[Record], table: Table) -> Iterator[tuple[str, Figure]]:
-    """The figures of all runs together, and of their table, those that the records allow, by name."""
+    """The figures of all runs together, by name, as far as the records allow them."""
     yield "scores", score_figure(table)
     if scatter := scatter_figure(records, table.scoring):
         yield "generalization-hallucination", scatter
@@ -54,13 +54,13 @@ def overall_figures(records: Sequence[Record], table: Table) -> Iterator[tuple[s
 
 
 def card_of(records: Sequence[Record], table: Table) -> list[ScorecardRow]:
-    """The scorecard of a table's records, where it compares settings of one model; else no rows."""
+    """The scorecard of a table's records if it compares settings of a model; else no rows."""
     labels = [row.labels for row in table.rows if not row.published]
     if len(set(labels)) == len(labels):
         return []
     try:
         rows = build_scorecard(records, table.scoring)
-    except UserError:  # no seed in common, or shuffled runs alone
+    except UserError:  # no seed in common, or only shuffled runs
         return []
     return rows if comparable(rows) else []
 
@@ -68,7 +68,7 @@ def card_of(records: Sequence[Record], table: Table) -> list[ScorecardRow]:
 def row_figures(
     rows: Mapping[RowKey, Sequence[FinishedRun]], scoring: Scoring, complain: Callable[[UserError], None]
 ) -> Iterator[tuple[str, str, Figure]]:
-    """Learning curves of each row, and the heatmaps of its first seed, a panel an association; see ``gallery``.
+    """Learning curves of each row, and heatmaps of its first seed, one panel per association; see ``gallery``.
 
     Yields:
         ``curves`` or ``heatmap``, the name of the row, and the figure.
@@ -93,7 +93,7 @@ def row_figures(
 def text_curves(
     runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[UserError], None]
 ) -> Iterator[tuple[str, list[Curve]]]:
-    """The name of each row with the curves of its associations, for a terminal; see ``gallery``."""
+    """The name of each row and the curves of its associations, for a terminal; see ``gallery``."""
     for key, of in runs_by_row(runs).items():
         if curves := _curves(of, scoring, complain):
             yield key.name, curves
@@ -108,7 +108,7 @@ def _curves(runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[U
 def _metrics(
     runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[UserError], None]
 ) -> Iterator[tuple[Record, Metrics]]:
-    """The metrics of the runs that have them whole."""
+    """The metrics of the runs for which they are complete."""
     for run in runs:
         try:
             yield run.record, metrics_of(run, scoring)

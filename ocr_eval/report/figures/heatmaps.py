@@ -12,9 +12,9 @@ from ocr_eval.specs.run import Scoring
 
 
 def heatmap_figure(heats: Mapping[str, Heat], scoring: Scoring) -> Figure:
-    """A panel a run: rows are groups by their right answer, columns candidates, the right one framed.
+    """One panel per run: rows are groups, columns are candidates, and the right one is framed.
 
-    ``heats`` are by the title of the panel, one at least.
+    ``heats`` maps panel titles to heats; at least one.
     """
     most = max(len(heat.candidates) for heat in heats.values())
     groups = max(len(heat.groups) for heat in heats.values())

@@ -1,4 +1,4 @@
-"""What measures of the inside found layer by layer: a panel for each association, averaged over seeds."""
+"""Results of measures by layer: one panel per association, averaged over seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class _Drawn:
     """How a measure is drawn.
 
     Attributes:
-        title, text: what its figure is called, and how to read it.
-        up: what its vertical axis shows.
-        lines: two columns of its ``layers`` with their labels, the one that matters first.
+        title, text: the figure's title, and how to read it.
+        up: label of the vertical axis.
+        lines: up to two columns of the measure's ``layers`` with their labels, the more important first.
     """
 
     title: str
@@ -52,25 +52,25 @@ _DRAWN = {
     ),
     "patching": _Drawn(
         "Where answers come from",
-        "What another group's answer gains over the rest (nats) when the state of one of its subjects replaces the "
+        "How much another group's answer gains over the rest (nats) when the state of one of its subjects replaces the "
         "subject's own after a layer. Until the lines cross, what determines the answer is still at the name.",
         "gain (nats)",
         {"name_excess": "at the name", "prompt_excess": "at the end of the prompt"},
     ),
     "constant-direction": _Drawn(
         "Whether training adds one direction",
-        "How similar what the change adds to one token is to what it adds to another (cosine). At 1 it would add the "
-        "same to all, as a steering vector does; by chance: a change of that size that knows nothing of its inputs.",
+        "How similar the change's additions to two tokens are (cosine). At 1 it would add the same to all tokens, like "
+        "a steering vector; by chance: a change of the same size that learned nothing about its inputs.",
         "cosine",
         {"cosine": "trained", "chance": "by chance"},
     ),
 }
-#: What a reader of records must read for these figures.
+#: The measures that must be read from records for these figures.
 MEASURES = tuple(_DRAWN)
 
 
 def layer_figures(runs: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
-    """Title, text and figure of each measure that runs alike in all but association and seed have by layer."""
+    """Title, text and figure of each measure by layer, for runs that differ only in association and seed."""
     for measure, look in _DRAWN.items():
         shown = {}
         for name, of in by_association(runs).items():
@@ -82,7 +82,7 @@ def layer_figures(runs: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
 
 
 def _table(run: Record, measure: str, look: _Drawn) -> Floats | None:
-    """A line each, layer by layer; None where the record does not have them. [layers, lines]"""
+    """The values of each line by layer; None if the record lacks them. [layers, lines]"""
     layers = run.measures.get(measure, {}).get("layers", {})
     try:
         found: Floats = np.array([layers[column] for column in look.lines], dtype=np.float64).T

@@ -1,4 +1,4 @@
-"""True links against arbitrary ones: a plane on which rows have their places, and no mark hides another."""
+"""A plane of scores over true links against those over arbitrary ones, on which no mark hides another."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from ocr_eval.report.figures.rows import Look
 from ocr_eval.report.figures.style import bare
 from ocr_eval.specs.run import Scoring
 
-#: Inches: a mark with room around it; the steps in which it moves aside.
+#: Inches: the size of a mark with its margin; the step by which it is moved.
 _MARK, _STEP = 0.15, 0.01
-#: The least that is shown of the range of scores, upwards; below the other, intervals are cut.
+#: The smallest vertical range shown; the score below which intervals are cut off.
 _LEAST, _LOWEST = 0.2, -0.25
 
 Point = tuple[float, float]
@@ -28,7 +28,7 @@ class Mark:
         x: OCR score over arbitrary links.
         y: OCR score over true ones.
         unlearned: whether a run did not learn what it was taught.
-        seeds: the place of each seed and whether it lacks learning; a single one is not drawn.
+        seeds: the point of each seed, and whether a run of it did not learn; a single seed is not drawn.
     """
 
     look: Look
@@ -39,11 +39,11 @@ class Mark:
 
 
 def draw_plane(axes: Axes, marks: Sequence[Mark], size: tuple[float, float], scoring: Scoring) -> None:
-    """Marks with the 95 % intervals of both scores; small ones are seeds.
+    """Draw marks with the 95 % intervals of both scores; small marks are seeds.
 
-    A mark that would hide another stands aside, to the left or right and only as far as it must; a line leads to its
-    place, which has a dot. Below the dotted line arbitrary links are inferred more than true ones. ``size`` is that of
-    the axes in inches, about.
+    A mark that would hide another is moved left or right, only as far as necessary, and joined by a line to a dot at
+    its true position. Below the dotted line, arbitrary links are inferred more than true ones. ``size`` is the
+    approximate size of the axes in inches.
     """
     seeds = [point for mark in marks for point, _ in mark.seeds]
     x_low = _low([mark.x for mark in marks], [x for x, _ in seeds], 1.0)
@@ -97,14 +97,14 @@ def _draw(axes: Axes, mark: Mark, place: Point) -> None:
 
 
 def _low(estimates: Sequence[Estimate], seeds: Sequence[float], least: float) -> float:
-    """Where an axis begins: below all that is drawn, but not far below all marks for an interval alone."""
+    """Where an axis begins: below everything drawn, except intervals that extend far below all marks."""
     bounds = [max(e.bounds[0], _LOWEST) for e in estimates if e.bounds]
     lowest = min(*(e.value for e in estimates), *bounds, *seeds, 1 - least)
     return min(lowest, 0.0) if lowest < 0.4 else lowest
 
 
 def _apart(points: Sequence[Point], scale: Point, lowest: float) -> list[Point]:
-    """The place of each mark: its own or, where one before it stands, the nearest free one to the left or right."""
+    """The place of each mark: its own or, if an earlier mark is there, the nearest free one to the left or right."""
     taken: list[Point] = []
     for x, y in points:
         aside = (x + sign * i * _STEP / scale[0] for i in range(1, round(1 / _STEP)) for sign in (1, -1))

@@ -1,4 +1,4 @@
-"""How rows of the table look in figures: one colour, one marker and one name each, the same in all of them."""
+"""How rows of the table look in figures: each has one colour, marker and name in all of them."""
 
 import re
 from collections import Counter
@@ -11,9 +11,9 @@ from ocr_eval.records.record import Record
 from ocr_eval.records.rows import group_rows
 from ocr_eval.report.figures.style import COLORS, MARKERS
 
-#: How many of the markers, the clearest, rows ask for.
+#: Rows prefer one of this many markers, the clearest.
 _ASKED = 6
-#: ``name:key=value:key=value``, as a method or prevention with its settings is called.
+#: ``name:key=value:key=value``, a method or prevention with its settings.
 _CALL = re.compile(r"([\w.-]+)((?::[\w.-]+=[^:,\s]+)+)")
 
 
@@ -25,15 +25,15 @@ class Look:
     marker: str
 
     def face(self, unlearned: bool) -> str:
-        """What fills its marker: its colour, or nothing where a run did not learn what it was taught."""
+        """The fill of its marker: its colour, or none if a run did not learn what it was taught."""
         return "white" if unlearned else self.color
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """The look of each row by its name.
+    """The look of each row, by name.
 
-    A name asks for a colour and a marker of its own, so that it tends to look alike also among other rows. Where
-    earlier rows have them, it gets those nearest that are least in use.
+    Each name has a preferred colour and marker, so that it tends to look the same among other rows, too. If earlier
+    rows have taken them, it gets the nearest ones among the least used.
     """
     colors, markers, found = Counter[int](), Counter[int](), dict[str, tuple[int, int]]()
 
@@ -54,12 +54,12 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 def seeds_by_row(records: Sequence[Record]) -> dict[str, int]:
-    """How many seeds each row has, controls included, by its name; most to least where associations differ."""
+    """Number of seeds of each row, controls included, by name, over all of its associations."""
     return {key.name: len({run.seed for run in runs}) for key, runs in group_rows(records).items()}
 
 
 def in_words(name: str, *notes: str) -> str:
-    """A row's name to be read, ``decay:strength=0.1`` as ``decay: strength 0.1``, and notes in parentheses."""
+    """A row's name for people (``decay:strength=0.1`` as ``decay: strength 0.1``), with notes in parentheses."""
 
     def call(found: re.Match[str]) -> str:
         settings = found[2].removeprefix(":").replace(":", ", ").replace("=", " ").replace("_", " ")
@@ -70,5 +70,5 @@ def in_words(name: str, *notes: str) -> str:
 
 
 def counted(seeds: int | str | None) -> str:
-    """``1 seed``, ``3 seeds``, ``1-3 seeds``; nothing where it is not known."""
+    """``1 seed``, ``3 seeds``, ``1-3 seeds``; empty if unknown."""
     return "" if seeds in (None, "") else f"{seeds} seed{'' if str(seeds) == '1' else 's'}"

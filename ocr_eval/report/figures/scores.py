@@ -18,7 +18,7 @@ from ocr_eval.specs.run import Scoring
 
 
 def score_figure(table: Table) -> Figure:
-    """OCR score of each association with its 95 % interval over seeds, a marker for each row of our own."""
+    """OCR score of each association with its 95 % interval over seeds; one marker per row, without published rows."""
     rows = [row for row in table.rows if not row.published]
     names = [name for name in table.associations if any(name in row.cells for row in rows)]
     figure, axes = figure_of_rows(7.2, 3.4, len(rows))
@@ -50,9 +50,9 @@ def score_figure(table: Table) -> Figure:
 def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None:
     """Generalization against hallucination: each row's OCR score over true links and over arbitrary ones.
 
-    A large marker is a row with the 95 % intervals of both scores over seeds, a small one is one of its seeds; hollow
-    means that a run did not learn what it was taught. A seed's score is the mean over its associations of a kind, which
-    share their people. Controls are skipped.
+    Large markers are rows, with the 95 % intervals of both scores over seeds; small ones are their seeds; hollow means
+    that a run did not learn what it was taught. A seed's score averages its associations of a kind, which share their
+    people. Controls are skipped.
 
     Returns:
         None if no row has runs of both kinds.

@@ -1,4 +1,4 @@
-"""What all figures share: colours of Okabe and Ito, sizes, and the writing of files that are the same every time."""
+"""Shared by all figures: the colours of Okabe and Ito, sizes, and writing files reproducibly."""
 
 import io
 import re
@@ -19,7 +19,7 @@ from ocr_eval.common.files import prepare_output, write_atomic
 from ocr_eval.data.task import Quantity
 from ocr_eval.report.tables import QUANTITY_NAMES
 
-#: Colours of rows and their markers; a row of each legend has a marker of its own, and a pair repeats after 24 rows.
+#: Colours and markers of rows; a combination repeats only after 24 rows.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "d")
 
@@ -30,16 +30,16 @@ _QUANTITIES = {
     "train_entailment": ("#E69F00", "-."),
     "test_entailment": ("#D55E00", "-"),
 }
-#: Those of other findings, and of other quantities in turn.
+#: Those of other findings, and of further quantities in turn.
 _FINDING, _OTHERS = ("#D55E00", "-"), (("#009E73", ":"), ("#56B4E9", "--"), ("#E69F00", "-."), ("#CC79A7", ":"))
 
-#: Inches of a character of a legend, about, and of its marker with the room around it.
+#: Approximate inches per character of a legend, and of its marker with margins.
 _CHARACTER, _MARKER = 0.063, 0.6
 
-#: A legend of more rows than this says how many it omits.
+#: Most rows in a legend, which says how many it omits.
 LEGEND_ROWS = 12
 
-#: Dots an inch of a PNG.
+#: Dots per inch of a PNG.
 _DPI = 160
 _METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
@@ -76,12 +76,12 @@ def drawn(quantities: Iterable[Quantity]) -> list[Drawn]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure in inches, of no window and no global state."""
+    """A figure of this size in inches, without a window or global state."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def figure_of_rows(width: float, height: float, rows: int) -> tuple[Figure, Axes]:
-    """A figure of one panel in which rows are drawn, in inches, and below it room for their legend."""
+    """A figure with one panel for rows, of this size in inches, plus room for their legend below."""
     figure = new_figure(width, height + 0.16 * min(rows, LEGEND_ROWS))
     axes: Axes = figure.subplots()
     bare(axes)
@@ -89,9 +89,9 @@ def figure_of_rows(width: float, height: float, rows: int) -> tuple[Figure, Axes
 
 
 def legend_of_rows(figure: Figure, rows: int, unlearned: bool) -> None:
-    """A legend below the axes: in two columns where its labels are short enough for it, long ones in several lines.
+    """A legend below the axes, in two columns if labels are short enough; long labels are wrapped.
 
-    After the entries of its rows it says how many of them it omits, and what hollow markers mean if any are.
+    Its last entries say how many rows it omits, and what hollow markers mean if there are any.
     """
     (axes,) = figure.axes
     if rows > LEGEND_ROWS:
@@ -110,7 +110,7 @@ def legend_of_rows(figure: Figure, rows: int, unlearned: bool) -> None:
 def panels(
     count: int, across: int, size: tuple[float, float], beside: tuple[float, float] = (0, 0), share_y: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` axes, at most ``across`` a row; inches of one, and of what is beside and below all."""
+    """A figure with ``count`` axes of ``size``, at most ``across`` per row; ``beside`` adds margins, in inches."""
     columns = min(across, count)
     rows = -(-count // columns)
     figure = new_figure(size[0] * columns + beside[0], size[1] * rows + beside[1])
@@ -121,17 +121,17 @@ def panels(
 
 
 def bare(axes: Axes) -> None:
-    """Take away the frame's upper and right side."""
+    """Remove the top and right sides of the frame."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def whole_ticks(axes: Axes) -> None:
-    """Only whole numbers across."""
+    """Only integers on the x axis."""
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
 
 
 def plain(text: str, most: int) -> str:
-    """User data as a label: cut to a length, and a dollar sign is not the begin of a formula."""
+    """User data as a label: cut to ``most`` characters, with dollar signs escaped."""
     cut = text if len(text) <= most else text[: most - 3] + "..."
     return cut.replace("$", r"\$")
 
@@ -141,12 +141,12 @@ title, entry, tick = (partial(plain, most=most) for most in (70, 200, 24))
 
 
 def file_name(*parts: str) -> str:
-    """Parts as the name of a file, without what a path or a shell could trip over."""
+    """Parts joined into a file name that is safe for paths and shells."""
     return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts)[:150]
 
 
 def draw(figure: Figure, form: str, salt: str) -> bytes:
-    """A figure as png, pdf or svg; the same bytes every time."""
+    """A figure as png, pdf or svg, reproducible byte for byte."""
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": salt, "pdf.fonttype": 42}):
         figure.savefig(out, format=form, dpi=_DPI, metadata=_METADATA[form])
@@ -154,7 +154,7 @@ def draw(figure: Figure, form: str, salt: str) -> bytes:
 
 
 def _palette(png: io.BytesIO) -> bytes:
-    """The same picture in 256 colours: a third of the size, and no difference that can be seen."""
+    """The same picture in 256 colours: a third of the size without a visible difference."""
     with Image.open(png) as image:
         few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     out = io.BytesIO()
