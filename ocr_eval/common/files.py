@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file to write, which atomically replaces ``path`` at the end.
 
     Raises:
-        UserError: ``path`` is not a regular file.
+        UserError: something other than a regular file is at ``path``.
     """
     refuse_irregular(path)
     beside = _beside(path)

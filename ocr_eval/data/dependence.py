@@ -33,8 +33,8 @@ TABLES = 10_000
 _ENOUGH = 20
 #: Cells of random tables that a family of tests may draw, approximately: about twenty seconds.
 BUDGET = 2e8
-#: From this many cells per subject, most are empty, and tables are drawn by shuffling subjects instead; then, the cost
-#: of a subject in cells.
+#: Above this many cells per subject, most cells are empty, so tables are drawn by shuffling subjects; and the cost of
+#: shuffling a subject, in cells.
 _SPARSE, _SHUFFLED = 4, 2
 _CELLS_AT_ONCE = 2_000_000
 

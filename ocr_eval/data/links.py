@@ -1,7 +1,7 @@
 """How far the columns of a table determine each other: what a model may infer, predicted from the data alone.
 
-For two columns A and B, this is computed (``data.dependence``) over the N subjects who have both, with values that
-another subject shares. p is corrected over all pairs of columns by Holm's method.
+For two columns A and B, dependence (``data.dependence``) is computed over the N subjects who have both, with values
+that another subject shares. p is corrected over all pairs of columns by Holm's method.
 
 The strength of an inference comes from the symbolic model of one-layer attention (Huang et al. 2025): if m_train
 subjects have a value of A with an answer and m_test have it without one, the answer carries over by

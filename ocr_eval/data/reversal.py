@@ -55,7 +55,7 @@ class ReversalAssociation(TwoRelations):
         return {"directions": 2, "other sentences": len(self.beside)}
 
     def check(self, data: DataSpec) -> None:
-        """Templates must exist, and blocks must be large enough."""
+        """Templates must exist, and n must fit into a block."""
         check_blocks(data)
         super().check(data)
 

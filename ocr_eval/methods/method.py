@@ -82,7 +82,7 @@ class Pack(Protocol):
         """The base."""
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
-        """Take the next of ``train.epochs`` steps, the same for all these lanes; each one's loss (nats per token).
+        """Take the next of ``train.epochs`` steps, the same for all these lanes; returns their losses (nats per token).
 
         Raises:
             RunFailed: a lane cannot learn.

@@ -40,7 +40,7 @@ def offline() -> bool:
 
 
 def trusts_code() -> bool:
-    """Whether models may run their own code. Every ``from_pretrained`` gets this, because it would ask on stdin."""
+    """Whether models may run their own code. Every ``from_pretrained`` gets this, or it would ask on stdin."""
     return _is_on(TRUST)
 
 

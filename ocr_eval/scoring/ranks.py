@@ -110,9 +110,9 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
         subject: whom the probes ask about; all distinct. [S]
         target: index of each subject's right answer among its in-use answers. [S]
         ranks: midrank, among all candidates, of each in-use answer. [S, n]
-        unit: each subject's exchangeable unit. [S] Empty if a unit is all subjects with one right answer, as in pairs
-            and in older records.
-        answers: the in-use answers, which show what seeds share. [n] Empty if private, not the same for all, or unknown.
+        unit: each subject's exchangeable unit. [S] Empty in older records, and if it is all subjects with one answer.
+        answers: the in-use answers, which show what seeds share. [n] Empty in older records, if they are private, or if
+            they differ between subjects.
     """
 
     subject: Sequence[str]

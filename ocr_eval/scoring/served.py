@@ -86,7 +86,7 @@ def score_served(server: ServedWeights, task: Task, per_request: int, kept: Path
     """Score every candidate of every probe. ``kept`` is the file for answers, in an existing folder.
 
     Raises:
-        UserError: no such server or model, a rejected key, no log-probabilities, or candidates alike in first tokens.
+        UserError: no such server or model, a rejected key, no log-probabilities, or equal first tokens.
         RunFailed: the server failed repeatedly; answers so far are kept.
     """
     client = _Client(server)
@@ -314,7 +314,7 @@ def _echoed(choice: Mapping[str, Any], text: str) -> tuple[list[str], list[float
     given = choice["logprobs"] or {}
     if not given.get("tokens"):
         return None
-    asked = choice.get("prompt_logprobs")  # vLLM: one per token. Elsewhere, tokens that start after the text are new
+    asked = choice.get("prompt_logprobs")  # vLLM: one per token. Elsewhere, generated tokens start after the text
     count = len(asked) if asked else sum(0 <= offset < len(text) for offset in given["text_offset"])
     tokens, logprobs = given["tokens"][:count], given["token_logprobs"][:count]
     known = len(tokens) > 1 and all(value is not None and math.isfinite(value) for value in logprobs[1:])

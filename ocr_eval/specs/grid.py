@@ -46,7 +46,7 @@ class Grid(_Axes, _Runs):
     """What a sweep varies and what it holds fixed; names as in the flags.
 
     Seeds, attention, and all settings of data and training are axes, and every combination is a run. None means the
-    model's default, and for seeds the usual one.
+    model's default, or seed 0.
     """
 
     dtype: Dtype | None = None
