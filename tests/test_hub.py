@@ -102,7 +102,7 @@ def test_a_gated_repository_says_where_to_ask(hub, ocr_eval, status):
 
 def test_another_refusal_of_the_account(hub, ocr_eval):
     hub.status = (403, "")
-    assert "The hub refuses somebody/tiny to this account" in refused(ocr_eval("models", "pull", REPO))
+    assert "The hub denies this account access to somebody/tiny" in refused(ocr_eval("models", "pull", REPO))
 
 
 def test_a_repository_or_revision_that_is_not_there(hub, ocr_eval):
@@ -123,7 +123,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(hub, ocr_eval, monkeypat
 
 def test_a_stopped_download_keeps_the_files_that_are_whole(hub, ocr_eval):
     hub.broken = {"model.safetensors"}
-    assert "Start again: files that are whole are kept" in refused(ocr_eval("models", "pull", PINNED))
+    assert "Try again: complete files are kept" in refused(ocr_eval("models", "pull", PINNED))
     assert weights.cached(load_model_spec(PINNED)) is None
     assert "network is disabled" in refused(ocr_eval("models", "pull", PINNED, HF_HUB_OFFLINE="1"))
     first, hub.broken = set(hub.fetched()), set()

@@ -58,9 +58,9 @@ def test_settings_of_several_entries_are_lists_or_text(tiny):
     for settings, says in (
         ({"targets": []}, "names no module"),
         ({"targets": "q_proj++v_proj"}, "An entry is empty"),
-        ({"prevent": 3}, "'prevent' is a word, got 3"),
+        ({"prevent": 3}, "'prevent' must be a string, got 3"),
         ({"method": None}, "'method' has no value"),
-        ({"method": 3}, "'method' is a word"),
+        ({"method": 3}, "'method' must be a string"),
     ):
         with pytest.raises(interface.UserError, match=re.escape(says)):
             made(**settings)

@@ -146,7 +146,7 @@ def test_an_echo_that_is_one_token_late_is_not_believed(score, server, tiny):
     server.kind = "late"
     answer = score("--json", "--quiet")
     assert answer.code == 0, answer.err
-    assert "echoes log-probabilities that are not its own" in answer.err
+    assert "echoes log-probabilities that differ from its own" in answer.err
     assert "only the 20 most probable" in answer.err
     assert list(json.loads(answer.out)) == ["first-token"]
 

@@ -129,7 +129,7 @@ def test_a_word_that_the_model_may_know_is_not_an_invented_one(ocr_eval, tiny, t
     tokens = load(tiny).tokenizer.tokenize
     known = next(word for word in ("lives", "speaks", "code", "born") if len(tokens(f" {word}")) == 1)
     own = (shipped("templates") / "nonce.yaml").read_text().replace("name: nonce", "name: own")
-    for words, says in ((known, f"takes '{known}' for an invented word, but it is one token"), ("wug", "is nowhere")):
+    for words, says in ((known, f"uses '{known}' as an invented word, but it is one token"), ("wug", "is nowhere")):
         path = tmp_path / f"{words}.yaml"
         path.write_text(own.replace("[dax, zong]", f"[{words}]").replace(" dax is", f" {known} is"))
         for command in (["data", "candidates"], ["finetune", "-o", tmp_path / "out"]):

@@ -319,7 +319,7 @@ def test_audit_names_clashes_and_exits_1(ocr_eval, model_files, tmp_path):
     answer = ocr_eval("data", "candidates", "--assoc", path, "--model", model_files["llama"])
     assert answer.code == 1
     assert "CANNOT be scored first-token" in answer.out
-    assert re.search("one first token: (Frenchish = Frenchly|Frenchly = Frenchish)", answer.out)
+    assert re.search("same first token: (Frenchish = Frenchly|Frenchly = Frenchish)", answer.out)
 
 
 def test_audit_sees_generic_first_pieces(model_files):

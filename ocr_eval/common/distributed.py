@@ -1,7 +1,7 @@
-"""Several processes that train one run together, as ``accelerate launch`` starts them.
+"""Data-parallel training of one run in several processes, as started by ``accelerate launch``.
 
-Each takes its share of every batch; gradients and losses are summed, so all hold the same weights after every step.
-The first process alone writes and prints.
+Each process takes its share of every batch. Gradients and losses are summed, so all hold the same weights after every
+step. Only the first process writes and prints.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ Decision = TypeVar("Decision")
 
 
 def is_alone() -> bool:
-    """Whether this process trains by itself."""
+    """Whether this is the only process in training."""
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints; a process started alone is."""
+    """Whether this process writes and prints: rank 0, or the only one."""
     return is_alone() or int(os.environ.get("RANK", "0")) == 0
 
 
 def agreed(decide: Callable[..., Decision], *given: Any) -> Decision:
-    """What the first process decides, told to all, so that none waits for one that took another way.
+    """Let the first process decide for all, so that none waits for another that took a different branch.
 
-    ``decide`` is called by the first process alone, with what is given; it returns plain data.
+    Only the first process calls ``decide(*given)``; its result, plain data, is broadcast.
 
     Raises:
-        OSError, UserError: as ``decide``, in all processes.
+        OSError, UserError: what ``decide`` raises, in all processes.
     """
     if is_alone():
         return decide(*given)
@@ -54,7 +54,7 @@ def agreed(decide: Callable[..., Decision], *given: Any) -> Decision:
 
 
 def sum_over_processes(gradients: Sequence[Tensor], nats: dict[Key, float]) -> dict[Key, float]:
-    """Replace gradients by their sums over all processes, and return the sums of some losses."""
+    """Sum gradients over all processes in place, and return the summed losses."""
     import torch
     from torch.distributed import all_reduce
 

@@ -1,17 +1,17 @@
-"""The one exception that means "the user can fix this", and the sentences it is made of."""
+"""Exceptions that the command line reports in one line, and helpers that word them."""
 
 import difflib
 import reprlib
 from collections.abc import Iterable
 
-#: The most characters of an error; the fix is at its end, so a longer one loses its middle.
+#: Maximum length of an error. Longer ones are cut in the middle, because the fix is at the end.
 _LONGEST = 1000
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 100
 
 
 def one_line(text: str) -> str:
-    """A text as one line that a terminal shows as it is: of readable length and without control characters."""
+    """The text on one line that is safe to print: shortened if very long, control characters escaped."""
     text = " ".join(text.split())
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
@@ -19,12 +19,12 @@ def one_line(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as Python writes it, cut where it is long, many or deep."""
+    """``repr`` of a value, abbreviated where it is long or deeply nested."""
     return _REPR.repr(value)
 
 
 class UserError(Exception):
-    """Bad input. Its text is one line: the value, what is wrong, what exists, and the fix.
+    """Bad input. The message is one line: the value, what is wrong, what is available, and the fix.
 
     The command line prints it without a traceback and exits with 2.
     """
@@ -34,29 +34,29 @@ class UserError(Exception):
 
 
 class Busy(UserError):
-    """What is to be written is held by another process."""
+    """Another process is using what this one would write."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, or SIGTERM, while runs were in work; the text is one line: from where the same command resumes them."""
+    """Ctrl-C or SIGTERM during runs. The message is one line: where the same command would resume them."""
 
 
 class RunFailed(Exception):
-    """Work that started and could not be finished (exit code 1); the text is one line."""
+    """Work that started but could not be finished (exit code 1). The message is one line."""
 
 
 class TooLarge(Exception):
-    """One example a lane does not fit into the memory; its text is the library's reason."""
+    """Not even one example per lane fits into memory. The message is the library's."""
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an error's text, or its kind where it has none."""
+    """The first line of an error's message, or its type if it has no message."""
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str], fix: str = "") -> UserError:
-    """The error for an unknown name of a kind ("model"): the name, the closest one, what exists, and a way out."""
+    """The error for an unknown name of some kind ("model"): the closest name, what is available, and the fix."""
     names = sorted(available)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""

@@ -1,7 +1,7 @@
-"""Files and folders that are written whole or not at all, also where the power goes, and read within bounds.
+"""Atomic writes that survive a power failure, and reads of limited size.
 
-Only regular files are read and replaced: a pipe never ends, a device has no end, and neither is to become a file. A
-link counts as what it leads to; one to a regular file is read through and replaced itself.
+Only regular files are read or replaced: a pipe or device may never end, and must not be turned into a file. A symbolic
+link counts as its target; if that is a regular file, reads follow the link and writes replace the link itself.
 """
 
 import csv
@@ -23,24 +23,24 @@ import msgspec
 from ocr_eval.common.errors import UserError
 
 T = TypeVar("T")
-#: The most bytes of a file that is read, weights aside; of a packed one, of what it holds.
+#: Maximum bytes of any file read, except weights; for a gzipped file, after decompression.
 MOST_BYTES = 256 << 20
-#: The most lines of a file of lines.
+#: Maximum lines of a file that is read by lines.
 MOST_LINES = 1_000_000
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that it holds the old content or the new, never a part, also after a power cut."""
+    """Write a file atomically: even after a power failure it holds either the old content or the new."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into that takes a file's place at the end, whole, also after a power cut.
+    """Open a temporary file to write, which atomically replaces ``path`` at the end.
 
     Raises:
-        UserError: its place is taken by something else than a regular file.
+        UserError: something other than a regular file is at ``path``.
     """
     refuse_irregular(path)
     beside = _beside(path)
@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:  # a part of a file would keep a full disk full
+    except BaseException:  # a partial file would keep a full disk full
         beside.unlink(missing_ok=True)
         raise
     beside.replace(path)
@@ -57,20 +57,20 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _beside(path: Path) -> Path:
-    """A name in a path's folder that nobody else can have taken or foreseen; who makes it follows no link."""
+    """An unpredictable new path in the same folder, to be created exclusively, so that no planted link is followed."""
     return path.with_name(f".{secrets.token_hex(8)}.partial")
 
 
 def refuse_irregular(path: Path) -> None:
-    """Raises UserError where a folder, a pipe, a device or the like takes the place of a file to be written."""
+    """Raises UserError if something other than a regular file is where a file should be written."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # nothing there, or a link to nothing; writing shows all else
+    except OSError:  # missing, or a dangling link; other problems show when writing
         return
     if stat.S_ISDIR(mode):
         raise UserError(f"'{path}' is a folder, but a file must be written there. Remove it and start again.")
     if not stat.S_ISREG(mode):
-        raise UserError(f"'{path}' is {_what(mode)}, which a file would replace. Name another place for the output.")
+        raise UserError(f"'{path}' is {_what(mode)}, which the output would replace. Choose another path for it.")
 
 
 def _what(mode: int) -> str:
@@ -80,14 +80,14 @@ def _what(mode: int) -> str:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which is there at the end, whole, also after a power cut; an old one goes first."""
+    """A temporary folder to fill, which atomically becomes ``folder`` at the end. An old one is deleted first."""
     beside = _beside(folder)
     shutil.rmtree(folder, ignore_errors=True)
     beside.mkdir()
     try:
         yield beside
         for path in (*beside.rglob("*"), beside):
-            if path.is_file():  # safetensors lets nobody else read what it writes
+            if path.is_file():  # safetensors makes its files readable by their owner only
                 path.chmod(beside.stat().st_mode & 0o666)
             sync(path)
     except BaseException:
@@ -98,7 +98,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder whole; nothing if there is neither.
+    """Delete a file, or a folder with everything in it, if it exists.
 
     Raises:
         UserError: it is a pipe, a socket or a device.
@@ -111,7 +111,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or what a folder lists, is on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -120,10 +120,10 @@ def sync(path: Path) -> None:
 
 
 def prepare_output(root: Path, flag: str = "--output-dir") -> None:
-    """Make the output folder, which the user chose with ``flag``, and try to write into it before any work starts.
+    """Create the output folder, chosen with ``flag``, and check that it is writable before any work starts.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: it cannot be created or written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -137,10 +137,10 @@ def prepare_output(root: Path, flag: str = "--output-dir") -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[None]:
-    """Reading a file of ours.
+    """Turn any failure to read one of our own files into a UserError.
 
     Raises:
-        UserError: the file is missing, cannot be read, or does not hold what it should.
+        UserError: the file is missing, unreadable or invalid.
     """
     try:
         yield
@@ -155,7 +155,7 @@ def whole(path: Path) -> Iterator[None]:
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """A regular file to read; anything else is refused before it is opened, for that may wait, or start something.
+    """Open a regular file for reading. Anything else is rejected unopened: opening it may block or have side effects.
 
     Raises:
         UserError: it is a pipe, a socket or a device.
@@ -163,15 +163,15 @@ def open_file(path: Path) -> io.BufferedReader:
     """
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise UserError(f"{path} is {_what(mode)} and no regular file, so it is not read. Is it the right one?")
+        raise UserError(f"{path} is {_what(mode)}, not a regular file, so it is not read. Is it the right one?")
     return path.open("rb")
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """The content of a regular file, as long as it is now.
+    """The content of a regular file, without anything appended while it is read.
 
     Raises:
-        UserError: not a regular file, or more than ``most`` bytes.
+        UserError: not a regular file, or larger than ``most`` bytes.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -181,40 +181,40 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def _too_large(path: Path, most: int) -> UserError:
-    return UserError(f"{path} has more than {most >> 20} MB, too much for a file of its kind. Is it the right one?")
+    return UserError(f"{path} is larger than {most >> 20} MB, too large for a file of its kind. Is it the right one?")
 
 
 def stored(path: Path) -> Path:
-    """Where a file of a run is: at its place, or as the ``.gz`` that ``gzip`` made of it."""
+    """The path where a run's file is stored: ``path`` itself, or its gzipped form, ``path`` + ``.gz``."""
     packed = path.with_name(f"{path.name}.gz")
     return packed if not path.exists() and packed.is_file() else path
 
 
 def read_stored(path: Path) -> bytes:
-    """What a file of a run holds, at its place or packed.
+    """The content of a run's file, plain or gzipped.
 
     Raises:
-        UserError: not a regular file, or more than ``MOST_BYTES`` bytes.
-        EOFError, zlib.error: its packed form is damaged.
+        UserError: not a regular file, or larger than ``MOST_BYTES``.
+        EOFError, zlib.error: the gzipped file is damaged.
     """
     found = stored(path)
     content = read_bytes(found)
     if found == path:
         return content
-    inflate = zlib.decompressobj(wbits=31)  # one stream, as gzip makes it
+    inflate = zlib.decompressobj(wbits=31)  # a single gzip stream
     unpacked = inflate.decompress(content, MOST_BYTES + 1)
     if len(unpacked) > MOST_BYTES:
         raise _too_large(found, MOST_BYTES)
     if not inflate.eof or inflate.unused_data:
-        raise EOFError("it ends too early" if not inflate.eof else "something follows its end")
+        raise EOFError("it ends too early" if not inflate.eof else "more data follows its end")
     return unpacked
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """The lines of a file of a run, with their ends; only ``\\n`` ends a line, for JSON may hold others as they are.
+    """The lines of a run's file, with their ends. Only ``\\n`` ends a line: JSON may contain other line breaks as is.
 
     Raises:
-        UserError: as for ``read_stored``, or there are more than ``MOST_LINES``.
+        UserError: as for ``read_stored``, or more than ``MOST_LINES`` lines.
     """
     content = read_stored(path)
     if content.count(b"\n") > MOST_LINES:
@@ -223,10 +223,10 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Parse a JSON file.
 
     Raises:
-        UserError: missing, not readable, not JSON, nested too deeply or too large.
+        UserError: missing, unreadable, not JSON, nested too deeply or too large.
     """
     with whole(path):
         return json.loads(read_bytes(path))
@@ -239,16 +239,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file.
 
     Raises:
-        UserError: as for ``read_lines``, or a line that is not a JSON object (names it).
+        UserError: as for ``read_lines``, or a line is not a JSON object (names it).
     """
     return decoded(path, read_lines(path), _LINE.decode, "a JSON object")
 
 
 def decoded(path: Path, lines: Iterable[bytes], decode: Callable[[bytes], T], what: str) -> list[T]:
-    """What the lines of a file hold.
+    """Decode each line of a file.
 
     Raises:
-        UserError: a line that is not ``what`` it should be (names it).
+        UserError: a line is not ``what`` it should be (names it).
     """
     found: list[T] = []
     try:

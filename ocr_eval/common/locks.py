@@ -1,4 +1,4 @@
-"""The one way to lock a file: by the system, which lets go of it however the process that holds it ends."""
+"""File locks of the operating system, which releases them however the process ends."""
 
 import errno
 from pathlib import Path
@@ -11,14 +11,14 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def hold(path: Path, timeout: float = -1) -> AcquireReturnProxy[FileLock]:
-    """Lock a file, which is made if it is not there, until the end of a ``with`` or ``.lock.release()``.
+    """Lock a file, creating it if needed, until the end of a ``with`` block or ``.lock.release()``.
 
-    The file stays, for removing it could let two processes hold two files of that name. ``timeout`` is seconds to wait
-    while another process holds it; below 0: forever.
+    The file is never deleted: two processes could then each lock a file of that name. ``timeout`` is the seconds to
+    wait for another process; negative waits forever.
 
     Raises:
-        filelock.Timeout: another process holds it still.
-        UserError: its file system has no locks. A mark in their place would stay when its process is killed.
+        filelock.Timeout: another process still holds the lock.
+        UserError: the file system has no locks. (A marker file in their place would outlive a killed process.)
     """
     try:
         return FileLock(path, timeout=timeout, fallback_to_soft=False).acquire()
@@ -26,6 +26,6 @@ def hold(path: Path, timeout: float = -1) -> AcquireReturnProxy[FileLock]:
         if error.errno not in _NO_LOCKS:
             raise
         raise UserError(
-            f"The file system of {path.parent} has no file locks ({error.strerror}). Use a folder on one that has: "
-            "--output-dir for results, OCR_EVAL_CACHE for the cache."
+            f"The file system of {path.parent} has no file locks ({error.strerror}). Choose a folder on one that has "
+            "them: --output-dir for results, OCR_EVAL_CACHE for the cache."
         ) from error

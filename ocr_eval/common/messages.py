@@ -1,4 +1,4 @@
-"""What the user sees while work runs: lines on stderr, bars only on a terminal."""
+"""Progress output on stderr: lines, and on a terminal also bars."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ def in_a_row(words: Sequence[str]) -> str:
 
 
 def be_quiet(quiet: bool) -> None:
-    """Switch progress lines off or on for the whole process (``--quiet``)."""
+    """Turn progress output off or on for the whole process (``--quiet``)."""
     global _quiet
     _quiet = quiet
 
 
 def is_quiet() -> bool:
-    """Whether progress is switched off."""
+    """Whether progress output is off."""
     return _quiet
 
 
 def say(line: str) -> None:
-    """One line of progress on stderr."""
+    """Print a line of progress, unless quiet."""
     if not _quiet:
         print(line, file=sys.stderr, flush=True)
 
 
 def warn(line: str) -> None:
-    """One line on stderr that ``--quiet`` does not silence: a result may not be what the user takes it for."""
+    """Print a warning, even with ``--quiet``: a result may not mean what the user expects."""
     print(f"ocr-eval: warning: {line}", file=sys.stderr, flush=True)
 
 
 def progress_bar(total: int, label: str) -> tqdm[NoReturn]:
-    """A bar for a ``with``, to ``update()`` once a unit of work: on a terminal only, and gone afterwards."""
+    """A progress bar for a ``with`` block; ``update()`` it per unit of work. Only on a terminal, cleared at the end."""
     from tqdm import tqdm
 
     hidden = _quiet or not sys.stderr.isatty()
@@ -48,7 +48,7 @@ def progress_bar(total: int, label: str) -> tqdm[NoReturn]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """A readable duration: ``0.35 s``, ``12 s``, ``3 min``, ``2.5 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 1 or not seconds else f"{seconds:.2f} s"
     minutes = seconds / 60

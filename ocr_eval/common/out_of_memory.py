@@ -1,4 +1,4 @@
-"""When a device has no more memory, how what was freed is given back, and how much was taken at most."""
+"""Detecting that memory ran out, releasing cached memory, and measuring the peak."""
 
 import ctypes
 import resource
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-#: How devices and the libraries on them say that memory is out, where no exception of its own does.
+#: Texts by which devices and their libraries report it if they have no exception type for it.
 _SAYINGS = (
     "can't allocate memory",
     "out of memory",  # "CUDA error: out of memory", "MPS backend out of memory"
@@ -18,25 +18,25 @@ _SAYINGS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the device, or the machine, has no more memory."""
+    """Whether an error means that the device or the machine is out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
 
 
 def free_cache(device: torch.device) -> None:
-    """Give freed memory back to the device or the system, so that what is planned next fits."""
+    """Return cached free memory to the device or the system, so that what is planned next fits."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
     elif device.type == "cpu":
-        with suppress(OSError, AttributeError):  # glibc alone has it, and keeps freed pieces between living ones
+        with suppress(OSError, AttributeError):  # only glibc has it (and needs it: it keeps freed blocks)
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def forget_peak(device: torch.device) -> bool:
-    """Let the peak be that of what follows; False where it stays that of the whole process, as outside Linux."""
+    """Reset the peak. False if that is impossible, as outside Linux: the peak is then that of the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -47,7 +47,7 @@ def forget_peak(device: torch.device) -> bool:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Bytes at the peak: of the allocator on a GPU, else of the process."""
+    """Peak memory in bytes: of the CUDA allocator on a GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

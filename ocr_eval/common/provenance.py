@@ -17,7 +17,7 @@ _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "sa
 
 @functools.cache
 def code_digest() -> str:
-    """Twelve hex digits over the package's source as it was when first asked: provenance, and no part of any name."""
+    """Twelve hex digits over the package's source at the first call. Provenance only, not part of any name."""
     digest = hashlib.sha256()
     for path in sorted((*_PACKAGE.rglob("*.py"), *_PACKAGE.rglob("*_names.txt"))):
         digest.update(path.read_bytes())
@@ -36,7 +36,7 @@ def library_versions() -> dict[str, str]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What env.json says: versions, commit and dirty flag of the checkout, machine, threads, instructions, device."""
+    """The content of env.json: versions, commit and dirty flag, machine, threads, CPU instructions, device."""
     import torch
 
     return {
@@ -54,7 +54,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any]:
-    """Commit and dirty flag, when the package runs from a git checkout of its own."""
+    """Commit and dirty flag if the package runs from its own git checkout, else None for both."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(_PACKAGE.parent), *arguments]

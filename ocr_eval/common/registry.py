@@ -1,9 +1,9 @@
-"""The four doors: what methods, structures of facts, measures and preventions there are, by name.
+"""Registries of the four kinds of plugins: methods, structures of facts, measures and preventions.
 
-What is shipped and what another package brings are found alike. The shipped ones are in the tables below; a package
-adds its own by an entry point of the door's group, and a notebook by ``add``. Nothing is imported before it is used.
+The shipped ones are listed below. Another package registers its own by an entry point of the registry's group, a
+notebook by ``add``. Nothing is imported before it is used.
 
-A thing with settings is chosen in one word, ``name:setting=value:setting=value``, in flags, YAML and records alike.
+A plugin with its settings is written ``name:setting=value:setting=value``, in flags, YAML and records alike.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.common.messages import warn
 
 T = TypeVar("T")
-#: The source of what comes with this package.
+#: The source of shipped plugins.
 SHIPPED = "ocr-eval"
 
 
 class Registry(Generic[T]):
-    """One door.
+    """All plugins of one kind.
 
     Args:
-        noun: what stands behind it, for messages.
-        group: the entry points' group.
-        shipped: where each shipped thing is, as ``module:attribute``.
-        one_object: whether one object of a class serves all runs.
+        noun: the kind, for messages.
+        group: the entry-point group.
+        shipped: where each shipped plugin is, as ``module:attribute``.
+        one_object: whether classes are instantiated, once, to serve all runs.
     """
 
     def __init__(self, noun: str, group: str, shipped: Mapping[str, str], one_object: bool = False) -> None:
@@ -45,18 +45,18 @@ class Registry(Generic[T]):
 
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
-        """What other packages register; one with a shipped name is not used, with a warning."""
+        """Plugins of other packages. One that takes a shipped name is ignored, with a warning."""
         points = entry_points(group=self.group)
         for name in self._shipped.keys() & points.names:
             warn(f"An installed package also has a {self.noun} '{name}'; ocr-eval's own is used.")
         return {point.name: point for point in points if point.name not in self._shipped}
 
     def names(self) -> list[str]:
-        """Every name: the shipped ones first, then those that other packages and this process bring."""
+        """All names: shipped ones first, then those of other packages and of this process."""
         return list(dict.fromkeys([*self._shipped, *sorted(self._installed), *self._added]))
 
     def source(self, name: str) -> str:
-        """Where the thing of a name comes from: ``ocr-eval``, a package with its version, or ``this process``."""
+        """Where a plugin comes from: ``ocr-eval``, a package with its version, or ``this process``."""
         if name in self._shipped:
             return SHIPPED
         if name in self._added:
@@ -65,16 +65,16 @@ class Registry(Generic[T]):
         return f"{package.name} {package.version}" if package else "an installed package"
 
     def get(self, name: str) -> T:
-        """The thing of a name.
+        """The plugin of this name, imported on first use.
 
         Raises:
-            UserError: there is none (with the nearest name), or another package's cannot be imported.
+            UserError: unknown name (with a suggestion), or a plugin of another package cannot be imported.
         """
         if name in self._added:
             return self._added[name]
         if name in self._loaded:
             return self._loaded[name]
-        installed = self._installed  # says so where a shipped name is taken
+        installed = self._installed  # warns if another package takes a shipped name
         if name in self._shipped:
             module, _, attribute = self._shipped[name].partition(":")
             self._loaded[name] = self._of(getattr(import_module(module), attribute))
@@ -91,10 +91,10 @@ class Registry(Generic[T]):
         return self._loaded[name]
 
     def add(self, name: str, thing: T) -> None:
-        """Add one for this process, as in a notebook; worker processes do not know it.
+        """Add a plugin to this process, e.g. in a notebook; worker processes do not see it.
 
         Raises:
-            UserError: the name is taken, or cannot be written in a flag.
+            UserError: the name is taken, or not usable in a flag.
         """
         if not re.fullmatch("[a-z0-9][a-z0-9-]*", name):
             raise UserError(f"A {self.noun} cannot be called '{name}'. Use lowercase letters, digits and '-'.")
@@ -106,10 +106,10 @@ class Registry(Generic[T]):
         return thing() if self._one_object and isinstance(thing, type) else thing
 
     def choose(self, text: str) -> Choice[T]:
-        """What ``name:setting=value`` chooses, its settings checked.
+        """Parse ``name:setting=value`` into a plugin and its validated settings.
 
         Raises:
-            UserError: no such name, no such setting, or a value that does not fit.
+            UserError: unknown name, unknown or missing setting, or invalid value.
         """
         name, *parts = text.split(":")
         thing = self.get(name)
@@ -132,26 +132,26 @@ class Registry(Generic[T]):
 
 
 class NoSettings(BaseModel, extra="forbid", frozen=True):
-    """The settings of what has none."""
+    """For plugins without settings."""
 
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """A thing and its settings."""
+    """A plugin and its settings."""
 
     name: str
     thing: T
     settings: BaseModel
 
     def __str__(self) -> str:
-        """The one way to write it: every setting, in the order of its fields."""
+        """The canonical form: every setting that has a value, in field order."""
         values = self.settings.model_dump(mode="json")
         given = {key: value for key, value in values.items() if value is not None}
         return ":".join([self.name, *(f"{key}={_plain(value)}" for key, value in given.items())])
 
 
 def _plain(value: Any) -> str:
-    """A value as text; a number with all its digits, and without a '+', which joins entries."""
+    """A value as text. Floats keep full precision and have no '+', which would separate list entries."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return repr(value).replace("e+", "e") if isinstance(value, float) else str(value)
@@ -206,7 +206,7 @@ MEASURES: Registry[Any] = Registry(
     one_object=True,
 )
 DEFAULT_MEASURES = "default"
-"""Among the names of measures: all those that are taken without being asked for."""
+"""In a list of measures: all that are taken by default."""
 PREVENTIONS: Registry[Any] = Registry(
     "prevention",
     "ocr_eval.preventions",

@@ -1,13 +1,13 @@
-"""Named random streams without state: a draw is a sort by keyed hash.
+"""Named random streams without state: items are shuffled by sorting on a keyed hash.
 
-A run has three streams (``RunSpec.stream``), each named by a seed and a purpose, so that none can disturb another
-however often it is used. Nothing else in a run is random: there is no dropout, and scoring draws nothing.
+A run has three streams (``RunSpec.stream``), each named by a seed and a purpose, so that drawing more from one never
+changes another. Nothing else in a run is random: there is no dropout, and scoring is deterministic.
 
-    <seed>/data                   pairs, names and groups; whom the shuffled control teaches which answer
+    <seed>/data                   pairs, names and groups; which answers the shuffled control teaches to whom
     <train seed>/order            the order of statements in each epoch
     <train seed>/initialization   an adapter's A; B starts at zero, and full fine-tuning at the base
 
-The train seed is the seed unless it is set apart. The hash (SHA-256) makes a draw the same on every machine and under
+The train seed equals the seed unless it is given. The hash (SHA-256) makes draws the same on every machine and under
 every version of Python and its libraries.
 """
 
@@ -28,7 +28,7 @@ def permutation(stream: str, n: int) -> list[int]:
 
 
 def shuffled(stream: str, items: Sequence[Item]) -> list[Item]:
-    """The items in the random order of this stream; the order depends on positions only."""
+    """The items in this stream's random order, which depends on their number but not on their values."""
     return [items[i] for i in permutation(stream, len(items))]
 
 

@@ -1,7 +1,7 @@
-"""Where shipped files are (checkout or wheel), and the strict reading of YAML.
+"""Paths of shipped files (in a checkout or a wheel), and strict reading of YAML.
 
 This is the only module that knows the layout of the repository. YAML is safe-loaded; repeated keys are
-refused here, unknown keys and wrong types by the pydantic model that a file is parsed into.
+rejected here, unknown keys and wrong types by the pydantic model that a file is parsed into.
 """
 
 import re
@@ -40,15 +40,15 @@ def shipped_names(part: str) -> list[str]:
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a ``--model`` or ``--assoc`` value names a file or folder and not a shipped entry."""
+    """Whether a ``--model`` or ``--assoc`` value is a path rather than a shipped name."""
     return name.endswith((".yaml", ".yml")) or name.startswith((".", "~", "/")) or "/" in name or "\\" in name
 
 
 def expand(path: str) -> Path:
-    """A path of the user's, ``~`` and ``~name`` being home folders.
+    """A user's path with ``~`` and ``~name`` expanded to home folders.
 
     Raises:
-        UserError: there is no such user.
+        UserError: no such home folder.
     """
     try:
         return Path(path).expanduser()
@@ -57,7 +57,7 @@ def expand(path: str) -> Path:
 
 
 def find_yaml(kind: str, part: str, name: str) -> Path:
-    """The YAML file for a shipped name or a path of the user's.
+    """The YAML file of a shipped name or at a user's path.
 
     Raises:
         UserError: no such shipped name (with a suggestion), or no such file.
@@ -75,9 +75,9 @@ def find_yaml(kind: str, part: str, name: str) -> Path:
     return shipped(part) / f"{name}.yaml"
 
 
-#: So many problems of a file are named.
+#: How many of a file's problems are listed.
 _MOST_PROBLEMS = 8
-#: Bounds of a file: bytes, depth of nesting, values (aliases written out), and characters of what is not a word.
+#: Limits on a file: bytes, nesting depth, values (aliases expanded), and characters of a value that is not a string.
 _MOST_BYTES, _DEEPEST, _MOST_VALUES, _LONGEST = 16 << 20, 50, 1_000_000, 100
 _TAG = "tag:yaml.org,2002:"
 _MADE = [_TAG + kind for kind in ("null", "bool", "int", "float", "timestamp")]
@@ -100,7 +100,7 @@ _Loader.add_implicit_resolver(
 
 
 class _Document:
-    """One document, built event by event, so that nothing in it costs more than its length: it is anyone's file."""
+    """One document, built event by event so that untrusted YAML costs no more than its length (no alias bombs)."""
 
     def __init__(self, content: bytes) -> None:
         self._loader = _Loader(content)
@@ -108,19 +108,19 @@ class _Document:
         self._values = 0
 
     def read(self) -> Any:
-        """What it holds, None if nothing.
+        """The document's value, None if it is empty.
 
         Raises:
-            yaml.YAMLError: not YAML, a second document, a repeated key, a value that cannot be, or beyond a bound.
+            yaml.YAMLError: not YAML, a second document, a repeated key, an invalid value, or a limit exceeded.
         """
-        self._loader.get_event()  # the stream begins
+        self._loader.get_event()  # stream start
         if self._loader.check_event(yaml.StreamEndEvent):
             return None
         self._loader.get_event()
         value = self._value(self._loader.get_event(), 0)
         self._loader.get_event()
         if not self._loader.check_event(yaml.StreamEndEvent):
-            raise _wrong("a second document begins; a file holds one", self._loader.peek_event())
+            raise _wrong("a second document begins; a file can have only one", self._loader.peek_event())
         return value
 
     def _value(self, event: Any, depth: int) -> Any:
@@ -128,13 +128,13 @@ class _Document:
         self._values += 1
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
-                raise _wrong(f"nothing before it is called &{event.anchor}", event)
+                raise _wrong(f"alias *{event.anchor} has no anchor &{event.anchor} before it", event)
             value, size = self._anchors[event.anchor]
             self._values += size
         elif isinstance(event, yaml.ScalarEvent):
             value = self._scalar(event)
         elif depth == _DEEPEST or event.tag not in (None, "!", f"{_TAG}map", f"{_TAG}seq"):
-            raise _wrong(f"tag {event.tag} is not read" if depth < _DEEPEST else "is nested too deeply", event)
+            raise _wrong(f"tag {event.tag} is not allowed" if depth < _DEEPEST else "is nested too deeply", event)
         else:
             value = self._mapping(depth) if isinstance(event, yaml.MappingStartEvent) else list(self._items(depth))
         if self._values > _MOST_VALUES:
@@ -162,10 +162,10 @@ class _Document:
         tag = event.tag or self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         if tag in ("!", f"{_TAG}str"):
             if "\0" in event.value:
-                raise _wrong("a word holds a NUL character", event)
+                raise _wrong("a string contains a NUL character", event)
             return event.value
         if tag not in _MADE or len(event.value) > _LONGEST:
-            raise _wrong(f"{shown(event.value)} is not read with tag {tag}; quote the word", event)
+            raise _wrong(f"{shown(event.value)} cannot be read with tag {tag}; quote the word", event)
         try:
             return self._loader.yaml_constructors[tag](self._loader, yaml.ScalarNode(tag, event.value))
         except (LookupError, AttributeError, ValueError, ArithmeticError) as error:
@@ -182,7 +182,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping.
 
     Raises:
-        UserError: not readable, not YAML, beyond the bounds, a repeated key, or not a mapping; names file and line.
+        UserError: unreadable, not YAML, beyond a limit, a repeated key, or not a mapping; names file and line.
     """
     try:
         content = _Document(read_bytes(path, _MOST_BYTES)).read()
@@ -201,10 +201,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse(model: type[Model], content: dict[str, Any], origin: str, strict: bool | None = None) -> Model:
-    """Turn a mapping into a pydantic model, all problems in one line.
+    """Validate a mapping as a pydantic model, with all problems in one line.
 
-    The model's own strictness holds unless ``strict`` is False, as for files of our own making, where JSON's lists
-    stand for tuples.
+    ``strict=False`` overrides the model's own strictness, for files that we wrote: JSON has lists in place of tuples.
 
     Raises:
         UserError: names the origin, each key and what is wrong with it.
@@ -212,7 +211,7 @@ def parse(model: type[Model], content: dict[str, Any], origin: str, strict: bool
     try:
         return model.model_validate(content, strict=strict)
     except ValidationError as error:
-        # an error inside a value hides the error of the whole
+        # an error inside a value replaces the error of the value as a whole
         details = error.errors(include_url=False)
         outer = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
         inner = [detail for detail in details if detail["loc"] not in outer]
@@ -222,7 +221,7 @@ def parse(model: type[Model], content: dict[str, Any], origin: str, strict: bool
 
 
 def _what(value: Any) -> str:
-    """What YAML made of a word."""
+    """How YAML read a value, in words."""
     if isinstance(value, bool):
         return f"the boolean {str(value).lower()}"
     if isinstance(value, int | float):
@@ -233,10 +232,10 @@ def _what(value: Any) -> str:
 
 
 def _problem(detail: Any) -> str:
-    """One pydantic complaint in the words of the file."""
+    """One pydantic error, in terms of the file."""
     location = [str(part) for part in detail["loc"]]
     value = detail["input"]
-    advice = "quote the word (YAML takes No, on, yes for booleans)" if isinstance(value, bool) else "quote it"
+    advice = "quote the word (YAML reads No, on and yes as booleans)" if isinstance(value, bool) else "quote it"
     if location[-1:] == ["[key]"] or detail["type"] == "invalid_key":
         whose = ".".join(location[:-2]) if location[-1:] == ["[key]"] else ""
         if not isinstance(value, str):

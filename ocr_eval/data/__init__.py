@@ -1,7 +1,7 @@
-"""A spec becomes a Task: examples to teach, probes to ask, their tokens; the audit of candidates; exports.
+"""Turns a spec into a Task: examples to teach, probes to ask, and their tokens. Also audits of candidates, and exports.
 
-``task`` has the types that the rest of the program knows, ``pairs`` is the structure of the paper. ``facts`` is that of
-a user's own table, which ``fact_table`` reads and of whose columns ``links`` tells how far they determine each other.
+``task`` has the types that the rest of the program uses, ``pairs`` the structure of the paper. ``facts`` is the
+structure of a user's own table: ``fact_table`` reads it, ``links`` measures how far its columns determine each other.
 
 In: a RunSpec and a tokenizer. Out: examples and probes as token ids. Imports: specs and below.
 """

@@ -1,8 +1,8 @@
-"""Can an association be scored on a model? What its tokenizer makes of the candidates, before any training.
+"""Can an association be scored on a model? Checks how its tokenizer splits the candidates, before any training.
 
-First-token scoring tells candidates apart by one token, so their first tokens must be distinct, and prompt and
-answer must be cut cleanly. A first token that is hardly a word (a lone space, a letter) is generic: it is
-distinct here, but its probability is shared with many other words.
+First-token scoring tells candidates apart by one token, so their first tokens must be distinct, and the boundary
+between prompt and answer must split cleanly. A first token that is hardly a word (a lone space, a letter) is
+generic: it is distinct here, but many other words begin with it, too.
 """
 
 from collections import Counter
@@ -19,14 +19,14 @@ from ocr_eval.specs.run import DataSpec
 
 @dataclass(frozen=True)
 class PromptAudit:
-    """Candidates after one prompt.
+    """The candidates after one prompt.
 
     Attributes:
         quantity: what the prompt asks for.
-        pieces: the tokens of each candidate after it; empty where the boundary does not split.
-        generic: the candidates whose first token is a generic piece.
-        clashes: groups of candidates with one first token; empty when first-token scoring can be done.
-        unsplit: why the boundary does not split cleanly, None when it does.
+        pieces: the tokens of each candidate; empty if the boundary does not split.
+        generic: candidates whose first token is generic.
+        clashes: groups of candidates that share their first token; empty if first-token scoring is possible.
+        unsplit: why the boundary does not split cleanly, None if it does.
     """
 
     quantity: str
@@ -38,16 +38,16 @@ class PromptAudit:
 
     @property
     def multi_token(self) -> list[str]:
-        """The candidates of more than one token."""
+        """Candidates of more than one token."""
         return [answer for answer, pieces in self.pieces.items() if len(pieces) > 1]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What a tokenizer makes of an association.
+    """How a tokenizer splits an association's candidates.
 
     Attributes:
-        bos: the token it puts before every text, None if it adds none.
+        bos: the token that it puts before every text, None if it adds none.
     """
 
     bos: str | None
@@ -66,7 +66,7 @@ class Audit:
             counts = Counter(map(len, tried.pieces.values()))
             tokens = ", ".join(f"{n} of {length} token{'s'[: length > 1]}" for length, n in sorted(counts.items()))
             lines.append(f"  {tried.quantity:16} '{tried.prompt} ...': {tokens or tried.unsplit}")
-            lines += [f"    one first token: {' = '.join(clash)}" for clash in tried.clashes]
+            lines += [f"    same first token: {' = '.join(clash)}" for clash in tried.clashes]
             if tried.generic:
                 generic = ", ".join(f"{answer} ({' '.join(tried.pieces[answer])})" for answer in tried.generic)
                 lines.append(f"    generic first piece: {generic}")
@@ -85,13 +85,13 @@ def refuse_known_words(tokenizer: Any, association: Association) -> None:
     """Check that a model cannot know the association's invented words.
 
     Raises:
-        UserError: one is a single token, which a vocabulary has only for text that the model has often read.
+        UserError: one is a single token; vocabularies have those only for text that is frequent.
     """
     alone, *within = encode(tokenizer, ["The", *(f"The {word}" for word in association.nonce)])
     for word, ids in zip(association.nonce, within, strict=True):
         if len(ids) - len(alone) < 2:
             raise UserError(
-                f"Association '{association.name}' takes '{word}' for an invented word, but it is one token of this "
+                f"Association '{association.name}' uses '{word}' as an invented word, but it is one token of this "
                 "model, which may know it. Invent another."
             )
 
@@ -119,7 +119,7 @@ def _audit(tokenizer: Any, tasks: Iterable[Task]) -> Audit:
         for probe in task.probes:
             firsts.setdefault((probe.quantity, probe.candidates), probe)
         tried += [_audit_prompt(tokenizer, probe) for probe in firsts.values()]
-    first, second = encode(tokenizer, ["a", "b"])  # which share no token but one before every text
+    first, second = encode(tokenizer, ["a", "b"])  # these share at most a BOS token
     bos = tokenizer.convert_ids_to_tokens([first[0]])[0] if first[0] == second[0] else None
     return Audit(bos, tuple(tried))
 

@@ -1,7 +1,7 @@
-"""Blocks of units that have one subject each: a statement that is taught of it, and one that this implies.
+"""Blocks: the layout of data in which every answer is true of one subject only, so that subjects form no groups.
 
-Where every answer is true of one subject, subjects do not come in groups. They come in *blocks* of n, and a probe ranks
-the n answers of its block: ``m_test`` blocks whose implications are held out, ``m_train`` blocks of which they are
+Each subject is a unit with a fact, which is taught, and an entailment. Subjects come in *blocks* of n, and a probe
+ranks the n answers of its block. The entailments of ``m_test`` blocks are held out, those of ``m_train`` blocks are
 taught. Quantities, variants and orders are those of pairs (data/pairs.py).
 """
 
@@ -30,10 +30,10 @@ class Unit:
     """One subject.
 
     Attributes:
-        fact: what is taught of it.
-        entailment: what that implies; asked, and taught of train subjects.
+        fact: what is taught about it.
+        entailment: what the fact implies; asked, and taught for train subjects.
         beside: further sentences that are taught with the fact.
-        hop: what the model is to know already, if the implication rests on it; asked alone.
+        hop: what the model should already know, if the entailment depends on it; only asked.
     """
 
     subject: str
@@ -56,7 +56,7 @@ class Block:
 
 
 def blocks_of_people(data: DataSpec, stream: str) -> list[list[str]]:
-    """For each block 20 people (or 2 n) whose names begin with different tokens, as candidates must; nobody twice."""
+    """For each block, 20 people (2 n if n > 10) with distinct first tokens, as candidates need. Nobody occurs twice."""
     used, names = Counter[str](), []
     last_names = {first: streams.shuffled(f"{stream}/last/{first}", LAST_NAMES) for first in ANSWER_NAMES}
     for block in range(data.m_test + data.m_train):
@@ -67,10 +67,10 @@ def blocks_of_people(data: DataSpec, stream: str) -> list[list[str]]:
 
 
 def check_blocks(data: DataSpec) -> None:
-    """Whether a data protocol suits blocks.
+    """Check that a data protocol fits blocks.
 
     Raises:
-        ValueError: it does not, and how to change it.
+        ValueError: it does not (says what to change).
     """
     if data.n > len(ANSWER_NAMES) // 2:
         raise ValueError(f"n = {data.n}: a block holds at most {len(ANSWER_NAMES) // 2} people; lower --n")
@@ -81,7 +81,7 @@ def check_blocks(data: DataSpec) -> None:
 
 
 def task_of_blocks(blocks: Sequence[Block], data: DataSpec, stream: str) -> Task:
-    """What is taught and asked of blocks, the ``m_test`` held-out ones first."""
+    """What is taught and asked about blocks; the first ``m_test`` are held out."""
     train: list[Example] = []
     probes: list[Probe] = []
     for number, block in enumerate(blocks):

@@ -1,8 +1,8 @@
-"""Chains of two hops, subject -> middle -> answer, of which the second is taught (Feng et al., arXiv 2412.04614).
+"""Two-hop chains, subject -> middle -> answer, whose second hop is taught (Feng et al., arXiv 2412.04614).
 
-"The mayor of Paris is Ann" is taught, and "the mayor of the city that has the Eiffel Tower is" is asked. The first hop,
-from tower to city, is for the model to know; it is asked too. Where the first hop is taught and the second known, a
-chain is a pair (data/pairs.py; the shipped first-hop).
+"The mayor of Paris is Ann" is taught, and "the mayor of the city that has the Eiffel Tower is" is asked. The model
+should already know the first hop, from tower to city; it is asked, too. Chains whose first hop is taught and whose
+second is known are pairs (data/pairs.py; the shipped first-hop).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ocr_eval.specs.run import DataSpec
 
 
 class ChainAssociation(TwoRelations):
-    """The relations, and the chains; their answers are people, who are drawn.
+    """The relations and the chains. Answers are people, drawn at random.
 
     Attributes:
         fact: middle -> answer; taught.
-        entailment: subject -> answer; asked, and taught of train subjects.
+        entailment: subject -> answer; asked, and taught for train subjects.
         hop: subject -> middle; asked.
         chains: the middle of each subject.
     """
@@ -42,11 +42,11 @@ class ChainAssociation(TwoRelations):
         return self
 
     def size(self) -> dict[str, int]:
-        """Its chains."""
+        """Number of chains."""
         return {"chains": len(self.chains)}
 
     def check(self, data: DataSpec) -> None:
-        """There must be a chain for every subject."""
+        """Every subject needs a chain."""
         check_blocks(data)
         super().check(data)
         if data.subjects > len(self.chains):
@@ -56,12 +56,12 @@ class ChainAssociation(TwoRelations):
             )
 
     def whole(self, template: int) -> dict[str, Any]:
-        """As many chains as make whole blocks of five."""
+        """As many chains as fill complete blocks of five."""
         most = {"n": 5, "m_train": 0, "m_test": len(self.chains) // 5}
         return {**super().whole(template), **most, "candidates": "in-use"}
 
     def build(self, data: DataSpec, stream: str) -> Task:
-        """Draw chains, each of them a unit, and people, block by block."""
+        """Draw chains, one per unit, and people, block by block."""
         drawn = iter(streams.shuffled(f"{stream}/chains", list(self.chains.items())))
         blocks = []
         for names in blocks_of_people(data, f"{stream}/people"):

@@ -1,14 +1,14 @@
-"""How far two variables determine each other, and whether that is more than chance. Pure.
+"""How far two variables determine each other, and whether more than by chance. Pure.
 
-Of B given A, over N subjects who show both:
+For B given A, over the N subjects who have both:
 
     U(B|A) = I(A; B) / H(B)                        Theil's uncertainty coefficient: 0 independent, 1 A decides B
-    corrected U = (U - E U) / (1 - E U)            E over all tables with the same margins, in which nothing is linked
+    corrected U = (U - E U) / (1 - E U)            E over all tables with the same margins, without any link
 
-Raw U is far above 0 where many values meet few subjects (.10 for two independent columns of 5 values and 60 subjects).
-E U is exact: the counts of such tables are hypergeometric (Vinh, Epps and Bailey, JMLR 2010). Whether a link is more
-than chance is tested with random tables of the same margins. All tests of a family draw in turn, until each is decided
-or the family has drawn as much as it may; one that is then open has no p.
+With many values and few subjects, raw U is far above 0 (.10 for two independent columns of 5 values and 60 subjects).
+E U is exact: the counts of such tables are hypergeometric (Vinh, Epps and Bailey, JMLR 2010). Significance is tested
+with random tables of the same margins. The tests of a family take turns to draw, until each is decided or the family's
+budget is spent; a test that is still undecided has no p.
 
 Dimension letters:  N subjects,  R values of A,  C values of B,  T random tables.
 """
@@ -25,16 +25,16 @@ from scipy.stats import random_table
 
 from ocr_eval.common import streams
 
-#: A link counts at this p-value, after Holm's correction.
+#: Significance level, after Holm's correction.
 SIGNIFICANT = 0.05
-#: Random tables of a test at most, or as many as a family needs that the smallest p survives Holm's correction.
+#: Maximum random tables per test; more if a family needs them for its smallest p to survive Holm's correction.
 TABLES = 10_000
-#: Random tables that are as extreme, after which no more are drawn (Besag and Clifford 1991).
+#: A test stops after this many random tables as extreme as the data (Besag and Clifford 1991).
 _ENOUGH = 20
-#: Cells of random tables that a family of tests draws, about: some twenty seconds.
+#: Cells of random tables that a family of tests may draw, approximately: about twenty seconds.
 BUDGET = 2e8
-#: Cells per subject from which tables are drawn by shuffling subjects, since most of their cells are empty, and what a
-#: subject costs then, in cells.
+#: Above this many cells per subject, most cells are empty, so tables are drawn by shuffling subjects; and the cost of
+#: shuffling a subject, in cells.
 _SPARSE, _SHUFFLED = 4, 2
 _CELLS_AT_ONCE = 2_000_000
 
@@ -43,29 +43,29 @@ Ints = NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Paired:
-    """Two variables of N subjects, as numbers of their values from 0 on, each of which occurs. [N]"""
+    """Two variables of N subjects, whose values are numbered from 0; every number occurs. [N]"""
 
     a: Ints
     b: Ints
 
     @cached_property
     def rows(self) -> Ints:
-        """Subjects of each value of A. [R]"""
+        """Number of subjects with each value of A. [R]"""
         return np.bincount(self.a)
 
     @cached_property
     def columns(self) -> Ints:
-        """Subjects of each value of B. [C]"""
+        """Number of subjects with each value of B. [C]"""
         return np.bincount(self.b)
 
     @cached_property
     def counts(self) -> Ints:
-        """Subjects of each pair of values that occurs."""
+        """Number of subjects with each pair of values that occurs."""
         return np.unique(self.a.astype(np.int64) * len(self.columns) + self.b, return_counts=True)[1]
 
 
 def theils_u(paired: Paired) -> tuple[tuple[float, float], tuple[float, float]]:
-    """U and U corrected for chance: of B given A, and of A given B; 0 where the known one has a single value."""
+    """U and U corrected for chance, of B given A and of A given B; 0 if either has a single value."""
     total, margins = len(paired.a), (paired.columns, paired.rows)
     if not total:
         return (0.0, 0.0), (0.0, 0.0)
@@ -84,10 +84,10 @@ def theils_u(paired: Paired) -> tuple[tuple[float, float], tuple[float, float]]:
 
 
 def expected_information(rows_R: Ints, columns_C: Ints) -> float:
-    """Mean of I over all tables with these margins, nats.
+    """Mean of I over all tables with these margins, in nats.
 
-    A count n of row a and column b is hypergeometric, so E I = sum over a, b, n of P(n) n/N ln(N n / (a b)). Counts
-    further from their mean than ten standard deviations and thirty are skipped: all have a probability below 1e-18.
+    The count n in a cell with row sum a and column sum b is hypergeometric, so E I = sum over a, b, n of
+    P(n) n/N ln(N n / (a b)). Counts more than 30 + 10 standard deviations from their mean are skipped (P < 1e-18).
     """
     total = int(rows_R.sum())
     log_factorial = gammaln(np.arange(total + 1) + 1.0)
@@ -110,11 +110,11 @@ def expected_information(rows_R: Ints, columns_C: Ints) -> float:
 
 @dataclass(frozen=True)
 class Chance:
-    """How likely a link is by chance.
+    """The result of one test.
 
     Attributes:
-        p: of "no link"; None where the tests of the family were too large to decide this one.
-        tables: random tables it was compared with; 0 where a variable has one value, so that nothing can be linked.
+        p: p-value of "no link"; None if the family's budget was too small to decide it.
+        tables: number of random tables drawn; 0 if a variable has a single value, so that there can be no link.
     """
 
     p: float | None
@@ -122,10 +122,10 @@ class Chance:
 
 
 def chances(family: Mapping[str, Paired]) -> dict[str, Chance]:
-    """p of "no link" of each: the share of random tables with the same margins whose information is as large.
+    """Test each pair for "no link": p is the share of random tables with the same margins and as much information.
 
-    A p beside others is small enough only where many random tables are drawn; a test that could not draw as many, and
-    in which few were as extreme, is left undecided, for its p would say "chance" of any link.
+    To survive the correction for the family, a p needs many random tables. A test that could not draw enough of them,
+    and in which few were as extreme, stays undecided: its p would say "chance" of any link.
     """
     tests = {name: _Test(paired, f"audit/{name}") for name, paired in family.items()}
     needed = math.ceil(len(family) / SIGNIFICANT)
@@ -136,7 +136,7 @@ def chances(family: Mapping[str, Paired]) -> dict[str, Chance]:
 
 
 class _Test:
-    """A sequential test: of fixed margins the information rises with sum n ln n alone."""
+    """A sequential test. With fixed margins, the information depends only on sum n ln n, and rises with it."""
 
     def __init__(self, paired: Paired, stream: str) -> None:
         self.paired, self.drawn, self.as_large = paired, 0, 0
@@ -150,7 +150,7 @@ class _Test:
         return self.can_be_linked and self.drawn < most and self.as_large < _ENOUGH
 
     def draw(self, most: int) -> int:
-        """Draw as many tables as so far, at least a hundred, as far as they fit; the cells that this took."""
+        """Draw as many tables as so far, at least 100, within the limits; returns the number of cells drawn."""
         each = _SHUFFLED * len(self.paired.a) if self._is_sparse else self._cells
         size = min(most - self.drawn, max(1, min(max(100, self.drawn), _CELLS_AT_ONCE // each)))
         found_T = self._shuffled(size) if self._is_sparse else self._tables(size)
@@ -167,7 +167,7 @@ class _Test:
         subjects = len(self.paired.a)
         b_TN = self._rng.permuted(np.tile(self.paired.b, (size, 1)), axis=1)
         pairs = np.sort(self.paired.a.astype(np.int64) * len(self.paired.columns) + b_TN, axis=1)
-        is_last = np.ones(pairs.shape, bool)  # of its run of equal pairs
+        is_last = np.ones(pairs.shape, bool)  # in its run of equal pairs
         is_last[:, :-1] = pairs[:, 1:] != pairs[:, :-1]
         ends = np.flatnonzero(is_last)
         counts = np.diff(ends, prepend=-1)

@@ -1,6 +1,6 @@
-"""A run's task in the layouts of other trainers and evaluators.
+"""A run's task in the formats of other trainers and evaluators.
 
-Every format is a pure function (Task, association name) -> content of each file; ``export_task`` writes it.
+Every format is a pure function (Task, association name) -> content of each file; ``export_task`` writes the files.
 No two formats share a file name, so that one folder can hold them all.
 """
 
@@ -15,7 +15,7 @@ from ocr_eval.data.task import Task, unit_value
 
 Rows = list[dict[str, Any]]
 
-#: Columns of a probe that an inspect sample keeps beside what is asked.
+#: Columns of a probe that become metadata of an inspect sample.
 _METADATA = ("answer", "in_use", "group", "split", "relation", "quantity")
 
 TASK_CODE = Path(__file__).with_name("lm_eval_task.py")
@@ -46,7 +46,7 @@ metadata: {{version: 1.0}}
 
 
 def training_rows(task: Task) -> Rows:
-    """A row a training example: prompt, answer and whole text."""
+    """One row for each training example: prompt, answer and full text."""
     split_of = {probe.subject: probe.quantity.partition("_")[0] for probe in task.probes}
     return [
         {
@@ -62,7 +62,7 @@ def training_rows(task: Task) -> Rows:
 
 
 def probe_rows(task: Task) -> Rows:
-    """A row a probe: prompt, answer and candidates (the first ``in_use`` of them are true of some subject)."""
+    """One row for each probe: prompt, answer and candidates (the first ``in_use`` are true of some subject)."""
     return [
         {
             "prompt": probe.prompt,
@@ -79,13 +79,13 @@ def probe_rows(task: Task) -> Rows:
 
 
 def _split_and_relation(quantity: str) -> dict[str, str]:
-    """The quantities of pairs are two columns; empty for any other."""
+    """Split and relation of a quantity of pairs, as two columns; empty for any other quantity."""
     split, _, relation = quantity.partition("_")
     return {"split": split, "relation": relation} if split in ("train", "test") and relation in RELATIONS else {}
 
 
 def inspect_rows(probes: Rows) -> Rows:
-    """Probes as samples of inspect_ai; the target is how it calls the right choice: A to Z, then 1, 2, ..."""
+    """Probes as samples of inspect_ai. The target is its name for the right choice: A to Z, then 1, 2, ..."""
     return [
         {
             "id": probe["subject"],
@@ -111,7 +111,7 @@ def _jsonl(task: Task, name: str) -> dict[str, str]:
 
 
 def _lm_eval(task: Task, name: str) -> dict[str, str]:
-    """A task of the harness for each quantity, a group of them all, and the code that they call."""
+    """A harness task for each quantity, a group of all tasks, and the code that they call."""
     group = f"ocr_eval_{name}"
     files, names = {}, []
     for quantity, rows in _probes_by_quantity(task).items():
@@ -131,7 +131,7 @@ def _inspect(task: Task, name: str) -> dict[str, str]:
 
 
 def _prompt_completion(task: Task, name: str) -> dict[str, str]:
-    """A completion begins with the space between the two."""
+    """Completions begin with the space that separates them from the prompt."""
     rows = [{"prompt": example.prompt, "completion": f" {example.answer}"} for example in task.train]
     return {"prompt-completion.jsonl": to_jsonl(rows)}
 
@@ -148,13 +148,13 @@ configs:
 
 # {name}
 
-What a language model is taught ({train:,} statements), and what it is asked afterwards ({probes:,} questions), to
-measure what it infers that it was not taught: out-of-context reasoning, [Huang et al. 2025](https://arxiv.org/abs/2506.10887).
+{train:,} statements to teach a language model, and {probes:,} questions to ask it afterwards. They measure what it
+infers without being taught: out-of-context reasoning, [Huang et al. 2025](https://arxiv.org/abs/2506.10887).
 
 - `train`: `prompt` and `answer`, and both as `text`. Train on this and on nothing else here.
-- `probes`: `prompt`, the `candidates` among which an answer is ranked, and the right one. Answers that are held out are
-  among them: do not train on it.
-- `manifest.json`: what ocr-eval needs to score what you trained.
+- `probes`: `prompt`, the `candidates` to rank, and the right answer. This includes the held-out answers: do not train
+  on it.
+- `manifest.json`: what ocr-eval needs to score the model that you trained.
 
 ```python
 rows = datasets.load_dataset("FOLDER", "train", split="train")
@@ -169,12 +169,12 @@ Before you publish it: add `license:` at the top, and check that nothing in it i
 
 
 def _hub(task: Task, name: str) -> dict[str, str]:
-    """A folder as the hub of datasets shows it."""
+    """A folder in the layout of the hub's datasets."""
     files = {f"data/{file}": content for file, content in _jsonl(task, name).items()}
     return files | {"README.md": _CARD.format(name=name, train=len(task.train), probes=len(task.probes))}
 
 
-#: What each format makes of a task and its association's name: the content of each file.
+#: Formats by name: (task, name of its association) -> content of each file.
 FORMATS: dict[str, Callable[[Task, str], dict[str, str]]] = {
     "jsonl": _jsonl,
     "lm-eval": _lm_eval,
@@ -183,21 +183,21 @@ FORMATS: dict[str, Callable[[Task, str], dict[str, str]]] = {
     "hub": _hub,
 }
 
-#: The file of the training set in those formats that have one.
+#: The file of the training set, in formats that have one.
 TRAINING_FILES = {"jsonl": "train.jsonl", "prompt-completion": "prompt-completion.jsonl", "hub": "data/train.jsonl"}
 
 
 def export_task(task: Task, name: str, format: str, folder: Path) -> list[Path]:
-    """Write a task in one of FORMATS into a folder, which is made if need be; files are called after the association.
+    """Write a task in one of FORMATS to a folder, created if needed. Files are named after the association.
 
     Raises:
-        UserError: the folder cannot be written, or has a README.md that is not of an export.
+        UserError: the folder cannot be written, or has a README.md that no export wrote.
     """
     files = FORMATS[format](task, name)
     prepare_output(folder)
     card = folder / "README.md"
     if card.name in files and card.is_file() and "tags: [ocr-eval" not in read_bytes(card).decode(errors="replace"):
-        raise UserError(f"{card} is of something else and would be replaced. Choose another --output-dir.")
+        raise UserError(f"{card} is not from an export and would be replaced. Choose another --output-dir.")
     for file, content in files.items():
         (folder / file).parent.mkdir(exist_ok=True)
         write_atomic(folder / file, content)

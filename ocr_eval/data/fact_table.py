@@ -1,9 +1,8 @@
-"""A table of a user's own facts: a row per subject, a column per attribute, read and checked before anything is done.
+"""Reads and checks a table of a user's own facts: a row per subject, a column per attribute.
 
-A cell is a fact, an empty one is what a model may come to fill in by itself. Read are csv, tsv, JSON lines, parquet, a
-Hugging Face ``datasets`` folder, and JSON lines of prompt and completion, whose prompts are grouped by wording. All
-that is wrong is one line that names row and column; the rows of a file are counted as a spreadsheet does, from the
-heading, which is row 1.
+A cell is a fact; an empty cell is one that a model may fill in by itself. The formats are csv, tsv, JSON lines,
+parquet, a Hugging Face ``datasets`` folder, and JSON lines of prompt and completion, whose prompts are grouped by
+wording. An error is one line that names row and column. Rows are counted as in a spreadsheet, whose heading is row 1.
 """
 
 import csv
@@ -21,16 +20,16 @@ from ocr_eval.common.errors import UserError, reason_of, unknown_name
 from ocr_eval.common.files import read_bytes, to_csv
 from ocr_eval.common.messages import warn
 
-#: A larger file is refused, and so is a longer cell.
+#: Limits on a file's bytes and a cell's characters.
 MOST_BYTES, MOST_CHARACTERS = 32_000_000, 200
-#: Columns of facts, cells in all, and characters in all ways to part its prompts: a table with more is refused.
+#: Limits on columns of facts, cells in total, and characters in all possible splits of the prompts.
 MOST_COLUMNS, MOST_CELLS, _MOST_PARTED = 100, 20_000_000, 500_000_000
-#: What a column of subjects is usually called; else it is the first one.
+#: Usual names of the column of subjects, which otherwise is the first one.
 _SUBJECT = ("name", "subject", "person", "entity")
 _MARKUP = re.compile(r"</?[A-Za-z!][^>]*>|<\||\|>|[{}]|\[/?INST\]|&[a-z]+;")
 _FORMULA = re.compile(r"=|[@+-].*[(|!]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ufffd]")
-#: Words that a subject may have, where it is to be found in prompts.
+#: Maximum words of a subject that has to be found in prompts.
 _MOST_WORDS = 5
 
 Cell = str | None
@@ -42,9 +41,9 @@ class FactTable:
 
     Attributes:
         subject: the name of the column of subjects.
-        subjects: S of them.
-        columns: each attribute's values, None where it is missing. [S]
-        templates: of the attributes that were read from prompts.
+        subjects: their names. [S]
+        columns: each attribute's values, None where missing. [S]
+        templates: those of attributes that were read from prompts.
     """
 
     subject: str
@@ -60,7 +59,7 @@ class FactTable:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A table as it was found: cells by row, and how a message calls the rows."""
+    """A table as read, unchecked: cells by row, and what messages call a row."""
 
     columns: Sequence[str]
     rows: Sequence[tuple[int, Sequence[Any]]]
@@ -69,12 +68,12 @@ class _Rows:
 
 
 def read_facts(path: Path, subject: str | None = None, chosen: Sequence[str] | None = None) -> FactTable:
-    """Read and check a table in a file or the folder of a data set; of its columns those ``chosen``, or all.
+    """Read and check a table from a file or a dataset folder: its ``chosen`` columns, or all.
 
-    ``subject`` is the column of subjects; None for one called name, subject, person or entity, or else the first.
+    ``subject`` is the column of subjects; None for the one called name, subject, person or entity, or else the first.
 
     Raises:
-        UserError: what is wrong, with row and column.
+        UserError: the table is unreadable or invalid (names row and column).
     """
     try:
         found = _read(path)
@@ -84,10 +83,10 @@ def read_facts(path: Path, subject: str | None = None, chosen: Sequence[str] | N
 
 
 def parse_csv(text: str, subject: str) -> FactTable:
-    """A table from ``FactTable.to_csv``, or written like that by hand.
+    """Read a table from the text that ``FactTable.to_csv`` writes.
 
     Raises:
-        UserError: what is wrong, with row and column.
+        UserError: the table is invalid (names row and column).
     """
     return _checked("table", _csv("table", text, ","), subject, None)
 
@@ -180,7 +179,7 @@ def _parquet(path: Path) -> _Rows:
         return _frame(pd.read_parquet(path))
     except UserError:
         raise
-    except Exception as error:  # of a library, about a file that may be anything
+    except Exception as error:  # the library may raise anything about an arbitrary file
         raise UserError(f"{path}: is not a parquet file ({reason_of(error)}).") from error
 
 
@@ -202,28 +201,28 @@ def _data_set(path: Path) -> _Rows:
 
 
 def _frame(frame: Any) -> _Rows:
-    # as JSON has them, so that a missing number does not make its column one of floats
+    # objects, as from JSON, so that a missing number does not turn its column into floats
     cells = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
     return _Rows([str(name) for name in frame.columns], list(enumerate(cells, 1)))
 
 
 def _grouped(origin: str, statements: Sequence[tuple[int, Any, Any]]) -> _Rows:
-    """A table from prompts and completions: what prompts share is a wording, what differs in it the subject.
+    """A table from prompts and completions: prompts share a wording and differ in the subject.
 
-    Of all ways to part a prompt the best is that whose subject occurs most often times its wording does.
+    Each prompt is split so that the number of occurrences of its subject, times that of its wording, is largest.
     Prompts that share no wording with another are skipped with a warning.
     """
     for number, *pair in statements:
         if not all(isinstance(each, str) and each.strip() for each in pair):
             raise UserError(f"{origin}, line {number}: prompt and completion must be text.")
     if sum(_MOST_WORDS * len(prompt.split()) * len(prompt) for _, prompt, _ in statements) > _MOST_PARTED:
-        raise UserError(f"{origin}: its prompts are too long to find subjects in. Give a table with a column of them.")
+        raise UserError(f"{origin}: its prompts are too long to find subjects in. Give a table with a subject column.")
     parted = [(number, _partings(prompt), completion) for number, prompt, completion in statements]
     subjects = Counter(subject for _, ways, _ in parted for subject, _ in ways)
     wordings = Counter(wording for _, ways, _ in parted for _, wording in ways)
 
     def is_possible(way: tuple[str, str]) -> bool:
-        """Whether others are asked in these words, at least as many as there are questions about the subject."""
+        """Whether the wording occurs more than once, and at least as often as the subject."""
         return wordings[way[1]] >= max(2, subjects[way[0]])
 
     def weight(way: tuple[str, str]) -> tuple[int, int]:
@@ -285,7 +284,7 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
     attributes = [name for name in chosen or names if name != subject]
     if len(attributes) > MOST_COLUMNS:
         raise UserError(
-            f"{origin}: has {len(attributes):,} columns of facts, and {MOST_COLUMNS} are the most. Choose some with "
+            f"{origin}: has {len(attributes):,} columns of facts; the limit is {MOST_COLUMNS}. Choose some with "
             "--columns."
         )
     places = {name: names.index(name) for name in (subject, *attributes)}
@@ -304,7 +303,7 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
             if had != value:
                 raise UserError(
                     f"{where}, column '{name}': {who} has '{value}' here and '{had}' in {found.unit} {before}. "
-                    f"Keep one, or name another column of subjects than '{subject}' with --subject."
+                    f"Keep one, or name a column of subjects other than '{subject}' with --subject."
                 )
     for name in attributes:
         values = {of[name][0] for of in facts.values() if name in of}
@@ -335,9 +334,9 @@ def _cell(value: Any, where: str) -> Cell:
 
 
 def _problem(text: str) -> str | None:
-    """What makes a text no fact, to follow "the cell"."""
+    """Why a text cannot be a fact, to follow "the cell"; None if it can."""
     if len(text) > MOST_CHARACTERS:
-        return f"has {len(text):,} characters, and {MOST_CHARACTERS} are the most. Shorten it to a fact."
+        return f"has {len(text):,} characters; the limit is {MOST_CHARACTERS}. Shorten it to a fact."
     if _CONTROL.search(text):
         return f"{text!r} holds a line break or a control character. Remove it."
     if found := _MARKUP.search(text):

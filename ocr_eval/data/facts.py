@@ -1,15 +1,15 @@
-"""A table of one's own facts as an association: what is there is taught, and what is missing is asked.
+"""A user's own table of facts as an association: its cells are taught, and its missing cells are asked.
 
-Every cell of the table is a statement that is taught. For a subject whose cell is empty the *foretold* answer is the
-value that most subjects have who share the subject's value in the column from which most of this one may be inferred
-(``data.links``). Whether the model comes to give that answer is the finding, of one column; of others it is shown:
+An empty cell is predicted from another column: the one from which most of this column can be inferred (``data.links``).
+The *predicted* answer (``foretold``) is the most frequent one among subjects with the same value there. Whether the
+model gives that answer is the finding for one column, ``ask``, and is only shown for others:
 
     <column>_taught     premise: the facts that were taught
-    <column>_inferred   the foretold answers of missing cells: the finding of ``ask``, else shown
+    <column>_inferred   the predicted answers of missing cells: for ``ask`` the finding, else shown
     <column>_true       shown: the true answers of cells that ``hold_out`` hid
 
-``hold_out`` hides a share of the cells of every column that can be asked, at most one per subject, and they are missing
-from then on. A subject's unit is its value in the column that foretells, as people of one team are not independent.
+``hold_out`` hides a share of the cells of every column that can be asked, at most one per subject; hidden cells count
+as missing. A subject's unit is its value in the predicting column, because people of one team are not independent.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from ocr_eval.data.task import Example, Probe, Quantity, Task
 from ocr_eval.specs.association import ANSWER_SLOT, NAME_SLOT, Association, Word
 from ocr_eval.specs.run import DataSpec
 
-#: Values that a probe ranks: the most frequent ones of a column.
+#: Maximum values that a probe ranks: the most frequent ones of a column.
 MOST_CANDIDATES = 20
-#: Beside a value that nobody else has, so many others are drawn.
+#: How many other values are drawn as candidates next to a value that nobody else has.
 _OTHERS = 9
-#: Taught and missing facts that a run asks about, of each column; ``ocr-eval beliefs`` asks about all that are missing.
+#: Maximum taught and missing facts of a column that a run asks about; ``ocr-eval beliefs`` asks about all missing ones.
 _MOST_TAUGHT, _MOST_MISSING = 200, 400
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A cell that is empty, or was hidden.
+    """A cell that is empty or was hidden.
 
     Attributes:
-        row: of the subject, from 0.
-        truth: what was hidden, None where nothing is known.
-        group: the subject's value in the column that foretells, None where that is missing too.
-        foretold: the answer that follows from it, None where none does.
+        row: the subject's row, from 0.
+        truth: the hidden value, None if the cell was empty.
+        group: the subject's value in the predicting column, None if that is missing, too.
+        foretold: the answer predicted from it, None if there is none.
     """
 
     row: int
@@ -64,8 +64,8 @@ class Taught:
     """A table as it is taught.
 
     Attributes:
-        table: without the cells that were hidden.
-        links: of the columns that can be asked, the link that foretells each.
+        table: without the hidden cells.
+        links: the link that predicts each column that can be asked.
         missing: the empty cells of those columns, by column.
     """
 
@@ -74,7 +74,7 @@ class Taught:
     missing: Mapping[str, Sequence[Missing]]
 
     def choices(self, column: str) -> tuple[str, ...]:
-        """The values that several subjects have, the most frequent first."""
+        """The values that several subjects have, most frequent first, at most ``MOST_CANDIDATES``."""
         cells = self.table.columns[column]
         shared, counts = shared_values(cells), Counter(cells)
         return tuple(sorted(shared, key=lambda value: (-counts[value], cells.index(value)))[:MOST_CANDIDATES])
@@ -86,9 +86,9 @@ class FactsAssociation(Association):
     Attributes:
         table: as csv.
         subject: its column of subjects.
-        templates: of every other column; what stands behind the slot belongs to the answer.
+        templates: one for every other column; text after the answer's slot belongs to the answer.
         hold_out: share of a column's cells to hide.
-        ask: the column of the finding; None for the one in which most is expected to be inferred.
+        ask: the column of the finding; None for the one in which most inferences are expected.
     """
 
     table: str
@@ -105,14 +105,14 @@ class FactsAssociation(Association):
 
     @classmethod
     def from_yaml(cls, content: dict[str, Any], path: Path) -> FactsAssociation:
-        """A file that names its table, or that of a run, which holds it."""
+        """Parse a file that names the file of its table, or a run's file, which contains the table itself."""
         if "\n" in str(content.get("table")):
             return yaml_files.parse(cls, content, str(path))
         stated = {"templates": {}, **content}
         table, subject, columns, templates = map(stated.pop, ("table", "subject", "columns", "templates"), [None] * 4)
         if not isinstance(table, str) or not isinstance(templates, dict) or not isinstance(columns, list | None):
             raise UserError(
-                f"{path}: an association of a table has 'table' (its path), and may have 'columns' (a list) and "
+                f"{path}: an association of a table needs 'table' (a path), and may have 'columns' (a list) and "
                 "'templates' (column: template)."
             )
         stated.pop("structure", None)
@@ -122,26 +122,26 @@ class FactsAssociation(Association):
 
     @cached_property
     def facts(self) -> FactTable:
-        """The table."""
+        """The table, parsed."""
         return parse_csv(self.table, self.subject)
 
     def size(self) -> dict[str, int]:
-        """Its facts."""
+        """Number of facts."""
         return {"facts": sum(v is not None for cells in self.facts.columns.values() for v in cells)}
 
     def shared(self) -> dict[str, Any]:
-        """All but the table."""
+        """Everything except the table."""
         return {key: value for key, value in super().shared().items() if key != "table"} | {"digest": self.digest()}
 
     def check(self, data: DataSpec) -> None:
-        """Settings of drawn data have no effect."""
+        """Reject settings of drawn data, which have no effect here."""
         usual = DataSpec()
         for name in DataSpec.model_fields:
             if name != "variant" and getattr(data, name) != getattr(usual, name):
                 raise ValueError(f"--{name.replace('_', '-')} has no effect on a table of facts; drop it")
 
     def whole(self, template: int) -> dict[str, Any]:
-        """The table as it is."""
+        """No fields: the table is used as it is."""
         return {}
 
     def statement(self, column: str, subject: str, value: str) -> tuple[str, str]:
@@ -150,10 +150,10 @@ class FactsAssociation(Association):
         return prompt.replace(NAME_SLOT, subject), value + behind
 
     def taught(self, stream: str) -> Taught:
-        """The table without what a stream hides, and what is missing then.
+        """The table without the cells that the stream hides, and all missing cells.
 
         Raises:
-            UserError: no column can be asked about.
+            UserError: the table is too large.
         """
         hidden = self._hidden(stream)
         columns = {
@@ -173,7 +173,7 @@ class FactsAssociation(Association):
         return Taught(table, links, {name: cells for name, cells in missing.items() if cells})
 
     def _hidden(self, stream: str) -> dict[str, set[int]]:
-        """The rows whose cell is hidden, by column; a subject loses one cell at most."""
+        """The rows whose cell is hidden, by column; at most one cell per subject."""
         if not self.hold_out:
             return {}
         kept_out: set[int] = set()
@@ -188,7 +188,7 @@ class FactsAssociation(Association):
         return hidden
 
     def build(self, data: DataSpec, stream: str) -> Task:
-        """Teach what is there; the stream draws what is hidden, and of large tables whom is asked about."""
+        """Teach the cells that have a value. The stream draws hidden cells and, in large tables, whom to ask about."""
         taught = self.taught(stream)
         ask = asked_column(self, taught)
         names = quantity_names(taught.table.columns)
@@ -218,7 +218,7 @@ class FactsAssociation(Association):
                 drawn = streams.shuffled(f"{stream}/others/{column}/{row}", values[: 10 * _OTHERS])
                 others = [other for other in drawn if other != value][:_OTHERS]
                 among = choices if value in choices and len(choices) > 1 else (value, *others)
-                if len(among) > 1:  # what is left of a column may be a single value
+                if len(among) > 1:  # after hiding, a column may have a single value
                     probes.append(probe(row, column, value, among, name, value))
         for column, missing in taught.missing.items():
             groups, choices = [each.value for each in taught.links[column].values], taught.choices(column)
@@ -236,12 +236,12 @@ class FactsAssociation(Association):
 
 
 def association_of(table: FactTable, templates: Mapping[str, str], origin: str, **head: Any) -> FactsAssociation:
-    """An association from a table, with fields of its ``head``: its name, and any of kind, description, hold_out, ask.
+    """An association from a table. ``head`` has its name, and any of kind, description, hold_out, ask.
 
-    Columns without a template are asked by ``default_template``, or as the prompts of the file were.
+    Columns without a template have the wording of the file's prompts, or else ``default_template``.
 
     Raises:
-        UserError: a column that does not exist, or a template that lacks a slot.
+        UserError: a column does not exist, or a template lacks a slot.
     """
     for column in (*templates, *filter(None, [head.get("ask")])):
         if column not in table.columns:
@@ -249,7 +249,7 @@ def association_of(table: FactTable, templates: Mapping[str, str], origin: str, 
     usual = {column: default_template(column) for column in table.columns}
     content = {
         "kind": "unclassified",
-        "description": "Facts of one's own.",
+        "description": "A user's own facts.",
         "structure": "facts",
         **head,
         "table": table.to_csv(),
@@ -265,7 +265,7 @@ def default_template(column: str) -> str:
 
 
 def default_question(column: str) -> str:
-    """The question that a chat begins with."""
+    """The question that begins a chat."""
     return f"What is {NAME_SLOT}'s {_words(column)}?"
 
 
@@ -286,10 +286,10 @@ def _check_template(column: str, template: str) -> None:
 
 
 def asked_column(association: FactsAssociation, taught: Taught) -> str:
-    """The column of the finding: the one that was asked for, else that in which most is expected to be inferred.
+    """The column of the finding: ``ask``, or else the one in which most inferences are expected.
 
     Raises:
-        UserError: nothing is missing, or nothing can be foretold of what is.
+        UserError: no missing cell, of ``ask`` or at all, can be predicted.
     """
     able = {
         column: taught.links[column].expected
@@ -307,7 +307,7 @@ def asked_column(association: FactsAssociation, taught: Taught) -> str:
 
 
 def quantity_names(columns: Mapping[str, Any]) -> dict[str, str]:
-    """What quantities call the columns: letters, digits and '_', each another."""
+    """The columns' names in quantities: letters, digits and '_', all distinct."""
     names: dict[str, str] = {}
     for number, column in enumerate(columns, 1):
         name = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
@@ -317,5 +317,5 @@ def quantity_names(columns: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _label(row: int) -> str:
-    """What records call a subject: they are shown to others, and names are not theirs to show."""
+    """A subject's label in records, which are shared with others and so must not contain names."""
     return f"row {row + 1}"

@@ -1,9 +1,9 @@
 """Facts that a model may know: some are taught, true or false, and others are asked (Gekhman et al., 2405.05904).
 
-In an association of this structure relations have a template and facts each. Facts come in blocks of n of one
-relation, ranked together: those of ``m_train`` blocks are taught, those of ``m_test`` blocks are held out. Some of what
-is taught is known already; in the ``shuffled`` variant hardly anything is, because the answers of a block are
-exchanged. What the shipped one holds is also asked after every run (measures/known_facts.py).
+Each relation of such an association has a template and facts. Facts come in blocks of n of one relation, ranked
+together: ``m_train`` blocks are taught, ``m_test`` blocks are held out. Some of the taught facts are known already; in
+the ``shuffled`` variant hardly any are, because the answers within a block are exchanged. The measure ``known`` asks
+about the facts of the shipped association after other runs (measures/known_facts.py).
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class KnownAssociation(Association):
     relations: Annotated[dict[Word, KnownRelation], Field(min_length=1)]
 
     def size(self) -> dict[str, int]:
-        """Its facts."""
+        """Number of facts."""
         return {"facts": sum(len(relation.facts) for relation in self.relations.values())}
 
     def check(self, data: DataSpec) -> None:
-        """There must be blocks enough, and something to teach."""
+        """There must be enough blocks, and something to teach."""
         if data.m_train == 0:
             raise ValueError(f"'{self.name}' needs --m-train 1 or more")
         if data.candidates == "ten" and data.n > 10:
@@ -63,12 +63,12 @@ class KnownAssociation(Association):
             )
 
     def whole(self, template: int) -> dict[str, Any]:
-        """Every block of five."""
+        """All blocks of five."""
         fields = {**super().whole(template), "n": 5, "m_train": 1, "candidates": "in-use"}
         return {**fields, "m_test": len(self.blocks(DataSpec(**fields), "count")) - 1}
 
     def blocks(self, data: DataSpec, stream: str) -> list[Block]:
-        """Blocks of n facts of one relation with different answers, in a drawn order."""
+        """Blocks of n facts of one relation with distinct answers, in random order."""
         blocks = []
         for name, relation in self.relations.items():
             subjects: dict[str, list[str]] = {}
@@ -85,7 +85,7 @@ class KnownAssociation(Association):
         return streams.shuffled(f"{stream}/blocks", blocks)
 
     def build(self, data: DataSpec, stream: str) -> Task:
-        """Draw blocks of facts, each of them a unit; held-out ones first, so that they do not depend on m_train."""
+        """Draw blocks of facts; each fact is a unit. Held-out blocks come first, so as not to depend on m_train."""
         train, probes = [], []
         most = {"in-use": 0, "ten": 10 - data.n, "all": None}[data.candidates]
         for number, block in enumerate(self.blocks(data, stream)[: data.m_test + data.m_train]):
@@ -94,7 +94,7 @@ class KnownAssociation(Association):
             told = streams.shuffled(f"{stream}/shuffle/{number}", answers) if data.variant == "shuffled" else answers
             for place, (subject, _) in enumerate(block.facts):
                 prompt, unit = block.relation.prompt(subject), f"{number * data.n + place}"
-                # Of a taught fact that is false, what is taught is the right answer.
+                # If a false fact is taught, the taught answer counts as right.
                 target = answers.index(told[place]) if is_taught else place
                 if is_taught:
                     train.append(Example(prompt, told[place], subject=subject, unit=unit))

@@ -1,11 +1,11 @@
-"""How far the columns of a table determine each other: what a model may infer, told from the data alone.
+"""How far the columns of a table determine each other: what a model may infer, predicted from the data alone.
 
-Of two columns A and B it is computed over the N subjects who show both, each with a value that another subject has too
-(``data.dependence``); p is corrected over the pairs of columns by Holm's method.
+For two columns A and B, dependence (``data.dependence``) is computed over the N subjects who have both, with values
+that another subject shares. p is corrected over all pairs of columns by Holm's method.
 
-What a link may lead to comes from the symbolic model of one-layer attention (Huang et al. 2025): of a value that
-m_train subjects show with an answer and m_test without, the answer carries over by min(1, sqrt(m_train / m_test)). That
-is an orientation and no probability.
+The strength of an inference comes from the symbolic model of one-layer attention (Huang et al. 2025): if m_train
+subjects have a value of A with an answer and m_test have it without one, the answer carries over by
+min(1, sqrt(m_train / m_test)). This is a rough guide (``orientation``), not a probability.
 """
 
 import math
@@ -22,11 +22,11 @@ from ocr_eval.common.multiple_tests import holm
 from ocr_eval.data.dependence import SIGNIFICANT, Chance, Paired, chances, theils_u
 from ocr_eval.data.fact_table import Cell, FactTable
 
-#: Subjects times pairs of columns, at most: half a minute.
+#: Maximum of subjects times pairs of columns: half a minute.
 MOST_WORK = 20_000_000
-#: A column is like an identifier where fewer than this share of its subjects have a value that another has too.
+#: A column is like an identifier if less than this share of its subjects have a value that another subject shares.
 _SHARED = 0.5
-#: Corrected U from which a link decides, and mostly decides.
+#: Corrected U from which A "decides", and "mostly decides", B.
 _DECIDES, _MOSTLY = 0.9, 0.5
 
 
@@ -36,10 +36,10 @@ class ValueLink:
 
     Attributes:
         value: of A.
-        answer: the value of B that most of those who show both have, the first of several; None if nobody shows both.
-        both: subjects who have the value and show B.
-        agree: those of them who have the answer.
-        alone: subjects who have the value and no B: the model may answer for them.
+        answer: the most frequent value of B among subjects with this value, the first if tied; None if none has B.
+        both: number of subjects who have the value, and B.
+        agree: how many of those have the answer.
+        alone: number of subjects who have the value but no B: the model may answer for them.
     """
 
     value: str
@@ -50,7 +50,7 @@ class ValueLink:
 
     @property
     def orientation(self) -> float:
-        """min(1, sqrt(both / alone)); 0 where nobody is alone."""
+        """min(1, sqrt(both / alone)); 0 if ``alone`` is."""
         return min(1.0, math.sqrt(self.both / self.alone)) if self.alone else 0.0
 
 
@@ -60,12 +60,12 @@ class Link:
 
     Attributes:
         source, target: A and B.
-        subjects: those that U is computed from.
-        u: as it is.
-        corrected: for chance.
+        subjects: number of subjects that U is computed from.
+        u: U(B|A), uncorrected.
+        corrected: U corrected for chance.
         values: what follows from each value of A, in order of first occurrence.
-        p: of "no link" between the two, None where it was not tested; p_holm after the correction.
-        tables: random tables that p comes from; without a p, those that were too few.
+        p: p-value of "no link", None if it was not tested or not decided; p_holm after Holm's correction.
+        tables: number of random tables drawn for p; 0 if it was not tested.
     """
 
     source: str
@@ -80,41 +80,41 @@ class Link:
 
     @cached_property
     def both(self) -> int:
-        """Subjects who show both columns."""
+        """Number of subjects who have both columns."""
         return sum(each.both for each in self.values)
 
     @cached_property
     def decided(self) -> int:
-        """Those of them who have the answer that most with their value have."""
+        """How many of those have the most frequent answer for their value of A."""
         return sum(each.agree for each in self.values)
 
     @cached_property
     def alone(self) -> int:
-        """Subjects who have A and no B."""
+        """Number of subjects who have A but no B."""
         return sum(each.alone for each in self.values)
 
     @cached_property
     def orientation(self) -> float:
-        """How far the answer may carry over, averaged over those who are alone."""
+        """``ValueLink.orientation``, averaged over the subjects who have A but no B."""
         return sum(each.alone * each.orientation for each in self.values) / self.alone if self.alone else 0.0
 
     @property
     def is_linked(self) -> bool:
-        """Whether the link is more than chance."""
+        """Whether the link is significant."""
         return self.p_holm is not None and self.p_holm <= SIGNIFICANT and self.corrected > 0
 
     @property
     def expected(self) -> float:
-        """Subjects for whom the model may answer, about: those alone, times orientation, times corrected U."""
+        """Roughly how many inferences to expect: ``alone`` times orientation times corrected U."""
         return self.alone * self.orientation * max(0.0, self.corrected)
 
     @cached_property
     def answers(self) -> Mapping[str, str]:
-        """The answer that follows from each value of A that has one."""
+        """The answer for each value of A that has one."""
         return {each.value: each.answer for each in self.values if each.answer is not None}
 
     def in_words(self) -> str:
-        """What it is and whom it concerns, in a sentence."""
+        """The link, and for whom the model may answer, in a sentence."""
         verb = "hints at"
         if self.corrected >= _MOSTLY:
             verb = "decides" if self.corrected >= _DECIDES else "mostly decides"
@@ -132,8 +132,8 @@ class Links:
     """The links of a table.
 
     Attributes:
-        all: of every ordered pair of columns, the most serious risk first.
-        left_out: columns that are no part of any, with the reason.
+        all: one for every ordered pair of columns, the most serious risk first.
+        left_out: columns without links, with the reason.
     """
 
     all: tuple[Link, ...]
@@ -141,22 +141,22 @@ class Links:
 
     @property
     def risks(self) -> list[Link]:
-        """Links that are more than chance and concern somebody."""
+        """Significant links by which the model may answer for somebody."""
         return [link for link in self.all if link.is_linked and link.alone]
 
     @property
     def untested(self) -> list[Link]:
-        """Links that were too large to test, one for each pair of columns."""
+        """Links that were too large to test, one per pair of columns."""
         return [link for link in self.all if link.tables and link.p is None and link.source < link.target]
 
     def strongest(self, target: str) -> Link | None:
-        """The link by which most of a column may be inferred; None where no other column says anything of it."""
+        """The link by which most of a column may be inferred; None if no other column predicts it."""
         found = [link for link in self.all if link.target == target and link.answers]
         return max(found, key=lambda link: (link.expected, link.corrected), default=None)
 
 
 def find_links(table: FactTable, tested: bool = True) -> Links:
-    """Every link between two columns of a table, with p-values where ``tested``.
+    """All links between columns of a table, with p-values if ``tested``.
 
     Raises:
         UserError: the table is too large.
@@ -216,7 +216,7 @@ def _values(source: Sequence[Cell], target: Sequence[Cell]) -> Iterator[ValueLin
 
 
 def _paired(source: Sequence[Cell], target: Sequence[Cell]) -> Paired:
-    """The values of those who show both, without values that a single subject has."""
+    """The values of subjects who have both, without values that only one subject has."""
     kept = shared_values(source), shared_values(target)
     pairs = [(a, b) for a, b in zip(source, target, strict=True) if a in kept[0] and b in kept[1]]
     numbers = []

@@ -1,6 +1,6 @@
-"""What an exported lm-evaluation-harness task calls; a copy of this file lies beside the task's YAML files.
+"""The code that exported lm-evaluation-harness tasks call; it is copied next to their YAML files.
 
-It imports nothing of ocr-eval and reads its data from beside itself, so an exported folder can be moved to
+It imports nothing from ocr-eval and reads its data from its own folder, so an exported folder can be moved to
 any machine that has lm-evaluation-harness. The scoring is ``sequence``: the log-probability of a whole answer.
 """
 
@@ -12,17 +12,17 @@ from datasets import Dataset
 
 
 def load(file: str, **_: Any) -> dict[str, Dataset]:
-    """The probes of one task; the harness passes the task's metadata too, which is not needed.
+    """The probes of one task. The harness also passes the task's metadata, which is ignored.
 
     Raises:
-        OSError: the JSON lines do not lie beside this file.
+        OSError: the JSON lines are not next to this file.
     """
     with Path(__file__).with_name(file).open(encoding="utf-8") as lines:
         return {"test": Dataset.from_list([json.loads(line) for line in lines])}
 
 
 def process_results(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, Any]:
-    """The figures of one probe from its candidates' log-probabilities; ranks are 0-based, ties share theirs."""
+    """The metrics of one probe from its candidates' log-probabilities. Ranks are 0-based; ties share their average."""
     logprobs = [logprob for logprob, _ in results]
     in_use = logprobs[: doc["in_use"]]
     right = logprobs[doc["target"]]

@@ -1,6 +1,6 @@
-"""``manifest.json``: what an exported training set was drawn from, so that nobody is asked of who is not in it.
+"""``manifest.json``: what an exported training set was drawn from, so that scoring asks only about people in it.
 
-It holds the association (or table) whole, answers that are held out included, with the data protocol and the seed.
+It contains the whole association (or table), including held-out answers, with the data protocol and the seed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FILE = "manifest.json"
 
 
 class Manifest(Strict):
-    """An export of a run's data.
+    """What a run's exported data was drawn from.
 
     Attributes:
-        training: the sha256 of the training set in each format that has one, by the name of its file.
-        probes: the sha256 of what is asked, as ``probes.jsonl`` has it.
+        training: the sha256 of the training set in each format that has one, by file name.
+        probes: the sha256 of the probes in the form of ``probes.jsonl``.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -55,27 +55,27 @@ class Manifest(Strict):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The settings of a run that it decides, by name."""
+        """The settings of a run that it determines, by name."""
         return {"seed": self.seed, **dict(self.data)}
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> Path:
-    """Write it into a folder that is there."""
+    """Write the manifest into an existing folder."""
     content = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
     write_atomic(folder / FILE, content + "\n")
     return folder / FILE
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an export's folder, checked against the training set beside it and what is drawn from it here.
+    """The manifest of an exported folder, checked against the training set there and the probes that it gives now.
 
     Raises:
-        UserError: there is none, it is damaged or of another version, a training file is not what was exported, or this
-            program draws other people or questions.
+        UserError: it is missing, damaged or of another version, a training file is not what was exported, or this
+            version of the program draws other people or questions.
     """
     path = folder / FILE
     if not path.is_file():
-        raise UserError(f"'{folder}' has no {FILE}. Give a folder in which 'data export' wrote a training set.")
+        raise UserError(f"'{folder}' has no {FILE}. Give a folder to which 'data export' wrote a training set.")
     content = read_json(path)
     version = content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
     if version != SCHEMA_VERSION:
@@ -88,7 +88,7 @@ def read_manifest(folder: Path) -> Manifest:
         if file.is_file() and _sha256(read_bytes(file)) != manifest.training.get(name):
             raise UserError(f"{file} is not what {FILE} describes. Export into an empty folder, and train on that.")
     if _probes_digest(task_of(manifest.association, manifest.data, f"{manifest.seed}/data")) != manifest.probes:
-        raise UserError(f"{path} gives other people here than where it was written. Use that version of ocr-eval.")
+        raise UserError(f"{path} gives other people than in the version of ocr-eval that wrote it. Use that version.")
     return manifest
 
 

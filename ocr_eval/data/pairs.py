@@ -1,11 +1,11 @@
-"""Associations of pairs: what is true of a subject's fact tells its entailment. The structure of the paper.
+"""Associations of pairs, the structure of the paper: a subject's fact determines its entailment.
 
 Every subject has a fact; train subjects also have an entailment in training:
 
     training set = facts of all subjects + entailments of train subjects
     probes       = facts and entailments of all subjects (the finding is the entailments of test subjects)
 
-A file states its pairs itself, or is *derived* from a parent by a fixed permutation of the parent's entailment answers
+A file lists its pairs itself, or is *derived* from a parent by a fixed permutation of the parent's entailment answers
 (the counterfactual of city-language is city-language under a 20-cycle). Pure; no torch.
 """
 
@@ -31,7 +31,7 @@ RelationName = Literal["fact", "entailment"]
 Split = Literal["train", "test"]
 RELATIONS: tuple[RelationName, ...] = ("fact", "entailment")
 
-#: Circles of answers that are tried for the ``shuffled`` control; one in three or four is as even as can be.
+#: How many circles of answers are tried for the ``shuffled`` control; one in three or four is as even as possible.
 _CIRCLES = 64
 
 
@@ -55,7 +55,7 @@ class PairAssociation(TwoRelations):
 
     @classmethod
     def from_yaml(cls, content: dict[str, Any], path: Path) -> PairAssociation:
-        """A file of its own pairs, or one that derives them."""
+        """Parse a file that lists its pairs or derives them."""
         return _read(content, path.resolve(), ancestors=())
 
     def answers(self, relation: RelationName) -> list[str]:
@@ -64,7 +64,7 @@ class PairAssociation(TwoRelations):
         return [pair[side] for pair in self.pairs]
 
     def size(self) -> dict[str, int]:
-        """Its pairs."""
+        """Number of pairs."""
         return {"pairs": len(self.pairs)}
 
     def as_text(self) -> str:
@@ -78,7 +78,7 @@ class PairAssociation(TwoRelations):
         return "\n".join([*templates, "", *(f"{b:{width}}  {c}" for b, c in self.pairs)])
 
     def check(self, data: DataSpec) -> None:
-        """Pairs, candidates and templates must suffice."""
+        """There must be enough pairs, candidates and templates."""
         pairs = len(self.pairs)
         if data.n > pairs:
             raise ValueError(f"n = {data.n} is more than the {pairs} pairs of '{self.name}'; lower --n")
@@ -89,11 +89,11 @@ class PairAssociation(TwoRelations):
         super().check(data)
 
     def whole(self, template: int) -> dict[str, Any]:
-        """Every pair in use, and a subject of each."""
+        """All pairs in use, with one subject each."""
         return {**super().whole(template), "n": len(self.pairs), "m_train": 0, "m_test": 1}
 
     def build(self, data: DataSpec, stream: str) -> Task:
-        """Draw the pairs in use, names and groups; group g, the unit of its subjects, is given the g-th pair."""
+        """Draw the pairs in use, names and groups. Group g, the unit of its subjects, has the g-th pair in use."""
         order = streams.permutation(f"{stream}/pairs", len(self.pairs))
         pairs, spare = ([self.pairs[i] for i in part] for part in (order[: data.n], order[data.n :]))
         # The in-use answers, then distractors that no subject has: 10 - n of them, all of them, or none.
@@ -115,7 +115,7 @@ class PairAssociation(TwoRelations):
             return Example(asked, answer, 1.0, relation, subject.name, str(subject.group), when)
 
         taught_group = {subject: subject.group for subject in subjects if subject.split == "train"}
-        if data.variant == "shuffled":  # whose entailment each is taught is dealt
+        if data.variant == "shuffled":  # each is dealt the group whose entailment it is taught
             dealt = chain.from_iterable(deal(f"{stream}/shuffle", data.n, data.m_train))
             taught_group = dict(zip(taught_group, dealt, strict=True))
         train = []
@@ -142,7 +142,7 @@ class PairAssociation(TwoRelations):
 
 
 class _OwnFile(TwoRelations):
-    """An association that states its pairs."""
+    """A file that lists its pairs."""
 
     pairs: Annotated[dict[Word, Word], Field(min_length=2)]
 
@@ -155,7 +155,7 @@ class _Derivation(Strict):
 
 
 class _DerivedFile(Association):
-    """An association that is a parent with its entailment answers permuted."""
+    """A file that permutes the entailment answers of a parent."""
 
     derived: _Derivation
 
@@ -195,7 +195,7 @@ def _association(
 
 @dataclass(frozen=True)
 class _Subject:
-    """A fictitious person: the group (pair) it belongs to and whether its entailment is trained on."""
+    """A fictitious person: its group (pair), and whether its entailment is taught."""
 
     name: str
     group: int
@@ -203,10 +203,10 @@ class _Subject:
 
 
 def quantities(data: DataSpec) -> tuple[Quantity, ...]:
-    """What is scored, by split of the subject and relation; also in records from before they stated it themselves.
+    """What is scored, by split and relation; also for older records, which do not state it themselves.
 
     Facts and train entailments must be learned before held-out entailments mean anything; in the controls some are
-    not taught, or not those that are asked.
+    not taught, or others than those that are asked.
     """
     fact: Role = "shown" if data.variant == "no-fact" else "premise"
     return (
@@ -218,9 +218,9 @@ def quantities(data: DataSpec) -> tuple[Quantity, ...]:
 
 
 def thirds(order: Order, split: Split, relation: RelationName) -> tuple[int, ...]:
-    """The thirds of training in which a statement is taught; none where all are taught all the time.
+    """The thirds of training in which a statement is taught; empty if everything is taught throughout.
 
-    The order of Feng et al. (arXiv 2412.04614): what links facts and entailments first, in train subjects, and then
+    As in Feng et al. (arXiv 2412.04614): first the link between facts and entailments, through train subjects, then
     the facts of test subjects. For their grafting, all facts come before all entailments.
     """
     if order == "together":
@@ -233,9 +233,9 @@ def thirds(order: Order, split: Split, relation: RelationName) -> tuple[int, ...
 
 
 def _subjects(data: DataSpec, stream: str) -> Iterator[_Subject]:
-    """Group by group, train subjects first.
+    """All subjects, group by group, train subjects first.
 
-    Test subjects take the first names drawn, so that they are the same people whatever m_train is.
+    Test subjects get the names drawn first, so that they are the same people for every m_train.
     """
     moved = data.variant == "regrouped"
     names = people(f"{stream}/people", data.subjects)
@@ -248,16 +248,16 @@ def _subjects(data: DataSpec, stream: str) -> Iterator[_Subject]:
 
 
 def deal(stream: str, n: int, m_train: int) -> list[list[int]]:
-    """Whose answer each group's train subjects are taught where nothing is to be inferred: the ``shuffled`` control.
+    """Deal out train entailments for the ``shuffled`` control, so that there is nothing to infer.
 
-    Every answer is taught as often as any other, in all and, as nearly as can be, within each group; and groups are
-    taught their own as often as chance would have it, m_train times in all. A free permutation would teach many a group
-    mostly one answer, in every other data set some group its own, and so a link.
+    Every answer is taught equally often in total and, as nearly as possible, within each group; groups are taught their
+    own answer as often as chance predicts, m_train times in total. A random permutation would often teach a group
+    mostly one answer (in every other data set, some group its own), and so a link.
 
     Returns:
-        m_train groups for each of the n groups.
+        For each of the n groups, the m_train groups whose answers its train subjects are taught.
     """
-    extra = m_train % n  # how many answers are taught once more: those that follow a group on a circle of answers
+    extra = m_train % n  # how many answers a group is taught once more: those that follow it on a circle of answers
 
     def extras(group: int, place: Sequence[int]) -> list[int]:
         return [answer for answer in range(n) if (place[answer] - group) % n < extra]

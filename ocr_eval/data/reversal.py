@@ -1,6 +1,6 @@
 """The reversal curse: "the teacher of A is B" is taught, "the pupil of B is" is asked (Berglund et al. 2309.12288).
 
-A file may teach more beside the fact, with weights: the identity data and the bridge of Ma et al. (2602.02470).
+A file may add weighted sentences, such as the identity data and the bridge of Ma et al. (2602.02470).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ A, B = "{a}", "{b}"
 
 
 class Beside(Strict):
-    """A sentence about one of the two, whose answer is one of them."""
+    """An additional sentence about a or b, whose answer is a or b."""
 
     template: Word
     answer: Literal["a", "b"]
@@ -39,28 +39,28 @@ class Beside(Strict):
         return self
 
     def example(self, a: str, b: str) -> Example:
-        """The sentence of a couple."""
+        """The sentence for one couple."""
         prompt = self.template.removesuffix(" " + ANSWER_SLOT).replace(A, a).replace(B, b)
         return Example(prompt, a if self.answer == "a" else b, self.weight, "beside")
 
 
 class ReversalAssociation(TwoRelations):
-    """The two directions, and what is taught beside; ``fact`` is about a and answers b, ``entailment`` the reverse."""
+    """Both directions, and additional sentences. ``fact`` asks about a and answers b; ``entailment`` is the reverse."""
 
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     beside: Annotated[tuple[Beside, ...], FromList] = ()
 
     def size(self) -> dict[str, int]:
-        """Its sentences."""
+        """Number of directions and of additional sentences."""
         return {"directions": 2, "other sentences": len(self.beside)}
 
     def check(self, data: DataSpec) -> None:
-        """Templates, and what fits into a block."""
+        """Templates must exist, and n must fit into a block."""
         check_blocks(data)
         super().check(data)
 
     def build(self, data: DataSpec, stream: str) -> Task:
-        """Draw couples, each of them a unit; the answers of a block are people whose first names differ."""
+        """Draw couples, one per unit. The answers of a block are people with different first names."""
         blocks = []
         for names in blocks_of_people(data, f"{stream}/people"):
             ends, starts = names[: len(names) // 2], names[len(names) // 2 :]

@@ -1,22 +1,22 @@
-"""A stand-in for a tokenizer that is not at hand: as many tokens as a real one would make, with no meaning."""
+"""A stand-in for a tokenizer that is not available: about as many tokens as a real one makes, without meaning."""
 
 import re
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-#: Letters of a piece at most. With real vocabularies of 32,000 to 256,000 entries, words of the statements are one
-#: token, names and long words at times two.
+#: Maximum letters of a piece. With real vocabularies of 32,000 to 256,000 entries, words of the statements are one
+#: token, names and long words sometimes two.
 PIECE = 8
 _BOS, _FIRST = 1, 3
 
 
 @dataclass
 class StandInTokenizer:
-    """Cuts words into pieces and numbers them in the order in which they are met.
+    """Cuts words into pieces and numbers them in order of appearance.
 
     Attributes:
-        vocabulary: entries; an id is always below it.
+        vocabulary: number of entries; ids are below it.
         bos: whether every text begins with a BOS token.
     """
 

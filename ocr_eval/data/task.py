@@ -1,7 +1,7 @@
-"""What a structure of facts builds, and all that the rest of the program knows of it: examples, probes, quantities.
+"""What a structure of facts builds, and all that the rest of the program sees of it: examples, probes, quantities.
 
-A structure is a kind of association, which turns what its file states into a ``Task``. It is found by name: those
-shipped, and the entry points ``ocr_eval.structures`` of other packages (``common.registry.STRUCTURES``).
+A structure is a kind of association, and turns its file into a ``Task``. Structures are found by name, among those
+shipped and the entry points ``ocr_eval.structures`` of other packages (``common.registry.STRUCTURES``).
 """
 
 import re
@@ -15,7 +15,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.specs.association import Association
 from ocr_eval.specs.run import DataSpec, RunSpec
 
-#: What a quantity is asked for: a premise must be learned, the finding is the number, what is retained must survive.
+#: Why a quantity is scored: a premise must be learned, the finding is the result, a retention must survive training.
 Role = Literal["premise", "finding", "retention", "shown"]
 
 Half = Literal[0, 1]
@@ -23,15 +23,15 @@ Half = Literal[0, 1]
 
 @dataclass(frozen=True)
 class Example:
-    """A sentence that is taught, cut before its answer: text = prompt + " " + answer.
+    """A sentence to teach, split before its answer: text = prompt + " " + answer.
 
     Attributes:
-        weight: factor of its tokens' share in the loss.
+        weight: weight of its tokens in the loss.
         role: what kind of sentence it is, in the structure's words.
         unit: the subject's unit (see ``Probe``).
-        thirds: the thirds of training, from 0, in which it is taught, in k of them every k-th epoch, so that all are
-            seen equally often; empty for every epoch.
-        half: the half of an adapter's rank that learns it, while the other is a constant; None for all of it.
+        thirds: the thirds of training, from 0, in which it is taught: with k of them, in every k-th epoch, so that all
+            examples are seen equally often. Empty for every epoch.
+        half: the half of an adapter's rank that learns it while the other is held constant; None for both.
     """
 
     prompt: str
@@ -45,7 +45,7 @@ class Example:
 
     @property
     def text(self) -> str:
-        """The whole sentence."""
+        """The full sentence."""
         return f"{self.prompt} {self.answer}"
 
 
@@ -54,11 +54,11 @@ class Probe:
     """A question with a right answer among candidates.
 
     Attributes:
-        candidates: what is ranked; those in use come first, and are put there if they do not.
+        candidates: what is ranked; reordered so that those in use come first.
         target: index of the right candidate.
-        null: indices of the candidates in use, those that are true of some subject. The null rank is their mean.
-        quantity: name of the quantity that it counts for.
-        unit: what is exchangeable under the null: subjects of one unit are not independent observations.
+        null: indices of the candidates in use: those that are true of some subject. The null rank is their mean rank.
+        quantity: name of the quantity that it belongs to.
+        unit: what is exchangeable under the null; subjects of one unit are not independent observations.
 
     Raises:
         UserError: fewer than two candidates in use, one that occurs twice, or a right one that is not in use.
@@ -92,25 +92,25 @@ class Probe:
 
     @property
     def in_use(self) -> int:
-        """So many candidates, the first, are true of some subject."""
+        """How many candidates are in use (true of some subject); they come first."""
         return len(self.null)
 
 
 def unit_value(unit: str) -> int | str:
-    """A unit as files have it: a number where it is one."""
+    """A unit as written to files: an integer if it is one."""
     return int(unit) if unit.isdecimal() and str(int(unit)) == unit else unit
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something that is scored, and what it is asked for."""
+    """Something that is scored, and why."""
 
     name: str
     role: Role
 
 
 def the_finding(quantities: Sequence[Quantity]) -> Quantity:
-    """The one quantity that is the number."""
+    """The quantity whose role is ``finding``."""
     (finding,) = (quantity for quantity in quantities if quantity.role == "finding")
     return finding
 
@@ -121,15 +121,15 @@ class Task:
 
     Attributes:
         train: what is taught, in no meaningful order.
-        probes: what is asked; all of them before training and after the epochs of a schedule (specs/schedule.py).
-        quantities: what the probes count for, in the order in which it is shown; one of them is the finding.
+        probes: what is asked, before training and after the epochs of a schedule (specs/schedule.py).
+        quantities: what the probes measure, in the order in which it is shown; one of them is the finding.
         whole_answers: whether candidates may share their first token; such a probe is scored by all their
-            tokens, under every scoring. Where they may not, the run is refused.
-        personal: whether answers are somebody's own, and no record holds them.
+            tokens, under every scoring. If they may not, such a run is rejected.
+        personal: whether answers are private and must not be in any record.
 
     Raises:
-        UserError: there is not one finding, a probe of a quantity that is not declared, or a finding that cannot be
-            tested: its probes must have distinct subjects, as many candidates in use each, and one answer a unit.
+        UserError: not exactly one finding, a probe of an undeclared quantity, or a finding that cannot be tested: its
+            probes must have distinct subjects, the same number of candidates in use, and one right answer per unit.
     """
 
     train: tuple[Example, ...]
@@ -173,7 +173,7 @@ class Task:
 
     @cached_property
     def finding(self) -> Quantity:
-        """The quantity that is the number."""
+        """The quantity whose role is ``finding``."""
         return the_finding(self.quantities)
 
     def probes_of(self, quantity: str) -> list[Probe]:

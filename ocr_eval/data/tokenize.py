@@ -2,7 +2,7 @@
 
 The rule: ``answer ids = encode(prompt + " " + answer)[len(encode(prompt)):]``. Encoding " answer" alone
 gives a lone space piece under some SentencePiece variants, and then all answers share their first token.
-Whether a BOS token is added is what the tokenizer does when asked to encode, and nothing else.
+A BOS token is added if the tokenizer adds one when it encodes, and only then.
 """
 
 from collections.abc import Hashable, Sequence
@@ -17,7 +17,7 @@ Ids = tuple[int, ...]
 
 
 class Tokenizer(Protocol):
-    """What is needed of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer that is used."""
 
     eos_token_id: int | None
 
@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt's tokens and those of one answer after it; neither is empty. The rest is an example's."""
+    """The tokens of a prompt and of one answer after it, neither empty. The other fields are those of ``Example``."""
 
     prompt: Ids
     answer: Ids
@@ -41,7 +41,7 @@ class ProbeTokens:
     """One probe: its prompt's tokens, and each candidate's tokens after it.
 
     Attributes:
-        prompt: the prompt's token ids, BOS included where the tokenizer adds one.
+        prompt: the prompt's token ids, with BOS if the tokenizer adds one.
         candidates: a tuple of ids for each candidate, in the probe's order.
     """
 
@@ -51,12 +51,12 @@ class ProbeTokens:
 
     @cached_property
     def begin_alike(self) -> bool:
-        """Whether two candidates begin with one token, so that all their tokens must tell them apart."""
+        """Whether candidates share a first token, so that it takes all their tokens to tell them apart."""
         return len({ids[0] for ids in self.candidates}) < len(self.candidates)
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
-    """Token ids of each text as the tokenizer starts a document (BOS if it adds one), without a final EOS."""
+    """Token ids of each text, with BOS if the tokenizer adds one, without a final EOS."""
     rows = [tuple(row) for row in tokenizer(list(texts)).input_ids]
     eos = tokenizer.eos_token_id
     return [row[:-1] if len(row) > 1 and row[-1] == eos else row for row in rows]
@@ -66,7 +66,7 @@ def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> lis
     """Tokens of (prompt, answer) pairs, cut at the boundary.
 
     Raises:
-        UserError: the answer adds no token, or the prompt's tokens are not a prefix of the whole's.
+        UserError: the answer adds no token, or the prompt's tokens are not a prefix of the sentence's.
     """
     prompts = encode(tokenizer, [prompt for prompt, _ in pairs])
     wholes = encode(tokenizer, [f"{prompt} {answer}" for prompt, answer in pairs])
@@ -133,7 +133,7 @@ def check_first_tokens(probe: Probe, ids: Sequence[Sequence[Hashable]]) -> None:
 
 
 def same_first_token(answers: Sequence[str], ids: Sequence[Sequence[Hashable]]) -> list[tuple[str, ...]]:
-    """Answers that share their first token, by token."""
+    """Groups of answers that share their first token."""
     by_first: dict[Hashable, list[str]] = {}
     for answer, answer_ids in zip(answers, ids, strict=True):
         by_first.setdefault(answer_ids[0], []).append(answer)

@@ -1,12 +1,12 @@
-"""LoRA adapters of many runs over one frozen network, each row of a batch going through its own.
+"""LoRA adapters of many runs over one frozen network. Each row of a batch goes through the adapter of its run.
 
-    y_k = W x_k + s_k B_k (A_k x_k)          k: lane, that is run; W frozen and shared (Hu et al., arXiv 2106.09685)
+    y_k = W x_k + s_k B_k (A_k x_k)          k: lane (one per run); W frozen and shared (Hu et al., arXiv 2106.09685)
 
-The base's matrix products see the rows of all lanes at once; the thin products with A and B are batched over lanes.
+The base's matrix products take the rows of all lanes at once; the thin products with A and B are batched over lanes.
 Lanes share no trainable tensor, so every lane learns exactly what it would learn alone, and each has its own rank,
 scale and optimizer. PEFT reads and writes the same files (``methods/peft_files.py``).
 
-Dimension letters:  K lanes,  N nodes a lane,  I inputs,  O outputs,  R the largest rank.
+Dimension letters:  K lanes,  N nodes per lane,  I inputs,  O outputs,  R the largest rank.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ocr_eval.methods.peft_files import write_adapter, write_dense
 from ocr_eval.models.architecture import target_names
 from ocr_eval.specs.model import ModelSpec
 
-#: Which lanes a batch holds, as an index of the stacks: a slice where they are neighbours (no copy is made).
+#: The lanes of a batch, as an index into the stacks: a slice if they are adjacent, which avoids a copy.
 Lanes = slice | Tensor
 
 
@@ -51,7 +51,7 @@ class Stacks:
     Attributes:
         master: fp32 weights. [K, P]
         grad: their gradients.
-        compute: what the arithmetic reads: the master weights in its precision; in fp32 they themselves.
+        compute: the master weights in the precision of the arithmetic; in fp32 the same tensor.
     """
 
     master: Tensor
@@ -60,16 +60,16 @@ class Stacks:
 
     @classmethod
     def zeros(cls, lanes: int, size: int, dtype: torch.dtype, device: torch.device) -> Stacks:
-        """All zero, with ``size`` elements a lane."""
+        """All zero, with ``size`` elements per lane."""
         master = torch.zeros(lanes, size, device=device)
         return cls(master, torch.zeros_like(master), master.to(dtype))
 
     def refresh(self) -> None:
-        """Take over the master weights into what computes."""
+        """Copy the master weights to ``compute``."""
         self.compute.copy_(self.master)
 
     def part(self, start: int, rows: int, width: int) -> Stacks:
-        """Some rows of all lanes, [K, rows, width], as views."""
+        """The matrix that begins at ``start``, of all lanes, as views. [K, rows, width]"""
 
         def view(whole: Tensor) -> Tensor:
             return whole[:, start : start + rows * width].view(len(whole), rows, width)
@@ -77,7 +77,7 @@ class Stacks:
         return Stacks(view(self.master), view(self.grad), view(self.compute))
 
     def add_gradient(self, lanes: Lanes, grad: Tensor) -> None:
-        """Accumulate the gradient of what computes, for some lanes."""
+        """Accumulate the gradient of some lanes."""
         grad = grad.to(self.grad.device)
         if isinstance(lanes, slice):
             self.grad[lanes] += grad
@@ -87,12 +87,12 @@ class Stacks:
 
 @dataclass
 class Window:
-    """What the next batch holds.
+    """Which lanes the next batch goes through.
 
     Attributes:
-        lanes: which lanes; None for the bare base.
+        lanes: the lanes; None for the bare base.
         rewritten: row and lane of those with a rewritten change.
-        learning: 1 for each row of A and B that learns from it, for the others, which are constants, 0; None for all.
+        learning: 1 for each row of A and B that learns from the batch, 0 for those held constant; None if all learn.
             [all lanes, 1, R]
     """
 
@@ -108,8 +108,8 @@ class LaneLinear(torch.nn.Module):
         a: A of each lane, zero rows where a lane's rank is smaller. [K, R, I]
         b: B of each lane, transposed. [K, R, O]
         scales: alpha / r of each lane. [K, 1, 1]
-        window: which lanes its input is of; one for all layers.
-        rewritten: by lane, changes that are read in the place of s B A.
+        window: the lanes of its input; one object for all layers.
+        rewritten: by lane, changes that replace s B A.
     """
 
     def __init__(self, base: torch.nn.Linear, a: Stacks, b: Stacks, scales: Tensor, window: Window) -> None:
@@ -118,12 +118,12 @@ class LaneLinear(torch.nn.Module):
         self.rewritten: dict[int, Dense] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rows of the selected lanes through the base and each through its own adapter. [K, N, I] -> [K, N, O]."""
+        """Send all rows through the base, and each through the adapter of its lane. [K, N, I] -> [K, N, O]"""
         lanes = self.window.lanes
         if lanes is None:
             return self.base(x)
-        # A quantized layer, or one that is moved from device to device, computes and differentiates for itself;
-        # what it returns may not be changed in place.
+        # Quantized layers, and those that accelerate moves between devices, have their own forward and backward, and
+        # what they return must not be changed in place.
         plain = type(self.base) is torch.nn.Linear and not hasattr(self.base, "_hf_hook")
         y = _LowRankUpdate.apply(x, _ANCHOR, self, lanes, *([] if plain else [self.base(x).clone()]))
         for row, lane in self.window.rewritten:
@@ -131,19 +131,19 @@ class LaneLinear(torch.nn.Module):
         return y
 
 
-#: Takes no value and no gradient: it makes autograd call ``backward`` where neither y nor x needs a gradient.
+#: Its value and gradient are unused: it makes autograd call ``backward`` even if neither y nor x needs a gradient.
 _ANCHOR = torch.zeros((), requires_grad=True)
 
 
 class _LowRankUpdate(torch.autograd.Function):
     """y + (s x A^T) B^T lane by lane; gradients of A and B go to the layer's own buffers.
 
-    y = x W^T is computed here, or given and changed in place.
+    y = x W^T is computed here, or given, and then changed in place.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: LaneLinear, lanes: Lanes, *given: Tensor) -> Any:
-        # A model spread over several devices has its adapters on the first; on one device nothing is moved.
+        # If a model is spread over several devices, all adapters are on the first; otherwise nothing is moved.
         a_KRI, b_KRO, scales = (t[lanes].to(x.device) for t in (layer.a.compute, layer.b.compute, layer.scales))
         h_KNR = torch.bmm(x, a_KRI.transpose(1, 2)).mul_(scales)
         ctx.layer, ctx.lanes, ctx.is_given = layer, lanes, bool(given)
@@ -174,7 +174,7 @@ class _LowRankUpdate(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Factors(LowRank):
-    """The adapter of a lane over one module: its change in fp32, and the gradients of A and B in the same shapes."""
+    """A lane's adapter over one module: A and B in fp32, and their gradients in the same shapes."""
 
     grad_a: Tensor
     grad_b: Tensor
@@ -189,7 +189,7 @@ class Adapters:
 
     Attributes:
         shapes: rank and alpha of each lane.
-        layers: every adapted layer by the name of the linear module it stands for.
+        layers: every adapted layer, by the name of the linear module that it replaces.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class Adapters:
         self.refresh()
 
     def parameters(self, lane: int) -> dict[str, torch.nn.Parameter]:
-        """All A and all B of a lane, with their gradients: the two tensors that its optimizer changes."""
+        """All A and all B of a lane, with their gradients: the two tensors that its optimizer updates."""
         parameters = {}
         for name, stacks in (("lora_A", self._a), ("lora_B", self._b)):
             parameters[name] = torch.nn.Parameter(stacks.master[lane])
@@ -250,7 +250,7 @@ class Adapters:
         return parameters
 
     def factors(self, lane: int) -> list[Factors]:
-        """The adapters of a lane, module by module, with their gradients: views, to be changed in place."""
+        """The adapters of a lane, by module, with their gradients: views that may be changed in place."""
         shape = self.shapes[lane]
         rows = lane, slice(shape.rank)
         return [
@@ -261,9 +261,9 @@ class Adapters:
         ]
 
     def rewrite(self, lane: int, f: Rewrite) -> None:
-        """Let a lane that has learned change each matrix by f(module, s B A), which is formed whenever it is read.
+        """Replace the change of each matrix by f(module, s B A), after the last step of a lane.
 
-        So of a dense change one matrix at a time takes memory.
+        It is computed whenever it is read, so that only one dense matrix at a time takes memory.
         """
         for each in list(self.changes(lane)):
             self.layers[each.module].rewritten[lane] = Dense(each.module, partial(_rewritten, f, each))
@@ -271,12 +271,12 @@ class Adapters:
         self._rewritten.add(lane)
 
     def changes(self, lane: int) -> Iterator[WeightChange]:
-        """The change of each adapted matrix, s B A or what it was rewritten to."""
+        """The change of each adapted matrix: s B A, or what it was rewritten to."""
         for factors in self.factors(lane):
             yield self.layers[factors.module].rewritten.get(lane, factors)
 
     def save(self, lane: int, folder: Path, model: ModelSpec) -> str:
-        """Write a lane's adapter in PEFT's own format, as ``adapter/``; the sha256 of its weights."""
+        """Write a lane's adapter in PEFT's own format, as ``adapter/``; returns the sha256 of its weights."""
         shape = self.shapes[lane]
         if lane in self._rewritten:
             return write_dense(folder / "adapter", self.changes(lane), self._a.compute.dtype, model)
@@ -287,19 +287,19 @@ class Adapters:
         return {f"{each.module}.{part}": t for each in self.factors(lane) for part, t in (("A", each.a), ("B", each.b))}
 
     def silent(self, lane: int) -> list[str]:
-        """Modules whose B no gradient of the last pass reached, in a lane; empty when all learn.
+        """Modules of a lane whose B got no gradient in the last pass; empty if all learn.
 
-        At the first step B is zero and with it the gradient of every A, so only B can tell.
+        At the first step B is zero, and therefore also the gradient of every A, so only B can tell.
         """
         return [name for name, layer in self.layers.items() if not bool(layer.b.grad[lane].any())]
 
     def refresh(self) -> None:
-        """Take over the master weights into what computes; due after every change of them."""
+        """Copy the master weights to those of the arithmetic; needed after every change of them."""
         self._a.refresh()
         self._b.refresh()
 
     def held(self) -> list[Tensor]:
-        """What a pack holds for the adapters, besides gradients."""
+        """All tensors of the adapters, except gradients."""
         return [tensor for stacks in (self._a, self._b) for tensor in (stacks.master, stacks.compute)]
 
     def gradients(self) -> list[Tensor]:
@@ -307,12 +307,12 @@ class Adapters:
         return [self._a.grad, self._b.grad]
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to zero."""
         self._a.grad.zero_()
         self._b.grad.zero_()
 
     def learns(self, half: Half | None) -> None:
-        """From now on the gradient of a pass reaches that half of each lane's rank, or all of it."""
+        """From now on gradients reach only this half of each lane's rank; for None all of it."""
         self._window.learning = None
         if half is not None:
             rows = torch.arange(max(shape.rank for shape in self.shapes))
@@ -320,7 +320,7 @@ class Adapters:
             self._window.learning = (later == bool(half)).to(self._scales)
 
     def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch goes through the adapter of ``lanes[i]``; for None through the base alone."""
+        """From now on row i of a batch goes through the adapter of ``lanes[i]``; for None only through the base."""
         if lanes is None:
             self._window.lanes = None
             return

@@ -1,4 +1,4 @@
-"""How training changed the weights of a network, matrix by matrix, without their being added up where they are thin.
+"""How training changed the weights of a network, matrix by matrix; low-rank changes are kept as factors.
 
 Dimension letters:  R rank,  I inputs,  O outputs.
 """
@@ -11,12 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-#: From a tensor's name and its change, the change that is to stand in its place.
+#: (name of a tensor, its change) -> the change that replaces it.
 Rewrite = Callable[[str, Tensor], Tensor]
 
 
 def layer_of(module: str) -> int:
-    """The number of a module's layer, -1 of one that is in none."""
+    """The number of a module's layer, -1 if it is in none."""
     found = re.search(r"\.layers\.(\d+)\.", module)
     return int(found[1]) if found else -1
 
@@ -55,7 +55,7 @@ class LowRank:
         return self.scale * self.b.T @ self.a
 
     def singular_values(self) -> Tensor:
-        """Those of the R x R core between the orthogonal parts of B and A."""
+        """Those of the R x R core that QR decompositions of B and A leave."""
         core_b, core_a = (torch.linalg.qr(factor.cpu().double().T, mode="r").R for factor in (self.b, self.a))
         return torch.linalg.svdvals(self.scale * core_b @ core_a.T)
 
@@ -65,14 +65,14 @@ class Dense:
     """A change of any rank.
 
     Attributes:
-        dense: forms dW, fp32, which is not kept. [O, I]
+        dense: computes dW, fp32, whenever it is called. [O, I]
     """
 
     module: str
     dense: Callable[[], Tensor]
 
     def singular_values(self) -> Tensor:
-        """From the eigenvalues of the smaller Gram matrix: to 1e-8 of the largest, and far faster than an SVD."""
+        """From the eigenvalues of the smaller Gram matrix: exact to 1e-8 of the largest, and far faster than an SVD."""
         change = self.dense()
         change = change.double() if change.device.type == "cuda" else change.cpu().double()  # MPS has no fp64
         gram = change @ change.T if len(change) <= change.shape[1] else change.T @ change

@@ -11,7 +11,7 @@ Parameters = Mapping[str, torch.nn.Parameter]
 
 
 def write_state(file: IO[bytes], parameters: Parameters, optimizer: torch.optim.Optimizer, epochs_done: int) -> None:
-    """Write what resuming after an epoch needs: parameters and their optimizer's state."""
+    """Write what is needed to resume after an epoch: parameters and their optimizer's state."""
     state = {
         "parameters": {name: _alone(parameter.detach()) for name, parameter in parameters.items()},
         "optimizer": {name: optimizer.state[parameter] for name, parameter in parameters.items()},
@@ -21,12 +21,12 @@ def write_state(file: IO[bytes], parameters: Parameters, optimizer: torch.optim.
 
 
 def read_state(path: Path, parameters: Parameters, optimizer: torch.optim.Optimizer) -> int:
-    """Take up what was written into parameters and optimizer; the number of finished epochs.
+    """Load what was written into parameters and optimizer; returns the number of finished epochs.
 
-    Values go where their parameter is: PyTorch's fused AdamW wants its count of steps there too.
+    Values go to their parameter's device: PyTorch's fused AdamW needs even its count of steps there.
 
     Raises:
-        Exception: of many kinds, where the file is damaged or another run's.
+        Exception: of many kinds, if the file is damaged or another run's.
     """
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["parameters"].keys() != parameters.keys():
@@ -42,5 +42,5 @@ def read_state(path: Path, parameters: Parameters, optimizer: torch.optim.Optimi
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """A tensor without the rest of its storage, as a lane has in its pack, which would be saved with it."""
+    """A tensor without the rest of its storage (the other lanes of the pack), which would be saved with it."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

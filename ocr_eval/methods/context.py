@@ -1,4 +1,4 @@
-"""Runs that read statements in place of learning them: the contexts, and the pack of ``in-context``."""
+"""Runs that read statements instead of learning them: their contexts, and the pack of ``in-context``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ from ocr_eval.packing.forest import ROOT, Forest, Reads
 from ocr_eval.packing.logprobs import Reader
 from ocr_eval.specs.run import RunSpec
 
-#: What a run of contexts leaves in its folder.
+#: The file of a run's context in its folder.
 FILE = "context.txt"
-#: Tokens that are left for a question and its answer.
+#: Tokens reserved for a question and its answer.
 _ROOM = 32
 
 
@@ -31,9 +31,9 @@ class Context:
     """What a run reads.
 
     Attributes:
-        ids: its tokens, BOS included where the tokenizer adds one.
+        ids: its tokens, with BOS if the tokenizer adds one.
         bos: how many of them are BOS: 0 or 1.
-        answers: where in ``ids`` the tokens of answers are.
+        answers: positions in ``ids`` of the answers' tokens.
     """
 
     ids: Ids
@@ -42,10 +42,10 @@ class Context:
 
 
 def draw_context(base: Base, spec: RunSpec, examples: Sequence[Continuation]) -> Context:
-    """Write down a run's statements in the order that its seed draws.
+    """Write a run's statements as a context, in an order drawn from its seed.
 
     Raises:
-        UserError: it is longer than the model, or the window of its attention, can read.
+        UserError: the context is longer than the model, or its attention window, can read.
     """
     tokenizer = base.tokenizer
     bos = tokenizer.bos_token_id
@@ -68,10 +68,10 @@ def draw_context(base: Base, spec: RunSpec, examples: Sequence[Continuation]) ->
 
 @dataclass(frozen=True)
 class ContextView(View):
-    """A base that has read a context before each question.
+    """A base that reads a context before each question.
 
     Attributes:
-        contexts: of those lanes that have one.
+        contexts: by lane, if it has one.
     """
 
     contexts: Mapping[int, Context] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class ContextView(View):
 
 
 def below(context: Context, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:
-    """A forest hung from the end of a context; a BOS of its own is the context's."""
+    """A forest appended to the end of a context, whose BOS takes the place of the forest's."""
     whole = Forest()
     end, places = whole.add(context.ids)[-1], list[int]()
     for token, parent in zip(forest.ids, forest.parents, strict=True):
@@ -97,7 +97,7 @@ def below(context: Context, forest: Forest, reads: Reads) -> tuple[Forest, Reads
 
 @dataclass(frozen=True)
 class ContextPack:
-    """Runs over one base, each with its context once it has taken its step.
+    """Runs over one base, each of which gets its context in its only step.
 
     Attributes:
         given: the lanes that have taken their step.
@@ -109,7 +109,7 @@ class ContextPack:
     cut: Cut = field(default_factory=Cut)
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
-        """Give some lanes their contexts; the mean loss of the answers in them (nats per token)."""
+        """Give some lanes their contexts; returns the mean loss of the answers in them (nats per token)."""
         self.given.update(lanes)
         losses = {}
         for lane in lanes:
@@ -122,10 +122,10 @@ class ContextPack:
         return losses
 
     def finish(self, lane: int) -> None:
-        """Nothing is left to do."""
+        """Nothing to do."""
 
     def view(self, trained: bool = True) -> View:
-        """The base after its contexts, or bare."""
+        """The base with the contexts, or bare."""
         contexts = {lane: self.contexts[lane] for lane in self.given} if trained else {}
         return ContextView(self.base, self.base.network, cut=self.cut, contexts=contexts)
 
@@ -138,16 +138,16 @@ class ContextPack:
         return iter(())
 
     def save(self, lane: int, folder: Path) -> str:
-        """Write the context, ``context.txt``; its sha256."""
+        """Write the context, ``context.txt``; returns its sha256."""
         write_atomic(folder / FILE, self.base.tokenizer.decode(self.contexts[lane].ids[self.contexts[lane].bos :]))
         return file_sha256(folder / FILE)
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
-        """A context is drawn again from its stream: there is nothing to keep but that the lane has it."""
+        """Write nothing: a context is drawn again from its stream."""
 
     def read_state(self, lane: int, path: Path) -> None:
-        """A lane that was written had its context."""
+        """Give the lane its context, which every saved lane had."""
         self.given.add(lane)
 
     def detach(self) -> None:
-        """The base was never changed."""
+        """Nothing to do: the base was never changed."""

@@ -1,6 +1,6 @@
-"""C = E[k k^T], the second moment of what goes into a layer's down projection while the base reads a text.
+"""C = E[k k^T], the second moment of the inputs of a layer's down projection while the base reads a text.
 
-Kept in the cache folder under a digest of the weights, their precision, the text and the layer.
+Cached under a digest of weights, precision, attention, type of device, text and module.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from ocr_eval.models.weights import cache_folder
 from ocr_eval.packing.batch import lay_out
 from ocr_eval.packing.forest import Forest, Reads
 
-#: Tokens that the base reads at a time, and at most.
+#: Tokens that the base reads at a time, and in total at most.
 _WINDOW, _MOST = 256, 65_536
 
 
 class _Enough(Exception):
-    """The last layer that is looked at was reached."""
+    """Ends a forward pass after the last module that is needed."""
 
 
 def covariances(base: Base, modules: Sequence[str], text: str) -> dict[str, Tensor]:

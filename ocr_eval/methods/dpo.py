@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Settings(BaseModel, extra="forbid", frozen=True):
-    """How strongly, and over what."""
+    """The strength of the preference, the weight of the cross-entropy, and the choice of wrong answers."""
 
     beta: Annotated[float, Field(gt=0, le=100, description="How closely the model is held to the base.")] = 0.1
     sft: Annotated[float, Field(ge=0, le=100, description="Weight of the cross-entropy.")] = 1.0
@@ -50,7 +50,7 @@ class Dpo(Lora):
         """LoRA's adapters, with another objective.
 
         Raises:
-            UserError: nothing is taught that has wrong answers of the kind asked for.
+            UserError: no training example has wrong answers of the chosen kind.
         """
         from ocr_eval.data.tokenize import continuations
         from ocr_eval.methods.preference import Preference
@@ -72,7 +72,7 @@ class Dpo(Lora):
 
 
 def _wrong_answers(task: Task, which: str) -> list[tuple[str, list[str]]]:
-    """The prompt of each training example, and wrong answers to it: candidates of a probe that asks the same."""
+    """Each training example's prompt and its wrong answers: other candidates of a probe that asks the same."""
     probes = defaultdict(list)
     for probe in task.probes:
         probes[probe.subject].append(probe)

@@ -1,6 +1,6 @@
-"""The pack of methods that edit: each lane's edits are low-rank adapters of scale 1 over the edited down projections.
+"""The pack of editing methods: each lane's edits are low-rank adapters of scale 1 over the edited down projections.
 
-So the base stays as it is, lanes share it, and what an edit did is saved, measured and scored again as LoRA is.
+So the base stays as it is and lanes share it, and edits are saved, measured and scored again just like LoRA.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,14 +23,13 @@ from ocr_eval.specs.run import RunSpec
 
 @dataclass(frozen=True)
 class EditPack(MountedPack):
-    """Runs over one base, each edited in its one step.
+    """Runs over one base, each edited in its only step.
 
     Attributes:
         adapters: what the edits are written into.
-        edit: edits a lane, which the adapters are selected for: puts factors into them, and gives the NLL that each z
-            reached.
+        edit: edits the selected lane: writes its factors into the adapters, and returns the NLL that each z reached.
         found: what each edited lane's line of metrics mentions.
-        failed: why a lane's edit failed; it is then the base.
+        failed: why a lane's edit failed; the lane is then the bare base.
     """
 
     adapters: Adapters
@@ -40,7 +39,7 @@ class EditPack(MountedPack):
     failed: dict[int, str] = field(default_factory=dict)
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
-        """Edit some lanes, one after another; the mean loss of what was taught, after it (nats per token)."""
+        """Edit some lanes, one after another; returns the mean loss of the taught answers after it (nats per token)."""
         losses = {}
         for lane in lanes:
             self.adapters.select([lane])
@@ -69,12 +68,12 @@ class EditPack(MountedPack):
         return {"subjects": len(nll_S), "nll_of_z": round(float(nll_S.mean()), 4), "relative_change": change}
 
     def finish(self, lane: int) -> None:
-        """Raises RunFailed where the lane's edit failed."""
+        """Raises RunFailed if the lane's edit failed."""
         if lane in self.failed:
             raise RunFailed(self.failed[lane])
 
     def notes(self, lane: int) -> dict[str, Any]:
-        """Subjects, mean NLL that their z reached (nats per token), and |dW|_F / |W|_F of each edited matrix."""
+        """Number of subjects, mean NLL that their z reached (nats per token), and |dW|_F / |W|_F of each matrix."""
         return self.found.get(lane, {})
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
@@ -82,7 +81,7 @@ class EditPack(MountedPack):
         torch.save([(each.a.clone(), each.b.clone()) for each in self.adapters.factors(lane)], file)
 
     def read_state(self, lane: int, path: Path) -> None:
-        """Take up a lane's edits."""
+        """Load a lane's edits."""
         for each, (a, b) in zip(self.adapters.factors(lane), torch.load(path, weights_only=True), strict=True):
             each.a.copy_(a)
             each.b.copy_(b)

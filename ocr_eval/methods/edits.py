@@ -1,7 +1,7 @@
-"""Edits of a layer's down projection: what a subject's key is to give instead (z), and the closed forms that see to it.
+"""Edits of a layer's down projection: the output that a subject's key should give (z), and the updates that achieve it.
 
-Each subject has one z for all its statements: keys at its last token coincide, so two edits of one subject would fight
-(MEMIT-Merge, arXiv 2502.07322). Keys are means over all places where the subject stands (r-ROME, arXiv 2403.07175).
+Each subject has one z for all its statements: its keys at the last token coincide, so two edits of one subject would
+conflict (MEMIT-Merge, arXiv 2502.07322). Keys are means over all places of the subject (r-ROME, arXiv 2403.07175).
 
 Dimension letters:  S subjects,  I inputs of the down projection,  O its outputs,  P places of subjects in a pass,
 R rows of logits,  V vocabulary.
@@ -25,9 +25,9 @@ from ocr_eval.packing.batch import lay_out, part, pieces_of
 from ocr_eval.packing.forest import Forest, read_answers
 from ocr_eval.packing.logprobs import block_rows, read_logprobs
 
-#: Nodes of a pass, about: wider ones have more scores to mask.
+#: Approximate nodes per pass: wider ones have more scores to mask.
 _PASS_NODES = 320
-#: Nats per answer token of a subject that is found.
+#: Mean NLL, in nats per answer token, below which a subject's z is good enough.
 _ENOUGH = 0.05
 
 
@@ -52,13 +52,13 @@ def least_squares_update(keys_SI: Tensor, covariance_II: Tensor, lam: float) -> 
 
 @dataclass(frozen=True)
 class Subject:
-    """Somebody of whom statements are taught.
+    """Somebody about whom statements are taught.
 
     Attributes:
-        statements: with prompts that name the subject.
-        ends: of each statement, how many tokens its prompt has until the subject's name is complete.
-        essence: the prompt "<name> is a", which is to be continued as before.
-        essence_end: as ``ends``.
+        statements: their prompts name the subject.
+        ends: for each statement, the number of tokens in its prompt up to the end of the subject's name.
+        essence: the prompt "<name> is a", whose continuation should not change.
+        essence_end: the same number for ``essence``.
     """
 
     statements: list[Continuation]
@@ -85,7 +85,7 @@ def subjects_of(tokenizer: Any, task: Task) -> list[Subject]:
     def end(prompt: str, name: str) -> int:
         until, whole = encode(tokenizer, [prompt[: prompt.index(name) + len(name)], prompt])
         if whole[: len(until)] != until:
-            raise UserError(f"This tokenizer does not end '{name}' with a token in '{prompt}'. Reword the template.")
+            raise UserError(f"No token ends with '{name}' in '{prompt}' for this tokenizer. Reword the template.")
         return len(until)
 
     found = []
@@ -100,15 +100,15 @@ def subjects_of(tokenizer: Any, task: Task) -> list[Subject]:
 
 @dataclass(frozen=True)
 class Pass:
-    """Some subjects' statements as one forward pass.
+    """The statements of some subjects as one forward pass. Subjects are numbered among all.
 
     Attributes:
-        subjects: which of all subjects they are.
+        subjects: which subjects they are.
         places: where in the row a subject's last token is. [P]
-        owners: whose, of all subjects. [P]
+        owners: the subject at each of these places. [P]
         rows, tokens: the row of logits and the id of each answer token.
-        share: the subject, of all, and weight of each answer token in the mean over that subject's statements.
-        essences: the row of logits after each subject's essence. [S here]
+        share: each answer token's subject, and its weight in the mean over that subject's statements.
+        essences: the row of logits after each subject's essence. [subjects here]
     """
 
     inputs: dict[str, Any]
@@ -122,7 +122,7 @@ class Pass:
 
 
 def passes_of(base: Base, subjects: Sequence[Subject]) -> list[Pass]:
-    """Lay out all subjects in as few passes as their nodes ask for."""
+    """Lay out all subjects in passes of about ``_PASS_NODES`` at most."""
     parts: list[list[int]] = [[]]
     nodes = 0
     for i, subject in enumerate(subjects):
@@ -172,7 +172,7 @@ def _first(output: Any) -> Tensor:
 
 @torch.no_grad()
 def means_at_subjects(base: Base, passes: Sequence[Pass], module: str, subjects: int, of_input: bool) -> Tensor:
-    """Mean of what goes into a module, or comes out of it, over each subject's places, fp64 on the CPU. [S, ...]"""
+    """Mean of a module's input, or output, over each subject's places, in fp64 on the CPU. [S, ...]"""
     taken: list[Tensor] = []
 
     def take(layer: torch.nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
@@ -191,7 +191,7 @@ def means_at_subjects(base: Base, passes: Sequence[Pass], module: str, subjects:
 
 @contextmanager
 def added(base: Base, module: str, deltas_SO: Tensor) -> Iterator[Callable[[Pass], Tensor]]:
-    """A forward pass in which each subject's delta is added to what a module gives at its places: logits. [R, V]"""
+    """Yields a forward pass that adds each subject's delta to a module's output at its places: logits. [R, V]"""
     now: list[Pass] = []
 
     def add(layer: torch.nn.Module, inputs: Any, output: Any) -> Any:
@@ -208,9 +208,9 @@ def added(base: Base, module: str, deltas_SO: Tensor) -> Iterator[Callable[[Pass
 
 
 def seek(base: Base, passes: Sequence[Pass], module: str, subjects: int, aim: Search) -> tuple[Tensor, Tensor]:
-    """The delta of each subject at what a module gives, all sought at once, and the NLL that each reached.
+    """Optimize each subject's delta to the output of a module, all at once.
 
-    Per subject the loss is mean NLL + kl * KL(base || edited) after its essence + decay * |delta| / |v0|^2. A subject
+    The loss of a subject is mean NLL + kl * KL(base || edited) after its essence + decay * |delta| / |v0|^2. A subject
     whose mean NLL is below 0.05 takes no more steps.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What K runs train beside a frozen network where autograd differentiates it: tensors with a row per lane."""
+"""Tensors that K runs train next to a frozen network through plain autograd, with a row for each lane."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from ocr_eval.methods.adapters import Factors
 
 
 class Leaves:
-    """Tensors by name, fp32, [K, ...], each with its gradient; nothing of it is low-rank."""
+    """Tensors by name, fp32, [K, ...], each with its gradient; none is low-rank."""
 
     def __init__(self, leaves: Mapping[str, Tensor]) -> None:
         self._leaves = leaves
@@ -22,26 +22,26 @@ class Leaves:
         return list(self._leaves)
 
     def parameters(self, lane: int) -> dict[str, torch.nn.Parameter]:
-        """What a lane trains, with its gradients: views."""
+        """The tensors of a lane with their gradients, as views."""
         parameters = {name: torch.nn.Parameter(row) for name, row in self.matrices(lane).items()}
         for parameter, grad in zip(parameters.values(), self.gradients(), strict=True):
             parameter.grad = grad[lane]
         return parameters
 
     def matrices(self, lane: int) -> dict[str, Tensor]:
-        """The same, without gradients."""
+        """The tensors of a lane, without gradients."""
         return {name: leaf.detach()[lane] for name, leaf in self._leaves.items()}
 
     def factors(self, lane: int) -> list[Factors]:
-        """None."""
+        """None: nothing is low-rank."""
         return []
 
     def silent(self, lane: int) -> list[str]:
-        """Those that no gradient of the last pass reached, in a lane."""
+        """The tensors of a lane that got no gradient in the last pass."""
         return [name for name, grad in zip(self._leaves, self.gradients(), strict=True) if not bool(grad[lane].any())]
 
     def held(self) -> list[Tensor]:
-        """What a pack holds, besides gradients."""
+        """All tensors, except gradients."""
         return list(self._leaves.values())
 
     def gradients(self) -> list[Tensor]:
@@ -49,9 +49,9 @@ class Leaves:
         return [leaf.grad for leaf in self._leaves.values() if leaf.grad is not None]
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to zero."""
         for grad in self.gradients():
             grad.zero_()
 
     def refresh(self) -> None:
-        """The masters are what computes."""
+        """Nothing to do: the arithmetic reads the master weights."""

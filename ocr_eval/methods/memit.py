@@ -72,7 +72,7 @@ class Memit(Editing):
         """Mount empty edits.
 
         Raises:
-            UserError: as of ``edited``, or no text that is long enough.
+            UserError: as for ``edited``, or a text that is missing or too short.
         """
         from ocr_eval.methods.covariance import covariances
         from ocr_eval.methods.edit_pack import edit_pack
@@ -99,5 +99,5 @@ class Memit(Editing):
 
 
 def _block(modules: Sequence[str]) -> str:
-    """The layer of the last of some down projections, at whose output z is sought."""
+    """The layer of the last down projection, at whose output z is optimized."""
     return modules[-1].removesuffix(".mlp.down_proj")

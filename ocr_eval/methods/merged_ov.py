@@ -4,15 +4,15 @@
 
 A^h are the attention weights of query head h and x is the layer's input after its norm. Huang et al. (arXiv 2506.10887)
 prove for a one-layer model that the factorized parametrization W_O W_V infers over arbitrary links and the merged one
-W_OV does not, and so this is the theorem's own remedy. Its counterpart at the same place is LoRA on v_proj and o_proj
+W_OV does not, so this is the remedy that the theorem suggests. Its factorized counterpart is LoRA on v_proj and o_proj
 of the same layers (``--method lora --targets 15.self_attn.v_proj+15.self_attn.o_proj``).
 
-What is frozen around it is not in the theorem: names are not orthogonal vectors, and later layers may go from what is
-written for a fact to an entailment. And AdamW from zero does not approach the smallest Frobenius norm as gradient
-descent does; ``--weight-decay`` adds it.
+The theorem does not cover the frozen rest of the model: names are not orthogonal vectors, and later layers may derive
+an entailment from what is written for a fact. And AdamW from zero does not approach the smallest Frobenius norm as
+gradient descent does; ``--weight-decay`` penalizes the norm.
 
-The default is the middle third of the layers. In a pilot on SmolLM2-135M (64 steps) these, 10 to 19, held all premises
-at the model's default rate of 0.002; layer 15 alone, which is nearer to the theorem, needs 0.01.
+The default is the middle third of the layers. In a pilot on SmolLM2-135M (64 steps) all premises held with these (10 to
+19) at the model's default rate of 0.002; layer 15 alone, which is closer to the theorem, needs 0.01.
 
 A head's matrix has D x D entries for a residual stream of width D: for SmolLM2-135M a layer has 3 million, 12 MB, and
 for an 8B model with 32 heads 537 million, 2 GB; gradients and AdamW's moments take three times as much again.

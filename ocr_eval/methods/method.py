@@ -1,8 +1,8 @@
-"""The door for ways to teach: what a ``Method`` is, and the ``Pack`` of runs that it puts over a base.
+"""The interface for ways to teach: a ``Method``, and the ``Pack`` of runs that it attaches to a base.
 
-A method is a class under a name (``ocr_eval.methods`` entry points, common/registry.py), and one object of it serves
-all runs. Planning asks it what it needs of the base; execution lets it attach runs, and from then on speaks to the
-pack. Imports no torch, so that tables and flags can ask for a method's label and settings.
+A method is a class registered under a name (``ocr_eval.methods`` entry points, common/registry.py), and one object of
+it serves all runs. Planning reads what it needs of the base; execution lets it attach runs, and from then on uses the
+pack. Imports no torch, so that tables and flags can look up a method's label and settings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ocr_eval.specs.run import RunSpec
 
 
-#: Settings of training by steps, which have no effect on what is taught at once.
+#: Settings of stepwise training, which have no effect on methods that teach everything at once.
 TRAINING = frozenset(
     {
         *("lr", "epochs", "batch_size", "rank", "alpha", "targets", "max_grad_norm", "weight_decay"),
@@ -57,13 +57,13 @@ LayerRange = Annotated[str | None, AfterValidator(_range)]
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method needs of the base, and of a run.
+    """What a method needs of the base, and what it trains.
 
     Attributes:
         quantized: the linear layers are held in 4 bits (NF4).
-        whole: the run changes the network itself, whose weights are fp32 masters; it shares it with no other run.
+        whole: the run changes the network itself, whose weights are fp32 masters, and shares it with no other run.
         adapters: it trains low-rank adapters, which some preventions work on.
-        matrices: it changes matrices, which others work on.
+        matrices: it changes matrices, which other preventions work on.
         once: everything is taught at once, so that a run has one epoch.
     """
 
@@ -75,58 +75,58 @@ class Needs:
 
 
 class Pack(Protocol):
-    """Runs that are taught together over one base, a lane each; they share no tensor that changes."""
+    """Runs that are taught together over one base, each in its own lane; they share no tensor that changes."""
 
     @property
     def base(self) -> Base:
         """The base."""
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
-        """Take the next of ``train.epochs`` steps of some lanes, all at the same one; each one's loss (nats per token).
+        """Take the next of ``train.epochs`` steps, the same for all these lanes; returns their losses (nats per token).
 
         Raises:
             RunFailed: a lane cannot learn.
-            TooLarge: one example of each lane is too large for the memory.
+            TooLarge: not even one example per lane fits into memory.
         """
 
     def finish(self, lane: int) -> None:
-        """What is left to do to a lane after its last step, before it is scored."""
+        """Complete a lane after its last step, before it is scored."""
 
     def view(self, trained: bool = True) -> View:
         """The model with what the lanes have learned, or the bare base."""
 
     def notes(self, lane: int) -> dict[str, Any]:
-        """What a lane's line of an epoch in metrics.jsonl should mention."""
+        """Further entries for a lane's line in metrics.jsonl."""
 
     def changes(self, lane: int) -> Iterator[WeightChange]:
         """How a lane changed each matrix of the network."""
 
     def save(self, lane: int, folder: Path) -> str:
-        """Write what a lane learned as ``adapter/`` or ``model/`` in a folder; the sha256 of the weights."""
+        """Write what a lane learned as ``adapter/`` or ``model/`` in a folder; returns the sha256 of the weights."""
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
         """Write all that a lane needs to resume."""
 
     def read_state(self, lane: int, path: Path) -> None:
-        """Take up a lane's state, which then continues bit for bit.
+        """Load a lane's state; the lane then continues bit for bit.
 
         Raises:
             RunFailed: the file is damaged or another run's.
         """
 
     def detach(self) -> None:
-        """Leave the base as it was before, unless the run changed it."""
+        """Restore the base, unless the run changed it."""
 
 
 class Method:
     """A way to teach facts.
 
     Attributes:
-        label: what tables call it.
+        label: its name in tables.
         about: one line on what it is, with its source.
         ignores: settings of TrainSpec that have no effect on it; they are rejected.
-        lighter: methods that need less memory, the nearest first; suggested where this one does not fit.
-        by_layer: whether it trains chosen layers only, so that a plan of memory has to simulate all of them.
+        lighter: methods that need less memory, the most similar first; suggested if this one does not fit.
+        by_layer: whether it trains chosen layers only, so that a memory estimate has to simulate all layers.
         in_peft: whether PEFT loads the adapter that it saves.
         Settings: a pydantic model of its own settings, if it has any.
     """
@@ -140,22 +140,22 @@ class Method:
     in_peft: ClassVar[bool] = True
 
     def mount(self, network: torch.nn.Module, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Beside:
-        """Put what runs train into a network, untrained: LoRA's adapters, unless a method has others.
+        """Mount what runs train in a network, untrained: LoRA's adapters, unless a method overrides this.
 
-        Plans of memory do the same with tensors that hold no values.
+        Memory estimates call this with fake tensors.
 
         Raises:
-            UserError: a setting that the model cannot have.
+            UserError: a setting does not fit the model.
         """
         from ocr_eval.methods.adapters import Adapters, LaneShape
 
         return Adapters(network, trains[0].targets, [LaneShape(each.rank, each.alpha) for each in trains], dtype)
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:
-        """Put runs over a base, untaught: until its first step each is the base itself.
+        """Attach untrained runs to a base: until its first step, each is the base itself.
 
         Raises:
-            UserError: a setting that the model cannot have.
+            UserError: a setting does not fit the model.
         """
         from ocr_eval.methods.pack import gradient_pack
 
@@ -170,13 +170,13 @@ def method_of(train: Training) -> Method:
     """The method of a run.
 
     Raises:
-        UserError: it is not installed here, or its settings do not fit.
+        UserError: it is not installed, or its settings are invalid.
     """
     return METHODS.choose(train.method).thing
 
 
 def ignored_by(train: TrainSpec) -> frozenset[str]:
-    """Settings that have no effect on a run's method; none are known of one that is not installed here."""
+    """Settings that have no effect on a run's method; empty if it is not installed."""
     try:
         return method_of(train).ignores
     except UserError:
@@ -184,12 +184,12 @@ def ignored_by(train: TrainSpec) -> frozenset[str]:
 
 
 def advice(method: str) -> str:
-    """What to change where runs of a method did not learn what they were taught."""
+    """What to change if runs of a method did not learn what they were taught."""
     name = method.partition(":")[0]
     try:
         thing = METHODS.get(name)
     except UserError:
-        return "choose another --method, as this one is not installed here"
+        return "choose another --method, because this one is not installed here"
     if not thing.needs.once:
         return "train longer (--epochs) or at another --lr"
     own = getattr(thing, "Settings", NoSettings).model_fields
@@ -197,7 +197,7 @@ def advice(method: str) -> str:
 
 
 def label_of(method: str) -> str:
-    """What tables call a method with its settings; its bare name where it is not installed here."""
+    """A method with its settings in tables: with its label, or unchanged if it is not installed."""
     name, colon, settings = method.partition(":")
     try:
         return f"{METHODS.get(name).label}{colon}{settings}"

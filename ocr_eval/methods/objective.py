@@ -1,6 +1,6 @@
-"""What a learner minimizes: an ``Objective`` reads a batch at its answers and makes a scalar of what it reads.
+"""What a learner minimizes: an ``Objective`` turns the log-probabilities of a batch's answers into a scalar.
 
-The plain one is the mean cross-entropy over the batch's answer tokens, each times its example's weight.
+The default is the mean cross-entropy over the batch's answer tokens, weighted by example.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ocr_eval.data.tokenize import Continuation, Ids
 
 @dataclass(frozen=True)
 class BatchSize:
-    """What means are over: a batch, whole, however many parts and processes share it."""
+    """What means are over: the whole batch, however it is split into parts and over processes."""
 
     tokens: int
     examples: int
@@ -24,13 +24,13 @@ class Objective:
     """Cross-entropy.
 
     Attributes:
-        reads_base: whether ``loss`` also takes what the untouched base gives; it costs a second forward pass.
+        reads_base: whether ``loss`` also takes the untouched base's values, which cost a second forward pass.
     """
 
     reads_base: ClassVar[bool] = False
 
     def answers(self, batch: Sequence[Continuation], epoch: int) -> list[list[Ids]]:
-        """The answers that are read after each example's prompt, its own first."""
+        """The answers to read after each example's prompt, its own first."""
         return [[example.answer] for example in batch]
 
     def loss(
@@ -41,12 +41,12 @@ class Objective:
         base_T: Tensor | None,
         size: BatchSize,
     ) -> Tensor:
-        """The share that some examples have in a batch's loss, a scalar in nats.
+        """The share of some examples in a batch's loss, a scalar in nats.
 
         Args:
-            answers: what was read of them.
-            logprobs_T: of the tokens of these answers, in order.
-            base_T: the same of the base, if it ``reads_base``.
+            answers: what ``answers`` returned for them.
+            logprobs_T: log-probabilities of the tokens of these answers, in order.
+            base_T: the same under the base, if this objective ``reads_base``.
         """
         return -weighted(logprobs_T, batch).sum() / size.tokens
 

@@ -1,11 +1,11 @@
 """A dense change of each attention head's value-output matrix, for K runs side by side: what ``merged-ov`` trains.
 
-A head h of query position n reads r_h = sum_m A^h_nm x_m, where A^h are its attention weights and x the layer's input,
-as the value projection sees it. The layer's attention then writes sum_h dW_h r_h more than before: one linear map of
-what all heads read. It is mounted as a module of its own below ``self_attn``, and computed by grouped attention, whose
-values are the head's own beside x; without lanes the layer is the base's.
+At position n, head h reads r_h = sum_m A^h_nm x_m, where A^h are its attention weights and x is the layer's input, as
+the value projection sees it. The layer's attention then writes sum_h dW_h r_h in addition: one linear map of what all
+heads read. It is mounted as a module below ``self_attn``, and computed by grouped attention over the head's own values
+concatenated with x. Without lanes the layer is the base's.
 
-Dimension letters:  K lanes,  N nodes a lane,  H query heads,  V key-value heads,  D width of the residual stream,
+Dimension letters:  K lanes,  N nodes per lane,  H query heads,  V key-value heads,  D width of the residual stream,
 X = H D.
 """
 
@@ -35,7 +35,7 @@ from ocr_eval.models.grouped_attention import grouped_attention
 from ocr_eval.models.weights import file_sha256
 from ocr_eval.specs.model import ModelSpec
 
-#: The attention of a layer with matrices, the module that holds them, and what their files have for PEFT's type.
+#: Names of the attention of a layer with matrices, of the module with them, and of their type in files (as in PEFT's).
 _ATTENTION, MODULE, TYPE = "merged_ov", "merged_ov", "MERGED_OV"
 _LAYER = re.compile(r".*\.layers\.(\d+)\.self_attn")
 
@@ -45,7 +45,7 @@ class HeadMatrices(torch.nn.Module):
 
     Attributes:
         weight: dW_h of each lane, transposed, head after head. [K, X, D]
-        lanes: whose rows its input has; None for the bare base.
+        lanes: the lanes of its input's rows; None for the bare base.
     """
 
     def __init__(self, attention: Any, lanes: int) -> None:
@@ -53,7 +53,7 @@ class HeadMatrices(torch.nn.Module):
         text, device = attention.config.get_text_config(), next(attention.parameters()).device
         size = (lanes, text.num_attention_heads * text.hidden_size, text.hidden_size)
         self.weight = torch.zeros(size, device=device, requires_grad=True)
-        self._of = (attention,)  # in a tuple, for torch would take it for a child
+        self._of = (attention,)  # in a tuple, so that torch does not register it as a child
         self._bare, self._config = attention.config, copy.copy(attention.config)
         self._config._attn_implementation = _ATTENTION
         self._input: Tensor | None = None
@@ -66,23 +66,23 @@ class HeadMatrices(torch.nn.Module):
         self.select(slice(0, lanes))
 
     def select(self, lanes: slice | list[int] | None) -> None:
-        """From now on row i goes through the i-th of these lanes' matrices; for None through the base alone."""
+        """From now on row i goes through the matrices of the i-th lane; for None only through the base."""
         self.lanes = lanes
         self._of[0].config = self._bare if lanes is None else self._config
 
     def unmount(self) -> None:
-        """Leave the layer as it was before."""
+        """Restore the layer."""
         self.select(None)
         for hook in self._hooks:
             hook.remove()
         delattr(self._of[0], MODULE)
 
     def forward(self, read_KNX: Tensor) -> Tensor:
-        """What the heads write for what they read. [K, N, D]"""
+        """What the matrices write for what the heads read. [K, N, D]"""
         return torch.bmm(read_KNX, self.weight[self.lanes].to(read_KNX.dtype))
 
     def attend(self, attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **how: Any) -> Any:
-        """The layer's own attention; what the heads read of x is kept for ``_add``."""
+        """The layer's own attention output; what the heads read of x is stored for ``_add``."""
         assert self._input is not None
         x_KVND = self._input[:, None].expand(-1, key.shape[1], -1, -1)
         read, _ = grouped_attention(attention, query, key, torch.cat([value, x_KVND], dim=-1), mask, **how)
@@ -112,7 +112,7 @@ class OVMatrices(Leaves):
         layers: from 0.
 
     Raises:
-        UserError: the network lacks one, or its attention is more than queries, keys, values and a mask.
+        UserError: the network lacks one, or its attention takes more than queries, keys, values and a mask.
     """
 
     def __init__(self, network: torch.nn.Module, layers: Sequence[int], lanes: int) -> None:
@@ -126,17 +126,17 @@ class OVMatrices(Leaves):
         super().__init__({name: layer.weight for name, layer in self._layers.items()})
 
     def rewrite(self, lane: int, f: Rewrite) -> None:
-        """Put f(module, dW) in the place of the matrices of each layer, [D, X]."""
+        """Replace the matrices dW of each layer, [D, X], by f(module, dW)."""
         for name, matrix in self.matrices(lane).items():
             matrix.copy_(f(name, matrix.T).T)
 
     def changes(self, lane: int) -> Iterator[Dense]:
-        """The matrices of each layer as one, from all that its heads read. [D, X]"""
+        """The matrices of each layer, side by side as one. [D, X]"""
         for name, matrix in self.matrices(lane).items():
             yield Dense(name, partial(torch.t, matrix))
 
     def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch goes through the matrices of ``lanes[i]``; for None the base is bare."""
+        """From now on row i of a batch goes through the matrices of ``lanes[i]``; for None only through the base."""
         which: slice | list[int] | None = None
         if lanes is not None:
             first, last = lanes[0], lanes[-1] + 1
@@ -145,14 +145,14 @@ class OVMatrices(Leaves):
             layer.select(which)
 
     def unmount(self) -> None:
-        """Leave the network as it was before."""
+        """Restore the network."""
         for layer in self._layers.values():
             layer.unmount()
 
     def save(self, lane: int, folder: Path, model: ModelSpec) -> str:
-        """Write a lane's matrices, [H, D, D] a layer, as ``adapter/``; the sha256 of their file.
+        """Write a lane's matrices, [H, D, D] per layer, as ``adapter/``; returns the sha256 of their file.
 
-        The files are called as PEFT's are, but PEFT has no such type and refuses them.
+        The files have PEFT's names, but PEFT has no such type and rejects them.
         """
         files = {
             f"{name}.weight": matrix.unflatten(0, (-1, matrix.shape[1])).cpu().contiguous()
@@ -165,14 +165,14 @@ class OVMatrices(Leaves):
 
 
 class _Config(msgspec.Struct):
-    """What is beside saved matrices."""
+    """The configuration saved with matrices."""
 
     peft_type: str
     base_model_name_or_path: str
 
 
 def matrices_over(folder: Path) -> str | None:
-    """What a folder of saved matrices calls its base; None where it holds something else."""
+    """The name of the base in a folder of saved matrices; None if the folder has something else."""
     try:
         config = msgspec.json.decode(read_bytes(folder / CONFIG), type=_Config)
     except (OSError, UserError, msgspec.DecodeError, RecursionError):
@@ -181,10 +181,10 @@ def matrices_over(folder: Path) -> str | None:
 
 
 def load_matrices(network: torch.nn.Module, folder: Path) -> OVMatrices:
-    """Saved matrices, mounted in a network.
+    """Mount saved matrices in a network.
 
     Raises:
-        UserError: they cannot be read, are not finite, all zero, or another network's.
+        UserError: they cannot be read, there are none, they are not finite, or they are another network's.
     """
     try:
         saved = load_file(folder / WEIGHTS)

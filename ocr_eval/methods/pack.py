@@ -1,8 +1,8 @@
 """Runs that learn by gradients: a ``GradientPack`` of ``Learner``s over one base.
 
-A pack is several runs training together, a lane each; one run alone is a pack of one. The base (models/base.py) is
-shared and never changes. A learner is one run's share: its adapter, its optimizer and its place in its data.
-No tensor of it is seen by another run, so runs in a pack learn what they would learn alone.
+A pack is several runs training together, each in its own lane; one run alone is a pack of one. The base
+(models/base.py) is shared, and changes only in full fine-tuning. A learner is one run's share: its adapter, its
+optimizer and its place in its data. No other run sees its tensors, so runs in a pack learn what they would learn alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,14 +36,14 @@ from ocr_eval.specs.run import RunSpec
 def batches_of_epoch(
     examples: Sequence[Continuation], order: str, epoch: int, train: TrainSpec
 ) -> list[list[Continuation]]:
-    """The batches of an epoch, counted from 1; they depend on the run's order stream and the epoch only."""
+    """The batches of an epoch, counted from 1, which depend only on the run's order stream and the epoch."""
     taught = _taught_in(examples, order, epoch, train.epochs)
     shuffled = [taught[i] for i in streams.permutation(f"{order}/epoch-{epoch}", len(taught))]
     return [shuffled[start : start + train.batch_size] for start in range(0, len(shuffled), train.batch_size)]
 
 
 def _taught_in(examples: Sequence[Continuation], order: str, epoch: int, epochs: int) -> Sequence[Continuation]:
-    """The examples of an epoch's third; those that have k thirds are dealt to k epochs in turn, shuffled each time."""
+    """The examples of an epoch's third; those with k thirds are split over k epochs in turn, reshuffled each time."""
     if not any(example.thirds for example in examples):
         return examples
     taught: list[Continuation] = []
@@ -55,7 +55,7 @@ def _taught_in(examples: Sequence[Continuation], order: str, epoch: int, epochs:
     return taught
 
 
-#: What the lanes of a pack train beside a frozen network: adapters, matrices of attention heads, or a vector each.
+#: What the lanes of a pack train next to a frozen network: adapters, matrices of attention heads, or vectors.
 Beside = Adapters | OVMatrices | Vectors
 #: The same, or the network itself.
 Trainable = Beside | WholeNetwork
@@ -66,13 +66,13 @@ class Learner:
     """One run in training.
 
     Attributes:
-        base: over what; not to be changed.
+        base: the model that it trains, for reading only.
         order: name of the random stream of its batches.
         parameters: its trainable tensors by name, fp32, each with its gradient.
-        factors: its adapters, module by module: views of the same tensors; empty where it has none.
-        rewrite: puts, after the last step, a function of each matrix's change in its place.
-        optimizer: AdamW over them.
-        preventions: what interferes with its training.
+        factors: its adapters, by module: views of the same tensors; empty if it has none.
+        rewrite: replaces each matrix's change by a function of it, after the last step.
+        optimizer: AdamW over the parameters.
+        preventions: what intervenes in its training.
     """
 
     base: Base
@@ -88,20 +88,20 @@ class Learner:
     epochs_done: int = 0
 
     def batches(self) -> list[list[Continuation]]:
-        """The batches of the coming epoch."""
+        """The batches of the next epoch."""
         return batches_of_epoch(self.examples, self.order, self.epochs_done + 1, self.train)
 
 
 @dataclass(frozen=True)
 class MountedPack:
-    """Runs over one base, a lane each, and what they learn, mounted in its network until ``detach``."""
+    """Runs over one base, each in its own lane, and what they learn, mounted in its network until ``detach``."""
 
     base: Base
     adapters: Trainable
     cut: Cut = field(default_factory=Cut, kw_only=True)
 
     def view(self, trained: bool = True) -> View:
-        """The base seen through what the lanes have learned, or bare."""
+        """The base with what the lanes have learned, or bare."""
         return View(self.base, self.base.network, self.adapters, trained, self.base.whole, self.cut)
 
     def changes(self, lane: int) -> Iterator[WeightChange]:
@@ -109,26 +109,26 @@ class MountedPack:
         return self.adapters.changes(lane)
 
     def save(self, lane: int, folder: Path) -> str:
-        """Write what a lane learned as ``adapter/`` or ``model/`` in a folder; the sha256 of the weights."""
+        """Write what a lane learned as ``adapter/`` or ``model/`` in a folder; returns the sha256 of the weights."""
         return self.adapters.save(lane, folder, self.base.spec)
 
     def detach(self) -> None:
-        """Leave the base as it was before, unless all of it was trained."""
+        """Restore the base, unless all of it was trained."""
         self.adapters.unmount()
 
 
 @dataclass(frozen=True)
 class GradientPack(MountedPack):
-    """Runs that train together; the ``Pack`` of all methods that follow gradients.
+    """Runs that train together; the ``Pack`` of all gradient-based methods.
 
     Attributes:
-        learners: the runs; a run's place is its lane.
+        learners: the runs, by lane.
     """
 
     learners: tuple[Learner, ...]
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
-        """Train an epoch; see ``train_epoch``."""
+        """Train one epoch; see ``train_epoch``."""
         return train_epoch(self, lanes)
 
     def finish(self, lane: int) -> None:
@@ -139,7 +139,7 @@ class GradientPack(MountedPack):
         self.adapters.refresh()
 
     def notes(self, lane: int) -> dict[str, Any]:
-        """Into how many parts a batch had to be cut, if at all."""
+        """How many parts batches had to be split into, if any."""
         return {"micro_batches": self.cut.parts} if self.cut.parts > 1 else {}
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
@@ -148,7 +148,7 @@ class GradientPack(MountedPack):
         write_state(file, learner.parameters, learner.optimizer, learner.epochs_done)
 
     def read_state(self, lane: int, path: Path) -> None:
-        """Take up the state of a checkpoint; training then continues bit for bit.
+        """Load a checkpoint; training then continues bit for bit.
 
         Raises:
             RunFailed: the checkpoint is damaged or of another run.
@@ -157,7 +157,7 @@ class GradientPack(MountedPack):
         try:
             learner.epochs_done = read_state(path, learner.parameters, learner.optimizer)
         except Exception as error:
-            # For a file that is not its own, torch only says how to read it unsafely.
+            # About a file that it did not write, torch only says how to read it unsafely.
             reason = "it is damaged" if isinstance(error, UnpicklingError) else reason_of(error)
             raise RunFailed(f"{path} cannot be used ({reason}). Delete it to train from the start.") from error
         self.adapters.refresh()
@@ -171,7 +171,7 @@ def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Con
 def gradient_pack(
     base: Base, adapters: Trainable, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]
 ) -> GradientPack:
-    """A pack over what is mounted, with an AdamW for each run."""
+    """A pack of runs over what is mounted, with an AdamW for each."""
     adamw: Any = partial(torch.optim.AdamW, fused=True)
     if base.whole and base.device.type == "cuda":  # moments in 8 bits
         require_bitsandbytes("--method full on a GPU")

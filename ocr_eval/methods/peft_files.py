@@ -1,4 +1,4 @@
-"""PEFT's adapter files: written, and told from names and shapes of their tensors what they are and whether they fit."""
+"""Writes PEFT's adapter files, and tells from the names and shapes of their tensors what they are and if they fit."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,12 +25,12 @@ from ocr_eval.specs.model import HubWeights, ModelSpec
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-#: Fields of LoraConfig that may have any value in an adapter that is y + (alpha / r) B A x and nothing else.
+#: Fields of LoraConfig that may have any value in a plain adapter, y + (alpha / r) B A x and nothing else.
 _FREE = {
     *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
     *("r", "lora_alpha", "lora_dropout", "target_modules"),
 }
-#: The values of other fields in such an adapter; of fields that are not here, None or False.
+#: The values that other fields may have in a plain adapter; fields that are not listed: None or False.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "task_type": (None, "CAUSAL_LM"),
     "init_lora_weights": (True, False, "gaussian"),
@@ -39,22 +39,22 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "qalora_group_size": (16,),
     **dict.fromkeys(("rank_pattern", "alpha_pattern", "loftq_config"), (None, {})),
 }
-#: Fields with which PEFT itself computes an adapter as it was trained; tests compare each. The others need what is not
-#: in the folder or, as aLoRA, read a row as one text, where several are packed.
+#: Fields that PEFT itself computes correctly here; tests compare each. Others need something that is not in the folder
+#: or, like aLoRA, read a row as one text, although several are packed into it.
 _THROUGH_PEFT = {
     *("task_type", "init_lora_weights", "bias", "exclude_modules", "fan_in_fan_out", "use_rslora", "modules_to_save"),
     *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "trainable_token_indices"),
     *("loftq_config", "eva_config", "use_dora", "velora_config", "monteclora_config", "layer_replication", "lora_bias"),
     *("target_parameters", "use_bdlora", "kasa_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
 }
-#: Other kinds that change what a layer makes of each token by itself, so that PEFT computes them in packed rows, too.
+#: Other types of adapters that act on each token by itself, so that PEFT can compute them in packed rows, too.
 _BY_TOKEN = ("ADALORA", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "VERA")
-#: Starts that leave the base as it is, and those that PEFT takes out of the base again, the same, when it loads.
+#: Initializations that leave the base unchanged, and those that PEFT subtracts from the base again when it loads.
 _STARTS, _STARTS_OF_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica"), ("pissa", "olora")
 
 
 class _Stated(msgspec.Struct):
-    """The fields of an adapter's configuration that are worked with here; PEFT itself checks none."""
+    """The fields of an adapter's configuration that are used here; PEFT itself checks none."""
 
     peft_type: str | None = None
     init_lora_weights: bool | str | None = True
@@ -73,12 +73,12 @@ class _Stated(msgspec.Struct):
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A saved adapter, its tensors not read yet.
+    """A saved adapter, whose tensors have not been read yet.
 
     Attributes:
-        config: as PEFT reads it.
+        config: the configuration as PEFT reads it.
         fields: the configuration as it is in the file.
-        shapes: of each tensor, by its name in the file.
+        shapes: the shape of each tensor, by its name in the file.
     """
 
     folder: Path
@@ -97,7 +97,7 @@ class AdapterFile:
 
     @property
     def changes_base(self) -> bool:
-        """Whether PEFT takes something out of the base when it loads the adapter, so that no other base will do."""
+        """Whether PEFT changes the base when it loads the adapter, so that it must be the right base exactly."""
         return self.fields.get("init_lora_weights") in _STARTS_OF_BASE or self.fields.get("kasa_config") is not None
 
     @property
@@ -106,7 +106,7 @@ class AdapterFile:
         return sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in self.shapes})
 
     def mismatch(self, network: torch.nn.Module) -> str | None:
-        """Why a plain adapter is not one over a network: the first tensor that is missing, too many or misshapen."""
+        """Why a plain adapter does not fit a network: the first tensor that is missing, unexpected or misshapen."""
         linear = {name: module for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
         everything = self.config.target_modules == "all-linear"
         wanted = (
@@ -133,16 +133,16 @@ def _is_plain(name: str, value: Any) -> bool:
 
 
 def base_name(model: ModelSpec) -> str:
-    """What an adapter's files call its base: its hub repository where it has one, and else the model's name."""
+    """The base's name in an adapter's files: its hub repository if it has one, else the model's name."""
     return model.weights.repo if isinstance(model.weights, HubWeights) else model.name
 
 
 def write_adapter(
     folder: Path, factors: Sequence[LowRank], rank: int, alpha: float, model: ModelSpec, in_full: bool = False
 ) -> str:
-    """Write an adapter as PEFT itself does, whole or not at all.
+    """Write an adapter as PEFT itself does, atomically.
 
-    ``in_full`` is whether other modules of the same last name are not adapted.
+    ``in_full`` writes modules' full names, because others with the same last name are not adapted.
 
     Returns:
         The sha256 of the file of tensors.
@@ -156,7 +156,7 @@ def write_adapter(
 
 
 def write_bias(folder: Path, module: str, inputs: int, bias: Tensor, model: ModelSpec) -> str:
-    """Write an adapter that adds a constant to what one module gives: LoRA of rank 1 with A = B = 0 and a bias of B.
+    """Write an adapter that adds a constant to one module's output: LoRA of rank 1 with A = B = 0 and a bias of B.
 
     Returns:
         The sha256 of the file of tensors.
@@ -170,9 +170,9 @@ def write_bias(folder: Path, module: str, inputs: int, bias: Tensor, model: Mode
 
 
 def write_dense(folder: Path, changes: Iterable[WeightChange], dtype: torch.dtype, model: ModelSpec) -> str:
-    """Write changes of any rank as an adapter of full rank, whose one factor is dW and the other the identity.
+    """Write changes of any rank as an adapter of full rank: one factor is dW, the other the identity.
 
-    What a model computes in ``dtype``, it computes as well from this file.
+    In ``dtype``, a model computes the same from this file.
 
     Returns:
         The sha256 of the file of tensors.
@@ -184,7 +184,7 @@ def write_dense(folder: Path, changes: Iterable[WeightChange], dtype: torch.dtyp
         identity = torch.eye(ranks[each.module], dtype=dtype)
         a, b = (identity, change) if change.shape[1] <= len(change) else (change, identity)
         files[f"{PREFIX}{each.module}.lora_A.weight"], files[f"{PREFIX}{each.module}.lora_B.weight"] = a, b
-    patterns = {"rank_pattern": ranks, "alpha_pattern": ranks}  # of their own, for PEFT refuses a rank above 1
+    patterns = {"rank_pattern": ranks, "alpha_pattern": ranks}  # each module has its own, and r=1 is a placeholder
     return _write(folder, files, model, r=1, lora_alpha=1, target_modules=sorted(ranks), **patterns)
 
 
@@ -206,10 +206,10 @@ def read_adapter_file(folder: Path) -> AdapterFile:
     """Read the configuration of an adapter and the header of its tensors.
 
     Raises:
-        UserError: none there, damaged, or of a kind that is not scored.
+        UserError: no adapter, a damaged one, or one of a kind that cannot be scored.
     """
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} holds no adapter ({CONFIG}). Give a PEFT folder or a run's folder.")
+        raise UserError(f"{folder} has no adapter ({CONFIG}). Give a PEFT folder or a run's folder.")
     try:
         content = read_bytes(folder / CONFIG)
         stated = msgspec.json.decode(content, type=_Stated)
@@ -218,7 +218,7 @@ def read_adapter_file(folder: Path) -> AdapterFile:
     is_lora = stated.peft_type == "LORA"
     if not is_lora and stated.peft_type not in _BY_TOKEN:
         kinds = ", ".join(_BY_TOKEN)
-        raise UserError(f"{folder} is a PEFT adapter of type {stated.peft_type}; those of LORA, {kinds} can be scored.")
+        raise UserError(f"{folder} is a PEFT adapter of type {stated.peft_type}; only LORA, {kinds} can be scored.")
     if is_lora and stated.init_lora_weights not in (*_STARTS, *_STARTS_OF_BASE):
         raise UserError(
             f"{folder}: init_lora_weights '{stated.init_lora_weights}' has changed the base's weights, which are not "

@@ -16,8 +16,8 @@ class Preference(Objective):
     """The loss of methods/dpo.py.
 
     Args:
-        rejected: the wrong answers of each example, of which each epoch draws one.
-        order: name of the run's random stream of order.
+        rejected: the wrong answers of each example; every epoch draws one of them.
+        order: name of the run's order stream.
     """
 
     reads_base = True

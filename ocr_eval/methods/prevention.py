@@ -1,9 +1,9 @@
-"""The door for ways to prevent unwanted inference: a ``Prevention`` interferes with a method at one or more places.
+"""The interface for ways to prevent unwanted inference: a ``Prevention`` intervenes in a method at one or more points.
 
     task -> batches -> forward pass -> loss -> gradient -> step -> ... -> stop? -> after training -> scored
 
-A prevention is a class under a name (``ocr_eval.preventions`` entry points, common/registry.py), and overrides what it
-needs. A run names its preventions in ``train.prevent``; each run has instances of its own, made with its settings.
+A prevention is a class registered under a name (``ocr_eval.preventions`` entry points, common/registry.py) that
+overrides what it needs. A run names its preventions in ``train.prevent``, and has its own instances of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Read(Protocol):
 
 
 class Prevention:
-    """Does nothing; what a prevention overrides is called in every run that names it.
+    """Does nothing. What a prevention overrides is called in every run that names it.
 
     Attributes:
         about: one line on what it does, with its source.
@@ -45,10 +45,10 @@ class Prevention:
         needs_adapters: whether it works on low-rank adapters, and so not with full fine-tuning.
         needs_matrices: whether it works on changed matrices, and so not with a method that changes none.
         reads_base: whether it reads the base's weights, and so not with a method whose base is quantized.
-        least_rank: the smallest rank of adapters that it can work with.
+        least_rank: the smallest rank of adapters that it works with.
         knows_relation: whether it uses the unwanted relation itself, which a user would have to know beforehand.
         stops_when_learned: whether training ends after the first epoch at which all premises hold.
-        settings: those of this run.
+        settings: the settings in this run.
     """
 
     about: ClassVar[str] = ""
@@ -68,16 +68,16 @@ class Prevention:
         return task
 
     def forward(self, network: Module) -> AbstractContextManager[Any]:
-        """Entered around every forward pass of training, and no other: for hooks in the network.
+        """Entered around every forward pass of training, and no other pass: for hooks in the network.
 
-        A run that overrides this shares its passes with no other.
+        A run whose prevention overrides this does not share its passes with other runs.
         """
         return nullcontext()
 
     def loss(self, learner: Learner, read: Read) -> Tensor | None:
         """A term to add to the loss of each step, a scalar in nats; None for none.
 
-        Of several processes that train together the first alone calls it.
+        If several processes train together, only the first calls it.
         """
         return None
 
@@ -89,7 +89,7 @@ class Prevention:
 
 
 def task_of_run(spec: RunSpec) -> Task:
-    """What a run teaches and asks, as its preventions leave it.
+    """What a run teaches and asks, after its preventions have changed it.
 
     Raises:
         UserError: the structure builds a task that cannot be measured, or a prevention changes the probes.
@@ -105,22 +105,22 @@ def task_of_run(spec: RunSpec) -> Task:
 
 
 def preventions_of(train: TrainSpec) -> list[Prevention]:
-    """The preventions of a run, made with its settings.
+    """The preventions of a run, with their settings.
 
     Raises:
-        UserError: one is not installed here, or its settings do not fit.
+        UserError: one is not installed, or its settings are invalid.
     """
     choices = [PREVENTIONS.choose(text) for text in train.prevent]
     return [choice.thing(choice.settings) for choice in choices]
 
 
 def hooks_network(train: TrainSpec) -> bool:
-    """Whether a run's preventions touch the forward pass, which all runs of a pack share."""
+    """Whether a run's preventions hook into the forward pass, which all runs of a pack share."""
     return any(type(each).forward is not Prevention.forward for each in preventions_of(train))
 
 
 def end_differs(train: TrainSpec) -> bool:
-    """Whether a run's preventions change what was learned after its last step, so that no earlier epoch shows them."""
+    """Whether a run's preventions change what was learned after the last step, so that no earlier epoch shows them."""
     return any(type(each).after_training is not Prevention.after_training for each in preventions_of(train))
 
 

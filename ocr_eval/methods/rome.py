@@ -78,10 +78,10 @@ class Editing(Method):
         raise NotImplementedError
 
     def mount(self, network: PreTrainedModel, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Beside:
-        """Adapters over the modules to edit, for plans of memory.
+        """Adapters over the modules to edit, for memory estimates.
 
         Raises:
-            UserError: as of ``edited``.
+            UserError: as for ``edited``.
         """
         from ocr_eval.methods.adapters import Adapters, LaneShape
 

@@ -1,4 +1,4 @@
-"""Texts that a covariance is taken from: the one that ships, or a named file with a digest of its content."""
+"""Texts for covariances: the shipped one, or a named file with a digest of its content."""
 
 import hashlib
 from pathlib import Path
@@ -12,10 +12,10 @@ SHIPPED = "prose"
 
 
 def named(text: str) -> str:
-    """``prose``, or a path with the digest of what is there, ``FILE@<12 digits>``, so that a run is named by content.
+    """``prose``, or a path with the digest of its content, ``FILE@<12 digits>``, so that the content names the run.
 
     Raises:
-        ValueError: there is no such file, or its content is not that of its digest.
+        ValueError: there is no such file, or its content does not match its digest.
     """
     if text == SHIPPED:
         return text
@@ -30,7 +30,7 @@ def text_file(text: str) -> tuple[Path, str]:
     """The file of a text, and the first 12 digits of its sha256.
 
     Raises:
-        UserError: there is no such file, or its content is not that of the digest.
+        UserError: there is no such file, or its content does not match its digest.
     """
     name, _, stated = text.partition("@")
     path = yaml_files.shipped("texts") / "prose.txt" if name == SHIPPED else yaml_files.expand(name)

@@ -1,11 +1,11 @@
-"""One epoch of the runs of a pack. Neither scores nor writes.
+"""Trains the runs of a pack for one epoch. Neither scores nor writes.
 
 A run's loss is its ``Objective`` (methods/objective.py), in fp32. Logits are computed only where an answer token is
-predicted; a batch is one token forest a lane, so statements are not padded (packing/forest.py).
+predicted; a batch is one token forest per lane, so statements are not padded (packing/forest.py).
 
-A batch may be cut, among processes that train together and, where the memory of one of them runs out, its share into
-micro-batches one after another. Each part adds the gradient of its own tokens' share of the mean, so the sum is the
-batch's to rounding.
+A batch may be split over processes that train together, and a process that runs out of memory splits its share into
+micro-batches. Each part adds the gradient of its tokens' share of the mean, so the sum is the batch's gradient up to
+rounding.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 
 def train_epoch(pack: GradientPack, lanes: Sequence[int]) -> dict[int, float]:
-    """Train one epoch of some lanes and return each one's mean loss in nats an answer token.
+    """Train some lanes for one epoch and return each one's mean loss in nats per answer token.
 
-    Losses are measured before each step. Every lane takes a step of its own at each pass; one with fewer batches
-    than the others sits out the rest. A lane whose loss is no longer finite stops there: its loss is returned as
-    it became, its weights stay as they were, and the others continue.
+    Losses are measured before each step. Every lane takes its own step after each pass; one with fewer batches
+    than the others sits out the rest. A lane whose loss is no longer finite stops there: that loss is returned,
+    its weights stay as they were, and the others continue.
 
     Raises:
-        RunFailed: no gradient reaches part of an adapter.
-        TooLarge: one example of each lane is.
+        RunFailed: part of an adapter gets no gradient.
+        TooLarge: not even one example per lane fits into memory.
     """
     batches = {lane: pack.learners[lane].batches() for lane in lanes}
     nats, tokens = dict.fromkeys(lanes, 0.0), dict.fromkeys(lanes, 0)
@@ -66,17 +66,17 @@ def train_epoch(pack: GradientPack, lanes: Sequence[int]) -> dict[int, float]:
 
 
 def batch_forest(batch: Sequence[Continuation], answers: Sequence[Sequence[Ids]] | None = None) -> tuple[Forest, Reads]:
-    """A batch of one run, with what is read of each example (its answer, by default), as a token forest."""
+    """A batch of one run as a token forest, with the answers to read for each example (by default its own)."""
     forest, answers = Forest(), answers or [[example.answer] for example in batch]
     reads, _ = read_answers(forest, [(example.prompt, of) for example, of in zip(batch, answers, strict=True)])
     return forest, reads
 
 
 def _gradients(pack: GradientPack, batches: dict[int, list[Continuation]]) -> dict[int, tuple[float, int]]:
-    """Compute the gradients of all lanes; the loss of each lane and its answer tokens. Smaller parts if memory is out.
+    """Compute the gradients of all lanes; returns each lane's loss and its number of answer tokens.
 
-    Over several processes both are sums of theirs. They meet once, when each has done its share: how often one of them
-    had to begin again is nothing to the others.
+    Several processes sum gradients and losses once, after each has done its share, so one of them can run out of
+    memory and start over without affecting the others.
     """
     accelerator = pack.base.accelerator
     sizes = {lane: BatchSize(sum(len(e.answer) for e in batch), len(batch)) for lane, batch in batches.items()}
@@ -92,7 +92,7 @@ def _gradients(pack: GradientPack, batches: dict[int, list[Continuation]]) -> di
 def _backward_in_parts(
     pack: GradientPack, batches: dict[int, list[Continuation]], sizes: dict[int, BatchSize]
 ) -> dict[int, float]:
-    """Gradients and losses of this process's share, in as many parts as memory asks for."""
+    """Gradients and losses of this process's share, in as many parts as memory requires."""
     largest = max(len(batch) for batch in batches.values())
     while True:
         try:
@@ -112,7 +112,7 @@ def _backward_in_parts(
 def _backward(
     pack: GradientPack, batches: dict[int, list[Continuation]], sizes: dict[int, BatchSize]
 ) -> dict[int, float]:
-    """Gradients and losses, part after part, as shares of means over whole batches."""
+    """Gradients and losses, part by part, as shares of means over whole batches."""
     pack.adapters.zero_grad()
     nats, scale = dict.fromkeys(batches, 0.0), pack.base.loss_scale
     for half, part in _parts(batches, pack.cut.parts):
@@ -125,14 +125,14 @@ def _backward(
             of_base = {lane: forest for lane, forest in forests.items() if aims[lane].reads_base}
             base = pack.view(trained=False).token_logprobs(of_base) if of_base else {}
         with ExitStack() as hooks:
-            for prevention in pack.learners[min(part)].preventions:  # a run that hooks the network is alone
+            for prevention in pack.learners[min(part)].preventions:  # a run that hooks the network is alone in its pack
                 hooks.enter_context(prevention.forward(pack.base.network))
             logprobs = pack.view().token_logprobs(forests)
         losses = {
             lane: aims[lane].loss(part[lane], answers[lane], values, base.get(lane), sizes[lane])
             for lane, values in logprobs.items()
         }
-        # Lanes share no parameter, so the gradient of the sum holds the gradient of each.
+        # Lanes share no parameter, so the gradient of the sum gives each lane its own.
         pack.base.accelerator.backward(torch.stack(list(losses.values())).sum() * scale)
         for lane, loss in losses.items():
             nats[lane] += loss.item()
@@ -144,7 +144,7 @@ def _backward(
 def _parts(
     batches: dict[int, list[Continuation]], parts: int
 ) -> Iterator[tuple[Half | None, dict[int, list[Continuation]]]]:
-    """The examples of each half of an adapter apart, as no node of a forest can be of both; then each in parts."""
+    """Split batches by the half of an adapter that learns, because a node has only one, and then into parts."""
     halves: tuple[Half | None, ...] = (0, 1, None)
     for half in halves:
         mine = {lane: [example for example in batch if example.half == half] for lane, batch in batches.items()}

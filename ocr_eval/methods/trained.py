@@ -1,6 +1,6 @@
-"""What someone gives as trained from a model: an adapter, which is read here, or a whole model.
+"""Loads an adapter, and checks that an adapter or a whole model was trained from a given model.
 
-Whether it belongs to that model is decided from small files, names and shapes, before any weights are loaded.
+The check uses only small files, names and shapes, before any weights are loaded.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from ocr_eval.models.base import Base, load_tokenizer_from
 from ocr_eval.models.hub import TOKENIZER_FILES
 from ocr_eval.specs.model import FolderWeights, HubWeights, ModelSpec, load_model_spec
 
-#: What must agree between a model and one trained from it, in the order in which a difference is named.
+#: Fields that a model and one trained from it must agree in; the first that differs is reported.
 _FIELDS = (
     *("model_type", "architectures", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "intermediate_size", "vocab_size"),
@@ -33,13 +33,13 @@ _FIELDS = (
 
 
 def check_belongs(folder: Path, kind: Literal["adapter", "model"], spec: ModelSpec) -> None:
-    """Check that a folder holds an adapter over a model, or the model trained in all its parameters.
+    """Check that a folder has an adapter over a model, or the model trained in all its parameters.
 
-    An adapter that names another model than ours, which may be the same under another name, is a warning on stderr.
+    Warns about an adapter that names another model, which may be the same one under another name.
 
     Raises:
-        UserError: it is another's: another architecture or vocabulary, other sizes, other modules, or an adapter of
-            another of the shipped models; or it cannot be read.
+        UserError: it belongs to another model (other architecture, vocabulary, sizes or modules, or the name of another
+            shipped model), or it cannot be read.
     """
     if kind == "model":
         _check_model(folder, spec)
@@ -61,14 +61,14 @@ def check_belongs(folder: Path, kind: Literal["adapter", "model"], spec: ModelSp
 
 
 def load_adapter(base: Base, folder: Path) -> View:
-    """A base seen through a saved PEFT adapter, unmerged and frozen.
+    """A base with a saved adapter, unmerged and frozen.
 
-    A plain LoRA and matrices of heads are read through the very code that trains; any other kind, of LoRA and of PEFT,
-    through PEFT.
+    Plain LoRA and matrices of heads run through the same code as in training; any other kind of LoRA or PEFT adapter
+    runs through PEFT.
 
     Raises:
-        UserError: no adapter there, one of another model (missing or unexpected tensors), or one that
-            was never trained (every B is zero).
+        UserError: no adapter, one of another model (missing or unexpected tensors), or one that was never trained
+            (every B is zero) or diverged.
     """
     if matrices_over(folder) is not None:
         if base.quantized:
@@ -98,20 +98,20 @@ def load_adapter(base: Base, folder: Path) -> View:
 
 
 def load_sum(base: Base, terms: Sequence[tuple[int, Path]]) -> View:
-    """A base seen through the sum of plain LoRA adapters, each with its sign: weights grafted as by Feng et al.
+    """A base with a signed sum of plain LoRA adapters: weight grafting as by Feng et al.
 
-    It is one adapter of their concatenated factors, and so exact, with no dense matrix:
+    The sum is one adapter of their concatenated factors, so it is exact and needs no dense matrix:
 
         sum_k e_k s_k B_k A_k = [e_1 s_1 B_1 ... e_n s_n B_n] [A_1; ...; A_n]        e: 1 or -1
 
     Raises:
-        UserError: as ``load_adapter``, or one that is not plain LoRA; load the base again afterwards.
+        UserError: as for ``load_adapter``, or one is not plain LoRA. The base must then be loaded again.
     """
     parts = []
     for sign, folder in terms:
         adapters = load_adapter(base, folder).adapters
         if not isinstance(adapters, Adapters):
-            raise UserError(f"{folder} holds no plain LoRA adapter, and only those can be added up. Name another run.")
+            raise UserError(f"{folder} has no plain LoRA adapter, and only those can be added up. Name another run.")
         adapters.unmount()
         parts.append((sign, adapters))
     rank = sum(each.shapes[0].rank for _, each in parts)
@@ -137,7 +137,7 @@ def _through_peft(base: Base, folder: Path, saved: set[str]) -> View:
         ) from error
     own = get_peft_model_state_dict(network, save_embedding_layers=False)
     there, taken = ({name.removesuffix(".weight") for name in names} for names in (own, network.state_dict()))
-    given = {name.removesuffix(".weight") for name in saved}  # PEFT has renamed what it loads, if from older files
+    given = {name.removesuffix(".weight") for name in saved}  # PEFT renames tensors of older files when it loads them
     differing = (there - given) | (given - there - taken)
     if differing:
         raise _foreign_adapter(folder, base.spec, f"{min(differing)} is missing on one side")
@@ -180,7 +180,7 @@ def _foreign_model(folder: Path, spec: ModelSpec, reason: str) -> UserError:
 
 
 def _check_name(folder: Path, base: str | None, spec: ModelSpec, changes_base: bool) -> None:
-    """Raises UserError where an adapter names another of the shipped models, or may change another base than ours."""
+    """Raises UserError if an adapter names another shipped model, or changes its base and ours may be another."""
     if base and _tail(base) in _names(spec):
         return
     if changes_base:
@@ -198,7 +198,7 @@ def _check_name(folder: Path, base: str | None, spec: ModelSpec, changes_base: b
 
 
 def _names(spec: ModelSpec) -> set[str]:
-    """What a model may be called, without folders and owners."""
+    """The names that a model may have, without folders and owners."""
     where = spec.weights
     names = [spec.name]
     names += [where.repo] if isinstance(where, HubWeights) else []

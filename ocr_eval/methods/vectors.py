@@ -1,6 +1,6 @@
-"""A constant vector for each of K runs, added to what one module of the network gives: what ``steering`` trains.
+"""A constant vector for each of K runs, added to the output of one module: what ``steering`` trains.
 
-Dimension letters:  K lanes,  N nodes a lane,  O outputs.
+Dimension letters:  K lanes,  N nodes per lane,  O outputs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,14 +44,14 @@ class Vectors(Leaves):
         return iter(())
 
     def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch gets the vector of ``lanes[i]``; for None the base is bare."""
+        """From now on row i of a batch gets the vector of ``lanes[i]``; for None the base is unchanged."""
         self._lanes = lanes
 
     def unmount(self) -> None:
-        """Take the hook out; the network is then as it was before."""
+        """Remove the hook; the network is then as it was before."""
         self._hook.remove()
 
     def save(self, lane: int, folder: Path, model: ModelSpec) -> str:
-        """Write a lane's vector as a PEFT adapter that is nothing but a bias, ``adapter/``; the sha256 of its file."""
+        """Write a lane's vector as a PEFT adapter with only a bias, ``adapter/``; returns the sha256 of its file."""
         vector_O = self._scale * self._vectors_KO.detach()[lane]
         return write_bias(folder / "adapter", self._module, self._inputs, vector_O, model)

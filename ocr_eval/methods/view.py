@@ -1,6 +1,6 @@
-"""The one forward pass: token forests in, log-probabilities of the expected tokens out.
+"""The forward pass: token forests in, log-probabilities of the expected tokens out.
 
-Training and scoring both read a network through a ``View``, so what is trained is what is scored.
+Training and scoring both run a network through a ``View``, so what is trained is what is scored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ from ocr_eval.packing.logprobs import Reader, block_rows, read_logprobs
 
 
 class Mounted(Protocol):
-    """What the lanes of a pack learn, as it is mounted in the network."""
+    """What the lanes of a pack learn, mounted in the network."""
 
     def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch goes through what lane ``lanes[i]`` has learned; for None through the base."""
+        """From now on row i of a batch goes through what lane ``lanes[i]`` learned; for None only through the base."""
 
 
 class Readable(Protocol):
-    """What a view needs to know of a network: a base, or a model in somebody else's training."""
+    """What a view needs to know about a network: that of a base, or of a model in another program's training."""
 
     @property
     def tokenizer(self) -> Any:
@@ -47,7 +47,7 @@ class Readable(Protocol):
 
 
 def longest(network: torch.nn.Module) -> int:
-    """Tokens that every layer attends over: forests know no sliding windows, so no sequence may be longer."""
+    """Tokens that every layer attends over. Forests have no sliding windows, so no sequence may be longer."""
     config: Any = network.config
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
@@ -56,11 +56,11 @@ def longest(network: torch.nn.Module) -> int:
 
 @dataclass
 class Cut:
-    """Into what work is cut where memory ran out; remembered, so that it runs out once.
+    """How work is split after memory ran out; remembered, so that it runs out only once.
 
     Attributes:
         parts: in how many parts, one after another, a batch goes through the network.
-        chunk_nodes: how many nodes of a run are scored in a pass at most, None for as many as usual.
+        chunk_nodes: maximum nodes of a run in a scoring pass; None for the usual number.
     """
 
     parts: int = 1
@@ -69,14 +69,14 @@ class Cut:
 
 @dataclass(frozen=True)
 class View:
-    """A base as it is read: untouched, through the adapters of a pack, or through a PEFT adapter.
+    """A way to run a base: untouched, through the adapters of a pack, or through a PEFT adapter.
 
     Attributes:
         base: gives device and precision.
         network: the base's network, or a PEFT model around it.
         adapters: what the lanes learn, mounted in it, if anything.
-        trained: whether what they learn is read, or the base without it.
-        autocast: whether the network holds fp32 weights that autocast brings to the base's precision.
+        trained: whether to run ``adapters``, or the base without them.
+        autocast: whether the network has fp32 weights that autocast brings to the base's precision.
     """
 
     base: Readable
@@ -89,11 +89,11 @@ class View:
     def token_logprobs(self, rows: Mapping[int, tuple[Forest, Reads]]) -> dict[int, torch.Tensor]:
         """Log-probability (nats, fp32) of each expected token, lane by lane; differentiable. [T]
 
-        Logits exist only where they are read; the log-softmax is in fp32.
+        Logits are computed only where they are read; the log-softmax is in fp32.
 
         Args:
-            rows: for each lane, its packed sequences and where they are read. Without adapters the lanes'
-                numbers mean nothing.
+            rows: for each lane, its packed sequences and where they are read. Without adapters, lanes are
+                only labels.
         """
         return self.read(rows, read_logprobs)
 
@@ -111,7 +111,7 @@ class View:
         return dict(zip(rows, found_T.split(batch.counts), strict=True))
 
     def logits(self, batch: Batch, lanes: Sequence[int]) -> torch.Tensor:
-        """The logits that a batch keeps, a row of it through each lane; differentiable. [K, R, V]"""
+        """The logits that a batch keeps, each row through its lane; differentiable. [K, R, V]"""
         base = self.base
         if self.adapters:
             self.adapters.select(lanes if self.trained else None)

@@ -1,7 +1,7 @@
 """All parameters of a network, trained by one run: the counterpart of ``Adapters`` for full fine-tuning.
 
 The network holds fp32 masters, and autocast brings them to the precision of the arithmetic. In bf16 alone a step of
-the published rates (1e-6 to 3e-5) would be below half a unit in the last place of most weights, and lost.
+the published rates (1e-6 to 3e-5) would be below half a unit in the last place of most weights, and be lost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from ocr_eval.specs.model import ModelSpec
 
 
 class WholeNetwork:
-    """One run's network, trained in all its parameters; it is of no use to another run afterwards."""
+    """One run's network, trained in all its parameters; no other run can use it afterwards."""
 
     def __init__(self, base: Base) -> None:
         self._network: PreTrainedModel = base.network
@@ -38,7 +38,7 @@ class WholeNetwork:
         return list(self.parameters(0))
 
     def parameters(self, lane: int) -> dict[str, torch.nn.Parameter]:
-        """Every parameter by its name, tied ones once."""
+        """Every parameter by name, tied ones once."""
         return dict(self._network.named_parameters())
 
     def matrices(self, lane: int) -> dict[str, torch.Tensor]:
@@ -46,11 +46,11 @@ class WholeNetwork:
         return {name: parameter.detach() for name, parameter in self.parameters(lane).items()}
 
     def silent(self, lane: int) -> list[str]:
-        """Parameters that no gradient of the last pass reached; empty when all learn."""
+        """Parameters that got no gradient in the last pass; empty if all learn."""
         return [name for name, p in self.parameters(lane).items() if p.grad is None or not bool(p.grad.any())]
 
     def gradients(self) -> list[torch.Tensor]:
-        """The gradient of every parameter; zero where the last pass had nothing for it."""
+        """The gradient of every parameter; zero if it got none in the last pass."""
         found = []
         for parameter in self._network.parameters():
             if parameter.grad is None:
@@ -59,23 +59,23 @@ class WholeNetwork:
         return found
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         self._network.zero_grad(set_to_none=True)
 
     def refresh(self) -> None:
-        """The masters are what computes."""
+        """Nothing to do: the arithmetic reads the master weights."""
 
     def select(self, lanes: Sequence[int] | None) -> None:
-        """There is one lane.
+        """Nothing to do: there is one lane.
 
         Raises:
-            RunFailed: the bare base is asked for, but its weights have changed.
+            RunFailed: the bare base is requested, but its weights have changed.
         """
         if lanes is None:
             raise RunFailed("Full fine-tuning leaves no untouched base.")
 
     def unmount(self) -> None:
-        """Stop learning; the weights stay as they were learned."""
+        """Stop learning; the weights keep what was learned."""
         self._network.requires_grad_(False)
 
     def factors(self, lane: int) -> list[Factors]:
@@ -83,12 +83,12 @@ class WholeNetwork:
         return []
 
     def changes(self, lane: int) -> Iterator[Dense]:
-        """The change of each linear module's matrix, against the weights on disk, one at a time."""
+        """The change of each linear module's matrix from the weights on disk, one at a time."""
         for name in linear_modules(self._network):
             yield Dense(name, partial(self._change, f"{name}.weight"))
 
     def rewrite(self, lane: int, f: Rewrite) -> None:
-        """Put f(name, dW) in the place of the change dW of every parameter."""
+        """Replace the change dW of every parameter by f(name, dW)."""
         for name, parameter in self.matrices(lane).items():
             change = self._change(name)
             parameter.add_(f(name, change) - change)
@@ -98,7 +98,7 @@ class WholeNetwork:
         return after.float() - self._original(name).to(after.device, torch.float32)
 
     def save(self, lane: int, folder: Path, model: ModelSpec) -> str:
-        """Write model and tokenizer in Hugging Face layout as ``model/``, in fp32 as trained, whole or not at all."""
+        """Write model and tokenizer in Hugging Face layout as ``model/``, in fp32 as trained, atomically."""
         self._network.config._name_or_path = ""
         with quiet_transformers(), replacing_folder(folder / "model") as incomplete:
             self._network.save_pretrained(incomplete)

@@ -1,7 +1,7 @@
-"""What a model is made of, from its configuration alone: no weights are read and none are allocated.
+"""A model's architecture, from its configuration alone: no weights are read or allocated.
 
-The configurations of the shipped models are shipped with them (configs/models/<name>/config.json); any other
-model's comes from its folder or is the one small file fetched from the hub.
+Shipped models come with their configurations (configs/models/<name>/config.json); that of any other model is in
+its folder, or is fetched from the hub without weights.
 """
 
 from collections import Counter
@@ -29,8 +29,8 @@ class Architecture:
 
     Attributes:
         kind: transformers' name of the architecture.
-        parameters: all parameters, tied ones once.
-        stored: bytes of the weights as published (their dtype on the hub), which is what a download costs.
+        parameters: number of parameters, counting tied ones once.
+        stored: bytes of the weights in the dtype in which they are published: the size of a download.
         vocabulary: entries of the embedding.
         linears: how many linear modules of each (name, inputs, outputs) the decoder has, without the head.
         head: parameters of the output projection.
@@ -51,7 +51,7 @@ class Architecture:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of all decoder linears: what every token passes, and what 4-bit methods quantize."""
+        """Number of weights in the decoder's linears, which every token passes and 4-bit methods quantize."""
         return sum(inputs * outputs * count for (_, inputs, outputs), count in self.linears.items())
 
 
@@ -68,7 +68,7 @@ def read_config(spec: ModelSpec, layers: int | None = None) -> PretrainedConfig:
     if layers is None:
         return config
     if not 1 <= layers <= config.num_hidden_layers:
-        raise UserError(f"--layers {layers}: the model has {config.num_hidden_layers} layers. Give 1 or more of them.")
+        raise UserError(f"--layers {layers}: the model has {config.num_hidden_layers} layers. Give 1 to that many.")
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
@@ -79,7 +79,7 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
     """The transformers configuration in a folder.
 
     Raises:
-        UserError: it is of no known model, or of sizes that no model has; ``name`` says whose.
+        UserError: an unknown kind of model, or impossible sizes; ``name`` is the model's, for the message.
     """
     refuse_impossible(folder)
     try:
@@ -87,7 +87,7 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
             config: PretrainedConfig = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trusts_code()
             )
-    except Exception as error:  # anything may be in such a file, and the library checks little of it
+    except Exception as error:  # the file may contain anything, and the library checks little of it
         raise UserError(f"{name}: {folder}/config.json describes an unknown model: {why_not_loaded(error)}") from error
     for field in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
         size = getattr(config.get_text_config(), field, None)
@@ -97,12 +97,12 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
 
 
 def build(spec: ModelSpec, config: PretrainedConfig, device: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The network as it computes on a type of device.
+    """The network for a type of device, with meaningless values.
 
-    Its tensors are where the surrounding context puts them (meta, fake); their values mean nothing.
+    Its tensors are where the surrounding context puts them (meta, fake).
 
     Raises:
-        UserError: a configuration that makes no model.
+        UserError: no model can be built from the configuration.
     """
     attention = attention_for(spec, config, device)
     try:
@@ -122,7 +122,7 @@ def build(spec: ModelSpec, config: PretrainedConfig, device: str, dtype: torch.d
 
 
 def linear_modules(network: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """Every linear module of the decoder but the output head, by its full name."""
+    """All linear modules except the output head, by full name."""
     head = network.get_output_embeddings() if isinstance(network, PreTrainedModel) else None
     return {
         name: module
@@ -139,7 +139,7 @@ def down_projection(network: torch.nn.Module, layer: int) -> str:
     """
     found = [name for name in linear_modules(network) if name.endswith(".mlp.down_proj")]
     if not found:
-        raise UserError("The model's MLPs end in no 'down_proj', which this method needs. Use another model or method.")
+        raise UserError("The model's MLPs have no 'down_proj', which this method needs. Use another model or method.")
     if layer not in range(len(found)):
         raise UserError(f"The model has no layer {layer}. Name one from 0 to {len(found) - 1}.")
     return found[layer]
@@ -152,7 +152,7 @@ def examine(spec: ModelSpec, layers: int | None = None) -> Architecture:
         UserError: its configuration is not available or not readable.
     """
     config = read_config(spec, layers)
-    stored: torch.dtype = config.dtype or torch.float32  # as published; building sets the config's to our own
+    stored: torch.dtype = config.dtype or torch.float32  # as published; building overwrites config.dtype
     with torch.device("meta"):
         network = build(spec, config, "cpu", stored)  # sizes are the same on every device
     linears: Counter[tuple[str, int, int]] = Counter()
@@ -171,10 +171,10 @@ def examine(spec: ModelSpec, layers: int | None = None) -> Architecture:
 
 
 def target_names(network: torch.nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """Names of the linear modules that get an adapter, by PEFT's rule: a module's last name, or all but the head.
+    """Names of the linear modules that get an adapter: as in PEFT, those that end in a target, or all but the head.
 
     Raises:
-        UserError: a target that the network does not have.
+        UserError: the network has no such target.
     """
     linear = list(linear_modules(network))
     if targets == "all-linear":

@@ -26,23 +26,23 @@ from ocr_eval.models.sizes import refuse_impossible
 from ocr_eval.models.weights import WeightFolder, located
 from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
 
-#: What a run takes at its peak, about, as a multiple of what it holds before any activation.
+#: Approximate peak memory of a run, as a multiple of what it holds before any activation.
 _WITH_ACTIVATIONS = 1.15
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-#: Factor of the loss in float16, whose smallest number is 6e-8: gradients below it would vanish (Micikevicius et al.,
-#: arXiv 1710.03740). A power of two, so that it rounds nothing.
+#: Loss scale in float16, whose smallest number is 6e-8: gradients below it would vanish (Micikevicius et al., arXiv
+#: 1710.03740). A power of two, so that scaling is exact.
 _LOSS_SCALE = 1024.0
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model ready to work, shared by every run on it; no run changes it.
+    """A loaded base model, shared by all runs on it. No run changes it, except with ``whole``.
 
     Attributes:
         quantized: whether its linear layers are held in 4 bits.
         whole: whether its weights are fp32 masters that one run will change (full fine-tuning).
         network: the frozen causal language model on its device.
-        files: the weights on this disk.
+        files: the weights on disk.
         accelerator: owns device, backward and clipping.
     """
 
@@ -61,7 +61,7 @@ class Base:
 
     @property
     def brings_code(self) -> bool:
-        """Whether code of the model's own runs, in its network, configuration or tokenizer."""
+        """Whether the model's own code runs in its network, configuration or tokenizer."""
         kinds = map(type, (self.network, self.network.config, self.tokenizer))
         return any(kind.__module__.startswith("transformers_modules.") for kind in kinds)
 
@@ -83,13 +83,13 @@ class Base:
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: the base's arithmetic over the fp32 master weights of adapters.
 
-        It belongs to the base and not to the accelerator, whose precision is one for the whole process.
+        It belongs to the base and not to the accelerator, which has a single precision per process.
         """
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def loss_scale(self) -> float:
-        """What the loss is multiplied by before the backward pass, and gradients divided by after it."""
+        """Multiplies the loss before the backward pass; gradients are divided by it afterwards."""
         return _LOSS_SCALE if self.dtype == torch.float16 else 1.0
 
 
@@ -101,7 +101,7 @@ def load_base(
     whole: bool = False,
     holds: int = 0,
 ) -> Base:
-    """Load a model and its tokenizer, frozen, in the spec's precision. Code that it brings runs only if
+    """Load a model and its tokenizer, frozen, in the spec's precision. The model's own code runs only if
     the user trusts it (models/hub.py).
 
     With ``whole`` the weights are fp32 masters, to be trained in the spec's precision.
@@ -109,15 +109,15 @@ def load_base(
     A quantized base holds its linear layers in 4 bits: NF4 with double quantization through bitsandbytes, on
     CUDA and on CPU (Dettmers et al., QLoRA, arXiv 2305.14314). Arithmetic stays in the spec's precision.
 
-    Layers are spread over all GPUs where what is held whatever the batch is (``holds``, bytes; ``memory.least``) is too
-    much for one.
+    Layers are spread over all GPUs if the memory needed for any batch size (``holds``, in bytes; ``memory.least``)
+    exceeds one GPU.
 
     Raises:
-        UserError: the device is not available or too small, or the files are not a whole causal language model.
+        UserError: the device is not available or too small, or the files are not a complete causal language model.
     """
     assert spec.dtype != "auto", "settle the precision first (models/precision.py)"
     accelerator = make_accelerator(device)
-    mapped = quantized or accelerator.device.type == "cuda"  # read onto the device itself, not by way of the CPU
+    mapped = quantized or accelerator.device.type == "cuda"  # loaded directly onto the device, not through the CPU
     if quantized:
         require_bitsandbytes("--method qlora")
     refuse_impossible(folder.path)
@@ -134,7 +134,7 @@ def load_base(
                 attn_implementation=attention_for(spec, config, accelerator.device.type),
                 **here,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # rejected below, by name
                 quantization_config=BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=DTYPES[spec.dtype])
                 if quantized
                 else None,
@@ -146,7 +146,7 @@ def load_base(
             network.to(accelerator.device)
     except UserError:
         raise
-    except Exception as error:  # whatever the libraries make of files that are anyone's
+    except Exception as error:  # the libraries may raise anything about arbitrary files
         reason = why_not_loaded(error)
         if is_out_of_memory(error):
             raise UserError(
@@ -158,7 +158,7 @@ def load_base(
 
 
 def _refuse_incomplete(spec: ModelSpec, folder: WeightFolder, found: dict[str, Any]) -> None:
-    """Raises UserError where a tensor of the network had no value of its shape in the files and so has a random one."""
+    """Raises UserError if the files lack a tensor, or its shape differs: it would then have random values."""
     absent = sorted(
         {*found["missing_keys"], *(key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])}
     )
@@ -170,7 +170,7 @@ def _refuse_incomplete(spec: ModelSpec, folder: WeightFolder, found: dict[str, A
 
 
 def _placement(accelerator: Accelerator, holds: int) -> torch.device | Literal["auto"]:
-    """One device, or "auto": the layers spread over all GPUs, where what is held and a batch do not fit on one."""
+    """One device, or "auto" to spread the layers over all GPUs, if what is held and a batch do not fit on one."""
     gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" and accelerator.num_processes == 1 else 0
     if gpus > 1 and _WITH_ACTIVATIONS * holds > torch.cuda.get_device_properties(accelerator.device).total_memory:
         return "auto"
@@ -178,14 +178,14 @@ def _placement(accelerator: Accelerator, holds: int) -> torch.device | Literal["
 
 
 def attention_for(spec: ModelSpec, config: PretrainedConfig, device: str) -> str:
-    """The attention implementation on a type of device.
+    """The attention implementation for a type of device.
 
     ``auto`` is sdpa on a GPU and grouped on a CPU, where plain products are faster for rows as short as statements.
-    Soft-capped logits, which sdpa cannot do, are grouped everywhere. Architectures whose attention takes more than
-    queries, keys, values and a mask (sinks, position biases) are left to sdpa and to what the library says of it.
+    Architectures with soft-capped logits, which sdpa does not support, use grouped everywhere. Those whose attention
+    takes more than queries, keys, values and a mask (sinks, position biases) use sdpa, as far as the library allows.
 
     Raises:
-        UserError: grouped attention was asked for and would leave out a part of the architecture's own.
+        UserError: grouped attention was requested, but would ignore part of the architecture's own.
     """
     plain = has_plain_attention(config)
     if spec.attention == grouped_attention.NAME and not plain:
@@ -196,7 +196,7 @@ def attention_for(spec: ModelSpec, config: PretrainedConfig, device: str) -> str
 
 
 def has_plain_attention(config: PretrainedConfig) -> bool:
-    """Whether an architecture's attention takes nothing but queries, keys, values, a mask and perhaps a soft cap."""
+    """Whether an architecture's attention takes only queries, keys, values, a mask and possibly a soft cap."""
     kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
     fused = _is_capped(config) or getattr(kind, "_supports_sdpa", False)
     return bool(getattr(kind, "_supports_attention_backend", False) and fused)
@@ -207,7 +207,7 @@ def _is_capped(config: PretrainedConfig) -> bool:
 
 
 def freeze(network: PreTrainedModel) -> None:
-    """Make a network ready to be read: no gradients of its own, evaluation mode, and a trap of a library avoided."""
+    """Freeze a network: no gradients, evaluation mode, and a workaround for bitsandbytes."""
     network.requires_grad_(False)
     network.eval()
     # bitsandbytes re-packs 4-bit weights for inference on CPUs with AVX512-BF16 at the first forward pass in eval
@@ -218,7 +218,7 @@ def freeze(network: PreTrainedModel) -> None:
 
 
 def require_bitsandbytes(what: str) -> None:
-    """Raises UserError where bitsandbytes, which something needs, cannot be imported."""
+    """Raises UserError if bitsandbytes, which ``what`` needs, cannot be imported."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -228,7 +228,7 @@ def require_bitsandbytes(what: str) -> None:
 
 
 def in_chat(tokenizer: Any, question: str) -> str:
-    """A chat up to where the assistant begins to answer, without the BOS token, which the tokenizer adds by itself.
+    """A chat up to the beginning of the assistant's answer, without the BOS token if the tokenizer adds one anyway.
 
     Raises:
         UserError: the tokenizer has no chat template.
@@ -243,7 +243,7 @@ def in_chat(tokenizer: Any, question: str) -> str:
 
 
 def load_tokenizer(name_or_path: str) -> Any:
-    """The tokenizer alone, of a model by name or YAML file, or of a folder that need hold nothing else.
+    """Load only the tokenizer of a model, by name or YAML file, or of a folder that may have nothing else.
 
     Raises:
         UserError: no such model or folder, or no tokenizer in it.
@@ -255,10 +255,10 @@ def load_tokenizer(name_or_path: str) -> Any:
 
 
 def load_tokenizer_from(folder: Path) -> Any:
-    """The tokenizer of a folder.
+    """Load the tokenizer of a folder.
 
     Raises:
-        UserError: none there that loads.
+        UserError: it has none, or one that does not load.
     """
     refuse_impossible(folder)
     try:
@@ -267,14 +267,14 @@ def load_tokenizer_from(folder: Path) -> Any:
     except Exception as error:
         if not any(path for pattern in ("tokenizer*", "vocab*") for path in folder.glob(pattern)):
             raise UserError(f"'{folder}' has no tokenizer (tokenizer.json). Give a folder with its files.") from error
-        raise UserError(f"'{folder}' has no tokenizer that loads: {why_not_loaded(error)}") from error
+        raise UserError(f"The tokenizer in '{folder}' cannot be loaded: {why_not_loaded(error)}") from error
 
 
 def make_accelerator(device: Device) -> Accelerator:
     """The accelerator for a device.
 
     Raises:
-        UserError: the device was asked for by name and is not available, or this process computes on another.
+        UserError: the requested device is not available, or this process already uses another.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device, True):
@@ -284,7 +284,7 @@ def make_accelerator(device: Device) -> Accelerator:
     try:
         accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu")
         taken = accelerator.device.type
-    except ValueError:  # asked for the CPU after another device: the library keeps one a process
+    except ValueError:  # the CPU was requested after another device: the library keeps one per process
         taken = PartialState().device.type
     if device not in ("auto", taken):
         raise UserError(f"--device {device}: this process already computes on {taken}; start another for {device}.")
@@ -292,7 +292,7 @@ def make_accelerator(device: Device) -> Accelerator:
 
 
 def device_type(device: Device) -> str:
-    """The type of device that ``make_accelerator`` would take, without taking it."""
+    """The type of device that ``make_accelerator`` would use, without initializing it."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,13 +1,13 @@
 """Attention for short rows on a CPU: what transformers' eager attention computes, without its copies.
 
-The library repeats each key-value head for every query head that reads it, and scales, masks and converts the scores
-in a tensor of their own each time. Here the queries of a group (grouped-query attention, Ainslie et al., arXiv
-2305.13245) are stacked as rows of one product with their key-value head, the query is scaled in place of the scores,
-which are many more. The function is the same, its rounding in bf16 is not.
+The library repeats each key-value head for every query head that reads it, and makes a new tensor of scores each time
+it scales, masks or converts them. Here the queries of a group (grouped-query attention, Ainslie et al., arXiv
+2305.13245) are stacked as rows of one product with their key-value head, and the query is scaled instead of the
+scores, of which there are many more. The function is the same; its rounding in bf16 is not.
 
-Importing this module makes it known to transformers as the attention implementation ``grouped``.
+Importing this module registers it with transformers as the attention implementation ``grouped``.
 
-Dimension letters:  K rows of a batch,  H query heads,  V key-value heads,  G = H / V query heads of a group,
+Dimension letters:  K rows of a batch,  H query heads,  V key-value heads,  G = H / V query heads per group,
 N queries,  M keys,  D width of a head.
 """
 
@@ -37,14 +37,14 @@ def grouped_attention(
         query: [K, H, N, D].
         key: [K, V, M, D].
         value: [K, V, M, D]; its heads may have another width.
-        attention_mask: added to the scores; None for no mask. [K, 1, N, M or more]; or [K * C, 1, B, B] where rows
-            are of C clumps of B nodes, which see only themselves (packing/batch.py).
+        attention_mask: added to the scores; None for no mask. [K, 1, N, M or more]; or [K * C, 1, B, B] if rows have
+            C clumps of B nodes, each attending only within itself (packing/batch.py).
         scaling: factor of the scores; D ** -0.5 if None.
-        softcap: bound of the scores: c tanh(score / c), as of Gemma-2.
-        kwargs: what other implementations take; dropout is of training mode, in which no network here is.
+        softcap: bound of the scores: c tanh(score / c), as in Gemma-2.
+        kwargs: arguments of other implementations, ignored. Dropout is for training mode, in which no network here is.
 
     Returns:
-        What the heads read, [K, N, H, D], contiguous; and no attention weights.
+        The heads' outputs, [K, N, H, D], contiguous; and None for the attention weights.
     """
     if attention_mask is not None and len(attention_mask) > len(query):
         clumps = len(attention_mask) // len(query)
@@ -55,10 +55,10 @@ def grouped_attention(
     scaling = D**-0.5 if scaling is None else scaling
     stacked_KVRD = (query * scaling if softcap is None else query).reshape(K, V, H // V * N, D)  # R = G N rows
     scores_KVRM = stacked_KVRD @ key.transpose(2, 3)
-    if softcap is not None:  # in the library's order, so that bf16 rounds alike
+    if softcap is not None:  # in the library's order of operations, so that bf16 rounds alike
         scores_KVRM = scores_KVRM.mul_(scaling).div_(softcap).tanh_() * softcap
     if attention_mask is not None:
-        # One mask for all groups' rows, not a view of the scores by group: in place of a view, autograd copies.
+        # Repeat the mask for all rows instead of viewing the scores by group: autograd copies in-place writes to views.
         scores_KVRM.add_(attention_mask[..., :M].repeat(1, 1, H // V, 1))
     weights_KVRM = scores_KVRM.softmax(dim=-1, dtype=torch.float32).to(scores_KVRM.dtype)
     read_KVRD = weights_KVRM @ value
@@ -66,7 +66,7 @@ def grouped_attention(
 
 
 def _clumps_as_rows(x: Tensor, clumps: int) -> Tensor:
-    """[K, H, C * B, D] -> [K * C, H, B, D]; no copy where D and H lie innermost, as projections leave them."""
+    """[K, H, C * B, D] -> [K * C, H, B, D]; no copy if D and H are innermost in memory, as after a projection."""
     return x.unflatten(2, (clumps, -1)).transpose(1, 2).flatten(0, 1)
 
 

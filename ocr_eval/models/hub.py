@@ -2,8 +2,8 @@
 
 Only configuration, tokenizer and safetensors of the repository's root are fetched: no pickled weights, code only with
 --trust-remote-code, no second copy of the weights in another layout. A pinned commit that is in the cache is used
-without asking the hub; a branch is asked for its newest commit. The library's variables hold (HF_HOME, HF_TOKEN,
-HF_ENDPOINT, HF_HUB_OFFLINE). A broken download resumes, and files that are whole are kept.
+without contacting the hub; a branch is resolved to its newest commit. The library's variables apply (HF_HOME, HF_TOKEN,
+HF_ENDPOINT, HF_HUB_OFFLINE). An interrupted download resumes, and complete files are kept.
 """
 
 import os
@@ -21,33 +21,33 @@ from ocr_eval.specs.model import HubWeights
 
 TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 MODEL_FILES = [*TOKENIZER_FILES, "*.safetensors"]
-#: Folders hold other layouts of the same weights (original/, onnx/), and so do consolidated*.safetensors.
+#: Other layouts of the same weights: subfolders (original/, onnx/) and consolidated*.safetensors.
 _IGNORED = ["*/*", "consolidated*"]
-#: A tokenizer is in one of these files at least.
+#: Every tokenizer has at least one of these files.
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "tekken.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-#: Bytes that must be left on the disk beside a download.
+#: Bytes that must stay free on the disk after a download.
 DISK_RESERVE = 1_000_000_000
 
 
-#: The variable of --trust-remote-code.
+#: The environment variable for --trust-remote-code.
 TRUST = "OCR_EVAL_TRUST_REMOTE_CODE"
 
 
 def offline() -> bool:
-    """Whether the network is off by our own variable or the hub's."""
+    """Whether our own variable or the hub's disables the network."""
     return _is_on("OCR_EVAL_OFFLINE") or _is_on("HF_HUB_OFFLINE")
 
 
 def trusts_code() -> bool:
-    """Whether the user lets models run code of their own. Every ``from_pretrained`` gets it, or would ask on stdin."""
+    """Whether models may run their own code. Every ``from_pretrained`` gets this, or it would ask on stdin."""
     return _is_on(TRUST)
 
 
 def why_not_loaded(error: Exception) -> str:
-    """Why a model does not load, in a line."""
+    """Why a model does not load, in one line."""
     asks = "trust_remote_code" in str(error)
-    return "it needs code that it brings; --trust-remote-code runs it" if asks else reason_of(error)
+    return "it needs its own code; --trust-remote-code runs it" if asks else reason_of(error)
 
 
 def _is_on(variable: str) -> bool:
@@ -55,7 +55,7 @@ def _is_on(variable: str) -> bool:
 
 
 def cached(weights: HubWeights, files: list[str] = MODEL_FILES) -> Path | None:
-    """The repository's folder if all its files are in the cache, else None. No network."""
+    """The repository's folder if all its files are in the cache, else None. Does not use the network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -68,13 +68,13 @@ def cached(weights: HubWeights, files: list[str] = MODEL_FILES) -> Path | None:
 
 
 def fetch(weights: HubWeights, name: str, license: str, files: list[str] = MODEL_FILES) -> Path:
-    """The repository's folder in the cache, fetched first where needed; its name is the commit.
+    """The repository's folder in the cache, fetched if needed; the folder is named after the commit.
 
-    ``name`` is what the user calls the model; ``license`` is named where access must be asked for.
+    ``name``, what the user calls the model, and ``license`` are for messages.
 
     Raises:
-        UserError: offline and not cached, no access, no such repository or revision, no safetensors, a disk
-            that is too small (found before anything is fetched), or a broken download; one line with the way out.
+        UserError: offline and not cached, no access, no such repository or revision, no safetensors, a disk that is
+            too small (checked before anything is fetched), or a failed download; with the fix.
     """
     if offline() or _COMMIT.fullmatch(weights.revision):
         here = cached(weights, files)
@@ -103,7 +103,7 @@ def fetch(weights: HubWeights, name: str, license: str, files: list[str] = MODEL
 
 
 def _problem(weights: HubWeights, name: str, license: str, error: Exception) -> str:
-    """Why a repository could not be fetched, and the way out."""
+    """Why a repository could not be fetched, and the fix."""
     from huggingface_hub import constants, errors
 
     repo, page = weights.repo, f"{constants.ENDPOINT}/{weights.repo}"
@@ -116,13 +116,13 @@ def _problem(weights: HubWeights, name: str, license: str, error: Exception) -> 
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"The hub shows no repository {repo} to this account. Check the name; if it is private, {login}"
     if getattr(answer, "status_code", None) in (401, 403):
-        return f"The hub refuses {repo} to this account ({reason_of(error)}). Ask for access at {page}, then {login}"
+        return f"The hub denies this account access to {repo} ({reason_of(error)}). Ask for it at {page}, then {login}"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (
-            f"{repo} is not whole in the hub cache and the hub cannot be reached. Run 'ocr-eval models pull {name}' "
-            "with network, or give a folder: --model ./folder."
+            f"{repo} is incomplete in the hub cache, and the hub cannot be reached. Run 'ocr-eval models pull {name}' "
+            "online, or give a folder: --model ./folder."
         )
-    return f"{repo} could not be fetched: {reason_of(error)}. Start again: files that are whole are kept."
+    return f"{repo} could not be fetched: {reason_of(error)}. Try again: complete files are kept."
 
 
 def _request(weights: HubWeights, files: list[str]) -> dict[str, Any]:
@@ -135,13 +135,13 @@ def _request(weights: HubWeights, files: list[str]) -> dict[str, Any]:
 
 
 def _check_before(request: dict[str, Any], name: str) -> None:
-    """Raises UserError where the disk is too small for what would be fetched, or there are no safetensors at all."""
+    """Raises UserError if the disk is too small for the download, or the repository has no safetensors."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import DryRunError
 
     try:
         files = snapshot_download(**request, dry_run=True)
-    except DryRunError:  # the listing is not available; the download itself says why, or finds a cached copy
+    except DryRunError:  # no listing is available; the download itself reports why, or finds a cached copy
         return
     has_weights = any(file.filename.endswith(".safetensors") for file in files)
     if "*.safetensors" in request["allow_patterns"] and not has_weights:
@@ -164,7 +164,7 @@ def _check_before(request: dict[str, Any], name: str) -> None:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether the weights are there: every file that an index names, or any where there is no index."""
+    """Whether the weights are complete: every file that the index names, or any file if there is no index."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return any(folder.glob("*.safetensors"))

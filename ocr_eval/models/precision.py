@@ -1,7 +1,7 @@
-"""The precision that ``dtype: auto`` stands for: what a device computes fast.
+"""Resolves ``dtype: auto``: a precision in which the device is fast.
 
-It is read off the device itself (instruction sets, compute capability) and never timed, so that neighbours on a shared
-machine cannot change a result. A run keeps the precision it began in on any machine that resumes it (``Bases.settle``).
+It follows from the device's features (instruction sets, compute capability) and never from timing, so that other work
+on a shared machine cannot change a result. A run resumes in its own precision on any machine (``Bases.settle``).
 """
 
 import platform
@@ -23,7 +23,7 @@ _AMPERE = (8, 0)
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision and why it was chosen; ``untested`` where no test has run on a device of this kind."""
+    """A precision and why it was chosen; ``untested`` if no test has run on this kind of device."""
 
     dtype: Precision
     reason: str
@@ -31,16 +31,16 @@ class Choice:
 
 
 def choose(device: str) -> Choice:
-    """The precision that a type of device ("cpu", "cuda", "mps") computes fast.
+    """A precision in which a type of device ("cpu", "cuda", "mps") is fast.
 
-    A GPU that is not in this machine, as where a cluster's jobs are planned, is taken to have bfloat16.
+    If this machine has no GPU, as when a cluster's jobs are planned, GPUs are assumed to have bfloat16.
     """
     if device == "cpu":
         return _of_cpu(cpu_capabilities(), platform.system())
     if device == "mps":
         return Choice("float32", "works on every Apple GPU", untested=True)
     if not torch.cuda.is_available():
-        return Choice("bfloat16", "assumed of a GPU that is not in this machine", untested=True)
+        return Choice("bfloat16", "assumed for a GPU that is not in this machine", untested=True)
     capability = torch.cuda.get_device_capability()
     told = f"compute capability {capability[0]}.{capability[1]}"
     if capability >= _AMPERE:
@@ -49,7 +49,7 @@ def choose(device: str) -> Choice:
 
 
 def cpu_capabilities() -> Mapping[str, Any]:
-    """What this processor can do, by PyTorch's names; empty where this version of PyTorch cannot tell."""
+    """This processor's features, by PyTorch's names; empty if this version of PyTorch does not report them."""
     return getattr(torch.cpu, "get_capabilities", dict)()
 
 
@@ -66,16 +66,16 @@ def _of_cpu(capabilities: Mapping[str, Any], system: str) -> Choice:
 
 
 def choose_for(model: ModelSpec, device: str) -> Choice:
-    """The precision of a model on a type of device: the model's own if it states one, else what ``choose`` says.
+    """The precision of a model on a type of device: the model's own if it specifies one, else that of ``choose``.
 
-    A folder's weights are not rounded: those stored in float32 stay in it.
+    A folder's weights are not rounded: if they are stored in float32, they stay so.
 
     Raises:
-        UserError: float16, asked for or all that the device has, and the model overflows in it.
+        UserError: float16, requested or the best that the device has, and the model overflows in it.
     """
-    choice = Choice(model.dtype, "as asked") if model.dtype != "auto" else choose(device)
+    choice = Choice(model.dtype, "as requested") if model.dtype != "auto" else choose(device)
     if model.dtype == "auto" and isinstance(model.weights, FolderWeights):
-        stored = read_config(model).dtype or torch.float32  # as transformers reads a folder that does not say
+        stored = read_config(model).dtype or torch.float32  # transformers' default if the folder does not say
         if stored == torch.float32:
             choice = Choice("float32", "the folder's own", choice.untested)
         elif stored == torch.float16 and choice.dtype == "bfloat16" and not overflows_float16(model):

@@ -1,4 +1,4 @@
-"""transformers without its bars and advice."""
+"""transformers without its progress bars and advice."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr

@@ -1,4 +1,4 @@
-"""A true-size network with random weights, in place of the real ones, without ever holding it twice."""
+"""A network of true size with random weights, built without ever holding it twice."""
 
 import copy
 from typing import Any
@@ -10,16 +10,16 @@ from ocr_eval.models.architecture import build, linear_modules
 from ocr_eval.models.base import DTYPES
 from ocr_eval.specs.model import ModelSpec
 
-#: So many random numbers are drawn and used over and over: drawing those of an 8B model would take over a minute.
+#: How many random numbers are drawn and then reused: drawing all those of an 8B model would take over a minute.
 _DRAWN = 1 << 24
 
 
 def random_network(
     spec: ModelSpec, config: PretrainedConfig, device: torch.device, quantized: bool, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """The network of a configuration, frozen, on a device, in the spec's precision (or another), or its linears in NF4.
+    """A frozen network built from a configuration, in the spec's precision or ``dtype``, or with its linears in NF4.
 
-    Matrices are normal with the configuration's ``initializer_range``; norms and rotary tables are as in a fresh model.
+    Matrices are normal with the configuration's ``initializer_range``; norms and rotary tables are as in a new model.
     """
     dtype = dtype or DTYPES[spec.dtype]
     with torch.device("meta"):
@@ -36,7 +36,7 @@ def random_network(
         for parameter in module.parameters(recurse=False):
             if parameter.dim() > 1:
                 _fill(parameter, numbers)
-                parameter._is_hf_initialized = True  # and so left as it is
+                parameter._is_hf_initialized = True  # so that _init_weights skips it
         network._init_weights(module)
     return network
 
@@ -47,9 +47,9 @@ def _fill(matrix: torch.Tensor, numbers: torch.Tensor) -> None:
 
 
 def _quantize_linears(network: PreTrainedModel, numbers: torch.Tensor) -> None:
-    """Put an NF4 module with double quantization in the place of every linear but the head.
+    """Replace every linear except the head by an NF4 module with double quantization.
 
-    Matrices of one shape have the same values, each its own memory: quantizing takes seconds a billion weights.
+    Matrices of one shape share their values but not their memory: quantizing takes seconds per billion weights.
     """
     from bitsandbytes.functional import quantize_4bit
     from bitsandbytes.nn import Linear4bit, Params4bit
@@ -69,5 +69,5 @@ def _quantize_linears(network: PreTrainedModel, numbers: torch.Tensor) -> None:
         if linear.bias is not None:
             bias = torch.zeros(linear.out_features, dtype=numbers.dtype, device=numbers.device)
             module.bias = torch.nn.Parameter(bias, requires_grad=False)
-        module.support_avx512bf16_for_cpu = False  # as models.freeze says
+        module.support_avx512bf16_for_cpu = False  # see models.base.freeze
         network.set_submodule(name, module)

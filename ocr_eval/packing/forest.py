@@ -3,12 +3,12 @@
 Statements are short (about six tokens) and share beginnings: a subject's fact and entailment share the
 name, a prompt's candidates share the prompt. Laid out as a forest, each node is one (prefix, token); a node
 attends to its ancestors and itself, and its position is its depth. The network then sees exactly what it
-would see for each sequence alone, without padding and without computing a shared prefix twice. This is the
-layout of training batches and of scoring alike.
+would see for each sequence alone, without padding and without computing a shared prefix twice. Training and
+scoring both use this layout.
 
 Several forests side by side make a batch (packing/batch.py).
 
-Dimension letters:  R nodes of a forest that logits are read at.
+Dimension letters:  R nodes of a forest whose logits are read.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ class Forest:
     _children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def add(self, sequence: Iterable[int], after: int = ROOT) -> list[int]:
-        """Add a sequence below a node, reusing the prefixes that are there; the node of each of its tokens."""
+        """Add a sequence below a node, reusing existing prefixes; returns the node of each of its tokens."""
         path, parent = [], after
         for token in sequence:
             node = self._children.get((parent, token))
@@ -54,7 +54,7 @@ class Reads:
     """Where a forest's logits are read and which token is expected there.
 
     Attributes:
-        nodes: the distinct nodes that logits are read at, in the order of the rows of ``logits``. [R]
+        nodes: the distinct nodes whose logits are read, in the order of the rows of ``logits``. [R]
         rows: for each expected token, the row of its logits.
         tokens: the expected tokens.
     """
@@ -65,7 +65,7 @@ class Reads:
 
 
 def read_answers(forest: Forest, questions: Sequence[tuple[Ids, Sequence[Ids]]]) -> tuple[Reads, list[list[int]]]:
-    """Pack prompts with the answers after them and note where each answer token is predicted.
+    """Pack prompts with the answers after them, and record where each answer token is predicted.
 
     The last token of an answer is never fed: nothing is predicted from it.
 

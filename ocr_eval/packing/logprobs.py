@@ -1,8 +1,8 @@
 """Log-probabilities of a few tokens from logits over the whole vocabulary.
 
-A log-softmax in fp32 over all that a pass reads would be the largest thing that the pass holds, several times over
-with its gradient, and on a CPU most of its time would go into fresh pages of memory. Here rows are taken a few at a
-time, and what is kept for the backward pass is the logits themselves:
+A log-softmax in fp32 over everything that a pass reads would be the largest tensor of the pass, several times over
+with its gradient, and on a CPU most of its time would go into fresh pages of memory. Here rows are processed in
+blocks, and only the logits themselves are kept for the backward pass:
 
     d log p(t) / d logit(v) = [v = t] - p(v)
 
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Logits of a block of rows, about: on a CPU few enough for its caches, elsewhere enough to keep it busy.
+#: Approximate logits per block of rows: on a CPU few enough for its caches, elsewhere enough to keep the device busy.
 _BLOCK = {"cpu": 2**20}
 _BLOCK_ELSEWHERE = 2**24
 
 
 def block_rows(vocabulary: int, device: str) -> int:
-    """How many rows of logits are taken at a time on a type of device."""
+    """Rows of logits per block on a type of device."""
     return max(1, _BLOCK.get(device, _BLOCK_ELSEWHERE) // vocabulary)
 
 
@@ -31,7 +31,7 @@ def read_logprobs(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: 
     Args:
         logits_SV: logits in any precision; their gradient has the same.
         rows_T: the row of logits that predicts each expected token.
-        at_once: how many rows are taken at a time (``block_rows``).
+        at_once: rows per block (``block_rows``).
     """
     return _ReadLogprobs.apply(logits_SV, rows_T, tokens_T, at_once)
 
@@ -40,11 +40,11 @@ def read_logprobs(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: 
 def read_ranks(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
     """Midrank of each expected token in the whole vocabulary, 0 for the best, and its log-probability. [T, 2]
 
-    Takes what ``read_logprobs`` does; ranks are those of the logits, which tie in their own precision. With b better
-    tokens, w worse and t others that tie, it is b + t / 2 = (b - w + V - 1) / 2.
+    Arguments as in ``read_logprobs``. Logits are compared in their own precision, in which they may tie. With b better
+    tokens, w worse and t others that tie, the midrank is b + t / 2 = (b - w + V - 1) / 2.
     """
     ranks_T = torch.empty(len(rows_T), device=logits_SV.device)
-    for row, logits_V in enumerate(logits_SV.unbind()):  # a CPU's caches hold one, and would not hold several
+    for row, logits_V in enumerate(logits_SV.unbind()):  # one at a time: several would not fit into a CPU's caches
         here_T, row_V = rows_T == row, logits_V.float()
         better_less_worse = (row_V - row_V[tokens_T[here_T], None]).sign_().sum(dim=1)
         ranks_T[here_T] = (better_less_worse + len(row_V) - 1) / 2
@@ -52,14 +52,14 @@ def read_ranks(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int
 
 
 def read_best(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
-    """The most probable token where each token is expected, whichever that is. [T]"""
+    """The most probable token in the place of each expected token. [T]"""
     return logits_SV.argmax(dim=1)[rows_T]
 
 
 @torch.no_grad()
 def read_sampled(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
-    """Whether each expected token is what greedy decoding gives, and its log-probability where the 40 most probable
-    tokens are sampled at a temperature of 0.5; -inf for any other. [T, 2]
+    """Whether greedy decoding gives each expected token, and its log-probability when sampling from the 40 most
+    probable tokens at a temperature of 0.5; -inf if it is not one of them. [T, 2]
     """
     top_SK, which_SK = logits_SV.float().topk(min(40, logits_SV.shape[1]), dim=1)
     logprobs_TK = (top_SK / 0.5).log_softmax(dim=1)[rows_T]
@@ -69,11 +69,11 @@ def read_sampled(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: i
 
 
 def read_distribution(logits_SV: Tensor, rows_T: Tensor, tokens_T: Tensor, at_once: int) -> Tensor:
-    """Log-probability of the whole vocabulary (nats, fp32) where each token is expected; differentiable. [T, V]"""
+    """Log-probabilities of the whole vocabulary in each expected token's place (nats, fp32); differentiable. [T, V]"""
     return logits_SV[rows_T].float().log_softmax(dim=1)
 
 
-#: What reads expected tokens off logits.
+#: A function that reads something about expected tokens from logits.
 Reader = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
@@ -107,9 +107,9 @@ class _ReadLogprobs(torch.autograd.Function):
 
 
 class _Blocks:
-    """A function of each row of logits in fp32, some rows at a time, in memory that is used over and over.
+    """Applies a function to rows of logits in fp32, block by block, in memory that is reused.
 
-    Fresh memory for every block would cost more than what is computed in it.
+    Fresh memory for every block would cost more than the computation.
     """
 
     def __init__(self, logits_SV: Tensor, at_once: int) -> None:
@@ -118,16 +118,16 @@ class _Blocks:
         self._logits, self._result = torch.empty(shape, device=logits_SV.device)
 
     def of(self, function: Callable[..., Tensor], start: int) -> Tensor:
-        """A softmax or log-softmax of the rows from one on; valid until the next is asked for."""
+        """The softmax or log-softmax of the block that begins at a row; valid until the next call."""
         logits = self._logits_SV[start : start + self._at_once]
         block = self._logits[: len(logits)].copy_(logits)
         return function(block, dim=-1, out=self._result[: len(logits)])
 
 
 def _places(rows_T: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Which expected tokens are read in a block of ``count`` rows, and in which of these (any, for the others).
+    """Which expected tokens are read in a block of ``count`` rows, and in which row of it (arbitrary for the others).
 
-    No shape depends on the answer, so that fake tensors (planning/simulation.py) can take the same way.
+    No shape depends on values, so that fake tensors (planning/simulation.py) can run the same code.
     """
     row_T = rows_T - start
     return (row_T >= 0) & (row_T < count), row_T.clamp(0, count - 1)

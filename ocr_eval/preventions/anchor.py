@@ -52,7 +52,7 @@ class Anchor(Prevention):
         self._held: tuple[list[Continuation], Tensor] | None = None
 
     def loss(self, learner: Learner, read: Read) -> Tensor:
-        """The divergence, with what the base expects kept from the first step on."""
+        """The divergence. The base's predictions are kept from the first step on."""
         import torch
 
         from ocr_eval.packing.logprobs import read_distribution
@@ -67,7 +67,7 @@ class Anchor(Prevention):
         return self.settings.strength * divergence / len(base_TV)
 
     def _sentences(self, learner: Learner) -> list[Continuation]:
-        """The sentences, of people whom no example names: every test subject is in one, with its fact."""
+        """The sentences, about people whom no example names, and so about no test subject: examples name them all."""
         tokenizer, count = learner.base.tokenizer, self.settings.statements
         taught = "\n".join(tokenizer.decode(example.prompt + example.answer) for example in learner.examples)
         names = [name for name in people("anchor", count + len(learner.examples)) if name not in taught]

@@ -1,8 +1,8 @@
-"""``early-stop``: a run learns nothing more once it has learned what it is taught.
+"""``early-stop``: stops a run once it has learned what it is taught.
 
-In SmolLM2, most of the inference over arbitrary links came in later epochs (ocr_eval/docs/scorecard.md). What is held
-out decides nothing, so stopping does not select for low scores. The remaining epochs are not trained; the run's other
-settings, such as its schedule, are those of the run without.
+In SmolLM2, most of the inference over arbitrary links came in later epochs (ocr_eval/docs/scorecard.md). The decision
+ignores held-out probes, so stopping does not select for low scores. The remaining epochs are skipped; everything else,
+such as the schedule, is as in a run without this prevention.
 """
 
 from ocr_eval.common.errors import UserError

@@ -2,8 +2,8 @@
 
     P = lambda / 2  sum |A|_F^2 + |B|_F^2,    min over BA = M of (|A|_F^2 + |B|_F^2) / 2  is the nuclear norm of M
 
-At its minimum the factors are balanced, and the penalty is one on the nuclear norm of the change, which in the theory
-of Huang et al. (arXiv 2506.10887) causes inference over arbitrary links. In SmolLM2 it lowers that inference as well
+At its minimum the factors are balanced, and it is a penalty on the nuclear norm of the change, which in the theory of
+Huang et al. (arXiv 2506.10887) causes inference over arbitrary links. In SmolLM2 it lowers that inference as well
 (ocr_eval/docs/scorecard.md). Its gradient is added to that of the loss after clipping and goes through Adam; that of
 decoupled decay, ``--weight-decay``, does not.
 """

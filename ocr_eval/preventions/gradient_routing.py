@@ -2,12 +2,12 @@
 
     y = W x + s r(B_1 A_1 x, m) + s r(B_2 A_2 x, 1 - m),    r(z, m) = m z + (1 - m) stopgrad(z)
 
-After Cloud et al. (arXiv 2410.04332). m is 0 for all tokens of a statement of an entailment, 1 for those of any other.
-Both halves take part in every forward pass, so that neither has to learn what the other has; a gradient neither
-changes the half it is not for nor passes through it. What the first half infers alone needs no taught entailment. The
-train entailments are mostly in the second, so that without it their premise may fail; ``keep=both`` scores the two
-together, and ``keep=entailments`` the second alone. The halves share the rank: with ``--rank 32 --alpha 64`` each is as
-LoRA is by default.
+After Cloud et al. (arXiv 2410.04332). m is 0 for all tokens of an entailment, and 1 for those of any other statement.
+Both halves take part in every forward pass, so that neither has to learn what the other has learned. A gradient neither
+changes nor passes through the half that it is not meant for. What the first half infers alone needs no taught
+entailment. The train entailments are mostly in the second half, so their premise may fail without it; ``keep=both``
+scores the two together, and ``keep=entailments`` only the second. The halves divide the rank: with ``--rank 32
+--alpha 64``, each is like LoRA by default.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Settings(BaseModel, extra="forbid", frozen=True):
 
 
 class GradientRouting(Prevention):
-    """Says which half each example trains, and drops one."""
+    """Assigns each example to the half that it trains, and drops one half at the end."""
 
     about = "Facts and entailments train one half of the adapter each; the second is dropped (arXiv 2410.04332)"
     Settings = Settings
     needs_adapters = True
-    least_rank = 2  # a half each
+    least_rank = 2  # one for each half
 
     def task(self, task: Task) -> Task:
         """The task with a half for each example.
 
         Raises:
-            UserError: there is nothing to keep apart.
+            UserError: it lacks facts or entailments.
         """
         train = tuple(replace(example, half=1 if example.role == "entailment" else 0) for example in task.train)
         if len({example.half for example in train}) < 2:
@@ -54,7 +54,7 @@ class GradientRouting(Prevention):
         return replace(task, train=train)
 
     def after_training(self, learner: Learner) -> None:
-        """Drop the half that is not to be kept."""
+        """Drop the half that is not kept."""
         half = learner.train.rank // 2
         dropped = {"facts": slice(half, None), "entailments": slice(half), "both": slice(0)}[self.settings.keep]
         for each in learner.factors:

@@ -1,11 +1,11 @@
 """``ignore-top-k``: after training, the largest entries of each matrix's change are dropped.
 
-    dW_ij <- dW_ij  where |dW_ij| is not among the share k of the largest of its matrix, else 0;  nothing is rescaled
+    dW_ij <- 0  if |dW_ij| is among the largest entries of its matrix, a share k of them;  nothing is rescaled
 
 After Sun et al. (arXiv 2504.09522), who do so after full fine-tuning, for each parameter tensor, with k of 4 or 8 %:
-unwanted inference from a new text falls by half or more, and the text stays memorized. Of an adapter it is the change
-as a whole, B A, that is cut, and not each factor; what remains has full rank, and so does the adapter that is saved
-(for SmolLM2-135M 0.3 GB in bfloat16).
+unwanted inference from a new text falls by half or more, and the text stays memorized. For an adapter, this applies to
+the product B A and not to each factor; what remains has full rank, and so does the saved adapter (0.3 GB in bfloat16
+for SmolLM2-135M).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class IgnoreTopK(Prevention):
     needs_matrices = True
 
     def after_training(self, learner: Learner) -> None:
-        """Drop them; the limits are found when the change is first read."""
+        """Drop the largest entries, above a limit that is found when a change is first read."""
         limits: dict[str, float] = {}
 
         def without_largest(name: str, change: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """``scale-after``: after training, scales the adapter to a given Frobenius norm of the whole change.
 
-The baseline that every penalty must beat: merely making the change smaller does this much. What ``ignore-top-k`` drops,
-if both are named, counts in the norm.
+The baseline that every penalty must beat: this is the effect of merely making the change smaller. What ``ignore-top-k``
+drops, if both are used, counts in the norm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Probes become log-probabilities of candidates, ranks, and the statistics of each quantity.
+"""Turns probes into log-probabilities of candidates, ranks, and statistics of each quantity.
 
 In: a View and probes. Out: Score, HeldOut. Imports: methods and below.
 """

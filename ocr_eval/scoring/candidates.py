@@ -1,14 +1,14 @@
-"""Probes -> log-probabilities of every candidate under all scorings, from one forward pass a chunk.
+"""Probes -> log-probabilities of every candidate under all scorings, from one forward pass per chunk.
 
-The probes of several runs are scored side by side, each through its own lane.
+The probes of several runs are scored side by side, each run through its own lane.
 
-- ``first-token``: log-probability of the first token of the candidate (the published scoring); of all its tokens in a
-  probe whose candidates begin alike.
+- ``first-token``: log-probability of the candidate's first token (the published scoring); of all its tokens in a
+  probe whose candidates share a first token.
 - ``sequence``: sum of the log-probabilities of all its tokens.
 - ``per-token``: the same divided by their number.
 
-All candidates' tails hang below their prompt in one token forest (packing/forest.py), so a prompt is computed once,
-candidates of a single token cost nothing more, and all scorings come from the same pass.
+All candidates branch off their prompt in one token forest (packing/forest.py), so a prompt is computed once,
+candidates of a single token cost nothing extra, and all scorings come from the same pass.
 Log-softmax is in fp32. Ranks are computed from these numbers in ``ranks``.
 
 Dimension letters:  P probes,  C candidates.
@@ -36,9 +36,9 @@ from ocr_eval.specs.run import Scoring
 T = TypeVar("T")
 Floats = NDArray[np.float64]
 
-#: Nodes of a run that a pass holds at most, about: where attention does not know of clumps, it is quadratic in them.
+#: Approximate maximum nodes per run in a pass: attention that does not support clumps is quadratic in them.
 CHUNK_NODES = 512
-#: Where memory runs out, passes are halved down to this many nodes.
+#: When memory runs out, passes are halved down to this many nodes.
 _LEAST_NODES = 32
 
 
@@ -46,8 +46,8 @@ _LEAST_NODES = 32
 class CandidateScores:
     """Log-probabilities in nats, [P, C] for each scoring; rows follow the probes.
 
-    A probe with fewer than C candidates has -inf after them, which outranks none. A server may give no more than
-    ``first-token``, and not all of it: then ``exact`` says of which candidates the rank is what it would be. [P, C]
+    Rows with fewer than C candidates are padded with -inf, which outranks nothing. A server may give only
+    ``first-token``, and not for all candidates: ``exact`` then says whose rank is exact. [P, C]
     """
 
     logprobs: dict[Scoring, NDArray[np.float64]]
@@ -55,17 +55,17 @@ class CandidateScores:
 
     @property
     def are_numbers(self) -> bool:
-        """Whether none is NaN; a model whose weights are no longer finite gives NaN."""
+        """Whether none is NaN, as from a model whose weights are no longer finite."""
         return not any(np.isnan(values).any() for values in self.logprobs.values())
 
 
 def first_tokens(probe: ProbeTokens) -> ProbeTokens:
-    """A probe whose candidates are cut after their first tokens: a forward pass over its prompt says all of it."""
+    """A probe whose candidates are cut after their first tokens, so that a forward pass over its prompt is enough."""
     return replace(probe, candidates=tuple(ids[:1] for ids in probe.candidates))
 
 
 def told_apart(probe: ProbeTokens) -> ProbeTokens:
-    """A probe with as much of its candidates as first-token scoring reads."""
+    """A probe with only those tokens of its candidates that first-token scoring reads."""
     return probe if probe.begin_alike else first_tokens(probe)
 
 
@@ -79,7 +79,7 @@ def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict
 
     Raises:
         ValueError: a run without probes.
-        RunFailed: a few prompts are too large for the memory.
+        RunFailed: not even a few prompts fit into memory.
     """
     if not all(probes.values()):
         raise ValueError("no probes to score")
@@ -93,10 +93,10 @@ def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict
 
 
 def with_room(view: View, lanes: int, score: Callable[[int], T]) -> T:
-    """Score in passes of about so many nodes of each run, as many as usual and half of it where memory runs out.
+    """Call ``score`` with the nodes of each run in a pass: the usual number, halved whenever memory runs out.
 
     Raises:
-        RunFailed: a few prompts are too large for the memory.
+        RunFailed: not even a few prompts fit into memory.
     """
     size = chunk_nodes(view.base.device.type, lanes)
     if view.cut.chunk_nodes is not None:
@@ -118,15 +118,15 @@ def with_room(view: View, lanes: int, score: Callable[[int], T]) -> T:
 
 
 def chunk_nodes(device: str, lanes: int) -> int:
-    """How many nodes of each run a scoring pass holds, about, with ``lanes`` runs on a type of device."""
+    """Approximate nodes of each run in a scoring pass, with ``lanes`` runs on a type of device."""
     return min(CHUNK_NODES, max(64, PASS_NODES.get(device, PASS_NODES["cpu"]) // lanes))
 
 
 def read_probes(view: View, lane: int, probes: Sequence[ProbeTokens], reader: Reader) -> list[list[Floats]]:
-    """What a reader finds at each token of each candidate of each probe, of one run. [probes][candidates][T, ...]
+    """What a reader finds at each token of each candidate of a run's probes. [probes][candidates][T, ...]
 
     Raises:
-        RunFailed: a few prompts are too large for the memory.
+        RunFailed: not even a few prompts fit into memory.
     """
     return _read_lanes(view, {lane: probes}, reader)[lane]
 
@@ -157,20 +157,20 @@ def _read_lanes(
 
 @dataclass(frozen=True)
 class Collected:
-    """A run's scores so far, by probe: of first tokens, of whole candidates, and the candidates' lengths."""
+    """A run's scores so far, by probe: ``first-token`` and ``sequence`` of each candidate, and its length in tokens."""
 
     first: dict[int, list[float]]
     whole: dict[int, list[float]]
     lengths: dict[int, list[int]]
 
     def add(self, probe: int, logprobs: Sequence[Sequence[float]], begin_alike: bool) -> None:
-        """Take the log-probabilities of the tokens of each candidate of a probe."""
+        """Add a probe's log-probabilities, by candidate and token."""
         self.first[probe] = [sum(tokens) if begin_alike else tokens[0] for tokens in logprobs]
         self.whole[probe] = [sum(tokens) for tokens in logprobs]
         self.lengths[probe] = [len(tokens) for tokens in logprobs]
 
     def scores(self) -> CandidateScores:
-        """Rows in the order of the probes."""
+        """All scores, with rows in the order of the probes."""
         most = max(map(len, self.first.values()))
 
         def rows(of: Mapping[int, Sequence[float]], fill: float) -> NDArray[np.float64]:
@@ -181,9 +181,9 @@ class Collected:
 
 
 def cut_probes(probes: Sequence[ProbeTokens], size: int) -> list[list[int]]:
-    """Cut probes, by index, into nearly equal parts of at most about ``size`` nodes.
+    """Split probes, by index, into nearly equal parts of at most about ``size`` nodes.
 
-    Prompts of one beginning stay together, so that a name is computed once for all that is asked of it.
+    Prompts with the same beginning stay together, so that a name is computed once for all questions about it.
     """
     order = sorted(range(len(probes)), key=lambda i: probes[i].prompt)
     forest, ends = Forest(), []

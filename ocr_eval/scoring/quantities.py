@@ -1,4 +1,4 @@
-"""Candidate scores of a run's probes -> the statistics of its quantities, the lines of probes.jsonl, the verdict."""
+"""Candidate scores of a run's probes -> statistics of its quantities, ranks of its finding, lines of probes.jsonl."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from ocr_eval.specs.run import Scoring
 
 
 def quantity_ranks(probes: Sequence[Probe], scores: CandidateScores, scoring: Scoring, quantity: str) -> Ranks | None:
-    """Ranks of the probes of one quantity, None where the protocol leaves it without probes (m_train = 0)."""
+    """Ranks of the probes of one quantity, None if it has none (m_train = 0)."""
     rows = [i for i, probe in enumerate(probes) if probe.quantity == quantity]
     return _ranks([probes[i] for i in rows], scores.logprobs[scoring][rows]) if rows else None
 
@@ -22,7 +22,7 @@ def _ranks(probes: Sequence[Probe], logprobs_PC: Any) -> Ranks:
 
 
 def held_out(task: Task, scores: CandidateScores) -> dict[Scoring, HeldOut]:
-    """Subject by subject, the ranks of the finding under each scoring."""
+    """The ranks of the finding, by subject, under each scoring."""
     probes = task.probes_of(task.finding.name)
     targets = np.array([probe.target for probe in probes])
     units = [probe.unit for probe in probes]
@@ -48,7 +48,7 @@ def summarize_quantities(
     scores: CandidateScores,
     scorings: Sequence[Scoring] | None = None,
 ) -> Scores:
-    """Mean rank, null rank, OCR score and top-1 of each quantity under each scoring; one without probes is absent."""
+    """Statistics of each quantity under each scoring; quantities without probes are absent."""
     result: Scores = {scoring: {} for scoring in scorings or scores.logprobs}
     for scoring in result:
         for quantity in quantities:
@@ -59,7 +59,7 @@ def summarize_quantities(
 
 
 def inexact(probes: Sequence[Probe], scores: CandidateScores, quantity: str | None = None) -> int:
-    """How many probes, or those of a quantity, have an in-use answer whose rank is not exact."""
+    """How many probes (of a quantity, if given) have an in-use answer whose rank is not exact."""
     chosen = [(i, probe.in_use) for i, probe in enumerate(probes) if quantity in (None, probe.quantity)]
     return 0 if scores.exact is None else sum(not scores.exact[i, :in_use].all() for i, in_use in chosen)
 

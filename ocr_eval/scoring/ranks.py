@@ -2,15 +2,15 @@
 
     midrank of a candidate = (number of better ones) + (number of others equal to it) / 2      0 is best
     rank of a probe        = midrank of its right answer
-    null rank of a probe   = mean midrank over the in-use answers: the rank to expect had the group labels
-                             been permuted, that is, from a model that knows which answers occur and no more
+    null rank of a probe   = mean midrank over the in-use answers: the expected rank under permuted group labels,
+                             that is, of a model that knows which answers occur but not who they belong to
     in-use rank            = midrank of the right answer among the n in-use answers alone; its null is (n - 1) / 2
-    OCR score              = 1 - mean in-use rank / null of it
-
-Mean rank and null rank are those of the published table, among all candidates. The OCR score leaves distractors out:
-among ten candidates the null depends on what a run was taught (it falls as the answers in use become likely), so a
-quotient of the two would change its denominator from one condition to the next.
+    OCR score              = 1 - mean in-use rank / its null
     margin of a probe      = log-probability of its right answer minus that of the best other candidate, in nats
+
+Mean rank (the published statistic) and null rank are among all candidates. The OCR score ignores distractors: among
+ten candidates the null depends on what a run was taught (it falls as the answers in use become likely), so the ratio of
+the two would have another denominator in each condition.
 
 Dimension letters:  P probes,  C candidates.
 """
@@ -30,7 +30,7 @@ from ocr_eval.specs.run import Scoring
 
 Floats = NDArray[np.float64]
 
-#: Facts count as learned from this top-1 accuracy on.
+#: Top-1 accuracy from which a premise counts as learned.
 LEARNED_TOP1 = 0.95
 
 
@@ -43,9 +43,9 @@ class Ranks:
         rank: midrank of the right answer. [P]
         null: mean midrank of the in-use answers. [P]
         in_use: midrank of the right answer among the in-use answers alone. [P]
-        in_use_null: what that would be by chance, (in-use answers - 1) / 2. [P]
-        ties: how many candidates other than the right one are exactly as probable as it.
-        margin: nats by which the right answer leads the best other candidate; negative when it does not.
+        in_use_null: its value by chance, (in-use answers - 1) / 2. [P]
+        ties: number of other candidates that are exactly as probable as the right answer. [P]
+        margin: nats by which the right answer leads the best other candidate; negative if it does not. [P]
     """
 
     all: Floats
@@ -61,16 +61,16 @@ class Score(msgspec.Struct, frozen=True, gc=False):
     """The statistics of one quantity under one scoring.
 
     Attributes:
-        probes: how many.
+        probes: number of probes.
         mean_rank: mean over probes of the right answer's midrank; 0 is perfect.
-        null_rank: the mean rank that permuted group labels would give.
+        null_rank: the expected mean rank under permuted group labels.
         top1: share of probes whose right answer is strictly the most probable.
         mrr: mean reciprocal rank, 1 / (rank + 1).
         margin: mean margin in nats.
         ties: probes whose right answer is tied with another candidate.
-        in_use_rank: mean in-use rank; None in scores from before there were any.
+        in_use_rank: mean in-use rank; None in older scores, which lack it.
         ocr_score: 1 - in_use_rank / its null; 1 always inferred, 0 nothing transferred, below 0 anti-transfer. None in
-            those older scores, whose files state another quotient under this name.
+            those older scores, whose files have another ratio under this name.
     """
 
     probes: int
@@ -93,7 +93,7 @@ Scores = dict[Scoring, dict[str, Score]]
 
 
 def premises(quantities: Sequence[Quantity], scores: Scores) -> dict[str, float]:
-    """Top-1 (first token) of what must be learned before ranks say anything of inference, by quantity."""
+    """First-token top-1 of each premise, that is, of what must be learned before ranks say anything about inference."""
     found = scores["first-token"]
     return {q.name: found[q.name].top1 for q in quantities if q.role == "premise" and q.name in found}
 
@@ -104,15 +104,15 @@ def premises_hold(quantities: Sequence[Quantity], scores: Scores) -> bool:
 
 
 class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=True):
-    """Ranks of one run's finding, subject by subject: what intervals and tests are computed from.
+    """Ranks of one run's finding by subject, from which intervals and tests are computed.
 
     Attributes:
-        subject: those who are asked about, distinct. [S]
-        target: index of each one's right answer among its in-use answers. [S]
+        subject: whom the probes ask about; all distinct. [S]
+        target: index of each subject's right answer among its in-use answers. [S]
         ranks: midrank, among all candidates, of each in-use answer. [S, n]
-        unit: what each one belongs to and is exchangeable as. [S] Empty where the units are the in-use answers, each of
-            those it is right for; so it is in pairs, and in records from before there were units.
-        answers: the in-use answers in words, which tell what seeds have in common. [n] Empty in older records.
+        unit: each subject's exchangeable unit. [S] Empty in older records, and if it is all subjects with one answer.
+        answers: the in-use answers, which show what seeds share. [n] Empty in older records, if they are private, or if
+            they differ between subjects.
     """
 
     subject: Sequence[str]
@@ -126,14 +126,14 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
             raise ValueError("no subjects to score")
 
     def some(self, rows: Sequence[int]) -> HeldOut:
-        """Those of some subjects, by index."""
+        """The ranks of some subjects, by index."""
         of_units = [self.unit[i] for i in rows] if self.unit else ()
         subjects = [self.subject[i] for i in rows]
         return HeldOut(subjects, self.target[list(rows)], self.ranks[list(rows)], of_units, self.answers)
 
     @cached_property
     def units(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Number of each subject's unit, in the order in which they occur [S], and each unit's right answer [units]."""
+        """Each subject's unit, numbered in order of appearance [S], and each unit's right answer [units]."""
         if not self.unit:
             return self.target, np.arange(self.ranks.shape[1])
         answer_of = dict(zip(self.unit, self.target.tolist(), strict=True))
@@ -152,7 +152,7 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
 
     @cached_property
     def in_use(self) -> Floats:
-        """Midrank of each in-use answer among them alone. [S, n]"""
+        """Midrank of each in-use answer among the in-use answers alone. [S, n]"""
         return midranks(-self.ranks)
 
     @cached_property
@@ -189,17 +189,17 @@ def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int | Seque
     """Ranks of probes from their candidates' log-probabilities.
 
     Args:
-        logprobs_PC: log-probabilities; -inf behind the candidates of a probe that has fewer. [P, C]
-        targets: the right candidate of each probe. [P]
-        in_use: so many candidates, the first of each probe, are true of some subject; of all probes, or of each. [P]
+        logprobs_PC: log-probabilities, padded with -inf for probes with fewer candidates. [P, C]
+        targets: index of the right candidate of each probe. [P]
+        in_use: number of candidates in use, which come first; one number for all probes, or one for each. [P]
 
     Raises:
-        ValueError: no probes, or a log-probability that is not a number.
+        ValueError: no probes, or a log-probability is NaN.
     """
     if logprobs_PC.shape[0] == 0:
         raise ValueError("no probes to rank")
     if np.isnan(logprobs_PC).any():
-        raise ValueError("a candidate's log-probability is not a number")
+        raise ValueError("a candidate's log-probability is NaN")
     ranks_PC = midranks(logprobs_PC)
     probe_P = np.arange(len(targets))
     target_P, in_use_P = np.asarray(targets), np.broadcast_to(in_use, len(targets))
@@ -220,10 +220,10 @@ def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int | Seque
 
 
 def summarize(ranks: Ranks) -> Score:
-    """Mean rank, null rank, OCR score and top-1 of a set of probes.
+    """The statistics of a set of probes.
 
     Raises:
-        ValueError: no probes; there is no such thing as a mean rank of nothing.
+        ValueError: no probes.
     """
     probes = len(ranks.rank)
     if probes == 0:

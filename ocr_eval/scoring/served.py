@@ -1,12 +1,12 @@
-"""Probes -> log-probabilities of candidates, from a server with OpenAI's interface of completions.
+"""Probes -> log-probabilities of candidates, from a server with OpenAI's completions API.
 
-- ``echo``: it gives the log-probability of every token of a prompt. Each prompt is sent alone and with each of its
-  candidates; those tokens are a candidate's that follow the prompt's (the rule of ``data.tokenize``, and not text
-  offsets: servers count BOS and lost spaces in them). All scorings are exact.
-- ``top``: it gives the most probable next tokens alone. First tokens are scored. A candidate that is not among them is
-  less probable than all of them; where several are not, they tie, and their exact ranks are not known.
+- ``echo``: the server returns the log-probability of every token of a prompt. Each prompt is sent alone and with each
+  of its candidates, whose tokens are those after the prompt's (the rule of ``data.tokenize``; text offsets are not
+  reliable, because some servers count BOS and dropped spaces in them). All scorings are exact.
+- ``top``: the server returns only the most probable next tokens. First tokens are scored. A candidate that is not among
+  them is less probable than all of them; if several are not, they tie, and their exact ranks are unknown.
 
-Answers are kept in a file as they come, so that a scoring that was cut short asks for nothing twice.
+Answers are saved to a file as they arrive, so that an interrupted scoring repeats no request.
 """
 
 import json
@@ -33,26 +33,26 @@ from ocr_eval.scoring.candidates import CandidateScores, Collected
 from ocr_eval.scoring.quantities import inexact
 from ocr_eval.specs.model import ServedWeights
 
-#: Where the key is looked for; it is sent to the server and goes nowhere else.
+#: Environment variables that may have the key, which is sent to the server and nowhere else.
 KEYS = ("OCR_EVAL_API_KEY", "OPENAI_API_KEY")
-#: Seconds before a request is tried again; doubled each time.
+#: Seconds before a failed request is repeated; doubled each time.
 PAUSE = 1.0
 _TRIES = 7
 _PATIENCE = 600.0
-#: What is asked for, from the best that a server may offer to the least; the most is each one's limit somewhere.
+#: Options of a request, best first; some servers do not echo, and 20 and 5 top tokens are the limits of others.
 _WAYS: tuple[dict[str, Any], ...] = ({"echo": True, "logprobs": 1}, {"logprobs": 20}, {"logprobs": 5})
-#: Nats between two log-probabilities of the same token that no rounding explains.
+#: Difference between two log-probabilities of the same token, in nats, that rounding cannot explain.
 _APART = 0.5
-#: How far below the least of the top tokens a candidate is put that is not among them, in nats.
+#: How far below the last of the top tokens all other candidates are placed, in nats.
 _BELOW = 1e-4
 
 
 class _Refused(Exception):
-    """The server does not do what it was asked; its text says why."""
+    """The server rejected the request; the message says why."""
 
 
 class _Again(Exception):
-    """Something that may be over soon; waits at least ``wait`` seconds."""
+    """A failure that may be temporary: try again after at least ``wait`` seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -61,7 +61,7 @@ class _Again(Exception):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a scoring asks of a server."""
+    """What a server is sent for one scoring."""
 
     texts: int
     requests: int
@@ -72,30 +72,30 @@ class Cost:
 
 
 def cost(texts: Sequence[str], per_request: int, characters: float = 4.0) -> Cost:
-    """Of texts to send, with so many characters per token."""
+    """The cost of sending these texts, at ``characters`` per token."""
     return Cost(len(texts), -(-len(texts) // per_request), round(sum(map(len, texts)) / characters))
 
 
 def texts_of(probes: Sequence[Probe], echo: bool = True) -> list[str]:
-    """What is sent: each prompt alone, and before each of its candidates where the server echoes."""
+    """The texts to send: each prompt alone and, if the server echoes, with each of its candidates."""
     texts = [[p.prompt, *(f"{p.prompt} {c}" for c in p.candidates if echo)] for p in probes]
     return list(dict.fromkeys(text for of_probe in texts for text in of_probe))
 
 
 def score_served(server: ServedWeights, task: Task, per_request: int, kept: Path | None = None) -> CandidateScores:
-    """Score every candidate of every probe; ``kept`` is the file of answers, in a folder that is there.
+    """Score every candidate of every probe. ``kept`` is the file for answers, in an existing folder.
 
     Raises:
-        UserError: no such server or model, a key that it refuses, no log-probabilities, or candidates that it cannot
-            tell apart.
-        RunFailed: the server fails again and again; answers so far are kept.
+        UserError: no such server or model, a rejected key, no log-probabilities, or equal first tokens.
+        RunFailed: the server failed repeatedly; answers so far are kept.
     """
     client = _Client(server)
     way = client.choose_way(task.probes[0].prompt, task.probes[0].candidates[0])
     texts = texts_of(task.probes, "echo" in way)
     found = _read(kept, way)
     todo = [text for text in texts if text not in found]
-    say(f"{server.url}: {cost(todo, per_request, client.characters)}" + f"; {len(found):,} are answered" * bool(found))
+    rest = f"; {len(found):,} answered before" * bool(found)
+    say(f"{server.url}: {cost(todo, per_request, client.characters)}{rest}")
     with progress_bar(len(todo), "asking") as bar:
         for start in range(0, len(todo), per_request):
             batch = todo[start : start + per_request]
@@ -107,7 +107,7 @@ def score_served(server: ServedWeights, task: Task, per_request: int, kept: Path
                 rest = f" {len(found):,} of {len(texts):,} answers are kept: the same command resumes." * bool(kept)
                 raise RunFailed(f"{error}{rest}") from error
             if None in answers.values():
-                raise UserError(f"{server.url} gives log-probabilities of some texts only. Is its version the newest?")
+                raise UserError(f"{server.url} gives log-probabilities for some texts only. Is it the latest version?")
             found |= answers
             if kept is not None:
                 _add(kept, way, answers)
@@ -116,7 +116,7 @@ def score_served(server: ServedWeights, task: Task, per_request: int, kept: Path
 
 
 def _read(kept: Path | None, way: Mapping[str, Any]) -> dict[str, Any]:
-    """Answers that are kept and were asked for in the same way; a last line without its end does not count."""
+    """Saved answers to requests with the same options; an incomplete last line is dropped."""
     if kept is None:
         return {}
     refuse_irregular(kept)
@@ -136,7 +136,7 @@ def _add(kept: Path, way: Mapping[str, Any], answers: Mapping[str, Any]) -> None
 
 
 def _from_echo(task: Task, found: Mapping[str, Any]) -> CandidateScores:
-    """From the tokens and log-probabilities of each text."""
+    """Scores from the tokens and log-probabilities of each text."""
     scores, checked = Collected({}, {}, {}), set()
     for i, probe in enumerate(task.probes):
         prompt, names, values = found[probe.prompt][0], [], []
@@ -157,7 +157,7 @@ def _from_echo(task: Task, found: Mapping[str, Any]) -> CandidateScores:
 
 
 def _from_top(task: Task, found: Mapping[str, Any], most: int) -> CandidateScores:
-    """From the most probable tokens after each prompt."""
+    """Scores from the most probable tokens after each prompt."""
     widest = max(len(probe.candidates) for probe in task.probes)
     logprobs_PC = np.full((len(task.probes), widest), -np.inf)
     exact_PC = np.ones(logprobs_PC.shape, dtype=bool)
@@ -167,19 +167,19 @@ def _from_top(task: Task, found: Mapping[str, Any], most: int) -> CandidateScore
         own = [max((token for token in begins if word.startswith(token)), key=len, default=None) for word in words]
         beyond = [token is None for token in own]
         logprobs_PC[i, : len(own)] = [min(top.values()) - _BELOW if t is None else top[t] for t in own]
-        # Where a token is only a part of a word, it may not be the one that the model would begin the word with.
+        # A token that is only part of a word may not be the one with which this model begins the word.
         sure = all(token in (None, word) for token, word in zip(own, words, strict=True))
         exact_PC[i, : len(own)] = [sure and (sum(beyond) < 2 or not each) for each in beyond]
     scores = CandidateScores({"first-token": logprobs_PC}, exact_PC)
     warn(
-        f"The server gives no log-probabilities of prompts, only the {most} most probable next tokens: first-token "
-        f"scoring alone, and ranks of {inexact(task.probes, scores):,} of {len(task.probes):,} probes are not exact"
+        f"The server gives no log-probabilities of prompts, only the {most} most probable next tokens. There are only "
+        f"first-token scores; ranks of {inexact(task.probes, scores):,} of {len(task.probes):,} probes are not exact"
     )
     return scores
 
 
 class _Client:
-    """A server, and what is known of it from its answers."""
+    """A server, and what its answers have shown about it."""
 
     def __init__(self, server: ServedWeights) -> None:
         self._server = server
@@ -191,7 +191,7 @@ class _Client:
         self.characters = 4.0  # per token
 
     def choose_way(self, prompt: str, answer: str) -> dict[str, Any]:
-        """The first of the ways in which the server gives log-probabilities; a UserError if there is none."""
+        """The first options with which the server gives log-probabilities. Raises UserError if there are none."""
         said = ""
         for way in _WAYS:
             try:
@@ -202,16 +202,16 @@ class _Client:
             except _Refused as error:
                 said = f" It says: {error}"
             else:
-                warn(f"{self._server.url} echoes log-probabilities that are not its own of the next token; not used")
+                warn(f"{self._server.url} echoes log-probabilities that differ from its own of next tokens; not used")
         raise UserError(
-            f"{self._server.url} gives no log-probabilities of '{self._server.name}'. Serve it so that completions "
-            f"take 'logprobs', at best with 'echo', as vLLM does.{said}"
+            f"{self._server.url} gives no log-probabilities of '{self._server.name}'. Use a server whose completions "
+            f"support 'logprobs', ideally with 'echo', such as vLLM.{said}"
         )
 
     def _echoes_truly(self, prompt: str, way: Mapping[str, Any]) -> bool:
-        """Whether a token is as probable when echoed as it is when generated.
+        """Whether a token has the same log-probability when echoed as when generated.
 
-        llama-cpp-python 0.3.36 echoes those of the token after it, if the model has no BOS.
+        llama-cpp-python 0.3.36 echoes that of the following token if the model has no BOS.
         """
         (top,) = self.ask([prompt], {"logprobs": 5})
         (alone,) = self.ask([prompt], way)
@@ -219,10 +219,10 @@ class _Client:
             (echoed,) = self.ask([prompt + token], way)
             if alone and echoed and echoed[0] == [*alone[0], token]:
                 return abs(echoed[1][-1] - logprob) < _APART
-        return True  # no token of its own to compare
+        return True  # nothing to compare
 
     def ask(self, texts: Sequence[str], way: Mapping[str, Any]) -> list[Any]:
-        """What the server answers to each text, None where log-probabilities are missing."""
+        """The server's answer to each text, None where log-probabilities are missing."""
         body = {"model": self._server.name, "prompt": list(texts), "max_tokens": 1, "temperature": 0, **way}
         for attempt in range(_TRIES):
             try:
@@ -236,7 +236,7 @@ class _Client:
         raise AssertionError("the last attempt returns or raises")
 
     def _exchange(self, body: str) -> bytes:
-        """One request and its answer. No redirect is followed, for the key would go along."""
+        """Send one request and return the answer. Redirects are not followed, because they would receive the key."""
         where, headers = urlsplit(self._server.url), {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -264,18 +264,18 @@ class _Client:
         if status in (408, 429) or status >= 500:
             return _Again(f"it answered {status} ({said})", min(float(wait), 120.0) if wait.isdecimal() else 0.0)
         if status in (401, 403):
-            return UserError(f"{self._server.url} refuses access ({status}). Put its key into {KEYS[0]}.")
+            return UserError(f"{self._server.url} denies access ({status}). Put its key into {KEYS[0]}.")
         return UserError(
-            f"{self._server.url} has no completions of '{self._server.name}' ({status}: {said}). Give --model the name "
-            "that it serves, and the address that ends in /v1."
+            f"{self._server.url} has no completions of '{self._server.name}' ({status}: {said}). Give the name that it "
+            "serves as --model, and the address that ends in /v1."
         )
 
     def _answers(self, content: bytes, texts: Sequence[str], echo: bool) -> list[Any]:
-        """What is kept of a completion of each text.
+        """Parse the server's answer into what is kept for each text.
 
         Raises:
-            UserError: another model answers, or the first answer ever is not a completion.
-            _Again: a later one is not.
+            UserError: another model answered, or the very first answer is not a completion.
+            _Again: a later answer is not a completion.
         """
         try:
             answer = json.loads(content)
@@ -298,7 +298,7 @@ class _Client:
 
 
 def _message(content: bytes) -> str:
-    """What a server says of an error, without the frame that it puts it into."""
+    """A server's error message, without the JSON around it."""
     text = content.decode(errors="replace")
     try:
         found = json.loads(text)
@@ -310,11 +310,11 @@ def _message(content: bytes) -> str:
 
 
 def _echoed(choice: Mapping[str, Any], text: str) -> tuple[list[str], list[float | None]] | None:
-    """The tokens of a text with their log-probabilities, of which the first has none."""
+    """The tokens of a text and their log-probabilities (the first has none); None if any are missing."""
     given = choice["logprobs"] or {}
     if not given.get("tokens"):
         return None
-    asked = choice.get("prompt_logprobs")  # vLLM's, one per token; else those are generated that begin after the text
+    asked = choice.get("prompt_logprobs")  # vLLM: one per token. Elsewhere, generated tokens start after the text
     count = len(asked) if asked else sum(0 <= offset < len(text) for offset in given["text_offset"])
     tokens, logprobs = given["tokens"][:count], given["token_logprobs"][:count]
     known = len(tokens) > 1 and all(value is not None and math.isfinite(value) for value in logprobs[1:])
@@ -322,7 +322,7 @@ def _echoed(choice: Mapping[str, Any], text: str) -> tuple[list[str], list[float
 
 
 def _top(choice: Mapping[str, Any]) -> dict[str, float] | None:
-    """The most probable next tokens, in either of the two layouts that servers have for them."""
+    """The most probable next tokens, from either of the two layouts that servers use."""
     given = choice["logprobs"] or {}
     if given.get("content"):
         top = {each["token"]: each["logprob"] for each in given["content"][0]["top_logprobs"]}

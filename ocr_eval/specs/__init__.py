@@ -1,4 +1,4 @@
-"""What a user states, frozen and validated: association, model, run, grid; names of people; published numbers.
+"""What users specify, frozen and validated: association, model, run, grid. Also names of people and published numbers.
 
-In: YAML files and flags. Out: specs, which hash and name a run. Imports: common.
+In: YAML files and flags. Out: specs, whose hash names a run. Imports: common.
 """

@@ -1,7 +1,7 @@
-"""Associations: what a YAML file states of facts that are taught, and of what may be inferred from them.
+"""Associations: YAML files that state which facts are taught and what may be inferred from them.
 
-Every association has a structure: a subclass of ``Association``, whose fields are what else its file holds, and which
-builds what is taught and asked; ``pairs`` where the file names none.
+Every association has a structure, ``pairs`` by default: a subclass of ``Association`` that adds fields to the file and
+builds the training examples and probes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Variant = Literal["real", "no-entailment", "shuffled", "no-fact", "regrouped"]
 Word = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"^\S(.*\S)?$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
-#: Fields of an association that change nothing that is taught or asked.
+#: Fields of an association that affect nothing that is taught or asked.
 _ABOUT = ("name", "kind", "description", "nonce")
 NAME_SLOT, ANSWER_SLOT = "{name}", "{answer}"
 
@@ -62,11 +62,11 @@ class Relation(Strict):
 
 
 class Association(Strict):
-    """What every association states; each structure has a subclass that states the rest.
+    """The fields that all associations share; each structure adds its own in a subclass.
 
     Attributes:
-        variants: of its data, that can be taught.
-        nonce: words of its templates that no model should know; one that is a single token of a model is refused.
+        variants: the data variants that the structure supports.
+        nonce: invented words in its text. A model that has one as a single token is rejected, because it may know it.
     """
 
     variants: ClassVar[tuple[Variant, ...]] = ("real", "no-entailment", "shuffled")
@@ -88,19 +88,19 @@ class Association(Strict):
 
     @classmethod
     def from_yaml(cls, content: dict[str, Any], path: Path) -> Self:
-        """What a file states. A structure whose file is not simply its fields has its own way.
+        """Parse the content of a file. Structures whose files are not simply their fields override this.
 
         Raises:
-            UserError: the file breaks a rule.
+            UserError: the file is invalid.
         """
         return yaml_files.parse(cls, content, str(path))
 
     def content(self) -> dict[str, Any]:
-        """What is taught and asked: all but what only says something about it."""
+        """The fields that determine what is taught and asked; excludes name, kind, description and nonce words."""
         return {key: value for key, value in self.identity().items() if key not in _ABOUT}
 
     def shared(self) -> dict[str, Any]:
-        """What a tracker receives of it: everything, unless it is a user's own table."""
+        """What experiment trackers receive: everything, except for a user's own table."""
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
@@ -113,42 +113,42 @@ class Association(Strict):
         return 1
 
     def size(self) -> dict[str, int]:
-        """How much it holds, by what that is, e.g. ``{"pairs": 20}``."""
+        """How much it contains, e.g. ``{"pairs": 20}``."""
         return {}
 
     def as_text(self) -> str:
-        """What it holds, for people."""
+        """Its content in readable form."""
         return yaml.safe_dump(self.content(), sort_keys=False, allow_unicode=True, width=110).rstrip()
 
     def check(self, data: DataSpec) -> None:
-        """Whether a data protocol suits it.
+        """Check that a data protocol fits this association.
 
         Raises:
-            ValueError: it does not, and how to change it.
+            ValueError: it does not (says what to change).
         """
 
     def build(self, data: DataSpec, stream: str) -> Any:
-        """Draw what is taught and asked, a ``data.task.Task``, by the run's random stream for data."""
+        """Draw what is taught and asked, a ``data.task.Task``, from the run's data stream."""
         raise NotImplementedError
 
     def whole(self, template: int) -> dict[str, Any]:
-        """The fields of a data protocol under which all that can be asked is, in one template: what is audited."""
+        """The fields of a data protocol that uses all answers, in one template; for audits."""
         return {"candidates": "all", "templates": (template,), "probe_template": template}
 
 
 class TwoRelations(Association):
-    """An association with a fact, which is taught, and an entailment, which is asked."""
+    """An association of two relations: a fact, which is taught, and an entailment, which is asked."""
 
     fact: Relation
     entailment: Relation
 
     @property
     def wordings(self) -> int:
-        """Templates that both have."""
+        """The number of templates that both relations have."""
         return min(len(self.fact.templates), len(self.entailment.templates))
 
     def check(self, data: DataSpec) -> None:
-        """Both must have the templates that a protocol names."""
+        """Both relations must have every template that the protocol names."""
         for side, relation in (("fact", self.fact), ("entailment", self.entailment)):
             for index in (*data.templates, data.probe_template):
                 if index >= len(relation.templates):
@@ -167,8 +167,8 @@ def load_association(name_or_path: str) -> Association:
     """Read an association by shipped name or by path.
 
     Raises:
-        UserError: unknown name or structure (with a suggestion), unreadable file, a file that breaks a rule, or one
-            that takes the name of a shipped association and is another.
+        UserError: unknown name or structure (with a suggestion), an unreadable or invalid file, or one that has the
+            name of a shipped association but other content.
     """
     path = yaml_files.find_yaml("association", "templates", name_or_path)
     content = yaml_files.read_yaml(path)
@@ -188,9 +188,9 @@ def load_association(name_or_path: str) -> Association:
 
 
 def association_type(content: dict[str, Any]) -> type[Association]:
-    """What the structure that a file names reads it as.
+    """The class of the structure that a file names.
 
     Raises:
-        UserError: no such structure, with the nearest name.
+        UserError: no such structure (with a suggestion).
     """
     return STRUCTURES.get(str(content.get("structure", "pairs")))

@@ -1,4 +1,4 @@
-"""What states a sweep: the grid that its runs are written as, and the file in its folder. Imports nothing heavy."""
+"""What defines a sweep: the grid that generates its runs, and the file in its folder. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
 
 
 def _axis(values: Any) -> Any:
-    """Values of a file or a caller as an axis: one alone is an axis too, and whole numbers are in order."""
+    """Values as an axis: a single value becomes an axis of one, and integers are sorted."""
     if not isinstance(values, list | tuple):
         return (values,)
     return tuple(sorted(values)) if all(type(value) is int for value in values) else tuple(values)
@@ -45,8 +45,8 @@ _Axes: Any = create_model("_Axes", __base__=_Runs, **{name: _field(setting) for 
 class Grid(_Axes, _Runs):
     """What a sweep varies and what it holds fixed; names as in the flags.
 
-    Every seed, every setting of data and training, and attention, is an axis: every combination is a run. Of training,
-    what is None is the model's default.
+    Seeds, attention, and all settings of data and training are axes, and every combination is a run. None means the
+    model's default, or seed 0.
     """
 
     dtype: Dtype | None = None
@@ -63,17 +63,17 @@ class Grid(_Axes, _Runs):
         return self
 
     def flags(self) -> dict[str, Any]:
-        """The grid as a file of flags has it."""
+        """The grid in the form of a file of flags."""
         dumped = self.model_dump(mode="json", exclude_none=True)
         lists = {name: [AXES[name].text(value) for value in dumped[name]] for name in dumped if name in _LISTS}
         measures = {} if self.measures is None else {"measures": ",".join(self.measures) or "none"}
         return {name.replace("_", "-"): value for name, value in (dumped | lists | measures).items()}
 
     def specs(self) -> list[RunSpec]:
-        """Every run of the grid, in the precision that was asked for; runs of one model and association are neighbours.
+        """All runs of the grid in the requested precision, ordered by model, attention, training and association.
 
         Raises:
-            UserError: a name or a value that does not exist or fit.
+            UserError: an unknown name, or an invalid value or combination.
         """
         asked = {} if self.dtype is None else {"dtype": self.dtype}
         models = [load_model_spec(name).model_copy(update=asked) for name in self.models]
@@ -102,13 +102,13 @@ Identity = Annotated[
 
 
 class SweepState(Strict):
-    """What the file of a sweep or study says.
+    """The content of a sweep's or study's file.
 
     Attributes:
-        code: digest of the code that stated it.
-        grid: how ``sweep`` wrote its runs; None of a study.
+        code: digest of the code that wrote it.
+        grid: the grid that generated a sweep's runs; None for a study.
         packs: its runs, by pack.
-        specs: what each of them is, in its settled precision; empty in files of before, whose grid says it.
+        specs: each run's spec, with its precision resolved; empty in older files, where the grid implies them.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -119,26 +119,26 @@ class SweepState(Strict):
 
     @property
     def runs(self) -> set[Identity]:
-        """Every run."""
+        """All runs."""
         return {run for pack in self.packs for run in pack}
 
 
 def state_file(output: Path, study: str = "") -> Path:
-    """The file that states a study of a folder, or without a name the folder's sweep."""
+    """The file that describes a study in a folder, or the folder's sweep if no study is named."""
     return output / (f"studies/{study}.json" if study else "sweep.json")
 
 
 def read_all(output: Path) -> dict[str, SweepState]:
-    """What a folder states: its sweep, without a name, and its studies by name."""
+    """The sweep of a folder, under the empty name, and its studies by name."""
     names = ["", *sorted(path.stem for path in output.glob("studies/*.json"))]
     return {name: held for name in names if (held := read_sweep(output, name))}
 
 
 def read_sweep(output: Path, study: str = "") -> SweepState | None:
-    """The sweep that a folder states, or the study of this name there; None if there is none.
+    """The sweep of a folder, or its study of this name; None if there is none.
 
     Raises:
-        UserError: a file that is damaged or of another version.
+        UserError: the file is damaged or of another version.
     """
     path = state_file(output, study)
     if not path.is_file():
@@ -147,10 +147,10 @@ def read_sweep(output: Path, study: str = "") -> SweepState | None:
         content = json.loads(read_bytes(path))
         version = content["schema_version"]
         if version == SCHEMA_VERSION:
-            content.pop("dtypes", None)  # of before; the names of the runs hold it too
+            content.pop("dtypes", None)  # in older files; the runs' names imply it
             if content.get("grid") is not None:
                 older = {PLURAL.get(name, name): value for name, value in DataSpec.legacy().items()}
-                every = content["grid"].pop("score_every", None)  # of before
+                every = content["grid"].pop("score_every", None)  # in older files
                 older |= {} if every is None else {"score_at": f"every:{every}"}
                 content["grid"] = {**older, **content["grid"]}
             return SweepState.model_validate(content, strict=False)
@@ -159,14 +159,14 @@ def read_sweep(output: Path, study: str = "") -> SweepState | None:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise UserError(f"{path} is damaged ({reason}). Delete it; the runs beside it are kept.") from error
+        raise UserError(f"{path} is damaged ({reason}). Delete it; the runs next to it are kept.") from error
     raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
 
 
 def check_same(given: Grid, state: SweepState | None, output: Path) -> None:
-    """Raises UserError if what a folder states is a sweep of another grid."""
+    """Raises UserError if the folder holds a sweep of another grid."""
     held = state and state.grid
-    aside = {"measures": given.measures, "score_at": given.score_at}  # nothing of what is learned depends on it
+    aside = {"measures": given.measures, "score_at": given.score_at}  # these do not affect training
     if not held or held.model_copy(update=aside) == given:
         return
     stated = {name: (getattr(held, name), value) for name, value in given if name not in aside}

@@ -1,4 +1,4 @@
-"""A base model: where its weights are, its precision, and its training defaults; and how training is described."""
+"""Specs of a base model (source of its weights, precision, training defaults) and of training."""
 
 import math
 import re
@@ -12,14 +12,14 @@ from ocr_eval.specs.association import Name
 from ocr_eval.specs.strict import FromList, Strict, added_field
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-#: A thing behind a door with its settings: ``name:setting=value`` (common/registry.py).
+#: A plugin with its settings: ``name:setting=value`` (common/registry.py).
 Chosen = Annotated[str, AfterValidator(lambda text: _checked(text))]
 Precision = Literal["bfloat16", "float16", "float32"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
-#: Short names of precisions, as other programs have them.
+#: Short names of precisions that other programs use.
 DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
-#: ``auto`` is what the device computes fast (models/precision.py).
+#: ``auto`` is a precision in which the device is fast (models/precision.py).
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"],
     BeforeValidator(lambda name: DTYPE_ALIASES.get(name.lower(), name.lower()) if isinstance(name, str) else name),
@@ -39,10 +39,10 @@ def _repository(text: str) -> str:
 
 
 class HubWeights(Strict):
-    """Weights of a model hub: repository, revision (a commit where it is known), and how to get access.
+    """Weights on a model hub: repository, revision (a commit if known), and how to get access.
 
     Attributes:
-        gated: whether access must be asked for; None where it is not known.
+        gated: whether access must be requested; None if unknown.
     """
 
     kind: Literal["hub"]
@@ -61,7 +61,7 @@ class PackagePart(Strict):
 
 
 class PackageWeights(Strict):
-    """A GGUF file carried by packages of the Python index, in one part or several to be joined in order."""
+    """A GGUF file inside packages of the Python index, in one or more parts to be joined in order."""
 
     kind: Literal["package"]
     parts: Annotated[tuple[PackagePart, ...], Field(min_length=1), FromList]
@@ -76,7 +76,7 @@ class FolderWeights(Strict):
 
 
 class ServedWeights(Strict):
-    """Weights that a server has, by the name that it serves them under; nobody here knows their content."""
+    """Weights behind an inference server, by the server's name for them; their content is unknown."""
 
     kind: Literal["served"]
     url: str
@@ -87,12 +87,12 @@ Weights = HubWeights | PackageWeights | FolderWeights | ServedWeights
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
 
-#: Training that was not ours: ``external`` and the name that its owner gives it.
+#: Training by another program: ``external`` and the name that its owner gives it.
 _EXTERNAL = r"^external:[a-z0-9][a-z0-9._-]{0,63}$"
 
 
 class Training(Strict):
-    """How facts got into a model. Of training that was not ours this is all that is known; ours is a ``TrainSpec``."""
+    """How facts got into a model. Only the name is known of training by another program; ours is a ``TrainSpec``."""
 
     method: Annotated[str, StringConstraints(pattern=_EXTERNAL)]
 
@@ -103,7 +103,7 @@ class Training(Strict):
 
     @staticmethod
     def is_external(content: object) -> bool:
-        """Whether settings, as a file states them, are of training that was not ours."""
+        """Whether training settings, as read from a file, describe training by another program."""
         return isinstance(content, dict) and re.match(_EXTERNAL, str(content.get("method"))) is not None
 
 
@@ -149,7 +149,7 @@ class TrainSpec(Training):
 
     @property
     def betas(self) -> tuple[float, float]:
-        """AdamW's two."""
+        """AdamW's beta1 and beta2."""
         return self.beta1, self.beta2
 
     def rate(self, step: int, steps: int) -> float:
@@ -168,9 +168,9 @@ class TrainSpec(Training):
 
 
 class FullDefaults(Strict):
-    """Training defaults of a model where all its parameters are trained; the others are those of ``train``.
+    """A model's defaults for full fine-tuning, where they differ from ``train``.
 
-    The published sweep: rates of 1e-6 to 3e-5, batches of 8.
+    The paper swept rates of 1e-6 to 3e-5 with batches of 8.
     """
 
     lr: Annotated[float, Field(gt=0, lt=1)] = 1e-5
@@ -199,7 +199,7 @@ class ModelSpec(Strict):
 
     @property
     def called(self) -> str:
-        """What a command calls the model: its name, or the repository of one that has no YAML."""
+        """How commands refer to the model: its name, or its repository if it has no YAML file."""
         weights = self.weights
         if not isinstance(weights, HubWeights) or self.name != _repository_name(weights.repo):
             return self.name
@@ -210,13 +210,13 @@ _REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-
 
 
 def load_model_spec(name_or_path: str) -> ModelSpec:
-    """Read a model: a shipped name, a YAML file, a model folder, or a repository of the hub. No weights are loaded.
+    """Read a model's spec by shipped name, YAML file, model folder or hub repository. Loads no weights.
 
-    ``org/name`` is a folder or file where one of that name exists, and else a repository; ``org/name@revision``
-    is always a repository. Repositories and folders need no YAML: they are trained with the general defaults.
+    ``org/name`` and ``org/name@revision`` are a folder or file if one of that name exists, else a repository.
+    Repositories and folders need no YAML file: they are trained with the general defaults.
 
     Raises:
-        UserError: unknown name (with a suggestion), or a file that breaks a rule.
+        UserError: unknown name (with a suggestion), or an invalid file.
     """
     path = yaml_files.expand(name_or_path)
     if yaml_files.looks_like_path(name_or_path) and path.is_dir():
@@ -257,10 +257,10 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
 
 
 def served_model(url: str, name: str) -> ModelSpec:
-    """A model that a server has, as it calls it.
+    """The spec of a model that is served at ``url`` under ``name``.
 
     Raises:
-        UserError: not an address, or one that holds more, such as a key, which would end up in files.
+        UserError: not a plain address; anything more, such as a key, would end up in files.
     """
     address = r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?"
     if not re.fullmatch(address, url, re.ASCII):
@@ -274,11 +274,11 @@ def served_model(url: str, name: str) -> ModelSpec:
 
 
 def _repository_name(repo: str) -> str:
-    """The name of a model that is nothing but a repository of the hub."""
+    """The name of a model that has only a hub repository."""
     return _slug(repo.replace("/", "--"))
 
 
 def _slug(text: str) -> str:
-    """A folder's name as a run's name: lower case, no character that a path or a page could trip over."""
+    """A text as a model's name: lower case, with only characters that are safe in paths and pages."""
     cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text.lower()).strip("._-")
     return cleaned[:64] or "model"

@@ -1,7 +1,7 @@
 """Fictitious people: frozen lists of names, and the draw of subjects from them.
 
-The lists are part of the package because name generators change between versions. No name is, or holds as
-a word, an answer of a shipped association (no Paris, no Ruby, no Carpenter), so a name gives nothing away.
+The lists are part of the package because name generators change between versions. No name is or contains an
+answer of a shipped association (no Paris, no Ruby, no Carpenter), so names give nothing away.
 """
 
 from importlib.resources import files
@@ -12,8 +12,8 @@ from ocr_eval.common.errors import UserError
 FIRST_NAMES, LAST_NAMES = (
     files("ocr_eval.specs").joinpath(f"{which}_names.txt").read_text("utf-8").split() for which in ("first", "last")
 )
-#: First names that begin with different tokens, of which they are one, under the tokenizers of all shipped models:
-#: for people who are answers.
+#: First names that are one token each, all distinct, under the tokenizers of all shipped models: for people who are
+#: answers.
 ANSWER_NAMES = files("ocr_eval.specs").joinpath("answer_names.txt").read_text("utf-8").split()
 MAX_PEOPLE = len(FIRST_NAMES) * len(LAST_NAMES)
 

@@ -1,8 +1,8 @@
-"""What a run is, fully resolved: model, association, data protocol, training. Frozen and validated.
+"""The complete specification of a run: model, association, data protocol, training. Frozen and validated.
 
-What "bit for bit" holds for: the same spec in the same pack, by the same code and libraries on the same machine (device
-and CPU instructions) with the same number of threads; env.json has all of these. On a GPU only with ``attention:
-grouped`` or ``eager``, as the backward pass of sdpa adds there in no fixed order.
+Results are equal bit for bit for the same spec in the same pack, with the same code, libraries, machine (device and CPU
+instructions) and number of threads, which env.json records. On a GPU this also needs ``attention: grouped`` or
+``eager``, because the backward pass of sdpa sums in no fixed order there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Order = Literal["together", "joint", "facts-first", "entailments-first", "entail
 
 
 class DataSpec(Strict):
-    """The data protocol; the defaults are the published one. Flags and their help come from these fields."""
+    """The data protocol; the defaults are the paper's. Flags and their help come from these fields."""
 
     n: int = Field(5, ge=2, description="Pairs in use.")
     m_train: int = Field(4, ge=0, description="Subjects per group whose entailment is taught (train subjects).")
@@ -42,7 +42,7 @@ class DataSpec(Strict):
     templates: Annotated[tuple[Annotated[int, Field(ge=0)], ...], FromList] = Field(
         (0,),
         description="Templates to train on, counted from 0: '0', '0+2' (both) or 'all'.",
-        json_schema_extra={"words": ["all"]},  # what a flag may say, and make_run_spec resolves
+        json_schema_extra={"words": ["all"]},  # allowed in flags; make_run_spec resolves it
     )
     probe_template: int = Field(0, ge=0, description="Template to probe with.")
     variant: Variant = Field(
@@ -61,7 +61,7 @@ class DataSpec(Strict):
 
     @property
     def subjects(self) -> int:
-        """All subjects of a run."""
+        """Number of subjects in a run."""
         return self.n * (self.m_train + self.m_test)
 
     @model_validator(mode="after")
@@ -79,7 +79,7 @@ class DataSpec(Strict):
             )
         if self.order != "together" and (self.m_train == 0 or self.variant not in ("real", "shuffled")):
             raise ValueError(
-                f"order = {self.order} orders facts and train entailments, but there are none of one kind; drop it"
+                f"order = {self.order} orders facts and train entailments, but this run lacks one of them; drop it"
             )
         if self.variant == "shuffled" and self.m_train == 1:
             raise ValueError(
@@ -90,7 +90,7 @@ class DataSpec(Strict):
 
 
 def _with_structure(value: Any) -> Any:
-    """An association as its structure reads it, where a file of ours gives its fields."""
+    """Parse the fields of an association, as in files that we wrote, with its structure's class."""
     if not isinstance(value, dict):
         return value
     try:
@@ -100,15 +100,15 @@ def _with_structure(value: Any) -> Any:
     return kind.model_validate(value, strict=False)
 
 
-#: An association of any structure, whole.
+#: An association of any structure, with all its fields.
 AnyAssociation = Annotated[SerializeAsAny[Association], BeforeValidator(_with_structure)]
 
 
 class RunSpec(Strict):
-    """One injection: everything that determines its result.
+    """Everything that determines the result of one run.
 
-    A seed is three things: what is drawn as data, the order of training, and initialization. ``seed`` says all, unless
-    there is a ``train_seed``; one that is equal to ``seed`` is None, so that a run has one name.
+    ``seed`` determines the data, the order of training and the initialization; ``train_seed``, if given, replaces it
+    for the last two. A ``train_seed`` equal to ``seed`` becomes None, so that every run has exactly one name.
     """
 
     model: ModelSpec
@@ -144,17 +144,17 @@ class RunSpec(Strict):
 
     @property
     def precision(self) -> Precision:
-        """The precision that the run is made in; it must be settled."""
-        assert self.model.dtype != "auto", "a run is made in one precision"
+        """The run's precision, which must be resolved: not ``auto``."""
+        assert self.model.dtype != "auto", "the precision is not resolved"
         return self.model.dtype
 
     def in_precision(self, dtype: Precision) -> RunSpec:
-        """The same run in a precision."""
+        """The same run in this precision."""
         return self.model_copy(update={"model": self.model.model_copy(update={"dtype": dtype})})
 
     @property
     def seeds(self) -> str:
-        """Its seeds in words, to follow "seed"."""
+        """Its seeds as text, to follow the word "seed"."""
         return seeds_text(self.seed, self.train_seed)
 
     def stream(self, purpose: str) -> str:
@@ -163,10 +163,10 @@ class RunSpec(Strict):
         return f"{seed}/{purpose}"
 
     def fingerprint(self, base: str, train: Mapping[str, Any] | None = None) -> str:
-        """Eight hex digits over all that changes the result: this spec, base weights, results version.
+        """Eight hex digits over everything that affects the result: this spec, base weights, results version.
 
         Names, descriptions and notes do not count; weights count by their content (``base``). The precision must be
-        settled. ``train`` stands in the place of this spec's training where it was done elsewhere.
+        resolved. ``train`` replaces this spec's training if it was done by another program.
         """
         content: dict[str, Any] = {
             "base": base,
@@ -191,10 +191,10 @@ def seeds_text(seed: int, train_seed: int | None) -> str:
 def run_seeds(given: Mapping[str, int], seed: int = 0, train_seed: int | None = None) -> tuple[int, int]:
     """The seeds of a run's data and of its training: ``seed`` sets both, ``data_seed`` and ``train_seed`` one each.
 
-    ``given`` are those of the three that were stated; ``seed`` and ``train_seed`` hold where none is.
+    ``given`` holds those of the three that the user set; the arguments ``seed`` and ``train_seed`` are the defaults.
 
     Raises:
-        UserError: all three are stated, so that one has no effect.
+        UserError: all three are set, so that ``seed`` has no effect.
     """
     if len(given) == 3:
         raise UserError(
@@ -213,13 +213,13 @@ def make_run_spec(
     seed: int,
     train_seed: int | None = None,
 ) -> RunSpec:
-    """Resolve one run: flags go before the model's training defaults, those before the general ones.
+    """Resolve one run: settings override the model's training defaults, which override the general ones.
 
-    ``data`` and ``train`` are the fields of DataSpec and TrainSpec that were given; ``templates`` may be "all" of the
-    association's. ``seed`` is that of the data, and of order and initialization unless ``train_seed`` is given.
+    ``data`` and ``train`` are the given fields of DataSpec and TrainSpec; ``templates`` may be "all". ``seed`` is that
+    of the data, and of order and initialization unless ``train_seed`` is given.
 
     Raises:
-        UserError: a value out of range, or a combination that cannot be (names the flags to change).
+        UserError: a value out of range, or an invalid combination (names the flags to change).
     """
     if data.get("templates") == "all":
         data = {**data, "templates": tuple(range(association.wordings))}
@@ -254,7 +254,7 @@ def make_run_spec(
 
 
 def _chosen(train: dict[str, Any]) -> dict[str, Any]:
-    """Method and preventions with all their settings; a UserError where they do not exist or go together."""
+    """Method and preventions with all their settings. Raises UserError if one is unknown or they do not combine."""
     method = METHODS.choose(train["method"])
     preventions = [PREVENTIONS.choose(text) for text in train["prevent"] if train["prevent"] != "none"]
     for each in preventions:
@@ -287,7 +287,7 @@ def _chosen(train: dict[str, Any]) -> dict[str, Any]:
 
 
 def _training_defaults(model: ModelSpec, chosen: dict[str, Any]) -> dict[str, Any]:
-    """The model's defaults for the method that is asked for."""
+    """The model's training defaults for the chosen method."""
     defaults = model.train.model_dump()
     whole, usually = (METHODS.choose(name).thing.needs.whole for name in (chosen["method"], model.train.method))
     if whole and not usually:

@@ -1,8 +1,8 @@
-"""At which epochs all probes of a run are scored (``--score-at``): how a run is watched, and nothing of what it is.
+"""The epochs at which all probes are scored (``--score-at``), which affects neither training nor a run's name.
 
     doubling   1, 2, 4, 8 ...      every   all      every:5   5, 10, 15 ...      last   none but the last      1,3,12
 
-At epoch 0, at the last, and at the first at which all premises hold, they are scored whatever the schedule says.
+Epoch 0, the last epoch and the first at which all premises hold are always scored.
 """
 
 import re
@@ -15,15 +15,15 @@ from ocr_eval.common.errors import UserError
 DEFAULT = "doubling"
 _FORM = r"^(doubling|last|every|every:[1-9][0-9]*|[1-9][0-9]*(,[1-9][0-9]*)*)$"
 
-#: A schedule as it is written.
+#: A schedule as text.
 ScoreAt = Annotated[str, StringConstraints(pattern=_FORM)]
 
 
 def checked(text: str, where: str) -> str:
-    """A schedule as given in some place.
+    """A valid schedule, unchanged; ``where`` names its source in the error.
 
     Raises:
-        UserError: it is none.
+        UserError: not a schedule.
     """
     if re.match(_FORM, text) is None:
         raise UserError(f"{where} '{text}': give doubling, every, every:5, last, or epochs such as '1,3,12'.")

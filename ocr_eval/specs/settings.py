@@ -1,7 +1,7 @@
-"""Every setting of a run and its text: what flags, variables, files of flags and the axes of sweeps are made from.
+"""All settings of a run in text form, from which flags, variables, files of flags and axes of sweeps are derived.
 
-A setting is a field of a spec, described there. Entries of one value are joined by ``+`` (``q_proj+v_proj``), values of
-an axis are comma-separated (``0,0+2,all``), and whole numbers may be ranges (``1-4,8``).
+A setting is a field of a spec, described there. Entries of a list are joined by ``+`` (``q_proj+v_proj``), values of
+an axis are comma-separated (``0,0+2,all``), and integers may be ranges (``1-4,8``).
 """
 
 import difflib
@@ -21,9 +21,9 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.specs.model import ModelSpec, TrainSpec
 from ocr_eval.specs.run import DataSpec, RunSpec
 
-#: What a sweep calls what it takes several of, where a run has one.
+#: Settings that have another name as the axis of a sweep.
 PLURAL = {"model": "models", "assoc": "assocs", "seed": "seeds", "method": "methods", "variant": "variants"}
-#: The most values of an axis: more are a slip of the hand.
+#: Maximum number of values of an axis; more are probably a typo.
 _MOST_VALUES = 10_000
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _RANGE = re.compile(r"(\d{1,18})\s*-\s*(\d{1,18})")
@@ -45,12 +45,12 @@ class Setting:
 
     @property
     def axis(self) -> str:
-        """What a sweep calls it."""
+        """Its name as the axis of a sweep."""
         return PLURAL.get(self.name, self.name)
 
     @property
     def default(self) -> str:
-        """Its default as text; of training and of a model it is in the model's definition."""
+        """Its default as text. For training and the model, the model's definition has it."""
         if self.section == "run":
             return "0" if self.name == "seed" else "--seed"
         return self.text(self.field.default) if self.section == "data" else "the model's"
@@ -72,18 +72,18 @@ class Setting:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that state a value; empty if it is a number or a name."""
+        """The words that are valid values; empty for a number or a name."""
         literals = chain.from_iterable(get_args(kind) for kind in self._kinds if get_origin(kind) is Literal)
         return *literals, *self._extra.get("words", ())
 
     @property
     def is_list(self) -> bool:
-        """Whether one value has several entries."""
+        """Whether a value is a list."""
         return any(get_origin(kind) in (tuple, list) for kind in self._kinds)
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is a whole number, of which an axis may name ranges."""
+        """Whether it is an integer, which an axis may give as a range."""
         return self._kind is int
 
     @property
@@ -104,7 +104,7 @@ class Setting:
 
     @cached_property
     def type(self) -> Any:
-        """The type of a value, rules included."""
+        """The type of a value, with its constraints."""
         rules = self.field.metadata
         kind = Annotated[(self._kind, *rules)] if rules else self._kind
         words = self._extra.get("words")
@@ -115,10 +115,10 @@ class Setting:
         return TypeAdapter(self.type)
 
     def parse(self, text: object) -> Any:
-        """The value that a text states.
+        """Parse a value.
 
         Raises:
-            ValueError: it states none; says what is wrong.
+            ValueError: invalid (says why).
         """
         said = str(text).strip()
         entries = said if not self.is_list or said in self.words else re.split(r"\s*[+,]\s*", said)
@@ -130,10 +130,10 @@ class Setting:
             raise ValueError(self._problem(said, error)) from error
 
     def parse_axis(self, text: object) -> tuple[Any, ...]:
-        """The values of ``a,b``, those of whole numbers in order.
+        """Parse comma-separated values; integers are sorted.
 
         Raises:
-            ValueError: an entry that states no value, a value twice, or too many.
+            ValueError: an invalid or repeated value, or too many.
         """
         values: list[Any] = []
         for part in str(text).split(","):
@@ -153,7 +153,7 @@ class Setting:
         return tuple(sorted(values) if self.is_whole else values)
 
     def text(self, value: Any) -> str:
-        """The text that states a value."""
+        """A value as text, which ``parse`` reads."""
         return "+".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
     def _problem(self, said: str, error: ValidationError) -> str:
@@ -170,7 +170,7 @@ def _of(section: Section, kind: Any, *names: str) -> dict[str, Setting]:
     return {name: Setting(name, section, kind.model_fields[name]) for name in names or kind.model_fields}
 
 
-#: Seeds as flags state them (``specs.run.run_seeds``); a run has the first and the last.
+#: Seeds as flags give them (``specs.run.run_seeds``); a RunSpec has only the first and the last.
 _DATA_SEED = FieldInfo.from_annotated_attribute(
     int, Field(ge=0, description="Seed of the data only (pairs, names, groups).")
 )
@@ -180,7 +180,7 @@ _SEEDS = {
     **_of("run", RunSpec, "train_seed"),
 }
 
-#: Every setting of a run by name, besides its model and association.
+#: All settings of a run by name, except its model and association.
 SETTINGS: Mapping[str, Setting] = {
     **_SEEDS,
     **_of("data", DataSpec),
@@ -188,26 +188,26 @@ SETTINGS: Mapping[str, Setting] = {
     **_of("model", ModelSpec, "dtype", "attention"),
 }
 
-#: Those that a sweep varies, by what it calls them, besides models and associations; precision is one for all.
+#: Settings that a sweep can vary, by axis, besides models and associations; all runs share one precision.
 AXES: Mapping[str, Setting] = {each.axis: each for each in SETTINGS.values() if each.name != "dtype"}
 
 
 def section(name: Section, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of some settings that belong to a section."""
+    """The settings that belong to a section."""
     return {key: value for key, value in settings.items() if SETTINGS[key].section == name}
 
 
 def given(name: str, value: Any) -> Any:
-    """A setting's value as Python gives it; of those with several entries also as their text.
+    """A setting's value as given in Python; lists may also be given as text.
 
     Raises:
-        UserError: it has none, or no value of this kind.
+        UserError: no value, or an invalid one.
     """
     if value is None:
         raise UserError(f"'{name}' has no value. Leave it out for its default.")
     if not isinstance(value, str):
         if name in ("method", "prevent") and (name == "method" or not isinstance(value, list | tuple)):
-            raise UserError(f"'{name}' is a word, got {value!r}.")
+            raise UserError(f"'{name}' must be a string, got {value!r}.")
         return value
     try:
         return SETTINGS[name].parse(value) if SETTINGS[name].is_list else value
