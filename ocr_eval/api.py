@@ -327,8 +327,7 @@ def write_report(*folders: Folder, output: Folder, scoring: Scoring = "first-tok
         UserError: no such folder, or the page cannot be written.
     """
     from ocr_eval.common.files import prepare_output, write_atomic
-    from ocr_eval.report.page import build_page
-    from ocr_eval.report.scorecard import MEASURES
+    from ocr_eval.report.page import MEASURES, build_page
 
     found = _found(folders, scoring=scoring, measures=MEASURES)
     page, complaints = build_page(found, scoring)

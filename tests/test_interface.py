@@ -203,3 +203,11 @@ def test_the_example_of_the_documentation_runs(tiny, tmp_path):
     assert (tmp_path / "results/example/report.html").is_file()
     assert (tmp_path / "results/example/scores.pdf").read_bytes().startswith(b"%PDF")
     assert Path(tmp_path / "results/example/runs").is_dir()
+
+
+def test_a_report_from_python_shows_measures_by_layer(tmp_path):
+    layers = [{"layer": layer, "name_excess": 1.0 - layer, "prompt_excess": 0.5} for layer in range(3)]
+    write(tmp_path / "runs", record(measures={"patching": {"layers": layers}}))
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl"):  # the run has no lines of epochs
+        page = interface.write_report(tmp_path / "runs", output=tmp_path / "report.html").read_text()
+    assert "Where answers come from" in page

@@ -129,7 +129,11 @@ def test_another_error_is_not_taken_for_want_of_memory(tiny, monkeypatch):
 )
 @pytest.mark.parametrize("where", [(Stacks, "zeros"), (torch.optim.AdamW, "step")])
 def test_memory_that_is_out_beside_a_pass_is_one_line(ocr_eval, tiny, tmp_path, monkeypatch, where, reason):
+    working = getattr(*where)
+
     def full(*arguments, **keywords):
+        if torch.device("meta") in arguments:  # only counts parameters
+            return working(*arguments, **keywords)
         raise RuntimeError(f"{reason} and so on")
 
     monkeypatch.setattr(*where, full)

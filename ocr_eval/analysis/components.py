@@ -69,11 +69,12 @@ def spreads(records: Sequence[Record], scoring: Scoring) -> list[Spread]:
     found = []
     for key, rows in group_rows(records).items():
         for association, runs in by_association(rows).items():
-            units = {seed: units_of(held) for seed, held in ranks_by_seed(runs, scoring).items()}
+            ranks = ranks_by_seed(runs, scoring)
+            units = {seed: units_of(held) for seed, held in ranks.items()}
             means = [each.mean for each in units.values()]
             pairs = {
                 seed: [held[0].answers[i] for i in held[0].units[1]] if held[0].answers else []
-                for seed, held in ranks_by_seed(runs, scoring).items()
+                for seed, held in ranks.items()
             }
             groups = [(seed, *group) for seed in units for group in zip(pairs[seed], units[seed].values, strict=False)]
             told = len(units) > 1 and all(pairs.values())

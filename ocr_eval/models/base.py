@@ -151,7 +151,7 @@ def load_base(
         if is_out_of_memory(error):
             raise UserError(
                 f"{spec.name} does not fit into the free memory of {accelerator.device.type} ({reason}). "
-                "Stop other programs there, or use --method qlora; --dry-run says more."
+                "Stop other programs there, or use --method qlora; --dry-run shows more."
             ) from error
         raise UserError(f"{spec.name}: the files in {folder.path} cannot be loaded: {reason}") from error
     return Base(spec, quantized, network, tokenizer, folder, accelerator, whole)

@@ -223,5 +223,5 @@ def refuse_impossible(spec: ModelSpec, train: TrainSpec, device: Device) -> None
     ways += ["--dtype bfloat16"] if spec.dtype == "float32" else []
     raise UserError(
         f"{spec.name} by {train.method} needs at least {needed / 1e9:.0f} GB (weights, gradients, optimizer), but this "
-        f"{kind} has {there / 1e9:.0f} GB. Use {', '.join([*ways, 'or a smaller model'])}; --dry-run says what fits."
+        f"{kind} has {there / 1e9:.0f} GB. Use {', '.join([*ways, 'or a smaller model'])}; --dry-run shows what fits."
     )
