@@ -206,7 +206,7 @@ def test_the_example_of_the_documentation_runs(tiny, tmp_path):
 
 
 def test_a_report_from_python_shows_measures_by_layer(tmp_path):
-    layers = [{"layer": layer, "name_excess": 1.0 - layer, "prompt_excess": 0.5} for layer in range(3)]
+    layers = {"name_excess": [1.0, 0.5, 0.0], "prompt_excess": [0.0, 0.5, 1.0]}
     write(tmp_path / "runs", record(measures={"patching": {"layers": layers}}))
     with pytest.warns(UserWarning, match=r"metrics\.jsonl"):  # the run has no lines of epochs
         page = interface.write_report(tmp_path / "runs", output=tmp_path / "report.html").read_text()
