@@ -146,9 +146,9 @@ def test_entailments_last_come_after_every_fact(assoc):
     ("data", "epochs", "says"),
     [
         ({"order": "joint"}, 16, "multiple of 3"),
-        ({"order": "joint", "m_train": 0}, 15, "there are none"),
-        ({"order": "facts-first", "variant": "no-entailment"}, 15, "there are none"),
-        ({"order": "facts-first", "variant": "no-fact"}, 15, "there are none"),
+        ({"order": "joint", "m_train": 0}, 15, "lacks one of them"),
+        ({"order": "facts-first", "variant": "no-entailment"}, 15, "lacks one of them"),
+        ({"order": "facts-first", "variant": "no-fact"}, 15, "lacks one of them"),
     ],
 )
 def test_an_order_that_cannot_be_is_refused(data, epochs, says):
