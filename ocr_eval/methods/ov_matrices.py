@@ -191,8 +191,10 @@ def load_matrices(network: torch.nn.Module, folder: Path) -> OVMatrices:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: its {WEIGHTS} cannot be read: {error}.") from error
     numbers = [re.search(r"\.layers\.(\d+)\.", name) for name in saved]
-    if not saved or not all(bool(each.isfinite().all()) for each in saved.values()):
-        raise UserError(f"{folder}: it contains no matrices, or NaN or infinite values, so its training diverged.")
+    if not saved:
+        raise UserError(f"{folder}: its {WEIGHTS} contains no matrices. Is it the right folder?")
+    if not all(bool(each.isfinite().all()) for each in saved.values()):
+        raise UserError(f"{folder}: its matrices contain NaN or infinite values, so its training diverged.")
     matrices = OVMatrices(network, sorted(int(found[1]) for found in numbers if found), lanes=1)
     expected = {f"{name}.weight": matrix for name, matrix in matrices.matrices(0).items()}
     for name in sorted({*saved, *expected}):
