@@ -9,8 +9,7 @@ untouched base, so later edits disturb earlier ones. A subject has one z for eve
 
 The defaults come from 7B Llama settings and prototypes on SmolLM2-135M: a layer at a third of the depth (4 and 10 of 30
 accepted single edits), 25 steps at 0.5, clamp 4, decay 1e-3, KL 0.0625. The text must give C full rank: more tokens
-than the down projection has inputs. Where prompts begin with the name, as the shipped ones
-do, all of them give the same key.
+than the down projection has inputs. Where prompts begin with the name, as the shipped ones do, all give the same key.
 """
 
 from __future__ import annotations
