@@ -27,7 +27,7 @@ from ocr_eval.methods.view import View
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.scoring.quantities import held_out, summarize_quantities
 from ocr_eval.scoring.ranks import premises, premises_hold
-from ocr_eval.specs.association import Association, load_association
+from ocr_eval.specs.association import TABLE_ENDINGS, Association, load_association
 from ocr_eval.specs.run import DataSpec
 
 #: Attention implementations that accept a separate mask for each sequence.
@@ -134,7 +134,7 @@ def _association(facts: str | Path | Association, table: dict[str, Any]) -> Asso
     if isinstance(facts, Association):
         return facts
     path = Path(facts)
-    is_table = path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".parquet") or path.is_dir()
+    is_table = path.suffix.lower() in TABLE_ENDINGS or path.is_dir()
     if not is_table:
         if table:
             raise UserError(f"OCRCallback: 'table' says how to read a table, but '{facts}' is an association.")

@@ -102,6 +102,7 @@ BAD = {
     "a formula behind a sign": ("name,team\nA,x\nB,@SUM(A1)\n", ["row 3", "'team'"]),
     "an empty subject": ("name,team\nA,x\n,y\n", ["row 3", "'name'"]),
     "an empty column": ("name,team,dog\nA,x,\nB,y,\n", ["'dog'"]),
+    "a row too short": ("name,team\nA,x\nB\n", ["row 3", "1 cell,", "Leave missing cells empty."]),
     "a row too long": ("name,team\nA,x\nB,y,z\n", ["row 3", "3 cells"]),
     "no rows": ("name,team\n", ["no rows"]),
     "nothing": ("", ["no rows"]),
@@ -298,7 +299,22 @@ def test_audit_says_it_in_words_json_and_csv(tmp_path, capfd):
 
 def test_a_table_of_one_column_has_no_links(tmp_path, capfd):
     assert run(["audit", str(write_csv(tmp_path / "t.csv", [["A", "x"], ["B", "y"]], ["name", "p"]))]) == 0
-    assert "No risk" in capfd.readouterr().out
+    text = capfd.readouterr().out
+    assert "2 subjects ('name') with 1 column of facts" in text
+    assert "No links" in text
+
+
+def test_a_column_in_which_one_value_is_shared_is_no_identifier(tmp_path, capfd):
+    rows = [["A", "x", "1"], ["B", "x", "2"], ["C", "y", "1"], ["D", "y", "1"]]
+    assert run(["audit", str(write_csv(tmp_path / "t.csv", rows, ["name", "p", "q"]))]) == 0
+    assert "Skipped: 'q', where only '1' belongs to more than one subject" in capfd.readouterr().out
+
+
+def test_without_a_missing_value_there_is_no_risk(tmp_path, capfd):
+    assert run(["audit", str(write_csv(tmp_path / "t.csv", staff(badges=60)))]) == 0
+    text = capfd.readouterr().out
+    assert "No risk: where one column predicts another beyond chance, no value is missing." in text
+    assert "4 other links are no stronger than chance" in text
 
 
 def test_no_such_column_of_subjects(table):

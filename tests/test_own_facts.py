@@ -372,7 +372,7 @@ def test_the_page_shows_beliefs_and_says_what_it_holds(learned, tmp_path, capfd)
     assert run(["report", str(found.folder), "-o", str(page)]) == 0
     text = page.read_text()
     assert "Personal data" in text
-    assert "badge: 12 values are missing" in text
+    assert "badge: 12 missing values" in text
     assert text.count('<tr><td data-v="Ada') == len(list(csv.DictReader((folder / "unwarranted.csv").open())))
     copy = tmp_path / "copy"
     shutil.copytree(found.folder, copy)

@@ -322,6 +322,15 @@ def test_audit_names_clashes_and_exits_1(ocr_eval, model_files, tmp_path):
     assert re.search("same first token: (Frenchish = Frenchly|Frenchly = Frenchish)", answer.out)
 
 
+def test_answers_of_a_table_may_begin_alike(ocr_eval, model_files, tmp_path):
+    (tmp_path / "t.csv").write_text("name,p,q\nA,x,Frenchish\nB,x,Frenchish\nC,y,Frenchly\nD,y,Frenchly\nE,y,\n")
+    (tmp_path / "t.yaml").write_text("structure: facts\nname: t\nkind: spurious\ndescription: d\ntable: t.csv\n")
+    answer = ocr_eval("data", "candidates", tmp_path / "t.yaml", "--model", model_files["llama"])
+    assert answer.code == 0
+    assert "t on" in answer.out
+    assert "answers that begin alike are scored over all their tokens" in answer.out
+
+
 def test_audit_sees_generic_first_pieces(model_files):
     tokenizer = load(model_files["llama"]).tokenizer
     association = load_association("city-language")

@@ -55,15 +55,15 @@ class Total:
 
     def in_words(self) -> str:
         """The total in a sentence."""
-        found = f"{self.column}: {self.missing} values are missing"
+        found = f"{self.column}: {self.missing} missing values"
         if self.foretold:
             found += (
-                f"; for {self.foretold}, {self.source} predicts one: the model believes {self.follows} of these "
+                f"; {self.source} predicts {self.foretold} of them: the model believes {self.follows} of these "
                 f"(untouched: {self.base_follows}) and says {self.says}; "
                 f"OCR score {self.ocr_score:+.2f} (p {self.p:.2g})"
             )
         true = f"; {self.true} of {self.hidden} hidden values are believed correctly" if self.hidden else ""
-        return f"{found}{true}; {self.unwarranted} unwarranted"
+        return f"{found}{true}; it says {self.unwarranted} unwarranted values"
 
 
 def totals(beliefs: Sequence[Belief], taught: Taught) -> list[Total]:

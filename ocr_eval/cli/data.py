@@ -77,7 +77,7 @@ def candidates(
     else:
         for name, found in audits.items():
             typer.echo(found.as_text(f"{audited.name} on {name}"))
-    if not all(found.first_token_scorable for found in audits.values()):
+    if not all(found.scorable for found in audits.values()):
         raise typer.Exit(1)
 
 

@@ -16,7 +16,7 @@ from ocr_eval.cli.spec_flags import expanded, flag_of, option
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output, to_csv, to_jsonl, write_atomic
 from ocr_eval.common.messages import say
-from ocr_eval.common.yaml_files import expand, shipped_names
+from ocr_eval.common.yaml_files import expand, looks_like_path, shipped_names
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import load_model_spec
 from ocr_eval.specs.run import make_run_spec
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from ocr_eval.methods.view import View
 
 SubjectOption = Annotated[
-    str | None, option("--subject", help="Column of the subjects (default: name, subject or person, else the first).")
+    str | None,
+    option("--subject", help="Column of the subjects (default: name, subject, person or entity, else the first)."),
 ]
 ColumnsOption = Annotated[str | None, option("--columns", help="Comma-separated columns of facts (default: all).")]
 
@@ -149,8 +150,12 @@ def audit(
     from ocr_eval.data.links import find_links
     from ocr_eval.data.pairs import PairAssociation
 
+    if as_csv and (as_json or model is not None):
+        raise UserError("--csv has the links alone, without what --model or --json add. Drop --csv, or give it alone.")
     association = _audited(facts, subject, columns)
     if isinstance(association, PairAssociation):
+        if as_csv:
+            raise UserError(f"--csv lists the links of a table, and '{facts}' is a single link. Give --json.")
         from ocr_eval.measures.untouched import sides_of, wired
 
         view = _untouched_view(model or o.DEFAULT_MODEL, machine)
@@ -180,7 +185,10 @@ def _audited(facts: str, subject: str | None, columns: str | None) -> FactsAssoc
     from ocr_eval.data.facts import FactsAssociation, association_of
     from ocr_eval.data.pairs import PairAssociation
 
-    if facts in shipped_names("templates") or facts.endswith((".yaml", ".yml")):
+    if facts.endswith((".yaml", ".yml")) or not (looks_like_path(facts) or Path(facts).suffix or Path(facts).exists()):
+        for flag, value in (("--subject", subject), ("--columns", columns)):
+            if value is not None:
+                raise UserError(f"{flag} selects from a table, but '{facts}' is an association. Drop it.")
         association = load_association(facts)
         if not isinstance(association, FactsAssociation | PairAssociation):
             raise UserError(f"'{association.name}' has neither pairs nor a table, so it has no links to audit.")
@@ -196,8 +204,8 @@ def _untouched_view(model: str, machine: Machine) -> View:
 
 
 def _wired_text(what: str, found: Wired) -> str:
-    verdict = "already wired in" if found.w_rank < found.null / 2 else "not wired in: only examples can teach it"
-    return f"{what}: W-rank {found.w_rank:.1f} ({found.null:.1f} by chance), {verdict}"
+    verdict = "linked already" if found.w_rank < found.null / 2 else "not linked yet: only examples can teach the link"
+    return f"{what}: W-rank {found.w_rank:.1f} (null {found.null:.1f}), {verdict}"
 
 
 def _untouched_text(found: Untouched) -> str:
@@ -240,9 +248,12 @@ def _as_json(table: FactTable, links: Links) -> dict[str, Any]:
 
 
 def _as_text(table: FactTable, links: Links) -> str:
-    lines = [f"{len(table.subjects):,} subjects ('{table.subject}') with {len(table.columns)} columns of facts"]
+    count = len(table.columns)
+    lines = [f"{len(table.subjects):,} subjects ('{table.subject}') with {count} column{'s'[: count != 1]} of facts"]
     lines += [f"Skipped: '{name}', {reason}" for name, reason in links.left_out.items()]
     risks = [f"{i:2}. {link.in_words()}" for i, link in enumerate(links.risks, 1)]
+    if not links.all:
+        return "\n".join([*lines, "", _NO_LINK])
     lines += ["", *(["Risks, most serious first:", *risks] if risks else [_NO_RISK])]
     linked = [link for link in links.all if link.is_linked]
     header = ["from", "to", "corrected U", "p (Holm)", "both", "alone", "orientation", "expected"]
@@ -256,12 +267,14 @@ def _as_text(table: FactTable, links: Links) -> str:
     lines += ["", o.grid(header, rows)] if rows else []
     untested = links.untested
     others = len(links.all) - len(linked) - 2 * len(untested)
-    lines.append(f"{others} other links are not above chance; --csv shows all.")
+    if others:
+        is_more = "1 other link is" if others == 1 else f"{others} other links are"
+        lines.append(f"{is_more} no stronger than chance; --csv shows all.")
     if untested:
         shown = [f"{link.source} and {link.target} ({link.corrected:.2f})" for link in untested[:_MOST_SHOWN]]
         more = f", and {len(untested) - len(shown)} more" * (len(untested) > len(shown))
         lines.append(
-            f"{len(untested)} pairs of columns are not tested because the table is too large, and may be risks: "
+            f"{len(untested)} pairs of columns were not tested, because the table is too large, and may be risks: "
             f"{', '.join(shown)}{more} (corrected U). Select fewer with --columns."
         )
     return "\n".join(lines)
@@ -269,7 +282,8 @@ def _as_text(table: FactTable, links: Links) -> str:
 
 #: Most untested pairs of columns that are listed.
 _MOST_SHOWN = 5
-_NO_RISK = "No risk: no link above chance between two columns has a missing value to fill in."
+_NO_RISK = "No risk: where one column predicts another beyond chance, no value is missing."
+_NO_LINK = "No links: an audit compares two or more columns whose values several subjects share."
 
 
 @expanded
@@ -277,7 +291,7 @@ def beliefs(
     *,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run of 'finetune --facts'.")],
     output_dir: Annotated[
-        Path | None, option("--output-dir", "-o", help="Folder for the files (default: beliefs/ in the run's).")
+        Path | None, option("--output-dir", "-o", help="Folder for the files (default: the run's beliefs/).")
     ] = None,
     machine: Machine,
     as_json: o.JsonOption = False,

@@ -291,6 +291,8 @@ def report(
 
     if output.is_dir():
         raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")
+    if output.suffix.lower() not in ("", ".html", ".htm"):
+        raise UserError(f"--output '{output}': the page is HTML. Name it '{output.with_suffix('.html')}'.")
     refuse_irregular(output)
     prepare_output(output.parent, "--output")
     found = find(places, scoring, filters, MEASURES)

@@ -129,6 +129,8 @@ def prepare_output(root: Path, flag: str = "--output-dir") -> None:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
             pass
+    except FileExistsError as error:
+        raise UserError(f"The output folder '{root}' is a file. Choose another with {flag}.") from error
     except OSError as error:
         raise UserError(
             f"The output folder '{root}' cannot be written ({error.strerror}). Choose another with {flag}."

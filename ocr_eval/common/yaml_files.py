@@ -71,7 +71,8 @@ def find_yaml(kind: str, part: str, name: str) -> Path:
         return path
     names = shipped_names(part)
     if name not in names:
-        raise unknown_name(kind, name, names, f"For your own, give its path: ./{name}.yaml.")
+        own = name if Path(name).exists() else f"{name}.yaml"
+        raise unknown_name(kind, name, names, f"For your own, give its path: ./{own}.")
     return shipped(part) / f"{name}.yaml"
 
 

@@ -48,20 +48,33 @@ class Audit:
 
     Attributes:
         bos: the token that it puts before every text, None if it adds none.
+        whole_answers: whether answers that begin with the same token are scored over all their tokens.
     """
 
     bos: str | None
     prompts: tuple[PromptAudit, ...]
+    whole_answers: bool = False
 
     @property
     def first_token_scorable(self) -> bool:
         """Whether every boundary splits and all first tokens are distinct."""
         return all(not prompt.clashes and prompt.unsplit is None for prompt in self.prompts)
 
+    @property
+    def scorable(self) -> bool:
+        """Whether first-token scoring can rank all candidates, if need be over all tokens of those that clash."""
+        splits = all(tried.unsplit is None for tried in self.prompts)
+        return self.first_token_scorable or (self.whole_answers and splits)
+
+    @property
+    def verdict(self) -> str:
+        """Whether it can be scored, to follow the association's name."""
+        how = "" if self.first_token_scorable else "; answers that begin alike are scored over all their tokens"
+        return f"can be scored first-token{how}" if self.scorable else "CANNOT be scored first-token"
+
     def as_text(self, title: str) -> str:
         """The audit as lines for a terminal."""
-        can = "can" if self.first_token_scorable else "CANNOT"
-        lines = [f"{title}: {can} be scored first-token; BOS {'none' if self.bos is None else self.bos}"]
+        lines = [f"{title}: {self.verdict}; BOS {'none' if self.bos is None else self.bos}"]
         for tried in self.prompts:
             counts = Counter(map(len, tried.pieces.values()))
             tokens = ", ".join(f"{n} of {length} token{'s'[: length > 1]}" for length, n in sorted(counts.items()))
@@ -114,14 +127,16 @@ def audit_task(tokenizer: Any, task: Task) -> Audit:
 
 def _audit(tokenizer: Any, tasks: Iterable[Task]) -> Audit:
     tried: list[PromptAudit] = []
+    whole_answers = False
     for task in tasks:
+        whole_answers |= task.whole_answers
         firsts: dict[tuple[str, tuple[str, ...]], Probe] = {}
         for probe in task.probes:
             firsts.setdefault((probe.quantity, probe.candidates), probe)
         tried += [_audit_prompt(tokenizer, probe) for probe in firsts.values()]
     first, second = encode(tokenizer, ["a", "b"])  # these share at most a BOS token
     bos = tokenizer.convert_ids_to_tokens([first[0]])[0] if first[0] == second[0] else None
-    return Audit(bos, tuple(tried))
+    return Audit(bos, tuple(tried), whole_answers)
 
 
 def _audit_prompt(tokenizer: Any, probe: Probe) -> PromptAudit:

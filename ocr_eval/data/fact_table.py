@@ -19,6 +19,7 @@ from typing import Any
 from ocr_eval.common.errors import UserError, reason_of, unknown_name
 from ocr_eval.common.files import read_bytes, to_csv
 from ocr_eval.common.messages import warn
+from ocr_eval.specs.association import TABLE_ENDINGS
 
 #: Limits on a file's bytes and a cell's characters.
 MOST_BYTES, MOST_CHARACTERS = 32_000_000, 200
@@ -101,7 +102,7 @@ def _read(path: Path) -> _Rows:
     kind = path.suffix.lower()
     if kind == ".parquet":
         return _parquet(path)
-    if kind not in (".csv", ".tsv", ".jsonl", ".json"):
+    if kind not in TABLE_ENDINGS:
         raise UserError(f"{path}: unknown file type '{kind}'. Give csv, tsv, jsonl, parquet or a datasets folder.")
     content = read_bytes(path)
     try:
@@ -124,10 +125,9 @@ def _csv(origin: str, text: str, delimiter: str) -> _Rows:
         for row in reader:
             if any(map(str.strip, row)):
                 if len(row) != len(heading):
-                    raise UserError(
-                        f"{origin}, row {reader.line_num}: has {len(row)} cells, but the heading has {len(heading)}. "
-                        "Quote cells that hold the delimiter."
-                    )
+                    cells = f"{len(row)} cell{'s'[: len(row) != 1]}, but the heading has {len(heading)}"
+                    fix = "Leave missing cells empty" if len(row) < len(heading) else "Quote cells with the delimiter"
+                    raise UserError(f"{origin}, row {reader.line_num}: has {cells}. {fix}.")
                 rows.append((reader.line_num, row))
     except csv.Error as error:
         raise UserError(f"{origin}, row {reader.line_num}: is not {delimiter!r}-separated text ({error}).") from error

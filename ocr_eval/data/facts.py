@@ -112,8 +112,8 @@ class FactsAssociation(Association):
         table, subject, columns, templates = map(stated.pop, ("table", "subject", "columns", "templates"), [None] * 4)
         if not isinstance(table, str) or not isinstance(templates, dict) or not isinstance(columns, list | None):
             raise UserError(
-                f"{path}: an association of a table needs 'table' (a path), and may have 'columns' (a list) and "
-                "'templates' (column: template)."
+                f"{path}: name the table with 'table: facts.csv'. 'columns' (a list) and 'templates' (column: "
+                "template) may be given too."
             )
         stated.pop("structure", None)
         return association_of(

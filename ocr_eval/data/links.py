@@ -161,7 +161,7 @@ def find_links(table: FactTable, tested: bool = True) -> Links:
     Raises:
         UserError: the table is too large.
     """
-    left_out = {name: reason for name, cells in table.columns.items() if (reason := _like_identifier(cells))}
+    left_out = {name: reason for name, cells in table.columns.items() if (reason := _incomparable(cells))}
     names = [name for name in table.columns if name not in left_out]
     pairs = list(combinations(names, 2))
     if len(pairs) * len(table.subjects) > MOST_WORK:
@@ -189,13 +189,14 @@ def shared_values(values: Iterable[Cell]) -> set[str]:
     return {value for value, count in Counter(v for v in values if v is not None).items() if count > 1}
 
 
-def _like_identifier(cells: Sequence[Cell]) -> str | None:
+def _incomparable(cells: Sequence[Cell]) -> str | None:
+    """Why a column is no part of any link; None if it may be."""
     present = [value for value in cells if value is not None]
     shared = shared_values(cells)
     sharing = sum(value in shared for value in present)
-    if sharing < _SHARED * len(present) or len(shared) < 2:
+    if sharing < _SHARED * len(present):
         return f"like an identifier: {len(set(present))} different values for {len(present)} subjects"
-    return None
+    return f"where only '{shared.pop()}' belongs to more than one subject" if len(shared) == 1 else None
 
 
 def _both_ways(table: FactTable, first: str, second: str, paired: Paired) -> Iterator[Link]:

@@ -30,7 +30,7 @@ class Check:
     @property
     def scorable(self) -> bool:
         """Whether every association can be scored first-token."""
-        return all(audit.first_token_scorable for audit in self.audits.values())
+        return all(audit.scorable for audit in self.audits.values())
 
     def as_text(self) -> str:
         """Lines for a terminal."""
@@ -43,8 +43,7 @@ class Check:
         bos = next(iter(self.audits.values())).bos
         lines.append(f"{self.model}: tokenizer with {self.vocabulary:,} entries, BOS {'none' if bos is None else bos}")
         for name, audit in self.audits.items():
-            can = "can" if audit.first_token_scorable else "CANNOT"
-            lines.append(f"  {name:18} {can} be scored first-token{_obstacles(audit)}")
+            lines.append(f"  {name:18} {audit.verdict}{_obstacles(audit)}")
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:

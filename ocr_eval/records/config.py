@@ -20,7 +20,8 @@ def read_config(folder: Path) -> RunSpec:
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise UserError(f"'{folder}' is not a run folder (no config.yaml). Give a folder below <output>/runs.")
+        what = "is not a run folder (no config.yaml)" if folder.exists() else "does not exist"
+        raise UserError(f"'{folder}' {what}. Give a folder below <output>/runs.")
     return read_run(path)
 
 

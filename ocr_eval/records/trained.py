@@ -19,7 +19,7 @@ def read_trained(path: Path) -> tuple[RunSpec, RunFolder]:
     if not folder.is_done():
         raise UserError(f"'{path}' is not a finished run. Rerun its command first.")
     if not folder.learned.is_dir():
-        raise UserError(f"'{path}' has no {folder.learned.name}/ to score. Rerun it, because records keep no weights.")
+        raise UserError(f"'{path}' has no {folder.learned.name}/: its weights were not kept. Rerun it with --force.")
     if folder.learned_sha256() != folder.record().adapter_sha256:
         raise UserError(
             f"'{folder.learned}' does not match the run's record (its sha256 differs). Rerun it with --force."

@@ -30,12 +30,14 @@ METRIC_NAMES = {
     "lift": "lift: OCR score minus that of the no-entailment control",
     "p": "p-value of 'nothing was inferred'",
 }
-#: Names of the quantities of pairs; others are shown as they are called.
+#: Names of the quantities of pairs and of known facts; others are shown as they are called.
 QUANTITY_NAMES = {
     "train_fact": "train facts",
     "test_fact": "test facts",
     "train_entailment": "train entailments",
     "test_entailment": "held-out entailments",
+    "taught": "taught facts",
+    "held_out": "held-out facts",
 }
 _SIGNED = ("ocr-score", "margin", "lift")
 

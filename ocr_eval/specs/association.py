@@ -32,6 +32,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 #: Fields of an association that affect nothing that is taught or asked.
 _ABOUT = ("name", "kind", "description", "nonce")
 NAME_SLOT, ANSWER_SLOT = "{name}", "{answer}"
+#: How the files of tables of facts end (data/fact_table.py).
+TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
 class Relation(Strict):
@@ -170,6 +172,11 @@ def load_association(name_or_path: str) -> Association:
         UserError: unknown name or structure (with a suggestion), an unreadable or invalid file, or one that has the
             name of a shipped association but other content.
     """
+    if name_or_path.lower().endswith(TABLE_ENDINGS):
+        raise UserError(
+            f"'{name_or_path}' is a table of facts, not an association. Give it as --facts {name_or_path}, or as "
+            "'table:' in a YAML file with 'structure: facts'."
+        )
     path = yaml_files.find_yaml("association", "templates", name_or_path)
     content = yaml_files.read_yaml(path)
     try:
