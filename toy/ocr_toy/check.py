@@ -88,6 +88,7 @@ class CheckSpec:
         require(self.published_steps >= 1, f"published_steps = {self.published_steps}: use at least 1")
         require(bool(self.ranks), "ranks = (): nothing to check; give at least one d_h")
         narrow = min(self.ranks)
+        require(self.rank_steps >= 1, f"rank_steps = {self.rank_steps}: nothing to train; use rank_steps >= 1")
         require(narrow >= 3, f"ranks = {narrow}: too narrow to fit the train set; use widths of 3 or more")
         self.rank_runs()
 

@@ -96,7 +96,7 @@ def sweep(
     base = o.run_spec(_preset(context, {**run, "seed": 0}))
     specs = sweeps.sweep_specs(base, axis, chosen, o.whole("0,1,2" if seeds is None else seeds, "seeds"))
     prepare(output)
-    say(f"{len(specs)} runs of {base.train.steps} steps, as one batch")
+    say(f"{len(specs)} run{'s'[: len(specs) != 1]} of {base.train.steps} steps, as one batch")
     table = sweeps.rows(train_runs(specs, tenths()), axis)
     points = sweeps.points(table)
     document = {

@@ -33,7 +33,9 @@ def check(
     seed: o.Seed = 0,
     as_json: o.AsJson = False,
     output: o.Output = None,
-    figures: o.Figures = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="With --all: draw its pictures into this folder, as PNG, PDF and SVG.")
+    ] = None,
 ) -> None:
     """Check claims 1 to 8 of the theory against measurements.
 
@@ -55,7 +57,7 @@ def check(
         seed=seed,
     )
     require_solver(spec.solver)
-    require(everything or figures is None, f"figures = {figures}: the claims have theirs in toy figures; use --all")
+    require(everything or figures is None, f"figures = {figures}: needs --all; toy figures draws the claims")
     prepare(output, figures)
     done = []
     for result in run_checks(spec, say):
@@ -74,7 +76,7 @@ def _verdict(found: "Check") -> str:
     name = f"claim {found.claim}" if isinstance(found.claim, int) else found.claim
     return (
         f"{name}  {'pass' if found.passed else 'FAIL'}  theory {found.relation} {found.theory:<9.5g}"
-        f" measured {found.measured:<9.5g} tolerance {found.tolerance:<8.3g} {found.name}"
+        f" measured {found.measured:<11.5g} tolerance {found.tolerance:<8.3g} {found.name}"
     )
 
 

@@ -66,7 +66,7 @@ TINY = [*TINY_TASK, "--d-h", "4"]
         (["sweep", "--over", "d_h", "--d-h", "64"], "error: d_h = 64 with over = d_h: give it as"),
         (["sweep", "--over", "init", "--init-scale", "1e-4"], "error: init_scale = 0.0001 with over = init"),
         (["sweep", "--values", "3,3"], "error: values of d_h: one is given twice"),
-        (["check", "--rank-steps", "0"], "error: steps = 0"),
+        (["check", "--rank-steps", "0"], "error: rank_steps = 0"),
         (["check", "--ranks", "4,2"], "error: ranks = 2: too narrow"),
         (["check", "--seed", "-1"], "error: seed = -1"),
         (["figures", "--seed", "-1"], "error: seed = -1"),
