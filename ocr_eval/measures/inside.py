@@ -116,7 +116,10 @@ def up_to_subject(tokenizer: Tokenizer, probes: Sequence[ProbeTokens]) -> list[P
     for each in probes:
         before, name, _ = each.probe.prompt.partition(each.probe.subject)
         if not name:
-            raise UserError(f"'{each.probe.prompt}' does not name its subject, '{each.probe.subject}'.")
+            raise UserError(
+                f"where the name ends in '{each.probe.prompt}' is not known (its subject is called "
+                f"'{each.probe.subject}')."
+            )
         texts.append(before + name)
     cut = []
     for each, ids in zip(probes, encode(tokenizer, texts), strict=True):
