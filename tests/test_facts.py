@@ -95,7 +95,7 @@ BAD = {
     "a slot": ("name,team\nA,x\nB,{name}\n", ["row 3", "'team'"]),
     "a token of chats": ("name,team\nA,x\nB,<|im_end|>\n", ["row 3", "'team'"]),
     "a cell of 10,000 characters": (f"name,team\nA,x\nB,{'y' * 10_000}\n", ["row 3", "'team'", "10,000"]),
-    "a template-breaking line": ('name,team\nA,x\nB,"y\nz"\n', ["row 4", "'team'"]),
+    "a template-breaking line": ('name,team\nA,x\nB,"y\nz"\n', ["row 3", "'team'"]),
     "two columns of one name": ("name,team,team\nA,x,y\nB,y,x\n", ["row 1", "'team'"]),
     "a column without a name": ("name,\nA,x\nB,y\n", ["row 1", "column 2"]),
     "a formula": ("name,team\nA,x\nB,=1+1\n", ["row 3", "'team'", "=1+1"]),

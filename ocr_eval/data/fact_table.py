@@ -120,17 +120,18 @@ def _read(path: Path) -> _Rows:
 def _csv(origin: str, text: str, delimiter: str) -> _Rows:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[tuple[int, Sequence[Any]]] = []
+    number = 1  # of lines a row may have several
     try:
         heading = [name.strip() for name in next(reader, [])]
-        for row in reader:
+        for number, row in enumerate(reader, 2):
             if any(map(str.strip, row)):
                 if len(row) != len(heading):
                     cells = f"{len(row)} cell{'s'[: len(row) != 1]}, but the heading has {len(heading)}"
                     fix = "Leave missing cells empty" if len(row) < len(heading) else "Quote cells with the delimiter"
-                    raise UserError(f"{origin}, row {reader.line_num}: has {cells}. {fix}.")
-                rows.append((reader.line_num, row))
+                    raise UserError(f"{origin}, row {number}: has {cells}. {fix}.")
+                rows.append((number, row))
     except csv.Error as error:
-        raise UserError(f"{origin}, row {reader.line_num}: is not {delimiter!r}-separated text ({error}).") from error
+        raise UserError(f"{origin}, row {number + 1}: is not {delimiter!r}-separated text ({error}).") from error
     return _Rows(heading, rows)
 
 
