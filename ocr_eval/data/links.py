@@ -190,7 +190,7 @@ def shared_values(values: Iterable[Cell]) -> set[str]:
 
 
 def _incomparable(cells: Sequence[Cell]) -> str | None:
-    """Why a column is no part of any link; None if it may be."""
+    """Why a column cannot be compared with others; None if it can."""
     present = [value for value in cells if value is not None]
     shared = shared_values(cells)
     sharing = sum(value in shared for value in present)
