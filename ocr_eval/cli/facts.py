@@ -204,8 +204,8 @@ def _untouched_view(model: str, machine: Machine) -> View:
 
 
 def _wired_text(what: str, found: Wired) -> str:
-    verdict = "linked already" if found.w_rank < found.null / 2 else "not linked yet: only examples can teach the link"
-    return f"{what}: W-rank {found.w_rank:.1f} (null {found.null:.1f}), {verdict}"
+    verdict = "already wired in" if found.w_rank < found.null / 2 else "not wired in: only examples can teach it"
+    return f"{what}: W-rank {found.w_rank:.1f} ({found.null:.1f} by chance), {verdict}"
 
 
 def _untouched_text(found: Untouched) -> str:
