@@ -223,10 +223,10 @@ def test_a_config_file_gives_flags_and_the_command_line_goes_first(ocr_eval, tin
     ("text", "said"),
     [
         ("epoch: 2", "Did you mean 'epochs'?"),
-        ("assoc: no", "read as False"),
-        ("json: maybe", "read as 'maybe'"),
+        ("assoc: no", "YAML reads 'assoc' as False"),
+        ("json: maybe", "YAML reads 'json' as 'maybe'"),
         ("assoc: city-language\nepochs: x", "c.yaml': 'x'. Input should be a valid integer"),
-        ("assoc: [no, city-language]", "read as [False, 'city-language']"),
+        ("assoc: [no, city-language]", "YAML reads 'assoc' as [False, 'city-language']"),
     ],
 )
 def test_bad_config_files(ocr_eval, tmp_path, text, said):
