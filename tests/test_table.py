@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from ocr_eval.analysis.finding import finding, remedy
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
+from ocr_eval.data.task import Quantity
 from ocr_eval.records.record import Record
 from ocr_eval.records.rows import group_rows
 from ocr_eval.records.select import ROW_KEYS, parse_condition, row_keys, select, settings_of
@@ -67,6 +68,7 @@ def record(
         "kind": kind,
         "seed": seed,
         "dtype": "bfloat16",
+        "quantities": (Quantity("test_fact", "premise"), Quantity("test_entailment", "finding")),
         "data": DataSpec(),
         "train": TrainSpec(),
         "base": scores,
