@@ -63,7 +63,7 @@ class Regression:
     """Coefficients of the regression, and the share of the variance over runs that it explains.
 
     Attributes:
-        seeds: how many seeds the runs have; each is left out once for the intervals.
+        seeds: how many seeds the runs have; the intervals come from dropping each of them once.
         intervals: the 95 % interval of each coefficient; None if the runs without one of the seeds do not determine
             all three.
         models: models of the runs, which share one regression.
