@@ -41,21 +41,23 @@ Folder = str | Path
 Line = TypeVar("Line")
 
 
-def make_run(model: ModelSpec | Folder, association: Association | Folder, seed: int = 0, **settings: Any) -> RunSpec:
+def make_run(
+    model: ModelSpec | Folder, association: Association | Folder, seed: int | None = None, **settings: Any
+) -> RunSpec:
     """Resolve one run completely; nothing is computed yet.
 
     Args:
         model: from ``load_model``, or its name or path.
         association: from ``load_association``, or its name or path.
-        seed: draws pairs, names, groups, order and initialization. The settings ``data_seed`` and ``train_seed`` set
-            the first three, or the last two, separately.
+        seed: draws pairs, names, groups, order and initialization (default: 0). The settings ``data_seed`` and
+            ``train_seed`` set the first three, or the last two, separately.
         settings: fields of the data protocol (``n=5, m_train=4, m_test=16, candidates="ten"`` ...) and of training
             (``method="lora", lr=1e-3, epochs=8, rank=16`` ...), and the model's ``dtype`` and ``attention``. Those of
             several entries are lists, or text as in flags (``targets="q_proj+v_proj"``). The defaults are the
             protocol's and the model's.
 
     Raises:
-        UserError: an unknown setting, or an invalid value.
+        UserError: an unknown setting, an invalid value, or all three seeds, so that ``seed`` would have no effect.
     """
     known = SETTINGS.keys() - {"seed"}
     for name in settings:
@@ -69,7 +71,7 @@ def make_run(model: ModelSpec | Folder, association: Association | Folder, seed:
     found = (
         association if isinstance(association, Association) else load_association(_named("association", association))
     )
-    seeds = run_seeds(section("run", settings), seed)
+    seeds = run_seeds(section("run", settings) | ({} if seed is None else {"seed": seed}))
     return make_run_spec(spec, found, section("data", settings), section("train", settings), *seeds)
 
 

@@ -1,6 +1,7 @@
 """Two runs, sweeps or conditions against each other, through the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,26 @@ def test_sides_of_two_precisions_are_said_to_differ():
     sentence = verdict(contrast([record(rank=0.1, dtype="float32")], [record(dtype="bfloat16")], "first-token"))
     assert "float32 against bfloat16" in sentence
     assert "precision" not in verdict(contrast([record(rank=0.1)], [record()], "first-token"))
+
+
+def test_one_run_in_two_folders_counts_once_and_a_line_says_where_they_differ(ocr_eval, tmp_path):
+    a = write(tmp_path / "a", *(rated(1e-3, 0.5, seed=s) for s in range(3)))
+    b = shutil.copytree(a, tmp_path / "b")
+    alone = ocr_eval("table", a)
+    alike = ocr_eval("table", a, b)
+    assert (alike.code, alike.out, alike.err) == (0, alone.out, alone.err)
+    for i in (1, 2):
+        other = rated(1e-3, 0.9, seed=i).to_json()
+        stated = json.loads((a / f"run{i}/result.json").read_text())["run"]
+        (b / f"run{i}/result.json").write_text(json.dumps({**json.loads(other), "run": stated}))
+    for command in ("table", "scorecard", "figures"):
+        answer = ocr_eval(command, a, b, *(["-o", tmp_path / "figures"] if command == "figures" else []))
+        (line,) = [line for line in answer.err.splitlines() if "the same run" in line]
+        assert answer.code == 1
+        assert f"{b / 'run1'} holds the same run as {a / 'run1'}" in line
+        assert "different numbers; 1 more like this. Skipped." in line
+    assert ocr_eval("table", a, b).out == alone.out
+    refused = ocr_eval("compare", "lr=1e-3", "lr=1e-3", a, b)
+    assert refused.code == 2
+    assert "the same run" in refused.err
+    assert "so nothing is compared" in refused.err

@@ -152,7 +152,8 @@ def test_what_was_taught_is_the_mean_of_its_quantities_and_its_band_reaches_over
     line = scored(0, 1.0)
     worse = Score(probes=9, mean_rank=4.0, null_rank=4.0, ocr_score=0.0, top1=0.0, mrr=0.2, margin=0.0, ties=0)
     line.scores["first-token"]["train_entailment"] = worse
-    figure = curves_figure((record(), [line]), (record(seed=1), [scored(0, 1.0)]))
+    first, second = (record(seed=seed, quantities=quantities(DataSpec())) for seed in (0, 1))
+    figure = curves_figure((first, [line]), (second, [scored(0, 1.0)]))
     assert curves_of(figure)["what was taught"] == [[0, pytest.approx(1.5)]]
     assert bands_of(figure)[0] == [[0, 1.0], [0, 4.0]]
 

@@ -23,7 +23,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
-import inside_study
+import inside_page
 
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
@@ -319,7 +319,7 @@ def test_what_links_foretell_by_hand():
     """Over three pairs rho is 1 - (1 + 4 + 1) / 4 = -1/2, and of six permutations none is nearer to zero."""
     links = {"one": {"a": 0, "b": 1, "c": 2, "d": 9}, "two": {"a": 0, "b": 1, "c": 2, "d": 3}}
     scores = {"one": {"a": 0.9, "b": 0.1, "c": 0.3}, "two": {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}}
-    found = inside_study.of_links(links, {"real": scores}, draws=2000).T.to_dict()
+    found = inside_page.of_links(links, {"real": scores}, draws=2000).T.to_dict()
     assert found["real: one"] == {"pairs": 3, "W-rank": "1.0", "rho": "-0.50", "p": "1.0000"}
     assert found["real: two"] | {"p": ""} == {"pairs": 4, "W-rank": "1.5", "rho": "-1.00", "p": ""}
     assert float(found["real: two"]["p"]) == pytest.approx(2 / 24, abs=0.02)
@@ -334,14 +334,14 @@ def test_patching_over_seeds_by_hand():
         {"association": "one", "patching": each | {key.replace("name", "prompt"): value for key, value in each.items()}}
         for each in seeds
     ]
-    found = inside_study.patching(lines).T.to_dict()["one, end of the name"]
+    found = inside_page.patching(lines).T.to_dict()["one, end of the name"]
     assert found == {"seeds": 2, "layer": "3.5", "nats": "+1.50", "p": f"{0.01 * (1 - np.log(0.01)):.2g}"}
 
 
 def test_the_committed_page_is_what_its_records_show(capsys, monkeypatch):
     root = Path(__file__).parent.parent
     monkeypatch.chdir(root)
-    monkeypatch.setattr(inside_study, "DRAWS", 10)
-    inside_study.show()
+    monkeypatch.setattr(inside_page, "DRAWS", 10)
+    inside_page.show()
     shown, page = capsys.readouterr().out, (root / "results/inside/inside.md").read_text()
     assert shown.splitlines()[:25] == page.splitlines()[:25]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from ocr_eval.models.architecture import examine
 from ocr_eval.models.precision import choose_for
@@ -12,6 +13,7 @@ from ocr_eval.planning import memory, timing
 from ocr_eval.planning.memory import PROCESS_BYTES, estimate, least
 from ocr_eval.planning.simulation import Geometry
 from ocr_eval.specs.model import load_model_spec
+from tests.test_facts import staff, write_csv
 
 BATCH, CHUNK = Geometry(lanes=1, nodes=160, reads=32, tokens=32), Geometry(lanes=1, nodes=512, reads=150, tokens=900)
 
@@ -159,3 +161,43 @@ def test_the_time_of_a_scoring_is_in_proportion_to_its_rows(monkeypatch):
 def test_a_plan_knows_how_often_is_scored(ocr_eval, tiny, every, scorings):
     run = ["--assoc", "city-language", "--epochs", "5", "--score-at", every, "--dry-run"]
     assert f"at each of {scorings} scorings" in ocr_eval("finetune", "--model", tiny, *run).out
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("dpo", "dpo: no candidate is unused."),
+        ("rome:text=", "does not name its subject before the answer"),
+        ("memit:text=", "does not name its subject before the answer"),
+        ("in-context", "but the model reads 128 at most"),
+    ],
+)
+def test_what_a_method_cannot_teach_is_refused_before_a_run_starts_in_the_words_of_the_run(
+    ocr_eval, tiny, tmp_path, method, said
+):
+    table = write_csv(tmp_path / "staff.csv", staff(30, 15))
+    if method.endswith("="):  # a text of enough words for a covariance
+        (tmp_path / "text.txt").write_text(" ".join(f"word{i}" for i in range(400)))
+        method += str(tmp_path / "text.txt")
+    stated = {"structure": "facts", "name": "staff-facts", "description": "Staff.", "table": "staff.csv"}
+    (tmp_path / "staff-facts.yaml").write_text(yaml.safe_dump(stated))
+    out = tmp_path / "out"
+    one = ["finetune", "--facts", table, "--model", tiny, "--method", method, "-o", out, "-q"]
+    many = ["sweep", "--assocs", tmp_path / "staff-facts.yaml", "--models", tiny, "--methods", method, "-o", out, "-q"]
+    lines = {}
+    for command in (one, many):
+        for more in ([], ["--dry-run"]):
+            answer = ocr_eval(*command, *more)
+            assert (answer.code, answer.out) == (2, "")
+            lines[answer.err] = said in answer.err
+    assert list(lines.values()) == [True], lines
+    assert not list(out.rglob("config.yaml"))
+
+
+def test_what_needs_no_tokenizer_is_refused_without_one(ocr_eval, tmp_path, monkeypatch):
+    monkeypatch.setenv("OCR_EVAL_CACHE", str(tmp_path))
+    answer = ocr_eval(
+        "finetune", "city-language", "--model", "llama3-8b", "--candidates", "in-use", "--method", "dpo", "--dry-run"
+    )
+    assert answer.code == 2
+    assert "dpo: no candidate is unused" in answer.err

@@ -4,10 +4,14 @@ import json
 from itertools import product
 
 import pytest
+from conftest import tiny_run
 from msgspec.structs import replace
 from test_report import write_run
 from test_table import record
 
+from ocr_eval.data.pairs import quantities
+from ocr_eval.data.task import build_task
+from ocr_eval.records.metrics import MetricsLine, metrics_text
 from ocr_eval.records.record import read_record, to_plain
 from ocr_eval.specs.run import SCORINGS, DataSpec
 
@@ -18,7 +22,8 @@ def learned(fact: float, entailment: float, **changes):
     of = made.final["first-token"]
     train = {"train_fact": fact, "train_entailment": entailment, "test_fact": fact}
     scores = {name: replace(of["test_fact"], top1=top1) for name, top1 in train.items()}
-    return replace(made, final={scoring: {**of, **scores} for scoring in SCORINGS})
+    final = {scoring: {**of, **scores} for scoring in SCORINGS}
+    return replace(made, final=final, quantities=quantities(made.data))
 
 
 @pytest.mark.parametrize(("variant", "scoring"), product(["real", "no-entailment", "shuffled"], [None, "sequence"]))
@@ -39,6 +44,46 @@ def test_runs_are_chosen_by_their_premises(ocr_eval, tmp_path):
         flags = ["--filter", f"{key}=yes", "--no-published", "-f", "json"]
         (cell,) = json.loads(ocr_eval("table", tmp_path, *flags).out)["cells"]
         assert (cell["seeds"], cell["premises_hold"]) == (1, True)
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_a_record_that_lacks_a_premise_is_not_one_that_learned_it(ocr_eval, tmp_path, scoring):
+    for seed in (0, 1):
+        write_run(tmp_path / f"run{seed}", learned(1.0, 1.0, seed=seed))
+    path = tmp_path / "run1/result.json"
+    content = json.loads(path.read_text())
+    del content["final"]["first-token"]["train_entailment"]
+    path.write_text(json.dumps(content))
+    answer = ocr_eval("table", tmp_path, "--scoring", scoring, "--no-published", "-f", "json")
+    assert answer.code == 1
+    assert "run1/result.json: final.first-token has no score of the premise train_entailment" in answer.err
+    (cell,) = json.loads(answer.out)["cells"]
+    assert (cell["seeds"], cell["premises_hold"]) == (1, True)
+    del content["final"]["first-token"]
+    path.write_text(json.dumps(content))
+    assert "no score of the premise train_fact" in ocr_eval("table", tmp_path, "--scoring", "sequence").err
+
+
+def test_an_epoch_that_lacks_a_premise_is_not_one_that_learned_it(ocr_eval, tmp_path):
+    sides = [learned(1.0, 1.0, data=DataSpec(m_train=m)) for m in (4, 4, 0)]
+    for name, run in zip("abc", sides, strict=True):
+        folder = tmp_path / name / "run"
+        write_run(folder, run)
+        asked = {q.name for q in run.quantities} - ({"train_entailment"} if name == "b" else set())
+        told = {scoring: {key: of[key] for key in asked} for scoring, of in run.final.items()}
+        lines = [MetricsLine(epoch=epoch, scores=told, held_out=run.held_out) for epoch in run.epochs]
+        (folder / "metrics.jsonl").write_text(metrics_text(lines))
+    for name, is_matched in zip("abc", (True, False, True), strict=True):
+        answer = ocr_eval("compare", tmp_path / "a", tmp_path / name, "--json")
+        assert answer.code == 0, answer.err
+        (found,) = json.loads(answer.out)["contrasts"]
+        assert (found["matched"] is not None) is is_matched
+
+
+def test_what_nobody_is_asked_is_no_premise(tiny):
+    assert [q.name for q in build_task(tiny_run(tiny, m_train=0)).quantities] == ["test_fact", "test_entailment"]
+    old = to_plain(record(data=DataSpec(m_train=0), quantities=quantities(DataSpec())))
+    assert "train_fact" not in {each["name"] for each in old["quantities"]}
 
 
 def test_the_page_names_the_premise_that_fails(ocr_eval, tmp_path):

@@ -2,8 +2,9 @@
 
 import json
 
-import msgspec
+import numpy as np
 import pytest
+from msgspec.structs import replace
 from test_comparison import write
 from test_table import record
 
@@ -38,8 +39,8 @@ def test_held_out_facts_are_regressed_where_runs_have_them(ocr_eval, tmp_path):
     assert "No regression: Only 0 runs have held-out facts" in refused
     for i, (each, (*_, accuracy)) in enumerate(zip(runs, POINTS, strict=True)):
         of = each.final["first-token"]
-        held_out = msgspec.structs.replace(of["test_entailment"], top1=accuracy / 2)
-        runs[i] = msgspec.structs.replace(each, final={**each.final, "first-token": {**of, "held_out": held_out}})
+        held_out = replace(of["test_entailment"], top1=accuracy / 2)
+        runs[i] = replace(each, final={**each.final, "first-token": {**of, "held_out": held_out}})
     answer = ocr_eval("retention", write(tmp_path / "b", *runs), "--explain", "held-out")
     assert "held-out = 0.450 +0.050 x fitted known -0.200 x fitted unknown" in answer.out, answer.err
 
@@ -50,6 +51,41 @@ def test_what_noise_is_left_over_is_in_r2(ocr_eval, tmp_path):
     fit = json.loads(ocr_eval("retention", folder, "--json").out)["regression"]
     mean = (0.8 + 1.0 + 0.9 + 0.5) / 4
     assert fit["r2"] == pytest.approx(1 - 0.02 / sum((kept - mean) ** 2 for *_, kept in points))
+
+
+def test_intervals_are_those_of_a_jackknife_over_seeds(ocr_eval, tmp_path):
+    """Against the closed form: without cluster g, b changes by -(X'X)^-1 X_g' (1 - H_gg)^-1 u_g."""
+    points = [(0, 0, 0.9), (10, 2, 0.93), (4, 16, 0.6), (12, 0, 0.99), (2, 11, 0.7), (9, 9, 0.72), (1, 1, 0.85)]
+    seeds = [0, 0, 0, 1, 1, 2, 2]
+    runs = [
+        replace(run(seed, *point), run=f"run-{i}") for i, (seed, point) in enumerate(zip(seeds, points, strict=True))
+    ]
+    folder = write(tmp_path, *runs)
+    fit = json.loads(ocr_eval("retention", folder, "--json").out)["regression"]
+    x = np.array([[1, known / 20, unknown / 20] for known, unknown, _ in points])
+    inverse, hat = np.linalg.inv(x.T @ x), x @ np.linalg.inv(x.T @ x) @ x.T
+    left = np.array([kept for *_, kept in points]) - hat @ [kept for *_, kept in points]
+    changes = []
+    for seed in range(3):
+        own = np.array(seeds) == seed
+        changes.append(inverse @ x[own].T @ np.linalg.solve(np.eye(own.sum()) - hat[np.ix_(own, own)], left[own]))
+    half = 4.302653 * np.sqrt(2 / 3 * (np.array(changes) ** 2).sum(axis=0))
+    for name, expected in zip(("intercept", "known", "unknown"), half, strict=True):
+        assert fit["intervals"][name] == pytest.approx([fit[name] - expected, fit[name] + expected], rel=1e-5)
+    assert (fit["seeds"], fit["runs"]) == (3, 7)
+    low, high = fit["intervals"]["unknown"]
+    shown = ocr_eval("retention", folder).out.splitlines()[-1]
+    assert f"fitted unknown [{low:+.2f}, {high:+.2f}]" in shown
+    assert "leaving out each of 3 seeds" in shown
+
+
+def test_without_seeds_to_leave_out_there_are_no_intervals(ocr_eval, tmp_path):
+    alone = [replace(run(0, *point), run=f"run-{i}") for i, point in enumerate(POINTS)]
+    needed = [run(seed, *point) for seed, point in enumerate([(0, 0, 0.8), (0, 0, 1.0), (10, 0, 0.9), (0, 10, 0.5)])]
+    for name, runs in (("alone", alone), ("needed", needed)):
+        folder = write(tmp_path / name, *runs)
+        assert json.loads(ocr_eval("retention", folder, "--json").out)["regression"]["intervals"] is None
+        assert "No intervals: leaving out one seed" in ocr_eval("retention", folder).out
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from conftest import tiny_run
 from test_table import record
 
 from ocr_eval.analysis.table import build_table
-from ocr_eval.api import make_run, records_frame
+from ocr_eval.api import UserError, make_run, records_frame
 from ocr_eval.data.task import build_task
 from ocr_eval.records.find import find_runs
 from ocr_eval.records.select import settings_of
@@ -98,6 +98,10 @@ def test_the_python_interface_takes_them(tiny):
     run = make_run(model, load_association("country-code"), seed=1, train_seed=2)
     assert (run.seed, run.train_seed) == (1, 2)
     assert make_run(model, "country-code", data_seed=1) == make_run(model, "country-code", seed=1, train_seed=0)
+    assert make_run(model, "country-code", seed=2, data_seed=3) == make_run(model, "country-code", seed=3, train_seed=2)
+    for seed in (0, 2):
+        with pytest.raises(UserError, match="--seed has no effect with both --data-seed and --train-seed"):
+            make_run(model, "country-code", seed=seed, data_seed=3, train_seed=1)
 
 
 @pytest.mark.parametrize(

@@ -225,11 +225,30 @@ def test_a_run_over_weights_that_have_changed_since_is_refused(ocr_eval, model_f
         ("lora_alpha", "x"),
         ("r", "4"),
         ("r", 0),
+        ("rank_pattern", {"q_proj": "x"}),
+        ("rank_pattern", {"(": 2}),
+        ("alpha_pattern", 4),
+        ("modules_to_save", 7),
+        ("use_dora", "yes"),
     ],
 )
 def test_a_configuration_with_a_field_of_another_type_names_it(score, copied, field, value):
     change(copied, **{field: value})
     one_line(score(copied), "adapter_config.json", field)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("rank_pattern", {"q_proj": 1}, "q_proj"),
+        ("modules_to_save", ["lm_head"], "lm_head"),
+        ("use_dora", True, "lora_magnitude_vector"),
+        ("layers_to_transform", [9], "[9]"),
+    ],
+)
+def test_a_setting_that_the_tensors_do_not_have_is_named_with_the_tensor(score, copied, field, value, said):
+    change(copied, **{field: value})
+    one_line(score(copied), f"adapter_config.json asks for {field}", said)
 
 
 @pytest.mark.usefixtures("nothing_loads")

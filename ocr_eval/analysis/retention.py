@@ -8,6 +8,11 @@ fit, separately for those that the base knew and those that it did not:
 Accuracy is either the share of previously known facts that are kept (measures/known_facts.py), or, as in the paper,
 that of held-out facts of the same relations which rank first among the candidates (runs of ``known``). Fitted by
 ordinary least squares with one point per run; it holds only within the range of the runs' shares.
+
+Runs of one seed share their data, whatever else they differ in, so the seed is the unit of the intervals. With b the
+coefficients of all S seeds and b_-s those without seed s (a jackknife over clusters, CR3):
+
+    b +- t(S - 1, 97.5 %) * sqrt((S - 1) / S * sum_s (b_-s - b)^2)
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +20,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ocr_eval.analysis.intervals import LEVEL, t_quantile
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
 from ocr_eval.records.rows import by_association, group_rows
+from ocr_eval.scoring.ranks import Floats
 
 #: The quantity of common-knowledge facts that were not taught (data/known.py).
 _HELD_OUT = "held_out"
@@ -46,11 +54,18 @@ class Retained:
     fitted_unknown: float
 
 
+Coefficient = Literal["intercept", "known", "unknown"]
+COEFFICIENTS: tuple[Coefficient, ...] = ("intercept", "known", "unknown")
+
+
 @dataclass(frozen=True)
 class Regression:
     """Coefficients of the regression, and the share of the variance over runs that it explains.
 
     Attributes:
+        seeds: how many seeds the runs have; the intervals come from dropping each of them once.
+        intervals: the 95 % interval of each coefficient; None if the runs without one of the seeds do not determine
+            all three.
         models: models of the runs, which share one regression.
     """
 
@@ -59,6 +74,8 @@ class Regression:
     unknown: float
     r2: float
     runs: int
+    seeds: int
+    intervals: Mapping[Coefficient, tuple[float, float]] | None
     models: tuple[str, ...]
 
 
@@ -97,8 +114,8 @@ def regress(records: Sequence[Record], accuracy: Accuracy = "kept") -> Regressio
         else [record.final["first-token"][_HELD_OUT].top1 for record in measured]
     )
     design_R3 = np.array([[1.0, share["fitted_known"], share["fitted_unknown"]] for share in shares])
-    coefficients, _, rank, _ = np.linalg.lstsq(design_R3, accuracy_R, rcond=1e-9)
-    if rank < 3:
+    coefficients = _fit(design_R3, accuracy_R)
+    if coefficients is None:
         raise UserError(
             "These runs do not differ in how many known and unknown facts they fit, so their effects cannot be "
             "separated. Add runs of 'known', real and shuffled, with several --epochs."
@@ -107,8 +124,37 @@ def regress(records: Sequence[Record], accuracy: Accuracy = "kept") -> Regressio
     if not spread:
         raise UserError("All runs have the same accuracy, so there is nothing to explain. Add other runs.")
     r2 = 1 - float(((accuracy_R - design_R3 @ coefficients) ** 2).sum()) / spread
-    intercept, known, unknown = map(float, coefficients)
-    return Regression(intercept, known, unknown, r2, len(shares), tuple(sorted({each.model for each in measured})))
+    return Regression(
+        **dict(zip(COEFFICIENTS, map(float, coefficients), strict=True)),
+        r2=r2,
+        runs=len(measured),
+        seeds=len({each.seed for each in measured}),
+        intervals=_intervals(design_R3, accuracy_R, np.array([each.seed for each in measured]), coefficients),
+        models=tuple(sorted({each.model for each in measured})),
+    )
+
+
+def _fit(design_R3: Floats, accuracy_R: Floats) -> Floats | None:
+    """The three coefficients; None where the runs do not determine them."""
+    coefficients, _, rank, _ = np.linalg.lstsq(design_R3, accuracy_R, rcond=1e-9)
+    return coefficients.astype(np.float64) if rank == len(COEFFICIENTS) else None
+
+
+def _intervals(
+    design_R3: Floats, accuracy_R: Floats, seed_R: NDArray[np.int64], coefficients: Floats
+) -> dict[Coefficient, tuple[float, float]] | None:
+    """The interval of each coefficient, from what they are without each of the seeds."""
+    without = [_fit(design_R3[kept], accuracy_R[kept]) for kept in (seed_R != seed for seed in np.unique(seed_R))]
+    found = [each for each in without if each is not None]
+    if len(found) < len(without):
+        return None
+    S = len(found)
+    error = np.sqrt((S - 1) / S * ((np.array(found) - coefficients) ** 2).sum(axis=0))
+    half = t_quantile(S - 1, (1 + LEVEL) / 2) * error
+    return {
+        name: (float(value - reach), float(value + reach))
+        for name, value, reach in zip(COEFFICIENTS, coefficients, half, strict=True)
+    }
 
 
 def _is_measured(record: Record) -> bool:

@@ -89,10 +89,15 @@ def finetune(
 
 
 def _plan(spec: RunSpec, output: Path | None, device: Device, score_at: str) -> Plan:
-    """The plan of a run, in the precision that it will have, or of a scoring."""
+    """The plan of a run, in the precision that it will have, or of a scoring; a UserError if it would be rejected."""
     from ocr_eval.execution.execute import Bases
+    from ocr_eval.execution.material import check
     from ocr_eval.planning.estimate import make_plan
+    from ocr_eval.planning.workload import tokenizer_at_hand
 
+    if output is not None:
+        tokenizer, is_real = tokenizer_at_hand(spec.model)
+        check(spec, tokenizer if is_real else None)
     (settled,) = Bases(device).settle([spec], output)
     return make_plan(spec, output, device, score_at, settled.precision)
 

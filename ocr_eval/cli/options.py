@@ -147,7 +147,7 @@ def warn(text: str) -> None:
 
 
 def warn_skipped(complaints: Sequence[UserError]) -> None:
-    """Warn about the first files that cannot be read, and how many more there are."""
+    """Warn about the first files that cannot be used, and how many more there are."""
     for complaint in complaints[:_MOST_WARNINGS]:
         warn(f"{complaint} Skipped.")
     if more := len(complaints[_MOST_WARNINGS:]):

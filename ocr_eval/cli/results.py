@@ -223,7 +223,7 @@ def compare(
         every = [*(filters or ()), *([text] if text in conditions else ())]
         found = find(folders if text in conditions else [Path(text)], None, every)
         if found.complaints:
-            raise UserError(f"A record of '{text}' cannot be read, so nothing is compared. Rerun it with --force.")
+            raise UserError(f"Not every record of '{text}' can be used, so nothing is compared.")
         sides.append([_with_matched(run) for run in found.runs])
     contrasts = contrast(sides[0], sides[1], scoring)
     gated = {} if fail_above is None else {"gate": gate(contrasts, fail_above)}

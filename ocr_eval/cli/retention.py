@@ -30,8 +30,9 @@ def retention(
     """Show how many previously known facts are kept.
 
     The regression is that of Gekhman et al. (arXiv 2405.05904): accuracy = b0 + b_known x (share of what is taught that
-    was known, and is fitted) + b_unknown x (share that was not, and is fitted). It needs runs that differ in both. If a
-    record cannot be read, it is skipped and the exit code is 1.
+    was known, and is fitted) + b_unknown x (share that was not, and is fitted). It needs runs that differ in both. Runs
+    of one seed share their data, so the 95 % intervals come from leaving out one seed at a time (Student's t over
+    seeds). If a record cannot be read, it is skipped and the exit code is 1.
     """
     from dataclasses import asdict
 
@@ -70,4 +71,12 @@ def _print(cells: list[Retained], fit: Regression | None, explain: Accuracy, mis
     typer.echo(
         f"{explain} = {fit.intercept:.3f} {fit.known:+.3f} x fitted known {fit.unknown:+.3f} x fitted unknown  "
         f"(shares of what is taught; R2 {fit.r2:.2f}, {fit.runs} runs{of})"
+    )
+    if fit.intervals is None:
+        typer.echo("No intervals: leaving out one seed must leave runs that determine all coefficients. Add seeds.")
+        return
+    names = {"intercept": "constant", "known": "fitted known", "unknown": "fitted unknown"}
+    intervals = [f"{names[name]} [{low:+.2f}, {high:+.2f}]" for name, (low, high) in fit.intervals.items()]
+    typer.echo(
+        f"95 % intervals: {', '.join(intervals)}  (leaving out each of {fit.seeds} seeds; Student's t over seeds)"
     )

@@ -5,6 +5,7 @@ Commands import this module only when they run, because it imports the training 
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import typer
@@ -16,6 +17,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output
 from ocr_eval.common.messages import say
 from ocr_eval.common.registry import DEFAULT_MEASURES
+from ocr_eval.execution import material
 from ocr_eval.execution.execute import Bases, PlannedRun
 from ocr_eval.execution.jobs import JobEvent, Placement, run_jobs
 from ocr_eval.execution.jobs.local import cores, resolve_devices
@@ -28,6 +30,7 @@ from ocr_eval.execution.workers import Follower, workers_that_pay
 from ocr_eval.models.base import device_type
 from ocr_eval.models.weights import cached
 from ocr_eval.planning.pack_memory import describe_packs
+from ocr_eval.planning.workload import tokenizer_at_hand
 from ocr_eval.specs.grid import Grid
 from ocr_eval.specs.run import RunSpec
 
@@ -182,7 +185,11 @@ def report_missing(runs: Sequence[PlannedRun], resumes: bool = True) -> None:
 
 
 def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") -> list[str]:
-    """The plan of some runs: packs, what is already finished, memory and time; fetches and writes nothing."""
+    """The plan of some runs: packs, what is already finished, memory and time; fetches and writes nothing.
+
+    Raises:
+        UserError: a run would be rejected.
+    """
     bases, device = Bases(means.device), pack_device(means)
     say(f"Planning {len(specs)} runs")
     if all(cached(spec.model) for spec in specs):
@@ -191,6 +198,11 @@ def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") 
     else:  # without the weights' digest, earlier runs cannot be found
         packs = cut(bases.settle(specs, None, device), device, packs_at_once(means))
     done = [[bool(cached(spec.model)) and bases.folder(spec, output).is_done() for spec in pack] for pack in packs]
+    todo = [spec for spec, is_done in zip(chain(*packs), chain(*done), strict=True) if not is_done]
+    tokenizers = {model: tokenizer_at_hand(model) for model in {spec.model for spec in todo}}
+    for spec in todo:
+        tokenizer, is_real = tokenizers[spec.model]
+        material.check(spec, tokenizer if is_real else None)
     described = describe_packs(packs, done, device, _processes(means, packs), means.scored_at)
     return [f"output: {output}", *described, *_power(specs)]
 

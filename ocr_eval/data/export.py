@@ -99,11 +99,11 @@ def inspect_rows(probes: Rows) -> Rows:
 
 
 def _probes_by_quantity(task: Task) -> dict[str, Rows]:
-    """The probes of each quantity that has any."""
+    """The probes of each quantity."""
     rows: dict[str, Rows] = {quantity.name: [] for quantity in task.quantities}
     for probe, row in zip(task.probes, probe_rows(task), strict=True):
         rows[probe.quantity].append(row)
-    return {quantity: chosen for quantity, chosen in rows.items() if chosen}
+    return rows
 
 
 def _jsonl(task: Task, name: str) -> dict[str, str]:

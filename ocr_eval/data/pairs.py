@@ -209,12 +209,9 @@ def quantities(data: DataSpec) -> tuple[Quantity, ...]:
     not taught, or others than those that are asked.
     """
     fact: Role = "shown" if data.variant == "no-fact" else "premise"
-    return (
-        Quantity("train_fact", fact),
-        Quantity("train_entailment", "premise" if data.variant in ("real", "no-fact") else "shown"),
-        Quantity("test_fact", fact),
-        Quantity("test_entailment", "finding"),
-    )
+    entailment: Role = "premise" if data.variant in ("real", "no-fact") else "shown"
+    of_train = (Quantity("train_fact", fact), Quantity("train_entailment", entailment)) if data.m_train else ()
+    return (*of_train, Quantity("test_fact", fact), Quantity("test_entailment", "finding"))
 
 
 def thirds(order: Order, split: Split, relation: RelationName) -> tuple[int, ...]:

@@ -122,7 +122,8 @@ class Task:
     Attributes:
         train: what is taught, in no meaningful order.
         probes: what is asked, before training and after the epochs of a schedule (specs/schedule.py).
-        quantities: what the probes measure, in the order in which it is shown; one of them is the finding.
+        quantities: what the probes measure, in the order in which it is shown; one of them is the finding. Those that
+            no probe asks for are dropped.
         whole_answers: whether candidates may share their first token; such a probe is scored by all their
             tokens, under every scoring. If they may not, such a run is rejected.
         personal: whether answers are private and must not be in any record.
@@ -152,6 +153,8 @@ class Task:
         if unknown is not None:
             raise UserError(f"A probe has the quantity '{unknown}', which is not declared ({', '.join(names)}).")
         self._check_finding()
+        asked = {probe.quantity for probe in self.probes}
+        object.__setattr__(self, "quantities", tuple(each for each in self.quantities if each.name in asked))
 
     def _check_finding(self) -> None:
         name = self.finding.name

@@ -7,6 +7,7 @@ from typing import Any
 from ocr_eval.data.audit import Audit, audit_task, refuse_known_words
 from ocr_eval.data.task import Task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
+from ocr_eval.methods.method import method_of
 from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.scoring.candidates import told_apart
 from ocr_eval.specs.run import RunSpec
@@ -25,6 +26,17 @@ class Material:
     probes: Sequence[ProbeTokens]
     premises: Sequence[ProbeTokens]
     audit: Audit
+
+
+def check(spec: RunSpec, tokenizer: Any | None) -> None:
+    """Refuse what a run would refuse of its data; ``tokenizer`` is None where it is not on this disk.
+
+    Raises:
+        UserError: as of ``prepare``, or the method cannot teach this.
+    """
+    if tokenizer is not None:
+        prepare(tokenizer, spec)
+    method_of(spec.train).check(spec, tokenizer)
 
 
 def prepare(tokenizer: Any, spec: RunSpec) -> Material:

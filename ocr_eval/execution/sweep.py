@@ -25,7 +25,7 @@ from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say, warn
 from ocr_eval.execution.execute import Bases, PlannedRun, do_pack
 from ocr_eval.execution.jobs import Job
-from ocr_eval.execution.material import prepare
+from ocr_eval.execution.material import check
 from ocr_eval.execution.run_pack import Execution
 from ocr_eval.planning.pack_memory import lanes_that_fit
 from ocr_eval.planning.packs import cut_into_packs, share_key
@@ -213,11 +213,11 @@ def check_open(sweep: Sweep, bases: Bases, here: bool, all_again: bool = False) 
     """Check, before any run starts or is removed, that every open run (``all_again``: every run) can be done.
 
     Raises:
-        UserError: the tokenizer cannot handle a run's data, or a run is too large for this machine.
+        UserError: the tokenizer or the method cannot handle a run's data, or a run is too large for this machine.
     """
     for run in sweep.runs:
         if all_again or run.is_open:
-            prepare(bases.tokenizer(run.spec.model), run.spec)
+            check(run.spec, bases.tokenizer(run.spec.model))
             if here:
                 bases.refuse_impossible(run.spec)
 

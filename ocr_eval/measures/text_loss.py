@@ -47,7 +47,7 @@ class TextLoss(Measure):
         path, digest = text_file(str(yaml_files.shipped("texts") / _TEXT))
         (ids,) = encode(trained.view().base.tokenizer, [read_bytes(path).decode()])
         ids = ids[:_MOST]
-        window = min(_WINDOW, longest(trained.view().network))
+        window = min(_WINDOW, longest(trained.view().network.config))
         found: dict[str, Any] = {"loss": text_loss(trained.view(), trained.lane, ids, window)}
         if trained.has_base:
             base = trained.view(False)

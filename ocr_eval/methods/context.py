@@ -41,13 +41,12 @@ class Context:
     answers: tuple[int, ...]
 
 
-def draw_context(base: Base, spec: RunSpec, examples: Sequence[Continuation]) -> Context:
-    """Write a run's statements as a context, in an order drawn from its seed.
+def draw_context(tokenizer: Any, config: Any, spec: RunSpec, examples: Sequence[Continuation]) -> Context:
+    """Write a run's statements as a context, in an order drawn from its seed; ``config`` is the model's.
 
     Raises:
         UserError: the context is longer than the model, or its attention window, can read.
     """
-    tokenizer = base.tokenizer
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and all(example.prompt[0] == bos for example in examples)
     end = tokenizer(".\n", add_special_tokens=False).input_ids
@@ -57,10 +56,10 @@ def draw_context(base: Base, spec: RunSpec, examples: Sequence[Continuation]) ->
         ids += examples[i].prompt[adds_bos:]
         answers += range(len(ids), len(ids) + len(examples[i].answer))
         ids += [*examples[i].answer, *end]
-    most = longest(base.network)
+    most = longest(config)
     if len(ids) + _ROOM > most:
         raise UserError(
-            f"in-context over {base.spec.name}: the context of {len(examples)} statements has {len(ids):,} tokens, "
+            f"in-context over {spec.model.name}: the context of {len(examples)} statements has {len(ids):,} tokens, "
             f"but the model reads {most:,} at most, including the question. Lower --n, --m-train or --m-test."
         )
     return Context(tuple(ids), int(adds_bos), tuple(answers))

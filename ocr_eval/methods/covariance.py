@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_bytes, write_atomic
-from ocr_eval.data.tokenize import encode
+from ocr_eval.data.tokenize import Ids, encode
 from ocr_eval.methods.texts import text_file
 from ocr_eval.models.base import Base
 from ocr_eval.models.weights import cache_folder
@@ -23,6 +24,11 @@ from ocr_eval.packing.forest import Forest, Reads
 
 #: Tokens that the base reads at a time, and in total at most.
 _WINDOW, _MOST = 256, 65_536
+
+
+def inputs_of(network: torch.nn.Module, modules: Sequence[str]) -> int:
+    """Inputs of the widest of some linear modules."""
+    return max(network.get_submodule(module).get_parameter("weight").shape[1] for module in modules)
 
 
 class _Enough(Exception):
@@ -48,11 +54,25 @@ def covariances(base: Base, modules: Sequence[str], text: str) -> dict[str, Tens
     return {module: load_file(files[module])["moment"].double() for module in modules}
 
 
+def read_text(tokenizer: Any, path: Path, name: str, width: int) -> Ids:
+    """The tokens of a text for covariances of ``width`` inputs of a model of some name.
+
+    Raises:
+        UserError: there are fewer tokens than inputs, so that no covariance of them has full rank.
+    """
+    (ids,) = encode(tokenizer, [read_bytes(path).decode("utf-8", errors="replace")])
+    ids = ids[:_MOST]
+    if len(ids) < width:
+        raise UserError(
+            f"{path}: it has {len(ids):,} tokens, but a covariance for {name} needs {width:,} or more. "
+            "Name a longer prose text: --method ...:text=FILE."
+        )
+    return ids
+
+
 @torch.no_grad()
 def _measure(base: Base, modules: Sequence[str], path: Path) -> dict[str, Tensor]:
-    text = read_bytes(path).decode("utf-8", errors="replace")
-    (ids,) = encode(base.tokenizer, [text])
-    ids = ids[:_MOST]
+    ids = read_text(base.tokenizer, path, base.spec.name, inputs_of(base.network, modules))
     sums: dict[str, Tensor] = {}
     with ExitStack() as hooks:
         for module in modules:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, Field
 
@@ -20,7 +20,6 @@ from ocr_eval.common.registry import METHODS
 from ocr_eval.methods.lora import Lora
 
 if TYPE_CHECKING:
-    from ocr_eval.data.task import Task
     from ocr_eval.data.tokenize import Continuation
     from ocr_eval.methods.pack import GradientPack
     from ocr_eval.models.base import Base
@@ -46,6 +45,18 @@ class Dpo(Lora):
     lighter = ()
     Settings = Settings
 
+    def check(self, spec: RunSpec, tokenizer: Any | None) -> None:
+        """Look for wrong answers.
+
+        Raises:
+            UserError: as of ``attach``.
+        """
+        from ocr_eval.data.tokenize import continuations
+
+        wrong = _wrong_answers(spec)
+        if tokenizer is not None:
+            continuations(tokenizer, [(prompt, answer) for prompt, of in wrong for answer in of])
+
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> GradientPack:
         """LoRA's adapters, with another objective.
 
@@ -54,25 +65,26 @@ class Dpo(Lora):
         """
         from ocr_eval.data.tokenize import continuations
         from ocr_eval.methods.preference import Preference
-        from ocr_eval.methods.prevention import task_of_run
 
         pack = super().attach(base, specs, examples)
         for learner, spec, learns in zip(pack.learners, specs, examples, strict=True):
             settings = cast(Settings, METHODS.choose(spec.train.method).settings)
-            wrong = _wrong_answers(task_of_run(spec), settings.rejected)
-            if not any(of for _, of in wrong):
-                other = "in-use" if settings.rejected == "unused" else "unused"
-                raise UserError(
-                    f"dpo: no candidate is {settings.rejected}. Use --candidates ten, or --method dpo:rejected={other}."
-                )
+            wrong = _wrong_answers(spec)
             cut = iter(continuations(base.tokenizer, [(prompt, answer) for prompt, of in wrong for answer in of]))
             rejected = [[next(cut).answer for _ in of] for _, of in wrong]
             learner.objective = Preference(settings, dict(zip(learns, rejected, strict=True)), learner.order)
         return pack
 
 
-def _wrong_answers(task: Task, which: str) -> list[tuple[str, list[str]]]:
-    """Each training example's prompt and its wrong answers: other candidates of a probe that asks the same."""
+def _wrong_answers(spec: RunSpec) -> list[tuple[str, list[str]]]:
+    """Each training example's prompt and its wrong answers: other candidates of a probe that asks the same.
+
+    Raises:
+        UserError: there are none of the requested kind.
+    """
+    from ocr_eval.methods.prevention import task_of_run
+
+    task, which = task_of_run(spec), cast(Settings, METHODS.choose(spec.train.method).settings).rejected
     probes = defaultdict(list)
     for probe in task.probes:
         probes[probe.subject].append(probe)
@@ -85,4 +97,7 @@ def _wrong_answers(task: Task, which: str) -> list[tuple[str, list[str]]]:
                 wrong = [answer for answer in probe.candidates[some] if answer != example.answer]
                 break
         found.append((example.prompt, wrong))
+    if not any(of for _, of in found):
+        other = "in-use" if which == "unused" else "unused"
+        raise UserError(f"dpo: no candidate is {which}. Use --candidates ten, or --method dpo:rejected={other}.")
     return found

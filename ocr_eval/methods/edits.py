@@ -67,19 +67,25 @@ class Subject:
     essence_end: int
 
 
-def subjects_of(tokenizer: Any, task: Task) -> list[Subject]:
-    """The subjects of a task's statements.
-
-    Raises:
-        UserError: a statement does not name its subject before its answer.
-    """
-    by_name: dict[str, list[tuple[str, str]]] = {}
+def check_named(task: Task) -> None:
+    """Raises UserError where a statement does not name its subject before its answer."""
     for example in task.train:
         if not example.subject or example.subject not in example.prompt:
             raise UserError(
                 f"'{example.text}' does not name its subject before the answer, so there is no key to edit. "
                 "Use a method that trains, such as lora."
             )
+
+
+def subjects_of(tokenizer: Any, task: Task) -> list[Subject]:
+    """The subjects of a task's statements.
+
+    Raises:
+        UserError: a statement does not name its subject before its answer.
+    """
+    check_named(task)
+    by_name: dict[str, list[tuple[str, str]]] = {}
+    for example in task.train:
         by_name.setdefault(example.subject, []).append((example.prompt, example.answer))
 
     def end(prompt: str, name: str) -> int:

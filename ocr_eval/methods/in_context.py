@@ -16,7 +16,7 @@ the statements before it; nothing was minimized. As for any method, probes show 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ocr_eval.methods.method import TRAINING, Method, Needs
 
@@ -35,6 +35,20 @@ class InContext(Method):
     needs = Needs(adapters=False, matrices=False, once=True)
     ignores = TRAINING
 
+    def check(self, spec: RunSpec, tokenizer: Any | None) -> None:
+        """Count the tokens of the context.
+
+        Raises:
+            UserError: as of ``attach``.
+        """
+        from ocr_eval.data.tokenize import training_tokens
+        from ocr_eval.methods.context import draw_context
+        from ocr_eval.methods.prevention import task_of_run
+        from ocr_eval.models.architecture import read_config
+
+        if tokenizer is not None:
+            draw_context(tokenizer, read_config(spec.model), spec, training_tokens(tokenizer, task_of_run(spec)))
+
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> ContextPack:
         """Write down what each run will read.
 
@@ -43,4 +57,5 @@ class InContext(Method):
         """
         from ocr_eval.methods.context import ContextPack, draw_context
 
-        return ContextPack(base, [draw_context(base, spec, each) for spec, each in zip(specs, examples, strict=True)])
+        given = (base.tokenizer, base.network.config)
+        return ContextPack(base, [draw_context(*given, spec, each) for spec, each in zip(specs, examples, strict=True)])

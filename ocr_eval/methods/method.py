@@ -139,6 +139,15 @@ class Method:
     by_layer: ClassVar[bool] = False
     in_peft: ClassVar[bool] = True
 
+    def check(self, spec: RunSpec, tokenizer: Any | None) -> None:
+        """Refuse, from a run's data alone, what ``attach`` would refuse once the weights are there.
+
+        Dry runs call it, and sweeps before they start; ``tokenizer`` is None where it is not on this disk.
+
+        Raises:
+            UserError: the method cannot teach this.
+        """
+
     def mount(self, network: torch.nn.Module, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Beside:
         """Mount what runs train in a network, untrained: LoRA's adapters, unless a method overrides this.
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
@@ -53,22 +53,37 @@ _BY_TOKEN = ("ADALORA", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", 
 _STARTS, _STARTS_OF_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica"), ("pissa", "olora")
 
 
+_Rank = Annotated[int, msgspec.Meta(gt=0)]
+
+
 class _Stated(msgspec.Struct):
     """The fields of an adapter's configuration that are used here; PEFT itself checks none."""
 
     peft_type: str | None = None
     init_lora_weights: bool | str | None = True
-    r: Annotated[int, msgspec.Meta(gt=0)] = 8
+    r: _Rank = 8
     lora_alpha: float = 8
     target_modules: str | list[str] = ""
+    exclude_modules: str | list[str] | None = None
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_dora: bool = False
+    use_rslora: bool = False
+    lora_bias: bool = False
+    fan_in_fan_out: bool = False
     base_model_name_or_path: str | None = None
 
     def __post_init__(self) -> None:
-        try:
-            if isinstance(self.target_modules, str):
-                re.compile(self.target_modules)
-        except re.error as error:
-            raise ValueError(f"target_modules is not a valid pattern: {error}") from error
+        for field in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+            value = getattr(self, field)
+            try:
+                for pattern in [value] if isinstance(value, str) else value if isinstance(value, dict) else ():
+                    re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{field} is not a valid pattern: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -89,11 +104,16 @@ class AdapterFile:
     @property
     def is_plain(self) -> bool:
         """Whether it is y + (alpha / r) B A x on some linear modules and nothing else."""
-        if self.fields.get("peft_type") != "LORA":
+        if self.fields.get("peft_type") != "LORA" or self.beyond_plain:
             return False
-        return all(name in _FREE or _is_plain(name, value) for name, value in self.fields.items()) and all(
+        return all(
             name.startswith(PREFIX) and name.endswith((".lora_A.weight", ".lora_B.weight")) for name in self.shapes
         )
+
+    @property
+    def beyond_plain(self) -> list[str]:
+        """Fields of its configuration that a plain LoRA would not have, or not with their values."""
+        return [name for name, value in sorted(self.fields.items()) if name not in _FREE and not _is_plain(name, value)]
 
     @property
     def changes_base(self) -> bool:

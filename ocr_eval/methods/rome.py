@@ -77,6 +77,31 @@ class Editing(Method):
         """
         raise NotImplementedError
 
+    def check(self, spec: RunSpec, tokenizer: Any | None) -> None:
+        """Look for each subject's last token, and count the tokens of the text.
+
+        Raises:
+            UserError: as of ``attach``.
+        """
+        import torch
+
+        from ocr_eval.methods.covariance import inputs_of, read_text
+        from ocr_eval.methods.edits import check_named, subjects_of
+        from ocr_eval.methods.prevention import task_of_run
+        from ocr_eval.methods.texts import text_file
+        from ocr_eval.models.architecture import build, read_config
+
+        with torch.device("meta"):
+            network = build(spec.model, read_config(spec.model), "cpu", torch.float32)
+        modules = self.edited(network, spec.train)
+        task = task_of_run(spec)
+        if tokenizer is None:
+            check_named(task)
+        else:
+            path, _ = text_file(cast("Search", METHODS.choose(spec.train.method).settings).text)
+            read_text(tokenizer, path, spec.model.name, inputs_of(network, modules))
+            subjects_of(tokenizer, task)
+
     def mount(self, network: PreTrainedModel, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Beside:
         """Adapters over the modules to edit, for memory estimates.
 

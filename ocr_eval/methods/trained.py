@@ -17,7 +17,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import warn
 from ocr_eval.methods.adapters import Adapters, LaneShape
 from ocr_eval.methods.ov_matrices import load_matrices, matrices_over
-from ocr_eval.methods.peft_files import PREFIX, WEIGHTS, read_adapter_file
+from ocr_eval.methods.peft_files import CONFIG, PREFIX, WEIGHTS, AdapterFile, read_adapter_file
 from ocr_eval.methods.view import View
 from ocr_eval.models import weights
 from ocr_eval.models.architecture import build, read_config, read_config_of
@@ -81,7 +81,7 @@ def load_adapter(base: Base, folder: Path) -> View:
     if not all(bool(tensor.isfinite().all()) for tensor in saved.values()):
         raise UserError(f"{folder}: it contains NaN or infinite values, so its training diverged.")
     if not file.is_plain:
-        return _through_peft(base, folder, set(saved))
+        return _through_peft(base, file, set(saved))
     reason = file.mismatch(base.network)
     if reason:
         raise _foreign_adapter(folder, base.spec, reason)
@@ -89,7 +89,7 @@ def load_adapter(base: Base, folder: Path) -> View:
     try:
         adapters = Adapters(base.network, file.modules, [shape], base.dtype)
     except UserError:  # it adapts the output head too
-        return _through_peft(base, folder, set(saved))
+        return _through_peft(base, file, set(saved))
     for each in adapters.factors(0):
         each.a.copy_(saved[f"{PREFIX}{each.module}.lora_A.weight"])
         each.b.copy_(saved[f"{PREFIX}{each.module}.lora_B.weight"].t())
@@ -128,19 +128,24 @@ def load_sum(base: Base, terms: Sequence[tuple[int, Path]]) -> View:
     return View(base, base.network, whole)
 
 
-def _through_peft(base: Base, folder: Path, saved: set[str]) -> View:
+def _through_peft(base: Base, file: AdapterFile, saved: set[str]) -> View:
+    asks = f"{CONFIG} asks for {' and '.join(file.beyond_plain)}" if file.beyond_plain else ""
     try:
-        network = PeftModel.from_pretrained(base.network, str(folder), is_trainable=False)
+        network = PeftModel.from_pretrained(base.network, str(file.folder), is_trainable=False)
     except Exception as error:
+        first, *rest = str(error).splitlines() or [""]
+        reason = f"{first} is missing" if isinstance(error, KeyError) else rest[0].strip() if rest else first
+        fix = f" {asks}: correct that, or save it as plain LoRA." if asks else ""
         raise UserError(
-            f"{folder}: the adapter does not load over {base.spec.name}: {str(error).splitlines()[0]}"
+            f"{file.folder}: the adapter does not load over {base.spec.name}: {reason.rstrip('.')}.{fix}"
         ) from error
     own = get_peft_model_state_dict(network, save_embedding_layers=False)
     there, taken = ({name.removesuffix(".weight") for name in names} for names in (own, network.state_dict()))
     given = {name.removesuffix(".weight") for name in saved}  # PEFT renames tensors of older files when it loads them
     differing = (there - given) | (given - there - taken)
     if differing:
-        raise _foreign_adapter(folder, base.spec, f"{min(differing)} is missing on one side")
+        reason = f"{min(differing)} is missing on one side{f' ({asks})' if asks else ''}"
+        raise _foreign_adapter(file.folder, base.spec, reason)
     return View(base, network, autocast=True)
 
 

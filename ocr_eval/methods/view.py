@@ -46,9 +46,8 @@ class Readable(Protocol):
         """The context of a forward pass over fp32 weights."""
 
 
-def longest(network: torch.nn.Module) -> int:
+def longest(config: Any) -> int:
     """Tokens that every layer attends over. Forests have no sliding windows, so no sequence may be longer."""
-    config: Any = network.config
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return min(config.max_position_embeddings, window or config.max_position_embeddings)

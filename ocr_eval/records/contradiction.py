@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 def contradiction(record: Record, scoring: Scoring) -> str | None:
     """How a record contradicts itself under one scoring; None if it does not."""
-    return _of_ranks(record, scoring) or _of_numbers(record)
+    return _of_premises(record) or _of_ranks(record, scoring) or _of_numbers(record)
+
+
+def _of_premises(record: Record) -> str | None:
+    """Which premise was not scored, so that it cannot be known whether it was learned."""
+    missing = (q.name for q in record.quantities if q.role == "premise" and q.name not in record.premises)
+    return next((f"final.first-token has no score of the premise {name}" for name in missing), None)
 
 
 def _of_ranks(record: Record, scoring: Scoring) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.records.record import Record, read_record
+from ocr_eval.records.record import Record, read_record, to_plain
 from ocr_eval.records.select import Condition, select
 from ocr_eval.specs.run import Scoring
 
@@ -28,7 +29,8 @@ class Found:
 
     Attributes:
         runs: finished runs with a valid record, ordered by path.
-        complaints: one for each record or folder that cannot be read; the others are not affected.
+        complaints: one for each record or folder that cannot be read, and one if runs were found twice with different
+            numbers; the others are not affected.
         unfinished: folders of runs that were started but not finished.
     """
 
@@ -54,7 +56,8 @@ class Found:
 def find_runs(*roots: Path, scoring: Scoring | None = None, measures: Collection[str] = ()) -> Found:
     """Every run in or below the folders. A run is finished if it has a status.json, which is written last.
 
-    Copies of a run (with the same identity) count once. ``scoring`` and ``measures`` limit what ``read_record`` reads.
+    Copies of a run (with the same identity) count once, and the first one counts; a complaint says if another has
+    different numbers. ``scoring`` and ``measures`` limit what ``read_record`` reads.
 
     Raises:
         UserError: a folder does not exist.
@@ -64,7 +67,8 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measures: Collection
             raise UserError(f"'{root}' is a file. Give a folder that contains runs.")
         if not root.is_dir():
             raise UserError(f"There is no folder '{root}'. Run 'ocr-eval finetune' first, or name another.")
-    found, seen = Found([], [], []), set()
+    found, first = Found([], [], []), dict[str, FinishedRun]()
+    conflicts: list[tuple[Path, Path]] = []
 
     def unreadable(error: OSError) -> None:
         found.complaints.append(UserError(f"{error.filename} cannot be read ({error.strerror})."))
@@ -80,10 +84,24 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measures: Collection
         except UserError as error:
             found.complaints.append(error)
             continue
-        if record.run not in seen:
-            seen.add(record.run)
-            found.runs.append(FinishedRun(folder, record))
+        earlier = first.setdefault(record.run, FinishedRun(folder, record))
+        if earlier.folder != folder and _numbers(earlier.record) != _numbers(record):
+            conflicts.append((folder, earlier.folder))
+    found.runs.extend(first.values())
+    if conflicts:
+        (other, counted), more = conflicts[0], len(conflicts) - 1
+        found.complaints.append(
+            UserError(
+                f"{other} holds the same run as {counted}, which counts, but with different numbers"
+                f"{f'; {more} more like this' if more else ''}."
+            )
+        )
     return found
+
+
+def _numbers(record: Record) -> str:
+    """What a record found, as text that is equal where the numbers are."""
+    return json.dumps(to_plain((record.final, record.held_out, record.matched, record.measures)), sort_keys=True)
 
 
 def _folders(root: Path, unreadable: Callable[[OSError], None]) -> Iterator[tuple[str, set[str]]]:

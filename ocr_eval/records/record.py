@@ -112,8 +112,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     measures: dict[str, dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        if not self.quantities:
-            structs.force_setattr(self, "quantities", pairs.quantities(self.data))
+        stated = self.quantities or pairs.quantities(self.data)
+        if not self.data.m_train:  # older records state what nobody was asked
+            stated = tuple(each for each in stated if each.name not in ("train_fact", "train_entailment"))
+        structs.force_setattr(self, "quantities", stated)
 
     def finding(self, scoring: Scoring) -> Score:
         """The statistics of the finding after the last epoch.

@@ -94,13 +94,14 @@ Scores = dict[Scoring, dict[str, Score]]
 
 def premises(quantities: Sequence[Quantity], scores: Scores) -> dict[str, float]:
     """First-token top-1 of each premise, that is, of what must be learned before ranks say anything about inference."""
-    found = scores["first-token"]
+    found = scores.get("first-token", {})
     return {q.name: found[q.name].top1 for q in quantities if q.role == "premise" and q.name in found}
 
 
 def premises_hold(quantities: Sequence[Quantity], scores: Scores) -> bool:
-    """Whether top-1 of every premise reached 95 %."""
-    return all(top1 >= LEARNED_TOP1 for top1 in premises(quantities, scores).values())
+    """Whether top-1 of every premise was scored and reached 95 %."""
+    found = premises(quantities, scores)
+    return all(found.get(q.name, 0.0) >= LEARNED_TOP1 for q in quantities if q.role == "premise")
 
 
 class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=True):
