@@ -127,10 +127,10 @@ MEASURES := default,paraphrase
 row = $(BIN)/ocr-eval sweep $(CARD) --measures $(MEASURES) $(2) -o results/scorecard/$(1) >/dev/null
 more = $(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --measures $(MEASURES) $(2) -o results/scorecard-more/$(1) >/dev/null
 card: $(VENV)/.ready
-	$(call row,eight-seeds,--seeds 0-7 --prevent product-decay:strength=0.03)
+	$(call row,eight-seeds,--seeds 0-7 --prevent product-decay:strength=0.003$(comma)product-decay:strength=0.03)
 	$(call row,factor-decay,--seeds 0-7 --prevent factor-decay:strength=0.003)
 	$(call row,lora,--seeds 6$(comma)7)
-	$(call row,three-seeds,--seeds 0-2 --prevent product-decay:strength=0.01$(comma)scale-after:norm=1)
+	$(call row,three-seeds,--seeds 0-2 --prevent product-decay:strength=0.01$(comma)product-decay:strength=0.1$(comma)scale-after:norm=1)
 	for each in $(OTHERS); do $(call row,$$each,--seeds 0-2 --prevent $$each) || exit 1; done
 	$(call row,in-context,--seeds 0-2 --methods in-context)
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --methods merged-ov -o results/merged-ov/merged >/dev/null
@@ -141,7 +141,6 @@ card: $(VENV)/.ready
 
 # Other ways of teaching, and preventions that change little; about an hour and a half.
 card-more: $(VENV)/.ready
-	$(call more,strengths,--prevent product-decay:strength=0.003$(comma)product-decay:strength=0.1)
 	$(call more,attention,--targets q_proj+k_proj+v_proj+o_proj)
 	$(call more,mlp,--targets gate_proj+up_proj+down_proj)
 	$(call more,rank-1,--rank 1)
