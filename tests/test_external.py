@@ -173,10 +173,10 @@ def test_a_merged_model_is_scored_as_its_adapter_is(ocr_eval, made, tiny, tmp_pa
 @pytest.mark.parametrize(
     ("flag", "value", "there"),
     [
-        ("--seed", 1, "by which 0 was"),
-        ("--n", 4, "by which 3 was"),
-        ("--m-test", 16, "by which 3 was"),
-        ("--candidates", "all", "by which ten was"),
+        ("--seed", 1, "which states 0"),
+        ("--n", 4, "which states 3"),
+        ("--m-test", 16, "which states 3"),
+        ("--candidates", "all", "which states ten"),
     ],
 )
 def test_a_flag_that_contradicts_the_manifest_is_an_error(score, flag, value, there):
@@ -189,7 +189,7 @@ def test_flags_that_agree_with_the_manifest_change_nothing(score):
 
 def test_a_variable_or_association_that_contradicts_is_an_error_too(score):
     one_line(score("--assoc", "city-language"), "--assoc city-language", "country-code")
-    one_line(score(OCR_EVAL_M_TRAIN="4"), "--m-train 4", "by which 2 was")
+    one_line(score(OCR_EVAL_M_TRAIN="4"), "--m-train 4", "which states 2")
 
 
 def test_an_adapter_of_another_base_is_refused(score, made, model_files, tmp_path):

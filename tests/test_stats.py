@@ -97,5 +97,5 @@ def test_no_data_is_an_error():
 
 
 def test_a_log_probability_that_is_not_a_number_is_an_error():
-    with pytest.raises(ValueError, match="not a number"):
+    with pytest.raises(ValueError, match="is NaN"):
         rank_probes(np.array([[0.0, float("nan")]]), [0], in_use=2)

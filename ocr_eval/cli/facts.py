@@ -140,7 +140,7 @@ def audit(
     as_csv: Annotated[bool, option("--csv", help="Print every link as csv.")] = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Show what a model may infer from your own facts.
+    """Show what your own facts may teach besides.
 
     Nothing is trained. For each pair of columns: how well one predicts the other (Theil's U, corrected for chance), and
     for how many subjects a model may fill in the gap. The most serious risk comes first. With --model also: how

@@ -154,6 +154,14 @@ def warn_skipped(complaints: Sequence[UserError]) -> None:
         warn(f"{more:,} more files cannot be read. Skipped.")
 
 
+def exit_if_damaged(complaints: Sequence[UserError]) -> None:
+    """Exit with code 1 if something could not be read; a run that was found twice is no reason."""
+    from ocr_eval.records.find import Repeated
+
+    if not all(isinstance(complaint, Repeated) for complaint in complaints):
+        raise typer.Exit(1)
+
+
 def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:
     """The association that a command is about, given by position, --assoc, its variable or --config.
 

@@ -115,8 +115,7 @@ def table(
     sentence = finding(built)
     if sentence:
         typer.echo(f"\nFinding: {sentence}", err=True)
-    if found.complaints:
-        raise typer.Exit(1)
+    o.exit_if_damaged(found.complaints)
 
 
 def figures(
@@ -157,8 +156,7 @@ def figures(
             for path in save(figure, folder, name):
                 typer.echo(str(path))
     o.warn_skipped(complaints)
-    if complaints or found.complaints:
-        raise typer.Exit(1)
+    o.exit_if_damaged([*complaints, *found.complaints])
 
 
 def scorecard(
@@ -183,8 +181,7 @@ def scorecard(
     said = verdict(rows)
     if said:
         typer.echo(f"\n{said}", err=True)
-    if found.complaints:
-        raise typer.Exit(1)
+    o.exit_if_damaged(found.complaints)
 
 
 def compare(
@@ -302,5 +299,4 @@ def report(
     write_atomic(output, page)
     typer.echo(str(output))
     o.warn_skipped(complaints[len(found.complaints) :])
-    if complaints:
-        raise typer.Exit(1)
+    o.exit_if_damaged(complaints)

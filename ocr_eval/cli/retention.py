@@ -51,8 +51,7 @@ def retention(
         typer.echo(json.dumps({"cells": [asdict(c) for c in cells], "regression": fit and asdict(fit)}, indent=2))
     else:
         _print(cells, fit, explain, missing)
-    if found.complaints:
-        raise typer.Exit(1)
+    o.exit_if_damaged(found.complaints)
 
 
 def _print(cells: list[Retained], fit: Regression | None, explain: Accuracy, missing: str) -> None:

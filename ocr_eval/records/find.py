@@ -23,6 +23,10 @@ class FinishedRun:
     record: Record
 
 
+class Repeated(UserError):
+    """A run was found twice with different numbers. Unlike damage this may be intended, so it is only a warning."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What a search found.
@@ -91,7 +95,7 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measures: Collection
     if conflicts:
         (other, counted), more = conflicts[0], len(conflicts) - 1
         found.complaints.append(
-            UserError(
+            Repeated(
                 f"{other} holds the same run as {counted}, which counts, but with different numbers"
                 f"{f'; {more} more like this' if more else ''}."
             )
