@@ -117,8 +117,6 @@ lift-pilot: $(VENV)/.ready
 # The scorecard (ocr_eval/docs/scorecard.md): strengths were chosen on other associations and seeds, by the rule of claim 6.
 CARD := --assocs city-language,country-code,sport-music --dtype bfloat16
 OTHERS := abstain ignore-top-k gradient-routing
-# Rows of three seeds. They have no verdict and keep no lines of epochs, so they have no curves either.
-THREE := $(OTHERS) three-seeds in-context attention
 comma := ,
 space := $(subst ,, )
 # The factorized counterpart of merged-ov: the value and output matrices of the same layers.
@@ -139,7 +137,7 @@ card: $(VENV)/.ready
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --methods merged-ov -o results/merged-ov/merged >/dev/null
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --targets $(FACTORS) --lr 5e-3 --epochs 48 -o results/merged-ov/factorized >/dev/null
 	$(call bare,results/scorecard)
-	$(call lean,results/merged-ov $(patsubst %,results/scorecard/%,$(THREE)))
+	$(call lean,results/merged-ov)
 	$(MAKE) card-shown
 
 # Other ways of teaching, and preventions that change little; about an hour and a half.
@@ -158,7 +156,7 @@ card-shown: $(VENV)/.ready
 	for form in md csv json tex; do \
 	  $(BIN)/ocr-eval scorecard $(CARDS) --format $$form > results/scorecard/card.$$form || exit 1; \
 	done
-	$(BIN)/ocr-eval figures $(CARDS) -o build/card; cp build/card/scorecard.png results/scorecard/
+	$(BIN)/ocr-eval figures $(CARDS) -o build/card && cp build/card/scorecard.png results/scorecard/
 
 # Facts of other shapes (ocr_eval/docs/shapes.md), on both small models.
 SHAPES := smollm2-135m gemma3-270m
