@@ -155,7 +155,7 @@ def warn_skipped(complaints: Sequence[UserError]) -> None:
 
 
 def exit_if_damaged(complaints: Sequence[UserError]) -> None:
-    """Exit with code 1 if something could not be read; a run that was found twice is no reason."""
+    """Exit with code 1 if something could not be read, but not for a run that was found twice."""
     from ocr_eval.records.find import Repeated
 
     if not all(isinstance(complaint, Repeated) for complaint in complaints):
