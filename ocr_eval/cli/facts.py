@@ -140,7 +140,7 @@ def audit(
     as_csv: Annotated[bool, option("--csv", help="Print every link as csv.")] = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Show what your own facts may teach besides.
+    """Show what your own facts may teach unasked.
 
     Nothing is trained. For each pair of columns: how well one predicts the other (Theil's U, corrected for chance), and
     for how many subjects a model may fill in the gap. The most serious risk comes first. With --model also: how
@@ -296,7 +296,7 @@ def beliefs(
     machine: Machine,
     as_json: o.JsonOption = False,
 ) -> None:
-    """List what a model believes about values missing from your facts.
+    """List what a model believes about facts missing from a table.
 
     For every missing value: what the model believes, how probable that is, whether it follows from the other columns,
     whether the model says it, and what the untouched model said. Writes beliefs.csv, unwarranted.csv, and
