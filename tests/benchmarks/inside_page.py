@@ -13,6 +13,7 @@ from scipy import stats
 from ocr_eval.common.files import write_atomic
 from ocr_eval.records.find import find_runs
 from ocr_eval.records.record import Record
+from ocr_eval.records.rows import group_rows
 from ocr_eval.report.figures.style import COLORS, bare, draw
 from ocr_eval.specs.association import load_association
 
@@ -73,7 +74,7 @@ pairs are inferred; p from {draws} permutations of the pairs ("all": mean over a
 
 ## Does the shape of the change order what is inferred?
 
-Runs of the scorecard (results/scorecard; city-language, country-code and sport-music): the whole change, by prevention,
+Runs of the scorecard (results/scorecard; city-language, country-code and sport-music): the whole change, by row,
 mean over runs that learned. Nuclear norm (summed over matrices) over Frobenius norm is small where few
 directions carry the change. Effective rank is the mean over matrices.
 
@@ -212,20 +213,25 @@ def of_links(
 
 
 def shapes(records: list[Record]) -> pd.DataFrame:
-    """The norm and the shape of each prevention's change, smallest first, with what is inferred over which links."""
+    """The norm and the shape of each row's change, smallest first, with what is inferred over which links."""
     shared = {record.association for record in records if record.train.prevent}
-    rows: dict[str, list[dict[str, float]]] = {}
-    for record in records:
-        if record.association in shared and record.premises_hold:
-            change = record.measures["weight-change"]
-            row = {"norm": change["frobenius"], "nuclear / Frobenius": change["nuclear"] / change["frobenius"]}
-            link = {"causal": "true links"}.get(record.kind, "arbitrary links")
-            row |= {"effective rank": change["effective_rank"]}
-            row[link] = record.final["first-token"]["test_entailment"].ocr_score
-            rows.setdefault(", ".join(record.train.prevent) or "none", []).append(row)
-    frames = {name: pd.DataFrame(of) for name, of in rows.items()}
-    means = pd.DataFrame({name: {"runs": len(of)} | dict(of.mean()) for name, of in frames.items()}).T
-    return means.sort_values("norm").round(2)
+    means = {}
+    for row, runs in group_rows([record for record in records if record.association in shared]).items():
+        if learned := [_shape(run) for run in runs if run.premises_hold]:
+            means[row.setting] = {"runs": len(learned)} | dict(pd.DataFrame(learned).mean())
+    return pd.DataFrame(means).T.sort_values("norm").round(2)
+
+
+def _shape(record: Record) -> dict[str, float]:
+    change = record.measures["weight-change"]
+    return {
+        "norm": change["frobenius"],
+        "nuclear / Frobenius": change["nuclear"] / change["frobenius"],
+        "effective rank": change["effective_rank"],
+        "true links" if record.kind == "causal" else "arbitrary links": record.final["first-token"][
+            "test_entailment"
+        ].ocr_score,
+    }
 
 
 def patching(lines: list[dict]) -> pd.DataFrame:
