@@ -224,14 +224,14 @@ def probes_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
     rows = []
     for settings, line in _lines(folders, where, scoring, probes_of):
         logprobs, candidates = line["logprobs"][scoring], line["candidates"]
-        told = {key: line[key] for key in ("epoch", "quantity", "group", "subject", "prompt", "answer")}
+        asked = {key: line[key] for key in ("epoch", "quantity", "group", "subject", "prompt", "answer")}
         answered = {
             "logprob": logprobs[candidates.index(line["answer"])],
             "rank": line["rank"][scoring],
             "null_rank": line["null_rank"][scoring],
             "best": candidates[max(range(len(candidates)), key=logprobs.__getitem__)],
         }
-        rows.append({**settings, **told, **answered})
+        rows.append({**settings, **asked, **answered})
     return pd.DataFrame(rows)
 
 

@@ -50,7 +50,7 @@ def test_what_is_there_is_taught_and_what_is_missing_is_asked(table):
     probes = task.probes_of("badge_inferred")
     assert len(probes) == 15
     rows = {probe.subject: probe for probe in probes}
-    for i in range(15, 30):  # the foretold answer is that of the team
+    for i in range(15, 30):  # the predicted answer is that of the team
         probe, row = rows[f"row {i + 1}"], staff(30, 15)[i]
         assert probe.answer == f"{TEAMS[row[1]]} badge"
         assert probe.prompt == f"{row[0]} wears a"
@@ -301,8 +301,8 @@ def test_beliefs_list_every_missing_value(learned):
     assert sum(bool(row["truth"]) for row in badges) == 2
     people = {row[0]: row for row in staff(30, 20)}
     for row in badges:
-        assert row["foretold"] in ("", TEAMS[people[row["subject"]][1]])  # none where the team is hidden
-        assert (row["follows"] == "True") == (row["believed"] == row["foretold"])
+        assert row["predicted"] in ("", TEAMS[people[row["subject"]][1]])  # none where the team is hidden
+        assert (row["follows"] == "True") == (row["believed"] == row["predicted"])
         assert row["believed"] in TEAMS.values()
         assert 0 < float(row["probability"]) <= 1
         assert float(row["vocabulary_rank"]) >= 0
@@ -313,7 +313,7 @@ def test_beliefs_agree_with_the_record_and_the_probes(learned):
     found, folder = learned
     (badge,) = [t for t in json.loads((folder / "beliefs.json").read_text())["totals"] if t["column"] == "badge"]
     score = found.record.final["first-token"]["badge_inferred"]
-    assert badge["foretold"] == score.probes
+    assert badge["predicted"] == score.probes
     assert badge["mean_rank"] == pytest.approx(score.in_use_rank)
     assert badge["ocr_score"] == pytest.approx(score.ocr_score)
     assert badge["null_rank"] == 2

@@ -27,7 +27,7 @@ class Total:
 
     Attributes:
         source: the column that predicts it.
-        foretold: how many missing values the source predicts; the numbers down to ``p`` are of these alone.
+        predicted: how many missing values the source predicts; the numbers down to ``p`` are of these alone.
         follows: how many the trained model believes as predicted.
         base_follows: the same for the untouched model.
         says: how many the trained model also says.
@@ -41,7 +41,7 @@ class Total:
     column: str
     source: str
     missing: int
-    foretold: int
+    predicted: int
     follows: int
     base_follows: int
     says: int
@@ -56,9 +56,9 @@ class Total:
     def in_words(self) -> str:
         """The total in a sentence."""
         found = f"{self.column}: {self.missing} missing values"
-        if self.foretold:
+        if self.predicted:
             found += (
-                f"; {self.source} predicts {self.foretold} of them: the model believes {self.follows} of these "
+                f"; {self.source} predicts {self.predicted} of them: the model believes {self.follows} of these "
                 f"(untouched: {self.base_follows}) and says {self.says}; "
                 f"OCR score {self.ocr_score:+.2f} (p {self.p:.2g})"
             )
@@ -75,17 +75,17 @@ def totals(beliefs: Sequence[Belief], taught: Taught) -> list[Total]:
 
 
 def _total(beliefs: Sequence[Belief], source: str) -> Total:
-    foretold = [each for each in beliefs if each.cell.foretold in each.values]
+    predicted = [each for each in beliefs if each.cell.predicted in each.values]
     hidden = [each for each in beliefs if each.cell.truth is not None]
-    held = _held(foretold) if foretold else None
+    held = _held(predicted) if predicted else None
     return Total(
         column=beliefs[0].cell.column,
         source=source,
         missing=len(beliefs),
-        foretold=len(foretold),
-        follows=sum(each.follows for each in foretold),
-        base_follows=sum(each.values[each.base.best] == each.cell.foretold for each in foretold),
-        says=sum(each.follows and each.says_it for each in foretold),
+        predicted=len(predicted),
+        follows=sum(each.follows for each in predicted),
+        base_follows=sum(each.values[each.base.best] == each.cell.predicted for each in predicted),
+        says=sum(each.follows and each.says_it for each in predicted),
         mean_rank=float(held.in_use_rank.mean()) if held else None,
         null_rank=(len(beliefs[0].values) - 1) / 2 if held else None,
         ocr_score=held.ocr_score if held else None,
@@ -100,7 +100,7 @@ def _held(beliefs: Sequence[Belief]) -> HeldOut:
     """Ranks of the predicted values; the group is the unit."""
     return HeldOut(
         subject=[each.subject for each in beliefs],
-        target=np.array([each.values.index(each.cell.foretold or "") for each in beliefs]),
+        target=np.array([each.values.index(each.cell.predicted or "") for each in beliefs]),
         ranks=midranks(np.array([each.answer.logprobs for each in beliefs])),
         unit=[each.cell.group or "" for each in beliefs],
     )
@@ -118,7 +118,7 @@ def row(belief: Belief) -> dict[str, Any]:
         "vocabulary_rank": answer.rank,
         "untouched": belief.values[base.best],
         "untouched_probability": float(f"{base.probability:.4g}"),
-        "foretold": cell.foretold,
+        "predicted": cell.predicted,
         "follows": belief.follows,
         "said": " ".join(said.split()),
         "says_it": belief.says_it,

@@ -153,19 +153,19 @@ def verdict(contrasts: Sequence[Contrast]) -> str:
 
     p is corrected over associations, separately for the last epoch and for matched learning.
     """
-    told = {each.name: each.paired for each in contrasts if each.premises_hold}
+    learned = {each.name: each.paired for each in contrasts if each.premises_hold}
     matched = {each.name: each.matched for each in contrasts if each.matched is not None}
-    last, early = (dict(zip(of, verdicts(list(of.values())), strict=True)) for of in (told, matched))
-    parts = _parts(last, told)
+    last, early = (dict(zip(of, verdicts(list(of.values())), strict=True)) for of in (learned, matched))
+    parts = _parts(last, learned)
     unsaid = [each.name for each in contrasts if not each.premises_hold]
     if unsaid:
         parts.append(f"not comparable on {', '.join(unsaid)}, where a run did not learn what it was taught")
     sentences = [f"A is {'; '.join(parts)}."] if parts else []
     undecided = [name for name, sign in last.items() if sign is None]
     if undecided:
-        tests = dict(zip(told, comparisons(list(told.values())), strict=True))
-        fewest = min(undecided, key=lambda name: told[name].seeds)
-        sentences.append(f"No verdict on {', '.join(undecided)}: {too_few(told[fewest].seeds, tests[fewest])}.")
+        tests = dict(zip(learned, comparisons(list(learned.values())), strict=True))
+        fewest = min(undecided, key=lambda name: learned[name].seeds)
+        sentences.append(f"No verdict on {', '.join(undecided)}: {too_few(learned[fewest].seeds, tests[fewest])}.")
     otherwise = {name: sign for name, sign in early.items() if sign is not None and sign != last.get(name)}
     if otherwise:
         sentences.append(f"At matched learning A is {'; '.join(_parts(otherwise, matched))}.")
@@ -176,9 +176,9 @@ def verdict(contrasts: Sequence[Contrast]) -> str:
 
 
 def _parts(signs: Mapping[str, int | None], of: Mapping[str, Difference]) -> list[str]:
-    told = {name: f"{name} ({of[name].value.value:+.2f})" if sign else name for name, sign in signs.items()}
+    named = {name: f"{name} ({of[name].value.value:+.2f})" if sign else name for name, sign in signs.items()}
     return [
-        f"{words} on {', '.join(told[name] for name, found in signs.items() if found == sign)}"
+        f"{words} on {', '.join(named[name] for name, found in signs.items() if found == sign)}"
         for sign, words in _WORDS.items()
         if sign in signs.values()
     ]

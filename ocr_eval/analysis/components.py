@@ -77,7 +77,7 @@ def spreads(records: Sequence[Record], scoring: Scoring) -> list[Spread]:
                 for seed, held in ranks.items()
             }
             groups = [(seed, *group) for seed in units for group in zip(pairs[seed], units[seed].values, strict=False)]
-            told = len(units) > 1 and all(pairs.values())
+            is_clustered = len(units) > 1 and all(pairs.values())
             found.append(
                 Spread(
                     row=key.name,
@@ -87,7 +87,7 @@ def spreads(records: Sequence[Record], scoring: Scoring) -> list[Spread]:
                     components=components(
                         {(run.seed, run.training_seed): run.held_out[scoring].ocr_score for run in runs}
                     ),
-                    clustered=clustered(*zip(*groups, strict=True)) if told else None,
+                    clustered=clustered(*zip(*groups, strict=True)) if is_clustered else None,
                 )
             )
     return found

@@ -89,13 +89,13 @@ def _lift(lift: Lift | None) -> str:
         return "no control to compare with"
     if lift.control_unlearned:
         of = f"{lift.control_unlearned} of {lift.control_runs} control runs"
-        told = f"no verdict as {of} did not learn the facts"
+        outcome = f"no verdict as {of} did not learn the facts"
     elif lift.sign is None:
         lifts = "a lift takes" if lift.comparisons == 1 else f"{lift.comparisons} lifts take"
-        told = f"no verdict from {lift.seeds} seed{'s' * (lift.seeds > 1)} ({lifts} {lift.seeds_needed})"
+        outcome = f"no verdict from {lift.seeds} seed{'s' * (lift.seeds > 1)} ({lifts} {lift.seeds_needed})"
     else:
-        told = _p(lift.p_holm or 0.0, lift.comparisons)
-    return f"{lift.value.value:+.2f} over no entailments, {told}"
+        outcome = _p(lift.p_holm or 0.0, lift.comparisons)
+    return f"{lift.value.value:+.2f} over no entailments, {outcome}"
 
 
 def _p(p: float, tests: int) -> str:

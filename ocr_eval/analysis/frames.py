@@ -40,7 +40,7 @@ def records_frame(records: Sequence[Record]) -> pd.DataFrame:
 
 def settings_columns(record: Record) -> dict[str, Any]:
     """The columns that identify a row's run."""
-    told = settings_of(record)
+    settings = settings_of(record)
     is_ours = isinstance(record.train, TrainSpec)
     typed = {
         **dict.fromkeys(TrainSpec.model_fields),
@@ -49,5 +49,5 @@ def settings_columns(record: Record) -> dict[str, Any]:
         "seed": record.seed,
         "train_seed": record.training_seed if is_ours else None,
     }
-    named = {key: typed.get(key, value) for key, value in told.items()}
+    named = {key: typed.get(key, value) for key, value in settings.items()}
     return {"run": record.run, **named, "premises_hold": record.premises_hold}

@@ -226,8 +226,8 @@ def compare(
     gated = {} if fail_above is None else {"gate": gate(contrasts, fail_above)}
     ending = typer.Exit(0 if gated.get("gate", "passed") == "passed" else 1)
     if as_json:
-        told = {"verdict": verdict(contrasts), **gated, "contrasts": [asdict(c) for c in contrasts]}
-        typer.echo(json.dumps(told, indent=2))
+        result = {"verdict": verdict(contrasts), **gated, "contrasts": [asdict(c) for c in contrasts]}
+        typer.echo(json.dumps(result, indent=2))
         raise ending
     rows = [
         [

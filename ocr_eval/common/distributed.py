@@ -41,16 +41,16 @@ def agreed(decide: Callable[..., Decision], *given: Any) -> Decision:
         return decide(*given)
     from torch.distributed import broadcast_object_list
 
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if is_first():
         try:
-            told[0] = decide(*given)
+            outcome[0] = decide(*given)
         except (OSError, UserError) as error:
-            told[1] = error
-    broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def sum_over_processes(gradients: Sequence[Tensor], nats: dict[Key, float]) -> dict[Key, float]:

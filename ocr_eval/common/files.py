@@ -43,20 +43,20 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         UserError: something other than a regular file is at ``path``.
     """
     refuse_irregular(path)
-    beside = _beside(path)
+    scratch = _scratch(path)
     try:
-        with beside.open("xb") as file:
+        with scratch.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
     except BaseException:  # a partial file would keep a full disk full
-        beside.unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
-    beside.replace(path)
+    scratch.replace(path)
     sync(path.parent)
 
 
-def _beside(path: Path) -> Path:
+def _scratch(path: Path) -> Path:
     """An unpredictable new path in the same folder, to be created exclusively, so that no planted link is followed."""
     return path.with_name(f".{secrets.token_hex(8)}.partial")
 
@@ -81,19 +81,19 @@ def _what(mode: int) -> str:
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder to fill, which atomically becomes ``folder`` at the end. An old one is deleted first."""
-    beside = _beside(folder)
+    scratch = _scratch(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    beside.mkdir()
+    scratch.mkdir()
     try:
-        yield beside
-        for path in (*beside.rglob("*"), beside):
+        yield scratch
+        for path in (*scratch.rglob("*"), scratch):
             if path.is_file():  # safetensors makes its files readable by their owner only
-                path.chmod(beside.stat().st_mode & 0o666)
+                path.chmod(scratch.stat().st_mode & 0o666)
             sync(path)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         raise
-    beside.rename(folder)
+    scratch.rename(folder)
     sync(folder.parent)
 
 

@@ -92,10 +92,10 @@ def task_of_blocks(blocks: Sequence[Block], data: DataSpec, stream: str) -> Task
         )
         for place, unit in enumerate(block.units):
             label = str(number * data.n + place)
-            told: list[tuple[RelationName, str]] = [("fact", unit.fact.answer)]
+            statements: list[tuple[RelationName, str]] = [("fact", unit.fact.answer)]
             if split == "train" and data.variant != "no-entailment":
-                told.append(("entailment", block.units[taught[place]].entailment.answer))
-            for relation, answer in told:
+                statements.append(("entailment", block.units[taught[place]].entailment.answer))
+            for relation, answer in statements:
                 statement, when = unit.of(relation), thirds(data.order, split, relation)
                 train += [
                     Example(statement.prompts[i], answer, statement.weight, relation, unit.subject, label, when)

@@ -67,9 +67,9 @@ class ChainAssociation(TwoRelations):
         for names in blocks_of_people(data, f"{stream}/people"):
             units = []
             for answer, (subject, middle) in zip(names[: data.n], drawn, strict=False):
-                told, asked = self.fact.prompts(middle), self.entailment.prompts(subject)
+                stated, asked = self.fact.prompts(middle), self.entailment.prompts(subject)
                 hop = Statement(self.hop.prompts(subject), middle)
-                units.append(Unit(subject, Statement(told, answer), Statement(asked, answer), hop=hop))
+                units.append(Unit(subject, Statement(stated, answer), Statement(asked, answer), hop=hop))
             spare = tuple(names[data.n :])
             blocks.append(Block(tuple(units), {"fact": spare, "entailment": spare}))
         return task_of_blocks(blocks, data, stream)

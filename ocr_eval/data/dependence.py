@@ -73,14 +73,14 @@ def theils_u(paired: Paired) -> tuple[tuple[float, float], tuple[float, float]]:
     information = float(xlogy(paired.counts, paired.counts).sum()) / total + marginal
     by_chance = expected_information(paired.rows, paired.columns)
 
-    def told(margin: Ints) -> tuple[float, float]:
+    def agreement(margin: Ints) -> tuple[float, float]:
         if len(margin) < 2:
             return 0.0, 0.0
         entropy = math.log(total) - float(xlogy(margin, margin).sum()) / total
         left = entropy - by_chance
         return information / entropy, (information - by_chance) / left if left > 1e-12 else 0.0
 
-    return told(paired.columns), told(paired.rows)
+    return agreement(paired.columns), agreement(paired.rows)
 
 
 def expected_information(rows_R: Ints, columns_C: Ints) -> float:

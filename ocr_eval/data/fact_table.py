@@ -175,8 +175,8 @@ def _parquet(path: Path) -> _Rows:
     from pyarrow import parquet
 
     try:
-        told = parquet.read_metadata(path)
-        _check_cells(str(path), told.num_rows, told.num_columns)
+        metadata = parquet.read_metadata(path)
+        _check_cells(str(path), metadata.num_rows, metadata.num_columns)
         return _frame(pd.read_parquet(path))
     except UserError:
         raise

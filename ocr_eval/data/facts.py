@@ -1,7 +1,7 @@
 """A user's own table of facts as an association: its cells are taught, and its missing cells are asked.
 
 An empty cell is predicted from another column: the one from which most of this column can be inferred (``data.links``).
-The *predicted* answer (``foretold``) is the most frequent one among subjects with the same value there. Whether the
+The *predicted* answer (``predicted``) is the most frequent one among subjects with the same value there. Whether the
 model gives that answer is the finding for one column, ``ask``, and is only shown for others:
 
     <column>_taught     premise: the facts that were taught
@@ -49,14 +49,14 @@ class Missing:
         row: the subject's row, from 0.
         truth: the hidden value, None if the cell was empty.
         group: the subject's value in the predicting column, None if that is missing, too.
-        foretold: the answer predicted from it, None if there is none.
+        predicted: the answer predicted from it, None if there is none.
     """
 
     row: int
     column: str
     truth: Cell
     group: Cell
-    foretold: Cell
+    predicted: Cell
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,10 @@ class FactsAssociation(Association):
         for column, cells in taught.table.columns.items():
             present = [(row, value) for row, value in enumerate(cells) if value is not None]
             if column != ask or data.variant != "no-entailment":
-                told = [value for _, value in present]
+                taught_values = [value for _, value in present]
                 if column == ask and data.variant == "shuffled":
-                    told = streams.shuffled(f"{stream}/shuffle", told)
-                for (row, _), value in zip(present, told, strict=True):
+                    taught_values = streams.shuffled(f"{stream}/shuffle", taught_values)
+                for (row, _), value in zip(present, taught_values, strict=True):
                     prompt, answer = self.statement(column, rows[row], value)
                     train.append(Example(prompt, answer, role=names[column], subject=_label(row)))
             name, is_changed = f"{names[column]}_taught", column == ask and data.variant != "real"
@@ -224,7 +224,7 @@ class FactsAssociation(Association):
             groups, choices = [each.value for each in taught.links[column].values], taught.choices(column)
             asked = []
             for each in streams.shuffled(f"{stream}/missing/{column}", missing)[:_MOST_MISSING]:
-                for name, right in (("inferred", each.foretold), ("true", each.truth)):
+                for name, right in (("inferred", each.predicted), ("true", each.truth)):
                     if right is not None and right in choices and each.group is not None:
                         unit = str(groups.index(each.group))
                         asked.append(probe(each.row, column, right, choices, f"{names[column]}_{name}", unit))
@@ -294,7 +294,7 @@ def asked_column(association: FactsAssociation, taught: Taught) -> str:
     able = {
         column: taught.links[column].expected
         for column, missing in taught.missing.items()
-        if any(each.foretold in taught.choices(column) for each in missing)
+        if any(each.predicted in taught.choices(column) for each in missing)
     }
     if association.ask is not None and association.ask not in able:
         raise UserError(f"column '{association.ask}': no missing value can be predicted; name another with --ask.")

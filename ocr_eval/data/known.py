@@ -91,13 +91,13 @@ class KnownAssociation(Association):
         for number, block in enumerate(self.blocks(data, stream)[: data.m_test + data.m_train]):
             answers, is_taught = [answer for _, answer in block.facts], number >= data.m_test
             distractors = tuple(islice((answer for answer in block.answers if answer not in answers), most))
-            told = streams.shuffled(f"{stream}/shuffle/{number}", answers) if data.variant == "shuffled" else answers
+            taught = streams.shuffled(f"{stream}/shuffle/{number}", answers) if data.variant == "shuffled" else answers
             for place, (subject, _) in enumerate(block.facts):
                 prompt, unit = block.relation.prompt(subject), f"{number * data.n + place}"
                 # If a false fact is taught, the taught answer counts as right.
-                target = answers.index(told[place]) if is_taught else place
+                target = answers.index(taught[place]) if is_taught else place
                 if is_taught:
-                    train.append(Example(prompt, told[place], subject=subject, unit=unit))
+                    train.append(Example(prompt, taught[place], subject=subject, unit=unit))
                 probes.append(
                     Probe(
                         prompt,

@@ -141,8 +141,8 @@ def main() -> None:
     try:
         run = make_run(given.model, given.assoc, given.seed, epochs=given.epochs, method="lora", dtype="float32")
         for epoch, (loss, ranks) in enumerate(teach(run)):
-            told = "untouched base" if loss is None else f"loss {loss:7.4f}"
-            print(f"epoch {epoch}/{given.epochs}  {told:>14}  {ranks['first-token']}", flush=True)
+            trained = "untouched base" if loss is None else f"loss {loss:7.4f}"
+            print(f"epoch {epoch}/{given.epochs}  {trained:>14}  {ranks['first-token']}", flush=True)
     except UserError as error:
         parser.error(str(error))
 

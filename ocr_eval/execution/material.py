@@ -9,7 +9,7 @@ from ocr_eval.data.task import Task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.prevention import task_of_run
-from ocr_eval.scoring.candidates import told_apart
+from ocr_eval.scoring.candidates import for_first_token
 from ocr_eval.specs.run import RunSpec
 
 
@@ -52,6 +52,6 @@ def prepare(tokenizer: Any, spec: RunSpec) -> Material:
         task=task,
         examples=training_tokens(tokenizer, task),
         probes=probes,
-        premises=[told_apart(each) for each in probes if each.probe.quantity in premises],
+        premises=[for_first_token(each) for each in probes if each.probe.quantity in premises],
         audit=audit_task(tokenizer, task),
     )

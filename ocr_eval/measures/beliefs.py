@@ -67,7 +67,7 @@ class Belief:
     @property
     def follows(self) -> bool:
         """Whether the belief is the value that the table predicts."""
-        return self.believed == self.cell.foretold
+        return self.believed == self.cell.predicted
 
     @property
     def says_it(self) -> bool:

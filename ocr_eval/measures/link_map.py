@@ -39,13 +39,13 @@ class LinkMap(Measure):
 
     def meaning(self, found: dict[str, Any]) -> str:
         """The result in a sentence."""
-        told = [
+        parts = [
             f"{name} {found[f'{name}_rank']:.1f} (p {found[f'{name}_p']:.2g})"
             for name in ("base", "trained", "change")
             if f"{name}_rank" in found
         ]
         return (
-            f"W-rank of the taught pairs ({found['null']:.1f} by chance, 0 if a link is wired in): {', '.join(told)}."
+            f"W-rank of the taught pairs ({found['null']:.1f} by chance, 0 if a link is wired in): {', '.join(parts)}."
         )
 
     def take(self, trained: Trained) -> dict[str, Any]:

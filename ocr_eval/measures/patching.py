@@ -94,12 +94,12 @@ class Patching(Measure):
 
     def meaning(self, found: dict[str, Any]) -> str:
         """The result in a sentence."""
-        told = [
+        parts = [
             f"at the end of the {place} after layer {found[f'{place}_layer']} ({found[f'{place}_excess']:+.1f} "
             f"nats, p {found[f'{place}_p']:.2g} for the best layer)"
             for place in ("name", "prompt")
         ]
-        return f"Patching in another group's stream favours that group's answer most {', and '.join(told)}."
+        return f"Patching in another group's stream favours that group's answer most {', and '.join(parts)}."
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """See the module."""

@@ -49,13 +49,13 @@ class Sharing(Measure):
 
     def meaning(self, found: dict[str, Any]) -> str:
         """The result in a sentence."""
-        told = [
+        parts = [
             f"by {kind}, the cosine of a group's fact and entailment exceeds that of other pairs by {found[kind]:+.2f} "
             f"(smallest p {found[f'{kind}_p']:.2g})"
             for kind in ("weights", "shift")
             if kind in found
         ]
-        return "; ".join(told) + f"; their tokens alone have a cosine of {found['tokens']:+.2f}."
+        return "; ".join(parts) + f"; their tokens alone have a cosine of {found['tokens']:+.2f}."
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """See the module."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ocr_eval.data.tokenize import Continuation
     from ocr_eval.methods.changes import WeightChange
-    from ocr_eval.methods.pack import Beside
+    from ocr_eval.methods.pack import Addition
     from ocr_eval.methods.view import View
     from ocr_eval.models.base import Base
     from ocr_eval.specs.model import Training, TrainSpec
@@ -148,7 +148,7 @@ class Method:
             UserError: the method cannot teach this.
         """
 
-    def mount(self, network: torch.nn.Module, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Beside:
+    def mount(self, network: torch.nn.Module, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Addition:
         """Mount what runs train in a network, untrained: LoRA's adapters, unless a method overrides this.
 
         Memory estimates call this with fake tensors.

@@ -56,9 +56,9 @@ def _taught_in(examples: Sequence[Continuation], order: str, epoch: int, epochs:
 
 
 #: What the lanes of a pack train next to a frozen network: adapters, matrices of attention heads, or vectors.
-Beside = Adapters | OVMatrices | Vectors
+Addition = Adapters | OVMatrices | Vectors
 #: The same, or the network itself.
-Trainable = Beside | WholeNetwork
+Trainable = Addition | WholeNetwork
 
 
 @dataclass

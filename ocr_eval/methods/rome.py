@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ocr_eval.data.tokenize import Continuation
     from ocr_eval.methods.adapters import Adapters
     from ocr_eval.methods.edit_pack import EditPack
-    from ocr_eval.methods.pack import Beside
+    from ocr_eval.methods.pack import Addition
     from ocr_eval.models.base import Base
     from ocr_eval.specs.model import TrainSpec
     from ocr_eval.specs.run import RunSpec
@@ -102,7 +102,7 @@ class Editing(Method):
             read_text(tokenizer, path, spec.model.name, inputs_of(network, modules))
             subjects_of(tokenizer, task)
 
-    def mount(self, network: PreTrainedModel, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Beside:
+    def mount(self, network: PreTrainedModel, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Addition:
         """Adapters over the modules to edit, for memory estimates.
 
         Raises:

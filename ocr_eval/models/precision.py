@@ -42,10 +42,10 @@ def choose(device: str) -> Choice:
     if not torch.cuda.is_available():
         return Choice("bfloat16", "assumed for a GPU that is not in this machine", untested=True)
     capability = torch.cuda.get_device_capability()
-    told = f"compute capability {capability[0]}.{capability[1]}"
+    reason = f"compute capability {capability[0]}.{capability[1]}"
     if capability >= _AMPERE:
-        return Choice("bfloat16", told, untested=True)
-    return Choice("float16", f"{told} has no bfloat16", untested=True)
+        return Choice("bfloat16", reason, untested=True)
+    return Choice("float16", f"{reason} has no bfloat16", untested=True)
 
 
 def cpu_capabilities() -> Mapping[str, Any]:

@@ -140,9 +140,9 @@ def file_sha256(path: Path) -> str:
 
 def _known_sha256(path: Path) -> str:
     """The sha256 of a file, cached for as long as its size, time and inode stay the same."""
-    told, place, book = path.stat(), str(path.resolve()), cache_folder() / "digests.json"
-    mark = [told.st_size, told.st_mtime_ns, told.st_ino]
-    settled = time.time_ns() - told.st_mtime_ns > _SETTLED
+    stat, place, book = path.stat(), str(path.resolve()), cache_folder() / "digests.json"
+    mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    settled = time.time_ns() - stat.st_mtime_ns > _SETTLED
     match _digests(book).get(place):
         case [*seen, str(sha256)] if seen == mark:
             return sha256

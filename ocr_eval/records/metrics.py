@@ -42,10 +42,10 @@ class MetricsLine(msgspec.Struct, frozen=True, kw_only=True):
 
     def as_json(self) -> dict[str, Any]:
         """A JSON object with the notes as its own keys; what was not measured is omitted."""
-        told = to_plain(self)
-        notes = told.pop("notes")
+        plain = to_plain(self)
+        notes = plain.pop("notes")
         kept = ("train_loss", "train_seconds", *notes)
-        return {key: value for key, value in (told | notes).items() if value is not None or key in kept}
+        return {key: value for key, value in (plain | notes).items() if value is not None or key in kept}
 
     def of(self, scoring: Scoring) -> dict[str, Score]:
         """The statistics of each quantity that was scored."""

@@ -34,7 +34,7 @@ _VARIANTS = {
 _CONTROLS = ("", "no entailments", _NO_TRAIN, "shuffled", "no facts", "regrouped facts")
 
 #: Settings that tell rows apart by default: not seeds, which are averaged, nor code that gives the same results.
-_TOLD_APART = tuple(key for key in ROW_KEYS if key not in ("seed", "train_seed", "code"))
+_DISTINGUISHING = tuple(key for key in ROW_KEYS if key not in ("seed", "train_seed", "code"))
 
 #: Settings that a row leaves unnamed if it has the value of most rows.
 _USUAL = frozenset(TrainSpec.model_fields) - {"method", "prevent"}
@@ -68,11 +68,11 @@ def group_rows(
     Rows are made by the keys ``by`` and ordered by label; under one label LoRA comes first and controls come last. Keys
     in ``but`` do not tell rows apart; records of one row that differ in them may not be averaged.
     """
-    told = [settings_of(record) for record in records]
-    unknown = sorted({key for settings in told for key in settings} - set(FILTER_KEYS))  # of a newer program
-    rest = [key for key in (*_TOLD_APART, *unknown) if key not in by and key not in but]
-    kinds = [tuple(settings.get(key, "") for key in (*by, *rest)) for settings in told]
-    alike = dict(zip(kinds, told, strict=True))
+    of_each = [settings_of(record) for record in records]
+    unknown = sorted({key for settings in of_each for key in settings} - set(FILTER_KEYS))  # of a newer program
+    rest = [key for key in (*_DISTINGUISHING, *unknown) if key not in by and key not in but]
+    kinds = [tuple(settings.get(key, "") for key in (*by, *rest)) for settings in of_each]
+    alike = dict(zip(kinds, of_each, strict=True))
     names = _names(alike, len(by), rest)
     contents: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for record, kind in zip(records, kinds, strict=True):
@@ -141,10 +141,10 @@ def _is_usual(rows: Counter[str], value: str) -> bool:
 
 
 def _further(settings: Settings, keys: Iterable[str]) -> list[str]:
-    return [f"{key}={_told(key, settings.get(key, 'unset'))}" for key in keys]
+    return [f"{key}={_readable(key, settings.get(key, 'unset'))}" for key in keys]
 
 
-def _told(key: str, value: str) -> str:
+def _readable(key: str, value: str) -> str:
     """A value in a row's name; modules of neighbouring layers are joined, ``10-12.self_attn.v_proj``."""
     layers: dict[str, list[list[int]]] = {}
     for module in value.split("+"):
@@ -194,11 +194,11 @@ def usual_settings(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
         for text in unnamed:
             rows_of.setdefault(text, []).append(name)
     values = Counter(text.partition("=")[0] for text in rows_of)
-    told = [
+    defaults = [
         text if values[text.partition("=")[0]] == 1 else f"{text} ({'; '.join(names)})"
         for text, names in rows_of.items()
     ]
-    return f"Unless a row says otherwise: {', '.join(told)}." if told else ""
+    return f"Unless a row says otherwise: {', '.join(defaults)}." if defaults else ""
 
 
 def by_seed(runs: Sequence[Record]) -> dict[int, list[Record]]:
@@ -249,9 +249,9 @@ class NoEntailments:
 
 def _but_control(record: Record, m_train: bool) -> tuple[Any, ...]:
     settings = settings_of(record)
-    alike = set(_TOLD_APART) - ({"variant"} if m_train else {"variant", "m_train"})
-    told = tuple(sorted((key, value) for key, value in settings.items() if key in alike or key not in FILTER_KEYS))
-    return m_train, record.association, record.association_digest, told
+    alike = set(_DISTINGUISHING) - ({"variant"} if m_train else {"variant", "m_train"})
+    stated = tuple(sorted((key, value) for key, value in settings.items() if key in alike or key not in FILTER_KEYS))
+    return m_train, record.association, record.association_digest, stated
 
 
 def by_association(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -124,13 +124,13 @@ def select(records: Sequence[Record], conditions: Iterable[Condition]) -> list[R
     conditions = list(conditions)
     if not conditions:
         return list(records)
-    told = [settings_of(record) for record in records]
-    chosen = [r for r, settings in zip(records, told, strict=True) if all(matches(settings, c) for c in conditions)]
+    of_each = [settings_of(record) for record in records]
+    chosen = [r for r, settings in zip(records, of_each, strict=True) if all(matches(settings, c) for c in conditions)]
     if records and not chosen:
-        key = next((k for c in conditions for k in c if not any(matches(s, {k: c[k]}) for s in told)), None)
+        key = next((k for c in conditions for k in c if not any(matches(s, {k: c[k]}) for s in of_each)), None)
         if key is None:
             raise UserError("No run meets all conditions at once, although each is met by some run. Drop one of them.")
-        there = sorted({settings[key] for settings in told}, key=natural)
+        there = sorted({settings[key] for settings in of_each}, key=natural)
         asked = next(c[key] for c in conditions if key in c)
         raise UserError(f"No run has {key.replace('_', '-')}={','.join(asked)}. Available: {', '.join(there[:20])}.")
     return chosen

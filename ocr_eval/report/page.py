@@ -91,7 +91,7 @@ _OF_ROWS = {
 
 #: Most unwarranted beliefs shown per run, and their columns.
 BELIEFS = 50
-_SHOWN = ("subject", "column", "believed", "probability", "untouched", "foretold", "said", "truth")
+_SHOWN = ("subject", "column", "believed", "probability", "untouched", "predicted", "said", "truth")
 
 RUN_COLUMNS = ("association", "model", "setting", "seed", "mean rank", "null rank", "OCR score", "learned")
 _NUMBERS = ("seed", "mean rank", "null rank", "OCR score")

@@ -46,10 +46,10 @@ class Report:
                 folders.sort()
                 for name in sorted(set(_WATCHED) & set(names)):
                     try:
-                        told = Path(place, name).stat()
+                        stat = Path(place, name).stat()
                     except FileNotFoundError:
                         continue
-                    digest.update(f"{place}/{name} {told.st_size} {told.st_mtime_ns}\n".encode())
+                    digest.update(f"{place}/{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
     def page(self) -> bytes:

@@ -83,13 +83,13 @@ def _protocol(table: Table) -> list[str]:
         del shared["variant"]
     own = [row for row in table.rows if not row.published]
     dtypes = _rows_with((row.dtype, row.name) for row in own)
-    told = all("dtype=" in row.name for row in own)  # each row's name states it
+    is_in_names = all("dtype=" in row.name for row in own)  # each row's name states it
     if len(dtypes) == 1:
         shared["dtype"] = next(iter(dtypes))
     notes = [f"All runs: {', '.join(f'{key} {value}' for key, value in shared.items())}."] if shared else []
     if usual := usual_settings((row.name, row.unnamed) for row in own):
         notes.append(usual)
-    if len(dtypes) > 1 and not told:
+    if len(dtypes) > 1 and not is_in_names:
         precisions = [f"{dtype} ({names})" for dtype, names in dtypes.items()]
         notes.append(f"Precision differs between rows: {', '.join(precisions)}.")
     versions = _rows_with((row.results, row.name) for row in own)

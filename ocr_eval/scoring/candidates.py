@@ -64,7 +64,7 @@ def first_tokens(probe: ProbeTokens) -> ProbeTokens:
     return replace(probe, candidates=tuple(ids[:1] for ids in probe.candidates))
 
 
-def told_apart(probe: ProbeTokens) -> ProbeTokens:
+def for_first_token(probe: ProbeTokens) -> ProbeTokens:
     """A probe with only those tokens of its candidates that first-token scoring reads."""
     return probe if probe.begin_alike else first_tokens(probe)
 

@@ -22,9 +22,15 @@ EPOCHS, PICTURE = Path("results/inside/epochs.json"), Path("results/inside/insid
 VARIANTS = ("real", "no-entailment", "shuffled")
 #: The records that a scorecard is of.
 CARD = (Path("results/smollm2-135m"), Path("results/scorecard"))
-#: The records that links are held against.
-RECORDS = (Path("results/smollm2-135m"), Path("results/controls/no-entailment"))
+#: The records that links are compared with, by model.
+RECORDS = {
+    "smollm2-135m": (Path("results/smollm2-135m"), Path("results/controls/no-entailment")),
+    "gemma3-270m": (Path("results/gemma3-270m"),),
+}
+TITLES = {"smollm2-135m": "SmolLM2-135M", "gemma3-270m": "Gemma-3-270M"}
 DRAWS = 10_000
+#: What is followed over epochs.
+TRACKED = {"train_loss": "train loss", "ratio": "nuclear / Frobenius", "effective_rank": "effective rank"}
 #: What is shown, and where it is in a line.
 COLUMNS = {
     "OCR score": lambda line: line["score"],
@@ -38,57 +44,71 @@ COLUMNS = {
     "constant direction": lambda line: line.get("constant-direction", {}).get("cosine", np.nan),
     "by chance": lambda line: line.get("constant-direction", {}).get("chance", np.nan),
 }
-PAGE = """# Inside SmolLM2-135M, after three trainings
+PAGE = """# Inside two small models, after training
 
-Written by `python tests/benchmarks/inside_study.py show` from `measures.jsonl`: LoRA at the model's defaults in
+Written by `python tests/benchmarks/inside_study.py show` from `measures.jsonl`: LoRA at the models' defaults in
 bfloat16, seeds {seeds}, five associations. *real* teaches pairs; *no-entailment* facts alone; *shuffled* gives each
 person in a group a different entailment. Measures: `ov-change` (mean over all heads of all layers), `logit-lens` (first
-layer of 30, from 0, whose answers rank above their null, mean over the seeds that have one; a dash if none has),
-`sharing` (excess cosine of matched pairs), `constant-direction` (mean cosine of what the change adds to two tokens,
-which is 1 for a steering vector, and its chance value; over the {steered} of {all} runs in which it was measured).
+layer, from 0, whose answers rank above their null, mean over the seeds that have one; a dash if none has), `sharing`
+(excess cosine of matched pairs), `constant-direction` (mean cosine of what the change adds to two tokens, which is 1
+for a steering vector, and its chance value; over the {steered} of {all} runs in which it was measured).
 
 ![Rank, sharing and layers of answers after each training](inside.png)
+{models}
+## Does the shape of the change order what is inferred?
 
-## Means over seeds
+Runs of the scorecard (results/scorecard; SmolLM2-135M, city-language, country-code and sport-music): the whole change,
+by row, mean over runs that learned. Nuclear norm (summed over matrices) over Frobenius norm is small where few
+directions carry the change. Effective rank is the mean over matrices.
+
+{shapes}
+{epochs}"""
+OF_MODEL = """
+## {title}: means over seeds
 
 {means}
-
-## What differs with inference
+"""
+CONTROLS = """
+## {title}: what differs with inference
 
 Differences of the same seed, averaged over the five associations, mean over seeds with Student's 95 % interval.
 
 {differences}
-
+"""
+WITHIN = """
 Over all runs of *real*, within each association ({runs} in all; Spearman's rho averaged over associations; p from
 {draws} permutations within associations):
 
 {correlations}
-
-## Links before training
+"""
+BEFORE = """
+## {title}: links before training
 
 Each pair of fact and entailment: its W-rank in the untouched model (as in `audit --model`; null {null}) and its OCR
 score, averaged over the seeds that teach it. Spearman's rho over the pairs of an association, negative where linked
 pairs are inferred; p from {draws} permutations of the pairs ("all": mean over associations, permuted within each).
 
 {links}
-
-## Does the shape of the change order what is inferred?
-
-Runs of the scorecard (results/scorecard; city-language, country-code and sport-music): the whole change, by row,
-mean over runs that learned. Nuclear norm (summed over matrices) over Frobenius norm is small where few
-directions carry the change. Effective rank is the mean over matrices.
-
-{shapes}
-{epochs}{patching}"""
+"""
 BY_EPOCH = """
-## Does the rank fall while it infers?
+## SmolLM2-135M: does the rank fall while it infers?
 
-The whole change after some epochs, mean over the seeds of an association; effective rank is the mean over matrices.
+The whole change after some epochs, on pairs and (*less shuffled*) minus the shuffled control's: mean over the five
+associations and over seeds, with Student's 95 % interval. Effective rank is the mean over matrices.
+
+{table}
+"""
+LINK_MAP = """
+## {title}: the map between answers, before and after
+
+`link-map`, *real* runs: W-rank of the taught pairs (0 if a link is wired in; null {null}) before training, after it,
+and in the difference of the two maps, means over seeds. p for the ranks as low, by Fisher's method over seeds; the
+last two columns are the W-rank of the pairs that the run does not teach.
 
 {table}
 """
 PATCHING = """
-## Where answers come from
+## {title}: where answers come from
 
 `patching`, *real* runs: the largest gain of the donor's answer over any other (nats) and the layer after which it
 appears, means over seeds. p for the best of all layers, by Fisher's method over seeds.
@@ -97,14 +117,31 @@ appears, means over seeds. p for the best of all layers, by Fisher's method over
 """
 
 
-def by_epoch(lines: list[dict]) -> str:
-    """Effective rank, nuclear over Frobenius norm and score, as they rise and fall."""
+def by_epoch(lines: list[dict]) -> pd.DataFrame:
+    """Loss, score and the shape of the change after the epochs that all runs have, on pairs and shuffled.
+
+    Means over associations of a seed, then over the seeds that both have, with Student's 95 % interval of what differs.
+    """
     of = pd.DataFrame(lines)
     of["ratio"] = of["nuclear"] / of["frobenius"]
-    some = of[of["epoch"].isin([1, 2, 3, 4, 6, 8, 12, of["epoch"].max()])]
-    means = some.groupby(["association", "variant", "epoch"])[["train_loss", "score", "frobenius", "ratio"]].mean()
-    means["effective rank"] = some.groupby(["association", "variant", "epoch"])["effective_rank"].mean()
-    return str(means.round(2).reset_index().to_markdown(index=False))
+    runs = of.groupby(["association", "variant", "seed"])
+    epochs = sorted(set.intersection(*(set(each) for _, each in runs["epoch"])))
+    means = of.groupby(["epoch", "variant", "seed"])[["train_loss", "score", "ratio", "effective_rank"]].mean()
+    rows = {}
+    for epoch in epochs:
+        real, shuffled = means.loc[epoch, "real"], means.loc[epoch, "shuffled"]
+        row = {"OCR score": f"{real['score'].mean():+.2f}", "shuffled": f"{shuffled['score'].mean():+.2f}"}
+        for column, title in TRACKED.items():
+            apart = (real[column] - shuffled[column]).dropna()
+            row[title] = f"{real[column].mean():.2f}"
+            row[f"{title}, less shuffled"] = f"{apart.mean():+.2f} ± {half_width(apart):.2f}"
+        rows[epoch] = row
+    return pd.DataFrame(rows).T.rename_axis("epoch")
+
+
+def half_width(values: pd.Series) -> float:
+    """Half of Student's 95 % interval of a mean."""
+    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def read() -> list[dict]:
@@ -118,28 +155,57 @@ def show() -> None:
     keys = ("association", "variant", "seed")
     of = pd.DataFrame([{key: line[key] for key in keys} | {n: f(line) for n, f in COLUMNS.items()} for line in lines])
     of["variant"] = pd.Categorical(of["variant"], VARIANTS)
-    shared = sorted(set.intersection(*(set(each["seed"]) for _, each in of.groupby("variant", observed=True))))
+    of["model"] = [line["run"].split("/")[0] for line in lines]
+    cells = of.groupby(["model", "variant"], observed=True)["seed"]
+    shared = sorted(set.intersection(*(set(seeds) for _, seeds in cells)))
     same = of[of["seed"].isin(shared)]
-    means = same.groupby(["association", "variant"], observed=True)[list(COLUMNS)].mean()
-    real, links = of[of["variant"] == "real"], json.loads(LINKS.read_text())
-    patched = patching([line for line in lines if line["variant"] == "real" and "patching" in line])
+    links = json.loads(LINKS.read_text())
     page = PAGE.format(
         seeds=", ".join(map(str, shared)),
-        means=means.round(3).reset_index().to_markdown(index=False).replace("nan", "-"),
-        differences=differences(same).to_markdown(),
-        correlations=correlations(real).to_markdown(),
-        runs=len(real),
         steered=of["by chance"].count(),
         all=len(of),
-        draws=f"{DRAWS:,}",
-        null=(len(links["city-language"]) - 1) / 2,
-        links=of_links(links, inferred(find_runs(*RECORDS).records)).to_markdown(),
+        models="".join(
+            of_model(title, of[of["model"] == model], same[same["model"] == model], links[model], RECORDS[model])
+            + studied(title, [line for line in lines if line["run"].startswith(f"{model}/")])
+            for model, title in TITLES.items()
+            if model in set(of["model"])
+        ),
         shapes=shapes(find_runs(*CARD, measures=("weight-change",)).records).to_markdown(),
-        epochs=BY_EPOCH.format(table=by_epoch(json.loads(EPOCHS.read_text()))) if EPOCHS.is_file() else "",
-        patching="" if patched.empty else PATCHING.format(table=patched.to_markdown()),
+        epochs=BY_EPOCH.format(table=by_epoch(json.loads(EPOCHS.read_text())).to_markdown())
+        if EPOCHS.is_file()
+        else "",
     )
-    write_atomic(PICTURE, draw(picture(same), "png", "inside"))
+    write_atomic(PICTURE, draw(picture(same[same["model"] == "smollm2-135m"]), "png", "inside"))
     print(page, end="")
+
+
+def of_model(
+    title: str, of: pd.DataFrame, same: pd.DataFrame, links: dict[str, dict[str, float]], records: Sequence[Path]
+) -> str:
+    """A model's means over the seeds that all trainings share, its controls, and its links before training."""
+    means = same.groupby(["association", "variant"], observed=True)[list(COLUMNS)].mean()
+    filled = means.round(3).dropna(axis="columns", how="all").reset_index()
+    real = of[of["variant"] == "real"]
+    found = inferred(find_runs(*records).records)
+    text = OF_MODEL.format(title=title, means=filled.to_markdown(index=False).replace("nan", "-"))
+    if set(VARIANTS) <= set(same["variant"]):
+        text += CONTROLS.format(title=title, differences=differences(same).to_markdown())
+    within = correlations(real).to_markdown()
+    text += WITHIN.format(runs=len(real), draws=f"{DRAWS:,}", correlations=within)
+    null = (len(links["city-language"]) - 1) / 2
+    return text + BEFORE.format(title=title, null=null, draws=f"{DRAWS:,}", links=of_links(links, found).to_markdown())
+
+
+def studied(title: str, lines: list[dict]) -> str:
+    """What was measured in some of a model's runs on pairs."""
+    real = [line for line in lines if line["variant"] == "real"]
+    mapped, patched = ([line for line in real if name in line] for name in ("link-map", "patching"))
+    text = ""
+    if mapped:
+        text += LINK_MAP.format(title=title, null=mapped[0]["link-map"]["null"], table=link_maps(mapped).to_markdown())
+    if patched:
+        text += PATCHING.format(title=title, table=patching(patched).to_markdown())
+    return text
 
 
 def picture(of: pd.DataFrame) -> Figure:
@@ -234,6 +300,25 @@ def _shape(record: Record) -> dict[str, float]:
     }
 
 
+def link_maps(lines: list[dict]) -> pd.DataFrame:
+    """W-rank of the taught pairs, and of others, by association: before, after, and of the change, over seeds."""
+    rows: dict[str, dict[str, str | int]] = {}
+    for name in sorted({line["association"] for line in lines}):
+        of = [line["link-map"] for line in lines if line["association"] == name]
+        row = rows[name] = {"seeds": len(of)}
+        for key, title in (("base", "before"), ("trained", "after"), ("change", "change")):
+            row[title] = f"{np.mean([each[f'{key}_rank'] for each in of]):.1f}"
+            row[f"p, {title}"] = _fisher([each[f"{key}_p"] for each in of])
+        for key, title in (("trained", "after"), ("change", "change")):
+            row[f"others, {title}"] = f"{np.mean([each[f'{key}_untaught'] for each in of]):.1f}"
+    return pd.DataFrame(rows).T
+
+
+def _fisher(ps: Sequence[float]) -> str:
+    """Several runs' p as one, by Fisher's method."""
+    return f"{stats.combine_pvalues(ps, method='fisher').pvalue:.2g}"
+
+
 def patching(lines: list[dict]) -> pd.DataFrame:
     """Where the stream of another group's subject moves the answer, by association and place, over seeds."""
     rows = {}
@@ -245,7 +330,7 @@ def patching(lines: list[dict]) -> pd.DataFrame:
                 "seeds": len(of),
                 "layer": f"{np.mean(layer):.1f}",
                 "nats": f"{np.mean(excess):+.2f}",
-                "p": f"{stats.combine_pvalues(ps, method='fisher').pvalue:.2g}",
+                "p": _fisher(ps),
             }
     return pd.DataFrame(rows).T
 
@@ -257,8 +342,7 @@ def differences(of: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for control in VARIANTS[1:]:
         apart = by_seed.loc["real"] - by_seed.loc[control]
-        half = stats.t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart))
-        rows[f"real - {control}"] = {n: f"{apart[n].mean():+.3f} ± {half[n]:.3f}" for n in names}
+        rows[f"real - {control}"] = {n: f"{apart[n].mean():+.3f} ± {half_width(apart[n]):.3f}" for n in names}
     return pd.DataFrame(rows).T
 
 

@@ -1,12 +1,12 @@
-"""What is inside SmolLM2 after each of three trainings: the pairs, no entailments, and shuffled ones.
+"""What is inside two small models after training: on pairs and, for SmolLM2, without entailments and shuffled.
 
     python tests/benchmarks/inside_study.py take RUNS...    # into measures.jsonl, what is not there yet
-    python tests/benchmarks/inside_study.py take --measures patching RUNS...
+    python tests/benchmarks/inside_study.py take --measures link-map,patching RUNS...
     python tests/benchmarks/inside_study.py epochs RUNS...  # of runs with --score-at every, into epochs.json
     python tests/benchmarks/inside_study.py show > results/inside/inside.md
 
 ``take`` needs the adapters of the runs, which a repository does not hold: ``make results`` leaves them on disk. Of each
-association it also keeps, in links.json, the W-rank of every pair in the untouched model.
+model and association it also keeps, in links.json, the W-rank of every pair in the untouched model.
 """
 
 import argparse
@@ -39,15 +39,16 @@ def take(folders: list[Path], measures: list[str]) -> None:
         about = {"association": record.association, "variant": record.data.variant, "seed": record.seed}
         line = lines.setdefault(record.run, {"run": record.run, **about, "score": score, "loss": record.train_loss})
         missing = [name for name in measures if name not in line]
-        if not missing and record.association in links:
+        known = links.setdefault(record.model, {})
+        if not missing and record.association in known:
             continue
         print(f"{i + 1}/{len(runs)} {record.run}", file=sys.stderr)
         trained = reopen(*read_trained(run.folder), "auto")
         for name in missing:
             line[name] = numbers(take_measure(name, trained))
         write_atomic(MADE, "".join(json.dumps(each) + "\n" for each in lines.values()))
-        if record.association not in links:
-            links[record.association] = links_before(trained)
+        if record.association not in known:
+            known[record.association] = links_before(trained)
             write_atomic(LINKS, json.dumps(links, indent=1) + "\n")
 
 

@@ -159,18 +159,18 @@ def _watch(
 
 def _result(job: Job, job_id: str, state: str, logs: Path, folder: Path) -> JobResult:
     """How a job that left the queue ended; ``state`` is its state in Slurm, empty if Slurm no longer knows the job."""
-    told = _told(_end_file(folder, job_id), _RESULT_PATIENCE if state == "COMPLETED" else 1.0)
+    ended = _last_word(_end_file(folder, job_id), _RESULT_PATIENCE if state == "COMPLETED" else 1.0)
     end: End
     code: int | None = None
-    if told == "0":
+    if ended == "0":
         end, code, reason = "done", 0, ""
-    elif told == "timeout":
+    elif ended == "timeout":
         end, reason = "timeout", "reached its time limit too often"
-    elif told in ("", "stopped") or state in _ENDS:
+    elif ended in ("", "stopped") or state in _ENDS:
         end = _ENDS.get(state, "failed" if state else "lost")
         reason = f"ended in Slurm as {state}" if state else "is no longer in Slurm and left no result"
     else:
-        end, code = "failed", int(told)
+        end, code = "failed", int(ended)
         reason = process.describe_exit(code)
     log, slurms = logs / f"{job.name}.log", folder / f"{job_id}.out"
     if code is None and process.last_line(slurms) and not process.last_line(log):
@@ -184,7 +184,7 @@ def _end_file(folder: Path, job_id: str) -> Path:
     return folder / f"{job_id}.end"
 
 
-def _told(path: Path, patience: float) -> str:
+def _last_word(path: Path, patience: float) -> str:
     """The last word of a file that may take seconds to appear; empty if it does not."""
     deadline = time.monotonic() + patience
     while path not in path.parent.iterdir():  # listing a folder makes NFS refresh it

@@ -124,8 +124,8 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
         axes.plot(sizes, scores, marker=look.marker, color=look.color, linewidth=1.6, label=label)
         for size, score, cell in zip(sizes, scores, found, strict=True):
             if "ocr-score" in cell.bounds:
-                beside = size + step * (i - (len(lines) - 1) / 2)  # intervals side by side
-                axes.plot([beside, beside], cell.bounds["ocr-score"], color=look.color, linewidth=1.6, alpha=0.6)
+                at = size + step * (i - (len(lines) - 1) / 2)  # intervals side by side
+                axes.plot([at, at], cell.bounds["ocr-score"], color=look.color, linewidth=1.6, alpha=0.6)
             if cell.unlearned:
                 axes.plot(size, score, look.marker, color=look.color, markerfacecolor=look.face(True))
     of_lines = [run for _, by_size in lines for runs in by_size.values() for run in runs]
