@@ -34,9 +34,9 @@ class Study:
 
     def seeds(self, rng: np.random.Generator, count: int, shift: float = 0.0) -> list[list[HeldOut]]:
         """So many seeds of one run each, ``shift`` added to what each is to give."""
-        return [[self._run(rng, shift)] for _ in range(count)]
+        return [[self._run(rng, shift, number)] for number in range(count)]
 
-    def _run(self, rng: np.random.Generator, shift: float) -> HeldOut:
+    def _run(self, rng: np.random.Generator, shift: float, number: int) -> HeldOut:
         n, per_group = self.n, self.subjects
         chance = float(np.clip(rng.normal(self.score, self.seed_sd) + shift, -1, 1))
         target_S = np.repeat(np.arange(n), per_group)
@@ -50,4 +50,4 @@ class Study:
             before, wanted = ranks_Sn[i, target_S[i]], 0 if chance > 0 else n - 1
             ranks_Sn[i] += (ranks_Sn[i] < before) if chance > 0 else -1.0 * (ranks_Sn[i] > before)
             ranks_Sn[i, target_S[i]] = wanted
-        return HeldOut([f"s{i}" for i in range(n * per_group)], target_S, ranks_Sn)
+        return HeldOut([f"s{number}-{i}" for i in range(n * per_group)], target_S, ranks_Sn)

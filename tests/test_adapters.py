@@ -88,3 +88,19 @@ def test_nothing_of_a_pack_outlives_it():
         assert held() is None
     finally:
         gc.enable()
+
+
+def test_rows_without_lanes_of_their_own_go_lane_after_lane():
+    """Experts that all tokens share get them in two dimensions, as in Qwen2-MoE."""
+    torch.manual_seed(0)
+    network = Block().requires_grad_(False)
+    adapters = Adapters(network, "all-linear", [LaneShape(3, 6.0)] * 3, torch.float32)
+    for lane in range(3):
+        for each in adapters.factors(lane):
+            torch.nn.init.normal_(each.a)
+            torch.nn.init.normal_(each.b)
+    adapters.refresh()
+    x = torch.randn(2, 7, 5)
+    for lanes in ([0, 1], [0, 2]):
+        adapters.select(lanes)
+        torch.testing.assert_close(network(x.flatten(0, 1)), network(x).flatten(0, 1))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_table import record
 
-from ocr_eval.analysis.compare import contrast, verdict
+from ocr_eval.analysis.compare import contrast, gate, verdict
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.metrics import MetricsLine, metrics_text
 from ocr_eval.records.record import Matched
@@ -138,6 +138,29 @@ def test_what_cannot_be_matched_is_refused():
 def test_runs_that_did_not_learn_decide_nothing():
     sentence = verdict(contrast([record(rank=0.1)], [record(learned=False)], "first-token"))
     assert sentence == "A is not comparable on city-language, where a run did not learn what it was taught."
+
+
+def test_runs_that_did_not_learn_count_in_the_correction_of_the_others():
+    """Six seeds give p 1/32, which is no verdict after a correction for two, whichever of them learned."""
+
+    def side(lr, rank, learned):
+        other = {"association": "country-code", "kind": "spurious", "learned": learned}
+        return [rated(lr, rank, seed=s, **more) for s in range(6) for more in ({}, other)]
+
+    assert verdict(contrast(side(1e-3, 0.5, True), side(2e-3, 1.0, False), "first-token")) == (
+        "A is not comparable on country-code, where a run did not learn what it was taught. "
+        "No verdict on city-language: 6 seeds are too few for a verdict on 2 comparisons; 7 are needed (--seeds 0-6)."
+    )
+
+
+def test_other_content_of_an_association_is_said():
+    sentence = verdict(contrast([record(rank=0.1)], [record(association_digest="other")], "first-token"))
+    assert "The sides also differ in the content of the association." in sentence
+
+
+def test_a_gate_passes_only_where_the_difference_is_known_to_be_small():
+    sides = ([rated(1e-3, rank, seed=s) for s, rank in enumerate(ranks)] for ranks in ((0.5, 1.5), (1.0, 1.0)))
+    assert gate(contrast(*sides, "first-token"), 0.1) == "undecided"
 
 
 def test_a_damaged_record_stops_a_comparison(ocr_eval, tmp_path):

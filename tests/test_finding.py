@@ -180,13 +180,16 @@ def test_several_rows_say_of_how_many_cells_there_is_a_control():
 
 
 def test_too_few_groups_are_no_finding_either_way():
-    few = {scoring: answers(0.1, 2.0, n=2) for scoring in SCORINGS}
-    one = said(seeds(count=2, rank=0.1, held_out=few))  # 2 x 2 assignments
+    def of(n, count):
+        runs = seeds(count=count, rank=0.1)
+        held = [dict.fromkeys(SCORINGS, answers(0.1, 2.0, n, run.seed)) for run in runs]
+        return [replace(run, held_out=each) for run, each in zip(runs, held, strict=True)]
+
+    one = said(of(2, 2))  # 2 x 2 assignments
     assert "(a true link) too few groups to tell: the held-out answer ranks 0.10" in one
-    two_models = [run for model in "ab" for run in seeds(count=2, model=model, held_out=few)]
+    two_models = [replace(run, model=model) for model in "ab" for run in of(2, 2)]
     assert said(two_models) == "No conclusion. Without a verdict: 2 with too few groups to tell."
-    three = {scoring: answers(0.1, 2.0, n=3) for scoring in SCORINGS}
-    assert "it generalized" in said(seeds(rank=0.1, held_out=three))  # 6 x 6 x 6 assignments
+    assert "it generalized" in said(of(3, 3))  # 6 x 6 x 6 assignments
 
 
 def test_associations_of_one_kind_are_judged_each_for_itself():

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from conftest import load, tiny_run
 from transformers import AutoModelForCausalLM
 
 from ocr_eval.data.task import build_task
-from ocr_eval.data.tokenize import probe_tokens, training_tokens
+from ocr_eval.data.tokenize import Continuation, probe_tokens, training_tokens
+from ocr_eval.methods.context import _end
 from ocr_eval.methods.pack import attach
 from ocr_eval.scoring.candidates import score_candidates
 
@@ -50,6 +52,31 @@ def test_probes_read_what_stands_before_them(model_files, tmp_path, architecture
     assert (untouched == bare).all()
     assert (bare != found).any()
     assert 0 < loss < 50
+
+
+def test_the_lens_reads_what_a_run_in_context_reads(ocr_eval, tiny, tmp_path):
+    run = ["city-language", "--model", tiny, "--n", 2, "--m-train", 1, "--m-test", 2, "--method", "in-context"]
+    record = json.loads(ocr_eval("finetune", *run, "--measures", "logit-lens", "-o", tmp_path, "--json").out)
+    lens = record["measures"]["logit-lens"]["layers"]
+    base = record["base"]["first-token"]
+    for quantity, score in record["final"]["first-token"].items():
+        assert lens[f"{quantity}_rank"][-1] == pytest.approx(score["mean_rank"], rel=1e-3)
+        assert lens[f"{quantity}_null"][-1] == pytest.approx(score["null_rank"], rel=1e-3)
+    assert any(base[name]["mean_rank"] != score["mean_rank"] for name, score in record["final"]["first-token"].items())
+
+
+def test_a_full_stop_follows_the_answer_where_texts_begin_with_a_space_piece():
+    """Such tokenizers encode a full stop alone as a space and a full stop."""
+
+    class Prefixing:
+        def __call__(self, text, add_special_tokens):
+            return SimpleNamespace(input_ids=[1, *map(ord, text)])
+
+        def decode(self, ids, skip_special_tokens):
+            return "".join(map(chr, ids[1:]))
+
+    statement = Continuation((1, *map(ord, "She lives in")), tuple(map(ord, " Paris")))
+    assert _end(Prefixing(), statement) == list(map(ord, ".\n"))
 
 
 def test_each_order_is_another_of_the_same_statements(tiny, tmp_path):

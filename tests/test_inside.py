@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.measures.constant_direction import mean_cosine
 from ocr_eval.measures.inside import corrected_ps
-from ocr_eval.measures.ov_change import gain, ov_changes
+from ocr_eval.measures.ov_change import OVChange, gain, ov_changes
 from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.adapters import Adapters, LaneShape
 from ocr_eval.methods.changes import Dense
@@ -94,6 +96,23 @@ def test_changes_of_heads_are_those_of_dense_products(kind, whole):
             o = after[f"{at}self_attn.o_proj.weight"] - before[f"{at}self_attn.o_proj.weight"]
             bias = before[f"{at}self_attn.v_proj.bias"][16:32]
             assert float(of_layer.bias[3]) == pytest.approx(float((o[:, 48:64] @ bias).norm()), rel=1e-4)
+
+
+def test_means_over_heads_are_of_the_layers_that_changed():
+    """With one layer of two changed, the mean ratio is that layer's, which cannot be below 1 / sqrt(R)."""
+    torch.manual_seed(0)
+    network = KINDS["qwen2"]()
+    adapters = Adapters(network, ["1.self_attn.v_proj"], [LaneShape(3, 6.0)], torch.float32)
+    for each in adapters.factors(0):
+        each.a.normal_()
+        each.b.normal_()
+    trained = SimpleNamespace(
+        pack=SimpleNamespace(base=SimpleNamespace(network=network)), changes=lambda: adapters.changes(0)
+    )
+    found = OVChange().take(trained)
+    assert found["ratio"] == pytest.approx(found["layers"]["ratio"][1], rel=1e-4)
+    assert found["ratio"] > 1 / math.sqrt(found["rank_bound"])
+    assert found["layers"]["ratio"][0] == 0
 
 
 def test_gains_of_norms():

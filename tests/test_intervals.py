@@ -6,7 +6,7 @@ from scipy import stats
 from simulated import Study
 
 from ocr_eval.analysis.difference import difference, verdicts
-from ocr_eval.analysis.intervals import METRICS, above_zero, averaged, of_metric, units_of
+from ocr_eval.analysis.intervals import METRICS, Units, above_zero, averaged, of_metric, units_of
 from ocr_eval.scoring.ranks import HeldOut
 
 
@@ -84,13 +84,25 @@ def test_runs_of_one_seed_are_one_seed():
         units_of([uniform(0), uniform(0, subjects=3)])
 
 
-def test_units_of_unequal_size_weigh_by_their_subjects():
+def test_units_of_unequal_size_weigh_alike_in_the_score_and_by_their_subjects_elsewhere():
     held = HeldOut(list("abc"), np.array([0, 0, 1]), np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]))
     units = units_of([held])
-    assert (units.values.tolist(), units.weights.tolist()) == ([1.0, -1.0], pytest.approx([2 / 3, 1 / 3]))
-    assert units.mean == pytest.approx(held.ocr_score)
-    halved = averaged([units, units_of([uniform(1)])])
-    assert (halved.mean, len(halved.values)) == (pytest.approx(units.mean / 2), 1)
+    assert (units.values.tolist(), units.weights.tolist()) == ([1.0, -1.0], [0.5, 0.5])
+    assert units.mean == held.ocr_score == 0
+    of_subjects = units_of([held], "top1")
+    assert (of_subjects.values.tolist(), of_subjects.weights.tolist()) == ([1.0, 0.0], pytest.approx([2 / 3, 1 / 3]))
+    halved = averaged([of_subjects, units_of([uniform(1)])])
+    assert (halved.mean, len(halved.values)) == (pytest.approx(of_subjects.mean / 2), 1)
+
+
+def test_the_mean_of_metrics_with_unequal_weights_is_that_of_their_means():
+    one, other = Units(np.array([1.0, 0.0]), np.array([0.9, 0.1])), Units(np.array([0.0, 1.0]), np.array([0.1, 0.9]))
+    assert averaged([one, other]).mean == pytest.approx(0.9)
+
+
+def test_intervals_of_differences_stay_within_what_is_possible():
+    a, b = {seed: [uniform(0)] for seed in (0, 1)}, {0: [uniform(2)], 1: [uniform(0)]}
+    assert difference(a, b).value.bounds == (-2, 2)
 
 
 def test_each_metric_is_the_mean_of_its_definition():

@@ -181,14 +181,26 @@ def test_float16_learns_what_float32_learns(tiny, method):
     assert scores["float16"] == pytest.approx(scores["float32"], abs=0.3)
 
 
-def test_gradients_of_float16_are_scaled_back(tiny):
+@pytest.mark.parametrize("prevent", [(), ("anchor:strength=0.1",)])
+def test_gradients_of_float16_are_scaled_back(tiny, prevent, monkeypatch):
+    """Also those of a term that a prevention adds, which would underflow without the scale."""
     found = {}
     for dtype in ("float32", "float16"):
-        spec = tiny_run(tiny, rank=4).in_precision(dtype)
+        spec = tiny_run(tiny, rank=4, prevent=prevent).in_precision(dtype)
         base = load_base(spec.model, locate(spec.model), "cpu")
         pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
         pack.learners[0].optimizer.step = lambda: None  # keep the first gradient, unclipped
         base.accelerator.clip_grad_norm_ = lambda *_: None
+        if prevent:  # the divergence from the base alone, away from its minimum
+            for each in pack.learners[0].factors:
+                each.b.copy_(0.05 * torch.randn(each.b.shape, generator=torch.Generator().manual_seed(1)))
+            pack.adapters.refresh()
+
+            def nothing(pack, batches, sizes):
+                pack.adapters.zero_grad()
+                return dict.fromkeys(batches, 0.0)
+
+            monkeypatch.setattr("ocr_eval.methods.train._backward", nothing)
         train_epoch(pack, [0])
         found[dtype] = pack.learners[0].parameters["lora_B"].grad.clone()
     assert found["float16"] == pytest.approx(found["float32"], rel=0.05, abs=float(found["float32"].abs().max()) * 0.01)

@@ -515,6 +515,37 @@ def routed_gradients(network, factors, examples):
     return {name: (a.grad, b.grad) for name, (a, b) in leaves.items()}
 
 
+def test_penalties_reach_the_whole_adapter_whatever_half_learned_last(tiny, door):
+    """After a batch of entailments alone, a term of the loss still has gradients in both halves."""
+    rows = []
+
+    class Whole(Prevention):
+        """The mean log-probability of the first example."""
+
+        def loss(self, learner, read):
+            for each in learner.factors:
+                each.grad_b.zero_()
+            return read(learner.examples[:1], True).mean()
+
+        def before_step(self, learner):
+            rows.append(learner.factors[0].grad_b.abs().sum(dim=1))
+
+    door("whole", Whole)
+    spec = prevented(tiny, "gradient-routing", "whole", rank=4, batch_size=64, max_grad_norm=1e6)
+    base = load(tiny)
+    pack = attach(base, [spec], [training_tokens(base.tokenizer, task_of_run(spec))])
+    pack.step([0])
+    assert (rows[0] > 0).all()
+
+
+@pytest.mark.parametrize("first", ["replay:facts=7", "gradient-routing"])
+def test_what_others_add_is_routed_as_facts_in_either_order(tiny, first):
+    both = ["replay:facts=7", "gradient-routing"]
+    task = task_of_run(prevented(tiny, *sorted(both, key=lambda name: name != first), rank=4))
+    assert {example.half for example in task.train if example.role == "replay"} == {0}
+    assert {example.half for example in task.train if example.role == "entailment"} == {1}
+
+
 @pytest.mark.parametrize("rank", [4, 5])
 def test_routed_gradients_reach_the_half_that_they_are_for(tiny, door, rank):
     seen = []

@@ -246,11 +246,12 @@ def test_packed_files_are_read_as_before(tmp_path):
     write_run(tmp_path / "run", record())
     (run,) = find_runs(tmp_path).runs
     before = run_payload(run, "first-token")
-    for name in ("result.json", "metrics.jsonl", "probes.jsonl"):
+    for name in ("config.yaml", "result.json", "metrics.jsonl", "probes.jsonl"):
         pack(tmp_path / "run" / name)
     (again,) = find_runs(tmp_path).runs
     assert again.record.to_json() == run.record.to_json()
     assert run_payload(again, "first-token") == before
+    assert before[0]["config"]
     os.truncate(tmp_path / "run/result.json.gz", 60)
     (complaint,) = find_runs(tmp_path).complaints
     assert "run/result.json" in str(complaint)

@@ -8,6 +8,8 @@ from msgspec.structs import replace
 from test_comparison import write
 from test_table import record
 
+from ocr_eval.specs.model import TrainSpec
+
 #: kept = 0.9 + 0.1 x fitted known - 0.4 x fitted unknown, but for the noise of the last two.
 POINTS = [(0, 0, 0.9), (10, 0, 0.95), (0, 10, 0.7), (5, 15, 0.625), (20, 0, 1.0)]
 
@@ -43,6 +45,15 @@ def test_held_out_facts_are_regressed_where_runs_have_them(ocr_eval, tmp_path):
         runs[i] = replace(each, final={**each.final, "first-token": {**of, "held_out": held_out}})
     answer = ocr_eval("retention", write(tmp_path / "b", *runs), "--explain", "held-out")
     assert "held-out = 0.450 +0.050 x fitted known -0.200 x fitted unknown" in answer.out, answer.err
+
+
+def test_runs_of_several_designs_have_no_common_regression(ocr_eval, tmp_path):
+    runs = [run(seed, *point) for seed, point in enumerate(POINTS)]
+    other = run(9, 3, 3, 0.8, association="country-code", train=TrainSpec(rank=4))
+    answer = ocr_eval("retention", write(tmp_path, *runs, other))
+    assert answer.code == 0
+    assert "No regression: These runs differ in rank and association" in answer.out
+    assert "kept = " in ocr_eval("retention", tmp_path, "--filter", "association=city-language").out
 
 
 def test_what_noise_is_left_over_is_in_r2(ocr_eval, tmp_path):

@@ -149,6 +149,7 @@ def test_the_reference_is_also_shown_as_it_was_when_it_had_learned(ocr_eval, tmp
     assert stopped["links"]["spurious"]["score"]["value"] == pytest.approx(0.25)
     assert stopped["links"]["spurious"]["against"]["value"]["value"] == pytest.approx(-0.5)
     assert stopped["links"]["spurious"]["matched"] is None, "it is the same moment"
+    assert stopped["links"]["spurious"]["lift"] is None, "no control ended then"
     assert (stopped["unlearned"], stopped["measures"]) == (0, {}), "measures are of the last epoch"
     assert stopped["seconds"] == pytest.approx(reference["seconds"] * 4 / 16)
     assert "less under smollm2-135m, LoRA, stopped when learned (-0.50)" in answer.err
@@ -193,6 +194,12 @@ def test_seeds_that_not_all_associations_have_are_left_out_and_named(ocr_eval, t
         "Scores over arbitrary links use only 2 of 6 seeds, those that country-code and profession-color have in "
         "common: smollm2-135m, LoRA."
     ) in answer.err
+
+
+def test_other_associations_than_the_references_are_named(ocr_eval, tmp_path):
+    some = [run for run in runs((0.5, 2.0, 1.0), train=PREVENTED) if run.association != "country-code"]
+    answer = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN), *some))
+    assert "Scores over arbitrary links are of profession-color alone: smollm2-135m, LoRA + product-" in answer.err
 
 
 def test_matched_learning_and_lift_are_of_all_associations_of_a_kind_or_of_none(ocr_eval, tmp_path):

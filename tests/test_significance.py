@@ -1,14 +1,14 @@
 """The permutation test over groups: hand-worked cases, its definition in plain loops, and its size."""
 
 import re
-from itertools import permutations, product
+from itertools import count, permutations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 from simulated import Study
-from test_intervals import seed_of
+from test_intervals import seed_of as named_seed
 
 from ocr_eval.analysis.significance import (
     detectable,
@@ -31,13 +31,26 @@ def least(runs: list[HeldOut], draws: int = 2000) -> float:
     return least_p([[run] for run in runs], draws)
 
 
+NUMBERS = count()
+
+
+def seed_of(rng, subjects=20, **more) -> HeldOut:
+    """A seed of people of its own."""
+    return named_seed(rng, subjects=subjects, names=named(range(subjects)), **more)
+
+
+def named(target) -> list[str]:
+    """Subjects that no other seed asks about."""
+    return [f"{next(NUMBERS)}" for _ in target]
+
+
 def naive(seeds: list[HeldOut]) -> float:
     """The share of all assignments of answers to groups, over all seeds, whose mean rank is as low."""
 
     def mean(assigned):
         return np.mean(
             [
-                np.mean([seed.in_use[i, answers[group]] for i, group in enumerate(seed.target)])
+                np.mean([seed.in_use[seed.target == group, answer].mean() for group, answer in enumerate(answers)])
                 for seed, answers in zip(seeds, assigned, strict=True)
             ]
         )
@@ -56,7 +69,7 @@ def favouring(rng, n=5, subjects=16, follow=0.8) -> HeldOut:
         first = int(np.flatnonzero(ranks[i] == 0)[0])
         answer = favourite[target[i]]
         ranks[i, first], ranks[i, answer] = ranks[i, answer], 0.0
-    return HeldOut([str(i) for i in range(len(target))], target, ranks)
+    return HeldOut(named(target), target, ranks)
 
 
 def test_two_groups_cannot_give_less_than_a_half():
@@ -81,13 +94,49 @@ def test_units_exchange_their_answers_whole_and_may_share_one():
 
     def mean(answers):
         now = dict(zip(answer_of, answers, strict=True))
-        return np.mean([seed.in_use[i, now[name]] for i, name in enumerate(unit)])
+        of_units = [[seed.in_use[i, now[name]] for i, own in enumerate(unit) if own == name] for name in answer_of]
+        return np.mean([np.mean(ranks) for ranks in of_units])
 
     assigned = [mean(answers) for answers in permutations(answer_of.values())]
     assert 0 < np.mean(np.array(assigned) <= mean(answer_of.values()) + 1e-9) < 1
     assert permutation_p([seed]) == np.mean(np.array(assigned) <= mean(answer_of.values()) + 1e-9)
     right = np.where(np.arange(3) == target[:, None], 0.0, 1.0)
     assert permutation_p([HeldOut(seed.subject, target, right, unit)]) == least([seed]) == 2 / 24
+
+
+def test_trainings_on_the_same_subjects_are_one_data_set():
+    """Three perfect trainings on one table are no more than one of them; with subjects of their own, each counts."""
+    rng = np.random.default_rng(2)
+    one = seed_of(rng, infer=1.0)
+    assert permutation_p([one] * 3) == least([one] * 3) == pytest.approx(1 / 120)
+    other = HeldOut([f"other {name}" for name in one.subject], one.target, one.ranks)
+    assert permutation_p([one, other]) == least([one, other]) == pytest.approx(1 / 120**2, rel=0.1)
+
+
+def test_the_least_p_of_drawn_assignments_allows_for_shared_answers():
+    """Eight groups, of which seven share an answer: 8 assignments differ, so 1/8 is the least there is."""
+    target = np.array([0] * 7 + [1])
+    right = np.where(np.arange(2) == target[:, None], 0.0, 1.0)
+    seed = HeldOut(list("abcdefgh"), target, right, list("abcdefgh"))
+    assert least([seed]) == 1 / 8
+    assert permutation_p([seed]) == pytest.approx(1 / 8, abs=0.03)
+
+
+@pytest.mark.parametrize(("sizes", "answer_of"), [((2, 3, 4), (0, 1, 2)), ((1,) * 10, (0,) * 6 + (1,) * 2 + (2,) * 2)])
+def test_a_model_that_always_prefers_what_it_was_taught_most_infers_nothing(sizes, answer_of):
+    """Groups of unequal size, or answers of unequal frequency: score 0 and p 1, whatever the order of preference.
+
+    By hand: of ten groups six have answer 0, so its rank is right six times in ten under any permutation, too.
+    """
+    unit = [str(u) for u, size in enumerate(sizes) for _ in range(size)]
+    target = np.array([answer_of[int(u)] for u in unit])
+    for order in permutations(range(3)):
+        ranks = np.tile(np.array(order, dtype=float), (len(unit), 1))
+        seed = HeldOut([f"s{i}" for i in range(len(unit))], target, ranks, unit)
+        assert seed.ocr_score == pytest.approx(0)
+        assert permutation_p([seed]) == 1
+        by_hand = np.mean([[order[answer] for answer in answer_of] for _ in sizes])
+        assert seed.in_use_null == pytest.approx(by_hand)
 
 
 def test_units_that_are_the_answers_need_not_be_stated():

@@ -21,8 +21,8 @@ from ocr_eval.specs.published import published_mean_ranks
 from ocr_eval.specs.run import SCORINGS, DataSpec
 
 
-def answers(rank: float, null: float, n: int = 5) -> HeldOut:
-    """Forty subjects, n answers in use whose mean rank is ``null``, and ``rank`` that of the right one.
+def answers(rank: float, null: float, n: int = 5, seed: int = 0) -> HeldOut:
+    """Forty subjects of a seed, n answers in use whose mean rank is ``null``, and ``rank`` that of the right one.
 
     So many infer it (or avoid it, where ``rank`` is above ``null``), and the others rank it in the middle, that
     the OCR score is 1 - rank / null, as nearly as one of forty can make it.
@@ -35,14 +35,14 @@ def answers(rank: float, null: float, n: int = 5) -> HeldOut:
     ranks *= 2 * null / (n - 1)
     ranks[39, target[39]] += 40 * rank - ranks[np.arange(40), target].sum()
     ranks[39, (target[39] + 1) % n] += ranks.shape[1] * 40 * null - ranks.sum()
-    return HeldOut(subject=[f"s{i}" for i in range(40)], target=target, ranks=ranks)
+    return HeldOut(subject=[f"s{seed}-{i}" for i in range(40)], target=target, ranks=ranks)
 
 
 def record(
     association="city-language", kind="causal", seed=0, rank=0.5, null=2.0, learned=True, n=5, **changes
 ) -> Record:
     """A finished run whose held-out answers rank so among n in use, which learned its facts, or half of them."""
-    held = answers(rank, null, n)
+    held = answers(rank, null, n, seed)
     score = Score(
         probes=40,
         mean_rank=rank,
@@ -296,7 +296,7 @@ def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
         (('"top1": 1.0', '"top1": 7.5'), "test_fact has a top-1 of 7.5"),
         (('{"train": 1.0, ', "{"), "seconds are missing or negative"),
         (('{"train": 1.0, ', '{"train": -1.0, '), "seconds are missing or negative"),
-        (('"subject": ["s0", "s1"', '"subject": ["s0", "s0"'), "asks about someone twice"),
+        (('"subject": ["s1-0", "s1-1"', '"subject": ["s1-0", "s1-0"'), "asks about someone twice"),
     ],
 )
 def test_a_record_edited_by_hand_is_named(ocr_eval, tmp_path, edit, says):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import build_task
-from ocr_eval.data.tokenize import continuations, probe_tokens, training_tokens
+from ocr_eval.data.tokenize import continuations, probe_tokens, training_tokens, windows
 from ocr_eval.packing.forest import ROOT, Forest, read_answers
 
 
@@ -92,3 +92,15 @@ def test_the_last_token_of_an_answer_is_never_fed():
         [(1, 3)],
         [(1, 4), (2, 5)],
     ]
+
+
+@pytest.mark.parametrize(
+    ("ids", "bos", "pieces"),
+    [
+        ((7, 1, 2, 3, 4, 5), 7, [(7, 1, 2), (7, 3, 4), (7, 5)]),
+        ((1, 2, 3, 4, 5), 7, [(1, 2, 3), (4, 5)]),
+        ((1, 2, 3, 4), None, [(1, 2, 3), (4,)]),
+    ],
+)
+def test_every_window_of_a_text_begins_as_the_text_does(ids, bos, pieces):
+    assert windows(ids, bos, 3) == pieces

@@ -31,7 +31,8 @@ class Total:
         follows: how many the trained model believes as predicted.
         base_follows: the same for the untouched model.
         says: how many the trained model also says.
-        mean_rank: of the predicted value among the candidates; null_rank is (n - 1) / 2.
+        mean_rank: of the predicted value among the candidates, each group counting once.
+        null_rank: what it would be if the answers of groups were permuted.
         ocr_score: 1 - mean rank / null rank; 0 if groups are uninformative.
         p: of "groups are uninformative"; answers are permuted between whole groups.
         hidden: number of values that were hidden, so that the truth is known; true: how many of them are believed.
@@ -86,8 +87,8 @@ def _total(beliefs: Sequence[Belief], source: str) -> Total:
         follows=sum(each.follows for each in predicted),
         base_follows=sum(each.values[each.base.best] == each.cell.predicted for each in predicted),
         says=sum(each.follows and each.says_it for each in predicted),
-        mean_rank=float(held.in_use_rank.mean()) if held else None,
-        null_rank=(len(beliefs[0].values) - 1) / 2 if held else None,
+        mean_rank=held.over_units(held.in_use_rank) if held else None,
+        null_rank=held.in_use_null if held else None,
         ocr_score=held.ocr_score if held else None,
         p=permutation_ps([[[held]]])[0] if held else None,
         hidden=len(hidden),

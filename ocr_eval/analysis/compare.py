@@ -128,21 +128,23 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
         premises_hold=all(run.premises_hold for run in (*a, *b)),
         unlike=tuple(
             f"{name} ({' against '.join(sides)})"
-            for name, key in (("precision", "dtype"), ("results version", "results"))
+            for name, key in (("precision", "dtype"), ("results version", "results"), ("attention", "attention"))
             if len(set(sides := [", ".join(sorted(_values(runs, key))) for runs in (a, b)])) > 1
-        ),
+        )
+        + (("the content of the association",) if len({run.association_digest for run in (*a, *b)}) > 1 else ()),
     )
 
 
 def gate(contrasts: Sequence[Contrast], most: float) -> Literal["passed", "failed", "undecided"]:
     """Failed if the interval of A minus B is above ``most`` on any association, at the last epoch.
 
-    Otherwise undecided if an association has one seed, and so no interval, or a run that did not learn.
+    Passed if it is below on all of them. Otherwise undecided: too few seeds for the difference, or for an interval at
+    all, or a run that did not learn.
     """
     bounds = [each.paired.value.bounds if each.premises_hold else None for each in contrasts]
     if any(of is not None and of[0] > most for of in bounds):
         return "failed"
-    return "undecided" if None in bounds else "passed"
+    return "passed" if all(of is not None and of[1] <= most for of in bounds) else "undecided"
 
 
 _WORDS = {1: "above B", -1: "below B", 0: "not shown to differ from B"}
@@ -151,21 +153,23 @@ _WORDS = {1: "above B", -1: "below B", 0: "not shown to differ from B"}
 def verdict(contrasts: Sequence[Contrast]) -> str:
     """Where A is above B, below, or neither is shown; and where matched learning says otherwise.
 
-    p is corrected over associations, separately for the last epoch and for matched learning.
+    p is corrected over associations, separately for the last epoch and for matched learning: also over those without a
+    verdict, because only the outcome shows which runs learn.
     """
-    learned = {each.name: each.paired for each in contrasts if each.premises_hold}
+    paired = {each.name: each.paired for each in contrasts}
     matched = {each.name: each.matched for each in contrasts if each.matched is not None}
-    last, early = (dict(zip(of, verdicts(list(of.values())), strict=True)) for of in (learned, matched))
-    parts = _parts(last, learned)
+    signs, early = (dict(zip(of, verdicts(list(of.values())), strict=True)) for of in (paired, matched))
+    last = {each.name: signs[each.name] for each in contrasts if each.premises_hold}
+    parts = _parts(last, paired)
     unsaid = [each.name for each in contrasts if not each.premises_hold]
     if unsaid:
         parts.append(f"not comparable on {', '.join(unsaid)}, where a run did not learn what it was taught")
     sentences = [f"A is {'; '.join(parts)}."] if parts else []
     undecided = [name for name, sign in last.items() if sign is None]
     if undecided:
-        tests = dict(zip(learned, comparisons(list(learned.values())), strict=True))
-        fewest = min(undecided, key=lambda name: learned[name].seeds)
-        sentences.append(f"No verdict on {', '.join(undecided)}: {too_few(learned[fewest].seeds, tests[fewest])}.")
+        tests = dict(zip(paired, comparisons(list(paired.values())), strict=True))
+        fewest = min(undecided, key=lambda name: paired[name].seeds)
+        sentences.append(f"No verdict on {', '.join(undecided)}: {too_few(paired[fewest].seeds, tests[fewest])}.")
     otherwise = {name: sign for name, sign in early.items() if sign is not None and sign != last.get(name)}
     if otherwise:
         sentences.append(f"At matched learning A is {'; '.join(_parts(otherwise, matched))}.")

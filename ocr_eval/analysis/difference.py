@@ -98,7 +98,7 @@ def mean_difference(pairs: Sequence[tuple[Mapping[int, Seed], Mapping[int, Seed]
         raise ValueError(_NOTHING)
     apart = [averaged([units_of(of[seed][0]) - units_of(of[seed][1]) for of in both]) for seed in seeds]
     return Difference(
-        value=estimate(apart),
+        value=estimate(apart, (-2, 2)),
         p=sign_flip_p([units.mean for units in apart]),
         seeds=len(seeds),
         subjects=sum(len(of[seed][0][0].subject) for of in both for seed in seeds),

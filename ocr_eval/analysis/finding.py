@@ -147,9 +147,10 @@ def _verdicts(lifts: Sequence[Lift]) -> str:
     few = sum(lift.sign is None for lift in lifts) - forgot
     why = [f"in {forgot} a control run did not learn its facts"] if forgot else []
     why += [f"{few} {'has' if few == 1 else 'have'} too few seeds"] if few else []
-    shown = sum(lift.sign == 1 for lift in lifts)
+    shown, below = (sum(lift.sign in signs for lift in lifts) for signs in ((1, -1), (-1,)))
     verb = "are" if shown > 1 else "is"
-    return f"{shown or 'none'} of {len(lifts)} lifts {verb} significant{': ' * bool(why)}{in_a_row(why)}"
+    negative = f" ({below} of them negative)" if below else ""
+    return f"{shown or 'none'} of {len(lifts)} lifts {verb} significant{negative}{': ' * bool(why)}{in_a_row(why)}"
 
 
 def _links(cell: Cell) -> str:

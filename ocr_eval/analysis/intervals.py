@@ -76,7 +76,7 @@ class Units:
 
     Attributes:
         values: mean over the subjects of each unit. [n]
-        weights: each unit's share of the subjects; they sum to 1. [n]
+        weights: each unit's share of the metric: of the OCR score an equal one, else that of the subjects. [n]
     """
 
     values: Floats
@@ -84,7 +84,7 @@ class Units:
 
     @property
     def mean(self) -> float:
-        """Mean over subjects."""
+        """The metric."""
         return float(self.values @ self.weights)
 
     @property
@@ -112,19 +112,21 @@ def units_of(seed: Seed, metric: Metric = "ocr-score") -> Units:
     unit_S = seed[0].units[0]
     subjects_n = np.bincount(unit_S)
     there = subjects_n > 0  # an answer in use may have no test subject among those that are compared
-    return Units((np.bincount(unit_S, values_S)[there] / subjects_n[there]), subjects_n[there] / len(unit_S))
+    weights_n = there / there.sum() if metric == "ocr-score" else subjects_n / len(unit_S)
+    return Units((np.bincount(unit_S, values_S)[there] / subjects_n[there]), weights_n[there])
 
 
 def averaged(several: Sequence[Units]) -> Units:
     """The mean of several metrics of one seed: unit by unit if their numbers of units agree, else as a single unit."""
     if len({len(units.values) for units in several}) > 1:
         return Units(np.array([np.mean([units.mean for units in several])]), np.ones(1))
-    values, weights = (np.mean([getattr(units, name) for units in several], axis=0) for name in ("values", "weights"))
-    return Units(values, weights)
+    n = len(several[0].values)
+    parts = [units.values * units.weights for units in several]  # so that their sum is the mean of the means
+    return Units(n * np.mean(parts, axis=0), np.full(n, 1 / n))
 
 
 def estimate(seeds: Sequence[Units], within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """Mean over seeds and its interval, clipped to the range of possible values (``within``).
+    """Mean over seeds and its interval, clipped to the usual range of values (``within``).
 
     Raises:
         ValueError: no seeds.
@@ -137,7 +139,7 @@ def estimate(seeds: Sequence[Units], within: tuple[float, float] = (-math.inf, m
         return Estimate(value)
     error = math.sqrt(max(means.var(ddof=1), np.mean([seed.variance for seed in seeds])) / len(seeds))
     half = t_quantile(len(seeds) - 1, (1 + LEVEL) / 2) * error
-    return Estimate(value, max(value - half, within[0]), min(value + half, within[1]))
+    return Estimate(value, max(value - half, min(value, within[0])), min(value + half, max(value, within[1])))
 
 
 def of_metric(seeds: Sequence[Seed], metric: Metric = "ocr-score") -> Estimate:

@@ -24,12 +24,16 @@ from numpy.typing import NDArray
 
 from ocr_eval.analysis.intervals import LEVEL, t_quantile
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.messages import in_a_row
 from ocr_eval.records.record import Record
 from ocr_eval.records.rows import by_association, group_rows
+from ocr_eval.records.select import ROW_KEYS, settings_of
 from ocr_eval.scoring.ranks import Floats
 
 #: The quantity of common-knowledge facts that were not taught (data/known.py).
 _HELD_OUT = "held_out"
+#: What the runs of one regression may differ in.
+_VARIED = ("model", "epochs", "variant", "seed", "train_seed", "code", "base", "description")
 #: Numbers of the measure ``known`` that retention needs.
 _NEEDED = ("base_known", "kept", "taught", "fitted_known", "fitted_unknown")
 
@@ -97,9 +101,17 @@ def regress(records: Sequence[Record], accuracy: Accuracy = "kept") -> Regressio
     """The regression over all runs whose record has retention and, for ``held-out``, that quantity.
 
     Raises:
-        UserError: fewer than four such runs, or runs that do not differ in what they fit.
+        UserError: fewer than four such runs, runs that do not differ in what they fit, or runs that also differ in
+            something else than what they teach, for how long, and in which model.
     """
     measured = [record for record in records if _is_measured(record)]
+    settings = [settings_of(record) for record in measured]
+    keys = [key for key in (*ROW_KEYS, "association") if key not in _VARIED]
+    if mixed := [key for key in keys if len({each.get(key) for each in settings}) > 1]:
+        raise UserError(
+            f"These runs differ in {in_a_row(mixed)}, and one regression would mix the effects. Choose some with "
+            "--filter, for example association=known."
+        )
     if accuracy == "held-out":
         measured = [record for record in measured if _HELD_OUT in record.final["first-token"]]
     if len(measured) < 4:

@@ -14,7 +14,7 @@ from statistics import fmean
 
 import msgspec
 
-from ocr_eval.analysis.difference import Difference, comparisons, mean_difference, power, too_few, verdicts
+from ocr_eval.analysis.difference import Difference, comparisons, corrected, mean_difference, power, too_few, verdicts
 from ocr_eval.analysis.intervals import WITHIN, Estimate, averaged, estimate, units_of
 from ocr_eval.analysis.lift import Lift, decided, lift_over
 from ocr_eval.analysis.significance import seeds_needed
@@ -49,6 +49,7 @@ class Links:
         lift: score minus that of the row's own no-entailment control, its verdict corrected for all rows' lifts over
             this kind of link; None unless every association has the control.
         against: score minus that of the reference; None for the reference, and if they share no people.
+        against_p_holm: its p, corrected for all rows that could be compared; None with too few seeds.
         matched: ``against`` at matched learning; also None if the premises of a run never held.
     """
 
@@ -58,6 +59,7 @@ class Links:
     all_seeds: int
     lift: Lift | None
     against: Difference | None
+    against_p_holm: float | None
     matched: Difference | None
 
 
@@ -112,18 +114,35 @@ def build_scorecard(records: Sequence[Record], scoring: Scoring) -> list[Scoreca
         rows.append(_row(key.name, key.unnamed, runs, first_name, first, controls, scoring))
         early = [at for run in runs if (at := _stopped(run))]
         if key.name == first_name and len(early) == len(runs) and not is_control(runs[0]):
-            rows.append(
-                _row(f"{key.name}, stopped when learned", key.unnamed, early, first_name, first, controls, scoring)
-            )
-    return _with_lifts_decided(rows)
+            stopped = f"{key.name}, stopped when learned"  # no control ended at the same epochs
+            rows.append(_row(stopped, key.unnamed, early, first_name, first, NoEntailments([]), scoring))
+    return _corrected(rows)
 
 
-def _with_lifts_decided(rows: Sequence[ScorecardRow]) -> list[ScorecardRow]:
-    of_kind = {kind: iter(decided([of.lift for row in rows if (of := row.links.get(kind))])) for kind in KINDS}
+def _corrected(rows: Sequence[ScorecardRow]) -> list[ScorecardRow]:
+    """The rows with p of lifts and of differences from the reference corrected for all of a kind of link."""
+    lifts = {kind: iter(decided([of.lift for row in rows if (of := row.links.get(kind))])) for kind in KINDS}
+    paired = {kind: _against_reference(rows, kind) for kind in KINDS}
+    ps = {kind: dict(zip(of, corrected(list(of.values())), strict=True)) for kind, of in paired.items()}
     return [
-        replace(row, links={kind: replace(of, lift=next(of_kind[kind])) for kind, of in row.links.items()})
+        replace(
+            row,
+            links={
+                kind: replace(of, lift=next(lifts[kind]), against_p_holm=ps[kind].get(row.name))
+                for kind, of in row.links.items()
+            },
+        )
         for row in rows
     ]
+
+
+def _against_reference(rows: Sequence[ScorecardRow], kind: Kind) -> dict[str, Difference]:
+    """The differences, by row, that are compared over a kind of link, and so count in each other's correction."""
+    return {
+        row.name: of.against
+        for row in rows
+        if row.name != row.reference and not row.control and (of := row.links.get(kind)) and of.against
+    }
 
 
 def _stopped(run: Record) -> Record | None:
@@ -187,6 +206,7 @@ def _links(name: str, runs: Runs, first: Runs | None, controls: NoEntailments, s
         all_seeds=len(set.union(*(set(of) for of in ranks.values()))),
         lift=None if is_control(next(iter(runs.values()))[0]) else _lift(runs, own, scoring),
         against=_apart(runs, first, scoring),
+        against_p_holm=None,
         matched=_apart(_when_matched(runs), _when_matched(first), scoring),
     )
 
@@ -237,9 +257,10 @@ _WORDS = {-1: "less", 1: "more", 0: "no detectable difference"}
 
 
 def verdict(rows: Sequence[ScorecardRow]) -> str:
-    """The verdict on the rows against their reference, p corrected for all rows compared over one kind of link.
+    """The verdict on the rows against their reference, p corrected for all rows that could be compared over one kind.
 
-    A row is compared only if all of its runs and of the reference's learned what they were taught.
+    A row has a verdict only if all of its runs and of the reference's learned what they were taught. The others count
+    in the correction, because only the outcome shows which runs learn.
     """
     learned = {row.name for row in rows if not row.unlearned}
     compared = [row for row in rows if row.name != row.reference and not row.control]
@@ -247,21 +268,23 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
     sentences, powers = [], set[tuple[int, int]]()
     undecided: dict[str, list[str]] = {}
     for kind, word in KINDS.items():
-        found = {row.name: of.against for row in fair if (of := row.links.get(kind)) and of.against}
-        signs = dict(zip(found, verdicts(list(found.values())), strict=True))
+        paired = _against_reference(rows, kind)
+        all_signs = dict(zip(paired, verdicts(list(paired.values())), strict=True))
+        found = {row.name: paired[row.name] for row in fair if row.name in paired}
+        signs = {name: all_signs[name] for name in found}
         parts = []
         for sign, said in _WORDS.items():
             names = [f"{name} ({found[name].value.value:+.2f})" for name, of in signs.items() if of == sign]
             parts += [f"{said} under {', '.join(names)}"] if names else []
         if parts:
             sentences.append(f"Inference over {word} links, compared with the reference: {'; '.join(parts)}.")
-        tests = dict(zip(found, comparisons(list(found.values())), strict=True))
+        tests = dict(zip(paired, comparisons(list(paired.values())), strict=True))
         without = [name for name, sign in signs.items() if sign is None]
         for seeds, among in sorted({(found[name].seeds, tests[name]) for name in without}):
             alike = ", ".join(name for name in without if found[name].seeds == seeds)
             undecided.setdefault(f"{alike}: {too_few(seeds, among)}", []).append(word)
         tested = {(of.seeds, tests[name]) for name, of in found.items() if signs[name] is not None}
-        powers |= tested or {(seeds_needed(among), among) for among in tests.values()}
+        powers |= tested or {(seeds_needed(tests[name]), tests[name]) for name in found}
     for words in dict.fromkeys(map(tuple, undecided.values())):
         which = "; on ".join(said for said, over in undecided.items() if tuple(over) == words)
         sentences.append(f"No verdict over {in_a_row(words)} links on {which}.")
@@ -280,7 +303,8 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
 
 
 def _left_out(rows: Sequence[ScorecardRow]) -> list[str]:
-    """Which scores use fewer seeds than there are, because their associations have different ones."""
+    """Which scores use fewer seeds than there are, and which other associations than their reference."""
+    reference = {row.name: row for row in rows}
     under: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         for kind, of in row.links.items():
@@ -288,4 +312,7 @@ def _left_out(rows: Sequence[ScorecardRow]) -> list[str]:
                 common = f"those that {in_a_row(of.associations)} have in common"
                 what = f"over {KINDS[kind]} links use only {of.seeds} of {of.all_seeds} seeds, {common}"
                 under[what].append(row.name)
+            against = reference[row.reference].links.get(kind)
+            if against and set(against.associations) != set(of.associations):
+                under[f"over {KINDS[kind]} links are of {in_a_row(of.associations)} alone"].append(row.name)
     return [f"Scores {what}: {'; '.join(names)}." for what, names in under.items()]

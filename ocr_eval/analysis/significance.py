@@ -5,7 +5,8 @@ uninformative about its answer, the units of a seed are exchangeable: every assi
 as the true one, and p is the share of assignments whose mean in-use rank is as low. Whole units are permuted, not
 subjects, because the subjects of a unit are not independent observations: they live in one city, and a model that
 prefers an answer for that city prefers it for all of them. So a few units cannot give a small p: n units of one seed
-have n! assignments, and the smallest p is 1 / n!, or 1 / 120 with the default of 5 groups. If there are more than
+have n! assignments, and the smallest p is 1 / n!, or 1 / 120 with the default of 5 groups. Trainings on the
+same subjects, as of a fixed table of facts, share one assignment: they are not further data. If there are more than
 ``MOST_EXACT`` assignments over all seeds, they are sampled.
 
 This test is about the trainings that were run. With two or more seeds, p is the larger of this one and of Student's t
@@ -23,13 +24,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cache
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ocr_eval.analysis.intervals import Seed, above_zero, units_of
 from ocr_eval.common import streams
-from ocr_eval.scoring.ranks import Floats
+from ocr_eval.scoring.ranks import Floats, HeldOut
 
 #: The largest p-value at which a sentence reports an inference or a difference.
 SIGNIFICANT = 0.05
@@ -68,6 +70,7 @@ def permutation_ps(cells: Sequence[Sequence[Seed]], draws: int = DRAWS) -> list[
         ValueError: a cell without seeds.
     """
     shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    cells = [_by_data(seeds) for seeds in cells]
     for i, seeds in enumerate(cells):
         if not seeds:
             raise ValueError("no seeds to test")
@@ -83,11 +86,20 @@ def permutation_ps(cells: Sequence[Sequence[Seed]], draws: int = DRAWS) -> list[
 
 def least_p(seeds: Sequence[Seed], draws: int = DRAWS) -> float:
     """The smallest permutation p-value possible with these seeds; swapping units with the same answer has no effect."""
+    seeds = _by_data(seeds)
     assignments = _assignments(list(map(_count, seeds)))
-    if assignments > MOST_EXACT:
-        return 1 / (1 + draws)
     answers = [Counter(seed[0].units[1].tolist()).values() for seed in seeds if seed[0].unit]
-    return math.prod(math.factorial(alike) for of_seed in answers for alike in of_seed) / assignments
+    least = math.prod(math.factorial(alike) for of_seed in answers for alike in of_seed) / assignments
+    return least if assignments <= MOST_EXACT else max(least, 1 / (1 + draws))
+
+
+def _by_data(seeds: Sequence[Seed]) -> list[Seed]:
+    """The runs of seeds that ask about the same subjects in the same units, together."""
+    alike: dict[tuple[Any, ...], list[HeldOut]] = defaultdict(list)
+    for seed in seeds:
+        asked = seed[0]
+        alike[tuple(asked.subject), tuple(asked.unit), tuple(asked.target.tolist())] += seed
+    return list(alike.values())
 
 
 def seeds_needed(comparisons: int = 1) -> int:
@@ -193,16 +205,17 @@ def _ps(cells: Sequence[Sequence[Seed]], shape: Sequence[int], draws: int) -> li
 
 
 def _means(seed: Seed) -> Floats:
-    """In-use ranks that each unit gives to each unit's answer, summed over the seed's runs, divided by their subjects.
+    """Mean in-use ranks that each unit gives to each unit's answer, as shares of a mean over units and runs.
 
-    Ranks are multiples of 1/2, so the sums are exact. [n units, n answers of units]
+    [n units, n answers of units]
     """
-    sums_nn = np.zeros((_count(seed), _count(seed)))
+    means_nn = np.zeros((_count(seed), _count(seed)))
     for run in seed:
         unit_S, answer_n = run.units
         is_of_Sn = unit_S[:, None] == np.arange(len(answer_n))
-        sums_nn += is_of_Sn.T.astype(np.float64) @ run.in_use[:, answer_n]
-    return sums_nn / sum(len(run.target) for run in seed)
+        sizes_n = np.maximum(is_of_Sn.sum(axis=0), 1)  # an answer in use may have no subject
+        means_nn += is_of_Sn.T.astype(np.float64) @ run.in_use[:, answer_n] / sizes_n[:, None]
+    return means_nn / (len(seed) * len(means_nn))
 
 
 def _of_assignments(means_Cnn: Floats, answers_Fn: NDArray[np.int64]) -> Floats:

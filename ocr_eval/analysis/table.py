@@ -115,6 +115,7 @@ class Table:
         metric: what cells show; None for mean rank, null rank and OCR score together.
         rows: the project's own rows, then the published ones.
         protocol: the data protocol that all runs share, by key.
+        fixed: associations in which several seeds of a row ask about the same subjects.
     """
 
     scoring: Scoring
@@ -124,6 +125,7 @@ class Table:
     rows: tuple[Row, ...]
     protocol: Mapping[str, str]
     findings: tuple[str, ...]
+    fixed: tuple[str, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy frame with a row per cell and the columns of the csv format."""
@@ -192,7 +194,13 @@ def build_table(
         rows=tuple(rows),
         protocol=shared_protocol(records, _PROTOCOL),
         findings=tuple(sorted({the_finding(record.quantities).name for record in records})),
+        fixed=tuple(sorted({runs[0].association for runs in every if _are_fixed(runs, scoring)})),
     )
+
+
+def _are_fixed(runs: Sequence[Record], scoring: Scoring) -> bool:
+    asked = {run.seed: tuple(run.held_out[scoring].subject) for run in runs}
+    return len(asked) > 1 and len(set(asked.values())) == 1
 
 
 def make_cells(
@@ -321,6 +329,7 @@ def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
 
 def _of_lift(lift: Lift | None) -> dict[str, Any]:
     return {
+        "lift_seeds": lift.seeds if lift else None,
         "lift_p": _rounded(lift.p if lift else None),
         "lift_p_holm": _rounded(lift.p_holm if lift else None),
         "control_premises_hold": lift.control_unlearned == 0 if lift else None,

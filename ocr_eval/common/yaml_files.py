@@ -186,9 +186,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: unreadable, not YAML, beyond a limit, a repeated key, or not a mapping; names file and line.
     """
     try:
-        content = _Document(read_bytes(path, _MOST_BYTES)).read()
+        content = read_bytes(path, _MOST_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+    return mapping(content, path)
+
+
+def mapping(text: bytes, path: Path) -> dict[str, Any]:
+    """The one YAML mapping in the content of a file.
+
+    Raises:
+        UserError: not YAML, beyond a limit, a repeated key, or not a mapping; names file and line.
+    """
+    try:
+        content = _Document(text).read()
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise UserError(f"{path}:{line} {error.problem}. Correct the file and start again.") from error

@@ -62,6 +62,13 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
     return [row[:-1] if len(row) > 1 and row[-1] == eos else row for row in rows]
 
 
+def windows(ids: Ids, bos: int | None, size: int) -> list[Ids]:
+    """A text's tokens in pieces of at most ``size``; each begins with BOS if the text does."""
+    begin = ids[:1] if ids[0] == bos else ()
+    step = size - len(begin)
+    return [(*begin, *ids[start : start + step]) for start in range(len(begin), len(ids), step)]
+
+
 def continuations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
     """Tokens of (prompt, answer) pairs, cut at the boundary.
 

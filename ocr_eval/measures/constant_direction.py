@@ -61,7 +61,7 @@ def cosines(trained: Trained, changes: Sequence[WeightChange]) -> Floats:
                 changed = view.network.get_submodule(change.module)
                 stack.enter_context(changed.register_forward_pre_hook(hook_of(change)))
             for chunk in cut_probes(trained.probes, size):
-                batch, _ = packed([(trained.probes[i].prompt, [(0,)]) for i in chunk])
+                batch, _ = packed(view, trained.lane, [(trained.probes[i].prompt, [(0,)]) for i in chunk])
                 tokens += batch.ids.shape[1]
                 view.logits(batch, [trained.lane])
         return np.array([[mean_cosine(each, tokens) for each in sums[change.module]] for change in changes])

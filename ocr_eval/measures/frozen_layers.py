@@ -52,7 +52,7 @@ class FrozenLayers(Measure):
 
     def take(self, trained: Trained) -> dict[str, Any]:
         """See the module."""
-        layers = 1 + max(layer_of(change.module) for change in trained.changes())
+        layers = trained.pack.base.network.config.get_text_config().num_hidden_layers
         cut = layers * 3 // 4
         found: dict[str, Any] = {"cut": cut} | self._ranks(trained, "")
         for name, frozen in (("early", range(cut)), ("late", range(cut, layers))):

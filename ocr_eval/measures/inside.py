@@ -62,11 +62,11 @@ def hooked(network: torch.nn.Module, see: Callable[[int, Tensor], Tensor | None]
         yield
 
 
-def packed(questions: Sequence[tuple[Ids, Sequence[Ids]]]) -> tuple[Batch, Tensor]:
+def packed(view: View, lane: int, questions: Sequence[tuple[Ids, Sequence[Ids]]]) -> tuple[Batch, Tensor]:
     """Prompts with answers as a one-row batch, and the node at which each answer's first token is read."""
     forest = Forest()
     reads, _ = read_answers(forest, questions)
-    batch = lay_out([(forest, reads)], by_clump=False)
+    batch = lay_out([view.place(lane, forest, reads)], by_clump=False)
     return batch, torch.tensor(batch.kept)[batch.columns]
 
 
@@ -81,7 +81,7 @@ def residuals(view: View, lane: int, probes: Sequence[ProbeTokens]) -> Tensor:
     def read(size: int) -> Tensor:
         order, parts = [], []
         for chunk in cut_probes(probes, size):
-            batch, nodes = packed([(probes[i].prompt, [(0,)]) for i in chunk])
+            batch, nodes = packed(view, lane, [(probes[i].prompt, [(0,)]) for i in chunk])
             seen: list[Tensor] = []
 
             def see(layer: int, hidden: Tensor, nodes: Tensor = nodes, seen: list[Tensor] = seen) -> None:

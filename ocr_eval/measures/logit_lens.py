@@ -31,7 +31,7 @@ class LogitLens(Measure):
         """The result in a sentence."""
         layers = {key.removesuffix("_layer"): value for key, value in found.items() if key.endswith("_layer")}
         none = [key.removesuffix("_rank") for key in found if key.endswith("_rank") and key[:-5] not in layers]
-        parts = [f"{quantity} is above chance from layer {layer} on" for quantity, layer in layers.items()]
+        parts = [f"{quantity} first rises above chance after layer {layer}" for quantity, layer in layers.items()]
         return "; ".join([*parts, *(f"{quantity} in no layer" for quantity in none)]) + "."
 
     def take(self, trained: Trained) -> dict[str, Any]:

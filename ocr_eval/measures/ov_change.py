@@ -101,14 +101,16 @@ def ov_changes(network: torch.nn.Module, changes: Iterable[WeightChange]) -> Ite
         width, inner, size = len(o), o.shape[1], attention.head_dim
         heads, groups = inner // size, len(v) // size
         before = getattr(layer, "input_layernorm", None)
-        behind = before is None or hasattr(layer, "pre_feedforward_layernorm")  # else that norm precedes the MLP
-        g_in = gain(before, width, bare[0].weight)
-        g_out = gain(layer.post_attention_layernorm if behind else None, width, bare[0].weight)
+        behind = getattr(layer, "post_self_attn_layernorm", None)  # of GLM-4
+        if before is None or hasattr(layer, "pre_feedforward_layernorm"):  # else that norm precedes the MLP
+            behind = layer.post_attention_layernorm
+        g_in, g_out = (gain(norm, width, bare[0].weight) for norm in (before, behind))
 
         direct = changed.get(f"{names[attention]}.{MODULE}")
         if direct is not None:
             left = direct.dense().cpu().double().view(width, heads, width).transpose(0, 1) * g_out[:, None]
-            yield HeadChanges(left, g_in.diag().expand(heads, width, width), None, width)
+            bias = None if bare[0].bias is None else torch.zeros(heads, dtype=left.dtype)  # it is added as before
+            yield HeadChanges(left, g_in.diag().expand(heads, width, width), bias, width)
             continue
 
         def of_heads(values: Tensor, heads: int = heads, groups: int = groups, size: int = size) -> Tensor:
@@ -154,6 +156,7 @@ class OVChange(Measure):
                     heads.setdefault(key, []).append(value)
         parts = [slice(sum(per_layer[:i]), sum(per_layer[: i + 1])) for i in range(len(per_layer))]
         means = ("ratio", "effective_rank", "stable_rank")
+        changed = [i for i, norm in enumerate(heads["frobenius"]) if norm > 0]
         layers = {
             "layer": list(range(len(parts))),
             "frobenius": rounded([math.hypot(*heads["frobenius"][p]) for p in parts]),
@@ -161,7 +164,7 @@ class OVChange(Measure):
         layers |= {key: rounded([math.fsum(heads[key][p]) / len(heads[key][p]) for p in parts]) for key in means}
         return {
             "frobenius": math.hypot(*heads["frobenius"]),
-            **{key: math.fsum(heads[key]) / len(heads[key]) for key in means},
+            **{key: math.fsum(heads[key][i] for i in changed) / max(1, len(changed)) for key in means},
             "rank_bound": rank,
             "layers": layers,
             "heads": {key: column if key in ("layer", "head") else rounded(column) for key, column in heads.items()},

@@ -63,7 +63,7 @@ def patched(
         found = np.zeros((len(layers), *tokens.shape))
         for chunk in cut_probes(probes, size):
             asked = [(of[i].prompt, [(0,)]) for of in (spots, probes) for i in chunk]
-            batch, nodes = packed(asked)
+            batch, nodes = packed(view, trained.lane, asked)
             for row, chosen in enumerate(layers):
 
                 def see(

@@ -68,10 +68,12 @@ class Sharing(Measure):
         sides = [head[torch.from_numpy(ids)].detach().cpu().double() * final for ids in (b_n, c_n)]
         u_b, u_c = (side - side.mean(dim=0) for side in sides)
         by_kind: dict[str, list[Floats]] = {"weights": []}
+        changed: list[bool] = []
         for layer in ov_changes(network, trained.changes()):
             images = [(layer.left.transpose(1, 2) @ u.T).transpose(1, 2) @ layer.right for u in (u_b, u_c)]  # [H, n, D]
             b_nX, c_nX = (image.transpose(0, 1).flatten(1).numpy() for image in images)
             by_kind["weights"].append(cosines(b_nX, c_nX))
+            changed.append(bool(b_nX.any()))
         if trained.has_base:
             by_kind["shift"] = self._shifts(trained, up_to_subject(trained.pack.base.tokenizer, findings), b_n, c_n)
         found: dict[str, Any] = {"tokens": float(cosines(u_b.numpy(), u_c.numpy()).diagonal().mean())}
@@ -83,7 +85,8 @@ class Sharing(Measure):
             other_L = (values_Lnn.sum(axis=(1, 2)) - n * same_L) / (n * (n - 1))
             ps = corrected_ps(values_Lnn, f"{trained.spec.stream('data')}/sharing/{kind}")
             layers |= {kind: rounded(same_L), f"{kind}_other": rounded(other_L), f"{kind}_p": rounded(ps)}
-            found |= {kind: float((same_L - other_L).mean()), f"{kind}_p": float(ps.min())}
+            apart_L = (same_L - other_L)[changed if kind == "weights" else slice(None)]
+            found |= {kind: float(apart_L.mean()) if len(apart_L) else 0.0, f"{kind}_p": float(ps.min())}
         return {**found, "layers": layers}
 
     @staticmethod

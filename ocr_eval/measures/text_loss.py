@@ -6,9 +6,10 @@
     tokens      how many were predicted
     text        first 12 digits of the text's sha256
 
-The text is read in windows of 256 tokens, or of the model's context if that is shorter; in each window, all tokens
-except the first are predicted. Nothing is fitted to this text: covariances and anchors come from other texts. A pass
-costs about 40 TFLOP per billion parameters, so the measure is taken only on request.
+The text is read in windows of 256 tokens, or of the model's context if that is shorter, each after BOS if the tokenizer
+adds one; in each window, all tokens except the first are predicted. Nothing is fitted to this text: covariances and
+anchors come from other texts. A pass costs about 40 TFLOP per billion parameters, so the measure is taken only on
+request.
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.files import read_bytes
-from ocr_eval.data.tokenize import Ids, encode
+from ocr_eval.data.tokenize import Ids, encode, windows
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.methods.texts import text_file
 from ocr_eval.methods.view import View, longest
@@ -56,16 +57,19 @@ class TextLoss(Measure):
             found["base_loss"] = self._bases[base.base]
             found["rise"] = found["loss"] - found["base_loss"]
         rounded = {key: float(f"{value:.6g}") for key, value in found.items()}
-        return {**rounded, "tokens": len(ids) - len(range(0, len(ids), window)), "text": digest}
+        pieces = windows(ids, trained.view().base.tokenizer.bos_token_id, window)
+        return {**rounded, "tokens": sum(len(piece) - 1 for piece in pieces), "text": digest}
 
 
 @torch.no_grad()
 def text_loss(view: View, lane: int, ids: Ids, window: int = _WINDOW) -> float:
     """Nats per token of a text, read in windows of ``window`` tokens whose first token is not predicted."""
     total, count = 0.0, 0
-    for start in range(0, len(ids) - 1, window):
+    for piece in windows(ids, view.base.tokenizer.bos_token_id, window):
+        if len(piece) == 1:
+            continue
         forest = Forest()
-        reads, _ = read_answers(forest, [(ids[start : start + 1], [ids[start + 1 : start + window]])])
+        reads, _ = read_answers(forest, [(piece[:1], [piece[1:]])])
         logprobs_T = view.token_logprobs({lane: (forest, reads)})[lane]
         total -= logprobs_T.double().sum().item()
         count += len(logprobs_T)

@@ -122,6 +122,9 @@ class LaneLinear(torch.nn.Module):
         lanes = self.window.lanes
         if lanes is None:
             return self.base(x)
+        if x.dim() == 2:  # a shared expert's rows, lane after lane
+            count = len(range(*lanes.indices(len(self.scales)))) if isinstance(lanes, slice) else len(lanes)
+            return self.forward(x.view(count, -1, x.shape[-1])).flatten(0, 1)
         # Quantized layers, and those that accelerate moves between devices, have their own forward and backward, and
         # what they return must not be changed in place.
         plain = type(self.base) is torch.nn.Linear and not hasattr(self.base, "_hf_hook")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor
 
 from ocr_eval.common import streams
 from ocr_eval.common.errors import UserError
@@ -17,7 +16,6 @@ from ocr_eval.methods.view import Cut, View, longest
 from ocr_eval.models.base import Base
 from ocr_eval.models.weights import file_sha256
 from ocr_eval.packing.forest import ROOT, Forest, Reads
-from ocr_eval.packing.logprobs import Reader
 from ocr_eval.specs.run import RunSpec
 
 #: The file of a run's context in its folder.
@@ -49,13 +47,12 @@ def draw_context(tokenizer: Any, config: Any, spec: RunSpec, examples: Sequence[
     """
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and all(example.prompt[0] == bos for example in examples)
-    end = tokenizer(".\n", add_special_tokens=False).input_ids
     ids: list[int] = [bos] if adds_bos else []
     answers: list[int] = []
     for i in streams.permutation(f"{spec.stream('order')}/context", len(examples)):
         ids += examples[i].prompt[adds_bos:]
         answers += range(len(ids), len(ids) + len(examples[i].answer))
-        ids += [*examples[i].answer, *end]
+        ids += [*examples[i].answer, *_end(tokenizer, examples[i])]
     most = longest(config)
     if len(ids) + _ROOM > most:
         raise UserError(
@@ -63,6 +60,19 @@ def draw_context(tokenizer: Any, config: Any, spec: RunSpec, examples: Sequence[
             f"but the model reads {most:,} at most, including the question. Lower --n, --m-train or --m-test."
         )
     return Context(tuple(ids), int(adds_bos), tuple(answers))
+
+
+def _end(tokenizer: Any, example: Continuation) -> list[int]:
+    """The tokens that end a statement in a context: a full stop and a line break.
+
+    Encoded after the statement, where tokenizers that begin a text with a space piece add none.
+    """
+    statement = [*example.prompt, *example.answer]
+    text = tokenizer.decode(statement, skip_special_tokens=True)
+    bare, ended = (tokenizer(each, add_special_tokens=False).input_ids for each in (text, f"{text}.\n"))
+    if ended[: len(bare)] == bare:
+        return list(ended[len(bare) :])
+    return list(tokenizer(".\n", add_special_tokens=False).input_ids)  # the full stop merges with the answer
 
 
 @dataclass(frozen=True)
@@ -75,11 +85,9 @@ class ContextView(View):
 
     contexts: Mapping[int, Context] = field(default_factory=dict)
 
-    def read(self, rows: Mapping[int, tuple[Forest, Reads]], read: Reader) -> dict[int, Tensor]:
-        """What a reader finds at each expected token, lane by lane."""
-        return super().read(
-            {k: below(self.contexts[k], *of) if k in self.contexts else of for k, of in rows.items()}, read
-        )
+    def place(self, lane: int, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:
+        """The forest after the lane's context, if it has one."""
+        return below(self.contexts[lane], forest, reads) if lane in self.contexts else (forest, reads)
 
 
 def below(context: Context, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_bytes, write_atomic
-from ocr_eval.data.tokenize import Ids, encode
+from ocr_eval.data.tokenize import Ids, encode, windows
 from ocr_eval.methods.texts import text_file
 from ocr_eval.models.base import Base
 from ocr_eval.models.weights import cache_folder
@@ -44,7 +44,7 @@ def covariances(base: Base, modules: Sequence[str], text: str) -> dict[str, Tens
     path, digest = text_file(text)
     files = {}
     for module in modules:
-        key = f"{base.identity} {base.spec.dtype} {base.spec.attention} {base.device.type} {digest} {module}"
+        key = f"{base.identity} {base.spec.dtype} {base.spec.attention} {base.device.type} {digest} {module} v2"
         files[module] = cache_folder() / "covariance" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     missing = [module for module in modules if not files[module].is_file()]
     if missing:
@@ -84,9 +84,10 @@ def _measure(base: Base, modules: Sequence[str], path: Path) -> dict[str, Tensor
                     raise _Enough
 
             hooks.enter_context(base.network.get_submodule(module).register_forward_pre_hook(take))
-        for start in range(0, len(ids), _WINDOW):
+        pieces = windows(ids, base.tokenizer.bos_token_id, _WINDOW)
+        for piece in pieces:
             window = Forest()
-            end = window.add(ids[start : start + _WINDOW])[-1]
+            end = window.add(piece)[-1]
             batch = lay_out([(window, Reads([end], [0], [0]))], by_clump=False)
             with suppress(_Enough):
                 base.network(**batch.inputs(base.device, base.dtype), use_cache=False)
@@ -98,5 +99,5 @@ def _measure(base: Base, modules: Sequence[str], path: Path) -> dict[str, Tensor
                 f"{path}: its {len(ids):,} tokens give a covariance of rank {rank:,}, but {base.spec.name} needs "
                 f"{width:,}. Name a longer prose text: --method ...:text=FILE."
             )
-        sums[module] = total / len(ids)
+        sums[module] = total / sum(map(len, pieces))
     return sums

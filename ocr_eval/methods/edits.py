@@ -216,7 +216,7 @@ def added(base: Base, module: str, deltas_SO: Tensor) -> Iterator[Callable[[Pass
 def seek(base: Base, passes: Sequence[Pass], module: str, subjects: int, aim: Search) -> tuple[Tensor, Tensor]:
     """Optimize each subject's delta to the output of a module, all at once.
 
-    The loss of a subject is mean NLL + kl * KL(base || edited) after its essence + decay * |delta| / |v0|^2. A subject
+    The loss of a subject is mean NLL + kl * KL(edited || base) after its essence + decay * |delta| / |v0|^2. A subject
     whose mean NLL is below 0.05 takes no more steps.
 
     Returns:
@@ -251,7 +251,7 @@ def seek(base: Base, passes: Sequence[Pass], module: str, subjects: int, aim: Se
                     held = before.setdefault(i, after.detach())
                     size = size_S1[each.subjects]
                     spread = (deltas_SO[each.subjects].norm(dim=1, keepdim=True) / size**2).sum()
-                    loss = own_S.sum() + aim.kl * (held.exp() * (held - after)).sum() + aim.decay * spread
+                    loss = own_S.sum() + aim.kl * (after.exp() * (after - held)).sum() + aim.decay * spread
                 if not bool(loss.isfinite()):
                     raise RunFailed(f"The edit diverged in step {step + 1} of its search. Lower its rate or clamp.")
                 if step < aim.steps:

@@ -64,8 +64,11 @@ class Memit(Editing):
         depth = network.config.get_text_config().num_hidden_layers
         layers = layers_of(settings.layers or f"{depth // 8 + (depth > 8)}-{depth // 3}")
         modules = [down_projection(network, layer) for layer in layers]
-        if hasattr(network.get_submodule(_block(modules)), "post_feedforward_layernorm"):
+        block = network.get_submodule(_block(modules))
+        if hasattr(block, "post_feedforward_layernorm") or hasattr(block, "post_mlp_layernorm"):
             raise UserError("The model's MLP outputs are normalized, so edits do not add up over layers. Use rome.")
+        if getattr(block, "residual_multiplier", 1.0) != 1.0:
+            raise UserError("The model scales its MLP outputs, so edits do not add up over layers. Use rome.")
         return modules
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> EditPack:

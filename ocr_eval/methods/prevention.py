@@ -47,6 +47,7 @@ class Prevention:
         reads_base: whether it reads the base's weights, and so not with a method whose base is quantized.
         least_rank: the smallest rank of adapters that it works with.
         knows_relation: whether it uses the unwanted relation itself, which a user would have to know beforehand.
+        last: whether it changes the task after all other preventions, because it needs what they add.
         stops_when_learned: whether training ends after the first epoch at which all premises hold.
         settings: the settings in this run.
     """
@@ -58,6 +59,7 @@ class Prevention:
     reads_base: ClassVar[bool] = False
     least_rank: ClassVar[int] = 1
     knows_relation: ClassVar[bool] = False
+    last: ClassVar[bool] = False
     stops_when_learned: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
@@ -95,7 +97,7 @@ def task_of_run(spec: RunSpec) -> Task:
         UserError: the structure builds a task that cannot be measured, or a prevention changes the probes.
     """
     task = built = build_task(spec)
-    for prevention in preventions_of(spec.train):
+    for prevention in sorted(preventions_of(spec.train), key=lambda prevention: prevention.last):
         task = prevention.task(task)
     if (task.probes, task.quantities) != (built.probes, built.quantities):
         raise UserError(

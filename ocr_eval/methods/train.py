@@ -82,8 +82,12 @@ def _gradients(pack: GradientPack, batches: dict[int, list[Continuation]]) -> di
     sizes = {lane: BatchSize(sum(len(e.answer) for e in batch), len(batch)) for lane, batch in batches.items()}
     share = {lane: batch[accelerator.process_index :: accelerator.num_processes] for lane, batch in batches.items()}
     nats = _backward_in_parts(pack, share, sizes)
+    if isinstance(pack.adapters, Adapters):
+        pack.adapters.learns(None)  # penalties are of the whole adapter
     for lane in batches:
         _add_penalties(pack, lane)
+    if (scale := pack.base.loss_scale) != 1.0:
+        torch._foreach_div_(pack.adapters.gradients(), scale)
     if accelerator.num_processes > 1:
         nats = sum_over_processes(pack.adapters.gradients(), nats)
     return {lane: (nats[lane], size.tokens) for lane, size in sizes.items()}
@@ -112,9 +116,9 @@ def _backward_in_parts(
 def _backward(
     pack: GradientPack, batches: dict[int, list[Continuation]], sizes: dict[int, BatchSize]
 ) -> dict[int, float]:
-    """Gradients and losses, part by part, as shares of means over whole batches."""
+    """Scaled gradients, and losses, part by part, as shares of means over whole batches."""
     pack.adapters.zero_grad()
-    nats, scale = dict.fromkeys(batches, 0.0), pack.base.loss_scale
+    nats = dict.fromkeys(batches, 0.0)
     for half, part in _parts(batches, pack.cut.parts):
         if isinstance(pack.adapters, Adapters):
             pack.adapters.learns(half)
@@ -133,11 +137,9 @@ def _backward(
             for lane, values in logprobs.items()
         }
         # Lanes share no parameter, so the gradient of the sum gives each lane its own.
-        pack.base.accelerator.backward(torch.stack(list(losses.values())).sum() * scale)
+        pack.base.accelerator.backward(torch.stack(list(losses.values())).sum() * pack.base.loss_scale)
         for lane, loss in losses.items():
             nats[lane] += loss.item()
-    if scale != 1.0:
-        torch._foreach_div_(pack.adapters.gradients(), scale)
     return nats
 
 
@@ -155,7 +157,7 @@ def _parts(
 
 
 def _add_penalties(pack: GradientPack, lane: int) -> None:
-    """Add the gradients of the terms that a lane's preventions add to its loss."""
+    """Add the scaled gradients of the terms that a lane's preventions add to its loss."""
 
     def read(examples: Sequence[Continuation], trained: bool, reader: Reader = read_logprobs) -> torch.Tensor:
         return pack.view(trained).read({lane: batch_forest(examples)}, reader)[lane]
@@ -164,7 +166,7 @@ def _add_penalties(pack: GradientPack, lane: int) -> None:
         for prevention in pack.learners[lane].preventions:
             term = prevention.loss(pack.learners[lane], read)
             if term is not None and term.requires_grad:
-                pack.base.accelerator.backward(term)
+                pack.base.accelerator.backward(term * pack.base.loss_scale)
 
 
 def _step(pack: GradientPack, lane: int, step: int, steps: int) -> None:

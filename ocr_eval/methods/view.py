@@ -98,7 +98,8 @@ class View:
 
     def read(self, rows: Mapping[int, tuple[Forest, Reads]], read: Reader) -> dict[int, torch.Tensor]:
         """What a reader finds at each expected token, lane by lane (packing/logprobs.py)."""
-        batch = lay_out(list(rows.values()), by_clump=self.base.attention == grouped_attention.NAME)
+        placed = [self.place(lane, *of) for lane, of in rows.items()]
+        batch = lay_out(placed, by_clump=self.base.attention == grouped_attention.NAME)
         logits_KRV = self.logits(batch, list(rows))
         rows_T = (batch.rows * logits_KRV.shape[1] + batch.columns).to(logits_KRV.device)
         found_T = read(
@@ -108,6 +109,10 @@ class View:
             block_rows(logits_KRV.shape[-1], logits_KRV.device.type),
         )
         return dict(zip(rows, found_T.split(batch.counts), strict=True))
+
+    def place(self, lane: int, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:
+        """A forest and its reads as a lane reads them, for example after a context."""
+        return forest, reads
 
     def logits(self, batch: Batch, lanes: Sequence[int]) -> torch.Tensor:
         """The logits that a batch keeps, each row through its lane; differentiable. [K, R, V]"""

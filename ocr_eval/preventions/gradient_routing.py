@@ -41,6 +41,7 @@ class GradientRouting(Prevention):
     Settings = Settings
     needs_adapters = True
     least_rank = 2  # one for each half
+    last = True  # what other preventions add needs a half, too
 
     def task(self, task: Task) -> Task:
         """The task with a half for each example.

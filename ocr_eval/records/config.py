@@ -7,6 +7,7 @@ import yaml
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import read_stored, stored, whole
 from ocr_eval.specs.model import Training, TrainSpec
 from ocr_eval.specs.run import DataSpec, RunSpec
 from ocr_eval.specs.strict import SCHEMA_VERSION
@@ -19,10 +20,12 @@ def read_config(folder: Path) -> RunSpec:
         UserError: there is no config.yaml, or an invalid one.
     """
     path = folder / "config.yaml"
-    if not path.is_file():
+    if not stored(path).is_file():
         what = "is not a run folder (no config.yaml)" if folder.exists() else "does not exist"
         raise UserError(f"'{folder}' {what}. Give a folder below <output>/runs.")
-    return read_run(path)
+    with whole(path):
+        content = read_stored(path)
+    return parse_run(yaml_files.mapping(content, path), path)
 
 
 def read_run(path: Path) -> RunSpec:

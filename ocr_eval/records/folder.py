@@ -15,7 +15,7 @@
         checkpoint-<epoch>.pt      training state, while the run is unfinished
         checkpoint-<epoch>.sha256  digest of everything needed to resume from it
 
-metrics.jsonl and probes.jsonl of a finished run may be compressed (``gzip metrics.jsonl``); they are read as before.
+Files of a finished run, but for status.json and env.json, may be compressed (``gzip metrics.jsonl``).
 
 Every file, and adapter/ and model/ as a whole, is written to a temporary path, synced and renamed. Only metrics.jsonl
 grows; a last line without a newline is ignored. A lock on the folder (``.lock``) keeps a second process out;
@@ -95,7 +95,7 @@ class RunFolder:
 
     def has_begun(self) -> bool:
         """Whether the run is finished or can be resumed."""
-        return (self.path / "config.yaml").is_file() and self.failure() is None
+        return files.stored(self.path / "config.yaml").is_file() and self.failure() is None
 
     def is_done(self) -> bool:
         """Whether the run finished and its record is valid.

@@ -269,6 +269,8 @@ def column_order(names: Iterable[str]) -> list[str]:
 
 
 def shared_protocol(records: Sequence[Record], keys: Sequence[str]) -> dict[str, str]:
-    """The fields of the data protocol that have the same value in all records, with it."""
+    """The fields of the data protocol that have the same value in all records, with it; none of a table of facts."""
+    if any(record.structure == "facts" for record in records):
+        return {}  # people, groups and candidates are those of the table
     values = {key: {getattr(record.data, key) for record in records} for key in keys}
     return {key: text_of(next(iter(of))) for key, of in values.items() if len(of) == 1}

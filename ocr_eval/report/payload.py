@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ocr_eval.analysis.candidate_heat import Heat, heat_of
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.files import read_bytes, whole
+from ocr_eval.common.files import read_stored, whole
 from ocr_eval.data.task import the_finding
 from ocr_eval.methods.method import label_of
 from ocr_eval.records.config import read_config
@@ -66,7 +66,7 @@ def pack(content: Mapping[str, Any]) -> str:
 
 def _text(path: Path) -> str:
     with whole(path):
-        return read_bytes(path).decode()
+        return read_stored(path).decode()
 
 
 def _curves(run: FinishedRun, scoring: Scoring) -> dict[str, Any]:

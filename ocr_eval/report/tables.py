@@ -13,6 +13,7 @@ from ocr_eval.analysis.intervals import METRICS as _INTERVALS
 from ocr_eval.analysis.significance import SIGNIFICANT
 from ocr_eval.analysis.table import METRICS, Cell, Row, Table, flat_cells
 from ocr_eval.common import files
+from ocr_eval.common.messages import in_a_row
 from ocr_eval.methods.method import advice, label_of
 from ocr_eval.records.record import Record
 from ocr_eval.records.rows import usual_settings
@@ -68,13 +69,18 @@ def _reading(table: Table) -> str:
             "that only knows which answers occur would get. OCR score = 1 - mean rank / chance, both among the answers "
             "in use alone: 0 nothing inferred, 1 always."
         )
-        return text + " Intervals are for new seeds (Student's t)." * bounded
+        return f"{text}{_of_new_seeds(table)}" if bounded else text
     if table.metric not in METRICS:
         return (
             f"{table.metric} of the trained model, averaged over seeds; it depends on no scoring and has no interval."
         )
     bound = " (no interval: records keep no margins per subject)" if table.metric == "margin" else ""
     return f"{where}: {METRIC_NAMES[table.metric]}{interval or bound}."
+
+
+def _of_new_seeds(table: Table) -> str:
+    fixed = f"; those of {in_a_row(table.fixed)} for new trainings on the same subjects" if table.fixed else ""
+    return f" Intervals are for new seeds (Student's t){fixed}."
 
 
 def _protocol(table: Table) -> list[str]:

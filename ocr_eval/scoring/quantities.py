@@ -24,22 +24,26 @@ def _ranks(probes: Sequence[Probe], logprobs_PC: Any) -> Ranks:
 def held_out(task: Task, scores: CandidateScores) -> dict[Scoring, HeldOut]:
     """The ranks of the finding, by subject, under each scoring."""
     probes = task.probes_of(task.finding.name)
-    targets = np.array([probe.target for probe in probes])
-    units = [probe.unit for probe in probes]
-    alike = len({probe.candidates for probe in probes}) == 1
-    are_answers = units == [str(target) for target in targets.tolist()] and len(set(units)) == probes[0].in_use
     result: dict[Scoring, HeldOut] = {}
     for scoring in scores.logprobs:
         ranks = quantity_ranks(task.probes, scores, scoring, task.finding.name)
         assert ranks is not None, "a task has probes of its finding"
-        result[scoring] = HeldOut(
-            subject=[probe.subject for probe in probes],
-            target=targets,
-            ranks=ranks.all[:, : probes[0].in_use],
-            unit=() if are_answers else units,
-            answers=probes[0].candidates[: probes[0].in_use] if alike and not task.personal else (),
-        )
+        result[scoring] = _by_subject(probes, ranks, task.personal)
     return result
+
+
+def _by_subject(probes: Sequence[Probe], ranks: Ranks, personal: bool = False) -> HeldOut:
+    targets, in_use = [probe.target for probe in probes], probes[0].in_use
+    units = [probe.unit for probe in probes]
+    alike = len({probe.candidates for probe in probes}) == 1
+    are_answers = units == list(map(str, targets)) and len(set(units)) == in_use
+    return HeldOut(
+        subject=[probe.subject for probe in probes],
+        target=np.array(targets),
+        ranks=ranks.all[:, :in_use],
+        unit=() if are_answers else units,
+        answers=probes[0].candidates[:in_use] if alike and not personal else (),
+    )
 
 
 def summarize_quantities(
@@ -54,7 +58,9 @@ def summarize_quantities(
         for quantity in quantities:
             ranks = quantity_ranks(probes, scores, scoring, quantity.name)
             if ranks is not None:
-                result[scoring][quantity.name] = summarize(ranks)
+                asked = [probe for probe in probes if probe.quantity == quantity.name]
+                alike = len({probe.in_use for probe in asked}) == 1
+                result[scoring][quantity.name] = summarize(ranks, _by_subject(asked, ranks) if alike else None)
     return result
 
 

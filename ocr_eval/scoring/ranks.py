@@ -4,8 +4,10 @@
     rank of a probe        = midrank of its right answer
     null rank of a probe   = mean midrank over the in-use answers: the expected rank under permuted group labels,
                              that is, of a model that knows which answers occur but not who they belong to
-    in-use rank            = midrank of the right answer among the n in-use answers alone; its null is (n - 1) / 2
-    OCR score              = 1 - mean in-use rank / its null
+    in-use rank            = midrank of the right answer among the n in-use answers alone
+    in-use null            = the expected in-use rank under permuted group labels: (n - 1) / 2 if each answer is right
+                             for as many groups as any other, less if the preferred answers are right more often
+    OCR score              = 1 - mean in-use rank / in-use null, each group counting once, whatever its size
     margin of a probe      = log-probability of its right answer minus that of the best other candidate, in nats
 
 Mean rank (the published statistic) and null rank are among all candidates. The OCR score ignores distractors: among
@@ -69,8 +71,8 @@ class Score(msgspec.Struct, frozen=True, gc=False):
         margin: mean margin in nats.
         ties: probes whose right answer is tied with another candidate.
         in_use_rank: mean in-use rank; None in older scores, which lack it.
-        ocr_score: 1 - in_use_rank / its null; 1 always inferred, 0 nothing transferred, below 0 anti-transfer. None in
-            those older scores, whose files have another ratio under this name.
+        ocr_score: 1 - in-use rank / in-use null; 1 always inferred, 0 nothing transferred, below 0 anti-transfer. None
+            in those older scores, whose files have another ratio under this name.
     """
 
     probes: int
@@ -161,15 +163,30 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
         """In-use rank of the right answer. [S]"""
         return self.in_use[np.arange(len(self.target)), self.target]
 
+    def over_units(self, values_S: Floats) -> float:
+        """Mean over subjects, in which each unit counts once, whatever its size."""
+        unit_S, _ = self.units
+        sizes = np.bincount(unit_S)
+        return float((np.bincount(unit_S, values_S)[sizes > 0] / sizes[sizes > 0]).mean())
+
+    @cached_property
+    def in_use_null(self) -> float:
+        """Expected mean in-use rank if the units' answers were permuted among them."""
+        _, answer_n = self.units
+        return self.over_units(self.in_use[:, answer_n].mean(axis=1))
+
     @cached_property
     def scores(self) -> Floats:
-        """OCR score of each subject, whose mean is that of the run. [S]"""
-        return 1 - self.in_use_rank / ((self.ranks.shape[1] - 1) / 2)
+        """OCR score of each subject, whose mean over units is that of the run. [S]
+
+        All 0 if every unit has the same answer and that is always first: permuting answers then changes nothing.
+        """
+        return 1 - self.in_use_rank / self.in_use_null if self.in_use_null else np.zeros(len(self.target))
 
     @property
     def ocr_score(self) -> float:
-        """1 - mean in-use rank / ((n - 1) / 2)."""
-        return float(self.scores.mean())
+        """1 - mean in-use rank / in-use null."""
+        return self.over_units(self.scores)
 
 
 def _place(ranks_PC: Floats, right_P: Floats) -> Floats:
@@ -220,8 +237,11 @@ def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int | Seque
     )
 
 
-def summarize(ranks: Ranks) -> Score:
+def summarize(ranks: Ranks, held: HeldOut | None = None) -> Score:
     """The statistics of a set of probes.
+
+    Args:
+        held: the same probes with their units. Without it each answer should be right equally often.
 
     Raises:
         ValueError: no probes.
@@ -238,5 +258,5 @@ def summarize(ranks: Ranks) -> Score:
         margin=float(ranks.margin.mean()),
         ties=int((ranks.ties > 0).sum()),
         in_use_rank=float(ranks.in_use.mean()),
-        ocr_score=float(1 - ranks.in_use.mean() / ranks.in_use_null.mean()),
+        ocr_score=float(1 - ranks.in_use.mean() / ranks.in_use_null.mean()) if held is None else held.ocr_score,
     )

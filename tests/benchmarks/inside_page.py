@@ -18,7 +18,7 @@ from ocr_eval.report.figures.style import COLORS, bare, draw
 from ocr_eval.specs.association import load_association
 
 MADE, LINKS = Path("results/inside/measures.jsonl"), Path("results/inside/links.json")
-EPOCHS, PICTURE = Path("results/inside/epochs.json"), Path("results/inside/inside.png")
+EPOCHS, PICTURE = Path("results/inside/epochs.csv"), Path("results/inside/inside.png")
 VARIANTS = ("real", "no-entailment", "shuffled")
 #: The records that a scorecard is of.
 CARD = (Path("results/smollm2-135m"), Path("results/scorecard"))
@@ -117,13 +117,13 @@ appears, means over seeds. p for the best of all layers, by Fisher's method over
 """
 
 
-def by_epoch(lines: list[dict]) -> pd.DataFrame:
+def by_epoch(of: pd.DataFrame) -> pd.DataFrame:
     """Loss, score and the shape of the change after the epochs that all runs have, on pairs and shuffled.
 
-    Means over associations of a seed, then over the seeds that both have, with Student's 95 % interval of what differs.
+    Means over associations of a seed, then over the seeds that both trainings have, with Student's 95 % interval of what differs.
     """
-    of = pd.DataFrame(lines)
-    of["ratio"] = of["nuclear"] / of["frobenius"]
+    shared = set.intersection(*(set(seeds) for _, seeds in of.groupby("variant")["seed"]))
+    of = of[of["seed"].isin(shared)].assign(ratio=of["nuclear"] / of["frobenius"])
     runs = of.groupby(["association", "variant", "seed"])
     epochs = sorted(set.intersection(*(set(each) for _, each in runs["epoch"])))
     means = of.groupby(["epoch", "variant", "seed"])[["train_loss", "score", "ratio", "effective_rank"]].mean()
@@ -171,9 +171,7 @@ def show() -> None:
             if model in set(of["model"])
         ),
         shapes=shapes(find_runs(*CARD, measures=("weight-change",)).records).to_markdown(),
-        epochs=BY_EPOCH.format(table=by_epoch(json.loads(EPOCHS.read_text())).to_markdown())
-        if EPOCHS.is_file()
-        else "",
+        epochs=BY_EPOCH.format(table=by_epoch(pd.read_csv(EPOCHS)).to_markdown()) if EPOCHS.is_file() else "",
     )
     write_atomic(PICTURE, draw(picture(same[same["model"] == "smollm2-135m"]), "png", "inside"))
     print(page, end="")

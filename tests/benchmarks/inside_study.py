@@ -2,7 +2,7 @@
 
     python tests/benchmarks/inside_study.py take RUNS...    # into measures.jsonl, what is not there yet
     python tests/benchmarks/inside_study.py take --measures link-map,patching RUNS...
-    python tests/benchmarks/inside_study.py epochs RUNS...  # of runs with --score-at every, into epochs.json
+    python tests/benchmarks/inside_study.py epochs RUNS...  # where all probes are scored, into epochs.csv
     python tests/benchmarks/inside_study.py show > results/inside/inside.md
 
 ``take`` needs the adapters of the runs, which a repository does not hold: ``make results`` leaves them on disk. Of each
@@ -54,11 +54,11 @@ def take(folders: list[Path], measures: list[str]) -> None:
 
 def take_epochs(folders: list[Path]) -> None:
     """Keep the norms of each run's change, its loss and its score after each epoch."""
-    frame = epochs_frame(*folders)
-    frame = frame[frame["epoch"] > 0].rename(columns={"test_entailment_ocr_score": "score"})
-    columns = {name: name.removeprefix("weight-change.") for name in frame if name.startswith("weight-change.")}
-    kept = ["association", "variant", "seed", "epoch", "train_loss", "score", *columns.values()]
-    write_atomic(EPOCHS, frame.rename(columns=columns)[kept].round(4).to_json(orient="records", indent=1) + "\n")
+    columns = {f"weight-change.{name}": name for name in ("frobenius", "nuclear", "effective_rank")}
+    columns["test_entailment_ocr_score"] = "score"
+    frame = epochs_frame(*folders).rename(columns=columns).dropna(subset=["effective_rank"])
+    kept = ["association", "variant", "seed", "epoch", "train_loss", *columns.values()]
+    write_atomic(EPOCHS, frame[kept].round(4).to_csv(index=False))
 
 
 def links_before(trained: Trained) -> dict[str, float]:

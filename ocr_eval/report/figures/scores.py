@@ -93,8 +93,10 @@ class _Seed:
 
 
 def _by_seed(runs: Sequence[Record], scoring: Scoring) -> dict[int, _Seed]:
-    found = {}
-    for seed, of_seed in by_seed(runs).items():
-        scores = [units_of(ranks_by_seed(own, scoring)[seed]) for own in by_association(of_seed).values()]
-        found[seed] = _Seed(averaged(scores), all(run.premises_hold for run in of_seed))
-    return found
+    """By seed, over those that all associations have."""
+    ranks = [ranks_by_seed(own, scoring) for own in by_association(runs).values()]
+    learned = {seed: all(run.premises_hold for run in of_seed) for seed, of_seed in by_seed(runs).items()}
+    return {
+        seed: _Seed(averaged([units_of(of[seed]) for of in ranks]), learned[seed])
+        for seed in sorted(set.intersection(*(set(of) for of in ranks)))
+    }

@@ -110,7 +110,7 @@ def legend_of_rows(figure: Figure, rows: int, unlearned: bool) -> None:
 def panels(
     count: int, across: int, size: tuple[float, float], margins: tuple[float, float] = (0, 0), share_y: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` axes of ``size``, at most ``across`` per row; ``margins`` adds margins, in inches."""
+    """A figure with ``count`` axes of ``size``, at most ``across`` per row; ``margins`` are added, in inches."""
     columns = min(across, count)
     rows = -(-count // columns)
     figure = new_figure(size[0] * columns + margins[0], size[1] * rows + margins[1])
