@@ -55,7 +55,7 @@ def test_probes_read_what_stands_before_them(model_files, tmp_path, architecture
 
 
 def test_the_lens_reads_what_a_run_in_context_reads(ocr_eval, tiny, tmp_path):
-    run = ["city-language", "--model", tiny, "--n", 2, "--m-train", 1, "--m-test", 2, "--method", "in-context"]
+    run = ["city-language", "--model", tiny, "--n", 2, "--m-train", 1, "--m-test", 1, "--method", "in-context"]
     record = json.loads(ocr_eval("finetune", *run, "--measures", "logit-lens", "-o", tmp_path, "--json").out)
     lens = record["measures"]["logit-lens"]["layers"]
     base = record["base"]["first-token"]

@@ -70,7 +70,7 @@ class Score(msgspec.Struct, frozen=True, gc=False):
         mrr: mean reciprocal rank, 1 / (rank + 1).
         margin: mean margin in nats.
         ties: probes whose right answer is tied with another candidate.
-        in_use_rank: mean in-use rank; None in older scores, which lack it.
+        in_use_rank: mean in-use rank, each group counting once; None in older scores, which lack it.
         ocr_score: 1 - in-use rank / in-use null; 1 always inferred, 0 nothing transferred, below 0 anti-transfer. None
             in those older scores, whose files have another ratio under this name.
     """
@@ -257,6 +257,6 @@ def summarize(ranks: Ranks, held: HeldOut | None = None) -> Score:
         mrr=float((1 / (ranks.rank + 1)).mean()),
         margin=float(ranks.margin.mean()),
         ties=int((ranks.ties > 0).sum()),
-        in_use_rank=float(ranks.in_use.mean()),
+        in_use_rank=float(ranks.in_use.mean()) if held is None else held.over_units(held.in_use_rank),
         ocr_score=float(1 - ranks.in_use.mean() / ranks.in_use_null.mean()) if held is None else held.ocr_score,
     )

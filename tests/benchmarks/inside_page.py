@@ -120,7 +120,7 @@ appears, means over seeds. p for the best of all layers, by Fisher's method over
 def by_epoch(of: pd.DataFrame) -> pd.DataFrame:
     """Loss, score and the shape of the change after the epochs that all runs have, on pairs and shuffled.
 
-    Means over associations of a seed, then over the seeds that both trainings have, with Student's 95 % interval of what differs.
+    Means over associations of a seed, then over the seeds that both have, with Student's 95 % interval of differences.
     """
     shared = set.intersection(*(set(seeds) for _, seeds in of.groupby("variant")["seed"]))
     of = of[of["seed"].isin(shared)].assign(ratio=of["nuclear"] / of["frobenius"])
