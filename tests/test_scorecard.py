@@ -196,6 +196,15 @@ def test_seeds_that_not_all_associations_have_are_left_out_and_named(ocr_eval, t
     ) in answer.err
 
 
+def test_of_several_rates_the_one_that_preventions_share_is_the_reference(ocr_eval, tmp_path):
+    slow = runs((1.0, 1.0, 1.0), train=TrainSpec(lr=TrainSpec().lr / 10))
+    folder = write(tmp_path, *slow, *runs(PLAIN), *runs((0.5, 2.0, 1.0), train=PREVENTED))
+    rows = json.loads(ocr_eval("scorecard", folder, "--format", "json").out)["rows"]
+    assert [row["links"]["causal"]["score"]["value"] for row in rows] == pytest.approx([0.75, 0.5, 0.75])
+    assert {row["reference"] for row in rows} == {rows[0]["name"]}
+    assert rows[0]["links"]["spurious"]["score"]["value"] == pytest.approx(0.75)
+
+
 def test_other_associations_than_the_references_are_named(ocr_eval, tmp_path):
     some = [run for run in runs((0.5, 2.0, 1.0), train=PREVENTED) if run.association != "country-code"]
     answer = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN), *some))

@@ -2,9 +2,10 @@
 
 A row is a model under one setting. Links are of three kinds: true ones, which a model should infer, and arbitrary and
 false ones, which it should not. The associations of a kind are averaged within each seed. Each row is compared with the
-first row of its model (the reference; LoRA without prevention, if present) over the associations and seeds that both
-have: at the last epoch, and at matched learning, each run at the first epoch at which all its premises held. The
-reference at matched learning is also a row: stopping there costs nothing, so a prevention must do better.
+reference of its model over the associations and seeds that both have: at the last epoch, and at matched learning, each
+run at the first epoch at which all its premises held. The reference is LoRA without prevention, if present; of several,
+with other rates for example, the one from which all rows differ in the fewest settings. The reference at matched
+learning is also a row: stopping there costs nothing, so a prevention must do better.
 """
 
 from collections import defaultdict
@@ -23,10 +24,11 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import in_a_row
 from ocr_eval.methods.prevention import preventions_of
 from ocr_eval.records.record import Record
-from ocr_eval.records.rows import NoEntailments, by_association, group_rows, is_control, ranks_by_seed
+from ocr_eval.records.rows import NoEntailments, RowKey, by_association, group_rows, is_control, ranks_by_seed
+from ocr_eval.records.select import settings_of
 from ocr_eval.specs.association import Kind
 from ocr_eval.specs.model import TrainSpec
-from ocr_eval.specs.run import Scoring
+from ocr_eval.specs.run import DataSpec, Scoring
 
 KINDS: Mapping[Kind, str] = {
     "causal": "true",
@@ -107,16 +109,33 @@ def build_scorecard(records: Sequence[Record], scoring: Scoring) -> list[Scoreca
     if not taught:
         raise UserError("These runs are all shuffled controls or parts of grafts. Name folders with some real runs.")
     controls = NoEntailments(taught)
-    references: dict[tuple[str, ...], tuple[str, Sequence[Record]]] = {}
+    groups = group_rows(taught)
+    of_model: dict[tuple[str, ...], dict[RowKey, list[Record]]] = defaultdict(dict)
+    for key, runs in groups.items():
+        of_model[key.labels][key] = runs
+    references = {labels: _reference(of) for labels, of in of_model.items()}
     rows = []
-    for key, runs in group_rows(taught).items():
-        first_name, first = references.setdefault(key.labels, (key.name, runs))
+    for key in sorted(groups, key=lambda key: (list(of_model).index(key.labels), key != references[key.labels])):
+        runs, first_name, first = groups[key], references[key.labels].name, groups[references[key.labels]]
         rows.append(_row(key.name, key.unnamed, runs, first_name, first, controls, scoring))
         early = [at for run in runs if (at := _stopped(run))]
         if key.name == first_name and len(early) == len(runs) and not is_control(runs[0]):
             stopped = f"{key.name}, stopped when learned"  # no control ended at the same epochs
             rows.append(_row(stopped, key.unnamed, early, first_name, first, NoEntailments([]), scoring))
     return _corrected(rows)
+
+
+def _reference(rows: Mapping[RowKey, Sequence[Record]]) -> RowKey:
+    """The row of a model that the others are compared with."""
+    varied = (*TrainSpec.model_fields, *DataSpec.model_fields)
+    settings = {key: settings_of(runs[0]) for key, runs in rows.items()}
+    first = next(iter(settings.values()))
+    alike = [key for key, of in settings.items() if all(of[k] == first[k] for k in ("method", "prevent", "variant"))]
+
+    def apart(key: RowKey) -> int:
+        return sum(settings[key][k] != of[k] for of in settings.values() for k in varied)
+
+    return min(alike, key=apart)
 
 
 def _corrected(rows: Sequence[ScorecardRow]) -> list[ScorecardRow]:
