@@ -134,6 +134,7 @@ card: $(VENV)/.ready
 	$(call row,three-seeds,--seeds 0-2 --prevent product-decay:strength=0.01$(comma)product-decay:strength=0.1$(comma)scale-after:norm=1)
 	for each in $(OTHERS); do $(call row,$$each,--seeds 0-2 --prevent $$each) || exit 1; done
 	$(call row,in-context,--seeds 0-2 --methods in-context)
+	$(call row,lower-rate,--seeds 0-2 --lr 1e-3)
 	$(call row,attention,--seeds 0-2 --targets q_proj+k_proj+v_proj+o_proj)
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --methods merged-ov -o results/merged-ov/merged >/dev/null
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --targets $(FACTORS) --lr 5e-3 --epochs 48 -o results/merged-ov/factorized >/dev/null
@@ -145,7 +146,6 @@ card: $(VENV)/.ready
 card-more: $(VENV)/.ready
 	$(call more,mlp,--targets gate_proj+up_proj+down_proj)
 	$(call more,rank-1,--rank 1)
-	$(call more,lower-rate,--lr 1e-3)
 	for each in dpo steering; do $(call more,$$each,--methods $$each) || exit 1; done
 	$(call more,ov-decay,--prevent ov-decay:strength=1)
 	for each in replay anchor; do $(call more,$$each,--prevent $$each) || exit 1; done
@@ -185,8 +185,8 @@ structures: $(VENV)/.ready
 packed = find $(1) \( -name result.json -o -name metrics.jsonl -o -name probes.jsonl \) -exec gzip -9nf {} + && \
 	find $(1) \( -name audit.json -o -name sweep.json \) -delete
 bare = find $(1) -name 'probes.jsonl*' -delete && $(call packed,$(1))
-# And these have no lines of epochs either, which only curves show.
-lean = find $(1) -name 'metrics.jsonl*' -delete && $(call bare,$(1))
+# And these have no lines of epochs either, which only curves show; their configurations are packed, too.
+lean = find $(1) -name 'metrics.jsonl*' -delete && $(call bare,$(1)) && find $(1) -name config.yaml -exec gzip -9nf {} +
 
 # Everything that is made from records: tables and figures of each model and of all together, and the report page of all
 # (two minutes, without a model).
