@@ -133,7 +133,7 @@ card: $(VENV)/.ready
 	$(call row,lora,--seeds 6$(comma)7)
 	$(call row,three-seeds,--seeds 0-2 --prevent product-decay:strength=0.01$(comma)product-decay:strength=0.1$(comma)scale-after:norm=1)
 	for each in $(OTHERS); do $(call row,$$each,--seeds 0-2 --prevent $$each) || exit 1; done
-	$(call row,in-context,--seeds 0-2 --methods in-context)
+	for each in in-context steering; do $(call row,$$each,--seeds 0-2 --methods $$each) || exit 1; done
 	$(call row,lower-rate,--seeds 0-2 --lr 1e-3)
 	$(call row,attention,--seeds 0-2 --targets q_proj+k_proj+v_proj+o_proj)
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --methods merged-ov -o results/merged-ov/merged >/dev/null
@@ -146,7 +146,7 @@ card: $(VENV)/.ready
 card-more: $(VENV)/.ready
 	$(call more,mlp,--targets gate_proj+up_proj+down_proj)
 	$(call more,rank-1,--rank 1)
-	for each in dpo steering; do $(call more,$$each,--methods $$each) || exit 1; done
+	$(call more,dpo,--methods dpo)
 	$(call more,ov-decay,--prevent ov-decay:strength=1)
 	for each in replay anchor; do $(call more,$$each,--prevent $$each) || exit 1; done
 	$(BIN)/ocr-eval scorecard results/smollm2-135m results/scorecard-more $(THREE) > results/scorecard-more/card.md

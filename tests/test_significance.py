@@ -109,6 +109,8 @@ def test_trainings_on_the_same_subjects_are_one_data_set():
     rng = np.random.default_rng(2)
     one = seed_of(rng, infer=1.0)
     assert permutation_p([one] * 3) == least([one] * 3) == pytest.approx(1 / 120)
+    backwards = list(range(len(one.target)))[::-1]
+    assert permutation_p([one, one.some(backwards)]) == pytest.approx(1 / 120)
     other = HeldOut([f"other {name}" for name in one.subject], one.target, one.ranks)
     assert permutation_p([one, other]) == least([one, other]) == pytest.approx(1 / 120**2, rel=0.1)
 

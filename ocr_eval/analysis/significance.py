@@ -94,11 +94,14 @@ def least_p(seeds: Sequence[Seed], draws: int = DRAWS) -> float:
 
 
 def _by_data(seeds: Sequence[Seed]) -> list[Seed]:
-    """The runs of seeds that ask about the same subjects in the same units, together."""
-    alike: dict[tuple[Any, ...], list[HeldOut]] = defaultdict(list)
+    """The runs of seeds that ask about the same subjects in the same units, together and in one order."""
+    alike: dict[frozenset[tuple[str, Any]], list[HeldOut]] = defaultdict(list)
     for seed in seeds:
-        asked = seed[0]
-        alike[tuple(asked.subject), tuple(asked.unit), tuple(asked.target.tolist())] += seed
+        together = alike[frozenset(zip(seed[0].subject, seed[0].unit or seed[0].target.tolist(), strict=True))]
+        for run in seed:
+            place = {name: i for i, name in enumerate(run.subject)}
+            order = (together or seed)[0].subject
+            together.append(run if list(order) == list(run.subject) else run.some([place[name] for name in order]))
     return list(alike.values())
 
 

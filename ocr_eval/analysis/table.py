@@ -199,7 +199,7 @@ def build_table(
 
 
 def _are_fixed(runs: Sequence[Record], scoring: Scoring) -> bool:
-    asked = {run.seed: tuple(run.held_out[scoring].subject) for run in runs}
+    asked = {run.seed: frozenset(run.held_out[scoring].subject) for run in runs}
     return len(asked) > 1 and len(set(asked.values())) == 1
 
 
