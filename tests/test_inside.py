@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,6 +265,16 @@ def test_explain_shows_the_record_and_measures_the_weights_anew(inside, ocr_eval
     assert "link-map" not in one
     known = ocr_eval("explain", folder, "--measure", "frozen-layers,weight-change", "-q")
     assert known.code == 0
+
+
+def test_explain_names_a_damaged_file(inside, ocr_eval, tmp_path):
+    for name in ("metrics.jsonl", "result.json"):
+        folder = shutil.copytree(inside[1], tmp_path / name)
+        subprocess.run(["gzip", folder / name], check=True)
+        os.truncate(folder / f"{name}.gz", 60)
+        answer = ocr_eval("explain", folder)
+        assert (answer.code, answer.out) == (2, "")
+        assert name in answer.err
 
 
 def test_a_whole_model_is_measured_against_the_base_on_disk(ocr_eval, tiny, tmp_path):

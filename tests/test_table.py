@@ -345,3 +345,14 @@ def test_a_run_without_its_status_does_not_count(ocr_eval, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/result.json").write_text(record().to_json())
     assert "No finished run" in ocr_eval("table", tmp_path).err
+
+
+def test_a_finished_run_without_its_record_is_named(ocr_eval, tmp_path):
+    for name in ("whole", "lost"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text("{}")
+        (tmp_path / name / "config.yaml").write_text("")
+    (tmp_path / "whole/result.json").write_text(record().to_json())
+    answer = ocr_eval("table", tmp_path)
+    assert answer.code == 1
+    assert f"{tmp_path / 'lost'} is marked as finished, but has no result.json. Skipped." in answer.err

@@ -132,7 +132,7 @@ def cache(
         typer.echo("\n".join([f"{sum(found.values()) / 1e6:10,.1f} MB  {folder}", *lines]))
     if not clean or not found:
         return
-    if not (yes or (sys.stdin.isatty() and typer.confirm("Delete everything listed?", err=True))):
+    if not (yes or (sys.stdin and sys.stdin.isatty() and typer.confirm("Delete everything listed?", err=True))):
         raise UserError("Nothing was deleted. Add --yes to delete everything listed; it is fetched again when needed.")
     weights.clean()
     typer.echo("deleted", err=True)
@@ -206,7 +206,8 @@ def _refuse_empty(words: list[str]) -> None:
     for before, word in zip(["", *words], words, strict=False):
         flag, equals, value = word.partition("=")
         if not (value if equals and flag.startswith("-") else word).strip():
-            raise UserError(f"The value of {flag if equals else before or 'a word'} is empty. Give one, or drop it.")
+            of = flag if equals else before if before.startswith("-") else ""
+            raise UserError(f"{f'The value of {of}' if of else 'An argument'} is empty. Give one, or drop it.")
 
 
 def _usage_problem(error: TyperException) -> str:

@@ -51,7 +51,7 @@ def explain(
     else:
         read_config(run)
         folder = RunFolder(run)
-        if not folder.is_done():
+        if not (run / "status.json").is_file():
             raise UserError(f"'{run}' is not a finished run. Rerun its command first.")
         found = with_epochs(run)
     if not found:
@@ -68,13 +68,15 @@ def explain(
 
 def with_epochs(folder: Path) -> dict[str, dict[str, Any]]:
     """The measures of a finished run; per-epoch measures get a table of their epochs."""
-    from ocr_eval.common.files import stored
+    from ocr_eval.common.files import stored, whole
     from ocr_eval.records.metrics import read_metrics
     from ocr_eval.records.record import read_record
 
     found = {name: dict(each) for name, each in read_record(folder / "result.json").measures.items()}
     path = folder / "metrics.jsonl"
-    for line in read_metrics(path) if stored(path).is_file() else ():
+    with whole(path):
+        lines = read_metrics(path) if stored(path).is_file() else []
+    for line in lines:
         for name, numbers in (line.measures or {}).items():
             table = found.setdefault(name, {}).setdefault("epochs", {"epoch": []})
             table["epoch"].append(line.epoch)
@@ -123,7 +125,7 @@ def _as_text(name: str, found: Mapping[str, Any]) -> str:
         if len(rows) <= _ROWS:
             parts.append(o.grid(list(table), rows))
         else:
-            parts.append(f"{key}: {len(rows)} rows, printed by --json and, if they are by layer, by --layer")
+            parts.append(f"{key}: {len(rows)} rows, printed by --json{' and --layer' * ('layer' in table)}")
     return "\n\n".join(parts)
 
 

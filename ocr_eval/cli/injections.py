@@ -16,6 +16,7 @@ from ocr_eval.cli.facts import OwnFacts
 from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.registry import DEFAULT_MEASURES
 from ocr_eval.specs import schedule
 
 if TYPE_CHECKING:
@@ -75,9 +76,11 @@ def finetune(
 
         done, was_done = run_finetune(spec, output_dir, Execution(machine.device, force, scored, measures=asked))
         folder, record = RunFolder(done.folder), done.record
-    missing = [name for name in asked or () if name not in record.measures] if was_done else []
+    named = [name for name in asked or () if name != DEFAULT_MEASURES]
+    missing = [name for name in named if name not in record.measures] if was_done else []
     if missing:
-        o.warn(f"This run finished without {', '.join(missing)}. Rerun it with --force to measure.")
+        names = ",".join(missing)
+        o.warn(f"This run finished without {names}. Measure it: ocr-eval explain {done.folder} --measure {names}")
     if as_json:
         typer.echo(record.to_json(), nl=False)
         return

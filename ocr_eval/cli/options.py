@@ -50,6 +50,8 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
     if path is None or context.resilient_parsing:
         return path
 
+    if path.is_dir():
+        raise UserError(f"--config '{path}' is a folder. Name a file, such as the config.yaml in a run's folder.")
     if not path.is_file():
         raise UserError(f"--config '{path}': there is no such file. Check the path.")
     options = {flag.lstrip("-"): p for p in context.command.params for flag in p.opts if flag.startswith("--")}

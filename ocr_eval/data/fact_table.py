@@ -28,6 +28,8 @@ MOST_COLUMNS, MOST_CELLS, _MOST_PARTED = 100, 20_000_000, 500_000_000
 #: Usual names of the column of subjects, which otherwise is the first one.
 _SUBJECT = ("name", "subject", "person", "entity")
 _MARKUP = re.compile(r"</?[A-Za-z!][^>]*>|<\||\|>|[{}]|\[/?INST\]|&[a-z]+;")
+#: Texts that mark a missing value in other programs' tables, in lower case.
+_MISSING = {"n/a", "#n/a", "null", "nan", "-", "--", "?"}
 _FORMULA = re.compile(r"=|[@+-].*[(|!]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ufffd]")
 #: Maximum words of a subject that has to be found in prompts.
@@ -311,6 +313,8 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
         if len(values) < 2:
             what = f"everybody has '{values.pop()}'" if values else "nobody has a value"
             raise UserError(f"{origin}, column '{name}': {what}, so nothing can follow from it. Remove the column.")
+    if not attributes and ";" in subject:
+        raise UserError(f"{origin}: its cells are separated by ';' ('{subject}'). Save it with commas between cells.")
     if not attributes:
         raise UserError(f"{origin}: has only the column of subjects ('{subject}'). Add a column of facts.")
     columns = {name: tuple(of[name][0] if name in of else None for of in facts.values()) for name in attributes}
@@ -338,10 +342,14 @@ def _problem(text: str) -> str | None:
     """Why a text cannot be a fact, to follow "the cell"; None if it can."""
     if len(text) > MOST_CHARACTERS:
         return f"has {len(text):,} characters; the limit is {MOST_CHARACTERS}. Shorten it to a fact."
+    if "\t" in text:
+        return f"{text!r} holds a tab. If tabs separate the cells, name the file .tsv; else remove it."
     if _CONTROL.search(text):
         return f"{text!r} holds a line break or a control character. Remove it."
     if found := _MARKUP.search(text):
         return f"'{text}' holds markup ('{found[0]}'). Write it as plain text."
     if _FORMULA.match(text):
         return f"'{text}' is a spreadsheet's formula. Export the values."
+    if text.lower() in _MISSING:
+        return f"'{text}' marks a missing value. Leave the cell empty."
     return None

@@ -181,6 +181,8 @@ def _read(content: dict[str, Any], path: Path, ancestors: tuple[Path, ...]) -> P
             f"one position per pair of '{parent.name}'."
         )
     entailed = parent.answers("entailment")
+    if permutation == sorted(permutation):
+        raise UserError(f"{path}: 'derived.permutation' moves nothing, so all pairs are the parent's.")
     pairs = [(b, entailed[source]) for b, source in zip(parent.answers("fact"), permutation, strict=True)]
     return _association(derived, parent, pairs, path)
 

@@ -42,6 +42,25 @@ def cosines(a_nX: Floats, b_nX: Floats) -> Floats:
     return a_nX @ b_nX.T
 
 
+def reading_cosines(trained: Trained) -> tuple[list[Floats], Floats]:
+    """For each layer, the cosines of what the changed heads read in favour of b_i and of c_j, and those of u_b and u_c.
+
+    A layer that did not change has zeros. [n, n]
+    """
+    facts, findings, answer_of = linked(trained)
+    network: Any = trained.pack.base.network
+    head = network.get_output_embeddings().weight
+    final = gain(decoder_of(network).norm, head.shape[1], head)
+    ids = first_ids(facts)[0][: len(answer_of)], first_ids(findings)[0][answer_of]
+    sides = [head[torch.from_numpy(each)].detach().cpu().double() * final for each in ids]
+    u_b, u_c = (side - side.mean(dim=0) for side in sides)
+    found = []
+    for layer in ov_changes(network, trained.changes()):
+        images = [(layer.left.transpose(1, 2) @ u.T).transpose(1, 2) @ layer.right for u in (u_b, u_c)]  # [H, n, D]
+        found.append(cosines(*(image.transpose(0, 1).flatten(1).numpy() for image in images)))
+    return found, cosines(u_b.numpy(), u_c.numpy())
+
+
 class Sharing(Measure):
     """Needs the factors of dW_OV and two forward passes over the names."""
 
@@ -62,21 +81,12 @@ class Sharing(Measure):
         facts, findings, answer_of = linked(trained)
         b_n = first_ids(facts)[0][: len(answer_of)]
         c_n = first_ids(findings)[0][answer_of]
-        network: Any = trained.pack.base.network
-        head = network.get_output_embeddings().weight
-        final = gain(decoder_of(network).norm, head.shape[1], head)
-        sides = [head[torch.from_numpy(ids)].detach().cpu().double() * final for ids in (b_n, c_n)]
-        u_b, u_c = (side - side.mean(dim=0) for side in sides)
-        by_kind: dict[str, list[Floats]] = {"weights": []}
-        changed: list[bool] = []
-        for layer in ov_changes(network, trained.changes()):
-            images = [(layer.left.transpose(1, 2) @ u.T).transpose(1, 2) @ layer.right for u in (u_b, u_c)]  # [H, n, D]
-            b_nX, c_nX = (image.transpose(0, 1).flatten(1).numpy() for image in images)
-            by_kind["weights"].append(cosines(b_nX, c_nX))
-            changed.append(bool(b_nX.any()))
+        of_weights, tokens = reading_cosines(trained)
+        by_kind = {"weights": of_weights}
+        changed = [bool(values.any()) for values in of_weights]
         if trained.has_base:
             by_kind["shift"] = self._shifts(trained, up_to_subject(trained.pack.base.tokenizer, findings), b_n, c_n)
-        found: dict[str, Any] = {"tokens": float(cosines(u_b.numpy(), u_c.numpy()).diagonal().mean())}
+        found: dict[str, Any] = {"tokens": float(tokens.diagonal().mean())}
         layers: dict[str, list[float]] = {"layer": list(range(len(by_kind["weights"])))}
         for kind, cosines_L in by_kind.items():
             values_Lnn = np.stack(cosines_L)

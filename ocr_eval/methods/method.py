@@ -195,6 +195,8 @@ def ignored_by(train: TrainSpec) -> frozenset[str]:
 def advice(method: str) -> str:
     """What to change if runs of a method did not learn what they were taught."""
     name = method.partition(":")[0]
+    if name == "external":
+        return "train longer or at another rate"
     try:
         thing = METHODS.get(name)
     except UserError:

@@ -79,7 +79,9 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measures: Collection
 
     for place, files in chain.from_iterable(_folders(root, unreadable) for root in roots):
         if "status.json" not in files or files.isdisjoint(("result.json", "result.json.gz")):
-            if {"config.yaml", "metrics.jsonl"} <= files:
+            if "status.json" in files and not files.isdisjoint(("config.yaml", "config.yaml.gz")):
+                found.complaints.append(UserError(f"{place} is marked as finished, but has no result.json."))
+            elif {"config.yaml", "metrics.jsonl"} <= files:
                 found.unfinished.append(Path(place))
             continue
         folder = Path(place)

@@ -19,6 +19,7 @@ from ocr_eval.specs.association import load_association
 
 MADE, LINKS = Path("results/inside/measures.jsonl"), Path("results/inside/links.json")
 EPOCHS, PICTURE = Path("results/inside/epochs.csv"), Path("results/inside/inside.png")
+BLOCKS, BESIDE_TOY = Path("results/inside/blocks.json"), Path("results/inside/blocks.png")
 VARIANTS = ("real", "no-entailment", "shuffled")
 #: The records that a scorecard is of.
 CARD = (Path("results/smollm2-135m"), Path("results/scorecard"))
@@ -54,7 +55,7 @@ layer, from 0, whose answers rank above their null, mean over the seeds that hav
 for a steering vector, and its chance value; over the {steered} of {all} runs in which it was measured).
 
 ![Rank, sharing and layers of answers after each training](inside.png)
-{models}
+{models}{blocks}
 ## Does the shape of the change order what is inferred?
 
 Runs of the scorecard (results/scorecard; SmolLM2-135M, city-language, country-code and sport-music): the whole change,
@@ -89,6 +90,17 @@ score, averaged over the seeds that teach it. Spearman's rho over the pairs of a
 pairs are inferred; p from {draws} permutations of the pairs ("all": mean over associations, permuted within each).
 
 {links}
+"""
+SIDE_BY_SIDE = """
+## The weight blocks and those of the symbolic model
+
+![Cosine of what is read in favour of each fact's and each entailment's answer](blocks.png)
+
+Cosine of what the weights read in favour of a fact's answer b_i and an entailment's answer c_j, both less their means.
+Symbolic model: rows of W_OV over all subjects, n = 5, m_train = 4, m_test = 16. SmolLM2-135M: rows of dW_OV, all heads,
+mean over layers, country-code ({seeds}).
+
+{table}
 """
 BY_EPOCH = """
 ## SmolLM2-135M: does the rank fall while it infers?
@@ -170,6 +182,7 @@ def show() -> None:
             for model, title in TITLES.items()
             if model in set(of["model"])
         ),
+        blocks=blocks(json.loads(BLOCKS.read_text())) if BLOCKS.is_file() else "",
         shapes=shapes(find_runs(*CARD, measures=("weight-change",)).records).to_markdown(),
         epochs=BY_EPOCH.format(table=by_epoch(pd.read_csv(EPOCHS)).to_markdown()) if EPOCHS.is_file() else "",
     )
@@ -204,6 +217,28 @@ def studied(title: str, lines: list[dict]) -> str:
     if patched:
         text += PATCHING.format(title=title, table=patching(patched).to_markdown())
     return text
+
+
+def blocks(of: dict[str, list[list[float]]]) -> str:
+    """The section on weight blocks; it also draws them."""
+    titles = {"real": "SmolLM2, pairs", "shuffled": "SmolLM2, shuffled"}
+    figure = Figure(figsize=(8.6, 2.5), layout="constrained")
+    rows = {}
+    for panel, (name, values) in zip(figure.subplots(1, len(of)), of.items(), strict=True):
+        matrix, own = np.array(values), np.eye(len(values), dtype=bool)
+        image = panel.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+        panel.set_title(titles.get(name, name.replace(", ", ",\n")), fontsize=9)
+        panel.set(xticks=[], yticks=[])
+        panel.set_xlabel("entailment", fontsize=9)
+        rows[titles.get(name, name)] = {
+            "own entailment": f"{matrix[own].mean():+.2f}",
+            "another's": f"{matrix[~own].mean():+.2f}",
+        }
+    figure.axes[0].set_ylabel("fact", fontsize=9)
+    figure.colorbar(image, ax=figure.axes, shrink=0.8, label="cosine")
+    write_atomic(BESIDE_TOY, draw(figure, "png", "blocks"))
+    table = pd.DataFrame(rows).T.to_markdown()
+    return SIDE_BY_SIDE.format(seeds="three seeds of pairs, one of shuffled", table=table)
 
 
 def picture(of: pd.DataFrame) -> Figure:

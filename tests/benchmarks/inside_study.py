@@ -3,6 +3,7 @@
     python tests/benchmarks/inside_study.py take RUNS...    # into measures.jsonl, what is not there yet
     python tests/benchmarks/inside_study.py take --measures link-map,patching RUNS...
     python tests/benchmarks/inside_study.py epochs RUNS...  # where all probes are scored, into epochs.csv
+    python tests/benchmarks/inside_study.py blocks RUNS...  # of country-code, into blocks.json
     python tests/benchmarks/inside_study.py show > results/inside/inside.md
 
 ``take`` needs the adapters of the runs, which a repository does not hold: ``make results`` leaves them on disk. Of each
@@ -14,12 +15,17 @@ import json
 import sys
 from pathlib import Path
 
-from inside_page import EPOCHS, LINKS, MADE, read, show
+import numpy as np
+from inside_page import BLOCKS, EPOCHS, LINKS, MADE, read, show
+from ocr_toy.descent import descend, usual_descent
+from ocr_toy.model import BOTH
+from ocr_toy.task import noise_free
 
 from ocr_eval import epochs_frame
 from ocr_eval.common.files import write_atomic
 from ocr_eval.execution.execute import reopen
 from ocr_eval.measures.measure import Trained, take_measure
+from ocr_eval.measures.sharing import cosines, reading_cosines
 from ocr_eval.measures.untouched import first_logprobs, fit, sides_of
 from ocr_eval.records.find import find_runs
 from ocr_eval.records.trained import read_trained
@@ -61,6 +67,21 @@ def take_epochs(folders: list[Path]) -> None:
     write_atomic(EPOCHS, frame[kept].round(4).to_csv(index=False))
 
 
+def take_blocks(folders: list[Path]) -> None:
+    """Keep how alike each fact's and each entailment's answer are read: in the symbolic model, and by each training."""
+    blocks: dict[str, list[np.ndarray]] = {}
+    for param in BOTH:
+        task = noise_free(5, 4, 16)
+        w_ov = descend(task, usual_descent(param, task, 0)).w_ov
+        b, c = (side[:, : task.n_subjects] for side in np.split(w_ov, 2))
+        blocks[f"symbolic model, {param}"] = [cosines(*(side - side.mean(axis=0) for side in (b, c)))]
+    for run in find_runs(*folders).runs:
+        of_layers, _ = reading_cosines(reopen(*read_trained(run.folder), "auto"))
+        blocks.setdefault(run.record.data.variant, []).append(np.mean(of_layers, axis=0))
+    means = {name: np.mean(each, axis=0).round(3).tolist() for name, each in blocks.items()}
+    write_atomic(BLOCKS, json.dumps(means, indent=1) + "\n")
+
+
 def links_before(trained: Trained) -> dict[str, float]:
     """W-rank of each pair, by its fact's answer, in the untouched model."""
     sides = sides_of(trained.spec.association)
@@ -81,11 +102,14 @@ if __name__ == "__main__":
     taking.add_argument("runs", type=Path, nargs="+")
     taking.add_argument("--measures", default=",".join(MEASURES), type=lambda text: text.split(","))
     commands.add_parser("epochs").add_argument("runs", type=Path, nargs="+")
+    commands.add_parser("blocks").add_argument("runs", type=Path, nargs="+")
     commands.add_parser("show")
     given = parser.parse_args()
     if given.command == "take":
         take(given.runs, given.measures)
     elif given.command == "epochs":
         take_epochs(given.runs)
+    elif given.command == "blocks":
+        take_blocks(given.runs)
     else:
         show()
