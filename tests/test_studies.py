@@ -69,9 +69,11 @@ def test_controls_in_words(study):
 )
 def test_the_verdict_over_controls(seeds, ranks, learned, says):
     ranks = {"real": 0.2, "no-entailment": 1.2, "shuffled": 1.4, **ranks}
-    base = dict.fromkeys(SCORINGS, answers(2.0, 2.0))
+    base = [dict.fromkeys(SCORINGS, answers(2.0, 2.0, seed=seed)) for seed in range(seeds)]
     runs = [
-        record(rank=rank, seed=seed, data=DataSpec(variant=name), learned=learned.get(name, True), base_held_out=base)
+        record(
+            rank=rank, seed=seed, data=DataSpec(variant=name), learned=learned.get(name, True), base_held_out=base[seed]
+        )
         for name, rank in ranks.items()
         for seed in range(seeds)
     ]
@@ -80,9 +82,12 @@ def test_the_verdict_over_controls(seeds, ranks, learned, says):
 
 def test_too_few_groups_give_no_verdict_over_controls():
     """Two groups in four seeds can be exchanged in 16 ways, so no data could have a p below 1/16."""
-    held = {score: dict.fromkeys(SCORINGS, answers(score, 2.0, n=2)) for score in (0.2, 1.2, 2.0)}
+
+    def held(rank, seed):
+        return dict.fromkeys(SCORINGS, answers(rank, 2.0, n=2, seed=seed))
+
     runs = [
-        record(seed=seed, data=DataSpec(n=2, variant=name), held_out=held[rank], base_held_out=held[2.0])
+        record(seed=seed, data=DataSpec(n=2, variant=name), held_out=held(rank, seed), base_held_out=held(2.0, seed))
         for name, rank in (("real", 0.2), ("no-entailment", 1.2), ("shuffled", 1.2))
         for seed in range(4)
     ]
