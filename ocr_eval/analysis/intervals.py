@@ -84,7 +84,7 @@ class Units:
 
     @property
     def mean(self) -> float:
-        """The metric."""
+        """The metric over all units."""
         return float(self.values @ self.weights)
 
     @property

@@ -33,7 +33,7 @@ from ocr_eval.scoring.ranks import Floats
 #: The quantity of common-knowledge facts that were not taught (data/known.py).
 _HELD_OUT = "held_out"
 #: What the runs of one regression may differ in.
-_VARIED = ("model", "epochs", "variant", "seed", "train_seed", "code", "base", "description")
+_VARIED = ("model", "epochs", "variant", "seed", "train_seed", "code", "base")
 #: Numbers of the measure ``known`` that retention needs.
 _NEEDED = ("base_known", "kept", "taught", "fitted_known", "fitted_unknown")
 

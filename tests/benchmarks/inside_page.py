@@ -53,6 +53,7 @@ person in a group a different entailment. Measures: `ov-change` (mean over all h
 layer, from 0, whose answers rank above their null, mean over the seeds that have one; a dash if none has), `sharing`
 (excess cosine of matched pairs), `constant-direction` (mean cosine of what the change adds to two tokens, which is 1
 for a steering vector, and its chance value; over the {steered} of {all} runs in which it was measured).
+The picture is of SmolLM2-135M.
 
 ![Rank, sharing and layers of answers after each training](inside.png)
 {models}{blocks}
