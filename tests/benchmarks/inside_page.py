@@ -6,21 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from inside_figures import VARIANTS, blocks_picture, picture
 from scipy import stats
 
 from ocr_eval.common.files import write_atomic
 from ocr_eval.records.find import find_runs
 from ocr_eval.records.record import Record
 from ocr_eval.records.rows import group_rows
-from ocr_eval.report.figures.style import COLORS, bare, draw
+from ocr_eval.report.figures.style import draw
 from ocr_eval.specs.association import load_association
 
 MADE, LINKS = Path("results/inside/measures.jsonl"), Path("results/inside/links.json")
 EPOCHS, PICTURE = Path("results/inside/epochs.csv"), Path("results/inside/inside.png")
 BLOCKS, BESIDE_TOY = Path("results/inside/blocks.json"), Path("results/inside/blocks.png")
-VARIANTS = ("real", "no-entailment", "shuffled")
 #: The records that a scorecard is of.
 CARD = (Path("results/smollm2-135m"), Path("results/scorecard"))
 #: The records that links are compared with, by model.
@@ -223,63 +221,14 @@ def studied(title: str, lines: list[dict]) -> str:
 def blocks(of: dict[str, list[list[float]]]) -> str:
     """The section on weight blocks; it also draws them."""
     titles = {"real": "SmolLM2, pairs", "shuffled": "SmolLM2, shuffled"}
-    figure = Figure(figsize=(8.6, 2.5), layout="constrained")
+    matrices = {titles.get(name, name): np.array(values) for name, values in of.items()}
+    write_atomic(BESIDE_TOY, draw(blocks_picture(matrices), "png", "blocks"))
     rows = {}
-    for panel, (name, values) in zip(figure.subplots(1, len(of)), of.items(), strict=True):
-        matrix, own = np.array(values), np.eye(len(values), dtype=bool)
-        image = panel.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-        panel.set_title(titles.get(name, name.replace(", ", ",\n")), fontsize=9)
-        panel.set(xticks=[], yticks=[])
-        panel.set_xlabel("entailment", fontsize=9)
-        rows[titles.get(name, name)] = {
-            "own entailment": f"{matrix[own].mean():+.2f}",
-            "another's": f"{matrix[~own].mean():+.2f}",
-        }
-    figure.axes[0].set_ylabel("fact", fontsize=9)
-    figure.colorbar(image, ax=figure.axes, shrink=0.8, label="cosine")
-    write_atomic(BESIDE_TOY, draw(figure, "png", "blocks"))
+    for name, matrix in matrices.items():
+        own = np.eye(len(matrix), dtype=bool)
+        rows[name] = {"own entailment": f"{matrix[own].mean():+.2f}", "another's": f"{matrix[~own].mean():+.2f}"}
     table = pd.DataFrame(rows).T.to_markdown()
     return SIDE_BY_SIDE.format(seeds="three seeds of pairs, one of shuffled", table=table)
-
-
-def picture(of: pd.DataFrame) -> Figure:
-    """Rank and sharing after each training, and the layers in which answers appear; a dot is a seed."""
-    figure = Figure(figsize=(9, 3.1), layout="constrained")
-    colors = dict(zip(sorted(set(of["association"])), COLORS, strict=False))
-    names = {"real": "pairs", "no-entailment": "facts alone", "shuffled": "shuffled"}
-    axes = figure.subplots(1, 3)
-    for panel, (column, title, up) in zip(
-        axes,
-        [
-            ("effective rank", "The rank does not fall\nwhere the model infers", "effective rank of dW_OV"),
-            ("sharing", "A fact and its entailment share\nslightly more than in the controls", "excess cosine"),
-        ],
-        strict=False,
-    ):
-        for (association, variant), cell in of.groupby(["association", "variant"], observed=True):
-            at = VARIANTS.index(variant) + 0.12 * (sorted(colors).index(association) - 2)
-            panel.plot([at] * len(cell), cell[column], "o", markersize=4, color=colors[association])
-        panel.set_xticks(range(len(VARIANTS)), [names[variant] for variant in VARIANTS])
-        panel.set_title(title, fontsize=9)
-        panel.set_ylabel(up)
-    axes[1].axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    real = of[of["variant"] == "real"]
-    for association, cell in real.groupby("association"):
-        at = sorted(colors).index(association)
-        axes[2].plot([at - 0.12] * len(cell), cell["fact layer"], "o", markersize=4, color=colors[association])
-        entailment = cell["entailment layer"]
-        axes[2].plot([at + 0.12] * len(cell), entailment, "s", markersize=4, color=colors[association], mfc="white")
-    axes[2].plot([], [], "o", color="0.3", markersize=4, label="fact")
-    axes[2].plot([], [], "s", color="0.3", markersize=4, mfc="white", label="entailment")
-    axes[2].legend(fontsize=8, frameon=False, loc="lower left")
-    axes[2].set_xticks([])
-    axes[2].set_title("False and arbitrary entailments\nappear in the last layers", fontsize=9)
-    axes[2].set_ylabel("first layer above the null")
-    for panel in axes:
-        bare(panel)
-    dots = [Line2D([], [], marker="o", linestyle="", markersize=4, color=colors[name], label=name) for name in colors]
-    figure.legend(handles=dots, loc="outside lower center", ncols=len(dots), fontsize=8, frameon=False)
-    return figure
 
 
 def inferred(records: list[Record]) -> dict[str, dict[str, dict[str, float]]]:
