@@ -278,9 +278,19 @@ def test_no_mark_hides_another_and_moved_marks_are_joined_to_their_place():
         ]
         assert [lead[1].tolist() for lead in leads] == [[1.0, 1.0]] * 3
         assert all(x < 1 and y == 1 for (x, y), _ in map(list, leads)), "beside, and never above the maximum"
-        assert "stands aside" in axes.get_xlabel()
+        assert "moved sideways" in axes.get_xlabel()
     alone = scatter_figure([record(*kind) for kind in KINDS], "first-token")
-    assert "stands aside" not in alone.axes[0].get_xlabel()
+    assert "moved sideways" not in alone.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_only_rows_that_learned_have_intervals_on_the_plane(learned):
+    prevented = TrainSpec(prevent=["abstain"])
+    runs = [record(*kind, seed=seed, rank=seed / 2) for kind in KINDS for seed in (0, 1)]
+    runs += [record(*kind, seed=seed, train=prevented, learned=learned) for kind in KINDS for seed in (0, 1)]
+    figure = card_figure(build_scorecard(runs, "first-token"), "first-token")
+    bars = [line for line in figure.axes[0].get_lines() if line.get_alpha() is not None and line.get_alpha() < 1]
+    assert len({line.get_color() for line in bars}) == 1 + learned
 
 
 def test_rows_of_a_card_are_named_in_words():

@@ -1,8 +1,10 @@
 """A plane of scores over true links against those over arbitrary ones, on which no mark hides another."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -37,14 +39,19 @@ class Mark:
     unlearned: bool
     seeds: Sequence[tuple[Point, bool]] = ()
 
+    def without_intervals(self) -> Mark:
+        """The same mark without its intervals."""
+        return replace(self, x=Estimate(self.x.value), y=Estimate(self.y.value))
+
 
 def draw_plane(axes: Axes, marks: Sequence[Mark], size: tuple[float, float], scoring: Scoring) -> None:
-    """Draw marks with the 95 % intervals of both scores; small marks are seeds.
+    """Draw marks with the 95 % intervals of both scores, none for rows that did not learn; small marks are seeds.
 
     A mark that would hide another is moved left or right, only as far as necessary, and joined by a line to a dot at
     its true position. Below the dotted line, arbitrary links are inferred more than true ones. ``size`` is the
     approximate size of the axes in inches.
     """
+    marks = [mark.without_intervals() if mark.unlearned else mark for mark in marks]
     seeds = [point for mark in marks for point, _ in mark.seeds]
     x_low = _low([mark.x for mark in marks], [x for x, _ in seeds], 1.0)
     y_low = _low([mark.y for mark in marks], [y for _, y in seeds], _LEAST)
@@ -69,7 +76,7 @@ def draw_plane(axes: Axes, marks: Sequence[Mark], size: tuple[float, float], sco
     for mark, place in zip(marks, places, strict=True):
         _draw(axes, mark, place)
     moved = any(place[0] != mark.x.value for mark, place in zip(marks, places, strict=True))
-    note = "\n(a mark that would hide another stands aside; its place is the dot)" * moved
+    note = "\n(marks that would overlap are moved sideways, off their dot)" * moved
     axes.set_xlabel(f"unwanted: OCR score over arbitrary links{note}")
     axes.set_ylabel(f"wanted: OCR score over true links\n({scoring})")
     axes.set_title("Wanted against unwanted inference", fontsize=10)
@@ -78,10 +85,11 @@ def draw_plane(axes: Axes, marks: Sequence[Mark], size: tuple[float, float], sco
 
 def _draw(axes: Axes, mark: Mark, place: Point) -> None:
     look, at = mark.look, (mark.x.value, mark.y.value)
+    bar: dict[str, Any] = {"color": look.color, "linewidth": 1.1, "alpha": 0.6, "zorder": 1}
     if mark.x.bounds:
-        axes.plot(mark.x.bounds, [at[1]] * 2, color=look.color, linewidth=1.4, alpha=0.7, zorder=1)
+        axes.plot(mark.x.bounds, [at[1]] * 2, **bar)
     if mark.y.bounds:
-        axes.plot([at[0]] * 2, mark.y.bounds, color=look.color, linewidth=1.4, alpha=0.7, zorder=1)
+        axes.plot([at[0]] * 2, mark.y.bounds, **bar)
     style: dict[str, Any] = {"color": look.color, "zorder": 3}
     axes.plot(*place, look.marker, markersize=8, markerfacecolor=look.face(mark.unlearned), **style)
     if place != at:
