@@ -181,12 +181,12 @@ structures: $(VENV)/.ready
 	$(call lean,results/structures)
 
 # $(call packed,folders): readers take the .gz of a run's file as they take the file. Bare runs have no probes, which only
-# the page and the heatmaps show; rerunning one with --force brings them back.
+# the page and the heatmaps show, and packed configurations; rerunning one with --force brings the probes back.
 packed = find $(1) \( -name result.json -o -name metrics.jsonl -o -name probes.jsonl \) -exec gzip -9nf {} + && \
 	find $(1) \( -name audit.json -o -name sweep.json \) -delete
-bare = find $(1) -name 'probes.jsonl*' -delete && $(call packed,$(1))
-# And these have no lines of epochs either, which only curves show; their configurations are packed, too.
-lean = find $(1) -name 'metrics.jsonl*' -delete && $(call bare,$(1)) && find $(1) -name config.yaml -exec gzip -9nf {} +
+bare = find $(1) -name 'probes.jsonl*' -delete && $(call packed,$(1)) && find $(1) -name config.yaml -exec gzip -9nf {} +
+# And these have no lines of epochs either, which only curves show.
+lean = find $(1) -name 'metrics.jsonl*' -delete && $(call bare,$(1))
 
 # Everything that is made from records: tables and figures of each model and of all together, and the report page of all
 # (two minutes, without a model).
