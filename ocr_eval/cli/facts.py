@@ -133,8 +133,7 @@ def audit(
     subject: SubjectOption = None,
     columns: ColumnsOption = None,
     model: Annotated[
-        str | None,
-        option("--model", help="Also query this untouched model.", autocompletion=o.model_names),
+        str | None, option("--model", help="Also query this untouched model.", autocompletion=o.model_names)
     ] = None,
     machine: Machine,
     as_csv: Annotated[bool, option("--csv", help="Print every link as csv.")] = False,

@@ -325,13 +325,6 @@ def own_contrast(w: Matrix, n_pairs: int, group: int, size: float, first_row: in
     return float(block[own].mean() - block[~own].mean())
 
 
-def train_margin(task: TaskSpec, w_ov: Matrix) -> float:
-    """Smallest margin over the train set, against all other answers."""
-    questions = trained_questions(task)
-    f = features(task, questions) @ w_ov.T
-    return answer_margin(f, right_answers(task, questions), range(2 * task.n_pairs))
-
-
 def test_margin(task: TaskSpec, w_ov: Matrix) -> float:
     """Smallest margin over the test entailments, against the other c's."""
     questions = question_sets(task)[TEST_ENTAILMENT]
