@@ -187,7 +187,7 @@ def _show_curve(folder: Path, record: Record) -> None:
     try:
         curve = Curve.of([(record, metrics_of(FinishedRun(folder, record), "first-token"))], "first-token")
     except UserError as error:
-        typer.echo(f"ocr-eval: {error} The curve is not drawn.", err=True)
+        o.warn(f"{error} The curve is not drawn.")
         return
     typer.echo(f"\n{charts([curve] if curve else [], sys.stdout)}\n")
 

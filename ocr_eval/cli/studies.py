@@ -113,7 +113,7 @@ def curve(
     one_seed = f"One seed has no interval. Give several, for example --seeds {o.THREE_SEEDS}."
     if as_json:
         keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "premises_hold")
-        listed = [dict(zip(keys, (m, asdict(score), root, learned), strict=True)) for m, score, root, learned in points]
+        listed = [dict(zip(keys, (m, asdict(score), *rest), strict=True)) for m, score, *rest in points]
         about = {"assoc": specs[0].association.name, "m_test": m_test, "seeds": seeds}
         note = {"note": one_seed} if len(seeds) == 1 else {}
         typer.echo(json.dumps({**about, **note, "points": listed}, indent=2))

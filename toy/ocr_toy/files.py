@@ -29,7 +29,7 @@ def require_file(path: Path) -> None:
     require(path.is_file() or not path.exists(), f"output = {path}: is not a plain file; name a file")
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file next to `path`, then rename it. Raises ToyError as `require_file` does."""
     require_file(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}-{path.name}")
@@ -43,11 +43,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     text = to_json(value) + "\n"
-
-    def fill(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomic(path, fill)
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:

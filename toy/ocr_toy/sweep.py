@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast
 
 from ocr_toy.errors import ToyError, require
 from ocr_toy.runs import Record, RunResult, RunSpec
@@ -61,10 +61,8 @@ class RankSweep:
 
 def axis(name: str) -> Axis:
     """The axis of that name. Raises ToyError for any other name."""
-    for known in get_args(Axis):
-        if name == known:
-            return known
-    raise ToyError(f"over = {name}: unknown; use one of {', '.join(get_args(Axis))}")
+    require(name in FIELDS, f"over = {name}: unknown; use one of {', '.join(FIELDS)}")
+    return cast(Axis, name)
 
 
 def at_value(base: RunSpec, over: Axis, value: float) -> RunSpec:
