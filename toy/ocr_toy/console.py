@@ -62,11 +62,11 @@ def emit(document: Any, as_json: bool, output: Path | None, lines: list[str]) ->
 
 
 def prepare(output: Path | None, figures: Path | None = None) -> None:
-    """Create the folders for the output. Raises ToyError if a file cannot be written."""
-    from ocr_toy.files import prepare_folder, require_file
+    """Raise ToyError if the output cannot be written. Folders are created with their files, so none for bad input."""
+    from ocr_toy.files import require_file, require_folder
 
     if output is not None:
         require_file(output)
-        prepare_folder(output.parent)
+        require_folder(output.parent)
     if figures is not None:
-        prepare_folder(figures)
+        require_folder(figures)

@@ -207,7 +207,7 @@ FIGURES: dict[str, Callable[[Measured], Figure]] = {
 
 
 def save_all(measured: Measured, folder: Path) -> list[Path]:
-    """Draw every figure and write it as PNG, PDF and SVG into an existing folder; returns the paths."""
+    """Draw every figure and write it as PNG, PDF and SVG into a folder; returns the paths."""
     with mpl.rc_context(STYLE):
         return [path for name, draw in FIGURES.items() for path in _save(draw(measured), name, folder)]
 

@@ -13,15 +13,13 @@ from ocr_toy.errors import ToyError, require
 MOST_BYTES = 64 << 20
 
 
-def prepare_folder(folder: Path) -> Path:
-    """Create the folder and check that it is writable. Raises ToyError if that fails."""
+def require_folder(folder: Path) -> None:
+    """Raise ToyError unless the folder is writable, or can be created."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=next(place for place in (folder, *folder.parents) if place.exists())):
             pass
     except OSError as error:
         raise ToyError(f"output = {folder}: cannot be written ({error.strerror}); name another folder") from error
-    return folder
 
 
 def require_file(path: Path) -> None:
@@ -32,6 +30,7 @@ def require_file(path: Path) -> None:
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file next to `path`, then rename it. Raises ToyError as `require_file` does."""
     require_file(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}-{path.name}")
     try:
         write(temporary)

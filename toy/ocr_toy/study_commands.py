@@ -245,13 +245,13 @@ def figures(
     """
     from ocr_toy import figures as drawing
     from ocr_toy import sweep as sweeps
-    from ocr_toy.files import prepare_folder, read_json
+    from ocr_toy.files import read_json
     from ocr_toy.runs import RunSpec, TrainSpec
     from ocr_toy.theory import require_solver
 
     require_solver(solver.upper())
     require(seed >= 0, f"seed = {seed}: cannot be negative; use seed >= 0")
-    prepare_folder(output)
+    prepare(None, output)
     if rank_sweep is None:
         base = RunSpec(train=TrainSpec(steps=rank_steps, record_every=max(1, rank_steps // 20)))
         say(f"rank sweep of {rank_steps} steps")

@@ -41,7 +41,8 @@ TINY = [*TINY_TASK, "--d-h", "4"]
         (["check", "--solver", "mosek"], "solver = MOSEK: unknown; use CLARABEL or SCS"),
         (["check", "--grid", "3,1"], "grid = 3,1"),
         (["check", "--grid", "3,0,1"], "m_train = 0"),
-        (["open", "--question", "why"], "question = why"),
+        (["open", "--question", "why", "-o", "new/open.json"], "question = why"),
+        (["mitigate", "--method", "prayer", "-o", "new/found.json", "--figures", "drawn"], "method = prayer"),
         (["open", "--question", "mitigation"], "question = mitigation"),
         (["mitigate", "--method", "prayer"], "method = prayer: unknown"),
         (["mitigate", "--seeds", "0,0"], "seeds: one is given twice"),
@@ -96,6 +97,7 @@ def test_bad_input_is_one_line_on_stderr_and_exit_2(
     assert err.startswith(f"{'ocr-eval' if mounted else 'ocr_toy'}: {says}")
     assert err.count("\n") == 1
     assert len(err) < 1000
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["check", "figures"])
