@@ -68,11 +68,10 @@ def make_run(
     of_model = section("model", settings)
     if of_model:
         spec = yaml_files.parse(ModelSpec, {**spec.model_dump(), **of_model}, "settings")
-    found = (
-        association if isinstance(association, Association) else load_association(_named("association", association))
-    )
+    if not isinstance(association, Association):
+        association = load_association(_named("association", association))
     seeds = run_seeds(section("run", settings) | ({} if seed is None else {"seed": seed}))
-    return make_run_spec(spec, found, section("data", settings), section("train", settings), *seeds)
+    return make_run_spec(spec, association, section("data", settings), section("train", settings), *seeds)
 
 
 def _named(kind: str, given: object) -> str:
@@ -96,8 +95,8 @@ def finetune(
 ) -> Record:
     """Teach the facts, score what was inferred, and save the run in ``output/runs``.
 
-    A finished run is loaded, not repeated; an interrupted run resumes. ``measures`` names extra measures to take at the
-    end; None takes the cheap ones. ``score_at`` says after which epochs all probes are scored (``doubling``, ``every``,
+    A finished run is loaded, not repeated; an interrupted run resumes. ``measures`` names what to measure at the end;
+    None takes the cheap ones. ``score_at`` says after which epochs all probes are scored (``doubling``, ``every``,
     ``every:5``, ``last`` or ``"1,3,12"``).
 
     Raises:
@@ -107,7 +106,10 @@ def finetune(
     from ocr_eval.execution.execute import finetune as run_finetune
     from ocr_eval.execution.run_pack import Execution
 
-    asked, scored = None if measures is None else tuple(measures), schedule.checked(score_at, "score_at")
+    asked, scored = (
+        None if measures is None else tuple(measures),
+        schedule.checked(score_at, "score_at", run.train.epochs),
+    )
     how = Execution(device=device, force=force, measures=asked, score_at=scored)
     return run_finetune(run, Path(output), how)[0].record
 
@@ -177,15 +179,7 @@ def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
     Columns: ``run`` and the settings, as in ``records_frame``; ``epoch``, ``train_loss`` (nats per answer token),
     ``train_seconds``, ``score_seconds``; every statistic of every quantity, such as ``test_entailment_ocr_score``; and
     per-epoch measures, such as ``weight-change.frobenius``. What was not measured at an epoch is NaN. A run whose file
-    cannot be read is skipped with a warning.
-
-    Args:
-        folders: at any depth above the runs.
-        where: conditions, as ``read_records`` takes them.
-        scoring: whose statistics.
-
-    Raises:
-        UserError: no such folder, or no run that meets the conditions.
+    cannot be read is skipped with a warning. ``folders``, ``where`` and errors are those of ``read_records``.
     """
     import pandas as pd
 
@@ -207,15 +201,7 @@ def probes_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
 
     Columns: ``run`` and the settings, as in ``records_frame``; ``epoch``, ``quantity``, ``group``, ``subject``,
     ``prompt``, ``answer`` (the right one) and its ``logprob``, ``rank`` (0 is best), ``null_rank``, and ``best``, the
-    candidate that the model ranks first. A run whose file cannot be read is skipped with a warning.
-
-    Args:
-        folders: at any depth above the runs.
-        where: conditions, as ``read_records`` takes them.
-        scoring: whose log-probabilities and ranks.
-
-    Raises:
-        UserError: no such folder, or no run that meets the conditions.
+    candidate that the model ranks first. Unreadable files, ``folders``, ``where`` and errors: as in ``epochs_frame``.
     """
     import pandas as pd
 

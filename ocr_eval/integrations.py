@@ -17,8 +17,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.yaml_files import looks_like_path
 from ocr_eval.data.fact_table import read_facts
 from ocr_eval.data.facts import association_of
 from ocr_eval.data.task import task_of
@@ -67,8 +67,11 @@ class OCRCallback(TrainerCallback):
         if every < 1:
             raise UserError(f"OCRCallback: every = {every} is not valid; give 1 or more steps.")
         association = _association(facts, dict(table or {}))
-        protocol = DataSpec(**(data or {}))
-        association.check(protocol)
+        protocol = yaml_files.parse(DataSpec, data or {}, "OCRCallback: data")
+        try:
+            association.check(protocol)
+        except ValueError as error:
+            raise UserError(f"OCRCallback: {error}.") from error
         self.every, self.task = every, task_of(association, protocol, f"{seed}/data")
         self.history: list[dict[str, float]] = []
         self.log: Callable[[dict[str, float]], Any] | None = None
@@ -138,6 +141,7 @@ def _association(facts: str | Path | Association, table: dict[str, Any]) -> Asso
     if not is_table:
         if table:
             raise UserError(f"OCRCallback: 'table' says how to read a table, but '{facts}' is an association.")
-        return load_association(str(facts) if looks_like_path(str(facts)) or not path.exists() else f"./{facts}")
+        by_name = yaml_files.looks_like_path(str(facts)) or not path.exists()
+        return load_association(str(facts) if by_name else f"./{facts}")
     found = read_facts(path, table.pop("subject", None), table.pop("columns", None))
     return association_of(found, table.pop("templates", {}), str(path), name="facts", **table)

@@ -88,8 +88,18 @@ def one_line(answer) -> str:
         (["score", "--assoc", "country-code", "--adapter", "./nowhere"], "--adapter nowhere contains no adapter"),
         (["table", "./nowhere"], "There is no folder"),
         (["table", "."], "No finished run"),
+        (["table", ".", "--by", "model,model"], "--by 'model,model' names model twice. Give each once."),
+        (["table", ".", "--components", "--no-published"], "--components prints its own table"),
+        (["report", ".", "--serve", "-o", "page.html"], "--output has no effect with --serve"),
+        (["compare", ".", ".", "."], "both A and B are folders. Drop RUNS."),
+        (["score", "--assoc", "country-code", "--per-request", "3"], "--per-request needs --endpoint"),
+        (["finetune", "country-code", "--measures", "hedge,hedge"], "names hedge twice"),
+        (["finetune", "country-code", "--score-at", "3,99"], "there is no epoch 99; the last is 16"),
+        (["sweep", "--epochs", "4,8", "--score-at", "9", "--dry-run"], "there is no epoch 9; the last is 8"),
+        (["controls", "country-code", "--score-at", "99", "--dry-run"], "there is no epoch 99"),
         (["data", "show", "sport-musik"], "Did you mean 'sport-music'?"),
         (["models", "pull", "llama-8b"], "Did you mean 'llama3-8b'?"),
+        (["models", "pull", "smollm2-135m", "--force", "--offline"], "which needs the network"),
     ],
 )
 def test_bad_input(ocr_eval, tmp_path, monkeypatch, arguments, said):
@@ -203,6 +213,12 @@ def test_flags_of_a_config_file_do_not_go_with_a_runs_folder_either(ocr_eval, tm
     assert "is not a run folder" in one_line(answer)
 
 
+def test_a_model_with_its_own_code_can_be_scored_by_its_runs_folder(ocr_eval, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = ocr_eval("score", "./run", "--trust-remote-code", OCR_EVAL_TRUST_REMOTE_CODE="0")
+    assert "'run' does not exist" in one_line(answer)
+
+
 def test_an_output_folder_that_cannot_be_written_is_found_first(ocr_eval, tiny, tmp_path):
     (tmp_path / "file").write_text("")
     run = ["finetune", "--model", tiny, "--assoc", "city-language", "-o", tmp_path / "file" / "out"]
@@ -279,6 +295,27 @@ def test_data_export_loads_as_a_dataset(ocr_eval, tmp_path):
     assert (len(loaded["train"]), len(loaded["probes"])) == (120, 200)
     assert all(row["answer"] in row["candidates"] for row in loaded["probes"])
     assert all(row["text"] == f"{row['prompt']} {row['answer']}" for row in loaded["train"])
+
+
+def test_an_export_next_to_that_of_another_run_is_refused(ocr_eval, tmp_path):
+    export = ("data", "export", "-o", tmp_path, "--format")
+    assert ocr_eval(*export, "jsonl", "city-language").code == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for other in (["country-code"], ["city-language", "--seed", 1]):
+        assert "train.jsonl is not what manifest.json desc" in one_line(ocr_eval(*export, "prompt-completion", *other))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for same in ("prompt-completion", "hub"):
+        assert ocr_eval(*export, same, "city-language").code == 0
+
+
+def test_methods_show_gives_the_settings_of_training(ocr_eval):
+    shown = {name: ocr_eval("methods", "show", name).out for name in ("lora", "full", "dpo", "in-context")}
+    flags = {name: [line.split()[0] for line in out.splitlines() if line[:2] == "--"] for name, out in shown.items()}
+    assert {"--lr", "--epochs", "--rank", "--targets"} <= set(flags["lora"])
+    assert set(flags["lora"]) - set(flags["full"]) - {"---------------"} == {"--rank", "--alpha", "--targets"}
+    assert "rejected" in shown["dpo"]
+    assert "It has no settings." in shown["in-context"]
+    assert not any("``" in out for out in shown.values())
 
 
 def test_models_list_names_all_seven(ocr_eval):

@@ -67,3 +67,5 @@ def test_the_table_of_components(ocr_eval, tmp_path):
     assert "--data-seed 0-2 --train-seed 0-2" in answer.out
     assert "Older records" in answer.out
     assert ocr_eval("table", tmp_path, "--components", "--short").code == 2
+    next(tmp_path.rglob("result.json")).write_text("{")
+    assert ocr_eval("table", tmp_path, "--components").code == 1

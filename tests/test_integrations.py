@@ -106,6 +106,9 @@ def test_what_does_not_fit_is_said(tiny, table, tmp_path):
         ({"facts": "country-code", "table": {"ask": "x"}}, "table"),
         ({"facts": table, "table": {"ask": "x"}}, "x"),
         ({"facts": "country-cod"}, "country-code"),
+        ({"facts": "country-code", "data": {"n": 99}}, "n = 99 is more than the 20 pairs"),
+        ({"facts": "country-code", "data": {"m": 1}}, "unknown key 'm'"),
+        ({"facts": table, "data": {"n": 4}}, "--n has no effect on a table"),
         ({"facts": tmp_path / "none.csv"}, "none.csv"),
     ):
         with pytest.raises(UserError, match=named):

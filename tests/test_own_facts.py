@@ -251,11 +251,13 @@ def test_flags_of_a_table_need_one_and_one_alone(tiny, table, tmp_path, capfd):
         (["--facts", str(table), "--n", "4"], "--n"),
         (["--facts", str(table), "--chat"], "--chat"),
         (["--facts", str(table), "--ask", "bagde"], "Did you mean 'badge'"),
+        (["--facts", str(table), "--method", "in-context"], "Teach fewer --columns, or fewer rows."),
+        (["--facts", str(table), "--method", "dpo"], "Use --method dpo:rejected=in-use."),
     ):
-        assert run(["finetune", *flags, "--model", tiny, "-o", str(tmp_path / "out")]) == 2
+        assert run(["finetune", *flags, "--model", tiny, "-o", str(tmp_path / "out"), "--yes"]) == 2
         error = capfd.readouterr().err
         assert named in error
-        assert error.count("\n") == 1
+        assert error.count("\n") == 1, error
     assert not (tmp_path / "out").exists()
 
 

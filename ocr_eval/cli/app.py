@@ -14,6 +14,7 @@ import typer
 import typer.main
 import yaml
 from ocr_toy.cli import app as toy
+from ocr_toy.errors import Stopped, ToyError
 from safetensors import SafetensorError
 from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
@@ -28,10 +29,6 @@ from ocr_eval.common.errors import RunFailed, UserError, one_line, reason_of, sh
 from ocr_eval.common.registry import MEASURES, METHODS, PREVENTIONS
 
 
-class _Stopped(Exception):
-    """Ctrl-C as an exception that typer passes on with its text."""
-
-
 class _Commands(TyperGroup):
     """All commands."""
 
@@ -40,7 +37,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise _Stopped(str(error)) from error
+            raise Stopped(str(error)) from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The commands in groups, each with its summary."""
@@ -68,13 +65,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(cls=OneRun, rich_help_panel="Teach")(injections.finetune)
-app.command(rich_help_panel="Score")(injections.score)
-app.command(rich_help_panel="Look")(facts.audit)
-app.command(rich_help_panel="Score")(facts.beliefs)
-app.command(rich_help_panel="Look")(explain.explain)
+_SEEN = (results.table, results.figures, results.compare, results.scorecard, retention, results.report)
 for panel, commands in {
     "Teach": (sweep.sweep, sweep.status, demo.demo),
-    "Look": (results.table, results.figures, results.compare, results.scorecard, retention, results.report),
+    "Score": (injections.score, facts.beliefs),
+    "Look": (facts.audit, explain.explain, *_SEEN),
     "Study": (studies.controls, studies.curve),
 }.items():
     for command in commands:
@@ -178,11 +173,11 @@ def run(arguments: list[str] | None = None) -> int:
             print(error.format_message(), file=sys.stderr)
             return 2
         return _fail(_usage_problem(error), 2)
-    except UserError as error:
+    except (UserError, ToyError) as error:
         return _fail(str(error), 2)
     except RunFailed as error:
         return _fail(str(error), 1)
-    except (KeyboardInterrupt, Abort, _Stopped) as error:
+    except (KeyboardInterrupt, Abort, Stopped) as error:
         text = str(error) or "Interrupted. Finished work is kept; rerun the command to resume."
         again = " Drop --force then, or finished runs start over." if "--force" in given else ""
         return _fail(text + again, INTERRUPTED)

@@ -48,10 +48,11 @@ def show(
 
 
 @app.command()
+@expanded
 def candidates(
     context: typer.Context,
-    association: o.AssocArgument = None,
-    assoc: o.AssocOption = None,
+    *,
+    named: o.Assoc,
     model: Annotated[
         list[str] | None,
         option("--model", help="Model, or a folder with its tokenizer; repeatable.", autocompletion=o.model_names),
@@ -70,7 +71,7 @@ def candidates(
     from ocr_eval.data.audit import audit_association
     from ocr_eval.models.base import load_tokenizer
 
-    audited = load_association(o.one_assoc(context, association, assoc))
+    audited = load_association(named.one(context))
     audits = {name: audit_association(load_tokenizer(name), audited) for name in model or [o.DEFAULT_MODEL]}
     if as_json:
         typer.echo(json.dumps({name: found.as_json() for name, found in audits.items()}, indent=2, ensure_ascii=False))
@@ -87,8 +88,7 @@ def export(
     context: typer.Context,
     *,
     output_dir: Annotated[Path, option("--output-dir", "-o", help="Folder for the files.")],
-    association: o.AssocArgument = None,
-    assoc: o.AssocOption = None,
+    named: o.Assoc,
     own: OwnFacts,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings(["seed", *DataSpec.model_fields])],
@@ -107,11 +107,12 @@ def export(
     from ocr_eval.data.manifest import Manifest, write_manifest
     from ocr_eval.methods.prevention import task_of_run
 
-    table = own.association(model, association or assoc)
-    spec = o.resolve(context, model, table or o.one_assoc(context, association, assoc), settings)
+    spec = o.resolve(context, model, own.association(model, named.given) or named.one(context), settings)
     task = task_of_run(spec)
+    manifest = Manifest.of(spec, task)
+    if format in TRAINING_FILES:
+        manifest.check_beside(output_dir, TRAINING_FILES[format])
     paths = export_task(task, spec.association.name, format, output_dir)
     if format in TRAINING_FILES:
-        paths.append(write_manifest(Manifest.of(spec, task), output_dir))
-    for path in paths:
-        typer.echo(str(path))
+        paths.append(write_manifest(manifest, output_dir))
+    typer.echo("\n".join(map(str, paths)))

@@ -2,13 +2,17 @@
 
 import inspect
 import json
+import re
 from typing import Annotated, Any
 
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.spec_flags import flag_of
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.registry import Registry
+from ocr_eval.common.registry import NoSettings, Registry
+from ocr_eval.methods.method import TRAINING, Method
+from ocr_eval.specs.settings import SETTINGS
 
 
 def door(registry: Registry[Any], help: str) -> typer.Typer:
@@ -27,12 +31,16 @@ def door(registry: Registry[Any], help: str) -> typer.Typer:
     def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]) -> None:
         thing = registry.get(name)
         kind = thing if inspect.isclass(thing) else type(thing)
-        typer.echo(f"{name}\n\n{inspect.cleandoc(inspect.getmodule(kind).__doc__ or kind.__doc__ or '')}\n")
-        fields = getattr(thing, "Settings", None)
+        about = inspect.cleandoc(inspect.getmodule(kind).__doc__ or kind.__doc__ or "")
+        about = re.sub("``(.+?)``", r"'\1'", about)  # as the terminal shows a word
+        typer.echo(f"{name}\n\n{about}\n")
         rows = [
             [key, "must be given" if field.is_required() else str(field.default), field.description or ""]
-            for key, field in (fields.model_fields.items() if fields else ())
+            for key, field in getattr(thing, "Settings", NoSettings).model_fields.items()
         ]
+        if isinstance(thing, Method):
+            taken = [each for each in SETTINGS.values() if each.name in TRAINING - thing.ignores]
+            rows += [[flag_of(each.name), each.default, each.field.description or ""] for each in taken]
         typer.echo(o.grid(["setting", "default", "meaning"], rows) if rows else "It has no settings.")
 
     return app

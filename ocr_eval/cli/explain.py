@@ -87,13 +87,11 @@ def with_epochs(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _tables(found: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
     """The tables of a measure, by name: mappings whose columns have the same length."""
+    tables = {key: table for key, table in found.items() if isinstance(table, dict)}
     return {
         key: table
-        for key, table in found.items()
-        if isinstance(table, dict)
-        and table
-        and all(isinstance(column, list) for column in table.values())
-        and len({len(column) for column in table.values()}) == 1
+        for key, table in tables.items()
+        if all(isinstance(column, list) for column in table.values()) and len(set(map(len, table.values()))) == 1
     }
 
 

@@ -31,7 +31,14 @@ class Elsewhere:
         str | None,
         option("--endpoint", help="Server with OpenAI's completions (http://HOST:8000/v1); --model is its name there."),
     ] = None
-    per_request: Annotated[int, option("--per-request", min=1, help="With --endpoint: texts per request.")] = 16
+    per_request: Annotated[
+        int | None, option("--per-request", min=1, help="With --endpoint: texts per request (default: 16).")
+    ] = None
+
+    @property
+    def texts(self) -> int:
+        """Texts per request."""
+        return self.per_request or 16
 
     def model(self, context: typer.Context, name: str, without: Collection[str]) -> str | ModelSpec:
         """The model to score, which is on a server if --endpoint is given.
@@ -40,13 +47,14 @@ class Elsewhere:
             UserError: an invalid address, no name, or a flag that has no effect on a server (``without``).
         """
         if self.endpoint is None:
+            if self.per_request is not None:
+                raise UserError("--per-request needs --endpoint, a server to which requests go.")
             return name
         from ocr_eval.specs.model import served_model
 
         if without:
             raise UserError(f"{flag_of(min(without))} has no effect on a server's model. Drop it, or --endpoint.")
-        stated = context.get_parameter_source("model")
-        if stated is None or stated.name == "DEFAULT":
+        if "model" in o.stated(context, "DEFAULT"):
             raise UserError("--endpoint needs --model, the server's name for the model that you trained.")
         return served_model(self.endpoint, name)
 
@@ -56,8 +64,7 @@ class Elsewhere:
         Raises:
             UserError: a flag contradicts the manifest, has no effect, or needs a manifest.
         """
-        stated = context.get_parameter_source("output_dir")
-        if self.name is None and stated is not None and stated.name in ("COMMANDLINE", "DEFAULT_MAP"):
+        if self.name is None and "output_dir" in o.stated(context):
             raise UserError("--output-dir needs --name, which writes a run there. Without it nothing is written.")
         if self.name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
             raise UserError(f"--name '{self.name}': use lowercase letters, digits, '.', '_' and '-', at most 64.")

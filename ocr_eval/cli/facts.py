@@ -133,8 +133,7 @@ def audit(
     subject: SubjectOption = None,
     columns: ColumnsOption = None,
     model: Annotated[
-        str | None,
-        option("--model", help="Also query this untouched model.", autocompletion=o.model_names),
+        str | None, option("--model", help="Also query this untouched model.", autocompletion=o.model_names)
     ] = None,
     machine: Machine,
     as_csv: Annotated[bool, option("--csv", help="Print every link as csv.")] = False,
@@ -229,9 +228,8 @@ _ROW = (
 
 
 def _row(link: Link) -> dict[str, Any]:
-    row = {**vars(link), "corrected_u": link.corrected, "both": link.both, "decided": link.decided, "alone": link.alone}
-    row |= {"orientation": link.orientation, "expected": link.expected}
-    return {key: round(row[key], 4) if isinstance(row[key], float) else row[key] for key in _ROW}
+    row = {key: getattr(link, "corrected" if key == "corrected_u" else key) for key in _ROW}
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
 
 
 def _as_json(table: FactTable, links: Links) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ from ocr_eval.cli import options as o
 from ocr_eval.cli.external import Elsewhere
 from ocr_eval.cli.facts import OwnFacts
 from ocr_eval.cli.means import Machine
-from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
+from ocr_eval.cli.spec_flags import Given, Settings, expanded, flag_of, option
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import DEFAULT_MEASURES
 from ocr_eval.specs import schedule
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 def finetune(
     context: typer.Context,
     *,
-    association: o.AssocArgument = None,
-    assoc: o.AssocOption = None,
+    named: o.Assoc,
     own: OwnFacts,
     yes: Annotated[bool, option("--yes", "-y", help="Start even if it takes a long time.")] = False,
     model: o.ModelOption = o.DEFAULT_MODEL,
@@ -56,9 +55,9 @@ def finetune(
     """
     asked = o.measures(measures)
     machine.begin()
-    scored = o.score_at(score_at) or schedule.DEFAULT
-    table = own.association(model, association or assoc)
-    spec = o.resolve(context, model, table or o.one_assoc(context, association, assoc), settings)
+    table = own.association(model, named.given)
+    spec = o.resolve(context, model, table or named.one(context), settings)
+    scored = schedule.checked(score_at or schedule.DEFAULT, "--score-at", spec.train.epochs)
     if dry_run:
         _show_plan(spec, output_dir, machine.device, as_json, scored)
         return
@@ -76,9 +75,8 @@ def finetune(
 
         done, was_done = run_finetune(spec, output_dir, Execution(machine.device, force, scored, measures=asked))
         folder, record = RunFolder(done.folder), done.record
-    named = [name for name in asked or () if name != DEFAULT_MEASURES]
-    missing = [name for name in named if name not in record.measures] if was_done else []
-    if missing:
+    missing = [name for name in asked or () if name != DEFAULT_MEASURES and name not in record.measures]
+    if missing and was_done:
         names = ",".join(missing)
         o.warn(f"This run finished without {names}. Measure it: ocr-eval explain {done.folder} --measure {names}")
     if as_json:
@@ -189,7 +187,7 @@ def _show_curve(folder: Path, record: Record) -> None:
     try:
         curve = Curve.of([(record, metrics_of(FinishedRun(folder, record), "first-token"))], "first-token")
     except UserError as error:
-        typer.echo(f"ocr-eval: {error} The curve is not drawn.", err=True)
+        o.warn(f"{error} The curve is not drawn.")
         return
     typer.echo(f"\n{charts([curve] if curve else [], sys.stdout)}\n")
 
@@ -250,7 +248,7 @@ def score(
             raise UserError(f"--method {method} has no adapter. Drop one of the two, or name the adapter's method.")
         spec = exported or o.resolve(context, meant, str(assoc), settings)
     if dry_run and elsewhere.endpoint is not None:
-        _show_cost(spec, elsewhere.per_request, as_json)
+        _show_cost(spec, elsewhere.texts, as_json)
         return
     if dry_run:
         _show_plan(spec, None, machine.device, as_json)
@@ -261,14 +259,14 @@ def score(
 
         name, output = elsewhere.name, elsewhere.output_dir
         if elsewhere.endpoint is not None:
-            done = record_served(spec, name, output, elsewhere.per_request)
+            done = record_served(spec, name, output, elsewhere.texts)
         else:
             done = record_external(spec, adapter, name, output, machine.device)
         folder, scores = done.folder, done.record.final
     elif elsewhere.endpoint is not None:
         from ocr_eval.execution.external import rescore_served
 
-        scores = rescore_served(spec, elsewhere.per_request)
+        scores = rescore_served(spec, elsewhere.texts)
     else:
         from ocr_eval.execution.execute import rescore
 
@@ -315,20 +313,16 @@ def _show_cost(spec: RunSpec, per_request: int, as_json: bool) -> None:
 
 
 #: Flags of ``score`` that do not determine what is scored, and so are allowed with a run's folder.
-_BESIDE_A_RUN = {"run", "plus", "minus", "device", "offline", "dry_run", "as_json", "quiet", "config"}
+_BESIDE_A_RUN = {f.name for f in fields(Machine)} | {"run", "plus", "minus", "dry_run", "as_json", "config"}
 
 
 def _refuse_beside_a_run(context: typer.Context) -> None:
     """Raise a UserError if a flag or --config sets something that a run's folder already determines."""
-    given = ("COMMANDLINE", "DEFAULT_MAP")
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        source = context.get_parameter_source(name)
-        if name not in _BESIDE_A_RUN and source is not None and source.name in given:
-            raise UserError(
-                f"{parameter.opts[0]} has no effect with a run's folder, which sets model, data and adapter. Drop "
-                "it, or give --assoc and --adapter instead of the folder."
-            )
+    if idle := [name for name in o.stated(context) if name not in _BESIDE_A_RUN]:
+        raise UserError(
+            f"{flag_of(idle[0])} has no effect with a run's folder, which sets model, data and adapter. Drop it, or "
+            "give --assoc and --adapter instead of the folder."
+        )
 
 
 def _score_lines(scores: Scores) -> str:

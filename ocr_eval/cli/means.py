@@ -85,7 +85,7 @@ class Jobs:
         if self.memory_gb is not None and not self.memory_gb < 1e6:
             raise UserError(f"--memory-gb {self.memory_gb} is too large. Give the memory of a job in GB.")
         if self.devices is not None:
-            given["devices"] = o.words("--devices", self.devices)
+            given["devices"] = o.words("--devices", self.devices, each_once=False)
         return Placement(executor=self.executor, **{**given, "slurm": tuple(self.slurm or ())})
 
 
@@ -100,7 +100,7 @@ class Means(Jobs, Machine):
     dry_run: o.DryRunOption = False
 
     def __post_init__(self) -> None:
-        o.score_at(self.score_at)
+        schedule.checked(self.scored_at, "--score-at")
 
     @property
     def scored_at(self) -> str:

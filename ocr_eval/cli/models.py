@@ -10,8 +10,10 @@ from ocr_eval.cli import options as o
 from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.common import yaml_files
+from ocr_eval.common.errors import UserError
 from ocr_eval.common.yaml_files import shipped_names
 from ocr_eval.methods.method import method_of
+from ocr_eval.models import hub
 from ocr_eval.specs.model import HubWeights, load_model_spec
 from ocr_eval.specs.published import published_associations
 
@@ -50,18 +52,15 @@ def show(model: o.ModelArgument, as_json: o.JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps(spec.model_dump(mode="json"), indent=2))
         return
-    if model in yaml_files.shipped_names("models"):
-        file = yaml_files.find_yaml("model", "models", model)
-    else:
-        file = yaml_files.expand(model)
+    is_shipped = model in shipped_names("models")
+    file = yaml_files.find_yaml("model", "models", model) if is_shipped else yaml_files.expand(model)
     where, train = weights.cached(spec), spec.train
     settings = f"lr {train.lr:g}, {train.epochs} epochs, batches of {train.batch_size}"
     method = method_of(train)
     adapter = "" if "rank" in method.ignores else f", rank {train.rank}, alpha {train.alpha:g}"
+    fetch = f"not on disk; 'ocr-eval models pull {model}' fetches them"
     lines = [
-        f"weights: on disk in {where}"
-        if where
-        else f"weights: not on disk; 'ocr-eval models pull {model}' fetches them",
+        f"weights: {f'on disk in {where}' if where else fetch}",
         f"dtype {spec.dtype}, attention {spec.attention}",
         f"method {train.method} (default): {settings}{adapter}",
     ]
@@ -76,7 +75,7 @@ def show(model: o.ModelArgument, as_json: o.JsonOption = False) -> None:
 @app.command()
 def pull(
     model: o.ModelArgument,
-    force: o.ForceOption = False,
+    force: Annotated[bool, option("--force", help="Fetch a packaged model again, even if it is on disk.")] = False,
     offline: o.OfflineOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
@@ -88,6 +87,8 @@ def pull(
     from ocr_eval.models import weights
 
     spec = load_model_spec(model)
+    if force and hub.offline():
+        raise UserError("--force deletes weights and fetches them again, which needs the network. Drop --force.")
     if force:
         weights.remove(spec)
     typer.echo(str(weights.locate(spec).path))

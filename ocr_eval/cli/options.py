@@ -3,7 +3,9 @@
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,6 @@ from ocr_eval.common.registry import DEFAULT_MEASURES, MEASURES
 from ocr_eval.common.yaml_files import shipped_names
 from ocr_eval.methods.method import ignored_by
 from ocr_eval.models import hub
-from ocr_eval.specs import schedule
 from ocr_eval.specs.association import Association, load_association
 from ocr_eval.specs.model import ModelSpec, load_model_spec
 from ocr_eval.specs.run import RunSpec, Scoring, make_run_spec, run_seeds
@@ -96,17 +97,12 @@ def _run_flags(context: typer.Context, path: Path) -> dict[str, Any]:
 
 
 ConfigOption = Annotated[
-    Path | None,
-    option("--config", "-C", help="YAML file of flags, e.g. 'epochs: 8'.", callback=_config, is_eager=True),
+    Path | None, option("--config", "-C", help="YAML file of flags, e.g. 'epochs: 8'.", callback=_config, is_eager=True)
 ]
 _MODEL_HELP = "Model: a name ('ocr-eval models list'), YAML file, folder or org/name."
 _ASSOC_HELP = "Association: a name ('ocr-eval data list') or YAML file."
 ModelOption = Annotated[str, option("--model", help=_MODEL_HELP, autocompletion=model_names)]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=model_names)]
-AssocArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="ASSOC", help="The association; the same as --assoc.", autocompletion=assoc_names),
-]
 AssocOption = Annotated[str | None, option("--assoc", help=_ASSOC_HELP, autocompletion=assoc_names)]
 ModelsOption = Annotated[str | None, option("--models", help="Comma-separated models (default: smollm2-135m).")]
 AssocsOption = Annotated[
@@ -131,15 +127,13 @@ ScoreAtOption = Annotated[
     ),
 ]
 MeasuresOption = Annotated[
-    str | None,
-    option("--measures", help="Measures: 'a,b' from 'measures list', 'default,a' for one more, or none."),
+    str | None, option("--measures", help="Measures: 'a,b' from 'measures list', 'default,a' for one more, or none.")
 ]
 ScoringOption = Annotated[Scoring, option("--scoring", help="Scoring to rank by; first-token is the published one.")]
 
 _READ = "Folders that contain runs, at any depth (default: $OCR_EVAL_OUTPUT_DIR, else results)."
 RunsArgument = Annotated[
-    list[Path] | None,
-    typer.Argument(metavar="RUNS", help=_READ, envvar="OCR_EVAL_OUTPUT_DIR", show_envvar=False),
+    list[Path] | None, typer.Argument(metavar="RUNS", help=_READ, envvar="OCR_EVAL_OUTPUT_DIR", show_envvar=False)
 ]
 
 
@@ -164,31 +158,43 @@ def exit_if_damaged(complaints: Sequence[UserError]) -> None:
         raise typer.Exit(1)
 
 
-def one_assoc(context: typer.Context, argument: str | None, flag: str | None) -> str:
-    """The association that a command is about, given by position, --assoc, its variable or --config.
+@dataclass(frozen=True)
+class Assoc:
+    """The association that a command is about, given by position, --assoc, its variable or --config."""
 
-    Raises:
-        UserError: there is none, or there are two different ones on the command line.
-    """
-    source = context.get_parameter_source("assoc")
-    if argument and flag and argument != flag and source is not None and source.name == "COMMANDLINE":
-        raise UserError(f"Two associations are given, '{argument}' and --assoc '{flag}'. Give one.")
-    chosen = argument or flag
-    if not chosen:
-        raise UserError(
-            f"Which association? Give its name ('{context.command_path} country-code') or --assoc; 'ocr-eval data "
-            "list' shows the shipped ones."
-        )
-    return chosen
+    association: Annotated[
+        str | None,
+        typer.Argument(metavar="ASSOC", help="The association; the same as --assoc.", autocompletion=assoc_names),
+    ] = None
+    assoc: AssocOption = None
+
+    @property
+    def given(self) -> str | None:
+        """Its name or file."""
+        return self.association or self.assoc
+
+    def one(self, context: typer.Context) -> str:
+        """The same.
+
+        Raises:
+            UserError: there is none, or there are two different ones on the command line.
+        """
+        differ = self.association and self.assoc and self.association != self.assoc
+        if differ and "assoc" in stated(context, "COMMANDLINE"):
+            raise UserError(f"Two associations are given, '{self.association}' and --assoc '{self.assoc}'. Give one.")
+        if not self.given:
+            raise UserError(
+                f"Which association? Give its name ('{context.command_path} country-code') or --assoc; 'ocr-eval data "
+                "list' shows the shipped ones."
+            )
+        return self.given
 
 
-def score_at(text: str | None) -> str | None:
-    """The value of --score-at.
-
-    Raises:
-        UserError: not a schedule.
-    """
-    return None if text is None else schedule.checked(text, "--score-at")
+def stated(context: typer.Context, *sources: str) -> list[str]:
+    """The command's parameters whose values have one of these sources; by default the command line or --config."""
+    among = sources or ("COMMANDLINE", "DEFAULT_MAP")
+    found = {str(each.name): context.get_parameter_source(str(each.name)) for each in context.command.params}
+    return [name for name, source in found.items() if source is not None and source.name in among]
 
 
 def measures(text: str | None) -> tuple[str, ...] | None:
@@ -207,17 +213,20 @@ def measures(text: str | None) -> tuple[str, ...] | None:
     return names
 
 
-def words(flag: str, text: str | None) -> tuple[str, ...] | None:
+def words(flag: str, text: str | None, each_once: bool = True) -> tuple[str, ...] | None:
     """The entries of 'a,b', None for None.
 
     Raises:
-        UserError: an empty entry.
+        UserError: an empty entry, or a repeated one.
     """
     if text is None:
         return None
     entries = tuple(part.strip() for part in text.split(","))
     if not all(entries):
         raise UserError(f"{flag} '{text}' has an empty entry. Write it as 'a,b'.")
+    ((entry, count),) = Counter(entries).most_common(1)
+    if each_once and count > 1:
+        raise UserError(f"{flag} '{text}' names {entry} twice. Give each once.")
     return entries
 
 

@@ -6,14 +6,15 @@ import gc
 import json
 import shlex
 import sys
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.cli.spec_flags import option
+from ocr_eval.cli.spec_flags import expanded, option
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output, refuse_irregular, write_atomic
 from ocr_eval.specs.published import published_mean_ranks
@@ -25,38 +26,54 @@ if TYPE_CHECKING:
     from ocr_eval.records.find import FinishedRun, Found
     from ocr_eval.records.record import Record
 
-FilterOption = Annotated[
-    list[str] | None,
-    option("--filter", help="Only runs with KEY=VALUE; 'seed=0,1' matches either value; repeatable."),
-]
+
+@dataclass(frozen=True)
+class Finished:
+    """The finished runs that a command reads."""
+
+    runs: o.RunsArgument = None
+    filters: Annotated[
+        list[str] | None,
+        option("--filter", help="Only runs with KEY=VALUE; 'seed=0,1' matches either value; repeatable."),
+    ] = None
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where they are."""
+        return self.runs or [o.DEFAULT_OUTPUT]
+
+    def find(self, scoring: Scoring | None, measures: Collection[str] = ()) -> Found:
+        """The runs below the folders that pass the filters; warns about skipped records.
+
+        Raises:
+            UserError: there is no such folder, it has no finished run, or none passes.
+        """
+        from ocr_eval.records.find import find_runs
+        from ocr_eval.records.select import parse_condition
+
+        conditions = [parse_condition("--filter", text) for text in self.filters or ()]
+        found = find_runs(*self.folders, scoring=scoring, measures=measures)
+        gc.freeze()  # records stay, so keep the collector from scanning ten thousand of them
+        o.warn_skipped(found.complaints)
+        if not found.runs and found.complaints:
+            raise UserError("None of these records can be read. Rerun the runs with --force, or name another folder.")
+        if not found.runs:
+            where = ", ".join(f"'{folder}'" for folder in self.folders)
+            raise UserError(f"No finished run below {where}. Run 'ocr-eval finetune --assoc city-language' first.")
+        return found.where(conditions)
 
 
-def find(
-    folders: list[Path], scoring: Scoring | None, filters: list[str] | None = None, measures: Collection[str] = ()
-) -> Found:
-    """The runs below the folders that pass the filters; warns about skipped records.
+@dataclass(frozen=True)
+class Scored(Finished):
+    """The finished runs that a command reads, and the scoring whose ranks it shows."""
 
-    Raises:
-        UserError: there is no such folder, it has no finished run, or none passes.
-    """
-    from ocr_eval.records.find import find_runs
-    from ocr_eval.records.select import parse_condition
-
-    conditions = [parse_condition("--filter", text) for text in filters or ()]
-    found = find_runs(*folders, scoring=scoring, measures=measures)
-    gc.freeze()  # records stay, so keep the collector from scanning ten thousand of them
-    o.warn_skipped(found.complaints)
-    if not found.runs and found.complaints:
-        raise UserError("None of these records can be read. Rerun the runs with --force, or name another folder.")
-    if not found.runs:
-        where = ", ".join(f"'{folder}'" for folder in folders)
-        raise UserError(f"No finished run below {where}. Run 'ocr-eval finetune --assoc city-language' first.")
-    return found.where(conditions)
+    scoring: o.ScoringOption = "first-token"
 
 
+@expanded
 def table(
-    runs: o.RunsArgument = None,
-    scoring: o.ScoringOption = "first-token",
+    *,
+    finished: Scored,
     metric: Annotated[
         str | None,
         option(
@@ -67,7 +84,6 @@ def table(
     by: Annotated[str, option("--by", help="What defines a row: 'model', 'model,rank', 'm-train', 'seed' ...")] = (
         "model"
     ),
-    filters: FilterOption = None,
     format: Annotated[
         Literal["md", "csv", "json", "tex", "html"], option("--format", "-f", help="Format of the table.")
     ] = "md",
@@ -94,23 +110,16 @@ def table(
     if short and format in ("csv", "json"):
         raise UserError(f"--short has no effect on --format {format}, which has every metric. Drop one of them.")
     if components:
-        if metric or short or format != "md" or by != "model":
-            raise UserError("--components prints its own table. Drop --metric, --short, --format and --by.")
-        found = find(runs or [o.DEFAULT_OUTPUT], scoring, filters)
-        typer.echo(spread_table(found.records, scoring), nl=False)
+        if metric or short or format != "md" or by != "model" or not published:
+            raise UserError("--components prints its own table. Drop --metric, --short, --format, --by and the like.")
+        found = finished.find(finished.scoring)
+        typer.echo(spread_table(found.records, finished.scoring), nl=False)
+        o.exit_if_damaged(found.complaints)
         return
     keys = row_keys("--by", by)
-    measures = [metric.partition(".")[0]] if metric and "." in metric else []
-    found = find(runs or [o.DEFAULT_OUTPUT], scoring, filters, measures)
-    built = build_table(
-        found.records,
-        scoring,
-        published_mean_ranks() if published else None,
-        metric,
-        keys,
-        every_interval=format in ("csv", "json"),
-        short=short,
-    )
+    found = finished.find(finished.scoring, [metric.partition(".")[0]] if metric and "." in metric else [])
+    ranks, every_interval = published_mean_ranks() if published else None, format in ("csv", "json")
+    built = build_table(found.records, finished.scoring, ranks, metric, keys, every_interval, short)
     typer.echo(tables.FORMATS[format](built), nl=False)
     sentence = finding(built)
     if sentence:
@@ -118,10 +127,10 @@ def table(
     o.exit_if_damaged(found.complaints)
 
 
+@expanded
 def figures(
-    runs: o.RunsArgument = None,
-    scoring: o.ScoringOption = "first-token",
-    filters: FilterOption = None,
+    *,
+    finished: Scored,
     to: Annotated[
         Path | None, option("--to", "-o", help="Folder for the figures (default: figures/ in the first folder).")
     ] = None,
@@ -142,15 +151,14 @@ def figures(
 
     if text and to is not None:
         raise UserError("--to has no effect with --text, which writes no files. Drop one of them.")
-    folders = runs or [o.DEFAULT_OUTPUT]
-    found = find(folders, scoring, filters)
+    scoring, found = finished.scoring, finished.find(finished.scoring)
     complaints: list[UserError] = []
     if text:
         for row, curves in text_curves(found.runs, scoring, complaints.append):
             typer.echo(f"{row}: mean rank of the held-out entailments by epoch (0 is perfect)\n")
             typer.echo(f"{charts(curves, sys.stdout)}\n")
     else:
-        folder = to or folders[0] / "figures"
+        folder = to or finished.folders[0] / "figures"
         prepare_output(folder, "--to")
         for name, figure in gallery(found.runs, scoring, complaints.append):
             for path in save(figure, folder, name):
@@ -159,10 +167,10 @@ def figures(
     o.exit_if_damaged([*complaints, *found.complaints])
 
 
+@expanded
 def scorecard(
-    runs: o.RunsArgument = None,
-    scoring: o.ScoringOption = "first-token",
-    filters: FilterOption = None,
+    *,
+    finished: Scored,
     format: Annotated[Literal["md", "csv", "json", "tex"], option("--format", "-f", help="Format of the card.")] = "md",
     config: o.ConfigOption = None,
 ) -> None:
@@ -175,8 +183,8 @@ def scorecard(
     from ocr_eval.analysis.scorecard import build_scorecard, verdict
     from ocr_eval.report.scorecard import FORMATS
 
-    found = find(runs or [o.DEFAULT_OUTPUT], None, filters)
-    rows = build_scorecard([_with_matched(run) for run in found.runs], scoring)
+    found = finished.find(None)
+    rows = build_scorecard([_with_matched(run) for run in found.runs], finished.scoring)
     typer.echo(FORMATS[format](rows), nl=False)
     said = verdict(rows)
     if said:
@@ -184,17 +192,17 @@ def scorecard(
     o.exit_if_damaged(found.complaints)
 
 
+@expanded
 def compare(
+    context: typer.Context,
+    *,
     a: Annotated[
         str, typer.Argument(metavar="A", help="A run's folder, a folder of runs, or a condition such as 'lr=1e-3'.")
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="The same, to compare with.")],
-    runs: o.RunsArgument = None,
-    scoring: o.ScoringOption = "first-token",
-    filters: FilterOption = None,
+    finished: Scored,
     fail_above: Annotated[
-        float | None,
-        option("--fail-above", help="Fail if the interval's lower bound for A minus B exceeds this."),
+        float | None, option("--fail-above", help="Fail if the interval's lower bound for A minus B exceeds this.")
     ] = None,
     as_json: o.JsonOption = False,
 ) -> None:
@@ -205,8 +213,6 @@ def compare(
     epoch, and at matched learning: each run at the first epoch at which it has learned what it is taught. The gate
     of --fail-above is undecided, and exits with 1 too, if a single seed has no interval or a run did not learn.
     """
-    from dataclasses import asdict
-
     from ocr_eval.analysis.compare import contrast, gate, verdict
     from ocr_eval.records.select import parse_condition
 
@@ -215,14 +221,16 @@ def compare(
     conditions = [text for text in (a, b) if "=" in text and not Path(text).exists()]
     for text in conditions:
         parse_condition("condition", text)
-    folders, sides = runs or [o.DEFAULT_OUTPUT], []
+    if not conditions and "runs" in o.stated(context):
+        raise UserError("RUNS are searched for conditions, and both A and B are folders. Drop RUNS.")
+    sides = []
     for text in (a, b):
-        every = [*(filters or ()), *([text] if text in conditions else ())]
-        found = find(folders if text in conditions else [Path(text)], None, every)
+        among: Any = {"filters": [*(finished.filters or ()), text]} if text in conditions else {"runs": [Path(text)]}
+        found = replace(finished, **among).find(None)
         if found.complaints:
             raise UserError(f"Not every record of '{text}' can be used, so nothing is compared.")
         sides.append([_with_matched(run) for run in found.runs])
-    contrasts = contrast(sides[0], sides[1], scoring)
+    contrasts = contrast(sides[0], sides[1], finished.scoring)
     gated = {} if fail_above is None else {"gate": gate(contrasts, fail_above)}
     ending = typer.Exit(0 if gated.get("gate", "passed") == "passed" else 1)
     if as_json:
@@ -247,22 +255,22 @@ def compare(
 
 def _with_matched(run: FinishedRun) -> Record:
     """The record; matched learning, which older records lack, is read from metrics.jsonl."""
-    from msgspec.structs import replace
+    from msgspec import structs
 
     from ocr_eval.records.run_files import matched_of
 
     try:
-        return replace(run.record, matched=matched_of(run))
+        return structs.replace(run.record, matched=matched_of(run))
     except UserError as error:
         o.warn(f"{error} Matched learning is unknown.")
         return run.record
 
 
+@expanded
 def report(
-    runs: o.RunsArgument = None,
-    output: Annotated[Path, option("--output", "-o", help="The page to write.")] = Path("report.html"),
-    scoring: o.ScoringOption = "first-token",
-    filters: FilterOption = None,
+    *,
+    finished: Scored,
+    output: Annotated[Path | None, option("--output", "-o", help="The page to write (default: report.html).")] = None,
     serve: Annotated[
         bool, option("--serve", help="Serve the page on this machine only, and refresh it as runs finish.")
     ] = False,
@@ -276,25 +284,28 @@ def report(
     Table, figures, and every run with its curve, heatmap and probes; it needs no server and no network. Exits with 1 if
     a file of a run could not be read; the page says so and has the rest.
     """
-    places = runs or [o.DEFAULT_OUTPUT]
+    places, scoring, filters = finished.folders, finished.scoring, finished.filters or []
     if serve:
         from ocr_eval.report.serve import serve_report
 
-        serve_report(places, scoring, 8765 if port is None else port, list(filters or ()))
+        if output is not None:
+            raise UserError("--output has no effect with --serve, which writes no file. Drop one of them.")
+        serve_report(places, scoring, 8765 if port is None else port, filters)
         return
     if port is not None:
         raise UserError("--port needs --serve. Add --serve, or drop --port.")
     from ocr_eval.report.page import MEASURES, build_page
 
+    output = output or Path("report.html")
     if output.is_dir():
         raise UserError(f"--output '{output}' is a folder; name the page, for example '{output / 'report.html'}'.")
     if output.suffix.lower() not in ("", ".html", ".htm"):
         raise UserError(f"--output '{output}': the page is HTML. Name it '{output.with_suffix('.html')}'.")
     refuse_irregular(output)
     prepare_output(output.parent, "--output")
-    found = find(places, scoring, filters, MEASURES)
+    found = finished.find(scoring, MEASURES)
     words = ["ocr-eval", "report", *map(str, places), *(["--scoring", scoring] * (scoring != "first-token"))]
-    words += [word for text in filters or () for word in ("--filter", text)]
+    words += [word for text in filters for word in ("--filter", text)]
     page, complaints = build_page(found, scoring, made=f"{date.today()} by {shlex.join(words)}")
     write_atomic(output, page)
     typer.echo(str(output))

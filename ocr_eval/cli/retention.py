@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.cli.results import FilterOption, find
-from ocr_eval.cli.spec_flags import option
+from ocr_eval.cli.results import Finished
+from ocr_eval.cli.spec_flags import expanded, option
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import in_a_row
 
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from ocr_eval.analysis.retention import Accuracy, Regression, Retained
 
 
+@expanded
 def retention(
-    runs: o.RunsArgument = None,
-    filters: FilterOption = None,
+    *,
+    finished: Finished,
     explain: Annotated[
         Literal["kept", "held-out"],
         option("--explain", help="What is regressed: known facts kept, or held-out facts answered (runs of 'known')."),
@@ -34,11 +36,9 @@ def retention(
     of one seed share their data, so the 95 % intervals come from leaving out one seed at a time (Student's t over
     seeds). If a record cannot be read, it is skipped and the exit code is 1.
     """
-    from dataclasses import asdict
-
     from ocr_eval.analysis.retention import regress, retained
 
-    found = find(runs or [o.DEFAULT_OUTPUT], "first-token", filters, ["known"])
+    found = finished.find("first-token", ["known"])
     cells = retained(found.records)
     if not cells:
         raise UserError("No record has retention. Rerun a run with --force (full fine-tuning never has it).")

@@ -32,8 +32,7 @@ _OF_A_STUDY = Settings(without=["variant"], axes=_SEEDS, defaults={"seed": o.THR
 def controls(
     context: typer.Context,
     *,
-    association: o.AssocArgument = None,
-    assoc: o.AssocOption = None,
+    named: o.Assoc,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, _OF_A_STUDY],
     means: Means,
@@ -50,7 +49,7 @@ def controls(
     means.begin()
     from ocr_eval.analysis.controls import compare_conditions, condition_specs, verdict
 
-    reals = _runs(context, model, o.one_assoc(context, association, assoc), settings)
+    reals = _runs(context, model, named.one(context), settings)
     specs = [spec for real in reals for spec in condition_specs(real).values()]
     records = _study("controls", specs, output_dir, means, as_json)
     results = compare_conditions(records, scoring)
@@ -84,8 +83,7 @@ def conditions_text(results: Sequence[ConditionResult]) -> str:
 def curve(
     context: typer.Context,
     *,
-    association: o.AssocArgument = None,
-    assoc: o.AssocOption = None,
+    named: o.Assoc,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, replace(_OF_A_STUDY, axes=[*_SEEDS, "m_train"], required=["m_train"])],
     means: Means,
@@ -100,7 +98,7 @@ def curve(
     (Theorem 2 of the paper), is printed for orientation; it does not predict this score.
     """
     means.begin()
-    specs = _runs(context, model, o.one_assoc(context, association, assoc), settings, "m_train")
+    specs = _runs(context, model, named.one(context), settings, "m_train")
     m_test, seeds = specs[0].data.m_test, sorted({run.seed for run in specs})
     records = _study("curve", specs, output_dir, means, as_json)
     from ocr_eval.analysis.intervals import of_metric
@@ -115,7 +113,7 @@ def curve(
     one_seed = f"One seed has no interval. Give several, for example --seeds {o.THREE_SEEDS}."
     if as_json:
         keys = ("m_train", "ocr_score", "sqrt_m_train_over_m_test", "premises_hold")
-        listed = [dict(zip(keys, (m, asdict(score), root, learned), strict=True)) for m, score, root, learned in points]
+        listed = [dict(zip(keys, (m, asdict(score), *rest), strict=True)) for m, score, *rest in points]
         about = {"assoc": specs[0].association.name, "m_test": m_test, "seeds": seeds}
         note = {"note": one_seed} if len(seeds) == 1 else {}
         typer.echo(json.dumps({**about, **note, "points": listed}, indent=2))
@@ -151,8 +149,7 @@ def _study(kind: str, specs: Sequence[RunSpec], output: Path, means: Means, as_j
     from ocr_eval.cli import sweep_work
     from ocr_eval.execution.sweep import study_name
 
-    sweep_work.check(means)
-
+    sweep_work.check(means, specs)
     name = study_name(f"{kind}-{specs[0].association.name}", specs)
     if means.dry_run:
         typer.echo("\n".join(sweep_work.plan(specs, output, means, name)))

@@ -78,9 +78,9 @@ def sweep(
     check_same(grid, held, output_dir)
     from ocr_eval.cli import sweep_work
 
-    means = means.of(grid)
-    sweep_work.check(means)
     specs = grid.specs()
+    sweep_work.check(means, specs)
+    means = means.of(grid)
     if means.dry_run:
         comments = "".join(f"# {line}\n" for line in sweep_work.plan(specs, output_dir, means))
         flags = yaml.safe_dump(grid.flags(), sort_keys=False, default_flow_style=None, width=110)

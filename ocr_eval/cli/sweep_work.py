@@ -31,6 +31,7 @@ from ocr_eval.models.base import device_type
 from ocr_eval.models.weights import cached
 from ocr_eval.planning.pack_memory import describe_packs
 from ocr_eval.planning.workload import tokenizer_at_hand
+from ocr_eval.specs import schedule
 from ocr_eval.specs.grid import Grid
 from ocr_eval.specs.run import RunSpec
 
@@ -42,14 +43,15 @@ def pack_device(means: Means) -> str:
     return device_type(means.device)
 
 
-def check(means: Means) -> None:
+def check(means: Means, specs: Sequence[RunSpec]) -> None:
     """Check, before anything is written, that the runs can be executed this way; a plan needs no cluster.
 
     Raises:
-        UserError: there is no such measure or device, no tracker or cluster here, flags conflict, or several processes
-            would share a device other than a CPU.
+        UserError: there is no such epoch, measure or device, no tracker or cluster here, flags conflict, or several
+            processes would share a device other than a CPU.
         RunFailed: Slurm does not respond.
     """
+    schedule.checked(means.scored_at, "--score-at", max(spec.train.epochs for spec in specs))
     require_tracker(means.report_to)
     o.measures(means.measures)
     placement = means.placement()

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -91,6 +91,7 @@ class FactsAssociation(Association):
         ask: the column of the finding; None for the one in which most inferences are expected.
     """
 
+    to_teach_less: ClassVar[str] = "Teach fewer --columns, or fewer rows"
     table: str
     subject: Word
     templates: dict[str, str]

@@ -53,6 +53,18 @@ class Manifest(Strict):
         drawn = {"association": spec.association, "data": spec.data, "seed": spec.seed}
         return cls.model_validate({**drawn, "training": training, "probes": _probes_digest(task)})
 
+    def check_beside(self, folder: Path, written: str = "") -> None:
+        """Check that the folder's training sets, except the file ``written``, are of this run.
+
+        Raises:
+            UserError: one is not.
+        """
+        for name in TRAINING_FILES.values():
+            file = folder / name
+            if name != written and file.is_file() and _sha256(read_bytes(file)) != self.training.get(name):
+                fix = "Export into another folder" if written else "Export into an empty folder, and train on that"
+                raise UserError(f"{file} is not what {FILE} describes. {fix}.")
+
     @property
     def settings(self) -> Mapping[str, Any]:
         """The settings of a run that it determines, by name."""
@@ -83,10 +95,7 @@ def read_manifest(folder: Path) -> Manifest:
     if isinstance(content, dict) and isinstance(content.get("data"), dict):
         content["data"] = DataSpec.legacy() | content["data"]
     manifest = yaml_files.parse(Manifest, content, str(path))
-    for name in TRAINING_FILES.values():
-        file = folder / name
-        if file.is_file() and _sha256(read_bytes(file)) != manifest.training.get(name):
-            raise UserError(f"{file} is not what {FILE} describes. Export into an empty folder, and train on that.")
+    manifest.check_beside(folder)
     if _probes_digest(task_of(manifest.association, manifest.data, f"{manifest.seed}/data")) != manifest.probes:
         raise UserError(f"{path} gives other people than in the version of ocr-eval that wrote it. Use that version.")
     return manifest

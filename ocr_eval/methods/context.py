@@ -57,7 +57,7 @@ def draw_context(tokenizer: Any, config: Any, spec: RunSpec, examples: Sequence[
     if len(ids) + _ROOM > most:
         raise UserError(
             f"in-context over {spec.model.name}: the context of {len(examples)} statements has {len(ids):,} tokens, "
-            f"but the model reads {most:,} at most, including the question. Lower --n, --m-train or --m-test."
+            f"but the model reads {most:,} at most, including the question. {spec.association.to_teach_less}."
         )
     return Context(tuple(ids), int(adds_bos), tuple(answers))
 

@@ -99,5 +99,6 @@ def _wrong_answers(spec: RunSpec) -> list[tuple[str, list[str]]]:
         found.append((example.prompt, wrong))
     if not any(of for _, of in found):
         other = "in-use" if which == "unused" else "unused"
-        raise UserError(f"dpo: no candidate is {which}. Use --candidates ten, or --method dpo:rejected={other}.")
+        draw = "--candidates ten, or " if "candidates" in spec.association.whole(0) else ""
+        raise UserError(f"dpo: no candidate is {which}. Use {draw}--method dpo:rejected={other}.")
     return found

@@ -82,9 +82,12 @@ def row_keys(flag: str, text: str) -> tuple[str, ...]:
     """The keys of ``model,rank``.
 
     Raises:
-        UserError: not a key that rows can be made of.
+        UserError: not a key that rows can be made of, or one is repeated.
     """
-    return tuple(_key(flag, part, ROW_KEYS) for part in text.split(","))
+    keys = tuple(_key(flag, part, ROW_KEYS) for part in text.split(","))
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise UserError(f"{flag} '{text}' names {twice[0].replace('_', '-')} twice. Give each once.")
+    return keys
 
 
 def parse_condition(flag: str, text: str) -> Condition:

@@ -68,10 +68,12 @@ class Association(Strict):
 
     Attributes:
         variants: the data variants that the structure supports.
+        to_teach_less: which flags reduce what is taught.
         nonce: invented words in its text. A model that has one as a single token is rejected, because it may know it.
     """
 
     variants: ClassVar[tuple[Variant, ...]] = ("real", "no-entailment", "shuffled")
+    to_teach_less: ClassVar[str] = "Lower --n, --m-train or --m-test"
     name: Name
     kind: Kind
     description: Word

@@ -19,14 +19,17 @@ _FORM = r"^(doubling|last|every|every:[1-9][0-9]*|[1-9][0-9]*(,[1-9][0-9]*)*)$"
 ScoreAt = Annotated[str, StringConstraints(pattern=_FORM)]
 
 
-def checked(text: str, where: str) -> str:
-    """A valid schedule, unchanged; ``where`` names its source in the error.
+def checked(text: str, where: str, epochs: int | None = None) -> str:
+    """A valid schedule, unchanged; ``where`` names its source in the error, ``epochs`` is the number that there are.
 
     Raises:
-        UserError: not a schedule.
+        UserError: not a schedule, or it lists an epoch after the last.
     """
     if re.match(_FORM, text) is None:
         raise UserError(f"{where} '{text}': give doubling, every, every:5, last, or epochs such as '1,3,12'.")
+    listed = [int(epoch) for epoch in text.split(",") if epoch.isdigit()]
+    if epochs is not None and max(listed, default=0) > epochs:
+        raise UserError(f"{where} '{text}': there is no epoch {max(listed)}; the last is {epochs}. Drop it.")
     return text
 
 

@@ -10,7 +10,6 @@ These are the lemma's two norms, on the other weight matrix. A trained vector p 
 >= 1. Their published figures show curves that rise to correlation 1 but give no numbers.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -110,8 +109,7 @@ def train(data: Data, factorized: bool, seed: int, steps: int = STEPS) -> tuple[
 
 def svm(x: Matrix, z: Matrix, chosen: NDArray[np.int64], nuclear: bool) -> Matrix:
     """The W of least norm that separates the chosen token of every example, for one run, [d, e]."""
-    theory.require_solver("CLARABEL")
-    cp: Any = importlib.import_module("cvxpy")
+    cp = theory.require_solver("CLARABEL")
     w = cp.Variable((x.shape[-1], z.shape[-1]))
     ahead = [np.delete(tokens[pick] - tokens, pick, axis=0) for tokens, pick in zip(x, chosen, strict=True)]
     constraints = [gaps @ w @ query >= 1 for gaps, query in zip(ahead, z, strict=True)]

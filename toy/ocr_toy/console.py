@@ -1,25 +1,31 @@
-"""Shared by all commands: the application, progress and errors on stderr, results on stdout and in a file.
+"""Shared by all commands: the application, progress on stderr, results on stdout and in a file."""
 
-Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
-"""
-
-import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 
-from ocr_toy.errors import ToyError
+from ocr_toy.errors import Stopped
 
 if TYPE_CHECKING:
     from ocr_toy.train import Progress
 
-P = ParamSpec("P")
-R = TypeVar("R")
+
+class _Commands(TyperGroup):
+    """All commands. None of them resumes, which an interruption would otherwise promise as a part of ocr-eval."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Stopped("Interrupted.") from error
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Run the symbolic study: factorized against merged models.",
     no_args_is_help=True,
     add_completion=False,
@@ -30,26 +36,6 @@ app = typer.Typer(
 def say(line: str) -> None:
     """One line of progress."""
     print(line, file=sys.stderr, flush=True)
-
-
-def reported(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn bad input into one line on stderr and exit code 2, and Ctrl-C into 130, wherever the app is mounted."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except ToyError as error:
-            say(f"error: {error}")
-            raise typer.Exit(2) from error
-        except MemoryError as error:
-            say("error: not enough memory for a study of this size; use smaller numbers")
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as error:
-            say("interrupted")
-            raise typer.Exit(130) from error
-
-    return run
 
 
 def tenths() -> "Progress":
@@ -76,11 +62,11 @@ def emit(document: Any, as_json: bool, output: Path | None, lines: list[str]) ->
 
 
 def prepare(output: Path | None, figures: Path | None = None) -> None:
-    """Create the folders for the output. Raises ToyError if a file cannot be written."""
-    from ocr_toy.files import prepare_folder, require_file
+    """Raise ToyError if the output cannot be written. Folders are created with their files, so none for bad input."""
+    from ocr_toy.files import require_file, require_folder
 
     if output is not None:
         require_file(output)
-        prepare_folder(output.parent)
+        require_folder(output.parent)
     if figures is not None:
-        prepare_folder(figures)
+        require_folder(figures)

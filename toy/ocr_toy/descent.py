@@ -55,7 +55,6 @@ class DescentSpec:
     armijo: float = 0.25
 
     def __post_init__(self) -> None:
-        """Check every field once, here."""
         require(self.d_h >= 1, f"d_h = {self.d_h}: W_O and W_V need a width; use d_h >= 1")
         require(self.init_scale > 0, f"init_scale = {self.init_scale}: zero is a saddle; use init_scale > 0")
         require(self.hold_margin > 0, f"hold_margin = {self.hold_margin}: use hold_margin > 0")

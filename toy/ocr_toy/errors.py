@@ -1,4 +1,4 @@
-"""The one error of the package that a caller is expected to cause."""
+"""The error of the package that a caller is expected to cause, and its interruption."""
 
 _LONGEST = 600
 
@@ -14,6 +14,10 @@ class ToyError(ValueError):
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST // 2]} [...] {line[-_LONGEST // 2 :]}"
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+
+
+class Stopped(Exception):
+    """Ctrl-C as an exception that typer passes on with its text."""
 
 
 def require(condition: bool, message: str) -> None:

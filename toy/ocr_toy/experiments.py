@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from ocr_toy.errors import ToyError
+from ocr_toy.errors import require
 from ocr_toy.model import BOTH, Attention, ModelSpec
 from ocr_toy.runs import THRESHOLD, RunResult, RunSpec, TrainSpec
 from ocr_toy.statistics import Interval, interval, require_seeds
@@ -92,8 +92,7 @@ def run_question(name: str, seeds: Sequence[int], say: Callable[[str], None]) ->
 
     Raises ToyError for an unknown name and for seeds that give no interval.
     """
-    if name not in QUESTIONS:
-        raise ToyError(f"question = {name}: unknown; use one of {', '.join(QUESTIONS)}")
+    require(name in QUESTIONS, f"question = {name}: unknown; use one of {', '.join(QUESTIONS)}")
     require_seeds(seeds, least=2)
     outcomes = []
     for condition, run in QUESTIONS[name].items():

@@ -133,17 +133,8 @@ def rank_curve(measured: Measured) -> Figure:
     values = [point.value for point in ranks.points]
     means = [float(np.mean(point.test_losses)) for point in ranks.points]
     axes.plot(values, means, color=COLOURS["factorized"], label="mean over seeds")
-    for point in ranks.points:
-        label = "one seed" if point is ranks.points[0] else None
-        axes.plot(
-            [point.value] * len(point.test_losses),
-            point.test_losses,
-            linestyle="none",
-            marker="o",
-            markerfacecolor="none",
-            color=COLOURS["factorized"],
-            label=label,
-        )
+    x, y = zip(*((point.value, loss) for point in ranks.points for loss in point.test_losses), strict=True)
+    axes.plot(x, y, "o", markerfacecolor="none", color=COLOURS["factorized"], label="one seed")
     guess = f"log {ranks.n_pairs}: guessing among the c's"
     axes.axhline(np.log(ranks.n_pairs), color=THEORY_COLOUR, linestyle=":", label=guess)
     axes.set(xlabel="width d_h", ylabel="test loss (nats)", xscale="log", yscale="log")
@@ -160,17 +151,12 @@ def margin_curve(measured: Measured) -> Figure:
     axes = figure.add_subplot()
     m_test = CURVE_SIZES[0][2]
     dense = np.linspace(0, CURVE_SIZES[-1][1], 200)
-    axes.plot(
-        dense,
-        np.minimum(1, np.sqrt(dense / m_test)),
-        color=THEORY_COLOUR,
-        linestyle=":",
-        label="min{1, sqrt(m_train / m_test)}",
-    )
+    root = np.minimum(1, np.sqrt(dense / m_test))
+    axes.plot(dense, root, color=THEORY_COLOUR, linestyle=":", label="min{1, sqrt(m_train / m_test)}")
     for param, marker, size in zip(BOTH, ("o", "s"), (6, 10), strict=True):
         x, y = zip(*measured.margins[param], strict=True)
-        look: Any = {"marker": marker, "markersize": size, "markerfacecolor": "none"}  # a circle fits into a square
-        axes.plot(x, y, linestyle="none", color=COLOURS[param], label=f"{param}, measured", **look)
+        look: Any = {"color": COLOURS[param], "markersize": size, "markerfacecolor": "none"}
+        axes.plot(x, y, marker, label=f"{param}, measured", **look)  # a circle fits into a square
     axes.set_title("Held-out margin by number of train subjects", fontsize=10)
     axes.set(xlabel=f"m_train (m_test = {m_test})", ylabel="held-out margin / train margin", ylim=(-0.05, 1.1))
     axes.legend(fontsize=8)
@@ -184,9 +170,7 @@ def spectra(measured: Measured) -> Figure:
         found, optimum = measured.spectra[param]
         index = np.arange(1, len(found) + 1)
         axes.bar(index, optimum, width=0.6, color="#BBBBBB", label="convex optimum")
-        axes.plot(
-            index, found, linestyle="none", marker="o", color=COLOURS[param], clip_on=False, label="gradient descent"
-        )
+        axes.plot(index, found, "o", color=COLOURS[param], clip_on=False, label="gradient descent")
         norm = "nuclear norm" if param == "factorized" else "Frobenius norm"
         axes.set(title=f"{param}: least {norm}", xlabel="index", xticks=index)
         axes.title.set_fontsize(10)
@@ -223,7 +207,7 @@ FIGURES: dict[str, Callable[[Measured], Figure]] = {
 
 
 def save_all(measured: Measured, folder: Path) -> list[Path]:
-    """Draw every figure and write it as PNG, PDF and SVG into an existing folder; returns the paths."""
+    """Draw every figure and write it as PNG, PDF and SVG into a folder; returns the paths."""
     with mpl.rc_context(STYLE):
         return [path for name, draw in FIGURES.items() for path in _save(draw(measured), name, folder)]
 

@@ -13,15 +13,13 @@ from ocr_toy.errors import ToyError, require
 MOST_BYTES = 64 << 20
 
 
-def prepare_folder(folder: Path) -> Path:
-    """Create the folder and check that it is writable. Raises ToyError if that fails."""
+def require_folder(folder: Path) -> None:
+    """Raise ToyError unless the folder is writable, or can be created."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=next(place for place in (folder, *folder.parents) if place.exists())):
             pass
     except OSError as error:
         raise ToyError(f"output = {folder}: cannot be written ({error.strerror}); name another folder") from error
-    return folder
 
 
 def require_file(path: Path) -> None:
@@ -29,9 +27,10 @@ def require_file(path: Path) -> None:
     require(path.is_file() or not path.exists(), f"output = {path}: is not a plain file; name a file")
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file next to `path`, then rename it. Raises ToyError as `require_file` does."""
     require_file(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}-{path.name}")
     try:
         write(temporary)
@@ -43,11 +42,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     text = to_json(value) + "\n"
-
-    def fill(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomic(path, fill)
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:

@@ -79,6 +79,10 @@ def grok(alpha: float, decay: float, seed: int, steps: int) -> Grok:
     return Grok(alpha, decay, seed, rate, fitted, None, early, None)
 
 
+def _steps(runs: Sequence[Grok]) -> tuple[str, str]:
+    return "/".join(str(run.fitted) for run in runs), "/".join(str(run.learned) for run in runs)
+
+
 def report(seeds: Sequence[int], say: Say) -> Report:
     """The dependence on alpha for two decays, with controls."""
     require_seeds(seeds, least=1)
@@ -96,9 +100,7 @@ def report(seeds: Sequence[int], say: Say) -> Report:
             mean = float(np.mean(early))
             name = f"decay {decay:g}, alpha {alpha:g}"
             checks.append(check(f"{name}: mean transfer when the train set is fitted", 0.0, mean, EARLY))
-            fitted = "/".join(str(g.fitted) for g in found)
-            learned = "/".join(str(g.learned) for g in found)
-            rows.append([f"{decay:g}", f"{alpha:g}", fitted, learned, f"{times[-1]:.2f}", listed(early, 3)])
+            rows.append([f"{decay:g}", f"{alpha:g}", *_steps(found), f"{times[-1]:.2f}", listed(early, 3)])
         slope = float(np.polyfit(np.log(ALPHAS), times, 1)[0])
         rows.append([f"{decay:g}", "", "", "slope in log alpha:", f"{slope:.3f}", ""])
         checks.append(check(f"decay {decay:g}: slope of eta mu t in log alpha", 1.0, slope, SLOPE_NEAR))
@@ -111,8 +113,7 @@ def report(seeds: Sequence[int], say: Say) -> Report:
     gap = max(gaps) if len(gaps) == len(small) else math.inf
     checks.append(check(f"alpha {SMALL:g}: test over train steps", 2.0, gap, 0.0, "<="))
     for name, found in (("0", control), (f"{DECAYS[1]:g}", small)):
-        fitted, learned = ("/".join(str(getattr(g, key)) for g in found) for key in ("fitted", "learned"))
-        rows.append([name, f"{found[0].alpha:g}", fitted, learned, "", ""])
+        rows.append([name, f"{found[0].alpha:g}", *_steps(found), "", ""])
     return Report(
         name="grokking",
         source="Lyu et al. 2023 (arXiv 2311.18817); the prediction for this task is derived here",

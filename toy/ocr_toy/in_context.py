@@ -203,20 +203,13 @@ def report(seeds: Sequence[int], say: Say) -> Report:
     say("in-context regression, ranks")
     rank_checks, rank_rows, ranks = _ranks(seeds)
     checks += rank_checks
+    merged = {"steps": steps, "losses": losses.tolist()}
+    headings = ("model", *(f"level {m}: {x:.4f}" for m, x in enumerate(expected)))
     rank_headings = ("rank, D = 8", "seed", *(f"steps at {m}: {x:.4f}" for m, x in enumerate(levels(RANK_EIGENVALUES))))
     return Report(
         name="in-context",
         source="Zhang et al. 2025 (arXiv 2501.16265)",
         checks=checks,
-        lines=[
-            *table(("model", *(f"level {m}: {x:.4f}" for m, x in enumerate(expected))), rows),
-            *table(rank_headings, rank_rows),
-        ],
-        data={
-            "levels": expected,
-            "separate": separate,
-            "merged": {"steps": steps, "losses": losses.tolist()},
-            "white": white,
-            "ranks": ranks,
-        },
+        lines=[*table(headings, rows), *table(rank_headings, rank_rows)],
+        data={"levels": expected, "separate": separate, "merged": merged, "white": white, "ranks": ranks},
     )

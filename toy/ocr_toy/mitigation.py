@@ -9,10 +9,8 @@ sqrt(rho), rho = m_train / m_test, and the Frobenius norm 0. Norms in between, c
 and competing entailments each give an equation in x.
 """
 
-import importlib
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -126,8 +124,7 @@ def decayed(task: TaskSpec, factor_decay: float, product_decay: float) -> Decaye
     has the minimum of the convex L(W) + mu ||W||_* + lambda / 2 ||W||_F^2. By the lemma that is a problem in K [2, 2]
     and K0 [3, 4], whose third row stands for all other tokens of the vocabulary. mu = 0 gives the merged model.
     """
-    theory.require_solver("CLARABEL")
-    cp: Any = importlib.import_module("cvxpy")
+    cp = theory.require_solver("CLARABEL")
     n, m, others = task.n_pairs, np.array([task.m_train, task.m_test]), task.n_inputs
     k, k0 = cp.Variable((2, 2)), cp.Variable((3, 4))
     alpha = cp.multiply(k, np.tile(1 / np.sqrt(m), (2, 1)))

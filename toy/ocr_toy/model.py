@@ -47,7 +47,6 @@ class ModelSpec:
     loss_floor: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check every field once, here."""
         for name, value, kinds in (("param", self.param, Param), ("attention", self.attention, Attention)):
             allowed = get_args(kinds)
             require(value in allowed, f"{name} = {value}: unknown; use {' or '.join(allowed)}")

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 
 from ocr_toy import theory
 from ocr_toy.descent import DescentSpec, descend
-from ocr_toy.model import Param
+from ocr_toy.model import BOTH, Param
 from ocr_toy.report import Check, Report, Say, listed, table
 from ocr_toy.statistics import require_seeds
 from ocr_toy.task import noise_free
@@ -113,8 +113,7 @@ def report(seeds: Sequence[int], say: Say) -> Report:
     """Both models from two scales of initialization, against the closed forms."""
     require_seeds(seeds, least=1)
     say("gradient descent with a trained W_KQ")
-    params: tuple[Param, Param] = ("factorized", "merged")
-    rows = [_row(param, sizes, scale, seeds) for param in params for sizes in SIZES for scale in SCALES]
+    rows = [_row(param, sizes, scale, seeds) for param in BOTH for sizes in SIZES for scale in SCALES]
     headings = ("model", "n, m_train, m_test", "init scale", "value", "measured", "transfer", "measured")
     cells = [
         (

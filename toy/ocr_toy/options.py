@@ -33,15 +33,15 @@ class RunFlags:
         str, typer.Option(help="published, or official: the official code's exact start, seed and loss.")
     ] = "published"
     param: Annotated[str, typer.Option(help="factorized or merged.")] = "factorized"
-    n: Pairs = 20
+    n_pairs: Pairs = 20
     m_train: Annotated[int, typer.Option("--m-train", help="Train subjects per pair.")] = 1
     m_test: Annotated[int, typer.Option("--m-test", help="Test subjects per pair.")] = 3
-    noise: Annotated[int, typer.Option(help="Number of noise tokens.")] = 5
+    n_noise: Annotated[int, typer.Option("--noise", help="Number of noise tokens.")] = 5
     seq_len: Annotated[int | None, typer.Option(help="Sequence length. [default: 16, or 3 without noise]")] = None
     d_h: Annotated[int, typer.Option("--d-h", help="Width of W_O and W_V (factorized).")] = 128
-    train_kq: Annotated[bool, typer.Option("--train-kq/--fix-kq", help="Train W_KQ, or fix the attention.")] = True
+    trainable_kq: Annotated[bool, typer.Option("--train-kq/--fix-kq", help="Train W_KQ, or fix the attention.")] = True
     attention: Annotated[str, typer.Option(help="linear or softmax.")] = "linear"
-    mlp: Annotated[int, typer.Option(help="Width of an MLP after attention; 0 for none.")] = 0
+    mlp_width: Annotated[int, typer.Option("--mlp", help="Width of an MLP after attention; 0 for none.")] = 0
     optimizer: Annotated[str, typer.Option(help="adamw or gd.")] = "adamw"
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 5e-3
     decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.03
@@ -98,40 +98,21 @@ def official(param: str) -> dict[str, Any]:
 
 
 def run_spec(options: dict[str, Any]) -> "RunSpec":
-    """The run that the shared options of `train` and `sweep` describe."""
+    """The run that the shared options of `train` and `sweep`, named as the fields of its parts, describe."""
     from ocr_toy.model import ModelSpec
     from ocr_toy.runs import RunSpec, TrainSpec
     from ocr_toy.task import MIN_SEQ_LEN, TaskSpec
 
-    seq_len = options["seq_len"]
-    if seq_len is None:
-        seq_len = 16 if options["noise"] else MIN_SEQ_LEN
-    every = options["record_every"]
-    return RunSpec(
-        task=TaskSpec(options["n"], options["m_train"], options["m_test"], options["noise"], seq_len),
-        model=ModelSpec(
-            options["param"],
-            options["d_h"],
-            options["train_kq"],
-            options["attention"],
-            options["mlp"],
-            options.get("loss_floor", 0.0),
-        ),
-        train=TrainSpec(
-            optimizer=options["optimizer"],
-            lr=options["lr"],
-            decay=options["decay"],
-            product_decay=options["product_decay"],
-            init=options["init"],
-            init_scale=options["init_scale"],
-            steps=options["steps"],
-            batch=options["batch"],
-            seed=options["seed"],
-            record_every=max(1, options["steps"] // 20) if every is None else every,
-            norms_every=max(1, options["steps"] // 20) if every is None else every,
-            precision=options["precision"],
-        ),
-    )
+    every = max(1, options["steps"] // 20) if options["record_every"] is None else options["record_every"]
+    derived = {"record_every": every, "norms_every": every}
+    if options["seq_len"] is None:
+        derived["seq_len"] = 16 if options["n_noise"] else MIN_SEQ_LEN
+    given = options | derived
+
+    def part(kind: type[Any]) -> Any:
+        return kind(**{of.name: given[of.name] for of in fields(kind) if of.name in given})
+
+    return RunSpec(part(TaskSpec), part(ModelSpec), part(TrainSpec))
 
 
 def numbers(text: str, name: str) -> list[float]:

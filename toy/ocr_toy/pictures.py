@@ -14,14 +14,18 @@ from ocr_toy.report import Report
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#999999", "#000000"
 
 
-def _points(axes: Axes, rows: list[dict[str, Any]], label: str = "runs", **how: Any) -> None:
+def _circles(axes: Axes, x: Any, y: Any, label: str | None = None, colour: str = BLUE, **how: Any) -> None:
+    """Runs, as circles."""
+    axes.plot(x, y, "o", color=colour, markerfacecolor="none", label=label, **how)
+
+
+def _points(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """Each row's runs as circles at its value, and its prediction as a bar."""
     for i, row in enumerate(rows):
         x = [row["value"]] * len(row["measured"])
-        style: dict[str, Any] = {"linestyle": "none", "marker": "o", "markerfacecolor": "none", "color": BLUE} | how
-        axes.plot(x, row["measured"], label=label if i == 0 else None, **style)
+        _circles(axes, x, row["measured"], None if i else "runs")
         predicted = "predicted at the run's loss" if i == 0 else None
-        axes.plot(x[:1], [row["predicted"]], linestyle="none", marker="_", markersize=14, color=BLACK, label=predicted)
+        axes.plot(x[:1], [row["predicted"]], "_", markersize=14, color=BLACK, label=predicted)
 
 
 def _decay(axes: Axes, rows: list[dict[str, Any]]) -> None:
@@ -32,9 +36,8 @@ def _decay(axes: Axes, rows: list[dict[str, Any]]) -> None:
         curve = [mitigation.decayed(DECAY_TASK, factors, factors * ratio).transfer for ratio in dense]
         axes.plot(dense, curve, color=GREY, linestyle=style, label=f"convex problem, factors {factors:g}")
     _points(axes, shown)
-    axes.set(
-        xscale="log", ylim=(0, None), xlabel="product decay / factor decay (left end: none)", title="decay on both"
-    )
+    axes.set(xscale="log", ylim=(0, None), xlabel="product decay / factor decay (left end: none)")
+    axes.set_title("decay on both")
 
 
 def _product(axes: Axes, rows: list[dict[str, Any]]) -> None:
@@ -42,9 +45,7 @@ def _product(axes: Axes, rows: list[dict[str, Any]]) -> None:
     cost = [np.mean(row["cost_measured"]) for row in product]
     dense = [row["cost_predicted"] for row in product]
     axes.plot(dense, [0.0] * len(dense), color=BLACK, label="predicted at the run's loss")
-    axes.plot(
-        cost, [np.mean(row["measured"]) for row in product], "o", markerfacecolor="none", color=BLUE, label="runs"
-    )
+    _circles(axes, cost, [np.mean(row["measured"]) for row in product], "runs")
     axes.set(xscale="log", xlabel="worst train loss (nats)", title="decay on the product, 1e-7 to 1e-3")
 
 
@@ -100,7 +101,7 @@ def completions(report: Report) -> Figure:
             for seed in range(len(shown[0][side]["descent"])):
                 points = [row[side]["descent"][seed]["over_all"] for row in shown]
                 label = f"{side}: descent, over all" if seed == 0 else None
-                axes.plot(x, points, "o", color=colour, markerfacecolor="none", markersize=4, label=label)
+                _circles(axes, x, points, label, colour, markersize=4)
         axes.axhline(0, color=BLACK, linewidth=0.6)
         labels = [row["data"].replace(", ", "\n") for row in shown]
         axes.set_xticks(range(len(shown)), labels, rotation=60, fontsize=8)
@@ -118,18 +119,13 @@ def open_side(report: Report) -> Figure:
     axes = figure.add_subplot()
     for place, row in enumerate(rows):
         low, high = row["transfers"]
-        axes.plot([low, high], [place, place], color=GREY, linewidth=6, alpha=0.5, solid_capstyle="butt", label=None)
-        axes.plot(
-            row["measured_transfer"], [place] * len(row["measured_transfer"]), "o", color=BLUE, markerfacecolor="none"
-        )
+        axes.plot([low, high], [place, place], color=GREY, linewidth=6, alpha=0.5, solid_capstyle="butt")
+        _circles(axes, row["measured_transfer"], [place] * len(row["measured_transfer"]))
         fixed = theory.held_out_margin("factorized", *row["sizes"][1:])
         axes.plot([fixed], [place], "|", color=BLACK, markersize=14)
     axes.set_yticks(range(len(rows)), [f"{tuple(row['sizes'])}, init {row['scale']:g}" for row in rows])
-    axes.set(
-        xlabel="transfer (grey: interval of equal cost; bar: attention fixed; circles: descent)",
-        ylim=(-0.6, len(rows) - 0.4),
-    )
-    axes.xaxis.label.set_fontsize(8)
+    axes.set_xlabel("transfer (grey: interval of equal cost; bar: attention fixed; circles: descent)", fontsize=8)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     return figure
 
 
@@ -195,7 +191,7 @@ def grokking(report: Report) -> Figure:
     for decay, colour in ((0.01, BLUE), (0.003, ORANGE)):
         runs = [r for r in report.data["runs"] if r["decay"] == decay and r["alpha"] > 1 and r["time"] is not None]
         x, y = np.log([r["alpha"] for r in runs]), np.array([r["time"] for r in runs])
-        axes.plot(x, y, "o", color=colour, markerfacecolor="none", label=f"decay {decay:g}")
+        _circles(axes, x, y, f"decay {decay:g}", colour)
         ends = np.array([x.min(), x.max()])
         axes.plot(ends, ends + (y - x).mean(), color=colour, linestyle=":", label="slope 1")
     axes.set(xlabel="log alpha (scale of the start)", ylabel="rate x decay x step of generalization")
@@ -210,9 +206,7 @@ def attention_svm(report: Report) -> Figure:
     axes = figure.add_subplot()
     for name, colour in (("W", ORANGE), ("K Q^T", BLUE)):
         found = report.data[name]["correlations"]
-        axes.plot(
-            found["frobenius"], found["nuclear"], "o", color=colour, markerfacecolor="none", label=f"trained: {name}"
-        )
+        _circles(axes, found["frobenius"], found["nuclear"], f"trained: {name}", colour)
     axes.plot([0.75, 1], [0.75, 1], color=GREY, linestyle=":")
     axes.set(xlabel="correlation with the least Frobenius norm", ylabel="correlation with the least nuclear norm")
     axes.set_title("how near runs come to either optimum", fontsize=10)
@@ -227,21 +221,17 @@ def reversal(report: Report) -> Figure:
     names = list(report.data["margins"])
     for i, name in enumerate(names):
         found, colour = report.data["margins"][name], BLUE if "factorized" in name else ORANGE
-        left.plot([i] * len(found["descent"]), found["descent"], "o", color=colour, markerfacecolor="none")
+        _circles(left, [i] * len(found["descent"]), found["descent"], colour=colour)
         left.plot(i, found["optimum"], "_", color=BLACK, markersize=22)
     left.axhline(0, color=BLACK, linewidth=0.6)
     left.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
     left.set(ylabel="largest margin of an untaught answer", title="circles: descent; bars: optimum")
     left.set(xlim=(-0.5, len(names) - 0.5), ylim=(None, 0.1))
     for i, of in enumerate(report.data["probabilities"].values()):
-        for place, key, colour, label in (
-            (-0.15, "taught", GREEN, "taught, least"),
-            (0.15, "asked", BLUE, "untaught, most"),
-        ):
-            right.plot(i + place, of[key], "o", color=colour, label=None if i else label)
-        right.plot(
-            [i - 0.3, i + 0.3], [of["bound"]] * 2, color=BLACK, linestyle=":", label=None if i else "bound, 1 / |V|"
-        )
+        right.plot(i - 0.15, of["taught"], "o", color=GREEN, label=None if i else "taught, least")
+        right.plot(i + 0.15, of["asked"], "o", color=BLUE, label=None if i else "untaught, most")
+        bound = None if i else "bound, 1 / |V|"
+        right.plot([i - 0.3, i + 0.3], [of["bound"]] * 2, color=BLACK, linestyle=":", label=bound)
     right.set_xticks([0, 1], list(report.data["probabilities"]))
     right.set(yscale="log", xlim=(-0.5, 1.5), ylabel="probability", title="one layer, zero start")
     right.legend(fontsize=8, loc="center left")

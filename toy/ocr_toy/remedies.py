@@ -4,13 +4,12 @@ A run is compared with the optimum it should reach: decay with the minimum of th
 least norm at the loss that descent is held at, whose limit is the closed form.
 """
 
-import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
+from scipy import optimize
 
 from ocr_toy import mitigation, theory
 from ocr_toy.descent import DescentSpec, descend, descend_on, log_loss
@@ -71,8 +70,6 @@ def trained_minimum(task: TaskSpec, factor_decay: float, product_decay: float, s
 
     Loss and decays are those of `mitigation.decayed`, but not its convex problem.
     """
-    theory.require_solver("CLARABEL")  # scipy comes with the extra
-    optimize: Any = importlib.import_module("scipy.optimize")
     questions = trained_questions(task)
     phi, right = theory.features(task, questions), theory.right_answers(task, questions)
     rows, columns, width = task.vocab, phi.shape[1], 2 * task.n_pairs + 4  # answers first, then all other tokens

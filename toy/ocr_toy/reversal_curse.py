@@ -129,7 +129,6 @@ class TinyGPT(torch.nn.Module):
     """One pre-norm layer of width 64 with 4 heads and an MLP; reads (entity, arrow), predicts the next entity."""
 
     def __init__(self) -> None:
-        """Use torch's default initialization."""
         super().__init__()
         self.embed, self.place = torch.nn.Embedding(WORDS, WIDTH), torch.nn.Embedding(2, WIDTH)
         self.layer = torch.nn.TransformerEncoderLayer(

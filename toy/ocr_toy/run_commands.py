@@ -1,31 +1,24 @@
 """``train`` and ``sweep``. torch is imported inside the commands, so that help is fast."""
 
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ocr_toy import options as o
-from ocr_toy.console import app, emit, prepare, reported, say, tenths
+from ocr_toy.console import app, emit, prepare, say, tenths
 from ocr_toy.errors import require
 
 if TYPE_CHECKING:
     from ocr_toy.runs import Record
 
 
-def _optional(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def _row(record: "Record") -> str:
     names = ("train_fact", "train_entailment", "test_fact", "test_entailment")
-    losses = [_optional(record.loss.get(name)) for name in names]
-    norms = record.norms
-    sizes = ["-"] * 3
-    if norms is not None:
-        sizes = [f"{size:.1f}" for size in (norms.nuclear, norms.frobenius, norms.effective_rank)]
-    cells = [str(record.step), *losses, _optional(record.accuracy["test_entailment"])]
-    return " ".join(f"{c:>10}" for c in [*cells, _optional(record.margins.normalized), *sizes])
+    numbers = [*map(record.loss.get, names), record.accuracy["test_entailment"], record.margins.normalized]
+    sizes = ["-"] * 3 if record.norms is None else [f"{size:.1f}" for size in astuple(record.norms)]
+    cells = [str(record.step), *("-" if number is None else f"{number:.3f}" for number in numbers), *sizes]
+    return " ".join(f"{cell:>10}" for cell in cells)
 
 
 HEADINGS = (
@@ -46,7 +39,6 @@ def _preset(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
 
 
 @app.command()
-@reported
 @o.run_flags()
 def train(context: typer.Context, run: dict[str, Any], as_json: o.AsJson = False, output: o.Output = None) -> None:
     """Train one model; the defaults are the published run.
@@ -65,7 +57,6 @@ def train(context: typer.Context, run: dict[str, Any], as_json: o.AsJson = False
 
 
 @app.command()
-@reported
 @o.run_flags(without=["seed"], steps=20_000)
 def sweep(
     context: typer.Context,
@@ -87,7 +78,7 @@ def sweep(
     axis = sweeps.axis(over)
     read = o.whole if axis in sweeps.WHOLE else o.numbers
     chosen = list(sweeps.DEFAULT_VALUES[axis]) if values is None else read(values, "values")
-    varied = sweeps.OPTION[axis]
+    varied = "seeds" if axis == "seed" else sweeps.FIELDS[axis][1]
     source = context.get_parameter_source(varied)
     require(
         source is None or source.name == "DEFAULT",
@@ -99,12 +90,8 @@ def sweep(
     say(f"{len(specs)} run{'s'[: len(specs) != 1]} of {base.train.steps} steps, as one batch")
     table = sweeps.rows(train_runs(specs, tenths()), axis)
     points = sweeps.points(table)
-    document = {
-        "over": axis,
-        "base": asdict(base),
-        "points": [asdict(p) for p in points],
-        "rows": [asdict(r) for r in table],
-    }
+    listed = {"points": [asdict(p) for p in points], "rows": [asdict(r) for r in table]}
+    document = {"over": axis, "base": asdict(base), **listed}
     lines = [f"{over:>10}  test loss: mean [95 % interval] over seeds; each seed"]
     for point in points:
         each = ", ".join(f"{loss:.3g}" for loss in point.test_losses)

@@ -49,7 +49,6 @@ class TrainSpec:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        """Check every field once, here."""
         for name, value, kinds in (("optimizer", self.optimizer, Optimizer), ("precision", self.precision, Precision)):
             allowed = get_args(kinds)
             require(value in allowed, f"{name} = {value}: unknown; use one of {', '.join(allowed)}")
@@ -77,7 +76,6 @@ class RunSpec:
     train: TrainSpec = field(default_factory=TrainSpec)
 
     def __post_init__(self) -> None:
-        """Check conditions on more than one part."""
         task, model = self.task, self.model
         sizes_and_usual = {
             "n": (task.n_pairs, 20),

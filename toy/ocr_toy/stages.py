@@ -143,6 +143,7 @@ def report(seeds: Sequence[int], say: Say) -> Report:
         Check("stages", "hold-out, factorized: loss at the end", 0.0, lost, 0.1),
         Check("stages", "hold-out, factorized: accuracy at the end", 1.0, accuracies[1], 0.0),
     ]
+    runs = {"published": published, "merged": merged, "factorized": factorized}
     shown = [0, 24, 32, 48, 64, len(published) - 1]
     cells = [
         [str(r.step), f"{r.total:.3f}", f"{r.relation:.3f}", f"{r.subject:.3f}"] for r in (published[i] for i in shown)
@@ -152,9 +153,5 @@ def report(seeds: Sequence[int], say: Say) -> Report:
         source="Nichani, Lee, Bietti 2024 (arXiv 2412.06538), figure 5; the hold-out is added here",
         checks=checks,
         lines=table(("step", "loss", "of the relation", "of the subject"), cells),
-        data={
-            "published": [asdict(r) for r in published],
-            "merged": [asdict(r) for r in merged],
-            "factorized": [asdict(r) for r in factorized],
-        },
+        data={name: [asdict(record) for record in run] for name, run in runs.items()},
     )

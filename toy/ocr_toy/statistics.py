@@ -112,10 +112,7 @@ def contrast(block: Matrix) -> float:
 
 def crossing(steps: Sequence[int], values: Sequence[float], threshold: float) -> int | None:
     """First recorded step at which `values` is below `threshold`; None if it never is."""
-    for step, value in zip(steps, values, strict=True):
-        if value < threshold:
-            return step
-    return None
+    return next((step for step, value in zip(steps, values, strict=True) if value < threshold), None)
 
 
 def require_seeds(seeds: Sequence[int], least: int) -> None:

@@ -3,9 +3,8 @@
 torch, cvxpy and matplotlib are imported inside the commands, so that help is fast.
 """
 
-import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ocr_toy import options as o
-from ocr_toy.console import app, emit, prepare, reported, say, tenths
+from ocr_toy.console import app, emit, prepare, say, tenths
 from ocr_toy.errors import require
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 
 @app.command()
-@reported
 def check(
     grid: Annotated[list[str] | None, typer.Option(help="n,m_train,m_test of Theorems 1 and 2; repeatable.")] = None,
     everything: Annotated[
@@ -67,7 +65,7 @@ def check(
     document: dict[str, Any] = {"spec": asdict(spec), "checks": _documents(done)}
     if everything:
         seeds = [seed, seed + 1, seed + 2]
-        done += _run(_studies(list(SYSTEMS), seeds), document, as_json, figures)
+        done += _run(_studies(SYSTEMS, seeds), document, as_json, figures)
     emit(document, as_json, output, [])
     _end(done)
 
@@ -106,21 +104,19 @@ SYSTEMS: dict[str, str] = {
 """The module whose `report` runs each study, by name; the claims are separate."""
 
 
-def _studies(names: "Sequence[str]", seeds: list[int]) -> "list[Callable[[], Report]]":
-    def study(name: str) -> "Report":
-        return importlib.import_module(f"ocr_toy.{SYSTEMS[name]}").report(seeds, say)
-
-    return [functools.partial(study, name) for name in names]
+def _studies(names: "Iterable[str]", seeds: list[int], **more: Any) -> "Iterator[Report]":
+    """Run studies one after another, the only one with its own further choices."""
+    for name in names:
+        yield importlib.import_module(f"ocr_toy.{SYSTEMS[name]}").report(seeds, say, **more)
 
 
 def _run(
-    studies: "Sequence[Callable[[], Report]]", document: dict[str, Any], as_json: bool, figures: Path | None = None
+    studies: "Iterable[Report]", document: dict[str, Any], as_json: bool, figures: Path | None = None
 ) -> "list[Check]":
     """Run every study, add it to the document, print its results and draw its picture; returns the checks of all."""
     document["reports"] = {}
     done: list[Check] = []
-    for study in studies:
-        found = study()
+    for found in studies:
         done += found.checks
         document["reports"][found.name] = found.data | {"source": found.source, "checks": _documents(found.checks)}
         if not as_json:
@@ -134,22 +130,18 @@ def _run(
 
 
 def _reports(
-    studies: "Sequence[Callable[[], Report]]",
-    seeds: list[int],
-    as_json: bool,
-    output: Path | None,
-    figures: Path | None,
+    names: "Iterable[str]", seeds: str, as_json: bool, output: Path | None, figures: Path | None, **more: Any
 ) -> None:
     """Run studies as a separate command; exit 1 unless every check passes."""
+    chosen = o.whole(seeds, "seeds")
     prepare(output, figures)
-    document: dict[str, Any] = {"seeds": seeds}
-    done = _run(studies, document, as_json, figures)
+    document: dict[str, Any] = {"seeds": chosen}
+    done = _run(_studies(names, chosen, **more), document, as_json, figures)
     emit(document, as_json, output, [])
     _end(done)
 
 
 @app.command()
-@reported
 def mitigate(
     method: Annotated[
         str,
@@ -166,15 +158,11 @@ def mitigate(
 
     Prints the closed form, the prediction at the run's loss, the runs, and the cost. Exits 1 if a prediction fails.
     """
-    from ocr_toy import remedies
-
-    chosen = o.whole(seeds, "seeds")
-    methods = tuple(remedies.METHODS) if method == "all" else (method,)
-    _reports([lambda: remedies.report(chosen, say, methods)], chosen, as_json, output, figures)
+    only = {} if method == "all" else {"methods": (method,)}
+    _reports(["mitigate"], seeds, as_json, output, figures, **only)
 
 
 @app.command()
-@reported
 def complete(
     n: o.Pairs = 5,
     seeds: o.Seeds = "0,1,2",
@@ -186,14 +174,10 @@ def complete(
 
     Prints convex optimum and gradient descent of both models, inside the answer set and over all answers.
     """
-    from ocr_toy import completion
-
-    chosen = o.whole(seeds, "seeds")
-    _reports([lambda: completion.report(chosen, say, n)], chosen, as_json, output, figures)
+    _reports(["complete"], seeds, as_json, output, figures, n=n)
 
 
 @app.command()
-@reported
 def systems(
     system: Annotated[
         str,
@@ -210,12 +194,10 @@ def systems(
     """
     known = [name for name in SYSTEMS if name not in ("mitigate", "complete")]
     require(system == "all" or system in known, f"system = {system}: unknown; use one of {', '.join(known)}, all")
-    chosen = o.whole(seeds, "seeds")
-    _reports(_studies(known if system == "all" else [system], chosen), chosen, as_json, output, figures)
+    _reports(known if system == "all" else [system], seeds, as_json, output, figures)
 
 
 @app.command("open")
-@reported
 def open_questions(
     question: Annotated[str, typer.Option(help="kq, softmax, mlp, optimizer, delay, or all.")] = "all",
     seeds: Annotated[str, typer.Option(help="2 to 10 comma-separated seeds.")] = "0,1,2,3,4",
@@ -248,7 +230,6 @@ def open_questions(
 
 
 @app.command()
-@reported
 def figures(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files.")] = Path("results/toy"),
     rank_sweep: Annotated[
@@ -264,13 +245,13 @@ def figures(
     """
     from ocr_toy import figures as drawing
     from ocr_toy import sweep as sweeps
-    from ocr_toy.files import prepare_folder, read_json
+    from ocr_toy.files import read_json
     from ocr_toy.runs import RunSpec, TrainSpec
     from ocr_toy.theory import require_solver
 
     require_solver(solver.upper())
     require(seed >= 0, f"seed = {seed}: cannot be negative; use seed >= 0")
-    prepare_folder(output)
+    prepare(None, output)
     if rank_sweep is None:
         base = RunSpec(train=TrainSpec(steps=rank_steps, record_every=max(1, rank_steps // 20)))
         say(f"rank sweep of {rank_steps} steps")

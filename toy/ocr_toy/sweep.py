@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast
 
 from ocr_toy.errors import ToyError, require
 from ocr_toy.runs import Record, RunResult, RunSpec
@@ -22,8 +22,14 @@ DEFAULT_VALUES: dict[Axis, tuple[float, ...]] = {
 }
 WHOLE: tuple[Axis, ...] = ("d_h", "m_train", "seed")
 """The axes whose values are integers."""
-OPTION: dict[Axis, str] = {"d_h": "d_h", "m_train": "m_train", "seed": "seeds", "decay": "decay", "init": "init_scale"}
-"""The option that the values of an axis replace."""
+FIELDS: dict[Axis, tuple[str, str]] = {
+    "d_h": ("model", "d_h"),
+    "m_train": ("task", "m_train"),
+    "seed": ("train", "seed"),
+    "decay": ("train", "decay"),
+    "init": ("train", "init_scale"),
+}
+"""The part of a run and the field of it that an axis varies."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +61,19 @@ class RankSweep:
 
 def axis(name: str) -> Axis:
     """The axis of that name. Raises ToyError for any other name."""
-    for known in get_args(Axis):
-        if name == known:
-            return known
-    raise ToyError(f"over = {name}: unknown; use one of {', '.join(get_args(Axis))}")
+    require(name in FIELDS, f"over = {name}: unknown; use one of {', '.join(FIELDS)}")
+    return cast(Axis, name)
 
 
 def at_value(base: RunSpec, over: Axis, value: float) -> RunSpec:
     """The base run with one quantity set. Raises ToyError for an invalid value."""
     whole = over not in WHOLE or isinstance(value, int) or value.is_integer()
     require(whole, f"{over} = {value}: not an integer; use an integer")
-    if over == "d_h":
-        require(
-            base.model.param == "factorized",
-            "over = d_h with param = merged: only factorized has a width; use param = factorized",
-        )
-        return replace(base, model=replace(base.model, d_h=int(value)))
-    if over == "m_train":
-        return replace(base, task=replace(base.task, m_train=int(value)))
-    if over == "seed":
-        return replace(base, train=replace(base.train, seed=int(value)))
-    if over == "decay":
-        return replace(base, train=replace(base.train, decay=float(value)))
-    return replace(base, train=replace(base.train, init_scale=float(value)))
+    fits = over != "d_h" or base.model.param == "factorized"
+    require(fits, "over = d_h with param = merged: only factorized has a width; use param = factorized")
+    part, field = FIELDS[over]
+    changed = replace(getattr(base, part), **{field: int(value) if over in WHOLE else float(value)})
+    return replace(base, **{part: changed})
 
 
 def sweep_specs(base: RunSpec, over: Axis, values: Sequence[float], seeds: Sequence[int]) -> list[RunSpec]:
@@ -95,14 +91,9 @@ def sweep_specs(base: RunSpec, over: Axis, values: Sequence[float], seeds: Seque
 
 def value_of(spec: RunSpec, over: Axis) -> float:
     """The swept quantity of a run."""
-    found: dict[Axis, float] = {
-        "d_h": spec.model.d_h,
-        "m_train": spec.task.m_train,
-        "seed": spec.train.seed,
-        "decay": spec.train.decay,
-        "init": spec.train.init_scale,
-    }
-    return found[over]
+    part, field = FIELDS[over]
+    value: float = getattr(getattr(spec, part), field)
+    return value
 
 
 def run_sweep(

@@ -45,7 +45,6 @@ class TaskSpec:
     seq_len: int = 16
 
     def __post_init__(self) -> None:
-        """Check every size once, here."""
         require(self.n_pairs >= 2, f"n = {self.n_pairs}: a wrong answer needs a second pair; use n >= 2")
         require(self.m_train >= 0, f"m_train = {self.m_train}: cannot be negative; use m_train >= 0")
         require(self.m_test >= 1, f"m_test = {self.m_test}: nothing is held out; use m_test >= 1")
@@ -115,7 +114,6 @@ class Questions:
     answer: Ints
 
     def __len__(self) -> int:
-        """Number of questions."""
         return len(self.subject)
 
 

@@ -325,13 +325,6 @@ def own_contrast(w: Matrix, n_pairs: int, group: int, size: float, first_row: in
     return float(block[own].mean() - block[~own].mean())
 
 
-def train_margin(task: TaskSpec, w_ov: Matrix) -> float:
-    """Smallest margin over the train set, against all other answers."""
-    questions = trained_questions(task)
-    f = features(task, questions) @ w_ov.T
-    return answer_margin(f, right_answers(task, questions), range(2 * task.n_pairs))
-
-
 def test_margin(task: TaskSpec, w_ov: Matrix) -> float:
     """Smallest margin over the test entailments, against the other c's."""
     questions = question_sets(task)[TEST_ENTAILMENT]
@@ -345,14 +338,15 @@ def norm(param: Param, w_ov: Matrix) -> float:
     return float(values.sum() if param == "factorized" else (values**2).sum())
 
 
-def require_solver(solver: str) -> None:
-    """Raise ToyError unless the solver is one of SOLVERS and can be imported, with cvxpy."""
+def require_solver(solver: str) -> Any:
+    """The module cvxpy. Raises ToyError unless the solver is one of SOLVERS and can be imported, with cvxpy."""
     require(solver in SOLVERS, f"solver = {solver}: unknown; use {' or '.join(SOLVERS)}")
     for module in ("cvxpy", solver.lower()):
         try:
             importlib.import_module(module)
         except ImportError as error:
             raise ToyError(f"solver = {solver}: the package {module} is not installed; {_EXTRA}") from error
+    return importlib.import_module("cvxpy")
 
 
 def least_norm(
@@ -371,8 +365,7 @@ def least_norm(
     An optimum that the solver calls inaccurate is also returned; the caller must measure its accuracy.
     Raises ToyError for an unknown or uninstalled solver and for one that reports no optimum.
     """
-    require_solver(solver)
-    cp: Any = importlib.import_module("cvxpy")
+    cp = require_solver(solver)
     w = cp.Variable((of.targets.shape[1], of.phi.shape[1]))
     own = of.targets.T.astype(float)
     f = w @ of.phi.T

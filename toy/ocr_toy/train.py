@@ -7,6 +7,7 @@ own specification, not on the runs trained with it.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from itertools import groupby
 
 import numpy as np
@@ -67,18 +68,16 @@ class _Block:
             require(bool(nll.isfinite().all()), fault)
             hits = (f.argmax(dim=2) == right[..., 0]).double()
         w_ov = self.w_ov() if with_norms else None
-        records = []
-        for run in range(len(self.specs)):
-            records.append(
-                Record(
-                    step=step,
-                    loss={name: float(nll[run, rows].mean()) for name, rows in self._rows.items()},
-                    accuracy={name: float(hits[run, rows].mean()) for name, rows in self._rows.items()},
-                    margins=self._margins(f[run].numpy(), right[run, :, 0].numpy()),
-                    norms=norms(w_ov[run]) if w_ov is not None else None,
-                )
+        return [
+            Record(
+                step=step,
+                loss={name: float(nll[run, rows].mean()) for name, rows in self._rows.items()},
+                accuracy={name: float(hits[run, rows].mean()) for name, rows in self._rows.items()},
+                margins=self._margins(f[run].numpy(), right[run, :, 0].numpy()),
+                norms=norms(w_ov[run]) if w_ov is not None else None,
             )
-        return records
+            for run in range(len(self.specs))
+        ]
 
     def _margins(self, f: np.ndarray, right: np.ndarray) -> Margins:
         held = self._rows[TEST_ENTAILMENT]
@@ -139,13 +138,10 @@ class _Optimizer:
 
 
 def _shape_key(spec: RunSpec) -> tuple[float, ...]:
-    task, model = spec.task, spec.model
-    return (
-        *(task.n_pairs, task.m_train, task.m_test, task.n_noise, task.seq_len),
-        *(model.param == "factorized", model.d_h if model.param == "factorized" else 0),
-        *(model.trainable_kq, model.attention == "softmax", model.mlp_width, model.loss_floor),
-        *(spec.train.batch, spec.train.draws),
-    )
+    model, factorized = spec.model, spec.model.param == "factorized"
+    of_model = (model.trainable_kq, model.attention == "softmax", model.mlp_width, model.loss_floor)
+    sizes = (factorized, model.d_h if factorized else 0, *of_model, spec.train.batch, spec.train.draws)
+    return *astuple(spec.task), *sizes
 
 
 def require_together(specs: list[RunSpec]) -> None:
@@ -166,10 +162,7 @@ def _build(specs: list[RunSpec]) -> tuple[list[_Block], list[list[int]], _Optimi
     values, shrink, layout = [], [], []
     for group in groups:
         runs = [specs[i] for i in group]
-        start = [
-            m.initial_parameters(run.model, run.task, run.train.init, run.train.init_scale, run.train.seed)
-            for run in runs
-        ]
+        start = [m.initial_parameters(r.model, r.task, r.train.init, r.train.init_scale, r.train.seed) for r in runs]
         factor = np.array([1 - r.train.lr * r.train.decay for r in runs])
         for name, shape in m.parameter_shapes(runs[0].model, runs[0].task).items():
             stacked = np.stack([s[name] for s in start])

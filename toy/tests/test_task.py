@@ -19,9 +19,7 @@ sizes = st.builds(
 
 @given(sizes)
 @settings(max_examples=60, deadline=None)
-def test_question_sets_hold_each_question_once_and_hold_test_entailments_out(
-    task: t.TaskSpec,
-) -> None:
+def test_question_sets_hold_each_question_once_and_hold_test_entailments_out(task: t.TaskSpec) -> None:
     sets = t.question_sets(task)
     asked = [(s, r) for q in sets.values() for s, r in zip(q.subject, q.relation, strict=True)]
     assert sorted(asked) == [(s, r) for s in range(task.n_subjects) for r in (0, 1)]

@@ -33,7 +33,7 @@ def test_the_reading_table(
         w_ov = theory.optimal_w_ov(param, *sizes) if source == "closed form" else theory.solve(param, task)
         assert theory.norm(param, w_ov) == pytest.approx(norm, abs=2e-4)
         assert theory.optimal_norm(param, *sizes) == pytest.approx(norm, abs=2e-4)
-        assert theory.train_margin(task, w_ov) == pytest.approx(1.0, abs=1e-4)
+        assert theory.problem(task).margin(w_ov) == pytest.approx(1.0, abs=1e-4)
         assert theory.test_margin(task, w_ov) == pytest.approx(held_out, abs=1e-3)
         assert theory.held_out_margin(param, *sizes[1:]) == pytest.approx(held_out, abs=1e-4)
 
@@ -50,7 +50,7 @@ def test_the_closed_form_is_feasible_and_has_the_closed_form_norm(n: int, m_trai
     task = noise_free(n, m_train, m_test)
     for param in ("factorized", "merged"):
         w_ov = theory.optimal_w_ov(param, n, m_train, m_test)
-        assert theory.train_margin(task, w_ov) == pytest.approx(1.0)
+        assert theory.problem(task).margin(w_ov) == pytest.approx(1.0)
         assert theory.norm(param, w_ov) == pytest.approx(theory.optimal_norm(param, n, m_train, m_test))
         held_out = theory.held_out_margin(param, m_train, m_test)
         assert theory.test_margin(task, w_ov) == pytest.approx(held_out)
@@ -92,7 +92,7 @@ def test_descent_reaches_the_optimum_of_each_parametrization() -> None:
         assert optimum <= theory.norm(param, found.w_ov) < 1.01 * optimum
         expected = theory.held_out_margin(param, 1, 2)
         assert theory.test_margin(task, found.w_ov) == pytest.approx(expected, abs=tolerance)
-        assert theory.train_margin(task, found.w_ov) == pytest.approx(1.0)
+        assert theory.problem(task).margin(found.w_ov) == pytest.approx(1.0)
 
 
 @given(st.integers(2, 6), st.integers(1, 4), st.integers(1, 4))
@@ -191,7 +191,7 @@ def test_symmetrizing_costs_no_norm_and_no_margin(sizes: tuple[int, int, int], s
     mean = theory.symmetrize(task, w_ov).w_ov()
     for order in ("nuc", "fro", 2):
         assert np.linalg.norm(mean, order) <= np.linalg.norm(w_ov, order) + 1e-9
-    assert theory.train_margin(task, mean) >= theory.train_margin(task, w_ov) - 1e-9
+    assert theory.problem(task).margin(mean) >= theory.problem(task).margin(w_ov) - 1e-9
 
 
 @pytest.mark.parametrize("sizes", [(3, 2, 5), (4, 3, 2), (5, 1, 2)])

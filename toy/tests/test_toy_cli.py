@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import typer
+from ocr_eval.cli.app import run
 from ocr_toy import check as checks
 from ocr_toy import cli, run_commands, study_commands
 from ocr_toy.cli import app
@@ -24,107 +24,105 @@ TINY = [*TINY_TASK, "--d-h", "4"]
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["train", "--m-test", "0"], "error: m_test = 0: nothing is held out; use m_test >= 1"),
-        (["train", "--n", "1"], "error: n = 1: a wrong answer needs a second pair; use n >= 2"),
-        (["train", "--d-h", "0"], "error: d_h = 0: W_O and W_V need a width; use d_h >= 1"),
-        (
-            ["train", "--seq-len", "2"],
-            "error: seq_len = 2: too short for subject, relation and EOS; use 3 or more",
-        ),
-        (["train", "--param", "both"], "error: param = both: unknown; use factorized or merged"),
-        (["train", "--batch", "0"], "error: batch = 0"),
-        (["sweep", "--batch", "2"], "error: batch = 2: fewer than the 3 trained question sets"),
-        (["train", "--init", "symmetric"], "error: init = symmetric with param = factorized"),
-        (["sweep", "--over", "width"], "error: over = width"),
-        (["sweep", "--values", "3,x"], "error: values = 3,x"),
-        (["sweep", "--values", "3.5"], "error: values = 3.5: not integers"),
-        (["check", "--solver", "a" * 6000], "error: solver = AAAA"),
-        (["check", "--solver", "a\n\x1b[31m"], r"error: solver = A \x1b[31M: unknown"),
-        (["sweep", "--param", "merged"], "error: over = d_h with param = merged"),
-        (["check", "--solver", "mosek"], "error: solver = MOSEK: unknown; use CLARABEL or SCS"),
-        (["check", "--grid", "3,1"], "error: grid = 3,1"),
-        (["check", "--grid", "3,0,1"], "error: m_train = 0"),
-        (["open", "--question", "why"], "error: question = why"),
-        (["open", "--question", "mitigation"], "error: question = mitigation"),
-        (["mitigate", "--method", "prayer"], "error: method = prayer: unknown"),
-        (["mitigate", "--seeds", "0,0"], "error: seeds: one is given twice"),
-        (["complete", "--n", "2"], "error: n = 2: use 3 to 20"),
-        (["complete", "--seeds", "x"], "error: seeds = x: not integers"),
-        (["systems", "--system", "solar"], "error: system = solar: unknown"),
-        (["systems", "--system", "grokking", "--seeds", "-1"], "error: seed = -1"),
-        (["systems", "--system", "stages", "--seeds", "0,1,2,3,4,5,6,7,8,9,10"], "error: seeds = 11"),
-        (["check", "--figures", "pictures"], "error: figures = pictures: "),
-        (["sweep", "--preset", "mine"], "error: preset = mine: unknown; use published or official"),
-        (["train", "--preset", "mine"], "error: preset = mine: unknown; use published or official"),
-        (["open", "--seeds", "0"], "error: seeds = 1"),
-        (["open", "--seeds", "0,0"], "error: seeds: one is given twice"),
-        (["sweep", "--seeds", "0,1,2,3,4,5,6,7,8,9,10"], "error: seeds = 11"),
-        (["sweep", "--seeds", "1,1"], "error: seeds: one is given twice"),
-        (["sweep", "--over", "seed", "--seeds", "5,6"], "error: seeds = 5,6 with over = seed: give it as"),
-        (["sweep", "--seeds", "3_0"], "error: seeds = 3_0: not integers"),
-        (["sweep", "--over", "decay", "--values", "0.1_5"], "error: values = 0.1_5: not numbers"),
-        (["sweep", "--over", "d_h", "--d-h", "64"], "error: d_h = 64 with over = d_h: give it as"),
-        (["sweep", "--over", "init", "--init-scale", "1e-4"], "error: init_scale = 0.0001 with over = init"),
-        (["sweep", "--values", "3,3"], "error: values of d_h: one is given twice"),
-        (["check", "--rank-steps", "0"], "error: rank_steps = 0"),
-        (["check", "--ranks", "4,2"], "error: ranks = 2: too narrow"),
-        (["check", "--seed", "-1"], "error: seed = -1"),
-        (["figures", "--seed", "-1"], "error: seed = -1"),
-        (["train", "--n", "100000000"], "error: n = 100000000: "),
-        (["train", "--m-train", "100000000"], "error: m_train = 100000000: "),
-        (["train", "--m-test", "100000000"], "error: m_test = 100000000: "),
-        (["train", "--d-h", "100000000000000"], "error: d_h = 100000000000000: "),
-        (["train", "--batch", "10000000"], "error: batch = 10000000: "),
-        (["train", "--mlp", "10000000000000"], "error: mlp = 10000000000000: "),
-        (["train", "--seq-len", "1" + 500 * "0"], "error: seq_len = 1000"),
-        (["sweep", "--batch", "50000"], "error: runs = 21: "),
-        (["check", "--grid", "3000,1000,1000"], "error: grid = 3000,1000,1000: "),
-        (["train", "--init-scale", "inf"], "error: init_scale = inf"),
-        (["figures", "--rank-sweep", "absent.json"], "error: file = absent.json"),
+        (["train", "--m-test", "0"], "m_test = 0: nothing is held out; use m_test >= 1"),
+        (["train", "--n", "1"], "n = 1: a wrong answer needs a second pair; use n >= 2"),
+        (["train", "--d-h", "0"], "d_h = 0: W_O and W_V need a width; use d_h >= 1"),
+        (["train", "--seq-len", "2"], "seq_len = 2: too short for subject, relation and EOS; use 3 or more"),
+        (["train", "--param", "both"], "param = both: unknown; use factorized or merged"),
+        (["train", "--batch", "0"], "batch = 0"),
+        (["sweep", "--batch", "2"], "batch = 2: fewer than the 3 trained question sets"),
+        (["train", "--init", "symmetric"], "init = symmetric with param = factorized"),
+        (["sweep", "--over", "width"], "over = width"),
+        (["sweep", "--values", "3,x"], "values = 3,x"),
+        (["sweep", "--values", "3.5"], "values = 3.5: not integers"),
+        (["check", "--solver", "a" * 6000], "solver = AAAA"),
+        (["check", "--solver", "a\n\x1b[31m"], r"solver = A \x1b[31M: unknown"),
+        (["sweep", "--param", "merged"], "over = d_h with param = merged"),
+        (["check", "--solver", "mosek"], "solver = MOSEK: unknown; use CLARABEL or SCS"),
+        (["check", "--grid", "3,1"], "grid = 3,1"),
+        (["check", "--grid", "3,0,1"], "m_train = 0"),
+        (["open", "--question", "why", "-o", "new/open.json"], "question = why"),
+        (["mitigate", "--method", "prayer", "-o", "new/found.json", "--figures", "drawn"], "method = prayer"),
+        (["open", "--question", "mitigation"], "question = mitigation"),
+        (["mitigate", "--method", "prayer"], "method = prayer: unknown"),
+        (["mitigate", "--seeds", "0,0"], "seeds: one is given twice"),
+        (["complete", "--n", "2"], "n = 2: use 3 to 20"),
+        (["complete", "--seeds", "x"], "seeds = x: not integers"),
+        (["systems", "--system", "solar"], "system = solar: unknown"),
+        (["systems", "--system", "grokking", "--seeds", "-1"], "seed = -1"),
+        (["systems", "--system", "stages", "--seeds", "0,1,2,3,4,5,6,7,8,9,10"], "seeds = 11"),
+        (["check", "--figures", "pictures"], "figures = pictures: "),
+        (["sweep", "--preset", "mine"], "preset = mine: unknown; use published or official"),
+        (["train", "--preset", "mine"], "preset = mine: unknown; use published or official"),
+        (["open", "--seeds", "0"], "seeds = 1"),
+        (["open", "--seeds", "0,0"], "seeds: one is given twice"),
+        (["sweep", "--seeds", "0,1,2,3,4,5,6,7,8,9,10"], "seeds = 11"),
+        (["sweep", "--seeds", "1,1"], "seeds: one is given twice"),
+        (["sweep", "--over", "seed", "--seeds", "5,6"], "seeds = 5,6 with over = seed: give it as"),
+        (["sweep", "--seeds", "3_0"], "seeds = 3_0: not integers"),
+        (["sweep", "--over", "decay", "--values", "0.1_5"], "values = 0.1_5: not numbers"),
+        (["sweep", "--over", "d_h", "--d-h", "64"], "d_h = 64 with over = d_h: give it as"),
+        (["sweep", "--over", "init", "--init-scale", "1e-4"], "init_scale = 0.0001 with over = init"),
+        (["sweep", "--values", "3,3"], "values of d_h: one is given twice"),
+        (["check", "--rank-steps", "0"], "rank_steps = 0"),
+        (["check", "--ranks", "4,2"], "ranks = 2: too narrow"),
+        (["check", "--seed", "-1"], "seed = -1"),
+        (["figures", "--seed", "-1"], "seed = -1"),
+        (["train", "--n", "100000000"], "n = 100000000: "),
+        (["train", "--m-train", "100000000"], "m_train = 100000000: "),
+        (["train", "--m-test", "100000000"], "m_test = 100000000: "),
+        (["train", "--d-h", "100000000000000"], "d_h = 100000000000000: "),
+        (["train", "--batch", "10000000"], "batch = 10000000: "),
+        (["train", "--mlp", "10000000000000"], "mlp = 10000000000000: "),
+        (["train", "--seq-len", "1" + 500 * "0"], "seq_len = 1000"),
+        (["sweep", "--batch", "50000"], "runs = 21: "),
+        (["check", "--grid", "3000,1000,1000"], "grid = 3000,1000,1000: "),
+        (["train", "--init-scale", "inf"], "init_scale = inf"),
+        (["figures", "--rank-sweep", "absent.json"], "file = absent.json"),
     ],
 )
 @pytest.mark.parametrize("mounted", [False, True])
 def test_bad_input_is_one_line_on_stderr_and_exit_2(
-    arguments: list[str], says: str, mounted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    says: str,
+    mounted: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    outer = typer.Typer()
-    outer.add_typer(app, name="toy")
-    result = runner.invoke(outer, ["toy", *arguments]) if mounted else runner.invoke(app, arguments)
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert result.stderr.startswith(says)
-    assert result.stderr.count("\n") == 1
-    assert len(result.stderr) < 1000
+    assert (run(["toy", *arguments]) if mounted else cli.main(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"{'ocr-eval' if mounted else 'ocr_toy'}: {says}")
+    assert err.count("\n") == 1
+    assert len(err) < 1000
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["check", "figures"])
 def test_a_solver_that_is_not_installed_names_the_extra(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "cvxpy", None)
-    result = runner.invoke(app, [command, "-o", str(tmp_path / "out/checks.json")])
-    assert result.exit_code == 2
+    assert cli.main([command, "-o", str(tmp_path / "out/checks.json")]) == 2
     assert list(tmp_path.iterdir()) == []
-    assert result.stderr == (
-        "error: solver = SCS: the package cvxpy is not installed; install the extra: pip install 'ocr-eval[theory]'\n"
-    )
+    fix = "install the extra: pip install 'ocr-eval[theory]'"
+    assert capsys.readouterr().err == f"ocr_toy: solver = SCS: the package cvxpy is not installed; {fix}\n"
 
 
-def test_an_unwritable_output_is_found_before_training(tmp_path: Path) -> None:
+def test_an_unwritable_output_is_found_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    result = runner.invoke(app, ["train", *TINY, "--output", str(tmp_path / "file" / "run.json")])
-    assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: output = {tmp_path / 'file'}")
+    assert cli.main(["train", *TINY, "--output", str(tmp_path / "file" / "run.json")]) == 2
+    assert capsys.readouterr().err.startswith(f"ocr_toy: output = {tmp_path / 'file'}")
 
 
-def test_an_output_that_is_no_plain_file_is_left_alone(tmp_path: Path) -> None:
+def test_an_output_that_is_no_plain_file_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for target in (pipe, tmp_path):
-        result = runner.invoke(app, ["train", *TINY, "--output", str(target)])
-        assert result.exit_code == 2
-        assert result.stderr == f"error: output = {target}: is not a plain file; name a file\n"
+        assert cli.main(["train", *TINY, "--output", str(target)]) == 2
+        assert capsys.readouterr().err == f"ocr_toy: output = {target}: is not a plain file; name a file\n"
     assert pipe.is_fifo()
 
 
@@ -136,12 +134,7 @@ def test_train_prints_json_and_writes_the_same(tmp_path: Path) -> None:
     document = json.loads(result.stdout)
     assert document == json.loads(target.read_text())
     assert document["records"][-1]["step"] == 40
-    assert set(document["records"][-1]["loss"]) == {
-        "train_fact",
-        "train_entailment",
-        "test_fact",
-        "test_entailment",
-    }
+    assert set(document["records"][-1]["loss"]) == {"train_fact", "train_entailment", "test_fact", "test_entailment"}
     assert document["records"][-1]["norms"]["nuclear"] > 0
     assert runner.invoke(app, arguments).stdout == result.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
@@ -265,18 +258,7 @@ def test_a_sweep_can_be_read_back_as_a_rank_sweep(tmp_path: Path) -> None:
     from ocr_toy.sweep import rank_sweep
 
     target = tmp_path / "ranks.json"
-    arguments = [
-        "sweep",
-        *TINY_TASK,
-        "--values",
-        "2,4",
-        "--seeds",
-        "0,1",
-        "--steps",
-        "30",
-        "--output",
-        str(target),
-    ]
+    arguments = ["sweep", *TINY_TASK, "--values", "2,4", "--seeds", "0,1", "--steps", "30", "--output", str(target)]
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0
     found = rank_sweep(read_json(target))
@@ -323,35 +305,26 @@ def test_check_exits_1_if_any_check_fails(passed: bool, monkeypatch: pytest.Monk
     assert document["checks"][0]["passed"] is passed
 
 
-def test_interruption_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checks, "run_checks", interrupted)
-    assert runner.invoke(app, ["check"]).exit_code == 130
-
-
-def test_interruption_as_a_part_of_ocr_eval_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ocr_eval.cli.app import run
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checks, "run_checks", interrupted)
+    assert cli.main(["check"]) == 130
+    assert capsys.readouterr().err == "ocr_toy: Interrupted.\n"
     assert run(["toy", "check"]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == "ocr-eval: Interrupted.\n"
 
 
-def test_running_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def exhausted(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(checks, "run_checks", exhausted)
-    result = runner.invoke(app, ["check"])
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert result.stderr.startswith("error: not enough memory")
+    assert cli.main(["check"]) == 1
+    assert capsys.readouterr().err.startswith("ocr_toy: not enough memory")
+    assert run(["toy", "check"]) == 1
+    assert "not enough memory" in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -367,20 +340,20 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["train", "--m-test", "0"], "error: m_test = 0"),
-        (["train", "--d-h", "wide"], "error: Invalid value for '--d-h'"),
-        (["train", "--depth", "2"], "error: No such option: --depth"),
-        (["teach"], "error: No such command 'teach'"),
+        (["train", "--m-test", "0"], "m_test = 0"),
+        (["train", "--d-h", "wide"], "Invalid value for '--d-h'"),
+        (["train", "--depth", "2"], "No such option: --depth"),
+        (["teach"], "No such command 'teach'"),
     ],
 )
 def test_a_mistake_is_one_line_when_run_as_a_module(arguments: list[str], says: str) -> None:
     found = subprocess.run([sys.executable, "-m", "ocr_toy", *arguments], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout, found.stderr.count("\n")) == (2, "", 1)
-    assert found.stderr.startswith(says)
+    assert found.stderr.startswith(f"ocr_toy: {says}")
 
 
 def test_help_and_no_command_as_a_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--help"]) == 0
     assert "--m-test" in capsys.readouterr().out
     assert cli.main([]) == 2
-    assert "error" not in capsys.readouterr().err
+    assert "ocr_toy:" not in capsys.readouterr().err
