@@ -19,7 +19,7 @@ from typing import Any
 from ocr_eval.common.errors import UserError, reason_of, unknown_name
 from ocr_eval.common.files import read_bytes, to_csv
 from ocr_eval.common.messages import warn
-from ocr_eval.specs.association import TABLE_ENDINGS
+from ocr_eval.specs.association import CONTROL, TABLE_ENDINGS, repeated
 
 #: Limits on a file's bytes and a cell's characters.
 MOST_BYTES, MOST_CHARACTERS = 32_000_000, 200
@@ -31,7 +31,7 @@ _MARKUP = re.compile(r"</?[A-Za-z!][^>]*>|<\||\|>|[{}]|\[/?INST\]|&[a-z]+;")
 #: Texts that mark a missing value in other programs' tables, in lower case.
 _MISSING = {"n/a", "#n/a", "null", "nan", "-", "--", "?"}
 _FORMULA = re.compile(r"=|[@+-].*[(|!]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ufffd]")
+_CONTROL = re.compile(f"[{CONTROL}]")
 #: Maximum words of a subject that has to be found in prompts.
 _MOST_WORDS = 5
 
@@ -166,9 +166,8 @@ def _check_cells(origin: str, rows: int, columns: int) -> None:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"two columns are called '{Counter(keys).most_common(1)[0][0]}'")
+    if (twice := repeated(key for key, _ in pairs)) is not None:
+        raise ValueError(f"two columns are called '{twice}'")
     return dict(pairs)
 
 
@@ -272,11 +271,11 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
     names = list(found.columns)
     if not names or not found.rows:
         raise UserError(f"{origin}: has no rows below its heading. Add some.")
-    repeated = {name for name, count in Counter(names).items() if count > 1}
+    twice = repeated(names)
     for place, name in enumerate(names, 1):
         if not name or not name.strip():
             raise UserError(f"{origin}, row 1, column {place}: the column has no name. Give it one.")
-        if name in repeated:
+        if name == twice:
             raise UserError(f"{origin}, row 1: two columns are called '{name}'. Rename one.")
         if problem := _problem(name):
             raise UserError(f"{origin}, row 1, column {place}: the name {problem}")
@@ -284,6 +283,8 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
     for name in (subject, *(chosen or ())):
         if name not in names:
             raise unknown_name(f"column of {origin}", name, names)
+    if (twice := repeated(chosen or ())) is not None:
+        raise UserError(f"{origin}: the column '{twice}' is named twice. Name it once.")
     attributes = [name for name in chosen or names if name != subject]
     if len(attributes) > MOST_COLUMNS:
         raise UserError(

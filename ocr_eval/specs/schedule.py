@@ -8,25 +8,21 @@ Epoch 0, the last epoch and the first at which all premises hold are always scor
 import re
 from typing import Annotated
 
-from pydantic import StringConstraints
-
 from ocr_eval.common.errors import UserError
+from ocr_eval.specs.strict import form
 
 DEFAULT = "doubling"
-_FORM = r"^(doubling|last|every|every:[1-9][0-9]*|[1-9][0-9]*(,[1-9][0-9]*)*)$"
+_FORM = "doubling|last|every|every:[1-9][0-9]*|[1-9][0-9]*(,[1-9][0-9]*)*"
+_ALLOWED = "doubling, every, every:5, last, or epochs such as '1,3,12'"
 
 #: A schedule as text.
-ScoreAt = Annotated[str, StringConstraints(pattern=_FORM)]
+ScoreAt = Annotated[str, form(_FORM, _ALLOWED)]
 
 
 def checked(text: str, where: str) -> str:
-    """A valid schedule, unchanged; ``where`` names its source in the error.
-
-    Raises:
-        UserError: not a schedule.
-    """
-    if re.match(_FORM, text) is None:
-        raise UserError(f"{where} '{text}': give doubling, every, every:5, last, or epochs such as '1,3,12'.")
+    """A valid schedule, unchanged; ``where`` names its source in the error. Raises UserError: not a schedule."""
+    if re.fullmatch(_FORM, text) is None:
+        raise UserError(f"{where} '{text}': give {_ALLOWED}.")
     return text
 
 
