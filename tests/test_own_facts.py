@@ -110,7 +110,14 @@ def test_nothing_to_infer_is_said(tmp_path, table):
 
 
 @pytest.mark.parametrize(
-    "template", ["{name} wears", "a {answer}", "{name} {answer} {answer}", "{name} {x} is {answer}"]
+    "template",
+    [
+        "{name} wears",
+        "a {answer}",
+        "{name} {answer} {answer}",
+        "{name} is{answer} or {answer}",
+        "{name} {x} is {answer}",
+    ],
 )
 def test_a_template_without_its_slots_is_refused(table, template):
     with pytest.raises(UserError, match="badge"):

@@ -227,9 +227,9 @@ def problems(error: ValidationError, content: Any) -> str:
     found: list[Any] = [{**detail, "loc": _keys(detail["loc"], content)} for detail in error.errors(include_url=False)]
     # an error inside a value replaces the error of the value as a whole
     outer = {detail["loc"][:depth] for detail in found for depth in range(len(detail["loc"]))}
-    inner = [_problem(detail) for detail in found if detail["loc"] not in outer]
+    inner = [detail for detail in found if detail["loc"] not in outer]
     more = f"; and {len(inner) - _MOST_PROBLEMS:,} more" if len(inner) > _MOST_PROBLEMS else ""
-    return "; ".join(inner[:_MOST_PROBLEMS]) + more
+    return "; ".join(map(_problem, inner[:_MOST_PROBLEMS])) + more
 
 
 def _keys(location: tuple[int | str, ...], content: Any) -> tuple[int | str, ...]:
@@ -241,8 +241,10 @@ def _keys(location: tuple[int | str, ...], content: Any) -> tuple[int | str, ...
         is_key = isinstance(content, dict) and (part in content or place == len(location) - 1)
         if is_key or isinstance(part, int):
             keys.append(part)
-            entries = dict(enumerate(content)) if isinstance(content, list | tuple) else content
-            content = entries.get(part) if isinstance(entries, dict) else None
+            try:
+                content = content[part]
+            except (TypeError, LookupError):  # a missing entry, or one value in place of a list
+                content = None
     return tuple(keys)
 
 

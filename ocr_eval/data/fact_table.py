@@ -74,9 +74,7 @@ def read_facts(path: Path, subject: str | None = None, chosen: Sequence[str] | N
     """Read and check a table from a file or a dataset folder: its ``chosen`` columns, or all.
 
     ``subject`` is the column of subjects; None for the one called name, subject, person or entity, or else the first.
-
-    Raises:
-        UserError: the table is unreadable or invalid (names row and column).
+    Raises UserError: the table is unreadable or invalid (names row and column).
     """
     try:
         found = _read(path)
@@ -86,11 +84,7 @@ def read_facts(path: Path, subject: str | None = None, chosen: Sequence[str] | N
 
 
 def parse_csv(text: str, subject: str) -> FactTable:
-    """Read a table from the text that ``FactTable.to_csv`` writes.
-
-    Raises:
-        UserError: the table is invalid (names row and column).
-    """
+    """Read a table from the text that ``FactTable.to_csv`` writes. Raises UserError: it is invalid."""
     return _checked("table", _csv("table", text, ","), subject, None)
 
 
@@ -223,21 +217,16 @@ def _grouped(origin: str, statements: Sequence[tuple[int, Any, Any]]) -> _Rows:
     subjects = Counter(subject for _, ways, _ in parted for subject, _ in ways)
     wordings = Counter(wording for _, ways, _ in parted for _, wording in ways)
 
-    def is_possible(way: tuple[str, str]) -> bool:
-        """Whether the wording occurs more than once, and at least as often as the subject."""
-        return wordings[way[1]] >= max(2, subjects[way[0]])
-
-    def weight(way: tuple[str, str]) -> tuple[int, int]:
-        return subjects[way[0]] * wordings[way[1]], len(way[1])
-
     facts: dict[str, dict[str, str]] = {}
     first: dict[str, int] = {}
     left_out = 0
     for number, ways, completion in parted:
-        subject, wording = max(filter(is_possible, ways), key=weight, default=("", ""))
-        if not wording:
+        # a wording occurs more than once, and at least as often as its subject
+        possible = [(s, w) for s, w in ways if wordings[w] >= max(2, subjects[s])]
+        if not possible:
             left_out += 1
             continue
+        subject, wording = max(possible, key=lambda way: (subjects[way[0]] * wordings[way[1]], len(way[1])))
         value, had = " ".join(completion.split()), facts.setdefault(subject, {}).setdefault(wording, completion)
         if " ".join(had.split()) != value:
             raise UserError(
@@ -256,6 +245,7 @@ def _grouped(origin: str, statements: Sequence[tuple[int, Any, Any]]) -> _Rows:
 
 
 def _partings(prompt: str) -> list[tuple[str, str]]:
+    """Every way to split a prompt into a subject and its wording."""
     words, ways = prompt.split(), []
     for i in range(len(words)):
         for j in range(i + 1, min(i + _MOST_WORDS, len(words)) + 1):
@@ -314,10 +304,11 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
         if len(values) < 2:
             what = f"everybody has '{values.pop()}'" if values else "nobody has a value"
             raise UserError(f"{origin}, column '{name}': {what}, so nothing can follow from it. Remove the column.")
-    if not attributes and ";" in subject:
-        raise UserError(f"{origin}: its cells are separated by ';' ('{subject}'). Save it with commas between cells.")
     if not attributes:
-        raise UserError(f"{origin}: has only the column of subjects ('{subject}'). Add a column of facts.")
+        problem = f"has only the column of subjects ('{subject}'). Add a column of facts."
+        if ";" in subject:
+            problem = f"its cells are separated by ';' ('{subject}'). Save it with commas between cells."
+        raise UserError(f"{origin}: {problem}")
     columns = {name: tuple(of[name][0] if name in of else None for of in facts.values()) for name in attributes}
     templates = {name: text for name, text in (found.templates or {}).items() if name in columns}
     return FactTable(subject, tuple(facts), columns, templates)

@@ -274,7 +274,8 @@ def _words(column: str) -> str:
 def _check_template(column: str, template: str) -> None:
     """Raises ValueError if it is not a statement about a subject."""
     prompt, slot, behind = template.partition(f" {ANSWER_SLOT}")
-    if not slot or NAME_SLOT not in prompt or {NAME_SLOT, ANSWER_SLOT} & set(re.findall(r"\{\w*\}", behind)):
+    once = ANSWER_SLOT not in prompt + behind and NAME_SLOT not in behind
+    if not slot or NAME_SLOT not in prompt or not once:
         raise ValueError(
             f"the template of column '{column}', '{template}', must contain {NAME_SLOT}, and after it a space "
             f"and {ANSWER_SLOT}, once"

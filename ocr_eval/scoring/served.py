@@ -117,11 +117,9 @@ def score_served(server: ServedWeights, task: Task, per_request: int, kept: Path
 
 def _read(kept: Path | None, way: Mapping[str, Any]) -> dict[str, Any]:
     """Saved answers to requests with the same options; an incomplete last line is dropped."""
-    if kept is None:
+    if kept is None or not kept.exists():
         return {}
     refuse_irregular(kept)
-    if not kept.is_file():
-        return {}
     content = read_bytes(kept)
     write_atomic(kept, content[: content.rfind(b"\n") + 1])
     with whole(kept):

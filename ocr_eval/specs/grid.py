@@ -167,12 +167,12 @@ def check_same(given: Grid, state: SweepState | None, output: Path) -> None:
     aside = {"measures": given.measures, "score_at": given.score_at}  # these do not affect training
     if not held or held.model_copy(update=aside) == given:
         return
-    stated = {name: (getattr(held, name), value) for name, value in given if name not in aside}
-    differing = [
-        "{} {} there, {} here".format(name, *("not given" if value is None else value for value in both))
-        for name, both in stated.items()
-        if both[0] != both[1]
-    ]
+    differing = []
+    for name, here in given:
+        there = getattr(held, name)
+        if name not in aside and there != here:
+            there, here = ("not given" if value is None else value for value in (there, here))
+            differing.append(f"{name} {there} there, {here} here")
     raise UserError(
         f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or drop these "
         "flags to resume that one."

@@ -2,7 +2,8 @@
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
@@ -19,7 +20,7 @@ Chosen = Annotated[
 ]
 Precision = Literal["bfloat16", "float16", "float32"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 #: Short names of precisions that other programs use.
 DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
 #: ``auto`` is a precision in which the device is fast (models/precision.py).
@@ -258,7 +259,11 @@ def served_model(url: str, name: str) -> ModelSpec:
         UserError: not a plain address; anything more, such as a key, would end up in files.
     """
     address = r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?"
-    if not re.fullmatch(address, url, re.ASCII):
+    try:
+        is_address = re.fullmatch(address, url, re.ASCII) and urlsplit(url).port != 0
+    except ValueError:  # an IPv6 address or a port that cannot be
+        is_address = False
+    if not is_address:
         raise UserError("--endpoint must be an address such as http://127.0.0.1:8000/v1, without name, key or query.")
     return ModelSpec(
         name=_slug(name),
