@@ -224,7 +224,7 @@ def parse(model: type[Model], content: dict[str, Any], origin: str, strict: bool
 
 def problems(error: ValidationError, content: Any) -> str:
     """What is wrong with the content of a file, in terms of the file."""
-    found: list[Any] = [{**detail, "loc": _keys(detail["loc"], content)} for detail in error.errors(include_url=False)]
+    found: list[Any] = [{**detail, "loc": _keys(detail, content)} for detail in error.errors(include_url=False)]
     # an error inside a value replaces the error of the value as a whole
     outer = {detail["loc"][:depth] for detail in found for depth in range(len(detail["loc"]))}
     inner = [detail for detail in found if detail["loc"] not in outer]
@@ -232,14 +232,15 @@ def problems(error: ValidationError, content: Any) -> str:
     return "; ".join(map(_problem, inner[:_MOST_PROBLEMS])) + more
 
 
-def _keys(location: tuple[int | str, ...], content: Any) -> tuple[int | str, ...]:
-    """The keys that lead to a value: its location without pydantic's names for the members of a union."""
+def _keys(detail: Any, content: Any) -> tuple[int | str, ...]:
+    """The keys that lead to a value: pydantic's location without its names for the members of a union."""
+    location: tuple[int | str, ...] = detail["loc"]
     if "[key]" in location:
         return location
     keys = []
     for place, part in enumerate(location):
-        is_key = isinstance(content, dict) and (part in content or place == len(location) - 1)
-        if is_key or isinstance(part, int):
+        is_missing = detail["type"] == "missing" and place == len(location) - 1
+        if isinstance(part, int) or is_missing or (isinstance(content, dict) and part in content):
             keys.append(part)
             try:
                 content = content[part]

@@ -218,11 +218,12 @@ def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int | Seque
     others_PC = logprobs_PC.copy()
     others_PC[probe_P, target_P] = -np.inf
     is_in_use_PC = np.arange(logprobs_PC.shape[1]) < in_use_P[:, None]
+    rank_P, in_use_PC = ranks_PC[probe_P, target_P], np.where(is_in_use_PC, ranks_PC, np.inf)
     return Ranks(
         all=ranks_PC,
-        rank=ranks_PC[probe_P, target_P],
+        rank=rank_P,
         null=(ranks_PC * is_in_use_PC).sum(axis=1) / in_use_P,
-        in_use=midranks(np.where(is_in_use_PC, -ranks_PC, -np.inf))[probe_P, target_P],
+        in_use=(in_use_PC < rank_P[:, None]).sum(axis=1) + ((in_use_PC == rank_P[:, None]).sum(axis=1) - 1) / 2,
         in_use_null=(in_use_P - 1) / 2,
         ties=(logprobs_PC == right_P[:, None]).sum(axis=1) - 1,
         margin=right_P - others_PC.max(axis=1),
