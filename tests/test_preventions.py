@@ -147,7 +147,7 @@ def test_runs_with_preventions_are_rows_of_their_own_and_measured(ocr_eval, tiny
     ("prevent", "train", "words"),
     [
         ("product-deca", {}, "Did you mean 'product-decay'"),
-        ("product-decay:strength=-1", {}, "'strength' should be greater than 0, got -1.0"),
+        ("product-decay:strength=-1", {}, "'strength' should be greater than 0, got '-1'"),
         ("product-decay:strength", {}, "product-decay:setting=value"),
         ("product-decay:power=1", {}, "unknown key 'power'"),
         ("scale-after", {}, "write scale-after:norm=VALUE"),

@@ -61,7 +61,7 @@ def sides_of(association: PairAssociation, template: int = 0) -> dict[str, Side]
 
     def side(relation: RelationName) -> Side:
         wording = association.fact if relation == "fact" else association.entailment
-        return association.answers(relation), lambda who, answer: (wording.prompts(who)[template], answer)
+        return association.answers(relation), lambda who, answer: (wording.prompt(template, who), answer)
 
     return {relation: side(relation) for relation in RELATIONS}
 

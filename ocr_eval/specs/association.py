@@ -57,8 +57,12 @@ class Relation(Strict):
             raise ValueError("a template occurs twice; list each once")
         return self
 
+    def prompt(self, template: int, subject: str) -> str:
+        """The statement about a subject up to its answer; never ends in a space."""
+        return statement(self.templates[template], subject)
+
     def prompts(self, subject: str) -> tuple[str, ...]:
-        """The statement about a subject up to its answer, in every template."""
+        """``prompt`` in every template."""
         return tuple(statement(template, subject) for template in self.templates)
 
 
