@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from ocr_eval.common.errors import UserError
@@ -85,6 +87,36 @@ def test_a_hundred_thousand_pairs_are_read_in_seconds(tmp_path):
 def test_a_name_that_the_hub_cannot_have_is_refused(name):
     with pytest.raises(UserError, match=r"ORG/NAME|No model"):
         load_model_spec(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": {"kind": "hup"}}, "'weights' should have as 'kind' one of 'hub', 'package', 'folder', 'served'"),
+        ({"weights": {"path": "a"}}, "'weights' should have the key 'kind'"),
+        ({"weights": "a/b"}, "'weights' should contain 'key: value' lines"),
+        ({"weights": {"kind": "folder", "path": 5}}, "'weights.path' is read as the number 5"),
+        ({"weights": {"kind": "package", "parts": [], "sha256": "x"}}, "'weights.sha256' should be 64 hex digits"),
+        ({"train": {"targets": {"q_proj": 1}}}, "'train.targets' should be a list"),
+        ({"train": {"targets": [1]}}, "'train.targets.0' is read as the number 1"),
+        ({"train": {"epochs": 1.5}}, "'train.epochs' should be an integer, got 1.5"),
+        ({"train": {"method": "a b"}}, "'train.method' should be NAME or NAME:setting=value"),
+        ({"full": 5}, "'full' should contain 'key: value' lines, got 5"),
+    ],
+)
+def test_a_model_file_that_cannot_be_is_refused_in_words(changes, said, tmp_path):
+    content = {
+        "name": "mine",
+        "description": "d",
+        "license": "l",
+        "weights": {"kind": "folder", "path": "a"},
+        **changes,
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError) as error:
+        load_model_spec(str(tmp_path / "mine.yaml"))
+    assert said in str(error.value)
+    assert not re.search(r"tuple|literal|validation|pattern|Input|function-", str(error.value))
 
 
 @pytest.fixture

@@ -110,7 +110,14 @@ def test_nothing_to_infer_is_said(tmp_path, table):
 
 
 @pytest.mark.parametrize(
-    "template", ["{name} wears", "a {answer}", "{name} {answer} {answer}", "{name} {x} is {answer}"]
+    "template",
+    [
+        "{name} wears",
+        "a {answer}",
+        "{name} {answer} {answer}",
+        "{name} is{answer} or {answer}",
+        "{name} {x} is {answer}",
+    ],
 )
 def test_a_template_without_its_slots_is_refused(table, template):
     with pytest.raises(UserError, match="badge"):
@@ -128,6 +135,13 @@ def test_a_file_names_a_table(tmp_path, table):
         ({"table": 3}, "table"),
         ({"columns": "badge"}, "columns"),
         ({"columns": ["bagde"]}, "Did you mean 'badge'"),
+        ({"columns": [2020]}, "'columns.0' is read as the number 2020; quote it"),
+        ({"columns": ["badge", "badge"]}, "'badge' is named twice"),
+        ({"subject": 3}, "'subject' is read as the number 3; quote it"),
+        ({"ask": 3}, "'ask' is read as the number 3; quote it"),
+        ({"templates": {5: WORN}}, "a key of 'templates' is read as the number 5; quote it"),
+        ({"origin": "here"}, "unknown key 'origin'"),
+        ({5: "here"}, "a key is read as the number 5; quote it"),
         ({"hold_outs": 0.2}, "hold_outs"),
         ({"hold_out": 2}, "hold_out"),
         ({"ask": "bagde"}, "Did you mean 'badge'"),
@@ -248,6 +262,8 @@ def test_flags_of_a_table_need_one_and_one_alone(tiny, table, tmp_path, capfd):
         (["--facts", str(table), "--hold-out", "120%"], "--hold-out"),
         (["--facts", str(table), "--template", "badge"], "--template"),
         (["--facts", str(table), "--template", "badge={name} wears"], "badge"),
+        (["--facts", str(table), *["--template", f"badge={WORN}"] * 2], "--template gives column 'badge' twice"),
+        (["--facts", str(table), "--columns", "badge,badge"], "'badge' is named twice"),
         (["--facts", str(table), "--n", "4"], "--n"),
         (["--facts", str(table), "--chat"], "--chat"),
         (["--facts", str(table), "--ask", "bagde"], "Did you mean 'badge'"),

@@ -147,7 +147,7 @@ def test_runs_with_preventions_are_rows_of_their_own_and_measured(ocr_eval, tiny
     ("prevent", "train", "words"),
     [
         ("product-deca", {}, "Did you mean 'product-decay'"),
-        ("product-decay:strength=-1", {}, "'strength': input should be greater than 0"),
+        ("product-decay:strength=-1", {}, "'strength' should be greater than 0, got '-1'"),
         ("product-decay:strength", {}, "product-decay:setting=value"),
         ("product-decay:power=1", {}, "unknown key 'power'"),
         ("scale-after", {}, "write scale-after:norm=VALUE"),
@@ -156,7 +156,7 @@ def test_runs_with_preventions_are_rows_of_their_own_and_measured(ocr_eval, tiny
         ("ignore-top-k", {"method": "rome"}, "changes training steps"),
         ("gradient-routing", {"method": "full"}, "works on low-rank adapters"),
         ("gradient-routing", {"rank": 1}, "needs --rank 2 or more"),
-        ("ignore-top-k:share=1", {}, "'share': input should be less than 1"),
+        ("ignore-top-k:share=1", {}, "'share' should be less than 1"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(tiny, prevent, train, words):

@@ -302,7 +302,13 @@ def test_a_key_that_cannot_be_sent_is_not_shown(score, server, key):
     assert server.bodies == []
 
 
-@pytest.mark.parametrize("url", ["ftp://a/v1", f"http://user:{KEY}@a/v1", f"http://a/v1?key={KEY}", "host", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://a/v1", f"http://user:{KEY}@a/v1", f"http://a/v1?key={KEY}", "host", ""),
+        *("http://a:99999/v1", "http://[:::::]:80/v1"),
+    ],
+)
 def test_an_address_is_an_address_alone(ocr_eval, exported, url):
     one_line(ocr_eval("score", "--data", exported, "--endpoint", url, "--model", "m"), "--endpoint")
 

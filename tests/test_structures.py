@@ -13,10 +13,12 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import STRUCTURES
 from ocr_eval.data.audit import audit_association
 from ocr_eval.data.export import export_task
-from ocr_eval.data.task import Example, Probe, Quantity, Task, build_task
+from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
+from ocr_eval.data.task import Example, Probe, Quantity, Task, build_task, task_of
 from ocr_eval.records.config import read_config
 from ocr_eval.specs.association import Association, Word, load_association
 from ocr_eval.specs.names import people
+from ocr_eval.specs.run import DataSpec
 
 STAFF = """\
 name: staff
@@ -202,3 +204,50 @@ def test_a_probe_that_has_no_null_is_an_error(changes):
 def test_candidates_in_use_come_first_and_the_answer_stays():
     asked = probe(target=2, null=(2, 1))
     assert (asked.candidates, asked.answer, asked.null) == (("c", "b", "a"), "c", (0, 1))
+
+
+CHAINS = """name: own
+kind: causal
+description: d
+structure: chains
+fact: {templates: ['The mayor of {name} is {answer}']}
+entailment: {templates: ['The mayor of the city of {name} is {answer}']}
+hop: {templates: ['{name} is in {answer}']}
+chains: {a: b, c: d, e: f, g: h}
+"""
+KNOWN = """name: own
+kind: causal
+description: d
+structure: known
+relations: {capital: {template: 'The capital of {name} is {answer}', facts: {a: P, b: P, c: P, d: Q, e: R}}}
+"""
+
+
+@pytest.mark.parametrize("content", [CHAINS, KNOWN])
+def test_the_candidates_of_a_small_file_are_audited(content, tmp_path):
+    (tmp_path / "own.yaml").write_text(content)
+    audit = audit_association(StandInTokenizer(1000, bos=True), load_association(str(tmp_path / "own.yaml")))
+    assert audit.prompts
+
+
+def test_known_facts_too_few_for_two_blocks_are_not_audited(tmp_path):
+    (tmp_path / "own.yaml").write_text(KNOWN.replace("a: P, b: P, c: P, d: Q", "d: Q"))
+    with pytest.raises(UserError, match="'own' has too few facts"):
+        audit_association(StandInTokenizer(1000, bos=True), load_association(str(tmp_path / "own.yaml")))
+
+
+def test_known_facts_are_never_fewer_than_asked_for(tmp_path):
+    (tmp_path / "own.yaml").write_text(KNOWN)
+    association = load_association(str(tmp_path / "own.yaml"))
+    data = DataSpec(n=2, m_train=1, m_test=1, candidates="all")
+    many = {len(association.blocks(data, f"{seed}/data")): seed for seed in range(20)}
+    assert set(many) == {1, 2}, "in some orders the answers that occur once make a block, and one answer is left"
+    assert len(task_of(association, data, f"{many[2]}/data").train) == 2
+    with pytest.raises(UserError, match="this seed gives only 1 blocks of 2 facts"):
+        task_of(association, data, f"{many[1]}/data")
+
+
+def test_more_people_than_names_are_one_line():
+    data = DataSpec(n=2, m_train=1, m_test=1500, candidates="in-use")
+    with pytest.raises(UserError, match="names run out after"):
+        task_of(load_association("reversal"), data, "0/data")

@@ -17,7 +17,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output, to_csv, to_jsonl, write_atomic
 from ocr_eval.common.messages import say
 from ocr_eval.common.yaml_files import expand, looks_like_path, shipped_names
-from ocr_eval.specs.association import load_association
+from ocr_eval.specs.association import load_association, repeated
 from ocr_eval.specs.model import load_model_spec
 from ocr_eval.specs.run import make_run_spec
 
@@ -108,6 +108,8 @@ class OwnFacts:
                     f"--template '{column}{equals}{template}': write COLUMN=TEMPLATE, as in "
                     '"badge={name} wears a {answer} badge".'
                 )
+        if twice := repeated(column for column, _, _ in parted):
+            raise UserError(f"--template gives column '{twice}' twice. Give it once.")
         return {column: template for column, _, template in parted}
 
 

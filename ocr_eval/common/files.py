@@ -57,7 +57,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _scratch(path: Path) -> Path:
-    """An unpredictable new path in the same folder, to be created exclusively, so that no planted link is followed."""
+    """An unpredictable new path in the same folder, so that no planted link is followed."""
     return path.with_name(f".{secrets.token_hex(8)}.partial")
 
 
@@ -74,8 +74,7 @@ def refuse_irregular(path: Path) -> None:
 
 
 def _what(mode: int) -> str:
-    kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
-    return next((name for is_one, name in kinds if is_one(mode)), "a device")
+    return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 @contextmanager
@@ -129,12 +128,9 @@ def prepare_output(root: Path, flag: str = "--output-dir") -> None:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
             pass
-    except FileExistsError as error:
-        raise UserError(f"The output folder '{root}' is a file. Choose another with {flag}.") from error
     except OSError as error:
-        raise UserError(
-            f"The output folder '{root}' cannot be written ({error.strerror}). Choose another with {flag}."
-        ) from error
+        problem = "is a file" if isinstance(error, FileExistsError) else f"cannot be written ({error.strerror})"
+        raise UserError(f"The output folder '{root}' {problem}. Choose another with {flag}.") from error
 
 
 @contextmanager
@@ -225,11 +221,7 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file.
-
-    Raises:
-        UserError: missing, unreadable, not JSON, nested too deeply or too large.
-    """
+    """Parse a JSON file. Raises UserError: missing, unreadable, not JSON, nested too deeply or too large."""
     with whole(path):
         return json.loads(read_bytes(path))
 
@@ -247,11 +239,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def decoded(path: Path, lines: Iterable[bytes], decode: Callable[[bytes], T], what: str) -> list[T]:
-    """Decode each line of a file.
-
-    Raises:
-        UserError: a line is not ``what`` it should be (names it).
-    """
+    """Decode each line of a file. Raises UserError: a line is not ``what`` it should be (names it)."""
     found: list[T] = []
     try:
         found.extend(map(decode, lines))

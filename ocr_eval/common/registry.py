@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
@@ -39,7 +38,7 @@ class Registry(Generic[T]):
 
     def __init__(self, noun: str, group: str, shipped: Mapping[str, str], one_object: bool = False) -> None:
         self.noun, self.group, self._one_object = noun, group, one_object
-        self._shipped = dict(shipped)
+        self._shipped = {name: EntryPoint(name, place, group) for name, place in shipped.items()}
         self._added: dict[str, T] = {}
         self._loaded: dict[str, T] = {}
 
@@ -53,7 +52,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names: shipped ones first, then those of other packages and of this process."""
-        return list(dict.fromkeys([*self._shipped, *sorted(self._installed), *self._added]))
+        return [*self._shipped, *sorted(self._installed), *self._added]
 
     def source(self, name: str) -> str:
         """Where a plugin comes from: ``ocr-eval``, a package with its version, or ``this process``."""
@@ -72,22 +71,19 @@ class Registry(Generic[T]):
         """
         if name in self._added:
             return self._added[name]
-        if name in self._loaded:
-            return self._loaded[name]
-        installed = self._installed  # warns if another package takes a shipped name
-        if name in self._shipped:
-            module, _, attribute = self._shipped[name].partition(":")
-            self._loaded[name] = self._of(getattr(import_module(module), attribute))
-        elif name in installed:
+        if name not in self._loaded:
+            point = (self._installed | self._shipped).get(name)
+            if point is None:
+                raise unknown_name(self.noun, name, self.names())
             try:
-                self._loaded[name] = self._of(installed[name].load())
+                self._loaded[name] = self._of(point.load())
             except Exception as error:
+                if name in self._shipped:
+                    raise
                 reason = f"{type(error).__name__}: {error}"
                 raise UserError(
                     f"The {self.noun} '{name}' of {self.source(name)} cannot be imported: {reason}"
                 ) from error
-        else:
-            raise unknown_name(self.noun, name, self.names())
         return self._loaded[name]
 
     def add(self, name: str, thing: T) -> None:

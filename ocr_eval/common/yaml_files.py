@@ -45,11 +45,7 @@ def looks_like_path(name: str) -> bool:
 
 
 def expand(path: str) -> Path:
-    """A user's path with ``~`` and ``~name`` expanded to home folders.
-
-    Raises:
-        UserError: no such home folder.
-    """
+    """A user's path with ``~`` and ``~name`` expanded to home folders. Raises UserError: no such home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -223,13 +219,34 @@ def parse(model: type[Model], content: dict[str, Any], origin: str, strict: bool
     try:
         return model.model_validate(content, strict=strict)
     except ValidationError as error:
-        # an error inside a value replaces the error of the value as a whole
-        details = error.errors(include_url=False)
-        outer = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
-        inner = [detail for detail in details if detail["loc"] not in outer]
-        more = f"; and {len(inner) - _MOST_PROBLEMS:,} more" if len(inner) > _MOST_PROBLEMS else ""
-        problems = "; ".join(map(_problem, inner[:_MOST_PROBLEMS]))
-        raise UserError(f"{origin}: {problems}{more}.") from error
+        raise UserError(f"{origin}: {problems(error, content)}.") from error
+
+
+def problems(error: ValidationError, content: Any) -> str:
+    """What is wrong with the content of a file, in terms of the file."""
+    found: list[Any] = [{**detail, "loc": _keys(detail, content)} for detail in error.errors(include_url=False)]
+    # an error inside a value replaces the error of the value as a whole
+    outer = {detail["loc"][:depth] for detail in found for depth in range(len(detail["loc"]))}
+    inner = [detail for detail in found if detail["loc"] not in outer]
+    more = f"; and {len(inner) - _MOST_PROBLEMS:,} more" if len(inner) > _MOST_PROBLEMS else ""
+    return "; ".join(map(_problem, inner[:_MOST_PROBLEMS])) + more
+
+
+def _keys(detail: Any, content: Any) -> tuple[int | str, ...]:
+    """The keys that lead to a value: pydantic's location without its names for the members of a union."""
+    location: tuple[int | str, ...] = detail["loc"]
+    if "[key]" in location:
+        return location
+    keys = []
+    for place, part in enumerate(location):
+        is_missing = detail["type"] == "missing" and place == len(location) - 1
+        if isinstance(part, int) or is_missing or (isinstance(content, dict) and part in content):
+            keys.append(part)
+            try:
+                content = content[part]
+            except (TypeError, LookupError):  # a missing entry, or one value in place of a list
+                content = None
+    return tuple(keys)
 
 
 def _what(value: Any) -> str:
@@ -241,6 +258,30 @@ def _what(value: Any) -> str:
     if isinstance(value, date):
         return f"the date {value}"
     return "a list" if isinstance(value, list) else shown(value)
+
+
+#: pydantic's errors in words, by their type.
+_IN_WORDS = {
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "should contain 'key: value' lines"),
+    **dict.fromkeys(("list_type", "tuple_type"), "should be a list"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "should be an integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "should be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "should be true or false"),
+    "string_type": "should be text",
+    "string_too_short": "should not be empty",
+    "string_pattern_mismatch": "has characters that are not allowed there",
+    "too_short": "should have {min_length} or more entries",
+    "too_long": "should have {max_length} or fewer entries",
+    "union_tag_invalid": "should have as {discriminator} one of {expected_tags}",
+    "union_tag_not_found": "should have the key {discriminator}",
+}
+
+
+def in_words(detail: Any) -> str:
+    """What a value should be, by one of pydantic's errors: "should be an integer"."""
+    if detail["type"] in _IN_WORDS:
+        return _IN_WORDS[detail["type"]].format(**detail.get("ctx", {}))
+    return re.sub(r"^\w+ (?=should )", "", detail["msg"])
 
 
 def _problem(detail: Any) -> str:
@@ -264,4 +305,4 @@ def _problem(detail: Any) -> str:
         return f"'{key}' is read as {_what(value)}; {advice}"
     if detail["type"] == "value_error":
         return f"'{key}': {detail['ctx']['error']}" if detail["loc"] else str(detail["ctx"]["error"])
-    return f"'{key}': {detail['msg'][0].lower()}{detail['msg'][1:]}, got {shown(value)}"
+    return f"'{key}' {in_words(detail)}, got {shown(list(value) if isinstance(value, tuple) else value)}"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ocr_eval.common import streams
+from ocr_eval.common.errors import UserError
 from ocr_eval.data.pairs import RELATIONS, RelationName, Split, quantities, thirds
 from ocr_eval.data.task import Example, Probe, Quantity, Task
 from ocr_eval.specs.names import ANSWER_NAMES, LAST_NAMES
@@ -56,22 +57,24 @@ class Block:
 
 
 def blocks_of_people(data: DataSpec, stream: str) -> list[list[str]]:
-    """For each block, 20 people (2 n if n > 10) with distinct first tokens, as candidates need. Nobody occurs twice."""
+    """For each block, 20 people (2 n if n > 10) with distinct first tokens, as candidates need. Nobody occurs twice.
+
+    Raises:
+        UserError: there are not enough names.
+    """
     used, names = Counter[str](), []
     last_names = {first: streams.shuffled(f"{stream}/last/{first}", LAST_NAMES) for first in ANSWER_NAMES}
     for block in range(data.m_test + data.m_train):
         firsts = streams.shuffled(f"{stream}/first/{block}", ANSWER_NAMES)[: 2 * max(data.n, 10)]
+        if any(used[first] == len(LAST_NAMES) for first in firsts):
+            raise UserError(f"names run out after {block:,} blocks of people; lower --m-test or --m-train")
         names.append([f"{first} {last_names[first][used[first]]}" for first in firsts])
         used.update(firsts)
     return names
 
 
 def check_blocks(data: DataSpec) -> None:
-    """Check that a data protocol fits blocks.
-
-    Raises:
-        ValueError: it does not (says what to change).
-    """
+    """Check that a data protocol fits blocks. Raises ValueError: it does not (says what to change)."""
     if data.n > len(ANSWER_NAMES) // 2:
         raise ValueError(f"n = {data.n}: a block holds at most {len(ANSWER_NAMES) // 2} people; lower --n")
     if data.candidates == "all":
@@ -86,10 +89,10 @@ def task_of_blocks(blocks: Sequence[Block], data: DataSpec, stream: str) -> Task
     probes: list[Probe] = []
     for number, block in enumerate(blocks):
         split: Split = "test" if number < data.m_test else "train"
-        others = range(len(block.units))
-        taught = (
-            streams.permutation(f"{stream}/shuffle/{number}", len(others)) if data.variant == "shuffled" else others
-        )
+        places = tuple(range(len(block.units)))
+        taught: Sequence[int] = places
+        if data.variant == "shuffled":
+            taught = streams.permutation(f"{stream}/shuffle/{number}", len(places))
         for place, unit in enumerate(block.units):
             label = str(number * data.n + place)
             statements: list[tuple[RelationName, str]] = [("fact", unit.fact.answer)]
@@ -103,21 +106,13 @@ def task_of_blocks(blocks: Sequence[Block], data: DataSpec, stream: str) -> Task
                 ]
             train += [replace(each, thirds=thirds(data.order, split, "fact")) for each in unit.beside]
             for relation in RELATIONS:
-                statement, wrong = unit.of(relation), block.distractors[relation]
                 answers = tuple(each.of(relation).answer for each in block.units)
-                probes.append(
-                    Probe(
-                        prompt=statement.prompts[data.probe_template],
-                        candidates=answers + (wrong[: 10 - data.n] if data.candidates == "ten" else ()),
-                        target=place,
-                        null=tuple(others),
-                        quantity=f"{split}_{relation}",
-                        unit=label,
-                        subject=unit.subject,
-                    )
-                )
+                if data.candidates == "ten":
+                    answers += block.distractors[relation][: 10 - data.n]
+                prompt, quantity = unit.of(relation).prompts[data.probe_template], f"{split}_{relation}"
+                probes.append(Probe(prompt, answers, place, places, quantity, label, unit.subject))
             if unit.hop is not None:
                 known = tuple(each.hop.answer for each in block.units if each.hop)
-                probes.append(Probe(unit.hop.prompts[0], known, place, tuple(others), "hop", label, unit.subject))
+                probes.append(Probe(unit.hop.prompts[0], known, place, places, "hop", label, unit.subject))
     asked = quantities(data)
     return Task(tuple(train), tuple(probes), (*asked, Quantity("hop", "shown")) if blocks[0].units[0].hop else asked)

@@ -57,7 +57,8 @@ class ChainAssociation(TwoRelations):
 
     def whole(self, template: int) -> dict[str, Any]:
         """As many chains as fill complete blocks of five."""
-        most = {"n": 5, "m_train": 0, "m_test": len(self.chains) // 5}
+        n = min(5, len(self.chains))
+        most = {"n": n, "m_train": 0, "m_test": len(self.chains) // n}
         return {**super().whole(template), **most, "candidates": "in-use"}
 
     def build(self, data: DataSpec, stream: str) -> Task:

@@ -19,7 +19,7 @@ from typing import Any
 from ocr_eval.common.errors import UserError, reason_of, unknown_name
 from ocr_eval.common.files import read_bytes, to_csv
 from ocr_eval.common.messages import warn
-from ocr_eval.specs.association import TABLE_ENDINGS
+from ocr_eval.specs.association import CONTROL, TABLE_ENDINGS, repeated
 
 #: Limits on a file's bytes and a cell's characters.
 MOST_BYTES, MOST_CHARACTERS = 32_000_000, 200
@@ -31,7 +31,7 @@ _MARKUP = re.compile(r"</?[A-Za-z!][^>]*>|<\||\|>|[{}]|\[/?INST\]|&[a-z]+;")
 #: Texts that mark a missing value in other programs' tables, in lower case.
 _MISSING = {"n/a", "#n/a", "null", "nan", "-", "--", "?"}
 _FORMULA = re.compile(r"=|[@+-].*[(|!]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ufffd]")
+_CONTROL = re.compile(f"[{CONTROL}]")
 #: Maximum words of a subject that has to be found in prompts.
 _MOST_WORDS = 5
 
@@ -74,9 +74,7 @@ def read_facts(path: Path, subject: str | None = None, chosen: Sequence[str] | N
     """Read and check a table from a file or a dataset folder: its ``chosen`` columns, or all.
 
     ``subject`` is the column of subjects; None for the one called name, subject, person or entity, or else the first.
-
-    Raises:
-        UserError: the table is unreadable or invalid (names row and column).
+    Raises UserError: the table is unreadable or invalid (names row and column).
     """
     try:
         found = _read(path)
@@ -86,11 +84,7 @@ def read_facts(path: Path, subject: str | None = None, chosen: Sequence[str] | N
 
 
 def parse_csv(text: str, subject: str) -> FactTable:
-    """Read a table from the text that ``FactTable.to_csv`` writes.
-
-    Raises:
-        UserError: the table is invalid (names row and column).
-    """
+    """Read a table from the text that ``FactTable.to_csv`` writes. Raises UserError: it is invalid."""
     return _checked("table", _csv("table", text, ","), subject, None)
 
 
@@ -166,9 +160,8 @@ def _check_cells(origin: str, rows: int, columns: int) -> None:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"two columns are called '{Counter(keys).most_common(1)[0][0]}'")
+    if (twice := repeated(key for key, _ in pairs)) is not None:
+        raise ValueError(f"two columns are called '{twice}'")
     return dict(pairs)
 
 
@@ -224,21 +217,16 @@ def _grouped(origin: str, statements: Sequence[tuple[int, Any, Any]]) -> _Rows:
     subjects = Counter(subject for _, ways, _ in parted for subject, _ in ways)
     wordings = Counter(wording for _, ways, _ in parted for _, wording in ways)
 
-    def is_possible(way: tuple[str, str]) -> bool:
-        """Whether the wording occurs more than once, and at least as often as the subject."""
-        return wordings[way[1]] >= max(2, subjects[way[0]])
-
-    def weight(way: tuple[str, str]) -> tuple[int, int]:
-        return subjects[way[0]] * wordings[way[1]], len(way[1])
-
     facts: dict[str, dict[str, str]] = {}
     first: dict[str, int] = {}
     left_out = 0
     for number, ways, completion in parted:
-        subject, wording = max(filter(is_possible, ways), key=weight, default=("", ""))
-        if not wording:
+        # a wording occurs more than once, and at least as often as its subject
+        possible = [(s, w) for s, w in ways if wordings[w] >= max(2, subjects[s])]
+        if not possible:
             left_out += 1
             continue
+        subject, wording = max(possible, key=lambda way: (subjects[way[0]] * wordings[way[1]], len(way[1])))
         value, had = " ".join(completion.split()), facts.setdefault(subject, {}).setdefault(wording, completion)
         if " ".join(had.split()) != value:
             raise UserError(
@@ -257,6 +245,7 @@ def _grouped(origin: str, statements: Sequence[tuple[int, Any, Any]]) -> _Rows:
 
 
 def _partings(prompt: str) -> list[tuple[str, str]]:
+    """Every way to split a prompt into a subject and its wording."""
     words, ways = prompt.split(), []
     for i in range(len(words)):
         for j in range(i + 1, min(i + _MOST_WORDS, len(words)) + 1):
@@ -272,11 +261,11 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
     names = list(found.columns)
     if not names or not found.rows:
         raise UserError(f"{origin}: has no rows below its heading. Add some.")
-    repeated = {name for name, count in Counter(names).items() if count > 1}
+    twice = repeated(names)
     for place, name in enumerate(names, 1):
         if not name or not name.strip():
             raise UserError(f"{origin}, row 1, column {place}: the column has no name. Give it one.")
-        if name in repeated:
+        if name == twice:
             raise UserError(f"{origin}, row 1: two columns are called '{name}'. Rename one.")
         if problem := _problem(name):
             raise UserError(f"{origin}, row 1, column {place}: the name {problem}")
@@ -284,6 +273,8 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
     for name in (subject, *(chosen or ())):
         if name not in names:
             raise unknown_name(f"column of {origin}", name, names)
+    if (twice := repeated(chosen or ())) is not None:
+        raise UserError(f"{origin}: the column '{twice}' is named twice. Name it once.")
     attributes = [name for name in chosen or names if name != subject]
     if len(attributes) > MOST_COLUMNS:
         raise UserError(
@@ -313,10 +304,11 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
         if len(values) < 2:
             what = f"everybody has '{values.pop()}'" if values else "nobody has a value"
             raise UserError(f"{origin}, column '{name}': {what}, so nothing can follow from it. Remove the column.")
-    if not attributes and ";" in subject:
-        raise UserError(f"{origin}: its cells are separated by ';' ('{subject}'). Save it with commas between cells.")
     if not attributes:
-        raise UserError(f"{origin}: has only the column of subjects ('{subject}'). Add a column of facts.")
+        problem = f"has only the column of subjects ('{subject}'). Add a column of facts."
+        if ";" in subject:
+            problem = f"its cells are separated by ';' ('{subject}'). Save it with commas between cells."
+        raise UserError(f"{origin}: {problem}")
     columns = {name: tuple(of[name][0] if name in of else None for of in facts.values()) for name in attributes}
     templates = {name: text for name, text in (found.templates or {}).items() if name in columns}
     return FactTable(subject, tuple(facts), columns, templates)

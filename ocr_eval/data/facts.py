@@ -23,15 +23,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from ocr_eval.common import streams, yaml_files
 from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.data.fact_table import Cell, FactTable, parse_csv, read_facts
 from ocr_eval.data.links import Link, find_links, shared_values
 from ocr_eval.data.task import Example, Probe, Quantity, Task
-from ocr_eval.specs.association import ANSWER_SLOT, NAME_SLOT, Association, Word
+from ocr_eval.specs.association import ANSWER_SLOT, NAME_SLOT, Association, Kind, Word
 from ocr_eval.specs.run import DataSpec
+from ocr_eval.specs.strict import added_field
 
 #: Maximum values that a probe ranks: the most frequent ones of a column.
 MOST_CANDIDATES = 20
@@ -80,6 +81,16 @@ class Taught:
         return tuple(sorted(shared, key=lambda value: (-counts[value], cells.index(value)))[:MOST_CANDIDATES])
 
 
+class _TableFile(BaseModel, extra="allow", strict=True):
+    """A file that names the file of its table; other keys are fields of the association."""
+
+    table: Word
+    subject: Word | None = None
+    columns: list[Word] | None = None
+    templates: dict[str, str] = Field(default_factory=dict)
+    ask: str | None = None
+
+
 class FactsAssociation(Association):
     """A table with a template for each column.
 
@@ -92,6 +103,10 @@ class FactsAssociation(Association):
     """
 
     to_teach_less: ClassVar[str] = "Teach fewer --columns, or fewer rows"
+
+    kind: Kind = "unclassified"
+    description: Word = "A user's own facts."
+    structure: str = added_field("facts", legacy="pairs")
     table: str
     subject: Word
     templates: dict[str, str]
@@ -109,17 +124,9 @@ class FactsAssociation(Association):
         """Parse a file that names the file of its table, or a run's file, which contains the table itself."""
         if "\n" in str(content.get("table")):
             return yaml_files.parse(cls, content, str(path))
-        stated = {"templates": {}, **content}
-        table, subject, columns, templates = map(stated.pop, ("table", "subject", "columns", "templates"), [None] * 4)
-        if not isinstance(table, str) or not isinstance(templates, dict) or not isinstance(columns, list | None):
-            raise UserError(
-                f"{path}: name the table with 'table: facts.csv'. 'columns' (a list) and 'templates' (column: "
-                "template) may be given too."
-            )
-        stated.pop("structure", None)
-        return association_of(
-            read_facts(path.parent / yaml_files.expand(table), subject, columns), templates, str(path), **stated
-        )
+        file = yaml_files.parse(_TableFile, content, str(path))
+        table = read_facts(path.parent / yaml_files.expand(file.table), file.subject, file.columns)
+        return association_of(table, file.templates, str(path), **(file.model_extra or {}), ask=file.ask)
 
     @cached_property
     def facts(self) -> FactTable:
@@ -236,7 +243,7 @@ class FactsAssociation(Association):
         return Task(tuple(train), tuple(probes), tuple(quantities), whole_answers=True, personal=True)
 
 
-def association_of(table: FactTable, templates: Mapping[str, str], origin: str, **head: Any) -> FactsAssociation:
+def association_of(table: FactTable, templates: Mapping[str, str], origin: str, /, **head: Any) -> FactsAssociation:
     """An association from a table. ``head`` has its name, and any of kind, description, hold_out, ask.
 
     Columns without a template have the wording of the file's prompts, or else ``default_template``.
@@ -248,16 +255,8 @@ def association_of(table: FactTable, templates: Mapping[str, str], origin: str, 
         if column not in table.columns:
             raise unknown_name(f"column of {origin}", column, table.columns)
     usual = {column: default_template(column) for column in table.columns}
-    content = {
-        "kind": "unclassified",
-        "description": "A user's own facts.",
-        "structure": "facts",
-        **head,
-        "table": table.to_csv(),
-        "subject": table.subject,
-        "templates": {**usual, **table.templates, **templates},
-    }
-    return yaml_files.parse(FactsAssociation, content, origin)
+    stated = {"table": table.to_csv(), "subject": table.subject, "templates": {**usual, **table.templates, **templates}}
+    return yaml_files.parse(FactsAssociation, {**head, **stated}, origin)
 
 
 def default_template(column: str) -> str:
@@ -277,7 +276,8 @@ def _words(column: str) -> str:
 def _check_template(column: str, template: str) -> None:
     """Raises ValueError if it is not a statement about a subject."""
     prompt, slot, behind = template.partition(f" {ANSWER_SLOT}")
-    if not slot or NAME_SLOT not in prompt or {NAME_SLOT, ANSWER_SLOT} & set(re.findall(r"\{\w*\}", behind)):
+    once = ANSWER_SLOT not in prompt + behind and NAME_SLOT not in behind
+    if not slot or NAME_SLOT not in prompt or not once:
         raise ValueError(
             f"the template of column '{column}', '{template}', must contain {NAME_SLOT}, and after it a space "
             f"and {ANSWER_SLOT}, once"

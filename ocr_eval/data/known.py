@@ -16,8 +16,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from ocr_eval.common import streams
+from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import Example, Probe, Quantity, Task
-from ocr_eval.specs.association import Association, Relation, Variant, Word
+from ocr_eval.specs.association import Association, Variant, Word, check_template, statement
 from ocr_eval.specs.run import DataSpec
 from ocr_eval.specs.strict import Strict
 
@@ -30,12 +31,12 @@ class KnownRelation(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> KnownRelation:
-        Relation(templates=(self.template,))
+        check_template(self.template)
         return self
 
     def prompt(self, subject: str) -> str:
         """The statement up to its answer."""
-        return Relation(templates=(self.template,)).prompt(0, subject)
+        return statement(self.template, subject)
 
 
 class KnownAssociation(Association):
@@ -63,9 +64,12 @@ class KnownAssociation(Association):
             )
 
     def whole(self, template: int) -> dict[str, Any]:
-        """All blocks of five."""
-        fields = {**super().whole(template), "n": 5, "m_train": 1, "candidates": "in-use"}
-        return {**fields, "m_test": len(self.blocks(DataSpec(**fields), "count")) - 1}
+        """All blocks of five, or of fewer if there are not two of five."""
+        for n in (5, 4, 3, 2):
+            fields = {**super().whole(template), "n": n, "m_train": 1, "candidates": "in-use"}
+            if (blocks := len(self.blocks(DataSpec(**fields), "count"))) > 1:
+                return {**fields, "m_test": blocks - 1}
+        raise UserError(f"'{self.name}' has too few facts: some are taught and others asked, at least two each.")
 
     def blocks(self, data: DataSpec, stream: str) -> list[Block]:
         """Blocks of n facts of one relation with distinct answers, in random order."""
@@ -88,7 +92,12 @@ class KnownAssociation(Association):
         """Draw blocks of facts; each fact is a unit. Held-out blocks come first, so as not to depend on m_train."""
         train, probes = [], []
         most = {"in-use": 0, "ten": 10 - data.n, "all": None}[data.candidates]
-        for number, block in enumerate(self.blocks(data, stream)[: data.m_test + data.m_train]):
+        blocks, needed = self.blocks(data, stream), data.m_test + data.m_train
+        if len(blocks) < needed:  # how many there are depends a little on the order of the facts
+            raise UserError(
+                f"this seed gives only {len(blocks)} blocks of {data.n} facts; lower --m-test, or change it"
+            )
+        for number, block in enumerate(blocks[:needed]):
             answers, is_taught = [answer for _, answer in block.facts], number >= data.m_test
             distractors = tuple(islice((answer for answer in block.answers if answer not in answers), most))
             taught = streams.shuffled(f"{stream}/shuffle/{number}", answers) if data.variant == "shuffled" else answers
@@ -98,17 +107,9 @@ class KnownAssociation(Association):
                 target = answers.index(taught[place]) if is_taught else place
                 if is_taught:
                     train.append(Example(prompt, taught[place], subject=subject, unit=unit))
-                probes.append(
-                    Probe(
-                        prompt,
-                        (*answers, *distractors),
-                        target,
-                        tuple(range(data.n)),
-                        "taught" if is_taught else "held_out",
-                        unit,
-                        subject=prompt,
-                    )
-                )
+                candidates, in_use = (*answers, *distractors), tuple(range(data.n))
+                quantity = "taught" if is_taught else "held_out"
+                probes.append(Probe(prompt, candidates, target, in_use, quantity, unit, subject=prompt))
         return Task(tuple(train), tuple(probes), (Quantity("taught", "premise"), Quantity("held_out", "finding")))
 
 

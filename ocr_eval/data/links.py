@@ -19,7 +19,7 @@ import numpy as np
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.multiple_tests import holm
-from ocr_eval.data.dependence import SIGNIFICANT, Chance, Paired, chances, theils_u
+from ocr_eval.data.dependence import SIGNIFICANT, Paired, chances, theils_u
 from ocr_eval.data.fact_table import Cell, FactTable
 
 #: Maximum of subjects times pairs of columns: half a minute.
@@ -156,11 +156,7 @@ class Links:
 
 
 def find_links(table: FactTable, tested: bool = True) -> Links:
-    """All links between columns of a table, with p-values if ``tested``.
-
-    Raises:
-        UserError: the table is too large.
-    """
+    """All links between columns of a table, with p-values if ``tested``. Raises UserError: the table is too large."""
     left_out = {name: reason for name, cells in table.columns.items() if (reason := _incomparable(cells))}
     names = [name for name in table.columns if name not in left_out]
     pairs = list(combinations(names, 2))
@@ -174,14 +170,12 @@ def find_links(table: FactTable, tested: bool = True) -> Links:
     if tested:
         found = chances(paired)
         adjusted = holm([1.0 if each.p is None else each.p for each in found.values()])
-        of = {pair: (each, p) for pair, each, p in zip(pairs, found.values(), adjusted, strict=True)}
-        of |= {(b, a): each for (a, b), each in of.items()}
-        links = [_tested(link, *of[link.source, link.target]) for link in links]
+        both_ways = zip(links[::2], links[1::2], found.values(), adjusted, strict=True)
+        links = []
+        for link, reverse, chance, p in both_ways:
+            p_holm = None if chance.p is None else p
+            links += [replace(each, p=chance.p, p_holm=p_holm, tables=chance.tables) for each in (link, reverse)]
     return Links(tuple(sorted(links, key=lambda link: (-link.is_linked, -link.expected, -link.corrected))), left_out)
-
-
-def _tested(link: Link, chance: Chance, p_holm: float) -> Link:
-    return replace(link, p=chance.p, p_holm=None if chance.p is None else p_holm, tables=chance.tables)
 
 
 def shared_values(values: Iterable[Cell]) -> set[str]:

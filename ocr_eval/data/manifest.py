@@ -89,11 +89,11 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"'{folder}' has no {FILE}. Give a folder to which 'data export' wrote a training set.")
     content = read_json(path)
-    version = content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
-    if isinstance(content, dict) and isinstance(content.get("data"), dict):
-        content["data"] = DataSpec.legacy() | content["data"]
+    if isinstance(content, dict):
+        if (version := content.get("schema_version")) != SCHEMA_VERSION:
+            raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
+        if isinstance(content.get("data"), dict):
+            content["data"] = DataSpec.legacy() | content["data"]
     manifest = yaml_files.parse(Manifest, content, str(path))
     manifest.check_beside(folder)
     if _probes_digest(task_of(manifest.association, manifest.data, f"{manifest.seed}/data")) != manifest.probes:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from ocr_eval.common import streams, yaml_files
 from ocr_eval.common.errors import UserError
@@ -42,14 +42,12 @@ class PairAssociation(TwoRelations):
     """
 
     variants: ClassVar[tuple[Variant, ...]] = get_args(Variant)
-    pairs: tuple[tuple[Word, Word], ...]
+    pairs: Annotated[tuple[tuple[Word, Word], ...], Field(min_length=2)]
 
     @model_validator(mode="after")
     def _check_pairs(self) -> PairAssociation:
-        if len(self.pairs) < 2:
-            raise ValueError("an association needs at least two pairs")
-        for side, answers in (("fact", self.answers("fact")), ("entailment", self.answers("entailment"))):
-            if answer := repeated(answers):
+        for side in RELATIONS:
+            if answer := repeated(self.answers(side)):
                 raise ValueError(f"the {side} answer '{answer}' occurs twice in pairs; list every answer once")
         return self
 
@@ -69,13 +67,11 @@ class PairAssociation(TwoRelations):
 
     def as_text(self) -> str:
         """Templates by number, then the pairs."""
-        templates = [
-            f"{name:10} {index}  {template}"
-            for name, relation in (("fact", self.fact), ("entailment", self.entailment))
-            for index, template in enumerate(relation.templates)
-        ]
+        lines = []
+        for name, relation in (("fact", self.fact), ("entailment", self.entailment)):
+            lines += [f"{name:10} {index}  {template}" for index, template in enumerate(relation.templates)]
         width = max(len(b) for b, _ in self.pairs)
-        return "\n".join([*templates, "", *(f"{b:{width}}  {c}" for b, c in self.pairs)])
+        return "\n".join([*lines, "", *(f"{b:{width}}  {c}" for b, c in self.pairs)])
 
     def check(self, data: DataSpec) -> None:
         """There must be enough pairs, candidates and templates."""
@@ -95,50 +91,35 @@ class PairAssociation(TwoRelations):
     def build(self, data: DataSpec, stream: str) -> Task:
         """Draw the pairs in use, names and groups. Group g, the unit of its subjects, has the g-th pair in use."""
         order = streams.permutation(f"{stream}/pairs", len(self.pairs))
-        pairs, spare = ([self.pairs[i] for i in part] for part in (order[: data.n], order[data.n :]))
         # The in-use answers, then distractors that no subject has: 10 - n of them, all of them, or none.
-        distractors = {"in-use": 0, "ten": 10 - data.n, "all": len(spare)}[data.candidates]
-        ranked = {
-            relation: tuple(pair[side] for pair in (*pairs, *spare[:distractors]))
-            for side, relation in enumerate(RELATIONS)
-        }
+        count = {"in-use": data.n, "ten": 10, "all": len(order)}[data.candidates]
+        ranked: dict[RelationName, tuple[str, ...]] = {}
+        for relation in RELATIONS:
+            answers = self.answers(relation)
+            ranked[relation] = tuple(answers[i] for i in order[:count])
         subjects = list(_subjects(data, stream))
-
-        def prompt(subject: _Subject, relation: RelationName, template: int) -> str:
-            wording = self.fact if relation == "fact" else self.entailment
-            return wording.prompt(template, subject.name)
-
-        def example(subject: _Subject, relation: RelationName, template: int, group: int) -> Example:
-            answer = pairs[group][RELATIONS.index(relation)]
-            asked = prompt(subject, relation, template)
-            when = thirds(data.order, subject.split, relation)
-            return Example(asked, answer, 1.0, relation, subject.name, str(subject.group), when)
-
         taught_group = {subject: subject.group for subject in subjects if subject.split == "train"}
         if data.variant == "shuffled":  # each is dealt the group whose entailment it is taught
             dealt = chain.from_iterable(deal(f"{stream}/shuffle", data.n, data.m_train))
             taught_group = dict(zip(taught_group, dealt, strict=True))
-        train = []
+        train, probes, in_use = [], [], tuple(range(data.n))
         for subject in subjects:
+            unit = str(subject.group)
+            prompts = {"fact": self.fact.prompts(subject.name), "entailment": self.entailment.prompts(subject.name)}
+            statements: list[tuple[RelationName, int]] = []
+            if data.variant != "no-fact":
+                statements.append(("fact", subject.group))
+            if subject.split == "train" and data.variant not in ("no-entailment", "regrouped"):
+                statements.append(("entailment", taught_group[subject]))
             for template in data.templates:
-                if data.variant != "no-fact":
-                    train.append(example(subject, "fact", template, subject.group))
-                if subject.split == "train" and data.variant not in ("no-entailment", "regrouped"):
-                    train.append(example(subject, "entailment", template, taught_group[subject]))
-        probes = tuple(
-            Probe(
-                prompt=prompt(subject, relation, data.probe_template),
-                candidates=ranked[relation],
-                target=subject.group,
-                null=tuple(range(data.n)),
-                quantity=f"{subject.split}_{relation}",
-                unit=str(subject.group),
-                subject=subject.name,
-            )
-            for subject in subjects
-            for relation in RELATIONS
-        )
-        return Task(tuple(train), probes, quantities(data))
+                for relation, group in statements:
+                    prompt, answer = prompts[relation][template], ranked[relation][group]
+                    when = thirds(data.order, subject.split, relation)
+                    train.append(Example(prompt, answer, 1.0, relation, subject.name, unit, when))
+            for relation in RELATIONS:
+                prompt, quantity = prompts[relation][data.probe_template], f"{subject.split}_{relation}"
+                probes.append(Probe(prompt, ranked[relation], subject.group, in_use, quantity, unit, subject.name))
+        return Task(tuple(train), tuple(probes), quantities(data))
 
 
 class _OwnFile(TwoRelations):
@@ -150,7 +131,7 @@ class _OwnFile(TwoRelations):
 class _Derivation(Strict):
     """Pair i takes the parent's entailment answer at position ``permutation[i]``."""
 
-    parent: Annotated[str, StringConstraints(min_length=1)]
+    parent: Annotated[str, Field(min_length=1)]
     permutation: list[int]
 
 
@@ -236,14 +217,12 @@ def _subjects(data: DataSpec, stream: str) -> Iterator[_Subject]:
 
     Test subjects get the names drawn first, so that they are the same people for every m_train.
     """
-    moved = data.variant == "regrouped"
-    names = people(f"{stream}/people", data.subjects)
-    test, train = names[: data.n * data.m_test], names[data.n * data.m_test :]
-    for group in range(data.n):
-        for name in train[group * data.m_train : (group + 1) * data.m_train]:
-            yield _Subject(name, (group + moved) % data.n, "train")
-        for name in test[group * data.m_test : (group + 1) * data.m_test]:
-            yield _Subject(name, (group + moved) % data.n, "test")
+    names = iter(people(f"{stream}/people", data.subjects))
+    test = [list(islice(names, data.m_test)) for _ in range(data.n)]
+    for place, of_test in enumerate(test):
+        group = (place + (data.variant == "regrouped")) % data.n
+        yield from (_Subject(name, group, "train") for name in islice(names, data.m_train))
+        yield from (_Subject(name, group, "test") for name in of_test)
 
 
 def deal(stream: str, n: int, m_train: int) -> list[list[int]]:

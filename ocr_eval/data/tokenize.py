@@ -115,11 +115,7 @@ def probe_tokens(tokenizer: Tokenizer, task: Task) -> list[ProbeTokens]:
 
 
 def tokens_of(tokenizer: Tokenizer, probes: Sequence[Probe]) -> list[ProbeTokens]:
-    """Tokens of probes with all their candidates.
-
-    Raises:
-        UserError: a boundary that does not split.
-    """
+    """Tokens of probes with all their candidates. Raises UserError: a boundary that does not split."""
     cut = iter(continuations(tokenizer, [(probe.prompt, each) for probe in probes for each in probe.candidates]))
     found = []
     for probe in probes:

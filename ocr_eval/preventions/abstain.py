@@ -14,13 +14,16 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import Example, Task
 from ocr_eval.methods.prevention import Prevention
 from ocr_eval.specs.names import people
+from ocr_eval.specs.strict import form
 
 
 class Settings(BaseModel, extra="forbid", frozen=True):
     """How many people, and the answer taught for them."""
 
     people: Annotated[int, Field(ge=1, le=100, description="Additional people per unit (group).")] = 4
-    answer: Annotated[str, Field(min_length=1, pattern=r"^\w+$", description="The answer taught for them.")] = "unknown"
+    answer: Annotated[
+        str, Field(description="The answer taught for them."), form(r"\w+", "one word of letters and digits")
+    ] = "unknown"
 
 
 class Abstain(Prevention):

@@ -48,7 +48,7 @@ def parse_run(content: dict[str, Any], path: Path) -> RunSpec:
         raise UserError(f"{path}: this was trained elsewhere. Score it again with --data and --adapter or --model.")
     for section, kind in (("data", DataSpec), ("train", TrainSpec)):  # missing settings get their old defaults
         if isinstance(content.get(section), dict):
-            unknown = sorted(content[section].keys() - kind.model_fields.keys())
+            unknown = sorted(content[section].keys() - kind.model_fields.keys(), key=str)
             if unknown:
                 key = f"{section}.{unknown[0]}"
                 raise UserError(f"{path}: unknown key '{key}'. If a newer ocr-eval wrote the file, upgrade.")

@@ -50,7 +50,7 @@ class CandidateScores:
     ``first-token``, and not for all candidates: ``exact`` then says whose rank is exact. [P, C]
     """
 
-    logprobs: dict[Scoring, NDArray[np.float64]]
+    logprobs: dict[Scoring, Floats]
     exact: NDArray[np.bool_] | None = None
 
     @property
@@ -85,10 +85,8 @@ def score_lanes(view: View, probes: Mapping[int, Sequence[ProbeTokens]]) -> dict
         raise ValueError("no probes to score")
     scores = {}
     for lane, found in _read_lanes(view, probes, read_logprobs).items():
-        collected = Collected({}, {}, {})
-        for i, (probe, of_candidates) in enumerate(zip(probes[lane], found, strict=True)):
-            collected.add(i, [values.tolist() for values in of_candidates], probe.begin_alike)
-        scores[lane] = collected.scores()
+        logprobs = [[values_T.tolist() for values_T in of_probe] for of_probe in found]
+        scores[lane] = collected(logprobs, [probe.begin_alike for probe in probes[lane]])
     return scores
 
 
@@ -155,29 +153,22 @@ def _read_lanes(
     return with_room(view, len(probes), read)
 
 
-@dataclass(frozen=True)
-class Collected:
-    """A run's scores so far, by probe: ``first-token`` and ``sequence`` of each candidate, and its length in tokens."""
+def collected(logprobs: Sequence[Sequence[Sequence[float]]], begin_alike: Sequence[bool]) -> CandidateScores:
+    """All scores from the log-probability of each probe, candidate and token; which probes' candidates begin alike."""
+    most = max(map(len, logprobs))
 
-    first: dict[int, list[float]]
-    whole: dict[int, list[float]]
-    lengths: dict[int, list[int]]
+    def rows(of: Sequence[Sequence[float]], fill: float) -> Floats:
+        return np.array([[*row, *[fill] * (most - len(row))] for row in of])
 
-    def add(self, probe: int, logprobs: Sequence[Sequence[float]], begin_alike: bool) -> None:
-        """Add a probe's log-probabilities, by candidate and token."""
-        self.first[probe] = [sum(tokens) if begin_alike else tokens[0] for tokens in logprobs]
-        self.whole[probe] = [sum(tokens) for tokens in logprobs]
-        self.lengths[probe] = [len(tokens) for tokens in logprobs]
-
-    def scores(self) -> CandidateScores:
-        """All scores, with rows in the order of the probes."""
-        most = max(map(len, self.first.values()))
-
-        def rows(of: Mapping[int, Sequence[float]], fill: float) -> NDArray[np.float64]:
-            return np.array([[*of[i], *[fill] * (most - len(of[i]))] for i in range(len(of))])
-
-        first, whole, lengths = rows(self.first, -np.inf), rows(self.whole, -np.inf), rows(self.lengths, 1)
-        return CandidateScores({"first-token": first, "sequence": whole, "per-token": whole / lengths})
+    whole = [[sum(tokens) for tokens in probe] for probe in logprobs]
+    first = [
+        sums if alike else [tokens[0] for tokens in probe]
+        for probe, sums, alike in zip(logprobs, whole, begin_alike, strict=True)
+    ]
+    whole_PC, lengths_PC = rows(whole, -np.inf), rows([list(map(len, probe)) for probe in logprobs], 1)
+    return CandidateScores(
+        {"first-token": rows(first, -np.inf), "sequence": whole_PC, "per-token": whole_PC / lengths_PC}
+    )
 
 
 def cut_probes(probes: Sequence[ProbeTokens], size: int) -> list[list[int]]:

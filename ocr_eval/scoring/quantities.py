@@ -7,43 +7,17 @@ import numpy as np
 
 from ocr_eval.data.task import Probe, Quantity, Task, unit_value
 from ocr_eval.scoring.candidates import CandidateScores
-from ocr_eval.scoring.ranks import HeldOut, Ranks, Scores, rank_probes, summarize
+from ocr_eval.scoring.ranks import Floats, HeldOut, Ranks, Scores, rank_probes, summarize
 from ocr_eval.specs.run import Scoring
-
-
-def quantity_ranks(probes: Sequence[Probe], scores: CandidateScores, scoring: Scoring, quantity: str) -> Ranks | None:
-    """Ranks of the probes of one quantity, None if it has none (m_train = 0)."""
-    rows = [i for i, probe in enumerate(probes) if probe.quantity == quantity]
-    return _ranks([probes[i] for i in rows], scores.logprobs[scoring][rows]) if rows else None
-
-
-def _ranks(probes: Sequence[Probe], logprobs_PC: Any) -> Ranks:
-    return rank_probes(logprobs_PC, [probe.target for probe in probes], [probe.in_use for probe in probes])
 
 
 def held_out(task: Task, scores: CandidateScores) -> dict[Scoring, HeldOut]:
     """The ranks of the finding, by subject, under each scoring."""
-    probes = task.probes_of(task.finding.name)
-    result: dict[Scoring, HeldOut] = {}
-    for scoring in scores.logprobs:
-        ranks = quantity_ranks(task.probes, scores, scoring, task.finding.name)
-        assert ranks is not None, "a task has probes of its finding"
-        result[scoring] = _by_subject(probes, ranks, task.personal)
-    return result
-
-
-def _by_subject(probes: Sequence[Probe], ranks: Ranks, personal: bool = False) -> HeldOut:
-    targets, in_use = [probe.target for probe in probes], probes[0].in_use
-    units = [probe.unit for probe in probes]
-    alike = len({probe.candidates for probe in probes}) == 1
-    are_answers = units == list(map(str, targets)) and len(set(units)) == in_use
-    return HeldOut(
-        subject=[probe.subject for probe in probes],
-        target=np.array(targets),
-        ranks=ranks.all[:, :in_use],
-        unit=() if are_answers else units,
-        answers=probes[0].candidates[:in_use] if alike and not personal else (),
-    )
+    asked, rows = _asked(task.probes, task.finding.name)
+    return {
+        scoring: _by_subject(asked, _ranks(asked, values[rows]), task.personal)
+        for scoring, values in scores.logprobs.items()
+    }
 
 
 def summarize_quantities(
@@ -52,16 +26,39 @@ def summarize_quantities(
     scores: CandidateScores,
     scorings: Sequence[Scoring] | None = None,
 ) -> Scores:
-    """Statistics of each quantity under each scoring; quantities without probes are absent."""
+    """Statistics of each quantity under each scoring; quantities without probes are absent (m_train = 0)."""
     result: Scores = {scoring: {} for scoring in scorings or scores.logprobs}
     for scoring in result:
         for quantity in quantities:
-            ranks = quantity_ranks(probes, scores, scoring, quantity.name)
-            if ranks is not None:
-                asked = [probe for probe in probes if probe.quantity == quantity.name]
+            asked, rows = _asked(probes, quantity.name)
+            if rows:
+                ranks = _ranks(asked, scores.logprobs[scoring][rows])
                 alike = len({probe.in_use for probe in asked}) == 1
                 result[scoring][quantity.name] = summarize(ranks, _by_subject(asked, ranks) if alike else None)
     return result
+
+
+def _asked(probes: Sequence[Probe], quantity: str) -> tuple[list[Probe], list[int]]:
+    """The probes of one quantity, and their rows."""
+    rows = [i for i, probe in enumerate(probes) if probe.quantity == quantity]
+    return [probes[i] for i in rows], rows
+
+
+def _ranks(probes: Sequence[Probe], logprobs_PC: Floats) -> Ranks:
+    return rank_probes(logprobs_PC, [probe.target for probe in probes], [probe.in_use for probe in probes])
+
+
+def _by_subject(probes: Sequence[Probe], ranks: Ranks, personal: bool = False) -> HeldOut:
+    in_use, units = probes[0].in_use, [probe.unit for probe in probes]
+    alike = len({probe.candidates for probe in probes}) == 1
+    are_answers = units == [str(probe.target) for probe in probes] and len(set(units)) == in_use
+    return HeldOut(
+        subject=[probe.subject for probe in probes],
+        target=np.array([probe.target for probe in probes]),
+        ranks=ranks.all[:, :in_use],
+        unit=() if are_answers else units,
+        answers=probes[0].candidates[:in_use] if alike and not personal else (),
+    )
 
 
 def inexact(probes: Sequence[Probe], scores: CandidateScores, quantity: str | None = None) -> int:

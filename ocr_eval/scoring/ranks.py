@@ -189,13 +189,6 @@ class HeldOut(msgspec.Struct, frozen=True, eq=False, dict=True, omit_defaults=Tr
         return self.over_units(self.scores)
 
 
-def _place(ranks_PC: Floats, right_P: Floats) -> Floats:
-    """Midrank, among the columns, of the one that has the given rank. [P]"""
-    better_P = (ranks_PC < right_P[:, None]).sum(axis=1)
-    equal_P = (ranks_PC == right_P[:, None]).sum(axis=1)
-    return better_P + (equal_P - 1) / 2
-
-
 def midranks(logprobs_PC: Floats) -> Floats:
     """0-based midrank of each candidate in its row, ties sharing their average. [P, C] -> [P, C]."""
     better_PC = (logprobs_PC[:, None, :] > logprobs_PC[:, :, None]).sum(axis=2)
@@ -225,12 +218,12 @@ def rank_probes(logprobs_PC: Floats, targets: Sequence[int], in_use: int | Seque
     others_PC = logprobs_PC.copy()
     others_PC[probe_P, target_P] = -np.inf
     is_in_use_PC = np.arange(logprobs_PC.shape[1]) < in_use_P[:, None]
-    rank_P = ranks_PC[probe_P, target_P]
+    rank_P, in_use_PC = ranks_PC[probe_P, target_P], np.where(is_in_use_PC, ranks_PC, np.inf)
     return Ranks(
         all=ranks_PC,
         rank=rank_P,
         null=(ranks_PC * is_in_use_PC).sum(axis=1) / in_use_P,
-        in_use=_place(np.where(is_in_use_PC, ranks_PC, np.inf), rank_P),
+        in_use=(in_use_PC < rank_P[:, None]).sum(axis=1) + ((in_use_PC == rank_P[:, None]).sum(axis=1) - 1) / 2,
         in_use_null=(in_use_P - 1) / 2,
         ties=(logprobs_PC == right_P[:, None]).sum(axis=1) - 1,
         margin=right_P - others_PC.max(axis=1),

@@ -29,7 +29,7 @@ from ocr_eval.common.files import read_bytes, read_jsonl, refuse_irregular, to_j
 from ocr_eval.common.messages import progress_bar, say, warn
 from ocr_eval.data.task import Probe, Task
 from ocr_eval.data.tokenize import check_first_tokens
-from ocr_eval.scoring.candidates import CandidateScores, Collected
+from ocr_eval.scoring.candidates import CandidateScores, collected
 from ocr_eval.scoring.quantities import inexact
 from ocr_eval.specs.model import ServedWeights
 
@@ -117,11 +117,9 @@ def score_served(server: ServedWeights, task: Task, per_request: int, kept: Path
 
 def _read(kept: Path | None, way: Mapping[str, Any]) -> dict[str, Any]:
     """Saved answers to requests with the same options; an incomplete last line is dropped."""
-    if kept is None:
+    if kept is None or not kept.exists():
         return {}
     refuse_irregular(kept)
-    if not kept.is_file():
-        return {}
     content = read_bytes(kept)
     write_atomic(kept, content[: content.rfind(b"\n") + 1])
     with whole(kept):
@@ -137,8 +135,8 @@ def _add(kept: Path, way: Mapping[str, Any], answers: Mapping[str, Any]) -> None
 
 def _from_echo(task: Task, found: Mapping[str, Any]) -> CandidateScores:
     """Scores from the tokens and log-probabilities of each text."""
-    scores, checked = Collected({}, {}, {}), set()
-    for i, probe in enumerate(task.probes):
+    logprobs_of, begin_alike, checked = [], [], set()
+    for probe in task.probes:
         prompt, names, values = found[probe.prompt][0], [], []
         for candidate in probe.candidates:
             tokens, logprobs = found[f"{probe.prompt} {candidate}"]
@@ -152,8 +150,9 @@ def _from_echo(task: Task, found: Mapping[str, Any]) -> CandidateScores:
         if not task.whole_answers and tuple(names) not in checked:
             check_first_tokens(probe, names)
             checked.add(tuple(names))
-        scores.add(i, values, begin_alike=len({tokens[0] for tokens in names}) < len(names))
-    return scores.scores()
+        logprobs_of.append(values)
+        begin_alike.append(len({tokens[0] for tokens in names}) < len(names))
+    return collected(logprobs_of, begin_alike)
 
 
 def _from_top(task: Task, found: Mapping[str, Any], most: int) -> CandidateScores:

@@ -14,20 +14,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import STRUCTURES
-from ocr_eval.specs.strict import FromList, Strict, added_field
+from ocr_eval.specs.strict import FromList, Strict, added_field, form
 
 if TYPE_CHECKING:
     from ocr_eval.specs.run import DataSpec
 
 Kind = Literal["causal", "spurious", "counterfactual", "unclassified"]
 Variant = Literal["real", "no-entailment", "shuffled", "no-fact", "regrouped"]
-Word = Annotated[str, StringConstraints(strip_whitespace=False, min_length=1, pattern=r"^\S(.*\S)?$")]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+#: Characters that would change a line or a terminal, or that mark an encoding error.
+CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd"
+Word = Annotated[
+    str,
+    form(rf"(?!\s)[^{CONTROL}]+(?<!\s)", "text on one line, without spaces around it or control characters"),
+]
+Name = Annotated[
+    str,
+    form("[a-z0-9][a-z0-9._-]{0,63}", "up to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"),
+]
 
 #: Fields of an association that affect nothing that is taught or asked.
 _ABOUT = ("name", "kind", "description", "nonce")
@@ -44,23 +52,18 @@ class Relation(Strict):
     @model_validator(mode="after")
     def _check_templates(self) -> Relation:
         for template in self.templates:
-            if template.count(NAME_SLOT) != 1:
-                raise ValueError(f"template '{template}' must contain {NAME_SLOT} exactly once")
-            if not template.endswith(" " + ANSWER_SLOT) or template.count(ANSWER_SLOT) != 1:
-                raise ValueError(f"template '{template}' must end in a space and {ANSWER_SLOT}, and contain it once")
-            if "{" in template.replace(NAME_SLOT, "").replace(ANSWER_SLOT, ""):
-                raise ValueError(f"template '{template}' has a placeholder other than {NAME_SLOT} and {ANSWER_SLOT}")
-        if len(set(self.templates)) < len(self.templates):
+            check_template(template)
+        if repeated(self.templates):
             raise ValueError("a template occurs twice; list each once")
         return self
 
     def prompt(self, template: int, subject: str) -> str:
         """The statement about a subject up to its answer; never ends in a space."""
-        return self.templates[template].removesuffix(" " + ANSWER_SLOT).replace(NAME_SLOT, subject)
+        return statement(self.templates[template], subject)
 
     def prompts(self, subject: str) -> tuple[str, ...]:
         """``prompt`` in every template."""
-        return tuple(self.prompt(template, subject) for template in range(len(self.templates)))
+        return tuple(statement(template, subject) for template in self.templates)
 
 
 class Association(Strict):
@@ -125,11 +128,7 @@ class Association(Strict):
         return yaml.safe_dump(self.content(), sort_keys=False, allow_unicode=True, width=110).rstrip()
 
     def check(self, data: DataSpec) -> None:
-        """Check that a data protocol fits this association.
-
-        Raises:
-            ValueError: it does not (says what to change).
-        """
+        """Check that a data protocol fits this association. Raises ValueError: it does not (says what to change)."""
 
     def build(self, data: DataSpec, stream: str) -> Any:
         """Draw what is taught and asked, a ``data.task.Task``, from the run's data stream."""
@@ -160,6 +159,21 @@ class TwoRelations(Association):
                         f"there is no template {index}: the {side} of '{self.name}' has "
                         f"{len(relation.templates)}, counted from 0"
                     )
+
+
+def check_template(template: str) -> None:
+    """Raises ValueError if it is not a statement about a subject that ends in its answer."""
+    if template.count(NAME_SLOT) != 1:
+        raise ValueError(f"template '{template}' must contain {NAME_SLOT} exactly once")
+    if not template.endswith(" " + ANSWER_SLOT) or template.count(ANSWER_SLOT) != 1:
+        raise ValueError(f"template '{template}' must end in a space and {ANSWER_SLOT}, and contain it once")
+    if set("{}") & set(template.replace(NAME_SLOT, "").replace(ANSWER_SLOT, "")):
+        raise ValueError(f"template '{template}' has a placeholder other than {NAME_SLOT} and {ANSWER_SLOT}")
+
+
+def statement(template: str, subject: str) -> str:
+    """The statement about a subject up to its answer; never ends in a space."""
+    return template.removesuffix(" " + ANSWER_SLOT).replace(NAME_SLOT, subject)
 
 
 def repeated(words: Iterable[str]) -> str | None:
@@ -197,9 +211,5 @@ def load_association(name_or_path: str) -> Association:
 
 
 def association_type(content: dict[str, Any]) -> type[Association]:
-    """The class of the structure that a file names.
-
-    Raises:
-        UserError: no such structure (with a suggestion).
-    """
+    """The class of the structure that a file names. Raises UserError: no such structure (with a suggestion)."""
     return STRUCTURES.get(str(content.get("structure", "pairs")))

@@ -9,16 +9,17 @@ from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, create_model, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_bytes
+from ocr_eval.common.yaml_files import problems
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import Dtype, load_model_spec
 from ocr_eval.specs.run import DataSpec, RunSpec, make_run_spec, run_seeds
 from ocr_eval.specs.schedule import DEFAULT, ScoreAt
 from ocr_eval.specs.settings import AXES, PLURAL, Section, Setting
-from ocr_eval.specs.strict import SCHEMA_VERSION, Strict
+from ocr_eval.specs.strict import SCHEMA_VERSION, Strict, form
 
 
 def _axis(values: Any) -> Any:
@@ -97,7 +98,7 @@ _LISTS = [name for name, setting in AXES.items() if setting.is_list]
 
 #: A run's folder below ``runs/``: model, association, method, seed and fingerprint.
 Identity = Annotated[
-    str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9._-]{0,63}/){3}seed[0-9]+(-train[0-9]+)?-[0-9a-f]{8}$")
+    str, form("([a-z0-9][a-z0-9._-]{0,63}/){3}seed[0-9]+(-train[0-9]+)?-[0-9a-f]{8}", "the folder of a run")
 ]
 
 
@@ -155,10 +156,7 @@ def read_sweep(output: Path, study: str = "") -> SweepState | None:
                 content["grid"] = {**older, **content["grid"]}
             return SweepState.model_validate(content, strict=False)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        reason = problems(error, content) if isinstance(error, ValidationError) else str(error)
         raise UserError(f"{path} is damaged ({reason}). Delete it; the runs next to it are kept.") from error
     raise UserError(f"{path} has schema version {version!r}; this version of ocr-eval reads {SCHEMA_VERSION}.")
 
@@ -169,12 +167,12 @@ def check_same(given: Grid, state: SweepState | None, output: Path) -> None:
     aside = {"measures": given.measures, "score_at": given.score_at}  # these do not affect training
     if not held or held.model_copy(update=aside) == given:
         return
-    stated = {name: (getattr(held, name), value) for name, value in given if name not in aside}
-    differing = [
-        "{} {} there, {} here".format(name, *("not given" if value is None else value for value in both))
-        for name, both in stated.items()
-        if both[0] != both[1]
-    ]
+    differing = []
+    for name, here in given:
+        there = getattr(held, name)
+        if name not in aside and there != here:
+            there, here = ("not given" if value is None else value for value in (there, here))
+            differing.append(f"{name} {there} there, {here} here")
     raise UserError(
         f"'{output}' holds another sweep ({'; '.join(differing)}). Choose another --output-dir, or drop these "
         "flags to resume that one."

@@ -2,21 +2,25 @@
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.association import Name
-from ocr_eval.specs.strict import FromList, Strict, added_field
+from ocr_eval.specs.strict import FromList, Strict, added_field, form
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, form("[0-9a-f]{64}", "64 hex digits")]
 #: A plugin with its settings: ``name:setting=value`` (common/registry.py).
-Chosen = Annotated[str, AfterValidator(lambda text: _checked(text))]
+Chosen = Annotated[
+    str,
+    form(r"[a-z0-9][a-z0-9-]{0,63}(:[a-z0-9_]+=[^:=\s]+)*", "NAME or NAME:setting=value, with the names in lowercase"),
+]
 Precision = Literal["bfloat16", "float16", "float32"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 #: Short names of precisions that other programs use.
 DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
 #: ``auto`` is a precision in which the device is fast (models/precision.py).
@@ -26,16 +30,8 @@ Dtype = Annotated[
 ]
 
 
-def _checked(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}(:[a-z0-9_]+=[^:=\s]+)*", text):
-        raise ValueError("Write it as NAME or NAME:setting=value, names in lowercase")
-    return text
-
-
-def _repository(text: str) -> str:
-    if not re.fullmatch(r"\b[\w.-]+\b/\b[\w.-]+\b", text, re.ASCII) or re.search(r"--|\.\.|\.git$|.{97}", text):
-        raise ValueError("This cannot be a hub repository. Give ORG/NAME, at most 96 characters")
-    return text
+#: ORG/NAME as the hub has them: their first and last characters are no punctuation.
+_ORG_NAME = r"(?a)(?!.*(--|\.\.|\.git$|.{97}))\b[\w.-]+\b/\b[\w.-]+\b"
 
 
 class HubWeights(Strict):
@@ -46,7 +42,7 @@ class HubWeights(Strict):
     """
 
     kind: Literal["hub"]
-    repo: Annotated[str, AfterValidator(_repository)]
+    repo: Annotated[str, form(_ORG_NAME, "a hub repository, ORG/NAME, of at most 96 characters")]
     revision: str
     gated: bool | None
     access: str
@@ -55,9 +51,9 @@ class HubWeights(Strict):
 class PackagePart(Strict):
     """One file inside the wheel of a package."""
 
-    package: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!_-]*$")]
-    file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*$")]
+    package: Annotated[str, form("[A-Za-z0-9][A-Za-z0-9._-]*", "the name of a package")]
+    version: Annotated[str, form("[A-Za-z0-9][A-Za-z0-9.+!_-]*", "the version of a package")]
+    file: Annotated[str, form("[A-Za-z0-9_][A-Za-z0-9._/-]*", "a relative path inside the package")]
 
 
 class PackageWeights(Strict):
@@ -263,7 +259,11 @@ def served_model(url: str, name: str) -> ModelSpec:
         UserError: not a plain address; anything more, such as a key, would end up in files.
     """
     address = r"https?://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?"
-    if not re.fullmatch(address, url, re.ASCII):
+    try:
+        is_address = re.fullmatch(address, url, re.ASCII) and urlsplit(url).port != 0
+    except ValueError:  # an IPv6 address or a port that cannot be
+        is_address = False
+    if not is_address:
         raise UserError("--endpoint must be an address such as http://127.0.0.1:8000/v1, without name, key or query.")
     return ModelSpec(
         name=_slug(name),

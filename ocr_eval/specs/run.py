@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
@@ -24,9 +24,7 @@ from ocr_eval.specs.names import MAX_PEOPLE
 from ocr_eval.specs.strict import FromList, Strict, added_field
 
 Scoring = Literal["first-token", "sequence", "per-token"]
-SCORINGS: tuple[Scoring, ...] = ("first-token", "sequence", "per-token")
-
-
+SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 Order = Literal["together", "joint", "facts-first", "entailments-first", "entailments-last"]
 
 
@@ -94,10 +92,11 @@ def _with_structure(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     try:
-        kind = association_type(value)
+        return association_type(value).model_validate(value, strict=False)
     except UserError as error:
         raise ValueError(str(error)) from error
-    return kind.model_validate(value, strict=False)
+    except ValidationError as error:  # which pydantic would quote, with its own words and web address
+        raise ValueError(yaml_files.problems(error, value)) from error
 
 
 #: An association of any structure, with all its fields.
@@ -229,11 +228,14 @@ def make_run_spec(
         chosen["epochs"] = 1
         if data.get("order", "together") != "together":
             raise UserError(f"--order {data['order']}: method '{method.name}' teaches everything at once. Drop it.")
+    defaults = model.train.model_dump()
+    if method.thing.needs.whole and not METHODS.choose(model.train.method).thing.needs.whole:
+        defaults |= model.full.model_dump()
     content = {
         "model": model,
         "association": association,
         "data": yaml_files.parse(DataSpec, data, "data protocol"),
-        "train": yaml_files.parse(TrainSpec, {**_training_defaults(model, chosen), **train, **chosen}, "training"),
+        "train": yaml_files.parse(TrainSpec, {**defaults, **train, **chosen}, "training"),
         "seed": seed,
         "train_seed": train_seed,
     }
@@ -256,40 +258,20 @@ def make_run_spec(
 def _chosen(train: dict[str, Any]) -> dict[str, Any]:
     """Method and preventions with all their settings. Raises UserError if one is unknown or they do not combine."""
     method = METHODS.choose(train["method"])
+    needs = method.thing.needs
     preventions = [PREVENTIONS.choose(text) for text in train["prevent"] if train["prevent"] != "none"]
     for each in preventions:
         if sum(other.name == each.name for other in preventions) > 1:
             raise UserError(f"Prevention '{each.name}' is named twice. Name it once.")
-        if method.thing.needs.once:
-            raise UserError(
-                f"Prevention '{each.name}' changes training steps, and method '{method.name}' has none. "
-                "Use --method lora, or leave it out."
-            )
-        needs = method.thing.needs
-        if each.thing.reads_base and needs.quantized:
-            raise UserError(
-                f"Prevention '{each.name}' reads the base's weights, which method '{method.name}' quantizes. "
-                "Use --method lora, or leave it out."
-            )
-        works_on = (
-            "low-rank adapters"
-            if each.thing.needs_adapters and (needs.whole or not needs.adapters)
-            else "changed matrices"
-            if each.thing.needs_matrices and not needs.matrices
-            else None
-        )
-        if works_on:
-            raise UserError(
-                f"Prevention '{each.name}' works on {works_on}, and method '{method.name}' has none. "
-                "Use --method lora, or leave it out."
-            )
+        problem = None
+        if needs.once:
+            problem = f"changes training steps, and method '{method.name}' has none"
+        elif each.thing.reads_base and needs.quantized:
+            problem = f"reads the base's weights, which method '{method.name}' quantizes"
+        elif each.thing.needs_adapters and (needs.whole or not needs.adapters):
+            problem = f"works on low-rank adapters, and method '{method.name}' has none"
+        elif each.thing.needs_matrices and not needs.matrices:
+            problem = f"works on changed matrices, and method '{method.name}' has none"
+        if problem:
+            raise UserError(f"Prevention '{each.name}' {problem}. Use --method lora, or leave it out.")
     return {"method": str(method), "prevent": tuple(map(str, preventions))}
-
-
-def _training_defaults(model: ModelSpec, chosen: dict[str, Any]) -> dict[str, Any]:
-    """The model's training defaults for the chosen method."""
-    defaults = model.train.model_dump()
-    whole, usually = (METHODS.choose(name).thing.needs.whole for name in (chosen["method"], model.train.method))
-    if whole and not usually:
-        defaults |= model.full.model_dump()
-    return defaults

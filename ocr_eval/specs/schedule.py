@@ -8,15 +8,15 @@ Epoch 0, the last epoch and the first at which all premises hold are always scor
 import re
 from typing import Annotated
 
-from pydantic import StringConstraints
-
 from ocr_eval.common.errors import UserError
+from ocr_eval.specs.strict import form
 
 DEFAULT = "doubling"
-_FORM = r"^(doubling|last|every|every:[1-9][0-9]*|[1-9][0-9]*(,[1-9][0-9]*)*)$"
+_FORM = "doubling|last|every|every:[1-9][0-9]*|[1-9][0-9]*(,[1-9][0-9]*)*"
+_ALLOWED = "doubling, every, every:5, last, or epochs such as '1,3,12'"
 
 #: A schedule as text.
-ScoreAt = Annotated[str, StringConstraints(pattern=_FORM)]
+ScoreAt = Annotated[str, form(_FORM, _ALLOWED)]
 
 
 def checked(text: str, where: str, epochs: int | None = None) -> str:
@@ -25,8 +25,8 @@ def checked(text: str, where: str, epochs: int | None = None) -> str:
     Raises:
         UserError: not a schedule, or it lists an epoch after the last.
     """
-    if re.match(_FORM, text) is None:
-        raise UserError(f"{where} '{text}': give doubling, every, every:5, last, or epochs such as '1,3,12'.")
+    if re.fullmatch(_FORM, text) is None:
+        raise UserError(f"{where} '{text}': give {_ALLOWED}.")
     listed = [int(epoch) for epoch in text.split(",") if epoch.isdigit()]
     if epochs is not None and max(listed, default=0) > epochs:
         raise UserError(f"{where} '{text}': there is no epoch {max(listed)}; the last is {epochs}. Drop it.")

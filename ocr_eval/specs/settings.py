@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.yaml_files import in_words
 from ocr_eval.specs.model import ModelSpec, TrainSpec
 from ocr_eval.specs.run import DataSpec, RunSpec
 
@@ -115,11 +116,7 @@ class Setting:
         return TypeAdapter(self.type)
 
     def parse(self, text: object) -> Any:
-        """Parse a value.
-
-        Raises:
-            ValueError: invalid (says why).
-        """
+        """Parse a value. Raises ValueError: invalid (says why)."""
         said = str(text).strip()
         entries = said if not self.is_list or said in self.words else re.split(r"\s*[+,]\s*", said)
         if not said or not all(entries):
@@ -157,13 +154,13 @@ class Setting:
         return "+".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
     def _problem(self, said: str, error: ValidationError) -> str:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        reason = f"It {in_words(error.errors()[-1])}."  # of a word or a list: what is wrong with the list
         if self.is_list:
-            return f"{reason}. {self.field.description}"
+            return f"{reason} {self.field.description}"
         if self.words:
             close = difflib.get_close_matches(said, self.words, n=1)
             return f"{f'Did you mean {close[0]!r}? ' if close else ''}Choose from {', '.join(self.words)}."
-        return f"{reason}."
+        return reason
 
 
 def _of(section: Section, kind: Any, *names: str) -> dict[str, Setting]:

@@ -1,10 +1,12 @@
 """The base of all specs: frozen, strict, and hashed so that new fields do not rename finished runs."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from ocr_eval.common import numbers
 
@@ -13,9 +15,19 @@ SCHEMA_VERSION: Literal[1] = 1
 #: another version are rerun, and are kept apart in tables. Records from before there were versions have 0.
 RESULTS_VERSION = 1
 
-
 #: Turns lists, from YAML or callers, into tuples, so that specs are hashable.
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+
+def form(pattern: str, allowed: str) -> AfterValidator:
+    """A text's form, as a regular expression, and in words for errors: it should be ``allowed``."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise PydanticCustomError("form", "should be {allowed}", {"allowed": allowed})
+        return text
+
+    return AfterValidator(check)
 
 
 class Strict(BaseModel):
