@@ -154,17 +154,16 @@ def build_table(
         short: cells show one number without its interval, the OCR score unless a metric is named.
 
     Raises:
-        ValueError: no records.
-        UserError: a metric that is neither a statistic of ranks nor found by any measure.
+        UserError: no records, or a metric that is neither a statistic of ranks nor found by any measure.
     """
+    if not records:
+        raise UserError("There are no records to make a table of. Name a folder with finished runs.")
     found = {key for record in records for key in measured(record)} if metric and metric not in METRICS else set[str]()
     if metric and metric not in (*METRICS, *found):
         raise unknown_name("metric", metric, (*METRICS, *found), "Measures are taken at the end of a run (--measures).")
     metric = metric or ("ocr-score" if short else None)
     with_interval = () if short else intervals.METRICS
     shown = tuple(each for each in with_interval if every_interval or each == (metric or "ocr-score"))
-    if not records:
-        raise ValueError("no records to make a table of")
     groups = {key: by_association(group) for key, group in group_rows(records, by).items()}
     every = [runs for cells in groups.values() for runs in cells.values()]
     cells = iter(make_cells(every, scoring, shown, NoEntailments(records)))
