@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocr_eval.analysis.intervals import Seed, above_zero, units_of
+from ocr_eval.analysis.intervals import Seed, above_zero, of_subjects, units_of
 from ocr_eval.common import streams
 from ocr_eval.scoring.ranks import Floats, HeldOut
 
@@ -98,10 +98,7 @@ def _by_data(seeds: Sequence[Seed]) -> list[Seed]:
     alike: dict[frozenset[tuple[str, Any]], list[HeldOut]] = defaultdict(list)
     for seed in seeds:
         together = alike[frozenset(zip(seed[0].subject, seed[0].unit or seed[0].target.tolist(), strict=True))]
-        for run in seed:
-            place = {name: i for i, name in enumerate(run.subject)}
-            order = (together or seed)[0].subject
-            together.append(run if list(order) == list(run.subject) else run.some([place[name] for name in order]))
+        together += [of_subjects(run, (together or seed)[0].subject) for run in seed]
     return list(alike.values())
 
 
