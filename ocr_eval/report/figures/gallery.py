@@ -1,5 +1,6 @@
 """All figures of a set of runs."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -33,15 +34,18 @@ def gallery(
     ``complain`` is called for each metrics or probes file that cannot be read; figures are drawn without it.
 
     Raises:
-        ValueError: no runs.
+        UserError: no runs.
     """
     records = [run.record for run in runs]
     table = build_table(records, scoring)
     yield from overall_figures(records, table)
     if card := card_figure(card_of(records, table), scoring, seeds_by_row(records)):
         yield "scorecard", card
+    named = Counter[str]()
     for kind, row, figure in row_figures(runs_by_row(runs), scoring, complain):
-        yield file_name(kind, row.lower()), figure
+        name = file_name(kind, row.lower())  # rows of different names may share it
+        named[name] += 1
+        yield f"{name}-{named[name]}" if named[name] > 1 else name, figure
 
 
 def overall_figures(records: Sequence[Record], table: Table) -> Iterator[tuple[str, Figure]]:
