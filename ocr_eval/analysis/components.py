@@ -94,11 +94,7 @@ def spreads(records: Sequence[Record], scoring: Scoring) -> list[Spread]:
 
 
 def components(scores: Mapping[tuple[int, int], float]) -> Components | None:
-    """Variance components of scores by data seed and train seed.
-
-    Returns:
-        None unless every data seed was run with every train seed, with at least two of each.
-    """
+    """Variance components of scores by data seed and train seed; None unless crossed, with at least two of each."""
     rows, columns = (sorted({key[i] for key in scores}) for i in (0, 1))
     if min(len(rows), len(columns)) < 2 or len(scores) < len(rows) * len(columns):
         return None

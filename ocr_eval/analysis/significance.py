@@ -110,8 +110,7 @@ def seeds_needed(comparisons: int = 1) -> int:
 def sign_flip_p(differences: Sequence[float], draws: int = DRAWS) -> float | None:
     """Two-sided p-value of "the differences of the seeds are as likely negative as positive".
 
-    Returns:
-        None with fewer than ``seeds_needed`` seeds, because no differences could be significant.
+    None with fewer than ``seeds_needed`` seeds, because no differences could be significant.
     """
     seeds = len(differences)
     if seeds < seeds_needed():
@@ -126,10 +125,7 @@ def detectable(seeds: int, comparisons: int = 1, sd: float = RUN_SD) -> float | 
     """The difference of two conditions' OCR scores that sign flips over these seeds detect with 80 % power.
 
     Assumes paired runs with independent normal noise of standard deviation ``sd``. With several comparisons it uses the
-    strictest level of Holm's correction, as if the others showed nothing.
-
-    Returns:
-        None if no difference could be shown (``seeds_needed``).
+    strictest level of Holm's correction, as if the others showed nothing. None if no difference could be shown.
     """
     least = _detectable(seeds, comparisons)
     return None if least is None else least * sd * math.sqrt(2)

@@ -95,9 +95,7 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
     did not learn what it was taught.
 
     For orientation only, it also shows min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model.
-
-    Returns:
-        None if no runs differ only in m_train.
+    None if no runs differ only in m_train.
     """
     lines = []
     real = [record for record in records if record.data.variant == "real"]
