@@ -257,10 +257,8 @@ def _skimmed(content: bytes, scoring: Scoring, measures: Collection[str]) -> byt
     if bytes(parts.get("matched", b"null")) != b"null":
         parts["matched"] = _narrowed(parts["matched"], scores=of_score, ranks=of_ranks)
     for name, found in parts.get("measures", {}).items():
-        numbers = {
-            key: of for key, of in _PARTS.decode(found).items() if bytes(of)[:1] not in b'{["' or key == "layers"
-        }
-        parts["measures"][name] = numbers
+        members = _PARTS.decode(found).items()
+        parts["measures"][name] = {key: of for key, of in members if key == "layers" or bytes(of)[:1] not in b'{["'}
     return msgspec.json.encode(parts)
 
 

@@ -211,12 +211,8 @@ def _counts(found: Found) -> str:
         return f"{count} {what}{'' if count == 1 else 's'}"
 
     models, associations = ({getattr(r, key) for r in found.records} for key in ("model", "association"))
-    runs, of, on = (
-        several(len(found.runs), "run"),
-        several(len(models), "model"),
-        several(len(associations), "association"),
-    )
-    return f"{runs} of {of} on {on}"
+    runs, of_models = several(len(found.runs), "run"), several(len(models), "model")
+    return f"{runs} of {of_models} on {several(len(associations), 'association')}"
 
 
 def _about(table: Table) -> str:
