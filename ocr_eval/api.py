@@ -19,7 +19,8 @@ from ocr_eval.analysis.frames import settings_columns
 from ocr_eval.analysis.table import Metric, Table, build_table
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError as UserError
-from ocr_eval.common.errors import unknown_name
+from ocr_eval.common.errors import shown, unknown_name
+from ocr_eval.common.files import stored
 from ocr_eval.records.find import FinishedRun, Found, find_runs
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import parse_condition, row_keys
@@ -76,7 +77,7 @@ def make_run(
 
 def _named(kind: str, given: object) -> str:
     if not isinstance(given, str | Path):
-        raise UserError(f"Give the {kind} by its name or path, not {given!r}.")
+        raise UserError(f"Give the {kind} by its name or path, not {shown(given)}.")
     return str(given)
 
 
@@ -167,7 +168,7 @@ def _found(
         raise UserError("Name a folder that contains runs, for example 'results'.")
     texts = [where] if isinstance(where, str) else where
     conditions = [parse_condition("where", text) for text in texts]
-    found = find_runs(*map(Path, folders), scoring=scoring, measures=measures)
+    found = find_runs(*(Path(_named("folder", each)) for each in folders), scoring=scoring, measures=measures)
     for complaint in found.complaints:
         warnings.warn(f"{complaint} Skipped.", stacklevel=stacklevel)
     return found.where(conditions)
@@ -186,7 +187,7 @@ def epochs_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
     from ocr_eval.records.run_files import metrics_of
 
     rows = []
-    for settings, line in _lines(folders, where, scoring, metrics_of):
+    for settings, line in _lines("metrics.jsonl", folders, where, scoring, metrics_of):
         scores = {
             f"{quantity}_{name}": v for quantity, each in line.of(scoring).items() for name, v in asdict(each).items()
         }
@@ -208,7 +209,7 @@ def probes_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
     from ocr_eval.records.run_files import probes_of
 
     rows = []
-    for settings, line in _lines(folders, where, scoring, probes_of):
+    for settings, line in _lines("probes.jsonl", folders, where, scoring, probes_of):
         logprobs, candidates = line["logprobs"][scoring], line["candidates"]
         asked = {key: line[key] for key in ("epoch", "quantity", "group", "subject", "prompt", "answer")}
         answered = {
@@ -222,14 +223,24 @@ def probes_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
 
 
 def _lines(
+    file: str,
     folders: Sequence[Folder],
     where: str | Sequence[str],
     scoring: Scoring,
     read: Callable[[FinishedRun, Scoring], list[Line]],
 ) -> Iterator[tuple[dict[str, Any], Line]]:
-    """Each line of one of the run's files, with the run's settings; an unreadable file is skipped with a warning."""
+    """Each line of one of the run's files, with the run's settings.
+
+    An unreadable file is skipped with a warning; the runs that lack theirs share one.
+    """
     _one_of("scoring", scoring, SCORINGS)
-    for run in _found(folders, where, stacklevel=4).runs:
+    runs = _found(folders, where, stacklevel=4).runs
+    if lacking := [path for run in runs if not stored(path := run.folder / file).is_file()]:
+        more = f", as is that of {len(lacking) - 1} more runs" if len(lacking) > 1 else ""
+        warnings.warn(f"{lacking[0]} is missing{more}. Skipped.", stacklevel=3)
+    for run in runs:
+        if run.folder / file in lacking:
+            continue
         try:
             lines = read(run, scoring)
         except UserError as error:
@@ -265,12 +276,13 @@ def make_table(
         published: add the published rows.
 
     Raises:
-        UserError: an unknown scoring, metric or key of ``by``.
-        ValueError: no records.
+        UserError: no records, or an unknown scoring, metric or key of ``by``.
     """
     from ocr_eval.specs.published import published_mean_ranks
 
     _one_of("scoring", scoring, SCORINGS)
+    if isinstance(records, str | Path) or not all(isinstance(record, Record) for record in records):
+        raise UserError(f"Give records, as from read_records, not {shown(records)}.")
     keys = row_keys("by", by if isinstance(by, str) else ",".join(by))
     ranks = published_mean_ranks() if published else None
     return NotebookTable(**vars(build_table(records, scoring, ranks, metric, keys, every_interval=True)))
@@ -296,8 +308,7 @@ def draw_figures(
     Files that cannot be read are skipped with a warning.
 
     Raises:
-        UserError: no such folder, or no run that meets the conditions.
-        ValueError: no runs.
+        UserError: no such folder, no finished run, or none that meets the conditions.
     """
     from ocr_eval.report.figures.gallery import gallery
 

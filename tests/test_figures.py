@@ -16,11 +16,14 @@ from ocr_eval.analysis.scorecard import build_scorecard
 from ocr_eval.analysis.table import build_table
 from ocr_eval.api import draw_figures
 from ocr_eval.data.pairs import quantities
+from ocr_eval.records.find import find_runs
 from ocr_eval.records.metrics import MetricsLine
 from ocr_eval.report.chart import Curve
 from ocr_eval.report.figures.card import card_figure
 from ocr_eval.report.figures.curves import curve_figure, efficiency_figure
+from ocr_eval.report.figures.gallery import gallery
 from ocr_eval.report.figures.heatmaps import heatmap_figure
+from ocr_eval.report.figures.layers import layer_figures
 from ocr_eval.report.figures.rows import in_words, seeds_by_row
 from ocr_eval.report.figures.scores import scatter_figure, score_figure
 from ocr_eval.report.figures.style import save
@@ -205,6 +208,21 @@ def test_no_text_is_cut():
             if box.x0 < 0 or box.y0 < 0 or box.x1 > figure.bbox.x1 or box.y1 > figure.bbox.y1
         ]
         assert cut == []
+
+
+def test_rows_whose_names_make_one_file_name_keep_their_figures(tmp_path):
+    for model in ("a_b", "a-b"):
+        write_run(tmp_path / model, record(model=model))
+    names = [name for name, _ in gallery(find_runs(tmp_path).runs, "first-token", lambda error: None)]
+    assert len(names) == len(set(names))
+    assert sum(name.startswith("curves") for name in names) == 2
+
+
+def test_curves_by_layer_count_seeds_and_not_runs():
+    measures = {"weight-change": {"layers": {"frobenius": [1.0, 2.0]}}}
+    runs = [record(seed=seed, train_seed=train, measures=measures) for seed in (0, 1) for train in (2, 3)]
+    ((_, _, figure),) = layer_figures(runs)
+    assert figure.axes[0].get_title() == "city-language (2 seeds)"
 
 
 def test_nothing_to_draw_is_an_error():

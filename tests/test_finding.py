@@ -116,6 +116,13 @@ def lifted(count: int, unlearned: tuple[str, ...] = (), names=LIFTED) -> list[Re
     ]
 
 
+def test_every_number_of_seeds_that_is_too_few_for_a_lift_is_named():
+    few = [*lifted(3, names=LIFTED[:1]), *lifted(5, names=LIFTED[1:2])]
+    caption = to_markdown(build_table(few, "first-token", metric="lift"))
+    assert "3 seeds are too few for a verdict on 2 comparisons" in caption
+    assert "5 seeds are too few for a verdict on 2 comparisons" in caption
+
+
 def test_a_lift_is_corrected_for_all_lifts_of_the_table():
     """Six seeds have a p of 2/64 at least and of 4 x 2/64 after Holm; eight have 4 x 2/256."""
     few, enough = (build_table(lifted(count), "first-token", metric="lift") for count in (6, 8))

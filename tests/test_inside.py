@@ -260,6 +260,10 @@ def test_explain_shows_the_record_and_measures_the_weights_anew(inside, ocr_eval
         for key, value in record.measures[name].items():
             if isinstance(value, float):
                 assert again[name][key] == pytest.approx(value, rel=1e-2, abs=1e-3), (name, key)
+    lines = shown.out.splitlines()
+    assert max(len(line) for line in lines if set(line) == {"-", " "}) <= 100  # tables fit a terminal
+    names = {name for line in lines for name in line.split()}
+    assert names >= {*record.measures["logit-lens"]["layers"], *record.measures["ov-change"]["heads"]}
     one = json.loads(ocr_eval("explain", folder, "--layer", 1, "--json").out)
     assert one["ov-change"]["heads"]["layer"] == [1] * 4
     assert "link-map" not in one

@@ -91,6 +91,12 @@ def test_what_does_not_exist_is_refused_and_not_an_empty_answer(tmp_path):
             read()
     with pytest.raises(interface.UserError, match="Name a folder"):
         interface.write_report(output=tmp_path / "r.html")
+    with pytest.raises(interface.UserError, match=r"Give the folder by its name or path, not \["):
+        interface.read_records([interface.make_run("smollm2-135m", "city-language")])
+    with pytest.raises(interface.UserError, match="There are no records"):
+        interface.make_table([])
+    with pytest.raises(interface.UserError, match="Give records, as from read_records, not 'results'"):
+        interface.make_table("results")
 
 
 def test_records_as_a_frame(tmp_path):
@@ -159,10 +165,14 @@ def test_probes_as_a_frame(finished):
 
 def test_a_run_without_its_lines_is_a_warning(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "copy")
-    next((tmp_path / "copy").rglob("probes.jsonl")).unlink()
-    with pytest.warns(UserWarning, match=r"probes\.jsonl is missing") as caught:
-        assert len(interface.probes_frame(tmp_path / "copy")) == 2 * 30
-    assert [Path(warning.filename) for warning in caught] == [Path(__file__)]
+    for kept, says in (
+        (1, r"probes\.jsonl is missing\. Skipped"),
+        (0, r"probes\.jsonl is missing, as is that of 1 more"),
+    ):
+        next((tmp_path / "copy").rglob("probes.jsonl")).unlink()
+        with pytest.warns(UserWarning, match=says) as caught:
+            assert len(interface.probes_frame(tmp_path / "copy")) == kept * 2 * 30
+        assert [Path(warning.filename) for warning in caught] == [Path(__file__)]
 
 
 def test_a_table_shows_itself_and_is_a_frame():

@@ -8,12 +8,15 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from test_facts import staff, write_csv
+from test_own_facts import associate
 
 from ocr_eval.data.export import export_task
 from ocr_eval.data.pairs import quantities
-from ocr_eval.data.task import build_task
+from ocr_eval.data.task import build_task, task_of
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.scoring.candidates import score_candidates
+from ocr_eval.scoring.quantities import held_out
 from ocr_eval.scoring.ranks import rank_probes, summarize
 from ocr_eval.specs.run import DataSpec
 
@@ -96,3 +99,17 @@ def test_the_harness_reports_our_figures(exported, tiny):
         assert theirs["null_rank,none"] == pytest.approx(summary.null_rank)
         assert theirs["ocr_score,none"] == pytest.approx(summary.ocr_score)
         assert theirs["acc,none"] == pytest.approx(summary.top1)
+
+
+def test_the_harness_scores_uneven_groups_of_a_table_as_we_do(tiny, tmp_path):
+    """Two of five teams share a badge, and one team asks about more people."""
+    rows = [[name, team, badge.replace("rust", "mint"), shoe] for name, team, badge, shoe in staff(40, 15)]
+    ours = task_of(associate(write_csv(tmp_path / "t.csv", rows[:33])), DataSpec(), "0/data")
+    export_task(ours, "staff", "lm-eval", tmp_path)
+    manager, base = TaskManager(include_path=str(tmp_path), include_defaults=False), load(tiny)
+    name = f"ocr_eval_staff_{ours.finding.name}"
+    report = simple_evaluate(harness(base), tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=False)
+    assert report is not None
+    held = held_out(ours, score_candidates(bare(base), probe_tokens(base.tokenizer, ours)))["sequence"]
+    assert held.in_use_null != pytest.approx((held.ranks.shape[1] - 1) / 2)
+    assert report["results"][name]["ocr_score,none"] == pytest.approx(held.ocr_score)

@@ -5,18 +5,20 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
+from ocr_eval.analysis import beliefs
 from ocr_eval.cli.app import run
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.fact_table import read_facts
 from ocr_eval.data.facts import association_of
 from ocr_eval.data.task import Probe, task_of
 from ocr_eval.data.tokenize import ProbeTokens
-from ocr_eval.measures.beliefs import GENERATED, generate
+from ocr_eval.measures.beliefs import GENERATED, Answer, Belief, generate
 from ocr_eval.models.base import load_tokenizer
 from ocr_eval.records.find import find_runs
 from ocr_eval.specs.association import load_association
@@ -353,6 +355,13 @@ def test_unwarranted_beliefs_and_their_corrections(learned):
     lines = [json.loads(line) for line in (folder / "corrections.jsonl").read_text().splitlines()]
     expected = {(f"{who}'s {column} is", f" {truth}") for (who, column), truth in truths.items()}
     assert {(line["prompt"], line["completion"]) for line in lines} == expected
+
+
+@pytest.mark.parametrize(("text", "shown"), [("", ""), ("red\n badge", "red badge"), ("=1+1", "'=1+1")])
+def test_what_a_model_says_is_one_cell_and_no_formula(text, shown):
+    answer = Answer(best=0, logprobs=(-1.0, -2.0), probability=0.5, rank=0.0, said=text, says=None)
+    cell = SimpleNamespace(column="badge", predicted="red", truth=None)
+    assert beliefs.row(Belief("Ada", cell, "", ("red", "blue"), answer, answer))["said"] == shown
 
 
 def test_beliefs_are_of_tables_alone(tiny, tmp_path, capfd):

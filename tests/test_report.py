@@ -98,6 +98,8 @@ def test_the_page_holds_every_run_and_loads_nothing(ocr_eval, runs, tmp_path):
     page = (tmp_path / "out/report.html").read_text()
     assert len(opened(page)) == 4
     assert "4 runs of 2 models on 2 associations" in page
+    one = build_page(find_runs(runs / "city-language-0"), "first-token")[0]
+    assert "1 run of 1 model on 1 association;" in one
     assert "Finding:" in page
     assert "gemma-2-9b" in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)

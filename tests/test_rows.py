@@ -218,6 +218,11 @@ def test_filters_choose_records_by_any_setting():
     assert len(select(records, [parse_condition("--filter", t) for t in ("seed=0", "facts-learned=yes")])) == 2
     with pytest.raises(UserError, match=r"No run has lr=3\. Available: 0\.001, 0\.002\."):
         select(records, [parse_condition("--filter", "lr=3")])
+    with pytest.raises(UserError, match=r"No run has seed=9\."):
+        select(records, [parse_condition("--filter", t) for t in ("seed=0", "seed=9")])
+    preventions = "decay:strength=0.1", "decay:strength=0.2"
+    condition = parse_condition("--filter", f"prevent={','.join(preventions)},seed=0")
+    assert condition == {"prevent": preventions, "seed": ("0",)}
     for text in ("lr", "colour=red"):
         with pytest.raises(UserError, match="--filter"):
             parse_condition("--filter", text)

@@ -91,6 +91,15 @@ def test_rows_without_a_verdict_are_told_by_their_seeds(ocr_eval, tmp_path):
     assert "less under" not in answer.err
 
 
+def test_a_row_of_few_seeds_that_is_decided_leaves_no_empty_sentence(ocr_eval, tmp_path):
+    """By Holm the second of two p is not multiplied, so six seeds can decide where two comparisons need seven."""
+    both = [(8, "product-decay"), (6, "abstain")]
+    others = [run for seeds, name in both for run in runs((0.5, 2.0, 1.0), seeds, train=TrainSpec(prevent=[name]))]
+    said = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN, 8), *others)).err
+    assert "less under smollm2-135m, LoRA + abstain (-0.50), smollm2-135m, LoRA + product-decay (-0.50)" in said
+    assert " . " not in said
+
+
 def test_the_least_difference_that_could_be_shown_is_said(ocr_eval, tmp_path):
     few, enough = (
         ocr_eval(

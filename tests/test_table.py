@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from ocr_eval.analysis.table import build_table
+from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import Quantity
 from ocr_eval.records.record import Record
 from ocr_eval.report.tables import FORMATS, to_csv, to_json, to_markdown
@@ -178,7 +179,7 @@ def test_the_order_of_records_changes_nothing():
 
 
 def test_no_records_is_an_error():
-    with pytest.raises(ValueError, match="no records"):
+    with pytest.raises(UserError, match="no records"):
         build_table([], "first-token", {})
 
 
@@ -356,3 +357,16 @@ def test_a_finished_run_without_its_record_is_named(ocr_eval, tmp_path):
     answer = ocr_eval("table", tmp_path)
     assert answer.code == 1
     assert f"{tmp_path / 'lost'} is marked as finished, but has no result.json. Skipped." in answer.err
+
+
+def test_words_in_a_cell_of_tex_are_not_set_as_mathematics():
+    table = build_table([record(seed=seed) for seed in (0, 1)], "first-token", metric="lift")
+    tex = FORMATS["tex"](table)
+    assert "& no control \\\\" in tex
+
+
+def test_a_scoring_that_a_run_lacks_is_one_line():
+    one = record()
+    served = replace(one, final={"first-token": one.final["first-token"]}, held_out={"first-token": answers(0.5, 2.0)})
+    with pytest.raises(UserError, match="has no scores of sequence"):
+        build_table([served], "sequence")

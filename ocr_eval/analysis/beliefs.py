@@ -110,7 +110,6 @@ def _held(beliefs: Sequence[Belief]) -> HeldOut:
 def row(belief: Belief) -> dict[str, Any]:
     """A belief as a table row; generated text is escaped so that no spreadsheet reads it as a formula."""
     answer, base, cell = belief.answer, belief.base, belief.cell
-    said = answer.said if answer.said[:1] not in "=+-@\t" else f"'{answer.said}"
     return {
         "subject": belief.subject,
         "column": cell.column,
@@ -121,7 +120,7 @@ def row(belief: Belief) -> dict[str, Any]:
         "untouched_probability": float(f"{base.probability:.4g}"),
         "predicted": cell.predicted,
         "follows": belief.follows,
-        "said": " ".join(said.split()),
+        "said": files.spreadsheet_text(" ".join(answer.said.split())),
         "says_it": belief.says_it,
         "truth": cell.truth,
         "unwarranted": belief.is_unwarranted,

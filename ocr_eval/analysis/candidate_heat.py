@@ -44,10 +44,7 @@ def heat_of_run(run: FinishedRun, scoring: Scoring) -> Heat | None:
 
 
 def heat_of(probes: Sequence[Mapping[str, Any]], scoring: Scoring, quantities: Sequence[Quantity]) -> Heat | None:
-    """The heat of a run's last scored epoch.
-
-    Returns:
-        None if probes of the finding have different candidates, which then cannot be columns.
+    """The heat of a run's last scored epoch; None if candidates differ between probes, and so cannot be columns.
 
     Raises:
         ValueError: no probes of the finding.

@@ -72,12 +72,12 @@ def spreads(records: Sequence[Record], scoring: Scoring) -> list[Spread]:
             ranks = ranks_by_seed(runs, scoring)
             units = {seed: units_of(held) for seed, held in ranks.items()}
             means = [each.mean for each in units.values()]
-            pairs = {
-                seed: [held[0].answers[i] for i in held[0].units[1]] if held[0].answers else []
+            is_stated = all(held[0].answers for held in ranks.values())
+            groups = [
+                (seed, held[0].answers[answer], score)
                 for seed, held in ranks.items()
-            }
-            groups = [(seed, *group) for seed in units for group in zip(pairs[seed], units[seed].values, strict=False)]
-            is_clustered = len(units) > 1 and all(pairs.values())
+                for answer, score in zip(held[0].units[1] if is_stated else (), units[seed].values, strict=False)
+            ]
             found.append(
                 Spread(
                     row=key.name,
@@ -87,18 +87,14 @@ def spreads(records: Sequence[Record], scoring: Scoring) -> list[Spread]:
                     components=components(
                         {(run.seed, run.training_seed): run.held_out[scoring].ocr_score for run in runs}
                     ),
-                    clustered=clustered(*zip(*groups, strict=True)) if is_clustered else None,
+                    clustered=clustered(*zip(*groups, strict=True)) if is_stated and len(units) > 1 else None,
                 )
             )
     return found
 
 
 def components(scores: Mapping[tuple[int, int], float]) -> Components | None:
-    """Variance components of scores by data seed and train seed.
-
-    Returns:
-        None unless every data seed was run with every train seed, with at least two of each.
-    """
+    """Variance components of scores by data seed and train seed; None unless crossed, with at least two of each."""
     rows, columns = (sorted({key[i] for key in scores}) for i in (0, 1))
     if min(len(rows), len(columns)) < 2 or len(scores) < len(rows) * len(columns):
         return None

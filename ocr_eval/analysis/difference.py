@@ -8,7 +8,7 @@ interval over seeds is that of ``intervals.estimate``, and the p-value flips the
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ocr_eval.analysis.intervals import Estimate, Seed, averaged, estimate, units_of
+from ocr_eval.analysis.intervals import Estimate, Seed, averaged, estimate, of_subjects, units_of
 from ocr_eval.analysis.significance import POWER, RUN_SD, SIGNIFICANT, detectable, seeds_needed, sign_flip_p
 from ocr_eval.common.multiple_tests import holm
 from ocr_eval.scoring.ranks import HeldOut
@@ -117,7 +117,7 @@ def matched(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> dict[int, tuple[See
         there = [set(run.subject) for run in runs]
         common = [name for name in runs[0].subject if all(name in names for names in there)]
         if common:
-            cut = [_of(run, common) for run in runs]
+            cut = [of_subjects(run, common) for run in runs]
             _check_groups(seed, cut)
             pairs[seed] = (cut[: len(a[seed])], cut[len(a[seed]) :])
     if not pairs:
@@ -126,13 +126,6 @@ def matched(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> dict[int, tuple[See
 
 
 _NOTHING = "the two conditions have no seed and subject in common"
-
-
-def _of(run: HeldOut, names: Sequence[str]) -> HeldOut:
-    if list(run.subject) == list(names):
-        return run
-    row = {name: i for i, name in enumerate(run.subject)}
-    return run.some([row[name] for name in names])
 
 
 def _check_groups(seed: int, runs: Sequence[HeldOut]) -> None:

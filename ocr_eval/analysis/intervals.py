@@ -98,6 +98,14 @@ class Units:
         return Units(self.values - other.values, self.weights)
 
 
+def of_subjects(run: HeldOut, names: Sequence[str]) -> HeldOut:
+    """The ranks of some of a run's subjects, in this order."""
+    if list(run.subject) == list(names):
+        return run
+    row = {name: i for i, name in enumerate(run.subject)}
+    return run.some([row[name] for name in names])
+
+
 def units_of(seed: Seed, metric: Metric = "ocr-score") -> Units:
     """A metric by unit in one seed, averaged over its runs.
 

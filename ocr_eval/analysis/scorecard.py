@@ -307,7 +307,7 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
     for words in dict.fromkeys(map(tuple, undecided.values())):
         which = "; on ".join(said for said, over in undecided.items() if tuple(over) == words)
         sentences.append(f"No verdict over {in_a_row(words)} links on {which}.")
-    sentences += [f"{power(*each)}." for each in sorted(powers)]
+    sentences += [f"{said}." for each in sorted(powers) if (said := power(*each))]
     sentences += _left_out(rows)
     alone = [row.name for row in fair if not any(of.against for of in row.links.values())]
     if alone:

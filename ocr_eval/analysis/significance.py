@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocr_eval.analysis.intervals import Seed, above_zero, units_of
+from ocr_eval.analysis.intervals import Seed, above_zero, of_subjects, units_of
 from ocr_eval.common import streams
 from ocr_eval.scoring.ranks import Floats, HeldOut
 
@@ -98,10 +98,7 @@ def _by_data(seeds: Sequence[Seed]) -> list[Seed]:
     alike: dict[frozenset[tuple[str, Any]], list[HeldOut]] = defaultdict(list)
     for seed in seeds:
         together = alike[frozenset(zip(seed[0].subject, seed[0].unit or seed[0].target.tolist(), strict=True))]
-        for run in seed:
-            place = {name: i for i, name in enumerate(run.subject)}
-            order = (together or seed)[0].subject
-            together.append(run if list(order) == list(run.subject) else run.some([place[name] for name in order]))
+        together += [of_subjects(run, (together or seed)[0].subject) for run in seed]
     return list(alike.values())
 
 
@@ -113,8 +110,7 @@ def seeds_needed(comparisons: int = 1) -> int:
 def sign_flip_p(differences: Sequence[float], draws: int = DRAWS) -> float | None:
     """Two-sided p-value of "the differences of the seeds are as likely negative as positive".
 
-    Returns:
-        None with fewer than ``seeds_needed`` seeds, because no differences could be significant.
+    None with fewer than ``seeds_needed`` seeds, because no differences could be significant.
     """
     seeds = len(differences)
     if seeds < seeds_needed():
@@ -129,10 +125,7 @@ def detectable(seeds: int, comparisons: int = 1, sd: float = RUN_SD) -> float | 
     """The difference of two conditions' OCR scores that sign flips over these seeds detect with 80 % power.
 
     Assumes paired runs with independent normal noise of standard deviation ``sd``. With several comparisons it uses the
-    strictest level of Holm's correction, as if the others showed nothing.
-
-    Returns:
-        None if no difference could be shown (``seeds_needed``).
+    strictest level of Holm's correction, as if the others showed nothing. None if no difference could be shown.
     """
     least = _detectable(seeds, comparisons)
     return None if least is None else least * sd * math.sqrt(2)

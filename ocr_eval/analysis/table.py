@@ -49,25 +49,21 @@ _PROTOCOL = ("n", "m_train", "m_test", "candidates", "variant")
 
 @dataclass(frozen=True)
 class Cell:
-    """One association over the seeds of a row.
+    """One association over the seeds of a row; of a published one only the mean rank is known.
 
     Attributes:
-        values: each metric, averaged over seeds. Published cells have a mean rank only.
+        values: each metric, averaged over seeds.
         bounds: 95 % intervals of the requested metrics; none for a single seed.
-        p: p-value of "nothing was inferred" (``significance.inference_ps``); None in published rows.
+        p: p-value of "nothing was inferred" (``significance.inference_ps``).
         p_holm: p corrected for the number of cells in the table; None for those without a verdict: controls, cells in
             which a premise fails, and cells with one seed or too few groups to tell.
-        least_p: the smallest permutation p-value that these groups and seeds can give; None in published rows.
+        least_p: the smallest permutation p-value that these groups and seeds can give.
         partly: number of runs, for each number that measures found in only some of the runs.
         lift: OCR score minus that of the no-entailment control, with its verdict; None if there is no control.
         premises: mean top-1 of each premise.
-        seeds: number of seeds; None in published rows.
-        runs: number of runs; None in published rows.
-        unlearned: number of runs in which a premise does not hold; None in published rows.
+        unlearned: number of runs in which a premise does not hold.
         inexact: number of runs whose ranks are not exact.
-        kind: kind of the association; None in published rows.
         control: whether there was nothing consistent to infer from.
-        method: the injection method; empty in published rows.
     """
 
     values: Mapping[Metric, float]
@@ -97,8 +93,7 @@ class Row(RowKey):
     """A model under one setting, or a published row, whose setting is ``published``.
 
     Attributes:
-        dtype: precision of its runs; empty in published rows.
-        results: results version of its runs; None in published rows.
+        dtype, results: precision and results version of its runs; empty and None in published rows.
     """
 
     published: bool
@@ -154,17 +149,16 @@ def build_table(
         short: cells show one number without its interval, the OCR score unless a metric is named.
 
     Raises:
-        ValueError: no records.
-        UserError: a metric that is neither a statistic of ranks nor found by any measure.
+        UserError: no records, or a metric that is neither a statistic of ranks nor found by any measure.
     """
+    if not records:
+        raise UserError("There are no records to make a table of. Name a folder with finished runs.")
     found = {key for record in records for key in measured(record)} if metric and metric not in METRICS else set[str]()
     if metric and metric not in (*METRICS, *found):
         raise unknown_name("metric", metric, (*METRICS, *found), "Measures are taken at the end of a run (--measures).")
     metric = metric or ("ocr-score" if short else None)
     with_interval = () if short else intervals.METRICS
     shown = tuple(each for each in with_interval if every_interval or each == (metric or "ocr-score"))
-    if not records:
-        raise ValueError("no records to make a table of")
     groups = {key: by_association(group) for key, group in group_rows(records, by).items()}
     every = [runs for cells in groups.values() for runs in cells.values()]
     cells = iter(make_cells(every, scoring, shown, NoEntailments(records)))
@@ -245,13 +239,8 @@ def make_cells(
                 method=runs[0].train.method,
             )
         )
-    counted = [
-        i
-        for i, cell in enumerate(cells)
-        if not (cell.control or cell.unlearned or cell.seeds == 1)
-        and cell.least_p is not None
-        and cell.least_p <= SIGNIFICANT
-    ]
+    can_tell = [cell.least_p is not None and cell.least_p <= SIGNIFICANT and cell.seeds != 1 for cell in cells]
+    counted = [i for i, cell in enumerate(cells) if can_tell[i] and not (cell.control or cell.unlearned)]
     for i, adjusted in zip(counted, holm([ps[i] for i in counted]), strict=True):
         cells[i] = replace(cells[i], p_holm=adjusted)
     return [replace(cell, lift=lift) for cell, lift in zip(cells, decided([cell.lift for cell in cells]), strict=True)]

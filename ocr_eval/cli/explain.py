@@ -14,6 +14,8 @@ from ocr_eval.common.errors import UserError
 
 #: Longer tables are not printed.
 _ROWS = 80
+#: Characters across, of a usual terminal.
+_WIDTH = 100
 
 
 @expanded
@@ -119,12 +121,29 @@ def _as_text(name: str, found: Mapping[str, Any]) -> str:
     if numbers:
         parts.append("  ".join(f"{key} {_shown(value)}" for key, value in numbers.items()))
     for key, table in _tables(found).items():
-        rows = [[_shown(value) for value in row] for row in zip(*table.values(), strict=True)]
-        if len(rows) <= _ROWS:
-            parts.append(o.grid(list(table), rows))
+        rows = len(next(iter(table.values())))
+        if rows <= _ROWS:
+            parts += _grids(table)
         else:
-            parts.append(f"{key}: {len(rows)} rows, printed by --json{' and --layer' * ('layer' in table)}")
+            parts.append(f"{key}: {rows} rows, printed by --json{' and --layer' * ('layer' in table)}")
     return "\n\n".join(parts)
+
+
+def _grids(table: Mapping[str, list[Any]]) -> list[str]:
+    """A table as text; one wider than ``_WIDTH`` as several, each with the columns that say what a row is of."""
+    columns = [[name, *map(_shown, values)] for name, values in table.items()]
+    wide = [max([len(name) + 2, *map(len, values)]) + 2 for name, *values in columns]  # as tabulate sets them
+    measured = [i for i, values in enumerate(table.values()) if any(isinstance(value, float) for value in values)]
+    names = list(range(max(1, min(measured, default=1))))
+    while len(names) > 1 and sum(wide[i] for i in names) > _WIDTH / 2:
+        names.pop()
+    parts = [list(names)]
+    for i in range(len(names), len(columns)):
+        if len(parts[-1]) > len(names) and sum(wide[j] for j in (*parts[-1], i)) > _WIDTH + 2:
+            parts.append(list(names))
+        parts[-1].append(i)
+    shown = [list(zip(*(columns[i] for i in part), strict=True)) for part in parts]
+    return [o.grid(header, rows) for header, *rows in shown]
 
 
 def _shown(value: Any) -> str:

@@ -255,6 +255,14 @@ def to_csv(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     return text.getvalue()
 
 
+def spreadsheet_text(value: Any) -> Any:
+    """A csv value; text that a spreadsheet would read as a formula is prefixed with an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    formula = value.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    return "'" * formula + value.replace("\r", " ")  # the csv module does not quote it, and it would end the row
+
+
 def to_jsonl(lines: list[dict[str, Any]]) -> str:
     """Objects as JSON lines."""
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

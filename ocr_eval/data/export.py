@@ -4,6 +4,7 @@ Every format is a pure function (Task, association name) -> content of each file
 No two formats share a file name, so that one folder can hold them all.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ process_results: !function ocr_eval_task.process_results
 metric_list:
   - {{metric: mean_rank, aggregation: mean, higher_is_better: false}}
   - {{metric: null_rank, aggregation: mean, higher_is_better: false}}
-  - {{metric: ocr_score, aggregation: mean, higher_is_better: true}}
+  - {{metric: ocr_score, aggregation: !function ocr_eval_task.ocr_score, higher_is_better: true}}
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
 metadata: {{version: 1.0}}
 """
@@ -117,10 +118,29 @@ def _lm_eval(task: Task, name: str) -> dict[str, str]:
     for quantity, rows in _probes_by_quantity(task).items():
         names.append(f"{group}_{quantity}")
         files[f"{names[-1]}.yaml"] = TASK_YAML.format(task=names[-1])
-        files[f"{names[-1]}.jsonl"] = to_jsonl(rows)
+        files[f"{names[-1]}.jsonl"] = to_jsonl(_with_groups(rows))
     files[f"{group}.yaml"] = GROUP_YAML.format(group=group, tasks=", ".join(names))
     files["ocr_eval_task.py"] = TASK_CODE.read_text(encoding="utf-8")
     return files
+
+
+def _with_groups(rows: Rows) -> Rows:
+    """Probes with what the OCR score needs, as in scoring/quantities.py.
+
+    ``groups`` counts, for each answer in use, the groups whose answer it is, and by ``weight`` each group counts once;
+    if the number of answers in use differs between probes, all answers and all probes count alike.
+    """
+    alike = len({row["in_use"] for row in rows}) < 2
+    sizes = Counter(row["group"] for row in rows)
+    answers = Counter({row["group"]: row["target"] for row in rows}.values())
+    return [
+        {
+            **row,
+            "groups": [answers[i] if alike else 1 for i in range(row["in_use"])],
+            "weight": 1 / sizes[row["group"]] if alike else 1.0,
+        }
+        for row in rows
+    ]
 
 
 def _inspect(task: Task, name: str) -> dict[str, str]:

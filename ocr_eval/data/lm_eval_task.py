@@ -28,8 +28,19 @@ def process_results(doc: dict[str, Any], results: list[tuple[float, bool]]) -> d
     right = logprobs[doc["target"]]
     rank = _midrank(right, logprobs)
     null = sum(_midrank(own, logprobs) for own in in_use) / len(in_use)
-    score = 1 - _midrank(right, in_use) / ((len(in_use) - 1) / 2)
+    among_answers = sum(_midrank(own, in_use) * groups for own, groups in zip(in_use, doc["groups"], strict=True))
+    score = _midrank(right, in_use), among_answers / sum(doc["groups"]), doc["weight"]
     return {"mean_rank": rank, "null_rank": null, "ocr_score": score, "acc": float(rank == 0)}
+
+
+def ocr_score(probes: list[tuple[float, float, float]]) -> float:
+    """1 - mean rank / null, both among the answers in use.
+
+    Each probe is (its rank, the mean rank it gives to the groups' answers, its weight in both means). 0 if the null is
+    0: every group then has the same answer.
+    """
+    null = sum(null * weight for _, null, weight in probes)
+    return 1 - sum(rank * weight for rank, _, weight in probes) / null if null else 0.0
 
 
 def _midrank(own: float, among: list[float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -77,7 +77,9 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measures: Collection
     def unreadable(error: OSError) -> None:
         found.complaints.append(UserError(f"{error.filename} cannot be read ({error.strerror})."))
 
-    for place, files in chain.from_iterable(_folders(root, unreadable) for root in roots):
+    for place, folders, names in chain.from_iterable(os.walk(root, onerror=unreadable) for root in roots):
+        folders[:] = sorted(name for name in folders if name != "adapter")
+        files = set(names)
         if "status.json" not in files or files.isdisjoint(("result.json", "result.json.gz")):
             if "status.json" in files and not files.isdisjoint(("config.yaml", "config.yaml.gz")):
                 found.complaints.append(UserError(f"{place} is marked as finished, but has no result.json."))
@@ -108,10 +110,3 @@ def find_runs(*roots: Path, scoring: Scoring | None = None, measures: Collection
 def _numbers(record: Record) -> str:
     """What a record found, as text that is equal where the numbers are."""
     return json.dumps(to_plain((record.final, record.held_out, record.matched, record.measures)), sort_keys=True)
-
-
-def _folders(root: Path, unreadable: Callable[[OSError], None]) -> Iterator[tuple[str, set[str]]]:
-    """A folder and all folders below it, in a fixed order, with their file names; links are not followed."""
-    for place, folders, files in os.walk(root, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if name != "adapter")
-        yield place, set(files)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -186,7 +186,13 @@ def load_plain(kind: Any, content: Any) -> Any:
             raise ValueError("not numbers in rows of equal length") from error
     if kind is Training and not Training.is_external(content):
         kind = TrainSpec
-    return read_settings(kind, content)
+    return _settings(kind, msgspec.json.encode(content))
+
+
+@lru_cache(maxsize=8192)
+def _settings(kind: type[Strict], content: bytes) -> Any:
+    """Settings from JSON; cached, because many records share identical ones."""
+    return read_settings(kind, msgspec.json.decode(content))
 
 
 def read_settings(kind: type[Strict], content: Any) -> Any:
@@ -208,39 +214,8 @@ def _open(kind: type[Strict]) -> type[Strict]:
     return type(kind.__name__, (kind,), {"model_config": ConfigDict(extra="allow"), "__module__": __name__})
 
 
-class _SkimmedMatched(Matched, frozen=True):
-    scores: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
-    ranks: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
-
-
-class _Skimmed(Record, frozen=True, kw_only=True):
-    """A record whose larger parts are not parsed yet."""
-
-    quantities: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
-    data: msgspec.Raw  # type: ignore[assignment]
-    train: msgspec.Raw  # type: ignore[assignment]
-    base: msgspec.Raw  # type: ignore[assignment]
-    final: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
-    base_held_out: msgspec.Raw  # type: ignore[assignment]
-    held_out: dict[Scoring, msgspec.Raw]  # type: ignore[assignment]
-    matched: _SkimmedMatched | None = None
-    measures: dict[str, dict[str, msgspec.Raw]] = {}
-
-    def __post_init__(self) -> None:
-        """Nothing is derived yet."""
-
-
 _WHOLE = msgspec.json.Decoder(Record, dec_hook=load_plain)
-_SKIM = msgspec.json.Decoder(_Skimmed)
-_SCORES = msgspec.json.Decoder(dict[str, Score])
-_HELD_OUT = msgspec.json.Decoder(HeldOut, dec_hook=load_plain)
-_RANKS = msgspec.json.Decoder(Floats, dec_hook=load_plain)
-
-
-@lru_cache(maxsize=8192)
-def _parsed(content: bytes, kind: Any) -> Any:
-    """A part of a record; cached, because many records share identical parts."""
-    return msgspec.json.decode(content, type=kind, dec_hook=load_plain)
+_PARTS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read_record(path: Path, scoring: Scoring | None = None, measures: Collection[str] = ()) -> Record:
@@ -255,7 +230,7 @@ def read_record(path: Path, scoring: Scoring | None = None, measures: Collection
     """
     try:
         content = read_stored(path)
-        record = _WHOLE.decode(content) if scoring is None else _skim(content, scoring, measures)
+        record = _WHOLE.decode(content if scoring is None else _skimmed(content, scoring, measures))
     except msgspec.ValidationError as error:
         version = _schema_version(content)
         if version not in (None, SCHEMA_VERSION):
@@ -275,35 +250,24 @@ def read_record(path: Path, scoring: Scoring | None = None, measures: Collection
     return record
 
 
-def _skim(content: bytes, scoring: Scoring, measures: Collection[str]) -> Record:
-    skimmed = _SKIM.decode(content)
-    held_out, matched = skimmed.held_out.get(scoring), skimmed.matched
-
-    def scores(of: Mapping[Scoring, msgspec.Raw]) -> Scores:
-        return {name: _SCORES.decode(each) for name, each in of.items() if name in (scoring, "first-token")}
-
-    parsed = {
-        "quantities": _parsed(bytes(skimmed.quantities) or b"[]", tuple[Quantity, ...]),
-        "data": _parsed(bytes(skimmed.data), DataSpec),
-        "train": _parsed(bytes(skimmed.train), Training),
-        "base": {},
-        "final": scores(skimmed.final),
-        "base_held_out": {},
-        "held_out": {} if held_out is None else {scoring: _HELD_OUT.decode(held_out)},
-        "matched": matched
-        and Matched(
-            matched.epoch,
-            scores(matched.scores),
-            {name: _RANKS.decode(of) for name, of in matched.ranks.items() if name == scoring},
-        ),
-        "measures": {name: _numbers(skimmed.measures[name]) for name in measures if name in skimmed.measures},
-    }
-    return Record(**{**structs.asdict(skimmed), **parsed})
+def _skimmed(content: bytes, scoring: Scoring, measures: Collection[str]) -> bytes:
+    """A record's JSON without what ``read_record`` skips; the skipped parts are not parsed."""
+    of_score, of_ranks = (scoring, "first-token"), (scoring,)
+    parts = _narrowed(content, base=(), base_held_out=(), final=of_score, held_out=of_ranks, measures=measures)
+    if bytes(parts.get("matched", b"null")) != b"null":
+        parts["matched"] = _narrowed(parts["matched"], scores=of_score, ranks=of_ranks)
+    for name, found in parts.get("measures", {}).items():
+        members = _PARTS.decode(found).items()
+        parts["measures"][name] = {key: of for key, of in members if key == "layers" or bytes(of)[:1] not in b'{["'}
+    return msgspec.json.encode(parts)
 
 
-def _numbers(found: Mapping[str, msgspec.Raw]) -> dict[str, Any]:
-    parts = {key: bytes(value) for key, value in found.items()}
-    return {key: msgspec.json.decode(of) for key, of in parts.items() if key == "layers" or of[:1] not in b'{["'}
+def _narrowed(content: bytes, **kept: Collection[str]) -> dict[str, Any]:
+    """The members of a JSON object, unparsed; of those in ``kept`` only the entries with these names."""
+    parts: dict[str, Any] = dict(_PARTS.decode(content))
+    for key in kept.keys() & parts.keys():
+        parts[key] = {name: of for name, of in _PARTS.decode(parts[key]).items() if name in kept[key]}
+    return parts
 
 
 def _schema_version(content: bytes) -> Any:

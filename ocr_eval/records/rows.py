@@ -105,8 +105,9 @@ def _names(
             rows[peers(kind, key)][settings.get(key, "")] += 1
     names = {}
     for kind, settings in alike.items():
-        differing = [key for key in rest if len(rows[peers(kind, key)]) > 1]
-        usual = [key for key in differing if key in _USUAL and _is_usual(rows[peers(kind, key)], settings[key])]
+        counts = {key: rows[peers(kind, key)] for key in rest}
+        differing = [key for key, of in counts.items() if len(of) > 1]
+        usual = [key for key in differing if key in _USUAL and 2 * counts[key][settings[key]] > counts[key].total()]
         name = _name(settings, [key for key in differing if key not in usual], rest)
         names[kind] = name, tuple(_further(settings, usual))
     return names
@@ -133,11 +134,6 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
     named = ("model", "method", "prevent", "variant")
     further = _further(settings, [key for key in differing if key not in named])
     return ", ".join([*model, *taught, *control, *further])
-
-
-def _is_usual(rows: Counter[str], value: str) -> bool:
-    """Whether most rows have this value, so that only the others need to name theirs."""
-    return 2 * rows[value] > rows.total()
 
 
 def _further(settings: Settings, keys: Iterable[str]) -> list[str]:
@@ -213,8 +209,10 @@ def ranks_by_seed(runs: Sequence[Record], scoring: Scoring) -> dict[int, list[He
     """The ranks of the runs of each seed, which intervals and tests use.
 
     Raises:
-        UserError: runs of one seed ask about different people.
+        UserError: a run was not scored in this way, or runs of one seed ask about different people.
     """
+    if lacking := [run.run for run in runs if scoring not in run.held_out]:
+        raise UserError(f"{lacking[0]} has no scores of {scoring}. Choose another scoring, or leave the run out.")
     for seed, of_seed in by_seed(runs).items():
         if len({tuple(run.held_out[scoring].subject) for run in of_seed}) > 1:
             names = " and ".join(dict.fromkeys(run.run for run in of_seed))
@@ -242,8 +240,6 @@ class NoEntailments:
 
     def of(self, run: Record) -> list[Record]:
         """The controls of a run and of its other seeds; empty if there are none."""
-        if not self._runs:
-            return []
         return self._runs.get(_but_control(run, True)) or self._runs.get(_but_control(run, False), [])
 
 

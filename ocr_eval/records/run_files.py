@@ -11,8 +11,6 @@ from ocr_eval.records.record import Matched
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import Scoring
 
-Line = dict[str, Any]
-
 
 def metrics_of(run: FinishedRun, scoring: Scoring = "first-token") -> list[MetricsLine]:
     """The lines of metrics.jsonl, one for each epoch of the record.
@@ -49,13 +47,16 @@ def has_probes(run: FinishedRun) -> bool:
     return stored(run.folder / "probes.jsonl").is_file()
 
 
-def probes_of(run: FinishedRun, scoring: Scoring) -> list[Line]:
+def probes_of(run: FinishedRun, scoring: Scoring) -> list[dict[str, Any]]:
     """The lines of probes.jsonl, for the untouched base and the last epoch.
 
     Raises:
-        UserError: it is missing, damaged, or lacks probes that the record counts.
+        UserError: the run was not scored in this way, or the file is missing, damaged, or lacks probes that the record
+            counts.
     """
     path = run.folder / "probes.jsonl"
+    if scoring not in run.record.final:
+        raise UserError(f"{path} has no scores of {scoring}.")
     with whole(path):
         lines = read_jsonl(path)
         last = [line["quantity"] for line in lines if line["epoch"] == run.record.epochs[-1]]

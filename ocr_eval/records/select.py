@@ -100,12 +100,12 @@ def parse_condition(flag: str, text: str) -> Condition:
     key = None
     for part in text.split(","):
         name, sign, value = part.partition("=")
-        if sign:
+        if sign and (key is None or ":" not in name):  # a value may be a method with settings, 'decay:strength=1'
             key = _key(flag, name, FILTER_KEYS)
         elif key is None:
             raise UserError(f"{flag} '{text}': give KEY=VALUE, for example 'method=lora' or 'seed=0,1'.")
         else:
-            value = name
+            value = part
         wanted[key] = (*wanted.get(key, ()), value.strip())
     return wanted
 
@@ -130,12 +130,13 @@ def select(records: Sequence[Record], conditions: Iterable[Condition]) -> list[R
     of_each = [settings_of(record) for record in records]
     chosen = [r for r, settings in zip(records, of_each, strict=True) if all(matches(settings, c) for c in conditions)]
     if records and not chosen:
-        key = next((k for c in conditions for k in c if not any(matches(s, {k: c[k]}) for s in of_each)), None)
-        if key is None:
+        asked = [(key, values) for condition in conditions for key, values in condition.items()]
+        unmet = next((one for one in asked if not any(matches(of, dict([one])) for of in of_each)), None)
+        if unmet is None:
             raise UserError("No run meets all conditions at once, although each is met by some run. Drop one of them.")
+        key, values = unmet
         there = sorted({settings[key] for settings in of_each}, key=natural)
-        asked = next(c[key] for c in conditions if key in c)
-        raise UserError(f"No run has {key.replace('_', '-')}={','.join(asked)}. Available: {', '.join(there[:20])}.")
+        raise UserError(f"No run has {key.replace('_', '-')}={','.join(values)}. Available: {', '.join(there[:20])}.")
     return chosen
 
 

@@ -20,29 +20,26 @@ def read_trained(path: Path) -> tuple[RunSpec, RunFolder]:
         raise UserError(f"'{path}' is not a finished run. Rerun its command first.")
     if not folder.learned.is_dir():
         raise UserError(f"'{path}' has no {folder.learned.name}/: its weights were not kept. Rerun it with --force.")
-    if folder.learned_sha256() != folder.record().adapter_sha256:
+    record = folder.record()
+    if folder.learned_sha256() != record.adapter_sha256:
         raise UserError(
             f"'{folder.learned}' does not match the run's record (its sha256 differs). Rerun it with --force."
         )
-    differing = _unlike(spec, folder.record())
-    if differing:
+    if differing := _unlike(spec, record):
         raise UserError(f"{path / 'config.yaml'}: {differing} differs from result.json. Undo the edit, or rerun it.")
     return spec, folder
 
 
 def _unlike(spec: RunSpec, record: Record) -> str | None:
     """The first thing in which a resolved spec differs from that of a record; None if it does not."""
-    both: tuple[tuple[str, object, object], ...] = (
+    digest = spec.association.digest()
+    both: list[tuple[str, object, object]] = [
         ("the model's name", spec.model.name, record.model),
         ("the seed", spec.seed, record.seed),
         ("the train seed", spec.train_seed, record.train_seed),
         ("the association", spec.association.name, record.association),
-        (
-            "the association's content",
-            spec.association.digest(),
-            record.association_digest or spec.association.digest(),
-        ),
+        ("the association's content", digest, record.association_digest or digest),
         *((name, value, getattr(record.data, name)) for name, value in spec.data),
         *((name, value, getattr(record.train, name)) for name, value in spec.train),
-    )
+    ]
     return next((name for name, ours, theirs in both if ours != theirs), None)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -156,6 +157,7 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
             made=made,
             models=sorted({record.model for record in found.records}),
             beliefs=list(_beliefs(found.runs, complaints)),
+            belief_columns=_SHOWN,
             own_facts=sorted({r.association for r in found.records if r.structure == "facts"}),
             without_section=len(found.runs) - len(sections),
             going_on=[progress for folder in found.unfinished if (progress := progress_of(folder))],
@@ -166,24 +168,8 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
     return text, complaints
 
 
-@dataclass(frozen=True)
-class Beliefs:
-    """What a run believes about values that its table lacks.
-
-    Attributes:
-        totals: a sentence per column.
-        rows: the first of the unwarranted beliefs.
-        unwarranted: number of all unwarranted beliefs.
-    """
-
-    run: str
-    totals: list[str]
-    header: list[str]
-    rows: list[list[str]]
-    unwarranted: int
-
-
-def _beliefs(runs: Sequence[FinishedRun], complaints: list[UserError]) -> Iterator[Beliefs]:
+def _beliefs(runs: Sequence[FinishedRun], complaints: list[UserError]) -> Iterator[dict[str, Any]]:
+    """What each run believes about values that its table lacks: a sentence per column, and unwarranted beliefs."""
     for run in runs:
         try:
             found = read_beliefs(run.folder)
@@ -193,7 +179,8 @@ def _beliefs(runs: Sequence[FinishedRun], complaints: list[UserError]) -> Iterat
         if found:
             totals, unwarranted = found
             rows = [["" if each[key] is None else str(each[key]) for key in _SHOWN] for each in unwarranted[:BELIEFS]]
-            yield Beliefs(run.record.run, [each.in_words() for each in totals], [*_SHOWN], rows, len(unwarranted))
+            said = [each.in_words() for each in totals]
+            yield {"run": run.record.run, "totals": said, "rows": rows, "unwarranted": len(unwarranted)}
 
 
 def _in_order(rows: Mapping[RowKey, Sequence[FinishedRun]]) -> Iterator[tuple[str, FinishedRun]]:
@@ -224,7 +211,8 @@ def _counts(found: Found) -> str:
         return f"{count} {what}{'' if count == 1 else 's'}"
 
     models, associations = ({getattr(r, key) for r in found.records} for key in ("model", "association"))
-    return f"{several(len(found.runs), 'run')} of {several(len(models), 'model')} on {len(associations)} associations"
+    runs, of_models = several(len(found.runs), "run"), several(len(models), "model")
+    return f"{runs} of {of_models} on {several(len(associations), 'association')}"
 
 
 def _about(table: Table) -> str:

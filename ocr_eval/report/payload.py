@@ -4,11 +4,10 @@ import base64
 import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ocr_eval.analysis.candidate_heat import Heat, heat_of
+from ocr_eval.analysis.candidate_heat import heat_of
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_stored, whole
 from ocr_eval.data.task import the_finding
@@ -88,19 +87,12 @@ def _curves(run: FinishedRun, scoring: Scoring) -> dict[str, Any]:
 def _probes(run: FinishedRun, scoring: Scoring) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     lines, quantities = probes_of(run, scoring), run.record.quantities
     with whole(run.folder / "probes.jsonl"):
+        rows = _rows(lines, run.record.epochs[-1], scoring) | {"finding": the_finding(quantities).name}
         heat = heat_of(lines, scoring, quantities)
-        rows = _rows(lines, run.record.epochs[-1], scoring)
-        return None if heat is None else _heat(heat), {**rows, "finding": the_finding(quantities).name}
-
-
-def _heat(heat: Heat) -> dict[str, Any]:
-    return {
-        "groups": heat.groups,
-        "candidates": heat.candidates,
-        "inUse": heat.in_use,
-        "target": heat.target,
-        "p": heat.probability.round(4).tolist(),
-    }
+        if heat is None:
+            return None, rows
+        named = {"groups": heat.groups, "candidates": heat.candidates, "inUse": heat.in_use, "target": heat.target}
+        return {**named, "p": heat.probability.round(4).tolist()}, rows
 
 
 def _rows(lines: Sequence[Mapping[str, Any]], last: int, scoring: Scoring) -> dict[str, Any]:
@@ -126,21 +118,12 @@ def _rows(lines: Sequence[Mapping[str, Any]], last: int, scoring: Scoring) -> di
     return {"lists": [list(names) for names in lists], "rows": rows, "stepsANat": _STEPS_A_NAT}
 
 
-@dataclass(frozen=True)
-class Progress:
-    """A run that has started but not finished."""
-
-    name: str
-    epochs_done: int
-    epochs: int
-
-
-def progress_of(folder: Path) -> Progress | None:
-    """The progress of an unfinished run; None if its files cannot be read."""
+def progress_of(folder: Path) -> dict[str, Any] | None:
+    """Name and progress of an unfinished run; None if its files cannot be read."""
     try:
         spec = read_config(folder)
         done = max((line.epoch for line in RunFolder(folder).metrics()), default=0)
     except (UserError, KeyError, OSError):
         return None
     name = f"{spec.model.name}, {spec.association.name}, {label_of(spec.train.method)}, seed {spec.seeds}"
-    return Progress(name, done, spec.train.epochs)
+    return {"name": name, "epochs_done": done, "epochs": spec.train.epochs}

@@ -11,8 +11,9 @@ from ocr_eval.analysis.difference import Difference
 from ocr_eval.analysis.intervals import Estimate
 from ocr_eval.analysis.lift import Lift
 from ocr_eval.analysis.scorecard import KINDS, ScorecardRow, verdict
+from ocr_eval.common.files import spreadsheet_text
 from ocr_eval.records.rows import usual_settings
-from ocr_eval.report.tables import markdown_text, spreadsheet_text
+from ocr_eval.report.tables import markdown_text
 
 #: Numbers of measures on the card, with their column headers.
 _MEASURES = {

@@ -69,18 +69,14 @@ def _reading(table: Table) -> str:
             "that only knows which answers occur would get. OCR score = 1 - mean rank / chance, both among the answers "
             "in use alone: 0 nothing inferred, 1 always."
         )
-        return f"{text}{_of_new_seeds(table)}" if bounded else text
+        fixed = f"; those of {in_a_row(table.fixed)} for new trainings on the same subjects" if table.fixed else ""
+        return text + f" Intervals are for new seeds (Student's t){fixed}." * bounded
     if table.metric not in METRICS:
         return (
             f"{table.metric} of the trained model, averaged over seeds; it depends on no scoring and has no interval."
         )
     bound = " (no interval: records keep no margins per subject)" if table.metric == "margin" else ""
     return f"{where}: {METRIC_NAMES[table.metric]}{interval or bound}."
-
-
-def _of_new_seeds(table: Table) -> str:
-    fixed = f"; those of {in_a_row(table.fixed)} for new trainings on the same subjects" if table.fixed else ""
-    return f" Intervals are for new seeds (Student's t){fixed}."
 
 
 def _protocol(table: Table) -> list[str]:
@@ -171,9 +167,8 @@ def _lift_flags(table: Table, cells: Sequence[Cell]) -> list[str]:
             f"* differs from its control: p at most {SIGNIFICANT:g} by sign flips over seeds, corrected for {tests} "
             "lifts (Holm)."
         )
-    few = {lift.seeds_needed: lift for lift in lifts if lift.seeds < lift.seeds_needed}
-    notes += [f"{too_few(lift.seeds, lift.comparisons)}." for lift in few.values()]
-    return notes
+    few = dict.fromkeys((lift.seeds, lift.comparisons) for lift in lifts if lift.seeds < lift.seeds_needed)
+    return [*notes, *(f"{too_few(*each)}." for each in few)]
 
 
 def _published_note(table: Table) -> list[str]:
@@ -275,15 +270,8 @@ def markdown_text(text: str) -> str:
 def to_csv(table: Table) -> str:
     """One line per cell, with every metric and its interval."""
     cells = list(flat_cells(table))
-    return files.to_csv(map(spreadsheet_text, cells[0]), (map(spreadsheet_text, cell.values()) for cell in cells))
-
-
-def spreadsheet_text(value: Any) -> Any:
-    """A csv value; text that a spreadsheet would read as a formula is prefixed with an apostrophe."""
-    if not isinstance(value, str):
-        return value
-    formula = value.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-    return "'" * formula + value.replace("\r", " ")  # the csv module does not quote it, and it would end the row
+    rows = (map(files.spreadsheet_text, cell.values()) for cell in cells)
+    return files.to_csv(map(files.spreadsheet_text, cells[0]), rows)
 
 
 def to_json(table: Table) -> str:
@@ -341,7 +329,8 @@ def _tex_numbers(text: str) -> str:
     """Numbers in math mode, for a proper minus sign; flags as superscripts."""
     numbers = text.rstrip("*!? ")
     flags = text[len(numbers) :].replace(" ", "")
-    return f"${numbers}$" + (rf"\textsuperscript{{{flags}}}" if flags else "")
+    shown = numbers if numbers[:1].isalpha() else f"${numbers}$"  # words, such as "no control", stay text
+    return shown + (rf"\textsuperscript{{{flags}}}" if flags else "")
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {

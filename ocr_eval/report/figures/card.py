@@ -32,10 +32,7 @@ def card_figure(
 
     A row has the same colour and marker in all panels, hollow if a run did not learn what it was taught. Bars are 95 %
     intervals over seeds. ``seeds`` gives the number of seeds of all rows of the report, so that a row looks the same in
-    all of its figures.
-
-    Returns:
-        None if there are no rows.
+    all of its figures. None if there are no rows.
     """
     if not rows:
         return None

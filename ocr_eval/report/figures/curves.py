@@ -12,7 +12,7 @@ from ocr_eval.analysis.table import make_cells
 from ocr_eval.records.record import Record
 from ocr_eval.records.rows import by_association, group_rows
 from ocr_eval.report.chart import Curve
-from ocr_eval.report.figures.rows import in_words, looks
+from ocr_eval.report.figures.rows import counted, in_words, looks
 from ocr_eval.report.figures.style import (
     LEGEND_ROWS,
     bare,
@@ -38,7 +38,7 @@ def curve_figure(curves: Sequence[Curve], scoring: Scoring) -> Figure:
     figure, grid = panels(len(curves), columns, (2.5, 2.3), (0.6, 0.6), share_y=True)
     for axes, curve in zip(grid, curves, strict=True):
         _curve_panel(axes, curve)
-        axes.set_title(f"{tick(curve.record.association)} ({curve.seeds} seed{'s'[: curve.seeds > 1]})", fontsize=9)
+        axes.set_title(f"{tick(curve.record.association)} ({counted(curve.seeds)})", fontsize=9)
         axes.set_xlabel("epoch")
         whole_ticks(axes)
         bare(axes)
@@ -95,9 +95,7 @@ def efficiency_figure(records: Sequence[Record], scoring: Scoring) -> Figure | N
     did not learn what it was taught.
 
     For orientation only, it also shows min(1, sqrt(m_train / m_test)), the held-out margin of the symbolic model.
-
-    Returns:
-        None if no runs differ only in m_train.
+    None if no runs differ only in m_train.
     """
     lines = []
     real = [record for record in records if record.data.variant == "real"]

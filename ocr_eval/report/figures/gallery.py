@@ -1,5 +1,6 @@
 """All figures of a set of runs."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -23,25 +24,27 @@ from ocr_eval.report.figures.style import file_name
 from ocr_eval.specs.run import Scoring
 
 K = TypeVar("K")
+Complain = Callable[[UserError], None]
 
 
-def gallery(
-    runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[UserError], None]
-) -> Iterator[tuple[str, Figure]]:
+def gallery(runs: Sequence[FinishedRun], scoring: Scoring, complain: Complain) -> Iterator[tuple[str, Figure]]:
     """Each figure with its file name; metrics and probes are read row by row.
 
     ``complain`` is called for each metrics or probes file that cannot be read; figures are drawn without it.
 
     Raises:
-        ValueError: no runs.
+        UserError: no runs.
     """
     records = [run.record for run in runs]
     table = build_table(records, scoring)
     yield from overall_figures(records, table)
     if card := card_figure(card_of(records, table), scoring, seeds_by_row(records)):
         yield "scorecard", card
+    named = Counter[str]()
     for kind, row, figure in row_figures(runs_by_row(runs), scoring, complain):
-        yield file_name(kind, row.lower()), figure
+        name = file_name(kind, row.lower())  # rows of different names may share it
+        named[name] += 1
+        yield f"{name}-{named[name]}" if named[name] > 1 else name, figure
 
 
 def overall_figures(records: Sequence[Record], table: Table) -> Iterator[tuple[str, Figure]]:
@@ -66,12 +69,11 @@ def card_of(records: Sequence[Record], table: Table) -> list[ScorecardRow]:
 
 
 def row_figures(
-    rows: Mapping[RowKey, Sequence[FinishedRun]], scoring: Scoring, complain: Callable[[UserError], None]
+    rows: Mapping[RowKey, Sequence[FinishedRun]], scoring: Scoring, complain: Complain
 ) -> Iterator[tuple[str, str, Figure]]:
     """Learning curves of each row, and heatmaps of its first seed, one panel per association; see ``gallery``.
 
-    Yields:
-        ``curves`` or ``heatmap``, the name of the row, and the figure.
+    Each with ``curves`` or ``heatmap`` and the name of the row.
     """
     for key, of in rows.items():
         if curves := _curves(of, scoring, complain):
@@ -90,24 +92,20 @@ def row_figures(
             yield "heatmap", key.name, heatmap_figure(heats, scoring)
 
 
-def text_curves(
-    runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[UserError], None]
-) -> Iterator[tuple[str, list[Curve]]]:
+def text_curves(runs: Sequence[FinishedRun], scoring: Scoring, complain: Complain) -> Iterator[tuple[str, list[Curve]]]:
     """The name of each row and the curves of its associations, for a terminal; see ``gallery``."""
     for key, of in runs_by_row(runs).items():
         if curves := _curves(of, scoring, complain):
             yield key.name, curves
 
 
-def _curves(runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[UserError], None]) -> list[Curve]:
+def _curves(runs: Sequence[FinishedRun], scoring: Scoring, complain: Complain) -> list[Curve]:
     """The curve of each association of a row."""
     found = (Curve.of(_metrics(of, scoring, complain), scoring) for of in _by_association(runs).values())
     return [curve for curve in found if curve is not None]
 
 
-def _metrics(
-    runs: Sequence[FinishedRun], scoring: Scoring, complain: Callable[[UserError], None]
-) -> Iterator[tuple[Record, Metrics]]:
+def _metrics(runs: Sequence[FinishedRun], scoring: Scoring, complain: Complain) -> Iterator[tuple[Record, Metrics]]:
     """The metrics of the runs for which they are complete."""
     for run in runs:
         try:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ocr_eval.records.record import Record
 from ocr_eval.records.rows import by_association
+from ocr_eval.report.figures.rows import counted
 from ocr_eval.report.figures.style import bare, panels, tick, whole_ticks
 from ocr_eval.scoring.ranks import Floats
 
@@ -74,9 +75,10 @@ def layer_figures(runs: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
     for measure, look in _DRAWN.items():
         shown = {}
         for name, of in by_association(runs).items():
-            if tables := [table for run in of if (table := _table(run, measure, look)) is not None]:
-                alike = [table for table in tables if len(table) == len(tables[0])]
-                shown[f"{tick(name)} ({len(alike)} seed{'s'[: len(alike) > 1]})"] = np.mean(alike, axis=0)
+            if tables := [(run.seed, table) for run in of if (table := _table(run, measure, look)) is not None]:
+                alike = [(seed, table) for seed, table in tables if len(table) == len(tables[0][1])]
+                label = f"{tick(name)} ({counted(len({seed for seed, _ in alike}))})"
+                shown[label] = np.mean([table for _, table in alike], axis=0)
         if shown:
             yield look.title, look.text, _figure(shown, look)
 

@@ -52,10 +52,7 @@ def scatter_figure(records: Sequence[Record], scoring: Scoring) -> Figure | None
 
     Large markers are rows, with the 95 % intervals of both scores over seeds; small ones are their seeds; hollow means
     that a run did not learn what it was taught. A seed's score averages its associations of a kind, which share their
-    people. Controls are skipped.
-
-    Returns:
-        None if no row has runs of both kinds.
+    people. Controls are skipped. None if no row has runs of both kinds.
     """
     marks: dict[str, Mark] = {}
     seeds = seeds_by_row(records)
