@@ -14,7 +14,7 @@ from ocr_eval.execution.jobs.local import cores
 from ocr_eval.execution.progress import Step, Watcher
 from ocr_eval.models.architecture import examine
 from ocr_eval.planning import memory, workload
-from ocr_eval.planning.pack_memory import pack_memory, room, widest
+from ocr_eval.planning.packs import pack_memory, room, widest
 from ocr_eval.specs.run import RunSpec
 
 #: Floating-point operations of training below which more processes do not pay off: each takes seconds to start.

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from ocr_eval.common import yaml_files
-from ocr_eval.common.errors import UserError
+from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models import grouped_attention
 from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code, why_not_loaded
@@ -292,7 +292,13 @@ def make_accelerator(device: Device) -> Accelerator:
 
 
 def device_type(device: Device) -> str:
-    """The type of device that ``make_accelerator`` would use, without initializing it."""
+    """The type of device that ``make_accelerator`` would use, without initializing it.
+
+    Raises:
+        UserError: there is no such type.
+    """
+    if device not in get_args(Device):
+        raise unknown_name("device", device, get_args(Device))
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
