@@ -96,6 +96,4 @@ class _PackFollower:
 def _written(run: Path) -> tuple[int, int]:
     """Modification time and size of a run's metrics.jsonl, to detect changes; zeros if there is none."""
     path = run / "metrics.jsonl"
-    if not path.is_file():
-        return 0, 0
-    return path.stat().st_mtime_ns, path.stat().st_size
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else (0, 0)

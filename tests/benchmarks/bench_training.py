@@ -43,7 +43,7 @@ from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import batch_forest, train_epoch
 from ocr_eval.models.architecture import target_names
 from ocr_eval.models.base import DTYPES, Base, load_base, load_tokenizer
-from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.models.loading import quiet_transformers
 from ocr_eval.models.weights import WeightFolder, locate
 from ocr_eval.planning.packs import cut
 from ocr_eval.specs.association import load_association
