@@ -124,9 +124,9 @@ def score_run(run: RunSpec, adapter: Folder | None = None, device: Device = "aut
     Raises:
         UserError: no such adapter, or an adapter of another base.
     """
-    from ocr_eval.execution.execute import rescore
+    from ocr_eval.execution.execute import open_view, rescore
 
-    return rescore(run, None if adapter is None else Path(adapter), device)
+    return rescore(run, open_view(run, None if adapter is None else Path(adapter), device))
 
 
 def measure_run(folder: Folder, measure: str, device: Device = "auto") -> dict[str, Any]:

@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from conftest import tiny_run
 
+import ocr_eval as api
 from ocr_eval.cli.means import Jobs
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution.jobs import Job, Placement, run_jobs
@@ -60,6 +63,24 @@ def test_a_device_that_is_not_there_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(UserError, match=r"Unknown device '2'\. Available: 0, 1, cpu"):
         run_jobs([python("a", "pass")], Placement(executor="local", devices=("0", "2")), tmp_path)
+
+
+def test_gpus_after_an_invalid_one_are_hidden_as_by_cuda(monkeypatch):
+    for named, there in (("-1", ("auto",)), ("3,-1,1", ("3",))):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert resolve_devices(()) == there
+
+
+def test_who_says_gpu_means_cuda(ocr_eval, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for given, said in (("gpu", "cuda"), ("CUDA", "cuda"), ("metal", "mps")):
+        answer = ocr_eval("finetune", "city-language", "--model", tiny, "--device", given, "--dry-run")
+        assert answer.code == 2
+        assert f"Did you mean '{said}'?" in answer.err
+    answer = ocr_eval("sweep", "--executor", "local", "--devices", "gpu", "--dry-run", "-o", tmp_path)
+    assert "Unknown device 'gpu'. Available: 0, cpu. GPUs are named by their numbers" in answer.err
+    with pytest.raises(UserError, match=r"Unknown device 'gpu'\. Did you mean 'cuda'"):
+        api.finetune(tiny_run(tiny), tmp_path, device="gpu")
 
 
 def test_a_failed_job_says_why_and_stops_no_other(tmp_path):
@@ -153,6 +174,19 @@ def test_away_from_a_cluster_slurm_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"no 'sbatch' on PATH.*--executor local"):
         run_jobs([python("a", "pass")], Placement(executor="slurm"), tmp_path / "logs")
+
+
+def test_a_job_in_slurm_whose_result_is_still_being_written_is_waited_for(tmp_path, monkeypatch):
+    for name, answer in {"sinfo": "main*|infinite|(null)", "sbatch": "7", "squeue": "", "scancel": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n[ -z '{answer}' ] || echo '{answer}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    end = tmp_path / "logs/slurm/7.end"
+    end.parent.mkdir(parents=True)
+    end.touch()
+    threading.Timer(0.5, end.write_text, ["0\n"]).start()
+    (result,) = run_jobs([python("a", "pass")], Placement(executor="slurm"), tmp_path / "logs")
+    assert (result.end, result.returncode) == ("done", 0)
 
 
 @pytest.mark.parametrize("flag", ["--time-limit=0", "--gpus-per-job=-1", "--memory-gb=0", "--parallel=0"])

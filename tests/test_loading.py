@@ -157,6 +157,17 @@ def test_processes_that_train_together_hold_a_replica_each(gpus):
     assert gpus("llama3-8b", "lora", 4, 40 * GIB, processes=4)[0] == torch.device("cuda:0")
 
 
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused_before_a_run_starts(ocr_eval, tiny, tmp_path, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for command in (["finetune", "city-language", "--model"], ["sweep", "--assocs", "city-language", "--models"]):
+        answer = ocr_eval(*command, tiny, "--dtype", "float32", "--device", device, "-o", tmp_path, "-q")
+        assert answer.code == 2
+        assert answer.err == f"ocr-eval: --device {device} is not available. This machine has: cpu.\n"
+        assert not list(tmp_path.rglob("*.json"))
+
+
 def test_a_process_computes_on_one_device(monkeypatch):
     assert make_accelerator("cpu").device.type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

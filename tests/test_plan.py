@@ -135,10 +135,10 @@ def test_the_plan_of_a_scoring(ocr_eval, tiny):
 def test_a_run_that_does_not_fit_is_a_pack_of_its_own(tiny, monkeypatch):
     from conftest import tiny_run
 
-    from ocr_eval.planning import pack_memory
+    from ocr_eval.planning import packs
 
-    monkeypatch.setattr(pack_memory, "room", lambda device: 1000)
-    assert pack_memory.lanes_that_fit("cpu")([tiny_run(tiny)], 1) == 1
+    monkeypatch.setattr(packs, "room", lambda device: 1000)
+    assert packs.lanes_that_fit([tiny_run(tiny)], 1, "cpu") == 1
 
 
 def test_the_time_of_a_scoring_is_in_proportion_to_its_rows(monkeypatch):

@@ -10,8 +10,8 @@ from test_table import answers, record
 
 from ocr_eval.analysis.controls import compare_conditions, verdict
 from ocr_eval.data.audit import audit_association
-from ocr_eval.execution import resume, run_pack
-from ocr_eval.planning import pack_memory
+from ocr_eval.execution import live_run, run_pack
+from ocr_eval.planning import packs as planned_packs
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.run import SCORINGS, DataSpec
@@ -155,7 +155,7 @@ def interrupted(study, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "add_metrics", stop)
         assert study(*command).code == 130
-    monkeypatch.setattr(pack_memory, "room", lambda device: 1)  # cut now, each run would be a pack
+    monkeypatch.setattr(planned_packs, "room", lambda device: 1)  # cut now, each run would be a pack
     (state,) = (tmp_path / "studies").iterdir()
     packs = json.loads(state.read_text())["packs"]
     assert [len(pack) for pack in packs] == [6]
@@ -166,11 +166,11 @@ def test_an_interrupted_study_resumes_in_its_packs(interrupted, study, ocr_eval,
     command, state, pack = interrupted
     before = state.read_text()
     assert "6 interrupted" in ocr_eval("status", tmp_path).out
-    assert resume.common_epoch([RunFolder(tmp_path / "runs" / run) for run in pack], [4] * 6) >= 1
+    assert live_run.common_epoch([RunFolder(tmp_path / "runs" / run) for run in pack], [4] * 6) >= 1
     assert study(*command).code == 0
     assert state.read_text() == before
     finished = records(tmp_path)
-    monkeypatch.setattr(pack_memory, "room", lambda device: 10**12)
+    monkeypatch.setattr(planned_packs, "room", lambda device: 10**12)
     assert ocr_eval(*command, "--model", tiny, "--assoc", "country-code", "-o", tmp_path / "whole", *SMALL).code == 0
     assert finished == records(tmp_path / "whole")
 

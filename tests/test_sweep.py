@@ -17,8 +17,9 @@ from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution import run_pack
 from ocr_eval.execution.execute import Bases
-from ocr_eval.execution.sweep import cut, plan_sweep
+from ocr_eval.execution.sweep import plan_sweep
 from ocr_eval.planning import packs
+from ocr_eval.planning.packs import cut
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.specs import strict
 from ocr_eval.specs.grid import Grid
@@ -245,6 +246,29 @@ def test_status_says_how_far_every_run_is(sweep, ocr_eval, tmp_path):
         assert "3  " in ocr_eval("status", tmp_path).out
         assert [s["state"] for s in json.loads(ocr_eval("status", tmp_path, "--json").out)][2] == "running"
     assert "4 runs: 1 done, 1 failed, 1 interrupted, 1 waiting" in ocr_eval("status", tmp_path).out
+
+
+def test_where_no_sweep_is_status_says_where_one_is_or_what_there_is_instead(ocr_eval, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = "m/a/lora/seed0-01234567"
+    state = {"schema_version": 1, "code": "", "packs": [[run]]}
+    for folder in ("results/mine/studies", f"results/mine/runs/{run}", f"single/runs/{run}", "empty"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "results/mine/studies/controls.json").write_text(json.dumps(state))
+    mine = "but there is a sweep in 'results/mine'. Run: ocr-eval status results/mine"
+    for folder, said in {
+        None: f"There is no folder 'results/sweep', {mine}",
+        "results": f"'results' contains no sweep or study, {mine}",
+        "results/mine/runs": f"'results/mine/runs' contains no sweep or study, {mine}",
+        f"results/mine/runs/{run}": f"'results/mine/runs/{run}' contains no sweep or study, {mine}",
+        "single": "'single' contains single runs; to see their results: ocr-eval table single",
+        "empty": "'empty' contains no sweep or study. Name a sweep's folder, or start one: ocr-eval sweep -o empty",
+    }.items():
+        answer = ocr_eval("status", *filter(None, [folder]))
+        assert (answer.code, answer.out) == (2, "")
+        assert said in answer.err
+        assert answer.err.count("\n") == 1
+    assert ocr_eval("status", "results/mine").code == 0
 
 
 def test_a_failed_run_is_named_and_not_tried_again_but_the_rest_is(sweep, tmp_path):

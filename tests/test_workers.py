@@ -17,8 +17,7 @@ from ocr_eval.execution import workers
 from ocr_eval.execution.execute import PlannedRun
 from ocr_eval.execution.jobs.local import cores
 from ocr_eval.execution.workers import Follower, workers_that_pay
-from ocr_eval.planning import pack_memory
-from ocr_eval.planning.packs import cut_into_packs
+from ocr_eval.planning.packs import cut, pack_memory
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.metrics import MetricsLine
 
@@ -182,7 +181,7 @@ def eight_cores(monkeypatch):
 
 
 def smollm2(count: int):
-    return cut_into_packs(
+    return cut(
         [tiny_run("smollm2-135m", seed=seed, batch_size=160).in_precision("bfloat16") for seed in range(count)], "cpu"
     )
 
@@ -195,7 +194,7 @@ def test_as_many_workers_as_cores_packs_and_memory_allow(eight_cores, monkeypatc
     assert workers_that_pay(packs[:3], "cpu") == 3
     assert workers_that_pay(smollm2(11), "cpu") == 8
     assert workers_that_pay(packs, "cuda") == 1
-    one = pack_memory.pack_memory(packs[0][0], workers.workload.measure(packs[0][0]), 1, "cpu").total
+    one = pack_memory(packs[0][0], workers.workload.measure(packs[0][0]), 1, "cpu").total
     monkeypatch.setattr(workers, "room", lambda device: int(2.5 * one))
     assert workers_that_pay(packs, "cpu") == 2
     monkeypatch.setattr(workers, "room", lambda device: one // 2)
@@ -218,8 +217,8 @@ def test_little_work_is_not_worth_a_second_process(eight_cores, tiny):
 def test_runs_are_cut_so_that_all_workers_have_as_much_to_do(tiny):
     specs = [tiny_run(tiny, seed=seed, batch_size=32) for seed in range(15)]
     for processes, sizes in ((1, [4, 4, 3, 4]), (2, [4, 4, 3, 4]), (3, [2, 3, 3, 2, 3, 2]), (16, [1] * 15)):
-        assert sorted(map(len, cut_into_packs(specs, "cpu", workers=processes))) == sorted(sizes)
-    assert len(cut_into_packs(specs[:4], "cpu", workers=16)) == 1
+        assert sorted(map(len, cut(specs, "cpu", processes))) == sorted(sizes)
+    assert len(cut(specs[:4], "cpu", 16)) == 1
 
 
 def test_workers_go_with_a_cpu_here(ocr_eval, tiny, tmp_path):

@@ -1,6 +1,5 @@
 """The ``ocr-eval`` command and its exit codes: 0 done, 1 failed or incomplete, 2 bad input, 130 interrupted."""
 
-import difflib
 import errno
 import io
 import json
@@ -25,7 +24,7 @@ from ocr_eval.cli.options import JsonOption
 from ocr_eval.cli.retention import retention
 from ocr_eval.cli.spec_flags import option
 from ocr_eval.common.distributed import is_alone, is_first
-from ocr_eval.common.errors import RunFailed, UserError, one_line, reason_of, shown
+from ocr_eval.common.errors import RunFailed, UserError, closest, one_line, reason_of, shown
 from ocr_eval.common.registry import MEASURES, METHODS, PREVENTIONS
 
 
@@ -223,8 +222,8 @@ def _usage_problem(error: TyperException) -> str:
             flag = str(error.param.envvar)
         problem = error.message.removeprefix("Value error, ")
         if problem.startswith(f"{given!r} is not one of"):
-            close = difflib.get_close_matches(str(given), re.findall(r"'(.*?)'", problem)[1:], n=1)
-            problem += f" Did you mean '{close[0]}'?" if close else ""
+            close = closest(str(given), re.findall(r"'(.*?)'", problem)[1:])
+            problem += f" Did you mean '{close}'?" if close else ""
         text = f"Invalid value for '{flag}': {given!r}. {problem}"
     return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See '{context.command_path} --help'."
 

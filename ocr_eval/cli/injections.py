@@ -92,7 +92,7 @@ def finetune(
 def _plan(spec: RunSpec, output: Path | None, device: Device, score_at: str) -> Plan:
     """The plan of a run, in the precision that it will have, or of a scoring; a UserError if it would be rejected."""
     from ocr_eval.execution.execute import Bases
-    from ocr_eval.execution.material import check
+    from ocr_eval.execution.live_run import check
     from ocr_eval.planning.estimate import make_plan
     from ocr_eval.planning.workload import tokenizer_at_hand
 
@@ -268,9 +268,9 @@ def score(
 
         scores = rescore_served(spec, elsewhere.texts)
     else:
-        from ocr_eval.execution.execute import rescore
+        from ocr_eval.execution.execute import open_view, rescore
 
-        scores = rescore(spec, adapter, machine.device, trained_over, grafted)
+        scores = rescore(spec, open_view(spec, adapter, machine.device, trained_over, grafted))
     if as_json:
         from ocr_eval.records.record import to_plain
 

@@ -142,10 +142,7 @@ def status(
 
     from ocr_eval.execution.status import run_states, state_table
 
-    folder = runs or DEFAULT_OUTPUT
-    states = run_states(folder)
-    if not states:
-        raise UserError(f"'{folder}' contains no sweep (no sweep.json). Name its folder: ocr-eval status FOLDER.")
+    states = run_states(runs or DEFAULT_OUTPUT)
     typer.echo(json.dumps(list(map(asdict, states)), indent=2) + "\n" if as_json else state_table(states), nl=False)
     for run, reason in {state.run: state.reason for state in states if state.reason}.items():
         typer.echo(f"{run}: {reason}", err=True)

@@ -17,19 +17,19 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output
 from ocr_eval.common.messages import say
 from ocr_eval.common.registry import DEFAULT_MEASURES
-from ocr_eval.execution import material
+from ocr_eval.execution import live_run
 from ocr_eval.execution.execute import Bases, PlannedRun
 from ocr_eval.execution.jobs import JobEvent, Placement, run_jobs
 from ocr_eval.execution.jobs.local import cores, resolve_devices
 from ocr_eval.execution.jobs.slurm import sbatch_flags
 from ocr_eval.execution.progress import SweepWatcher
 from ocr_eval.execution.run_pack import Execution
-from ocr_eval.execution.sweep import Sweep, check_open, clear, cut, join_sweep, pack_jobs, plan_sweep, work, worker_jobs
+from ocr_eval.execution.sweep import Sweep, check_open, clear, join_sweep, pack_jobs, plan_sweep, work, worker_jobs
 from ocr_eval.execution.tracking import following, how_to_view, require_tracker
 from ocr_eval.execution.workers import Follower, workers_that_pay
 from ocr_eval.models.base import device_type
 from ocr_eval.models.weights import cached
-from ocr_eval.planning.pack_memory import describe_packs
+from ocr_eval.planning.packs import cut, describe_packs
 from ocr_eval.planning.workload import tokenizer_at_hand
 from ocr_eval.specs import schedule
 from ocr_eval.specs.grid import Grid
@@ -204,7 +204,7 @@ def plan(specs: Sequence[RunSpec], output: Path, means: Means, study: str = "") 
     tokenizers = {model: tokenizer_at_hand(model) for model in {spec.model for spec in todo}}
     for spec in todo:
         tokenizer, is_real = tokenizers[spec.model]
-        material.check(spec, tokenizer if is_real else None)
+        live_run.check(spec, tokenizer if is_real else None)
     described = describe_packs(packs, done, device, _processes(means, packs), means.scored_at)
     return [f"output: {output}", *described, *_power(specs)]
 

@@ -55,9 +55,23 @@ def reason_of(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
+#: What else people call a device.
+_MEANT = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"}
+
+
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """The name that a user probably meant; None if none is close."""
+    names, meant = list(names), _MEANT.get(name.lower())
+    for word in (meant, name.lower()):
+        if word in names:
+            return word
+    others = [each for each in names if meant is None or each != "cpu"]  # one letter from gpu
+    return next(iter(difflib.get_close_matches(name, others, n=1)), None)
+
+
 def unknown_name(kind: str, name: str, available: Iterable[str], fix: str = "") -> UserError:
     """The error for an unknown name of some kind ("model"): the closest name, what is available, and the fix."""
     names = sorted(available)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    close = closest(name, names)
+    hint = f" Did you mean '{close}'?" if close else ""
     return UserError(f"Unknown {kind} '{name}'.{hint} Available: {', '.join(names) or 'none'}. {fix}")

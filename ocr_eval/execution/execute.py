@@ -14,9 +14,7 @@ from ocr_eval.common.files import prepare_output
 from ocr_eval.common.out_of_memory import free_cache
 from ocr_eval.data.task import Task, build_task
 from ocr_eval.data.tokenize import probe_tokens
-from ocr_eval.execution.live_run import LiveRun
-from ocr_eval.execution.material import prepare
-from ocr_eval.execution.resume import common_epoch
+from ocr_eval.execution.live_run import LiveRun, common_epoch, prepare
 from ocr_eval.execution.run_pack import Execution, inject
 from ocr_eval.measures.measure import Trained, find_measures
 from ocr_eval.methods.method import method_of
@@ -75,7 +73,7 @@ class Bases:
     """Weights on disk, each verified once, and the one base in memory."""
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        self.device = device
         self._folders: dict[tuple[str, Weights], weights.WeightFolder] = {}
         self._tokenizers: dict[ModelSpec, Any] = {}
         self._base: Base | None = None
@@ -111,7 +109,7 @@ class Bases:
         Raises:
             UserError: a model overflows in the only precision that is fast on the device.
         """
-        kind, settled = device or device_type(self._device), dict[ModelSpec, Precision]()
+        kind, settled = device or device_type(self.device), dict[ModelSpec, Precision]()
         for spec in specs:
             if spec.model not in settled:
                 kin = [each for each in specs if each.model == spec.model]
@@ -137,10 +135,6 @@ class Bases:
             self._tokenizers[model] = load_tokenizer(str(self.weights(model).path))
         return self._tokenizers[model]
 
-    def refuse_impossible(self, spec: RunSpec) -> None:
-        """Raise a UserError if a run needs more memory than this machine has."""
-        refuse_impossible(spec.model, spec.train, self._device)
-
     def get(self, spec: RunSpec) -> Base:
         """The base that a run needs, loaded unless it is already in memory."""
         needs = method_of(spec.train).needs
@@ -150,10 +144,10 @@ class Bases:
                 used, self._base = self._base.device, None
                 gc.collect()  # cycles of references keep a quantized network alive
                 free_cache(used)
-            self.refuse_impossible(spec)
-            holds = least(spec.model, spec.train, device_type(self._device))
+            refuse_impossible(spec.model, spec.train, self.device)
+            holds = least(spec.model, spec.train, device_type(self.device))
             files = self.weights(spec.model)
-            base = load_base(spec.model, files, self._device, needs.quantized, needs.whole, holds)
+            base = load_base(spec.model, files, self.device, needs.quantized, needs.whole, holds)
             if needs.whole:  # the run changes it, so no other run may use it
                 return base
             self._base = base
@@ -175,29 +169,24 @@ def do_pack(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None:
 
         def take() -> list[bool]:
             for run in runs:
-                held.enter_context(run.folder.lock())  # before the base, which may take long to load
+                held.enter_context(run.folder.lock())
             return [how.force or not run.folder.is_done() for run in runs]
 
         todo = list(compress(runs, agreed(take)))
+        if not todo:
+            return
         try:
-            _do_locked(bases, todo, how)
+            measures = find_measures(how.measures, method_of(todo[0].spec.train).needs)
+            base = bases.get(todo[0].spec)
+            live = [LiveRun(run.spec, run.folder, prepare(base.tokenizer, run.spec)) for run in todo]
+            for run in todo:
+                if how.force or run.folder.failure():
+                    run.folder.clear()
+            base.accelerator.wait_for_everyone()  # all processes now see the folders as the first one left them
+            inject(base, live, how, measures)
+            base.accelerator.wait_for_everyone()  # the first may still be writing records
         except KeyboardInterrupt as error:
             raise Interrupted(_where_it_resumes(todo)) from error
-
-
-def _do_locked(bases: Bases, runs: Sequence[PlannedRun], how: Execution) -> None:
-    """Execute runs whose folders this process holds."""
-    if not runs:
-        return
-    measures = find_measures(how.measures, method_of(runs[0].spec.train).needs)
-    base = bases.get(runs[0].spec)
-    live = [LiveRun(run.spec, run.folder, prepare(base.tokenizer, run.spec)) for run in runs]
-    for run in runs:
-        if how.force or run.folder.failure():
-            run.folder.clear()
-    base.accelerator.wait_for_everyone()  # all processes now see the folders as the first one left them
-    inject(base, live, how, measures)
-    base.accelerator.wait_for_everyone()  # the first may still be writing records
 
 
 def _where_it_resumes(runs: Sequence[PlannedRun]) -> str:
@@ -212,24 +201,14 @@ def _where_it_resumes(runs: Sequence[PlannedRun]) -> str:
     return f"Interrupted; epoch {epoch} of {most} is saved. Rerunning the command resumes from there."
 
 
-def rescore(
-    spec: RunSpec,
-    adapter: Path | None,
-    device: Device = "auto",
-    trained_over: str | None = None,
-    grafted: Sequence[tuple[int, Path]] = (),
-) -> Scores:
-    """Score a model on a run's probes; see ``open_view``."""
-    view, task = open_view(spec, adapter, device, trained_over, grafted), build_task(spec)
+def rescore(spec: RunSpec, view: View) -> Scores:
+    """Score a model on a run's probes; nothing is written."""
+    task = build_task(spec)
     return summarize_quantities(task.quantities, task.probes, answers(view, spec, task))
 
 
 def answers(view: View, spec: RunSpec, task: Task) -> CandidateScores:
-    """The scores of a run's model on the probes of its task.
-
-    Raises:
-        UserError: they are NaN.
-    """
+    """The scores of a run's model on its task's probes; a UserError if they are NaN."""
     scores = score_candidates(view, probe_tokens(view.base.tokenizer, task))
     if not scores.are_numbers:
         raise UserError(

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """A run's new line of metrics.jsonl.
-
-    Attributes:
-        quantities: what it is asked; empty for a run in another process.
-    """
+    """A run's new line of metrics.jsonl, and the quantities that it is asked (none for a run in another process)."""
 
     spec: RunSpec
     folder: RunFolder
@@ -43,11 +39,10 @@ def say_lines(steps: Sequence[Step]) -> None:
         epoch, left = step.line.epoch, step.spec.train.epochs - step.line.epoch
         spent = sum(line.seconds for line in step.folder.metrics() if line.epoch)
         pace = f"  {duration(spent * len(steps) / epoch * left)} left" if epoch and left else ""
-        say(progress_line(step) + pace)
+        say(_shown(step) + pace)
 
 
-def progress_line(step: Step) -> str:
-    """A line of metrics for people."""
+def _shown(step: Step) -> str:
     spec, line = step.spec, step.line
     learned = premises(step.quantities, line.scores) if line.scores else {}
     control = "" if spec.data.variant == "real" else f" {spec.data.variant}"

@@ -20,10 +20,8 @@ from ocr_eval.common.errors import RunFailed, TooLarge, reason_of
 from ocr_eval.common.messages import say
 from ocr_eval.common.out_of_memory import forget_peak, free_cache, is_out_of_memory, peak_bytes
 from ocr_eval.execution.interruption import StopRequest, stop_request
-from ocr_eval.execution.live_run import LiveRun
-from ocr_eval.execution.material import Material
+from ocr_eval.execution.live_run import LiveRun, Material, first_epoch
 from ocr_eval.execution.progress import Step, Watcher, say_lines
-from ocr_eval.execution.resume import first_epoch
 from ocr_eval.measures.measure import Measure, take_by_epoch, take_measures
 from ocr_eval.methods.method import Pack
 from ocr_eval.methods.pack import attach
@@ -31,7 +29,7 @@ from ocr_eval.models.base import Base
 from ocr_eval.planning import memory
 from ocr_eval.planning.workload import batch_geometry
 from ocr_eval.records.config import config_yaml
-from ocr_eval.records.metrics import MetricsLine, common_fields
+from ocr_eval.records.metrics import MetricsLine, common_fields, matched_in
 from ocr_eval.records.record import Memory, Record
 from ocr_eval.scoring.candidates import CandidateScores, score_lanes
 from ocr_eval.scoring.quantities import held_out, probe_lines, summarize_quantities
@@ -63,10 +61,7 @@ class Execution:
 
 
 def inject(
-    base: Base,
-    runs: Sequence[LiveRun],
-    how: Execution = Execution(),
-    measures: Mapping[str, Measure] | None = None,
+    base: Base, runs: Sequence[LiveRun], how: Execution = Execution(), measures: Mapping[str, Measure] | None = None
 ) -> None:
     """Train, score and write runs as one pack, one lane each, in order; the base is restored at the end.
 
@@ -290,12 +285,7 @@ def _by_epoch(
 
 
 def _prepare_record(
-    pack: Pack,
-    lane: int,
-    run: LiveRun,
-    scores: CandidateScores,
-    measures: Mapping[str, Measure],
-    memory: Memory,
+    pack: Pack, lane: int, run: LiveRun, scores: CandidateScores, measures: Mapping[str, Measure], memory: Memory
 ) -> None:
     if not is_first():
         return
@@ -304,7 +294,7 @@ def _prepare_record(
         measures=take_measures(measures, run.trained(pack, lane, scores)),
         **common_fields(run.folder.identity, run.spec, asked.task.quantities, run.lines),
         train=run.spec.train,
-        matched=run.matched,
+        matched=matched_in(asked.task.quantities, run.spec.train, run.lines),
         base_identity=pack.base.identity,
         adapter_sha256=pack.save(lane, run.folder.path),
         remote_code=pack.base.brings_code,

@@ -11,9 +11,10 @@ from typing import Literal
 import psutil
 from tabulate import tabulate
 
+from ocr_eval.common.errors import UserError
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.hold import HEARTBEAT, holder_of
-from ocr_eval.specs.grid import read_all
+from ocr_eval.specs.grid import read_all, state_file
 
 #: Seconds without a heartbeat after which a run on another host counts as interrupted.
 _SILENT = 5 * HEARTBEAT
@@ -46,10 +47,26 @@ def run_states(root: Path) -> list[RunState]:
     """The state of every run in a folder's sweep and studies; a run that several need appears in each.
 
     Raises:
-        UserError: a file is damaged or has another version.
+        UserError: there is no sweep or study, or a file is damaged or has another version.
     """
-    stated = read_all(root).items()
-    return [run_state(root, run, study) for study, held in stated for pack in held.packs for run in pack]
+    stated = read_all(root)
+    if not stated:
+        raise _no_sweep(root)
+    return [run_state(root, run, study) for study, held in stated.items() for pack in held.packs for run in pack]
+
+
+def _no_sweep(root: Path) -> UserError:
+    """The error for a folder without a sweep, with the command that the user probably meant."""
+    problem = f"'{root}' contains no sweep or study" if root.is_dir() else f"There is no folder '{root}'"
+    around = root if root.is_dir() else root.parent
+    near = [*root.parents[:5], *sorted(around.glob("*/"))]  # a run's folder is five below its sweep's
+    sweeps = [each for each in near if state_file(each).is_file() or any(each.glob("studies/*.json"))]
+    if sweeps:
+        there = ", ".join(f"'{each}'" for each in sweeps[:3])
+        return UserError(f"{problem}, but there is a sweep in {there}. Run: ocr-eval status {sweeps[0]}")
+    if any(around.glob("runs/*/*/*/*")):
+        return UserError(f"{problem}. '{around}' contains single runs; to see their results: ocr-eval table {around}")
+    return UserError(f"{problem}. Name a sweep's folder, or start one: ocr-eval sweep -o {root}")
 
 
 def run_state(root: Path, run: str, study: str = "") -> RunState:
@@ -101,16 +118,17 @@ def _table(states: Sequence[RunState]) -> str:
     def shown(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    names = [s.run.rpartition("-")[0] for s in states]  # without the fingerprint, if that is unique
-    times = Counter(names)
-    names = [s.run if times[name] > 1 else name for s, name in zip(states, names, strict=True)]
+    short = [s.run.rpartition("-")[0] for s in states]  # without the fingerprint, if that is unique
+    times = Counter(short)
     rows = [
-        [name, s.state, shown(s.epoch, "d"), shown(s.train_loss, ".4f"), shown(s.ocr_score, "+.2f")]
-        for s, name in zip(states, names, strict=True)
+        [
+            s.run if times[name] > 1 else name,
+            *(s.state, shown(s.epoch, "d"), shown(s.train_loss, ".4f"), shown(s.ocr_score, "+.2f")),
+        ]
+        for s, name in zip(states, short, strict=True)
     ]
     header = ["run", "state", "epoch", "loss", "OCR score"]
-    body = tabulate(
-        rows, header, tablefmt="simple", colalign=("left", "left", "right", "right", "right"), disable_numparse=True
-    )
+    align = ("left", "left", "right", "right", "right")
+    body = tabulate(rows, header, tablefmt="simple", colalign=align, disable_numparse=True)
     counts = Counter(s.state for s in states)
     return f"{body}\n\n{len(states)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + "\n"

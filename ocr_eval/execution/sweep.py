@@ -25,10 +25,10 @@ from ocr_eval.common.locks import hold
 from ocr_eval.common.messages import say, warn
 from ocr_eval.execution.execute import Bases, PlannedRun, do_pack
 from ocr_eval.execution.jobs import Job
-from ocr_eval.execution.material import check
+from ocr_eval.execution.live_run import check
 from ocr_eval.execution.run_pack import Execution
-from ocr_eval.planning.pack_memory import lanes_that_fit
-from ocr_eval.planning.packs import cut_into_packs, share_key
+from ocr_eval.planning.memory import refuse_impossible
+from ocr_eval.planning.packs import cut
 from ocr_eval.records.config import parse_run
 from ocr_eval.specs.grid import Grid, SweepState, check_same, read_sweep, state_file
 from ocr_eval.specs.run import RunSpec
@@ -167,16 +167,6 @@ def _planned(specs: Sequence[RunSpec], output: Path, bases: Bases) -> dict[str, 
     return {run.folder.identity: run for run in runs}
 
 
-def cut(specs: Sequence[RunSpec], device: str, at_once: int) -> list[list[RunSpec]]:
-    """The packs of a sweep for a type of device, split evenly over the ``at_once`` that run at a time.
-
-    Runs of a pack have batches of similar size, so that there is little padding.
-    """
-    group = {key: number for number, key in enumerate(dict.fromkeys(map(share_key, specs)))}
-    ordered = sorted(specs, key=lambda spec: (group[share_key(spec)], spec.train.batch_size))
-    return cut_into_packs(ordered, device, lanes_that_fit(device), at_once)
-
-
 def pack_jobs(sweep: Sweep, flags: Sequence[str]) -> list[Job]:
     """A job per pack with an open run: the command, plus ``flags``, that does this pack and nothing else."""
     jobs = []
@@ -219,7 +209,7 @@ def check_open(sweep: Sweep, bases: Bases, here: bool, all_again: bool = False) 
         if all_again or run.is_open:
             check(run.spec, bases.tokenizer(run.spec.model))
             if here:
-                bases.refuse_impossible(run.spec)
+                refuse_impossible(run.spec.model, run.spec.train, bases.device)
 
 
 def work(sweep: Sweep, bases: Bases, how: Execution, packs: Sequence[int]) -> None:

@@ -58,6 +58,8 @@ class Tracker:
         UserError: the tracker does not start.
     """
 
+    _tracker: GeneralTracker | None
+
     def __init__(
         self,
         report_to: ReportTo,
@@ -68,7 +70,6 @@ class Tracker:
         first_epoch: int = 0,
     ) -> None:
         self._name = report_to
-        self._tracker: GeneralTracker | None
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # trackio prints a greeting
                 # trackio ends the run that it finds in the context, so each run gets its own context
@@ -78,12 +79,7 @@ class Tracker:
             raise UserError(f"--report-to {report_to}: cannot start ({error}).") from error
 
     def log(self, epoch: int, values: Mapping[str, Any]) -> None:
-        """Report an epoch.
-
-        Args:
-            epoch: epochs done; 0 is the untouched base.
-            values: numbers by name, nested as in metrics.jsonl; anything but finite numbers is skipped.
-        """
+        """Report an epoch; of ``values``, nested as in metrics.jsonl, only finite numbers are taken."""
         with self._survived():
             if self._tracker is not None:
                 self._tracker.log(dict(_flatten(values)), step=epoch)

@@ -14,7 +14,7 @@ from ocr_eval.execution.jobs.local import cores
 from ocr_eval.execution.progress import Step, Watcher
 from ocr_eval.models.architecture import examine
 from ocr_eval.planning import memory, workload
-from ocr_eval.planning.pack_memory import pack_memory, room, widest
+from ocr_eval.planning.packs import pack_memory, room, widest
 from ocr_eval.specs.run import RunSpec
 
 #: Floating-point operations of training below which more processes do not pay off: each takes seconds to start.
@@ -96,6 +96,4 @@ class _PackFollower:
 def _written(run: Path) -> tuple[int, int]:
     """Modification time and size of a run's metrics.jsonl, to detect changes; zeros if there is none."""
     path = run / "metrics.jsonl"
-    if not path.is_file():
-        return 0, 0
-    return path.stat().st_mtime_ns, path.stat().st_size
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else (0, 0)

@@ -18,7 +18,7 @@ from ocr_eval.methods.adapters import Factors
 from ocr_eval.methods.changes import Dense, Rewrite
 from ocr_eval.models.architecture import linear_modules
 from ocr_eval.models.base import Base
-from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.models.loading import quiet_transformers
 from ocr_eval.models.weights import folder_digest, read_tensor
 from ocr_eval.specs.model import ModelSpec
 

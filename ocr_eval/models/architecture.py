@@ -17,8 +17,7 @@ from ocr_eval.common.errors import UserError, reason_of, shown
 from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models.base import DTYPES, attention_for, freeze
 from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code, why_not_loaded
-from ocr_eval.models.quiet import quiet_transformers
-from ocr_eval.models.sizes import refuse_impossible
+from ocr_eval.models.loading import from_folder, quiet_transformers
 from ocr_eval.models.weights import located
 from ocr_eval.specs.model import FolderWeights, ModelSpec
 
@@ -81,12 +80,10 @@ def read_config_of(name: str, folder: Path) -> PretrainedConfig:
     Raises:
         UserError: an unknown kind of model, or impossible sizes; ``name`` is the model's, for the message.
     """
-    refuse_impossible(folder)
     try:
-        with quiet_transformers():
-            config: PretrainedConfig = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trusts_code()
-            )
+        config: PretrainedConfig = from_folder(AutoConfig, folder)
+    except UserError:
+        raise
     except Exception as error:  # the file may contain anything, and the library checks little of it
         raise UserError(f"{name}: {folder}/config.json describes an unknown model: {why_not_loaded(error)}") from error
     for field in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):

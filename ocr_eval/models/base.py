@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -17,12 +17,11 @@ from transformers import (
 )
 
 from ocr_eval.common import yaml_files
-from ocr_eval.common.errors import UserError
+from ocr_eval.common.errors import UserError, unknown_name
 from ocr_eval.common.out_of_memory import is_out_of_memory
 from ocr_eval.models import grouped_attention
-from ocr_eval.models.hub import TOKENIZER_FILES, trusts_code, why_not_loaded
-from ocr_eval.models.quiet import quiet_transformers
-from ocr_eval.models.sizes import refuse_impossible
+from ocr_eval.models.hub import TOKENIZER_FILES, why_not_loaded
+from ocr_eval.models.loading import from_folder
 from ocr_eval.models.weights import WeightFolder, located
 from ocr_eval.specs.model import Device, ModelSpec, load_model_spec
 
@@ -101,16 +100,12 @@ def load_base(
     whole: bool = False,
     holds: int = 0,
 ) -> Base:
-    """Load a model and its tokenizer, frozen, in the spec's precision. The model's own code runs only if
-    the user trusts it (models/hub.py).
+    """Load a model and its tokenizer, frozen, in the spec's precision.
 
-    With ``whole`` the weights are fp32 masters, to be trained in the spec's precision.
-
-    A quantized base holds its linear layers in 4 bits: NF4 with double quantization through bitsandbytes, on
-    CUDA and on CPU (Dettmers et al., QLoRA, arXiv 2305.14314). Arithmetic stays in the spec's precision.
-
-    Layers are spread over all GPUs if the memory needed for any batch size (``holds``, in bytes; ``memory.least``)
-    exceeds one GPU.
+    With ``whole`` the weights are fp32 masters, to be trained in the spec's precision. A quantized base holds its
+    linear layers in 4 bits: NF4 with double quantization through bitsandbytes, on CUDA and on CPU (Dettmers et al.,
+    QLoRA, arXiv 2305.14314); arithmetic stays in the spec's precision. Layers are spread over all GPUs if the memory
+    needed for any batch size (``holds``, in bytes; ``memory.least``) exceeds one GPU.
 
     Raises:
         UserError: the device is not available or too small, or the files are not a complete causal language model.
@@ -120,26 +115,22 @@ def load_base(
     mapped = quantized or accelerator.device.type == "cuda"  # loaded directly onto the device, not through the CPU
     if quantized:
         require_bitsandbytes("--method qlora")
-    refuse_impossible(folder.path)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    four_bit = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=DTYPES[spec.dtype]) if quantized else None
     try:
-        with quiet_transformers():
-            here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trusts_code()}
-            tokenizer = AutoTokenizer.from_pretrained(folder.path, **here)
-            config = AutoConfig.from_pretrained(folder.path, **here)
-            network, found = AutoModelForCausalLM.from_pretrained(
-                folder.path,
-                config=config,
-                dtype=torch.float32 if whole else DTYPES[spec.dtype],
-                attn_implementation=attention_for(spec, config, accelerator.device.type),
-                **here,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # rejected below, by name
-                quantization_config=BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=DTYPES[spec.dtype])
-                if quantized
-                else None,
-                **({"device_map": _placement(accelerator, holds)} if mapped else {}),
-            )
+        tokenizer = from_folder(AutoTokenizer, folder.path)
+        config = from_folder(AutoConfig, folder.path)
+        network, found = from_folder(
+            AutoModelForCausalLM,
+            folder.path,
+            config=config,
+            dtype=torch.float32 if whole else DTYPES[spec.dtype],
+            attn_implementation=attention_for(spec, config, accelerator.device.type),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # rejected below, by name
+            quantization_config=four_bit,
+            **({"device_map": _placement(accelerator, holds)} if mapped else {}),
+        )
         _refuse_incomplete(spec, folder, found)
         freeze(network)
         if not mapped:
@@ -159,9 +150,8 @@ def load_base(
 
 def _refuse_incomplete(spec: ModelSpec, folder: WeightFolder, found: dict[str, Any]) -> None:
     """Raises UserError if the files lack a tensor, or its shape differs: it would then have random values."""
-    absent = sorted(
-        {*found["missing_keys"], *(key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])}
-    )
+    mismatched = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
+    absent = sorted({*found["missing_keys"], *mismatched})
     if absent:
         raise UserError(
             f"{spec.name}: {folder.path} lacks {len(absent)} of the model's tensors, or has them in another shape, "
@@ -222,9 +212,8 @@ def require_bitsandbytes(what: str) -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"{what} needs bitsandbytes, which cannot be imported here: pip install bitsandbytes"
-        ) from error
+        reason = "needs bitsandbytes, which cannot be imported here: pip install bitsandbytes"
+        raise UserError(f"{what} {reason}") from error
 
 
 def in_chat(tokenizer: Any, question: str) -> str:
@@ -260,10 +249,10 @@ def load_tokenizer_from(folder: Path) -> Any:
     Raises:
         UserError: it has none, or one that does not load.
     """
-    refuse_impossible(folder)
     try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusts_code())
+        return from_folder(AutoTokenizer, folder)
+    except UserError:
+        raise
     except Exception as error:
         if not any(path for pattern in ("tokenizer*", "vocab*") for path in folder.glob(pattern)):
             raise UserError(f"'{folder}' has no tokenizer (tokenizer.json). Give a folder with its files.") from error
@@ -276,10 +265,7 @@ def make_accelerator(device: Device) -> Accelerator:
     Raises:
         UserError: the requested device is not available, or this process already uses another.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device, True):
-        names = ["cpu", *(name for name, available in there.items() if available)]
-        raise UserError(f"--device {device} is not available. This machine has: {', '.join(names)}.")
+    require_device(device)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matrix products on CUDA
     try:
         accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu")
@@ -291,8 +277,22 @@ def make_accelerator(device: Device) -> Accelerator:
     return accelerator
 
 
+def require_device(device: Device) -> None:
+    """Raises UserError if this machine lacks the requested device."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, True):
+        names = ["cpu", *(name for name, available in there.items() if available)]
+        raise UserError(f"--device {device} is not available. This machine has: {', '.join(names)}.")
+
+
 def device_type(device: Device) -> str:
-    """The type of device that ``make_accelerator`` would use, without initializing it."""
+    """The type of device that ``make_accelerator`` would use, without initializing it.
+
+    Raises:
+        UserError: there is no such type.
+    """
+    if device not in get_args(Device):
+        raise unknown_name("device", device, get_args(Device))
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

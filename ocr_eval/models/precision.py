@@ -81,12 +81,10 @@ def choose_for(model: ModelSpec, device: str) -> Choice:
         elif stored == torch.float16 and choice.dtype == "bfloat16" and not overflows_float16(model):
             choice = Choice("float16" if device == "cuda" else "float32", "the folder's own is float16", True)
     if choice.dtype == "float16" and overflows_float16(model):
-        instead = (
-            "float32, or a GPU of compute capability 8.0 or more" if model.dtype == "auto" else "float32 or bfloat16"
-        )
+        others = ", or a GPU of compute capability 8.0 or more" if model.dtype == "auto" else " or bfloat16"
         raise UserError(
             f"{model.name} cannot run in float16 ({choice.reason}): its activations exceed 65,504, the largest "
-            f"float16 number. Use --dtype {instead}."
+            f"float16 number. Use --dtype float32{others}."
         )
     return choice
 

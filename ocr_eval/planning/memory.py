@@ -14,7 +14,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import METHODS, SHIPPED
 from ocr_eval.methods.method import method_of
 from ocr_eval.models.architecture import build, examine, read_config
-from ocr_eval.models.base import DTYPES, device_type
+from ocr_eval.models.base import DTYPES, device_type, require_device
 from ocr_eval.planning.simulation import PARTS, Geometry, Part, peaks
 from ocr_eval.specs.model import Device, ModelSpec, TrainSpec
 
@@ -208,8 +208,9 @@ def refuse_impossible(spec: ModelSpec, train: TrainSpec, device: Device) -> None
     """Stop before anything is loaded if a run needs more memory than there is.
 
     Raises:
-        UserError: it does; the message has the numbers and what would fit.
+        UserError: it does (the message has the numbers and what would fit), or there is no such device here.
     """
+    require_device(device)
     kind = device_type(device)
     if kind == "cuda":
         gpus = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]

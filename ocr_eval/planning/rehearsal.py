@@ -36,8 +36,7 @@ class Rehearsal:
 
     Attributes:
         layers: layers that were built, and layers of the model.
-        parameters: number of parameters that were built.
-        dtype: precision of base and arithmetic.
+        parameters: number that were built.
         device: a GPU by its name.
         real_tokenizer: the model's own, or a stand-in with the same vocabulary size.
         examples: statements in the batch, which is the same in every step.
@@ -145,7 +144,7 @@ def rehearse(
     pack = attach(base, [spec], [examples])
     if not isinstance(pack, GradientPack):
         raise UserError(f"Method '{spec.train.method_name}' has no training steps to rehearse.")
-    before, losses, step_seconds = _fingerprints(pack), [], []
+    before, losses, step_seconds, threads = _fingerprints(pack), [], [], torch.get_num_threads()
     for step in range(steps):
         started = time.monotonic()
         losses.append(pack.step([0])[0])
@@ -167,9 +166,7 @@ def rehearse(
         parameters=sizes.parameters,
         method=spec.train.method,
         dtype=spec.precision,
-        device=torch.cuda.get_device_name(place)
-        if place.type == "cuda"
-        else f"{place}, {torch.get_num_threads()} threads",
+        device=torch.cuda.get_device_name(place) if place.type == "cuda" else f"{place}, {threads} threads",
         real_tokenizer=is_real,
         examples=len(examples),
         nodes=training.nodes,

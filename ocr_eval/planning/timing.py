@@ -47,12 +47,7 @@ class Speed:
 
 
 def calibrate(
-    spec: ModelSpec,
-    sizes: Architecture,
-    train: TrainSpec,
-    training: Geometry,
-    scoring: Geometry,
-    device: torch.device,
+    spec: ModelSpec, sizes: Architecture, train: TrainSpec, training: Geometry, scoring: Geometry, device: torch.device
 ) -> Speed:
     """Estimate a training step and a scoring pass, both over all lanes, by timing matrix products (about a second)."""
     on = DTYPES[spec.dtype], device, torch.get_num_threads()

@@ -122,10 +122,5 @@ def _geometry(questions: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, ...
     forest = Forest()
     reads, _ = read_answers(forest, questions)
     batch = lay_out([(forest, reads)])
-    return Geometry(
-        lanes=1,
-        nodes=batch.ids.shape[1],
-        reads=len(batch.kept),
-        tokens=len(reads.tokens),
-        clumps=batch.sees.shape[1],
-    )
+    nodes, clumps = batch.ids.shape[1], batch.sees.shape[1]
+    return Geometry(lanes=1, nodes=nodes, reads=len(batch.kept), tokens=len(reads.tokens), clumps=clumps)

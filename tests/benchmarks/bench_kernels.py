@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
-from ocr_eval.execution.material import prepare
+from ocr_eval.execution.live_run import prepare
 from ocr_eval.methods import view
 from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.methods.train import _gradients

@@ -12,7 +12,7 @@ import statistics
 import time
 
 from ocr_eval.execution.execute import Bases
-from ocr_eval.execution.material import prepare
+from ocr_eval.execution.live_run import prepare
 from ocr_eval.measures.vocabulary import in_vocabulary
 from ocr_eval.methods.view import View
 from ocr_eval.scoring.candidates import score_candidates

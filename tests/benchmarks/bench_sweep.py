@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from ocr_eval.data.task import Task, build_task
 from ocr_eval.data.tokenize import training_tokens
 from ocr_eval.models.base import load_tokenizer
-from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.models.loading import quiet_transformers
 from ocr_eval.models.weights import locate
 from ocr_eval.specs.run import RunSpec
 from ocr_eval.specs.schedule import DEFAULT

@@ -39,13 +39,13 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import Continuation, training_tokens
 from ocr_eval.execution.jobs.local import cores
-from ocr_eval.execution.sweep import cut
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import batch_forest, train_epoch
 from ocr_eval.models.architecture import target_names
 from ocr_eval.models.base import DTYPES, Base, load_base, load_tokenizer
-from ocr_eval.models.quiet import quiet_transformers
+from ocr_eval.models.loading import quiet_transformers
 from ocr_eval.models.weights import WeightFolder, locate
+from ocr_eval.planning.packs import cut
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import load_model_spec
 from ocr_eval.specs.published import published_associations

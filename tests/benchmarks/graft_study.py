@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from ocr_eval.common.files import write_atomic
-from ocr_eval.execution.execute import rescore
+from ocr_eval.execution.execute import open_view, rescore
 from ocr_eval.records.find import FinishedRun, find_runs
 from ocr_eval.records.record import Record
 from ocr_eval.records.trained import read_trained
@@ -75,7 +75,8 @@ def of_sum(runs: dict[str, FinishedRun], asked: str, terms: dict[str, int]) -> S
     trained = {part: read_trained(runs[part].folder) for part in terms}
     grafted = [(sign, trained[part][1].learned) for part, sign in others]
     over = trained[onto][1].record().base_identity
-    return rescore(read_trained(runs[asked].folder)[0], trained[onto][1].learned, "auto", over, grafted)
+    spec = read_trained(runs[asked].folder)[0]
+    return rescore(spec, open_view(spec, trained[onto][1].learned, "auto", over, grafted))
 
 
 def table(of: pd.DataFrame) -> pd.DataFrame:

@@ -54,7 +54,6 @@ class JobEvent:
 
     Attributes:
         state: ``queued``, ``running``, or how it ended (``End``); for other states Slurm's name in lower case.
-        place: the device, or the job's Slurm id.
         reason: why it is waiting or failed; may be empty.
     """
 
@@ -75,7 +74,7 @@ class JobResult:
     """How a job ended.
 
     Attributes:
-        end: how it ended; ``done`` only with exit code 0.
+        end: ``done`` only with exit code 0.
         returncode: the command's exit code, negative for a signal; None if it never ended by itself.
         place: the device, or the job's Slurm id.
         reason: what went wrong, in a few words; empty for ``done``.

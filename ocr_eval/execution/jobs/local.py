@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 
 from filelock import Timeout
@@ -99,10 +99,11 @@ def resolve_devices(asked: Sequence[str]) -> tuple[str, ...]:
         import torch
 
         named = ",".join(map(str, range(torch.cuda.device_count())))
-    visible = tuple(part.strip() for part in named.split(",") if part.strip())
+    listed = [part.strip() for part in named.split(",") if part.strip()]
+    visible = tuple(takewhile(lambda device: not device.startswith("-"), listed))  # CUDA reads until the first invalid
     for device in asked:
         if device != "cpu" and device not in visible:
-            raise unknown_name("device", device, [*visible, "cpu"])
+            raise unknown_name("device", device, [*visible, "cpu"], "GPUs are named by their numbers in nvidia-smi.")
     return tuple(asked) or visible or ("auto",)
 
 

@@ -18,18 +18,12 @@ _CHILD = Path(__file__).with_name("child.py")
 
 
 def start(
-    command: Sequence[str],
-    log: Path,
-    place: str,
-    environment: Mapping[str, str],
-    new_session: bool = False,
+    command: Sequence[str], log: Path, place: str, environment: Mapping[str, str], new_session: bool = False
 ) -> subprocess.Popen[bytes]:
-    """Start a command, with a line in the log that says where and when.
+    """Start a command, with a line in the log that says where (``place``) and when.
 
-    On Linux it does not outlive this process, even if this is killed; elsewhere it would run to its end.
-
-    ``place`` is the device or job named in the log; ``environment`` is added to this process's own; a new session is
-    not reached by Ctrl-C in this terminal.
+    On Linux it does not outlive this process, even if this is killed; elsewhere it would run to its end. Its
+    environment is added to this process's own; a new session is not reached by Ctrl-C in this terminal.
 
     Raises:
         UserError: the log's path is taken by something that is not a file.
@@ -44,7 +38,7 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**{name: value for name, value in os.environ.items() if name != "OCR_EVAL_CONFIG"}, **environment},
+            env={name: value for name, value in (os.environ | environment).items() if name != "OCR_EVAL_CONFIG"},
             start_new_session=new_session,
         )
 

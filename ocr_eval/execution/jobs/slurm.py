@@ -187,8 +187,9 @@ def _end_file(folder: Path, job_id: str) -> Path:
 def _last_word(path: Path, patience: float) -> str:
     """The last word of a file that may take seconds to appear; empty if it does not."""
     deadline = time.monotonic() + patience
-    while path not in path.parent.iterdir():  # listing a folder makes NFS refresh it
+    while True:
+        if path in path.parent.iterdir() and (words := path.read_text().split()):  # listing makes NFS refresh a folder
+            return words[-1]
         if time.monotonic() > deadline:
             return ""
         time.sleep(0.5)
-    return path.read_text().split()[-1]
