@@ -75,14 +75,12 @@ class ConstantDirection(Measure):
     about = "Whether the change adds the same direction to every token, as a steering vector would"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """The result in a sentence."""
         return (
             f"The change's additions to two tokens have a mean cosine of {found['cosine']:+.2f} (by chance "
             f"{found['chance']:+.2f}); a constant direction would have 1 and could not tell groups apart."
         )
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         changes = [each for each in trained.changes() if layer_of(each.module) >= 0]
         if not changes:
             raise UserError("This run changed no matrix of any layer.")

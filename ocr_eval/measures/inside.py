@@ -146,13 +146,9 @@ def linked(trained: Trained) -> tuple[list[ProbeTokens], list[ProbeTokens], list
     Raises:
         UserError: a subject of the finding is not asked for its fact, or facts and entailments are not one to one.
     """
-    roles = {quantity.name: quantity.role for quantity in trained.quantities}
-    finding = {each.probe.subject: each for each in trained.probes if roles[each.probe.quantity] == "finding"}
-    pairs = [
-        (each, finding[each.probe.subject])
-        for each in trained.probes
-        if roles[each.probe.quantity] == "premise" and each.probe.subject in finding
-    ]
+    finding = {each.probe.subject: each for each in trained.asked("finding")}
+    premises = [each for each in trained.asked("premise") if each.probe.subject in finding]
+    pairs = [(each, finding[each.probe.subject]) for each in premises]
     answer_of = {fact.probe.target: found.probe.target for fact, found in pairs}
     one_to_one = all(answer_of[fact.probe.target] == found.probe.target for fact, found in pairs)
     if len(pairs) != len(finding) or not one_to_one or sorted(answer_of) != sorted(answer_of.values()):

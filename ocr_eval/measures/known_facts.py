@@ -66,7 +66,6 @@ class KnownFacts(Measure):
         return True
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         taught = {example.prompt for example in task_of_run(trained.spec).train}
         probes = known_probes(trained.pack.base.tokenizer, taught)
         rank, logprob, _ = in_vocabulary(trained.view(), trained.lane, probes).T
@@ -76,9 +75,7 @@ class KnownFacts(Measure):
         base_rank, base_logprob, _ = in_vocabulary(trained.view(False), trained.lane, probes).T
         is_known = base_rank == 0
         found["base_known"] = int(is_known.sum())
-        premises = {quantity.name for quantity in trained.quantities if quantity.role == "premise"}
-        learned = [each for each in trained.probes if each.probe.quantity in premises]
-        if learned:
+        if learned := trained.asked("premise"):
             had, has = (in_vocabulary(trained.view(which), trained.lane, learned)[:, 0] == 0 for which in (False, True))
             found |= {"taught": len(learned), "fitted_known": int((had & has).sum())}
             found["fitted_unknown"] = int((~had & has).sum())
@@ -96,9 +93,8 @@ def categories(base: View) -> dict[str, Category]:
     """How well a base knows each shipped fact, by prompt."""
     found: dict[str, Category] = {}
     for name, relation in _relations().items():
-        drawn = streams.shuffled(
-            f"known/{name}", [(relation.prompt(who), what) for who, what in relation.facts.items()]
-        )
+        facts = [(relation.prompt(who), what) for who, what in relation.facts.items()]
+        drawn = streams.shuffled(f"known/{name}", facts)
         for asked, others in ((drawn[::2], drawn[1::2]), (drawn[1::2], drawn[::2])):
             of = slick(base, name, asked, others, lambda prompt, answer: (prompt, answer))
             found |= zip((prompt for prompt, _ in asked), of, strict=True)
@@ -111,7 +107,6 @@ class KnownCategories(Measure):
     about = "How well the base knew each of these facts (Gekhman et al., arXiv 2405.05904), and which are kept"
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         if not trained.has_base:
             raise ValueError("it needs the base, which full fine-tuning overwrites")
         taught = {example.prompt for example in task_of_run(trained.spec).train}

@@ -38,7 +38,6 @@ class LinkMap(Measure):
     about = "Linear map from fact to entailment logits over untaught names (Peng et al., arXiv 2502.04520)"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """The result in a sentence."""
         parts = [
             f"{name} {found[f'{name}_rank']:.1f} (p {found[f'{name}_p']:.2g})"
             for name in ("base", "trained", "change")
@@ -49,7 +48,6 @@ class LinkMap(Measure):
         )
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         association = trained.spec.association
         if not isinstance(association, PairAssociation):
             raise UserError(f"'{association.name}' has no pairs of fact and entailment answers.")

@@ -93,7 +93,6 @@ class Patching(Measure):
     about = "Effect of another group's residual stream on the entailment, by layer and token (activation patching)"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """The result in a sentence."""
         parts = [
             f"at the end of the {place} after layer {found[f'{place}_layer']} ({found[f'{place}_excess']:+.1f} "
             f"nats, p {found[f'{place}_p']:.2g} for the best layer)"
@@ -102,9 +101,7 @@ class Patching(Measure):
         return f"Patching in another group's stream favours that group's answer most {', and '.join(parts)}."
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
-        finding = next(quantity.name for quantity in trained.quantities if quantity.role == "finding")
-        asked = [each for each in trained.probes if each.probe.quantity == finding]
+        asked = trained.asked("finding")
         n, stream = asked[0].probe.in_use, f"{trained.spec.stream('data')}/patching"
         groups = [[each for each in asked if each.probe.target == g][:_SUBJECTS] for g in range(n)]
         if len({len(group) for group in groups}) != 1:

@@ -39,12 +39,10 @@ class TextLoss(Measure):
         self._bases: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """The result in a sentence."""
         before = f", {found['base_loss']:.3f} before" if "base_loss" in found else ""
         return f"Loss on unrelated prose: {found['loss']:.3f} nats per token{before}."
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         path, digest = text_file(str(yaml_files.shipped("texts") / _TEXT))
         (ids,) = encode(trained.view().base.tokenizer, [read_bytes(path).decode()])
         ids = ids[:_MOST]

@@ -61,6 +61,14 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Factors(LowRank):
+    """A lane's adapter over one module: A and B in fp32, and their gradients in the same shapes."""
+
+    grad_a: Tensor
+    grad_b: Tensor
+
+
+@dataclass(frozen=True)
 class Dense:
     """A change of any rank.
 

@@ -17,17 +17,14 @@ import torch
 from ocr_eval.common import streams
 from ocr_eval.common.errors import RunFailed, reason_of
 from ocr_eval.data.tokenize import Continuation
-from ocr_eval.methods.adapters import Adapters, Factors
-from ocr_eval.methods.changes import Rewrite, WeightChange
+from ocr_eval.methods.changes import Factors, Rewrite, WeightChange
 from ocr_eval.methods.checkpoint import read_state, write_state
 from ocr_eval.methods.method import Pack, method_of
 from ocr_eval.methods.objective import Objective
-from ocr_eval.methods.ov_matrices import OVMatrices
 from ocr_eval.methods.prevention import Prevention, preventions_of
 from ocr_eval.methods.train import train_epoch
-from ocr_eval.methods.vectors import Vectors
+from ocr_eval.methods.trainable import Trainable
 from ocr_eval.methods.view import Cut, View
-from ocr_eval.methods.whole import WholeNetwork
 from ocr_eval.models.base import Base, require_bitsandbytes
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import RunSpec
@@ -53,12 +50,6 @@ def _taught_in(examples: Sequence[Continuation], order: str, epoch: int, epochs:
             place = streams.permutation(f"{order}/share-{(epoch - 1) // k}", len(alike))
             taught += [example for example, i in zip(alike, place, strict=True) if (i + epoch) % k == 0]
     return taught
-
-
-#: What the lanes of a pack train next to a frozen network: adapters, matrices of attention heads, or vectors.
-Addition = Adapters | OVMatrices | Vectors
-#: The same, or the network itself.
-Trainable = Addition | WholeNetwork
 
 
 @dataclass
@@ -93,7 +84,7 @@ class Learner:
 
 
 @dataclass(frozen=True)
-class MountedPack:
+class MountedPack(Pack):
     """Runs over one base, each in its own lane, and what they learn, mounted in its network until ``detach``."""
 
     base: Base
@@ -109,7 +100,7 @@ class MountedPack:
         return self.adapters.changes(lane)
 
     def save(self, lane: int, folder: Path) -> str:
-        """Write what a lane learned as ``adapter/`` or ``model/`` in a folder; returns the sha256 of the weights."""
+        """Write what a lane learned; returns the sha256 of the weights."""
         return self.adapters.save(lane, folder, self.base.spec)
 
     def detach(self) -> None:
@@ -119,11 +110,7 @@ class MountedPack:
 
 @dataclass(frozen=True)
 class GradientPack(MountedPack):
-    """Runs that train together; the ``Pack`` of all gradient-based methods.
-
-    Attributes:
-        learners: the runs, by lane.
-    """
+    """Runs that train together; the ``Pack`` of all gradient-based methods. ``learners`` are the runs, by lane."""
 
     learners: tuple[Learner, ...]
 
@@ -171,7 +158,7 @@ def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Con
 def gradient_pack(
     base: Base, adapters: Trainable, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]
 ) -> GradientPack:
-    """A pack of runs over what is mounted, with an AdamW for each."""
+    """A pack of runs over what is mounted, each from its own initialization stream and with an AdamW of its own."""
     adamw: Any = partial(torch.optim.AdamW, fused=True)
     if base.whole and base.device.type == "cuda":  # moments in 8 bits
         require_bitsandbytes("--method full on a GPU")
@@ -180,18 +167,18 @@ def gradient_pack(
         adamw = AdamW8bit
     learners = []
     for lane, (spec, learns) in enumerate(zip(specs, examples, strict=True)):
+        adapters.initialize(lane, streams.integer(spec.stream("initialization")))
         parameters, train = adapters.parameters(lane), spec.train
-        learners.append(
-            Learner(
-                base=base,
-                train=train,
-                order=spec.stream("order"),
-                examples=learns,
-                parameters=parameters,
-                factors=adapters.factors(lane),
-                rewrite=partial(adapters.rewrite, lane),
-                optimizer=adamw(parameters.values(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay),
-                preventions=preventions_of(train),
-            )
+        learner = Learner(
+            base=base,
+            train=train,
+            order=spec.stream("order"),
+            examples=learns,
+            parameters=parameters,
+            factors=adapters.factors(lane),
+            rewrite=partial(adapters.rewrite, lane),
+            optimizer=adamw(parameters.values(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay),
+            preventions=preventions_of(train),
         )
+        learners.append(learner)
     return GradientPack(base, adapters, tuple(learners))

@@ -10,17 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
+from ocr_eval.methods.trainable import Trainable
 from ocr_eval.models import grouped_attention
 from ocr_eval.packing.batch import Batch, lay_out
 from ocr_eval.packing.forest import Forest, Reads
 from ocr_eval.packing.logprobs import Reader, block_rows, read_logprobs
-
-
-class Mounted(Protocol):
-    """What the lanes of a pack learn, mounted in the network."""
-
-    def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch goes through what lane ``lanes[i]`` learned; for None only through the base."""
 
 
 class Readable(Protocol):
@@ -80,7 +74,7 @@ class View:
 
     base: Readable
     network: torch.nn.Module
-    adapters: Mounted | None = None
+    adapters: Trainable | None = None
     trained: bool = True
     autocast: bool = False
     cut: Cut = field(default_factory=Cut)
@@ -91,8 +85,7 @@ class View:
         Logits are computed only where they are read; the log-softmax is in fp32.
 
         Args:
-            rows: for each lane, its packed sequences and where they are read. Without adapters, lanes are
-                only labels.
+            rows: for each lane, its packed sequences and where they are read. Without adapters, lanes are only labels.
         """
         return self.read(rows, read_logprobs)
 
@@ -101,13 +94,9 @@ class View:
         placed = [self.place(lane, *of) for lane, of in rows.items()]
         batch = lay_out(placed, by_clump=self.base.attention == grouped_attention.NAME)
         logits_KRV = self.logits(batch, list(rows))
-        rows_T = (batch.rows * logits_KRV.shape[1] + batch.columns).to(logits_KRV.device)
-        found_T = read(
-            logits_KRV.flatten(0, 1),
-            rows_T,
-            batch.tokens.to(logits_KRV.device),
-            block_rows(logits_KRV.shape[-1], logits_KRV.device.type),
-        )
+        device, (_, reads, vocabulary) = logits_KRV.device, logits_KRV.shape
+        rows_T, tokens_T = (batch.rows * reads + batch.columns).to(device), batch.tokens.to(device)
+        found_T = read(logits_KRV.flatten(0, 1), rows_T, tokens_T, block_rows(vocabulary, device.type))
         return dict(zip(rows, found_T.split(batch.counts), strict=True))
 
     def place(self, lane: int, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:
