@@ -257,7 +257,9 @@ def test_it_goes_to_the_table_and_is_scored_again(ocr_eval, tiny, tmp_path):
     text = text_of(tmp_path)
     run = ["--model", tiny, "--n", 2, "--m-train", 1, "--m-test", 1, "-o", tmp_path / "out"]
     for method in ("rome", "memit"):
-        assert ocr_eval("finetune", "city-language", *run, "--method", f"{method}:text={text}:steps=3").code == 0
+        flags = ["--method", f"{method}:text={text}:steps=3", "--measures", "frozen-layers", "--json"]
+        found = json.loads(ocr_eval("finetune", "city-language", *run, *flags).out)
+        assert found["measures"]["frozen-layers"]["cut"] == 1
     table = ocr_eval("table", tmp_path / "out", "--no-published").out
     assert "ROME" in table
     assert "MEMIT" in table

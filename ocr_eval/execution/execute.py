@@ -284,7 +284,6 @@ def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained
     """
     view = open_view(spec, folder.learned, device, folder.record().base_identity)
     base, adapters = view.base, view.adapters
-    assert isinstance(base, Base)
     if adapters is None and folder.learned.name != "model":
         raise UserError(
             f"'{folder.learned}' is not a LoRA adapter, so it cannot be measured later. Name measures in training: "

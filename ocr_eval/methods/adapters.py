@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +247,12 @@ class Adapters(Trainable):
 
     def rewrite(self, lane: int, f: Rewrite) -> None:
         """Replace s B A, computed whenever it is read, so that only one dense matrix at a time takes memory."""
+
+        def rewritten(change: WeightChange) -> Tensor:
+            return f(change.module, change.dense())
+
         for each in list(self.changes(lane)):
-            self.layers[each.module].rewritten[lane] = Dense(each.module, lambda of=each: f(of.module, of.dense()))
+            self.layers[each.module].rewritten[lane] = Dense(each.module, partial(rewritten, each))
         self._scales[lane] = 0.0
         self._rewritten.add(lane)
 

@@ -79,6 +79,10 @@ class ContextView(View):
         """The forest after the lane's context, if it has one."""
         return below(self.contexts[lane], forest, reads) if lane in self.contexts else (forest, reads)
 
+    def room(self, lane: int) -> int:
+        """The most tokens that a lane can read at once after its context."""
+        return super().room(lane) - (len(self.contexts[lane].ids) if lane in self.contexts else 0)
+
 
 def below(context: Context, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:
     """A forest appended to the end of a context, whose BOS takes the place of the forest's."""

@@ -75,8 +75,8 @@ def _wrong_answers(spec: RunSpec) -> list[tuple[str, list[str]]]:
 
     task, which = task_of_run(spec), settings_of(spec.train).rejected
     probes = defaultdict(list)
-    for probe in task.probes:
-        probes[probe.subject].append(probe)
+    for each in task.probes:
+        probes[each.subject].append(each)
     found = []
     for example in task.train:
         probe = next((each for each in probes[example.subject] if example.answer in each.candidates), None)

@@ -73,17 +73,13 @@ def check_named(task: Task) -> None:
     for example in task.train:
         if not example.subject or example.subject not in example.prompt:
             raise UserError(
-                f"'{example.text}' does not name its subject before the answer, so there is no key to edit. "
-                "Use a method that trains, such as lora."
+                f"'{example.text}' does not name its subject before the answer (it is called '{example.subject}'), "
+                "so there is no key to edit. Use a method that trains, such as lora."
             )
 
 
 def subjects_of(tokenizer: Any, task: Task) -> list[Subject]:
-    """The subjects of a task's statements.
-
-    Raises:
-        UserError: a statement does not name its subject before its answer.
-    """
+    """The subjects of a task's statements; raises UserError as ``check_named`` does."""
     check_named(task)
     by_name = defaultdict(list)
     for example in task.train:

@@ -4,40 +4,18 @@ Training and scoring both run a network through a ``View``, so what is trained i
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ocr_eval.methods.trainable import Trainable
 from ocr_eval.models import grouped_attention
+from ocr_eval.models.base import Base
 from ocr_eval.packing.batch import Batch, lay_out
 from ocr_eval.packing.forest import Forest, Reads
 from ocr_eval.packing.logprobs import Reader, block_rows, read_logprobs
-
-
-class Readable(Protocol):
-    """What a view needs to know about a network: that of a base, or of a model in another program's training."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """Its tokenizer."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of its arithmetic."""
-
-    @property
-    def attention(self) -> str:
-        """Name of its attention implementation."""
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass over fp32 weights."""
 
 
 def longest(config: Any) -> int:
@@ -65,14 +43,15 @@ class View:
     """A way to run a base: untouched, through the adapters of a pack, or through a PEFT adapter.
 
     Attributes:
-        base: gives device and precision.
+        base: gives tokenizer, device, precision and attention; of a model in another program's training, an object with
+            only these (integrations.py).
         network: the base's network, or a PEFT model around it.
         adapters: what the lanes learn, mounted in it, if anything.
         trained: whether to run ``adapters``, or the base without them.
         autocast: whether the network has fp32 weights that autocast brings to the base's precision.
     """
 
-    base: Readable
+    base: Base
     network: torch.nn.Module
     adapters: Trainable | None = None
     trained: bool = True
@@ -102,6 +81,10 @@ class View:
     def place(self, lane: int, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:
         """A forest and its reads as a lane reads them, for example after a context."""
         return forest, reads
+
+    def room(self, lane: int) -> int:
+        """The most tokens that a lane can read at once."""
+        return longest(self.network.config)
 
     def logits(self, batch: Batch, lanes: Sequence[int]) -> torch.Tensor:
         """The logits that a batch keeps, each row through its lane; differentiable. [K, R, V]"""
