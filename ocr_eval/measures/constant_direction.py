@@ -35,11 +35,7 @@ def mean_cosine(sum_O: Tensor, count: int) -> float:
 
 
 def cosines(trained: Trained, changes: Sequence[WeightChange]) -> Floats:
-    """Cosine of each change, and its value by chance. [M, 2]
-
-    Raises:
-        RunFailed: even a few prompts do not fit in memory.
-    """
+    """Cosine of each change, and its value by chance. [M, 2]"""
     view, stream = trained.view(), f"{trained.spec.stream('data')}/constant-direction"
 
     def read(size: int) -> Floats:

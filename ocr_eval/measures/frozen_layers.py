@@ -22,11 +22,7 @@ from ocr_eval.methods.pack import MountedPack
 
 @contextmanager
 def taken_back(trained: Trained, layers: Container[int]) -> Iterator[None]:
-    """Set the run's adapters in these layers to zero; on exit they are restored bit for bit.
-
-    Raises:
-        ValueError: the run has no low-rank adapters.
-    """
+    """Set the run's adapters in these layers to zero, then restore them bit for bit; ValueError if it has none."""
     pack = trained.pack
     if not isinstance(pack, MountedPack) or not pack.adapters.factors(trained.lane):
         raise ValueError("it needs low-rank adapters, and this method has none")

@@ -32,11 +32,7 @@ SIGNIFICANT = 0.05
 
 
 def decoder_of(network: torch.nn.Module) -> torch.nn.Module:
-    """The part of a causal model that holds ``layers`` and the final ``norm``.
-
-    Raises:
-        UserError: the architecture lacks them.
-    """
+    """The part of a causal model that holds ``layers`` and the final ``norm``; raises UserError if there is none."""
     decoder = getattr(network, "model", None)
     if not (hasattr(decoder, "layers") and hasattr(decoder, "norm")):
         raise UserError(f"{type(network).__name__} has no model.layers and model.norm, which this measure reads.")
@@ -71,12 +67,7 @@ def packed(view: View, lane: int, questions: Sequence[tuple[Ids, Sequence[Ids]]]
 
 
 def residuals(view: View, lane: int, probes: Sequence[ProbeTokens]) -> Tensor:
-    """The residual stream after each layer at the last token of each prompt, fp32, on the CPU. [L, P, D]
-
-    Raises:
-        UserError: the architecture is not supported (``decoder_of``).
-        RunFailed: even a few prompts do not fit in memory.
-    """
+    """The residual stream after each layer at the last token of each prompt, fp32, on the CPU. [L, P, D]"""
 
     def read(size: int) -> Tensor:
         order, parts = [], []
@@ -107,11 +98,7 @@ def lens(network: Any, residual_PD: Tensor, tokens: NDArray[np.int64]) -> Floats
 
 
 def up_to_subject(tokenizer: Tokenizer, probes: Sequence[ProbeTokens]) -> list[ProbeTokens]:
-    """Each prompt cut after the token in which its subject's name ends.
-
-    Raises:
-        UserError: a prompt without its subject's name.
-    """
+    """Each prompt cut after the token in which its subject's name ends; raises UserError if it does not name it."""
     texts = []
     for each in probes:
         before, name, _ = each.probe.prompt.partition(each.probe.subject)
@@ -130,11 +117,7 @@ def up_to_subject(tokenizer: Tokenizer, probes: Sequence[ProbeTokens]) -> list[P
 
 
 def first_ids(probes: Sequence[ProbeTokens]) -> NDArray[np.int64]:
-    """First token of each candidate. [P, C]
-
-    Raises:
-        UserError: the probes do not share candidates with distinct first tokens.
-    """
+    """First token of each candidate [P, C]; UserError unless probes share candidates with distinct first tokens."""
     if len({each.probe.candidates for each in probes}) != 1 or any(each.begin_alike for each in probes):
         raise UserError("It needs probes of one quantity that share candidates with distinct first tokens.")
     return np.array([[ids[0] for ids in each.candidates] for each in probes])
@@ -163,7 +146,7 @@ def by_answer(values_CPn: Floats, targets: Sequence[int]) -> Floats:
 
 
 def assignments(n: int, stream: str, fixed: bool = True) -> tuple[NDArray[np.int64], bool]:
-    """Assignments of n answers to n groups, a random sample if there are too many; and whether they are all. [F, n]
+    """Assignments of n answers to n groups, or 2000 random ones if there are too many; and whether they are all. [F, n]
 
     ``fixed``: whether a group may keep its own answer.
     """

@@ -101,11 +101,7 @@ class Measure:
 
 
 def take_measure(name: str, trained: Trained) -> dict[str, Any]:
-    """The result of one measure on a run.
-
-    Raises:
-        UserError: there is no such measure, or it is not available for this run.
-    """
+    """The result of one measure on a run; raises UserError if there is none of this name, or it is not available."""
     measure: Measure = MEASURES.get(name)
     try:
         return measure.take(trained)

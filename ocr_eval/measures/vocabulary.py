@@ -29,11 +29,7 @@ from ocr_eval.scoring.candidates import first_tokens, read_probes
 
 
 def in_vocabulary(view: View, lane: int, probes: Sequence[ProbeTokens]) -> NDArray[np.float64]:
-    """Rank and log-probability of the right answer's first token, and the candidates' mass, for each probe. [P, 3]
-
-    Raises:
-        RunFailed: even a few prompts do not fit in memory.
-    """
+    """Rank and log-probability of the right answer's first token, and the candidates' mass, for each probe. [P, 3]"""
     asked = []
     for probe in map(first_tokens, probes):
         distinct = dict.fromkeys([probe.candidates[probe.probe.target], *probe.candidates])

@@ -212,11 +212,9 @@ class Adapters(Trainable):
 
     @property
     def modules(self) -> list[str]:
-        """Names of the adapted modules."""
         return list(self.layers)
 
     def unmount(self) -> None:
-        """Put the bare linear modules back."""
         for name, layer in self.layers.items():
             self._network.set_submodule(name, layer.base)
 
@@ -238,7 +236,6 @@ class Adapters(Trainable):
         return parameters
 
     def factors(self, lane: int) -> list[Factors]:
-        """The adapters of a lane, by module."""
         scale, rows = self.shapes[lane].scale, (lane, slice(self.shapes[lane].rank))
         return [
             Factors(name, of.a.master[rows], of.b.master[rows], scale, of.a.grad[rows], of.b.grad[rows])
@@ -257,7 +254,6 @@ class Adapters(Trainable):
         self._rewritten.add(lane)
 
     def changes(self, lane: int) -> Iterator[WeightChange]:
-        """The change of each adapted matrix: s B A, or what it was rewritten to."""
         for factors in self.factors(lane):
             yield self.layers[factors.module].rewritten.get(lane, factors)
 
@@ -269,7 +265,6 @@ class Adapters(Trainable):
         return write_adapter(folder / "adapter", self.factors(lane), shape.rank, shape.alpha, model, self._in_full)
 
     def matrices(self, lane: int) -> dict[str, Tensor]:
-        """Every trained matrix of a lane by name."""
         return {f"{each.module}.{part}": t for each in self.factors(lane) for part, t in (("A", each.a), ("B", each.b))}
 
     def silent(self, lane: int) -> list[str]:
@@ -280,16 +275,13 @@ class Adapters(Trainable):
         return [name for name, layer in self.layers.items() if not bool(layer.b.grad[lane].any())]
 
     def refresh(self) -> None:
-        """Copy the master weights to those of the arithmetic."""
         self._a.refresh()
         self._b.refresh()
 
     def held(self) -> list[Tensor]:
-        """All tensors of the adapters, except gradients."""
         return [tensor for stacks in (self._a, self._b) for tensor in (stacks.master, stacks.compute)]
 
     def gradients(self) -> list[Tensor]:
-        """The gradients of all lanes."""
         return [self._a.grad, self._b.grad]
 
     def learns(self, half: Half | None) -> None:
@@ -301,7 +293,6 @@ class Adapters(Trainable):
             self._window.learning = (later == bool(half)).to(self._scales)
 
     def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch goes through the adapter of ``lanes[i]``."""
         index = None if lanes is None else index_of(lanes)
         self._window.lanes = torch.tensor(index, device=self._a.master.device) if isinstance(index, list) else index
         self._window.rewritten = [(row, lane) for row, lane in enumerate(lanes or ()) if lane in self._rewritten]

@@ -76,7 +76,6 @@ class ContextView(View):
     contexts: Mapping[int, Context] = field(default_factory=dict)
 
     def place(self, lane: int, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:
-        """The forest after the lane's context, if it has one."""
         return below(self.contexts[lane], forest, reads) if lane in self.contexts else (forest, reads)
 
     def room(self, lane: int) -> int:
@@ -98,11 +97,7 @@ def below(context: Context, forest: Forest, reads: Reads) -> tuple[Forest, Reads
 
 @dataclass(frozen=True)
 class ContextPack(Pack):
-    """Runs over one base, each of which gets its context in its only step.
-
-    Attributes:
-        given: the lanes that have taken their step.
-    """
+    """Runs over one base, each of which gets its context in its only step; ``given`` are the lanes that took it."""
 
     base: Base
     contexts: Sequence[Context]
@@ -123,12 +118,10 @@ class ContextPack(Pack):
         return losses
 
     def view(self, trained: bool = True) -> View:
-        """The base with the contexts, or bare."""
         contexts = {lane: self.contexts[lane] for lane in self.given} if trained else {}
         return ContextView(self.base, self.base.network, cut=self.cut, contexts=contexts)
 
     def notes(self, lane: int) -> dict[str, Any]:
-        """The length of a lane's context."""
         return {"context_tokens": len(self.contexts[lane].ids)}
 
     def save(self, lane: int, folder: Path) -> str:

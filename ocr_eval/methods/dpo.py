@@ -55,8 +55,8 @@ class Dpo(Lora):
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> GradientPack:
         """LoRA's adapters with another objective; raises UserError if there are no wrong answers of the chosen kind."""
         from ocr_eval.data.tokenize import continuations
+        from ocr_eval.methods.objective import Preference
         from ocr_eval.methods.pack import GradientPack
-        from ocr_eval.methods.preference import Preference
 
         pack = super().attach(base, specs, examples)
         assert isinstance(pack, GradientPack)

@@ -70,7 +70,6 @@ class EditPack(MountedPack):
         return {"subjects": len(nll_S), "nll_of_z": round(float(nll_S.mean()), 4), "relative_change": change}
 
     def finish(self, lane: int) -> None:
-        """Raises RunFailed if the lane's edit failed."""
         if lane in self.failed:
             raise RunFailed(self.failed[lane])
 
@@ -79,11 +78,9 @@ class EditPack(MountedPack):
         return self.found.get(lane, {})
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
-        """Write a lane's edits."""
         torch.save([(each.a.clone(), each.b.clone()) for each in self.adapters.factors(lane)], file)
 
     def read_state(self, lane: int, path: Path) -> None:
-        """Load a lane's edits."""
         for each, (a, b) in zip(self.adapters.factors(lane), torch.load(path, weights_only=True), strict=True):
             each.a.copy_(a)
             each.b.copy_(b)
@@ -97,11 +94,7 @@ def edit_pack(
     modules: Sequence[str],
     edit: Callable[[Adapters, int, list[Pass]], torch.Tensor],
 ) -> EditPack:
-    """Mount empty edits over some modules.
-
-    Raises:
-        UserError: a run teaches statements that do not name their subject.
-    """
+    """Mount empty edits over some modules; raises UserError if a statement does not name its subject."""
     subjects = [subjects_of(base.tokenizer, task_of_run(spec)) for spec in specs]
     shapes = [LaneShape(len(each), float(len(each))) for each in subjects]
     return EditPack(base, Adapters(base.network, modules, shapes, base.dtype), examples, subjects, edit)

@@ -49,11 +49,7 @@ class Memit(Editing):
     Settings = Settings
 
     def edited(self, network: PreTrainedModel, train: TrainSpec) -> list[str]:
-        """The down projections of a range of layers.
-
-        Raises:
-            UserError: a layer that the model lacks, or MLPs whose output is normalized or scaled.
-        """
+        """The down projections of a range of layers; also raises UserError if MLP outputs are normalized or scaled."""
         from ocr_eval.models.architecture import down_projection
 
         depth = network.config.get_text_config().num_hidden_layers

@@ -55,7 +55,6 @@ class MergedOV(Method):
     Settings = Settings
 
     def mount(self, network: Any, trains: Sequence[TrainSpec], dtype: torch.dtype) -> OVMatrices:
-        """Put zero matrices into the layers."""
         from ocr_eval.methods.ov_matrices import OVMatrices
 
         layers: str | None = settings_of(trains[0]).layers

@@ -152,9 +152,7 @@ class Method:
         """
 
     def mount(self, network: torch.nn.Module, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Trainable:
-        """Mount what runs train in a network, untrained: LoRA's adapters, unless a method overrides this.
-
-        Memory estimates call this with fake tensors.
+        """Mount what runs train, untrained, also on fake tensors (memory estimates): by default LoRA's adapters.
 
         Raises:
             UserError: a setting does not fit the model.
@@ -179,11 +177,7 @@ class Method:
 
 
 def method_of(train: Training) -> Method:
-    """The method of a run.
-
-    Raises:
-        UserError: it is not installed, or its settings are invalid.
-    """
+    """The method of a run; raises UserError if it is not installed, or its settings are invalid."""
     return METHODS.choose(train.method).thing
 
 

@@ -136,12 +136,10 @@ class OVMatrices(Leaves):
             yield Dense(name, partial(torch.t, matrix))
 
     def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch goes through the matrices of ``lanes[i]``."""
         for layer in self._layers.values():
             layer.select(None if lanes is None else index_of(lanes))
 
     def unmount(self) -> None:
-        """Restore the network."""
         for layer in self._layers.values():
             layer.unmount()
 

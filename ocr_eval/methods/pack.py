@@ -92,19 +92,15 @@ class MountedPack(Pack):
     cut: Cut = field(default_factory=Cut, kw_only=True)
 
     def view(self, trained: bool = True) -> View:
-        """The base with what the lanes have learned, or bare."""
         return View(self.base, self.base.network, self.adapters, trained, self.base.whole, self.cut)
 
     def changes(self, lane: int) -> Iterator[WeightChange]:
-        """How a lane changed each matrix of the network."""
         return self.adapters.changes(lane)
 
     def save(self, lane: int, folder: Path) -> str:
-        """Write what a lane learned; returns the sha256 of the weights."""
         return self.adapters.save(lane, folder, self.base.spec)
 
     def detach(self) -> None:
-        """Restore the base, unless all of it was trained."""
         self.adapters.unmount()
 
 
@@ -115,11 +111,9 @@ class GradientPack(MountedPack):
     learners: tuple[Learner, ...]
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
-        """Train one epoch; see ``train_epoch``."""
         return train_epoch(self, lanes)
 
     def finish(self, lane: int) -> None:
-        """Let preventions change what was learned."""
         learner = self.learners[lane]
         for prevention in learner.preventions:
             prevention.after_training(learner)
@@ -130,16 +124,10 @@ class GradientPack(MountedPack):
         return {"micro_batches": self.cut.parts} if self.cut.parts > 1 else {}
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
-        """Write everything needed to resume after the last finished epoch."""
         learner = self.learners[lane]
         write_state(file, learner.parameters, learner.optimizer, learner.epochs_done)
 
     def read_state(self, lane: int, path: Path) -> None:
-        """Load a checkpoint; training then continues bit for bit.
-
-        Raises:
-            RunFailed: the checkpoint is damaged or of another run.
-        """
         learner = self.learners[lane]
         try:
             learner.epochs_done = read_state(path, learner.parameters, learner.optimizer)

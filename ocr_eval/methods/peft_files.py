@@ -205,7 +205,7 @@ def _write(folder: Path, files: dict[str, Tensor], model: ModelSpec, **fields: A
 
 
 def read_adapter_file(folder: Path) -> AdapterFile:
-    """Read the configuration of an adapter and the header of its tensors.
+    """An adapter, from its configuration and the header of its tensors.
 
     Raises:
         UserError: no adapter, a damaged one, or one of a kind that cannot be scored.

@@ -116,11 +116,7 @@ def task_of_run(spec: RunSpec) -> Task:
 
 
 def preventions_of(train: TrainSpec) -> list[Prevention]:
-    """The preventions of a run, with their settings.
-
-    Raises:
-        UserError: one is not installed, or its settings are invalid.
-    """
+    """The preventions of a run; raises UserError if one is not installed, or its settings are invalid."""
     choices = [PREVENTIONS.choose(text) for text in train.prevent]
     return [choice.thing(choice.settings) for choice in choices]
 

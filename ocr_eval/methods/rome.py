@@ -134,7 +134,6 @@ class Rome(Editing):
     Settings: type[BaseModel] = Settings
 
     def edited(self, network: PreTrainedModel, train: TrainSpec) -> list[str]:
-        """The down projection of one layer."""
         from ocr_eval.models.architecture import down_projection
 
         layer: int | None = settings_of(train).layer
@@ -144,7 +143,6 @@ class Rome(Editing):
     def edit(
         self, base: Base, settings: Any, moments: dict[str, Tensor], adapters: Adapters, lane: int, passes: list[Pass]
     ) -> Tensor:
-        """One rank-one update per subject."""
         from ocr_eval.methods.edits import means_at_subjects, rank_one_updates, seek
 
         (factors,) = adapters.factors(lane)

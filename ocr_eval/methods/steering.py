@@ -47,7 +47,6 @@ class Steering(Method):
     Settings = Settings
 
     def mount(self, network: Any, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Vectors:
-        """Hook zero vectors into the layer."""
         from ocr_eval.methods.vectors import Vectors
         from ocr_eval.models.architecture import down_projection
 

@@ -12,11 +12,7 @@ SHIPPED = "prose"
 
 
 def named(text: str) -> str:
-    """``prose``, or a path with the digest of its content, ``FILE@<12 digits>``, so that the content names the run.
-
-    Raises:
-        ValueError: there is no such file, or its content does not match its digest.
-    """
+    """``prose``, or ``FILE@<12 digits>``, so that the content names the run; ValueError where ``text_file`` fails."""
     if text == SHIPPED:
         return text
     try:

@@ -87,16 +87,13 @@ class Leaves(Trainable):
             leaf.grad = torch.zeros_like(leaf)
 
     def parameters(self, lane: int) -> dict[str, torch.nn.Parameter]:
-        """The tensors of a lane."""
         found = {name: torch.nn.Parameter(leaf.detach()[lane]) for name, leaf in self._leaves.items()}
         for parameter, grad in zip(found.values(), self.gradients(), strict=True):
             parameter.grad = grad[lane]
         return found
 
     def held(self) -> list[Tensor]:
-        """The tensors themselves."""
         return list(self._leaves.values())
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of each."""
         return [leaf.grad for leaf in self._leaves.values() if leaf.grad is not None]

@@ -35,11 +35,9 @@ class Vectors(Leaves):
         return y_KNO + vectors_KO.to(y_KNO.dtype)[:, None]
 
     def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch gets the vector of ``lanes[i]``."""
         self._lanes = lanes
 
     def unmount(self) -> None:
-        """Remove the hook."""
         self._hook.remove()
 
     def save(self, lane: int, folder: Path, model: ModelSpec) -> str:

@@ -37,7 +37,6 @@ class WholeNetwork(Trainable):
         return dict(self._network.named_parameters())
 
     def gradients(self) -> list[torch.Tensor]:
-        """The gradient of every parameter."""
         found = []
         for parameter in self._network.parameters():
             if parameter.grad is None:
@@ -46,7 +45,6 @@ class WholeNetwork(Trainable):
         return found
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
         self._network.zero_grad(set_to_none=True)
 
     def select(self, lanes: Sequence[int] | None) -> None:
@@ -64,7 +62,6 @@ class WholeNetwork(Trainable):
             yield Dense(name, partial(self._change, f"{name}.weight"))
 
     def rewrite(self, lane: int, f: Rewrite) -> None:
-        """Replace the change dW of every parameter by f(name, dW)."""
         for name, parameter in self.matrices(lane).items():
             change = self._change(name)
             parameter.add_(f(name, change) - change)
