@@ -200,14 +200,15 @@ def test_memit_over_layers_spreads_what_is_left_over_those_to_come(tiny, tmp_pat
     pack.detach()
 
 
-def test_an_edit_that_diverges_is_undone_and_costs_no_other_run(tiny):
+@pytest.mark.parametrize("diverged", [{"a": 0.01, "b": torch.inf}, {"a": torch.nan, "b": 0.01}])
+def test_an_edit_that_diverges_is_undone_and_costs_no_other_run(tiny, diverged):
     specs, base = [tiny_run(tiny, seed=k, method="rome", **SMALL) for k in (0, 1)], load(tiny)
     examples = [training_tokens(base.tokenizer, build_task(spec)) for spec in specs]
 
     def edit(adapters, lane, passes):
         for each in adapters.factors(lane):
-            each.a.fill_(0.01)
-            each.b.fill_(torch.inf if lane == 0 else 0.01)
+            each.a.fill_(diverged["a"] if lane == 0 else 0.01)
+            each.b.fill_(diverged["b"] if lane == 0 else 0.01)
         adapters.refresh()
         return torch.zeros(len(passes[0].subjects))
 

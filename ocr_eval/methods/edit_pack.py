@@ -51,6 +51,7 @@ class EditPack(MountedPack):
             except RunFailed as error:
                 self.failed[lane] = str(error)
                 for each in self.adapters.factors(lane):
+                    each.a.zero_()  # not only B: it may be infinite
                     each.b.zero_()
                 self.adapters.refresh()
             with torch.no_grad():
