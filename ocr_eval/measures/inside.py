@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -44,17 +45,14 @@ def decoder_of(network: torch.nn.Module) -> torch.nn.Module:
 def hooked(network: torch.nn.Module, see: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
     """Call ``see`` with each layer's number and output [1, nodes, D]; a tensor that it returns replaces the output."""
 
-    def hook_of(layer: int) -> Callable[..., Any]:
-        def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
-            changed = see(layer, output if isinstance(output, Tensor) else output[0])
-            return changed if changed is None or isinstance(output, Tensor) else (changed, *output[1:])
-
-        return hook
+    def hook(layer: int, module: torch.nn.Module, args: Any, output: Any) -> Any:
+        changed = see(layer, output if isinstance(output, Tensor) else output[0])
+        return changed if changed is None or isinstance(output, Tensor) else (changed, *output[1:])
 
     layers: Any = decoder_of(network).layers
     with ExitStack() as hooks:
         for i, module in enumerate(layers):
-            hooks.enter_context(module.register_forward_hook(hook_of(i)))
+            hooks.enter_context(module.register_forward_hook(partial(hook, i)))
         yield
 
 

@@ -26,15 +26,7 @@ from ocr_eval.specs.run import RunSpec
 
 @dataclass(frozen=True)
 class Trained:
-    """A run after its last step, still attached to its base.
-
-    Attributes:
-        pack: the runs that were trained together.
-        lane: the run's index in the pack.
-        quantities: what its probes measure.
-        probes: what it was asked.
-        scores: what it answered.
-    """
+    """A run after its last step, still attached to its base as a lane of a pack; what it was asked, and its answers."""
 
     spec: RunSpec
     pack: Pack
