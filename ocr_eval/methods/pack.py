@@ -47,8 +47,10 @@ def _taught_in(examples: Sequence[Continuation], order: str, epoch: int, epochs:
     for thirds in dict.fromkeys(example.thirds for example in examples):
         alike, k = [example for example in examples if example.thirds == thirds], max(1, len(thirds))
         if not thirds or (epoch - 1) * 3 // epochs in thirds:
-            place = streams.permutation(f"{order}/share-{(epoch - 1) // k}", len(alike))
-            taught += [example for example, i in zip(alike, place, strict=True) if (i + epoch) % k == 0]
+            # k epochs that belong together begin where a third does
+            aligned = epoch - epochs * min(thirds, default=0) // 3 % k
+            place = streams.permutation(f"{order}/share-{(aligned - 1) // k}", len(alike))
+            taught += [example for example, i in zip(alike, place, strict=True) if (i + aligned) % k == 0]
     return taught
 
 
