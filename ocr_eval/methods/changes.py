@@ -22,13 +22,7 @@ def layer_of(module: str) -> int:
 
 @dataclass(frozen=True)
 class LowRank:
-    """dW = scale * B A.
-
-    Attributes:
-        a: A. [R, I]
-        b: B, transposed. [R, O]
-        scale: alpha / r.
-    """
+    """dW = scale * B A, with A [R, I], B transposed [R, O], and scale = alpha / r."""
 
     module: str
     a: Tensor
@@ -55,11 +49,7 @@ class Factors(LowRank):
 
 @dataclass(frozen=True)
 class Dense:
-    """A change of any rank.
-
-    Attributes:
-        dense: computes dW, fp32, whenever it is called. [O, I]
-    """
+    """A change of any rank; ``dense`` computes dW [O, I], fp32, whenever it is called."""
 
     module: str
     dense: Callable[[], Tensor]

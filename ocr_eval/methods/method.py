@@ -111,11 +111,7 @@ class Pack:
         """Write all that a lane needs to resume."""
 
     def read_state(self, lane: int, path: Path) -> None:
-        """Load a lane's state; the lane then continues bit for bit.
-
-        Raises:
-            RunFailed: the file is damaged or another run's.
-        """
+        """Load a lane's state; it then continues bit for bit. RunFailed: the file is damaged or another run's."""
 
     def detach(self) -> None:
         """Restore the base, unless the run changed it."""
@@ -162,11 +158,7 @@ class Method:
         return Adapters(network, trains[0].targets, [LaneShape(each.rank, each.alpha) for each in trains], dtype)
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:
-        """Attach untrained runs to a base: until its first step, each is the base itself.
-
-        Raises:
-            UserError: a setting does not fit the model.
-        """
+        """Attach untrained runs, each of which is the base itself until its first step; UserError as of ``mount``."""
         from ocr_eval.methods.pack import gradient_pack
 
         try:

@@ -28,11 +28,7 @@ class BatchSize:
 
 
 class Objective:
-    """Cross-entropy.
-
-    Attributes:
-        reads_base: whether ``loss`` also takes the untouched base's values, which cost a second forward pass.
-    """
+    """Cross-entropy. ``reads_base`` asks for the untouched base's values, too, which cost a second forward pass."""
 
     reads_base: ClassVar[bool] = False
 

@@ -106,10 +106,7 @@ AttentionInterface.register(_ATTENTION, _attend)
 
 
 class OVMatrices(Leaves):
-    """The matrices of K lanes over some layers, mounted in a network until ``unmount``.
-
-    Args:
-        layers: from 0.
+    """The matrices of K lanes over some layers, from 0, mounted in a network until ``unmount``.
 
     Raises:
         UserError: the network lacks one, or its attention takes more than queries, keys, values and a mask.
@@ -173,11 +170,7 @@ def matrices_over(folder: Path) -> str | None:
 
 
 def load_matrices(network: torch.nn.Module, folder: Path) -> OVMatrices:
-    """Mount saved matrices in a network.
-
-    Raises:
-        UserError: they cannot be read, there are none, they are not finite, or they are another network's.
-    """
+    """Mount saved matrices; UserError if they cannot be read, are not finite, or are another network's."""
     try:
         saved = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:

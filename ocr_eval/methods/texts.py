@@ -23,11 +23,7 @@ def named(text: str) -> str:
 
 
 def text_file(text: str) -> tuple[Path, str]:
-    """The file of a text, and the first 12 digits of its sha256.
-
-    Raises:
-        UserError: there is no such file, or its content does not match its digest.
-    """
+    """The file of a text, and the first 12 digits of its sha256; UserError if it is missing, or has changed."""
     name, _, stated = text.partition("@")
     path = yaml_files.shipped("texts") / "prose.txt" if name == SHIPPED else yaml_files.expand(name)
     digest = hashlib.sha256(read_bytes(path)).hexdigest()[:12]
