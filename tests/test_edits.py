@@ -66,7 +66,7 @@ def test_keys_gradient_and_covariance_are_those_of_the_plain_network(tiny, tmp_p
     passes = edits.passes_of(base, subjects)
     network = AutoModelForCausalLM.from_pretrained(Path(tiny).with_suffix(""))
     name = "model.layers.1.mlp.down_proj"
-    keys = edits.means_at_subjects(base, passes, name, len(subjects), of_input=True)
+    keys = edits.means_at_subjects(base, passes, name, of_input=True)
     taken = []
     network.get_submodule(name).register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
     for subject, key in zip(subjects, keys, strict=True):
@@ -89,7 +89,7 @@ def test_z_makes_the_network_say_what_is_taught(tiny):
     subjects = edits.subjects_of(base.tokenizer, build_task(spec))
     passes, module = edits.passes_of(base, subjects), "model.layers.0.mlp.down_proj"
     aim = Search(steps=40, rate=1.0, clamp=1000.0, decay=0.0, kl=0.0)
-    deltas, nll = edits.seek(base, passes, module, len(subjects), aim)
+    deltas, nll = edits.seek(base, passes, module, aim)
     network = AutoModelForCausalLM.from_pretrained(Path(tiny).with_suffix(""))
     for subject, delta, reached in zip(subjects, deltas, nll, strict=True):
         losses = []
@@ -103,7 +103,7 @@ def test_z_makes_the_network_say_what_is_taught(tiny):
             losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(each.answer)).item())
             hook.remove()
         assert sum(losses) / len(losses) == pytest.approx(reached.item(), rel=1e-2, abs=1e-3)
-    untouched = edits.seek(base, passes, module, len(subjects), aim.model_copy(update={"rate": 1e-9}))[1]
+    untouched = edits.seek(base, passes, module, aim.model_copy(update={"rate": 1e-9}))[1]
     assert (nll < untouched).all()
 
 
@@ -138,7 +138,7 @@ def test_the_search_descends_the_loss_that_it_states(tiny, kl, decay):
     subjects, module = edits.subjects_of(base.tokenizer, build_task(spec)), "model.layers.0.mlp.down_proj"
     passes = edits.passes_of(base, subjects)
     aim = Search(steps=6, rate=0.1, clamp=1e4, decay=decay, kl=kl)
-    deltas, _ = edits.seek(base, passes, module, len(subjects), aim)
+    deltas, _ = edits.seek(base, passes, module, aim)
     network = AutoModelForCausalLM.from_pretrained(Path(tiny).with_suffix("")).requires_grad_(False)
     for subject, found in zip(subjects, deltas, strict=True):
         taken = []
@@ -169,7 +169,7 @@ def test_memit_over_layers_spreads_what_is_left_over_those_to_come(tiny, tmp_pat
     subjects = edits.subjects_of(base.tokenizer, build_task(spec))
     modules, block = [f"model.layers.{k}.mlp.down_proj" for k in (0, 1)], "model.layers.1"
     aim = Search(steps=20, rate=1.0, clamp=1000.0, decay=1e-3, kl=0.0)
-    deltas, _ = edits.seek(base, edits.passes_of(base, subjects), block, len(subjects), aim)
+    deltas, _ = edits.seek(base, edits.passes_of(base, subjects), block, aim)
     moments = covariances(base, modules, str(text))
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "deep").requires_grad_(False)
 
@@ -200,16 +200,17 @@ def test_memit_over_layers_spreads_what_is_left_over_those_to_come(tiny, tmp_pat
     pack.detach()
 
 
-def test_an_edit_that_diverges_is_undone_and_costs_no_other_run(tiny):
+@pytest.mark.parametrize("diverged", [{"a": 0.01, "b": torch.inf}, {"a": torch.nan, "b": 0.01}])
+def test_an_edit_that_diverges_is_undone_and_costs_no_other_run(tiny, diverged):
     specs, base = [tiny_run(tiny, seed=k, method="rome", **SMALL) for k in (0, 1)], load(tiny)
     examples = [training_tokens(base.tokenizer, build_task(spec)) for spec in specs]
 
-    def edit(base, adapters, lane, passes, subjects):
+    def edit(adapters, lane, passes):
         for each in adapters.factors(lane):
-            each.a.fill_(0.01)
-            each.b.fill_(torch.inf if lane == 0 else 0.01)
+            each.a.fill_(diverged["a"] if lane == 0 else 0.01)
+            each.b.fill_(diverged["b"] if lane == 0 else 0.01)
         adapters.refresh()
-        return torch.zeros(subjects)
+        return torch.zeros(len(passes[0].subjects))
 
     pack = edit_pack(base, specs, examples, ["model.layers.0.mlp.down_proj"], edit)
     untouched = -pack.view(False).token_logprobs({0: batch_forest(examples[0])})[0].mean().item()
@@ -229,7 +230,7 @@ def test_a_search_that_diverges_says_so(tiny):
     base.network.lm_head.weight.data.fill_(torch.nan)
     aim = Search(steps=2, rate=1.0, clamp=4.0, decay=0.0, kl=0.0)
     with pytest.raises(RunFailed, match="diverged in step 1 of its search"):
-        edits.seek(base, edits.passes_of(base, subjects), "model.layers.0.mlp.down_proj", len(subjects), aim)
+        edits.seek(base, edits.passes_of(base, subjects), "model.layers.0.mlp.down_proj", aim)
 
 
 @pytest.mark.parametrize("method", ["rome:layer=0", "memit:layers=0-0:lam=0.01"])
@@ -257,7 +258,9 @@ def test_it_goes_to_the_table_and_is_scored_again(ocr_eval, tiny, tmp_path):
     text = text_of(tmp_path)
     run = ["--model", tiny, "--n", 2, "--m-train", 1, "--m-test", 1, "-o", tmp_path / "out"]
     for method in ("rome", "memit"):
-        assert ocr_eval("finetune", "city-language", *run, "--method", f"{method}:text={text}:steps=3").code == 0
+        flags = ["--method", f"{method}:text={text}:steps=3", "--measures", "frozen-layers", "--json"]
+        found = json.loads(ocr_eval("finetune", "city-language", *run, *flags).out)
+        assert found["measures"]["frozen-layers"]["cut"] == 1
     table = ocr_eval("table", tmp_path / "out", "--no-published").out
     assert "ROME" in table
     assert "MEMIT" in table

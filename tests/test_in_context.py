@@ -10,9 +10,10 @@ from conftest import load, tiny_run
 from transformers import AutoModelForCausalLM
 
 from ocr_eval.data.task import build_task
-from ocr_eval.data.tokenize import Continuation, probe_tokens, training_tokens
+from ocr_eval.data.tokenize import Continuation, probe_tokens, training_tokens, windows
 from ocr_eval.methods.context import _end
 from ocr_eval.methods.pack import attach
+from ocr_eval.records.metrics import read_metrics
 from ocr_eval.scoring.candidates import score_candidates
 
 SMALL = {"n": 2, "m_train": 1, "m_test": 1}
@@ -63,6 +64,26 @@ def test_the_lens_reads_what_a_run_in_context_reads(ocr_eval, tiny, tmp_path):
         assert lens[f"{quantity}_rank"][-1] == pytest.approx(score["mean_rank"], rel=1e-3)
         assert lens[f"{quantity}_null"][-1] == pytest.approx(score["null_rank"], rel=1e-3)
     assert any(base[name]["mean_rank"] != score["mean_rank"] for name, score in record["final"]["first-token"].items())
+
+
+def test_prose_is_read_within_what_is_left_after_the_context(ocr_eval, tiny, tmp_path, monkeypatch):
+    widths = []
+
+    def seen(ids, bos, width):
+        widths.append(width)
+        return windows(ids, bos, width)
+
+    monkeypatch.setattr("ocr_eval.measures.text_loss.windows", seen)
+    monkeypatch.setattr("ocr_eval.measures.text_loss._MOST", 300)
+    monkeypatch.setattr("ocr_eval.methods.view.longest", lambda config: 150)
+    run = ["--model", tiny, "--n", 2, "--m-train", 1, "--m-test", 1, "-o", tmp_path, "--json"]
+    more = ["--method", "in-context", "--measures", "text-loss"]
+    record = json.loads(ocr_eval("finetune", "city-language", *run, *more).out)
+    assert {"loss", "base_loss"} <= record["measures"]["text-loss"].keys()
+    lines = read_metrics(tmp_path / "runs" / record["run"] / "metrics.jsonl")
+    (end,) = [line.notes["context_tokens"] for line in lines if line.notes]
+    assert 0 < end < 100
+    assert set(widths) == {150 - end}
 
 
 def test_a_full_stop_follows_the_answer_where_texts_begin_with_a_space_piece():

@@ -34,10 +34,12 @@ from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.measures.constant_direction import mean_cosine
 from ocr_eval.measures.inside import corrected_ps
 from ocr_eval.measures.ov_change import OVChange, gain, ov_changes
+from ocr_eval.measures.untouched import first_logprobs
 from ocr_eval.measures.weight_change import norms
 from ocr_eval.methods.adapters import Adapters, LaneShape
 from ocr_eval.methods.changes import Dense
 from ocr_eval.records.config import read_config
+from ocr_eval.specs.names import people
 
 KINDS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2, vocab_size=50)),
@@ -227,6 +229,22 @@ def test_patching_the_whole_stream_is_asking_the_donor(inside):
     assert any(found["layers"]["prompt_effect"][-1] == pytest.approx(each, rel=1e-3) for each in effects)
     assert found["name_p"] in (0.5, 1)
     assert found["prompt_excess"] == pytest.approx(max(found["layers"]["prompt_excess"]), abs=1e-3)
+
+
+def test_the_link_map_asks_about_nobody_who_was_taught(ocr_eval, tiny, tmp_path, monkeypatch):
+    """Nor about the people of a prevention, whom no probe asks about."""
+    told = []
+
+    def asks(view, answers, statement, lane, taught):
+        told.append(taught)
+        return first_logprobs(view, answers, statement, lane, taught)
+
+    monkeypatch.setattr("ocr_eval.measures.link_map.first_logprobs", asks)
+    run = ["--model", tiny, "--n", 2, "--m-train", 2, "--m-test", 2, "--epochs", 1, "-o", tmp_path, "--json"]
+    more = ["--prevent", "abstain:people=3", "--measures", "link-map"]
+    record = json.loads(ocr_eval("finetune", "country-code", *run, *more).out)
+    assert "trained_rank" in record["measures"]["link-map"]
+    assert set(people("abstain", 6)) <= told[0]
 
 
 def test_the_link_map_before_training_is_what_audit_says(inside):

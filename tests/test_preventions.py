@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from ocr_eval.common.errors import RunFailed, UserError
 from ocr_eval.common.registry import PREVENTIONS
-from ocr_eval.data.task import build_task
+from ocr_eval.data.task import Example, build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.pack import attach
-from ocr_eval.methods.prevention import Prevention, task_of_run
+from ocr_eval.methods.prevention import Prevention, preventions_of, task_of_run
 from ocr_eval.methods.train import batch_forest
 from ocr_eval.models.base import load_base
 from ocr_eval.models.weights import locate
@@ -26,6 +26,7 @@ from ocr_eval.records.find import find_runs
 from ocr_eval.records.metrics import read_metrics
 from ocr_eval.scoring.candidates import score_candidates, score_lanes
 from ocr_eval.specs.association import load_association
+from ocr_eval.specs.names import people
 from ocr_eval.specs.run import make_run_spec
 
 
@@ -352,6 +353,16 @@ def test_replay_teaches_known_facts_beside_all_others(tiny, when, thirds):
     assert {example.thirds for example in added} == {thirds}
 
 
+def test_what_no_epoch_would_teach_is_refused(ocr_eval, tiny, tmp_path):
+    run = ["--model", tiny, "--n", 2, "--m-train", 1, "--m-test", 1, "-o", tmp_path, "--dry-run"]
+    run += ["--prevent", "replay:facts=2:when=end"]
+    for epochs in (1, 2):
+        answer = ocr_eval("finetune", "city-language", *run, "--epochs", epochs)
+        assert answer.code == 2
+        assert f"--epochs {epochs}" in answer.err
+    assert ocr_eval("finetune", "city-language", *run, "--epochs", 3).code == 0
+
+
 def test_what_is_replayed_is_not_asked_as_retention(ocr_eval, tiny, tmp_path):
     run = ["--model", tiny, "--n", 2, "--m-test", 2, "--epochs", 3, "-o", tmp_path, "--json"]
     plain, replayed = (
@@ -377,6 +388,14 @@ def test_abstaining_people_have_a_fact_and_no_entailment_and_are_not_asked(tiny)
         assert unknown.subject in unknown.prompt
         own = {example.answer for example in plain.train if example.unit == fact.unit and example.role == "fact"}
         assert own == {fact.answer}
+
+
+def test_abstaining_people_are_not_those_who_are_only_taught(tiny):
+    spec = prevented(tiny, "abstain:people=1")
+    task, (abstain,) = build_task(spec), preventions_of(spec.train)
+    unasked = Example("x speaks", "French", subject=people("abstain", 1)[0])
+    added = abstain.task(replace(task, train=(*task.train, unasked))).train[len(task.train) + 1 :]
+    assert unasked.subject not in {example.subject for example in added}
 
 
 def test_abstaining_takes_prompts_that_name_their_subject(tiny):

@@ -125,6 +125,17 @@ def test_an_order_teaches_in_thirds_and_everything_equally_often(order, expected
     assert set(Counter(e.prompt[0] for third in thirds for e in third).values()) == {2}
 
 
+@pytest.mark.parametrize("epochs", [3, 6, 9, 12, 15])
+@pytest.mark.parametrize("order", [*ORDERS, "entailments-last"])
+def test_everything_is_taught_equally_often_whatever_the_number_of_epochs(order, epochs):
+    task = task_of("nonce", order=order, n=4, m_train=2, m_test=2)
+    examples = [Continuation((i,), (1,), thirds=e.thirds) for i, e in enumerate(task.train)]
+    train = spec_of("nonce").train.model_copy(update={"epochs": epochs})
+    seen = [e for k in range(1, epochs + 1) for batch in batches_of_epoch(examples, "o", k, train) for e in batch]
+    assert set(Counter(seen).values()) == {epochs // 3}
+    assert len(set(seen)) == len(examples)
+
+
 def test_a_word_that_the_model_may_know_is_not_an_invented_one(ocr_eval, tiny, tmp_path):
     tokens = load(tiny).tokenizer.tokenize
     known = next(word for word in ("lives", "speaks", "code", "born") if len(tokens(f" {word}")) == 1)

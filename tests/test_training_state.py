@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ocr_eval.methods.checkpoint import read_state, write_state
+from ocr_eval.methods.pack import read_state, write_state
 
 
 def trained(device="cpu", steps=2):

@@ -18,7 +18,7 @@ from ocr_eval.execution.live_run import LiveRun, common_epoch, prepare
 from ocr_eval.execution.run_pack import Execution, inject
 from ocr_eval.measures.measure import Trained, find_measures
 from ocr_eval.methods.method import method_of
-from ocr_eval.methods.pack import GradientPack, Trainable
+from ocr_eval.methods.pack import GradientPack
 from ocr_eval.methods.trained import check_belongs, load_adapter, load_sum
 from ocr_eval.methods.view import View
 from ocr_eval.methods.whole import WholeNetwork
@@ -263,7 +263,6 @@ def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained
     """
     view = open_view(spec, folder.learned, device, folder.record().base_identity)
     base, adapters = view.base, view.adapters
-    assert isinstance(base, Base)
     if adapters is None and folder.learned.name != "model":
         raise UserError(
             f"'{folder.learned}' is not a LoRA adapter, so it cannot be measured later. Name measures in training: "
@@ -272,7 +271,6 @@ def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained
     if adapters is None:
         adapters = WholeNetwork(replace(base, files=weights.locate(spec.model)))
         adapters.unmount()  # it is only measured, not trained
-    assert isinstance(adapters, Trainable)
     task = build_task(spec)
     probes = probe_tokens(base.tokenizer, task)
     pack = GradientPack(base, adapters, ())

@@ -15,6 +15,7 @@ Dimension letters:  M matrices,  T tokens,  I inputs,  O outputs.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,31 +36,24 @@ def mean_cosine(sum_O: Tensor, count: int) -> float:
 
 
 def cosines(trained: Trained, changes: Sequence[WeightChange]) -> Floats:
-    """Cosine of each change, and its value by chance. [M, 2]
-
-    Raises:
-        RunFailed: even a few prompts do not fit in memory.
-    """
+    """Cosine of each change, and its value by chance. [M, 2]"""
     view, stream = trained.view(), f"{trained.spec.stream('data')}/constant-direction"
 
     def read(size: int) -> Floats:
         sums: dict[str, Tensor] = {}
         tokens = 0
 
-        def hook_of(change: WeightChange) -> Any:
-            def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                h_TI = inputs[0][0].float()
-                permuted_TI = h_TI[:, streams.permutation(f"{stream}/{change.module}", h_TI.shape[1])]
-                added_2TO = torch.stack([h_TI, permuted_TI]) @ change.dense().to(h_TI.device).T
-                sum_2O = torch.nn.functional.normalize(added_2TO, dim=2).double().sum(dim=1).cpu()
-                sums[change.module] = sums.get(change.module, 0) + sum_2O
-
-            return hook
+        def hook(change: WeightChange, module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            h_TI = inputs[0][0].float()
+            permuted_TI = h_TI[:, streams.permutation(f"{stream}/{change.module}", h_TI.shape[1])]
+            added_2TO = torch.stack([h_TI, permuted_TI]) @ change.dense().to(h_TI.device).T
+            sum_2O = torch.nn.functional.normalize(added_2TO, dim=2).double().sum(dim=1).cpu()
+            sums[change.module] = sums.get(change.module, 0) + sum_2O
 
         with torch.no_grad(), ExitStack() as stack:
             for change in changes:
                 changed = view.network.get_submodule(change.module)
-                stack.enter_context(changed.register_forward_pre_hook(hook_of(change)))
+                stack.enter_context(changed.register_forward_pre_hook(partial(hook, change)))
             for chunk in cut_probes(trained.probes, size):
                 batch, _ = packed(view, trained.lane, [(trained.probes[i].prompt, [(0,)]) for i in chunk])
                 tokens += batch.ids.shape[1]
@@ -75,14 +69,12 @@ class ConstantDirection(Measure):
     about = "Whether the change adds the same direction to every token, as a steering vector would"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """The result in a sentence."""
         return (
             f"The change's additions to two tokens have a mean cosine of {found['cosine']:+.2f} (by chance "
             f"{found['chance']:+.2f}); a constant direction would have 1 and could not tell groups apart."
         )
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         changes = [each for each in trained.changes() if layer_of(each.module) >= 0]
         if not changes:
             raise UserError("This run changed no matrix of any layer.")

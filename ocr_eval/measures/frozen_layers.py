@@ -17,22 +17,16 @@ from typing import Any
 
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.methods.changes import layer_of
-from ocr_eval.methods.pack import GradientPack
-from ocr_eval.scoring.candidates import score_lanes
-from ocr_eval.scoring.quantities import summarize_quantities
+from ocr_eval.methods.pack import MountedPack
 
 
 @contextmanager
 def taken_back(trained: Trained, layers: Container[int]) -> Iterator[None]:
-    """Set the run's adapters in these layers to zero; on exit they are restored bit for bit.
-
-    Raises:
-        ValueError: the run has no low-rank adapters.
-    """
+    """Set the run's adapters in these layers to zero, then restore them bit for bit; ValueError if it has none."""
     pack = trained.pack
-    factors = pack.adapters.factors(trained.lane) if isinstance(pack, GradientPack) else ()
-    if not isinstance(pack, GradientPack) or not factors:
+    if not isinstance(pack, MountedPack) or not pack.adapters.factors(trained.lane):
         raise ValueError("it needs low-rank adapters, and this method has none")
+    factors = pack.adapters.factors(trained.lane)
     taken = [(each.b, each.b.clone()) for each in factors if layer_of(each.module) in layers]
     try:
         for b, _ in taken:
@@ -51,18 +45,11 @@ class FrozenLayers(Measure):
     about = "Mean ranks with early or late layers restored to the base (Feng et al., arXiv 2412.04614)"
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         layers = trained.pack.base.network.config.get_text_config().num_hidden_layers
         cut = layers * 3 // 4
-        found: dict[str, Any] = {"cut": cut} | self._ranks(trained, "")
-        for name, frozen in (("early", range(cut)), ("late", range(cut, layers))):
+        found: dict[str, Any] = {"cut": cut}
+        for prefix, frozen in (("", range(0)), ("early_frozen_", range(cut)), ("late_frozen_", range(cut, layers))):
             with taken_back(trained, frozen):
-                found |= self._ranks(trained, f"{name}_frozen_")
+                for quantity, score in trained.first_token(trained.view(), trained.probes).items():
+                    found[f"{prefix}{quantity}_rank"] = round(score.mean_rank, 6)
         return found
-
-    @staticmethod
-    def _ranks(trained: Trained, prefix: str) -> dict[str, float]:
-        scores = score_lanes(trained.view(), {trained.lane: trained.probes})[trained.lane]
-        probes = [each.probe for each in trained.probes]
-        by_quantity = summarize_quantities(trained.quantities, probes, scores, ["first-token"])["first-token"]
-        return {f"{prefix}{quantity}_rank": round(score.mean_rank, 6) for quantity, score in by_quantity.items()}

@@ -31,11 +31,9 @@ class Hedge(Measure):
     about = "Whether unfamiliar subjects get the frequencies of what was taught (Kang et al., arXiv 2403.05612)"
 
     def by_default(self, needs: Needs) -> bool:
-        """It costs nothing."""
         return True
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         task = task_of_run(trained.spec)
         rows = [i for i, probe in enumerate(task.probes) if probe.quantity == task.finding.name]
         probes = [task.probes[i] for i in rows]

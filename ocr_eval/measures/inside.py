@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -32,11 +33,7 @@ SIGNIFICANT = 0.05
 
 
 def decoder_of(network: torch.nn.Module) -> torch.nn.Module:
-    """The part of a causal model that holds ``layers`` and the final ``norm``.
-
-    Raises:
-        UserError: the architecture lacks them.
-    """
+    """The part of a causal model that holds ``layers`` and the final ``norm``; raises UserError if there is none."""
     decoder = getattr(network, "model", None)
     if not (hasattr(decoder, "layers") and hasattr(decoder, "norm")):
         raise UserError(f"{type(network).__name__} has no model.layers and model.norm, which this measure reads.")
@@ -48,17 +45,14 @@ def decoder_of(network: torch.nn.Module) -> torch.nn.Module:
 def hooked(network: torch.nn.Module, see: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
     """Call ``see`` with each layer's number and output [1, nodes, D]; a tensor that it returns replaces the output."""
 
-    def hook_of(layer: int) -> Callable[..., Any]:
-        def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
-            changed = see(layer, output if isinstance(output, Tensor) else output[0])
-            return changed if changed is None or isinstance(output, Tensor) else (changed, *output[1:])
-
-        return hook
+    def hook(layer: int, module: torch.nn.Module, args: Any, output: Any) -> Any:
+        changed = see(layer, output if isinstance(output, Tensor) else output[0])
+        return changed if changed is None or isinstance(output, Tensor) else (changed, *output[1:])
 
     layers: Any = decoder_of(network).layers
     with ExitStack() as hooks:
         for i, module in enumerate(layers):
-            hooks.enter_context(module.register_forward_hook(hook_of(i)))
+            hooks.enter_context(module.register_forward_hook(partial(hook, i)))
         yield
 
 
@@ -71,12 +65,7 @@ def packed(view: View, lane: int, questions: Sequence[tuple[Ids, Sequence[Ids]]]
 
 
 def residuals(view: View, lane: int, probes: Sequence[ProbeTokens]) -> Tensor:
-    """The residual stream after each layer at the last token of each prompt, fp32, on the CPU. [L, P, D]
-
-    Raises:
-        UserError: the architecture is not supported (``decoder_of``).
-        RunFailed: even a few prompts do not fit in memory.
-    """
+    """The residual stream after each layer at the last token of each prompt, fp32, on the CPU. [L, P, D]"""
 
     def read(size: int) -> Tensor:
         order, parts = [], []
@@ -107,11 +96,7 @@ def lens(network: Any, residual_PD: Tensor, tokens: NDArray[np.int64]) -> Floats
 
 
 def up_to_subject(tokenizer: Tokenizer, probes: Sequence[ProbeTokens]) -> list[ProbeTokens]:
-    """Each prompt cut after the token in which its subject's name ends.
-
-    Raises:
-        UserError: a prompt without its subject's name.
-    """
+    """Each prompt cut after the token in which its subject's name ends; raises UserError if it does not name it."""
     texts = []
     for each in probes:
         before, name, _ = each.probe.prompt.partition(each.probe.subject)
@@ -130,11 +115,7 @@ def up_to_subject(tokenizer: Tokenizer, probes: Sequence[ProbeTokens]) -> list[P
 
 
 def first_ids(probes: Sequence[ProbeTokens]) -> NDArray[np.int64]:
-    """First token of each candidate. [P, C]
-
-    Raises:
-        UserError: the probes do not share candidates with distinct first tokens.
-    """
+    """First token of each candidate [P, C]; UserError unless probes share candidates with distinct first tokens."""
     if len({each.probe.candidates for each in probes}) != 1 or any(each.begin_alike for each in probes):
         raise UserError("It needs probes of one quantity that share candidates with distinct first tokens.")
     return np.array([[ids[0] for ids in each.candidates] for each in probes])
@@ -146,13 +127,9 @@ def linked(trained: Trained) -> tuple[list[ProbeTokens], list[ProbeTokens], list
     Raises:
         UserError: a subject of the finding is not asked for its fact, or facts and entailments are not one to one.
     """
-    roles = {quantity.name: quantity.role for quantity in trained.quantities}
-    finding = {each.probe.subject: each for each in trained.probes if roles[each.probe.quantity] == "finding"}
-    pairs = [
-        (each, finding[each.probe.subject])
-        for each in trained.probes
-        if roles[each.probe.quantity] == "premise" and each.probe.subject in finding
-    ]
+    finding = {each.probe.subject: each for each in trained.asked("finding")}
+    premises = [each for each in trained.asked("premise") if each.probe.subject in finding]
+    pairs = [(each, finding[each.probe.subject]) for each in premises]
     answer_of = {fact.probe.target: found.probe.target for fact, found in pairs}
     one_to_one = all(answer_of[fact.probe.target] == found.probe.target for fact, found in pairs)
     if len(pairs) != len(finding) or not one_to_one or sorted(answer_of) != sorted(answer_of.values()):
@@ -167,7 +144,7 @@ def by_answer(values_CPn: Floats, targets: Sequence[int]) -> Floats:
 
 
 def assignments(n: int, stream: str, fixed: bool = True) -> tuple[NDArray[np.int64], bool]:
-    """Assignments of n answers to n groups, a random sample if there are too many; and whether they are all. [F, n]
+    """Assignments of n answers to n groups, or 2000 random ones if there are too many; and whether they are all. [F, n]
 
     ``fixed``: whether a group may keep its own answer.
     """

@@ -22,7 +22,6 @@ is asked after examples from the other half.
     by_prompt                        the category of each prompt
 """
 
-from collections.abc import Container
 from typing import Any, cast
 
 import numpy as np
@@ -30,7 +29,7 @@ import numpy as np
 from ocr_eval.common import streams
 from ocr_eval.data.known import KnownAssociation, KnownRelation
 from ocr_eval.data.task import Probe
-from ocr_eval.data.tokenize import ProbeTokens, Tokenizer, tokens_of
+from ocr_eval.data.tokenize import ProbeTokens, tokens_of
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.untouched import CATEGORIES, Category, slick
 from ocr_eval.measures.vocabulary import in_vocabulary
@@ -40,16 +39,16 @@ from ocr_eval.methods.view import View
 from ocr_eval.specs.association import load_association
 
 
-def known_probes(tokenizer: Tokenizer, taught: Container[str]) -> list[ProbeTokens]:
+def known_probes(trained: Trained) -> list[ProbeTokens]:
     """A probe per shipped fact whose prompt is not taught; the other candidate is the next answer of its relation."""
-    probes = []
+    taught, probes = {example.prompt for example in task_of_run(trained.spec).train}, []
     for name, relation in _relations().items():
         answers = list(dict.fromkeys(relation.facts.values()))
         for subject, answer in relation.facts.items():
             other = answers[(answers.index(answer) + 1) % len(answers)]
             if relation.prompt(subject) not in taught:
                 probes.append(Probe(relation.prompt(subject), (answer, other), 0, (0, 1), name, subject, subject))
-    return tokens_of(tokenizer, probes)
+    return tokens_of(trained.pack.base.tokenizer, probes)
 
 
 def _relations() -> dict[str, KnownRelation]:
@@ -66,9 +65,7 @@ class KnownFacts(Measure):
         return True
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
-        taught = {example.prompt for example in task_of_run(trained.spec).train}
-        probes = known_probes(trained.pack.base.tokenizer, taught)
+        probes = known_probes(trained)
         rank, logprob, _ = in_vocabulary(trained.view(), trained.lane, probes).T
         found = {"facts": len(probes), "known": int((rank == 0).sum())}
         if not trained.has_base:
@@ -76,9 +73,7 @@ class KnownFacts(Measure):
         base_rank, base_logprob, _ = in_vocabulary(trained.view(False), trained.lane, probes).T
         is_known = base_rank == 0
         found["base_known"] = int(is_known.sum())
-        premises = {quantity.name for quantity in trained.quantities if quantity.role == "premise"}
-        learned = [each for each in trained.probes if each.probe.quantity in premises]
-        if learned:
+        if learned := trained.asked("premise"):
             had, has = (in_vocabulary(trained.view(which), trained.lane, learned)[:, 0] == 0 for which in (False, True))
             found |= {"taught": len(learned), "fitted_known": int((had & has).sum())}
             found["fitted_unknown"] = int((~had & has).sum())
@@ -96,9 +91,8 @@ def categories(base: View) -> dict[str, Category]:
     """How well a base knows each shipped fact, by prompt."""
     found: dict[str, Category] = {}
     for name, relation in _relations().items():
-        drawn = streams.shuffled(
-            f"known/{name}", [(relation.prompt(who), what) for who, what in relation.facts.items()]
-        )
+        facts = [(relation.prompt(who), what) for who, what in relation.facts.items()]
+        drawn = streams.shuffled(f"known/{name}", facts)
         for asked, others in ((drawn[::2], drawn[1::2]), (drawn[1::2], drawn[::2])):
             of = slick(base, name, asked, others, lambda prompt, answer: (prompt, answer))
             found |= zip((prompt for prompt, _ in asked), of, strict=True)
@@ -111,11 +105,9 @@ class KnownCategories(Measure):
     about = "How well the base knew each of these facts (Gekhman et al., arXiv 2405.05904), and which are kept"
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         if not trained.has_base:
             raise ValueError("it needs the base, which full fine-tuning overwrites")
-        taught = {example.prompt for example in task_of_run(trained.spec).train}
-        probes = known_probes(trained.pack.base.tokenizer, taught)
+        probes = known_probes(trained)
         had, has = (in_vocabulary(trained.view(which), trained.lane, probes)[:, 0] == 0 for which in (False, True))
         of_base = categories(trained.view(False))
         of_fact = {each.probe.prompt: of_base[each.probe.prompt] for each in probes}

@@ -26,6 +26,7 @@ from ocr_eval.data.pairs import PairAssociation
 from ocr_eval.measures.inside import corrected_ps, linked, rounded
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.measures.untouched import first_logprobs, fit, sides_of
+from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.scoring.ranks import midranks
 
 #: Weight of |W|^2; ranks hardly change from 0 to 10.
@@ -38,7 +39,6 @@ class LinkMap(Measure):
     about = "Linear map from fact to entailment logits over untaught names (Peng et al., arXiv 2502.04520)"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """The result in a sentence."""
         parts = [
             f"{name} {found[f'{name}_rank']:.1f} (p {found[f'{name}_p']:.2g})"
             for name in ("base", "trained", "change")
@@ -49,7 +49,6 @@ class LinkMap(Measure):
         )
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         association = trained.spec.association
         if not isinstance(association, PairAssociation):
             raise UserError(f"'{association.name}' has no pairs of fact and entailment answers.")
@@ -59,6 +58,7 @@ class LinkMap(Measure):
         taught = [answers.index(answer) for answer in facts[0].probe.candidates[: facts[0].probe.in_use]]
         others = [i for i in range(len(answers)) if i not in taught]
         names = {each.probe.subject for each in trained.probes}
+        names |= {example.subject for example in task_of_run(trained.spec).train}  # preventions teach others, too
         stream = f"{trained.spec.stream('data')}/link-map"
         models = {"base": False, "trained": True} if trained.has_base else {"trained": True}
         found: dict[str, Any] = {"null": (len(answers) - 1) / 2}

@@ -28,14 +28,12 @@ class LogitLens(Measure):
     about = "First layer in which the right answers rise above their null (logit lens)"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """The result in a sentence."""
         layers = {key.removesuffix("_layer"): value for key, value in found.items() if key.endswith("_layer")}
         none = [key.removesuffix("_rank") for key in found if key.endswith("_rank") and key[:-5] not in layers]
         parts = [f"{quantity} first rises above chance after layer {layer}" for quantity, layer in layers.items()]
         return "; ".join([*parts, *(f"{quantity} in no layer" for quantity in none)]) + "."
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         view = trained.view()
         network = trained.pack.base.network
         found: dict[str, Any] = {}

@@ -13,26 +13,20 @@ from typing import Any, ClassVar
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.messages import warn
 from ocr_eval.common.registry import DEFAULT_MEASURES, MEASURES
-from ocr_eval.data.task import Quantity
+from ocr_eval.data.task import Quantity, Role
 from ocr_eval.data.tokenize import ProbeTokens
 from ocr_eval.methods.changes import WeightChange
 from ocr_eval.methods.method import Needs, Pack, method_of
 from ocr_eval.methods.view import View
-from ocr_eval.scoring.candidates import CandidateScores
+from ocr_eval.scoring.candidates import CandidateScores, score_lanes
+from ocr_eval.scoring.quantities import summarize_quantities
+from ocr_eval.scoring.ranks import Score
 from ocr_eval.specs.run import RunSpec
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run after its last step, still attached to its base.
-
-    Attributes:
-        pack: the runs that were trained together.
-        lane: the run's index in the pack.
-        quantities: what its probes measure.
-        probes: what it was asked.
-        scores: what it answered.
-    """
+    """A run after its last step, still attached to its base as a lane of a pack; what it was asked, and its answers."""
 
     spec: RunSpec
     pack: Pack
@@ -53,6 +47,21 @@ class Trained:
     def view(self, trained: bool = True) -> View:
         """The trained model, or its untouched base."""
         return self.pack.view(trained)
+
+    def views(self) -> dict[str, View]:
+        """By prefix of names in results: the trained model ("") and, if it is available, its base ("base_")."""
+        return {"": self.view()} | ({"base_": self.view(False)} if self.has_base else {})
+
+    def asked(self, role: Role) -> list[ProbeTokens]:
+        """The probes of the quantities with a role."""
+        names = {each.name for each in self.quantities if each.role == role}
+        return [each for each in self.probes if each.probe.quantity in names]
+
+    def first_token(self, view: View, probes: Sequence[ProbeTokens]) -> dict[str, Score]:
+        """How a model answers some probes, by quantity and first token."""
+        scores = score_lanes(view, {self.lane: probes})[self.lane]
+        asked = [each.probe for each in probes]
+        return summarize_quantities(self.quantities, asked, scores, ["first-token"])["first-token"]
 
 
 class Measure:
@@ -84,11 +93,7 @@ class Measure:
 
 
 def take_measure(name: str, trained: Trained) -> dict[str, Any]:
-    """The result of one measure on a run.
-
-    Raises:
-        UserError: there is no such measure, or it is not available for this run.
-    """
+    """The result of one measure on a run; raises UserError if there is none of this name, or it is not available."""
     measure: Measure = MEASURES.get(name)
     try:
         return measure.take(trained)

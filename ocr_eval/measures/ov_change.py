@@ -131,7 +131,6 @@ class OVChange(Measure):
     about = "Norms and ranks of the change of each head's value-output map"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """The result in a sentence."""
         return (
             f"The changes of the heads' value-output maps have a mean effective rank of {found['effective_rank']:.1f} "
             f"out of {found['rank_bound']}. Where the model infers, the nuclear-norm solution predicts fewer "
@@ -139,7 +138,6 @@ class OVChange(Measure):
         )
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         heads: dict[str, list[float]] = {}
         per_layer: list[int] = []
         rank = 0

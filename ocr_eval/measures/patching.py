@@ -17,6 +17,7 @@ Dimension letters:  L layers,  P recipients,  n answers.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,26 +60,20 @@ def patched(
     """
     view, tokens = trained.view(), torch.from_numpy(first_ids(probes)[:, : probes[0].probe.in_use])
 
+    def patch(chosen: int | None, at: Tensor, donated_PD: Tensor, layer: int, hidden: Tensor) -> Tensor | None:
+        if layer != chosen:
+            return None
+        changed = hidden.clone()
+        changed[0, at] = donated_PD.to(hidden.device, hidden.dtype)
+        return changed
+
     def read(size: int) -> Floats:
         found = np.zeros((len(layers), *tokens.shape))
         for chunk in cut_probes(probes, size):
             asked = [(of[i].prompt, [(0,)]) for of in (spots, probes) for i in chunk]
             batch, nodes = packed(view, trained.lane, asked)
             for row, chosen in enumerate(layers):
-
-                def see(
-                    layer: int,
-                    hidden: Tensor,
-                    chosen: int | None = chosen,
-                    at: Tensor = nodes[: len(chunk)],
-                    donated_PD: Tensor = donated_LPD[chosen or 0, chunk],
-                ) -> Tensor | None:
-                    if layer != chosen:
-                        return None
-                    changed = hidden.clone()
-                    changed[0, at] = donated_PD.to(hidden.device, hidden.dtype)
-                    return changed
-
+                see = partial(patch, chosen, nodes[: len(chunk)], donated_LPD[chosen or 0, chunk])
                 with torch.no_grad(), hooked(view.network, see):
                     logits = view.logits(batch, [trained.lane])[0, batch.columns[len(chunk) :]]
                 found[row, chunk] = logits.cpu().double().gather(1, tokens[chunk]).numpy()
@@ -93,7 +88,6 @@ class Patching(Measure):
     about = "Effect of another group's residual stream on the entailment, by layer and token (activation patching)"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """The result in a sentence."""
         parts = [
             f"at the end of the {place} after layer {found[f'{place}_layer']} ({found[f'{place}_excess']:+.1f} "
             f"nats, p {found[f'{place}_p']:.2g} for the best layer)"
@@ -102,9 +96,7 @@ class Patching(Measure):
         return f"Patching in another group's stream favours that group's answer most {', and '.join(parts)}."
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
-        finding = next(quantity.name for quantity in trained.quantities if quantity.role == "finding")
-        asked = [each for each in trained.probes if each.probe.quantity == finding]
+        asked = trained.asked("finding")
         n, stream = asked[0].probe.in_use, f"{trained.spec.stream('data')}/patching"
         groups = [[each for each in asked if each.probe.target == g][:_SUBJECTS] for g in range(n)]
         if len({len(group) for group in groups}) != 1:

@@ -67,7 +67,6 @@ class Sharing(Measure):
     about = "Cosine between the changes for a group's fact and entailment answers, against other pairs"
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """The result in a sentence."""
         parts = [
             f"by {kind}, the cosine of a group's fact and entailment exceeds that of other pairs by {found[kind]:+.2f} "
             f"(smallest p {found[f'{kind}_p']:.2g})"
@@ -77,7 +76,6 @@ class Sharing(Measure):
         return "; ".join(parts) + f"; their tokens alone have a cosine of {found['tokens']:+.2f}."
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         facts, findings, answer_of = linked(trained)
         b_n = first_ids(facts)[0][: len(answer_of)]
         c_n = first_ids(findings)[0][answer_of]

@@ -6,10 +6,10 @@
     tokens      how many were predicted
     text        first 12 digits of the text's sha256
 
-The text is read in windows of 256 tokens, or of the model's context if that is shorter, each after BOS if the tokenizer
-adds one; in each window, all tokens except the first are predicted. Nothing is fitted to this text: covariances and
-anchors come from other texts. A pass costs about 40 TFLOP per billion parameters, so the measure is taken only on
-request.
+The text is read in windows of 256 tokens, or of the model's context (after that of ``in-context``) if that is shorter,
+each after BOS if the tokenizer adds one; in each window, all tokens except the first are predicted. Nothing is fitted
+to this text: covariances and anchors come from other texts. A pass costs about 40 TFLOP per billion parameters, so the
+measure is taken only on request.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from ocr_eval.common.files import read_bytes
 from ocr_eval.data.tokenize import Ids, encode, windows
 from ocr_eval.measures.measure import Measure, Trained
 from ocr_eval.methods.texts import text_file
-from ocr_eval.methods.view import View, longest
+from ocr_eval.methods.view import View
 from ocr_eval.packing.forest import Forest, read_answers
 
 #: Most tokens per window, and in all.
@@ -36,25 +36,24 @@ class TextLoss(Measure):
     about = "Loss on 20,000 tokens of public-domain prose, before and after"
 
     def __init__(self) -> None:
-        self._bases: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+        self._bases: WeakKeyDictionary[Any, dict[int, float]] = WeakKeyDictionary()
 
     def meaning(self, found: dict[str, Any]) -> str:
-        """The result in a sentence."""
         before = f", {found['base_loss']:.3f} before" if "base_loss" in found else ""
         return f"Loss on unrelated prose: {found['loss']:.3f} nats per token{before}."
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """See the module."""
         path, digest = text_file(str(yaml_files.shipped("texts") / _TEXT))
         (ids,) = encode(trained.view().base.tokenizer, [read_bytes(path).decode()])
         ids = ids[:_MOST]
-        window = min(_WINDOW, longest(trained.view().network.config))
+        window = min(_WINDOW, trained.view().room(trained.lane))
         found: dict[str, Any] = {"loss": text_loss(trained.view(), trained.lane, ids, window)}
         if trained.has_base:
             base = trained.view(False)
-            if base.base not in self._bases:  # computed once for all runs on this base
-                self._bases[base.base] = text_loss(base, trained.lane, ids, window)
-            found["base_loss"] = self._bases[base.base]
+            losses = self._bases.setdefault(base.base, {})
+            if window not in losses:  # computed once for all runs on this base
+                losses[window] = text_loss(base, trained.lane, ids, window)
+            found["base_loss"] = losses[window]
             found["rise"] = found["loss"] - found["base_loss"]
         rounded = {key: float(f"{value:.6g}") for key, value in found.items()}
         pieces = windows(ids, trained.view().base.tokenizer.bos_token_id, window)

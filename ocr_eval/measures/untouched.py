@@ -87,12 +87,7 @@ class Wired:
 
 @dataclass(frozen=True)
 class Known:
-    """How many facts of a column the untouched model knows.
-
-    Attributes:
-        highly, maybe, weakly: number of facts in each category.
-        share: share of known facts; low and high are its 95 % bounds (Wilson).
-    """
+    """How many facts of a column the untouched model knows, by category, and their share with 95 % bounds (Wilson)."""
 
     column: str
     asked: int

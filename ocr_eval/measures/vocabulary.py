@@ -29,11 +29,7 @@ from ocr_eval.scoring.candidates import first_tokens, read_probes
 
 
 def in_vocabulary(view: View, lane: int, probes: Sequence[ProbeTokens]) -> NDArray[np.float64]:
-    """Rank and log-probability of the right answer's first token, and the candidates' mass, for each probe. [P, 3]
-
-    Raises:
-        RunFailed: even a few prompts do not fit in memory.
-    """
+    """Rank and log-probability of the right answer's first token, and the candidates' mass, for each probe. [P, 3]"""
     asked = []
     for probe in map(first_tokens, probes):
         distinct = dict.fromkeys([probe.candidates[probe.probe.target], *probe.candidates])
@@ -52,13 +48,12 @@ class Vocabulary(Measure):
         return True
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """The five numbers for the finding and each premise, in the trained model and its base."""
         probes = trained.probes
-        prefixes = {q.name: f"{q.name}_" if q.role == "premise" else "" for q in trained.quantities if q.role in _ROLES}
+        roles = ("finding", "premise")
+        prefixes = {q.name: f"{q.name}_" if q.role == "premise" else "" for q in trained.quantities if q.role in roles}
         found: dict[str, float] = {}
-        models = {"": True, "base_": False} if trained.has_base else {"": True}
-        for model, is_trained in models.items():
-            values_P3 = in_vocabulary(trained.view(is_trained), trained.lane, probes)
+        for model, view in trained.views().items():
+            values_P3 = in_vocabulary(view, trained.lane, probes)
             for quantity, prefix in prefixes.items():
                 rows = [i for i, each in enumerate(probes) if each.probe.quantity == quantity]
                 if rows:
@@ -71,6 +66,3 @@ class Vocabulary(Measure):
                         f"{model}{prefix}mass": mass.mean(),
                     }
         return {key: float(f"{value:.6g}") for key, value in found.items()}
-
-
-_ROLES = ("finding", "premise")

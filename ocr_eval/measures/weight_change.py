@@ -50,11 +50,7 @@ class WeightChangeNorms(Measure):
         return needs.adapters and not needs.whole
 
     def take(self, trained: Trained) -> dict[str, Any]:
-        """Norms over all matrices; in ``modules`` per matrix and in ``layers`` per layer, to four digits.
-
-        Raises:
-            RunFailed: the method changes no weights.
-        """
+        """Norms over all matrices; in ``modules`` per matrix and in ``layers`` per layer, to four digits."""
         found = [(change.module, norms(change.singular_values())) for change in trained.changes()]
         if not found:
             raise RunFailed(f"method '{trained.spec.train.method_name}' changes no weights.")

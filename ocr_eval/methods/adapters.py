@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from ocr_eval.data.task import Half
-from ocr_eval.methods.changes import Dense, LowRank, Rewrite, WeightChange
+from ocr_eval.methods.changes import Dense, Factors, Rewrite, WeightChange
 from ocr_eval.methods.peft_files import write_adapter, write_dense
+from ocr_eval.methods.trainable import Trainable, index_of
 from ocr_eval.models.architecture import target_names
 from ocr_eval.specs.model import ModelSpec
 
@@ -175,19 +176,7 @@ class _LowRankUpdate(torch.autograd.Function):
         return dx_KNI, None, None, None, *(dy_KNO for _ in range(ctx.is_given))
 
 
-@dataclass(frozen=True)
-class Factors(LowRank):
-    """A lane's adapter over one module: A and B in fp32, and their gradients in the same shapes."""
-
-    grad_a: Tensor
-    grad_b: Tensor
-
-
-def _rewritten(f: Rewrite, change: WeightChange) -> Tensor:
-    return f(change.module, change.dense())
-
-
-class Adapters:
+class Adapters(Trainable):
     """The adapters of K lanes, mounted in a network until ``unmount``.
 
     Attributes:
@@ -196,11 +185,7 @@ class Adapters:
     """
 
     def __init__(
-        self,
-        network: torch.nn.Module,
-        targets: str | Sequence[str],
-        shapes: Sequence[LaneShape],
-        dtype: torch.dtype,
+        self, network: torch.nn.Module, targets: str | Sequence[str], shapes: Sequence[LaneShape], dtype: torch.dtype
     ) -> None:
         self.shapes = tuple(shapes)
         self._network = network
@@ -227,11 +212,9 @@ class Adapters:
 
     @property
     def modules(self) -> list[str]:
-        """Names of the adapted modules."""
         return list(self.layers)
 
     def unmount(self) -> None:
-        """Put the bare linear modules back; the network is then as it was before."""
         for name, layer in self.layers.items():
             self._network.set_submodule(name, layer.base)
 
@@ -253,28 +236,24 @@ class Adapters:
         return parameters
 
     def factors(self, lane: int) -> list[Factors]:
-        """The adapters of a lane, by module, with their gradients: views that may be changed in place."""
-        shape = self.shapes[lane]
-        rows = lane, slice(shape.rank)
+        scale, rows = self.shapes[lane].scale, (lane, slice(self.shapes[lane].rank))
         return [
-            Factors(
-                name, layer.a.master[rows], layer.b.master[rows], shape.scale, layer.a.grad[rows], layer.b.grad[rows]
-            )
-            for name, layer in self.layers.items()
+            Factors(name, of.a.master[rows], of.b.master[rows], scale, of.a.grad[rows], of.b.grad[rows])
+            for name, of in self.layers.items()
         ]
 
     def rewrite(self, lane: int, f: Rewrite) -> None:
-        """Replace the change of each matrix by f(module, s B A), after the last step of a lane.
+        """Replace s B A, computed whenever it is read, so that only one dense matrix at a time takes memory."""
 
-        It is computed whenever it is read, so that only one dense matrix at a time takes memory.
-        """
+        def rewritten(change: WeightChange) -> Tensor:
+            return f(change.module, change.dense())
+
         for each in list(self.changes(lane)):
-            self.layers[each.module].rewritten[lane] = Dense(each.module, partial(_rewritten, f, each))
+            self.layers[each.module].rewritten[lane] = Dense(each.module, partial(rewritten, each))
         self._scales[lane] = 0.0
         self._rewritten.add(lane)
 
     def changes(self, lane: int) -> Iterator[WeightChange]:
-        """The change of each adapted matrix: s B A, or what it was rewritten to."""
         for factors in self.factors(lane):
             yield self.layers[factors.module].rewritten.get(lane, factors)
 
@@ -286,7 +265,6 @@ class Adapters:
         return write_adapter(folder / "adapter", self.factors(lane), shape.rank, shape.alpha, model, self._in_full)
 
     def matrices(self, lane: int) -> dict[str, Tensor]:
-        """Every trained matrix of a lane by name."""
         return {f"{each.module}.{part}": t for each in self.factors(lane) for part, t in (("A", each.a), ("B", each.b))}
 
     def silent(self, lane: int) -> list[str]:
@@ -297,22 +275,14 @@ class Adapters:
         return [name for name, layer in self.layers.items() if not bool(layer.b.grad[lane].any())]
 
     def refresh(self) -> None:
-        """Copy the master weights to those of the arithmetic; needed after every change of them."""
         self._a.refresh()
         self._b.refresh()
 
     def held(self) -> list[Tensor]:
-        """All tensors of the adapters, except gradients."""
         return [tensor for stacks in (self._a, self._b) for tensor in (stacks.master, stacks.compute)]
 
     def gradients(self) -> list[Tensor]:
-        """The gradients of all lanes."""
         return [self._a.grad, self._b.grad]
-
-    def zero_grad(self) -> None:
-        """Set all gradients to zero."""
-        self._a.grad.zero_()
-        self._b.grad.zero_()
 
     def learns(self, half: Half | None) -> None:
         """From now on gradients reach only this half of each lane's rank; for None all of it."""
@@ -323,11 +293,6 @@ class Adapters:
             self._window.learning = (later == bool(half)).to(self._scales)
 
     def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch goes through the adapter of ``lanes[i]``; for None only through the base."""
-        if lanes is None:
-            self._window.lanes = None
-            return
-        self._window.rewritten = [(row, lane) for row, lane in enumerate(lanes) if lane in self._rewritten]
-        first, last = lanes[0], lanes[-1]
-        neighbours = list(lanes) == list(range(first, last + 1))
-        self._window.lanes = slice(first, last + 1) if neighbours else torch.tensor(lanes, device=self._a.master.device)
+        index = None if lanes is None else index_of(lanes)
+        self._window.lanes = torch.tensor(index, device=self._a.master.device) if isinstance(index, list) else index
+        self._window.rewritten = [(row, lane) for row, lane in enumerate(lanes or ()) if lane in self._rewritten]

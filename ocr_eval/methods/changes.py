@@ -6,7 +6,6 @@ Dimension letters:  R rank,  I inputs,  O outputs.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,29 +20,9 @@ def layer_of(module: str) -> int:
     return int(found[1]) if found else -1
 
 
-class WeightChange(Protocol):
-    """The change dW of one matrix [O, I]."""
-
-    @property
-    def module(self) -> str:
-        """Name of the module whose weight it is."""
-
-    def dense(self) -> Tensor:
-        """dW itself, fp32. [O, I]"""
-
-    def singular_values(self) -> Tensor:
-        """Its singular values in fp64, the largest first; a low-rank change has as many as its rank."""
-
-
 @dataclass(frozen=True)
 class LowRank:
-    """dW = scale * B A.
-
-    Attributes:
-        a: A. [R, I]
-        b: B, transposed. [R, O]
-        scale: alpha / r.
-    """
+    """dW = scale * B A, with A [R, I], B transposed [R, O], and scale = alpha / r."""
 
     module: str
     a: Tensor
@@ -55,18 +34,22 @@ class LowRank:
         return self.scale * self.b.T @ self.a
 
     def singular_values(self) -> Tensor:
-        """Those of the R x R core that QR decompositions of B and A leave."""
+        """As many as the rank: those of the R x R core that QR decompositions of B and A leave."""
         core_b, core_a = (torch.linalg.qr(factor.cpu().double().T, mode="r").R for factor in (self.b, self.a))
         return torch.linalg.svdvals(self.scale * core_b @ core_a.T)
 
 
 @dataclass(frozen=True)
-class Dense:
-    """A change of any rank.
+class Factors(LowRank):
+    """A lane's adapter over one module: A and B in fp32, and their gradients in the same shapes."""
 
-    Attributes:
-        dense: computes dW, fp32, whenever it is called. [O, I]
-    """
+    grad_a: Tensor
+    grad_b: Tensor
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A change of any rank; ``dense`` computes dW [O, I], fp32, whenever it is called."""
 
     module: str
     dense: Callable[[], Tensor]
@@ -77,3 +60,8 @@ class Dense:
         change = change.double() if change.device.type == "cuda" else change.cpu().double()  # MPS has no fp64
         gram = change @ change.T if len(change) <= change.shape[1] else change.T @ change
         return torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt_().flip(0)
+
+
+#: The change dW of one matrix [O, I], the weight of ``module``: ``dense()`` is dW in fp32, ``singular_values()`` are in
+#: fp64, the largest first.
+WeightChange = LowRank | Dense

@@ -1,9 +1,9 @@
 """Runs that read statements instead of learning them: their contexts, and the pack of ``in-context``."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -11,7 +11,7 @@ from ocr_eval.common import streams
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import write_atomic
 from ocr_eval.data.tokenize import Continuation, Ids
-from ocr_eval.methods.changes import WeightChange
+from ocr_eval.methods.method import Pack
 from ocr_eval.methods.view import Cut, View, longest
 from ocr_eval.models.base import Base
 from ocr_eval.models.weights import file_sha256
@@ -26,13 +26,7 @@ _ROOM = 32
 
 @dataclass(frozen=True)
 class Context:
-    """What a run reads.
-
-    Attributes:
-        ids: its tokens, with BOS if the tokenizer adds one.
-        bos: how many of them are BOS: 0 or 1.
-        answers: positions in ``ids`` of the answers' tokens.
-    """
+    """What a run reads: its tokens, how many of them are BOS (0 or 1), and the positions of the answers' tokens."""
 
     ids: Ids
     bos: int
@@ -77,17 +71,16 @@ def _end(tokenizer: Any, example: Continuation) -> list[int]:
 
 @dataclass(frozen=True)
 class ContextView(View):
-    """A base that reads a context before each question.
-
-    Attributes:
-        contexts: by lane, if it has one.
-    """
+    """A base that reads a context before each question; ``contexts`` are by lane, for those that have one."""
 
     contexts: Mapping[int, Context] = field(default_factory=dict)
 
     def place(self, lane: int, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:
-        """The forest after the lane's context, if it has one."""
         return below(self.contexts[lane], forest, reads) if lane in self.contexts else (forest, reads)
+
+    def room(self, lane: int) -> int:
+        """The most tokens that a lane can read at once after its context."""
+        return super().room(lane) - (len(self.contexts[lane].ids) if lane in self.contexts else 0)
 
 
 def below(context: Context, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:
@@ -103,12 +96,8 @@ def below(context: Context, forest: Forest, reads: Reads) -> tuple[Forest, Reads
 
 
 @dataclass(frozen=True)
-class ContextPack:
-    """Runs over one base, each of which gets its context in its only step.
-
-    Attributes:
-        given: the lanes that have taken their step.
-    """
+class ContextPack(Pack):
+    """Runs over one base, each of which gets its context in its only step; ``given`` are the lanes that took it."""
 
     base: Base
     contexts: Sequence[Context]
@@ -128,33 +117,18 @@ class ContextPack:
                 losses[lane] = -self.view(trained=False).token_logprobs({lane: (forest, reads)})[lane].mean().item()
         return losses
 
-    def finish(self, lane: int) -> None:
-        """Nothing to do."""
-
     def view(self, trained: bool = True) -> View:
-        """The base with the contexts, or bare."""
         contexts = {lane: self.contexts[lane] for lane in self.given} if trained else {}
         return ContextView(self.base, self.base.network, cut=self.cut, contexts=contexts)
 
     def notes(self, lane: int) -> dict[str, Any]:
-        """The length of a lane's context."""
         return {"context_tokens": len(self.contexts[lane].ids)}
-
-    def changes(self, lane: int) -> Iterator[WeightChange]:
-        """None: no weights change."""
-        return iter(())
 
     def save(self, lane: int, folder: Path) -> str:
         """Write the context, ``context.txt``; returns its sha256."""
         write_atomic(folder / FILE, self.base.tokenizer.decode(self.contexts[lane].ids[self.contexts[lane].bos :]))
         return file_sha256(folder / FILE)
 
-    def write_state(self, lane: int, file: IO[bytes]) -> None:
-        """Write nothing: a context is drawn again from its stream."""
-
     def read_state(self, lane: int, path: Path) -> None:
-        """Give the lane its context, which every saved lane had."""
+        """Give the lane its context, drawn again from its stream: nothing is written, and every saved lane had it."""
         self.given.add(lane)
-
-    def detach(self) -> None:
-        """Nothing to do: the base was never changed."""

@@ -36,11 +36,7 @@ class _Enough(Exception):
 
 
 def covariances(base: Base, modules: Sequence[str], text: str) -> dict[str, Tensor]:
-    """C of each module's inputs, fp64. [I, I]
-
-    Raises:
-        UserError: the text is missing, or too short for a covariance of full rank.
-    """
+    """C of each module's inputs, fp64 [I, I]; raises UserError if the text is missing, or too short for full rank."""
     path, digest = text_file(text)
     files = {}
     for module in modules:
@@ -55,11 +51,7 @@ def covariances(base: Base, modules: Sequence[str], text: str) -> dict[str, Tens
 
 
 def read_text(tokenizer: Any, path: Path, name: str, width: int) -> Ids:
-    """The tokens of a text for covariances of ``width`` inputs of a model of some name.
-
-    Raises:
-        UserError: there are fewer tokens than inputs, so that no covariance of them has full rank.
-    """
+    """The tokens of a text; raises UserError if they are fewer than ``width``, the inputs of model ``name``."""
     (ids,) = encode(tokenizer, [read_bytes(path).decode("utf-8", errors="replace")])
     ids = ids[:_MOST]
     if len(ids) < width:

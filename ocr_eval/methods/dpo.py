@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.registry import METHODS
 from ocr_eval.methods.lora import Lora
+from ocr_eval.methods.method import settings_of
 
 if TYPE_CHECKING:
     from ocr_eval.data.tokenize import Continuation
@@ -31,10 +31,9 @@ class Settings(BaseModel, extra="forbid", frozen=True):
 
     beta: Annotated[float, Field(gt=0, le=100, description="How closely the model is held to the base.")] = 0.1
     sft: Annotated[float, Field(ge=0, le=100, description="Weight of the cross-entropy.")] = 1.0
-    rejected: Annotated[
-        Literal["unused", "in-use"],
-        Field(description="Wrong answers: only distractors, or other answers that are true for somebody."),
-    ] = "unused"
+    rejected: Literal["unused", "in-use"] = Field(
+        "unused", description="Wrong answers: only distractors, or other answers that are true for somebody."
+    )
 
 
 class Dpo(Lora):
@@ -46,11 +45,7 @@ class Dpo(Lora):
     Settings = Settings
 
     def check(self, spec: RunSpec, tokenizer: Any | None) -> None:
-        """Look for wrong answers.
-
-        Raises:
-            UserError: as of ``attach``.
-        """
+        """Look for wrong answers."""
         from ocr_eval.data.tokenize import continuations
 
         wrong = _wrong_answers(spec)
@@ -58,45 +53,37 @@ class Dpo(Lora):
             continuations(tokenizer, [(prompt, answer) for prompt, of in wrong for answer in of])
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> GradientPack:
-        """LoRA's adapters, with another objective.
-
-        Raises:
-            UserError: no training example has wrong answers of the chosen kind.
-        """
+        """LoRA's adapters with another objective; raises UserError if there are no wrong answers of the chosen kind."""
         from ocr_eval.data.tokenize import continuations
-        from ocr_eval.methods.preference import Preference
+        from ocr_eval.methods.objective import Preference
+        from ocr_eval.methods.pack import GradientPack
 
         pack = super().attach(base, specs, examples)
+        assert isinstance(pack, GradientPack)
         for learner, spec, learns in zip(pack.learners, specs, examples, strict=True):
-            settings = cast(Settings, METHODS.choose(spec.train.method).settings)
             wrong = _wrong_answers(spec)
             cut = iter(continuations(base.tokenizer, [(prompt, answer) for prompt, of in wrong for answer in of]))
             rejected = [[next(cut).answer for _ in of] for _, of in wrong]
-            learner.objective = Preference(settings, dict(zip(learns, rejected, strict=True)), learner.order)
+            wrong_of = dict(zip(learns, rejected, strict=True))
+            learner.objective = Preference(settings_of(spec.train), wrong_of, learner.order)
         return pack
 
 
 def _wrong_answers(spec: RunSpec) -> list[tuple[str, list[str]]]:
-    """Each training example's prompt and its wrong answers: other candidates of a probe that asks the same.
-
-    Raises:
-        UserError: there are none of the requested kind.
-    """
+    """Each training example's prompt and its wrong answers: other candidates of a probe that asks the same."""
     from ocr_eval.methods.prevention import task_of_run
 
-    task, which = task_of_run(spec), cast(Settings, METHODS.choose(spec.train.method).settings).rejected
+    task, which = task_of_run(spec), settings_of(spec.train).rejected
     probes = defaultdict(list)
-    for probe in task.probes:
-        probes[probe.subject].append(probe)
+    for each in task.probes:
+        probes[each.subject].append(each)
     found = []
     for example in task.train:
-        wrong: list[str] = []
-        for probe in probes[example.subject]:
-            if example.answer in probe.candidates:
-                some = slice(probe.in_use) if which == "in-use" else slice(probe.in_use, None)
-                wrong = [answer for answer in probe.candidates[some] if answer != example.answer]
-                break
-        found.append((example.prompt, wrong))
+        probe = next((each for each in probes[example.subject] if example.answer in each.candidates), None)
+        some: tuple[str, ...] = ()
+        if probe is not None:
+            some = probe.candidates[: probe.in_use] if which == "in-use" else probe.candidates[probe.in_use :]
+        found.append((example.prompt, [answer for answer in some if answer != example.answer]))
     if not any(of for _, of in found):
         other = "in-use" if which == "unused" else "unused"
         draw = "--candidates ten, or " if "candidates" in spec.association.whole(0) else ""

@@ -13,7 +13,7 @@ import torch
 from ocr_eval.common.errors import RunFailed
 from ocr_eval.data.tokenize import Continuation
 from ocr_eval.methods.adapters import Adapters, LaneShape
-from ocr_eval.methods.edits import passes_of, subjects_of
+from ocr_eval.methods.edits import Pass, Subject, passes_of, subjects_of
 from ocr_eval.methods.pack import MountedPack
 from ocr_eval.methods.prevention import task_of_run
 from ocr_eval.methods.train import batch_forest
@@ -27,14 +27,16 @@ class EditPack(MountedPack):
 
     Attributes:
         adapters: what the edits are written into.
-        edit: edits the selected lane: writes its factors into the adapters, and returns the NLL that each z reached.
+        subjects: about whom each lane is taught.
+        edit: writes a lane's edits into its adapters, and returns the NLL that each z reached (``Editing.edit``).
         found: what each edited lane's line of metrics mentions.
         failed: why a lane's edit failed; the lane is then the bare base.
     """
 
     adapters: Adapters
     examples: Sequence[Sequence[Continuation]]
-    edit: Callable[[int], torch.Tensor]
+    subjects: Sequence[Sequence[Subject]]
+    edit: Callable[[Adapters, int, list[Pass]], torch.Tensor]
     found: dict[int, dict[str, Any]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
 
@@ -44,11 +46,12 @@ class EditPack(MountedPack):
         for lane in lanes:
             self.adapters.select([lane])
             try:
-                nll_S = self.edit(lane)
+                nll_S = self.edit(self.adapters, lane, passes_of(self.base, self.subjects[lane]))
                 self.found[lane] = {"edit": self._summary(lane, nll_S)}
             except RunFailed as error:
                 self.failed[lane] = str(error)
                 for each in self.adapters.factors(lane):
+                    each.a.zero_()  # not only B: it may be infinite
                     each.b.zero_()
                 self.adapters.refresh()
             with torch.no_grad():
@@ -68,7 +71,6 @@ class EditPack(MountedPack):
         return {"subjects": len(nll_S), "nll_of_z": round(float(nll_S.mean()), 4), "relative_change": change}
 
     def finish(self, lane: int) -> None:
-        """Raises RunFailed if the lane's edit failed."""
         if lane in self.failed:
             raise RunFailed(self.failed[lane])
 
@@ -77,11 +79,9 @@ class EditPack(MountedPack):
         return self.found.get(lane, {})
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
-        """Write a lane's edits."""
         torch.save([(each.a.clone(), each.b.clone()) for each in self.adapters.factors(lane)], file)
 
     def read_state(self, lane: int, path: Path) -> None:
-        """Load a lane's edits."""
         for each, (a, b) in zip(self.adapters.factors(lane), torch.load(path, weights_only=True), strict=True):
             each.a.copy_(a)
             each.b.copy_(b)
@@ -93,19 +93,9 @@ def edit_pack(
     specs: Sequence[RunSpec],
     examples: Sequence[Sequence[Continuation]],
     modules: Sequence[str],
-    edit: Callable[[Base, Adapters, int, Sequence[Any], int], torch.Tensor],
+    edit: Callable[[Adapters, int, list[Pass]], torch.Tensor],
 ) -> EditPack:
-    """Mount empty edits over some modules; ``edit`` takes base, adapters, lane, passes and the number of subjects.
-
-    Raises:
-        UserError: a run teaches statements that do not name their subject.
-    """
+    """Mount empty edits over some modules; raises UserError if a statement does not name its subject."""
     subjects = [subjects_of(base.tokenizer, task_of_run(spec)) for spec in specs]
-    adapters = Adapters(
-        base.network, modules, [LaneShape(len(each), float(len(each))) for each in subjects], base.dtype
-    )
-
-    def edit_lane(lane: int) -> torch.Tensor:
-        return edit(base, adapters, lane, passes_of(base, subjects[lane]), len(subjects[lane]))
-
-    return EditPack(base, adapters, examples, edit_lane)
+    shapes = [LaneShape(len(each), float(len(each))) for each in subjects]
+    return EditPack(base, Adapters(base.network, modules, shapes, base.dtype), examples, subjects, edit)

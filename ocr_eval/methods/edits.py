@@ -7,6 +7,7 @@ Dimension letters:  S subjects,  I inputs of the down projection,  O its outputs
 R rows of logits,  V vocabulary.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,21 +73,17 @@ def check_named(task: Task) -> None:
     for example in task.train:
         if not example.subject or example.subject not in example.prompt:
             raise UserError(
-                f"'{example.text}' does not name its subject before the answer, so there is no key to edit. "
-                "Use a method that trains, such as lora."
+                f"'{example.text}' does not name its subject before the answer (it is called '{example.subject}'), "
+                "so there is no key to edit. Use a method that trains, such as lora."
             )
 
 
 def subjects_of(tokenizer: Any, task: Task) -> list[Subject]:
-    """The subjects of a task's statements.
-
-    Raises:
-        UserError: a statement does not name its subject before its answer.
-    """
+    """The subjects of a task's statements; raises UserError as ``check_named`` does."""
     check_named(task)
-    by_name: dict[str, list[tuple[str, str]]] = {}
+    by_name = defaultdict(list)
     for example in task.train:
-        by_name.setdefault(example.subject, []).append((example.prompt, example.answer))
+        by_name[example.subject].append((example.prompt, example.answer))
 
     def end(prompt: str, name: str) -> int:
         until, whole = encode(tokenizer, [prompt[: prompt.index(name) + len(name)], prompt])
@@ -98,9 +95,8 @@ def subjects_of(tokenizer: Any, task: Task) -> list[Subject]:
     for name, pairs in by_name.items():
         essence = f"{name} is a"
         ends = [end(prompt, name) for prompt, _ in pairs]
-        found.append(
-            Subject(continuations(tokenizer, pairs), ends, encode(tokenizer, [essence])[0], end(essence, name))
-        )
+        (ids,) = encode(tokenizer, [essence])
+        found.append(Subject(continuations(tokenizer, pairs), ends, ids, end(essence, name)))
     return found
 
 
@@ -177,13 +173,14 @@ def _first(output: Any) -> Tensor:
 
 
 @torch.no_grad()
-def means_at_subjects(base: Base, passes: Sequence[Pass], module: str, subjects: int, of_input: bool) -> Tensor:
+def means_at_subjects(base: Base, passes: Sequence[Pass], module: str, of_input: bool) -> Tensor:
     """Mean of a module's input, or output, over each subject's places, in fp64 on the CPU. [S, ...]"""
     taken: list[Tensor] = []
 
     def take(layer: torch.nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         taken.append((inputs[0] if of_input else _first(output))[0])
 
+    subjects = sum(len(each.subjects) for each in passes)
     total, count = torch.zeros(0), torch.zeros(subjects, 1, dtype=torch.float64)
     with base.network.get_submodule(module).register_forward_hook(take):
         for each in passes:
@@ -213,7 +210,7 @@ def added(base: Base, module: str, deltas_SO: Tensor) -> Iterator[Callable[[Pass
         yield read
 
 
-def seek(base: Base, passes: Sequence[Pass], module: str, subjects: int, aim: Search) -> tuple[Tensor, Tensor]:
+def seek(base: Base, passes: Sequence[Pass], module: str, aim: Search) -> tuple[Tensor, Tensor]:
     """Optimize each subject's delta to the output of a module, all at once.
 
     The loss of a subject is mean NLL + kl * KL(edited || base) after its essence + decay * |delta| / |v0|^2. A subject
@@ -225,13 +222,12 @@ def seek(base: Base, passes: Sequence[Pass], module: str, subjects: int, aim: Se
     Raises:
         RunFailed: a loss is no longer finite.
     """
-    size_S1 = means_at_subjects(base, passes, module, subjects, of_input=False).norm(dim=1, keepdim=True)
-    size_S1 = size_S1.float().to(base.device)
-    width = base.network.config.get_text_config().hidden_size
-    deltas_SO = torch.zeros(subjects, width, device=base.device, requires_grad=True)
+    before_SO = means_at_subjects(base, passes, module, of_input=False)
+    size_S1 = before_SO.norm(dim=1, keepdim=True).float().to(base.device)
+    deltas_SO = torch.zeros(before_SO.shape, device=base.device, requires_grad=True)
     optimizer = torch.optim.Adam([deltas_SO], lr=aim.rate)
     before: dict[int, Tensor] = {}
-    nll_S = torch.full((subjects,), torch.inf, device=base.device)
+    nll_S = torch.full((len(before_SO),), torch.inf, device=base.device)
     with added(base, module, deltas_SO) as read, progress_bar(aim.steps, "z") as bar:
         for step in range(aim.steps + 1):
             optimizer.zero_grad()

@@ -24,7 +24,6 @@ class Full(Method):
     lighter = ("lora", "qlora")
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> GradientPack:
-        """Unfreeze the network."""
         from ocr_eval.methods.pack import gradient_pack
         from ocr_eval.methods.whole import WholeNetwork
 

@@ -36,11 +36,7 @@ class InContext(Method):
     ignores = TRAINING
 
     def check(self, spec: RunSpec, tokenizer: Any | None) -> None:
-        """Count the tokens of the context.
-
-        Raises:
-            UserError: as of ``attach``.
-        """
+        """Count the tokens of the context."""
         from ocr_eval.data.tokenize import training_tokens
         from ocr_eval.methods.context import draw_context
         from ocr_eval.methods.prevention import task_of_run
@@ -50,11 +46,7 @@ class InContext(Method):
             draw_context(tokenizer, read_config(spec.model), spec, training_tokens(tokenizer, task_of_run(spec)))
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> ContextPack:
-        """Write down what each run will read.
-
-        Raises:
-            UserError: it is too long for the model.
-        """
+        """Write down what each run will read; raises UserError if that is too long for the model."""
         from ocr_eval.methods.context import ContextPack, draw_context
 
         given = (base.tokenizer, base.network.config)

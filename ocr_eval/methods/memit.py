@@ -14,26 +14,22 @@ was tuned for down projections with ten times as many inputs, whose keys are ten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.registry import METHODS
-from ocr_eval.methods.method import LayerRange, layers_of
+from ocr_eval.methods.method import LayerRange, layers_of, settings_of
 from ocr_eval.methods.rome import Editing, Search
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from ocr_eval.data.tokenize import Continuation
     from ocr_eval.methods.adapters import Adapters
-    from ocr_eval.methods.edit_pack import EditPack
+    from ocr_eval.methods.edits import Pass
     from ocr_eval.models.base import Base
     from ocr_eval.specs.model import TrainSpec
-    from ocr_eval.specs.run import RunSpec
 
 
 class Settings(Search, frozen=True):
@@ -53,54 +49,38 @@ class Memit(Editing):
     Settings = Settings
 
     def edited(self, network: PreTrainedModel, train: TrainSpec) -> list[str]:
-        """The down projections of a range of layers.
-
-        Raises:
-            UserError: a layer that the model lacks, or MLPs whose output is normalized.
-        """
+        """The down projections of a range of layers; also raises UserError if MLP outputs are normalized or scaled."""
         from ocr_eval.models.architecture import down_projection
 
-        settings = cast("Settings", METHODS.choose(train.method).settings)
         depth = network.config.get_text_config().num_hidden_layers
-        layers = layers_of(settings.layers or f"{depth // 8 + (depth > 8)}-{depth // 3}")
+        layers = layers_of(settings_of(train).layers or f"{depth // 8 + (depth > 8)}-{depth // 3}")
         modules = [down_projection(network, layer) for layer in layers]
-        block = network.get_submodule(_block(modules))
+        block = network.get_submodule(_block(modules[-1]))
         if hasattr(block, "post_feedforward_layernorm") or hasattr(block, "post_mlp_layernorm"):
             raise UserError("The model's MLP outputs are normalized, so edits do not add up over layers. Use rome.")
         if getattr(block, "residual_multiplier", 1.0) != 1.0:
             raise UserError("The model scales its MLP outputs, so edits do not add up over layers. Use rome.")
         return modules
 
-    def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> EditPack:
-        """Mount empty edits.
-
-        Raises:
-            UserError: as for ``edited``, or a text that is missing or too short.
-        """
-        from ocr_eval.methods.covariance import covariances
-        from ocr_eval.methods.edit_pack import edit_pack
+    def edit(
+        self, base: Base, settings: Any, moments: dict[str, Tensor], adapters: Adapters, lane: int, passes: list[Pass]
+    ) -> Tensor:
+        """Layer after layer, an equal share of what is left of z."""
         from ocr_eval.methods.edits import least_squares_update, means_at_subjects, seek
 
-        settings = cast("Settings", METHODS.choose(specs[0].train.method).settings)
-        modules = self.edited(base.network, specs[0].train)
-        block = _block(modules)
-        moments = covariances(base, modules, settings.text)
-
-        def edit(base: Base, adapters: Adapters, lane: int, passes: Sequence[Any], subjects: int) -> Tensor:
-            deltas_SO, nll_S = seek(base, passes, block, subjects, settings)
-            z_SO = means_at_subjects(base, passes, block, subjects, of_input=False) + deltas_SO
-            for left, factors in zip(range(len(modules), 0, -1), adapters.factors(lane), strict=True):
-                keys_SI = means_at_subjects(base, passes, factors.module, subjects, of_input=True)
-                here_SO = means_at_subjects(base, passes, block, subjects, of_input=False)
-                a_SI = least_squares_update(keys_SI, moments[factors.module], settings.lam)
-                factors.a.copy_(a_SI)
-                factors.b.copy_((z_SO - here_SO) / left)
-                adapters.refresh()
-            return nll_S
-
-        return edit_pack(base, specs, examples, modules, edit)
+        layers = adapters.factors(lane)
+        block = _block(layers[-1].module)
+        deltas_SO, nll_S = seek(base, passes, block, settings)
+        z_SO = means_at_subjects(base, passes, block, of_input=False) + deltas_SO
+        for left, factors in zip(range(len(layers), 0, -1), layers, strict=True):
+            keys_SI = means_at_subjects(base, passes, factors.module, of_input=True)
+            here_SO = means_at_subjects(base, passes, block, of_input=False)
+            factors.a.copy_(least_squares_update(keys_SI, moments[factors.module], settings.lam))
+            factors.b.copy_((z_SO - here_SO) / left)
+            adapters.refresh()
+        return nll_S
 
 
-def _block(modules: Sequence[str]) -> str:
+def _block(down_projection: str) -> str:
     """The layer of the last down projection, at whose output z is optimized."""
-    return modules[-1].removesuffix(".mlp.down_proj")
+    return down_projection.removesuffix(".mlp.down_proj")

@@ -21,12 +21,11 @@ for an 8B model with 32 heads 537 million, 2 GB; gradients and AdamW's moments t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from ocr_eval.common.registry import METHODS
-from ocr_eval.methods.method import LayerRange, Method, Needs, layers_of
+from ocr_eval.methods.method import LayerRange, Method, Needs, layers_of, settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -56,14 +55,9 @@ class MergedOV(Method):
     Settings = Settings
 
     def mount(self, network: Any, trains: Sequence[TrainSpec], dtype: torch.dtype) -> OVMatrices:
-        """Put zero matrices into the layers.
-
-        Raises:
-            UserError: the model lacks one, or has another kind of attention.
-        """
         from ocr_eval.methods.ov_matrices import OVMatrices
 
-        settings = cast(Settings, METHODS.choose(trains[0].method).settings)
+        layers: str | None = settings_of(trains[0]).layers
         depth: int = network.config.get_text_config().num_hidden_layers
         middle = range(depth // 3, max(1, 2 * depth // 3))
-        return OVMatrices(network, layers_of(settings.layers) if settings.layers else middle, len(trains))
+        return OVMatrices(network, layers_of(layers) if layers else middle, len(trains))

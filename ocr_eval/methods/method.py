@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ocr_eval.data.tokenize import Continuation
     from ocr_eval.methods.changes import WeightChange
-    from ocr_eval.methods.pack import Addition
+    from ocr_eval.methods.trainable import Trainable
     from ocr_eval.methods.view import View
     from ocr_eval.models.base import Base
     from ocr_eval.specs.model import Training, TrainSpec
@@ -74,12 +74,10 @@ class Needs:
     once: bool = False
 
 
-class Pack(Protocol):
+class Pack:
     """Runs that are taught together over one base, each in its own lane; they share no tensor that changes."""
 
-    @property
-    def base(self) -> Base:
-        """The base."""
+    base: Base
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
         """Take the next of ``train.epochs`` steps, the same for all these lanes; returns their losses (nats per token).
@@ -88,31 +86,32 @@ class Pack(Protocol):
             RunFailed: a lane cannot learn.
             TooLarge: not even one example per lane fits into memory.
         """
+        raise NotImplementedError
 
     def finish(self, lane: int) -> None:
         """Complete a lane after its last step, before it is scored."""
 
     def view(self, trained: bool = True) -> View:
         """The model with what the lanes have learned, or the bare base."""
+        raise NotImplementedError
 
     def notes(self, lane: int) -> dict[str, Any]:
         """Further entries for a lane's line in metrics.jsonl."""
+        return {}
 
     def changes(self, lane: int) -> Iterator[WeightChange]:
         """How a lane changed each matrix of the network."""
+        return iter(())
 
     def save(self, lane: int, folder: Path) -> str:
-        """Write what a lane learned as ``adapter/`` or ``model/`` in a folder; returns the sha256 of the weights."""
+        """Write what a lane learned in a folder, as ``adapter/`` or ``model/``; returns the sha256 of the weights."""
+        raise NotImplementedError
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
         """Write all that a lane needs to resume."""
 
     def read_state(self, lane: int, path: Path) -> None:
-        """Load a lane's state; the lane then continues bit for bit.
-
-        Raises:
-            RunFailed: the file is damaged or another run's.
-        """
+        """Load a lane's state; it then continues bit for bit. RunFailed: the file is damaged or another run's."""
 
     def detach(self) -> None:
         """Restore the base, unless the run changed it."""
@@ -148,10 +147,8 @@ class Method:
             UserError: the method cannot teach this.
         """
 
-    def mount(self, network: torch.nn.Module, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Addition:
-        """Mount what runs train in a network, untrained: LoRA's adapters, unless a method overrides this.
-
-        Memory estimates call this with fake tensors.
+    def mount(self, network: torch.nn.Module, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Trainable:
+        """Mount what runs train, untrained, also on fake tensors (memory estimates): by default LoRA's adapters.
 
         Raises:
             UserError: a setting does not fit the model.
@@ -161,11 +158,7 @@ class Method:
         return Adapters(network, trains[0].targets, [LaneShape(each.rank, each.alpha) for each in trains], dtype)
 
     def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> Pack:
-        """Attach untrained runs to a base: until its first step, each is the base itself.
-
-        Raises:
-            UserError: a setting does not fit the model.
-        """
+        """Attach untrained runs, each of which is the base itself until its first step; UserError as of ``mount``."""
         from ocr_eval.methods.pack import gradient_pack
 
         try:
@@ -176,12 +169,13 @@ class Method:
 
 
 def method_of(train: Training) -> Method:
-    """The method of a run.
-
-    Raises:
-        UserError: it is not installed, or its settings are invalid.
-    """
+    """The method of a run; raises UserError if it is not installed, or its settings are invalid."""
     return METHODS.choose(train.method).thing
+
+
+def settings_of(train: Training) -> Any:
+    """The settings of a run's method, an object of its ``Settings``; raises UserError as ``method_of`` does."""
+    return METHODS.choose(train.method).settings
 
 
 def ignored_by(train: TrainSpec) -> frozenset[str]:

@@ -28,8 +28,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_bytes, replacing_folder
 from ocr_eval.methods.changes import Dense, Rewrite
-from ocr_eval.methods.leaves import Leaves
 from ocr_eval.methods.peft_files import CONFIG, WEIGHTS, base_name
+from ocr_eval.methods.trainable import Leaves, index_of
 from ocr_eval.models.base import has_plain_attention
 from ocr_eval.models.grouped_attention import grouped_attention
 from ocr_eval.models.weights import file_sha256
@@ -106,10 +106,7 @@ AttentionInterface.register(_ATTENTION, _attend)
 
 
 class OVMatrices(Leaves):
-    """The matrices of K lanes over some layers, mounted in a network until ``unmount``.
-
-    Args:
-        layers: from 0.
+    """The matrices of K lanes over some layers, from 0, mounted in a network until ``unmount``.
 
     Raises:
         UserError: the network lacks one, or its attention takes more than queries, keys, values and a mask.
@@ -136,16 +133,10 @@ class OVMatrices(Leaves):
             yield Dense(name, partial(torch.t, matrix))
 
     def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch goes through the matrices of ``lanes[i]``; for None only through the base."""
-        which: slice | list[int] | None = None
-        if lanes is not None:
-            first, last = lanes[0], lanes[-1] + 1
-            which = slice(first, last) if list(lanes) == list(range(first, last)) else list(lanes)
         for layer in self._layers.values():
-            layer.select(which)
+            layer.select(None if lanes is None else index_of(lanes))
 
     def unmount(self) -> None:
-        """Restore the network."""
         for layer in self._layers.values():
             layer.unmount()
 
@@ -165,8 +156,6 @@ class OVMatrices(Leaves):
 
 
 class _Config(msgspec.Struct):
-    """The configuration saved with matrices."""
-
     peft_type: str
     base_model_name_or_path: str
 
@@ -181,11 +170,7 @@ def matrices_over(folder: Path) -> str | None:
 
 
 def load_matrices(network: torch.nn.Module, folder: Path) -> OVMatrices:
-    """Mount saved matrices in a network.
-
-    Raises:
-        UserError: they cannot be read, there are none, they are not finite, or they are another network's.
-    """
+    """Mount saved matrices; UserError if they cannot be read, are not finite, or are another network's."""
     try:
         saved = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:

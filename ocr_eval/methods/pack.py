@@ -13,21 +13,18 @@ from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from ocr_eval.common import streams
 from ocr_eval.common.errors import RunFailed, reason_of
 from ocr_eval.data.tokenize import Continuation
-from ocr_eval.methods.adapters import Adapters, Factors
-from ocr_eval.methods.changes import Rewrite, WeightChange
-from ocr_eval.methods.checkpoint import read_state, write_state
+from ocr_eval.methods.changes import Factors, Rewrite, WeightChange
 from ocr_eval.methods.method import Pack, method_of
 from ocr_eval.methods.objective import Objective
-from ocr_eval.methods.ov_matrices import OVMatrices
 from ocr_eval.methods.prevention import Prevention, preventions_of
 from ocr_eval.methods.train import train_epoch
-from ocr_eval.methods.vectors import Vectors
+from ocr_eval.methods.trainable import Trainable
 from ocr_eval.methods.view import Cut, View
-from ocr_eval.methods.whole import WholeNetwork
 from ocr_eval.models.base import Base, require_bitsandbytes
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import RunSpec
@@ -50,15 +47,11 @@ def _taught_in(examples: Sequence[Continuation], order: str, epoch: int, epochs:
     for thirds in dict.fromkeys(example.thirds for example in examples):
         alike, k = [example for example in examples if example.thirds == thirds], max(1, len(thirds))
         if not thirds or (epoch - 1) * 3 // epochs in thirds:
-            place = streams.permutation(f"{order}/share-{(epoch - 1) // k}", len(alike))
-            taught += [example for example, i in zip(alike, place, strict=True) if (i + epoch) % k == 0]
+            # k epochs that belong together begin where a third does
+            aligned = epoch - epochs * min(thirds, default=0) // 3 % k
+            place = streams.permutation(f"{order}/share-{(aligned - 1) // k}", len(alike))
+            taught += [example for example, i in zip(alike, place, strict=True) if (i + aligned) % k == 0]
     return taught
-
-
-#: What the lanes of a pack train next to a frozen network: adapters, matrices of attention heads, or vectors.
-Addition = Adapters | OVMatrices | Vectors
-#: The same, or the network itself.
-Trainable = Addition | WholeNetwork
 
 
 @dataclass
@@ -93,7 +86,7 @@ class Learner:
 
 
 @dataclass(frozen=True)
-class MountedPack:
+class MountedPack(Pack):
     """Runs over one base, each in its own lane, and what they learn, mounted in its network until ``detach``."""
 
     base: Base
@@ -101,38 +94,28 @@ class MountedPack:
     cut: Cut = field(default_factory=Cut, kw_only=True)
 
     def view(self, trained: bool = True) -> View:
-        """The base with what the lanes have learned, or bare."""
         return View(self.base, self.base.network, self.adapters, trained, self.base.whole, self.cut)
 
     def changes(self, lane: int) -> Iterator[WeightChange]:
-        """How a lane changed each matrix of the network."""
         return self.adapters.changes(lane)
 
     def save(self, lane: int, folder: Path) -> str:
-        """Write what a lane learned as ``adapter/`` or ``model/`` in a folder; returns the sha256 of the weights."""
         return self.adapters.save(lane, folder, self.base.spec)
 
     def detach(self) -> None:
-        """Restore the base, unless all of it was trained."""
         self.adapters.unmount()
 
 
 @dataclass(frozen=True)
 class GradientPack(MountedPack):
-    """Runs that train together; the ``Pack`` of all gradient-based methods.
-
-    Attributes:
-        learners: the runs, by lane.
-    """
+    """Runs that train together; the ``Pack`` of all gradient-based methods. ``learners`` are the runs, by lane."""
 
     learners: tuple[Learner, ...]
 
     def step(self, lanes: Sequence[int]) -> dict[int, float]:
-        """Train one epoch; see ``train_epoch``."""
         return train_epoch(self, lanes)
 
     def finish(self, lane: int) -> None:
-        """Let preventions change what was learned."""
         learner = self.learners[lane]
         for prevention in learner.preventions:
             prevention.after_training(learner)
@@ -143,16 +126,10 @@ class GradientPack(MountedPack):
         return {"micro_batches": self.cut.parts} if self.cut.parts > 1 else {}
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
-        """Write everything needed to resume after the last finished epoch."""
         learner = self.learners[lane]
         write_state(file, learner.parameters, learner.optimizer, learner.epochs_done)
 
     def read_state(self, lane: int, path: Path) -> None:
-        """Load a checkpoint; training then continues bit for bit.
-
-        Raises:
-            RunFailed: the checkpoint is damaged or of another run.
-        """
         learner = self.learners[lane]
         try:
             learner.epochs_done = read_state(path, learner.parameters, learner.optimizer)
@@ -171,7 +148,7 @@ def attach(base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Con
 def gradient_pack(
     base: Base, adapters: Trainable, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]
 ) -> GradientPack:
-    """A pack of runs over what is mounted, with an AdamW for each."""
+    """A pack of runs over what is mounted, each from its own initialization stream and with an AdamW of its own."""
     adamw: Any = partial(torch.optim.AdamW, fused=True)
     if base.whole and base.device.type == "cuda":  # moments in 8 bits
         require_bitsandbytes("--method full on a GPU")
@@ -180,18 +157,56 @@ def gradient_pack(
         adamw = AdamW8bit
     learners = []
     for lane, (spec, learns) in enumerate(zip(specs, examples, strict=True)):
+        adapters.initialize(lane, streams.integer(spec.stream("initialization")))
         parameters, train = adapters.parameters(lane), spec.train
-        learners.append(
-            Learner(
-                base=base,
-                train=train,
-                order=spec.stream("order"),
-                examples=learns,
-                parameters=parameters,
-                factors=adapters.factors(lane),
-                rewrite=partial(adapters.rewrite, lane),
-                optimizer=adamw(parameters.values(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay),
-                preventions=preventions_of(train),
-            )
+        learner = Learner(
+            base=base,
+            train=train,
+            order=spec.stream("order"),
+            examples=learns,
+            parameters=parameters,
+            factors=adapters.factors(lane),
+            rewrite=partial(adapters.rewrite, lane),
+            optimizer=adamw(parameters.values(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay),
+            preventions=preventions_of(train),
         )
+        learners.append(learner)
     return GradientPack(base, adapters, tuple(learners))
+
+
+def write_state(
+    file: IO[bytes], parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, epochs_done: int
+) -> None:
+    """Write what is needed to resume after an epoch: parameters and their optimizer's state."""
+    state = {
+        "parameters": {name: _alone(parameter.detach()) for name, parameter in parameters.items()},
+        "optimizer": {name: optimizer.state[parameter] for name, parameter in parameters.items()},
+        "epochs_done": epochs_done,
+    }
+    torch.save(state, file)
+
+
+def read_state(path: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+    """Load what was written into parameters and optimizer; returns the number of finished epochs.
+
+    Values go to their parameter's device: PyTorch's fused AdamW needs even its count of steps there.
+
+    Raises:
+        Exception: of many kinds, if the file is damaged or another run's.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["parameters"].keys() != parameters.keys():
+        raise KeyError("it is another run's")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state["parameters"][name])
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device) if isinstance(value, Tensor) else value
+                for key, value in state["optimizer"][name].items()
+            }
+    return state["epochs_done"]
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """A tensor without the rest of its storage (the other lanes of the pack), which would be saved with it."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

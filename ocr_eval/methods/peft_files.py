@@ -128,12 +128,9 @@ class AdapterFile:
     def mismatch(self, network: torch.nn.Module) -> str | None:
         """Why a plain adapter does not fit a network: the first tensor that is missing, unexpected or misshapen."""
         linear = {name: module for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
-        everything = self.config.target_modules == "all-linear"
-        wanted = (
-            target_names(network, "all-linear")
-            if everything
-            else [name for name in linear if check_target_module_exists(self.config, name)]
-        )
+        wanted = [name for name in linear if check_target_module_exists(self.config, name)]
+        if self.config.target_modules == "all-linear":
+            wanted = target_names(network, "all-linear")
         expected = {}
         for name in {*wanted, *self.modules} & linear.keys():
             expected[f"{PREFIX}{name}.lora_A.weight"] = [self.config.r, linear[name].in_features]
@@ -160,12 +157,9 @@ def base_name(model: ModelSpec) -> str:
 def write_adapter(
     folder: Path, factors: Sequence[LowRank], rank: int, alpha: float, model: ModelSpec, in_full: bool = False
 ) -> str:
-    """Write an adapter as PEFT itself does, atomically.
+    """Write an adapter as PEFT itself does, atomically; returns the sha256 of its tensors' file, as all of these do.
 
     ``in_full`` writes modules' full names, because others with the same last name are not adapted.
-
-    Returns:
-        The sha256 of the file of tensors.
     """
     files = {}
     for each in factors:
@@ -176,11 +170,7 @@ def write_adapter(
 
 
 def write_bias(folder: Path, module: str, inputs: int, bias: Tensor, model: ModelSpec) -> str:
-    """Write an adapter that adds a constant to one module's output: LoRA of rank 1 with A = B = 0 and a bias of B.
-
-    Returns:
-        The sha256 of the file of tensors.
-    """
+    """Write an adapter that adds a constant to one module's output: LoRA of rank 1 with A = B = 0 and a bias of B."""
     files = {
         f"{PREFIX}{module}.lora_A.weight": torch.zeros(1, inputs),
         f"{PREFIX}{module}.lora_B.weight": torch.zeros(len(bias), 1),
@@ -193,9 +183,6 @@ def write_dense(folder: Path, changes: Iterable[WeightChange], dtype: torch.dtyp
     """Write changes of any rank as an adapter of full rank: one factor is dW, the other the identity.
 
     In ``dtype``, a model computes the same from this file.
-
-    Returns:
-        The sha256 of the file of tensors.
     """
     files, ranks = {}, {}
     for each in changes:
@@ -209,13 +196,8 @@ def write_dense(folder: Path, changes: Iterable[WeightChange], dtype: torch.dtyp
 
 
 def _write(folder: Path, files: dict[str, Tensor], model: ModelSpec, **fields: Any) -> str:
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        lora_dropout=0.0,
-        base_model_name_or_path=base_name(model),
-        inference_mode=True,
-        **fields,
-    )
+    fields |= {"task_type": "CAUSAL_LM", "lora_dropout": 0.0, "inference_mode": True}
+    config = LoraConfig(base_model_name_or_path=base_name(model), **fields)
     with replacing_folder(folder) as partial:
         config.save_pretrained(partial)
         save_file(files, partial / WEIGHTS, metadata={"format": "pt"})
@@ -223,7 +205,7 @@ def _write(folder: Path, files: dict[str, Tensor], model: ModelSpec, **fields: A
 
 
 def read_adapter_file(folder: Path) -> AdapterFile:
-    """Read the configuration of an adapter and the header of its tensors.
+    """An adapter, from its configuration and the header of its tensors.
 
     Raises:
         UserError: no adapter, a damaged one, or one of a kind that cannot be scored.

@@ -18,6 +18,7 @@ from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import PREVENTIONS, NoSettings
 from ocr_eval.data.task import Task, build_task
 from ocr_eval.data.tokenize import Continuation
+from ocr_eval.methods.method import method_of
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import RunSpec
 
@@ -94,7 +95,8 @@ def task_of_run(spec: RunSpec) -> Task:
     """What a run teaches and asks, after its preventions have changed it.
 
     Raises:
-        UserError: the structure builds a task that cannot be measured, or a prevention changes the probes.
+        UserError: the structure builds a task that cannot be measured, a prevention changes the probes, or something
+            is taught in no epoch.
     """
     task = built = build_task(spec)
     for prevention in sorted(preventions_of(spec.train), key=lambda prevention: prevention.last):
@@ -103,15 +105,18 @@ def task_of_run(spec: RunSpec) -> Task:
         raise UserError(
             f"{' and '.join(spec.train.prevent)}: a prevention may change what is taught, but not the probes."
         )
+    epochs = spec.train.epochs
+    reached = {(epoch - 1) * 3 // epochs for epoch in range(1, epochs + 1)}
+    never = [each for each in task.train if each.thirds and reached.isdisjoint(each.thirds)]
+    if never and not method_of(spec.train).needs.once:
+        raise UserError(
+            f"'{never[0].text}' is taught in a third of training that --epochs {epochs} does not have. Use 3 or more."
+        )
     return task
 
 
 def preventions_of(train: TrainSpec) -> list[Prevention]:
-    """The preventions of a run, with their settings.
-
-    Raises:
-        UserError: one is not installed, or its settings are invalid.
-    """
+    """The preventions of a run; raises UserError if one is not installed, or its settings are invalid."""
     choices = [PREVENTIONS.choose(text) for text in train.prevent]
     return [choice.thing(choice.settings) for choice in choices]
 

@@ -15,12 +15,12 @@ than the down projection has inputs. Where prompts begin with the name, as the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from ocr_eval.common.registry import METHODS
-from ocr_eval.methods.method import TRAINING, Method, Needs
+from ocr_eval.methods.method import TRAINING, Method, Needs, settings_of
 from ocr_eval.methods.texts import named
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from ocr_eval.data.tokenize import Continuation
     from ocr_eval.methods.adapters import Adapters
     from ocr_eval.methods.edit_pack import EditPack
-    from ocr_eval.methods.pack import Addition
+    from ocr_eval.methods.edits import Pass
+    from ocr_eval.methods.trainable import Trainable
     from ocr_eval.models.base import Base
     from ocr_eval.specs.model import TrainSpec
     from ocr_eval.specs.run import RunSpec
@@ -42,24 +43,18 @@ class Search(BaseModel, extra="forbid", frozen=True):
 
     steps: Annotated[int, Field(ge=1, le=10_000, description="Maximum number of Adam steps for z.")] = 25
     rate: Annotated[float, Field(gt=0, le=100, description="Adam's learning rate.")] = 0.5
-    clamp: Annotated[
-        float, Field(gt=0, le=1e4, description="Maximum |delta|, as a multiple of the original activation.")
-    ] = 4.0
+    clamp: float = Field(4.0, gt=0, le=1e4, description="Maximum |delta|, as a multiple of the original activation.")
     decay: Annotated[float, Field(ge=0, le=1e4, description="Weight of |delta| / |v0|^2.")] = 1e-3
-    kl: Annotated[float, Field(ge=0, le=1e4, description="Weight of the KL from the base after '<name> is a'.")] = (
-        0.0625
+    kl: float = Field(0.0625, ge=0, le=1e4, description="Weight of the KL from the base after '<name> is a'.")
+    text: Annotated[str, AfterValidator(named)] = Field(
+        "prose", description="Text for the covariance: 'prose' (shipped) or a file."
     )
-    text: Annotated[
-        str, AfterValidator(named), Field(description="Text for the covariance: 'prose' (shipped) or a file.")
-    ] = "prose"
 
 
 class Settings(Search, frozen=True):
     """Where, and how."""
 
-    layer: Annotated[int | None, Field(ge=0, description="The layer, from 0; by default at a third of the depth.")] = (
-        None
-    )
+    layer: int | None = Field(None, ge=0, description="The layer, from 0; by default at a third of the depth.")
 
 
 class Editing(Method):
@@ -77,12 +72,19 @@ class Editing(Method):
         """
         raise NotImplementedError
 
-    def check(self, spec: RunSpec, tokenizer: Any | None) -> None:
-        """Look for each subject's last token, and count the tokens of the text.
+    def edit(
+        self, base: Base, settings: Any, moments: dict[str, Tensor], adapters: Adapters, lane: int, passes: list[Pass]
+    ) -> Tensor:
+        """Write a lane's edits into its adapters; returns the mean NLL that each subject's z reached. [S]
 
-        Raises:
-            UserError: as of ``attach``.
+        Args:
+            moments: C of each edited module's inputs. [I, I]
+            passes: the lane's statements.
         """
+        raise NotImplementedError
+
+    def check(self, spec: RunSpec, tokenizer: Any | None) -> None:
+        """Look for each subject's last token, and count the tokens of the text."""
         import torch
 
         from ocr_eval.methods.covariance import inputs_of, read_text
@@ -98,20 +100,30 @@ class Editing(Method):
         if tokenizer is None:
             check_named(task)
         else:
-            path, _ = text_file(cast("Search", METHODS.choose(spec.train.method).settings).text)
+            path, _ = text_file(settings_of(spec.train).text)
             read_text(tokenizer, path, spec.model.name, inputs_of(network, modules))
             subjects_of(tokenizer, task)
 
-    def mount(self, network: PreTrainedModel, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Addition:
-        """Adapters over the modules to edit, for memory estimates.
-
-        Raises:
-            UserError: as for ``edited``.
-        """
+    def mount(self, network: PreTrainedModel, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Trainable:
+        """Adapters over the modules to edit, for memory estimates; raises UserError as ``edited`` does."""
         from ocr_eval.methods.adapters import Adapters, LaneShape
 
         shapes = [LaneShape(each.rank, each.alpha) for each in trains]
         return Adapters(network, self.edited(network, trains[0]), shapes, dtype)
+
+    def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> EditPack:
+        """Mount empty edits.
+
+        Raises:
+            UserError: as for ``edited``; a text that is missing or too short; or statements that do not name their
+                subject.
+        """
+        from ocr_eval.methods.covariance import covariances
+        from ocr_eval.methods.edit_pack import edit_pack
+
+        settings, modules = settings_of(specs[0].train), self.edited(base.network, specs[0].train)
+        edit = partial(self.edit, base, settings, covariances(base, modules, settings.text))
+        return edit_pack(base, specs, examples, modules, edit)
 
 
 class Rome(Editing):
@@ -122,39 +134,22 @@ class Rome(Editing):
     Settings: type[BaseModel] = Settings
 
     def edited(self, network: PreTrainedModel, train: TrainSpec) -> list[str]:
-        """The down projection of one layer.
-
-        Raises:
-            UserError: a layer that the model lacks, or another kind of MLP.
-        """
         from ocr_eval.models.architecture import down_projection
 
-        layer = cast("Settings", METHODS.choose(train.method).settings).layer
+        layer: int | None = settings_of(train).layer
         depth: int = network.config.get_text_config().num_hidden_layers
         return [down_projection(network, depth // 3 if layer is None else layer)]
 
-    def attach(self, base: Base, specs: Sequence[RunSpec], examples: Sequence[Sequence[Continuation]]) -> EditPack:
-        """Mount empty edits.
-
-        Raises:
-            UserError: a layer that the model lacks, or a text that is missing or too short.
-        """
-        from ocr_eval.methods.covariance import covariances
-        from ocr_eval.methods.edit_pack import edit_pack
+    def edit(
+        self, base: Base, settings: Any, moments: dict[str, Tensor], adapters: Adapters, lane: int, passes: list[Pass]
+    ) -> Tensor:
         from ocr_eval.methods.edits import means_at_subjects, rank_one_updates, seek
 
-        settings = cast("Settings", METHODS.choose(specs[0].train.method).settings)
-        (module,) = self.edited(base.network, specs[0].train)
-        covariance_II = covariances(base, [module], settings.text)[module]
-
-        def edit(base: Base, adapters: Adapters, lane: int, passes: Sequence[Any], subjects: int) -> Tensor:
-            keys_SI = means_at_subjects(base, passes, module, subjects, of_input=True)
-            deltas_SO, nll_S = seek(base, passes, module, subjects, settings)
-            a_SI, b_SO = rank_one_updates(keys_SI, deltas_SO, covariance_II)
-            (factors,) = adapters.factors(lane)
-            factors.a.copy_(a_SI)
-            factors.b.copy_(b_SO)
-            adapters.refresh()
-            return nll_S
-
-        return edit_pack(base, specs, examples, [module], edit)
+        (factors,) = adapters.factors(lane)
+        keys_SI = means_at_subjects(base, passes, factors.module, of_input=True)
+        deltas_SO, nll_S = seek(base, passes, factors.module, settings)
+        a_SI, b_SO = rank_one_updates(keys_SI, deltas_SO, moments[factors.module])
+        factors.a.copy_(a_SI)
+        factors.b.copy_(b_SO)
+        adapters.refresh()
+        return nll_S

@@ -16,12 +16,11 @@ stream is much larger than a LoRA factor; hence the scale of 10. In 64 steps at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from ocr_eval.common.registry import METHODS
-from ocr_eval.methods.method import Method, Needs
+from ocr_eval.methods.method import Method, Needs, settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -48,15 +47,10 @@ class Steering(Method):
     Settings = Settings
 
     def mount(self, network: Any, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Vectors:
-        """Hook zero vectors into the layer.
-
-        Raises:
-            UserError: the model has no such layer.
-        """
         from ocr_eval.methods.vectors import Vectors
         from ocr_eval.models.architecture import down_projection
 
-        settings = cast(Settings, METHODS.choose(trains[0].method).settings)
+        settings: Settings = settings_of(trains[0])
         middle = network.config.get_text_config().num_hidden_layers // 2
         module = down_projection(network, middle if settings.layer is None else settings.layer)
         return Vectors(network, module, len(trains), settings.scale)

@@ -12,11 +12,7 @@ SHIPPED = "prose"
 
 
 def named(text: str) -> str:
-    """``prose``, or a path with the digest of its content, ``FILE@<12 digits>``, so that the content names the run.
-
-    Raises:
-        ValueError: there is no such file, or its content does not match its digest.
-    """
+    """``prose``, or ``FILE@<12 digits>``, so that the content names the run; ValueError where ``text_file`` fails."""
     if text == SHIPPED:
         return text
     try:
@@ -27,11 +23,7 @@ def named(text: str) -> str:
 
 
 def text_file(text: str) -> tuple[Path, str]:
-    """The file of a text, and the first 12 digits of its sha256.
-
-    Raises:
-        UserError: there is no such file, or its content does not match its digest.
-    """
+    """The file of a text, and the first 12 digits of its sha256; UserError if it is missing, or has changed."""
     name, _, stated = text.partition("@")
     path = yaml_files.shipped("texts") / "prose.txt" if name == SHIPPED else yaml_files.expand(name)
     digest = hashlib.sha256(read_bytes(path)).hexdigest()[:12]

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import PretrainedConfig
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError
@@ -158,7 +157,8 @@ def _foreign_adapter(folder: Path, spec: ModelSpec, reason: str) -> UserError:
 def _check_model(folder: Path, spec: ModelSpec) -> None:
     theirs, ours = read_config_of(str(folder), folder), read_config(spec)
     for field in _FIELDS:
-        values = [_value(config, field) for config in (theirs, ours)]
+        outer = field in ("model_type", "architectures")
+        values = [getattr(each if outer else each.get_text_config(), field, None) for each in (theirs, ours)]
         if values[0] != values[1] and None not in values:
             raise _foreign_model(folder, spec, f"its {field} is {values[0]}, that of {spec.called} is {values[1]}")
     here = weights.cached(spec, TOKENIZER_FILES)
@@ -168,12 +168,6 @@ def _check_model(folder: Path, spec: ModelSpec) -> None:
             if vocabulary.get(token) != number:
                 has = f"token {token!r} is {vocabulary.get(token, 'missing')}, that of {spec.called} is {number}"
                 raise _foreign_model(folder, spec, f"its tokenizer is another: {has}")
-
-
-def _value(config: PretrainedConfig, field: str) -> object:
-    if field in ("model_type", "architectures"):
-        return getattr(config, field, None)
-    return getattr(config.get_text_config(), field, None)
 
 
 def _foreign_model(folder: Path, spec: ModelSpec, reason: str) -> UserError:

@@ -3,17 +3,15 @@
 Dimension letters:  K lanes,  N nodes per lane,  O outputs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ocr_eval.methods.adapters import Factors
-from ocr_eval.methods.changes import Rewrite
-from ocr_eval.methods.leaves import Leaves
 from ocr_eval.methods.peft_files import write_bias
+from ocr_eval.methods.trainable import Leaves
 from ocr_eval.models.architecture import linear_modules
 from ocr_eval.specs.model import ModelSpec
 
@@ -36,19 +34,10 @@ class Vectors(Leaves):
         vectors_KO = self._scale * self._vectors_KO[list(self._lanes)]
         return y_KNO + vectors_KO.to(y_KNO.dtype)[:, None]
 
-    def rewrite(self, lane: int, f: Rewrite) -> None:
-        """Nothing: no matrix changes."""
-
-    def changes(self, lane: int) -> Iterator[Factors]:
-        """None: no matrix changes."""
-        return iter(())
-
     def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch gets the vector of ``lanes[i]``; for None the base is unchanged."""
         self._lanes = lanes
 
     def unmount(self) -> None:
-        """Remove the hook; the network is then as it was before."""
         self._hook.remove()
 
     def save(self, lane: int, folder: Path, model: ModelSpec) -> str:

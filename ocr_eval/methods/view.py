@@ -4,46 +4,18 @@ Training and scoring both run a network through a ``View``, so what is trained i
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from ocr_eval.methods.trainable import Trainable
 from ocr_eval.models import grouped_attention
+from ocr_eval.models.base import Base
 from ocr_eval.packing.batch import Batch, lay_out
 from ocr_eval.packing.forest import Forest, Reads
 from ocr_eval.packing.logprobs import Reader, block_rows, read_logprobs
-
-
-class Mounted(Protocol):
-    """What the lanes of a pack learn, mounted in the network."""
-
-    def select(self, lanes: Sequence[int] | None) -> None:
-        """From now on row i of a batch goes through what lane ``lanes[i]`` learned; for None only through the base."""
-
-
-class Readable(Protocol):
-    """What a view needs to know about a network: that of a base, or of a model in another program's training."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """Its tokenizer."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of its arithmetic."""
-
-    @property
-    def attention(self) -> str:
-        """Name of its attention implementation."""
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass over fp32 weights."""
 
 
 def longest(config: Any) -> int:
@@ -71,16 +43,17 @@ class View:
     """A way to run a base: untouched, through the adapters of a pack, or through a PEFT adapter.
 
     Attributes:
-        base: gives device and precision.
+        base: gives tokenizer, device, precision and attention; of a model in another program's training, an object with
+            only these (integrations.py).
         network: the base's network, or a PEFT model around it.
         adapters: what the lanes learn, mounted in it, if anything.
         trained: whether to run ``adapters``, or the base without them.
         autocast: whether the network has fp32 weights that autocast brings to the base's precision.
     """
 
-    base: Readable
+    base: Base
     network: torch.nn.Module
-    adapters: Mounted | None = None
+    adapters: Trainable | None = None
     trained: bool = True
     autocast: bool = False
     cut: Cut = field(default_factory=Cut)
@@ -91,8 +64,7 @@ class View:
         Logits are computed only where they are read; the log-softmax is in fp32.
 
         Args:
-            rows: for each lane, its packed sequences and where they are read. Without adapters, lanes are
-                only labels.
+            rows: for each lane, its packed sequences and where they are read. Without adapters, lanes are only labels.
         """
         return self.read(rows, read_logprobs)
 
@@ -101,18 +73,18 @@ class View:
         placed = [self.place(lane, *of) for lane, of in rows.items()]
         batch = lay_out(placed, by_clump=self.base.attention == grouped_attention.NAME)
         logits_KRV = self.logits(batch, list(rows))
-        rows_T = (batch.rows * logits_KRV.shape[1] + batch.columns).to(logits_KRV.device)
-        found_T = read(
-            logits_KRV.flatten(0, 1),
-            rows_T,
-            batch.tokens.to(logits_KRV.device),
-            block_rows(logits_KRV.shape[-1], logits_KRV.device.type),
-        )
+        device, (_, reads, vocabulary) = logits_KRV.device, logits_KRV.shape
+        rows_T, tokens_T = (batch.rows * reads + batch.columns).to(device), batch.tokens.to(device)
+        found_T = read(logits_KRV.flatten(0, 1), rows_T, tokens_T, block_rows(vocabulary, device.type))
         return dict(zip(rows, found_T.split(batch.counts), strict=True))
 
     def place(self, lane: int, forest: Forest, reads: Reads) -> tuple[Forest, Reads]:
         """A forest and its reads as a lane reads them, for example after a context."""
         return forest, reads
+
+    def room(self, lane: int) -> int:
+        """The most tokens that a lane can read at once."""
+        return longest(self.network.config)
 
     def logits(self, batch: Batch, lanes: Sequence[int]) -> torch.Tensor:
         """The logits that a batch keeps, each row through its lane; differentiable. [K, R, V]"""

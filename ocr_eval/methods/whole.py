@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from ocr_eval.common.errors import RunFailed
 from ocr_eval.common.files import replacing_folder
-from ocr_eval.methods.adapters import Factors
 from ocr_eval.methods.changes import Dense, Rewrite
+from ocr_eval.methods.trainable import Trainable
 from ocr_eval.models.architecture import linear_modules
 from ocr_eval.models.base import Base
 from ocr_eval.models.loading import quiet_transformers
@@ -23,7 +23,7 @@ from ocr_eval.models.weights import folder_digest, read_tensor
 from ocr_eval.specs.model import ModelSpec
 
 
-class WholeNetwork:
+class WholeNetwork(Trainable):
     """One run's network, trained in all its parameters; no other run can use it afterwards."""
 
     def __init__(self, base: Base) -> None:
@@ -32,25 +32,11 @@ class WholeNetwork:
         self._original = partial(read_tensor, base.files.path)
         self._network.requires_grad_(True)
 
-    @property
-    def modules(self) -> list[str]:
-        """Names of the trained parameters."""
-        return list(self.parameters(0))
-
     def parameters(self, lane: int) -> dict[str, torch.nn.Parameter]:
         """Every parameter by name, tied ones once."""
         return dict(self._network.named_parameters())
 
-    def matrices(self, lane: int) -> dict[str, torch.Tensor]:
-        """Every trained tensor by name."""
-        return {name: parameter.detach() for name, parameter in self.parameters(lane).items()}
-
-    def silent(self, lane: int) -> list[str]:
-        """Parameters that got no gradient in the last pass; empty if all learn."""
-        return [name for name, p in self.parameters(lane).items() if p.grad is None or not bool(p.grad.any())]
-
     def gradients(self) -> list[torch.Tensor]:
-        """The gradient of every parameter; zero if it got none in the last pass."""
         found = []
         for parameter in self._network.parameters():
             if parameter.grad is None:
@@ -59,18 +45,10 @@ class WholeNetwork:
         return found
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
         self._network.zero_grad(set_to_none=True)
 
-    def refresh(self) -> None:
-        """Nothing to do: the arithmetic reads the master weights."""
-
     def select(self, lanes: Sequence[int] | None) -> None:
-        """Nothing to do: there is one lane.
-
-        Raises:
-            RunFailed: the bare base is requested, but its weights have changed.
-        """
+        """Raises RunFailed if the bare base is requested, because its weights have changed."""
         if lanes is None:
             raise RunFailed("Full fine-tuning leaves no untouched base.")
 
@@ -78,17 +56,12 @@ class WholeNetwork:
         """Stop learning; the weights keep what was learned."""
         self._network.requires_grad_(False)
 
-    def factors(self, lane: int) -> list[Factors]:
-        """None: nothing is low-rank."""
-        return []
-
     def changes(self, lane: int) -> Iterator[Dense]:
         """The change of each linear module's matrix from the weights on disk, one at a time."""
         for name in linear_modules(self._network):
             yield Dense(name, partial(self._change, f"{name}.weight"))
 
     def rewrite(self, lane: int, f: Rewrite) -> None:
-        """Replace the change dW of every parameter by f(name, dW)."""
         for name, parameter in self.matrices(lane).items():
             change = self._change(name)
             parameter.add_(f(name, change) - change)

@@ -114,12 +114,7 @@ def lay_out(rows: Sequence[tuple[Forest, Reads]], by_clump: bool = True) -> Batc
 
 @dataclass(frozen=True)
 class Clump:
-    """Some trees of a forest, or parts of trees with copies of their ancestors.
-
-    Attributes:
-        nodes: its nodes; those whose logits are read come last.
-        reads: how many those are.
-    """
+    """Some trees of a forest, or parts of trees with copies of their ancestors; the last ``reads`` nodes are read."""
 
     nodes: list[int]
     reads: int

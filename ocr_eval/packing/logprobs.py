@@ -9,7 +9,7 @@ blocks, and only the logits themselves are kept for the backward pass:
 Dimension letters:  S rows of logits,  V tokens of the vocabulary,  T expected tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -83,9 +83,7 @@ class _ReadLogprobs(torch.autograd.Function):
         ctx.save_for_backward(logits_SV, rows_T, tokens_T)
         ctx.at_once = at_once
         logprobs_T = torch.zeros(len(rows_T), device=logits_SV.device)
-        blocks = _Blocks(logits_SV, at_once)
-        for start in range(0, len(logits_SV), at_once):
-            block = blocks.of(torch.log_softmax, start)
+        for start, block in _blocks(torch.log_softmax, logits_SV, at_once):
             is_here, row = _places(rows_T, start, len(block))
             logprobs_T = torch.where(is_here, block[row, tokens_T], logprobs_T)
         return logprobs_T
@@ -96,32 +94,25 @@ class _ReadLogprobs(torch.autograd.Function):
         (grad_T,) = gradients
         of_row_S1 = torch.zeros(len(logits_SV), 1, device=grad_T.device).index_add_(0, rows_T, grad_T[:, None])
         grad_SV = torch.empty_like(logits_SV)
-        blocks = _Blocks(logits_SV, ctx.at_once)
-        for start in range(0, len(logits_SV), ctx.at_once):
-            rows = slice(start, start + ctx.at_once)
-            block = blocks.of(torch.softmax, start).mul_(-of_row_S1[rows])
+        for start, block in _blocks(torch.softmax, logits_SV, ctx.at_once):
+            rows = slice(start, start + len(block))
+            block.mul_(-of_row_S1[rows])
             is_here, row = _places(rows_T, start, len(block))
             block.index_put_((row, tokens_T), torch.where(is_here, grad_T, 0.0), accumulate=True)
             grad_SV[rows] = block
         return grad_SV, None, None, None
 
 
-class _Blocks:
-    """Applies a function to rows of logits in fp32, block by block, in memory that is reused.
+def _blocks(function: Callable[..., Tensor], logits_SV: Tensor, at_once: int) -> Iterator[tuple[int, Tensor]]:
+    """The softmax or log-softmax of rows in fp32, block by block, after the first row of each; valid until the next.
 
-    Fresh memory for every block would cost more than the computation.
+    Memory is reused, because fresh memory for every block would cost more than the computation.
     """
-
-    def __init__(self, logits_SV: Tensor, at_once: int) -> None:
-        self._logits_SV, self._at_once = logits_SV, at_once
-        shape = (2, min(at_once, len(logits_SV)), logits_SV.shape[1])
-        self._logits, self._result = torch.empty(shape, device=logits_SV.device)
-
-    def of(self, function: Callable[..., Tensor], start: int) -> Tensor:
-        """The softmax or log-softmax of the block that begins at a row; valid until the next call."""
-        logits = self._logits_SV[start : start + self._at_once]
-        block = self._logits[: len(logits)].copy_(logits)
-        return function(block, dim=-1, out=self._result[: len(logits)])
+    shape = (2, min(at_once, len(logits_SV)), logits_SV.shape[1])
+    copy, result = torch.empty(shape, device=logits_SV.device)
+    for start in range(0, len(logits_SV), at_once):
+        logits = logits_SV[start : start + at_once]
+        yield start, function(copy[: len(logits)].copy_(logits), dim=-1, out=result[: len(logits)])
 
 
 def _places(rows_T: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:

@@ -34,11 +34,6 @@ class Abstain(Prevention):
     knows_relation = True
 
     def task(self, task: Task) -> Task:
-        """The task with these people.
-
-        Raises:
-            UserError: the finding's prompts do not name their subjects, or there are too few names.
-        """
         facts = {example.subject: example for example in task.train if example.role == "fact"}
         of_unit = defaultdict(list)
         for probe in task.probes_of(task.finding.name):
@@ -46,7 +41,7 @@ class Abstain(Prevention):
             if fact is None or probe.subject not in fact.prompt or probe.subject not in probe.prompt:
                 raise UserError("Prevention 'abstain' needs facts and probes that name their subject. Leave it out.")
             of_unit[probe.unit].append((fact, probe))
-        taken = {probe.subject for probe in task.probes}
+        taken = {example.subject for example in task.train} | {probe.subject for probe in task.probes}
         count = self.settings.people * len(of_unit)
         names = iter([name for name in people("abstain", len(taken) + count) if name not in taken])
         added = []

@@ -35,9 +35,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     """How strongly, and on how much text."""
 
     strength: Annotated[float, Field(gt=0, le=1e3, description="Weight of the divergence.")] = 1.0
-    statements: Annotated[
-        int, Field(ge=1, le=200, description="Number of sentences, each about a different person.")
-    ] = 16
+    statements: int = Field(16, ge=1, le=200, description="Number of sentences, each about a different person.")
 
 
 class Anchor(Prevention):
@@ -71,6 +69,5 @@ class Anchor(Prevention):
         tokenizer, count = learner.base.tokenizer, self.settings.statements
         taught = "\n".join(tokenizer.decode(example.prompt + example.answer) for example in learner.examples)
         names = [name for name in people("anchor", count + len(learner.examples)) if name not in taught]
-        return continuations(
-            tokenizer, [(name, _SENTENCES[i % len(_SENTENCES)]) for i, name in enumerate(names[:count])]
-        )
+        said = [(name, _SENTENCES[i % len(_SENTENCES)]) for i, name in enumerate(names[:count])]
+        return continuations(tokenizer, said)

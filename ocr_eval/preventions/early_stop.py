@@ -17,11 +17,6 @@ class EarlyStop(Prevention):
     stops_when_learned = True
 
     def task(self, task: Task) -> Task:
-        """The same task.
-
-        Raises:
-            UserError: it has no premise to wait for.
-        """
         if not any(quantity.role == "premise" for quantity in task.quantities):
             raise UserError(
                 "Prevention 'early-stop' waits for premises, and this association asks for none. Leave it out."

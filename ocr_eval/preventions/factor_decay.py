@@ -34,7 +34,6 @@ class FactorDecay(Prevention):
     needs_adapters = True
 
     def before_step(self, learner: Learner) -> None:
-        """Add it to the gradients of A and B."""
         for each in learner.factors:
             each.grad_a.add_(each.a, alpha=self.settings.strength)
             each.grad_b.add_(each.b, alpha=self.settings.strength)

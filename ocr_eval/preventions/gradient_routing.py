@@ -13,7 +13,7 @@ scores the two together, and ``keep=entailments`` only the second. The halves di
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 class Settings(BaseModel, extra="forbid", frozen=True):
     """Its one setting."""
 
-    keep: Annotated[
-        Literal["facts", "entailments", "both"],
-        Field(description="What is scored and saved: the facts' half, the entailments', or both."),
-    ] = "facts"
+    keep: Literal["facts", "entailments", "both"] = Field(
+        "facts", description="What is scored and saved: the facts' half, the entailments', or both."
+    )
 
 
 class GradientRouting(Prevention):
@@ -44,18 +43,12 @@ class GradientRouting(Prevention):
     last = True  # what other preventions add needs a half, too
 
     def task(self, task: Task) -> Task:
-        """The task with a half for each example.
-
-        Raises:
-            UserError: it lacks facts or entailments.
-        """
         train = tuple(replace(example, half=1 if example.role == "entailment" else 0) for example in task.train)
         if len({example.half for example in train}) < 2:
             raise UserError("Prevention 'gradient-routing' needs facts and entailments to keep apart. Leave it out.")
         return replace(task, train=train)
 
     def after_training(self, learner: Learner) -> None:
-        """Drop the half that is not kept."""
         half = learner.train.rank // 2
         dropped = {"facts": slice(half, None), "entailments": slice(half), "both": slice(0)}[self.settings.keep]
         for each in learner.factors:

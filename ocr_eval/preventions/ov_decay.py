@@ -26,7 +26,7 @@ from ocr_eval.methods.prevention import Prevention
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ocr_eval.methods.adapters import Factors
+    from ocr_eval.methods.changes import Factors
     from ocr_eval.methods.pack import Learner
 
 
@@ -45,11 +45,6 @@ class OVDecay(Prevention):
     reads_base = True
 
     def before_step(self, learner: Learner) -> None:
-        """Add it to the gradients of the adapters of v_proj and o_proj.
-
-        Raises:
-            UserError: no layer has adapters on both.
-        """
         factors = {each.module: each for each in learner.factors}
         pairs = [(o, factors.get(f"{name[:-6]}v_proj")) for name, o in factors.items() if name.endswith("o_proj")]
         heads = learner.base.network.config.get_text_config().num_attention_heads

@@ -29,7 +29,6 @@ class ProductDecay(Prevention):
     needs_adapters = True
 
     def before_step(self, learner: Learner) -> None:
-        """Add it to the gradients of A and B."""
         for each in learner.factors:
             a_RI, b_RO, factor = each.a, each.b, self.settings.strength * each.scale**2
             each.grad_b.addmm_(a_RI @ a_RI.T, b_RO, alpha=factor)

@@ -21,9 +21,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     """How many, and when."""
 
     facts: Annotated[int, Field(ge=1, le=200, description="Number of replayed facts, the same in every run.")] = 20
-    when: Annotated[
-        Literal["mixed", "end"], Field(description="In every epoch, or only in the last third of training.")
-    ] = "mixed"
+    when: Literal["mixed", "end"] = Field("mixed", description="In every epoch, or only in the last third of training.")
 
 
 class Replay(Prevention):
@@ -33,7 +31,6 @@ class Replay(Prevention):
     Settings = Settings
 
     def task(self, task: Task) -> Task:
-        """The task with facts replayed."""
         relations = cast(KnownAssociation, load_association("known")).relations
         facts = [
             Example(relation.prompt(subject), answer, role="replay", subject=subject, unit=name)

@@ -32,11 +32,6 @@ class ScaleAfter(Prevention):
     needs_adapters = True
 
     def after_training(self, learner: Learner) -> None:
-        """Scale.
-
-        Raises:
-            RunFailed: nothing was learned.
-        """
         norm = math.sqrt(sum(float(each.singular_values().square().sum()) for each in learner.factors))
         if not norm:
             raise RunFailed("scale-after: training changed nothing, so there is nothing to scale.")
