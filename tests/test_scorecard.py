@@ -145,6 +145,22 @@ def test_matched_learning_has_a_column_of_its_own(ocr_eval, tmp_path):
     assert float(second["spurious_matched"]) == pytest.approx(-0.25)
 
 
+def test_p_at_matched_learning_is_corrected_for_all_rows(ocr_eval, tmp_path):
+    def runs(train, early):
+        return [
+            record("country-code", "spurious", seed=seed, rank=1.0, train=train, matched=learned_at(4, early))
+            for seed in range(8)
+        ]
+
+    weaker = TrainSpec(prevent=["product-decay:strength=0.2"])
+    rows = [*runs(TrainSpec(), 1.0), *runs(PREVENTED, 1.5), *runs(weaker, 1.5)]
+    text = ocr_eval("scorecard", write(tmp_path, *rows), "--format", "csv").out
+    plain, _, *prevented = csv.DictReader(io.StringIO(text))
+    assert plain["spurious_matched_p_holm"] == ""
+    for row in prevented:
+        assert (float(row["spurious_matched_p"]), float(row["spurious_matched_p_holm"])) == (2 / 256, 4 / 256)
+
+
 def test_the_reference_is_also_shown_as_it_was_when_it_had_learned(ocr_eval, tmp_path):
     def plain(early, seeds=6):
         return [

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Literal
 
 import msgspec
 
@@ -53,6 +54,7 @@ class Links:
         against: score minus that of the reference; None for the reference, and if they share no people.
         against_p_holm: its p, corrected for all rows that could be compared; None with too few seeds.
         matched: ``against`` at matched learning; also None if the premises of a run never held.
+        matched_p_holm: its p, corrected like ``against_p_holm``.
     """
 
     associations: tuple[str, ...]
@@ -63,6 +65,7 @@ class Links:
     against: Difference | None
     against_p_holm: float | None
     matched: Difference | None
+    matched_p_holm: float | None
 
 
 @dataclass(frozen=True)
@@ -141,27 +144,29 @@ def _reference(rows: Mapping[RowKey, Sequence[Record]]) -> RowKey:
 def _corrected(rows: Sequence[ScorecardRow]) -> list[ScorecardRow]:
     """The rows with p of lifts and of differences from the reference corrected for all of a kind of link."""
     lifts = {kind: iter(decided([of.lift for row in rows if (of := row.links.get(kind))])) for kind in KINDS}
-    paired = {kind: _against_reference(rows, kind) for kind in KINDS}
-    ps = {kind: dict(zip(of, corrected(list(of.values())), strict=True)) for kind, of in paired.items()}
-    return [
-        replace(
-            row,
-            links={
-                kind: replace(of, lift=next(lifts[kind]), against_p_holm=ps[kind].get(row.name))
-                for kind, of in row.links.items()
-            },
-        )
-        for row in rows
-    ]
+    ps: dict[tuple[Kind, str], dict[str, float | None]] = {}
+    for kind in KINDS:
+        for when in ("against", "matched"):
+            paired = _paired(rows, kind, when)
+            ps[kind, when] = dict(zip(paired, corrected(list(paired.values())), strict=True))
+
+    def links(row: ScorecardRow, kind: Kind, of: Links) -> Links:
+        against_p, matched_p = (ps[kind, when].get(row.name) for when in ("against", "matched"))
+        return replace(of, lift=next(lifts[kind]), against_p_holm=against_p, matched_p_holm=matched_p)
+
+    return [replace(row, links={kind: links(row, kind, of) for kind, of in row.links.items()}) for row in rows]
 
 
-def _against_reference(rows: Sequence[ScorecardRow], kind: Kind) -> dict[str, Difference]:
+def _paired(
+    rows: Sequence[ScorecardRow], kind: Kind, when: Literal["against", "matched"] = "against"
+) -> dict[str, Difference]:
     """The differences, by row, that are compared over a kind of link, and so count in each other's correction."""
-    return {
-        row.name: of.against
-        for row in rows
-        if row.name != row.reference and not row.control and (of := row.links.get(kind)) and of.against
-    }
+    of_row = {row.name: row.links[kind] for row in rows if _is_compared(row) and kind in row.links}
+    return {name: apart for name, of in of_row.items() if (apart := getattr(of, when))}
+
+
+def _is_compared(row: ScorecardRow) -> bool:
+    return row.name != row.reference and not row.control
 
 
 def _stopped(run: Record) -> Record | None:
@@ -227,6 +232,7 @@ def _links(name: str, runs: Runs, first: Runs | None, controls: NoEntailments, s
         against=_apart(runs, first, scoring),
         against_p_holm=None,
         matched=_apart(_when_matched(runs), _when_matched(first), scoring),
+        matched_p_holm=None,
     )
 
 
@@ -282,12 +288,12 @@ def verdict(rows: Sequence[ScorecardRow]) -> str:
     in the correction, because only the outcome shows which runs learn.
     """
     learned = {row.name for row in rows if not row.unlearned}
-    compared = [row for row in rows if row.name != row.reference and not row.control]
+    compared = [row for row in rows if _is_compared(row)]
     fair = [row for row in compared if {row.name, row.reference} <= learned]
     sentences, powers = [], set[tuple[int, int]]()
     undecided: dict[str, list[str]] = {}
     for kind, word in KINDS.items():
-        paired = _against_reference(rows, kind)
+        paired = _paired(rows, kind)
         all_signs = dict(zip(paired, verdicts(list(paired.values())), strict=True))
         found = {row.name: paired[row.name] for row in fair if row.name in paired}
         signs = {name: all_signs[name] for name in found}

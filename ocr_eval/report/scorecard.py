@@ -119,8 +119,8 @@ def _flat(row: ScorecardRow) -> Mapping[str, Any]:
             flat |= dict(zip((f"{kind}_{name}{end}" for end in ("", "_low", "_high")), values, strict=True))
             if isinstance(of, Difference):
                 flat[f"{kind}_{name}_p"] = of.p
-            if name == "against":
-                flat[f"{kind}_{name}_p_holm"] = links.against_p_holm
+            if name in ("against", "matched"):
+                flat[f"{kind}_{name}_p_holm"] = getattr(links, f"{name}_p_holm")
             if isinstance(of, Lift):
                 flat[f"{kind}_{name}_p_holm"] = of.p_holm
                 flat[f"{kind}_control_premises_hold"] = not of.control_unlearned
