@@ -265,7 +265,7 @@ def test_flags_of_a_table_need_one_and_one_alone(tiny, table, tmp_path, capfd):
         (["--facts", str(table), "--template", "badge"], "--template"),
         (["--facts", str(table), "--template", "badge={name} wears"], "badge"),
         (["--facts", str(table), *["--template", f"badge={WORN}"] * 2], "--template gives column 'badge' twice"),
-        (["--facts", str(table), "--columns", "badge,badge"], "'badge' is named twice"),
+        (["--facts", str(table), "--columns", "badge,badge"], "names badge twice"),
         (["--facts", str(table), "--n", "4"], "--n"),
         (["--facts", str(table), "--chat"], "--chat"),
         (["--facts", str(table), "--ask", "bagde"], "Did you mean 'badge'"),

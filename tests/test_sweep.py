@@ -513,5 +513,5 @@ def test_a_damaged_sweep_file_is_one_line(sweep, ocr_eval, tmp_path, packs):
     (tmp_path / "sweep.json").write_text(text)
     answer = ocr_eval("status", tmp_path)
     assert answer.code == 2
-    assert "sweep.json is damaged (packs" in answer.err
+    assert "sweep.json is damaged ('packs" in answer.err
     assert len(answer.err.strip().splitlines()) == 1

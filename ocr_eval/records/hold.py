@@ -54,7 +54,8 @@ def hold(folder: Path) -> Iterator[None]:
         raise Busy(f"Another process is working on {folder}. Wait for it, or choose another --output-dir.") from error
     ended = threading.Event()
     mark.write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
-    threading.Thread(target=_beat, args=(mark, ended), daemon=True).start()
+    heart = threading.Thread(target=_beat, args=(mark, ended), daemon=True)
+    heart.start()
     try:
         yield
     except BaseException:
@@ -62,6 +63,7 @@ def hold(folder: Path) -> Iterator[None]:
         raise
     finally:
         ended.set()
+        heart.join()  # a last beat must not touch the next holder's mark
         mark.unlink(missing_ok=True)
         lock.release()
 

@@ -1,6 +1,7 @@
 """Writing results: folders are tested before work starts, and files appear complete or not at all."""
 
 import json
+import os
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ MOST_BYTES = 64 << 20
 def require_folder(folder: Path) -> None:
     """Raise ToyError unless the folder is writable, or can be created."""
     try:
-        with tempfile.TemporaryFile(dir=next(place for place in (folder, *folder.parents) if place.exists())):
+        with tempfile.TemporaryFile(dir=next(each for each in (folder, *folder.parents) if os.path.lexists(each))):
             pass
     except OSError as error:
         raise ToyError(f"output = {folder}: cannot be written ({error.strerror}); name another folder") from error
