@@ -133,7 +133,8 @@ card: $(VENV)/.ready
 	$(call row,lora,--seeds 6$(comma)7)
 	$(call row,three-seeds,--seeds 0-2 --prevent product-decay:strength=0.01$(comma)product-decay:strength=0.1$(comma)scale-after:norm=1)
 	for each in $(OTHERS); do $(call row,$$each,--seeds 0-2 --prevent $$each) || exit 1; done
-	for each in in-context steering; do $(call row,$$each,--seeds 0-2 --methods $$each) || exit 1; done
+	for each in in-context steering memit; do $(call row,$$each,--seeds 0-2 --methods $$each) || exit 1; done
+	$(call row,rome,--assocs country-code --seeds 0-2 --methods rome)
 	$(call row,lower-rate,--seeds 0-2 --lr 1e-3)
 	$(call row,attention,--seeds 0-2 --targets q_proj+k_proj+v_proj+o_proj)
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --methods merged-ov -o results/merged-ov/merged >/dev/null
