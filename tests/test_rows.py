@@ -73,6 +73,11 @@ def test_rows_are_called_by_method_and_control_and_lora_comes_first():
     ]
 
 
+def test_a_method_is_named_with_the_settings_that_are_not_its_defaults():
+    runs = [record(train=TrainSpec(method=method)) for method in ("memit", "memit:lam=20", "steering")]
+    assert rows(*runs) == ["steering", "MEMIT", "MEMIT:lam=20"]
+
+
 def test_a_setting_is_named_only_where_rows_differ_in_it():
     fast = TrainSpec(lr=1e-3)
     assert rows(record(), record(train=fast), record(train=FULL)) == [

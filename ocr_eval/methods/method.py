@@ -202,9 +202,10 @@ def advice(method: str) -> str:
 
 
 def label_of(method: str) -> str:
-    """A method with its settings in tables: with its label, or unchanged if it is not installed."""
-    name, colon, settings = method.partition(":")
+    """A method in tables: its label and the settings that are not its defaults, or unchanged if it is not installed."""
+    name, *settings = method.split(":")
     try:
-        return f"{METHODS.get(name).label}{colon}{settings}"
+        label, usual = METHODS.get(name).label, str(METHODS.choose(name)).split(":")
     except UserError:
         return method
+    return ":".join([label, *(each for each in settings if each not in usual)])
