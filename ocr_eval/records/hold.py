@@ -63,8 +63,8 @@ def hold(folder: Path) -> Iterator[None]:
         raise
     finally:
         ended.set()
-        heart.join()  # a last beat must not touch the next holder's mark
         mark.unlink(missing_ok=True)
+        heart.join()  # a last beat must not touch the next holder's mark
         lock.release()
 
 
