@@ -76,7 +76,7 @@ def draw_plane(axes: Axes, marks: Sequence[Mark], size: tuple[float, float], sco
     for mark, place in zip(marks, places, strict=True):
         _draw(axes, mark, place)
     moved = any(place[0] != mark.x.value for mark, place in zip(marks, places, strict=True))
-    note = "\n(marks that would overlap are moved sideways, off their dot)" * moved
+    note = "\n(overlapping marks are moved sideways; a dot is the true position)" * moved
     axes.set_xlabel(f"unwanted: OCR score over arbitrary links{note}")
     axes.set_ylabel(f"wanted: OCR score over true links\n({scoring})")
     axes.set_title("Wanted against unwanted inference", fontsize=10)
