@@ -157,6 +157,17 @@ def test_the_time_of_a_scoring_is_in_proportion_to_its_rows(monkeypatch):
     assert chunk(4, 1, 600, 120) == pytest.approx(timing.OVERHEAD * by_hand)
 
 
+def test_the_time_of_an_edit_is_that_of_its_search(monkeypatch):
+    monkeypatch.setattr(timing, "_seconds_a_weight", lambda rows, *of_what: rows * 1e-12)
+    spec = settled("smollm2-135m")
+
+    def step(method):
+        train = spec.train.model_copy(update={"method": method})
+        return timing.calibrate(spec, examine(spec), train, BATCH, CHUNK, torch.device("cpu")).step
+
+    assert step("memit:steps=7") == pytest.approx(7 * step("lora"))
+
+
 @pytest.mark.parametrize(("every", "scorings"), [("every", 6), ("doubling", 6), ("2,3", 5), ("last", 3)])
 def test_a_plan_knows_how_often_is_scored(ocr_eval, tiny, every, scorings):
     run = ["--assoc", "city-language", "--epochs", "5", "--score-at", every, "--dry-run"]

@@ -147,6 +147,10 @@ class Method:
             UserError: the method cannot teach this.
         """
 
+    def passes(self, train: TrainSpec) -> int:
+        """How often a step computes gradients of what it teaches, at most; for estimates of time."""
+        return 1
+
     def mount(self, network: torch.nn.Module, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Trainable:
         """Mount what runs train, untrained, also on fake tensors (memory estimates): by default LoRA's adapters.
 

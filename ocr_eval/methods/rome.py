@@ -104,6 +104,11 @@ class Editing(Method):
             read_text(tokenizer, path, spec.model.name, inputs_of(network, modules))
             subjects_of(tokenizer, task)
 
+    def passes(self, train: TrainSpec) -> int:
+        """The steps of the search for z."""
+        steps: int = settings_of(train).steps
+        return steps
+
     def mount(self, network: PreTrainedModel, trains: Sequence[TrainSpec], dtype: torch.dtype) -> Trainable:
         """Adapters over the modules to edit, for memory estimates; raises UserError as ``edited`` does."""
         from ocr_eval.methods.adapters import Adapters, LaneShape

@@ -57,13 +57,14 @@ def calibrate(
         widths[inputs] += inputs * outputs * count
     linears = sum(weights * _seconds_a_weight(rows, inputs, *on) for inputs, weights in widths.items())
     head = sizes.head * _seconds_a_weight(training.lanes * training.reads, sizes.head // sizes.vocabulary, *on)
-    needs = method_of(train).needs
+    method = method_of(train)
+    needs = method.needs
     unpacking = sizes.linear_parameters * _unpacking_seconds_a_weight(*on) if needs.quantized else 0.0
-    passes = 3 if needs.whole else 2  # forward, backward to inputs, and to weights if they are trained
+    products = 3 if needs.whole else 2  # forward, backward to inputs, and to weights if they are trained
     nodes = scoring.lanes * scoring.nodes / rows
     reads = scoring.lanes * scoring.reads / (training.lanes * training.reads)
     return Speed(
-        step=OVERHEAD * (passes * (linears + head + unpacking)),
+        step=OVERHEAD * method.passes(train) * products * (linears + head + unpacking),
         node=OVERHEAD * (linears * nodes + head * reads + unpacking) / scoring.nodes,
     )
 
