@@ -139,8 +139,7 @@ card: $(VENV)/.ready
 	$(call row,attention,--seeds 0-2 --targets q_proj+k_proj+v_proj+o_proj)
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --methods merged-ov -o results/merged-ov/merged >/dev/null
 	$(BIN)/ocr-eval sweep $(CARD) --seeds 0-2 --targets $(FACTORS) --lr 5e-3 --epochs 48 -o results/merged-ov/factorized >/dev/null
-	$(call bare,results/scorecard)
-	$(call lean,results/merged-ov)
+	$(call lean,results/scorecard results/merged-ov)
 	$(MAKE) card-shown
 
 # Rows that the card lacks: other ways of teaching and preventions. Their runs are not committed.

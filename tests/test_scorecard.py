@@ -279,3 +279,11 @@ def test_memory_is_a_column_of_csv_and_json_where_all_runs_have_it(ocr_eval, tmp
     assert (prevented["memory_peak"], prevented["memory_runs"]) == ("", "")
     rows = json.loads(ocr_eval("scorecard", folder, "--format", "json").out)["rows"]
     assert [row["memory"] for row in rows] == [{"peak": 1.5e9, "runs": 2}, {}]
+
+
+def test_a_record_that_states_when_its_premises_held_needs_no_metrics(ocr_eval, tmp_path):
+    today, older = (write(tmp_path / str(version), *runs(PLAIN, results_version=version)) for version in (1, 0))
+    for path in [*today.rglob("metrics.jsonl"), *older.rglob("metrics.jsonl")]:
+        path.unlink()
+    assert "Matched learning is unknown" not in ocr_eval("scorecard", today).err
+    assert "Matched learning is unknown" in ocr_eval("scorecard", older).err

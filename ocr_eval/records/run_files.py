@@ -30,15 +30,15 @@ def metrics_of(run: FinishedRun, scoring: Scoring = "first-token") -> list[Metri
 def matched_of(run: FinishedRun) -> Matched | None:
     """A finished run at the first epoch at which all premises held; None if they never did, or training was external.
 
-    Read from metrics.jsonl if the record lacks it. Older runs were scored only at the epochs that their flags named,
-    and the first of those counts.
+    Records without a results version do not state it; it is then read from metrics.jsonl. Those runs were scored only
+    at the epochs that their flags named, and the first of those counts.
 
     Raises:
         UserError: metrics.jsonl is needed but is missing, damaged, or lacks an epoch of the run.
     """
     record = run.record
-    if not isinstance(record.train, TrainSpec):
-        return None
+    if record.results_version or not isinstance(record.train, TrainSpec):
+        return record.matched
     return record.matched or matched_in(record.quantities, record.train, metrics_of(run))
 
 
