@@ -226,3 +226,10 @@ def test_workers_go_with_a_cpu_here(ocr_eval, tiny, tmp_path):
     assert answer.code == 2
     assert answer.err.strip().startswith("ocr-eval: --workers needs --executor here")
     assert ocr_eval("sweep", "--models", tiny, "--workers", 0, "-o", tmp_path).code == 2
+
+
+def test_the_search_of_an_edit_counts_as_work(eight_cores, tiny, monkeypatch):
+    monkeypatch.setattr(workers, "_LEAST_FLOP", 1e10)
+    for steps, processes in ((1, 1), (1000, 2)):
+        packs = [[tiny_run(tiny, method=f"memit:steps={steps}", seed=seed)] for seed in (0, 1)]
+        assert workers_that_pay(packs, "cpu") == processes

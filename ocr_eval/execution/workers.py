@@ -12,6 +12,7 @@ from pathlib import Path
 from ocr_eval.execution.execute import PlannedRun
 from ocr_eval.execution.jobs.local import cores
 from ocr_eval.execution.progress import Step, Watcher
+from ocr_eval.methods.method import method_of
 from ocr_eval.models.architecture import examine
 from ocr_eval.planning import memory, workload
 from ocr_eval.planning.packs import pack_memory, room, widest
@@ -37,7 +38,8 @@ def workers_that_pay(packs: Sequence[Sequence[RunSpec]], device: str) -> int:
         runs = [run for pack in group for run in pack]
         spec = widest(runs)
         work = workload.measure(spec)
-        flop += 4.0 * examine(spec.model).linear_parameters * work.nodes * sum(run.train.epochs for run in runs)
+        times = sum(run.train.epochs * method_of(run.train).passes(run.train) for run in runs)
+        flop += 4.0 * examine(spec.model).linear_parameters * work.nodes * times
         needed = max(needed, pack_memory(spec, work, max(map(len, group)), device).total)
     if flop < _LEAST_FLOP:
         return 1
