@@ -29,12 +29,17 @@ from transformers import (
 
 from ocr_eval.cli.app import run
 from ocr_eval.common.messages import be_quiet
+from ocr_eval.common.registry import PREVENTIONS
+from ocr_eval.data.task import build_task
+from ocr_eval.data.tokenize import training_tokens
 from ocr_eval.execution.execute import Bases, PlannedRun, do_pack
 from ocr_eval.execution.run_pack import Execution
+from ocr_eval.methods.pack import Pack, attach
 from ocr_eval.methods.view import View
 from ocr_eval.models.base import Base, load_base
 from ocr_eval.models.weights import locate
 from ocr_eval.records.folder import RunFolder
+from ocr_eval.records.record import to_plain
 from ocr_eval.specs.association import load_association
 from ocr_eval.specs.model import load_model_spec
 from ocr_eval.specs.names import FIRST_NAMES, LAST_NAMES
@@ -141,12 +146,37 @@ def tiny_run(path: str | Path, assoc: str = "city-language", seed: int = 0, **ch
     return make_run_spec(load_model_spec(str(path)), load_association(assoc), data, train, seed)
 
 
+def prevented(path: str | Path, *prevent: str, **changes: object) -> RunSpec:
+    """`tiny_run` with preventions."""
+    spec = tiny_run(path, **changes)
+    return spec.model_copy(update={"train": spec.train.model_copy(update={"prevent": prevent})})
+
+
+def packed(base: Base, *specs: RunSpec) -> Pack:
+    """Runs attached to a base, to be trained step by step."""
+    return attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
+
+
+def content(folder: RunFolder) -> dict[str, object]:
+    """Metrics, record and probes of a run, but for what no repetition has in common."""
+    lines = [{k: v for k, v in line.as_json().items() if not k.endswith("_seconds")} for line in folder.metrics()]
+    record = {k: v for k, v in to_plain(folder.record()).items() if k not in ("seconds", "memory", "run")}
+    return {"metrics": lines, "record": record, "probes": (folder.path / "probes.jsonl").read_text()}
+
+
 def as_a_pack(specs: list[RunSpec], output: Path, how: Execution) -> list[RunFolder]:
     """Do runs side by side; their folders."""
     bases = Bases(how.device)
     runs = [PlannedRun(spec, bases.folder(spec, output)) for spec in bases.settle(specs, output)]
     do_pack(bases, runs, how)
     return [run.folder for run in runs]
+
+
+@pytest.fixture
+def add_prevention(monkeypatch: pytest.MonkeyPatch):
+    """Adds preventions of a test, gone after it."""
+    monkeypatch.setattr(PREVENTIONS, "_added", {})
+    return PREVENTIONS.add
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +198,16 @@ class Answer:
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
+
+
+def one_line(answer: Answer) -> str:
+    """What a refusal says: exit 2, nothing on stdout, one line."""
+    assert answer.code == 2, answer.err
+    assert answer.out == ""
+    lines = answer.err.strip().splitlines()
+    assert len(lines) == 1, answer.err
+    assert lines[0].startswith("ocr-eval: ")
+    return lines[0]
 
 
 @pytest.fixture

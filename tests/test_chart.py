@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from test_table import record
+from made_records import record
 
 from ocr_eval.report.chart import Curve, charts
 

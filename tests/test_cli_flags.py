@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import typer.main
 import yaml
-from test_cli import YAML, one_line
+from conftest import one_line
+from test_own_files import YAML
 
 from ocr_eval.cli.app import app
 from ocr_eval.cli.variables import commands, variables

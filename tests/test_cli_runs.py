@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import one_line
+from conftest import one_line
 
 SMALL = ["--assoc", "country-code", "--n", 2, "--m-train", 1, "--m-test", 2, "--epochs", 1, "--quiet"]
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_table import record
+from made_records import record
 
 from ocr_eval.analysis.compare import contrast, gate, verdict
 from ocr_eval.common.errors import UserError

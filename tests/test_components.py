@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from made_records import answers, record
 from test_comparison import write
-from test_table import answers, record
 
 from ocr_eval.analysis.components import clustered, components
 from ocr_eval.scoring.ranks import HeldOut

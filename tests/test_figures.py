@@ -6,10 +6,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from made_records import HOSTILE, record
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from test_report import write_run
-from test_table import HOSTILE, record
 
 from ocr_eval.analysis.candidate_heat import heat_of
 from ocr_eval.analysis.scorecard import build_scorecard

@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
+from made_records import CONTROL, answers, record
 from msgspec.structs import replace
-from test_table import CONTROL, answers, record
 
 from ocr_eval.analysis.finding import finding, remedy
 from ocr_eval.analysis.table import build_table

@@ -14,9 +14,9 @@ import pytest
 import torch
 from accidents import in_time
 from conftest import tiny_run
+from made_records import record
 from safetensors.torch import load_file, save_file
 from test_run import SMALL, only_run
-from test_table import record
 
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import yaml
 from conftest import tiny_run
-from test_table import record
+from made_records import record
 
 from ocr_eval.api import records_frame
 from ocr_eval.common import provenance

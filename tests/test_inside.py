@@ -1,149 +1,26 @@
 """What is measured inside a model, against dense products and plain forward passes."""
 
-import itertools
 import json
-import math
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES, load
+from conftest import load
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-
-import inside_page
 
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.measures.constant_direction import mean_cosine
-from ocr_eval.measures.inside import corrected_ps
-from ocr_eval.measures.ov_change import OVChange, gain, ov_changes
 from ocr_eval.measures.untouched import first_logprobs
-from ocr_eval.measures.weight_change import norms
-from ocr_eval.methods.adapters import Adapters, LaneShape
-from ocr_eval.methods.changes import Dense
 from ocr_eval.records.config import read_config
 from ocr_eval.specs.names import people
-
-KINDS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2, vocab_size=50)),
-    "gemma3": lambda: Gemma3ForCausalLM(
-        Gemma3TextConfig(**SIZES, num_key_value_heads=1, head_dim=32, sliding_window=8, vocab_size=50)
-    ),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_key_value_heads=2, vocab_size=50)),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("whole", [False, True])
-def test_changes_of_heads_are_those_of_dense_products(kind, whole):
-    torch.manual_seed(0)
-    network = KINDS[kind]().eval()
-    for name, parameter in network.named_parameters():
-        if "norm" in name or "bias" in name:
-            parameter.data.normal_()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    if whole:
-        names = [name for name in before if name.endswith(("v_proj.weight", "o_proj.weight"))]
-        for name in names:
-            network.get_parameter(name).data.add_(0.1 * torch.randn(before[name].shape))
-        after = {name: value.clone() for name, value in network.state_dict().items()}
-        changes = [Dense(name.removesuffix(".weight"), lambda name=name: after[name] - before[name]) for name in names]
-    else:
-        adapters = Adapters(network, ["v_proj", "o_proj", "q_proj"], [LaneShape(3, 6.0)], torch.float32)
-        after = dict(before)
-        for each in adapters.factors(0):
-            each.a.normal_()
-            each.b.normal_(std=0.1)
-            after[f"{each.module}.weight"] = before[f"{each.module}.weight"] + each.dense()
-        changes = list(adapters.changes(0))
-    config, found = network.config, list(ov_changes(network, changes))
-    assert len(found) == 2
-    heads, size = config.num_attention_heads, getattr(config, "head_dim", None) or 16
-    for number, of_layer in enumerate(found):
-        at = f"model.layers.{number}."
-
-        def product(weights, head, at=at):
-            group = head // (heads // config.num_key_value_heads)
-            o = weights[f"{at}self_attn.o_proj.weight"].double()[:, head * size : (head + 1) * size]
-            v = weights[f"{at}self_attn.v_proj.weight"].double()[group * size : (group + 1) * size]
-            g_in = weights[f"{at}input_layernorm.weight"].double()
-            g_out = torch.ones(64).double()
-            if kind == "gemma3":
-                g_in, g_out = 1 + g_in, 1 + weights[f"{at}post_attention_layernorm.weight"].double()
-            return g_out[:, None] * (o @ v) * g_in
-
-        for head, values in enumerate(of_layer.singular_values()):
-            dense = product(after, head) - product(before, head)
-            torch.testing.assert_close(of_layer.left[head] @ of_layer.right[head], dense, rtol=1e-4, atol=1e-4)
-            plain = norms(torch.linalg.svdvals(dense))
-            assert norms(values) == pytest.approx(plain, rel=1e-3)
-            assert whole or int((values > 1e-4 * values[0]).sum()) <= of_layer.rank == 6
-        assert (of_layer.bias is None) == (kind != "qwen2")
-        if of_layer.bias is not None:
-            o = after[f"{at}self_attn.o_proj.weight"] - before[f"{at}self_attn.o_proj.weight"]
-            bias = before[f"{at}self_attn.v_proj.bias"][16:32]
-            assert float(of_layer.bias[3]) == pytest.approx(float((o[:, 48:64] @ bias).norm()), rel=1e-4)
-
-
-def test_means_over_heads_are_of_the_layers_that_changed():
-    """With one layer of two changed, the mean ratio is that layer's, which cannot be below 1 / sqrt(R)."""
-    torch.manual_seed(0)
-    network = KINDS["qwen2"]()
-    adapters = Adapters(network, ["1.self_attn.v_proj"], [LaneShape(3, 6.0)], torch.float32)
-    for each in adapters.factors(0):
-        each.a.normal_()
-        each.b.normal_()
-    trained = SimpleNamespace(
-        pack=SimpleNamespace(base=SimpleNamespace(network=network)), changes=lambda: adapters.changes(0)
-    )
-    found = OVChange().take(trained)
-    assert found["ratio"] == pytest.approx(found["layers"]["ratio"][1], rel=1e-4)
-    assert found["ratio"] > 1 / math.sqrt(found["rank_bound"])
-    assert found["layers"]["ratio"][0] == 0
-
-
-def test_gains_of_norms():
-    norm = torch.nn.LayerNorm(6)
-    norm.weight.data.normal_()
-    norm.bias.data.normal_()
-    torch.testing.assert_close(gain(norm, 6, norm.weight), norm.weight.detach().double(), rtol=1e-4, atol=1e-5)
-    assert gain(None, 3, norm.weight).tolist() == [1, 1, 1]
-
-
-def test_p_of_the_best_of_many_layers_is_exact():
-    """Of three layers one tells all groups apart; p counts the assignments whose best layer is as good."""
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(3, 4, 4))
-    values[1] += 9 * np.eye(4)
-    ps = corrected_ps(values, "test")
-    assert ps[1] == 1 / 24
-    best = [
-        max(values[c][range(4), list(f)].mean() - values[c].mean() for c in range(3))
-        for f in itertools.permutations(range(4))
-    ]
-    own = [values[c].diagonal().mean() - values[c].mean() for c in range(3)]
-    assert ps.tolist() == [np.mean([b >= o - 1e-12 for b in best]) for o in own]
-    moved = corrected_ps(np.roll(values, 1, axis=2), "test", observed=[1, 2, 3, 0])
-    assert moved[1] == 1 / 9  # of the nine without a fixed point
-    assert corrected_ps(rng.normal(size=(1, 8, 8)) + 9 * np.eye(8), "test")[0] == 1 / 2001
-
 
 NAMES = ("constant-direction", "link-map", "logit-lens", "ov-change", "patching", "sharing")
 
@@ -366,35 +243,3 @@ def test_what_is_not_lora_is_measured_in_training_alone(ocr_eval, tiny, tmp_path
     answer = ocr_eval("explain", tmp_path / "runs" / record["run"], "--measure", "weight-change", "-q")
     assert (answer.code, len(answer.err.splitlines())) == (2, 1)
     assert "--measures" in answer.err
-
-
-def test_what_links_foretell_by_hand():
-    """Over three pairs rho is 1 - (1 + 4 + 1) / 4 = -1/2, and of six permutations none is nearer to zero."""
-    links = {"one": {"a": 0, "b": 1, "c": 2, "d": 9}, "two": {"a": 0, "b": 1, "c": 2, "d": 3}}
-    scores = {"one": {"a": 0.9, "b": 0.1, "c": 0.3}, "two": {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}}
-    found = inside_page.of_links(links, {"real": scores}, draws=2000).T.to_dict()
-    assert found["real: one"] == {"pairs": 3, "W-rank": "1.0", "rho": "-0.50", "p": "1.0000"}
-    assert found["real: two"] | {"p": ""} == {"pairs": 4, "W-rank": "1.5", "rho": "-1.00", "p": ""}
-    assert float(found["real: two"]["p"]) == pytest.approx(2 / 24, abs=0.02)
-    assert (found["real: all"]["pairs"], found["real: all"]["rho"]) == (7, "-0.75")
-    assert float(found["real: all"]["p"]) == pytest.approx(14 / 144, abs=0.02)  # -1 and at most -1/2; -1/2 and -1
-
-
-def test_patching_over_seeds_by_hand():
-    """Two p of 0.1 have Fisher's statistic -2 ln 0.01, with p = 0.01 (1 - ln 0.01)."""
-    seeds = [{"name_layer": 3, "name_excess": 1.0, "name_p": 0.1}, {"name_layer": 4, "name_excess": 2.0, "name_p": 0.1}]
-    lines = [
-        {"association": "one", "patching": each | {key.replace("name", "prompt"): value for key, value in each.items()}}
-        for each in seeds
-    ]
-    found = inside_page.patching(lines).T.to_dict()["one, end of the name"]
-    assert found == {"seeds": 2, "layer": "3.5", "nats": "+1.50", "p": f"{0.01 * (1 - np.log(0.01)):.2g}"}
-
-
-def test_the_committed_page_is_what_its_records_show(capsys, monkeypatch):
-    root = Path(__file__).parent.parent
-    monkeypatch.chdir(root)
-    monkeypatch.setattr(inside_page, "DRAWS", 10)
-    inside_page.show()
-    shown, page = capsys.readouterr().out, (root / "results/inside/inside.md").read_text()
-    assert shown.splitlines()[:25] == page.splitlines()[:25]

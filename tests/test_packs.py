@@ -5,27 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, load, tiny_run
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import ARCHITECTURES, content, load, packed, tiny_run
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from ocr_eval.cli.means import Means
-from ocr_eval.cli.sweep_work import packs_at_once
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.execution import run_pack
 from ocr_eval.execution.live_run import LiveRun, common_epoch, prepare
 from ocr_eval.execution.run_pack import inject
-from ocr_eval.methods import view
 from ocr_eval.methods.pack import GradientPack, attach
 from ocr_eval.methods.train import train_epoch
-from ocr_eval.methods.view import View
-from ocr_eval.planning import packs, workload
-from ocr_eval.planning.packs import cut
 from ocr_eval.records.folder import RunFolder
-from ocr_eval.records.record import to_plain
 from ocr_eval.scoring.candidates import score_candidates, score_lanes
 
 MIXES = {
@@ -36,13 +27,9 @@ MIXES = {
 }
 
 
-def packed(base, specs):
-    return attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
-
-
 def trained(base, specs):
     """Losses and final tensors of each run of a pack, every one trained for its own number of epochs."""
-    pack = packed(base, specs)
+    pack = packed(base, *specs)
     losses = [[] for _ in specs]
     for epoch in range(max(spec.train.epochs for spec in specs)):
         lanes = [lane for lane, spec in enumerate(specs) if epoch < spec.train.epochs]
@@ -74,7 +61,7 @@ def test_a_packed_run_is_a_plain_loop_over_stock_peft(architecture, model_files,
     path = model_files[architecture]
     base = load(path)
     specs = [tiny_run(path, seed=0), tiny_run(path, seed=1, rank=2)]
-    pack = packed(base, specs)
+    pack = packed(base, *specs)
     for lane in range(len(specs)):
         (tmp_path / f"start-{lane}").mkdir()
         pack.save(lane, tmp_path / f"start-{lane}")
@@ -115,13 +102,13 @@ def test_a_packed_run_is_a_plain_loop_over_stock_peft(architecture, model_files,
 def test_scores_of_a_pack_are_those_of_each_run_alone(tiny):
     base = load(tiny)
     specs = [tiny_run(tiny, "country-code"), tiny_run(tiny, "sport-music", seed=1, m_test=4)]
-    pack = packed(base, specs)
+    pack = packed(base, *specs)
     train_epoch(pack, [0, 1])
     probes = {lane: probe_tokens(base.tokenizer, build_task(spec)) for lane, spec in enumerate(specs)}
     together = score_lanes(pack.view(), probes)
     pack.detach()
     for lane, spec in enumerate(specs):
-        alone = packed(base, [spec])
+        alone = packed(base, spec)
         train_epoch(alone, [0])
         expected = score_candidates(alone.view(), probes[lane])
         alone.detach()
@@ -132,7 +119,7 @@ def test_scores_of_a_pack_are_those_of_each_run_alone(tiny):
 def test_a_lane_that_diverges_stops_and_leaves_the_others_alone(tiny):
     base = load(tiny)
     specs = [tiny_run(tiny, seed=seed) for seed in (0, 1, 2)]
-    pack = packed(base, specs)
+    pack = packed(base, *specs)
     with torch.no_grad():
         next(iter(pack.learners[1].parameters.values())).fill_(math.nan)
     pack.adapters.refresh()
@@ -226,89 +213,6 @@ def test_killed_at_any_write_a_pack_goes_on_to_the_same_records(tiny, tmp_path, 
                 countdown = step + 9 * kills
         assert [content(task.folder) for task in tasks_in(tmp_path / str(step), base, specs)] == whole
     assert kills >= 10
-
-
-def content(folder: RunFolder) -> dict[str, object]:
-    lines = [{k: v for k, v in line.as_json().items() if not k.endswith("_seconds")} for line in folder.metrics()]
-    record = {k: v for k, v in to_plain(folder.record()).items() if k not in ("seconds", "memory", "run")}
-    return {"metrics": lines, "record": record, "probes": (folder.path / "probes.jsonl").read_text()}
-
-
-@given(st.integers(1, 60), st.integers(1, 70))
-def test_packs_keep_every_run_once_and_in_order_and_are_of_nearly_equal_size(tiny_spec, count, batch_size):
-    specs = [tiny_spec(batch_size, seed) for seed in range(count)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packs, "lanes_that_fit", lambda specs, wanted, device: wanted)
-        found = cut(specs, "cpu")
-    assert [spec for pack in found for spec in pack] == specs
-    sizes = {len(pack) for pack in found}
-    assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) == 1 or max(sizes) * batch_size * 5 <= 640
-
-
-@pytest.fixture(scope="module")
-def tiny_spec(tiny):
-    spec = tiny_run(tiny)
-
-    def make(batch_size, seed):
-        return spec.model_copy(update={"seed": seed, "train": spec.train.model_copy(update={"batch_size": batch_size})})
-
-    return make
-
-
-def test_a_pack_holds_no_more_runs_than_fit_into_memory(tiny, monkeypatch):
-    # adapters so large that the peak is in training
-    specs = [tiny_run(tiny, seed=seed, batch_size=16, rank=128) for seed in range(8)]
-    assert [len(pack) for pack in cut(specs, "cpu")] == [8]
-    work = workload.measure(specs[0])
-    three = packs.pack_memory(specs[0], work, 3, "cpu").total
-    monkeypatch.setattr(packs, "room", lambda device: int(three / packs.memory.USABLE) + 1)
-    sizes = [len(pack) for pack in cut(specs, "cpu")]
-    assert sum(sizes) == 8
-    assert max(sizes) in (2, 3)
-    monkeypatch.setattr(packs, "room", lambda device: 1)
-    assert [len(pack) for pack in cut(specs, "cpu")] == [1] * 8
-
-
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_the_planned_scoring_of_a_pack_is_the_largest_that_is_made(tiny, monkeypatch, lanes):
-    base, spec = load(tiny), tiny_run(tiny, "country-code", m_test=20)
-    work = workload.measure(spec)
-    made, whole = [], view.lay_out
-
-    def lay_out(rows, by_clump):
-        batch = whole(rows, by_clump)
-        made.append((batch.ids.shape, len(batch.kept)))
-        return batch
-
-    monkeypatch.setattr(view, "lay_out", lay_out)
-    score_lanes(View(base, base.network), dict.fromkeys(range(lanes), work.probes))
-    planned = work.passes("cpu", lanes)[1]
-    assert len(made) > 1
-    assert ((planned.lanes, planned.nodes), planned.reads) == max(made, key=lambda made: made[1])
-
-
-def test_a_pack_on_a_gpu_holds_no_more_runs_than_can_be_scored_at_once(tiny, monkeypatch):
-    specs = [tiny_run(tiny, seed=seed, rank=1) for seed in range(24)]
-    work = workload.measure(specs[0])
-    plans = [packs.pack_memory(specs[0], work, lanes, "cuda") for lanes in (12, 24)]
-    assert not plans[1].while_training
-    monkeypatch.setattr(packs, "room", lambda device: int(plans[0].total / packs.memory.USABLE) + 1)
-    assert [len(pack) for pack in cut(specs, "cuda")] == [12, 12]
-
-
-@pytest.mark.parametrize(("runs", "sizes"), [(12, [3, 3, 3, 3]), (3, [1, 1, 1])])
-def test_no_gpu_is_left_without_a_pack(tiny, monkeypatch, runs, sizes):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    specs = [tiny_run(tiny, seed=seed) for seed in range(runs)]
-    gpus = packs_at_once(Means(device="cuda", executor="local"))
-    assert [len(pack) for pack in cut(specs, "cuda", gpus)] == sizes
-    assert [len(pack) for pack in cut(specs, "cuda")] == [runs]
-
-
-def test_runs_that_share_no_base_share_no_pack(tiny, model_files):
-    specs = [tiny_run(tiny), tiny_run(tiny, method="qlora"), tiny_run(model_files["qwen2"]), tiny_run(tiny)]
-    assert [len(pack) for pack in cut(specs, "cpu")] == [2, 1, 1]
 
 
 def test_a_pack_goes_on_from_the_last_epoch_that_all_can(tmp_path, monkeypatch):

@@ -5,9 +5,9 @@ from itertools import product
 
 import pytest
 from conftest import tiny_run
+from made_records import record
 from msgspec.structs import replace
 from test_report import write_run
-from test_table import record
 
 from ocr_eval.data.pairs import quantities
 from ocr_eval.data.task import build_task

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import pytest
+from made_records import HOSTILE, record
 from test_cli_flags import planned
-from test_table import HOSTILE, record
 
 from ocr_eval import make_run
 from ocr_eval.records.find import find_runs

@@ -12,9 +12,9 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from made_records import HOSTILE, record
 from PIL import Image
 from test_report import write_lines, write_run
-from test_table import HOSTILE, record
 
 from ocr_eval.records.find import find_runs
 from ocr_eval.report.page import build_page

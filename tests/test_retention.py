@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from made_records import record
 from msgspec.structs import replace
 from test_comparison import write
-from test_table import record
 
 from ocr_eval.specs.model import TrainSpec
 

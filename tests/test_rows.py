@@ -6,7 +6,7 @@ import io
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_table import CONTROL, record
+from made_records import CONTROL, record
 
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_run
-from test_table import record
+from made_records import record
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import read_jsonl, replacing, replacing_folder, to_jsonl, write_atomic

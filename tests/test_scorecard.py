@@ -8,8 +8,8 @@ import io
 import json
 
 import pytest
+from made_records import record
 from test_comparison import learned_at, write
-from test_table import record
 
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import DataSpec

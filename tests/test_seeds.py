@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 from conftest import tiny_run
-from test_table import record
+from made_records import record
 
 from ocr_eval.analysis.table import build_table
 from ocr_eval.api import UserError, make_run, records_frame

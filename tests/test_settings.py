@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer.main
 import yaml
-from test_cli import one_line
+from conftest import one_line
 from test_cli_flags import planned
 
 from ocr_eval.cli.app import app

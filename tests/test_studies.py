@@ -4,9 +4,8 @@ import json
 import re
 
 import pytest
-from conftest import load
-from test_packs import content
-from test_table import answers, record
+from conftest import content, load
+from made_records import answers, record
 
 from ocr_eval.analysis.controls import compare_conditions, verdict
 from ocr_eval.data.audit import audit_association

@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import tiny_run
-from test_packs import content
+from conftest import content, tiny_run
 
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError

@@ -7,78 +7,16 @@ import re
 import shutil
 import subprocess
 
-import numpy as np
 import pytest
+from made_records import CONTROL, HOSTILE, answers, record
 from msgspec.structs import replace
 
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
-from ocr_eval.data.task import Quantity
-from ocr_eval.records.record import Record
 from ocr_eval.report.tables import FORMATS, to_csv, to_json, to_markdown
-from ocr_eval.scoring.ranks import HeldOut, Score
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.published import published_mean_ranks
-from ocr_eval.specs.run import SCORINGS, DataSpec
-
-
-def answers(rank: float, null: float, n: int = 5, seed: int = 0) -> HeldOut:
-    """Forty subjects of a seed, n answers in use whose mean rank is ``null``, and ``rank`` that of the right one.
-
-    So many infer it (or avoid it, where ``rank`` is above ``null``), and the others rank it in the middle, that
-    the OCR score is 1 - rank / null, as nearly as one of forty can make it.
-    """
-    target, middle = np.arange(40) % n, (n - 1) // 2
-    ranks = np.array([np.roll(np.arange(n), t - middle) for t in target], dtype=float)
-    score = 1 - rank / null
-    for i in range(round(40 * abs(score))):
-        ranks[i] = np.roll(np.arange(n)[:: 1 if score > 0 else -1], target[i])
-    ranks *= 2 * null / (n - 1)
-    ranks[39, target[39]] += 40 * rank - ranks[np.arange(40), target].sum()
-    ranks[39, (target[39] + 1) % n] += ranks.shape[1] * 40 * null - ranks.sum()
-    return HeldOut(subject=[f"s{seed}-{i}" for i in range(40)], target=target, ranks=ranks)
-
-
-def record(
-    association="city-language", kind="causal", seed=0, rank=0.5, null=2.0, learned=True, n=5, **changes
-) -> Record:
-    """A finished run whose held-out answers rank so among n in use, which learned its facts, or half of them."""
-    held = answers(rank, null, n, seed)
-    score = Score(
-        probes=40,
-        mean_rank=rank,
-        null_rank=null,
-        top1=float((held.rank == 0).mean()),
-        mrr=float((1 / (held.rank + 1)).mean()),
-        margin=1.0,
-        ties=0,
-        in_use_rank=float(held.in_use_rank.mean()),
-        ocr_score=held.ocr_score,
-    )
-    fact = replace(score, probes=1, top1=1.0 if learned else 0.5)
-    scores = {scoring: {"test_fact": fact, "test_entailment": score} for scoring in SCORINGS}
-    values = {
-        "run": f"m/{association}/lora/seed{seed}",
-        "model": "smollm2-135m",
-        "published_as": None,
-        "association": association,
-        "kind": kind,
-        "seed": seed,
-        "dtype": "bfloat16",
-        "quantities": (Quantity("test_fact", "premise"), Quantity("test_entailment", "finding")),
-        "data": DataSpec(),
-        "train": TrainSpec(),
-        "base": scores,
-        "final": scores,
-        "base_held_out": {},
-        "held_out": dict.fromkeys(SCORINGS, held),
-        "train_loss": 0.1,
-        "seconds": {"train": 1.0, "score": 1.0},
-        "base_identity": "gguf:0",
-        "adapter_sha256": "0",
-        "code": "abc",
-    }
-    return Record(**{**values, **changes})
+from ocr_eval.specs.run import DataSpec
 
 
 def test_a_cell_is_the_mean_over_seeds():
@@ -101,9 +39,6 @@ def test_trainings_of_one_data_set_are_one_seed():
     assert (cell.seeds, cell.values["mean-rank"]) == (3, pytest.approx(0.4))
     alone = [record(seed=seed, rank=0.4) for seed in range(3)]
     assert cell.p == build_table(alone, "first-token", {}).rows[0].cells["city-language"].p
-
-
-CONTROL = DataSpec(variant="no-entailment")
 
 
 def test_lift_is_over_the_control_of_the_same_settings():
@@ -221,9 +156,6 @@ def test_where_protocols_differ_is_said_beside_published_rows():
     assert "Protocols differ" not in to_markdown(build_table([small], "sequence"))
 
 
-HOSTILE = "</table><img src=x onerror=alert(1)>|&\\end{document}$_%"
-
-
 def test_markup_in_names_stays_text():
     table = build_table([record(model=HOSTILE, association="a|b_<i>")], "first-token")
     page, text, tex = FORMATS["html"](table), to_markdown(table), FORMATS["tex"](table)
@@ -263,100 +195,12 @@ def test_the_tex_table_is_whole():
     assert {line.count("&") for line in body.splitlines() if "&" in line} == {7}
 
 
-def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
-    for seed in (0, 1, 2):
-        folder = tmp_path / "runs/smollm2-135m/city-language/lora" / f"seed{seed}-0"
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(record(seed=seed).to_json())
-        (folder / "status.json").write_text("{}")
-    whole = ocr_eval("table", tmp_path)
-    assert whole.code == 0
-    assert "|       3 |" in whole.out
-    damaged = sorted(tmp_path.glob("**/result.json"))
-    damaged[0].write_text(damaged[0].read_text()[:200])
-    damaged[1].write_text(damaged[1].read_text().replace('"schema_version": 1', '"schema_version": 99'))
-    answer = ocr_eval("table", tmp_path)
-    assert answer.code == 1
-    assert "|       1 |" in answer.out
-    assert str(damaged[0]) in answer.err
-    assert "schema version 99" in answer.err
-
-
-@pytest.mark.parametrize(
-    ("edit", "says"),
-    [
-        (('"mean_rank": 0.5', '"mean_rank": 0.1'), "states mean rank 0.1, but the ranks give 0.5"),
-        (('"mean_rank": 0.5', '"mean_rank": "good"'), "Expected `float`, got `str`"),
-        (('"seed":', '"sead":'), "seed"),
-        (("[[0.0, 1.0,", "[[0.0,"), "rows of equal length"),
-        (("[[0.0, 1.0,", "[[0.0, null,"), "edited by hand"),
-        (('"top1": 0.75', '"top1": 0.9'), "states top-1 0.9, but the ranks give 0.75"),
-        (('"mrr": 0.8', '"mrr": 0.7'), "states mrr"),
-        (('"ocr_score": 0.75', '"ocr_score": 0.85'), "states OCR score 0.85, but the ranks give 0.75"),
-        (('"target": [0,', f'"target": [{10**30},'), "not numbers in rows"),
-        (('"top1": 1.0', '"top1": 7.5'), "test_fact has a top-1 of 7.5"),
-        (('{"train": 1.0, ', "{"), "seconds are missing or negative"),
-        (('{"train": 1.0, ', '{"train": -1.0, '), "seconds are missing or negative"),
-        (('"subject": ["s1-0", "s1-1"', '"subject": ["s1-0", "s1-0"'), "asks about someone twice"),
-    ],
-)
-def test_a_record_edited_by_hand_is_named(ocr_eval, tmp_path, edit, says):
-    for seed in (0, 1):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        (folder / "result.json").write_text(record(seed=seed).to_json().replace(*edit if seed else ("", "")))
-        (folder / "status.json").write_text("{}")
-    answer = ocr_eval("table", tmp_path)
-    assert answer.code == 1
-    assert says in answer.err
-    assert str(tmp_path / "1/result.json") in answer.err
-    assert "|       1 |" in answer.out
-
-
-def test_runs_of_a_seed_that_ask_about_different_people_are_one_line(ocr_eval, tmp_path):
-    runs = record(), record(run="another", train_seed=1)
-    held = {name: replace(each, subject=each.subject[::-1]) for name, each in runs[1].held_out.items()}
-    for folder, run in (("a", runs[0]), ("b", replace(runs[1], held_out=held))):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "result.json").write_text(run.to_json())
-        (tmp_path / folder / "status.json").write_text("{}")
-    for command in ("table", "scorecard", "figures"):
-        answer = ocr_eval(command, tmp_path)
-        assert answer.code == 2
-        assert "Runs of seed 0 ask about different people" in answer.err.splitlines()[-1]
-
-
 def test_a_measure_that_some_runs_lack_is_told_from_one_that_all_lack():
     some = [record(seed=seed, measures={"known": {"kept": 0.5}} if seed else {}) for seed in range(3)]
     table = build_table(some, "first-token", metric="known.kept")
     assert "measured in 2 of 3 runs" in to_markdown(table)
     (cell,) = json.loads(FORMATS["json"](table))["cells"]
     assert cell["known_kept"] is None
-
-
-def test_a_copied_run_counts_once(ocr_eval, tmp_path):
-    for name in ("here", "there"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "result.json").write_text(record().to_json())
-        (tmp_path / name / "status.json").write_text("{}")
-    assert "|       1 |" in ocr_eval("table", tmp_path / "here", tmp_path / "there").out
-
-
-def test_a_run_without_its_status_does_not_count(ocr_eval, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/result.json").write_text(record().to_json())
-    assert "No finished run" in ocr_eval("table", tmp_path).err
-
-
-def test_a_finished_run_without_its_record_is_named(ocr_eval, tmp_path):
-    for name in ("whole", "lost"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "status.json").write_text("{}")
-        (tmp_path / name / "config.yaml").write_text("")
-    (tmp_path / "whole/result.json").write_text(record().to_json())
-    answer = ocr_eval("table", tmp_path)
-    assert answer.code == 1
-    assert f"{tmp_path / 'lost'} is marked as finished, but has no result.json. Skipped." in answer.err
 
 
 def test_words_in_a_cell_of_tex_are_not_set_as_mathematics():

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_records import CONTROL, record
 from msgspec.structs import replace
 from simulated import Study
-from test_table import CONTROL, record
 
 from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.record import Record
