@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocr_toy import theory
+from ocr_toy import convex
 from ocr_toy.report import Check, Report, Say, table
 from ocr_toy.statistics import interval, require_seeds
-from ocr_toy.task import stream
-from ocr_toy.theory import Matrix
+from ocr_toy.task import Matrix, stream
 
 check = partial(Check, "attention-svm")
 MATRIX, VECTOR = (6, 8, 10), (4, 3, 8)
@@ -109,12 +108,12 @@ def train(data: Data, factorized: bool, seed: int, steps: int = STEPS) -> tuple[
 
 def svm(x: Matrix, z: Matrix, chosen: NDArray[np.int64], nuclear: bool) -> Matrix:
     """The W of least norm that separates the chosen token of every example, for one run, [d, e]."""
-    cp = theory.require_solver("CLARABEL")
+    cp = convex.require_solver("CLARABEL")
     w = cp.Variable((x.shape[-1], z.shape[-1]))
     ahead = [np.delete(tokens[pick] - tokens, pick, axis=0) for tokens, pick in zip(x, chosen, strict=True)]
     constraints = [gaps @ w @ query >= 1 for gaps, query in zip(ahead, z, strict=True)]
     objective = cp.normNuc(w) if nuclear else cp.sum_squares(w)
-    theory.solve_in_place(cp, cp.Problem(cp.Minimize(objective), constraints), "CLARABEL")
+    convex.solve_in_place(cp, cp.Problem(cp.Minimize(objective), constraints), "CLARABEL")
     return np.asarray(w.value)
 
 

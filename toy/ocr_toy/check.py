@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ocr_toy import theory
+from ocr_toy import convex, theory
 from ocr_toy.aside import training_aside
 from ocr_toy.descent import Descent, DescentSpec, descend, usual_descent
 from ocr_toy.errors import require
@@ -127,7 +127,7 @@ class Study:
 def optimum_of_loss(sizes: Sizes, log_loss: float) -> Blocks:
     """The least nuclear norm at a summed loss of e^log_loss, divided by -log_loss, solved on merged columns."""
     n, m_train, m_test = sizes
-    w = theory.least_norm(theory.merged_task(*sizes), log_loss=log_loss)
+    w = convex.least_norm(convex.merged_task(*sizes), log_loss=log_loss)
     roots = np.sqrt(np.repeat([m_train, m_test, 1.0], [n, n, 2]))
     return replace(theory.symmetrize(noise_free(n, 1, 1), w / roots), m_train=m_train, m_test=m_test)
 
@@ -152,7 +152,7 @@ def _limits(study: Study, sizes: Sizes) -> Iterator[Check]:
     task, at = noise_free(*sizes), f"n, m_train, m_test = {sizes}"
     for param in BOTH:
         study.say(f"convex problem, {param}, {at}, {study.spec.solver}")
-        optimum = theory.solve(param, task, study.spec.solver)
+        optimum = convex.solve(param, task, study.spec.solver)
         found = descend(task, usual_descent(param, task, study.spec.seed)).w_ov
         kind = "nuclear norm" if param == "factorized" else "squared Frobenius norm"
         target, solved = theory.optimal_norm(param, *sizes), theory.norm(param, optimum)
@@ -294,8 +294,8 @@ def run_checks(spec: CheckSpec, say: Say) -> Iterator[Check]:
 
     Raises ToyError if the solver, or CLARABEL for the optima at a given loss, is missing.
     """
-    for solver in {spec.solver, "CLARABEL"}:
-        theory.require_solver(solver)
+    for solver in (spec.solver, "CLARABEL"):
+        convex.require_solver(solver)
     say(f"ranks {', '.join(map(str, spec.ranks))}, {RANK_SEEDS} seeds, {spec.rank_steps} steps, in a second process")
     with training_aside(spec.rank_runs()) as ranks:
         study = Study(spec, say, ranks)

@@ -21,13 +21,14 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ocr_toy import theory
+from ocr_toy import convex, theory
+from ocr_toy.convex import Problem
 from ocr_toy.descent import DescentSpec, descend_on
 from ocr_toy.errors import require
 from ocr_toy.model import Param
-from ocr_toy.report import Check, Relation, Report, Say, table
+from ocr_toy.report import Check, Relation, Report, Say, furthest, table
 from ocr_toy.statistics import require_seeds
-from ocr_toy.theory import Matrix, Problem
+from ocr_toy.task import Matrix
 
 HELD = DescentSpec(hold_margin=50.0, hold_steps=3000, final_steps=1, armijo=0.5)
 SOLVED, DESCENDED = 2e-3, 0.05
@@ -116,7 +117,7 @@ def _completion(
 
 def reasoning(n: int, m_train: int, m_test: int) -> Completion:
     """Out-of-context reasoning, the task of the paper."""
-    of = theory.merged_task(n, m_train, m_test)
+    of = convex.merged_task(n, m_train, m_test)
     asked = of.phi[-n:].copy()  # facts of test subjects; with r2 in place of r1
     asked[:, -2:] = 0.0, 1.0
     lemma = theory.held_out_margin("factorized", m_train, m_test)
@@ -171,7 +172,7 @@ def bare(of: Completion, param: Param) -> float:
 
     The ratio, because ||K||_* is the same for all "d from s" = t with the asked entry t sqrt(rho) (`theory.flat_norm`).
     """
-    w = theory.least_norm(of.problem, theory.NORM_OF[param], rivals=of.rivals())
+    w = convex.least_norm(of.problem, convex.NORM_OF[param], rivals=of.rivals())
     n = of.n_pairs
 
     def entry(phi: Matrix, first: int) -> float:
@@ -215,10 +216,10 @@ class Row:
 
 
 def _side(of: Completion, param: Param, seeds: Sequence[int]) -> Side:
-    name, norm = f"{of.system}, {of.data}", theory.NORM_OF[param]
-    optimum = theory.least_norm(of.problem, norm)
+    name, norm = f"{of.system}, {of.data}", convex.NORM_OF[param]
+    optimum = convex.least_norm(of.problem, norm)
     ends = [descend_on(of.problem, replace(HELD, param=param, seed=seed), name) for seed in seeds]
-    held = theory.least_norm(of.problem, norm, log_loss=ends[0].log_loss)
+    held = convex.least_norm(of.problem, norm, log_loss=ends[0].log_loss)
     return Side(
         bare=bare(of, param),
         optimum=read(of, optimum),
@@ -237,12 +238,11 @@ def checks(row: Row) -> Iterator[Check]:
     name = f"{row.system}, {row.data}"
     for param, side, lemma in row.sides():
         yield Check("complete", f"{name}, {param}: asked entry, each answer set by itself", lemma, side.bare, SOLVED)
-        inside = max((end.inside for end in side.descent), key=lambda value: abs(value - side.at_loss.inside))
-        yield Check("complete", f"{name}, {param}: margin inside, descent", side.at_loss.inside, inside, DESCENDED)
-        over_all = max((end.over_all for end in side.descent), key=lambda value: abs(value - side.at_loss.over_all))
-        yield Check(
-            "complete", f"{name}, {param}: margin over all, descent", side.at_loss.over_all, over_all, DESCENDED
-        )
+        for of in ("inside", "over_all"):
+            best = getattr(side.at_loss, of)
+            found = furthest((getattr(end, of) for end in side.descent), best)
+            title = f"{name}, {param}: margin {of.replace('_', ' ')}, descent"
+            yield Check("complete", title, best, found, DESCENDED)
     if row.system != "reversal" or row.data not in ("identity", "bridge"):
         return
     learns = row.data == "bridge"
@@ -270,7 +270,7 @@ def report(seeds: Sequence[int], say: Say, n: int = 5) -> Report:
             best = side.optimum
             run = [(end.inside, end.over_all, end.accuracy) for end in side.descent]
             numbers = (lemma, side.bare, best.inside, best.over_all, best.echo, *np.mean(run, axis=0))
-            cells.append((row.system, row.data, theory.NORM_OF[param], *(f"{x + 0.0:.3f}" for x in numbers)))
+            cells.append((row.system, row.data, convex.NORM_OF[param], *(f"{x + 0.0:.3f}" for x in numbers)))
     return Report(
         name="complete",
         source="Huang et al. 2025; Ma et al. 2026 (arXiv 2602.02470); Lin et al. 2025 (arXiv 2509.24653)",

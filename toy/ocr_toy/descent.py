@@ -11,7 +11,7 @@ initialization:
    back to it. f is homogeneous in the weights, so this does not change the direction; it lets the direction move
    as it would while the margin grows by many powers of e (`log_growth`). Then `final_steps` plain steps increase
    the margin about tenfold. Held indefinitely, the direction ends at the smallest norm with that loss
-   (`theory.least_norm` with a log_loss), because among weights of equal loss descent moves towards the smallest.
+   (`convex.least_norm` with a log_loss), because among weights of equal loss descent moves towards the smallest.
 
 The softmax is over the answers only. Over the whole vocabulary the optimum is the same: with zero rows for all
 other tokens it already has a margin of 1.5 - 1/n >= 1 against them.
@@ -23,12 +23,11 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from ocr_toy.convex import Problem, problem
 from ocr_toy.errors import require
 from ocr_toy.model import Param
-from ocr_toy.task import TaskSpec, stream
-from ocr_toy.theory import Problem, problem
+from ocr_toy.task import Matrix, TaskSpec, stream
 
-Matrix = NDArray[np.float64]
 NEGLIGIBLE = 1e-14
 """Backtracking stops if the predicted decrease of log L is below this, where rounding dominates."""
 
@@ -40,7 +39,6 @@ class DescentSpec:
     depth: how many matrices the factorized model multiplies, 2 in the paper. trained_kq: w_KQ is one more factor, a
     weight per column. armijo: the share of the decrease predicted by the gradient that a step must achieve; from 0.5 on
     the rate stays low enough that steep directions do not oscillate.
-    Raises ToyError for bad values.
     """
 
     param: Param = "factorized"
@@ -53,16 +51,6 @@ class DescentSpec:
     depth: int = 2
     trained_kq: bool = False
     armijo: float = 0.25
-
-    def __post_init__(self) -> None:
-        require(self.d_h >= 1, f"d_h = {self.d_h}: W_O and W_V need a width; use d_h >= 1")
-        require(self.init_scale > 0, f"init_scale = {self.init_scale}: zero is a saddle; use init_scale > 0")
-        require(self.hold_margin > 0, f"hold_margin = {self.hold_margin}: use hold_margin > 0")
-        require(self.hold_steps >= 0, f"hold_steps = {self.hold_steps}: use hold_steps >= 0")
-        require(self.final_steps >= 1, f"final_steps = {self.final_steps}: use final_steps >= 1")
-        require(self.seed >= 0, f"seed = {self.seed}: cannot be negative; use seed >= 0")
-        require(self.depth >= 2, f"depth = {self.depth}: one matrix is the merged model; use depth >= 2")
-        require(0 < self.armijo < 1, f"armijo = {self.armijo}: use a share between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ocr_toy import theory
+from ocr_toy import convex, theory
 from ocr_toy.check import Sizes
 from ocr_toy.descent import descend, usual_descent
 from ocr_toy.files import write_atomic
@@ -58,7 +58,6 @@ class Measured:
 
 def measure(ranks: RankSweep, solver: str, seed: int, say: Callable[[str], None]) -> Measured:
     """Do the runs behind the figures, except the rank sweep, which is given."""
-    theory.require_solver(solver)
     say("published run, both models")
     train = TrainSpec(seed=seed, record_every=10, norms_every=40)
     runs = train_runs([RunSpec(model=ModelSpec(param), train=train) for param in BOTH])
@@ -72,7 +71,7 @@ def measure(ranks: RankSweep, solver: str, seed: int, say: Callable[[str], None]
             found = descend(task, usual_descent(param, task, seed)).w_ov
             margins[param].append((sizes[1], theory.test_margin(task, found)))
         task = noise_free(*SPECTRUM_SIZES)
-        optimum = theory.solve(param, task, solver)
+        optimum = convex.solve(param, task, solver)
         found = descend(task, usual_descent(param, task, seed)).w_ov
         spectra[param] = singular_values(found), singular_values(optimum)
     return Measured(dict(zip(BOTH, runs, strict=True)), margins, spectra, ranks)

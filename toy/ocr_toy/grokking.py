@@ -18,11 +18,10 @@ from functools import partial
 
 import numpy as np
 
-from ocr_toy import theory
+from ocr_toy import convex, theory
 from ocr_toy.report import Check, Report, Say, listed, table
 from ocr_toy.statistics import require_seeds
-from ocr_toy.task import TEST_ENTAILMENT, TaskSpec, noise_free, question_sets, stream, trained_questions
-from ocr_toy.theory import Matrix
+from ocr_toy.task import TEST_ENTAILMENT, Matrix, TaskSpec, noise_free, question_sets, stream, trained_questions
 
 check = partial(Check, "grokking")
 TASK, WIDTH = noise_free(5, 1, 3), 32
@@ -51,8 +50,8 @@ class Grok:
 
 def _accuracy(task: TaskSpec, name: str | None, w: Matrix) -> float:
     questions = trained_questions(task) if name is None else question_sets(task)[name]
-    f = theory.features(task, questions) @ w.T
-    return float((f.argmax(axis=1) == theory.right_answers(task, questions)).mean())
+    f = convex.features(task, questions) @ w.T
+    return float((f.argmax(axis=1) == convex.right_answers(task, questions)).mean())
 
 
 def grok(alpha: float, decay: float, seed: int, steps: int) -> Grok:
@@ -61,7 +60,7 @@ def grok(alpha: float, decay: float, seed: int, steps: int) -> Grok:
     rows, columns = 2 * TASK.n_pairs, TASK.n_subjects + 2
     a, b = (rng.standard_normal((size, half)) / math.sqrt(WIDTH) for size in (rows, columns))
     w_o, w_v = alpha * np.hstack([a, a]) / math.sqrt(2), alpha * np.hstack([b, -b]) / math.sqrt(2)
-    of = theory.problem(TASK)
+    of = convex.problem(TASK)
     row, right, rate = np.arange(len(of.phi)), of.right, min(1.0, 8 / alpha**2)
     fitted = early = None
     for step in range(steps + 1):

@@ -30,8 +30,7 @@ from numpy.typing import NDArray
 
 from ocr_toy.report import Check, Report, Say, table
 from ocr_toy.statistics import require_seeds
-from ocr_toy.task import stream
-from ocr_toy.theory import Matrix
+from ocr_toy.task import Matrix, stream
 
 check = partial(Check, "in-context")
 EXAMPLES = 31

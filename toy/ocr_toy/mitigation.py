@@ -14,19 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ocr_toy import theory
+from ocr_toy import convex, theory
 from ocr_toy.errors import require
 from ocr_toy.task import TaskSpec
 from ocr_toy.theory import block_norm
-
-
-def mixed_norm_transfer(m_train: float, m_test: float, kappa: float) -> float:
-    """x at min ||W||_* + kappa / 2 ||W||_F^2: the root of x (1 + kappa N(x)) = sqrt(rho), at most 1.
-
-    Decay mu on the factors and lambda on their product correspond to kappa = (lambda / mu) margin.
-    """
-    target = math.sqrt(m_train / m_test)
-    return theory.root(lambda x: x * (1 + kappa * block_norm(m_train, m_test, x)) - target, 0.0, 1.0)
 
 
 def schatten_transfer(m_train: float, m_test: float, p: float) -> float:
@@ -124,7 +115,7 @@ def decayed(task: TaskSpec, factor_decay: float, product_decay: float) -> Decaye
     has the minimum of the convex L(W) + mu ||W||_* + lambda / 2 ||W||_F^2. By the lemma that is a problem in K [2, 2]
     and K0 [3, 4], whose third row stands for all other tokens of the vocabulary. mu = 0 gives the merged model.
     """
-    cp = theory.require_solver("CLARABEL")
+    cp = convex.require_solver("CLARABEL")
     n, m, others = task.n_pairs, np.array([task.m_train, task.m_test]), task.n_inputs
     k, k0 = cp.Variable((2, 2)), cp.Variable((3, 4))
     alpha = cp.multiply(k, np.tile(1 / np.sqrt(m), (2, 1)))
@@ -148,6 +139,6 @@ def decayed(task: TaskSpec, factor_decay: float, product_decay: float) -> Decaye
     if factor_decay:
         objective += factor_decay * ((n - 1) * cp.normNuc(k) + cp.normNuc(k0))
     objective += product_decay / 2 * ((n - 1) * cp.sum_squares(k) + cp.sum_squares(k0))
-    theory.solve_in_place(cp, cp.Problem(cp.Minimize(objective)), "CLARABEL")
+    convex.solve_in_place(cp, cp.Problem(cp.Minimize(objective)), "CLARABEL")
     (_, _), (x1, x2) = alpha.value
     return Decayed(float(x2 / x1), tuple(float(loss.value) for loss in losses), float(objective.value))

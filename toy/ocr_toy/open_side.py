@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from ocr_toy import theory
 from ocr_toy.descent import DescentSpec, descend
 from ocr_toy.model import BOTH, Param
-from ocr_toy.report import Check, Report, Say, listed, table
+from ocr_toy.report import Check, Report, Say, furthest, listed, table
 from ocr_toy.statistics import require_seeds
 from ocr_toy.task import noise_free
 
@@ -99,7 +99,7 @@ def _row(param: Param, sizes: tuple[int, int, int], scale: float, seeds: Sequenc
 
 def _checks(row: Row) -> list[Check]:
     name = f"{row.param}, trained W_KQ, n, m_train, m_test = {row.sizes}, init scale {row.scale:g}"
-    value = max(row.measured_value, key=lambda v: abs(v - row.value))
+    value = furthest(row.measured_value, row.value)
     low, high = row.transfers
     near = TRANSFER_NEAR if row.param == "factorized" else MERGED_NEAR
     return [

@@ -1,6 +1,6 @@
 """What a study returns: checks of measured numbers against theory, and the data and lines behind them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,6 +37,11 @@ class Report:
     checks: Sequence[Check]
     lines: Sequence[str]
     data: dict[str, Any] = field(default_factory=dict)
+
+
+def furthest(measured: Iterable[float], predicted: float) -> float:
+    """The measured number that is furthest from its prediction."""
+    return max(measured, key=lambda value: abs(value - predicted))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ocr_toy import theory
+from ocr_toy import convex
+from ocr_toy.convex import Problem
 from ocr_toy.descent import DescentSpec, descend_on
 from ocr_toy.model import BOTH
 from ocr_toy.report import Check, Report, Say, listed, table
 from ocr_toy.statistics import require_seeds
-from ocr_toy.task import Ints, stream
-from ocr_toy.theory import Matrix, Problem
+from ocr_toy.task import Ints, Matrix, stream
 from ocr_toy.train import one_thread
 
 check = partial(Check, "reversal")
@@ -205,7 +205,7 @@ def _one_layer(name: str, seeds: Sequence[int], data: dict[str, Any]) -> Iterato
     yield [f"{name}, one layer", f"asked at most 1 / |V| = {1 / words:.4f}, taught 1", line], checks
     of, inputs, right = one_layer(name == "chain", *SOLVED)
     for param in BOTH:
-        optimum = largest_margin(theory.least_norm(of, theory.NORM_OF[param]), inputs, right)
+        optimum = largest_margin(convex.least_norm(of, convex.NORM_OF[param]), inputs, right)
         spec = DescentSpec(param=param, d_h=24, hold_margin=20, hold_steps=2000, final_steps=1, armijo=0.5)
         runs = [largest_margin(descend_on(of, replace(spec, seed=s), name).w_ov, inputs, right) for s in seeds]
         data["margins"][f"{name}, {param}"] = {"optimum": optimum, "descent": runs}

@@ -40,7 +40,6 @@ def check(
     Prints the number from theory, the measured number, the tolerance, and pass or fail. With --all, every named check.
     """
     from ocr_toy.check import DEFAULT_GRID, CheckSpec, run_checks
-    from ocr_toy.theory import require_solver
 
     sizes = []
     for text in grid or ():
@@ -54,7 +53,6 @@ def check(
         rank_steps=rank_steps,
         seed=seed,
     )
-    require_solver(spec.solver)
     require(everything or figures is None, f"figures = {figures}: needs --all; toy figures draws the claims")
     prepare(output, figures)
     done = []
@@ -245,9 +243,9 @@ def figures(
     """
     from ocr_toy import figures as drawing
     from ocr_toy import sweep as sweeps
+    from ocr_toy.convex import require_solver
     from ocr_toy.files import read_json
     from ocr_toy.runs import RunSpec, TrainSpec
-    from ocr_toy.theory import require_solver
 
     require_solver(solver.upper())
     require(seed >= 0, f"seed = {seed}: cannot be negative; use seed >= 0")

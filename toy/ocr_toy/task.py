@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ocr_toy.errors import require
 
 Ints = NDArray[np.int64]
+Matrix = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
 TRAIN_FACT = "train_fact"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ocr_toy import completion, theory
+from ocr_toy import completion, convex, theory
 from ocr_toy.completion import Reading
 from ocr_toy.errors import ToyError
 
@@ -30,12 +30,12 @@ def test_the_bare_norms_of_reversal() -> None:
     """Worked by hand: n - 1 blocks with all entries 1 (nuclear norm 2), or with one entry 0 (squares sum to 3)."""
     of = completion.reversal(5, "bridge")
     for param, norm in (("factorized", 2.0 * 4), ("merged", 3.0 * 4)):
-        w = theory.least_norm(of.problem, theory.NORM_OF[param], rivals=of.rivals())
+        w = convex.least_norm(of.problem, convex.NORM_OF[param], rivals=of.rivals())
         assert theory.norm(param, w) == pytest.approx(norm, rel=1e-4)
 
 
 def _readings(of: completion.Completion) -> tuple[Reading, Reading]:
-    nuclear, frobenius = (completion.read(of, theory.least_norm(of.problem, kind)) for kind in ("nuclear", "frobenius"))
+    nuclear, frobenius = (completion.read(of, convex.least_norm(of.problem, kind)) for kind in ("nuclear", "frobenius"))
     return nuclear, frobenius
 
 

@@ -3,7 +3,7 @@
 import cvxpy as cp
 import numpy as np
 import pytest
-from ocr_toy import open_side, theory
+from ocr_toy import convex, open_side, theory
 from ocr_toy.descent import DescentSpec, _Weights, descend, log_loss
 from ocr_toy.task import noise_free
 
@@ -15,7 +15,7 @@ def _reweighted(n: int, m_train: int, m_test: int) -> tuple[float, float]:
 
     Identical subjects share a column of U scaled by sqrt(m), of which there are m of length 1 / sqrt(m) each.
     """
-    of = theory.merged_task(n, m_train, m_test)
+    of = convex.merged_task(n, m_train, m_test)
     cost = np.sqrt(np.repeat([m_train, m_test, 1.0], [n, n, 2]))
     own = of.targets.T.astype(float)
     z, scale = cp.Variable((2 * n, 2 * n + 2)), cp.Parameter(2 * n + 2, nonneg=True)
@@ -29,7 +29,7 @@ def _reweighted(n: int, m_train: int, m_test: int) -> tuple[float, float]:
         _, s, vt = np.linalg.svd(z.value * scale.value, full_matrices=False)
         length = np.linalg.norm(np.sqrt(s)[:, None] * vt, axis=0) / scale.value
     value = s.sum() / 2 + (cost * length).sum()
-    x = theory.own_contrast(z.value, n, 1, m_test, n) / theory.own_contrast(z.value, n, 0, m_train, n)
+    x = convex.own_contrast(z.value, n, 1, m_test, n) / convex.own_contrast(z.value, n, 0, m_train, n)
     return float(value), x
 
 
@@ -44,7 +44,7 @@ def test_the_factorized_value(sizes: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("sizes", SIZES)
 def test_the_merged_value_is_a_group_lasso(sizes: tuple[int, int, int]) -> None:
     task = noise_free(*sizes)
-    z = theory.least_norm(theory.problem(task), "columns")
+    z = convex.least_norm(convex.problem(task), "columns")
     assert np.linalg.norm(z, axis=0).sum() == pytest.approx(open_side.merged_value(*sizes), rel=1e-5)
     assert theory.symmetrize(task, z).transfer == pytest.approx(0.0, abs=1e-4)
 
@@ -66,7 +66,7 @@ def test_descent_ends_in_the_interval_at_the_value_and_the_scale_chooses_where()
     ],
 )
 def test_gradients_by_every_part_against_finite_differences(spec: DescentSpec) -> None:
-    of = theory.problem(noise_free(3, 1, 2))
+    of = convex.problem(noise_free(3, 1, 2))
     weights = _Weights(spec, 6, 11)
     parts = weights.start(np.random.default_rng(0), 0.7)
 

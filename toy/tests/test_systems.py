@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from ocr_toy import attention_svm, grokking, in_context, reversal_curse, scan_and_snap, stages, theory
+from ocr_toy import attention_svm, convex, grokking, in_context, reversal_curse, scan_and_snap, stages
 from ocr_toy.report import Check, Report, table
 from ocr_toy.task import stream
 
@@ -307,7 +307,7 @@ def test_probabilities_of_the_one_layer_model_are_those_of_autograd(chain: bool)
 def test_the_optima_of_a_chain_do_not_compose() -> None:
     of, asked, right = reversal_curse.one_layer(True, 3, 2)
     for kind, over_all, inside in (("nuclear", -1.255, -1.255), ("frobenius", -1.0, -0.876)):
-        w = theory.least_norm(of, kind)
+        w = convex.least_norm(of, kind)
         assert reversal_curse.largest_margin(w, asked, right) == pytest.approx(over_all, abs=1e-3)
         assert reversal_curse.largest_margin(w[10:], asked, right - 10) == pytest.approx(inside, abs=1e-3)
 
