@@ -200,14 +200,14 @@ class Answer:
         self.code, self.out, self.err = code, out, err
 
 
-def one_line(answer: Answer) -> str:
-    """What a refusal says: exit 2, nothing on stdout, one line."""
-    assert answer.code == 2, answer.err
-    assert answer.out == ""
-    lines = answer.err.strip().splitlines()
-    assert len(lines) == 1, answer.err
-    assert lines[0].startswith("ocr-eval: ")
-    return lines[0]
+def one_line(answer: Answer, *said: object) -> str:
+    """What a refusal says: exit 2, nothing on stdout, one line, with these words."""
+    assert (answer.code, answer.out) == (2, ""), answer.err
+    (line,) = answer.err.strip().splitlines()
+    assert line.startswith("ocr-eval: ")
+    for part in said:
+        assert str(part) in line
+    return line
 
 
 @pytest.fixture

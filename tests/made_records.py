@@ -1,10 +1,12 @@
 """Records of runs that never ran, with whatever ranks a test wants."""
 
+from pathlib import Path
+
 import numpy as np
 from msgspec.structs import replace
 
 from ocr_eval.data.task import Quantity
-from ocr_eval.records.record import Record
+from ocr_eval.records.record import Matched, Record
 from ocr_eval.scoring.ranks import HeldOut, Score
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import SCORINGS, DataSpec
@@ -73,3 +75,19 @@ CONTROL = DataSpec(variant="no-entailment")
 
 
 HOSTILE = "</table><img src=x onerror=alert(1)>|&\\end{document}$_%"
+
+
+def write(root: Path, *records: Record) -> Path:
+    """The folders of finished runs with these records, run0 and so on; the root."""
+    for i, each in enumerate(records):
+        folder = root / f"run{i}"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(each.to_json().replace(f'"run": "{each.run}"', f'"run": "{folder}"'))
+        (folder / "status.json").write_text("{}")
+    return root
+
+
+def learned_at(epoch, rank, **changes):
+    """When a run had just learned what it was taught, with this rank."""
+    then = record(rank=rank, **changes)
+    return Matched(epoch, then.final, {scoring: held.ranks for scoring, held in then.held_out.items()})

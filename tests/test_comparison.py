@@ -2,25 +2,14 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
-from made_records import record
+from made_records import learned_at, record, write
 
 from ocr_eval.analysis.compare import contrast, gate, verdict
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.metrics import MetricsLine, metrics_text
-from ocr_eval.records.record import Matched
 from ocr_eval.specs.model import TrainSpec
-
-
-def write(root: Path, *records) -> Path:
-    for i, each in enumerate(records):
-        folder = root / f"run{i}"
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(each.to_json().replace(f'"run": "{each.run}"', f'"run": "{folder}"'))
-        (folder / "status.json").write_text("{}")
-    return root
 
 
 def rated(lr, rank, **changes):
@@ -43,12 +32,6 @@ def test_two_folders_paired_by_seed_and_subject(ocr_eval, tmp_path):
     few = ocr_eval("compare", a, b, "--filter", "seed=0,1,2")
     assert "No verdict on city-language: 3 seeds" in few.out
     assert "--seeds 0-5" in few.out
-
-
-def learned_at(epoch, rank, **changes):
-    """When a run had just learned what it was taught, with this rank."""
-    then = record(rank=rank, **changes)
-    return Matched(epoch, then.final, {scoring: held.ranks for scoring, held in then.held_out.items()})
 
 
 def test_where_matched_learning_says_otherwise_the_verdict_says_so(ocr_eval, tmp_path):

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from made_records import answers, record
-from test_comparison import write
+from made_records import answers, record, write
 
 from ocr_eval.analysis.components import clustered, components
 from ocr_eval.scoring.ranks import HeldOut

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import tiny_run
+from conftest import one_line, tiny_run
 from msgspec.structs import asdict
 from stock_peft import train
 
@@ -41,13 +41,6 @@ def score(ocr_eval, made, tiny):
         return ocr_eval("score", *words, *more, **environment)
 
     return call
-
-
-def one_line(answer, *said):
-    assert (answer.code, answer.out) == (2, ""), answer.err
-    assert len(answer.err.strip().splitlines()) == 1, answer.err
-    for part in said:
-        assert part in answer.err
 
 
 def only_record(folder):

@@ -9,8 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from made_records import record
-from test_comparison import write
+from made_records import record, write
 
 import ocr_eval as interface
 from ocr_eval.specs.model import TrainSpec

@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from made_records import record
+from made_records import record, write
 from msgspec.structs import replace
-from test_comparison import write
 
 from ocr_eval.specs.model import TrainSpec
 

@@ -8,8 +8,7 @@ import io
 import json
 
 import pytest
-from made_records import record
-from test_comparison import learned_at, write
+from made_records import learned_at, record, write
 
 from ocr_eval.specs.model import TrainSpec
 from ocr_eval.specs.run import DataSpec

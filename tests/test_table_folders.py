@@ -1,16 +1,12 @@
 """Which records of a folder count in a table, and what is said of those that cannot."""
 
 import pytest
-from made_records import record
+from made_records import record, write
 from msgspec.structs import replace
 
 
 def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
-    for seed in (0, 1, 2):
-        folder = tmp_path / "runs/smollm2-135m/city-language/lora" / f"seed{seed}-0"
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(record(seed=seed).to_json())
-        (folder / "status.json").write_text("{}")
+    write(tmp_path, *(record(seed=seed) for seed in (0, 1, 2)))
     whole = ocr_eval("table", tmp_path)
     assert whole.code == 0
     assert "|       3 |" in whole.out
@@ -43,25 +39,20 @@ def test_a_damaged_record_is_named_left_out_and_exit_1(ocr_eval, tmp_path):
     ],
 )
 def test_a_record_edited_by_hand_is_named(ocr_eval, tmp_path, edit, says):
-    for seed in (0, 1):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        (folder / "result.json").write_text(record(seed=seed).to_json().replace(*edit if seed else ("", "")))
-        (folder / "status.json").write_text("{}")
+    write(tmp_path, record(seed=0), record(seed=1))
+    edited = tmp_path / "run1/result.json"
+    edited.write_text(edited.read_text().replace(*edit))
     answer = ocr_eval("table", tmp_path)
     assert answer.code == 1
     assert says in answer.err
-    assert str(tmp_path / "1/result.json") in answer.err
+    assert str(edited) in answer.err
     assert "|       1 |" in answer.out
 
 
 def test_runs_of_a_seed_that_ask_about_different_people_are_one_line(ocr_eval, tmp_path):
     runs = record(), record(run="another", train_seed=1)
     held = {name: replace(each, subject=each.subject[::-1]) for name, each in runs[1].held_out.items()}
-    for folder, run in (("a", runs[0]), ("b", replace(runs[1], held_out=held))):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "result.json").write_text(run.to_json())
-        (tmp_path / folder / "status.json").write_text("{}")
+    write(tmp_path, runs[0], replace(runs[1], held_out=held))
     for command in ("table", "scorecard", "figures"):
         answer = ocr_eval(command, tmp_path)
         assert answer.code == 2

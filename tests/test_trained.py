@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import one_line
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_run import SMALL, only_run
@@ -30,14 +31,6 @@ def nothing_loads(monkeypatch):
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(module, "load_base", load)
-
-
-def one_line(answer, *said):
-    assert answer.code == 2, answer.err
-    assert answer.out == ""
-    assert len(answer.err.strip().splitlines()) == 1, answer.err
-    for part in said:
-        assert part in answer.err
 
 
 @pytest.fixture(scope="module")

@@ -38,12 +38,10 @@ def tiny():
     return model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
 
 
-def test_an_sft_trainer_logs_what_is_inferred(table, tmp_path):
-    model, tokenizer = tiny()
-    callback = OCRCallback(table, every=20)
-    arguments = SFTConfig(
+def settings(tmp_path, epochs):
+    return SFTConfig(
         str(tmp_path / "out"),
-        num_train_epochs=5,
+        num_train_epochs=epochs,
         per_device_train_batch_size=8,
         learning_rate=1e-2,
         report_to="none",
@@ -52,6 +50,12 @@ def test_an_sft_trainer_logs_what_is_inferred(table, tmp_path):
         use_cpu=True,
         bf16=False,
     )
+
+
+def test_an_sft_trainer_logs_what_is_inferred(table, tmp_path):
+    model, tokenizer = tiny()
+    callback = OCRCallback(table, every=20)
+    arguments = settings(tmp_path, epochs=5)
     rows = Dataset.from_list(callback.rows())
     trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[callback])
     trainer.train()
@@ -67,17 +71,7 @@ def test_what_it_learns_of_exported_data_is_scored(table, tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     assert run(["data", "export", "--facts", str(table), "-f", "prompt-completion", "-o", str(tmp_path / "data")]) == 0
     file = str(tmp_path / "data/prompt-completion.jsonl")
-    arguments = SFTConfig(
-        str(tmp_path / "out"),
-        num_train_epochs=10,
-        per_device_train_batch_size=8,
-        learning_rate=1e-2,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
-    )
+    arguments = settings(tmp_path, epochs=10)
     trainer = SFTTrainer(
         AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
         arguments,
