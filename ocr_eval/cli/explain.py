@@ -112,12 +112,11 @@ def _only(found: Mapping[str, Any], layer: int) -> dict[str, Any]:
 def _as_text(name: str, found: Mapping[str, Any]) -> str:
     """A measure's result as text: its meaning, its numbers, and its tables."""
     from ocr_eval.common.registry import MEASURES
+    from ocr_eval.measures.measure import Measure
 
-    measure = MEASURES.get(name) if name in MEASURES.names() else None
+    measure: Measure = MEASURES.get(name) if name in MEASURES.names() else Measure()
     numbers = {key: value for key, value in found.items() if isinstance(value, int | float | str)}
-    meaning = getattr(measure, "meaning", None)
-    said = meaning(found) if meaning and numbers else getattr(measure, "about", "")
-    parts = [f"{name}: {said}"]
+    parts = [f"{name}: {measure.meaning(found) if numbers else measure.about}"]
     if numbers:
         parts.append("  ".join(f"{key} {_shown(value)}" for key, value in numbers.items()))
     for key, table in _tables(found).items():

@@ -13,7 +13,7 @@ At the top level, means over all changed matrices; in ``layers`` (from 0) and ``
 Dimension letters:  M matrices,  T tokens,  I inputs,  O outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -68,7 +68,7 @@ class ConstantDirection(Measure):
 
     about = "Whether the change adds the same direction to every token, as a steering vector would"
 
-    def meaning(self, found: dict[str, Any]) -> str:
+    def meaning(self, found: Mapping[str, Any]) -> str:
         return (
             f"The change's additions to two tokens have a mean cosine of {found['cosine']:+.2f} (by chance "
             f"{found['chance']:+.2f}); a constant direction would have 1 and could not tell groups apart."

@@ -16,6 +16,7 @@ row of its fact answer:
 After full fine-tuning the base is gone, so only ``trained`` is available.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class LinkMap(Measure):
 
     about = "Linear map from fact to entailment logits over untaught names (Peng et al., arXiv 2502.04520)"
 
-    def meaning(self, found: dict[str, Any]) -> str:
+    def meaning(self, found: Mapping[str, Any]) -> str:
         parts = [
             f"{name} {found[f'{name}_rank']:.1f} (p {found[f'{name}_p']:.2g})"
             for name in ("base", "trained", "change")

@@ -12,6 +12,7 @@ The final norm and the head are applied to the residual stream after each layer,
 rank after the last layer. With n groups p is at least 1 / n!.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class LogitLens(Measure):
 
     about = "First layer in which the right answers rise above their null (logit lens)"
 
-    def meaning(self, found: dict[str, Any]) -> str:
+    def meaning(self, found: Mapping[str, Any]) -> str:
         layers = {key.removesuffix("_layer"): value for key, value in found.items() if key.endswith("_layer")}
         none = [key.removesuffix("_rank") for key in found if key.endswith("_rank") and key[:-5] not in layers]
         parts = [f"{quantity} first rises above chance after layer {layer}" for quantity, layer in layers.items()]

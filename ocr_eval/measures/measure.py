@@ -91,6 +91,10 @@ class Measure:
         """
         raise NotImplementedError
 
+    def meaning(self, found: Mapping[str, Any]) -> str:
+        """A sentence on what was found, for ``explain``; not asked if no number was."""
+        return self.about
+
 
 def take_measure(name: str, trained: Trained) -> dict[str, Any]:
     """The result of one measure on a run; raises UserError if there is none of this name, or it is not available."""

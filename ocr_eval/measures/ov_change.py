@@ -21,7 +21,7 @@ Dimension letters:  D width of the residual stream,  H query heads,  V key-value
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,7 @@ class OVChange(Measure):
 
     about = "Norms and ranks of the change of each head's value-output map"
 
-    def meaning(self, found: dict[str, Any]) -> str:
+    def meaning(self, found: Mapping[str, Any]) -> str:
         return (
             f"The changes of the heads' value-output maps have a mean effective rank of {found['effective_rank']:.1f} "
             f"out of {found['rank_bound']}. Where the model infers, the nuclear-norm solution predicts fewer "

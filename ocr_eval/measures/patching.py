@@ -16,7 +16,7 @@ after the last layer is the answer. At most 8 subjects per group are asked.
 Dimension letters:  L layers,  P recipients,  n answers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -87,7 +87,7 @@ class Patching(Measure):
 
     about = "Effect of another group's residual stream on the entailment, by layer and token (activation patching)"
 
-    def meaning(self, found: dict[str, Any]) -> str:
+    def meaning(self, found: Mapping[str, Any]) -> str:
         parts = [
             f"at the end of the {place} after layer {found[f'{place}_layer']} ({found[f'{place}_excess']:+.1f} "
             f"nats, p {found[f'{place}_p']:.2g} for the best layer)"

@@ -16,6 +16,7 @@ matched over other pairs, averaged over layers, and the smallest p.
 Dimension letters:  L layers,  S subjects,  n answers,  H heads,  D width of the residual stream.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Sharing(Measure):
 
     about = "Cosine between the changes for a group's fact and entailment answers, against other pairs"
 
-    def meaning(self, found: dict[str, Any]) -> str:
+    def meaning(self, found: Mapping[str, Any]) -> str:
         parts = [
             f"by {kind}, the cosine of a group's fact and entailment exceeds that of other pairs by {found[kind]:+.2f} "
             f"(smallest p {found[f'{kind}_p']:.2g})"

@@ -12,6 +12,7 @@ to this text: covariances and anchors come from other texts. A pass costs about 
 measure is taken only on request.
 """
 
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,7 +39,7 @@ class TextLoss(Measure):
     def __init__(self) -> None:
         self._bases: WeakKeyDictionary[Any, dict[int, float]] = WeakKeyDictionary()
 
-    def meaning(self, found: dict[str, Any]) -> str:
+    def meaning(self, found: Mapping[str, Any]) -> str:
         before = f", {found['base_loss']:.3f} before" if "base_loss" in found else ""
         return f"Loss on unrelated prose: {found['loss']:.3f} nats per token{before}."
 
@@ -61,7 +62,7 @@ class TextLoss(Measure):
 
 
 @torch.no_grad()
-def text_loss(view: View, lane: int, ids: Ids, window: int = _WINDOW) -> float:
+def text_loss(view: View, lane: int, ids: Ids, window: int) -> float:
     """Nats per token of a text, read in windows of ``window`` tokens whose first token is not predicted."""
     total, count = 0.0, 0
     for piece in windows(ids, view.base.tokenizer.bos_token_id, window):

@@ -128,7 +128,3 @@ class ContextPack(Pack):
         """Write the context, ``context.txt``; returns its sha256."""
         write_atomic(folder / FILE, self.base.tokenizer.decode(self.contexts[lane].ids[self.contexts[lane].bos :]))
         return file_sha256(folder / FILE)
-
-    def read_state(self, lane: int, path: Path) -> None:
-        """Give the lane its context, drawn again from its stream: nothing is written, and every saved lane had it."""
-        self.given.add(lane)

@@ -5,8 +5,7 @@ So the base stays as it is and lanes share it, and edits are saved, measured and
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -77,15 +76,6 @@ class EditPack(MountedPack):
     def notes(self, lane: int) -> dict[str, Any]:
         """Number of subjects, mean NLL that their z reached (nats per token), and |dW|_F / |W|_F of each matrix."""
         return self.found.get(lane, {})
-
-    def write_state(self, lane: int, file: IO[bytes]) -> None:
-        torch.save([(each.a.clone(), each.b.clone()) for each in self.adapters.factors(lane)], file)
-
-    def read_state(self, lane: int, path: Path) -> None:
-        for each, (a, b) in zip(self.adapters.factors(lane), torch.load(path, weights_only=True), strict=True):
-            each.a.copy_(a)
-            each.b.copy_(b)
-        self.adapters.refresh()
 
 
 def edit_pack(

@@ -108,7 +108,7 @@ class Pack:
         raise NotImplementedError
 
     def write_state(self, lane: int, file: IO[bytes]) -> None:
-        """Write all that a lane needs to resume."""
+        """Write all that a lane needs to resume; of no use if everything is taught at once, in one epoch."""
 
     def read_state(self, lane: int, path: Path) -> None:
         """Load a lane's state; it then continues bit for bit. RunFailed: the file is damaged or another run's."""

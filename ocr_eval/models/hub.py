@@ -67,7 +67,7 @@ def cached(weights: HubWeights, files: list[str] = MODEL_FILES) -> Path | None:
     return folder if whole and ("*.safetensors" not in files or _has_weights(folder)) else None
 
 
-def fetch(weights: HubWeights, name: str, license: str, files: list[str] = MODEL_FILES) -> Path:
+def fetch(weights: HubWeights, name: str, license: str, files: list[str]) -> Path:
     """The repository's folder in the cache, fetched if needed; the folder is named after the commit.
 
     ``name``, what the user calls the model, and ``license`` are for messages.
