@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import load, tiny_run
+from conftest import load, packed, tiny_run
 from peft import PeftModel
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
@@ -84,4 +84,4 @@ def test_it_goes_from_training_to_the_table(ocr_eval, tiny, tmp_path):
 def test_without_wrong_answers_it_is_refused(tiny):
     spec, base = tiny_run(tiny, method="dpo", candidates="in-use"), load(tiny)
     with pytest.raises(UserError, match="rejected=in-use"):
-        attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+        packed(base, spec)

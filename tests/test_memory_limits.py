@@ -7,16 +7,16 @@ import re
 import psutil
 import pytest
 import torch
-from conftest import as_a_pack, load, tiny_run
+from conftest import as_a_pack, load, packed, tiny_run
 
 from ocr_eval.common.errors import RunFailed, TooLarge
 from ocr_eval.common.out_of_memory import free_cache, peak_bytes
 from ocr_eval.data.task import build_task
-from ocr_eval.data.tokenize import probe_tokens, training_tokens
+from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.execution.run_pack import Execution
 from ocr_eval.methods import view
 from ocr_eval.methods.adapters import Stacks
-from ocr_eval.methods.pack import GradientPack, attach
+from ocr_eval.methods.pack import GradientPack
 from ocr_eval.methods.train import train_epoch
 from ocr_eval.models.base import load_base
 from ocr_eval.models.weights import locate
@@ -44,7 +44,7 @@ def trained(path, method):
     """Losses and matrices after two epochs."""
     spec = tiny_run(path, method=method, lr=1e-3, batch_size=16)
     base = load(path) if method == "lora" else load_base(spec.model, locate(spec.model), "cpu", whole=True)
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+    pack = packed(base, spec)
     losses = [train_epoch(pack, [0])[0] for _ in range(2)]
     return losses, {name: tensor.clone() for name, tensor in pack.adapters.matrices(0).items()}, pack.cut.parts
 
@@ -105,7 +105,7 @@ def test_scoring_in_smaller_passes_gives_the_same(tiny, room):
 
 def test_a_pack_remembers_how_much_it_can_score_at_once(tiny, room):
     base, spec = load(tiny), tiny_run(tiny)
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+    pack = packed(base, spec)
     probes = probe_tokens(base.tokenizer, build_task(spec))
     room["nodes"] = 100
     score_candidates(pack.view(), probes)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import load, tiny_run
+from conftest import load, packed, tiny_run
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
@@ -15,9 +15,6 @@ import noise
 import noise_page
 
 from ocr_eval.common.registry import PREVENTIONS
-from ocr_eval.data.task import build_task
-from ocr_eval.data.tokenize import training_tokens
-from ocr_eval.methods.pack import attach
 from ocr_eval.specs.model import load_model_spec
 
 
@@ -32,7 +29,7 @@ def prevented(spec, *prevent):
 
 def weights_after(base, *specs, epochs=1):
     """All weights of each lane after some epochs of a pack, and after it is finished. [lanes, P] twice"""
-    pack = attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
+    pack = packed(base, *specs)
 
     def weights():
         return torch.stack([torch.cat([p.data for p in each.parameters.values()]) for each in pack.learners])

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import load, tiny_run
+from conftest import load, packed, tiny_run
 
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
@@ -188,7 +188,7 @@ def test_gradients_of_float16_are_scaled_back(tiny, prevent, monkeypatch):
     for dtype in ("float32", "float16"):
         spec = tiny_run(tiny, rank=4, prevent=prevent).in_precision(dtype)
         base = load_base(spec.model, locate(spec.model), "cpu")
-        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+        pack = packed(base, spec)
         pack.learners[0].optimizer.step = lambda: None  # keep the first gradient, unclipped
         base.accelerator.clip_grad_norm_ = lambda *_: None
         if prevent:  # the divergence from the base alone, away from its minimum

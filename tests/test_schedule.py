@@ -2,14 +2,11 @@
 
 import pytest
 import torch
-from conftest import load, tiny_run
+from conftest import load, packed, tiny_run
 from transformers import get_scheduler, get_wsd_schedule
 
-from ocr_eval.data.task import build_task
-from ocr_eval.data.tokenize import training_tokens
 from ocr_eval.execution.execute import finetune
 from ocr_eval.execution.run_pack import Execution
-from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import train_epoch
 from ocr_eval.specs.model import TrainSpec
 
@@ -46,7 +43,7 @@ def test_every_step_of_a_run_has_its_rate_also_after_it_resumes(tiny):
     seen = []
     for first in (0, 2):
         base = load(tiny)
-        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+        pack = packed(base, spec)
         (injection,) = pack.learners
         injection.epochs_done, steps = first, len(injection.batches())
         injection.optimizer.step = lambda own=injection: seen.append(own.optimizer.param_groups[0]["lr"])
@@ -60,7 +57,7 @@ def test_decay_and_betas_are_adamws(tiny):
     """Against torch's own AdamW, one tensor at a time, over the same gradients."""
     spec = tiny_run(tiny, weight_decay=0.1, beta1=0.8, beta2=0.95, rank=4)
     base = load(tiny)
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+    pack = packed(base, spec)
     (injection,) = pack.learners
     plain = {name: torch.nn.Parameter(p.detach().clone()) for name, p in injection.parameters.items()}
     theirs = torch.optim.AdamW(plain.values(), lr=spec.train.lr, betas=(0.8, 0.95), weight_decay=0.1, foreach=False)
@@ -81,7 +78,7 @@ def test_decay_and_betas_are_adamws(tiny):
 def test_lanes_of_one_pack_decay_apart(tiny):
     specs = [tiny_run(tiny, weight_decay=decay, rank=4) for decay in (0.0, 5.0)]
     base = load(tiny)
-    pack = attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
+    pack = packed(base, *specs)
     train_epoch(pack, [0, 1])
     norms = [injection.parameters["lora_A"].norm().item() for injection in pack.learners]
     assert norms[1] < 0.9 * norms[0]

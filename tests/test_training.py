@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, load, tiny_run
+from conftest import ARCHITECTURES, load, packed, tiny_run
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -22,7 +22,7 @@ def injected(path, epochs, **changes):
     """A pack of one after some epochs, its injection, and the losses."""
     base = load(path)
     spec = tiny_run(path, **changes)
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+    pack = packed(base, spec)
     return pack, pack.learners[0], [train_epoch(pack, [0])[0] for _ in range(epochs)]
 
 
@@ -65,7 +65,7 @@ def test_every_architecture_learns_and_its_base_stays_as_it_was(architecture, mo
     base = load(model_files[architecture])
     before = {name: tensor.clone() for name, tensor in base.network.state_dict().items()}
     spec = tiny_run(model_files[architecture])
-    pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+    pack = packed(base, spec)
     losses = [train_epoch(pack, [0])[0] for _ in range(3)]
     assert losses[-1] < losses[0]
     adapted = {name.rpartition(".")[2] for name in pack.adapters.layers}
@@ -81,7 +81,7 @@ def test_two_runs_over_one_base_are_what_each_is_alone(tiny):
     losses = []
     for seed in (0, 1):
         spec = tiny_run(tiny, seed=seed)
-        pack = attach(base, [spec], [training_tokens(base.tokenizer, build_task(spec))])
+        pack = packed(base, spec)
         losses.append([train_epoch(pack, [0])[0] for _ in range(2)])
         pack.detach()
     assert losses == [injected(tiny, 2)[2], injected(tiny, 2, seed=1)[2]]

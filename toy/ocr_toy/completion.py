@@ -27,7 +27,7 @@ from ocr_toy.descent import DescentSpec, descend_on
 from ocr_toy.errors import require
 from ocr_toy.model import Param
 from ocr_toy.report import Check, Relation, Report, Say, furthest, table
-from ocr_toy.statistics import require_seeds
+from ocr_toy.statistics import contrast, require_seeds
 from ocr_toy.task import Matrix
 
 HELD = DescentSpec(hold_margin=50.0, hold_steps=3000, final_steps=1, armijo=0.5)
@@ -176,9 +176,7 @@ def bare(of: Completion, param: Param) -> float:
     n = of.n_pairs
 
     def entry(phi: Matrix, first: int) -> float:
-        f = phi @ w.T[:, first : first + n]
-        own = np.eye(n, dtype=bool)
-        return float(f[own].mean() - f[~own].mean())
+        return contrast(phi @ w.T[:, first : first + n])
 
     corner = slice(of.corner, of.corner + n)
     return entry(of.asked, of.first) / entry(of.problem.phi[corner], int(of.problem.right[of.corner]))

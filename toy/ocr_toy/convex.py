@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ocr_toy.errors import ToyError, require
 from ocr_toy.model import Param
-from ocr_toy.statistics import answer_margin
+from ocr_toy.statistics import answer_margin, contrast
 from ocr_toy.task import Matrix, Questions, TaskSpec, trained_questions
 
 Norm = Literal["nuclear", "frobenius", "schatten4", "spectral", "columns"]
@@ -109,8 +109,7 @@ def own_contrast(w: Matrix, n_pairs: int, group: int, size: float, first_row: in
     The rows are first_row to first_row + n - 1.
     """
     block = w[first_row : first_row + n_pairs, group * n_pairs : (group + 1) * n_pairs] / math.sqrt(size)
-    own = np.eye(n_pairs, dtype=bool)
-    return float(block[own].mean() - block[~own].mean())
+    return contrast(block)
 
 
 def require_solver(solver: str) -> Any:

@@ -73,8 +73,8 @@ QUESTIONS: dict[str, dict[str, RunSpec]] = {
 def outcome(name: str, runs: Sequence[RunResult]) -> Outcome:
     """Summarize one condition's runs."""
     trained = [max(r.last.loss[k] for k in TRAINED_SETS if k in r.last.loss) for r in runs]
-    crossed = [pair for pair in (r.learned_steps(THRESHOLD) for r in runs) if None not in pair]
-    delays = [float(test - train) for train, test in crossed if train is not None and test is not None]
+    steps = [r.learned_steps(THRESHOLD) for r in runs]
+    delays = [float(test - train) for train, test in steps if train is not None and test is not None]
     return Outcome(
         name=name,
         seeds=len(runs),
