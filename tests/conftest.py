@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -157,11 +158,31 @@ def packed(base: Base, *specs: RunSpec) -> Pack:
     return attach(base, specs, [training_tokens(base.tokenizer, build_task(spec)) for spec in specs])
 
 
+#: Data of a run of 3 groups in flags.
+SMALL = ["--n", "3", "--m-train", "2", "--m-test", "3", "--quiet"]
+
+
+def only_run(output: Path) -> Path:
+    """The folder of the only finished run below an output folder."""
+    (status,) = output.glob("runs/*/*/*/*/status.json")
+    return status.parent
+
+
 def content(folder: RunFolder) -> dict[str, object]:
     """Metrics, record and probes of a run, but for what no repetition has in common."""
     lines = [{k: v for k, v in line.as_json().items() if not k.endswith("_seconds")} for line in folder.metrics()]
     record = {k: v for k, v in to_plain(folder.record()).items() if k not in ("seconds", "memory", "run")}
     return {"metrics": lines, "record": record, "probes": (folder.path / "probes.jsonl").read_text()}
+
+
+def runs_in(output: Path) -> dict[str, dict[str, object]]:
+    """What every run of a sweep states, by its place."""
+    packs = json.loads((output / "sweep.json").read_text())["packs"]
+    return {run: content(RunFolder(output / "runs" / run)) for pack in packs for run in pack}
+
+
+#: The data of a small sweep of four runs, in flags.
+GRID = ["--assocs", "city-language,country-code", "--seeds", "0-1", "--n", 3, "--m-train", 2, "--m-test", 3]
 
 
 def as_a_pack(specs: list[RunSpec], output: Path, how: Execution) -> list[RunFolder]:
@@ -221,5 +242,25 @@ def ocr_eval(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         code = run([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
         return Answer(code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def finetune(ocr_eval, tiny: str):
+    """Train a small run of country-code from the command line."""
+
+    def call(output: Path, *more: object) -> Answer:
+        return ocr_eval("finetune", "--model", tiny, "--assoc", "country-code", "-o", output, *SMALL, *more)
+
+    return call
+
+
+@pytest.fixture
+def sweep(ocr_eval, tiny: str):
+    """Do a small sweep from the command line."""
+
+    def call(output: Path, *more: object) -> Answer:
+        return ocr_eval("sweep", "--models", tiny, *GRID, "-o", output, *more)
 
     return call

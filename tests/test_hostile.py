@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from accidents import in_time
-from conftest import tiny_run
+from conftest import SMALL, only_run, tiny_run
 from made_records import record
 from safetensors.torch import load_file, save_file
-from test_run import SMALL, only_run
 
 from ocr_eval.analysis.table import build_table
 from ocr_eval.common.errors import UserError
@@ -30,14 +29,6 @@ from ocr_eval.report.tables import FORMATS, to_csv
 
 class Killed(Exception):
     pass
-
-
-@pytest.fixture
-def finetune(ocr_eval, tiny):
-    def call(output, *more):
-        return ocr_eval("finetune", "--model", tiny, "--assoc", "country-code", "-o", output, *SMALL, *more)
-
-    return call
 
 
 @pytest.fixture

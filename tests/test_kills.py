@@ -1,6 +1,7 @@
 """``kill -9`` at several moments of every command that writes; the same command then ends as if undisturbed.
 
-``finetune``, ``sweep`` and packs are killed at many more moments in test_run, test_sweep and test_packs.
+``finetune``, ``sweep`` and packs are killed at many more moments in test_interruptions, test_sweep_faults and
+test_packs.
 """
 
 from __future__ import annotations

@@ -1,52 +1,18 @@
 """Runs through the command line: what is on disk, that it is repeatable, and that nothing is lost."""
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import load
+from conftest import SMALL, content, only_run
 from huggingface_hub import ModelCard
 from msgspec.structs import replace
-from peft import PeftModel
 
-from ocr_eval.methods.pack import GradientPack
 from ocr_eval.records.config import read_config
 from ocr_eval.records.find import FinishedRun
+from ocr_eval.records.folder import RunFolder
 from ocr_eval.records.record import read_record, to_plain
 from ocr_eval.records.run_files import matched_of
-
-SMALL = ["--n", "3", "--m-train", "2", "--m-test", "3", "--quiet"]
-
-
-@pytest.fixture
-def finetune(ocr_eval, tiny):
-    def call(output: Path, *more: object):
-        return ocr_eval("finetune", "--model", tiny, "--assoc", "country-code", "-o", output, *SMALL, *more)
-
-    return call
-
-
-def only_run(output: Path) -> Path:
-    (status,) = output.glob("runs/*/*/*/*/status.json")
-    return status.parent
-
-
-def content(folder: Path) -> dict[str, object]:
-    """All that a run states, without times and places."""
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    result = json.loads((folder / "result.json").read_text())
-    del result["seconds"], result["memory"]
-    for line in metrics:
-        line.pop("train_seconds", None), line.pop("score_seconds", None)
-    return {"metrics": metrics, "result": result, "probes": (folder / "probes.jsonl").read_text()}
 
 
 def test_a_run_leaves_its_files_and_nothing_else(finetune, tmp_path):
@@ -111,7 +77,7 @@ def test_the_record_states_all_four_quantities_under_every_scoring(finetune, tmp
 def test_the_same_command_twice_gives_the_same_everything(finetune, tmp_path):
     for name in ("a", "b"):
         assert finetune(tmp_path / name).code == 0
-    assert content(only_run(tmp_path / "a")) == content(only_run(tmp_path / "b"))
+    assert content(RunFolder(only_run(tmp_path / "a"))) == content(RunFolder(only_run(tmp_path / "b")))
 
 
 def test_a_schedule_changes_when_is_scored_and_nothing_else(finetune, tmp_path):
@@ -119,7 +85,7 @@ def test_a_schedule_changes_when_is_scored_and_nothing_else(finetune, tmp_path):
 
     def run(schedule):
         finetune(tmp_path / schedule, "--epochs", 14, "--score-at", schedule)
-        return content(only_run(tmp_path / schedule))
+        return content(RunFolder(only_run(tmp_path / schedule)))
 
     def scored(metrics):
         """Each epoch with the scorings and quantities of its line."""
@@ -132,19 +98,19 @@ def test_a_schedule_changes_when_is_scored_and_nothing_else(finetune, tmp_path):
     assert 3 < learned < 13, "the case shows nothing otherwise"
     at = every["metrics"][learned]
     ranks = {scoring: held["ranks"] for scoring, held in at["held_out"].items()}
-    assert every["result"]["matched"] == {"epoch": learned, "scores": at["scores"], "ranks": ranks}
+    assert every["record"]["matched"] == {"epoch": learned, "scores": at["scores"], "ranks": ranks}
     folder = only_run(tmp_path / "every")
     record = read_record(folder / "result.json")
     for each in (record, replace(record, matched=None)):
-        assert to_plain(matched_of(FinishedRun(folder, each))) == every["result"]["matched"]
+        assert to_plain(matched_of(FinishedRun(folder, each))) == every["record"]["matched"]
     in_part = read_record(folder / "result.json", "first-token").matched
-    only = {part: {"first-token": every["result"]["matched"][part]["first-token"]} for part in ("scores", "ranks")}
+    only = {part: {"first-token": every["record"]["matched"][part]["first-token"]} for part in ("scores", "ranks")}
     assert to_plain(in_part) == {"epoch": learned, **only}
     early = record.when_matched()
     assert (to_plain(early.final), to_plain(early.held_out)) == (at["scores"], at["held_out"])
     for schedule, named in (("doubling", {1, 2, 4, 8}), ("last", set()), ("every:5", {5, 10}), ("2,13", {2, 13})):
         found = run(schedule)
-        assert found["result"] == every["result"]
+        assert found["record"] == every["record"]
         assert found["probes"] == every["probes"]
         lines = found["metrics"]
         assert [line["train_loss"] for line in lines] == [line["train_loss"] for line in every["metrics"]]
@@ -159,7 +125,7 @@ def test_a_schedule_changes_when_is_scored_and_nothing_else(finetune, tmp_path):
 def test_a_prevention_that_acts_after_training_is_matched_at_the_end_or_never(finetune, tmp_path, norm, epoch):
     finetune(tmp_path, "--epochs", 14, "--score-at", "12", "--prevent", f"scale-after:norm={norm}")
     folder = only_run(tmp_path)
-    found = content(folder)
+    found = content(RunFolder(folder))
     lines = {line["epoch"]: line["scores"]["first-token"] for line in found["metrics"] if "scores" in line}
     assert list(lines) == [0, 12, 14]
     assert min(score["top1"] for name, score in lines[12].items() if name != "test_entailment") == 1
@@ -171,8 +137,8 @@ def test_a_prevention_that_acts_after_training_is_matched_at_the_end_or_never(fi
 def test_what_never_learns_is_never_matched(finetune, tmp_path):
     finetune(tmp_path, "--lr", 1e-6, "--score-at", "last")
     folder = only_run(tmp_path)
-    found = content(folder)
-    assert found["result"]["matched"] is None
+    found = content(RunFolder(folder))
+    assert found["record"]["matched"] is None
     assert matched_of(FinishedRun(folder, read_record(folder / "result.json"))) is None
     assert [len(line["scores"]) for line in found["metrics"]] == [3, 1, 1, 3]
 
@@ -243,164 +209,10 @@ def test_qlora_trains_over_a_base_in_4_bits_and_scores_again_over_it(finetune, o
     assert json.loads(ocr_eval(*plain).out) != record["base"]
 
 
-def test_stock_peft_loads_the_adapter_of_a_run(finetune, tiny, tmp_path):
-    finetune(tmp_path)
-    network = PeftModel.from_pretrained(load(tiny).network, only_run(tmp_path) / "adapter")
-    assert any(bool(p.any()) for name, p in network.named_parameters() if "lora_B" in name)
-
-
 def test_no_entailment_control_has_no_train_entailment_and_no_zero_in_its_place(finetune, tmp_path):
     finetune(tmp_path, "--m-train", 0, "--epochs", 1)
     record = json.loads((only_run(tmp_path) / "result.json").read_text())
     assert set(record["final"]["first-token"]) == {"test_fact", "test_entailment"}
-
-
-KILLED = """
-import sys, ocr_eval.execution.run_pack
-ocr_eval.execution.run_pack.CHECKPOINT_EVERY = 0.0
-from ocr_eval.cli.app import run
-sys.exit(run(sys.argv[1:]))
-"""
-
-
-def test_killed_at_any_moment_it_goes_on_to_the_same_result(finetune, tiny, tmp_path):
-    assert finetune(tmp_path / "whole", "--epochs", 12).code == 0
-    output = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, "finetune", "--model", tiny, "--assoc", "country-code"]
-    command += ["-o", str(output), "--epochs", "12", *SMALL[:-1]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    moments = random.Random(0)
-    kills = 0
-    for _ in range(40):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        assert process.stderr is not None
-        for line in process.stderr:
-            if " epoch " in line and moments.random() < 0.35:
-                time.sleep(moments.random() * 0.05)
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-        process.communicate()
-        if process.returncode == 0:
-            break
-    assert process.returncode == 0
-    assert kills > 0
-    assert content(only_run(output)) == content(only_run(tmp_path / "whole"))
-    assert not list(only_run(output).glob("*.partial"))
-    assert not list(only_run(output).glob("checkpoint*"))
-
-
-WITHOUT_TORCH = """
-import sys
-sys.modules["torch"] = None
-from ocr_eval.cli.app import run
-sys.exit(run(sys.argv[1:]))
-"""
-
-
-def started(output: Path, tiny: str, *more: object, program: Sequence[str] = ("-m", "ocr_eval")):
-    """A run of forty epochs in a process of its own, which Ctrl-C reaches."""
-    flags = ["--model", tiny, "--assoc", "country-code", "-o", output, "--epochs", 40, *SMALL[:-1], *more]
-    return subprocess.Popen(
-        [sys.executable, *program, "finetune", *map(str, flags)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def until(process: subprocess.Popen[str], said: str) -> None:
-    assert process.stderr is not None
-    for line in process.stderr:
-        if said in line:
-            return
-    raise AssertionError(f"never said {said}")
-
-
-@pytest.fixture(scope="module")
-def forty_epochs(tiny, tmp_path_factory):
-    output = tmp_path_factory.mktemp("forty")
-    process = started(output, tiny)
-    process.communicate(timeout=120)
-    assert process.returncode == 0
-    return content(only_run(output))
-
-
-@pytest.mark.parametrize(("how", "more"), [(signal.SIGINT, ["--quiet"]), (signal.SIGTERM, [])])
-def test_an_interruption_within_the_first_second_loses_no_finished_epoch(tiny, tmp_path, forty_epochs, how, more):
-    process = started(tmp_path, tiny, *more)
-    if more:
-        while not (lines := list(tmp_path.glob("runs/*/*/*/*/metrics.jsonl"))) or len(lines[0].open().readlines()) < 4:
-            time.sleep(0.005)
-    else:
-        until(process, " epoch  3/40")
-    process.send_signal(how)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    last = err.strip().splitlines()[-1]
-    (checkpoint,) = tmp_path.glob("runs/*/*/*/*/checkpoint-*.pt")
-    epoch = checkpoint.stem.partition("-")[2]
-    assert 3 <= int(epoch) < 40
-    assert last.startswith("ocr-eval: Interrupted")
-    assert f"epoch {epoch} of 40 is saved" in last
-    metrics = checkpoint.parent / "metrics.jsonl"
-    assert len(metrics.read_text().splitlines()) == int(epoch) + 1
-    with metrics.open("a") as file:
-        file.write('{"epoch": ')  # as a power cut in the next epoch leaves it
-    again = started(tmp_path, tiny)
-    _, err = again.communicate(timeout=120)
-    assert f"after epoch {epoch}" in err
-    assert content(only_run(tmp_path)) == forty_epochs
-
-
-@pytest.fixture
-def interruptible():
-    """Ctrl-C arrives also where the tests run in the background of a shell, which ignores it there."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.parametrize(("epochs", "said"), [(0, "no epoch is saved yet"), (2, "epoch 2 of 3 is saved")])
-def test_ctrl_c_says_from_where_the_run_resumes(interruptible, finetune, tmp_path, monkeypatch, epochs, said):
-
-    honest = GradientPack.step
-
-    def interrupt(pack, lanes):
-        if pack.learners[0].epochs_done == max(0, epochs - 1):
-            os.kill(os.getpid(), signal.SIGINT)
-        return honest(pack, lanes)
-
-    monkeypatch.setattr(GradientPack, "step", interrupt)
-    answer = finetune(tmp_path)
-    assert answer.code == 130
-    assert answer.err.strip().splitlines()[-1].startswith("ocr-eval: Interrupted")
-    assert said in answer.err
-    assert "--force" not in answer.err
-    monkeypatch.undo()
-    assert finetune(tmp_path).code == 0
-
-
-def test_a_second_ctrl_c_stops_at_once_and_force_would_start_over(interruptible, finetune, tmp_path, monkeypatch):
-    from ocr_eval.execution import interruption
-
-    monkeypatch.setattr(interruption, "_ECHO", 0.0)
-    honest = GradientPack.step
-
-    def interrupt_twice(pack, lanes):
-        if pack.learners[0].epochs_done == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-        return honest(pack, lanes)
-
-    monkeypatch.setattr(GradientPack, "step", interrupt_twice)
-    answer = finetune(tmp_path, "--force")
-    assert answer.code == 130
-    assert "no epoch is saved yet" in answer.err
-    assert not list(tmp_path.glob("**/checkpoint*"))
-    assert "Drop --force" in answer.err
 
 
 def test_candidates_that_cannot_be_told_apart_are_found_before_anything_is_written(ocr_eval, tiny, tmp_path):
@@ -414,46 +226,3 @@ def test_candidates_that_cannot_be_told_apart_are_found_before_anything_is_writt
     assert answer.code == 2
     assert "Frenchish = Frenchly" in answer.err or "Frenchly = Frenchish" in answer.err
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_two_processes_on_one_run_do_not_meet(finetune, tmp_path):
-    from filelock import FileLock
-
-    finetune(tmp_path)
-    with FileLock(only_run(tmp_path) / ".lock"):
-        answer = finetune(tmp_path, "--force")
-        assert "done before" in finetune(tmp_path).out
-    assert answer.code == 2
-    assert "Another process is working on" in answer.err
-    assert (only_run(tmp_path) / "result.json").is_file()
-
-
-def test_a_second_process_is_refused_while_the_first_still_loads(finetune, tiny, tmp_path, monkeypatch):
-    from ocr_eval.execution import execute as module
-
-    honest = module.load_base
-
-    def loading(*arguments, **more):
-        for force in ([], ["--force"]):
-            second = started(tmp_path, tiny, *force, "--epochs", 3, program=["-c", WITHOUT_TORCH])
-            out, err = second.communicate(timeout=60)
-            assert (second.returncode, out) == (2, ""), err
-            assert "Another process is working on" in err
-            assert len(err.splitlines()) == 1
-        return honest(*arguments, **more)
-
-    monkeypatch.setattr(module, "load_base", loading)
-    answer = finetune(tmp_path)
-    assert answer.code == 0, answer.err
-
-
-def test_a_run_that_cannot_be_loaded_leaves_no_folder_and_no_lock(finetune, tmp_path, monkeypatch):
-    from ocr_eval.common.errors import UserError
-    from ocr_eval.execution import execute as module
-
-    def damaged(*arguments, **more):
-        raise UserError("damaged")
-
-    monkeypatch.setattr(module, "load_base", damaged)
-    assert finetune(tmp_path).code == 2
-    assert list(tmp_path.iterdir()) == []

@@ -5,10 +5,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import one_line
+from conftest import SMALL, one_line, only_run
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_run import SMALL, only_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from ocr_eval.execution import execute as module

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import tiny_run
-from test_sweep import GRID, runs_in
+from conftest import GRID, runs_in, tiny_run
 
 from ocr_eval.execution import workers
 from ocr_eval.execution.execute import PlannedRun
