@@ -1,6 +1,7 @@
 """Grouped attention: the library's eager attention in other words, on every architecture that it is chosen for."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GptOssConfig, Q
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from ocr_eval.common.errors import UserError
+from ocr_eval.methods.view import View
 from ocr_eval.models.architecture import build
 from ocr_eval.models.base import attention_for
 from ocr_eval.models.grouped_attention import grouped_attention
 from ocr_eval.packing.batch import lay_out
-from ocr_eval.packing.forest import Forest, Reads
+from ocr_eval.packing.forest import Forest, Reads, read_answers
 from ocr_eval.specs.model import load_model_spec
 
 NORMED_HEADS = {"num_key_value_heads": 2, "head_dim": 16}
@@ -71,6 +73,26 @@ def test_logits_and_gradients_of_token_trees_are_those_of_the_librarys_eager_att
         found.append((logits.detach(), x.grad))
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("attention", ["grouped", "eager"])
+def test_a_packed_row_may_be_longer_than_a_window_but_no_statement(tiny, attention):
+    config = Gemma3TextConfig(**SIZES, **NORMED_HEADS, sliding_window=8, query_pre_attn_scalar=16, vocab_size=100)
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().requires_grad_(False)
+    network = plain if attention == "eager" else build(load_model_spec(tiny), config, "cpu")
+    network.load_state_dict(plain.state_dict())
+    view = View(SimpleNamespace(attention=attention, device=torch.device("cpu"), dtype=torch.float32), network)
+
+    def logprobs(sequences):
+        forest = Forest()
+        reads, _ = read_answers(forest, [(tuple(sequence), [(3,)]) for sequence in sequences])
+        return view.token_logprobs({0: (forest, reads)})[0]
+
+    sequences = [[1, i, *range(20, 26)] for i in range(40, 70)]
+    expected = plain(torch.tensor(sequences)).logits[:, -1].log_softmax(-1)[:, 3]
+    torch.testing.assert_close(logprobs(sequences), expected)
+    with pytest.raises(UserError, match="has 9 tokens, but some layers of this model attend over 8 at most"):
+        logprobs([[*sequences[0], 26]])
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])

@@ -248,3 +248,22 @@ def test_completion_in_bash(tmp_path):
     """
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["finetune", "country-code", "smollm2-135m", "--assocs"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("sweep --facts t.csv --typo x", "No such option: --facts. It is one of 'ocr-eval finetune'."),
+        ("sweep --epoch 3", "No such option: --epoch. Did you mean '--epochs'?"),
+        ("sweep --nonsense=3", "No such option: --nonsense. See 'ocr-eval sweep --help'."),
+        ("finetune --facts t.csv --holdout 20%", "No such option: --holdout. Did you mean '--hold-out'?"),
+        ("finetune --facts t.csv --seeds 0-2", "a sweep whose --assocs names a YAML file of the table"),
+        ("audit --facts t.csv", "No such option: --facts. Give FACTS without a flag."),
+        ("audit t.csv --colums team", "No such option: --colums. Did you mean '--columns'?"),
+        ("beliefs run --hold-out 20%", "No such option: --hold-out. It is one of 'ocr-eval finetune'."),
+    ],
+)
+def test_a_flag_that_a_command_lacks_is_one_line_with_what_was_meant(ocr_eval, words, told):
+    told_in = one_line(ocr_eval(*words.split()))
+    assert told in told_in
+    assert "Possible options" not in told_in

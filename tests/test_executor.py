@@ -16,6 +16,7 @@ from ocr_eval.cli.means import Jobs
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution.jobs import Job, Placement, run_jobs
 from ocr_eval.execution.jobs.local import resolve_devices
+from ocr_eval.execution.jobs.slurm_queue import QueueEntry, find_jobs
 
 
 def python(name, code):
@@ -185,8 +186,19 @@ def test_a_job_in_slurm_whose_result_is_still_being_written_is_waited_for(tmp_pa
     end.parent.mkdir(parents=True)
     end.touch()
     threading.Timer(0.5, end.write_text, ["0\n"]).start()
+    (tmp_path / "sbatch").write_text(f'#!/bin/sh\n(echo "$@"; cat) > {tmp_path}/submitted\necho 7\n')
     (result,) = run_jobs([python("a", "pass")], Placement(executor="slurm"), tmp_path / "logs")
     assert (result.end, result.returncode) == ("done", 0)
+    submitted = (tmp_path / "submitted").read_text()
+    assert "--signal=B:USR2@75 " in submitted
+    assert f"{tmp_path}/logs/a.log 10 60 {sys.executable}" in submitted  # a minute to save an epoch
+
+
+def test_jobs_are_found_among_more_than_a_command_line_holds(tmp_path, monkeypatch):
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho '7|RUNNING|None|job-9999'\necho '8|RUNNING|None|an|other'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert find_jobs(f"job-{i}" for i in range(30_000)) == {"7": QueueEntry("job-9999", "RUNNING", "")}
 
 
 @pytest.mark.parametrize("flag", ["--time-limit=0", "--gpus-per-job=-1", "--memory-gb=0", "--parallel=0"])

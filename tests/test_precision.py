@@ -3,12 +3,14 @@
 import json
 import platform
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import load, packed, tiny_run
 
+import ocr_eval
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens, training_tokens
 from ocr_eval.methods.pack import attach
@@ -284,3 +286,11 @@ def test_a_plan_names_the_faster_precision(ocr_eval, monkeypatch, auto, tmp_path
     slow = ocr_eval("finetune", *flags, "--dtype", "bfloat16", "--dry-run")
     assert "float32 multiplies matrices 7.4 x as fast" in slow.out
     assert "as fast" not in ocr_eval("finetune", *flags, "--dtype", "float32", "--dry-run").out
+
+
+def test_nothing_becomes_fp64_on_a_device_which_may_not_have_it():
+    sources = Path(ocr_eval.__file__).parent.rglob("*.py")
+    lines = [line for path in sources for line in path.read_text().splitlines() if ".double()" in line]
+    on_device = [line for line in lines if "cpu()" not in line.partition(".double()")[0] and "load_file" not in line]
+    assert len(lines) > 10
+    assert [line for line in on_device if 'device.type == "cuda"' not in line] == []

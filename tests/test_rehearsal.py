@@ -54,6 +54,16 @@ def test_what_does_not_fit_is_refused_before_it_is_built(ocr_eval, tiny, monkeyp
     assert "Rehearse it with --method qlora, or rehearse part of it with --layers" in answer.err
 
 
+def test_a_method_without_steps_is_refused_before_it_is_built_and_dpo_is_rehearsed(ocr_eval, tiny):
+    answer = ocr_eval("models", "rehearse", tiny, "--method", "in-context")
+    assert answer.code == 2
+    assert answer.err == "ocr-eval: in-context has no training steps to rehearse.\n"
+    answer = ocr_eval("models", "rehearse", tiny, "--method", "dpo", "--steps", 2, "--json")
+    assert answer.code == 0, answer.err
+    before, after = json.loads(answer.out)["losses"]
+    assert after < before
+
+
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_random_networks_are_those_of_a_fresh_model(model_files, architecture, quantized):

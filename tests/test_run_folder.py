@@ -92,6 +92,24 @@ def test_a_folder_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch
     assert (place / "weights").stat().st_mode & 0o777 == place.stat().st_mode & 0o666
 
 
+def test_a_folder_that_cannot_be_finished_leaves_the_old_one_and_no_part(tmp_path):
+    place = tmp_path / "adapter"
+
+    def write(content, error=None):
+        with replacing_folder(place) as beside:
+            (beside / "weights").write_text(content)
+            if error is not None:
+                raise error
+
+    write("old")
+    with pytest.raises(OSError, match="full"):
+        write("half of ", OSError(errno.ENOSPC, "full"))
+    assert (place / "weights").read_text() == "old"
+    write("new")
+    assert (place / "weights").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_parts_of_training_states_go_with_the_states(done):
     (done.path / ".0123456789abcdef.partial").write_text("half")
     done.drop_checkpoints()

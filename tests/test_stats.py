@@ -5,6 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from ocr_eval.data.task import Probe, Quantity
+from ocr_eval.scoring.candidates import CandidateScores
+from ocr_eval.scoring.quantities import summarize_quantities
 from ocr_eval.scoring.ranks import Score, midranks, rank_probes, summarize
 
 logprobs = arrays(
@@ -60,6 +63,13 @@ def test_hand_worked_case():
     assert summary.mrr == pytest.approx((1 / 2.5 + 1 + 1 / 2.5) / 3)
     assert summary.margin == pytest.approx((np.log(0.4) + np.log(3)) / 3)
     assert summary.ties == 2
+
+
+def test_probes_with_candidates_of_their_own_are_compared_with_chance_among_them():
+    asked = [Probe(who, tuple(words), 0, (0, 1, 2), "taught", who, who) for who, words in (("A", "abc"), ("B", "def"))]
+    scores = CandidateScores({"first-token": np.log([[0.5, 0.3, 0.2], [0.3, 0.5, 0.2]])})
+    score = summarize_quantities([Quantity("taught", "premise")], asked, scores)["first-token"]["taught"]
+    assert (score.in_use_rank, score.ocr_score) == (0.5, 0.5)  # in-use ranks 0 and 1, by chance (3 - 1) / 2
 
 
 def test_distractors_move_no_score():

@@ -74,3 +74,4 @@ def test_it_goes_from_training_to_the_table_and_is_scored_again(ocr_eval, tiny, 
     assert set(again) == set(kept)
     for name, quantity in kept.items():
         assert again[name]["mean_rank"] == pytest.approx(quantity["mean_rank"], abs=0.2)
+    assert "adapter' is a constant vector" in ocr_eval("explain", path.parent, "--measure", "weight-change").err

@@ -186,6 +186,7 @@ FINDING = (Quantity("number", "finding"),)
         ([probe(), probe(subject="Ben", null=(0, 1, 2))], FINDING, "have [2, 3] candidates in use"),
         ([probe(), probe()], FINDING, "asks 2 times about 'Ann'"),
         ([probe(), probe(subject="Ben", target=1)], FINDING, "unit 'u' of the finding 'number' has several right"),
+        ([probe(), probe(subject="Ben", null=(0, 2))], FINDING, "of which always the same place is right"),
         ([probe()], (Quantity("the number", "finding"),), "'the number'"),
     ],
 )

@@ -225,7 +225,22 @@ def _usage_problem(error: TyperException) -> str:
             close = closest(str(given), re.findall(r"'(.*?)'", problem)[1:])
             problem += f" Did you mean '{close}'?" if close else ""
         text = f"Invalid value for '{flag}': {given!r}. {problem}"
+    if text.startswith("No such option: -"):  # the library would list whatever is spelled a little alike
+        text = _unknown_flag(context, str(getattr(error, "option_name", "")))
     return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See '{context.command_path} --help'."
+
+
+def _unknown_flag(context: typer.Context, flag: str) -> str:
+    """What to write in place of a flag that a command does not have."""
+    name, command = flag.lstrip("-"), context.command
+    if any(each.param_type_name == "argument" and each.name == name for each in command.params):
+        return f"No such option: {flag}. Give {name.upper()} without a flag."
+    names = [each.lstrip("-") for param in command.params for each in param.opts if each.startswith("--")]
+    if close := closest(name, names):
+        return f"No such option: {flag}. Did you mean '--{close}'?"
+    others = variables.commands(context.find_root().command)
+    owner = next((words for words, other in others if any(flag in param.opts for param in other.params)), None)
+    return f"No such option: {flag}." + (f" It is one of '{PROGRAM}{owner}'." if owner else "")
 
 
 #: The fix for a file problem, by error number.

@@ -41,6 +41,8 @@ class OneRun(TyperCommand):
             several = flag in _SWEEP_FLAG and (is_range or is_list)
             if several or flag in _SINGLE:
                 takes = f"{flag} takes one value" if several else f"'finetune' does one run and takes {_SINGLE[flag]}"
-                sweep = f"ocr-eval sweep {_SWEEP_FLAG.get(flag, flag)} {value}"
-                raise UserError(f"{takes}: for several, use '{sweep}' with the other flags.")
+                sweep = f"'ocr-eval sweep {_SWEEP_FLAG.get(flag, flag)} {value}' with the other flags"
+                if any(each.partition("=")[0] == "--facts" for each in words):  # which a sweep does not have
+                    sweep = "a sweep whose --assocs names a YAML file of the table, or rerun it with another value"
+                raise UserError(f"{takes}: for several, use {sweep}.")
         return super().parse_args(ctx, args)

@@ -79,9 +79,8 @@ def _what(mode: int) -> str:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which atomically becomes ``folder`` at the end. An old one is deleted first."""
-    scratch = _scratch(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    """A temporary folder to fill, which becomes ``folder`` at the end; only then an old one is deleted."""
+    scratch, old = _scratch(folder), _scratch(folder)
     scratch.mkdir()
     try:
         yield scratch
@@ -92,8 +91,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+    if folder.is_dir() and not folder.is_symlink():
+        folder.rename(old)
     scratch.rename(folder)
     sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove(path: Path) -> None:

@@ -130,7 +130,8 @@ class Task:
 
     Raises:
         UserError: not exactly one finding, a probe of an undeclared quantity, or a finding that cannot be tested: its
-            probes must have distinct subjects, the same number of candidates in use, and one right answer per unit.
+            probes must have distinct subjects, the same number of candidates in use, and one right answer per unit, not
+            always in the same place of different lists.
     """
 
     train: tuple[Example, ...]
@@ -165,6 +166,12 @@ class Task:
         if len(lengths) > 1:
             raise UserError(
                 f"Probes of the finding '{name}' have {lengths} candidates in use. Give all of them the same number."
+            )
+        lists, targets = {probe.candidates[: probe.in_use] for probe in probes}, {probe.target for probe in probes}
+        if len(lists) > len(targets) == 1:
+            raise UserError(
+                f"The probes of the finding '{name}' differ in candidates, of which always the same place is right, "
+                "so no score could differ from chance. Shuffle each probe's candidates."
             )
         subject, count = Counter(probe.subject for probe in probes).most_common(1)[0]
         if count > 1:

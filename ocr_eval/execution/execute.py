@@ -19,6 +19,7 @@ from ocr_eval.execution.run_pack import Execution, inject
 from ocr_eval.measures.measure import Trained, find_measures
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.pack import GradientPack
+from ocr_eval.methods.peft_files import read_adapter_file
 from ocr_eval.methods.trained import check_belongs, load_adapter, load_sum
 from ocr_eval.methods.view import View
 from ocr_eval.methods.whole import WholeNetwork
@@ -258,14 +259,16 @@ def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained
     """A finished run as it was after its last step, from the weights in its folder (``records.trained.read_trained``).
 
     Raises:
-        UserError: its base is not available or has changed; it is neither LoRA, matrices of heads, nor a whole model;
-            or it cannot be scored, for example for lack of memory.
+        UserError: its base is not available or has changed; it is a constant vector or has full rank (after
+            ``ignore-top-k``); or it cannot be scored, for example for lack of memory.
     """
     view = open_view(spec, folder.learned, device, folder.record().base_identity)
     base, adapters = view.base, view.adapters
     if adapters is None and folder.learned.name != "model":
+        beyond = read_adapter_file(folder.learned).beyond_plain
+        what = "is a constant vector" if "lora_bias" in beyond else "has full rank"
         raise UserError(
-            f"'{folder.learned}' is not a LoRA adapter, so it cannot be measured later. Name measures in training: "
+            f"'{folder.learned}' {what}, so it can be scored again but not measured. Name measures in training: "
             "'ocr-eval finetune --measures'."
         )
     if adapters is None:

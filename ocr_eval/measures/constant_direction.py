@@ -26,7 +26,7 @@ from ocr_eval.common import streams
 from ocr_eval.common.errors import UserError
 from ocr_eval.measures.inside import packed, rounded
 from ocr_eval.measures.measure import Measure, Trained
-from ocr_eval.methods.changes import WeightChange, layer_of
+from ocr_eval.methods.changes import WeightChange, in_fp64, layer_of
 from ocr_eval.scoring.candidates import Floats, cut_probes, with_room
 
 
@@ -47,7 +47,7 @@ def cosines(trained: Trained, changes: Sequence[WeightChange]) -> Floats:
             h_TI = inputs[0][0].float()
             permuted_TI = h_TI[:, streams.permutation(f"{stream}/{change.module}", h_TI.shape[1])]
             added_2TO = torch.stack([h_TI, permuted_TI]) @ change.dense().to(h_TI.device).T
-            sum_2O = torch.nn.functional.normalize(added_2TO, dim=2).double().sum(dim=1).cpu()
+            sum_2O = in_fp64(torch.nn.functional.normalize(added_2TO, dim=2)).sum(dim=1).cpu()
             sums[change.module] = sums.get(change.module, 0) + sum_2O
 
         with torch.no_grad(), ExitStack() as stack:

@@ -92,7 +92,7 @@ def lens(network: Any, residual_PD: Tensor, tokens: NDArray[np.int64]) -> Floats
     with torch.no_grad():
         normed_PD = norm(residual_PD.to(head.weight.device, head.weight.dtype)).float()
         logits: Tensor = torch.einsum("pd,pcd->pc", normed_PD, head.weight[torch.from_numpy(tokens)].float())
-    return logits.double().cpu().numpy()
+    return logits.cpu().double().numpy()
 
 
 def up_to_subject(tokenizer: Tokenizer, probes: Sequence[ProbeTokens]) -> list[ProbeTokens]:

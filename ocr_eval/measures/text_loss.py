@@ -71,6 +71,6 @@ def text_loss(view: View, lane: int, ids: Ids, window: int) -> float:
         forest = Forest()
         reads, _ = read_answers(forest, [(piece[:1], [piece[1:]])])
         logprobs_T = view.token_logprobs({lane: (forest, reads)})[lane]
-        total -= logprobs_T.double().sum().item()
+        total -= logprobs_T.cpu().double().sum().item()
         count += len(logprobs_T)
     return total / count

@@ -20,6 +20,11 @@ def layer_of(module: str) -> int:
     return int(found[1]) if found else -1
 
 
+def in_fp64(x: Tensor) -> Tensor:
+    """A tensor in fp64, on its device if that is a CUDA device, else on the CPU: MPS has no fp64."""
+    return x.double() if x.device.type == "cuda" else x.cpu().double()
+
+
 @dataclass(frozen=True)
 class LowRank:
     """dW = scale * B A, with A [R, I], B transposed [R, O], and scale = alpha / r."""
@@ -56,8 +61,7 @@ class Dense:
 
     def singular_values(self) -> Tensor:
         """From the eigenvalues of the smaller Gram matrix: exact to 1e-8 of the largest, and far faster than an SVD."""
-        change = self.dense()
-        change = change.double() if change.device.type == "cuda" else change.cpu().double()  # MPS has no fp64
+        change = in_fp64(self.dense())
         gram = change @ change.T if len(change) <= change.shape[1] else change.T @ change
         return torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt_().flip(0)
 

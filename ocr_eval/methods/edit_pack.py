@@ -12,6 +12,7 @@ import torch
 from ocr_eval.common.errors import RunFailed
 from ocr_eval.data.tokenize import Continuation
 from ocr_eval.methods.adapters import Adapters, LaneShape
+from ocr_eval.methods.changes import in_fp64
 from ocr_eval.methods.edits import Pass, Subject, passes_of, subjects_of
 from ocr_eval.methods.pack import MountedPack
 from ocr_eval.methods.prevention import task_of_run
@@ -61,12 +62,12 @@ class EditPack(MountedPack):
     def _summary(self, lane: int, nll_S: torch.Tensor) -> dict[str, Any]:
         change = {}
         for each in self.adapters.factors(lane):
-            a, b = each.a.double(), each.b.double()
+            a, b = in_fp64(each.a), in_fp64(each.b)
             if not bool(a.isfinite().all() and b.isfinite().all()):
                 raise RunFailed(f"The edit of {each.module} diverged. Lower its rate or clamp, or name a longer text.")
             size = ((a @ a.T) * (b @ b.T)).sum().clamp_min(0).sqrt()  # |dW|_F of dW = B^T A
             weight = self.adapters.layers[each.module].base.weight.detach()
-            change[each.module] = float(f"{float(size / weight.double().norm().cpu()):.4g}")
+            change[each.module] = float(f"{float(size / in_fp64(weight).norm().cpu()):.4g}")
         return {"subjects": len(nll_S), "nll_of_z": round(float(nll_S.mean()), 4), "relative_change": change}
 
     def finish(self, lane: int) -> None:

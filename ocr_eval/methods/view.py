@@ -3,6 +3,7 @@
 Training and scoring both run a network through a ``View``, so what is trained is what is scored.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ocr_eval.common.errors import UserError
 from ocr_eval.methods.trainable import Trainable
 from ocr_eval.models import grouped_attention
 from ocr_eval.models.base import Base
@@ -22,7 +24,7 @@ def longest(config: Any) -> int:
     """Tokens that every layer attends over. Forests have no sliding windows, so no sequence may be longer."""
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+    return min(getattr(config, "max_position_embeddings", None) or sys.maxsize, window or sys.maxsize)
 
 
 @dataclass
@@ -69,8 +71,18 @@ class View:
         return self.read(rows, read_logprobs)
 
     def read(self, rows: Mapping[int, tuple[Forest, Reads]], read: Reader) -> dict[int, torch.Tensor]:
-        """What a reader finds at each expected token, lane by lane (packing/logprobs.py)."""
+        """What a reader finds at each expected token, lane by lane (packing/logprobs.py).
+
+        Raises:
+            UserError: a sequence is longer than what every layer attends over.
+        """
         placed = [self.place(lane, *of) for lane, of in rows.items()]
+        length, most = 1 + max(max(forest.depths) for forest, _ in placed), longest(self.network.config)
+        if length > most:
+            raise UserError(
+                f"A statement or question has {length:,} tokens, but some layers of this model attend over {most:,} at "
+                "most. Shorten it, or choose another model."
+            )
         batch = lay_out(placed, by_clump=self.base.attention == grouped_attention.NAME)
         logits_KRV = self.logits(batch, list(rows))
         device, (_, reads, vocabulary) = logits_KRV.device, logits_KRV.shape

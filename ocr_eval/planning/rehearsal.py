@@ -110,16 +110,22 @@ def rehearse(
     ``folder`` holds the model's tokenizer, if it is not in a cache.
 
     Raises:
-        UserError: the model has fewer layers, or it does not fit into the free memory.
+        UserError: the method has no steps or does not suit the association, the model has fewer layers, or it does not
+            fit into the free memory.
         RunFailed: an adapter learns nothing, or scores are NaN.
     """
+    needs, no_steps = method_of(spec.train).needs, UserError(f"{spec.train.method} has no training steps to rehearse.")
+    if needs.once:
+        raise no_steps
     accelerator = make_accelerator(device)
     place = accelerator.device
     spec = spec.in_precision(choose_for(spec.model, place.type).dtype)
     config, sizes = read_config(spec.model, layers), examine(spec.model, layers)
     tokenizer, is_real = workload.tokenizer_at_hand(spec.model, folder)
+    method_of(spec.train).check(spec, tokenizer)
     work = workload.measure(spec, folder)
-    examples = batches_of_epoch(training_tokens(tokenizer, work.task), spec.stream("order"), 1, spec.train)[0]
+    taught = training_tokens(tokenizer, work.task)
+    examples = batches_of_epoch(taught, spec.stream("order"), 1, spec.train)[0]
     asked = probe_tokens(tokenizer, work.task)[:probes]
     training, scoring = workload.batch_geometry(examples), workload.chunk_geometry(asked)
     plan = memory.estimate(spec.model, spec.train, training, scoring, place.type, layers)
@@ -136,14 +142,14 @@ def rehearse(
 
     say(f"Building {sizes.parameters / 1e9:.2f} B random parameters")
     started = time.monotonic()
-    needs = method_of(spec.train).needs
     network = random_network(spec.model, config, place, needs.quantized, torch.float32 if needs.whole else None)
     build_seconds = time.monotonic() - started
     files = WeightFolder(Path(), "random")
     base = Base(spec.model, needs.quantized, network, tokenizer, files, accelerator, needs.whole)
-    pack = attach(base, [spec], [examples])
+    pack = attach(base, [spec], [taught])
     if not isinstance(pack, GradientPack):
-        raise UserError(f"Method '{spec.train.method_name}' has no training steps to rehearse.")
+        raise no_steps
+    pack.learners[0].examples = examples  # the same in every step
     before, losses, step_seconds, threads = _fingerprints(pack), [], [], torch.get_num_threads()
     for step in range(steps):
         started = time.monotonic()

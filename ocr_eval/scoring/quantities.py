@@ -1,5 +1,6 @@
 """Candidate scores of a run's probes -> statistics of its quantities, ranks of its finding, lines of probes.jsonl."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,9 +34,18 @@ def summarize_quantities(
             asked, rows = _asked(probes, quantity.name)
             if rows:
                 ranks = _ranks(asked, scores.logprobs[scoring][rows])
-                alike = len({probe.in_use for probe in asked}) == 1
-                result[scoring][quantity.name] = summarize(ranks, _by_subject(asked, ranks) if alike else None)
+                by_place = quantity.role == "finding" or _share_places(asked)
+                result[scoring][quantity.name] = summarize(ranks, _by_subject(asked, ranks) if by_place else None)
     return result
+
+
+def _share_places(probes: Sequence[Probe]) -> bool:
+    """Whether the right answers of probes may be permuted by their places among the answers in use.
+
+    They may if all probes list the same answers, or if each place is right equally often, whatever it holds.
+    """
+    lists, often = {probe.candidates[: probe.in_use] for probe in probes}, Counter(probe.target for probe in probes)
+    return len(lists) == 1 or ({len(often)} == set(map(len, lists)) and len(set(often.values())) == 1)
 
 
 def _asked(probes: Sequence[Probe], quantity: str) -> tuple[list[Probe], list[int]]:

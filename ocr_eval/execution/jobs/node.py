@@ -1,8 +1,8 @@
 """Run by Slurm on a node: a job's command, until it ends or Slurm signals that the job's time is nearly up.
 
-Arguments: a file for how the job ended, its log, how often it may be requeued, and the command. The file gets
-``stopped`` each time the time is up and the job is requeued, and finally the command's exit code or ``timeout``. A job
-that Slurm cancels or preempts leaves no exit code.
+Arguments: a file for how the job ended, its log, how often it may be requeued, how many seconds the command then has
+to save its work, and the command. The file gets ``stopped`` each time the time is up and the job is requeued, and
+finally the command's exit code or ``timeout``. A job that Slurm cancels or preempts leaves no exit code.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from ocr_eval.execution.jobs import process
 
 
-def main(end: Path, log: Path, requeues: int, command: list[str]) -> int:
+def main(end: Path, log: Path, requeues: int, grace: float, command: list[str]) -> int:
     """Run the command; returns its exit code, or 1 if it was stopped."""
     signals: list[int] = []
     for number in (signal.SIGUSR2, signal.SIGTERM):
@@ -26,7 +26,7 @@ def main(end: Path, log: Path, requeues: int, command: list[str]) -> int:
     child = process.start(command, log, f"job {job}", threads)
     while (code := child.poll()) is None and not signals:
         time.sleep(0.1)
-    process.stop([child])  # finished work is on disk
+    process.stop([child], grace)
     if not signals:
         _add(end, str(code))
         return max(code or 0, 0) or int(code != 0)
@@ -45,5 +45,5 @@ def _add(path: Path, word: str) -> None:
 
 
 if __name__ == "__main__":
-    end, log, requeues, *command = sys.argv[1:]
-    sys.exit(main(Path(end), Path(log), int(requeues), command))
+    end, log, requeues, grace, *command = sys.argv[1:]
+    sys.exit(main(Path(end), Path(log), int(requeues), float(grace), command))

@@ -43,7 +43,7 @@ def start(
         )
 
 
-def stop(processes: Sequence[subprocess.Popen[bytes]], grace: float = 10.0) -> None:
+def stop(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
     """Interrupt children as Ctrl-C would, and kill those still running after ``grace`` seconds."""
     alive = [process for process in processes if process.poll() is None]
     for process in alive:

@@ -23,6 +23,8 @@ _RESULT_PATIENCE = 15.0
 #: Seconds to wait for another process that is submitting.
 _SUBMIT_PATIENCE = 120.0
 _DEFAULT_MINUTES = 240
+#: Seconds of notice before a job's time is up: a minute to finish and save an epoch, and some to be requeued.
+_NOTICE = 75
 #: How often a job that reaches its time limit is requeued before it counts as timed out.
 REQUEUES = 10
 _ENDS: dict[str, End] = {"TIMEOUT": "timeout", "DEADLINE": "timeout", "CANCELLED": "cancelled", "REVOKED": "cancelled"}
@@ -43,7 +45,7 @@ def run_slurm(
     for value in (*placement.slurm, placement.partition or "", str(folder)):
         if not value.isprintable():  # it could break out of the job's script, which quotes only commands
             raise UserError(f"{value!r} contains a control character, which a Slurm job cannot have. Remove it.")
-    flags = sbatch_flags(placement)
+    flags, notice = sbatch_flags(placement)
     folder.mkdir(parents=True, exist_ok=True)
     # Jobs of a copied folder, or of another user, get other names.
     prefix = "ocr-eval-" + hashlib.sha256(f"{os.getuid()} {folder}".encode()).hexdigest()[:12]
@@ -55,7 +57,7 @@ def run_slurm(
                 say(f"Already in Slurm: jobs {' '.join(ids.values())}")
             fresh = {name: job for name, job in named.items() if job not in ids}
             if fresh:
-                added = _submit(fresh, flags, placement.parallel, logs.resolve(), folder)
+                added = _submit(fresh, flags, notice * 4 // 5, placement.parallel, logs.resolve(), folder)
                 say(f"Submitted to Slurm: jobs {' '.join(added.values())}")
                 ids |= added
     except Timeout as error:
@@ -64,8 +66,12 @@ def run_slurm(
     return [results[job] for job in jobs]
 
 
-def _submit(named: Mapping[str, Job], flags: Sequence[str], parallel: int, logs: Path, folder: Path) -> dict[Job, str]:
+def _submit(
+    named: Mapping[str, Job], flags: Sequence[str], grace: int, parallel: int, logs: Path, folder: Path
+) -> dict[Job, str]:
     """Submit jobs under their names; returns their ids. Each starts after the job ``parallel`` places before it.
+
+    ``grace`` is how many seconds a command has to save its epoch once its job's time is nearly up.
 
     If Slurm rejects one of them, all are cancelled.
     """
@@ -76,7 +82,7 @@ def _submit(named: Mapping[str, Job], flags: Sequence[str], parallel: int, logs:
         end, log = '"$SLURM_JOB_ID".end', logs / f"{job.name}.log"
         node = [sys.executable, "-m", "ocr_eval.execution.jobs.node"]
         script = f"#!/bin/sh\nexec {shlex.join(node)} {shlex.quote(str(folder))}/{end} "
-        script += shlex.join([str(log), str(REQUEUES), *job.command])
+        script += shlex.join([str(log), str(REQUEUES), str(grace), *job.command])
         try:
             ids[job] = queue.submit(script, [f"--job-name={name}", f"--output={folder}/%j.out", *waits, *flags])
         except (UserError, RunFailed):
@@ -85,8 +91,8 @@ def _submit(named: Mapping[str, Job], flags: Sequence[str], parallel: int, logs:
     return ids
 
 
-def sbatch_flags(placement: Placement) -> list[str]:
-    """A placement as flags of sbatch, checked against the partition.
+def sbatch_flags(placement: Placement) -> tuple[list[str], int]:
+    """A placement as flags of sbatch, checked against the partition; and seconds of notice before a job's time is up.
 
     Raises:
         UserError: no Slurm here, no such partition, or its time limit is shorter.
@@ -102,6 +108,7 @@ def sbatch_flags(placement: Placement) -> list[str]:
             "Give that or less; a job that needs more is requeued and resumes."
         )
     minutes = placement.time_limit or min(_DEFAULT_MINUTES, longest)
+    notice = min(_NOTICE, minutes * 15)
     gpus = int(partition.has_gpus) if placement.gpus_per_job is None else placement.gpus_per_job
     given = {
         "partition": placement.partition,
@@ -109,11 +116,11 @@ def sbatch_flags(placement: Placement) -> list[str]:
         "gpus-per-node": gpus or None,
         "cpus-per-task": placement.cpus_per_job,
         "mem": None if placement.memory_gb is None else f"{round(placement.memory_gb * 1024)}M",
-        # a job needs seconds to stop; Slurm may send the signal up to a minute early
-        "signal": f"B:USR2@{min(60, minutes * 15)}",
+        "signal": f"B:USR2@{notice}",  # Slurm may send it up to a minute early
     }
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return [*flags, "--requeue", "--open-mode=append", *(f"--{one.removeprefix('--')}" for one in placement.slurm)]
+    flags += ["--requeue", "--open-mode=append", *(f"--{one.removeprefix('--')}" for one in placement.slurm)]
+    return flags, notice
 
 
 def _watch(

@@ -3,6 +3,7 @@
 All but ``require_slurm`` and ``find_accounted`` raise RunFailed if Slurm does not respond.
 """
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -96,11 +97,13 @@ def submit(script: str, flags: Sequence[str]) -> str:
 
 def find_jobs(names: Iterable[str]) -> dict[str, QueueEntry]:
     """The jobs with these names that the controller knows, by id; it keeps finished ones for a while."""
-    entries = {}
-    answer = _ask("squeue", "--noheader", "--states=all", f"--name={','.join(names)}", "--format=%i|%j|%T|%r")
+    entries, wanted = {}, set(names)
+    # all of the user's: the names of thousands of jobs would be too long for a command line
+    answer = _ask("squeue", "--noheader", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%r|%j")
     for line in answer.splitlines():
-        job_id, name, state, reason = line.strip().split("|", 3)
-        entries[job_id] = QueueEntry(name, state, "" if reason == "None" else reason)
+        job_id, state, reason, name = line.strip().split("|", 3)
+        if name in wanted:
+            entries[job_id] = QueueEntry(name, state, "" if reason == "None" else reason)
     return entries
 
 
