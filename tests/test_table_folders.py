@@ -1,7 +1,7 @@
 """Which records of a folder count in a table, and what is said of those that cannot."""
 
 import pytest
-from made_records import record, write
+from made_records import learned_at, record, write
 from msgspec.structs import replace
 
 
@@ -82,3 +82,17 @@ def test_a_finished_run_without_its_record_is_named(ocr_eval, tmp_path):
     answer = ocr_eval("table", tmp_path)
     assert answer.code == 1
     assert f"{tmp_path / 'lost'} is marked as finished, but has no result.json. Skipped." in answer.err
+
+
+def test_a_table_of_the_moment_when_all_was_learned(ocr_eval, tmp_path):
+    early = [record(seed=seed, rank=0.5, matched=learned_at(4, 1.5, seed=seed), results_version=1) for seed in range(2)]
+    folder = write(tmp_path, *early, record(seed=2, rank=0.5, results_version=1))
+    answer = ocr_eval("table", folder, "--when-learned", "--short", "--metric", "mean-rank")
+    assert answer.code == 0, answer.err
+    assert "1.50" in answer.out
+    assert "each run at the first epoch at which all premises held" in answer.out
+    assert "published" not in answer.out
+    assert "Left out because they never held all premises: 1 of 3 runs." in answer.err
+    assert "0.50" in ocr_eval("table", folder, "--short", "--metric", "mean-rank").out
+    assert ocr_eval("table", folder, "--when-learned", "--metric", "known.kept").code == 2
+    assert ocr_eval("table", write(tmp_path / "none", record(results_version=1)), "--when-learned").code == 2

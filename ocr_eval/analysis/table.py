@@ -111,6 +111,7 @@ class Table:
         rows: the project's own rows, then the published ones.
         protocol: the data protocol that all runs share, by key.
         fixed: associations in which several seeds of a row ask about the same subjects.
+        when_learned: whether runs are shown at the first epoch at which all premises held, not at the end.
     """
 
     scoring: Scoring
@@ -121,6 +122,7 @@ class Table:
     protocol: Mapping[str, str]
     findings: tuple[str, ...]
     fixed: tuple[str, ...] = ()
+    when_learned: bool = False
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy frame with a row per cell and the columns of the csv format."""

@@ -91,6 +91,9 @@ def table(
         bool, option("--published/--no-published", help="Add the published rows, and how protocols differ.")
     ] = True,
     short: Annotated[bool, option("--short", help="One number per cell: the OCR score, or --metric.")] = False,
+    when_learned: Annotated[
+        bool, option("--when-learned", help="Show each run at the first epoch at which all premises held.")
+    ] = False,
     components: Annotated[
         bool, option("--components", help="Split each cell's variance (data, training, rest); add clustered errors.")
     ] = False,
@@ -110,16 +113,23 @@ def table(
     if short and format in ("csv", "json"):
         raise UserError(f"--short has no effect on --format {format}, which has every metric. Drop one of them.")
     if components:
-        if metric or short or format != "md" or by != "model" or not published:
+        if metric or short or when_learned or format != "md" or by != "model" or not published:
             raise UserError("--components prints its own table. Drop --metric, --short, --format, --by and the like.")
         found = finished.find(finished.scoring)
         typer.echo(spread_table(found.records, finished.scoring), nl=False)
         o.exit_if_damaged(found.complaints)
         return
     keys = row_keys("--by", by)
-    found = finished.find(finished.scoring, [metric.partition(".")[0]] if metric and "." in metric else [])
-    ranks, every_interval = published_mean_ranks() if published else None, format in ("csv", "json")
-    built = build_table(found.records, finished.scoring, ranks, metric, keys, every_interval, short)
+    of_measure = metric is not None and "." in metric
+    if when_learned and of_measure:
+        raise UserError(f"--when-learned: {metric} is measured at the end of a run only. Drop one of the two flags.")
+    found = finished.find(finished.scoring, [metric.partition(".")[0]] if metric and of_measure else [])
+    records = _when_learned(found) if when_learned else found.records
+    ranks = published_mean_ranks() if published and not when_learned else None
+    every_interval = format in ("csv", "json")
+    built = replace(
+        build_table(records, finished.scoring, ranks, metric, keys, every_interval, short), when_learned=when_learned
+    )
     typer.echo(tables.FORMATS[format](built), nl=False)
     sentence = finding(built)
     if sentence:
@@ -251,6 +261,16 @@ def compare(
     )
     typer.echo("\n".join([verdict(contrasts), *(f"Gate: {found}." for found in gated.values())]))
     raise ending
+
+
+def _when_learned(found: Found) -> list[Record]:
+    """The runs when all premises first held; those that never held them are left out, with a warning."""
+    records = [early for run in found.runs if (early := _with_matched(run).when_matched())]
+    if not records:
+        raise UserError("--when-learned: in none of these runs did all premises ever hold. Drop the flag.")
+    if never := len(found.runs) - len(records):
+        o.warn(f"Left out because they never held all premises: {never} of {len(found.runs)} runs.")
+    return records
 
 
 def _with_matched(run: FinishedRun) -> Record:

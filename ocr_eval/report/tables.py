@@ -60,7 +60,8 @@ def findings(table: Table) -> str:
 
 
 def _reading(table: Table) -> str:
-    where = f"{findings(table)}, {table.scoring} scoring"
+    when = ", each run at the first epoch at which all premises held" * table.when_learned
+    where = f"{findings(table)}, {table.scoring} scoring{when}"
     bounded = any((table.metric or "ocr-score") in cell.bounds for row in table.rows for cell in row.cells.values())
     interval = " [95 % interval]" * bounded
     if table.metric is None:
