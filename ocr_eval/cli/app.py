@@ -116,7 +116,7 @@ def cache(
     from ocr_eval.models import weights
 
     if yes and not clean:
-        raise UserError("--yes goes with --clean.")
+        raise UserError("--yes needs --clean. Add --clean, or drop --yes.")
     found, folder = weights.kept(), weights.cache_folder()
     if as_json:
         sizes = {str(path): size for path, size in found.items()}

@@ -100,8 +100,8 @@ def export(
 ) -> None:
     """Write a run's training set and probes for other programs.
 
-    A training set comes with manifest.json, from which 'score --data' knows what was taught; it holds the association,
-    or table, whole. --model is used only by --chat, for its tokenizer. The paths of the files go to stdout.
+    A training set comes with manifest.json, which tells 'score --data' what was taught and contains the whole
+    association or table. --model is used only by --chat, for its tokenizer. The paths of the files go to stdout.
     """
     from ocr_eval.data.export import TRAINING_FILES, export_task
     from ocr_eval.data.manifest import Manifest, write_manifest

@@ -32,7 +32,7 @@ def explain(
     """Show what was measured inside a run's model.
 
     Shows what the run's record contains: the size of the change, where answers arise, what facts and entailments share.
-    --measure measures it now, from the run's adapter/ or model/; 'finetune --measures' keeps it in the record.
+    --measure takes a measure now, from the run's adapter/ or model/; 'finetune --measures' keeps it in the record.
     """
     machine.begin()
     from ocr_eval.common.registry import MEASURES
@@ -54,7 +54,7 @@ def explain(
         read_config(run)
         folder = RunFolder(run)
         if not (run / "status.json").is_file():
-            raise UserError(f"'{run}' is not a finished run. Rerun its command first.")
+            raise UserError(f"'{run}' is not a finished run. Rerun its command to finish it.")
         found = with_epochs(run)
     if not found:
         raise UserError(f"The record of '{run}' has no measures. Name one with --measure; 'measures list' shows them.")

@@ -36,7 +36,7 @@ def finetune(
     *,
     named: o.Assoc,
     own: OwnFacts,
-    yes: Annotated[bool, option("--yes", "-y", help="Start even if it takes a long time.")] = False,
+    yes: Annotated[bool, option("--yes", "-y", help="Start even if it takes over ten minutes.")] = False,
     model: o.ModelOption = o.DEFAULT_MODEL,
     settings: Annotated[Given, Settings()],
     machine: Machine,

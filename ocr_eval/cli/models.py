@@ -88,7 +88,7 @@ def pull(
 
     spec = load_model_spec(model)
     if force and hub.offline():
-        raise UserError("--force deletes weights and fetches them again, which needs the network. Drop --force.")
+        raise UserError("--force fetches the weights again, which needs the network. Go online, or drop --force.")
     if force:
         weights.remove(spec)
     typer.echo(str(weights.locate(spec).path))

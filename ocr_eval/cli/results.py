@@ -221,7 +221,7 @@ def compare(
     Differences are paired by seed and subject. A condition ('method=lora,seed=0,1') selects among the runs in RUNS.
     Settings that vary within a side are matched with the same on the other side. The sides are compared at the last
     epoch, and at matched learning: each run at the first epoch at which it has learned what it is taught. The gate
-    of --fail-above is undecided, and exits with 1 too, if a single seed has no interval or a run did not learn.
+    of --fail-above is undecided (exit code 1) if the interval contains the limit or is missing, or a run did not learn.
     """
     from ocr_eval.analysis.compare import contrast, gate, verdict
     from ocr_eval.records.select import parse_condition
@@ -302,7 +302,7 @@ def report(
     """Write one self-contained HTML page of finished runs.
 
     Table, figures, and every run with its curve, heatmap and probes; it needs no server and no network. Exits with 1 if
-    a file of a run could not be read; the page says so and has the rest.
+    a file of a run could not be read; the page says so and shows the rest.
     """
     places, scoring, filters = finished.folders, finished.scoring, finished.filters or []
     if serve:

@@ -41,7 +41,7 @@ def retention(
     found = finished.find("first-token", ["known"])
     cells = retained(found.records)
     if not cells:
-        raise UserError("No record has retention. Rerun a run with --force (full fine-tuning never has it).")
+        raise UserError("No record has retention (never after full fine-tuning). Rerun a run with --force.")
     fit, missing = None, ""
     try:
         fit = regress(found.records, explain)

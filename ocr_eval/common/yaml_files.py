@@ -184,7 +184,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = read_bytes(path, _MOST_BYTES)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     return mapping(content, path)
 
 
@@ -200,11 +200,11 @@ def mapping(text: bytes, path: Path) -> dict[str, Any]:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise UserError(f"{path}:{line} {error.problem}. Correct the file and start again.") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML ({error}).") from error
+        raise UserError(f"{path} is not valid YAML ({error}).") from error
     if content is None:
-        raise UserError(f"{path}: is empty. It should contain 'key: value' lines.")
+        raise UserError(f"{path} is empty. It should contain 'key: value' lines.")
     if not isinstance(content, dict):
-        raise UserError(f"{path}: should contain 'key: value' lines, but contains {_what(content)}.")
+        raise UserError(f"{path} should contain 'key: value' lines, but contains {_what(content)}.")
     return content
 
 

@@ -79,7 +79,7 @@ def read_facts(path: Path, subject: str | None = None, chosen: Sequence[str] | N
     try:
         found = _read(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or reason_of(error)}).") from error
+        raise UserError(f"{path} cannot be read ({error.strerror or reason_of(error)}).") from error
     return _checked(str(path), found, subject, chosen)
 
 
@@ -176,7 +176,7 @@ def _parquet(path: Path) -> _Rows:
     except UserError:
         raise
     except Exception as error:  # the library may raise anything about an arbitrary file
-        raise UserError(f"{path}: is not a parquet file ({reason_of(error)}).") from error
+        raise UserError(f"{path} is not a parquet file ({reason_of(error)}).") from error
 
 
 def _data_set(path: Path) -> _Rows:
@@ -260,7 +260,7 @@ def _partings(prompt: str) -> list[tuple[str, str]]:
 def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[str] | None) -> FactTable:
     names = list(found.columns)
     if not names or not found.rows:
-        raise UserError(f"{origin}: has no rows below its heading. Add some.")
+        raise UserError(f"{origin} has no rows below its heading. Add some.")
     twice = repeated(names)
     for place, name in enumerate(names, 1):
         if not name or not name.strip():
@@ -278,7 +278,7 @@ def _checked(origin: str, found: _Rows, subject: str | None, chosen: Sequence[st
     attributes = [name for name in chosen or names if name != subject]
     if len(attributes) > MOST_COLUMNS:
         raise UserError(
-            f"{origin}: has {len(attributes):,} columns of facts; the limit is {MOST_COLUMNS}. Choose some with "
+            f"{origin} has {len(attributes):,} columns of facts; the limit is {MOST_COLUMNS}. Choose some with "
             "--columns."
         )
     places = {name: names.index(name) for name in (subject, *attributes)}

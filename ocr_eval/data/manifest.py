@@ -97,7 +97,7 @@ def read_manifest(folder: Path) -> Manifest:
     manifest = yaml_files.parse(Manifest, content, str(path))
     manifest.check_beside(folder)
     if _probes_digest(task_of(manifest.association, manifest.data, f"{manifest.seed}/data")) != manifest.probes:
-        raise UserError(f"{path} gives other people than in the version of ocr-eval that wrote it. Use that version.")
+        raise UserError(f"{path} is from a version of ocr-eval that draws other people. Use that, or export again.")
     return manifest
 
 

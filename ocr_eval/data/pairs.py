@@ -154,7 +154,7 @@ def _read(content: dict[str, Any], path: Path, ancestors: tuple[Path, ...]) -> P
     except UserError as error:
         raise UserError(f"{path}: 'derived.parent': {error}") from error
     if found in (path, *ancestors):
-        raise UserError(f"{found}: is derived from itself. The chain of parents must end in a file with pairs.")
+        raise UserError(f"{found} is derived from itself. The chain of parents must end in a file with pairs.")
     parent = _read(yaml_files.read_yaml(found), found, (path, *ancestors))
     if sorted(permutation) != list(range(len(parent.pairs))):
         raise UserError(

@@ -141,7 +141,7 @@ def join_sweep(output: Path, study: str, bases: Bases) -> Sweep:
     """
     held = read_sweep(output, study)
     if held is None:
-        raise UserError(f"There is no sweep to work on: {state_file(output, study)} is missing.")
+        raise UserError(f"There is no sweep to work on: {state_file(output, study)} is missing. Start it first.")
     specs = [parse_run(content, state_file(output, study)) for content in held.specs.values()]
     if not specs and held.grid is not None:  # an old file, which does not state each run
         specs = bases.settle(held.grid.specs(), output, stated=held.runs)

@@ -57,9 +57,9 @@ class Memit(Editing):
         modules = [down_projection(network, layer) for layer in layers]
         block = network.get_submodule(_block(modules[-1]))
         if hasattr(block, "post_feedforward_layernorm") or hasattr(block, "post_mlp_layernorm"):
-            raise UserError("The model's MLP outputs are normalized, so edits do not add up over layers. Use rome.")
+            raise UserError("The model normalizes MLP outputs, so edits do not add up over layers. Use --method rome.")
         if getattr(block, "residual_multiplier", 1.0) != 1.0:
-            raise UserError("The model scales its MLP outputs, so edits do not add up over layers. Use rome.")
+            raise UserError("The model scales its MLP outputs, so edits do not add up over layers. Use --method rome.")
         return modules
 
     def edit(

@@ -98,7 +98,7 @@ def fetch(weights: HubWeights, name: str, license: str, files: list[str]) -> Pat
     except (HTTPError, OSError) as error:
         raise UserError(_problem(weights, name, license, error)) from error
     if not (folder / "config.json").is_file():
-        raise UserError(f"{weights.repo} has no config.json, so transformers cannot load it.")
+        raise UserError(f"{weights.repo} has no config.json, so transformers cannot load it. Choose another.")
     return folder
 
 

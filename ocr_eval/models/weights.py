@@ -169,7 +169,7 @@ def folder_digest(folder: Path) -> str:
     patterns = [*hub.MODEL_FILES, "*.py"] if hub.trusts_code() else hub.MODEL_FILES
     files = sorted(path for pattern in patterns for path in folder.glob(pattern))
     if not any(path.suffix == ".safetensors" for path in files):
-        raise UserError(f"{folder}: has no .safetensors weights. Save the model with save_pretrained first.")
+        raise UserError(f"{folder} has no .safetensors weights. Save the model with save_pretrained first.")
     lines = [f"{path.name} {_known_sha256(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -186,7 +186,7 @@ def read_tensor(folder: Path, name: str) -> Any:
         with safe_open(path, "pt") as file:
             if name in file.keys():  # noqa: SIM118
                 return file.get_tensor(name)
-    raise UserError(f"{folder} has no tensor '{name}' in safetensors files.")
+    raise UserError(f"{folder} has no tensor '{name}' in safetensors files. Save the complete model.")
 
 
 # Packages of the Python index

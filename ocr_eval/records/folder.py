@@ -80,7 +80,7 @@ class RunFolder:
             UserError: the run trained no weights.
         """
         if (self.path / _CONTEXT).is_file():
-            raise UserError(f"{self.path} has no trained weights to score: it read {_CONTEXT}.")
+            raise UserError(f"{self.path} has no trained weights to score: the model only read {_CONTEXT}.")
         model = self.path / "model"
         return model if model.is_dir() else self.path / "adapter"
 

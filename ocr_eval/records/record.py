@@ -243,10 +243,10 @@ def read_record(path: Path, scoring: Scoring | None = None, measures: Collection
             f"{path} is not a valid record ({str(error).rstrip('.')}). Rerun it with 'ocr-eval finetune --force'."
         ) from error
     if scoring is not None and scoring not in {*record.final, *record.held_out}:
-        raise UserError(f"{path} has no scores of {scoring}.")
+        raise UserError(f"{path} has no scores of {scoring}. Choose another --scoring.")
     for each in record.final if scoring is None else [scoring]:
         if problem := contradiction(record, each):
-            raise UserError(f"{path}: {problem}; was it edited by hand?")
+            raise UserError(f"{path}: {problem}. If it was edited by hand, undo that; else rerun it with --force.")
     return record
 
 

@@ -56,7 +56,7 @@ def probes_of(run: FinishedRun, scoring: Scoring) -> list[dict[str, Any]]:
     """
     path = run.folder / "probes.jsonl"
     if scoring not in run.record.final:
-        raise UserError(f"{path} has no scores of {scoring}.")
+        raise UserError(f"{path} has no scores of {scoring}. Choose another --scoring.")
     with whole(path):
         lines = read_jsonl(path)
         last = [line["quantity"] for line in lines if line["epoch"] == run.record.epochs[-1]]

@@ -17,7 +17,7 @@ def read_trained(path: Path) -> tuple[RunSpec, RunFolder]:
     """
     spec, folder = read_config(path), RunFolder(path)
     if not folder.is_done():
-        raise UserError(f"'{path}' is not a finished run. Rerun its command first.")
+        raise UserError(f"'{path}' is not a finished run. Rerun its command to finish it.")
     if not folder.learned.is_dir():
         raise UserError(f"'{path}' has no {folder.learned.name}/: its weights were not kept. Rerun it with --force.")
     record = folder.record()

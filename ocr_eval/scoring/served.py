@@ -107,7 +107,7 @@ def score_served(server: ServedWeights, task: Task, per_request: int, kept: Path
                 rest = f" {len(found):,} of {len(texts):,} answers are kept: the same command resumes." * bool(kept)
                 raise RunFailed(f"{error}{rest}") from error
             if None in answers.values():
-                raise UserError(f"{server.url} gives log-probabilities for some texts only. Is it the latest version?")
+                raise UserError(f"{server.url} gives log-probabilities for only some of the texts. Update the server.")
             found |= answers
             if kept is not None:
                 _add(kept, way, answers)
@@ -288,7 +288,7 @@ class _Client:
             raise UserError(f"{self._server.url}: {problem}. Check --endpoint.") from error
         if name != self._server.name:
             raise UserError(
-                f"{self._server.url} answers as '{name}', not as --model {self._server.name}. Give that name."
+                f"{self._server.url} answers as '{name}', not as --model {self._server.name}. Correct --model."
             )
         if tokens and not self._has_answered:
             self.characters = sum(map(len, texts)) / tokens

@@ -35,7 +35,7 @@ class DataSpec(Strict):
     m_train: int = Field(4, ge=0, description="Subjects per group whose entailment is taught (train subjects).")
     m_test: int = Field(16, ge=1, description="Subjects per group whose entailment is held out.")
     candidates: Literal["in-use", "ten", "all"] = Field(
-        "ten", description="What a probe ranks: the n answers in use, those and 10 - n distractors (ten), or all."
+        "ten", description="What a probe ranks: the n answers in use, these and 10 - n distractors (ten), or all."
     )
     templates: Annotated[tuple[Annotated[int, Field(ge=0)], ...], FromList] = Field(
         (0,),
@@ -52,9 +52,9 @@ class DataSpec(Strict):
     order: Order = added_field(
         "together",
         legacy="together",
-        description="Order of teaching: all together, or in thirds: the link through train subjects in the first two "
-        "(joint, facts-first or entailments-first), the facts of test subjects in the last; or, for grafting, all "
-        "facts in the first third and train entailments in the others (entailments-last).",
+        description="Order of teaching: all together, or in thirds. joint, facts-first and entailments-first teach the "
+        "link through train subjects in the first two thirds and the facts of test subjects in the last; "
+        "entailments-last, for grafting, teaches all facts in the first and train entailments in the others.",
     )
 
     @property

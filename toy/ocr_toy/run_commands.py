@@ -43,7 +43,7 @@ def _preset(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
 def train(context: typer.Context, run: dict[str, Any], as_json: o.AsJson = False, output: o.Output = None) -> None:
     """Train one model; the defaults are the published run.
 
-    Prints per record the four losses (nats), the accuracy on test entailments, the held-out margin over the
+    Prints, for each record, the four losses (nats), the accuracy on test entailments, the held-out margin over the
     train margin, and the norms of W_OV.
     """
     from ocr_toy.train import train_runs
