@@ -311,10 +311,13 @@ def draw_figures(
     Raises:
         UserError: no such folder, no finished run, or none that meets the conditions.
     """
+    from ocr_eval.report.figures.fonts import spell
     from ocr_eval.report.figures.gallery import gallery
 
     complaints: list[UserError] = []
     figures = dict(gallery(_found(folders, where, scoring).runs, scoring, complaints.append))
+    for figure in figures.values():
+        spell(figure)
     for complaint in complaints:
         warnings.warn(f"{complaint} Skipped.", stacklevel=2)
     return figures
