@@ -201,8 +201,9 @@ def probes_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
     """What finished runs answered: a row per run, epoch (0 and the last) and probe.
 
     Columns: ``run`` and the settings, as in ``records_frame``; ``epoch``, ``quantity``, ``group``, ``subject``,
-    ``prompt``, ``answer`` (the right one) and its ``logprob``, ``rank`` (0 is best), ``null_rank``, and ``best``, the
-    candidate that the model ranks first. Unreadable files, ``folders``, ``where`` and errors: as in ``epochs_frame``.
+    ``prompt``, ``answer`` (the right one), its ``logprob`` and ``answer_rank`` (0 is best; ``rank`` is LoRA's),
+    ``null_rank``, and ``best``, the candidate that the model ranks first. Unreadable files, ``folders``, ``where`` and
+    errors: as in ``epochs_frame``.
     """
     import pandas as pd
 
@@ -214,7 +215,7 @@ def probes_frame(*folders: Folder, where: str | Sequence[str] = (), scoring: Sco
         asked = {key: line[key] for key in ("epoch", "quantity", "group", "subject", "prompt", "answer")}
         answered = {
             "logprob": logprobs[candidates.index(line["answer"])],
-            "rank": line["rank"][scoring],
+            "answer_rank": line["rank"][scoring],
             "null_rank": line["null_rank"][scoring],
             "best": candidates[max(range(len(candidates)), key=logprobs.__getitem__)],
         }
@@ -310,10 +311,13 @@ def draw_figures(
     Raises:
         UserError: no such folder, no finished run, or none that meets the conditions.
     """
+    from ocr_eval.report.figures.fonts import spell
     from ocr_eval.report.figures.gallery import gallery
 
     complaints: list[UserError] = []
     figures = dict(gallery(_found(folders, where, scoring).runs, scoring, complaints.append))
+    for figure in figures.values():
+        spell(figure)
     for complaint in complaints:
         warnings.warn(f"{complaint} Skipped.", stacklevel=2)
     return figures

@@ -6,6 +6,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from made_records import HOSTILE, record
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
@@ -16,9 +18,11 @@ from ocr_eval.analysis.scorecard import build_scorecard
 from ocr_eval.analysis.table import build_table
 from ocr_eval.api import draw_figures
 from ocr_eval.data.pairs import quantities
+from ocr_eval.data.task import Quantity
 from ocr_eval.records.find import find_runs
 from ocr_eval.records.metrics import MetricsLine
 from ocr_eval.report.chart import Curve
+from ocr_eval.report.figures import fonts
 from ocr_eval.report.figures.card import card_figure
 from ocr_eval.report.figures.curves import curve_figure, efficiency_figure
 from ocr_eval.report.figures.gallery import gallery
@@ -105,12 +109,17 @@ def test_curves_are_drawn_in_the_terminal_too(ocr_eval, tmp_path):
     for i, (name, kind) in enumerate(KINDS):
         write_run(tmp_path / f"run-{i}", record(name, kind))
     (tmp_path / "run-1/metrics.jsonl").unlink()
+    asked = (Quantity("taught", "premise"), Quantity("held_out", "finding"))
+    final = {s: dict(zip(("taught", "held_out"), of.values(), strict=True)) for s, of in record().final.items()}
+    write_run(tmp_path / "two", record("known", model="two", quantities=asked, base=final, final=final))
     answer = ocr_eval("figures", tmp_path, "--text")
     assert answer.code == 1
     assert "run-1/metrics.jsonl is missing" in answer.err
     assert answer.out.startswith("smollm2-135m, LoRA: mean rank")
     assert "city-language: mean rank" in answer.out
     assert "sport-music" not in answer.out
+    assert "smollm2-135m, LoRA: mean rank of held-out entailments by epoch" in answer.out
+    assert "two, LoRA: mean rank of held-out facts by epoch" in answer.out
     assert not (tmp_path / "figures").exists()
     assert "--to has no effect" in ocr_eval("figures", tmp_path, "--text", "--to", tmp_path / "there").err
 
@@ -221,8 +230,8 @@ def test_rows_whose_names_make_one_file_name_keep_their_figures(tmp_path):
 def test_curves_by_layer_count_seeds_and_not_runs():
     measures = {"weight-change": {"layers": {"frobenius": [1.0, 2.0]}}}
     runs = [record(seed=seed, train_seed=train, measures=measures) for seed in (0, 1) for train in (2, 3)]
-    ((_, _, figure),) = layer_figures(runs)
-    assert figure.axes[0].get_title() == "city-language (2 seeds)"
+    ((_, _, drawn),) = layer_figures(runs)
+    assert drawn().axes[0].get_title() == "city-language (2 seeds)"
 
 
 def test_nothing_to_draw_is_an_error():
@@ -353,6 +362,7 @@ def test_a_row_looks_alike_in_all_figures():
         ),
         ("m, graft:at_epoch=2 + mine.own:a=1", "m, graft: at epoch 2 + mine.own: a 1"),
         ("org/m:7b, LoRA", "org/m:7b, LoRA"),
+        ("m-1, LoRA + gradient-routing, targets=q+k", "m-1, LoRA + gradient routing, targets=q+k"),
     ],
 )
 def test_settings_of_methods_and_preventions_are_told_in_words(name, words):
@@ -411,6 +421,46 @@ def test_hand_worked_heat():
     assert (heat.groups, heat.candidates, heat.in_use, heat.target) == (("Paris", "Rome"), ("x", "y", "z"), 2, (0, 1))
     assert heat.probability[0] == pytest.approx([0.5, 0.375, 0.125], abs=1e-3)
     assert heat.probability[1] == pytest.approx([0.2, 0.6, 0.2])
+
+
+def font_of(characters: str, path):
+    """A font with squares for these characters alone."""
+    pen = TTGlyphPen(None)
+    for i, at in enumerate(((0, 0), (0, 900), (900, 900), (900, 0))):
+        (pen.lineTo if i else pen.moveTo)(at)
+    pen.closePath()
+    names = [".notdef", *(f"uni{ord(char):X}" for char in characters)]
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({ord(char): name for char, name in zip(characters, names[1:], strict=True)})
+    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    font.setupHorizontalHeader(ascent=900, descent=-100)
+    font.setupNameTable({"familyName": path.stem, "styleName": "Regular", "psName": path.stem})
+    font.setupOS2(usWeightClass=400)
+    font.setupPost()
+    font.save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_names_in_other_scripts_are_drawn_in_installed_fonts_or_one_line_asks_for_one(
+    ocr_eval, tmp_path, monkeypatch, recwarn, installed
+):
+    made = [font_of("東京", tmp_path / "Hanfont.ttf"), font_of("서울", tmp_path / "Hangulfont.ttf")]
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(
+        fonts, "findSystemFonts", lambda: [str(tmp_path / "broken.ttf"), *made[: 2 if installed else 1]]
+    )
+    monkeypatch.setattr(fonts, "_warned", False)
+    fonts._fonts.cache_clear()
+    for name in ("東京 in 서울", "서울"):
+        write_run(tmp_path / f"runs/{len(name)}", record(name))
+    answer = ocr_eval("figures", tmp_path / "runs", "-o", tmp_path)
+    assert (answer.code, list(recwarn)) == (0, [])
+    assert answer.err.count("\n") == answer.err.count("HANGUL SYLLABLE SEO") == (not installed)
+    drawing = (tmp_path / "scores.svg").read_text()
+    assert ("Hanfont-" in drawing, "Hangulfont-" in drawing) == (True, installed)
 
 
 def test_markup_and_formulas_in_names_are_drawn_as_they_are(tmp_path):

@@ -156,9 +156,10 @@ def test_probes_as_a_frame(finished):
     for each in interface.read_records(finished):
         for quantity, score in each.final["sequence"].items():
             own = final[(final.run == each.run) & (final.quantity == quantity)]
-            assert own["rank"].mean() == pytest.approx(score.mean_rank)
-            assert (own["rank"] == 0).mean() == pytest.approx(score.top1)
-    assert ((final["best"] == final["answer"]) == (final["rank"] == 0)).all()
+            assert own.answer_rank.mean() == pytest.approx(score.mean_rank)
+            assert (own.answer_rank == 0).mean() == pytest.approx(score.top1)
+            assert set(own["rank"]) == {each.train.rank}
+    assert ((final["best"] == final["answer"]) == (final.answer_rank == 0)).all()
     assert (final.logprob < 0).all()
 
 

@@ -33,7 +33,7 @@ def test_runs_side_by_side_learn_and_infer_what_the_plain_loop_does(architecture
             asked = probes[scoring].get_group(run).query("quantity == 'test_entailment'")
             for epoch in (0, spec.train.epochs):
                 answered, ranks = asked.query(f"epoch == {epoch}"), plain[epoch][1][scoring]
-                assert answered["rank"].tolist() == ranks.rank.tolist()
+                assert answered.answer_rank.tolist() == ranks.rank.tolist()
                 assert answered.null_rank.tolist() == pytest.approx(ranks.null.tolist())
 
 

@@ -298,13 +298,17 @@ def titles(page: str) -> list[str]:
 
 
 def test_the_page_says_when_it_does_not_show_all_figures(tmp_path):
-    says = "Only the first 12"
+    says = "Only the first 12 curves", "Only the first 12 figures are shown; for the other 2, "
+    layers = {"frobenius": [1.0, 2.0], "cosine": [0.5, 0.1], "chance": [0.1, 0.1]}
+    measures = {name: {"layers": layers} for name in ("weight-change", "constant-direction")}
     for i in range(6):
-        write_run(tmp_path / f"run-{i}", record(model=f"model-{i}"))
-    assert says not in build_page(find_runs(tmp_path), "first-token")[0]
-    write_run(tmp_path / "run-6", record(model="model-6"))
+        write_run(tmp_path / f"run-{i}", record(model=f"model-{i}", measures=measures))
     page = build_page(find_runs(tmp_path), "first-token")[0]
-    assert says in page
+    assert "Only the first" not in page
+    write_run(tmp_path / "run-6", record(model="model-6", measures=measures))
+    page = build_page(find_runs(tmp_path), "first-token")[0]
+    assert [each in page for each in says] == [True, True]
+    assert sum(title.startswith("Where the weights change") for title in titles(page)) == 6
     assert "Curves: model-5, LoRA" in titles(page)
     assert "Curves: model-6, LoRA" not in titles(page)
 

@@ -182,7 +182,7 @@ def scrolls(page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth > innerWidth")
 
 
-def test_a_narrow_window_shows_scores_and_only_tables_scroll(browser, wide):
+def test_a_narrow_window_shows_scores_and_only_tables_and_figures_scroll(browser, wide):
     page = browser.new_page(viewport={"width": 400, "height": 800})
     page.goto(wide.as_uri())
     assert not scrolls(page)
@@ -196,6 +196,15 @@ def test_a_narrow_window_shows_scores_and_only_tables_scroll(browser, wide):
         at = name.bounding_box()["x"]
         page.locator(f"{section} .wide").evaluate("e => { e.scrollLeft = 200; }")
         assert name.bounding_box()["x"] == at, "the name of the row stays"
+    open_a_run(page)
+    page.locator("svg.curve").wait_for()
+    assert not scrolls(page)
+    assert page.locator("svg.curve").bounding_box()["width"] > 500
+    for figure in page.locator("figure").all():
+        picture, text = figure.locator("img"), figure.locator("figcaption")
+        assert picture.bounding_box()["width"] == float(picture.get_attribute("width")), "small print stays legible"
+        figure.evaluate("e => { e.scrollLeft = 200; }")
+        assert picture.bounding_box()["x"] < 0 <= text.bounding_box()["x"]
     page.close()
 
 

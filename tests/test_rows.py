@@ -78,6 +78,19 @@ def test_a_method_is_named_with_the_settings_that_are_not_its_defaults():
     assert rows(*runs) == ["steering", "MEMIT", "MEMIT:lam=20"]
 
 
+def test_a_prevention_is_named_with_the_settings_that_are_not_its_defaults():
+    given = ["abstain:people=4:answer=unknown", "abstain:people=9:answer=unknown", "product-decay:strength=0.1"]
+    older = "abstain:people=4"  # of a version without the other setting: not the same runs
+    runs = [record(train=TrainSpec(prevent=[prevent])) for prevent in (*given, older, "a-plugin:a=1")]
+    assert sorted(rows(*runs)) == [
+        "LoRA + a-plugin:a=1",
+        "LoRA + abstain",
+        "LoRA + abstain:people=4",
+        "LoRA + abstain:people=9",
+        "LoRA + product-decay:strength=0.1",
+    ]
+
+
 def test_a_setting_is_named_only_where_rows_differ_in_it():
     fast = TrainSpec(lr=1e-3)
     assert rows(record(), record(train=fast), record(train=FULL)) == [

@@ -118,7 +118,7 @@ def test_its_ranks_are_those_of_each_probe_alone(run, tmp_path):
     for quantity, score in record.final["first-token"].items():
         assert scores["first-token"][quantity].mean_rank == pytest.approx(score.mean_rank)
     frame = ocr_eval.probes_frame(tmp_path / "out").query("epoch == 2")
-    means = frame.groupby("quantity")["rank"].mean()
+    means = frame.groupby("quantity").answer_rank.mean()
     assert means.to_dict() == pytest.approx({q: s.mean_rank for q, s in record.final["first-token"].items()})
 
 

@@ -160,10 +160,8 @@ def of_metric(seeds: Sequence[Seed], metric: Metric = "ocr-score") -> Estimate:
 
 
 def above_zero(seeds: Sequence[Units]) -> float:
-    """One-sided p-value, by Student's t over seeds, of "the mean over seeds is at most zero"; 1 for a single seed."""
+    """One-sided p-value, by Student's t over seeds, of "the mean over seeds is at most zero"; for two seeds or more."""
     means = np.array([seed.mean for seed in seeds])
-    if len(means) < 2:
-        return 1.0
     error = means.std(ddof=1) / math.sqrt(len(means))
     if error == 0:
         return 0.0 if means.mean() > 0 else 1.0

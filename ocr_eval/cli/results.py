@@ -158,6 +158,7 @@ def figures(
     from ocr_eval.report.chart import charts
     from ocr_eval.report.figures.gallery import gallery, text_curves
     from ocr_eval.report.figures.style import save
+    from ocr_eval.report.tables import quantities
 
     if text and to is not None:
         raise UserError("--to has no effect with --text, which writes no files. Drop one of them.")
@@ -165,7 +166,8 @@ def figures(
     complaints: list[UserError] = []
     if text:
         for row, curves in text_curves(found.runs, scoring, complaints.append):
-            typer.echo(f"{row}: mean rank of the held-out entailments by epoch (0 is perfect)\n")
+            asked = quantities(curve.finding for curve in curves)
+            typer.echo(f"{row}: mean rank of {asked} by epoch (0 is perfect)\n")
             typer.echo(f"{charts(curves, sys.stdout)}\n")
     else:
         folder = to or finished.folders[0] / "figures"

@@ -126,6 +126,17 @@ class Registry(Generic[T]):
             raise UserError(f"'{text}': {error}.") from error
         return Choice(name, thing, settings)
 
+    def brief(self, text: str) -> str:
+        """A canonical text without the settings that have their defaults; any other text as it is."""
+        try:
+            choice = self.choose(text)
+        except UserError:
+            return text
+        name, *settings = text.split(":")
+        telling = choice.settings.model_dump(exclude_defaults=True)
+        told = [each for each in settings if each.partition("=")[0] in telling]
+        return ":".join([name, *told]) if str(choice) == text else text
+
 
 class NoSettings(BaseModel, extra="forbid", frozen=True):
     """For plugins without settings."""

@@ -26,7 +26,7 @@ epochs = ocr_eval.epochs_frame("results/example")
 print(epochs.pivot(index="epoch", columns="association", values="train_loss").round(3))
 probes = ocr_eval.probes_frame("results/example", where="association=country-code")
 wrong = probes.query("epoch > 0 and quantity == 'test_entailment' and best != answer")
-print(wrong[["prompt", "answer", "best", "rank"]].head())
+print(wrong[["prompt", "answer", "best", "answer_rank"]].head())
 
 # The table (which a notebook displays as HTML), the figures and the report page.
 table = ocr_eval.make_table(records)

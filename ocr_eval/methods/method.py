@@ -207,9 +207,8 @@ def advice(method: str) -> str:
 
 def label_of(method: str) -> str:
     """A method in tables: its label and the settings that are not its defaults, or unchanged if it is not installed."""
-    name, *settings = method.split(":")
+    name, colon, settings = METHODS.brief(method).partition(":")
     try:
-        label, usual = METHODS.get(name).label, str(METHODS.choose(name)).split(":")
+        return f"{METHODS.get(name).label}{colon}{settings}"
     except UserError:
         return method
-    return ":".join([label, *(each for each in settings if each not in usual)])

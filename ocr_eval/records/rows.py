@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ocr_eval.common.errors import UserError
-from ocr_eval.common.registry import METHODS
+from ocr_eval.common.registry import METHODS, PREVENTIONS
 from ocr_eval.methods.method import label_of
 from ocr_eval.records.record import Record
 from ocr_eval.records.select import FILTER_KEYS, ROW_KEYS, UNKNOWN, Settings, natural, settings_of, text_of
@@ -126,7 +126,7 @@ def _name(settings: Settings, differing: Sequence[str], rest: Sequence[str]) -> 
     model = [settings["model"]] if "model" in differing else []
     method = [label_of(settings["method"])] if "method" in rest else []
     listed = settings["prevent"].split("+") if "prevent" in rest else []
-    prevent = [f"+ {text}" for text in listed if text not in ("", UNKNOWN)]
+    prevent = [f"+ {PREVENTIONS.brief(text)}" for text in listed if text not in ("", UNKNOWN)]
     taught = [" ".join([*method, *prevent])] if method or prevent else []
     kind = _control(settings, rest)
     # Facts of other shapes are taught without train subjects in the papers, so that it is not always a control.

@@ -72,9 +72,14 @@ class Curve:
         )
 
     @property
+    def finding(self) -> str:
+        """The name of the quantity that is the finding."""
+        return the_finding(self.record.quantities).name
+
+    @property
     def points(self) -> Mapping[int, float]:
         """Mean rank of the finding by epoch."""
-        return self.ranks[the_finding(self.record.quantities).name]
+        return self.ranks[self.finding]
 
 
 def charts(curves: Sequence[Curve], stream: TextIO) -> str:

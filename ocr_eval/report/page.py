@@ -33,7 +33,7 @@ from ocr_eval.report.tables import context, templates, unlearned
 from ocr_eval.specs.published import published_mean_ranks
 from ocr_eval.specs.run import Scoring
 
-#: Most figures of single rows (curves, heatmaps) in the page's gallery; each run's own are in its section.
+#: Most figures of single rows in the page's gallery and under 'Inside'; each run's own are in its section.
 ROW_FIGURES = 12
 #: Pixels per inch of a figure, so that its small print is as large as that of the page.
 PIXELS = 112
@@ -118,11 +118,11 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
     overall = overall_figures(found.records, table) if table else ()
     card = card_of(found.records, table) if table else []
     of_card = card_figure(card, scoring, seeds_by_row(found.records))
-    inside = (
-        _picture(f"{title}: {key.name}", text, figure)
+    inside = [
+        (f"{title}: {key.name}", text, drawn)
         for key, of in rows.items()
-        for title, text, figure in layer_figures([run.record for run in of])
-    )
+        for title, text, drawn in layer_figures([run.record for run in of])
+    ]
     text = (
         templates()
         .get_template("page.html.j2")
@@ -145,7 +145,8 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
                 _picture(f"{kind.capitalize()}: {in_words(row)}", _OF_ROWS[kind], figure)
                 for kind, row, figure in islice(of_rows, ROW_FIGURES)
             ],
-            inside=list(islice(inside, ROW_FIGURES)),
+            inside=[_picture(title, text, drawn()) for title, text, drawn in inside[:ROW_FIGURES]],
+            more_inside=len(inside) - ROW_FIGURES,
             row_figures=ROW_FIGURES if next(of_rows, None) else None,
             run_columns=RUN_COLUMNS,
             numbers=_NUMBERS,

@@ -45,7 +45,7 @@ _SIGNED = ("ocr-score", "margin", "lift")
 
 def unlearned(record: Record) -> str:
     """The premises that a run did not learn, in words; empty if it learned all."""
-    return " and ".join(QUANTITY_NAMES.get(name, name) for name, top1 in record.premises.items() if top1 < LEARNED_TOP1)
+    return quantities(name for name, top1 in record.premises.items() if top1 < LEARNED_TOP1)
 
 
 def caption(table: Table) -> str:
@@ -53,9 +53,14 @@ def caption(table: Table) -> str:
     return " ".join([_reading(table), *_protocol(table), *_flags(table), *_published_note(table)])
 
 
+def quantities(names: Iterable[str]) -> str:
+    """Quantities in words, each once."""
+    return in_a_row([QUANTITY_NAMES.get(name, name) for name in dict.fromkeys(names)])
+
+
 def findings(table: Table) -> str:
     """What is ranked, to start a sentence."""
-    names = " and ".join(QUANTITY_NAMES.get(name, name) for name in table.findings)
+    names = quantities(table.findings)
     return names[0].upper() + names[1:]
 
 

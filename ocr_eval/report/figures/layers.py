@@ -1,7 +1,8 @@
 """Results of measures by layer: one panel per association, averaged over seeds."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -70,8 +71,8 @@ _DRAWN = {
 MEASURES = tuple(_DRAWN)
 
 
-def layer_figures(runs: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
-    """Title, text and figure of each measure by layer, for runs that differ only in association and seed."""
+def layer_figures(runs: Sequence[Record]) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
+    """Title, text and what draws the figure of each measure by layer; runs differ only in association and seed."""
     for measure, look in _DRAWN.items():
         shown = {}
         for name, of in by_association(runs).items():
@@ -80,7 +81,7 @@ def layer_figures(runs: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
                 label = f"{tick(name)} ({counted(len({seed for seed, _ in alike}))})"
                 shown[label] = np.mean([table for _, table in alike], axis=0)
         if shown:
-            yield look.title, look.text, _figure(shown, look)
+            yield look.title, look.text, partial(_figure, shown, look)
 
 
 def _table(run: Record, measure: str, look: _Drawn) -> Floats | None:

@@ -39,10 +39,6 @@ class Mark:
     unlearned: bool
     seeds: Sequence[tuple[Point, bool]] = ()
 
-    def without_intervals(self) -> Mark:
-        """The same mark without its intervals."""
-        return replace(self, x=Estimate(self.x.value), y=Estimate(self.y.value))
-
 
 def draw_plane(axes: Axes, marks: Sequence[Mark], size: tuple[float, float], scoring: Scoring) -> None:
     """Draw marks with the 95 % intervals of both scores, none for rows that did not learn; small marks are seeds.
@@ -51,7 +47,9 @@ def draw_plane(axes: Axes, marks: Sequence[Mark], size: tuple[float, float], sco
     its true position. Below the dotted line, arbitrary links are inferred more than true ones. ``size`` is the
     approximate size of the axes in inches.
     """
-    marks = [mark.without_intervals() if mark.unlearned else mark for mark in marks]
+    marks = [
+        replace(mark, x=Estimate(mark.x.value), y=Estimate(mark.y.value)) if mark.unlearned else mark for mark in marks
+    ]
     seeds = [point for mark in marks for point, _ in mark.seeds]
     x_low = _low([mark.x for mark in marks], [x for x, _ in seeds], 1.0)
     y_low = _low([mark.y for mark in marks], [y for _, y in seeds], _LEAST)

@@ -13,8 +13,8 @@ from ocr_eval.report.figures.style import COLORS, MARKERS
 
 #: Rows prefer one of this many markers, the clearest.
 _ASKED = 6
-#: ``name:key=value:key=value``, a method or prevention with its settings.
-_CALL = re.compile(r"([\w.-]+)((?::[\w.-]+=[^:,\s]+)+)")
+#: ``name:key=value:key=value``, a method or prevention with its settings, or a prevention without.
+_CALL = re.compile(r"[\w.-]+(?::[\w.-]+=[^:,\s]+)+|(?<=\+ )[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def in_words(name: str, *notes: str) -> str:
     """A row's name for people (``decay:strength=0.1`` as ``decay: strength 0.1``), with notes in parentheses."""
 
     def call(found: re.Match[str]) -> str:
-        settings = found[2].removeprefix(":").replace(":", ", ").replace("=", " ").replace("_", " ")
-        return f"{found[1].replace('-', ' ')}: {settings}"
+        called, colon, settings = found[0].partition(":")
+        told = settings.replace(":", ", ").replace("=", " ").replace("_", " ")
+        return f"{called.replace('-', ' ')}{colon and ': '}{told}"
 
     noted = ", ".join(note for note in notes if note)
     return _CALL.sub(call, name) + (f" ({noted})" if noted else "")

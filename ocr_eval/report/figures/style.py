@@ -3,6 +3,7 @@
 import io
 import re
 import textwrap
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from PIL import Image
 
 from ocr_eval.common.files import prepare_output, write_atomic
 from ocr_eval.data.task import Quantity
+from ocr_eval.report.figures.fonts import spell
 from ocr_eval.report.tables import QUANTITY_NAMES
 
 #: Colours and markers of rows; a combination repeats only after 24 rows.
@@ -147,8 +149,10 @@ def file_name(*parts: str) -> str:
 
 def draw(figure: Figure, form: str, salt: str) -> bytes:
     """A figure as png, pdf or svg, reproducible byte for byte."""
+    spell(figure)
     out = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt, "pdf.fonttype": 42}):
+    with matplotlib.rc_context({"svg.hashsalt": salt, "pdf.fonttype": 42}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # 'spell' has said so
         figure.savefig(out, format=form, dpi=_DPI, metadata=_METADATA[form])
     return _palette(out) if form == "png" else out.getvalue()
 
