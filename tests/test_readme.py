@@ -60,7 +60,7 @@ def test_the_controls_in_the_readme_are_those_of_the_records():
     command, shown = re.findall(r"```sh\n(ocr-eval controls.*?)\n```\n\n```\n(.*?)```", README, re.S)[0]
     association = shlex.split(command)[-1]
     records = find_runs(ROOT / "results/smollm2-135m", ROOT / "results/controls").records
-    runs = [run for run in records if run.association == association and run.seed < 3]
+    runs = [run for run in records if run.model == "smollm2-135m" and run.association == association and run.seed < 3]
     assert shown.strip() == conditions_text(compare_conditions(runs, "first-token"))
 
 
