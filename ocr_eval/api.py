@@ -137,7 +137,7 @@ def measure_run(folder: Folder, measure: str, device: Device = "auto") -> dict[s
     """
     from ocr_eval.execution.execute import reopen
     from ocr_eval.measures.measure import take_measure
-    from ocr_eval.records.trained import read_trained
+    from ocr_eval.records.reopen import read_trained
 
     return take_measure(measure, reopen(*read_trained(Path(folder)), device))
 

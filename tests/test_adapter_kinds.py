@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.tokenize import Continuation
+from ocr_eval.methods.load_adapter import check_belongs, load_adapter
 from ocr_eval.methods.train import batch_forest
-from ocr_eval.methods.trained import check_belongs, load_adapter
 from ocr_eval.models.base import load_base
 from ocr_eval.models.weights import locate
 from ocr_eval.specs.model import load_model_spec

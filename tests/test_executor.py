@@ -12,7 +12,7 @@ import pytest
 from conftest import tiny_run
 
 import ocr_eval as api
-from ocr_eval.cli.means import Jobs
+from ocr_eval.cli.execution_flags import Jobs
 from ocr_eval.common.errors import UserError
 from ocr_eval.execution.jobs import Job, Placement, run_jobs
 from ocr_eval.execution.jobs.local import resolve_devices

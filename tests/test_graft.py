@@ -11,7 +11,7 @@ from ocr_eval.cli.app import run
 from ocr_eval.common.errors import UserError
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import probe_tokens
-from ocr_eval.methods.trained import load_sum
+from ocr_eval.methods.load_adapter import load_sum
 from ocr_eval.records.config import read_config
 from ocr_eval.scoring.candidates import score_candidates
 from ocr_eval.scoring.quantities import summarize_quantities

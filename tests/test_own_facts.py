@@ -272,7 +272,7 @@ def test_flags_of_a_table_need_one_and_one_alone(tiny, table, tmp_path, capfd):
 
 
 def test_what_takes_long_starts_with_yes_alone(tiny, table, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("ocr_eval.cli.injections._LONG", 0.0)
+    monkeypatch.setattr("ocr_eval.cli.finetune_score._LONG", 0.0)
     assert teach(tiny, table, tmp_path) == 2
     assert "--yes" in capfd.readouterr().err
     assert not list(tmp_path.glob("runs"))

@@ -5,7 +5,7 @@ from conftest import load, tiny_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocr_eval.cli.means import Means
+from ocr_eval.cli.execution_flags import Means
 from ocr_eval.cli.sweep_work import packs_at_once
 from ocr_eval.methods import view
 from ocr_eval.methods.view import View

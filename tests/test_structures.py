@@ -11,7 +11,7 @@ import ocr_eval
 from ocr_eval.common import streams
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import STRUCTURES
-from ocr_eval.data.audit import audit_association
+from ocr_eval.data.candidate_tokens import audit_association
 from ocr_eval.data.export import export_task
 from ocr_eval.data.stand_in_tokenizer import StandInTokenizer
 from ocr_eval.data.task import Example, Probe, Quantity, Task, build_task, task_of

@@ -8,7 +8,7 @@ from conftest import content, load
 from made_records import answers, record
 
 from ocr_eval.analysis.controls import compare_conditions, verdict
-from ocr_eval.data.audit import audit_association
+from ocr_eval.data.candidate_tokens import audit_association
 from ocr_eval.execution import live_run, run_pack
 from ocr_eval.planning import packs as planned_packs
 from ocr_eval.records.folder import RunFolder

@@ -11,9 +11,9 @@ from ocr_eval.common.errors import RunFailed, UserError
 from ocr_eval.data.task import build_task
 from ocr_eval.data.tokenize import training_tokens
 from ocr_eval.methods.adapters import Stacks
+from ocr_eval.methods.load_adapter import load_adapter
 from ocr_eval.methods.pack import attach
 from ocr_eval.methods.train import train_epoch
-from ocr_eval.methods.trained import load_adapter
 
 GOLDEN = [8.398730, 6.677971, 5.094757]
 

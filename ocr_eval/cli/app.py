@@ -18,7 +18,19 @@ from safetensors import SafetensorError
 from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
-from ocr_eval.cli import data, demo, doors, explain, facts, injections, models, results, studies, sweep, variables
+from ocr_eval.cli import (
+    data,
+    demo,
+    explain,
+    facts,
+    finetune_score,
+    models,
+    registries,
+    results,
+    studies,
+    sweep,
+    variables,
+)
 from ocr_eval.cli.one_run import OneRun
 from ocr_eval.cli.options import JsonOption
 from ocr_eval.cli.retention import retention
@@ -63,11 +75,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command(cls=OneRun, rich_help_panel="Teach")(injections.finetune)
+app.command(cls=OneRun, rich_help_panel="Teach")(finetune_score.finetune)
 _SEEN = (results.table, results.figures, results.compare, results.scorecard, retention, results.report)
 for panel, commands in {
     "Teach": (sweep.sweep, sweep.status, demo.demo),
-    "Score": (injections.score, facts.beliefs),
+    "Score": (finetune_score.score, facts.beliefs),
     "Look": (facts.audit, explain.explain, *_SEEN),
     "Study": (studies.controls, studies.curve),
 }.items():
@@ -80,7 +92,7 @@ for registry, about in (
     (PREVENTIONS, "List and show preventions of unwanted inference."),
     (MEASURES, "List and show measures of a trained model."),
 ):
-    app.add_typer(doors.door(registry, about), name=f"{registry.noun}s", rich_help_panel="Extend")
+    app.add_typer(registries.door(registry, about), name=f"{registry.noun}s", rich_help_panel="Extend")
 app.add_typer(toy, name="toy", rich_help_panel="Study")
 
 

@@ -68,7 +68,7 @@ def candidates(
     if an association cannot be scored first-token on one of the models.
     """
     o.begin(quiet, offline)
-    from ocr_eval.data.audit import audit_association
+    from ocr_eval.data.candidate_tokens import audit_association
     from ocr_eval.models.base import load_tokenizer
 
     audited = load_association(named.one(context))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.cli.means import Machine
+from ocr_eval.cli.execution_flags import Machine
 from ocr_eval.cli.spec_flags import expanded, option
 from ocr_eval.common.errors import UserError
 
@@ -38,7 +38,7 @@ def explain(
     from ocr_eval.common.registry import MEASURES
     from ocr_eval.records.config import read_config
     from ocr_eval.records.folder import RunFolder
-    from ocr_eval.records.trained import read_trained
+    from ocr_eval.records.reopen import read_trained
 
     names = o.words("--measure", measure)
     for name in names or ():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.cli.means import Machine
+from ocr_eval.cli.execution_flags import Machine
 from ocr_eval.cli.spec_flags import expanded, flag_of, option
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output, to_csv, to_jsonl, write_atomic
@@ -307,7 +307,7 @@ def beliefs(
     from ocr_eval.data.facts import FactsAssociation
     from ocr_eval.execution.execute import open_view
     from ocr_eval.measures.beliefs import Belief, answers, questions
-    from ocr_eval.records.trained import read_trained
+    from ocr_eval.records.reopen import read_trained
 
     spec, folder = read_trained(run)
     association = spec.association

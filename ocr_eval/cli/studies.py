@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.cli.means import Means
+from ocr_eval.cli.execution_flags import Means
 from ocr_eval.cli.spec_flags import Given, Settings, expanded
 from ocr_eval.common.errors import UserError
 from ocr_eval.specs.run import RunSpec

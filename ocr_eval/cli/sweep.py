@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.cli.means import Means
+from ocr_eval.cli.execution_flags import Means
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, option
 from ocr_eval.common import yaml_files
 from ocr_eval.common.errors import UserError

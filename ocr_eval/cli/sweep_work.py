@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from ocr_eval.cli import options as o
-from ocr_eval.cli.means import Means
+from ocr_eval.cli.execution_flags import Means
 from ocr_eval.common.distributed import agreed, is_alone
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output

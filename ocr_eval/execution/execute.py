@@ -17,10 +17,10 @@ from ocr_eval.data.tokenize import probe_tokens
 from ocr_eval.execution.live_run import LiveRun, common_epoch, prepare
 from ocr_eval.execution.run_pack import Execution, inject
 from ocr_eval.measures.measure import Trained, find_measures
+from ocr_eval.methods.load_adapter import check_belongs, load_adapter, load_sum
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.pack import GradientPack
 from ocr_eval.methods.peft_files import read_adapter_file
-from ocr_eval.methods.trained import check_belongs, load_adapter, load_sum
 from ocr_eval.methods.view import View
 from ocr_eval.methods.whole import WholeNetwork
 from ocr_eval.models import precision, weights
@@ -256,7 +256,7 @@ def open_view(
 
 
 def reopen(spec: RunSpec, folder: RunFolder, device: Device = "auto") -> Trained:
-    """A finished run as it was after its last step, from the weights in its folder (``records.trained.read_trained``).
+    """A finished run as it was after its last step, from the weights in its folder (``records.reopen.read_trained``).
 
     Raises:
         UserError: its base is not available or has changed; it is a constant vector or has full rank (after

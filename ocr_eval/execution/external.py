@@ -17,12 +17,12 @@ from typing import Any
 from ocr_eval.common import provenance, yaml_files
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.files import prepare_output
-from ocr_eval.data.audit import audit_task
+from ocr_eval.data.candidate_tokens import audit_task
 from ocr_eval.data.task import Task, build_task
 from ocr_eval.execution.execute import answers, open_view
+from ocr_eval.methods.load_adapter import check_belongs
 from ocr_eval.methods.method import method_of
 from ocr_eval.methods.peft_files import WEIGHTS
-from ocr_eval.methods.trained import check_belongs
 from ocr_eval.models import precision, weights
 from ocr_eval.models.base import Base, device_type, load_tokenizer_from
 from ocr_eval.records.config import config_yaml

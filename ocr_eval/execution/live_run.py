@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ocr_eval.common.messages import warn
-from ocr_eval.data.audit import Audit, audit_task, refuse_known_words
+from ocr_eval.data.candidate_tokens import Audit, audit_task, refuse_known_words
 from ocr_eval.data.task import Task
 from ocr_eval.data.tokenize import Continuation, ProbeTokens, probe_tokens, training_tokens
 from ocr_eval.measures.measure import Trained

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ocr_eval.common import yaml_files
-from ocr_eval.data.audit import Audit, audit_association
+from ocr_eval.data.candidate_tokens import Audit, audit_association
 from ocr_eval.models.architecture import examine, read_config
 from ocr_eval.models.base import attention_for, device_type, load_tokenizer
 from ocr_eval.specs.association import load_association

@@ -18,7 +18,7 @@ from ocr_eval.common.files import write_atomic
 from ocr_eval.execution.execute import open_view, rescore
 from ocr_eval.records.find import FinishedRun, find_runs
 from ocr_eval.records.record import Record
-from ocr_eval.records.trained import read_trained
+from ocr_eval.records.reopen import read_trained
 from ocr_eval.scoring.ranks import Scores
 
 PARTS = ("facts", "both", "implications", "regrouped")

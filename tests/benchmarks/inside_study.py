@@ -28,7 +28,7 @@ from ocr_eval.measures.measure import Trained, take_measure
 from ocr_eval.measures.sharing import cosines, reading_cosines
 from ocr_eval.measures.untouched import first_logprobs, fit, sides_of
 from ocr_eval.records.find import find_runs
-from ocr_eval.records.trained import read_trained
+from ocr_eval.records.reopen import read_trained
 from ocr_eval.scoring.ranks import midranks
 
 MEASURES = ("ov-change", "logit-lens", "sharing", "constant-direction")

@@ -1,4 +1,4 @@
-"""Can an association be scored on a model? Checks how its tokenizer splits the candidates, before any training.
+"""``data candidates``: can an association be scored on a model? Checks how its tokenizer splits the candidates.
 
 First-token scoring tells candidates apart by one token, so their first tokens must be distinct, and the boundary
 between prompt and answer must split cleanly. A first token that is hardly a word (a lone space, a letter) is

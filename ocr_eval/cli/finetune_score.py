@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocr_eval.cli import options as o
+from ocr_eval.cli.execution_flags import Machine
 from ocr_eval.cli.external import Elsewhere
 from ocr_eval.cli.facts import OwnFacts
-from ocr_eval.cli.means import Machine
 from ocr_eval.cli.spec_flags import Given, Settings, expanded, flag_of, option
 from ocr_eval.common.errors import UserError
 from ocr_eval.common.registry import DEFAULT_MEASURES
@@ -227,7 +227,7 @@ def score(
     machine.begin()
     from ocr_eval.common.registry import METHODS
     from ocr_eval.records.folder import kind_of
-    from ocr_eval.records.trained import read_trained
+    from ocr_eval.records.reopen import read_trained
 
     trained_over, grafted = None, [(sign, other) for sign, other in ((1, plus), (-1, minus)) if other is not None]
     if run is not None:
@@ -288,7 +288,7 @@ def _to_graft(run: Path, others: Sequence[tuple[int, Path]]) -> list[tuple[int, 
     """The adapters of ``others``, checked for adding to, or subtracting from, that of a run."""
     from ocr_eval.methods.method import method_of
     from ocr_eval.methods.peft_files import read_adapter_file
-    from ocr_eval.records.trained import read_trained
+    from ocr_eval.records.reopen import read_trained
 
     adapters, bases = {}, {}
     for folder in (run, *(other for _, other in others)):
