@@ -92,7 +92,7 @@ def test_a_table_of_the_moment_when_all_was_learned(ocr_eval, tmp_path):
     assert "1.50" in answer.out
     assert "each run at the first epoch at which all premises held" in answer.out
     assert "published" not in answer.out
-    assert "Left out because they never held all premises: 1 of 3 runs." in answer.err
+    assert "Omitted because not all of their premises ever held: 1 of 3 runs." in answer.err
     assert "0.50" in ocr_eval("table", folder, "--short", "--metric", "mean-rank").out
     assert ocr_eval("table", folder, "--when-learned", "--metric", "known.kept").code == 2
     assert ocr_eval("table", write(tmp_path / "none", record(results_version=1)), "--when-learned").code == 2

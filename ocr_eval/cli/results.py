@@ -266,12 +266,12 @@ def compare(
 
 
 def _when_learned(found: Found) -> list[Record]:
-    """The runs when all premises first held; those that never held them are left out, with a warning."""
+    """The runs when all premises first held; those that never held them are omitted, with a warning."""
     records = [early for run in found.runs if (early := _with_matched(run).when_matched())]
     if not records:
         raise UserError("--when-learned: in none of these runs did all premises ever hold. Drop the flag.")
     if never := len(found.runs) - len(records):
-        o.warn(f"Left out because they never held all premises: {never} of {len(found.runs)} runs.")
+        o.warn(f"Omitted because not all of their premises ever held: {never} of {len(found.runs)} runs.")
     return records
 
 
