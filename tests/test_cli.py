@@ -119,6 +119,20 @@ def test_dry_run_writes_nothing(ocr_eval, tiny, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["data", "list"], ""), (["sweep", "--dry-run"], " Finished work is kept; rerun the command to resume.")],
+)
+def test_only_what_makes_runs_says_that_it_can_resume(ocr_eval, monkeypatch, words, said):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ocr_eval.specs.association.load_association", stop)
+    monkeypatch.setattr("ocr_eval.cli.data.load_association", stop)
+    answer = ocr_eval(*words)
+    assert (answer.code, answer.err) == (130, f"ocr-eval: Interrupted.{said}\n")
+
+
 def test_data_list_and_show(ocr_eval):
     kinds = {row["name"]: row["kind"] for row in json.loads(ocr_eval("data", "list", "--json").out)}
     assert (

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from made_records import learned_at, record, write
 
-from ocr_eval.analysis.compare import contrast, gate, verdict
+from ocr_eval.analysis.compare import contrast, gate, left_out, verdict
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.metrics import MetricsLine, metrics_text
 from ocr_eval.specs.model import TrainSpec
@@ -144,6 +144,34 @@ def test_other_content_of_an_association_is_said():
 def test_a_gate_passes_only_where_the_difference_is_known_to_be_small():
     sides = ([rated(1e-3, rank, seed=s) for s, rank in enumerate(ranks)] for ranks in ((0.5, 1.5), (1.0, 1.0)))
     assert gate(contrast(*sides, "first-token"), 0.1) == "undecided"
+
+
+def test_a_gate_over_several_associations_is_corrected_for_them():
+    """Three seeds, whose interval is 4.3 standard errors wide on each side, and 6.2 if there are two associations."""
+
+    def side(rank, *names):
+        return [rated(1e-3, rank(s), association=name, kind="spurious", seed=s) for name in names for s in range(3)]
+
+    one, two = (
+        contrast(side(lambda s: 0.2 * s, *names), side(lambda s: 2.0, *names), "first-token")
+        for names in (["country-code"], ["country-code", "sport-music"])
+    )
+    value, low = one[0].paired.value.value, one[0].paired.value.low
+    assert gate(one, low - 0.01) == "failed"
+    assert gate(two, low - 0.01) == "undecided"
+    assert gate(two, value - 6.20 / 4.30 * (value - low) - 0.01) == "failed"
+    assert gate(two, value - 6.20 / 4.30 * (value - low) + 0.01) == "undecided"
+
+
+def test_what_only_one_side_has_is_named(ocr_eval, tmp_path):
+    a = write(tmp_path / "a", rated(1e-3, 0.5), rated(1e-3, 0.5, association="country-code", kind="spurious"))
+    b = write(tmp_path / "b", rated(2e-3, 1.0), rated(2e-3, 1.0, association="sport-music", kind="spurious"))
+    said = "Not compared, because only one side has it: country-code; sport-music."
+    assert ocr_eval("compare", a, b).out.splitlines()[-1].endswith(said)
+    assert json.loads(ocr_eval("compare", a, b, "--json").out)["verdict"].endswith(said)
+    ranks = [[record(train=TrainSpec(rank=r)) for r in of] for of in ((4, 8), (8, 16))]
+    assert left_out(*ranks).endswith("has it: city-language (rank=4); city-language (rank=16).")
+    assert left_out(ranks[0], ranks[0]) == ""
 
 
 def test_a_damaged_record_stops_a_comparison(ocr_eval, tmp_path):

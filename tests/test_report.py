@@ -153,7 +153,7 @@ def test_what_has_no_verdict_is_said_once(tmp_path):
             write_run(tmp_path / f"{name}-{kind}", record(association, kind, train=train, run=f"{name}-{kind}"))
     page = build_page(find_runs(tmp_path), SCORING)[0]
     assert page.count("No verdict over") == 1
-    assert "No verdict over true and arbitrary links on smollm2-135m, LoRA + product-decay: 1 seed is too few" in page
+    assert "No verdict over true and arbitrary links: 1 seed is too few for a verdict; 6 are needed" in page
 
 
 def test_what_was_measured_inside_has_a_section(ocr_eval, runs, tmp_path):

@@ -42,7 +42,7 @@ def test_a_kind_is_the_mean_over_its_associations_and_rows_are_paired(ocr_eval, 
     assert prevented["links"]["spurious"]["score"]["value"] == pytest.approx(0.25)
     against = prevented["links"]["spurious"]["against"]
     assert (against["value"]["value"], against["p"]) == (pytest.approx(-0.5), pytest.approx(2 / 2**6))
-    assert "arbitrary links, compared with the reference: less under smollm2-135m, LoRA + prod" in answer.err
+    assert "arbitrary links, compared with the reference: less under LoRA + prod" in answer.err
     assert "true links, compared with the reference: no detectable difference under" in answer.err
 
 
@@ -79,14 +79,14 @@ def test_rows_without_a_verdict_are_told_by_their_seeds(ocr_eval, tmp_path):
     """One that no seeds could decide is no test, so that the other is not corrected for it."""
     one = runs((0.5, 2.0, 1.0), 1, train=TrainSpec(prevent=["abstain"]))
     answer = ocr_eval("scorecard", write(tmp_path / "a", *runs(PLAIN), *runs((0.5, 2.0, 1.0), train=PREVENTED), *one))
+    assert "Inference over arbitrary links, compared with the reference: less under LoRA + prod" in answer.err
     assert (
-        "Inference over arbitrary links, compared with the reference: less under smollm2-135m, LoRA + prod"
+        " links: 1 seed is too few for a verdict on 2 comparisons; 7 are needed (--seeds 0-6): LoRA + abstain.\n"
         in answer.err
     )
-    assert " links on smollm2-135m, LoRA + abstain: 1 seed is too few for a verdict on 2" in answer.err
     both = [runs((0.5, 2.0, 1.0), train=TrainSpec(prevent=[name])) for name in ("product-decay", "abstain")]
     answer = ocr_eval("scorecard", write(tmp_path / "b", *runs(PLAIN), *both[0], *both[1]))
-    assert "LoRA + product-decay: 6 seeds are too few for a verdict on 2 comparisons; 7 are needed" in answer.err
+    assert "6 seeds are too few for a verdict on 2 comparisons; 7 are needed (--seeds 0-6): LoRA + " in answer.err
     assert "less under" not in answer.err
 
 
@@ -95,7 +95,7 @@ def test_a_row_of_few_seeds_that_is_decided_leaves_no_empty_sentence(ocr_eval, t
     both = [(8, "product-decay"), (6, "abstain")]
     others = [run for seeds, name in both for run in runs((0.5, 2.0, 1.0), seeds, train=TrainSpec(prevent=[name]))]
     said = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN, 8), *others)).err
-    assert "less under smollm2-135m, LoRA + abstain (-0.50), smollm2-135m, LoRA + product-decay (-0.50)" in said
+    assert "less under LoRA + abstain (-0.50); LoRA + product-decay (-0.50).\n" in said
     assert " . " not in said
 
 
@@ -109,6 +109,8 @@ def test_the_least_difference_that_could_be_shown_is_said(ocr_eval, tmp_path):
     assert "3 seeds are too few" in few
     assert few.count("6 seeds show a difference in OCR score of 0.38 or more (80 % power, sd of a run 0.15).") == 1
     assert enough.count("8 seeds show a difference in OCR score of 0.25 or more (80 % power, sd of a run 0.15).") == 1
+    mean = "8 seeds show a difference in mean OCR score over 2 associations of 0.18 or more (80 % power"
+    assert enough.count(mean) == 1, "0.25 / sqrt(2)"
 
 
 def test_a_lift_on_the_card_is_judged_by_the_rule_of_the_table(ocr_eval, tmp_path):
@@ -176,7 +178,7 @@ def test_the_reference_is_also_shown_as_it_was_when_it_had_learned(ocr_eval, tmp
     assert stopped["links"]["spurious"]["lift"] is None, "no control ended then"
     assert (stopped["unlearned"], stopped["measures"]) == (0, {}), "measures are of the last epoch"
     assert stopped["seconds"] == pytest.approx(reference["seconds"] * 4 / 16)
-    assert "less under smollm2-135m, LoRA, stopped when learned (-0.50)" in answer.err
+    assert "less under LoRA, stopped when learned (-0.50)" in answer.err
     some = [*plain(learned_at(4, 1.5), 5), record("country-code", "spurious", seed=5, rank=0.5)]
     rows = json.loads(ocr_eval("scorecard", write(tmp_path / "b", *some), "--format", "json").out)["rows"]
     assert len(rows) == 1, "one run never held its premises"
@@ -206,7 +208,31 @@ def test_a_row_of_other_people_stands_alone(ocr_eval, tmp_path):
     answer = ocr_eval("scorecard", write(tmp_path, *runs((0.5,), links=LINKS[:1]), *other), "--format", "json")
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["rows"][1]["links"]["causal"]["against"] is None
-    assert "Not paired with the reference" in answer.err
+    assert "Not paired with the reference, because they" in answer.err
+
+
+def test_a_row_of_other_seeds_stands_alone(ocr_eval, tmp_path):
+    other = [record(seed=seed, train=PREVENTED) for seed in range(6, 12)]
+    answer = ocr_eval("scorecard", write(tmp_path, *runs((0.5,), links=LINKS[:1]), *other))
+    assert "they have no association or seed in common, or teach other people: LoRA + product-decay." in answer.err
+
+
+def test_rows_of_few_seeds_would_be_one_test_more_each(ocr_eval, tmp_path):
+    """One row is tested; of the two others one alone would be the second test, which takes seven seeds."""
+    few = [run for name in ("abstain", "early-stop") for run in runs(PLAIN, 3, train=TrainSpec(prevent=[name]))]
+    said = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN), *runs(PLAIN, train=PREVENTED), *few)).err
+    assert (
+        "No verdict over true and arbitrary links: 3 seeds are too few for a verdict on 2 comparisons; 7 are needed "
+        "(--seeds 0-6) for one of these rows alone: LoRA + abstain; LoRA + early-stop.\n"
+    ) in said
+
+
+def test_rows_of_several_models_are_named_with_them(ocr_eval, tmp_path):
+    both = [
+        run for model in "ab" for train in (TrainSpec(), PREVENTED) for run in runs(PLAIN, model=model, train=train)
+    ]
+    said = ocr_eval("scorecard", write(tmp_path, *both)).err
+    assert ": a, LoRA + product-decay; b, LoRA + product-decay.\n" in said
 
 
 def test_seeds_that_not_all_associations_have_are_left_out_and_named(ocr_eval, tmp_path):
@@ -216,7 +242,7 @@ def test_seeds_that_not_all_associations_have_are_left_out_and_named(ocr_eval, t
     assert [(row["links"][kind]["seeds"], row["links"][kind]["all_seeds"]) for kind in row["links"]] == [(6, 6), (2, 6)]
     assert (
         "Scores over arbitrary links use only 2 of 6 seeds, those that country-code and profession-color have in "
-        "common: smollm2-135m, LoRA."
+        "common: LoRA."
     ) in answer.err
 
 
@@ -232,7 +258,7 @@ def test_of_several_rates_the_one_that_preventions_share_is_the_reference(ocr_ev
 def test_other_associations_than_the_references_are_named(ocr_eval, tmp_path):
     some = [run for run in runs((0.5, 2.0, 1.0), train=PREVENTED) if run.association != "country-code"]
     answer = ocr_eval("scorecard", write(tmp_path, *runs(PLAIN), *some))
-    assert "Scores over arbitrary links are of profession-color alone: smollm2-135m, LoRA + product-" in answer.err
+    assert "Scores over arbitrary links are of profession-color alone: LoRA + product-" in answer.err
 
 
 def test_matched_learning_and_lift_are_of_all_associations_of_a_kind_or_of_none(ocr_eval, tmp_path):

@@ -79,6 +79,19 @@ def test_the_verdict_over_controls(seeds, ranks, learned, says):
     assert verdict(compare_conditions(runs, "first-token")).startswith(says)
 
 
+def test_trainings_of_one_data_set_count_as_one_seed():
+    """Ranks 0.5 and 1.5 of two trainings of seed 0, and 0 of seed 1: 1 and 0."""
+    runs = [
+        record(rank=rank, seed=seed, train_seed=train, data=DataSpec(variant=name), base_held_out=base)
+        for name in ("real", "no-entailment", "shuffled")
+        for rank, seed, train in ((0.5, 0, 0), (1.5, 0, 1), (0.0, 1, 1))
+        for base in [dict.fromkeys(SCORINGS, answers(2.0, 2.0, seed=seed))]
+    ]
+    real, *_ = compare_conditions(runs, "first-token")
+    assert (real.mean_rank, real.null_rank) == pytest.approx((0.5, 2.0))
+    assert real.score.value == pytest.approx(1 - 0.5 / 2.0)
+
+
 def test_too_few_groups_give_no_verdict_over_controls():
     """Two groups in four seeds can be exchanged in 16 ways, so no data could have a p below 1/16."""
 

@@ -63,14 +63,20 @@ def test_lift_is_over_the_control_of_the_same_settings():
 
 
 def test_p_is_corrected_for_the_cells_that_are_counted():
-    """Five seeds of each: the least p of one is what 2,000 draws can give, and is doubled for two cells."""
+    """Five seeds of each: the least p of one is what 2,000 draws can give, and is tripled for three cells.
+
+    A cell that did not learn is one of them, because only the outcome shows that it did not; it has no star.
+    """
     names = {"city-language": 0.1, "country-code": 0.3, "sport-music": 0.0}
     runs = [record(a, rank=rank, seed=s, learned=a != "sport-music") for a, rank in names.items() for s in range(5)]
     cells = build_table(runs, "first-token").rows[0].cells
-    assert cells["city-language"].p_holm == pytest.approx(2 * cells["city-language"].p)
-    assert cells["sport-music"].p_holm is None
+    assert cells["city-language"].p_holm == pytest.approx(3 * cells["city-language"].p)
+    assert not cells["sport-music"].inferred
+    stated = json.loads(to_json(build_table(runs, "first-token")))["cells"]
+    assert [cell["p_holm"] is None for cell in stated] == [False, False, True]
     text = to_markdown(build_table(runs, "first-token"))
-    assert "* inferred: p at most 0.05, corrected for 2 cells (Holm)" in text
+    assert "* inferred: p at most 0.05, corrected for 3 cells (Holm)" in text
+    assert "+1.00 [+1.00, +1.00] ! " in text
     assert re.search(r"\+0.95 \[[^]]*\]\* ", text)
     assert "|          0.0005 |" in to_markdown(build_table(runs, "first-token", metric="p"))
 

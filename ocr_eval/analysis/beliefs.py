@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,24 +140,6 @@ def corrections(beliefs: Sequence[Belief], association: FactsAssociation) -> lis
         if each.is_unwarranted
     ]
     return [{"prompt": prompt, "completion": f" {answer}"} for prompt, answer in stated]
-
-
-#: Where a run's folder keeps its beliefs.
-FILE = "beliefs/beliefs.json"
-
-
-def read_beliefs(folder: Path) -> tuple[list[Total], list[dict[str, Any]]] | None:
-    """Totals and unwarranted beliefs of a run's folder; None if they were never computed.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    with files.whole(path):
-        content = files.read_json(path)
-        return [Total(**each) for each in content["totals"]], list(content["unwarranted"])
 
 
 def as_json(beliefs: Sequence[Belief], found: Sequence[Total]) -> Mapping[str, Any]:

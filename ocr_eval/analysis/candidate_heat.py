@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocr_eval.common.files import whole
 from ocr_eval.data.task import Quantity, the_finding
-from ocr_eval.records.find import FinishedRun
-from ocr_eval.records.run_files import probes_of
 from ocr_eval.records.select import natural
 from ocr_eval.specs.run import Scoring
 
@@ -34,13 +31,6 @@ class Heat:
     in_use: int
     target: tuple[int, ...]
     probability: NDArray[np.float64]
-
-
-def heat_of_run(run: FinishedRun, scoring: Scoring) -> Heat | None:
-    """The heat of a run's probes, as in ``heat_of``; raises the UserErrors of ``probes_of``."""
-    lines = probes_of(run, scoring)
-    with whole(run.folder / "probes.jsonl"):
-        return heat_of(lines, scoring, run.record.quantities)
 
 
 def heat_of(probes: Sequence[Mapping[str, Any]], scoring: Scoring, quantities: Sequence[Quantity]) -> Heat | None:

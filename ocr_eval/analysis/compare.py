@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ocr_eval.analysis.difference import Difference, comparisons, difference, matched, too_few, verdicts
-from ocr_eval.analysis.intervals import Estimate, of_metric
+from ocr_eval.analysis.intervals import LEVEL, Estimate, of_metric, t_quantile
 from ocr_eval.common.errors import UserError
 from ocr_eval.records.record import Record
 from ocr_eval.records.rows import by_association, group_rows, ranks_by_seed
@@ -48,7 +48,7 @@ class Contrast:
     @property
     def name(self) -> str:
         """Association and unit in one line."""
-        return f"{self.association} ({self.unit})" if self.unit else self.association
+        return _named(self.unit, self.association)
 
 
 def contrast(a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> list[Contrast]:
@@ -68,6 +68,15 @@ def contrast(a: Sequence[Record], b: Sequence[Record], scoring: Scoring) -> list
             f"The sides have nothing in common: {_names(a)} against {_names(b)}. Narrow or widen one of them."
         )
     return contrasts
+
+
+def left_out(a: Sequence[Record], b: Sequence[Record]) -> str:
+    """What is not compared because only one side has it, in a sentence; empty if there is nothing."""
+    have = [
+        {_named(", ".join(u), name) for u, of in side.items() for name in by_association(of)} for side in _units(a, b)
+    ]
+    alone = sorted(have[0] ^ have[1], key=natural)
+    return f"Not compared, because only one side has it: {_first(alone)}." if alone else ""
 
 
 Unit = tuple[str, ...]
@@ -106,6 +115,14 @@ def _by_keys(records: Sequence[Record], keys: Sequence[str]) -> dict[Unit, list[
 
 def _names(records: Sequence[Record]) -> str:
     names = [f"{key.name} on {', '.join(by_association(rows))}" for key, rows in group_rows(records).items()]
+    return _first(names)
+
+
+def _named(unit: str, association: str) -> str:
+    return f"{association} ({unit})" if unit else association
+
+
+def _first(names: Sequence[str]) -> str:
     return "; ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
@@ -136,15 +153,25 @@ def _contrast(unit: str, association: str, a: Sequence[Record], b: Sequence[Reco
 
 
 def gate(contrasts: Sequence[Contrast], most: float) -> Literal["passed", "failed", "undecided"]:
-    """Failed if the interval of A minus B is above ``most`` on any association, at the last epoch.
+    """Failed if A minus B is shown to be above ``most`` on any association, at the last epoch.
 
-    Passed if it is below on all of them. Otherwise undecided: too few seeds for the difference, or for an interval at
-    all, or a run that did not learn.
+    That is, if an interval whose level is corrected for the number of them (Bonferroni) is above. Passed if each 95 %
+    interval is below, which needs no correction. Otherwise undecided: too few seeds for the difference, or for an
+    interval at all, or a run that did not learn.
     """
     bounds = [each.paired.value.bounds if each.premises_hold else None for each in contrasts]
-    if any(of is not None and of[0] > most for of in bounds):
+    tests = sum(each.paired.value.bounds is not None for each in contrasts)
+    if any(each.premises_hold and (low := _low(each.paired, tests)) is not None and low > most for each in contrasts):
         return "failed"
     return "passed" if all(of is not None and of[1] <= most for of in bounds) else "undecided"
+
+
+def _low(apart: Difference, tests: int) -> float | None:
+    """Lower bound of the interval over seeds at 1 - (1 - LEVEL) / ``tests``; None from a single seed."""
+    if apart.value.low is None:
+        return None
+    wider = t_quantile(apart.seeds - 1, 1 - (1 - LEVEL) / 2 / tests) / t_quantile(apart.seeds - 1, (1 + LEVEL) / 2)
+    return apart.value.value - wider * (apart.value.value - apart.value.low)
 
 
 _WORDS = {1: "above B", -1: "below B", 0: "not shown to differ from B"}

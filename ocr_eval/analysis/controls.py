@@ -68,15 +68,14 @@ def compare_conditions(runs: Sequence[Record], scoring: Scoring) -> list[Conditi
     results = []
     for condition in ("real", "base", *_TRAINED_CONTROLS):
         seeds = list(ranks[condition].values())
-        every = [held for seed in seeds for held in seed]
         results.append(
             ConditionResult(
                 condition=condition,
                 score=of_metric(seeds),
                 p=inference_ps([seeds])[0],
                 least_p=least_p(seeds),
-                mean_rank=sum(float(held.rank.mean()) for held in every) / len(every),
-                null_rank=sum(float(held.null.mean()) for held in every) / len(every),
+                mean_rank=of_metric(seeds, "mean-rank").value,
+                null_rank=of_metric(seeds, "null-rank").value,
                 premises_hold=None if condition == "base" else all(run.premises_hold for run in of[condition]),
                 against=None if condition == "real" else difference(ranks["real"], ranks[condition]),
             )

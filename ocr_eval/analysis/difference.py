@@ -5,6 +5,7 @@ interval over seeds is that of ``intervals.estimate``, and the p-value flips the
 (``significance.sign_flip_p``). With fewer than six seeds there is a difference but no verdict.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,12 +70,16 @@ def too_few(seeds: int, tests: int = 1) -> str:
     return f"{few} too few for {verdict}; {needed} are needed (--seeds 0-{needed - 1})"
 
 
-def power(seeds: int, tests: int = 1) -> str:
-    """The smallest detectable difference in OCR score, in words; empty if this many seeds can show none."""
-    least = detectable(seeds, tests)
+def power(seeds: int, tests: int = 1, associations: int = 1) -> str:
+    """The smallest detectable difference in OCR score, in words; empty if this many seeds can show none.
+
+    Each seed's score is the mean over ``associations``, whose runs are independent.
+    """
+    least = detectable(seeds, tests, RUN_SD / math.sqrt(associations))
     of = f" in each of {tests} comparisons" if tests > 1 else ""
+    mean = f"mean OCR score over {associations} associations" if associations > 1 else "OCR score"
     chance = f"{100 * POWER:.0f} % power, sd of a run {RUN_SD:g}"
-    return f"{seeds} seeds show a difference in OCR score of {least:.2f} or more{of} ({chance})" if least else ""
+    return f"{seeds} seeds show a difference in {mean} of {least:.2f} or more{of} ({chance})" if least else ""
 
 
 def difference(a: Mapping[int, Seed], b: Mapping[int, Seed]) -> Difference:

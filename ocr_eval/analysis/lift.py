@@ -9,8 +9,11 @@ learn what it was taught, because the two then differ in more than the entailmen
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ocr_eval.analysis.difference import Difference, comparisons, corrected, sign_of
+from ocr_eval.analysis.difference import Difference, comparisons, corrected, mean_difference, sign_of
 from ocr_eval.analysis.significance import seeds_needed
+from ocr_eval.records.record import Record
+from ocr_eval.records.rows import ranks_by_seed
+from ocr_eval.specs.run import Scoring
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Lift(Difference):
         control_unlearned: number of those in which a premise does not hold; their premises are the facts.
         p_holm: p corrected for all lifts shown together; None with fewer than six seeds, or if a premise fails.
         sign: the verdict: 1 above the control, -1 below, 0 neither is shown; None for no verdict.
-        comparisons: number of lifts that p is corrected for, or would be if this one had enough seeds.
+        comparisons: number of lifts that p is corrected for, or would be if all had enough seeds.
     """
 
     unlearned: int = 0
@@ -39,13 +42,21 @@ class Lift(Difference):
         return seeds_needed(self.comparisons)
 
 
-def lift_over(apart: Difference, unlearned: int, control_premises: Sequence[bool]) -> Lift:
-    """A lift before its verdict; ``control_premises`` states for each control run whether its premises hold."""
+def lift_over(pairs: Sequence[tuple[Sequence[Record], Sequence[Record]]], scoring: Scoring) -> Lift | None:
+    """A lift before its verdict, from the runs of each association and its control runs; None without a common seed.
+
+    Raises:
+        ValueError: no people in common, or groups that do not match.
+    """
+    pairs = [(runs, [run for run in of if run.seed in {each.seed for each in runs}]) for runs, of in pairs]
+    ranks = [(ranks_by_seed(runs, scoring), ranks_by_seed(of, scoring)) for runs, of in pairs]
+    if not set.intersection(*(set(of) for _, of in ranks)):
+        return None
     return Lift(
-        **vars(apart),
-        unlearned=unlearned,
-        control_runs=len(control_premises),
-        control_unlearned=sum(not hold for hold in control_premises),
+        **vars(mean_difference(ranks)),
+        unlearned=sum(not run.premises_hold for runs, _ in pairs for run in runs),
+        control_runs=sum(len(of) for _, of in pairs),
+        control_unlearned=sum(not run.premises_hold for _, of in pairs for run in of),
     )
 
 

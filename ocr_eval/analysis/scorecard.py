@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from ocr_eval.analysis.difference import Difference, comparisons, corrected, mean_difference, power, too_few, verdicts
+from ocr_eval.analysis.difference import Difference, corrected, mean_difference, power, too_few, verdicts
 from ocr_eval.analysis.intervals import WITHIN, Estimate, averaged, estimate, units_of
 from ocr_eval.analysis.lift import Lift, decided, lift_over
 from ocr_eval.analysis.significance import seeds_needed
@@ -237,12 +237,12 @@ def _links(name: str, runs: Runs, first: Runs | None, controls: NoEntailments, s
 
 
 def _lift(runs: Runs, controls: Runs, scoring: Scoring) -> Lift | None:
-    apart = _apart(runs, controls, scoring)
-    if apart is None or len(controls) < len(runs):
+    if len(controls) < len(runs):
         return None
-    pairs = [(runs[each], of) for each, of in controls.items()]
-    premises = [run.premises_hold for own, of in pairs for run in of if run.seed in {each.seed for each in own}]
-    return lift_over(apart, sum(not run.premises_hold for own, _ in pairs for run in own), premises)
+    try:
+        return lift_over([(runs[each], of) for each, of in controls.items()], scoring)
+    except ValueError:
+        return None
 
 
 def _when_matched(runs: Runs | None) -> Runs:
@@ -284,50 +284,59 @@ _WORDS = {-1: "less", 1: "more", 0: "no detectable difference"}
 def verdict(rows: Sequence[ScorecardRow]) -> str:
     """The verdict on the rows against their reference, p corrected for all rows that could be compared over one kind.
 
+    One sentence per line. Rows are named without their model if there is only one.
+
     A row has a verdict only if all of its runs and of the reference's learned what they were taught. The others count
     in the correction, because only the outcome shows which runs learn.
     """
     learned = {row.name for row in rows if not row.unlearned}
     compared = [row for row in rows if _is_compared(row)]
     fair = [row for row in compared if {row.name, row.reference} <= learned]
-    sentences, powers = [], set[tuple[int, int]]()
+    of_row = {row.name: row for row in rows}
+    model = next(iter(of_row), "").partition(", ")[0] if len({row.reference for row in rows}) == 1 else ""
+    short = {name: name.removeprefix(f"{model}, ") for name in of_row}
+    sentences, powers = [], set[tuple[int, int, int]]()
     undecided: dict[str, list[str]] = {}
     for kind, word in KINDS.items():
         paired = _paired(rows, kind)
         all_signs = dict(zip(paired, verdicts(list(paired.values())), strict=True))
         found = {row.name: paired[row.name] for row in fair if row.name in paired}
         signs = {name: all_signs[name] for name in found}
-        parts = []
         for sign, said in _WORDS.items():
-            names = [f"{name} ({found[name].value.value:+.2f})" for name, of in signs.items() if of == sign]
-            parts += [f"{said} under {', '.join(names)}"] if names else []
-        if parts:
-            sentences.append(f"Inference over {word} links, compared with the reference: {'; '.join(parts)}.")
-        tests = dict(zip(paired, comparisons(list(paired.values())), strict=True))
+            names = [f"{short[name]} ({found[name].value.value:+.2f})" for name, of in signs.items() if of == sign]
+            if names:
+                about = f"Inference over {word} links, compared with the reference"
+                sentences.append(f"{about}: {said} under {'; '.join(names)}.")
+        tested = sum(of.p is not None for of in paired.values())
+        tests = {name: tested + (of.p is None) for name, of in paired.items()}  # too few seeds are no test
         without = [name for name, sign in signs.items() if sign is None]
         for seeds, among in sorted({(found[name].seeds, tests[name]) for name in without}):
-            alike = ", ".join(name for name in without if found[name].seeds == seeds)
-            undecided.setdefault(f"{alike}: {too_few(seeds, among)}", []).append(word)
-        tested = {(of.seeds, tests[name]) for name, of in found.items() if signs[name] is not None}
-        powers |= tested or {(seeds_needed(tests[name]), tests[name]) for name in found}
-    for words in dict.fromkeys(map(tuple, undecided.values())):
-        which = "; on ".join(said for said, over in undecided.items() if tuple(over) == words)
-        sentences.append(f"No verdict over {in_a_row(words)} links on {which}.")
+            alike = [short[name] for name in without if found[name].seeds == seeds]
+            only = " for one of these rows alone" * (len(alike) > 1 and among > tested)
+            undecided.setdefault(f"{too_few(seeds, among)}{only}: {'; '.join(alike)}", []).append(word)
+        over = {name: _shared(of_row[name], of_row[of_row[name].reference], kind) for name in found}
+        shown = {(of.seeds, tests[name], over[name]) for name, of in found.items() if signs[name] is not None}
+        powers |= shown or {(seeds_needed(tests[name]), tests[name], over[name]) for name in found}
+    sentences += [f"No verdict over {in_a_row(words)} links: {said}." for said, words in undecided.items()]
     sentences += [f"{said}." for each in sorted(powers) if (said := power(*each))]
-    sentences += _left_out(rows)
-    alone = [row.name for row in fair if not any(of.against for of in row.links.values())]
+    sentences += _left_out(rows, short)
+    alone = [short[row.name] for row in fair if not any(of.against for of in row.links.values())]
     if alone:
-        sentences.append(f"Not paired with the reference, which teaches other people: {', '.join(alone)}.")
-    unfair = [row.name for row in compared if row not in fair]
+        why = "they have no association or seed in common, or teach other people"
+        sentences.append(f"Not paired with the reference, because {why}: {'; '.join(alone)}.")
+    unfair = [short[row.name] for row in compared if row not in fair]
     if unfair:
-        sentences.append(
-            f"Not compared, because a run of it or of the reference did not learn what it was taught: "
-            f"{', '.join(unfair)}."
-        )
-    return " ".join(sentences)
+        why = "a run of it or of the reference did not learn what it was taught"
+        sentences.append(f"Not compared, because {why}: {'; '.join(unfair)}.")
+    return "\n".join(sentences)
 
 
-def _left_out(rows: Sequence[ScorecardRow]) -> list[str]:
+def _shared(row: ScorecardRow, reference: ScorecardRow, kind: Kind) -> int:
+    """Number of associations over which a row is compared with its reference."""
+    return len(set(row.links[kind].associations) & set(reference.links[kind].associations))
+
+
+def _left_out(rows: Sequence[ScorecardRow], short: Mapping[str, str]) -> list[str]:
     """Which scores use fewer seeds than there are, and which other associations than their reference."""
     reference = {row.name: row for row in rows}
     under: dict[str, list[str]] = defaultdict(list)
@@ -336,8 +345,8 @@ def _left_out(rows: Sequence[ScorecardRow]) -> list[str]:
             if of.seeds < of.all_seeds:
                 common = f"those that {in_a_row(of.associations)} have in common"
                 what = f"over {KINDS[kind]} links use only {of.seeds} of {of.all_seeds} seeds, {common}"
-                under[what].append(row.name)
+                under[what].append(short[row.name])
             against = reference[row.reference].links.get(kind)
             if against and set(against.associations) != set(of.associations):
-                under[f"over {KINDS[kind]} links are of {in_a_row(of.associations)} alone"].append(row.name)
+                under[f"over {KINDS[kind]} links are of {in_a_row(of.associations)} alone"].append(short[row.name])
     return [f"Scores {what}: {'; '.join(names)}." for what, names in under.items()]

@@ -1,6 +1,6 @@
 """Records -> the mean-rank table. Pure; ``report.tables`` renders it, ``finding`` puts it into a sentence.
 
-A row is a model under one setting (method, data protocol, training, precision, code); runs with different
+A row is a model under one setting (method, data protocol, training, precision); runs with different
 settings are never averaged. A cell is one association over the row's seeds.
 """
 
@@ -13,8 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ocr_eval.analysis import intervals
-from ocr_eval.analysis.difference import difference
-from ocr_eval.analysis.intervals import Estimate, Seed, of_metric
+from ocr_eval.analysis.intervals import Estimate, of_metric
 from ocr_eval.analysis.lift import Lift, decided, lift_over
 from ocr_eval.analysis.significance import SIGNIFICANT, inference_ps, least_p
 from ocr_eval.common.errors import UserError, unknown_name
@@ -55,8 +54,9 @@ class Cell:
         values: each metric, averaged over seeds.
         bounds: 95 % intervals of the requested metrics; none for a single seed.
         p: p-value of "nothing was inferred" (``significance.inference_ps``).
-        p_holm: p corrected for the number of cells in the table; None for those without a verdict: controls, cells in
-            which a premise fails, and cells with one seed or too few groups to tell.
+        p_holm: p corrected for the number of cells in the table; None for those that are no tests: controls, and cells
+            with one seed or too few groups to tell. Cells in which a premise fails count, because only the outcome
+            shows which runs learn.
         least_p: the smallest permutation p-value that these groups and seeds can give.
         partly: number of runs, for each number that measures found in only some of the runs.
         lift: OCR score minus that of the no-entailment control, with its verdict; None if there is no control.
@@ -84,8 +84,8 @@ class Cell:
 
     @property
     def inferred(self) -> bool:
-        """Whether an inference is significant after the correction."""
-        return self.p_holm is not None and self.p_holm <= SIGNIFICANT
+        """Whether an inference is significant after the correction; never if a premise fails."""
+        return not self.unlearned and self.p_holm is not None and self.p_holm <= SIGNIFICANT
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,7 @@ def make_cells(
     for runs, seeds, p in zip(groups, ranks, ps, strict=True):
         control = is_control(runs[0])
         against = None if control or controls is None else controls.of(runs[0])
-        unlearned = sum(not run.premises_hold for run in runs)
-        lift = _lift(runs[0], seeds, against, scoring, unlearned) if against else None
+        lift = _lift(runs, against, scoring) if against else None
         estimates = {metric: of_metric(list(seeds.values()), metric) for metric in {*bounded, "ocr-score"}}
         found = [measured(run) for run in runs]
         values = _averages(runs, scoring) | {"ocr-score": estimates["ocr-score"].value, "p": p}
@@ -234,7 +233,7 @@ def make_cells(
                 premises=mean_of_keys([run.premises for run in runs]),
                 seeds=len(seeds),
                 runs=len(runs),
-                unlearned=unlearned,
+                unlearned=sum(not run.premises_hold for run in runs),
                 inexact=sum(run.inexact > 0 for run in runs),
                 kind=runs[0].kind,
                 control=control,
@@ -242,24 +241,18 @@ def make_cells(
             )
         )
     can_tell = [cell.least_p is not None and cell.least_p <= SIGNIFICANT and cell.seeds != 1 for cell in cells]
-    counted = [i for i, cell in enumerate(cells) if can_tell[i] and not (cell.control or cell.unlearned)]
+    counted = [i for i, cell in enumerate(cells) if can_tell[i] and not cell.control]
     for i, adjusted in zip(counted, holm([ps[i] for i in counted]), strict=True):
         cells[i] = replace(cells[i], p_holm=adjusted)
     return [replace(cell, lift=lift) for cell, lift in zip(cells, decided([cell.lift for cell in cells]), strict=True)]
 
 
-def _lift(
-    run: Record, real: Mapping[int, Seed], controls: Sequence[Record], scoring: Scoring, unlearned: int
-) -> Lift | None:
-    """Real minus control; None if they have no seed in common."""
-    paired = [control for control in controls if control.seed in real]
-    if not paired:
-        return None
+def _lift(runs: Sequence[Record], controls: Sequence[Record], scoring: Scoring) -> Lift | None:
     try:
-        apart = difference(real, ranks_by_seed(paired, scoring))
+        return lift_over([(runs, controls)], scoring)
     except ValueError as error:
-        raise UserError(f"{run.association} ({run.model}), real data against its control: {error}.") from error
-    return lift_over(apart, unlearned, [control.premises_hold for control in paired])
+        where = f"{runs[0].association} ({runs[0].model})"
+        raise UserError(f"{where}, real data against its control: {error}.") from error
 
 
 def _averages(runs: Sequence[Record], scoring: Scoring) -> dict[Metric, float]:
@@ -311,7 +304,7 @@ def flat_cells(table: Table) -> Iterable[dict[str, Any]]:
                 if metric in (*intervals.METRICS, "lift"):
                     low, high = map(_rounded, cell.bounds.get(metric, (None, None)))
                     flat |= {f"{column(metric)}_low": low, f"{column(metric)}_high": high}
-            flat |= {"p_holm": _rounded(cell.p_holm), **_of_lift(cell.lift)}
+            flat |= {"p_holm": _rounded(None if cell.unlearned else cell.p_holm), **_of_lift(cell.lift)}
             flat |= {f"{name}_top1": _rounded(cell.premises.get(name)) for name in premises}
             learned = None if cell.unlearned is None else cell.unlearned == 0
             flat |= {"seeds": cell.seeds, "premises_hold": learned}

@@ -146,6 +146,8 @@ def cache(
 
 INTERRUPTED = 130
 PROGRAM = "ocr-eval"
+#: The commands that make runs, and go on with them when they are repeated.
+_RESUMED = ("finetune", "sweep", "demo", "controls", "curve")
 #: Set by a shell that requests completions.
 COMPLETION = "_OCR_EVAL_COMPLETE"
 
@@ -189,7 +191,8 @@ def run(arguments: list[str] | None = None) -> int:
     except RunFailed as error:
         return _fail(str(error), 1)
     except (KeyboardInterrupt, Abort, Stopped) as error:
-        text = str(error) or "Interrupted. Finished work is kept; rerun the command to resume."
+        kept = " Finished work is kept; rerun the command to resume." if given[:1] and given[0] in _RESUMED else ""
+        text = str(error) or f"Interrupted.{kept}"
         again = " Drop --force then, or finished runs start over." if "--force" in given else ""
         return _fail(text + again, INTERRUPTED)
     except BrokenPipeError:

@@ -268,8 +268,11 @@ def _as_text(table: FactTable, links: Links) -> str:
     untested = links.untested
     others = len(links.all) - len(linked) - 2 * len(untested)
     if others:
-        is_more = "1 other link is" if others == 1 else f"{others} other links are"
-        lines.append(f"{is_more} no stronger than chance; --csv shows all.")
+        were = "1 other link was" if others == 1 else f"{others} other links were"
+        lines.append(f"{were} not shown to be stronger than chance; --csv shows all.")
+    if near := [f"{link.source} and {link.target} ({link.p:.2g})" for link in links.unclear]:
+        more = f", and {len(near) - _MOST_SHOWN} more" * (len(near) > _MOST_SHOWN)
+        lines.append(f"p is under 0.05 before Holm's correction for {', '.join(near[:_MOST_SHOWN])}{more}.")
     if untested:
         shown = [f"{link.source} and {link.target} ({link.corrected:.2f})" for link in untested[:_MOST_SHOWN]]
         more = f", and {len(untested) - len(shown)} more" * (len(untested) > len(shown))
@@ -280,7 +283,7 @@ def _as_text(table: FactTable, links: Links) -> str:
     return "\n".join(lines)
 
 
-#: Most untested pairs of columns that are listed.
+#: Most pairs of columns without a verdict that are listed.
 _MOST_SHOWN = 5
 _NO_RISK = "No risk: where one column predicts another beyond chance, no value is missing."
 _NO_LINK = "No links: an audit compares two or more columns whose values several subjects share."

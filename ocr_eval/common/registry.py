@@ -114,6 +114,9 @@ class Registry(Generic[T]):
         if len(given) < len(pairs) or not all(key and equals and value for key, equals, value in pairs):
             raise UserError(f"'{text}': write a {self.noun}'s settings as {name}:setting=value, each once.")
         kind: type[BaseModel] = getattr(thing, "Settings", NoSettings)
+        unknown = [key for key in given if key not in kind.model_fields]
+        if unknown and kind.model_config.get("extra") != "allow":
+            raise unknown_name(f"setting of {self.noun} {name}:", unknown[0], kind.model_fields)
         lacking = [key for key, field in kind.model_fields.items() if field.is_required() and key not in given]
         if lacking:
             needs = ":".join(f"{key.replace('_', '-')}=VALUE" for key in lacking)

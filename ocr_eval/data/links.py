@@ -60,7 +60,6 @@ class Link:
 
     Attributes:
         source, target: A and B.
-        subjects: number of subjects that U is computed from.
         u: U(B|A), uncorrected.
         corrected: U corrected for chance.
         values: what follows from each value of A, in order of first occurrence.
@@ -70,7 +69,6 @@ class Link:
 
     source: str
     target: str
-    subjects: int
     u: float
     corrected: float
     values: tuple[ValueLink, ...]
@@ -149,6 +147,15 @@ class Links:
         """Links that were too large to test, one per pair of columns."""
         return [link for link in self.all if link.tables and link.p is None and link.source < link.target]
 
+    @property
+    def unclear(self) -> list[Link]:
+        """Links that are significant only before the correction, one per pair of columns."""
+        return [
+            link
+            for link in self.all
+            if link.p is not None and link.p < SIGNIFICANT < (link.p_holm or 0) and link.source < link.target
+        ]
+
     def strongest(self, target: str) -> Link | None:
         """The link by which most of a column may be inferred; None if no other column predicts it."""
         found = [link for link in self.all if link.target == target and link.answers]
@@ -196,7 +203,7 @@ def _incomparable(cells: Sequence[Cell]) -> str | None:
 def _both_ways(table: FactTable, first: str, second: str, paired: Paired) -> Iterator[Link]:
     for source, target, us in zip((first, second), (second, first), theils_u(paired), strict=True):
         values = tuple(_values(table.columns[source], table.columns[target]))
-        yield Link(source, target, len(paired.a), *us, values)
+        yield Link(source, target, *us, values)
 
 
 def _values(source: Sequence[Cell], target: Sequence[Cell]) -> Iterator[ValueLink]:

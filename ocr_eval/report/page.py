@@ -12,11 +12,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ocr_eval import __version__
-from ocr_eval.analysis.beliefs import read_beliefs
+from ocr_eval.analysis.beliefs import Total
 from ocr_eval.analysis.finding import finding
 from ocr_eval.analysis.scorecard import verdict
 from ocr_eval.analysis.table import Table, build_table
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import read_json, whole
 from ocr_eval.common.messages import in_a_row
 from ocr_eval.records.find import FinishedRun, Found
 from ocr_eval.records.rows import RowKey
@@ -172,16 +173,19 @@ def build_page(found: Found, scoring: Scoring, token: str | None = None, made: s
 def _beliefs(runs: Sequence[FinishedRun], complaints: list[UserError]) -> Iterator[dict[str, Any]]:
     """What each run believes about values that its table lacks: a sentence per column, and unwarranted beliefs."""
     for run in runs:
+        path = run.folder / "beliefs/beliefs.json"
+        if not path.is_file():
+            continue
         try:
-            found = read_beliefs(run.folder)
+            with whole(path):
+                content = read_json(path)
+                said = [Total(**each).in_words() for each in content["totals"]]
+                unwarranted = list(content["unwarranted"])
         except UserError as error:
             complaints.append(error)
             continue
-        if found:
-            totals, unwarranted = found
-            rows = [["" if each[key] is None else str(each[key]) for key in _SHOWN] for each in unwarranted[:BELIEFS]]
-            said = [each.in_words() for each in totals]
-            yield {"run": run.record.run, "totals": said, "rows": rows, "unwarranted": len(unwarranted)}
+        rows = [["" if each[key] is None else str(each[key]) for key in _SHOWN] for each in unwarranted[:BELIEFS]]
+        yield {"run": run.record.run, "totals": said, "rows": rows, "unwarranted": len(unwarranted)}
 
 
 def _in_order(rows: Mapping[RowKey, Sequence[FinishedRun]]) -> Iterator[tuple[str, FinishedRun]]:

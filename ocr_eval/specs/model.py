@@ -16,7 +16,7 @@ Sha256 = Annotated[str, form("[0-9a-f]{64}", "64 hex digits")]
 #: A plugin with its settings: ``name:setting=value`` (common/registry.py).
 Chosen = Annotated[
     str,
-    form(r"[a-z0-9][a-z0-9-]{0,63}(:[a-z0-9_]+=[^:=\s]+)*", "NAME or NAME:setting=value, with the names in lowercase"),
+    form(r"(?a)[A-Za-z0-9][\w-]{0,63}(:[\w-]+=[^:=\s]+)*", "NAME or NAME:setting=value"),
 ]
 Precision = Literal["bfloat16", "float16", "float32"]
 Device = Literal["auto", "cpu", "cuda", "mps"]

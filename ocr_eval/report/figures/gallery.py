@@ -6,14 +6,15 @@ from typing import TypeVar
 
 from matplotlib.figure import Figure
 
-from ocr_eval.analysis.candidate_heat import heat_of_run
+from ocr_eval.analysis.candidate_heat import heat_of
 from ocr_eval.analysis.scorecard import ScorecardRow, build_scorecard, comparable
 from ocr_eval.analysis.table import Table, build_table
 from ocr_eval.common.errors import UserError
+from ocr_eval.common.files import whole
 from ocr_eval.records.find import FinishedRun
 from ocr_eval.records.record import Record
 from ocr_eval.records.rows import RowKey, by_association, group_rows
-from ocr_eval.records.run_files import has_probes, metrics_of
+from ocr_eval.records.run_files import has_probes, metrics_of, probes_of
 from ocr_eval.report.chart import Curve, Metrics
 from ocr_eval.report.figures.card import card_figure
 from ocr_eval.report.figures.curves import curve_figure, efficiency_figure
@@ -82,7 +83,9 @@ def row_figures(
         with_probes = [run for run in of if has_probes(run)]
         for name, (first, *_) in _by_association(with_probes).items():
             try:
-                heat = heat_of_run(first, scoring)
+                lines = probes_of(first, scoring)
+                with whole(first.folder / "probes.jsonl"):
+                    heat = heat_of(lines, scoring, first.record.quantities)
             except UserError as error:
                 complain(error)
                 continue
