@@ -146,7 +146,7 @@ def cache(
 
 INTERRUPTED = 130
 PROGRAM = "ocr-eval"
-#: The commands that make runs, and go on with them when they are repeated.
+#: The commands that make runs, and resume them when they are repeated.
 _RESUMED = ("finetune", "sweep", "demo", "controls", "curve")
 #: Set by a shell that requests completions.
 COMPLETION = "_OCR_EVAL_COMPLETE"
