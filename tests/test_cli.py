@@ -127,7 +127,7 @@ def test_only_what_makes_runs_says_that_it_can_resume(ocr_eval, monkeypatch, wor
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ocr_eval.specs.association.load_association", stop)
+    monkeypatch.setattr("ocr_eval.specs.grid.read_sweep", stop)
     monkeypatch.setattr("ocr_eval.cli.data.load_association", stop)
     answer = ocr_eval(*words)
     assert (answer.code, answer.err) == (130, f"ocr-eval: Interrupted.{said}\n")

@@ -101,7 +101,7 @@ def test_a_schedule_changes_when_is_scored_and_nothing_else(finetune, tmp_path):
     assert every["record"]["matched"] == {"epoch": learned, "scores": at["scores"], "ranks": ranks}
     folder = only_run(tmp_path / "every")
     record = read_record(folder / "result.json")
-    for each in (record, replace(record, matched=None)):
+    for each in (record, replace(record, matched=None, results_version=0)):
         assert to_plain(matched_of(FinishedRun(folder, each))) == every["record"]["matched"]
     in_part = read_record(folder / "result.json", "first-token").matched
     only = {part: {"first-token": every["record"]["matched"][part]["first-token"]} for part in ("scores", "ranks")}
@@ -129,7 +129,7 @@ def test_a_prevention_that_acts_after_training_is_matched_at_the_end_or_never(fi
     lines = {line["epoch"]: line["scores"]["first-token"] for line in found["metrics"] if "scores" in line}
     assert list(lines) == [0, 12, 14]
     assert min(score["top1"] for name, score in lines[12].items() if name != "test_entailment") == 1
-    before = replace(read_record(folder / "result.json"), matched=None)
+    before = replace(read_record(folder / "result.json"), matched=None, results_version=0)
     for matched in (read_record(folder / "result.json").matched, matched_of(FinishedRun(folder, before))):
         assert (matched and matched.epoch) == epoch
 
