@@ -1,4 +1,4 @@
-"""Sweeps that are killed, shared, damaged or full: nothing is lost, and the rest goes on."""
+"""Sweeps that are killed, shared, damaged or full: nothing is lost, and the other runs continue."""
 
 import errno
 import json
